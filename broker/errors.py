@@ -1,0 +1,116 @@
+"""Every error this project raises on purpose.
+
+Owns the hierarchy; knows nothing of the messages, files or devices that fail. Facts are attributes, and the
+class builds its own sentence from them. The name says who is to blame.
+
+    S2M3Error
+        LocalProtocolError      we were about to send what the contract forbids
+            MessageTooLarge     larger than the broker takes
+        RemoteProtocolError     somebody sent what the contract forbids
+        TransportError          the way to the broker
+            NotConnected        no connection now
+            QueueFull           more waits to be sent than we allow
+        Refusal                 a decision not to do what was asked, with its reason
+            NoDeviceFits        no device has the memory
+            ModuleRefused       this device can't hold the module
+        RequestFailed           a request ends in an error code (sensors see code and sentence)
+        BadFile                 a file a person wrote is wrong: file, line, field, problem, fix
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class S2M3Error(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class LocalProtocolError(S2M3Error):
+    """We were about to send what the contract forbids: a bug of ours or of our caller."""
+
+
+class MessageTooLarge(LocalProtocolError):
+    """A message is larger than the broker accepts; sending it would make the client reconnect for ever."""
+
+    def __init__(self, *, topic: str, size_bytes: int, limit_bytes: int) -> None:
+        self.topic = topic
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+        super().__init__(
+            f"the message for {topic} has {size_bytes} bytes and the broker takes {limit_bytes}: "
+            "send less, or raise the broker's max_packet_size"
+        )
+
+
+class RemoteProtocolError(S2M3Error):
+    """Somebody sent what the contract forbids; it is counted and dropped."""
+
+
+class TransportError(S2M3Error):
+    """The way to the broker failed."""
+
+
+class NotConnected(TransportError):
+    """There is no connection to the broker now; state is published again when it is back."""
+
+
+class QueueFull(TransportError):
+    """More messages wait to be sent than we allow; slow down and try again."""
+
+
+class Refusal(S2M3Error):
+    """A decision not to do what was asked, with its reason."""
+
+
+class NoDeviceFits(Refusal):
+    """No device has the memory for a module."""
+
+    def __init__(self, *, module: str, memory_bytes: int, short_bytes: Mapping[str, int]) -> None:
+        self.module = module
+        self.memory_bytes = memory_bytes
+        self.short_bytes = dict(short_bytes)  # device -> bytes missing there
+        missing = ", ".join(f"{device} lacks {short}" for device, short in sorted(short_bytes.items()))
+        super().__init__(
+            f"no device fits {module} ({memory_bytes} bytes): {missing or 'there are no devices'}; "
+            "add a device, raise a memory budget, or undeploy a task"
+        )
+
+
+class ModuleRefused(Refusal):
+    """This device can't hold a module: no memory, unknown family, or weights that don't load."""
+
+
+class ErrorCode(StrEnum):
+    """How a request may end when it doesn't end in an answer."""
+
+    BAD_INPUT = "bad_input"
+    TOO_LARGE = "too_large"
+    NO_ROUTE = "no_route"
+    OVERLOADED = "overloaded"
+    MODULE_FAILED = "module_failed"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+
+
+class RequestFailed(S2M3Error):
+    """A request ends in an error: a code for programs, a sentence for people."""
+
+    def __init__(self, code: ErrorCode, message: str, *, retry_after_s: float | None = None) -> None:
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+        super().__init__(f"{code}: {message}")
+
+
+class BadFile(S2M3Error):
+    """A file that a person wrote is wrong; the sentence is one line with file, line, field, problem and fix."""
+
+    def __init__(self, *, file: str, problem: str, fix: str, field: str = "", line: int | None = None) -> None:
+        self.file = file
+        self.field = field
+        self.line = line
+        self.problem = problem
+        self.fix = fix
+        place = file if line is None else f"{file}:{line}"
+        super().__init__(": ".join(part for part in (place, field, f"{problem}; {fix}") if part))

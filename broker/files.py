@@ -1,0 +1,101 @@
+"""Files that a person writes: YAML to a frozen spec, or one line that says what is wrong and where.
+
+Owns reading and the error's place (file, line, field). Knows no particular file format: the spec class does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from broker.errors import BadFile
+from broker.specs import describe
+
+M = TypeVar("M", bound=BaseModel)
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def load_spec(path: Path | str, kind: type[M]) -> M:
+    """Read a YAML file as a spec.
+
+    Raises:
+        BadFile: it can't be read, isn't YAML, names a key twice, or a field is wrong.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "is not UTF-8 text"
+        raise BadFile(file=str(path), problem=reason, fix="name a YAML file that can be read") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_twice(str(path), root)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "not YAML"
+        line = mark.line + 1 if mark else None
+        raise BadFile(file=str(path), line=line, problem=problem, fix="mend the YAML") from error
+    if not isinstance(content, dict):
+        raise BadFile(file=str(path), line=1, problem="holds no fields", fix="write `name: value` lines")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field, sentence = describe(problem)
+        raise BadFile(
+            file=str(path),
+            line=_line_of(root, problem["loc"]),
+            field=field,
+            problem=sentence,
+            fix=_fix(problem, kind),
+        ) from error
+
+
+def _fix(problem: Any, kind: type[BaseModel]) -> str:  # noqa: ANN401 - pydantic's error dictionaries are untyped
+    if problem["type"] == "missing":
+        return "add it"
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(kind.model_fields) if len(problem["loc"]) == 1 else "those of the documentation"
+        return f"remove it or mend its spelling; known fields: {known}"
+    if isinstance(problem["input"], (str, int, float)):
+        return f"change {problem['input']!r}"
+    return "change it"
+
+
+def _refuse_twice(path: str, node: yaml.Node | None) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.tag != _MERGE and key.value in seen:
+                raise BadFile(
+                    file=path,
+                    line=key.start_mark.line + 1,
+                    field=str(key.value),
+                    problem="stands here a second time",
+                    fix="remove one of them",
+                )
+            seen.add(key.value)
+            _refuse_twice(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_twice(path, item)
+
+
+def _line_of(node: yaml.Node | None, place: Sequence[int | str]) -> int | None:
+    line = None
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            following = next(((k, v) for k, v in node.value if k.value == str(step)), None)
+            if following is None:
+                break
+            line, node = following[0].start_mark.line + 1, following[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

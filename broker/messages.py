@@ -1,0 +1,250 @@
+"""Every message that crosses the broker, one frozen class each.
+
+Owns the fields. Knows nothing of bytes (``codec``), topics (``topics``) or processes. A message that lacks a needed
+field can't exist; fields a reader doesn't know are ignored, so that a newer sender can talk to an older reader.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+from broker.errors import ErrorCode
+from broker.specs import (
+    Bytes,
+    DeviceId,
+    InputSpec,
+    ModuleKey,
+    ModuleName,
+    ModuleSpec,
+    NodeName,
+    NotNegative,
+    Positive,
+    RequestId,
+    TaskName,
+)
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Message(BaseModel):
+    """Base of everything on the wire: frozen; unknown fields are ignored, missing ones refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+# --- control: JSON ---
+
+
+class OrchestratorState(Message):
+    """Who leads, and since which term."""
+
+    epoch: Count
+    online: bool
+    session: Count  # new at each connection: a late will of an older session changes nothing
+
+
+class DeviceProfile(Message):
+    """What a device has to offer; reserves are already taken off."""
+
+    memory_bytes: Bytes
+    compute_flops_per_s: Positive
+    bandwidth_bits_per_s: Positive
+    latency_s: NotNegative
+
+
+class DeviceState(Message):
+    """A device's birth, drain or death (also its will)."""
+
+    status: Literal["online", "draining", "offline"]
+    session: Count
+    profile: DeviceProfile | None = None  # in births; a will can't know it
+
+
+class AssignedModule(Message):
+    """One module that a device must hold, with the reason for the operator."""
+
+    module: ModuleName
+    spec: ModuleSpec
+    role: Literal["active", "standby"] = "active"
+    why: str = ""
+
+
+class Assignment(Message):
+    """All that one device must hold, under the fence (epoch, generation). What is not named is unloaded."""
+
+    epoch: Count
+    generation: Count
+    modules: tuple[AssignedModule, ...] = ()
+
+
+class HeldModule(Message):
+    """What a device really holds of a module, or why not."""
+
+    module: ModuleName
+    state: Literal["loading", "ready", "failed"]
+    error: str | None = None
+    memory_bytes: Count = 0
+    compute_s: NotNegative | None = None  # moving average of measured forward passes
+    uses: Count = 0  # nodes of live requests that wait for it: its reference count
+    queue: Count = 0  # forward passes waiting
+
+
+class Heartbeat(Message):
+    """A device's periodic report: what is, not what should be."""
+
+    session: Count
+    seq: Count
+    epoch: Count  # of the assignment it obeys
+    generation: Count
+    modules: dict[ModuleKey, HeldModule] = {}
+    memory_used_bytes: Count = 0
+    memory_bytes: Count = 0
+    in_flight: Count = 0  # requests it coordinates
+    progress: Count = 0  # events handled; stands still when the service hangs
+    dropped: dict[str, int] = {}  # reason -> messages refused, since start
+
+
+class RouteDevice(Message):
+    """A device able to run a node, with what routing needs to choose."""
+
+    device: DeviceId
+    compute_s: NotNegative
+    latency_s: NotNegative
+    bandwidth_bits_per_s: Positive
+
+
+class RouteNode(Message):
+    """One node of a task's graph, and who can run it now; nobody while its module loads."""
+
+    module: ModuleName
+    key: ModuleKey
+    needs: tuple[NodeName, ...]
+    output_bytes: Bytes
+    devices: tuple[RouteDevice, ...] = ()
+
+
+class Route(Message):
+    """The way a task's requests may go. ``unavailable`` says why there is none until capacity returns."""
+
+    task: TaskName
+    epoch: Count
+    generation: Count
+    group: Count  # counts changes of the front-door set; names the share group
+    inputs: dict[NodeName, InputSpec] = {}
+    nodes: dict[NodeName, RouteNode] = {}
+    output: NodeName | None = None
+    front_door: tuple[DeviceId, ...] = ()
+    unavailable: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every node has a device now."""
+        return not self.unavailable and bool(self.front_door) and all(n.devices for n in self.nodes.values())
+
+
+# --- data: the result is JSON, or safetensors when the output is a tensor ---
+
+
+class Timing(Message):
+    """What one node of one request cost, and where."""
+
+    node: NodeName
+    device: DeviceId
+    queue_s: NotNegative
+    compute_s: NotNegative
+    output_bytes: Count
+    attempt: Count
+
+
+class ErrorBody(Message):
+    """How a request failed: a code for programs, a sentence that says what to do."""
+
+    code: ErrorCode
+    message: str
+    retry_after_s: NotNegative | None = None
+
+
+class Result(Message):
+    """How a request ended: ``answer`` or ``error``, never both, with the path it took."""
+
+    request: RequestId
+    task: TaskName
+    epoch: Count = 0
+    generation: Count = 0
+    coordinator: DeviceId | None = None
+    answer: dict[str, JsonValue] | None = None
+    error: ErrorBody | None = None
+    timings: tuple[Timing, ...] = ()
+
+
+# --- data: safetensors documents; these are their metadata ---
+
+
+def _from_text(value: object) -> object:
+    """Metadata are strings: a compound field travels as JSON text."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+class PlannedNode(Message):
+    """One node of a request's plan: the module, what it takes, and the device chosen for it."""
+
+    key: ModuleKey
+    needs: tuple[NodeName, ...]
+    device: DeviceId
+
+
+class Plan(Message):
+    """The way of one request, decided by its coordinator; it travels along, so no device need know the task."""
+
+    nodes: dict[NodeName, PlannedNode]
+    output: NodeName
+
+    def consumers(self, node: NodeName) -> list[NodeName]:
+        """The nodes that take this node's output."""
+        return [name for name, planned in self.nodes.items() if node in planned.needs]
+
+
+class Envelope(Message):
+    """What every message between agents says about itself."""
+
+    request: RequestId
+    task: TaskName
+    node: NodeName
+    epoch: Count
+    generation: Count
+    attempt: Count
+
+
+class NodeInputs(Envelope):
+    """Inputs of a node, from the coordinator or from the nodes it needs. The arrays are named ``need/array``."""
+
+    kind: Literal["inputs"] = "inputs"
+    coordinator: DeviceId
+    deadline_s: NotNegative  # time left when this was sent: clocks of devices need not agree
+    reply_to: str
+    correlation: str = ""  # the sensor's Correlation Data, hexadecimal
+    plan: Annotated[Plan, BeforeValidator(_from_text)]
+    content_types: Annotated[dict[NodeName, str], BeforeValidator(_from_text)] = {}
+    timings: Annotated[tuple[Timing, ...], BeforeValidator(_from_text)] = ()
+
+
+class NodeDone(Envelope):
+    """A node finished; to the coordinator. With the output node, the answer is out."""
+
+    kind: Literal["done"] = "done"
+    final: bool = False
+
+
+class NodeFailed(Envelope):
+    """A node can't run on a device; to the coordinator. ``retry`` says whether another device may help."""
+
+    kind: Literal["failed"] = "failed"
+    device: DeviceId  # which one; not always the sender: it may be the one that nobody answers for
+    retry: bool
+    error: Annotated[ErrorBody, BeforeValidator(_from_text)]
+
+
+TensorMessage = NodeInputs | NodeDone | NodeFailed

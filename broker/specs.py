@@ -1,0 +1,177 @@
+"""What a person writes, as frozen values: ids, sizes, modules, tasks, devices.
+
+Owns the shape of the files in DESIGN section 5 and the meaning of a module's identity. Knows nothing of files,
+brokers or processes. An illegal spec can't exist: every rule is checked at construction, and the error names the
+field.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+DeviceId = Id
+TaskName = Id
+NodeName = Id
+ClientId = Id
+RequestId = Id
+ModuleName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.@-]*(/[a-z0-9][a-z0-9.@-]*)*$", max_length=128)
+]
+ModuleKey = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+"""A module's identity (``ModuleSpec.key``): equal keys are one module, held once."""
+
+_SIZE = re.compile(r"^\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmgt]i?b|b)?\s*$", re.IGNORECASE)
+_UNIT = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNIT |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def parse_bytes(value: object) -> object:
+    """Turn ``300MiB``, ``"1.0e9"`` or ``1.0e9`` into a whole number of bytes; leave anything else alone."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and (match := _SIZE.match(value)):
+        try:
+            return round(float(match[1]) * _UNIT[(match[2] or "b").lower()])
+        except (ValueError, OverflowError):
+            return value
+    return value
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Spec(BaseModel):
+    """Base of everything a person writes: frozen, and a field that nobody knows is an error, not a typo."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Spec):
+    """Where a module's weights come from: exactly one of a hub repository, a pip package, a catalogue file."""
+
+    hub: str | None = None
+    pip: str | None = None
+    catalog: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+(/[a-z0-9-]+)*\.safetensors$")] | None = None
+    part: str
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one_place(self) -> Self:
+        if sum(place is not None for place in (self.hub, self.pip, self.catalog)) != 1:
+            msg = "name exactly one of hub, pip, catalog"
+            raise ValueError(msg)
+        return self
+
+    def __str__(self) -> str:
+        kind = next(kind for kind in ("hub", "pip", "catalog") if getattr(self, kind))
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{kind}:{getattr(self, kind)}{revision}#{self.part}"
+
+
+class ModuleSpec(Spec):
+    """A functional part of a model.
+
+    ``memory_bytes`` is what it occupies, ``flops`` what one typical forward pass costs, ``output_bytes`` what it
+    sends on. ``source`` is null for a family without weights.
+    """
+
+    family: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+\.[a-z0-9_]+$")]
+    source: Source | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    memory_bytes: Bytes
+    flops: Positive
+    output_bytes: Bytes
+    digest: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """The identity: the digest when known, else (source, part, dtype). Equal keys share one module."""
+        if self.digest:
+            return self.digest
+        return f"{self.source}:{self.dtype}" if self.source else f"weightless:{self.family}:{self.dtype}"
+
+
+class InputSpec(Spec):
+    """One input of a task: what it is, and its typical size for planning."""
+
+    kind: Literal["image", "text", "audio"]
+    bytes: Bytes
+
+
+class NodeSpec(Spec):
+    """One use of a module: which module, and the nodes or inputs whose values it takes, in that order."""
+
+    module: ModuleName
+    needs: Annotated[tuple[NodeName, ...], Field(min_length=1)]
+
+
+class TaskSpec(Spec):
+    """A graph of nodes under a name that sensors address."""
+
+    task: TaskName
+    description: str = ""
+    source: DeviceId | None = None  # where requests start, for planning
+    inputs: Annotated[dict[NodeName, InputSpec], Field(min_length=1)]
+    nodes: Annotated[dict[NodeName, NodeSpec], Field(min_length=1)]
+    output: NodeName
+    weight: Positive = 1.0  # requests per second, for planning
+    modules: dict[ModuleName, ModuleSpec]
+
+    @model_validator(mode="after")
+    def _graph_is_sound(self) -> Self:
+        if twice := sorted(self.inputs.keys() & self.nodes.keys()):
+            raise ValueError(f"inputs and nodes share a name: {', '.join(twice)}; rename one")
+        known = self.inputs.keys() | self.nodes.keys()
+        for name, node in self.nodes.items():
+            if missing := [need for need in node.needs if need not in known]:
+                raise ValueError(f"nodes.{name}.needs names {missing[0]}, which is no input and no node")
+            if node.module not in self.modules:
+                raise ValueError(f"nodes.{name}.module names {node.module}, which modules does not describe")
+        if self.output not in self.nodes:
+            raise ValueError(f"output names {self.output}, which is no node")
+        if len(self.order) < len(self.nodes):
+            around = ", ".join(sorted(self.nodes.keys() - set(self.order)))
+            raise ValueError(f"nodes need each other in a circle: {around}")
+        return self
+
+    @cached_property
+    def order(self) -> tuple[NodeName, ...]:
+        """The nodes, each after all that it needs; ties in the order written."""
+        done: list[NodeName] = []
+        ready = set(self.inputs)
+        while following := [
+            name for name, node in self.nodes.items() if name not in ready and ready.issuperset(node.needs)
+        ]:
+            done.extend(following)
+            ready.update(following)
+        return tuple(done)
+
+    def module_of(self, node: NodeName) -> ModuleSpec:
+        """The module that a node uses."""
+        return self.modules[self.nodes[node].module]
+
+
+class DeviceSpec(Spec):
+    """A device as planning sees it: what it can hold, how fast it computes, how it is linked."""
+
+    id: DeviceId
+    memory_bytes: Bytes
+    compute_flops_per_s: Positive
+    bandwidth_bits_per_s: Positive
+    latency_s: NotNegative
+    compute_s: dict[str, Positive] = {}  # module name or key -> measured seconds; these win over the estimate
+
+
+def describe(problem: Any) -> tuple[str, str]:  # noqa: ANN401 - pydantic's error dictionaries are untyped
+    """The field and the sentence of one pydantic problem, for a person."""
+    field = ".".join(str(part) for part in problem["loc"])
+    sentence = str(problem["msg"]).removeprefix("Value error, ")
+    return field, sentence

@@ -1,0 +1,1 @@
+"""Does: loads modules, runs them, coordinates requests."""

@@ -1,0 +1,26 @@
+"""What an operator says about a device: the agent's file.
+
+Owns the fields and their defaults. ``broker.files.load_spec`` reads it and names file, line and field when it is wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from broker.specs import Bytes, DeviceId, NotNegative, Positive, Spec
+
+
+class AgentConfig(Spec):
+    """One device."""
+
+    id: DeviceId
+    broker: str = "mqtt://127.0.0.1:1883"
+    site: str | None = None  # a prefix in front of all topics, when several sites share a broker
+    memory: Bytes | None = None  # for modules; None: what is really free, less a reserve
+    threads: Annotated[int, Field(ge=1, le=256)] = 1  # of one forward pass
+    speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting
+    bandwidth_bits_per_s: Positive = 100e6
+    latency_s: NotNegative = 0.001
+    heartbeat_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0

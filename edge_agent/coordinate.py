@@ -1,0 +1,215 @@
+"""The rules of a front door: a request's life from arrival to answer. Pure; changes the state in place.
+
+Owns every request that this device coordinates: its inputs, its plan, which nodes have finished, when to try again.
+Each request ends in exactly one answer or error from here or from its output's device, never in silence. Knows
+nothing of running modules (``execute``).
+
+A retry sends the inputs again, with a new attempt and a new plan. Agents that have already computed a node answer from
+what they keep, so only the missing nodes are computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from broker.codec import RawInput, decode_request
+from broker.errors import ErrorCode, RequestFailed
+from broker.messages import ErrorBody, NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
+from broker.specs import ID_PATTERN, DeviceId, NodeName, RequestId
+from broker.topics import may_reply_to
+from edge_agent.routing import choose_plan
+from edge_agent.state import (
+    DEFAULT_DEADLINE_S,
+    MAX_COORDINATED,
+    Action,
+    AgentState,
+    Coordinated,
+    Note,
+    Reply,
+    Requested,
+    Send,
+)
+
+RAW = "raw"
+"""Name of the one array that holds a request input's bytes."""
+
+FIRST_PATIENCE_S = 1.0  # before missing nodes are sent again; doubles with each attempt
+PATIENCE_FACTOR = 4.0  # times the expected seconds, when that is longer
+REFUSED_PATIENCE_S = 0.1  # after a device said that it can't: a new route is on its way
+_ID = re.compile(ID_PATTERN)
+
+
+def request_id(reply_to: str, correlation: bytes, payload: bytes) -> RequestId:
+    """The id of a request, equal for each copy of it.
+
+    The sensor's Correlation Data when it is an id of ours; else a digest, so that two sensors that count from 1 don't
+    meet, and a copy that the broker makes of a request without Correlation Data is still known as a copy.
+    """
+    text = correlation.decode("ascii", errors="replace")
+    if len(text) >= 32 and _ID.match(text):  # noqa: PLR2004 - as long as a UUID in hexadecimal
+        return text
+    digest = hashlib.sha256(reply_to.encode() + b"\0" + correlation)
+    if not correlation:
+        digest.update(payload)
+    return digest.hexdigest()[:32]
+
+
+def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Action]:
+    """A sensor asks: take the request, or say at once why not."""
+    if not may_reply_to(state.prefix, event.reply_to):
+        state.dropped["reply_topic"] += 1
+        yield Note("request_without_reply", {"task": event.task, "reply_to": event.reply_to[:200]})
+        return
+    request = request_id(event.reply_to, event.correlation, event.payload)
+    if request in state.coordinated:
+        state.dropped["duplicate_request"] += 1
+        return
+    route = state.routes.get(event.task)
+    try:
+        inputs = _accept(state, event, route)
+    except RequestFailed as error:
+        yield Reply(event.reply_to, event.correlation, _error(state, request, event.task, error))
+        return
+    life_s = float(event.expiry_s) if event.expiry_s else DEFAULT_DEADLINE_S
+    request_state = Coordinated(request, event.task, inputs, event.reply_to, event.correlation, now_s + life_s)
+    state.coordinated[request] = request_state
+    yield from _dispatch(state, request_state, now_s)
+
+
+def on_route(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
+    """The way of a task changed: requests whose plan no longer holds are sent again."""
+    for request in [c for c in state.coordinated.values() if c.task == route.task]:
+        if route.unavailable:
+            yield _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable))
+        elif request.plan is None or _broken(request, request.plan, route):
+            yield from _dispatch(state, request, now_s)
+
+
+def on_cleared(state: AgentState, task: str) -> Iterable[Action]:
+    """A task was undeployed: its requests end."""
+    for request in [c for c in state.coordinated.values() if c.task == task]:
+        yield _end(state, request, _no_task(task))
+
+
+def on_done(state: AgentState, message: NodeDone) -> None:
+    """A node finished; with the output node, the request is over."""
+    if request := state.coordinated.get(message.request):
+        request.finished.add(message.node)
+        if message.final:
+            del state.coordinated[request.request]
+
+
+def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> Iterable[Action]:
+    """A node can't run there: try elsewhere, or tell the sensor."""
+    request = state.coordinated.get(message.request)
+    if request is None or message.attempt < request.attempt:
+        return
+    if message.retry:
+        _soon_again(request, message.device, now_s)
+    else:
+        body = message.error
+        yield _end(state, request, RequestFailed(body.code, body.message, retry_after_s=body.retry_after_s))
+
+
+def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
+    """Requests whose time is over end; requests that wait too long are sent again."""
+    for request in list(state.coordinated.values()):
+        if now_s >= request.deadline_s:
+            text = f"no answer in time after {request.attempt + 1} attempts; allow more time or add devices"
+            yield _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
+        elif now_s >= request.retry_s:
+            yield from _dispatch(state, request, now_s)
+
+
+def _accept(state: AgentState, event: Requested, route: Route | None) -> dict[NodeName, RawInput]:
+    if route is None:
+        raise _no_task(event.task)
+    if route.unavailable:
+        raise RequestFailed(ErrorCode.NO_ROUTE, route.unavailable)
+    if len(state.coordinated) >= MAX_COORDINATED:
+        text = f"{MAX_COORDINATED} requests are in flight here already; send more slowly"
+        raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
+    return decode_request(event.payload, event.content_type, route.inputs)
+
+
+def _dispatch(state: AgentState, request: Coordinated, now_s: float) -> Iterable[Action]:
+    """Plan, and send every input to the nodes that take it; without a complete route, wait for one."""
+    route = state.routes[request.task]
+    sizes = {name: len(raw.data) for name, raw in request.inputs.items()}
+    finished_on = {n: p.device for n, p in request.plan.nodes.items() if n in request.finished} if request.plan else {}
+    choice = choose_plan(route, here=state.device, input_bytes=sizes, keep=finished_on, avoid=request.avoid)
+    if choice is None:
+        request.plan = None
+        request.retry_s = now_s + FIRST_PATIENCE_S
+        return
+    request.plan, expected_s = choice
+    request.attempt += 1
+    request.fence = (route.epoch, route.generation)
+    patience_s = max(FIRST_PATIENCE_S, PATIENCE_FACTOR * expected_s) * 2 ** min(request.attempt, 6)
+    request.retry_s = now_s + patience_s
+    if request.attempt:
+        yield Note("request_sent_again", {"request": request.request, "attempt": request.attempt})
+    for name in request.plan.nodes:
+        if send := _inputs_for(state.device, request, request.plan, node=name, now_s=now_s):
+            yield send
+
+
+def _inputs_for(device: DeviceId, request: Coordinated, plan: Plan, *, node: NodeName, now_s: float) -> Send | None:
+    taken = [need for need in plan.nodes[node].needs if need in request.inputs]
+    if not taken:
+        return None
+    message = NodeInputs(
+        request=request.request,
+        task=request.task,
+        node=node,
+        epoch=request.fence[0],
+        generation=request.fence[1],
+        attempt=request.attempt,
+        coordinator=device,
+        deadline_s=max(0.0, request.deadline_s - now_s),
+        reply_to=request.reply_to,
+        correlation=request.correlation.hex(),
+        plan=plan,
+        content_types={name: request.inputs[name].content_type for name in taken},
+    )
+    tensors = {f"{name}/{RAW}": np.frombuffer(request.inputs[name].data, dtype=np.uint8) for name in taken}
+    return Send(plan.nodes[node].device, message, tensors, request.deadline_s)
+
+
+def _broken(request: Coordinated, plan: Plan, route: Route) -> bool:
+    """Whether a node that is still missing was planned on a device that the route no longer names."""
+    return any(
+        planned.device not in {device.device for device in route.nodes[name].devices} if name in route.nodes else True
+        for name, planned in plan.nodes.items()
+        if name not in request.finished
+    )
+
+
+def _soon_again(request: Coordinated, device: DeviceId, now_s: float) -> None:
+    request.avoid |= {device}
+    pause_s = REFUSED_PATIENCE_S * 2 ** min(max(request.attempt, 0), 5)
+    request.retry_s = min(request.retry_s, now_s + pause_s)
+
+
+def _no_task(task: str) -> RequestFailed:
+    return RequestFailed(ErrorCode.NO_ROUTE, f"the task {task} is not deployed; deploy it with `s2m3 deploy FILE`")
+
+
+def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> Reply:
+    del state.coordinated[request.request]
+    return Reply(request.reply_to, request.correlation, _error(state, request.request, request.task, error))
+
+
+def _error(state: AgentState, request: RequestId, task: str, error: RequestFailed) -> Result:
+    return Result(
+        request=request,
+        task=task,
+        epoch=state.fence[0],
+        generation=state.fence[1],
+        coordinator=state.device,
+        error=ErrorBody(code=error.code, message=error.message, retry_after_s=error.retry_after_s),
+    )

@@ -1,0 +1,156 @@
+"""What an agent does about an event: ``decide(state, event, now_s) -> actions``. Pure; changes the state in place.
+
+Owns the order of the rules and the fence. Every event has exactly one rule; a message that stays on this device never
+becomes bytes. Deterministic: same state, event and time, same actions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from broker.messages import Assignment, NodeDone, NodeFailed, NodeInputs, Route
+from broker.topics import front_door_filter
+from edge_agent import coordinate, execute
+from edge_agent.state import (
+    Action,
+    AgentState,
+    Assigned,
+    Beat,
+    Event,
+    Join,
+    LeaderSeen,
+    Leave,
+    Load,
+    ModuleFailed,
+    ModuleReady,
+    NotReceived,
+    Ran,
+    Received,
+    Requested,
+    RouteCleared,
+    Routed,
+    Send,
+    Tick,
+    Unload,
+)
+
+
+def decide(state: AgentState, event: Event, now_s: float) -> list[Action]:
+    """Apply one event and say what to do about it."""
+    actions: list[Action] = []
+    waiting: deque[Event] = deque([event])
+    while waiting:
+        for action in _rule(state, waiting.popleft(), now_s):
+            if isinstance(action, Send) and action.receiver == state.device:
+                waiting.append(Received(action.message, action.tensors))
+            else:
+                actions.append(action)
+    return actions
+
+
+def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  # noqa: C901, PLR0911, PLR0912 - one table
+    match event:
+        case LeaderSeen(epoch):
+            return _obey(state, epoch)
+        case Assigned(assignment):
+            return _assigned(state, assignment, now_s)
+        case Routed(route):
+            return _routed(state, route, now_s)
+        case RouteCleared(task):
+            return _cleared(state, task)
+        case ModuleReady(key):
+            return _ready(state, key)
+        case ModuleFailed(key):
+            return _failed(state, key, now_s)
+        case Requested():
+            return coordinate.on_request(state, event, now_s)
+        case Received(message, _):
+            match message:
+                case NodeInputs():
+                    return execute.on_inputs(state, event, message, now_s)
+                case NodeDone():
+                    coordinate.on_done(state, message)
+                    return ()
+                case NodeFailed():
+                    return coordinate.on_failed(state, message, now_s)
+        case NotReceived(coordinator, failed, deadline_s):
+            return (Send(coordinator, failed, {}, deadline_s),)
+        case Ran():
+            return execute.on_ran(state, event, now_s)
+        case Tick():
+            execute.on_tick(state, now_s)
+            return coordinate.on_tick(state, now_s)
+
+
+def _obey(state: AgentState, epoch: int) -> Iterable[Action]:
+    """A new leader wants to know at once what is held here."""
+    if epoch > state.epoch:
+        state.epoch = epoch
+        yield Beat()
+
+
+def _assigned(state: AgentState, assignment: Assignment, now_s: float) -> Iterable[Action]:
+    """Hold what is assigned and nothing else; let go first, so that there is room."""
+    fence = (assignment.epoch, assignment.generation)
+    if fence < state.fence or assignment.epoch < state.epoch:
+        state.dropped["stale_assignment"] += 1
+        return
+    state.fence, state.epoch = fence, assignment.epoch
+    wanted = {assigned.spec.key: assigned for assigned in assignment.modules}
+    for key in [key for key in state.assigned if key not in wanted]:
+        del state.assigned[key]
+        state.ready.discard(key)
+        yield Unload(key)
+        yield from execute.on_module_gone(state, key, now_s)
+    for key, assigned in wanted.items():
+        known = key in state.assigned
+        state.assigned[key] = assigned
+        if not known:
+            yield Load(assigned)
+    yield Beat()
+
+
+def _ready(state: AgentState, key: str) -> Iterable[Action]:
+    if key in state.assigned:
+        state.ready.add(key)
+        yield Beat()
+        yield from execute.on_module_ready(state, key)
+
+
+def _failed(state: AgentState, key: str, now_s: float) -> Iterable[Action]:
+    """What can't be loaded is not here; the orchestrator reads why in the heartbeat and tries another device."""
+    state.assigned.pop(key, None)
+    state.ready.discard(key)
+    yield Beat()
+    yield from execute.on_module_gone(state, key, now_s)
+
+
+def _routed(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
+    """Follow the newest route: join the task's new share group before leaving the old one."""
+    known = state.routes.get(route.task)
+    too_old = known is not None and (route.epoch, route.generation) < (known.epoch, known.generation)
+    if too_old or route.epoch < state.epoch:
+        state.dropped["stale_route"] += 1
+        return
+    state.routes[route.task] = route
+    old = state.groups.get(route.task)
+    new = None
+    if state.device in route.front_door:
+        new = front_door_filter(state.prefix, route.task, route.epoch, route.group)
+    if new != old:
+        if new:
+            state.groups[route.task] = new
+            yield Join(new)
+        if old:
+            yield Leave(old)
+    if old and not new:
+        del state.groups[route.task]
+    yield from coordinate.on_route(state, route, now_s)
+
+
+def _cleared(state: AgentState, task: str) -> Iterable[Action]:
+    state.routes.pop(task, None)
+    if old := state.groups.pop(task, None):
+        yield Leave(old)
+    yield from coordinate.on_cleared(state, task)

@@ -1,0 +1,233 @@
+"""The rules of running nodes: inputs gather, a module runs, the output goes on. Pure; changes the state in place.
+
+Owns the joins and the outputs kept for retries. Knows nothing of why a request takes this way (``coordinate``).
+Invariants:
+- A node of a request is computed at most once at a time here, whatever attempts and duplicates arrive.
+- Values of one (request, node) are the same whatever attempt they came with: modules are pure functions of the inputs.
+- What is older than this device's assignment is answered with "not here", never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from broker.codec import RawInput
+from broker.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Timing
+from broker.specs import ModuleKey, NodeName
+from broker.tensors import Array, Tensors
+from edge_agent.coordinate import RAW
+from edge_agent.modules import Value
+from edge_agent.state import (
+    MAX_JOIN_BYTES,
+    MAX_OUTPUT_BYTES,
+    MAX_OUTPUTS,
+    Action,
+    AgentState,
+    Finished,
+    Joining,
+    NodeRun,
+    Note,
+    Ran,
+    Received,
+    Reply,
+    Run,
+    Send,
+    size_of,
+)
+
+
+def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: float) -> Iterable[Action]:
+    """Inputs of a node arrived: forward a kept output, or gather, and run when all are there."""
+    planned = message.plan.nodes.get(message.node)
+    if planned is None:
+        state.dropped["not_in_plan"] += 1
+        return
+    if refusal := _refusal(state, message, planned.key):
+        state.dropped["stale" if "older" in refusal else "not_held"] += 1
+        yield _failed(message, RequestFailed(ErrorCode.MODULE_FAILED, refusal), retry=True, now_s=now_s)
+        return
+    run = (message.request, message.node)
+    if kept := state.finished.get(run):
+        state.finished.move_to_end(run)
+        yield from _forward(message, kept, now_s, now_s + message.deadline_s)
+        return
+    joining = state.joining.setdefault(run, Joining(message, now_s + message.deadline_s))
+    if message.attempt >= joining.message.attempt:
+        joining.message = message
+    if problem := _gather(state, joining, message, event.tensors, planned.needs):
+        _drop_join(state, run)
+        yield _failed(message, problem, retry=False, now_s=now_s)
+        return
+    yield from _run_when_complete(state, run, joining)
+
+
+def on_module_ready(state: AgentState, key: ModuleKey) -> Iterable[Action]:
+    """A module is loaded: what waited for it runs."""
+    for run, joining in list(state.joining.items()):
+        if joining.message.plan.nodes[run[1]].key == key:
+            yield from _run_when_complete(state, run, joining)
+
+
+def on_module_gone(state: AgentState, key: ModuleKey, now_s: float) -> Iterable[Action]:
+    """A module was unloaded or failed: what waited for it goes back to its coordinator."""
+    for run, joining in list(state.joining.items()):
+        message = joining.message
+        if message.plan.nodes[run[1]].key == key and not joining.running:
+            _drop_join(state, run)
+            gone = RequestFailed(ErrorCode.MODULE_FAILED, f"{state.device} no longer holds {key}")
+            yield _failed(message, gone, retry=True, now_s=now_s)
+
+
+def on_ran(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
+    """A forward pass ended: keep its output and send it on, or tell the coordinator what went wrong."""
+    joining = state.joining.get(event.run)
+    if joining is None:
+        return  # its time was over meanwhile
+    _drop_join(state, event.run)
+    message = joining.message
+    if event.output is None:
+        yield from _report(state, message, event.error, now_s)
+        return
+    timing = Timing(
+        node=message.node,
+        device=state.device,
+        queue_s=event.queue_s,
+        compute_s=event.compute_s,
+        output_bytes=size_of(event.output.tensors),
+        attempt=message.attempt,
+    )
+    finished = Finished(event.output, (*joining.timings.values(), timing), timing.output_bytes)
+    _keep(state, event.run, finished)
+    yield from _forward(message, finished, now_s, joining.deadline_s)
+
+
+def on_tick(state: AgentState, now_s: float) -> None:
+    """Inputs whose time is over are dropped; their coordinator answers the sensor."""
+    for run, joining in list(state.joining.items()):
+        if now_s >= joining.deadline_s:
+            state.dropped["expired"] += 1
+            _drop_join(state, run)
+
+
+def _refusal(state: AgentState, message: NodeInputs, key: ModuleKey) -> str | None:
+    if (message.epoch, message.generation) < state.fence:
+        return f"the plan is older than the assignment of {state.device}"
+    if key not in state.assigned:
+        return f"{state.device} is not assigned {key}"
+    return None
+
+
+def _gather(
+    state: AgentState, joining: Joining, message: NodeInputs, tensors: Tensors, needs: tuple[NodeName, ...]
+) -> RequestFailed | None:
+    for timing in message.timings:
+        joining.timings[timing.node] = timing
+    values = _values(message, tensors)
+    if unknown := sorted(values.keys() - set(needs)):
+        return RequestFailed(ErrorCode.MODULE_FAILED, f"{message.node} takes no {unknown[0]}")
+    for need, value in values.items():
+        if need in joining.values:
+            continue
+        size = len(value.data) if isinstance(value, RawInput) else size_of(value)
+        if state.join_bytes + size > MAX_JOIN_BYTES:
+            text = f"{state.device} holds too many waiting inputs; send more slowly"
+            return RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
+        state.join_bytes += size
+        joining.size_bytes += size
+        joining.values[need] = value
+    return None
+
+
+def _values(message: NodeInputs, tensors: Tensors) -> Mapping[NodeName, Value]:
+    """Arrays named ``need/array`` become one value per need: a raw input, or the tensors of a node."""
+    grouped: dict[NodeName, dict[str, Array]] = {}
+    for name, array in tensors.items():
+        need, _, part = name.partition("/")
+        grouped.setdefault(need, {})[part] = array
+    return {
+        need: RawInput(arrays[RAW].tobytes(), message.content_types[need])
+        if need in message.content_types and RAW in arrays
+        else arrays
+        for need, arrays in grouped.items()
+    }
+
+
+def _run_when_complete(state: AgentState, run: NodeRun, joining: Joining) -> Iterable[Action]:
+    planned = joining.message.plan.nodes[run[1]]
+    if joining.running or planned.key not in state.ready or any(need not in joining.values for need in planned.needs):
+        return
+    joining.running = True
+    yield Run(run, planned.key, tuple(joining.values[need] for need in planned.needs), joining.deadline_s)
+
+
+def _forward(message: NodeInputs, finished: Finished, now_s: float, deadline_s: float) -> Iterable[Action]:
+    """Send an output to every node that takes it; the output node's goes to the sensor."""
+    plan = message.plan
+    tensors = {f"{message.node}/{name}": array for name, array in finished.output.tensors.items()}
+    for consumer in plan.consumers(message.node):
+        following = message.model_copy(
+            update={
+                "node": consumer,
+                "timings": finished.timings,
+                "content_types": {},
+                "deadline_s": max(0.0, deadline_s - now_s),
+            },
+        )
+        yield Send(plan.nodes[consumer].device, following, tensors, deadline_s)
+    final = message.node == plan.output
+    if final:
+        yield _answer(message, finished)
+    done = NodeDone(**_envelope(message), final=final)
+    yield Send(message.coordinator, done, {}, deadline_s)
+
+
+def _answer(message: NodeInputs, finished: Finished) -> Reply:
+    output = finished.output
+    result = Result(
+        request=message.request,
+        task=message.task,
+        epoch=message.epoch,
+        generation=message.generation,
+        coordinator=message.coordinator,
+        answer=output.answer,
+        timings=finished.timings,
+    )
+    tensors = output.tensors if output.answer is None else None
+    return Reply(message.reply_to, bytes.fromhex(message.correlation), result, tensors)
+
+
+def _report(state: AgentState, message: NodeInputs, error: Exception | None, now_s: float) -> Iterable[Action]:
+    if isinstance(error, RequestFailed):
+        yield _failed(message, error, retry=False, now_s=now_s)
+        return
+    if isinstance(error, ModuleRefused):  # unloaded while it waited: another device may hold it
+        yield _failed(message, RequestFailed(ErrorCode.MODULE_FAILED, str(error)), retry=True, now_s=now_s)
+        return
+    text = f"{message.node} failed on {state.device}: {type(error).__name__}: {error}"
+    yield Note("module_failed", {"request": message.request, "node": message.node, "error": text})
+    yield _failed(message, RequestFailed(ErrorCode.MODULE_FAILED, text[:500]), retry=False, now_s=now_s)
+
+
+def _failed(message: NodeInputs, error: RequestFailed, *, retry: bool, now_s: float) -> Send:
+    device = message.plan.nodes[message.node].device
+    body = ErrorBody(code=error.code, message=error.message, retry_after_s=error.retry_after_s)
+    failed = NodeFailed(**_envelope(message), device=device, retry=retry, error=body)
+    return Send(message.coordinator, failed, {}, now_s + message.deadline_s)
+
+
+def _envelope(message: NodeInputs) -> dict[str, object]:
+    return {name: getattr(message, name) for name in Envelope.model_fields}
+
+
+def _keep(state: AgentState, run: NodeRun, finished: Finished) -> None:
+    state.finished[run] = finished
+    state.finished_bytes += finished.size_bytes
+    while state.finished_bytes > MAX_OUTPUT_BYTES or len(state.finished) > MAX_OUTPUTS:
+        _, oldest = state.finished.popitem(last=False)
+        state.finished_bytes -= oldest.size_bytes
+
+
+def _drop_join(state: AgentState, run: NodeRun) -> None:
+    if joining := state.joining.pop(run, None):
+        state.join_bytes -= joining.size_bytes

@@ -1,0 +1,96 @@
+"""Pictures and sentences in one space without training: ConSE (Norouzi et al. 2013, arXiv:1312.5650), and a question.
+
+A picture's embedding is the mean of its likeliest classes' name embeddings, weighted by their probabilities (ConSE's
+ten, section 3 of the paper). Captions are ranked by their cosine with it: zero-shot classification.
+
+For question answering there is no training data here, so the question does two plain things: it turns the classes'
+weights towards those whose names are near the question (softmax attention over cosines), and its own cosine with each
+answer counts a little. On the 45 photograph-question pairs of ``tests/equivalence/questions.yaml``, written to
+choose the rule and therefore no estimate of its accuracy, it answers 38; without the question 34, by chance 11. It
+can name what the classifier saw; it can't count, read or locate.
+
+    part          weights                          takes
+    embeddings    1,000 class names (1000, 384)    ``probs`` (1, 1000), n texts' ``embeddings`` (n, 384), the texts; or
+                                                   ``probs``, a question's ``embeddings`` (1, 384), theirs, the texts
+
+It gives ``scores`` float32 (n,) and the answer; the one module serves both tasks. The weights are made by
+``python -m edge_agent.modules.name_embeddings``.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+from torch.nn import functional
+
+from broker.errors import ErrorCode, RequestFailed
+from broker.specs import ModuleSpec
+from edge_agent.modules import Module, Output, Value, inputs, weights
+from edge_agent.modules.imagenet import CLASSES
+
+WIDTH = 384  # of the sentence encoder
+TENSOR = "embeddings"
+LIKELIEST = 10  # classes that make the picture's embedding, as in the paper
+ATTENTION_TEMPERATURE = 0.1  # how sharply a question chooses among them
+QUESTION_WEIGHT = 0.2  # how much an answer's own nearness to the question counts
+
+
+class Head:
+    """The head with the embeddings of the class names."""
+
+    def __init__(self, names: Tensor) -> None:
+        self._names = names  # (1000, 384), rows of length 1
+
+    def __call__(self, *values: Value) -> Output:
+        """(``probs``, ``embeddings``, texts) or (``probs``, question, ``embeddings``, texts) to ``scores`` (n,)."""
+        inputs.count(values, 3, 4)
+        probs, *asked, embedded, sent = values
+        texts = inputs.lines(sent)
+        with torch.inference_mode():
+            probabilities = inputs.tensor(probs, "probs", (1, CLASSES))
+            candidates = inputs.tensor(embedded, TENSOR, (len(texts), WIDTH))  # (n, 384)
+            if not asked:
+                scores = (picture(self._names, probabilities) @ candidates.T)[0]  # (n,)
+                return Output({"scores": scores.numpy()}, ranking("label", texts, scores))
+            question = inputs.tensor(asked[0], TENSOR, (None, WIDTH))  # (1, 384)
+            if len(question) != 1:
+                raise RequestFailed(
+                    ErrorCode.BAD_INPUT, f"the question has {len(question)} lines: send one question on one line"
+                )
+            seen = picture(self._names, probabilities, question) @ candidates.T  # (1, n)
+            fitting = question @ candidates.T  # (1, n)
+            scores = ((seen + QUESTION_WEIGHT * fitting) / (1 + QUESTION_WEIGHT))[0]  # (n,), between -1 and 1
+            return Output({"scores": scores.numpy()}, ranking("answer", texts, scores))
+
+
+def picture(names: Tensor, probabilities: Tensor, question: Tensor | None = None) -> Tensor:
+    """The embedding (1, 384) of a picture.
+
+    Args:
+        names: Embeddings of the class names (1000, 384).
+        probabilities: The picture's class probabilities (1, 1000).
+        question: The embedding (1, 384) of a question in whose light it is seen, or None.
+    """
+    best = torch.sort(probabilities, descending=True, stable=True)
+    likeliest = best.values[:, :LIKELIEST]  # (1, 10)
+    near = names[best.indices[0, :LIKELIEST]]  # (10, 384)
+    if question is not None:
+        likeliest = likeliest * ((question @ near.T) / ATTENTION_TEMPERATURE).exp()  # (1, 10)
+    return functional.normalize(likeliest @ near)  # (1, 384)
+
+
+def ranking(what: str, texts: list[str], scores: Tensor) -> dict[str, JsonValue]:
+    """The answer: the best text under the name ``what``, its score, and all texts, best first; ties as sent."""
+    order = torch.sort(scores, descending=True, stable=True).indices.tolist()
+    ranked: list[JsonValue] = [{what: texts[index], "score": float(scores[index])} for index in order]
+    return {what: texts[order[0]], "score": float(scores[order[0]]), "ranked": ranked}
+
+
+def load(spec: ModuleSpec) -> Module:
+    """Load the head.
+
+    Raises:
+        ModuleRefused: the weights aren't there or don't fit.
+    """
+    return Head(weights.read(spec, "embeddings", {TENSOR: (CLASSES, WIDTH)})[TENSOR])

@@ -1,0 +1,352 @@
+"""The agent's loop: events in, ``decide``, actions out.
+
+Owns the threads: the service thread (the caller of ``run``), one for the heartbeat, one that loads modules, one that
+computes. The network's threads only fill the mailbox. Decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+
+from broker.codec import encode
+from broker.errors import (
+    ErrorCode,
+    LocalProtocolError,
+    ModuleRefused,
+    RemoteProtocolError,
+    RequestFailed,
+    TransportError,
+)
+from broker.mailbox import Mailbox
+from broker.messages import DeviceProfile, DeviceState, Heartbeat, NodeInputs
+from broker.mqtt import MqttTransport
+from broker.topics import DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
+from broker.transport import (
+    Delivery,
+    Denied,
+    Inbox,
+    LinkDown,
+    LinkEvent,
+    LinkUp,
+    Outgoing,
+    Transport,
+    Undelivered,
+    Will,
+    WillFor,
+)
+from edge_agent import wire
+from edge_agent.config import AgentConfig
+from edge_agent.decide import decide
+from edge_agent.modules import Output
+from edge_agent.state import (
+    Action,
+    AgentState,
+    Beat,
+    Event,
+    Join,
+    Leave,
+    Load,
+    ModuleFailed,
+    ModuleReady,
+    Note,
+    NotReceived,
+    Ran,
+    Reply,
+    Run,
+    Send,
+    Tick,
+    Unload,
+)
+from edge_agent.store import Store
+
+log = structlog.get_logger()
+
+MakeTransport = Callable[[str, Inbox, WillFor | None], Transport]
+"""Makes a transport from a client id, an inbox and a will."""
+
+LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung one is told from an idle one
+
+
+@dataclass(frozen=True)
+class _FromLink:
+    link: Literal["control", "data"]
+    event: LinkEvent
+
+
+@dataclass(frozen=True)
+class _Stop:
+    pass
+
+
+class Agent:
+    """One device's agent. ``run`` blocks until ``stop`` is called from any thread.
+
+    Args:
+        config: what the operator says about the device.
+        profile: what the device has to offer.
+        store: holds its modules.
+        make_transport: for tests over the in-memory twin; paho by default.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        profile: DeviceProfile,
+        store: Store,
+        make_transport: MakeTransport | None = None,
+    ) -> None:
+        self._config = config
+        self._profile = profile
+        self._store = store
+        self._prefix = prefix_of(config.site)
+        self._state = AgentState(config.id, self._prefix)
+        self._mailbox: Mailbox[Event | _FromLink | _Stop] = Mailbox()
+        make = make_transport or self._mqtt
+        self._control = make(config.id, self._from_control, self._will)
+        self._data = make(f"{config.id}-data", self._from_data, None)
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].load")
+        self._compute = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].compute")
+        self._heart = threading.Thread(target=self._beat_forever, name=f"agent[{config.id}].heartbeat", daemon=True)
+        self._wake_heart = threading.Event()
+        self._stopping = threading.Event()
+        self._session: int | None = None  # of the control link, while it is up
+        self._data_up = False
+        self._progress = 0
+        self._queued: Counter[str] = Counter()
+        self._log = log.bind(device=config.id)
+
+    def run(self) -> None:
+        """Serve until stopped; then say goodbye and let go of everything."""
+        self._data.subscribe(*wire.data_filters(self._prefix, self._config.id))
+        self._control.subscribe(*wire.control_filters(self._prefix, self._config.id))
+        self._data.start()
+        self._control.start()
+        self._heart.start()
+        try:
+            while not self._stopping.is_set():
+                self._turn()
+        finally:
+            self._say_goodbye()
+
+    def stop(self) -> None:
+        """End ``run`` soon; callable from any thread and from a signal handler."""
+        self._stopping.set()
+        self._mailbox.put_control(_Stop())
+
+    # --- events in ---
+
+    def _from_control(self, event: LinkEvent) -> None:
+        self._mailbox.put_control(_FromLink("control", event))
+
+    def _from_data(self, event: LinkEvent) -> None:
+        if isinstance(event, Delivery):
+            self._mailbox.put_data(_FromLink("data", event), len(event.payload))
+        else:
+            self._mailbox.put_control(_FromLink("data", event))
+
+    def _turn(self) -> None:
+        due_s = self._state.next_deadline_s()
+        wait_s = LONGEST_SLEEP_S if due_s is None else min(LONGEST_SLEEP_S, max(0.0, due_s - time.monotonic()))
+        item = self._mailbox.get(wait_s)
+        self._progress += 1
+        event = self._link_event(item.link, item.event) if isinstance(item, _FromLink) else item
+        now_s = time.monotonic()
+        if event is not None and not isinstance(event, _Stop):
+            self._perform(decide(self._state, event, now_s))
+        due_s = self._state.next_deadline_s()
+        if due_s is not None and now_s >= due_s:
+            self._perform(decide(self._state, Tick(), now_s))
+
+    def _link_event(self, link: Literal["control", "data"], event: LinkEvent) -> Event | None:
+        match event:
+            case Delivery():
+                return self._read(link, event)
+            case LinkUp(session):
+                self._log.info("link_up", link=link, session=session)
+                self._link_changed(link, session)
+            case LinkDown(reason):
+                self._log.warning("link_down", link=link, reason=reason)
+                self._link_changed(link, None)
+            case Denied(topic, reason):
+                self._log.error("denied_by_broker", topic=topic, reason=reason)
+            case Undelivered():
+                return wire.not_received(event, time.monotonic() + LONGEST_SLEEP_S)
+        return None
+
+    def _read(self, link: Literal["control", "data"], delivery: Delivery) -> Event | None:
+        try:
+            if link == "control":
+                return wire.control_event(self._prefix, delivery)
+            return wire.data_event(self._prefix, delivery)
+        except RemoteProtocolError as error:
+            self._state.dropped["malformed"] += 1
+            self._log.warning("message_refused", topic=delivery.topic, error=str(error))
+            return None
+
+    # --- actions out ---
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Load() | Unload():
+                    self._loader.submit(self._hold, action)
+                case Join(filter_):
+                    self._data.subscribe(filter_)
+                case Leave(filter_):
+                    self._data.unsubscribe(filter_)
+                case Run():
+                    self._queued[action.key] += 1
+                    self._compute.submit(self._run_node, action, time.monotonic())
+                case Send():
+                    self._send(action)
+                case Reply():
+                    self._reply(action)
+                case Beat():
+                    self._wake_heart.set()
+                case Note(name, fields):
+                    self._log.info(name, **fields)
+
+    def _send(self, send: Send) -> None:
+        try:
+            self._data.publish(wire.tensors_message(self._prefix, self._config.id, send, time.monotonic()))
+        except LocalProtocolError as error:  # too large, or no way to write it: no retry helps
+            self._log.error("tensors_not_sendable", receiver=send.receiver, error=str(error))
+            if isinstance(send.message, NodeInputs):
+                failed = wire.failure(send.message, send.receiver, ErrorCode.TOO_LARGE, str(error), retry=False)
+                self._mailbox.put_control(NotReceived(send.message.coordinator, failed, send.deadline_s))
+        except TransportError as error:  # the coordinator's retry covers it
+            self._state.dropped["tensors_not_sent"] += 1
+            self._log.warning("tensors_not_sent", receiver=send.receiver, error=type(error).__name__)
+
+    def _reply(self, reply: Reply) -> None:
+        try:
+            self._data.publish(wire.result_message(reply))
+        except (LocalProtocolError, TransportError) as error:  # the sensor's retry covers it
+            self._state.dropped["result_not_sent"] += 1
+            self._log.warning("result_not_sent", reply_to=reply.reply_to, error=str(error) or type(error).__name__)
+
+    # --- the loader's and the compute thread ---
+
+    def _hold(self, action: Load | Unload) -> None:
+        if isinstance(action, Unload):
+            self._store.unload(action.key)
+            self._log.info("module_unloaded", key=action.key)
+            self._wake_heart.set()
+            return
+        module, key = action.assigned.module, action.assigned.spec.key
+        try:
+            self._store.load(action.assigned)
+        except ModuleRefused as error:
+            self._log.error("module_refused", module=module, error=str(error))
+            self._mailbox.put_control(ModuleFailed(key))
+        else:
+            self._log.info("module_ready", module=module)
+            self._mailbox.put_control(ModuleReady(key))
+
+    def _run_node(self, run: Run, queued_s: float) -> None:
+        began_s = time.monotonic()
+        self._queued[run.key] -= 1
+        output, failed = None, None
+        try:
+            output = self._forward(run, began_s)
+        except Exception as error:  # noqa: BLE001 - whatever a module does, the sensor gets an answer
+            failed = error
+        compute_s = time.monotonic() - began_s
+        if output is not None:
+            self._store.record(run.key, compute_s)
+        self._mailbox.put_control(Ran(run.run, output, failed, began_s - queued_s, compute_s))
+
+    def _forward(self, run: Run, began_s: float) -> Output:
+        if began_s >= run.deadline_s:
+            raise RequestFailed(ErrorCode.DEADLINE_EXCEEDED, "its time was over before it could be computed")
+        with self._store.use(run.key) as module:
+            output = module(*run.values)
+        if self._config.speed < 1:  # wait as long as a slower device would compute on
+            time.sleep((time.monotonic() - began_s) * (1 / self._config.speed - 1))
+        return output
+
+    # --- the heartbeat's thread: no I/O but the publish, which never waits ---
+
+    def _beat_forever(self) -> None:
+        sequence = 0
+        while not self._stopping.is_set():
+            if (session := self._session) is not None and self._beat(session, sequence):
+                sequence += 1
+            self._wake_heart.wait(self._config.heartbeat_interval_s)
+            self._wake_heart.clear()
+
+    def _beat(self, session: int, sequence: int) -> bool:
+        beat = Heartbeat(
+            session=session,
+            seq=sequence,
+            epoch=self._state.fence[0],
+            generation=self._state.fence[1],
+            modules={
+                key: held.model_copy(update={"queue": max(0, self._queued[key])})
+                for key, held in self._store.held().items()
+            },
+            memory_used_bytes=self._store.used_bytes,
+            memory_bytes=self._profile.memory_bytes,
+            in_flight=len(self._state.coordinated),
+            progress=self._progress,
+            dropped=self._state.dropped.copy() | Counter(mailbox_full=self._mailbox.dropped),
+        )
+        topic = DEVICE_HEARTBEAT.at(self._prefix, device=self._config.id)
+        try:
+            self._control.publish(Outgoing(topic, encode(beat), qos=0))
+        except (TransportError, LocalProtocolError) as error:
+            self._log.warning("heartbeat_not_sent", error=str(error) or type(error).__name__)
+            return False
+        return True
+
+    # --- the links ---
+
+    def _mqtt(self, client_id: str, inbox: Inbox, will: WillFor | None) -> Transport:
+        return MqttTransport(url=self._config.broker, client_id=client_id, inbox=inbox, will=will)
+
+    def _will(self, session: int) -> Will:
+        return Will(
+            DEVICE_STATE.at(self._prefix, device=self._config.id),
+            encode(DeviceState(status="offline", session=session)),
+        )
+
+    def _link_changed(self, link: Literal["control", "data"], session: int | None) -> None:
+        """Announce the device once both links can hear, and again at each new session of the control link."""
+        if link == "control":
+            self._session = session
+        else:
+            self._data_up = session is not None
+        if session is not None and self._data_up:
+            self._announce("online")
+            self._wake_heart.set()
+
+    def _announce(self, status: Literal["online", "offline"]) -> None:
+        if self._session is None:
+            return
+        profile = self._profile if status == "online" else None
+        state = DeviceState(status=status, session=self._session, profile=profile)
+        topic = DEVICE_STATE.at(self._prefix, device=self._config.id)
+        try:
+            self._control.publish(Outgoing(topic, encode(state), retain=True))
+        except TransportError as error:  # online: a new link will follow; offline: the will says the same
+            self._log.warning("state_not_sent", status=status, error=str(error) or type(error).__name__)
+
+    def _say_goodbye(self) -> None:
+        self._stopping.set()
+        self._wake_heart.set()
+        self._heart.join(timeout=LONGEST_SLEEP_S)
+        self._announce("offline")
+        self._control.close()
+        self._data.close()
+        self._loader.shutdown(cancel_futures=True)
+        self._compute.shutdown(cancel_futures=True)
+        self._log.info("agent_stopped")

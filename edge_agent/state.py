@@ -1,0 +1,291 @@
+"""What an agent knows, what can happen to it, and what it may want done: plain values.
+
+Owns the vocabulary of the agent's rules (``decide``, ``coordinate``, ``execute``). The state belongs to the one
+service thread and is changed in place by the rules; events come in, actions go out, and nothing here touches a clock,
+a socket or a model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+
+from broker.codec import RawInput
+from broker.messages import (
+    AssignedModule,
+    Assignment,
+    NodeFailed,
+    NodeInputs,
+    Plan,
+    Result,
+    Route,
+    TensorMessage,
+    Timing,
+)
+from broker.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName
+from broker.tensors import Array, Tensors
+from edge_agent.modules import Output, Value
+
+DEFAULT_DEADLINE_S = 30.0  # for a sensor that sets no Message Expiry
+MAX_COORDINATED = 256  # requests in flight here; beyond, sensors are told to come back
+MAX_JOIN_BYTES = 128 * 1024 * 1024  # inputs that wait for their siblings
+MAX_OUTPUT_BYTES = 64 * 1024 * 1024  # finished outputs kept, to answer a retry without computing again
+MAX_OUTPUTS = 4096
+
+Fence = tuple[int, int]
+"""(epoch, generation): what is lower than the highest seen is stale."""
+
+NodeRun = tuple[RequestId, NodeName]
+"""One node of one request: equal pairs are the same work, whatever the attempt."""
+
+# --- events ---
+
+
+@dataclass(frozen=True)
+class LeaderSeen:
+    """An orchestrator announced its epoch."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """An assignment for this device arrived."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A task's route arrived."""
+
+    route: Route
+
+
+@dataclass(frozen=True)
+class RouteCleared:
+    """A task was undeployed."""
+
+    task: TaskName
+
+
+@dataclass(frozen=True)
+class ModuleReady:
+    """A module is loaded."""
+
+    key: ModuleKey
+
+
+@dataclass(frozen=True)
+class ModuleFailed:
+    """A module can't be loaded here."""
+
+    key: ModuleKey
+
+
+@dataclass(frozen=True)
+class Requested:
+    """A sensor's request arrived at this front door."""
+
+    task: TaskName
+    payload: bytes
+    content_type: str
+    reply_to: str
+    correlation: bytes
+    expiry_s: int | None
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message between agents arrived."""
+
+    message: TensorMessage
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class NotReceived:
+    """The broker says that nobody took a message of ours; its coordinator must know."""
+
+    coordinator: DeviceId
+    failed: NodeFailed
+    deadline_s: float  # on this device's clock
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A forward pass ended: with an output, or with an error for the sensor."""
+
+    run: NodeRun
+    output: Output | None
+    error: Exception | None
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed."""
+
+
+Event = (
+    LeaderSeen
+    | Assigned
+    | Routed
+    | RouteCleared
+    | ModuleReady
+    | ModuleFailed
+    | Requested
+    | Received
+    | NotReceived
+    | Ran
+    | Tick
+)
+
+# --- actions ---
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load a module."""
+
+    assigned: AssignedModule
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Let go of a module."""
+
+    key: ModuleKey
+
+
+@dataclass(frozen=True)
+class Join:
+    """Subscribe to a share group."""
+
+    filter: str
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Unsubscribe from a share group."""
+
+    filter: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Compute a node; the values stand in the order of its needs."""
+
+    run: NodeRun
+    key: ModuleKey
+    values: tuple[Value, ...]
+    deadline_s: float  # on this device's clock
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a message to another agent."""
+
+    receiver: DeviceId
+    message: TensorMessage
+    tensors: Tensors
+    deadline_s: float  # on this device's clock
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answer a sensor; with tensors when the task's output is one."""
+
+    reply_to: str
+    correlation: bytes
+    result: Result
+    tensors: Tensors | None = None
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Report at once: what is held has changed."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something for the log: an event name and its fields."""
+
+    action: str
+    fields: dict[str, object] = field(default_factory=dict)
+
+
+Action = Load | Unload | Join | Leave | Run | Send | Reply | Beat | Note
+
+# --- state ---
+
+
+@dataclass
+class Coordinated:
+    """One request that this device owns until its answer is out."""
+
+    request: RequestId
+    task: TaskName
+    inputs: dict[NodeName, RawInput]
+    reply_to: str
+    correlation: bytes
+    deadline_s: float
+    attempt: int = -1
+    fence: Fence = (0, 0)
+    plan: Plan | None = None
+    finished: set[NodeName] = field(default_factory=set)
+    avoid: frozenset[DeviceId] = frozenset()
+    retry_s: float = 0.0  # when to send the missing nodes again
+
+
+@dataclass
+class Joining:
+    """A node of a request whose inputs gather here; its latest message says where the output goes."""
+
+    message: NodeInputs
+    deadline_s: float
+    values: dict[NodeName, Value] = field(default_factory=dict)
+    timings: dict[NodeName, Timing] = field(default_factory=dict)
+    size_bytes: int = 0
+    running: bool = False
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An output kept for retries."""
+
+    output: Output
+    timings: tuple[Timing, ...]
+    size_bytes: int
+
+
+@dataclass
+class AgentState:
+    """All that the rules know."""
+
+    device: DeviceId
+    prefix: str
+    fence: Fence = (0, 0)
+    epoch: int = 0  # the highest seen
+    assigned: dict[ModuleKey, AssignedModule] = field(default_factory=dict)
+    ready: set[ModuleKey] = field(default_factory=set)
+    routes: dict[TaskName, Route] = field(default_factory=dict)
+    groups: dict[TaskName, str] = field(default_factory=dict)
+    coordinated: dict[RequestId, Coordinated] = field(default_factory=dict)
+    joining: dict[NodeRun, Joining] = field(default_factory=dict)
+    join_bytes: int = 0
+    finished: OrderedDict[NodeRun, Finished] = field(default_factory=OrderedDict)
+    finished_bytes: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def next_deadline_s(self) -> float | None:
+        """When a ``Tick`` is due, or None when nothing waits for time."""
+        times = [t for c in self.coordinated.values() for t in (c.deadline_s, c.retry_s)]
+        times += [joining.deadline_s for joining in self.joining.values()]
+        return min(times, default=None)
+
+
+def size_of(tensors: dict[str, Array] | Tensors) -> int:
+    """The bytes of some arrays."""
+    return sum(int(array.nbytes) for array in tensors.values())

@@ -1,0 +1,143 @@
+"""Messages to events, actions to messages: the agent's side of ``topics.md``. No I/O.
+
+Owns which topics an agent reads and writes. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+from broker.codec import JSON, SAFETENSORS, decode, decode_tensors, encode, encode_tensors
+from broker.errors import ErrorCode, RemoteProtocolError
+from broker.messages import Assignment, ErrorBody, NodeFailed, NodeInputs, OrchestratorState, Route
+from broker.specs import DeviceId
+from broker.tensors import pack
+from broker.topics import DEVICE_ASSIGNMENT, ORCHESTRATOR_STATE, TASK_REQUESTS, TASK_ROUTE, TENSORS
+from broker.transport import Delivery, Outgoing, Undelivered
+from edge_agent.state import (
+    Assigned,
+    Event,
+    LeaderSeen,
+    NotReceived,
+    Received,
+    Reply,
+    Requested,
+    RouteCleared,
+    Routed,
+    Send,
+)
+
+RESULT_EXPIRY_S = 60  # a sensor that is away longer has given up
+
+
+def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
+    """What the control connection reads."""
+    return (
+        DEVICE_ASSIGNMENT.at(prefix, device=device),
+        TASK_ROUTE.filter(prefix),
+        ORCHESTRATOR_STATE.at(prefix),
+    )
+
+
+def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
+    """What the data connection reads, besides the share groups of its front doors."""
+    return (TENSORS.filter(prefix, receiver=device),)
+
+
+def control_event(prefix: str, delivery: Delivery) -> Event | None:
+    """Read a control message; an empty one means that the topic was cleared.
+
+    Raises:
+        RemoteProtocolError: it can't be read.
+    """
+    topic, payload = delivery.topic, delivery.payload
+    if DEVICE_ASSIGNMENT.match(prefix, topic):
+        return Assigned(decode(Assignment, payload)) if payload else None
+    if ids := TASK_ROUTE.match(prefix, topic):
+        if not payload:
+            return RouteCleared(ids["task"])
+        route = decode(Route, payload)
+        if route.task != ids["task"]:
+            raise RemoteProtocolError("the route names another task than its topic")
+        return Routed(route)
+    if ORCHESTRATOR_STATE.match(prefix, topic) is not None:
+        return LeaderSeen(decode(OrchestratorState, payload).epoch) if payload else None
+    return None
+
+
+def data_event(prefix: str, delivery: Delivery) -> Event | None:
+    """Read a request or a message between agents.
+
+    Raises:
+        RemoteProtocolError: it can't be read.
+    """
+    if ids := TENSORS.match(prefix, delivery.topic):
+        message, tensors = decode_tensors(delivery.payload)
+        if (message.request, message.node) != (ids["request"], ids["node"]):
+            raise RemoteProtocolError("the envelope names another request or node than the topic")
+        return Received(message, tensors)
+    if ids := TASK_REQUESTS.match(prefix, delivery.topic):
+        return Requested(
+            task=ids["task"],
+            payload=delivery.payload,
+            content_type=delivery.content_type or "",
+            reply_to=delivery.response_topic or "",
+            correlation=delivery.correlation or b"",
+            expiry_s=delivery.expiry_s,
+        )
+    return None
+
+
+def tensors_message(prefix: str, device: DeviceId, send: Send, now_s: float) -> Outgoing:
+    """Write a message to another agent.
+
+    It carries, as its token, what the coordinator must hear when nobody takes it.
+
+    Raises:
+        LocalProtocolError: its arrays can't be written.
+    """
+    message = send.message
+    topic = TENSORS.at(prefix, sender=device, receiver=send.receiver, request=message.request, node=message.node)
+    token = None
+    if isinstance(message, NodeInputs):
+        text = f"nobody receives messages for {send.receiver}"
+        failed = failure(message, send.receiver, ErrorCode.MODULE_FAILED, text, retry=True)
+        token = f"{message.coordinator}|{failed.model_dump_json()}"
+    expiry_s = max(1, math.ceil(send.deadline_s - now_s))
+    return Outgoing(topic, encode_tensors(message, send.tensors), expiry_s=expiry_s, token=token)
+
+
+def not_received(event: Undelivered, deadline_s: float) -> NotReceived:
+    """Read back the token of a message that nobody took."""
+    coordinator, _, failed = event.token.partition("|")
+    return NotReceived(coordinator, NodeFailed.model_validate_json(failed), deadline_s)
+
+
+def failure(message: NodeInputs, device: DeviceId, code: ErrorCode, text: str, *, retry: bool) -> NodeFailed:
+    """What the coordinator hears when a node can't run on a device."""
+    return NodeFailed(
+        request=message.request,
+        task=message.task,
+        node=message.node,
+        epoch=message.epoch,
+        generation=message.generation,
+        attempt=message.attempt,
+        device=device,
+        retry=retry,
+        error=ErrorBody(code=code, message=text),
+    )
+
+
+def result_message(reply: Reply) -> Outgoing:
+    """Write an answer: JSON, or safetensors with the JSON as metadata when the output is a tensor."""
+    result = encode(reply.result)
+    payload, content_type = result, JSON
+    if reply.tensors is not None:
+        payload, content_type = pack(reply.tensors, {"result": result.decode()}), SAFETENSORS
+    return Outgoing(
+        reply.reply_to,
+        payload,
+        correlation=reply.correlation or None,
+        content_type=content_type,
+        expiry_s=RESULT_EXPIRY_S,
+    )

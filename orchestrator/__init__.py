@@ -1,0 +1,1 @@
+"""Decides: who is alive, what goes where, which way a request may go."""

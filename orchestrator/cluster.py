@@ -1,0 +1,201 @@
+"""The devices as the orchestrator knows them: who is there, who is late, who is gone, who holds what.
+
+Owns what a birth, a drain, a will, a heartbeat and the passing of time mean. Knows nothing of tasks, placement or the
+broker; reads no clock: ``now_s`` comes in, in seconds of any steady clock.
+
+Invariants:
+- a will or heartbeat of a session that is not the device's current one changes nothing;
+- a session that ended, by its will or by the next birth, stays ended, whatever arrives late. Session numbers are
+  random: only memory tells an old one from a new one;
+- one missed heartbeat makes nobody dead; the detector stands still while our own link is down, and after it everybody
+  has the full time anew;
+- a device counts as alive only after a first heartbeat: a birth may be a retained ghost, a heartbeat can't be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+from broker.messages import DeviceProfile, DeviceState, Heartbeat, HeldModule
+from broker.specs import DeviceId, DeviceSpec, ModuleKey
+from broker.transport import LinkDown, LinkUp
+
+SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late beat is no death
+DEAD_AFTER_INTERVALS = 3.25  # three beats missed, and a quarter of an interval for the network's jitter
+_PAST_SESSIONS = 8  # remembered per device; more than the broker can have under way
+
+
+@dataclass(frozen=True)
+class DeviceStateSeen:
+    """A device's birth, drain or death."""
+
+    device: DeviceId
+    message: DeviceState
+
+
+@dataclass(frozen=True)
+class HeartbeatSeen:
+    """A device's periodic report."""
+
+    device: DeviceId
+    message: Heartbeat
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device: what it said last, when, and what that makes of it."""
+
+    id: DeviceId
+    session: int
+    status: Literal["online", "draining", "offline"]
+    profile: DeviceProfile
+    heard_s: float  # when it last gave a sign of life
+    health: Literal["well", "suspect", "dead"] = "well"
+    beating: bool = False  # whether a heartbeat came since it was last gone
+    seq: int = -1
+    held: Mapping[ModuleKey, HeldModule] = field(default_factory=dict)
+    failed: Mapping[ModuleKey, str] = field(default_factory=dict)  # in this session, with what the device said
+    past_sessions: tuple[int, ...] = ()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests may go there: online, draining or suspect, but neither offline nor dead."""
+        return self.status != "offline" and self.health != "dead" and self.beating
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether modules may be placed there."""
+        return self.alive and self.status == "online"
+
+    def ready(self, key: ModuleKey) -> bool:
+        """Whether it reports the module as loaded."""
+        return key in self.held and self.held[key].state == "ready"
+
+    @cached_property
+    def spec(self) -> DeviceSpec:
+        """The device as planning sees it, with the seconds that it measured."""
+        measured = {key: module.compute_s for key, module in self.held.items() if module.compute_s}
+        return DeviceSpec(id=self.id, compute_s=measured, **self.profile.model_dump())
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All devices seen since the start."""
+
+    heartbeat_interval_s: float
+    devices: Mapping[DeviceId, Device] = field(default_factory=dict)
+    listening: bool = False  # whether our own link is up
+
+    def alive(self) -> list[Device]:
+        """The devices to which requests may go, by id."""
+        return [device for _, device in sorted(self.devices.items()) if device.alive]
+
+
+ClusterEvent = DeviceStateSeen | HeartbeatSeen | Tick | LinkUp | LinkDown
+
+
+def apply(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
+    """The cluster after this event; the detector looks at everybody too."""
+    match event:
+        case DeviceStateSeen(name, message):
+            cluster = _with(cluster, _reported(cluster.devices.get(name), name, message, now_s))
+        case HeartbeatSeen(name, message):
+            cluster = _with(cluster, _beaten(cluster.devices.get(name), message, now_s))
+        case LinkUp():
+            anew = {name: _anew(device, now_s) for name, device in cluster.devices.items()}
+            cluster = replace(cluster, devices=anew, listening=True)
+        case LinkDown():
+            cluster = replace(cluster, listening=False)
+        case Tick():
+            pass
+    return _detect(cluster, now_s) if cluster.listening else cluster
+
+
+def next_deadline_s(cluster: Cluster) -> float | None:
+    """When the detector must look again, if nothing happens before."""
+    if not cluster.listening:
+        return None
+    watched = [device for device in cluster.devices.values() if _watched(device)]
+    return min((_due_s(cluster, device) for device in watched), default=None)
+
+
+def _with(cluster: Cluster, device: Device | None) -> Cluster:
+    if device is None or cluster.devices.get(device.id) is device:
+        return cluster
+    return replace(cluster, devices={**cluster.devices, device.id: device})
+
+
+def _reported(known: Device | None, name: DeviceId, message: DeviceState, now_s: float) -> Device | None:
+    if known is not None and message.session in known.past_sessions:
+        return known
+    if message.status == "offline":
+        current = known is not None and message.session == known.session and known.status != "offline"
+        return replace(known, status="offline", beating=False, held={}) if known and current else known
+    profile = message.profile or (known.profile if known else None)
+    if profile is None:
+        return known
+    if known is not None and message.session == known.session:
+        return _repeated(known, message, profile)
+    born = Device(name, message.session, message.status, profile, now_s)
+    # What the new session holds is not known yet. If the old one lived until now, nothing moves before its first beat.
+    return replace(born, beating=known.alive, past_sessions=_past(known)) if known else born
+
+
+def _past(known: Device) -> tuple[int, ...]:
+    return (known.session, *known.past_sessions)[:_PAST_SESSIONS]
+
+
+def _repeated(known: Device, message: DeviceState, profile: DeviceProfile) -> Device:
+    if known.status != "online" or (known.status, known.profile) == (message.status, profile):
+        return known  # who drains or is gone leaves; only a new session comes back
+    return replace(known, status=message.status, profile=profile)
+
+
+def _beaten(known: Device | None, message: Heartbeat, now_s: float) -> Device | None:
+    if known is None or message.session != known.session or known.status == "offline" or message.seq <= known.seq:
+        return known
+    failed = {
+        key: module.error or "no reason given" for key, module in message.modules.items() if module.state == "failed"
+    }
+    return replace(
+        known,
+        heard_s=now_s,
+        health="well",
+        beating=True,
+        seq=message.seq,
+        held=message.modules,
+        failed={**known.failed, **failed},
+    )
+
+
+def _anew(device: Device, now_s: float) -> Device:
+    return replace(device, heard_s=now_s, health="well") if _watched(device) else device
+
+
+def _watched(device: Device) -> bool:
+    return device.status != "offline" and device.health != "dead"
+
+
+def _due_s(cluster: Cluster, device: Device) -> float:
+    """When silence makes a well device suspect, or a suspect one dead."""
+    intervals = SUSPECT_AFTER_INTERVALS if device.health == "well" else DEAD_AFTER_INTERVALS
+    return device.heard_s + intervals * cluster.heartbeat_interval_s
+
+
+def _detect(cluster: Cluster, now_s: float) -> Cluster:
+    for known in cluster.devices.values():
+        device = known
+        if _watched(device) and device.health == "well" and now_s >= _due_s(cluster, device):
+            device = replace(device, health="suspect")
+        if _watched(device) and device.health == "suspect" and now_s >= _due_s(cluster, device):
+            device = replace(device, health="dead", beating=False, held={})
+        cluster = _with(cluster, device)
+    return cluster

@@ -1,0 +1,124 @@
+"""What can happen to the orchestrator, and what it can do: frozen values, one class each.
+
+Owns the vocabulary between ``service``, which makes events of messages and messages of actions, and ``decide``. What
+happens to devices is in ``cluster``. Knows nothing of topics or bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from broker.messages import Assignment, OrchestratorState, Result, Route
+from broker.specs import DeviceId, TaskName, TaskSpec
+from orchestrator.cluster import ClusterEvent
+
+# --- events ---
+
+
+@dataclass(frozen=True)
+class TaskDeployed:
+    """A task's spec arrived."""
+
+    spec: TaskSpec
+
+
+@dataclass(frozen=True)
+class TaskInvalid:
+    """A spec arrived that is none; ``why`` is a sentence for who deployed it."""
+
+    task: TaskName
+    why: str
+
+
+@dataclass(frozen=True)
+class TaskUndeployed:
+    """A task's spec was taken away."""
+
+    task: TaskName
+
+
+@dataclass(frozen=True)
+class RouteSeen:
+    """The broker remembers a route of an earlier term."""
+
+    task: TaskName
+    available: bool
+
+
+@dataclass(frozen=True)
+class RequestSeen:
+    """A sensor asks for a task; ``reply_to`` is allowed already."""
+
+    task: TaskName
+    reply_to: str
+    correlation: bytes | None
+
+
+@dataclass(frozen=True)
+class OrchestratorSeen:
+    """Somebody, perhaps we, said who leads."""
+
+    message: OrchestratorState
+
+
+TaskEvent = TaskDeployed | TaskInvalid | TaskUndeployed | RouteSeen
+Event = ClusterEvent | TaskEvent | RequestSeen | OrchestratorSeen
+
+# --- actions ---
+
+
+@dataclass(frozen=True)
+class PublishState:
+    """Say that we lead."""
+
+    message: OrchestratorState
+
+
+@dataclass(frozen=True)
+class PublishRoute:
+    """Say how a task's requests may go."""
+
+    route: Route
+
+
+@dataclass(frozen=True)
+class ClearRoute:
+    """Take the route of a task away that nobody deploys any more."""
+
+    task: TaskName
+
+
+@dataclass(frozen=True)
+class PublishAssignment:
+    """Say what a device must hold."""
+
+    device: DeviceId
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class AnswerError:
+    """Answer a request that nobody else will."""
+
+    reply_to: str
+    correlation: bytes | None
+    result: Result
+
+
+@dataclass(frozen=True)
+class Resign:
+    """End: somebody leads with a higher epoch."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the log."""
+
+    event: str
+    fields: Mapping[str, object]
+
+
+Action = PublishState | PublishRoute | ClearRoute | PublishAssignment | AnswerError | Resign | Note

@@ -1,0 +1,120 @@
+"""From a placement to the way that each task's requests may go.
+
+Owns what a route says: who can run each node now, and which node's devices are the front door. Knows nothing of how the
+placement was found, nor of publishing.
+
+Invariants:
+- a route names a device for a node only if the module is placed there and the device, alive, reports it as ready;
+- a node without a device is pending, not unavailable: its module loads, and requests wait;
+- ``unavailable`` always says why, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from broker.messages import Route, RouteDevice, RouteNode
+from broker.specs import DeviceId, ModuleKey, NodeName, TaskSpec
+from orchestrator.cluster import Device
+from orchestrator.costs import compute_s
+
+HEADER_ROOM_BYTES = 64 * 1024  # for the envelope, the plan and the topic of a message
+
+
+@dataclass(frozen=True)
+class Term:
+    """The fence that stands in every route and assignment."""
+
+    epoch: int
+    generation: int
+
+
+def too_large(task: TaskSpec, limit_bytes: int) -> str | None:
+    """Why this task's inputs or outputs can't pass a broker that takes ``limit_bytes`` a message; None if they can."""
+    sizes = {"the inputs together": sum(given.bytes for given in task.inputs.values())}
+    sizes |= {f"the output of {name}": task.module_of(name).output_bytes for name in task.order}
+    for what, size_bytes in sizes.items():
+        if size_bytes + HEADER_ROOM_BYTES > limit_bytes:
+            return (
+                f"{what} ({size_bytes} bytes, and {HEADER_ROOM_BYTES} for the header) can't pass the broker, where a "
+                f"message has at most {limit_bytes} bytes: make it smaller, or raise the broker's max_packet_size"
+            )
+    return None
+
+
+def front_door_node(task: TaskSpec) -> NodeName:
+    """The node with the largest raw input: what it needs directly, in bytes; ties go to the smaller name."""
+
+    def raw_bytes(name: NodeName) -> int:
+        return sum(task.inputs[need].bytes for need in task.nodes[name].needs if need in task.inputs)
+
+    return min(task.nodes, key=lambda name: (-raw_bytes(name), name))
+
+
+def route_of(
+    task: TaskSpec, term: Term, where: Mapping[ModuleKey, DeviceId], devices: Mapping[DeviceId, Device]
+) -> Route:
+    """The route of a placed task; its ``group`` is left 0.
+
+    Args:
+        task: the graph.
+        term: epoch and generation.
+        where: the device of each placed module.
+        devices: all that are known, by id.
+    """
+    nodes = {name: _node(task, name, where, devices) for name in task.order}
+    front_door = tuple(candidate.device for candidate in nodes[front_door_node(task)].devices)
+    return Route(
+        task=task.task,
+        epoch=term.epoch,
+        generation=term.generation,
+        group=0,
+        inputs=task.inputs,
+        nodes=nodes,
+        output=task.output,
+        front_door=front_door,
+    )
+
+
+def no_route(task: str, term: Term, why: str) -> Route:
+    """The route of a task that can't be served; its ``group`` is left 0."""
+    return Route(task=task, epoch=term.epoch, generation=term.generation, group=0, unavailable=why)
+
+
+def same_way(a: Route, b: Route) -> bool:
+    """Whether two routes say the same but for the seconds that devices measured: those drift all the time."""
+    return _without_seconds(a) == _without_seconds(b)
+
+
+def _node(
+    task: TaskSpec, name: NodeName, where: Mapping[ModuleKey, DeviceId], devices: Mapping[DeviceId, Device]
+) -> RouteNode:
+    node, module = task.nodes[name], task.module_of(name)
+    holder = devices.get(where.get(module.key, ""))
+    able = [holder] if holder and holder.alive and holder.ready(module.key) else []
+    return RouteNode(
+        module=node.module,
+        key=module.key,
+        needs=node.needs,
+        output_bytes=module.output_bytes,
+        devices=tuple(
+            RouteDevice(
+                device=device.id,
+                compute_s=compute_s(device.spec, node.module, module),
+                latency_s=device.profile.latency_s,
+                bandwidth_bits_per_s=device.profile.bandwidth_bits_per_s,
+            )
+            for device in able
+        ),
+    )
+
+
+def _without_seconds(route: Route) -> Route:
+    nodes = {
+        name: node.model_copy(
+            update={"devices": tuple(device.model_copy(update={"compute_s": 0.0}) for device in node.devices)}
+        )
+        for name, node in route.nodes.items()
+    }
+    return route.model_copy(update={"nodes": nodes})

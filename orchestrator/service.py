@@ -1,0 +1,306 @@
+"""The loop: messages in, ``decide``, messages out.
+
+Owns the two connections, the mailbox between their threads and this one, and the clock. Decides nothing itself.
+
+Invariants:
+- one thread, the one that calls ``run``, touches the state; inboxes only leave events in the mailbox;
+- the epoch is on the disk before anybody hears of it, and greater than all that was stored or retained;
+- state topics are said by the control connection only; requests arrive on the other one, so that a picture never
+  delays a heartbeat;
+- what can't be said because the link is down is dropped: all is said anew when it is up.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from broker import topics
+from broker.codec import encode
+from broker.errors import MessageTooLarge, NotConnected, QueueFull, RemoteProtocolError, TransportError
+from broker.mailbox import Mailbox
+from broker.messages import OrchestratorState, Route
+from broker.mqtt import MqttTransport
+from broker.transport import Delivery, Denied, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Will, WillFor
+from orchestrator.cluster import Tick
+from orchestrator.decide import State, decide, initial, next_deadline_s
+from orchestrator.epoch import read_epoch, store_epoch
+from orchestrator.events import (
+    Action,
+    AnswerError,
+    ClearRoute,
+    Event,
+    Note,
+    OrchestratorSeen,
+    PublishAssignment,
+    PublishRoute,
+    PublishState,
+    Resign,
+)
+from orchestrator.wire import HEARD, event_of, outgoing_of
+
+READ_RETAINED_S = 0.5  # a broker sends retained messages at once after the subscription; there is no end mark
+RETRY_UNSENT_S = 0.1  # when the transport's queue was full
+
+_log = structlog.get_logger("orchestrator")
+
+
+class MakeTransport(Protocol):
+    """Makes a connection; tests pass one to the in-memory twin."""
+
+    def __call__(self, *, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:
+        """Make it, not yet started."""
+
+
+@dataclass(frozen=True)
+class _Posted:
+    """What a connection left in the mailbox."""
+
+    control: bool
+    event: LinkEvent
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """Somebody called ``stop``."""
+
+
+class Orchestrator:
+    """One orchestrator. ``run`` blocks until ``stop`` is called from any thread, or a newer orchestrator leads.
+
+    Args:
+        url: the broker, as ``mqtt://host:port``.
+        state_dir: a directory of its own, where the epoch outlives the process; it is made when missing.
+        site: the prefix in front of all topics.
+        heartbeat_interval_s: how often agents report.
+        settle_s: how long retained messages and first heartbeats may take to arrive after a connection.
+        answer_unknown_tasks: answer requests for tasks that nobody serves. It costs one more copy of each request from
+            the broker; without it such a request ends at its sender's deadline.
+        make_transport: makes the two connections.
+
+    Raises:
+        BadFile: the state directory can't be used, or the url isn't one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        state_dir: Path,
+        site: str | None = None,
+        *,
+        heartbeat_interval_s: float = 1.0,
+        settle_s: float = 1.5,
+        answer_unknown_tasks: bool = True,
+        make_transport: MakeTransport = MqttTransport,
+    ) -> None:
+        self._url = url
+        self._epoch_file = state_dir / "epoch"
+        self._stored_epoch = read_epoch(self._epoch_file)
+        self._prefix = topics.prefix_of(site)
+        self._heartbeat_interval_s = heartbeat_interval_s
+        self._settle_s = settle_s
+        self._answer_unknown_tasks = answer_unknown_tasks
+        self._make_transport = make_transport
+        self._mailbox: Mailbox[_Posted | _Stop] = Mailbox()
+        self._name = f"orchestrator-{secrets.token_hex(4)}"  # two orchestrators must not throw each other out
+        self._data = make_transport(url=url, client_id=f"{self._name}-data", inbox=self._from_data)
+        self._control: Transport | None = None
+        self._state: State | None = None
+        self._unsent: deque[Outgoing] = deque()
+        self._stopping = False
+        self.resigned: str | None = None  # why, when a newer orchestrator leads
+
+    def run(self) -> None:
+        """Lead until told to stop.
+
+        Raises:
+            BadFile: the epoch can't be stored.
+        """
+        try:
+            seen = self._read_retained_epoch()
+            if self._stopping:
+                return
+            epoch = max(self._stored_epoch, seen) + 1
+            store_epoch(self._epoch_file, epoch)
+            self._state = initial(epoch=epoch, heartbeat_interval_s=self._heartbeat_interval_s, settle_s=self._settle_s)
+            _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
+            self._connect(epoch)
+            while not self._stopping:
+                self._turn(self._state)
+        finally:
+            self._leave()
+
+    def stop(self) -> None:
+        """End ``run`` soon, cleanly. May be called from any thread or signal handler, more than once."""
+        self._stopping = True
+        self._mailbox.put_control(_Stop())
+
+    # --- the connections' threads ---
+
+    def _from_control(self, event: LinkEvent) -> None:
+        self._mailbox.put_control(_Posted(control=True, event=event))
+
+    def _from_data(self, event: LinkEvent) -> None:
+        if isinstance(event, Delivery) and topics.TASK_REQUESTS.match(self._prefix, event.topic) is not None:
+            # Nobody here looks at the picture: don't keep it.
+            self._mailbox.put_data(_Posted(control=False, event=replace(event, payload=b"")), 0)
+        else:
+            self._mailbox.put_control(_Posted(control=False, event=event))
+
+    # --- begin and end ---
+
+    def _read_retained_epoch(self) -> int:
+        """The epoch that the broker remembers; 0 if none. Waits for the broker as long as it takes."""
+        leader = topics.ORCHESTRATOR_STATE.filter(self._prefix)
+        self._data.subscribe(leader)
+        self._data.start()
+        until_s: float | None = None
+        seen = 0
+        while not self._stopping and not seen:
+            wait_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+            posted = self._mailbox.get(wait_s)
+            if posted is None:
+                break
+            if isinstance(posted, _Stop):
+                continue
+            if isinstance(posted.event, LinkUp):
+                until_s = time.monotonic() + min(READ_RETAINED_S, self._settle_s)
+            elif isinstance(posted.event, LinkDown):
+                until_s = None
+                _log.warning("waiting_for_broker", broker=self._url, reason=posted.event.reason)
+            elif isinstance(posted.event, Delivery):
+                event = self._event_of(posted.event)
+                seen = event.message.epoch if isinstance(event, OrchestratorSeen) else 0
+        self._data.unsubscribe(leader)
+        return seen
+
+    def _connect(self, epoch: int) -> None:
+        if self._answer_unknown_tasks:
+            self._data.subscribe(topics.TASK_REQUESTS.filter(self._prefix))
+        else:
+            self._data.close()
+
+        def will(session: int) -> Will:
+            gone = OrchestratorState(epoch=epoch, online=False, session=session)
+            return Will(topics.ORCHESTRATOR_STATE.at(self._prefix), encode(gone))
+
+        self._control = self._make_transport(
+            url=self._url, client_id=f"{self._name}-control", inbox=self._from_control, will=will
+        )
+        self._control.subscribe(*(topic.filter(self._prefix) for topic in HEARD))
+        self._control.start()
+
+    def _leave(self) -> None:
+        """Say that nobody leads, unless somebody newer does; then disconnect."""
+        if self._control and self._state and self._state.link and self.resigned is None:
+            gone = OrchestratorState(epoch=self._state.epoch, online=False, session=self._state.link.session)
+            self._do(PublishState(gone))
+            self._flush()
+        if self._control:
+            self._control.close()
+        self._data.close()
+        _log.info("stopped", resigned=self.resigned, messages_dropped=self._mailbox.dropped)
+
+    # --- the loop ---
+
+    def _turn(self, state: State) -> None:
+        """Wait for one event or the next deadline, and do what follows."""
+        deadline_s = next_deadline_s(state)
+        wait_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+        if self._unsent:
+            wait_s = RETRY_UNSENT_S if wait_s is None else min(RETRY_UNSENT_S, wait_s)
+        posted = self._mailbox.get(wait_s)
+        if isinstance(posted, _Posted) and (event := self._received(posted)) is not None:
+            self._step(event)
+        if deadline_s is not None and time.monotonic() >= deadline_s:
+            self._step(Tick())
+        self._flush()
+
+    def _step(self, event: Event) -> None:
+        if self._state is not None:
+            self._state, actions = decide(self._state, event, time.monotonic())
+            for action in actions:
+                self._do(action)
+
+    def _received(self, posted: _Posted) -> Event | None:
+        event = posted.event
+        if isinstance(event, Delivery):
+            return self._event_of(event)
+        if isinstance(event, Denied):
+            _log.error("denied", topic=event.topic, reason=event.reason)
+        elif posted.control and isinstance(event, LinkUp | LinkDown):
+            _log.info("link_up" if isinstance(event, LinkUp) else "link_down", broker=self._url)
+            return event
+        return None
+
+    def _event_of(self, delivery: Delivery) -> Event | None:
+        try:
+            return event_of(self._prefix, delivery)
+        except RemoteProtocolError as error:
+            _log.warning("message_refused", topic=delivery.topic, reason=str(error))
+            return None
+
+    # --- what to do ---
+
+    def _do(self, action: Action) -> None:
+        _tell(action)
+        match action:
+            case AnswerError(reply_to):
+                try:
+                    self._data.publish(outgoing_of(self._prefix, action))
+                except (TransportError, MessageTooLarge) as error:
+                    _log.warning("answer_lost", topic=reply_to, reason=str(error))
+            case Resign(why):
+                self.resigned = why
+                self._stopping = True
+            case Note():
+                pass
+            case _:
+                self._unsent.append(outgoing_of(self._prefix, action))
+
+    def _flush(self) -> None:
+        """Hand over what waits, in order, as far as the connection takes it."""
+        while self._unsent and self._control:
+            try:
+                self._control.publish(self._unsent[0])
+            except NotConnected:
+                self._unsent.clear()  # all is said anew when the link is up
+                return
+            except QueueFull:
+                return
+            except MessageTooLarge as error:
+                _log.error("message_too_large", topic=error.topic, reason=str(error))
+            self._unsent.popleft()
+
+
+def _tell(action: Action) -> None:
+    """Write an action to the log."""
+    match action:
+        case PublishState(message):
+            _log.info("state", epoch=message.epoch, online=message.online)
+        case PublishRoute(route):
+            _log.info("route", task=route.task, generation=route.generation, **_summary(route))
+        case ClearRoute(task):
+            _log.info("route_cleared", task=task)
+        case PublishAssignment(device, assignment):
+            names = [module.module for module in assignment.modules]
+            _log.info("assignment", device=device, generation=assignment.generation, modules=names)
+        case AnswerError(reply_to, _, result):
+            _log.info("request_refused", task=result.task, request=result.request, reply_to=reply_to)
+        case Resign(why):
+            _log.error("resigning", why=why)
+        case Note(event, fields):
+            _log.info(event, **fields)
+
+
+def _summary(route: Route) -> dict[str, object]:
+    if route.unavailable is not None:
+        return {"unavailable": route.unavailable}
+    nodes = {name: [device.device for device in node.devices] for name, node in route.nodes.items()}
+    return {"nodes": nodes, "front_door": list(route.front_door), "group": route.group, "complete": route.complete}

@@ -1,0 +1,131 @@
+"""Messages to events, actions to messages.
+
+Owns which topic means which event and which action goes to which topic. Pure: no connection, no clock. What decides,
+and when, is elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from broker.codec import JSON, decode, encode
+from broker.errors import RemoteProtocolError
+from broker.messages import DeviceState, Heartbeat, OrchestratorState, Route
+from broker.specs import TaskSpec
+from broker.topics import (
+    DEVICE_ASSIGNMENT,
+    DEVICE_HEARTBEAT,
+    DEVICE_STATE,
+    ORCHESTRATOR_STATE,
+    TASK_REQUESTS,
+    TASK_ROUTE,
+    TASK_SPEC,
+    Topic,
+    may_reply_to,
+)
+from broker.transport import Delivery, Outgoing
+from orchestrator.cluster import DeviceStateSeen, HeartbeatSeen
+from orchestrator.events import (
+    AnswerError,
+    ClearRoute,
+    Event,
+    OrchestratorSeen,
+    PublishAssignment,
+    PublishRoute,
+    PublishState,
+    RequestSeen,
+    RouteSeen,
+    TaskDeployed,
+    TaskInvalid,
+    TaskUndeployed,
+)
+
+Message = PublishState | PublishRoute | ClearRoute | PublishAssignment | AnswerError
+"""The actions that are messages."""
+
+
+def event_of(prefix: str, delivery: Delivery) -> Event | None:
+    """What a delivered message means; None when it means nothing to the orchestrator.
+
+    Raises:
+        RemoteProtocolError: it breaks the contract.
+    """
+    for topic, read in _READERS.items():
+        if (ids := topic.match(prefix, delivery.topic)) is not None:
+            return read(prefix, ids, delivery)
+    return None
+
+
+def outgoing_of(prefix: str, action: Message) -> Outgoing:
+    """The message that carries out an action."""
+    match action:
+        case PublishState(message):
+            return _said(ORCHESTRATOR_STATE, prefix, encode(message))
+        case PublishRoute(route):
+            return _said(TASK_ROUTE, prefix, encode(route), task=route.task)
+        case ClearRoute(task):
+            return _said(TASK_ROUTE, prefix, b"", task=task)
+        case PublishAssignment(device, assignment):
+            return _said(DEVICE_ASSIGNMENT, prefix, encode(assignment), device=device)
+        case AnswerError(reply_to, correlation, result):
+            return Outgoing(reply_to, encode(result), correlation=correlation, content_type=JSON)
+
+
+def _said(topic: Topic, prefix: str, payload: bytes, **ids: str) -> Outgoing:
+    return Outgoing(topic.at(prefix, **ids), payload, qos=topic.qos, retain=topic.retain)
+
+
+def _heartbeat(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event:
+    return HeartbeatSeen(ids["device"], decode(Heartbeat, delivery.payload))
+
+
+def _request(prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event | None:
+    reply_to = delivery.response_topic
+    if delivery.retain or not reply_to or not may_reply_to(prefix, reply_to):
+        return None  # nobody to answer, or a place where we must not write
+    return RequestSeen(ids["task"], reply_to, delivery.correlation)
+
+
+def _device(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event | None:
+    if not delivery.payload:
+        return None  # an operator took the retained message away
+    return DeviceStateSeen(ids["device"], decode(DeviceState, delivery.payload))
+
+
+def _spec(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event:
+    task = ids["task"]
+    if not delivery.payload:
+        return TaskUndeployed(task)
+    try:
+        spec = decode(TaskSpec, delivery.payload)
+    except RemoteProtocolError as error:
+        return TaskInvalid(task, f"its spec is wrong: {error}; mend it and deploy it again")
+    if spec.task != task:
+        why = f"its spec names the task {spec.task} and was sent to {task}; send it to tasks/{spec.task}/spec"
+        return TaskInvalid(task, why)
+    return TaskDeployed(spec)
+
+
+def _leader(_prefix: str, _ids: Mapping[str, str], delivery: Delivery) -> Event | None:
+    return OrchestratorSeen(decode(OrchestratorState, delivery.payload)) if delivery.payload else None
+
+
+def _route(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event | None:
+    if not delivery.retain or not delivery.payload:
+        return None  # our own words come back as we say them; only what the broker remembers is news
+    try:
+        return RouteSeen(ids["task"], available=decode(Route, delivery.payload).unavailable is None)
+    except RemoteProtocolError:
+        return RouteSeen(ids["task"], available=False)  # to be overwritten or cleared all the same
+
+
+_READERS: Mapping[Topic, Callable[[str, Mapping[str, str], Delivery], Event | None]] = {
+    DEVICE_HEARTBEAT: _heartbeat,
+    TASK_REQUESTS: _request,
+    DEVICE_STATE: _device,
+    TASK_SPEC: _spec,
+    ORCHESTRATOR_STATE: _leader,
+    TASK_ROUTE: _route,
+}
+HEARD = (DEVICE_HEARTBEAT, DEVICE_STATE, TASK_SPEC, ORCHESTRATOR_STATE, TASK_ROUTE)
+"""What the control connection listens to."""

@@ -1,0 +1,93 @@
+"""The command line: ``s2m3 COMMAND``. Exit code 0 = it holds, 1 = it does not, 2 = bad input."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+import orchestrator.__main__
+import structlog
+
+import edge_agent.__main__
+from broker.errors import BadFile, S2M3Error
+from s2m3 import commands, demo
+
+INTERRUPTED = 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    whole = argparse.ArgumentParser(
+        prog="s2m3", description="Many multi-modal AI tasks on the small machines of a site."
+    )
+    verbs = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, description=text)
+
+    demo.add_arguments(verb("demo", "a whole site on this machine, with real photographs and a failure"))
+    broker = verb("broker", "run the embedded MQTT broker, on 127.0.0.1 only")
+    broker.add_argument("--port", type=int, default=1883, help="default 1883")
+    broker.set_defaults(run=commands.broker)
+    agent = verb("agent", "run one device's agent")
+    edge_agent.__main__.add_arguments(agent)
+    agent.set_defaults(run=edge_agent.__main__.run)
+    leader = verb("orchestrator", "run the orchestrator")
+    orchestrator.__main__.add_arguments(leader)
+    leader.set_defaults(run=orchestrator.__main__.run)
+
+    deploy = verb("deploy", "deploy a task: a YAML file, or a name of the catalogue such as pocket/classify")
+    deploy.add_argument("task", metavar="FILE")
+    deploy.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds to wait, default 60")
+    deploy.set_defaults(run=commands.deploy)
+    undeploy = verb("undeploy", "take a task away")
+    undeploy.add_argument("task", metavar="TASK")
+    undeploy.set_defaults(run=commands.undeploy)
+    request = verb("request", "send one request and print its answer")
+    request.add_argument("task", metavar="TASK")
+    request.add_argument("--image", metavar="FILE")
+    request.add_argument(
+        "--text", metavar="S", action="append", default=[], help="again for a second text, or one more line"
+    )
+    request.add_argument("--audio", metavar="FILE")
+    request.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds, default 30")
+    request.set_defaults(run=commands.request)
+    status = verb("status", "show devices, modules and tasks")
+    status.set_defaults(run=commands.status)
+    for command in (deploy, undeploy, request, status):
+        command.add_argument("--broker", default="mqtt://127.0.0.1:1883", metavar="URL", help="default %(default)s")
+        command.add_argument("--site", metavar="PREFIX", help="the site's topic prefix, when it has one")
+        command.add_argument("--json", action="store_true", help="print one JSON document")
+    return whole
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and turn what a person can mend into one line."""
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    arguments = parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except BadFile as error:
+        print(f"s2m3: {error}", file=sys.stderr)
+        return 2
+    except S2M3Error as error:
+        print(f"s2m3: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("s2m3: interrupted; everything it started has ended", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""What an operator can see: a read-only picture of a running site, built from its state topics.
+
+Owns the picture and waiting for it to change. Decides nothing, and what it shows is only what was really published.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import structlog
+
+from broker.codec import decode
+from broker.errors import RemoteProtocolError
+from broker.mailbox import Mailbox
+from broker.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Route
+from broker.mqtt import MqttTransport
+from broker.topics import (
+    DEVICE_ASSIGNMENT,
+    DEVICE_HEARTBEAT,
+    DEVICE_STATE,
+    ORCHESTRATOR_STATE,
+    TASK_ROUTE,
+    prefix_of,
+)
+from broker.transport import Delivery, LinkEvent, LinkUp, Outgoing
+
+log = structlog.get_logger()
+
+Observed = OrchestratorState | DeviceState | Assignment | Heartbeat | Route | None
+"""A state message; None when its topic was cleared."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One state message, with the time it arrived here."""
+
+    at_s: float
+    id: str  # of its device or task; "" for the orchestrator
+    message: Observed
+
+
+class Observer:
+    """A connection that listens to a site. Call ``wait_for`` or ``look``; nothing changes in between.
+
+    Args:
+        url: the broker.
+        site: the site's topic prefix, when it has one.
+        client_id: its name at the broker.
+    """
+
+    def __init__(self, url: str, *, client_id: str, site: str | None = None) -> None:
+        self.prefix = prefix_of(site)
+        self.leader: OrchestratorState | None = None
+        self.devices: dict[str, DeviceState] = {}
+        self.heartbeats: dict[str, Heartbeat] = {}
+        self.assignments: dict[str, Assignment] = {}
+        self.routes: dict[str, Route] = {}
+        self.sightings: list[Sighting] = []
+        self._mailbox: Mailbox[tuple[float, LinkEvent]] = Mailbox()
+        self._up = False
+        self._transport = MqttTransport(url=url, client_id=client_id, inbox=self._put)
+        topics = (ORCHESTRATOR_STATE, DEVICE_STATE, DEVICE_HEARTBEAT, DEVICE_ASSIGNMENT, TASK_ROUTE)
+        self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
+        self._transport.start()
+
+    def publish(self, message: Outgoing) -> None:
+        """Publish for the operator: a task's spec, or the clearing of a retained topic."""
+        self._transport.publish(message)
+
+    def connected(self, timeout_s: float) -> bool:
+        """Wait until the broker is reached and this observer hears it."""
+        return self.wait_for(lambda _: self._up, timeout_s)
+
+    def wait_for(self, holds: Callable[[Self], bool], timeout_s: float) -> bool:
+        """Look until something holds, or the time is over; says whether it holds."""
+        until_s = time.monotonic() + timeout_s
+        while not holds(self):
+            remaining_s = until_s - time.monotonic()
+            if remaining_s <= 0:
+                return False
+            if item := self._mailbox.get(remaining_s):
+                self._see(*item)
+        return True
+
+    def look(self) -> None:
+        """Take in what has already arrived."""
+        while item := self._mailbox.get(0.0):
+            self._see(*item)
+
+    def close(self) -> None:
+        """Disconnect; what was published is sent first."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _put(self, event: LinkEvent) -> None:
+        self._mailbox.put_control((time.monotonic(), event))
+
+    def _see(self, at_s: float, event: LinkEvent) -> None:
+        if isinstance(event, LinkUp):
+            self._up = True
+        if not isinstance(event, Delivery):
+            return
+        try:
+            self._note(at_s, event)
+        except RemoteProtocolError as error:
+            log.warning("message_refused", topic=event.topic, error=str(error))
+
+    def _note(self, at_s: float, delivery: Delivery) -> None:
+        topic, payload, prefix = delivery.topic, delivery.payload, self.prefix
+        if ORCHESTRATOR_STATE.match(prefix, topic) is not None:
+            self.leader = decode(OrchestratorState, payload) if payload else None
+            self.sightings.append(Sighting(at_s, "", self.leader))
+        elif ids := DEVICE_STATE.match(prefix, topic):
+            self._store(at_s, self.devices, ids["device"], decode(DeviceState, payload) if payload else None)
+        elif ids := DEVICE_HEARTBEAT.match(prefix, topic):
+            self._store(at_s, self.heartbeats, ids["device"], decode(Heartbeat, payload) if payload else None)
+        elif ids := DEVICE_ASSIGNMENT.match(prefix, topic):
+            self._store(at_s, self.assignments, ids["device"], decode(Assignment, payload) if payload else None)
+        elif ids := TASK_ROUTE.match(prefix, topic):
+            self._store(at_s, self.routes, ids["task"], decode(Route, payload) if payload else None)
+
+    def _store(self, at_s: float, where: dict[str, Observed], name: str, message: Observed) -> None:
+        self.sightings.append(Sighting(at_s, name, message))
+        if message is None:
+            where.pop(name, None)
+        else:
+            where[name] = message

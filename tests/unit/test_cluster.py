@@ -1,0 +1,153 @@
+"""Births, wills, heartbeats and silence."""
+
+from __future__ import annotations
+
+from broker.messages import DeviceProfile, DeviceState, Heartbeat, HeldModule
+from broker.transport import LinkDown, LinkUp
+from orchestrator.cluster import Cluster, DeviceStateSeen, HeartbeatSeen, Tick, apply, next_deadline_s
+
+PROFILE = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.002)
+OTHER = PROFILE.model_copy(update={"memory_bytes": 500})
+
+
+def birth(session: int = 1, profile: DeviceProfile | None = PROFILE) -> DeviceStateSeen:
+    return DeviceStateSeen("gw", DeviceState(status="online", session=session, profile=profile))
+
+
+def will(session: int = 1) -> DeviceStateSeen:
+    return DeviceStateSeen("gw", DeviceState(status="offline", session=session))
+
+
+def drain(session: int = 1) -> DeviceStateSeen:
+    return DeviceStateSeen("gw", DeviceState(status="draining", session=session))
+
+
+def beat(seq: int, session: int = 1, **modules: HeldModule) -> HeartbeatSeen:
+    return HeartbeatSeen("gw", Heartbeat(session=session, seq=seq, epoch=1, generation=1, modules=modules))
+
+
+def listening() -> Cluster:
+    return apply(Cluster(heartbeat_interval_s=1.0), LinkUp(1), 0.0)
+
+
+def alive() -> Cluster:
+    return apply(apply(listening(), birth(), 0.0), beat(1), 0.0)
+
+
+def test_a_birth_alone_is_no_life_a_first_heartbeat_is() -> None:
+    born = apply(listening(), birth(), 0.0)
+    assert not born.devices["gw"].alive
+    assert apply(born, beat(1), 0.1).devices["gw"].may_hold
+
+
+def test_a_will_of_the_current_session_ends_it_at_once() -> None:
+    assert not apply(alive(), will(), 0.1).devices["gw"].alive
+
+
+def test_a_late_will_of_an_older_session_changes_nothing() -> None:
+    again = apply(apply(alive(), birth(session=2), 0.1), beat(1, session=2), 0.2)
+    assert apply(again, will(session=1), 0.3) == again
+
+
+def test_a_birth_of_an_ended_session_that_arrives_late_changes_nothing() -> None:
+    again = apply(apply(alive(), birth(session=2), 0.1), beat(1, session=2), 0.2)
+    assert apply(again, birth(session=1), 0.3) == again
+    gone = apply(again, will(session=2), 0.4)
+    assert apply(gone, birth(session=2), 0.5) == gone
+    assert apply(gone, beat(9, session=2), 0.5) == gone
+
+
+def test_a_heartbeat_of_another_session_or_an_older_one_changes_nothing() -> None:
+    known = apply(alive(), beat(5), 0.5)
+    for late in (beat(6, session=2), beat(5), beat(4)):
+        assert apply(known, late, 0.6) == known
+
+
+def test_heartbeats_and_deaths_of_unknown_devices_change_nothing() -> None:
+    assert apply(listening(), beat(1), 0.0).devices == {}
+    assert apply(listening(), will(), 0.0).devices == {}
+
+
+def test_silence_makes_suspect_after_two_intervals_and_dead_after_three_and_a_quarter() -> None:
+    cluster = apply(alive(), Tick(), 1.99)
+    assert cluster.devices["gw"].health == "well"
+    cluster = apply(cluster, Tick(), 2.0)
+    assert cluster.devices["gw"].health == "suspect"
+    assert cluster.devices["gw"].may_hold
+    cluster = apply(cluster, Tick(), 3.24)
+    assert cluster.devices["gw"].alive
+    assert not apply(cluster, Tick(), 3.25).devices["gw"].alive
+
+
+def test_one_look_after_a_long_silence_is_enough() -> None:
+    assert apply(alive(), Tick(), 60.0).devices["gw"].health == "dead"
+
+
+def test_a_late_heartbeat_makes_a_suspect_well_again() -> None:
+    cluster = apply(apply(alive(), Tick(), 3.0), beat(2), 3.1)
+    assert cluster.devices["gw"].health == "well"
+    assert apply(cluster, Tick(), 5.0).devices["gw"].health == "well"
+
+
+def test_a_heartbeat_brings_a_silent_device_back_but_a_repeated_birth_does_not() -> None:
+    dead = apply(alive(), Tick(), 4.0)
+    assert not apply(dead, birth(), 5.0).devices["gw"].alive
+    assert apply(dead, beat(2), 5.0).devices["gw"].alive
+
+
+def test_the_detector_stands_still_while_our_own_link_is_down() -> None:
+    cluster = apply(alive(), LinkDown("gone"), 1.0)
+    assert next_deadline_s(cluster) is None
+    cluster = apply(cluster, Tick(), 100.0)
+    assert cluster.devices["gw"].alive
+    cluster = apply(cluster, LinkUp(2), 100.0)
+    assert apply(cluster, Tick(), 103.2).devices["gw"].alive
+    assert not apply(cluster, Tick(), 103.25).devices["gw"].alive
+
+
+def test_the_next_deadline_is_when_the_next_device_turns_suspect_or_dead() -> None:
+    cluster = alive()
+    assert next_deadline_s(listening()) is None
+    assert next_deadline_s(cluster) == 2.0
+    cluster = apply(cluster, Tick(), 2.0)
+    assert next_deadline_s(cluster) == 3.25
+    assert next_deadline_s(apply(cluster, Tick(), 3.25)) is None
+
+
+def test_a_new_session_begins_with_nothing_held_and_nothing_failed() -> None:
+    failed = HeldModule(module="m", state="failed", error="no weights")
+    cluster = apply(alive(), beat(2, key=failed), 0.5)
+    assert cluster.devices["gw"].failed == {"key": "no weights"}
+    again = apply(cluster, birth(session=2), 0.6).devices["gw"]
+    assert (again.held, again.failed, again.alive) == ({}, {}, True)
+
+
+def test_a_failure_is_remembered_while_the_session_lasts() -> None:
+    failed = HeldModule(module="m", state="failed", error="no weights")
+    cluster = apply(apply(alive(), beat(2, key=failed), 0.5), beat(3), 0.6)
+    assert cluster.devices["gw"].failed == {"key": "no weights"}
+
+
+def test_a_draining_device_is_alive_but_holds_nothing_new_and_keeps_its_profile() -> None:
+    device = apply(alive(), drain(), 0.5).devices["gw"]
+    assert device.alive
+    assert not device.may_hold
+    assert device.profile == PROFILE
+    assert apply(apply(alive(), drain(), 0.5), birth(), 0.6).devices["gw"].status == "draining"
+
+
+def test_a_birth_without_a_profile_keeps_the_known_one_and_without_any_is_no_device() -> None:
+    assert apply(listening(), birth(profile=None), 0.0).devices == {}
+    assert apply(alive(), birth(session=2, profile=None), 0.1).devices["gw"].profile == PROFILE
+
+
+def test_the_same_session_may_report_another_profile() -> None:
+    cluster = apply(alive(), birth(profile=OTHER), 0.1)
+    assert cluster.devices["gw"].spec.memory_bytes == 500
+    assert cluster.devices["gw"].alive
+
+
+def test_measured_seconds_stand_in_the_devices_spec() -> None:
+    held = HeldModule(module="m", state="ready", compute_s=0.3)
+    fresh = HeldModule(module="n", state="ready", compute_s=0.0)
+    assert apply(alive(), beat(2, k=held, f=fresh), 0.1).devices["gw"].spec.compute_s == {"k": 0.3}
