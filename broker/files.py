@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from broker.errors import BadFile
-from broker.specs import describe
+from broker.specs import describe, place_of
 
 M = TypeVar("M", bound=BaseModel)
 _MERGE = "tag:yaml.org,2002:merge"
@@ -34,9 +34,9 @@ def load_spec(path: Path | str, kind: type[M]) -> M:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_twice(str(path), root)
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that is none
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "not YAML"
+        problem = getattr(error, "problem", None) or (str(error) if type(error) is ValueError else "not YAML")
         line = mark.line + 1 if mark else None
         raise BadFile(file=str(path), line=line, problem=problem, fix="mend the YAML") from error
     if not isinstance(content, dict):
@@ -48,7 +48,7 @@ def load_spec(path: Path | str, kind: type[M]) -> M:
         field, sentence = describe(problem)
         raise BadFile(
             file=str(path),
-            line=_line_of(root, problem["loc"]),
+            line=_line_of(root, place_of(problem)),
             field=field,
             problem=sentence,
             fix=_fix(problem, kind),
@@ -66,23 +66,33 @@ def _fix(problem: Any, kind: type[BaseModel]) -> str:  # noqa: ANN401 - pydantic
     return "change it"
 
 
-def _refuse_twice(path: str, node: yaml.Node | None) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.tag != _MERGE and key.value in seen:
-                raise BadFile(
-                    file=path,
-                    line=key.start_mark.line + 1,
-                    field=str(key.value),
-                    problem="stands here a second time",
-                    fix="remove one of them",
-                )
-            seen.add(key.value)
-            _refuse_twice(path, value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_twice(path, item)
+def _refuse_twice(path: str, root: yaml.Node | None) -> None:
+    """Refuse a key that stands twice, where YAML would silently take the last; each node is seen once."""
+    todo, seen_nodes = [root], set[int]()  # an alias may lead back, or to the same node many times
+    while todo:
+        node = todo.pop()
+        if id(node) in seen_nodes:
+            continue
+        seen_nodes.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            todo.extend(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise BadFile(
+                        file=path, line=key.start_mark.line + 1, problem="a key is a list or an object", fix="name it"
+                    )
+                if key.tag != _MERGE and key.value in seen:
+                    raise BadFile(
+                        file=path,
+                        line=key.start_mark.line + 1,
+                        field=key.value,
+                        problem="stands here a second time",
+                        fix="remove one of them",
+                    )
+                seen.add(key.value)
+                todo.append(value)
 
 
 def _line_of(node: yaml.Node | None, place: Sequence[int | str]) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
 
 from broker.errors import ErrorCode
 from broker.specs import (
@@ -25,6 +25,8 @@ from broker.specs import (
     RequestId,
     TaskName,
 )
+
+MAX_DEADLINE_S = 86_400.0  # nobody waits longer than a day
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -223,9 +225,9 @@ class NodeInputs(Envelope):
 
     kind: Literal["inputs"] = "inputs"
     coordinator: DeviceId
-    deadline_s: NotNegative  # time left when this was sent: clocks of devices need not agree
+    deadline_s: Annotated[float, Field(ge=0, le=MAX_DEADLINE_S)]  # time left when sent: clocks need not agree
     reply_to: str
-    correlation: str = ""  # the sensor's Correlation Data, hexadecimal
+    correlation: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$")] = ""  # Correlation Data, hexadecimal
     plan: Annotated[Plan, BeforeValidator(_from_text)]
     content_types: Annotated[dict[NodeName, str], BeforeValidator(_from_text)] = {}
     timings: Annotated[tuple[Timing, ...], BeforeValidator(_from_text)] = ()

@@ -8,10 +8,12 @@ field.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
@@ -32,14 +34,18 @@ _UNIT |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def parse_bytes(value: object) -> object:
-    """Turn ``300MiB``, ``"1.0e9"`` or ``1.0e9`` into a whole number of bytes; leave anything else alone."""
+    """Turn ``300MiB``, ``"1.0e9"`` or ``1.0e9`` into a whole number of bytes; leave other numbers alone.
+
+    Raises:
+        ValueError: a text or a truth value that is no size.
+    """
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and (match := _SIZE.match(value)):
-        try:
+        with suppress(ValueError, OverflowError):
             return round(float(match[1]) * _UNIT[(match[2] or "b").lower()])
-        except (ValueError, OverflowError):
-            return value
+    if isinstance(value, (str, bool)):
+        raise ValueError("is no size: write a number of bytes, or 300MiB, or 1.5GB")  # noqa: TRY004 - pydantic's rule
     return value
 
 
@@ -128,18 +134,18 @@ class TaskSpec(Spec):
     @model_validator(mode="after")
     def _graph_is_sound(self) -> Self:
         if twice := sorted(self.inputs.keys() & self.nodes.keys()):
-            raise ValueError(f"inputs and nodes share a name: {', '.join(twice)}; rename one")
+            raise _unsound(("nodes", twice[0]), "is the name of an input too; rename one")
         known = self.inputs.keys() | self.nodes.keys()
         for name, node in self.nodes.items():
             if missing := [need for need in node.needs if need not in known]:
-                raise ValueError(f"nodes.{name}.needs names {missing[0]}, which is no input and no node")
+                raise _unsound(("nodes", name, "needs"), f"names {missing[0]}, which is no input and no node")
             if node.module not in self.modules:
-                raise ValueError(f"nodes.{name}.module names {node.module}, which modules does not describe")
+                raise _unsound(("nodes", name, "module"), f"names {node.module}, which modules does not describe")
         if self.output not in self.nodes:
-            raise ValueError(f"output names {self.output}, which is no node")
+            raise _unsound(("output",), f"names {self.output}, which is no node")
         if len(self.order) < len(self.nodes):
-            around = ", ".join(sorted(self.nodes.keys() - set(self.order)))
-            raise ValueError(f"nodes need each other in a circle: {around}")
+            around = sorted(self.nodes.keys() - set(self.order))
+            raise _unsound(("nodes", around[0]), f"nodes need each other in a circle: {', '.join(around)}")
         return self
 
     @cached_property
@@ -170,8 +176,18 @@ class DeviceSpec(Spec):
     compute_s: dict[str, Positive] = {}  # module name or key -> measured seconds; these win over the estimate
 
 
+def _unsound(place: tuple[str, ...], sentence: str) -> PydanticCustomError:
+    """A problem between fields, with the place where a person mends it."""
+    return PydanticCustomError("unsound_graph", "{sentence}", {"sentence": sentence, "place": place})
+
+
+def place_of(problem: Any) -> tuple[int | str, ...]:  # noqa: ANN401 - pydantic's error dictionaries are untyped
+    """The steps from the root to the field of one pydantic problem."""
+    return (*problem["loc"], *problem.get("ctx", {}).get("place", ()))
+
+
 def describe(problem: Any) -> tuple[str, str]:  # noqa: ANN401 - pydantic's error dictionaries are untyped
     """The field and the sentence of one pydantic problem, for a person."""
-    field = ".".join(str(part) for part in problem["loc"])
+    field = ".".join(str(part) for part in place_of(problem))
     sentence = str(problem["msg"]).removeprefix("Value error, ")
     return field, sentence

@@ -39,18 +39,15 @@ def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:
     """Write arrays of any shape, and strings, as one document.
 
     Raises:
-        LocalProtocolError: a dtype, rank or count that a reader would refuse.
+        LocalProtocolError: what a reader would refuse: a dtype, rank, count, or too much metadata.
     """
-    if len(tensors) > MAX_TENSORS:
-        raise LocalProtocolError(f"{len(tensors)} arrays in one document, at most {MAX_TENSORS} are allowed")
-    for name, array in tensors.items():
-        if array.ndim > MAX_RANK:
-            raise LocalProtocolError(f"{name} has {array.ndim} dimensions, at most {MAX_RANK} are allowed")
     try:
         contiguous = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in tensors.items()}
-        return bytes(save(contiguous, metadata=dict(metadata) if metadata else None))
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        document = bytes(save(contiguous, metadata=dict(metadata) if metadata else None))
+        _checked_header(document)
+    except (RemoteProtocolError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise LocalProtocolError(f"these arrays can't be written: {error}") from error
+    return document
 
 
 def unpack(document: bytes) -> tuple[dict[str, Array], dict[str, str]]:
@@ -91,7 +88,8 @@ def _checked_header(document: bytes) -> dict[str, str]:
 
 
 def _check_entry(name: str, entry: object) -> None:
-    if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES:
+    dtype = entry.get("dtype") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not isinstance(dtype, str) or dtype not in DTYPES:
         raise RemoteProtocolError(f"array {name!r} has a dtype outside {', '.join(sorted(DTYPES))}")
     shape = entry.get("shape")
     if not isinstance(shape, list) or len(shape) > MAX_RANK:

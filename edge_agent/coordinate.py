@@ -18,7 +18,7 @@ import numpy as np
 
 from broker.codec import RawInput, decode_request
 from broker.errors import ErrorCode, RequestFailed
-from broker.messages import ErrorBody, NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
+from broker.messages import MAX_DEADLINE_S, ErrorBody, NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
 from broker.specs import ID_PATTERN, DeviceId, NodeName, RequestId
 from broker.topics import may_reply_to
 from edge_agent.routing import choose_plan
@@ -74,7 +74,7 @@ def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Ac
     except RequestFailed as error:
         yield Reply(event.reply_to, event.correlation, _error(state, request, event.task, error))
         return
-    life_s = float(event.expiry_s) if event.expiry_s else DEFAULT_DEADLINE_S
+    life_s = min(MAX_DEADLINE_S, float(event.expiry_s or DEFAULT_DEADLINE_S))
     request_state = Coordinated(request, event.task, inputs, event.reply_to, event.correlation, now_s + life_s)
     state.coordinated[request] = request_state
     yield from _dispatch(state, request_state, now_s)

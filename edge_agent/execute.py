@@ -16,6 +16,7 @@ from broker.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Timing
 from broker.specs import ModuleKey, NodeName
 from broker.tensors import Array, Tensors
+from broker.topics import may_reply_to
 from edge_agent.coordinate import RAW
 from edge_agent.modules import Value
 from edge_agent.state import (
@@ -40,8 +41,8 @@ from edge_agent.state import (
 def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: float) -> Iterable[Action]:
     """Inputs of a node arrived: forward a kept output, or gather, and run when all are there."""
     planned = message.plan.nodes.get(message.node)
-    if planned is None:
-        state.dropped["not_in_plan"] += 1
+    if planned is None or not may_reply_to(state.prefix, message.reply_to):
+        state.dropped["bad_envelope"] += 1
         return
     if refusal := _refusal(state, message, planned.key):
         state.dropped["stale" if "older" in refusal else "not_held"] += 1

@@ -161,10 +161,17 @@ class Agent:
         event = self._link_event(item.link, item.event) if isinstance(item, _FromLink) else item
         now_s = time.monotonic()
         if event is not None and not isinstance(event, _Stop):
-            self._perform(decide(self._state, event, now_s))
+            self._handle(event, now_s)
         due_s = self._state.next_deadline_s()
         if due_s is not None and now_s >= due_s:
-            self._perform(decide(self._state, Tick(), now_s))
+            self._handle(Tick(), now_s)
+
+    def _handle(self, event: Event, now_s: float) -> None:
+        try:
+            self._perform(decide(self._state, event, now_s))
+        except Exception:  # noqa: BLE001 - a bug met by one message must not end the device for all others
+            self._state.dropped["internal_error"] += 1
+            self._log.exception("event_failed", event_kind=type(event).__name__)
 
     def _link_event(self, link: Literal["control", "data"], event: LinkEvent) -> Event | None:
         match event:

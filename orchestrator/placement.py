@@ -14,6 +14,7 @@ Models for Distributed Multi-Task Inference on the Edge" (ICDCS 2025).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -119,31 +120,44 @@ def place_most(
     """Place as many tasks as fit, and say of each other task why it doesn't.
 
     What is placed stays if everything fits that way; else it may move; else tasks are admitted one by one: those served
-    now first, then the heavier weight, then by name. So a new task never drives out a served one.
+    now first, then the heavier weight, then by name. So a new task never drives out a served one. A refusal says what
+    lacks beside the tasks that were admitted.
+
+    Args:
+        devices: as for ``place``.
+        tasks: what would be served, if all fits.
+        keep: as for ``place``.
+        served: the tasks that are served now.
+        default_source: as for ``place``.
+        barred: as for ``place``.
     """
 
-    def attempt(wanted: Sequence[TaskSpec]) -> Placement:
+    def attempt(wanted: Sequence[TaskSpec], *ways: Mapping[ModuleKey, DeviceId]) -> Placement:
         try:
-            return place(devices, wanted, keep=keep, default_source=default_source, barred=barred)
-        except NoDeviceFits as refusal:
-            try:
-                return place(devices, wanted, default_source=default_source, barred=barred)
-            except NoDeviceFits:
-                raise refusal from None
+            return place(devices, wanted, keep=ways[0], default_source=default_source, barred=barred)
+        except NoDeviceFits:
+            if not ways[1:]:
+                raise
+            return attempt(wanted, *ways[1:])
 
-    try:
-        return attempt(tasks), {}
-    except NoDeviceFits:
-        pass
+    keep = keep or {}
+    with contextlib.suppress(NoDeviceFits):
+        return attempt(tasks, keep, {}), {}
+    placement = attempt([], {})
     admitted: list[TaskSpec] = []
     refused: dict[TaskName, NoDeviceFits] = {}
-    placement = attempt(admitted)
-    for task in sorted(tasks, key=lambda task: (task.task not in served, -task.weight, task.task)):
-        try:
-            placement = attempt([*admitted, task])
-            admitted.append(task)
-        except NoDeviceFits as refusal:
-            refused[task.task] = refusal
+    waiting = sorted(tasks, key=lambda task: (task.task not in served, -task.weight, task.task))
+    while waiting:  # again, until nobody was admitted: each reason is then about the placement that stands
+        refused = {}
+        for task in waiting:
+            try:
+                placement = attempt([*admitted, task], keep, {}, placement.where)
+                admitted.append(task)
+            except NoDeviceFits as refusal:
+                refused[task.task] = refusal
+        if len(refused) == len(waiting):
+            break
+        waiting = [task for task in waiting if task.task in refused]
     return placement, refused
 
 

@@ -66,12 +66,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and turn what a person can mend into one line."""
+    arguments = parser().parse_args(argv)
+    serves = arguments.command in {"agent", "orchestrator"}
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if serves else logging.WARNING),
     )
     signal.signal(signal.SIGTERM, _interrupt)
-    arguments = parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except BadFile as error:

@@ -41,7 +41,8 @@ def deploy(arguments: argparse.Namespace) -> int:
         tasks.connect(observer, arguments.broker)
         observer.wait_for(lambda seen: seen.leader is not None, ROUTE_S)
         leaderless = observer.leader is None or not observer.leader.online
-        route = tasks.deploy(observer, spec, ROUTE_S if leaderless else arguments.timeout)
+        timeout_s = ROUTE_S if leaderless else arguments.timeout
+        route = tasks.deploy(observer, [spec], timeout_s)[spec.task]
     served = route is not None and route.complete
     if arguments.json:
         print(json.dumps(route.model_dump(mode="json", exclude_none=True) if route else None))

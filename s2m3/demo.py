@@ -23,14 +23,13 @@ from rich.table import Table
 from broker.client import Client, Response
 from broker.errors import S2M3Error
 from broker.messages import Route
-from broker.specs import TaskSpec
 from broker.topics import DEVICE_ASSIGNMENT, DEVICE_STATE, ORCHESTRATOR_STATE, TASK_ROUTE, TASK_SPEC
 from broker.transport import Outgoing
 from edge_agent.config import AgentConfig
 from s2m3 import tasks
 from s2m3.catalogue import load_task
 from s2m3.observe import Observer
-from s2m3.pictures import CameraRequest, camera_requests
+from s2m3.pictures import REQUESTS, DemoRequest
 from s2m3.site import Site
 
 TASKS = ("pocket/classify", "pocket/zero-shot", "pocket/vqa")
@@ -42,6 +41,7 @@ AGENTS = (  # three gateways: a fast small one, a slower large one, the slowest
 START_S = 60.0  # three agents import torch on two cores
 DEPLOY_S = 60.0
 DEADLINE_S = 30.0
+PIPED_WIDTH = 140  # columns, where there is no terminal to ask
 RATE_PER_S = 10.0  # of the camera, while a device is killed
 BEFORE_KILL, AFTER_KILL = 8, 16  # requests
 
@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo; 0 when every answer was equal and no request was lost."""
-    console = Console(stderr=arguments.json, quiet=arguments.json and not sys.stderr.isatty())
+    quiet = arguments.json and not sys.stderr.isatty()
+    console = Console(stderr=arguments.json, quiet=quiet, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     with ExitStack() as stack:
         report = Demo(arguments.broker, console, stack).run()
     if arguments.json:
@@ -87,7 +88,7 @@ class Demo:
         self._console = console
         self._report = Report()
         self._specs = [load_task(name) for name in TASKS]
-        self._camera = camera_requests()
+        self._inputs = [request.inputs for request in REQUESTS]
         foreign = broker.startswith("mqtt://")
         prefix = f"demo-{uuid.uuid4().hex[:8]}" if foreign else None
         console.print(f"starting a broker ({broker}), an orchestrator and {len(AGENTS)} agents ...")
@@ -115,10 +116,14 @@ class Demo:
 
     def _unsplit_answers(self) -> list[dict[str, object]]:
         self._console.print("meanwhile: the same requests on the unsplit models, in this one process ...")
-        from s2m3.unsplit import Unsplit  # noqa: PLC0415 - imports torch; the processes start meanwhile
+        import torch  # noqa: PLC0415 - after the processes were started: it takes seconds, and so do they
 
+        from s2m3.unsplit import Unsplit  # noqa: PLC0415 - the same
+
+        torch.set_num_threads(AGENTS[0].threads)  # bits are equal at the same thread count
         unsplit = Unsplit()
-        return [dict(unsplit.answer(request.task, request.inputs)) for request in self._camera]
+        self._report.memory_bytes["unshared"] = sum(unsplit.weight_bytes(spec.task) for spec in self._specs)
+        return [dict(unsplit.answer(r.task, inputs)) for r, inputs in zip(REQUESTS, self._inputs, strict=True)]
 
     def _await_devices(self) -> None:
         def all_online(seen: Observer) -> bool:
@@ -132,11 +137,10 @@ class Demo:
                 raise DemoFailed(f"not all processes were online within {START_S:g} s: is this machine very busy?")
 
     def _deploy(self) -> None:
-        for spec in self._specs:
-            route = tasks.deploy(self._observer, spec, DEPLOY_S)
+        for task, route in tasks.deploy(self._observer, self._specs, DEPLOY_S).items():
             if route is None or not route.complete:
                 why = route.unavailable if route else f"not served within {DEPLOY_S:g} s"
-                raise DemoFailed(f"{spec.task} could not be deployed: {why}")
+                raise DemoFailed(f"{task} could not be deployed: {why}")
 
     def _show_placement(self) -> None:
         table = Table("module", "device", "MB", "used by", "why there", title="placement", title_justify="left")
@@ -148,8 +152,8 @@ class Demo:
                 shared += assigned.spec.memory_bytes
                 size = f"{assigned.spec.memory_bytes / 1e6:.1f}"
                 table.add_row(assigned.module, device, size, ", ".join(users), assigned.why)
-        unshared = sum(_distinct_bytes(spec) for spec in self._specs)
-        self._report.memory_bytes = {"shared": shared, "unshared": unshared}
+        unshared = self._report.memory_bytes["unshared"]
+        self._report.memory_bytes["shared"] = shared
         self._console.print(table)
         self._console.print(
             f"memory held for {len(self._specs)} tasks: {shared / 1e6:.1f} MB shared, {unshared / 1e6:.1f} MB if each "
@@ -159,14 +163,14 @@ class Demo:
     def _ask_everything(self, expected: Sequence[dict[str, object]]) -> bool:
         rows = []
         with self._progress() as progress:
-            bar = progress.add_task("requests on real photographs", total=len(self._camera))
-            for request in self._camera:
-                rows.append(self._client.request(request.task, request.inputs, deadline_s=DEADLINE_S))
+            bar = progress.add_task("requests on real photographs", total=len(REQUESTS))
+            for request, inputs in zip(REQUESTS, self._inputs, strict=True):
+                rows.append(self._client.request(request.task, inputs, deadline_s=DEADLINE_S))
                 progress.advance(bar)
         table = Table(
             "picture", "task", "answer", "score", "ms", "path", "equal", title="answers", title_justify="left"
         )
-        for request, response, wanted in zip(self._camera, rows, expected, strict=True):
+        for request, response, wanted in zip(REQUESTS, rows, expected, strict=True):
             row = _row(request, response, wanted)
             self._report.requests.append(row)
             table.add_row(
@@ -221,9 +225,9 @@ class Demo:
 
     def _stream(self, sent: list[tuple[int, Future[Response]]], count: int, *, pause_s: float) -> None:
         for _ in range(count):
-            index = len(sent) % len(self._camera)
-            request = self._camera[index]
-            sent.append((index, self._client.submit(request.task, request.inputs, deadline_s=DEADLINE_S)))
+            index = len(sent) % len(REQUESTS)
+            task, inputs = REQUESTS[index].task, self._inputs[index]
+            sent.append((index, self._client.submit(task, inputs, deadline_s=DEADLINE_S)))
             time.sleep(pause_s)
 
     def _vision_holder(self) -> str:
@@ -280,12 +284,7 @@ class Demo:
             seen.publish(Outgoing(topic, b"", retain=True))
 
 
-def _distinct_bytes(spec: TaskSpec) -> int:
-    used = {module.key: module.memory_bytes for module in spec.modules.values()}
-    return sum(used.values())
-
-
-def _row(request: CameraRequest, response: Response, wanted: dict[str, object]) -> dict[str, object]:
+def _row(request: DemoRequest, response: Response, wanted: dict[str, object]) -> dict[str, object]:
     answer = response.result.answer or {}
     error = response.result.error
     return {

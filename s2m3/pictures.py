@@ -11,7 +11,6 @@ motorcycle ("moped") and the horse's silhouette (a dog breed), which are near bu
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,10 +129,10 @@ def picture(name: str) -> Picture:
     return Picture(name, path, "image/jpeg" if path.suffix == ".jpg" else "image/png")
 
 
-def pictures() -> Iterator[Picture]:
+def pictures() -> tuple[Picture, ...]:
     """All photographs.
 
     Raises:
         PicturesMissing: a package is not installed.
     """
-    return (picture(name) for name in names())
+    return tuple(picture(name) for name in names())

@@ -47,6 +47,11 @@ class Site:
         self._stack = ExitStack()
         self._directory = Path()
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The agents' ids."""
+        return tuple(self._configs)
+
     def __enter__(self) -> Self:
         try:
             self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-")))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
 from broker.codec import encode
 from broker.errors import NotConnected
 from broker.messages import Route
-from broker.specs import TaskSpec
+from broker.specs import TaskName, TaskSpec
 from broker.topics import TASK_SPEC
 from broker.transport import Outgoing
 from s2m3.observe import Observer
@@ -24,14 +27,20 @@ def connect(observer: Observer, url: str) -> None:
         raise NotConnected(f"no broker answers at {url}: start one (`s2m3 broker`), or name it with --broker")
 
 
-def deploy(observer: Observer, spec: TaskSpec, timeout_s: float) -> Route | None:
-    """Publish a task's spec and wait until it can be served, or is refused.
+def deploy(observer: Observer, specs: Sequence[TaskSpec], timeout_s: float) -> dict[TaskName, Route | None]:
+    """Publish tasks' specs, all before any is awaited, and wait until each can be served or is refused.
 
     Returns:
-        The task's route: complete, or with the reason why it is unavailable; None when the time was over first.
+        Each task's route: complete, or with the reason why it is unavailable; None when the time was over first.
     """
-    observer.publish(Outgoing(TASK_SPEC.at(observer.prefix, task=spec.task), encode(spec), retain=True))
+    until_s = time.monotonic() + timeout_s
+    known = {spec.task: observer.routes.get(spec.task) for spec in specs}
+    for spec in specs:
+        observer.publish(Outgoing(TASK_SPEC.at(observer.prefix, task=spec.task), encode(spec), retain=True))
+    return {spec.task: _outcome(observer, spec, known[spec.task], until_s) for spec in specs}
 
+
+def _outcome(observer: Observer, spec: TaskSpec, known: Route | None, until_s: float) -> Route | None:
     def route() -> Route | None:
         return observer.routes.get(spec.task)
 
@@ -43,10 +52,10 @@ def deploy(observer: Observer, spec: TaskSpec, timeout_s: float) -> Route | None
         found = route()
         return found is not None and found.unavailable is not None
 
-    known = route()
-    observer.wait_for(lambda _: served() or (refused() and route() is not known), min(timeout_s, STALE_REFUSAL_S))
+    remaining_s = max(0.0, until_s - time.monotonic())
+    observer.wait_for(lambda _: served() or (refused() and route() is not known), min(remaining_s, STALE_REFUSAL_S))
     if not refused():
-        observer.wait_for(lambda _: served() or refused(), max(0.0, timeout_s - STALE_REFUSAL_S))
+        observer.wait_for(lambda _: served() or refused(), max(0.0, until_s - time.monotonic()))
     return route() if served() or refused() else None
 
 

@@ -38,7 +38,7 @@ def picture(value: Value) -> Image.Image:
                 return _rgb(image)
             reason = f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are allowed"
     except Exception as error:  # noqa: BLE001 - hostile bytes make decoders raise anything, warnings included
-        # The first word of a library's message names an object in memory; its kind is what a person can use.
+        # A library's own message may name an object in memory; the kind of trouble is what a person can use.
         reason = "truncated" if "truncated" in str(error) else _kind(error)
     raise RequestFailed(ErrorCode.BAD_INPUT, f"this is not a picture that can be read ({reason}): send a JPEG or PNG")
 

@@ -72,7 +72,10 @@ def load_encoder(spec: ModuleSpec) -> Encoder:
     """
     if spec.source is None:
         raise ModuleRefused(f"{spec.family} needs a source of weights")
-    directory = weights.path_of(spec.source).parent
+    path = weights.path_of(spec.source)
+    directory = path.parent
+    if missing := [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]:
+        raise ModuleRefused(f"{path.name} lies without {missing[0]}: these are not the weights of {spec.family}")
     model = BertModel(BertConfig.from_json_file(directory / "config.json"), add_pooling_layer=False)
     model.train(mode=False)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}

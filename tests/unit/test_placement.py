@@ -48,7 +48,7 @@ def test_the_heaviest_module_gets_the_fastest_device() -> None:
 
 def test_a_module_that_does_not_fit_the_fastest_goes_elsewhere_and_the_bytes_are_named() -> None:
     placement = place([device("slow", 1000, speed=1e9), device("fast", 59)], [chain("t", VISION, HEAD)])
-    assert placement.where == {VISION.key: "slow", HEAD.key: "slow"}
+    assert placement.where == {VISION.key: "slow", HEAD.key: "fast"}
     assert placement.explain[VISION.key].rejected == {"fast": "memory short by 1 bytes"}
 
 
@@ -122,11 +122,11 @@ def test_no_tasks_need_no_devices() -> None:
     assert (placement.where, placement.objective_s, placement.shared_bytes) == ({}, 0.0, 0)
 
 
-def test_a_task_that_does_not_fit_leaves_the_others_served() -> None:
+def test_a_task_that_does_not_fit_leaves_the_others_served_and_names_what_it_lacks_beside_them() -> None:
     big = module("big", memory_bytes=500, flops=99e9)
     placement, refused = place_most([device("a", 100)], [chain("huge", big), chain("t", VISION)])
     assert placement.where == {VISION.key: "a"}
-    assert refused["huge"].short_bytes == {"a": 440}
+    assert refused["huge"].short_bytes == {"a": 500 - (100 - 60)}
 
 
 def test_a_new_task_never_drives_out_a_served_one_whatever_its_weight_or_flops() -> None:

@@ -1,0 +1,75 @@
+"""A whole site of real processes over a real Mosquitto, and the command line to use it with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_agent.config import AgentConfig
+from s2m3 import tasks
+from s2m3.catalogue import load_task
+from s2m3.observe import Observer
+from s2m3.pictures import picture
+from s2m3.site import Site
+
+START_S = 90.0
+COMMAND_S = 60.0
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def agents(**memory: str) -> list[AgentConfig]:
+    """Agents by id (with ``_`` for ``-``) and memory."""
+    return [AgentConfig.model_validate({"id": name.replace("_", "-"), "memory": size}) for name, size in memory.items()]
+
+
+def start(site: Site, observer: Observer, *names: str) -> None:
+    """Wait for all devices, deploy tasks of the pocket catalogue, and wait until they are served."""
+    tasks.connect(observer, site.url)
+    assert observer.wait_for(lambda seen: set(site.devices) <= online(seen) and seen.leader is not None, START_S)
+    routes = tasks.deploy(observer, [load_task(f"pocket/{name}") for name in names], START_S)
+    assert all(route and route.complete for route in routes.values()), routes
+
+
+def online(observer: Observer) -> set[str]:
+    """The devices that say so."""
+    return {name for name, state in observer.devices.items() if state.status == "online"}
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """Two devices that serve all three tasks; the vision modules fit the first, the text encoder only the second."""
+    with Site("mosquitto", agents(gw_a="48MiB", gw_b="160MiB")) as running:
+        with Observer(running.url, client_id="fixture") as observer:
+            start(running, observer, "classify", "zero-shot", "vqa")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def s2m3(site: Site) -> Run:
+    """Run the command line against the site."""
+
+    def run(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "s2m3", *arguments, "--broker", site.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
+        assert done.returncode == expect, done
+        return done
+
+    return run
+
+
+@pytest.fixture
+def jpeg() -> Path:
+    """A real photograph, as a camera would send it."""
+    return picture("rocket.jpg").path
+
+
+def document(done: subprocess.CompletedProcess[str]) -> Any:
+    """The one JSON document that a command printed."""
+    return json.loads(done.stdout)

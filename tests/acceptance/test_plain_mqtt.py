@@ -1,0 +1,86 @@
+"""A plain MQTT tool is enough for a sensor: Mosquitto's own clients, nothing of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from broker.address import parse_url
+from s2m3.site import Site
+
+WAIT_S = "20"
+SAFETENSORS = ("-D", "publish", "content-type", "application/vnd.safetensors")
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def ask(site: Site, tmp_path: Path) -> Ask:
+    """Send one request with ``mosquitto_rr`` and read the JSON that comes back."""
+    program = shutil.which("mosquitto_rr")
+    assert program, "mosquitto_rr is missing: apt-get install mosquitto-clients"
+    address = parse_url(site.url)
+
+    def run(task: str, payload: bytes, *more: str) -> Any:
+        file = tmp_path / "payload"
+        file.write_bytes(payload)
+        send = ("-n",) if not payload else ("-f", str(file))
+        done = subprocess.run(
+            [program, "-V", "5", "-q", "1", "-h", address.host, "-p", str(address.port), "-W", WAIT_S]
+            + ["-t", f"s2m3/v1/tasks/{task}/requests", "-e", "s2m3/v1/clients/camera-1/results/1", *send, *more],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_a_jpeg_is_a_request_and_json_is_the_answer(ask: Ask, jpeg: Path) -> None:
+    result = ask("classify", jpeg.read_bytes(), "-D", "publish", "content-type", "image/jpeg")
+    assert result["answer"]["label"] == "missile"
+    assert [timing["node"] for timing in result["timings"]] == ["image-encoder", "classifier"]
+
+
+def test_the_content_type_may_be_left_out_when_the_task_takes_one_input(ask: Ask, jpeg: Path) -> None:
+    assert ask("classify", jpeg.read_bytes())["answer"]["label"] == "missile"
+
+
+def test_several_inputs_travel_as_one_safetensors_document(ask: Ask, jpeg: Path) -> None:
+    arrays = {
+        "image": np.frombuffer(jpeg.read_bytes(), dtype=np.uint8),
+        "text": np.frombuffer(b"a rocket launch\na cat", dtype=np.uint8),
+    }
+    document = save(arrays, metadata={"image": "image/jpeg", "text": "text/plain"})
+    assert ask("zero-shot", document, *SAFETENSORS)["answer"]["label"] == "a rocket launch"
+
+
+@pytest.mark.parametrize(
+    ("task", "payload", "more", "code", "says"),
+    [
+        ("classify", b"this is no picture", (), "bad_input", "send a JPEG or PNG"),
+        ("classify", b"", (), "bad_input", "the payload is empty"),
+        ("nope", b"\xff\xd8", (), "no_route", "s2m3 deploy"),
+        ("zero-shot", b"\xff\xd8", ("-D", "publish", "content-type", "image/jpeg"), "bad_input", "text is missing"),
+        ("zero-shot", save({"a": np.zeros(99, dtype=np.uint8)})[:50], SAFETENSORS, "bad_input", "truncated"),
+        ("zero-shot", save({"image": np.zeros(9, dtype=np.uint8)}), SAFETENSORS, "bad_input", "text is missing"),
+        ("classify", bytes(9 * 1024 * 1024), (), "too_large", "send a smaller one"),
+    ],
+    ids=["no-picture", "empty", "unknown-task", "missing", "truncated", "missing-in-document", "oversized"],
+)
+def test_a_bad_request_ends_in_an_error_that_says_what_to_do(
+    ask: Ask, jpeg: Path, task: str, payload: bytes, more: tuple[str, ...], code: str, says: str
+) -> None:
+    result = ask(task, payload, *more)
+    assert result["error"]["code"] == code
+    assert says in result["error"]["message"]
+    assert ask("classify", jpeg.read_bytes())["answer"]["label"] == "missile"  # the agent goes on serving

@@ -1,0 +1,440 @@
+"""The orchestrator's loop against agents that are only their messages: in memory, and over both real brokers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker import topics
+from broker.codec import JSON, decode, encode
+from broker.errors import BadFile
+from broker.memory import MemoryBroker, MemoryTransport
+from broker.messages import (
+    Assignment,
+    DeviceProfile,
+    DeviceState,
+    Heartbeat,
+    HeldModule,
+    OrchestratorState,
+    Result,
+    Route,
+)
+from broker.mqtt import MqttTransport
+from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.transport import Delivery, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Will, WillFor
+from orchestrator.service import MakeTransport, Orchestrator
+
+NEVER_SILENT_S = 600.0  # a heartbeat interval that no test reaches
+VISION = ModuleSpec(
+    family="any.kind", source=Source(pip="weights", part="vision"), memory_bytes=60, flops=1e9, output_bytes=100
+)
+TASK = TaskSpec(
+    task="classify",
+    inputs={"image": InputSpec(kind="image", bytes=1000)},
+    nodes={"see": NodeSpec(module="vision", needs=("image",))},
+    output="see",
+    modules={"vision": VISION},
+)
+PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
+
+
+class World:
+    """One broker, its orchestrators, agents, and an ear that hears all."""
+
+    def __init__(self, connect: MakeTransport, prefix: str, recorder: Any, folder: Path, patience_s: float) -> None:
+        self.connect = connect
+        self.site = prefix
+        self.prefix = topics.prefix_of(prefix)
+        self.folder = folder
+        self.patience_s = patience_s
+        self.made: list[str] = []  # client ids, in order
+        self.orchestrators: list[tuple[Orchestrator, threading.Thread]] = []
+        self.opened: list[Transport] = []
+        self.heard = recorder
+        self.ear = self.open("ear", recorder, f"{self.prefix}/#")
+        recorder.wait_for(LinkUp)
+
+    def open(self, name: str, inbox: Inbox, *filters: str, will: WillFor | None = None) -> Transport:
+        transport = self._make(client_id=f"{self.site}-{name}", inbox=inbox, will=will)
+        self.opened.append(transport)
+        transport.subscribe(*filters)
+        transport.start()
+        return transport
+
+    def lead(self, **options: Any) -> Orchestrator:
+        settings = {"settle_s": 0.05, "heartbeat_interval_s": NEVER_SILENT_S} | options
+        orchestrator = Orchestrator("mqtt://unused", self.folder, self.site, make_transport=self._make, **settings)
+        thread = threading.Thread(target=orchestrator.run, name="orchestrator")
+        self.orchestrators.append((orchestrator, thread))
+        thread.start()
+        return orchestrator
+
+    def _make(self, *, client_id: str, inbox: Inbox, will: WillFor | None = None, url: str = "") -> Transport:
+        self.made.append(client_id)
+        return self.connect(url=url, client_id=client_id, inbox=inbox, will=will)
+
+    def say(self, topic: topics.Topic, payload: bytes, **ids: str) -> None:
+        self.ear.publish(Outgoing(topic.at(self.prefix, **ids), payload, topic.qos, topic.retain))
+
+    def deploy(self, spec: TaskSpec = TASK) -> None:
+        self.say(topics.TASK_SPEC, encode(spec), task=spec.task)
+
+    def hear(self, topic: topics.Topic, fits: Callable[[Any], bool]) -> Any:
+        """Wait for a message of this topic that fits, those already heard included; the message."""
+        found: list[Any] = []
+
+        def wanted(event: object) -> bool:
+            if not isinstance(event, Delivery) or topic.match(self.prefix, event.topic) is None or not event.payload:
+                return False
+            assert topic.message is not None
+            message = decode(topic.message, event.payload)
+            if fits(message):
+                found.append(message)
+            return fits(message)
+
+        self.heard.wait_for(wanted)
+        return found[0]
+
+    def hear_cleared(self, topic: topics.Topic, **ids: str) -> None:
+        name = topic.at(self.prefix, **ids)
+        self.heard.wait_for(lambda event: isinstance(event, Delivery) and event.topic == name and not event.payload)
+
+    def hear_route(self, fits: Callable[[Route], bool]) -> Route:
+        route = self.hear(topics.TASK_ROUTE, fits)
+        assert isinstance(route, Route)
+        return route
+
+    def stop(self, orchestrator: Orchestrator) -> None:
+        (thread,) = [thread for known, thread in self.orchestrators if known is orchestrator]
+        orchestrator.stop()
+        thread.join(self.patience_s)
+        assert not thread.is_alive()
+
+    def close(self) -> None:
+        for orchestrator, _ in self.orchestrators:
+            self.stop(orchestrator)
+        for transport in self.opened:
+            transport.close()
+
+
+class Agent:
+    """A device that says what an agent says, and holds what it is told to when the test wants it."""
+
+    def __init__(self, world: World, name: str, recorder: Any, *, memory_bytes: int = 100) -> None:
+        self.world = world
+        self.name = name
+        self.heard = recorder
+        self.session = 0
+        self.seq = 0
+        self.profile = PROFILE.model_copy(update={"memory_bytes": memory_bytes})
+        assigned = topics.DEVICE_ASSIGNMENT.at(world.prefix, device=name)
+        self.transport = world.open(name, recorder, assigned, will=self._will)
+        self.birth()
+
+    def birth(self) -> None:
+        self.session = self.heard.wait_for(LinkUp).session
+        self._say(topics.DEVICE_STATE, DeviceState(status="online", session=self.session, profile=self.profile))
+        self.beat()
+
+    def beat(self, *held: ModuleSpec, state: Any = "ready") -> None:
+        self.seq += 1
+        modules = {spec.key: HeldModule(module="vision", state=state, error="no weights") for spec in held}
+        beat = Heartbeat(session=self.session, seq=self.seq, epoch=1, generation=1, modules=modules)
+        self._say(topics.DEVICE_HEARTBEAT, beat)
+
+    def assigned(self, fits: Callable[[Assignment], bool]) -> Assignment:
+        found = self.heard.wait_for(
+            lambda event: isinstance(event, Delivery) and fits(decode(Assignment, event.payload))
+        )
+        return decode(Assignment, found.payload)
+
+    def die(self) -> None:
+        """As a will says it."""
+        self._say(topics.DEVICE_STATE, DeviceState(status="offline", session=self.session))
+
+    def _say(self, topic: topics.Topic, message: Any) -> None:
+        name = topic.at(self.world.prefix, device=self.name)
+        self.transport.publish(Outgoing(name, encode(message), topic.qos, topic.retain))
+
+    def _will(self, session: int) -> Will:
+        name = topics.DEVICE_STATE.at(self.world.prefix, device=self.name)
+        return Will(name, encode(DeviceState(status="offline", session=session)))
+
+
+@pytest.fixture
+def memory_broker() -> MemoryBroker:
+    return MemoryBroker()
+
+
+def in_memory(broker: MemoryBroker) -> MakeTransport:
+    def make(*, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:  # noqa: ARG001
+        return MemoryTransport(broker, client_id=client_id, inbox=inbox, will=will)
+
+    return make
+
+
+@pytest.fixture
+def build(
+    unique_prefix: str, recorder: Any, tmp_path: Path, patience_s: float
+) -> Iterator[Callable[[MakeTransport], World]]:
+    worlds: list[World] = []
+
+    def make(connect: MakeTransport) -> World:
+        worlds.append(World(connect, unique_prefix, recorder, tmp_path, patience_s))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
+@pytest.fixture
+def memory(build: Callable[[MakeTransport], World], memory_broker: MemoryBroker) -> World:
+    return build(in_memory(memory_broker))
+
+
+@pytest.fixture(params=["memory", "mosquitto", "embedded"])
+def world(
+    request: pytest.FixtureRequest, build: Callable[[MakeTransport], World], memory_broker: MemoryBroker
+) -> World:
+    if request.param == "memory":
+        return build(in_memory(memory_broker))
+    real = str(request.getfixturevalue(f"{request.param}_url"))
+
+    def make(*, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:  # noqa: ARG001
+        return MqttTransport(url=real, client_id=client_id, inbox=inbox, will=will)
+
+    return build(make)
+
+
+MakeRecorder = Callable[[], Any]
+
+
+def test_a_task_is_served_moves_when_its_device_dies_and_is_unavailable_when_nobody_is_left(
+    world: World, make_recorder: MakeRecorder
+) -> None:
+    a, b = Agent(world, "a", make_recorder()), Agent(world, "b", make_recorder())
+    world.deploy()
+    world.lead()
+    assert world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online).epoch == 1
+    a.beat()
+    b.beat()  # heartbeats are not retained: these are the first that the orchestrator can hear
+
+    told = a.assigned(lambda said: bool(said.modules))
+    assert [module.module for module in told.modules] == ["vision"]
+    assert told.modules[0].spec == VISION
+    assert world.hear_route(lambda route: route.generation == told.generation).front_door == ()
+    a.beat(VISION)
+    assert world.hear_route(lambda route: route.complete).front_door == ("a",)
+
+    a.die()
+    assert b.assigned(lambda said: bool(said.modules)).generation == told.generation + 1
+    b.beat(VISION)
+    assert world.hear_route(lambda route: route.front_door == ("b",)).complete
+    b.die()
+    gone = world.hear_route(lambda route: route.unavailable is not None and route.generation > told.generation + 1)
+    assert "there are no devices" in str(gone.unavailable)
+
+
+def test_a_restarted_orchestrator_has_a_higher_epoch_adopts_what_is_held_and_clears_what_is_forgotten(
+    world: World, make_recorder: MakeRecorder
+) -> None:
+    forgotten = Route(task="forgotten", epoch=1, generation=1, group=0, unavailable="long ago")
+    world.say(topics.TASK_ROUTE, encode(forgotten), task="forgotten")
+    world.deploy()
+    first = world.lead()
+    world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    a, b = Agent(world, "a", make_recorder()), Agent(world, "b", make_recorder())
+    a.assigned(lambda said: bool(said.modules))
+    a.beat(VISION)
+    world.hear_route(lambda route: route.complete)
+    world.hear_cleared(topics.TASK_ROUTE, task="forgotten")
+    world.stop(first)
+    assert not world.hear(topics.ORCHESTRATOR_STATE, lambda said: not said.online).online
+
+    world.lead(settle_s=0.5)
+    assert world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch > 1).epoch == 2
+    b.beat(VISION)
+    a.beat()
+    route = world.hear_route(lambda route: route.epoch == 2)
+    assert route.front_door == ("b",)
+    assert a.assigned(lambda said: said.epoch == 2).modules == ()
+
+
+def test_the_epoch_goes_on_from_what_the_broker_remembers_when_the_disk_is_lost(world: World) -> None:
+    world.say(topics.ORCHESTRATOR_STATE, encode(OrchestratorState(epoch=41, online=False, session=5)))
+    world.lead()
+    world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch == 42)
+    assert (world.folder / "epoch").read_text() == "42\n"
+
+
+def test_the_epoch_goes_on_from_the_disk_when_the_broker_has_forgotten(memory: World) -> None:
+    (memory.folder / "epoch").write_text("9\n")
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch == 10)
+
+
+def test_it_resigns_when_a_newer_orchestrator_leads_and_leaves_the_newer_ones_state_alone(memory: World) -> None:
+    older = memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch == 2)
+    (thread,) = [thread for known, thread in memory.orchestrators if known is older]
+    thread.join(memory.patience_s)
+    assert not thread.is_alive()
+    assert older.resigned == "an orchestrator with epoch 2 came after this one with epoch 1"
+    last = [event for event in memory.heard.deliveries if event.topic == topics.ORCHESTRATOR_STATE.at(memory.prefix)][
+        -1
+    ]
+    assert decode(OrchestratorState, last.payload).epoch == 2
+    assert decode(OrchestratorState, last.payload).online
+
+
+def test_a_killed_orchestrators_will_says_that_it_is_offline(memory: World, memory_broker: MemoryBroker) -> None:
+    memory.lead()
+    session = memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online).session
+    memory_broker.crash(memory.made[-1])
+    gone = memory.hear(topics.ORCHESTRATOR_STATE, lambda said: not said.online)
+    assert (gone.epoch, gone.session) == (1, session)
+
+
+def test_a_broker_that_lost_everything_is_told_everything_again(
+    memory: World, memory_broker: MemoryBroker, make_recorder: MakeRecorder
+) -> None:
+    memory.deploy()
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    a = Agent(memory, "a", make_recorder())
+    told = a.assigned(lambda said: bool(said.modules))
+    a.beat(VISION)
+    memory.hear_route(lambda route: route.complete)
+    memory.heard.clear()
+    a.heard.clear()
+    memory_broker.restart()
+    a.birth()
+    a.beat(VISION)
+    assert memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online).epoch == 1
+    assert memory.hear_route(lambda route: route.complete).generation == told.generation
+    assert a.assigned(lambda said: bool(said.modules)).generation == told.generation
+
+
+def test_a_silent_device_is_given_up(memory: World, make_recorder: MakeRecorder) -> None:
+    memory.deploy()
+    memory.lead(heartbeat_interval_s=0.05)
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    a = Agent(memory, "a", make_recorder())
+    a.assigned(lambda said: bool(said.modules))
+    assert a.assigned(lambda said: not said.modules and said.generation > 1).modules == ()
+
+
+def ask(world: World, task: str, reply_to: str) -> None:
+    topic = topics.TASK_REQUESTS.at(world.prefix, task=task)
+    request = Outgoing(topic, b"a picture", response_topic=reply_to, correlation=b"r-1", content_type="image/jpeg")
+    world.ear.publish(request)
+
+
+def answered(world: World, request: str) -> tuple[Delivery, Result]:
+    found = world.heard.wait_for(
+        lambda event: isinstance(event, Delivery) and event.topic.endswith(f"/results/{request}")
+    )
+    return found, decode(Result, found.payload)
+
+
+def test_requests_that_nobody_serves_are_answered_with_no_route(world: World) -> None:
+    reply_to = topics.RESULTS.at(world.prefix, client="cam", request="probe")
+    world.deploy()
+    world.lead()
+    world.hear_route(lambda route: route.unavailable is not None)
+    ask(world, "unknown", reply_to)
+    delivery, result = answered(world, "probe")
+    assert (delivery.correlation, delivery.content_type, result.request) == (b"r-1", JSON, "r-1")
+    assert result.error is not None
+    assert "no task is called unknown; deployed tasks: classify" in result.error.message
+    ask(world, "classify", reply_to.replace("probe", "second"))
+    assert "there are no devices" in str(answered(world, "second")[1].error)
+
+
+def test_nothing_is_answered_to_a_topic_outside_the_clients_place(memory: World) -> None:
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    memory.deploy()
+    memory.hear_route(lambda route: route.unavailable is not None)
+    memory.heard.clear()
+    ask(memory, "unknown", f"{memory.prefix}/devices/a/assignment")
+    ask(memory, "unknown", topics.RESULTS.at(memory.prefix, client="cam", request="fence"))
+    answered(memory, "fence")
+    assert not [event for event in memory.heard.deliveries if "/devices/" in event.topic]
+
+
+def test_without_the_lobby_no_copy_of_a_request_is_asked_for(memory: World) -> None:
+    memory.lead(answer_unknown_tasks=False)
+    memory.deploy()
+    memory.hear_route(lambda route: route.unavailable is not None)
+    memory.ear.unsubscribe(f"{memory.prefix}/#")
+    topic = topics.TASK_REQUESTS.at(memory.prefix, task="classify")
+    memory.ear.publish(Outgoing(topic, b"x", token="nobody"))  # noqa: S106 - not a password
+    memory.heard.wait_for(lambda event: getattr(event, "token", None) == "nobody")
+
+
+def test_malformed_messages_change_nothing_and_malformed_specs_are_told_to_the_deployer(
+    memory: World, make_recorder: MakeRecorder
+) -> None:
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    for topic in (topics.DEVICE_STATE, topics.DEVICE_HEARTBEAT):
+        memory.say(topic, b'{"session": "none"}', device="evil")
+    memory.say(topics.ORCHESTRATOR_STATE, b"[]")
+    memory.say(topics.TASK_SPEC, b'{"task": "broken"}', task="broken")
+    memory.say(topics.TASK_SPEC, encode(TASK), task="other-name")
+    broken = memory.hear_route(lambda route: route.task == "broken")
+    assert "its spec is wrong: TaskSpec: inputs: Field required" in str(broken.unavailable)
+    misplaced = memory.hear_route(lambda route: route.task == "other-name")
+    assert "names the task classify" in str(misplaced.unavailable)
+    memory.deploy()
+    a = Agent(memory, "a", make_recorder())
+    a.assigned(lambda said: bool(said.modules))
+
+
+def test_an_undeployed_task_is_unloaded_and_its_route_cleared(memory: World, make_recorder: MakeRecorder) -> None:
+    memory.deploy()
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    a = Agent(memory, "a", make_recorder())
+    a.assigned(lambda said: bool(said.modules))
+    memory.say(topics.TASK_SPEC, b"", task="classify")
+    memory.hear_cleared(topics.TASK_ROUTE, task="classify")
+    assert a.assigned(lambda said: not said.modules and said.generation > 1).modules == ()
+
+
+def test_it_can_be_stopped_while_it_waits_for_a_broker(memory: World, make_recorder: MakeRecorder) -> None:
+    waiting = make_recorder()
+
+    def nobody_listens(*, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:  # noqa: ARG001
+        def overheard(event: LinkEvent) -> None:
+            inbox(event)
+            waiting(event)
+
+        return MqttTransport(url="mqtt://127.0.0.1:1", client_id=client_id, inbox=overheard, will=will)
+
+    memory.connect = nobody_listens
+    orchestrator = memory.lead()
+    waiting.wait_for(LinkDown)
+    memory.stop(orchestrator)
+    assert not (memory.folder / "epoch").exists()
+
+
+def test_a_state_file_that_holds_no_epoch_is_named_with_what_to_do(memory: World) -> None:
+    (memory.folder / "epoch").write_text("seven")
+    with pytest.raises(BadFile, match=r"epoch: holds 'seven', no epoch; remove it"):
+        memory.lead()
+
+
+def test_a_state_directory_that_cannot_be_made_is_named(memory: World) -> None:
+    memory.folder /= "file"
+    memory.folder.write_text("not a directory")
+    with pytest.raises(BadFile, match="name another --state-dir"):
+        memory.lead()

