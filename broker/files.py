@@ -44,7 +44,9 @@ def load_spec(path: Path | str, kind: type[M]) -> M:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]
+        problems = error.errors()
+        misspelt = (each for each in problems if each["type"] == "extra_forbidden")  # why another one is missing
+        problem = next(misspelt, problems[0])
         field, sentence = describe(problem)
         raise BadFile(
             file=str(path),

@@ -75,7 +75,7 @@ class MqttTransport:
         url: ``mqtt://[user:password@]host[:port]``.
         client_id: two connections must not have the same; the broker ends the older one.
         inbox: called in the network thread; it must only put the event on a queue.
-        will: makes the will for each connection's session number.
+        will: makes the will for each connection's session number; called in the network thread.
         keepalive_s: the broker publishes the will after 1.5 times this without a sign of life.
         max_packet_bytes: larger messages are refused, going out and coming in.
         max_queued: messages that may wait for the wire or for their acknowledgement.
@@ -419,7 +419,8 @@ def _say_goodbye(client: paho.Client) -> None:
     if isinstance(sock, socket.socket):
         sock.settimeout(_TICK_S)  # a packet that is half written must end first
     client.disconnect()
-    while client.socket() is not None and client.want_write():
+    until_s = time.monotonic() + _TICK_S
+    while client.socket() is not None and client.want_write() and time.monotonic() < until_s:
         client.loop_write()
 
 

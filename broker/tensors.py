@@ -58,7 +58,7 @@ def unpack(document: bytes) -> tuple[dict[str, Array], dict[str, str]]:
     """
     metadata = _checked_header(document)
     try:
-        return dict(load(document)), metadata
+        return dict(sorted(load(document).items())), metadata  # by name: the library's order changes from run to run
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise RemoteProtocolError(f"not a safetensors document: {error}") from error
 

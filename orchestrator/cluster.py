@@ -4,9 +4,9 @@ Owns what a birth, a drain, a will, a heartbeat and the passing of time mean. Kn
 broker; reads no clock: ``now_s`` comes in, in seconds of any steady clock.
 
 Invariants:
-- a will or heartbeat of a session that is not the device's current one changes nothing;
-- a session that ended, by its will or by the next birth, stays ended, whatever arrives late. Session numbers are
-  random: only memory tells an old one from a new one;
+- a late message of an older session changes nothing. Session numbers are random: only memory tells old from new;
+- no late message can hide a living device for good: when the session we believe in is silent, a heartbeat newer than
+  all that we heard of an earlier one, whose will we never heard, brings that one back;
 - one missed heartbeat makes nobody dead; the detector stands still while our own link is down, and after it everybody
   has the full time anew;
 - a device counts as alive only after a first heartbeat: a birth may be a retained ghost, a heartbeat can't be.
@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from broker.transport import LinkDown, LinkUp
 SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late beat is no death
 DEAD_AFTER_INTERVALS = 3.25  # three beats missed, and a quarter of an interval for the network's jitter
 _PAST_SESSIONS = 8  # remembered per device; more than the broker can have under way
+_ENDED = sys.maxsize  # in place of a past session's last seq: its will was heard
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Device:
     seq: int = -1
     held: Mapping[ModuleKey, HeldModule] = field(default_factory=dict)
     failed: Mapping[ModuleKey, str] = field(default_factory=dict)  # in this session, with what the device said
-    past_sessions: tuple[int, ...] = ()
+    past: Mapping[int, int] = field(default_factory=dict)  # earlier sessions, each with the last seq heard
 
     @property
     def alive(self) -> bool:
@@ -134,23 +136,35 @@ def _with(cluster: Cluster, device: Device | None) -> Cluster:
 
 
 def _reported(known: Device | None, name: DeviceId, message: DeviceState, now_s: float) -> Device | None:
-    if known is not None and message.session in known.past_sessions:
-        return known
     if message.status == "offline":
-        current = known is not None and message.session == known.session and known.status != "offline"
-        return replace(known, status="offline", beating=False, held={}) if known and current else known
+        return _ended(known, message.session) if known else None
     profile = message.profile or (known.profile if known else None)
     if profile is None:
         return known
-    if known is not None and message.session == known.session:
-        return _repeated(known, message, profile)
     born = Device(name, message.session, message.status, profile, now_s)
+    if known is None:
+        return born
+    if message.session == known.session:
+        return _repeated(known, message, profile)
+    if message.session in known.past:
+        return known
     # What the new session holds is not known yet. If the old one lived until now, nothing moves before its first beat.
-    return replace(born, beating=known.alive, past_sessions=_past(known)) if known else born
+    return replace(born, beating=known.alive, past=_past(known))
 
 
-def _past(known: Device) -> tuple[int, ...]:
-    return (known.session, *known.past_sessions)[:_PAST_SESSIONS]
+def _ended(known: Device, session: int) -> Device:
+    if session == known.session and known.status != "offline":
+        return replace(known, status="offline", beating=False, held={})
+    if known.past.get(session, _ENDED) != _ENDED:
+        return replace(known, past={**known.past, session: _ENDED})
+    return known
+
+
+def _past(known: Device) -> dict[int, int]:
+    """The earlier sessions, with the current one put to them."""
+    last = _ENDED if known.status == "offline" else known.seq
+    earlier = [(session, seq) for session, seq in known.past.items() if session != known.session]
+    return dict([*earlier, (known.session, last)][-_PAST_SESSIONS:])
 
 
 def _repeated(known: Device, message: DeviceState, profile: DeviceProfile) -> Device:
@@ -160,7 +174,14 @@ def _repeated(known: Device, message: DeviceState, profile: DeviceProfile) -> De
 
 
 def _beaten(known: Device | None, message: Heartbeat, now_s: float) -> Device | None:
-    if known is None or message.session != known.session or known.status == "offline" or message.seq <= known.seq:
+    if known is None:
+        return None
+    if message.session != known.session:
+        if known.alive or message.seq <= known.past.get(message.session, _ENDED):
+            return known
+        past = {session: seq for session, seq in _past(known).items() if session != message.session}
+        known = Device(known.id, message.session, "online", known.profile, now_s, past=past)
+    if known.status == "offline" or message.seq <= known.seq:
         return known
     failed = {
         key: module.error or "no reason given" for key, module in message.modules.items() if module.state == "failed"

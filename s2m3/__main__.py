@@ -8,10 +8,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-import orchestrator.__main__
 import structlog
 
 import edge_agent.__main__
+import orchestrator.__main__
 from broker.errors import BadFile, S2M3Error
 from s2m3 import commands, demo
 

@@ -81,11 +81,15 @@ class Site:
         path.write_text(yaml.safe_dump(config.model_dump(exclude_none=True)), encoding="utf-8")
         self._start(device, ["edge_agent", "--config", str(path)])
 
+    def pid(self, name: str) -> int:
+        """The process id of the orchestrator or of a device's agent, for faults."""
+        return self._processes[name].pid
+
     def kill(self, name: str) -> None:
         """End a process without warning (SIGKILL), as a power failure would."""
         process = self._processes.pop(name)
         process.kill()
-        process.wait()
+        _reap(process)
 
     def stop(self) -> None:
         """End the agents and the orchestrator, in good order; the broker goes on. Safe to call twice."""
@@ -139,6 +143,10 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait(max(0.0, until_s - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-        if process.stdin:
-            process.stdin.close()
+        _reap(process)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    process.wait()
+    if process.stdin:
+        process.stdin.close()

@@ -89,7 +89,7 @@ class TcpProxy:
     def __init__(self, target_url: str) -> None:
         address = parse_url(target_url)
         self._target = (address.host, address.port)
-        self.bytes_per_s: float | None = None  # from the client to the broker
+        self.bytes_per_s: float | None = None  # each way; set it before connecting
         self._listener = socket.create_server((HOST, 0))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"mqtt://{HOST}:{self.port}"
@@ -136,23 +136,23 @@ class TcpProxy:
                 client.close()
                 continue
             broker.settimeout(None)
-            if self.bytes_per_s:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
             for end in (client, broker):
+                if self.bytes_per_s:  # or the kernel's buffers take megabytes at once
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._pairs.append((client, broker))
-            up = threading.Thread(target=self._pump, args=(client, broker, True), daemon=True)
-            down = threading.Thread(target=self._pump, args=(broker, client, False), daemon=True)
+            up = threading.Thread(target=self._pump, args=(client, broker), daemon=True)
+            down = threading.Thread(target=self._pump, args=(broker, client), daemon=True)
             ender = threading.Thread(target=self._end, args=(client, broker, up, down), daemon=True)
             for thread in (up, down, ender):
                 thread.start()
             self._threads.append(ender)
 
-    def _pump(self, source: socket.socket, sink: socket.socket, upward: bool) -> None:  # noqa: FBT001
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(16 * 1024):
-                if upward and self.bytes_per_s:
+                if self.bytes_per_s:
                     self._closed.wait(len(data) / self.bytes_per_s)
                 sink.sendall(data)
         for end in (source, sink):

@@ -52,7 +52,7 @@ def test_a_request_with_a_question_and_its_possible_answers(s2m3: Run) -> None:
 
 
 def test_errors_exit_1_and_say_what_to_do(s2m3: Run, tmp_path: Path) -> None:
-    text = tmp_path / "note.txt"
+    text = tmp_path / "note.jpg"
     text.write_text("no picture")
     assert "send a JPEG or PNG" in s2m3("request", "classify", "--image", str(text), expect=1).stdout
     path = str(picture("coffee.png").path)
@@ -100,7 +100,7 @@ def test_undeploy_takes_a_task_away_and_deploy_brings_it_back(s2m3: Run) -> None
         (("status", "--broker", "http://x"), "mqtt://host:port"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(site: object, s2m3: Run, arguments: tuple[str, ...], says: str) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(s2m3: Run, arguments: tuple[str, ...], says: str) -> None:
     done = s2m3(*arguments, expect=2) if "--broker" not in arguments else plain(*arguments)
     assert done.returncode == 2
     assert says in done.stderr

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ from broker.messages import (
 from broker.mqtt import MqttTransport
 from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.transport import Delivery, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Will, WillFor
+from orchestrator.__main__ import main
 from orchestrator.service import MakeTransport, Orchestrator
 
 NEVER_SILENT_S = 600.0  # a heartbeat interval that no test reaches
@@ -438,3 +444,86 @@ def test_a_state_directory_that_cannot_be_made_is_named(memory: World) -> None:
     memory.folder.write_text("not a directory")
     with pytest.raises(BadFile, match="name another --state-dir"):
         memory.lead()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--state-dir", "x"], "the following arguments are required: --broker"),
+        (["--broker", "mqtt://h", "--state-dir", "x", "--site", "a/#"], "'a/#' is no prefix"),
+        (["--broker", "mqtt://h", "--state-dir", "x", "--sight", "a"], "unrecognized arguments: --sight a"),
+    ],
+)
+def test_wrong_arguments_give_one_line_and_exit_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+@pytest.fixture
+def start_process(
+    embedded_url: str, unique_prefix: str, tmp_path: Path
+) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts real processes; what a test leaves running is killed."""
+    with ExitStack() as stack:
+
+        def start(state_dir: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-m", "orchestrator", "--broker", embedded_url, "--site", unique_prefix]
+            command += ["--state-dir", str(tmp_path / state_dir), "--until-stdin-closes"]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def wait_until_leading(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """The log so far, each line an event name plus fields."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(json.loads(line))
+        if lines[-1]["event"] == "state" and lines[-1]["online"]:
+            return lines
+    pytest.fail(f"it ended before it led: {lines}")
+
+
+StartProcess = Callable[[str], "subprocess.Popen[str]"]
+
+
+def test_the_process_ends_cleanly_when_its_standard_input_closes(
+    start_process: StartProcess, patience_s: float
+) -> None:
+    process = start_process("one")
+    assert "leading" in [line["event"] for line in wait_until_leading(process)]
+    _, rest = process.communicate(timeout=patience_s)
+    assert process.returncode == 0
+    assert json.loads(rest.splitlines()[-1])["event"] == "stopped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_cleanly(
+    start_process: StartProcess, number: signal.Signals, patience_s: float
+) -> None:
+    process = start_process("one")
+    wait_until_leading(process)
+    process.send_signal(number)
+    assert process.wait(patience_s) == 0
+
+
+def test_a_process_that_resigns_says_so_in_one_line_and_exits_with_1(
+    start_process: StartProcess, patience_s: float
+) -> None:
+    older = start_process("one")
+    wait_until_leading(older)
+    newer = start_process("two")
+    wait_until_leading(newer)
+    assert older.wait(patience_s) == 1
+    assert older.stderr is not None
+    *_, last = older.stderr.read().splitlines()
+    assert last == "orchestrator: resigned: an orchestrator with epoch 2 came after this one with epoch 1"

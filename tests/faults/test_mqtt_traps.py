@@ -186,25 +186,29 @@ def test_a_service_that_hangs_for_more_than_its_keepalive_keeps_its_link(
     hung.close()
 
 
-def test_an_upload_that_takes_longer_than_the_keepalive_keeps_its_link(
+@pytest.mark.parametrize("slow_side", ["publisher", "subscriber"])
+def test_a_transfer_that_takes_longer_than_the_keepalive_keeps_its_link(
     mosquitto_url: str,
     connect: Connect,
     make_recorder: Callable[[], Recorder],
     unique_prefix: str,
     proxy_to: Callable[[str], TcpProxy],
+    slow_side: str,
 ) -> None:
-    # The ping waits behind the message, so its answer comes seconds late.
+    # The ping, or its answer, waits behind the message and comes seconds late.
     slow = proxy_to(mosquitto_url)
-    slow.bytes_per_s = 3 * MB
+    slow.bytes_per_s = 4 * MB
+    urls = {"publisher": mosquitto_url, "subscriber": mosquitto_url, slow_side: slow.url}
     topic = f"{unique_prefix}/x"
     heard, mine = make_recorder(), make_recorder()
-    connect(mosquitto_url, f"{unique_prefix}-subscriber", heard, topic)
-    publisher = connect(slow.url, f"{unique_prefix}-publisher", mine, keepalive_s=1)
+    connect(urls["subscriber"], f"{unique_prefix}-subscriber", heard, topic, keepalive_s=1)
+    publisher = connect(urls["publisher"], f"{unique_prefix}-publisher", mine, keepalive_s=1)
     publisher.publish(Outgoing(topic, b"x" * 14 * MB))
     assert len(heard.wait_for(Delivery).payload) == 14 * MB
     publisher.publish(Outgoing(topic, b"after"))
     heard.wait_for(Delivery, count=2)
     assert [type(event) for event in mine.events] == [LinkUp]
+    assert [type(event) for event in heard.events] == [LinkUp, Delivery, Delivery]
 
 
 # --- an exception in a callback kills paho's thread, and nobody notices ---

@@ -355,5 +355,5 @@ class Reconciler(RuleBasedStateMachine):
 
 TestReconciler = Reconciler.TestCase
 TestReconciler.settings = settings(
-    deadline=None, max_examples=100, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
+    deadline=None, max_examples=150, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -46,7 +46,24 @@ def test_a_will_of_the_current_session_ends_it_at_once() -> None:
 
 def test_a_late_will_of_an_older_session_changes_nothing() -> None:
     again = apply(apply(alive(), birth(session=2), 0.1), beat(1, session=2), 0.2)
-    assert apply(again, will(session=1), 0.3) == again
+    after = apply(again, will(session=1), 0.3).devices["gw"]
+    assert (after.session, after.status, after.alive) == (2, "online", True)
+
+
+def test_a_living_session_comes_back_after_a_late_birth_of_a_dead_one_took_its_place() -> None:
+    # After a restart of ours nothing is known of session 1; its birth comes again after that of session 2.
+    fooled = apply(apply(apply(listening(), birth(session=2), 0.0), beat(7, session=2), 0.1), birth(session=1), 0.2)
+    assert fooled.devices["gw"].session == 1
+    silent = apply(fooled, Tick(), 3.5)
+    assert apply(silent, beat(7, session=2), 3.6) == silent, "a repeated heartbeat proves nothing"
+    again = apply(silent, beat(8, session=2), 3.6).devices["gw"]
+    assert (again.session, again.alive, again.past) == (2, True, {1: -1})
+
+
+def test_a_session_whose_will_was_heard_never_comes_back() -> None:
+    gone = apply(apply(alive(), will(session=1), 0.1), birth(session=2), 0.2)
+    silent = apply(gone, Tick(), 9.0)
+    assert apply(silent, beat(99, session=1), 9.1) == silent
 
 
 def test_a_birth_of_an_ended_session_that_arrives_late_changes_nothing() -> None:

@@ -47,8 +47,10 @@ GOLDEN: list[tuple[BaseModel, bytes]] = [
             session=2**53 - 1,
             profile=DeviceProfile(memory_bytes=300, compute_flops_per_s=2e9, bandwidth_bits_per_s=1e8, latency_s=0.001),
         ),
-        b'{"status":"online","session":9007199254740991,"profile":{"memory_bytes":300,'
-        b'"compute_flops_per_s":2000000000.0,"bandwidth_bits_per_s":100000000.0,"latency_s":0.001}}',
+        (
+            b'{"status":"online","session":9007199254740991,"profile":{"memory_bytes":300,'
+            b'"compute_flops_per_s":2000000000.0,"bandwidth_bits_per_s":100000000.0,"latency_s":0.001}}'
+        ),
     ),
     (
         Assignment(epoch=1, generation=2, modules=(AssignedModule(module="clip/vision", spec=MODULE, why="it fits"),)),
@@ -64,9 +66,11 @@ GOLDEN: list[tuple[BaseModel, bytes]] = [
             modules={"k": HeldModule(module="clip/vision", state="failed", error="no memory")},
             dropped={"stale": 2},
         ),
-        b'{"session":9,"seq":4,"epoch":1,"generation":2,"modules":{"k":{"module":"clip/vision","state":"failed",'
-        b'"error":"no memory","memory_bytes":0,"uses":0,"queue":0}},"memory_used_bytes":0,"memory_bytes":0,'
-        b'"in_flight":0,"progress":0,"dropped":{"stale":2}}',
+        (
+            b'{"session":9,"seq":4,"epoch":1,"generation":2,"modules":{"k":{"module":"clip/vision","state":"failed",'
+            b'"error":"no memory","memory_bytes":0,"uses":0,"queue":0}},"memory_used_bytes":0,"memory_bytes":0,'
+            b'"in_flight":0,"progress":0,"dropped":{"stale":2}}'
+        ),
     ),
     (
         Route(
@@ -87,9 +91,11 @@ GOLDEN: list[tuple[BaseModel, bytes]] = [
             output="head",
             front_door=("a",),
         ),
-        b'{"task":"pick","epoch":1,"generation":2,"group":3,"inputs":{"image":{"kind":"image","bytes":10}},'
-        b'"nodes":{"head":{"module":"cosine","key":"k","needs":["image"],"output_bytes":8,"devices":[{"device":"a",'
-        b'"compute_s":0.1,"latency_s":0.0,"bandwidth_bits_per_s":100000000.0}]}},"output":"head","front_door":["a"]}',
+        (
+            b'{"task":"pick","epoch":1,"generation":2,"group":3,"inputs":{"image":{"kind":"image","bytes":10}},'
+            b'"nodes":{"head":{"module":"cosine","key":"k","needs":["image"],"output_bytes":8,"devices":[{"device":"a",'
+            b'"compute_s":0.1,"latency_s":0.0,"bandwidth_bits_per_s":100000000.0}]}},"output":"head","front_door":["a"]}'
+        ),
     ),
     (
         Result(
@@ -101,14 +107,18 @@ GOLDEN: list[tuple[BaseModel, bytes]] = [
             answer={"label": "a cat", "scores": [0.5, None]},
             timings=(Timing(node="head", device="a", queue_s=0, compute_s=0.5, output_bytes=8, attempt=1),),
         ),
-        b'{"request":"r-1","task":"pick","epoch":1,"generation":2,"coordinator":"a","answer":{"label":"a cat",'
-        b'"scores":[0.5,null]},"timings":[{"node":"head","device":"a","queue_s":0.0,"compute_s":0.5,'
-        b'"output_bytes":8,"attempt":1}]}',
+        (
+            b'{"request":"r-1","task":"pick","epoch":1,"generation":2,"coordinator":"a","answer":{"label":"a cat",'
+            b'"scores":[0.5,null]},"timings":[{"node":"head","device":"a","queue_s":0.0,"compute_s":0.5,'
+            b'"output_bytes":8,"attempt":1}]}'
+        ),
     ),
     (
         Result(request="r", task="t", error=ErrorBody(code=ErrorCode.OVERLOADED, message="später", retry_after_s=1)),
-        b'{"request":"r","task":"t","epoch":0,"generation":0,"error":{"code":"overloaded","message":"sp\xc3\xa4ter",'
-        b'"retry_after_s":1.0},"timings":[]}',
+        (
+            b'{"request":"r","task":"t","epoch":0,"generation":0,"error":{"code":"overloaded","message":"sp\xc3\xa4ter",'
+            b'"retry_after_s":1.0},"timings":[]}'
+        ),
     ),
 ]
 ROWS = [pytest.param(message, data, id=type(message).__name__ + str(n)) for n, (message, data) in enumerate(GOLDEN)]

@@ -19,7 +19,7 @@ GOLDEN = [
     pytest.param(
         {"image": np.array([255, 216], dtype=np.uint8)},
         {},
-        b'\x38\0\0\0\0\0\0\0{"image":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}\xff\xd8',
+        b'\x40\0\0\0\0\0\0\0{"image":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}       \xff\xd8',
         id="a byte array",
     ),
     pytest.param(

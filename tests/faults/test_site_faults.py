@@ -1,0 +1,245 @@
+"""Real processes, a real Mosquitto, real photographs: something dies or lies, and no request is lost or wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.client import Client, Response
+from broker.codec import encode, encode_tensors
+from broker.messages import Assignment, NodeInputs, Plan, PlannedNode, Route
+from broker.mqtt import MqttTransport
+from broker.topics import DEVICE_ASSIGNMENT, TASK_REQUESTS, TASK_ROUTE, TENSORS
+from broker.transport import LinkUp, Outgoing
+from edge_agent.config import AgentConfig
+from s2m3 import tasks
+from s2m3.catalogue import load_task
+from s2m3.observe import Observer
+from s2m3.pictures import REQUESTS
+from s2m3.site import Site
+
+START_S = 90.0
+ANSWER_S = 60.0
+PREFIX = "s2m3/v1"
+# vision fits everywhere, the text encoder on gw-b and gw-c: whoever dies, the others can hold everything
+DEVICES = {"gw-a": "48MiB", "gw-b": "160MiB", "gw-c": "160MiB"}
+
+
+class Running:
+    """A site that serves all three tasks, somebody who watches it, and a camera."""
+
+    def __init__(self, site: Site, observer: Observer, client: Client) -> None:
+        self.site, self.observer, self.client = site, observer, client
+
+    def ask(self, count: int) -> list[Future[Response]]:
+        """Send this many requests at once, in turn over the demo's table."""
+        chosen = [REQUESTS[index % len(REQUESTS)] for index in range(count)]
+        return [self.client.submit(r.task, r.inputs, deadline_s=ANSWER_S) for r in chosen]
+
+    def check(self, futures: list[Future[Response]]) -> None:
+        """Every request was answered, and rightly."""
+        for index, future in enumerate(futures):
+            response = future.result(ANSWER_S + 5)
+            expected = REQUESTS[index % len(REQUESTS)].expected
+            assert response.ok, response
+            answer = response.result.answer or {}
+            assert answer.get("label", answer.get("answer")) == expected
+
+    def holder_of(self, family: str) -> str:
+        """The device that is assigned this family's module."""
+        self.observer.look()
+        return next(
+            device
+            for device, assignment in self.observer.assignments.items()
+            if any(assigned.spec.family == family for assigned in assignment.modules)
+        )
+
+    def await_routes(self, *, without: str | None = None) -> None:
+        """Wait until every task is served, and not by this device."""
+
+        def served(seen: Observer) -> bool:
+            return all(route.complete and without not in named(route) for route in seen.routes.values())
+
+        assert self.observer.wait_for(served, START_S), self.observer.routes
+
+
+def named(route: Route) -> set[str | None]:
+    return {device.device for node in route.nodes.values() for device in node.devices} | set(route.front_door)
+
+
+def run(broker: str) -> Iterator[Running]:
+    configs = [AgentConfig.model_validate({"id": name, "memory": memory}) for name, memory in DEVICES.items()]
+    with (
+        Site(broker, configs) as site,
+        Observer(site.url, client_id="watcher") as observer,
+        Client(site.url, client_id="camera") as client,
+    ):
+        tasks.connect(observer, site.url)
+        assert observer.wait_for(lambda seen: len(seen.devices) == len(DEVICES) and seen.leader is not None, START_S)
+        routes = tasks.deploy(observer, [load_task(f"pocket/{t}") for t in ("classify", "zero-shot", "vqa")], START_S)
+        assert all(route and route.complete for route in routes.values()), routes
+        yield Running(site, observer, client)
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    yield from run("mosquitto")
+
+
+@pytest.fixture(scope="module")
+def steady() -> Iterator[Running]:
+    """For tests that leave the site as they found it."""
+    yield from run("mosquitto")
+
+
+@pytest.mark.parametrize("family", ["efficientnet.encoder", "sentence.encoder"], ids=["front-door", "text-encoder"])
+def test_a_device_killed_while_requests_are_in_flight_costs_no_request(running: Running, family: str) -> None:
+    running.check(running.ask(3))
+    victim = running.holder_of(family)
+    futures = running.ask(12)
+    running.site.kill(victim)
+    running.check(futures)
+    running.await_routes(without=victim)
+    # it comes back empty: it must not serve what was assigned to it before
+    running.site.start_agent(victim)
+    assert running.observer.wait_for(lambda seen: seen.devices[victim].status == "online", START_S)
+    assert running.observer.wait_for(lambda seen: victim in seen.heartbeats, START_S)
+    running.check(running.ask(3))
+
+
+def test_a_hung_device_is_replaced_though_its_connection_lives(running: Running) -> None:
+    victim = running.holder_of("sentence.encoder")
+    process = running.site.pid(victim)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        futures = running.ask(6)
+        running.await_routes(without=victim)
+        running.check(futures)
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def test_a_restarted_orchestrator_moves_nothing_and_serving_goes_on_without_it(running: Running) -> None:
+    before = {name: held_by(assignment) for name, assignment in running.observer.assignments.items()}
+    assert running.observer.leader is not None
+    epoch = running.observer.leader.epoch
+    running.site.kill("orchestrator")
+    running.check(running.ask(6))
+    running.site.start_orchestrator()
+    assert running.observer.wait_for(lambda seen: all(r.epoch > epoch for r in seen.routes.values()), START_S)
+    running.await_routes()
+    running.observer.wait_for(lambda seen: all(a.epoch > epoch for a in seen.assignments.values()), START_S)
+    assert {name: held_by(assignment) for name, assignment in running.observer.assignments.items()} == before
+    running.check(running.ask(6))
+
+
+def held_by(assignment: Assignment) -> set[str]:
+    return {assigned.module for assigned in assignment.modules}
+
+
+def test_a_restarted_broker_without_memory_costs_no_request(mosquitto_process: Any) -> None:
+    for running in run(mosquitto_process.url):
+        before = {name: held_by(assignment) for name, assignment in running.observer.assignments.items()}
+        futures = running.ask(6)
+        mosquitto_process.kill()
+        futures += running.ask(6)
+        mosquitto_process.start()
+        responses = [future.result(ANSWER_S + 5) for future in futures]
+        assert all(response.ok for response in responses), responses
+        running.await_routes()
+        running.check(running.ask(6))
+        after = {name: held_by(assignment) for name, assignment in running.observer.assignments.items()}
+        assert after == before
+
+
+def test_a_copy_of_a_request_is_answered_with_the_same(steady: Running, recorder: Any) -> None:
+    transport = plain(steady, recorder)
+    request = REQUESTS[0]
+    reply_to = f"{PREFIX}/clients/plain/results/1"
+    transport.subscribe(reply_to)
+    message = Outgoing(
+        TASK_REQUESTS.at(PREFIX, task="classify"),
+        request.inputs["image"].data,
+        response_topic=reply_to,
+        correlation=b"one",
+        content_type="image/png",
+        expiry_s=30,
+    )
+    transport.publish(message)
+    first = recorder.wait_for(lambda event: getattr(event, "topic", "") == reply_to)
+    transport.publish(message)
+    second = recorder.wait_for(lambda event: getattr(event, "topic", "") == reply_to, count=2)
+    transport.close()
+    assert first.payload == second.payload  # the same timings, too: nothing was computed again
+    assert first.correlation == b"one"
+
+
+def test_hostile_messages_are_counted_and_the_device_goes_on(steady: Running, recorder: Any) -> None:
+    transport = plain(steady, recorder)
+    device = steady.holder_of("efficientnet.encoder")
+    topic = TENSORS.at(PREFIX, sender="gw-x", receiver=device, request="r1", node="image-encoder")
+    good = encode_tensors(stale_inputs(device), {"image/raw": np.zeros(4, dtype=np.uint8)})
+    hostile = [b"", b"\0", b"\xff" * 8, (2**63).to_bytes(8, "little"), good[:100], good[:-2], good + b"x", b"{}" * 50]
+    before = steady.observer.heartbeats[device].dropped.get("malformed", 0)
+    for payload in hostile:
+        transport.publish(Outgoing(topic, payload))
+    for payload in (b"{", b'{"epoch": "x"}', b"[]", b"\xff\xfe"):
+        transport.publish(Outgoing(DEVICE_ASSIGNMENT.at(PREFIX, device=device), payload))
+        transport.publish(Outgoing(TASK_ROUTE.at(PREFIX, task="nope"), payload))
+
+    def counted(seen: Observer) -> bool:
+        return seen.heartbeats[device].dropped.get("malformed", 0) >= before + len(hostile) + 8
+
+    assert steady.observer.wait_for(counted, START_S), steady.observer.heartbeats[device]
+    transport.close()
+    steady.check(steady.ask(3))
+
+
+def test_what_is_older_than_the_assignment_is_dropped_and_counted(steady: Running, recorder: Any) -> None:
+    transport = plain(steady, recorder)
+    device = steady.holder_of("efficientnet.encoder")
+    stale = encode_tensors(stale_inputs(device), {"image/raw": np.zeros(4, dtype=np.uint8)})
+    transport.publish(
+        Outgoing(TENSORS.at(PREFIX, sender="gw-x", receiver=device, request="r1", node="image-encoder"), stale)
+    )
+    transport.publish(
+        Outgoing(DEVICE_ASSIGNMENT.at(PREFIX, device=device), encode(Assignment(epoch=0, generation=0, modules=())))
+    )
+
+    def counted(seen: Observer) -> bool:
+        dropped = seen.heartbeats[device].dropped
+        return dropped.get("stale", 0) >= 1 and dropped.get("stale_assignment", 0) >= 1
+
+    assert steady.observer.wait_for(counted, START_S), steady.observer.heartbeats[device]
+    transport.close()
+    steady.check(steady.ask(3))
+
+
+def stale_inputs(device: str) -> NodeInputs:
+    plan = Plan(nodes={"image-encoder": PlannedNode(key="k", needs=("image",), device=device)}, output="image-encoder")
+    return NodeInputs(
+        request="r1",
+        task="classify",
+        node="image-encoder",
+        epoch=0,
+        generation=0,
+        attempt=0,
+        coordinator="gw-x",
+        deadline_s=5.0,
+        reply_to=f"{PREFIX}/clients/x/results/1",
+        plan=plan,
+        content_types={"image": "image/png"},
+    )
+
+
+def plain(running: Running, recorder: Any) -> MqttTransport:
+    transport = MqttTransport(url=running.site.url, client_id="plain", inbox=recorder)
+    transport.start()
+    recorder.wait_for(LinkUp)
+    return transport
