@@ -161,7 +161,8 @@ def _check_input(name: str, raw: RawInput, spec: InputSpec) -> None:
         )
     sent = raw.content_type.split("/")[0]
     if sent in {"image", "text", "audio"} and sent != spec.kind:
-        raise RequestFailed(ErrorCode.BAD_INPUT, f"the input {name} must be {spec.kind}, not {raw.content_type}: send one of that kind")
+        text = f"the input {name} must be {spec.kind}, not {raw.content_type}: send one of that kind"
+        raise RequestFailed(ErrorCode.BAD_INPUT, text)
 
 
 def _to_metadata(message: Message) -> dict[str, str]:

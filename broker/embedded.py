@@ -7,7 +7,6 @@ parent, also when that is killed.
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +14,11 @@ from typing import TYPE_CHECKING, Self
 
 from broker.codec import MAX_MESSAGE_BYTES
 from broker.errors import TransportError
+from broker.loopback import HOST, free_port
 
 if TYPE_CHECKING:
     from iotcore import Broker
 
-HOST = "127.0.0.1"
 _MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 64 * 1024  # its default, 20,480, takes no tensor
 _FREE_PORT_ATTEMPTS = 5  # another process may take a free port before the broker does
 
@@ -73,7 +72,7 @@ class EmbeddedBroker:
             return self
         attempts = 1 if self._wanted_port else _FREE_PORT_ATTEMPTS
         for attempt in range(1, attempts + 1):
-            self._port = self._wanted_port or _free_port()
+            self._port = self._wanted_port or free_port()
             try:
                 self._launch()
             except OSError as error:
@@ -117,9 +116,3 @@ class EmbeddedBroker:
         except RuntimeError as error:
             raise TransportError(f"the embedded broker did not start: {error}") from error
         self._broker = broker
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

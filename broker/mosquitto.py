@@ -7,7 +7,6 @@ equal) and the process. For a site with several machines an operator runs Mosqui
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from broker.errors import BadFile, TransportError
+from broker.loopback import HOST, free_port, listens
 
 SBIN = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # where it hides from a user's PATH
 START_S = 10.0
@@ -70,14 +70,14 @@ class MosquittoBroker:
     """
 
     def __init__(self, port: int = 0) -> None:
-        self._port = port or _free_port()
+        self._port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def url(self) -> str:
         """Where it is."""
-        return f"mqtt://127.0.0.1:{self._port}"
+        return f"mqtt://{HOST}:{self._port}"
 
     @property
     def pid(self) -> int:
@@ -116,7 +116,7 @@ class MosquittoBroker:
                 start_new_session=True,  # a Ctrl-C in the terminal is for whoever started us
             )
         until_s = time.monotonic() + START_S
-        while not _listens(self._port):
+        while not listens(self._port):
             if self._process.poll() is not None or time.monotonic() > until_s:
                 said = output.read_text(encoding="utf-8", errors="replace").strip() or "it said nothing"
                 self.stop()
@@ -151,17 +151,3 @@ class MosquittoBroker:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=0.2):
-            return True
-    except OSError:
-        return False

@@ -7,7 +7,7 @@ Invariants, each against a trap that was measured:
 - A fresh paho client per connection: nothing of an old session is sent again (an oversize message would be, for ever).
 - Sizes are checked before a message is accepted, against the broker's word and our own limit; paho checks neither.
 - The inbox is called from the network thread and nothing it raises escapes: paho's own thread would die unnoticed.
-- Small packets leave at once (TCP_NODELAY). A long upload counts as life: the ping that waits behind it isn't missed.
+- Small packets leave at once (TCP_NODELAY). A long message counts as life, though the ping waits behind it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import secrets
-import selectors
 import socket
 import threading
 import time
@@ -32,9 +31,11 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from broker.address import parse_url
+from broker.alarm import Alarm
 from broker.codec import MAX_MESSAGE_BYTES
 from broker.errors import NotConnected, TransportError
 from broker.outbox import Outbox
+from broker.pulse import Pulse
 from broker.transport import Delivery, Denied, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered, WillFor
 
 MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 64 * 1024  # room for the topic and the properties
@@ -44,8 +45,9 @@ MAX_IN_FLIGHT = 20  # QoS 1 messages without their PUBACK; Mosquitto's own defau
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 5.0
 CLOSE_S = 5.0  # how long close() waits until everything published before is out
-_TICK_S = 0.5  # how often keepalive is looked at
+_TICK_S = 0.25  # how often keepalive is looked at
 _NO_MATCHING_SUBSCRIBERS = 0x10
+_PINGREQ = b"\xc0\x00"
 
 _log = structlog.get_logger(__name__)
 
@@ -112,7 +114,7 @@ class MqttTransport:
         self._accepted = False  # by the broker: changes of the filters must be sent
         self._changes: deque[tuple[bool, tuple[str, ...]]] = deque()  # (subscribe, else unsubscribe; filters)
         self._thread: threading.Thread | None = None
-        self._alarm: tuple[socket.socket, socket.socket] | None = None  # wakes the network thread: write end, read end
+        self._alarm: Alarm | None = None  # wakes the network thread
 
     # --- any thread ---
 
@@ -131,9 +133,7 @@ class MqttTransport:
             if self._closing.is_set():
                 raise TransportError("this transport was closed: make a new one")
             if self._thread is None:
-                self._alarm = socket.socketpair()
-                for end in self._alarm:
-                    end.setblocking(False)
+                self._alarm = Alarm()
                 self._thread = threading.Thread(target=self._run, name=f"mqtt[{self._client_id}]", daemon=True)
                 self._thread.start()
 
@@ -182,8 +182,7 @@ class MqttTransport:
 
     def _wake(self) -> None:
         if self._alarm is not None:
-            with contextlib.suppress(BlockingIOError):  # it rings already
-                self._alarm[0].send(b"\0")
+            self._alarm.ring()
 
     # --- the network thread ---
 
@@ -204,8 +203,8 @@ class MqttTransport:
             longest_s = min(LAST_RETRY_S, FIRST_RETRY_S * 2**failures)
             self._closing.wait(longest_s * (1 + secrets.randbelow(1000) / 1000) / 2)
         with self._lock:
-            for end in self._alarm or ():
-                end.close()
+            if self._alarm is not None:
+                self._alarm.close()
             self._alarm = None
 
     def _connect_once(self) -> tuple[bool, str]:
@@ -262,7 +261,7 @@ class MqttTransport:
         if not isinstance(sock, socket.socket) or alarm is None:
             return
         stuck = False  # the kernel's buffer is full
-        alive_s = float("-inf")  # when the other end last made room for more of a long message
+        pulse = Pulse(time.monotonic(), time.monotonic())
         close_by_s = float("inf")
         while client.socket() is not None:  # a client never opens a second one
             stuck = stuck or self._flush(link)
@@ -272,13 +271,20 @@ class MqttTransport:
                     _say_goodbye(client)
             if client.socket() is None:
                 return
-            readable, writable = _wait(sock, alarm[1], for_room=stuck)
-            if writable:
-                alive_s, stuck = time.monotonic(), False
+            readable, writable = alarm.wait(sock, for_room=stuck, timeout_s=_TICK_S)
             if readable:
                 client.loop_read()
-            if time.monotonic() - alive_s >= client.keepalive:
-                client.loop_misc()
+            stuck = stuck and not writable
+            now_s = time.monotonic()
+            if readable or writable:
+                pulse.hear(now_s)
+            if pulse.is_dead(now_s, client.keepalive):
+                link.reason = "the broker is silent"
+                return
+            between_packets = client.is_connected() and not stuck and not client.want_write()
+            if between_packets and pulse.wants_ping(now_s, client.keepalive):
+                with contextlib.suppress(OSError):  # the next read tells
+                    sock.send(_PINGREQ)
 
     def _flush(self, link: _Link) -> bool:
         """Write what can be written now; whether the kernel's buffer is full.
@@ -395,18 +401,6 @@ def _on_disconnect(link: _Link, _c: object, _u: object, flags: Any, reason: Reas
         link.reason = f"the broker ended the connection: {reason}"
     elif not link.reason.startswith("the broker"):
         link.reason = f"the connection was lost: {reason}"
-
-
-def _wait(sock: socket.socket, alarm: socket.socket, *, for_room: bool) -> tuple[bool, bool]:
-    """Wait a tick for bytes or the alarm, and for room to write when asked: (readable, writable)."""
-    with selectors.PollSelector() as selector:  # poll: no limit to the number of a socket, and nothing to open
-        selector.register(sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if for_room else 0))
-        selector.register(alarm, selectors.EVENT_READ)
-        ready = {key.fd: events for key, events in selector.select(_TICK_S)}
-    if alarm.fileno() in ready:
-        alarm.recv(4096)
-    events = ready.get(sock.fileno(), 0)
-    return bool(events & selectors.EVENT_READ), bool(events & selectors.EVENT_WRITE)
 
 
 def _send_small_packets_at_once(_client: object, _userdata: object, sock: socket.socket) -> None:

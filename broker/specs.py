@@ -17,6 +17,9 @@ from pydantic_core import PydanticCustomError
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+SITE_PATTERN = r"^[a-z0-9-]+(/[a-z0-9-]+)*$"
+SitePrefix = Annotated[str, StringConstraints(pattern=SITE_PATTERN)]
+"""A site's own topic prefix, in front of all topics."""
 DeviceId = Id
 TaskName = Id
 NodeName = Id
@@ -190,4 +193,6 @@ def describe(problem: Any) -> tuple[str, str]:  # noqa: ANN401 - pydantic's erro
     """The field and the sentence of one pydantic problem, for a person."""
     field = ".".join(str(part) for part in place_of(problem))
     sentence = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == ID_PATTERN:
+        sentence = "is no id: use a-z, 0-9 and -, at most 63 characters"
     return field, sentence

@@ -1,27 +1,24 @@
-"""One device: ``python -m edge_agent --config FILE``."""
+"""One device's agent: ``python -m edge_agent --config FILE``. Arguments and the device's file, then the loop."""
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from broker.errors import BadFile
 from broker.files import load_spec
+from broker.process import OneLineParser, log_to_stderr, stopped_by_signals
 from edge_agent.config import AgentConfig
-
-if TYPE_CHECKING:
-    from edge_agent.service import Agent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The agent's command line."""
+    """Add the agent's arguments to a parser, this program's or another's subcommand."""
     parser.add_argument("--config", required=True, metavar="FILE", help="the device's YAML file")
     parser.add_argument("--broker", metavar="URL", help="instead of the file's broker")
-    parser.add_argument("--until-stdin-closes", action="store_true", help="end with the process that started it")
+    parser.add_argument(
+        "--until-stdin-closes", action="store_true", help="end when standard input does, so as not to outlive a parent"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         BadFile: the configuration is wrong.
     """
+    log_to_stderr()
     config = load_spec(arguments.config, AgentConfig)
     if arguments.broker:
         config = config.model_copy(update={"broker": arguments.broker})
@@ -47,27 +45,19 @@ def run(arguments: argparse.Namespace) -> int:
         latency_s=config.latency_s,
     )
     agent = Agent(config, profile=measured, store=Store(measured.memory_bytes))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: agent.stop())
-    if arguments.until_stdin_closes:
-        threading.Thread(target=_stop_at_end_of_input, args=(agent,), daemon=True).start()
-    agent.run()
+    with stopped_by_signals(agent.stop, until_stdin_closes=arguments.until_stdin_closes):
+        agent.run()
     return 0
 
 
-def _stop_at_end_of_input(agent: Agent) -> None:
-    sys.stdin.buffer.read()
-    agent.stop()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn a person's mistake into one line and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m edge_agent", description=__doc__)
+    """Parse the command line and run."""
+    parser = OneLineParser(prog="python -m edge_agent", description=__doc__)
     add_arguments(parser)
     try:
         return run(parser.parse_args(argv))
     except BadFile as error:
-        print(error, file=sys.stderr)  # noqa: T201 - the one line a person needs
+        sys.stderr.write(f"edge_agent: {error}\n")
         return 2
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from broker.specs import Bytes, DeviceId, NotNegative, Positive, Spec
+from broker.specs import Bytes, DeviceId, NotNegative, Positive, SitePrefix, Spec
 
 
 class AgentConfig(Spec):
@@ -17,7 +17,7 @@ class AgentConfig(Spec):
 
     id: DeviceId
     broker: str = "mqtt://127.0.0.1:1883"
-    site: str | None = None  # a prefix in front of all topics, when several sites share a broker
+    site: SitePrefix | None = None  # a prefix in front of all topics, when several sites share a broker
     memory: Bytes | None = None  # for modules; None: what is really free, less a reserve
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # of one forward pass
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting

@@ -192,6 +192,8 @@ class Agent:
     def _read(self, link: Literal["control", "data"], delivery: Delivery) -> Event | None:
         try:
             if link == "control":
+                if wire.says_offline(self._prefix, delivery):
+                    self._announce("online")
                 return wire.control_event(self._prefix, delivery)
             return wire.data_event(self._prefix, delivery)
         except RemoteProtocolError as error:
@@ -332,12 +334,12 @@ class Agent:
             self._session = session
         else:
             self._data_up = session is not None
-        if session is not None and self._data_up:
+        if session is not None:
             self._announce("online")
             self._wake_heart.set()
 
     def _announce(self, status: Literal["online", "offline"]) -> None:
-        if self._session is None:
+        if self._session is None or (status == "online" and not self._data_up):
             return
         profile = self._profile if status == "online" else None
         state = DeviceState(status=status, session=self._session, profile=profile)

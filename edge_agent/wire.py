@@ -9,10 +9,10 @@ import math
 
 from broker.codec import JSON, SAFETENSORS, decode, decode_tensors, encode, encode_tensors
 from broker.errors import ErrorCode, RemoteProtocolError
-from broker.messages import Assignment, ErrorBody, NodeFailed, NodeInputs, OrchestratorState, Route
+from broker.messages import Assignment, DeviceState, ErrorBody, NodeFailed, NodeInputs, OrchestratorState, Route
 from broker.specs import DeviceId
 from broker.tensors import pack
-from broker.topics import DEVICE_ASSIGNMENT, ORCHESTRATOR_STATE, TASK_REQUESTS, TASK_ROUTE, TENSORS
+from broker.topics import DEVICE_ASSIGNMENT, DEVICE_STATE, ORCHESTRATOR_STATE, TASK_REQUESTS, TASK_ROUTE, TENSORS
 from broker.transport import Delivery, Outgoing, Undelivered
 from edge_agent.state import (
     Assigned,
@@ -34,6 +34,7 @@ def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     """What the control connection reads."""
     return (
         DEVICE_ASSIGNMENT.at(prefix, device=device),
+        DEVICE_STATE.at(prefix, device=device),  # our own: to correct a late will
         TASK_ROUTE.filter(prefix),
         ORCHESTRATOR_STATE.at(prefix),
     )
@@ -42,6 +43,17 @@ def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
 def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     """What the data connection reads, besides the share groups of its front doors."""
     return (TENSORS.filter(prefix, receiver=device),)
+
+
+def says_offline(prefix: str, delivery: Delivery) -> bool:
+    """Whether our own retained state was overwritten by a death: the late will of an earlier connection.
+
+    Raises:
+        RemoteProtocolError: it can't be read.
+    """
+    if DEVICE_STATE.match(prefix, delivery.topic) is None or not delivery.payload:
+        return False
+    return decode(DeviceState, delivery.payload).status == "offline"
 
 
 def control_event(prefix: str, delivery: Delivery) -> Event | None:

@@ -8,14 +8,14 @@ import signal
 import sys
 from collections.abc import Sequence
 
-import structlog
-
 import edge_agent.__main__
 import orchestrator.__main__
 from broker.errors import BadFile, S2M3Error
+from broker.process import DEFAULT_BROKER, log_to_stderr, site_prefix
 from s2m3 import commands, demo
 
 INTERRUPTED = 130
+LAST_PORT = 65_535
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
     demo.add_arguments(verb("demo", "a whole site on this machine, with real photographs and a failure"))
     broker = verb("broker", "run the embedded MQTT broker, on 127.0.0.1 only")
-    broker.add_argument("--port", type=int, default=1883, help="default 1883")
+    broker.add_argument("--port", type=_port, default=1883, help="default %(default)s; 0 takes a free one")
     broker.set_defaults(run=commands.broker)
     agent = verb("agent", "run one device's agent")
     edge_agent.__main__.add_arguments(agent)
@@ -58,8 +58,10 @@ def parser() -> argparse.ArgumentParser:
     status = verb("status", "show devices, modules and tasks")
     status.set_defaults(run=commands.status)
     for command in (deploy, undeploy, request, status):
-        command.add_argument("--broker", default="mqtt://127.0.0.1:1883", metavar="URL", help="default %(default)s")
-        command.add_argument("--site", metavar="PREFIX", help="the site's topic prefix, when it has one")
+        command.add_argument("--broker", default=DEFAULT_BROKER, metavar="URL", help="default %(default)s")
+        command.add_argument(
+            "--site", type=site_prefix, metavar="PREFIX", help="the site's topic prefix, when it has one"
+        )
         command.add_argument("--json", action="store_true", help="print one JSON document")
     return whole
 
@@ -67,11 +69,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and turn what a person can mend into one line."""
     arguments = parser().parse_args(argv)
-    serves = arguments.command in {"agent", "orchestrator"}
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if serves else logging.WARNING),
-    )
+    log_to_stderr(level=logging.ERROR)  # a person reads what is printed; services raise it for themselves
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(arguments.run(arguments))
@@ -84,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("s2m3: interrupted; everything it started has ended", file=sys.stderr)
         return INTERRUPTED
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: use a number from 0 to {LAST_PORT}")
+    return int(text)
 
 
 def _interrupt(*_: object) -> None:

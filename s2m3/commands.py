@@ -17,7 +17,8 @@ from broker.client import Client, Response
 from broker.codec import RawInput
 from broker.embedded import EmbeddedBroker
 from broker.errors import BadFile
-from broker.messages import InputSpec, Route
+from broker.messages import Route
+from broker.specs import InputSpec
 from s2m3 import tasks
 from s2m3.catalogue import load_task
 from s2m3.observe import Observer

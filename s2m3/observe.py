@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import structlog
 
@@ -31,6 +31,9 @@ log = structlog.get_logger()
 
 Observed = OrchestratorState | DeviceState | Assignment | Heartbeat | Route | None
 """A state message; None when its topic was cleared."""
+
+
+M = TypeVar("M", DeviceState, Assignment, Heartbeat, Route)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Observer:
         elif ids := TASK_ROUTE.match(prefix, topic):
             self._store(at_s, self.routes, ids["task"], decode(Route, payload) if payload else None)
 
-    def _store(self, at_s: float, where: dict[str, Observed], name: str, message: Observed) -> None:
+    def _store(self, at_s: float, where: dict[str, M], name: str, message: M | None) -> None:
         self.sightings.append(Sighting(at_s, name, message))
         if message is None:
             where.pop(name, None)

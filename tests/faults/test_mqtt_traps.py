@@ -193,7 +193,9 @@ def test_a_transfer_that_takes_longer_than_the_keepalive_keeps_its_link(
     make_recorder: Callable[[], Recorder],
     unique_prefix: str,
     proxy_to: Callable[[str], TcpProxy],
+    *,
     slow_side: str,
+    patience_s: float,
 ) -> None:
     # The ping, or its answer, waits behind the message and comes seconds late.
     slow = proxy_to(mosquitto_url)
@@ -204,7 +206,7 @@ def test_a_transfer_that_takes_longer_than_the_keepalive_keeps_its_link(
     connect(urls["subscriber"], f"{unique_prefix}-subscriber", heard, topic, keepalive_s=1)
     publisher = connect(urls["publisher"], f"{unique_prefix}-publisher", mine, keepalive_s=1)
     publisher.publish(Outgoing(topic, b"x" * 14 * MB))
-    assert len(heard.wait_for(Delivery).payload) == 14 * MB
+    assert len(heard.wait_for(Delivery, timeout_s=4 * patience_s).payload) == 14 * MB
     publisher.publish(Outgoing(topic, b"after"))
     heard.wait_for(Delivery, count=2)
     assert [type(event) for event in mine.events] == [LinkUp]
@@ -258,6 +260,8 @@ def test_a_control_message_on_its_own_connection_overtakes_a_tensor(
     recorder: Recorder,
     unique_prefix: str,
     proxy_to: Callable[[str], TcpProxy],
+    *,
+    patience_s: float,
 ) -> None:
     slow = proxy_to(mosquitto_url)  # both connections of the agent share one slow line
     slow.bytes_per_s = 8 * MB
@@ -268,7 +272,7 @@ def test_a_control_message_on_its_own_connection_overtakes_a_tensor(
     data.publish(Outgoing(f"{unique_prefix}/tensor", b"x" * 12 * MB))
     data.publish(Outgoing(f"{unique_prefix}/behind", b""))
     control.publish(Outgoing(f"{unique_prefix}/control", b""))
-    recorder.wait_for(Delivery, count=3)
+    recorder.wait_for(Delivery, count=3, timeout_s=4 * patience_s)
     order = [delivery.topic.removeprefix(f"{unique_prefix}/") for delivery in recorder.deliveries]
     assert order == ["control", "tensor", "behind"]
 

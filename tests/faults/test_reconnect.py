@@ -202,6 +202,32 @@ def test_an_inbox_that_raises_on_everything_does_not_keep_us_from_reconnecting(
     recorder.wait_for(LinkUp, count=2)
 
 
+@pytest.mark.parametrize("answers_connect", [True, False])
+def test_a_broker_that_falls_silent_is_left(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder, *, answers_connect: bool
+) -> None:
+    silent = scripted(lambda number, kind, body: granting(number, kind, body) if answers_connect else b"")
+    transport_to(silent.url, keepalive_s=1)
+    assert recorder.wait_for(LinkDown).reason == "the broker is silent"
+    assert any(isinstance(event, LinkUp) for event in recorder.events) is answers_connect
+
+
+def test_a_broker_that_answers_pings_is_kept(scripted: Scripted, transport_to: TransportTo, recorder: Recorder) -> None:
+    pings = threading.Semaphore(0)
+
+    def answer(number: int, kind: int, body: bytes) -> bytes:
+        if kind == 12:
+            pings.release()
+            return b"\xd0\x00"
+        return granting(number, kind, body)
+
+    transport_to(scripted(answer).url, keepalive_s=1)
+    recorder.wait_for(LinkUp)
+    for _ in range(6):  # half a keepalive each: longer than silence would be borne
+        assert pings.acquire(timeout=10)
+    assert [type(event) for event in recorder.events] == [LinkUp]
+
+
 # --- the broker refuses ---
 
 

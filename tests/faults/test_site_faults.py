@@ -69,8 +69,9 @@ class Running:
         assert self.observer.wait_for(served, START_S), self.observer.routes
 
 
-def named(route: Route) -> set[str | None]:
-    return {device.device for node in route.nodes.values() for device in node.devices} | set(route.front_door)
+def named(route: Route) -> set[str]:
+    able = {device.device for node in route.nodes.values() for device in node.devices}
+    return able.union(route.front_door)
 
 
 def run(broker: str) -> Iterator[Running]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -94,12 +94,12 @@ def route(encoder: tuple[str, ...] = ("gw-a",), head: tuple[str, ...] = ("gw-b",
     return Route.model_validate(fields | changed)
 
 
-def request(*, inputs: dict[str, RawInput] | None = None, **changed: object) -> Requested:
+def request(inputs: dict[str, RawInput] | None = None, **changed: Any) -> Requested:
     payload, content_type = encode_request(
         inputs or {"image": RawInput(b"\x89PNG", "image/png"), "text": RawInput(b"a cat", "text/plain")}
     )
     asked = Requested("zero-shot", payload, content_type, REPLY_TO, b"1", expiry_s=10)
-    return replace(asked, **changed)  # type: ignore[arg-type]
+    return replace(asked, **changed)
 
 
 def only(actions: list[Action], kind: type[A]) -> A:
@@ -471,7 +471,7 @@ def test_inputs_wait_for_a_module_that_is_still_loading(front: AgentState) -> No
     ],
 )
 def test_a_bad_request_is_answered_at_once(
-    front: AgentState, change: dict[str, object], code: ErrorCode, says: str
+    front: AgentState, change: dict[str, Any], code: ErrorCode, says: str
 ) -> None:
     body = only(decide(front, request(**change), 0.0), Reply).result.error
     assert body is not None
