@@ -249,4 +249,4 @@ class NodeFailed(Envelope):
     error: Annotated[ErrorBody, BeforeValidator(_from_text)]
 
 
-TensorMessage = NodeInputs | NodeDone | NodeFailed
+TensorMessage = Annotated[NodeInputs | NodeDone | NodeFailed, Field(discriminator="kind")]

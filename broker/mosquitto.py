@@ -6,10 +6,12 @@ equal) and the process. For a site with several machines an operator runs Mosqui
 
 from __future__ import annotations
 
+import getpass
 import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -22,29 +24,34 @@ STOP_S = 5.0
 POLL_S = 0.02
 
 CONFIGURATION = """\
-# Mosquitto for one machine: development, tests, the demo. Loopback only, no passwords.
-# For anything that others can reach, use TLS, passwords and access rules.
+# Mosquitto (2.0 or newer) for development and tests on one machine:
+#     mosquitto -c deploy/mosquitto/development.conf
+# Nothing outside this machine can connect. For a site, add users, access rules and TLS.
 
-# Nobody but this machine. Mosquitto listens on all interfaces unless told otherwise.
+# This machine only: with `allow_anonymous` nothing else may be let in.
 listener {port} 127.0.0.1
 allow_anonymous true
 
-# Without it a round trip waits up to 40 ms for a delayed acknowledgement (Nagle's algorithm).
+# Small packets leave at once. Without this a message of 100 kB waits 40 ms for the acknowledgement of its header.
 set_tcp_nodelay true
 
-# S2M3 sends messages of at most 16 MiB; the rest is room for topic and properties. A larger packet closes the
-# connection, so S2M3 reads this limit at connect and refuses larger messages before they are sent.
+# Payloads have at most 16 MiB (broker/codec.py: MAX_MESSAGE_BYTES); 64 KiB are for topic and properties. Mosquitto 2.1
+# allows 2,000,000 bytes when this is missing, 2.0 anything. Clients read it at connect and refuse what is larger.
 max_packet_size 16842752
 
-# Per client: what is sent and not yet acknowledged, and what waits behind it. Beyond, Mosquitto drops silently and
-# still acknowledges, so S2M3 retries end to end; the bounds keep a slow reader from filling the memory.
+# Acknowledgements that may be open per client, both ways; clients are told at connect. 20 fill a fast link.
 max_inflight_messages 20
-max_queued_messages 1000
-max_queued_bytes 268435456
 
-# Retained state is published again by its owners after a restart; nothing here relies on the disk.
+# Beyond these, what a slow client has yet to get is DROPPED, though its publisher was told that all is well: they bound
+# the broker's memory, and delivery is made sure end to end (deadline, retry).
+max_queued_messages 1000
+max_queued_bytes 134217728
+
+# The broker forgets retained messages when it ends: every development run starts clean. A site sets this to true and
+# gives a persistence_location, so that deployed tasks outlive a restart of the broker.
 persistence false
 
+# What goes wrong, and who comes and goes, on standard error.
 log_dest stderr
 log_type error
 log_type warning
@@ -67,16 +74,24 @@ class MosquittoBroker:
 
     Args:
         port: where it listens on 127.0.0.1; a free port when 0.
+        settings: further lines of its configuration.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, settings: Sequence[str] = ()) -> None:
         self._port = port or free_port()
+        # Started by root it would become another user, who can't read the folder of its configuration.
+        self._configuration = "\n".join((configuration(self._port), f"user {getpass.getuser()}", *settings, ""))
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
     @property
+    def port(self) -> int:
+        """Where it listens, through all restarts."""
+        return self._port
+
+    @property
     def url(self) -> str:
-        """Where it is."""
+        """Where clients connect."""
         return f"mqtt://{HOST}:{self._port}"
 
     @property
@@ -104,9 +119,11 @@ class MosquittoBroker:
                 problem="this program is missing",
                 fix="install it (`apt-get install mosquitto`), or use the embedded broker",
             )
+        if listens(self._port):
+            raise TransportError(f"port {self._port} is taken: end what listens there, or name another port")
         self._directory = tempfile.TemporaryDirectory(prefix="s2m3-mosquitto-")
         config, output = (Path(self._directory.name) / name for name in ("mosquitto.conf", "output"))
-        config.write_text(configuration(self._port), encoding="utf-8")
+        config.write_text(self._configuration, encoding="utf-8")
         with output.open("wb") as stream:
             self._process = subprocess.Popen(
                 [program, "-c", str(config)],

@@ -76,9 +76,9 @@ def compute_flops_per_s(clock: Clock = time.perf_counter, measure_s: float = MEA
     """Floating-point operations a second (two a multiply-add) at the thread count set.
 
     Runs in turn a mobile inverted bottleneck (Sandler et al. 2018) and a transformer's feed-forward layer over a few
-    captions, once to warm up and then until the time is over; the fastest round counts, so that what else the machine
-    does at that moment (other programs that start) doesn't make the device look slow. Such layers move more memory than one big product, so
-    the figure is far below the processor's peak: it is what small models reach.
+    captions, once to warm up and then until the time is over. The fastest round counts, so that what else the machine
+    does at that moment (other programs that start) doesn't make the device look slow. Such layers move more memory than
+    one big product, so the figure is far below the processor's peak: it is what small models reach.
     """
     generator = torch.Generator().manual_seed(0)
 

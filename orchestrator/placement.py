@@ -100,8 +100,7 @@ def place(
         home = (keep or {}).get(key)
         if home in board.devices and home not in barred.get(key, {}) and module.memory_bytes <= board.room(home):
             board.put(key, module, board.devices[home])
-            rejected = {other: f"not asked: it stays on {home}" for other in board.devices if other != home}
-            board.explain[key] = Explanation(name, home, "stays where it is", rejected)
+            board.explain[key] = Explanation(name, home, "stays where it is", {})
     for key, (name, module) in modules.items():
         if key not in board.where:
             _choose(board, key, name, module, barred.get(key, {}))
@@ -236,10 +235,10 @@ def _choose(
     added = max(0.0, costs[best] - board.cost(key, None))
     rejected |= {device: f"memory short by {missing} bytes" for device, missing in short.items()}
     rejected |= {device: _slower(cost - costs[best]) for device, cost in costs.items() if device != best}
-    why = f"adds {added:.6g} s" + (", the least" if len(costs) > 1 else "; no other device can take it")
+    why = f"adds {added:.3g} s" + (", the least" if len(costs) > 1 else "; no other device can take it")
     board.put(key, module, board.devices[best])
     board.explain[key] = Explanation(name, best, why, dict(sorted(rejected.items())))
 
 
 def _slower(by_s: float) -> str:
-    return f"slower by {by_s:.6g} s" if by_s > 0 else "as fast, but later in the alphabet"
+    return f"slower by {by_s:.3g} s" if by_s > 0 else "as fast, but later in the alphabet"

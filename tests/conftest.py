@@ -10,13 +10,9 @@ broker a test fails with how to get one: it is never skipped.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import re
-import shutil
-import signal
 import socket
-import subprocess
 import threading
 import time
 import uuid
@@ -29,6 +25,7 @@ import pytest
 
 from broker.address import parse_url
 from broker.embedded import EmbeddedBroker
+from broker.mosquitto import MosquittoBroker
 from broker.transport import Delivery, LinkEvent
 
 PATIENCE_S = 10.0 * float(os.environ.get("S2M3_TEST_PATIENCE", "1"))
@@ -168,59 +165,6 @@ class TcpProxy:
         broker.close()
 
 
-class MosquittoProcess:
-    """A Mosquitto of one's own, with our development settings, on one port through all its restarts.
-
-    ``settings`` are further lines of its configuration file.
-    """
-
-    def __init__(self, folder: Path, *settings: str) -> None:
-        binary = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-        if binary is None:
-            pytest.fail(f"this test needs the mosquitto program: {_INSTALL}")
-        self.port = free_port()
-        self.url = f"mqtt://{HOST}:{self.port}"
-        self.log = folder / "mosquitto.log"
-        config = folder / "mosquitto.conf"
-        # Started by root it would become another user, who can't read this folder.
-        lines = (development_config(f"listener {self.port} {HOST}"), f"user {getpass.getuser()}", *settings, "")
-        config.write_text("\n".join(lines))
-        self._command = [binary, "-c", str(config)]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        """The process's id, while it runs."""
-        assert self._process is not None
-        return self._process.pid
-
-    def start(self) -> None:
-        """Start it and wait until it takes connections."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        if not listens(self.port, alive=lambda: self._process is not None and self._process.poll() is None):
-            pytest.fail(f"mosquitto did not start: {self.log.read_text()}")
-
-    def stop(self) -> None:
-        """Ask it to end, and wait; safe when it isn't running."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it as a crash ends it."""
-        self._end(signal.SIGKILL)
-
-    def _end(self, how: signal.Signals) -> None:
-        if self._process is None:
-            return
-        self._process.send_signal(how)
-        try:
-            self._process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(PATIENCE_S)
-        self._process = None
-
-
 def development_config(listener: str) -> str:
     """Our development.conf, listening elsewhere."""
     text, changed = re.subn(r"^listener .*$", listener, CONFIG.read_text(), flags=re.MULTILINE)
@@ -228,18 +172,11 @@ def development_config(listener: str) -> str:
     return text
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def listens(port: int, *, host: str = HOST, alive: Callable[[], bool] = lambda: True) -> bool:
-    """Wait until something takes connections there; False when it is over with it."""
+def answers(host: str, port: int) -> bool:
+    """Wait until something takes connections there; False when it doesn't."""
     until_s = time.monotonic() + PATIENCE_S
     pause = threading.Event()
-    while alive() and time.monotonic() < until_s:
+    while time.monotonic() < until_s:
         try:
             socket.create_connection((host, port), timeout=1).close()
         except OSError:
@@ -272,7 +209,7 @@ def _mosquitto_container(folder: Path) -> Iterator[str | None]:
             except Exception as error:  # noqa: BLE001 - no engine, no image, no network: the program will do
                 warnings.warn(f"no Mosquitto container, so the program is used: {error}", stacklevel=2)
             else:
-                url = f"mqtt://{host}:{port}" if listens(port, host=host) else None
+                url = f"mqtt://{host}:{port}" if answers(host, port) else None
         yield url
 
 
@@ -284,12 +221,8 @@ def mosquitto_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         if url is not None:
             yield url
             return
-        process = MosquittoProcess(folder)
-        process.start()
-        try:
-            yield process.url
-        finally:
-            process.stop()
+        with MosquittoBroker() as broker:
+            yield broker.url
 
 
 @pytest.fixture(scope="session")
@@ -306,21 +239,14 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., MosquittoProcess]]:
+def start_mosquitto() -> Iterator[Callable[..., MosquittoBroker]]:
     """Starts Mosquittos of one's own, to stop, kill and start again; takes further lines of configuration."""
     with contextlib.ExitStack() as stack:
-
-        def start(*settings: str) -> MosquittoProcess:
-            process = MosquittoProcess(tmp_path_factory.mktemp("own-mosquitto"), *settings)
-            stack.callback(process.stop)
-            process.start()
-            return process
-
-        yield start
+        yield lambda *settings: stack.enter_context(MosquittoBroker(settings=settings))
 
 
 @pytest.fixture
-def mosquitto_process(start_mosquitto: Callable[..., MosquittoProcess]) -> MosquittoProcess:
+def mosquitto_process(start_mosquitto: Callable[..., MosquittoBroker]) -> MosquittoBroker:
     """A running Mosquitto of one's own."""
     return start_mosquitto()
 

@@ -449,7 +449,7 @@ def test_a_state_directory_that_cannot_be_made_is_named(memory: World) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--state-dir", "x"], "the following arguments are required: --broker"),
+        (["--broker"], "argument --broker: expected one argument"),
         (["--broker", "mqtt://h", "--state-dir", "x", "--site", "a/#"], "'a/#' is no prefix"),
         (["--broker", "mqtt://h", "--state-dir", "x", "--sight", "a"], "unrecognized arguments: --sight a"),
     ],

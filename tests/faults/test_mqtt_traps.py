@@ -19,7 +19,8 @@ from broker.mqtt import MqttTransport
 from broker.transport import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered, Will
 
 if TYPE_CHECKING:
-    from tests.conftest import MosquittoProcess, Recorder, TcpProxy
+    from broker.mosquitto import MosquittoBroker
+    from tests.conftest import Recorder, TcpProxy
 
 MB = 1_000_000
 RSS_LIMIT_BYTES = 200 * MB
@@ -66,7 +67,7 @@ def _publish_until_full(transport: MqttTransport, messages: Iterable[Outgoing]) 
 
 
 def test_the_brokers_own_limit_is_kept_before_publishing(
-    start_mosquitto: Callable[..., MosquittoProcess], connect: Connect, recorder: Recorder
+    start_mosquitto: Callable[..., MosquittoBroker], connect: Connect, recorder: Recorder
 ) -> None:
     broker = start_mosquitto("max_packet_size 50000")
     transport = connect(broker.url, "a", recorder, "x")
@@ -96,15 +97,20 @@ def test_a_message_that_made_the_broker_hang_up_is_never_sent_again(
 
 
 def test_a_subscriber_that_went_away_is_reported_to_the_publisher(
-    mosquitto_url: str, connect: Connect, make_recorder: Callable[[], Recorder], unique_prefix: str
+    mosquitto_url: str,
+    connect: Connect,
+    make_recorder: Callable[[], Recorder],
+    unique_prefix: str,
+    proxy_to: Callable[[str], TcpProxy],
 ) -> None:
-    topic = f"{unique_prefix}/next-hop"
+    topic, way = f"{unique_prefix}/next-hop", proxy_to(mosquitto_url)
     told, heard = make_recorder(), make_recorder()
-    publisher = connect(mosquitto_url, f"{unique_prefix}-publisher", told)
-    subscriber = connect(mosquitto_url, f"{unique_prefix}-subscriber", heard, topic)
+    publisher = connect(mosquitto_url, f"{unique_prefix}-publisher", told, f"{unique_prefix}/will")
+    connect(way.url, f"{unique_prefix}-hop", heard, topic, will=lambda _session: Will(f"{unique_prefix}/will", b"gone"))
     publisher.publish(Outgoing(topic, b"1", token="first"))  # noqa: S106 - no password
     heard.wait_for(Delivery)
-    subscriber.close()
+    way.close()
+    told.wait_for(Delivery)  # the will: the broker knows
     publisher.publish(Outgoing(topic, b"2", token="second"))  # noqa: S106
     assert told.wait_for(Undelivered) == Undelivered(topic, "second")
 
@@ -289,7 +295,8 @@ def test_the_embedded_brokers_memory_stays_bounded(
     connect: Connect, make_recorder: Callable[[], Recorder], unique_prefix: str
 ) -> None:
     topic = f"{unique_prefix}/tensors"
-    arrived = threading.Semaphore(20)  # so many are on their way at once
+    on_their_way = 10  # a reader that lags by more than a segment, 16 MiB, loses messages
+    arrived = threading.Semaphore(on_their_way)
 
     def count(event: LinkEvent) -> None:
         if isinstance(event, Delivery):
@@ -302,7 +309,7 @@ def test_the_embedded_brokers_memory_stays_bounded(
         for _ in range(300):
             assert arrived.acquire(timeout=30)
             publisher.publish(Outgoing(topic, b"x" * MB))
-        for _ in range(20):
+        for _ in range(on_their_way):
             assert arrived.acquire(timeout=30)  # all 300 came
         assert broker._broker is not None
         assert broker._broker._process is not None
@@ -335,7 +342,7 @@ def test_small_packets_leave_at_once(
 
 
 @pytest.fixture
-def guarded(start_mosquitto: Callable[..., MosquittoProcess], tmp_path: Path) -> MosquittoProcess:
+def guarded(start_mosquitto: Callable[..., MosquittoBroker], tmp_path: Path) -> MosquittoBroker:
     """A Mosquitto that lets everybody write below ``open/`` only."""
     rules = tmp_path / "acl"
     rules.write_text("topic readwrite open/#\n")
@@ -343,7 +350,7 @@ def guarded(start_mosquitto: Callable[..., MosquittoProcess], tmp_path: Path) ->
 
 
 def test_a_publish_that_the_broker_forbids_is_reported(
-    guarded: MosquittoProcess, connect: Connect, recorder: Recorder
+    guarded: MosquittoBroker, connect: Connect, recorder: Recorder
 ) -> None:
     transport = connect(guarded.url, "a", recorder, "open/#")
     transport.publish(Outgoing("closed/x", b""))
@@ -352,9 +359,7 @@ def test_a_publish_that_the_broker_forbids_is_reported(
     assert recorder.wait_for(Delivery).payload == b"fine"
 
 
-def test_a_broker_that_refuses_us_says_why(
-    start_mosquitto: Callable[..., MosquittoProcess], recorder: Recorder
-) -> None:
+def test_a_broker_that_refuses_us_says_why(start_mosquitto: Callable[..., MosquittoBroker], recorder: Recorder) -> None:
     broker = start_mosquitto("allow_anonymous false")
     transport = MqttTransport(url=broker.url, client_id="a", inbox=recorder)
     transport.start()

@@ -16,7 +16,8 @@ from broker.mqtt import MqttTransport
 from broker.transport import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing
 
 if TYPE_CHECKING:
-    from tests.conftest import MosquittoProcess, Recorder
+    from broker.mosquitto import MosquittoBroker
+    from tests.conftest import Recorder
 
 CONNACK = bytes.fromhex("20 03 00 00 00")
 CONNACK_RECEIVE_MAXIMUM_2 = bytes.fromhex("20 06 00 00 03 21 00 02")
@@ -131,7 +132,7 @@ def granting(number: int, kind: int, body: bytes) -> bytes:
 
 
 def test_a_restarted_broker_finds_the_subscriptions_made_again(
-    mosquitto_process: MosquittoProcess, transport_to: TransportTo, recorder: Recorder
+    mosquitto_process: MosquittoBroker, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     transport = transport_to(mosquitto_process.url, "x", "y/+")
     first = recorder.wait_for(LinkUp)
@@ -149,7 +150,7 @@ def test_a_restarted_broker_finds_the_subscriptions_made_again(
 
 
 def test_a_broker_that_comes_late_is_waited_for_and_its_absence_told_once(
-    mosquitto_process: MosquittoProcess, transport_to: TransportTo, recorder: Recorder
+    mosquitto_process: MosquittoBroker, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     mosquitto_process.kill()
     transport_to(mosquitto_process.url)
@@ -161,7 +162,7 @@ def test_a_broker_that_comes_late_is_waited_for_and_its_absence_told_once(
 
 
 def test_close_does_not_wait_for_a_broker_that_is_away(
-    mosquitto_process: MosquittoProcess, transport_to: TransportTo, recorder: Recorder
+    mosquitto_process: MosquittoBroker, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     mosquitto_process.kill()
     transport = transport_to(mosquitto_process.url)
@@ -188,7 +189,7 @@ def test_close_may_be_called_from_the_inbox(mosquitto_url: str, unique_prefix: s
 
 
 def test_an_inbox_that_raises_on_everything_does_not_keep_us_from_reconnecting(
-    mosquitto_process: MosquittoProcess, transport_to: TransportTo, recorder: Recorder
+    mosquitto_process: MosquittoBroker, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     def inbox(event: LinkEvent) -> None:
         recorder(event)

@@ -117,8 +117,8 @@ def changed(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "field", "sentence"),
     [
-        (changed(task="No Id"), "task", "String should match"),
-        (changed(task="a" * 64), "task", "String should match"),
+        (changed(task="No Id"), "task", "is no id: use a-z, 0-9 and -"),
+        (changed(task="a" * 64), "task", "is no id: use a-z, 0-9 and -"),
         (changed(inputs={}), "inputs", "at least 1 item"),
         (changed(nodes={}), "nodes", "at least 1 item"),
         (changed(weight=0), "weight", "greater than 0"),
