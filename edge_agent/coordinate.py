@@ -10,16 +10,14 @@ what they keep, so only the missing nodes are computed again.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable
 
 import numpy as np
 
-from broker.codec import RawInput, decode_request
+from broker.codec import RawInput, decode_request, request_id
 from broker.errors import ErrorCode, RequestFailed
 from broker.messages import MAX_DEADLINE_S, ErrorBody, NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
-from broker.specs import ID_PATTERN, DeviceId, NodeName, RequestId
+from broker.specs import DeviceId, NodeName, RequestId
 from broker.topics import may_reply_to
 from edge_agent.routing import choose_plan
 from edge_agent.state import (
@@ -40,22 +38,6 @@ RAW = "raw"
 FIRST_PATIENCE_S = 1.0  # before missing nodes are sent again; doubles with each attempt
 PATIENCE_FACTOR = 4.0  # times the expected seconds, when that is longer
 REFUSED_PATIENCE_S = 0.1  # after a device said that it can't: a new route is on its way
-_ID = re.compile(ID_PATTERN)
-
-
-def request_id(reply_to: str, correlation: bytes, payload: bytes) -> RequestId:
-    """The id of a request, equal for each copy of it.
-
-    The sensor's Correlation Data when it is an id of ours; else a digest, so that two sensors that count from 1 don't
-    meet, and a copy that the broker makes of a request without Correlation Data is still known as a copy.
-    """
-    text = correlation.decode("ascii", errors="replace")
-    if len(text) >= 32 and _ID.match(text):  # noqa: PLR2004 - as long as a UUID in hexadecimal
-        return text
-    digest = hashlib.sha256(reply_to.encode() + b"\0" + correlation)
-    if not correlation:
-        digest.update(payload)
-    return digest.hexdigest()[:32]
 
 
 def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Action]:

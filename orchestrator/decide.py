@@ -13,8 +13,6 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -30,7 +28,7 @@ from broker.messages import (
     Result,
     Route,
 )
-from broker.specs import ID_PATTERN, DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
+from broker.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
 from broker.transport import LinkDown, LinkUp
 from orchestrator import cluster as devices
 from orchestrator.cluster import Cluster, ClusterEvent
@@ -55,7 +53,6 @@ from orchestrator.events import (
 from orchestrator.placement import Explanation, distinct_modules, place_most
 from orchestrator.routes import Term, no_route, route_of, same_way, too_large
 
-_ID = re.compile(ID_PATTERN.removesuffix("$") + r"\Z")
 _V = TypeVar("_V")
 _REJECTED_SHOWN = 4  # other devices named in an assignment's reason; a thousand of them must still fit a message
 
@@ -251,19 +248,13 @@ def _answer(state: State, request: RequestSeen) -> list[Action]:
         deployed = ", ".join(sorted(state.routes)) or "none"
         why = f"no task is called {request.task}; deployed tasks: {deployed}; deploy it with `s2m3 deploy FILE`"
     result = Result(
-        request=_request_id(request),
+        request=request.request,
         task=request.task,
         epoch=state.epoch,
         generation=state.generation,
         error=ErrorBody(code=ErrorCode.NO_ROUTE, message=why),
     )
     return [AnswerError(request.reply_to, request.correlation, result)]
-
-
-def _request_id(request: RequestSeen) -> str:
-    correlation = request.correlation or b""
-    text = correlation.decode("ascii", errors="replace")
-    return text if _ID.match(text) else hashlib.sha256(request.reply_to.encode() + correlation).hexdigest()[:32]
 
 
 # --- the reconciler's rules ---

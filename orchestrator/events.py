@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from broker.messages import Assignment, OrchestratorState, Result, Route
-from broker.specs import DeviceId, TaskName, TaskSpec
+from broker.specs import DeviceId, RequestId, TaskName, TaskSpec
 from orchestrator.cluster import ClusterEvent
 
 # --- events ---
@@ -50,6 +50,7 @@ class RouteSeen:
 class RequestSeen:
     """A sensor asks for a task; ``reply_to`` is allowed already."""
 
+    request: RequestId
     task: TaskName
     reply_to: str
     correlation: bytes | None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from broker.codec import JSON, decode, encode
+from broker.codec import JSON, decode, encode, request_id
 from broker.errors import RemoteProtocolError
 from broker.messages import DeviceState, Heartbeat, OrchestratorState, Route
 from broker.specs import TaskSpec
@@ -83,7 +83,8 @@ def _request(prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event |
     reply_to = delivery.response_topic
     if delivery.retain or not reply_to or not may_reply_to(prefix, reply_to):
         return None  # nobody to answer, or a place where we must not write
-    return RequestSeen(ids["task"], reply_to, delivery.correlation)
+    request = request_id(reply_to, delivery.correlation or b"", delivery.payload)
+    return RequestSeen(request, ids["task"], reply_to, delivery.correlation)
 
 
 def _device(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event | None:

@@ -22,7 +22,6 @@ from broker.messages import (
     RouteNode,
 )
 from broker.specs import InputSpec, ModuleSpec
-from edge_agent.coordinate import request_id
 from edge_agent.decide import decide
 from edge_agent.modules import Output
 from edge_agent.state import (
@@ -502,11 +501,3 @@ def test_beyond_its_capacity_a_front_door_says_when_to_come_back(front: AgentSta
     assert body is not None
     assert body.code == ErrorCode.OVERLOADED
     assert body.retry_after_s
-
-
-def test_request_ids_of_different_sensors_never_meet() -> None:
-    assert request_id("a", b"1", b"") != request_id("b", b"1", b"")
-    assert request_id("a", b"", b"x") == request_id("a", b"", b"x")
-    assert request_id("a", b"", b"x") != request_id("a", b"", b"y")
-    uuid = b"0123456789abcdef0123456789abcdef"
-    assert request_id("a", uuid, b"") == uuid.decode()

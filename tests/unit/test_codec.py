@@ -20,6 +20,7 @@ from broker.codec import (
     decode_tensors,
     encode_request,
     encode_tensors,
+    request_id,
 )
 from broker.errors import ErrorCode, RemoteProtocolError, RequestFailed
 from broker.messages import (
@@ -320,3 +321,11 @@ def test_random_requests_are_read_or_refused_and_nothing_else(payload: bytes, co
         except RequestFailed:
             continue
         assert inputs.keys() == expected.keys()
+
+
+def test_request_ids_of_different_sensors_never_meet() -> None:
+    assert request_id("a", b"1", b"") != request_id("b", b"1", b"")
+    assert request_id("a", b"", b"x") == request_id("a", b"", b"x")
+    assert request_id("a", b"", b"x") != request_id("a", b"", b"y")
+    uuid = b"0123456789abcdef0123456789abcdef"
+    assert request_id("a", uuid, b"") == uuid.decode()

@@ -482,7 +482,7 @@ def test_a_late_will_of_ours_or_an_older_orchestrator_is_overwritten() -> None:
 
 
 def ask(site: Site, name: str, correlation: bytes | None = b"request-1") -> list[Action]:
-    return site.feed(RequestSeen(name, "s2m3/v1/clients/cam/results/request-1", correlation))
+    return site.feed(RequestSeen("request-1", name, "s2m3/v1/clients/cam/results/request-1", correlation))
 
 
 def test_a_request_for_an_unknown_task_is_answered_at_once_with_what_is_deployed() -> None:
@@ -517,19 +517,6 @@ def test_requests_for_tasks_with_a_route_pending_or_complete_are_left_to_the_age
 
 def test_before_settling_no_request_is_answered_for_the_task_may_be_known_in_a_moment() -> None:
     assert ask(Site(), "classify") == []
-
-
-def test_a_correlation_that_is_no_id_gives_a_request_id_of_its_own_that_is_always_the_same() -> None:
-    site = serving(a=100)
-    ids = []
-    for correlation in (b"\x00\xff", b"\x00\xff", None, b"id\n"):
-        (answer,) = ask(site, "nothing", correlation)
-        assert isinstance(answer, AnswerError)
-        assert answer.correlation == correlation
-        ids.append(answer.result.request)
-    assert ids[0] == ids[1]
-    assert len({*ids}) == 3
-    assert all(len(request) == 32 for request in ids)
 
 
 def test_the_log_tells_of_devices_placements_and_withdrawn_tasks() -> None:
