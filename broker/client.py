@@ -1,14 +1,18 @@
 """Requests for sensors: publish, await, retry by id until the deadline. Synchronous, with an async twin.
 
 Owns every request that this process made: each ends in exactly one ``Response``, an answer or an error, by its
-deadline; a second answer to the same id is counted and dropped. Knows nothing of devices or modules: a task's route
-only tells it when to send again at once.
+deadline; a second answer to the same id is counted and dropped. When to send is decided in ``asking``; here are the
+thread, the futures and the transport. Knows nothing of devices or modules.
+
+Invariants:
+- No message, caller or error ends the client's thread, but ``close``. An error of ours that concerns one request is
+  raised to who waits for it.
+- A request that was taken ends, whoever closes the client meanwhile. One that its caller cancelled is not sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 import uuid
@@ -19,21 +23,18 @@ from typing import Self
 
 import structlog
 
-from broker.codec import SAFETENSORS, RawInput, decode, encode_request
-from broker.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, TransportError
+from broker.asking import FIRST_RETRY_S, Asking, Question
+from broker.codec import MAX_CONTROL_BYTES, SAFETENSORS, RawInput, decode, encode_request
+from broker.errors import ErrorCode, LocalProtocolError, MessageTooLarge, RemoteProtocolError, TransportError
 from broker.mailbox import Mailbox
-from broker.messages import ErrorBody, Result, Route
+from broker.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
 from broker.mqtt import MqttTransport
+from broker.specs import RequestId, TaskName
 from broker.tensors import Tensors, unpack
 from broker.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of
 from broker.transport import Delivery, Denied, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Undelivered
 
 log = structlog.get_logger()
-
-ROUTE_WAIT_S = 0.7  # a retained route arrives within milliseconds of the subscription; then there is none
-FIRST_RETRY_S = 1.0  # doubles up to the longest
-LONGEST_RETRY_S = 5.0
-SOON_S = 0.1  # after "nobody subscribes", or a new front door that is about to
 
 MakeTransport = Callable[[str, Inbox], Transport]
 """Makes a transport from a client id and an inbox."""
@@ -54,27 +55,15 @@ class Response:
         return self.result.error is None
 
 
-@dataclass
-class _Pending:
-    request: str
-    task: str
-    payload: bytes
-    content_type: str
-    asked_s: float
-    deadline_s: float
-    future: Future[Response]
-    next_send_s: float
-    attempts: int = 0
-
-
 @dataclass(frozen=True)
 class _Ask:
-    pending: _Pending
+    question: Question
+    future: Future[Response]
 
 
 @dataclass(frozen=True)
-class _Stop:
-    pass
+class _Wake:
+    """Look whether the client was closed."""
 
 
 class Client:
@@ -84,7 +73,12 @@ class Client:
         url: the broker, ``mqtt://host:port``.
         client_id: below which topic answers come back; a new one when not given.
         site: the site's topic prefix, when it has one.
+        first_retry_s: how long to wait for an answer before the same request is sent again; this doubles each time,
+            up to 5 s. Raise it where answers take long.
         make_transport: for tests over the in-memory twin; paho by default.
+
+    Raises:
+        LocalProtocolError: the client id is none.
     """
 
     def __init__(
@@ -93,21 +87,22 @@ class Client:
         *,
         client_id: str | None = None,
         site: str | None = None,
+        first_retry_s: float = FIRST_RETRY_S,
         make_transport: MakeTransport | None = None,
     ) -> None:
         self.client_id = client_id or f"client-{uuid.uuid4().hex[:12]}"
         self.duplicates = 0
         """Answers to requests that already had one."""
-        self._url = url
         self._prefix = prefix_of(site)
-        self._mailbox: Mailbox[LinkEvent | _Ask | _Stop] = Mailbox()
+        RESULTS.at(self._prefix, client=self.client_id, request="0")  # refuses an id that is none
+        self._mailbox: Mailbox[LinkEvent | _Ask | _Wake] = Mailbox()
+        self._asking = Asking(self._prefix, self.client_id, url, first_retry_s=first_retry_s)
+        self._futures: dict[RequestId, Future[Response]] = {}
+        self._watched: frozenset[TaskName] = frozenset()
         make = make_transport or (lambda name, inbox: MqttTransport(url=url, client_id=name, inbox=inbox))
         self._transport = make(self.client_id, self._put)
-        self._pending: dict[str, _Pending] = {}
-        self._routes: dict[str, Route] = {}
-        self._watched_s: dict[str, float] = {}  # task -> since when its route is awaited
-        self._link = False
         self._thread = threading.Thread(target=self._run, name=f"client[{self.client_id}]", daemon=True)
+        self._closing = threading.Lock()  # nothing is put in between asking whether it is closed and closing it
         self._closed = False
         self._transport.subscribe(RESULTS.filter(self._prefix, client=self.client_id))
         self._transport.start()
@@ -119,19 +114,24 @@ class Client:
         """Ask, and go on. Texts are sent as ``text/plain``; bytes without a content type.
 
         Raises:
-            LocalProtocolError: the task's name is none, or the client is closed.
+            LocalProtocolError: the task's name or the deadline is none, or the client is closed.
         """
-        if self._closed:
-            raise LocalProtocolError("this client is closed")
+        if not 0 < deadline_s <= MAX_DEADLINE_S:  # nor is it when not a number
+            text = f"a deadline of {deadline_s} s is none: use seconds from now, more than 0 and at most"
+            raise LocalProtocolError(f"{text} {MAX_DEADLINE_S:.0f}")
         TASK_REQUESTS.at(self._prefix, task=task)  # refuses a name that is none, here and now
         payload, content_type = encode_request({name: _raw(value) for name, value in inputs.items()})
         now_s = time.monotonic()
-        pending = _Pending(
-            uuid.uuid4().hex, task, payload, content_type, now_s, now_s + deadline_s, Future(), next_send_s=now_s
-        )
-        if not self._mailbox.put_control(_Ask(pending)):
-            pending.future.set_result(self._failed(pending, ErrorCode.OVERLOADED, "too many requests wait here"))
-        return pending.future
+        question = Question(uuid.uuid4().hex, task, payload, content_type, now_s, now_s + deadline_s)
+        future: Future[Response] = Future()
+        with self._closing:
+            if self._closed:
+                raise LocalProtocolError("this client is closed")
+            taken = self._mailbox.put_control(_Ask(question, future))
+        if not taken:
+            error = ErrorBody(code=ErrorCode.OVERLOADED, message="too many requests wait here; ask for less at a time")
+            future.set_result(_failed(question, error))
+        return future
 
     def request(self, task: str, inputs: Mapping[str, RawInput | bytes | str], *, deadline_s: float = 30.0) -> Response:
         """Ask and wait for how it ends: an answer or an error, by the deadline."""
@@ -145,11 +145,12 @@ class Client:
 
     def close(self) -> None:
         """Disconnect; requests that still wait end with an error. Safe to call twice."""
-        if not self._closed:
+        with self._closing:
             self._closed = True
-            self._mailbox.put_control(_Stop())
+            self._mailbox.put_control(_Wake())  # a mailbox too full for it is not asleep
+        if threading.current_thread() is not self._thread:  # a future's callback may close, too
             self._thread.join()
-            self._transport.close()
+        self._transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -157,57 +158,68 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    # --- the client's own thread ---
+    # --- the transport's threads ---
 
     def _put(self, event: LinkEvent) -> None:
-        if isinstance(event, Delivery):
+        if isinstance(event, Delivery) and not self._is_route(event):
             self._mailbox.put_data(event, len(event.payload))
         else:
             self._mailbox.put_control(event)
 
+    def _is_route(self, delivery: Delivery) -> bool:
+        """Routes keep their order among the link's events: one of the old link must not be taken for the new one's."""
+        return len(delivery.payload) <= MAX_CONTROL_BYTES and bool(TASK_ROUTE.match(self._prefix, delivery.topic))
+
+    # --- the client's own thread ---
+
     def _run(self) -> None:
-        while True:
-            times = [min(p.next_send_s, p.deadline_s) for p in self._pending.values()]
-            wait_s = max(0.0, min(times) - time.monotonic()) if times else None
-            event = self._mailbox.get(wait_s)
-            if isinstance(event, _Stop):
-                break
+        while not self._closed:
+            next_s = self._asking.next_s()
+            event = self._mailbox.get(None if next_s is None else max(0.0, next_s - time.monotonic()))
             try:
                 self._handle(event)
             except RemoteProtocolError as error:
                 log.warning("message_refused", client=self.client_id, error=str(error))
-            for pending in list(self._pending.values()):
-                self._advance(pending, time.monotonic())
-        for pending in list(self._pending.values()):
-            self._end(pending, self._failed(pending, ErrorCode.DEADLINE_EXCEEDED, "the client was closed"))
+            except Exception:
+                log.exception("event_failed", client=self.client_id, event_type=type(event).__name__)
+            self._asking.forget(time.monotonic())
+            for request in self._asking.waiting:
+                self._advance(request)
+            self._watch()
+        while event := self._mailbox.get(0):
+            if isinstance(event, _Ask):
+                self._take(event)
+        error = ErrorBody(code=ErrorCode.DEADLINE_EXCEEDED, message="the client was closed")
+        for request in self._asking.waiting:
+            self._fail(request, error)
 
-    def _handle(self, event: LinkEvent | _Ask | _Stop | None) -> None:
+    def _handle(self, event: LinkEvent | _Ask | _Wake | None) -> None:
+        now_s = time.monotonic()
         match event:
-            case _Ask(pending):
-                self._pending[pending.request] = pending
-                self._watch(pending.task)
+            case _Ask():
+                self._take(event)
             case Delivery():
-                self._receive(event)
+                self._receive(event, now_s)
             case LinkUp():
-                self._link = True
-                now_s = time.monotonic()
-                self._watched_s = dict.fromkeys(self._watched_s, now_s)
-                self._hurry(lambda _: True, now_s)
+                self._asking.link_up(now_s)
             case LinkDown():
-                self._link = False
+                self._asking.link_down()
             case Undelivered(_, token):
-                self._hurry(lambda pending: pending.request == token, time.monotonic() + SOON_S)
+                self._asking.undelivered(token, now_s)
             case Denied(topic, reason):
                 log.error("denied_by_broker", client=self.client_id, topic=topic, reason=reason)
             case _:
                 pass
 
-    def _receive(self, delivery: Delivery) -> None:
+    def _take(self, ask: _Ask) -> None:
+        self._futures[ask.question.request] = ask.future
+        self._asking.ask(ask.question, time.monotonic())
+
+    def _receive(self, delivery: Delivery, now_s: float) -> None:
         if ids := TASK_ROUTE.match(self._prefix, delivery.topic):
-            self._follow(ids["task"], decode(Route, delivery.payload) if delivery.payload else None)
+            self._asking.follow(ids["task"], decode(Route, delivery.payload) if delivery.payload else None, now_s)
         elif ids := RESULTS.match(self._prefix, delivery.topic):
-            pending = self._pending.get(ids["request"])
-            if pending is None:
+            if ids["request"] not in self._futures:
                 self.duplicates += 1
                 return
             tensors: Tensors = {}
@@ -215,90 +227,64 @@ class Client:
             if delivery.content_type == SAFETENSORS:
                 tensors, metadata = unpack(body)
                 body = metadata.get("result", "").encode()
-            result = decode(Result, body)
-            self._end(pending, Response(result, time.monotonic() - pending.asked_s, pending.attempts, tensors))
+            self._answer(ids["request"], decode(Result, body), tensors)
 
-    def _follow(self, task: str, route: Route | None) -> None:
-        known = self._routes.get(task)
-        if route is None:
-            self._routes.pop(task, None)
-            return
-        self._routes[task] = route
-        if known is None or (known.epoch, known.group) != (route.epoch, route.group):
-            wait_s = SOON_S if known else 0.0  # the members of a new front door are about to join
-            self._hurry(lambda pending: pending.task == task, time.monotonic() + wait_s)
+    def _advance(self, request: RequestId) -> None:
+        try:
+            if self._futures[request].cancelled():
+                self._end(request)
+                return
+            step = self._asking.step(request, time.monotonic())
+            if isinstance(step, ErrorBody):
+                self._fail(request, step)
+            elif step is not None:
+                self._publish(request, step)
+        except Exception as error:
+            log.exception("request_failed", client=self.client_id, request=request)
+            future = self._end(request)[1]
+            if future is not None:
+                future.set_exception(error)
 
-    def _watch(self, task: str) -> None:
-        if task not in self._watched_s:
-            self._watched_s[task] = time.monotonic()
-            self._transport.subscribe(TASK_ROUTE.at(self._prefix, task=task))
-
-    def _hurry(self, which: Callable[[_Pending], bool], send_s: float) -> None:
-        for pending in self._pending.values():
-            if which(pending):
-                pending.next_send_s = min(pending.next_send_s, send_s)
-
-    def _advance(self, pending: _Pending, now_s: float) -> None:
-        """Send, send again, or end what is due."""
-        route = self._routes.get(pending.task)
-        if now_s >= pending.deadline_s:
-            self._end(pending, self._failed(pending, ErrorCode.DEADLINE_EXCEEDED, self._why_late(route)))
-        elif route and route.unavailable:
-            self._end(pending, self._failed(pending, ErrorCode.NO_ROUTE, route.unavailable))
-        elif now_s < pending.next_send_s:
-            pass
-        elif not self._link:
-            pending.next_send_s = now_s + LONGEST_RETRY_S  # LinkUp comes first
-        elif route is None:
-            self._await_route(pending, now_s)
-        elif not route.front_door:
-            pending.next_send_s = now_s + LONGEST_RETRY_S  # the next route comes first
-        else:
-            self._send(pending, now_s)
-
-    def _await_route(self, pending: _Pending, now_s: float) -> None:
-        until_s = max(self._watched_s[pending.task], pending.asked_s) + ROUTE_WAIT_S
-        if now_s >= until_s:
-            text = f"no task is called {pending.task}; see `s2m3 status`, deploy it with `s2m3 deploy FILE`"
-            self._end(pending, self._failed(pending, ErrorCode.NO_ROUTE, text))
-        else:
-            pending.next_send_s = until_s
-
-    def _send(self, pending: _Pending, now_s: float) -> None:
-        message = Outgoing(
-            TASK_REQUESTS.at(self._prefix, task=pending.task),
-            pending.payload,
-            response_topic=RESULTS.at(self._prefix, client=self.client_id, request=pending.request),
-            correlation=pending.request.encode(),
-            content_type=pending.content_type,
-            expiry_s=max(1, math.ceil(pending.deadline_s - now_s)),
-            token=pending.request,
-        )
+    def _publish(self, request: RequestId, message: Outgoing) -> None:
         try:
             self._transport.publish(message)
         except TransportError:
-            pending.next_send_s = now_s + SOON_S
-        except LocalProtocolError as error:
-            self._end(pending, self._failed(pending, ErrorCode.TOO_LARGE, str(error)))
-        else:
-            pending.next_send_s = now_s + min(LONGEST_RETRY_S, FIRST_RETRY_S * 2**pending.attempts)
-            pending.attempts += 1
+            self._asking.not_sent(request, time.monotonic())
+        except MessageTooLarge as error:
+            self._fail(request, ErrorBody(code=ErrorCode.TOO_LARGE, message=str(error)))
 
-    def _why_late(self, route: Route | None) -> str:
-        if not self._link:
-            return f"no connection to the broker at {self._url}; is it running?"
-        if route is None or not route.front_door:
-            return "the task's modules were still being loaded; allow more time"
-        return "no answer in time; allow more time or add devices"
+    def _watch(self) -> None:
+        """Subscribe to the routes that are wanted, and to no others."""
+        try:
+            wanted = self._asking.tidy()
+            if new := [TASK_ROUTE.at(self._prefix, task=task) for task in sorted(wanted - self._watched)]:
+                self._transport.subscribe(*new)
+            if old := [TASK_ROUTE.at(self._prefix, task=task) for task in sorted(self._watched - wanted)]:
+                self._transport.unsubscribe(*old)
+            self._watched = wanted
+        except Exception:
+            log.exception("watching_failed", client=self.client_id)
 
-    def _failed(self, pending: _Pending, code: ErrorCode, message: str) -> Response:
-        result = Result(request=pending.request, task=pending.task, error=ErrorBody(code=code, message=message))
-        return Response(result, time.monotonic() - pending.asked_s, pending.attempts)
+    def _answer(self, request: RequestId, result: Result, tensors: Tensors) -> None:
+        question, future = self._end(request)
+        if question is not None and future is not None:
+            future.set_result(Response(result, time.monotonic() - question.asked_s, question.attempts, tensors))
 
-    def _end(self, pending: _Pending, response: Response) -> None:
-        self._pending.pop(pending.request, None)
-        if not pending.future.cancelled():
-            pending.future.set_result(response)
+    def _fail(self, request: RequestId, error: ErrorBody) -> None:
+        question, future = self._end(request)
+        if question is not None and future is not None:
+            future.set_result(_failed(question, error))
+
+    def _end(self, request: RequestId) -> tuple[Question | None, Future[Response] | None]:
+        """Take a request off; its future is None when nobody waits any more."""
+        question, future = self._asking.end(request), self._futures.pop(request, None)
+        awaited = future is not None and future.set_running_or_notify_cancel()
+        return question, future if awaited else None
+
+
+def _failed(question: Question, error: ErrorBody) -> Response:
+    result = Result(request=question.request, task=question.task, error=error)
+    return Response(result, time.monotonic() - question.asked_s, question.attempts)
 
 
 def _raw(value: RawInput | bytes | str) -> RawInput:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from broker.errors import ErrorCode, RemoteProtocolError, RequestFailed
 from broker.messages import Message, TensorMessage
-from broker.specs import ID_PATTERN, InputSpec, RequestId, describe
+from broker.specs import InputSpec, RequestId, describe
 from broker.tensors import Array, Tensors, pack, unpack
 
 MAX_CONTROL_BYTES = 1024 * 1024  # a device's assignment of 1,000 modules has about half of that
@@ -124,18 +123,15 @@ def decode_request(payload: bytes, content_type: str, expected: Mapping[str, Inp
     return inputs
 
 
-def request_id(reply_to: str, correlation: bytes, payload: bytes) -> RequestId:
-    """The id of a request, equal for each copy of it.
+def request_id(task: str, reply_to: str, correlation: bytes, payload: bytes) -> RequestId:
+    """The id by which agents know a request: equal for each copy of it, and for nothing else.
 
-    The sensor's Correlation Data when it is an id of ours; else a digest, so that two sensors that count from 1 don't
-    meet, and a copy that the broker makes of a request without Correlation Data is still known as a copy.
+    All four count: sensors that count from 1 don't meet, nor do the requests of one before and after its restart.
     """
-    text = correlation.decode("ascii", errors="replace")
-    if len(text) >= 32 and re.fullmatch(ID_PATTERN, text):  # noqa: PLR2004 - as long as a UUID in hexadecimal
-        return text
-    digest = hashlib.sha256(reply_to.encode() + b"\0" + correlation)
-    if not correlation:
-        digest.update(payload)
+    digest = hashlib.sha256()
+    for part in (task.encode(), reply_to.encode(), correlation):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    digest.update(payload)
     return digest.hexdigest()[:32]
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from broker.codec import MAX_MESSAGE_BYTES
 from broker.errors import TransportError
 from broker.loopback import HOST, free_port
+from broker.transport import MAX_PACKET_BYTES
 
 if TYPE_CHECKING:
     from iotcore import Broker
 
-_MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 64 * 1024  # its default, 20,480, takes no tensor
 _FREE_PORT_ATTEMPTS = 5  # another process may take a free port before the broker does
 
+# Its default payload limit, 20,480 bytes, takes no tensor.
 # It keeps a log per filter, which reading does not empty: by default up to 10 segments of 100 MB each.
 _CONFIG = """\
 id = 0
@@ -109,7 +109,7 @@ class EmbeddedBroker:
             raise TransportError("the embedded broker is not installed: pip install 's2m3[embedded]'") from error
         self._folder = tempfile.TemporaryDirectory(prefix="s2m3-broker-")
         config = Path(self._folder.name) / "rumqttd.toml"
-        config.write_text(_CONFIG.format(host=HOST, port=self._port, max_packet_bytes=_MAX_PACKET_BYTES))
+        config.write_text(_CONFIG.format(host=HOST, port=self._port, max_packet_bytes=MAX_PACKET_BYTES))
         broker = Broker(config_path=str(config))
         try:
             broker.start()

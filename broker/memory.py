@@ -17,11 +17,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from broker.codec import MAX_MESSAGE_BYTES
 from broker.errors import LocalProtocolError, MessageTooLarge, NotConnected, TransportError
-from broker.transport import Delivery, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered, Will, WillFor
+from broker.transport import (
+    MAX_PACKET_BYTES,
+    Delivery,
+    Inbox,
+    LinkDown,
+    LinkEvent,
+    LinkUp,
+    Outgoing,
+    Undelivered,
+    Will,
+    WillFor,
+)
 
-MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 64 * 1024  # room for the topic and the properties
 _SHARE = "$share/"
 
 

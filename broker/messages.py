@@ -6,10 +6,13 @@ field can't exist; fields a reader doesn't know are ignored, so that a newer sen
 
 from __future__ import annotations
 
+import hashlib
 import json
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from broker.errors import ErrorCode
 from broker.specs import (
@@ -21,9 +24,10 @@ from broker.specs import (
     ModuleSpec,
     NodeName,
     NotNegative,
-    Positive,
+    Rate,
     RequestId,
     TaskName,
+    in_order,
 )
 
 MAX_DEADLINE_S = 86_400.0  # nobody waits longer than a day
@@ -35,6 +39,13 @@ class Message(BaseModel):
     """Base of everything on the wire: frozen; unknown fields are ignored, missing ones refused."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+def _check_graph(needs: Mapping[NodeName, Sequence[NodeName]], output: NodeName | None) -> None:
+    if output not in needs:
+        raise ValueError(f"output names {output}, which is no node")
+    if len(in_order(needs)) < len(needs):
+        raise ValueError("nodes need each other in a circle")
 
 
 # --- control: JSON ---
@@ -52,8 +63,8 @@ class DeviceProfile(Message):
     """What a device has to offer; reserves are already taken off."""
 
     memory_bytes: Bytes
-    compute_flops_per_s: Positive
-    bandwidth_bits_per_s: Positive
+    compute_flops_per_s: Rate
+    bandwidth_bits_per_s: Rate
     latency_s: NotNegative
 
 
@@ -115,7 +126,7 @@ class RouteDevice(Message):
     device: DeviceId
     compute_s: NotNegative
     latency_s: NotNegative
-    bandwidth_bits_per_s: Positive
+    bandwidth_bits_per_s: Rate
 
 
 class RouteNode(Message):
@@ -140,6 +151,17 @@ class Route(Message):
     output: NodeName | None = None
     front_door: tuple[DeviceId, ...] = ()
     unavailable: str | None = None
+
+    @model_validator(mode="after")
+    def _graph_is_sound(self) -> Self:
+        if self.nodes:
+            _check_graph({name: node.needs for name, node in self.nodes.items()}, self.output)
+        return self
+
+    @cached_property
+    def order(self) -> tuple[NodeName, ...]:
+        """The nodes, each after all that it needs."""
+        return in_order({name: node.needs for name, node in self.nodes.items()})
 
     @property
     def complete(self) -> bool:
@@ -204,6 +226,17 @@ class Plan(Message):
     nodes: dict[NodeName, PlannedNode]
     output: NodeName
 
+    @model_validator(mode="after")
+    def _graph_is_sound(self) -> Self:
+        _check_graph({name: node.needs for name, node in self.nodes.items()}, self.output)
+        return self
+
+    @cached_property
+    def work(self) -> str:
+        """A digest of what is computed, wherever: two attempts have the same, another graph or module has another."""
+        graph = sorted((name, node.key, *node.needs) for name, node in self.nodes.items())
+        return hashlib.sha256(json.dumps([graph, self.output]).encode()).hexdigest()[:32]
+
     def consumers(self, node: NodeName) -> list[NodeName]:
         """The nodes that take this node's output."""
         return [name for name, planned in self.nodes.items() if node in planned.needs]
@@ -237,7 +270,6 @@ class NodeDone(Envelope):
     """A node finished; to the coordinator. With the output node, the answer is out."""
 
     kind: Literal["done"] = "done"
-    final: bool = False
 
 
 class NodeFailed(Envelope):

@@ -32,13 +32,22 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from broker.address import parse_url
 from broker.alarm import Alarm
-from broker.codec import MAX_MESSAGE_BYTES
 from broker.errors import NotConnected, TransportError
 from broker.outbox import Outbox
 from broker.pulse import Pulse
-from broker.transport import Delivery, Denied, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered, WillFor
+from broker.transport import (
+    MAX_PACKET_BYTES,
+    Delivery,
+    Denied,
+    Inbox,
+    LinkDown,
+    LinkEvent,
+    LinkUp,
+    Outgoing,
+    Undelivered,
+    WillFor,
+)
 
-MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 64 * 1024  # room for the topic and the properties
 MAX_QUEUED = 1_000  # messages
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 MAX_IN_FLIGHT = 20  # QoS 1 messages without their PUBACK; Mosquitto's own default, and a CONNACK may say less

@@ -8,6 +8,7 @@ field.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
@@ -52,9 +53,28 @@ def parse_bytes(value: object) -> object:
     return value
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# The limits are beyond anything physical; within them every quotient is finite.
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, le=2**60)]
+Positive = Annotated[float, Field(gt=0, le=1e21, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=1e21, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=1, le=1e21, allow_inf_nan=False)]  # of operations or bits per second
+_Place = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+_Part = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+def in_order(needs: Mapping[NodeName, Sequence[NodeName]]) -> tuple[NodeName, ...]:
+    """Nodes, each after all the nodes that it needs; ties in the order given.
+
+    What is no node is an input, there from the start. Nodes that need each other in a circle, or come after such, are
+    left out.
+    """
+    done: list[NodeName] = []
+    waiting = {name: {need for need in taken if need in needs} for name, taken in needs.items()}
+    while following := [name for name, missing in waiting.items() if not missing.difference(done)]:
+        done.extend(following)
+        for name in following:
+            del waiting[name]
+    return tuple(done)
 
 
 class Spec(BaseModel):
@@ -66,11 +86,13 @@ class Spec(BaseModel):
 class Source(Spec):
     """Where a module's weights come from: exactly one of a hub repository, a pip package, a catalogue file."""
 
-    hub: str | None = None
-    pip: str | None = None
-    catalog: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+(/[a-z0-9-]+)*\.safetensors$")] | None = None
-    part: str
-    revision: str | None = None
+    hub: _Place | None = None
+    pip: _Place | None = None
+    catalog: (
+        Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+(/[a-z0-9-]+)*\.safetensors$", max_length=128)] | None
+    ) = None
+    part: _Part
+    revision: _Part | None = None
 
     @model_validator(mode="after")
     def _exactly_one_place(self) -> Self:
@@ -154,14 +176,7 @@ class TaskSpec(Spec):
     @cached_property
     def order(self) -> tuple[NodeName, ...]:
         """The nodes, each after all that it needs; ties in the order written."""
-        done: list[NodeName] = []
-        ready = set(self.inputs)
-        while following := [
-            name for name, node in self.nodes.items() if name not in ready and ready.issuperset(node.needs)
-        ]:
-            done.extend(following)
-            ready.update(following)
-        return tuple(done)
+        return in_order({name: node.needs for name, node in self.nodes.items()})
 
     def module_of(self, node: NodeName) -> ModuleSpec:
         """The module that a node uses."""
@@ -173,8 +188,8 @@ class DeviceSpec(Spec):
 
     id: DeviceId
     memory_bytes: Bytes
-    compute_flops_per_s: Positive
-    bandwidth_bits_per_s: Positive
+    compute_flops_per_s: Rate
+    bandwidth_bits_per_s: Rate
     latency_s: NotNegative
     compute_s: dict[str, Positive] = {}  # module name or key -> measured seconds; these win over the estimate
 

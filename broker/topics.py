@@ -67,7 +67,7 @@ class Topic:
 
 
 ORCHESTRATOR_STATE = Topic("orchestrator/state", 1, True, "orchestrator", "all", OrchestratorState)
-TASK_SPEC = Topic("tasks/{task}/spec", 1, True, "deployer", "orchestrator", TaskSpec)
+TASK_SPEC = Topic("tasks/{task}/spec", 1, True, "deployer, orchestrator", "orchestrator", TaskSpec)
 TASK_ROUTE = Topic("tasks/{task}/route", 1, True, "orchestrator", "agents, clients", Route)
 DEVICE_STATE = Topic("devices/{device}/state", 1, True, "agent", "all", DeviceState)
 DEVICE_ASSIGNMENT = Topic("devices/{device}/assignment", 1, True, "orchestrator", "agent", Assignment)

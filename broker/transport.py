@@ -15,9 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from broker.codec import MAX_MESSAGE_BYTES
 from broker.errors import LocalProtocolError
 
 MAX_TOPIC_BYTES = 65_535  # MQTT strings count their bytes in 16 bits
+MAX_PROPERTY_BYTES = 65_535  # of a content type or of correlation data
+MAX_EXPIRY_S = 2**32 - 1
+MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 64 * 1024  # room for the topic and the properties
 _PACKET_OVERHEAD_BYTES = 64  # fixed header, lengths, packet id, property ids, expiry: less than this
 
 
@@ -31,7 +35,7 @@ class Outgoing:
     """A message to publish. ``token`` comes back in ``Undelivered``.
 
     Raises:
-        LocalProtocolError: a topic that MQTT forbids, or an expiry below one second.
+        LocalProtocolError: a topic or a property that MQTT forbids.
     """
 
     topic: str
@@ -48,8 +52,12 @@ class Outgoing:
         _check_topic(self.topic)
         if self.response_topic is not None:
             _check_topic(self.response_topic)
-        if self.expiry_s is not None and self.expiry_s < 1:
-            raise LocalProtocolError(f"an expiry of {self.expiry_s} s is none: use whole seconds, at least 1")
+        if self.expiry_s is not None and not 1 <= self.expiry_s <= MAX_EXPIRY_S:
+            raise LocalProtocolError(f"an expiry of {self.expiry_s} s is none: use 1 to {MAX_EXPIRY_S} whole seconds")
+        if "\0" in (self.content_type or "") or len((self.content_type or "").encode()) > MAX_PROPERTY_BYTES:
+            raise LocalProtocolError(f"a content type has at most {MAX_PROPERTY_BYTES} bytes and no NUL")
+        if len(self.correlation or b"") > MAX_PROPERTY_BYTES:
+            raise LocalProtocolError(f"correlation data have at most {MAX_PROPERTY_BYTES} bytes")
 
     @property
     def packet_bytes(self) -> int:

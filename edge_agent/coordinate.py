@@ -23,6 +23,7 @@ from edge_agent.routing import choose_plan
 from edge_agent.state import (
     DEFAULT_DEADLINE_S,
     MAX_COORDINATED,
+    MAX_COORDINATED_BYTES,
     Action,
     AgentState,
     Coordinated,
@@ -46,7 +47,7 @@ def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Ac
         state.dropped["reply_topic"] += 1
         yield Note("request_without_reply", {"task": event.task, "reply_to": event.reply_to[:200]})
         return
-    request = request_id(event.reply_to, event.correlation, event.payload)
+    request = request_id(event.task, event.reply_to, event.correlation, event.payload)
     if request in state.coordinated:
         state.dropped["duplicate_request"] += 1
         return
@@ -59,6 +60,7 @@ def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Ac
     life_s = min(MAX_DEADLINE_S, float(event.expiry_s or DEFAULT_DEADLINE_S))
     request_state = Coordinated(request, event.task, inputs, event.reply_to, event.correlation, now_s + life_s)
     state.coordinated[request] = request_state
+    state.coordinated_bytes += request_state.size_bytes
     yield from _dispatch(state, request_state, now_s)
 
 
@@ -77,12 +79,17 @@ def on_cleared(state: AgentState, task: str) -> Iterable[Action]:
         yield _end(state, request, _no_task(task))
 
 
-def on_done(state: AgentState, message: NodeDone) -> None:
-    """A node finished; with the output node, the request is over."""
-    if request := state.coordinated.get(message.request):
-        request.finished.add(message.node)
-        if message.final:
-            del state.coordinated[request.request]
+def on_done(state: AgentState, sender: DeviceId, message: NodeDone) -> None:
+    """A node finished; with the output node, the request is over. Only who was asked can say so."""
+    request = state.coordinated.get(message.request)
+    if request is None:
+        return
+    if (message.node, sender) not in request.asked:
+        state.dropped["not_asked"] += 1
+        return
+    request.finished.add(message.node)
+    if request.plan and message.node == request.plan.output:
+        _forget(state, request)
 
 
 def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> Iterable[Action]:
@@ -90,7 +97,9 @@ def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> Iterable[
     request = state.coordinated.get(message.request)
     if request is None or message.attempt < request.attempt:
         return
-    if message.retry:
+    if (message.node, message.device) not in request.asked:
+        state.dropped["not_asked"] += 1
+    elif message.retry:
         _soon_again(request, message.device, now_s)
     else:
         body = message.error
@@ -115,6 +124,9 @@ def _accept(state: AgentState, event: Requested, route: Route | None) -> dict[No
     if len(state.coordinated) >= MAX_COORDINATED:
         text = f"{MAX_COORDINATED} requests are in flight here already; send more slowly"
         raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
+    if state.coordinated_bytes + len(event.payload) > MAX_COORDINATED_BYTES:
+        text = f"the requests in flight here have {state.coordinated_bytes} bytes already; send more slowly"
+        raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
     return decode_request(event.payload, event.content_type, route.inputs)
 
 
@@ -129,6 +141,7 @@ def _dispatch(state: AgentState, request: Coordinated, now_s: float) -> Iterable
         request.retry_s = now_s + FIRST_PATIENCE_S
         return
     request.plan, expected_s = choice
+    request.asked.update((name, planned.device) for name, planned in request.plan.nodes.items())
     request.attempt += 1
     request.fence = (route.epoch, route.generation)
     patience_s = max(FIRST_PATIENCE_S, PATIENCE_FACTOR * expected_s) * 2 ** min(request.attempt, 6)
@@ -152,7 +165,7 @@ def _inputs_for(device: DeviceId, request: Coordinated, plan: Plan, *, node: Nod
         generation=request.fence[1],
         attempt=request.attempt,
         coordinator=device,
-        deadline_s=max(0.0, request.deadline_s - now_s),
+        deadline_s=min(MAX_DEADLINE_S, max(0.0, request.deadline_s - now_s)),
         reply_to=request.reply_to,
         correlation=request.correlation.hex(),
         plan=plan,
@@ -182,8 +195,13 @@ def _no_task(task: str) -> RequestFailed:
 
 
 def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> Reply:
-    del state.coordinated[request.request]
+    _forget(state, request)
     return Reply(request.reply_to, request.correlation, _error(state, request.request, request.task, error))
+
+
+def _forget(state: AgentState, request: Coordinated) -> None:
+    del state.coordinated[request.request]
+    state.coordinated_bytes -= request.size_bytes
 
 
 def _error(state: AgentState, request: RequestId, task: str, error: RequestFailed) -> Result:

@@ -13,6 +13,7 @@ from broker.messages import Assignment, NodeDone, NodeFailed, NodeInputs, Route
 from broker.topics import front_door_filter
 from edge_agent import coordinate, execute
 from edge_agent.state import (
+    CONFIRM_S,
     Action,
     AgentState,
     Assigned,
@@ -21,6 +22,7 @@ from edge_agent.state import (
     Join,
     LeaderSeen,
     Leave,
+    LinkRestored,
     Load,
     ModuleFailed,
     ModuleReady,
@@ -43,7 +45,7 @@ def decide(state: AgentState, event: Event, now_s: float) -> list[Action]:
     while waiting:
         for action in _rule(state, waiting.popleft(), now_s):
             if isinstance(action, Send) and action.receiver == state.device:
-                waiting.append(Received(action.message, action.tensors))
+                waiting.append(Received(state.device, action.message, action.tensors))
             else:
                 actions.append(action)
     return actions
@@ -51,8 +53,11 @@ def decide(state: AgentState, event: Event, now_s: float) -> list[Action]:
 
 def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  # noqa: C901, PLR0911, PLR0912 - one table
     match event:
-        case LeaderSeen(epoch):
-            return _obey(state, epoch)
+        case LeaderSeen(epoch, online):
+            return _obey(state, epoch, now_s if online else None)
+        case LinkRestored():
+            state.unconfirmed, state.confirm_by_s = set(state.routes), None
+            return ()
         case Assigned(assignment):
             return _assigned(state, assignment, now_s)
         case Routed(route):
@@ -65,12 +70,12 @@ def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  #
             return _failed(state, key, now_s)
         case Requested():
             return coordinate.on_request(state, event, now_s)
-        case Received(message, _):
+        case Received(sender, message, _):
             match message:
                 case NodeInputs():
                     return execute.on_inputs(state, event, message, now_s)
                 case NodeDone():
-                    coordinate.on_done(state, message)
+                    coordinate.on_done(state, sender, message)
                     return ()
                 case NodeFailed():
                     return coordinate.on_failed(state, message, now_s)
@@ -80,11 +85,13 @@ def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  #
             return execute.on_ran(state, event, now_s)
         case Tick():
             execute.on_tick(state, now_s)
-            return coordinate.on_tick(state, now_s)
+            return [*_forget_unconfirmed(state, now_s), *coordinate.on_tick(state, now_s)]
 
 
-def _obey(state: AgentState, epoch: int) -> Iterable[Action]:
-    """A new leader wants to know at once what is held here."""
+def _obey(state: AgentState, epoch: int, seen_s: float | None) -> Iterable[Action]:
+    """A new leader wants to know at once what is held here; one that is online says all its routes."""
+    if seen_s is not None and state.unconfirmed and state.confirm_by_s is None:
+        state.confirm_by_s = seen_s + CONFIRM_S
     if epoch > state.epoch:
         state.epoch = epoch
         yield Beat()
@@ -96,17 +103,20 @@ def _assigned(state: AgentState, assignment: Assignment, now_s: float) -> Iterab
     if fence < state.fence or assignment.epoch < state.epoch:
         state.dropped["stale_assignment"] += 1
         return
+    newer = fence > state.fence
     state.fence, state.epoch = fence, assignment.epoch
     wanted = {assigned.spec.key: assigned for assigned in assignment.modules}
     for key in [key for key in state.assigned if key not in wanted]:
         del state.assigned[key]
         state.ready.discard(key)
+        state.failed.discard(key)
         yield Unload(key)
         yield from execute.on_module_gone(state, key, now_s)
     for key, assigned in wanted.items():
-        known = key in state.assigned
+        known = key in state.assigned and not (newer and key in state.failed)
         state.assigned[key] = assigned
         if not known:
+            state.failed.discard(key)
             yield Load(assigned)
     yield Beat()
 
@@ -120,8 +130,9 @@ def _ready(state: AgentState, key: str) -> Iterable[Action]:
 
 def _failed(state: AgentState, key: str, now_s: float) -> Iterable[Action]:
     """What can't be loaded is not here; the orchestrator reads why in the heartbeat and tries another device."""
-    state.assigned.pop(key, None)
     state.ready.discard(key)
+    if key in state.assigned:
+        state.failed.add(key)
     yield Beat()
     yield from execute.on_module_gone(state, key, now_s)
 
@@ -130,10 +141,12 @@ def _routed(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
     """Follow the newest route: join the task's new share group before leaving the old one."""
     known = state.routes.get(route.task)
     too_old = known is not None and (route.epoch, route.generation) < (known.epoch, known.generation)
+    state.unconfirmed -= {route.task} if known == route else set()
     if too_old or route.epoch < state.epoch:
         state.dropped["stale_route"] += 1
         return
     state.routes[route.task] = route
+    state.unconfirmed.discard(route.task)
     old = state.groups.get(route.task)
     new = None
     if state.device in route.front_door:
@@ -149,8 +162,18 @@ def _routed(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
     yield from coordinate.on_route(state, route, now_s)
 
 
+def _forget_unconfirmed(state: AgentState, now_s: float) -> Iterable[Action]:
+    """Tasks that were undeployed while the link was down."""
+    if state.confirm_by_s is None or now_s < state.confirm_by_s:
+        return
+    gone, state.unconfirmed, state.confirm_by_s = sorted(state.unconfirmed), set(), None
+    for task in gone:
+        yield from _cleared(state, task)
+
+
 def _cleared(state: AgentState, task: str) -> Iterable[Action]:
     state.routes.pop(task, None)
+    state.unconfirmed.discard(task)
     if old := state.groups.pop(task, None):
         yield Leave(old)
     yield from coordinate.on_cleared(state, task)

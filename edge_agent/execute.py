@@ -9,18 +9,20 @@ Invariants:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 
 from broker.codec import RawInput
 from broker.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Timing
-from broker.specs import ModuleKey, NodeName
+from broker.specs import DeviceId, ModuleKey, NodeName
 from broker.tensors import Array, Tensors
 from broker.topics import may_reply_to
 from edge_agent.coordinate import RAW
 from edge_agent.modules import Value
 from edge_agent.state import (
     MAX_JOIN_BYTES,
+    MAX_JOINS,
     MAX_OUTPUT_BYTES,
     MAX_OUTPUTS,
     Action,
@@ -41,17 +43,19 @@ from edge_agent.state import (
 def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: float) -> Iterable[Action]:
     """Inputs of a node arrived: forward a kept output, or gather, and run when all are there."""
     planned = message.plan.nodes.get(message.node)
-    if planned is None or not may_reply_to(state.prefix, message.reply_to):
+    if planned is None or not _may_send(state, event.sender, message) or planned.device != state.device:
         state.dropped["bad_envelope"] += 1
         return
     if refusal := _refusal(state, message, planned.key):
         state.dropped["stale" if "older" in refusal else "not_held"] += 1
         yield _failed(message, RequestFailed(ErrorCode.MODULE_FAILED, refusal), retry=True, now_s=now_s)
         return
-    run = (message.request, message.node)
-    if kept := state.finished.get(run):
-        state.finished.move_to_end(run)
+    run = _run_of(message)
+    if (kept := state.finished.get(run)) and now_s < kept.deadline_s:
         yield from _forward(message, kept, now_s, now_s + message.deadline_s)
+        return
+    if run not in state.joining and len(state.joining) >= MAX_JOINS:
+        yield _failed(message, _too_many(state), retry=False, now_s=now_s)
         return
     joining = state.joining.setdefault(run, Joining(message, now_s + message.deadline_s))
     if message.attempt >= joining.message.attempt:
@@ -66,7 +70,7 @@ def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: fl
 def on_module_ready(state: AgentState, key: ModuleKey) -> Iterable[Action]:
     """A module is loaded: what waited for it runs."""
     for run, joining in list(state.joining.items()):
-        if joining.message.plan.nodes[run[1]].key == key:
+        if joining.message.plan.nodes[run.node].key == key:
             yield from _run_when_complete(state, run, joining)
 
 
@@ -74,7 +78,7 @@ def on_module_gone(state: AgentState, key: ModuleKey, now_s: float) -> Iterable[
     """A module was unloaded or failed: what waited for it goes back to its coordinator."""
     for run, joining in list(state.joining.items()):
         message = joining.message
-        if message.plan.nodes[run[1]].key == key and not joining.running:
+        if message.plan.nodes[run.node].key == key and not joining.running:
             _drop_join(state, run)
             gone = RequestFailed(ErrorCode.MODULE_FAILED, f"{state.device} no longer holds {key}")
             yield _failed(message, gone, retry=True, now_s=now_s)
@@ -87,6 +91,9 @@ def on_ran(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
         return  # its time was over meanwhile
     _drop_join(state, event.run)
     message = joining.message
+    if now_s >= joining.deadline_s:
+        state.dropped["expired"] += 1
+        return
     if event.output is None:
         yield from _report(state, message, event.error, now_s)
         return
@@ -98,7 +105,8 @@ def on_ran(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
         output_bytes=size_of(event.output.tensors),
         attempt=message.attempt,
     )
-    finished = Finished(event.output, (*joining.timings.values(), timing), timing.output_bytes)
+    size_bytes = timing.output_bytes + len(json.dumps(event.output.answer))
+    finished = Finished(event.output, (*joining.timings.values(), timing), size_bytes, joining.deadline_s)
     _keep(state, event.run, finished)
     yield from _forward(message, finished, now_s, joining.deadline_s)
 
@@ -106,15 +114,31 @@ def on_ran(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
 def on_tick(state: AgentState, now_s: float) -> None:
     """Inputs whose time is over are dropped; their coordinator answers the sensor."""
     for run, joining in list(state.joining.items()):
-        if now_s >= joining.deadline_s:
+        if now_s >= joining.deadline_s and not joining.running:
             state.dropped["expired"] += 1
             _drop_join(state, run)
+
+
+def _run_of(message: NodeInputs) -> NodeRun:
+    return NodeRun(message.request, message.node, message.plan.work)
+
+
+def _may_send(state: AgentState, sender: DeviceId, message: NodeInputs) -> bool:
+    """Whether these inputs come from who can have them, and lead to where an answer may go."""
+    needs = message.plan.nodes[message.node].needs
+    able = {message.plan.nodes[need].device for need in needs if need in message.plan.nodes} | {message.coordinator}
+    return sender in able and may_reply_to(state.prefix, message.reply_to)
+
+
+def _too_many(state: AgentState) -> RequestFailed:
+    text = f"{state.device} holds too many waiting inputs; send more slowly"
+    return RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
 
 
 def _refusal(state: AgentState, message: NodeInputs, key: ModuleKey) -> str | None:
     if (message.epoch, message.generation) < state.fence:
         return f"the plan is older than the assignment of {state.device}"
-    if key not in state.assigned:
+    if key not in state.assigned or key in state.failed:
         return f"{state.device} is not assigned {key}"
     return None
 
@@ -132,8 +156,7 @@ def _gather(
             continue
         size = len(value.data) if isinstance(value, RawInput) else size_of(value)
         if state.join_bytes + size > MAX_JOIN_BYTES:
-            text = f"{state.device} holds too many waiting inputs; send more slowly"
-            return RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
+            return _too_many(state)
         state.join_bytes += size
         joining.size_bytes += size
         joining.values[need] = value
@@ -155,7 +178,7 @@ def _values(message: NodeInputs, tensors: Tensors) -> Mapping[NodeName, Value]:
 
 
 def _run_when_complete(state: AgentState, run: NodeRun, joining: Joining) -> Iterable[Action]:
-    planned = joining.message.plan.nodes[run[1]]
+    planned = joining.message.plan.nodes[run.node]
     if joining.running or planned.key not in state.ready or any(need not in joining.values for need in planned.needs):
         return
     joining.running = True
@@ -176,10 +199,9 @@ def _forward(message: NodeInputs, finished: Finished, now_s: float, deadline_s: 
             },
         )
         yield Send(plan.nodes[consumer].device, following, tensors, deadline_s)
-    final = message.node == plan.output
-    if final:
+    if message.node == plan.output:
         yield _answer(message, finished)
-    done = NodeDone(**_envelope(message), final=final)
+    done = NodeDone(**_envelope(message))
     yield Send(message.coordinator, done, {}, deadline_s)
 
 
@@ -222,6 +244,8 @@ def _envelope(message: NodeInputs) -> dict[str, object]:
 
 
 def _keep(state: AgentState, run: NodeRun, finished: Finished) -> None:
+    if before := state.finished.pop(run, None):
+        state.finished_bytes -= before.size_bytes
     state.finished[run] = finished
     state.finished_bytes += finished.size_bytes
     while state.finished_bytes > MAX_OUTPUT_BYTES or len(state.finished) > MAX_OUTPUTS:

@@ -36,7 +36,7 @@ def choose_plan(
     chosen: dict[NodeName, DeviceId] = {}
     finish_s: dict[NodeName, float] = {}
     free_s: dict[DeviceId, float] = {}
-    for name in _in_order(route):
+    for name in route.order:
         node = route.nodes[name]
         best: tuple[float, DeviceId] | None = None
         for candidate in _candidates(node, (keep or {}).get(name), avoid):
@@ -63,17 +63,6 @@ def _candidates(node: RouteNode, kept: DeviceId | None, avoid: frozenset[DeviceI
     if staying := [device for device in node.devices if device.device == kept]:
         return staying
     return [device for device in node.devices if device.device not in avoid] or list(node.devices)
-
-
-def _in_order(route: Route) -> list[NodeName]:
-    done: list[NodeName] = []
-    ready = set(route.inputs)
-    while following := [
-        name for name, node in route.nodes.items() if name not in ready and ready.issuperset(node.needs)
-    ]:
-        done.extend(following)
-        ready.update(following)
-    return done
 
 
 def _links(route: Route) -> dict[DeviceId, RouteDevice]:

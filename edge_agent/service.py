@@ -26,7 +26,7 @@ from broker.errors import (
     TransportError,
 )
 from broker.mailbox import Mailbox
-from broker.messages import DeviceProfile, DeviceState, Heartbeat, NodeInputs
+from broker.messages import DeviceProfile, DeviceState, ErrorBody, Heartbeat, NodeInputs
 from broker.mqtt import MqttTransport
 from broker.topics import DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
 from broker.transport import (
@@ -53,6 +53,7 @@ from edge_agent.state import (
     Event,
     Join,
     Leave,
+    LinkRestored,
     Load,
     ModuleFailed,
     ModuleReady,
@@ -72,6 +73,7 @@ log = structlog.get_logger()
 MakeTransport = Callable[[str, Inbox, WillFor | None], Transport]
 """Makes a transport from a client id, an inbox and a will."""
 
+HUNG_S = 5.0  # without a turn of the loop, or beyond a forward pass's deadline: far longer than any garbage collection
 LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung one is told from an idle one
 
 
@@ -122,6 +124,8 @@ class Agent:
         self._data_up = False
         self._progress = 0
         self._queued: Counter[str] = Counter()
+        self._queued_lock = threading.Lock()
+        self._hangs_at_s: float | None = None  # when the forward pass that runs now counts as hung
         self._log = log.bind(device=config.id)
 
     def run(self) -> None:
@@ -180,6 +184,7 @@ class Agent:
             case LinkUp(session):
                 self._log.info("link_up", link=link, session=session)
                 self._link_changed(link, session)
+                return LinkRestored() if link == "control" else None
             case LinkDown(reason):
                 self._log.warning("link_down", link=link, reason=reason)
                 self._link_changed(link, None)
@@ -213,7 +218,7 @@ class Agent:
                 case Leave(filter_):
                     self._data.unsubscribe(filter_)
                 case Run():
-                    self._queued[action.key] += 1
+                    self._count(action.key, 1)
                     self._compute.submit(self._run_node, action, time.monotonic())
                 case Send():
                     self._send(action)
@@ -239,9 +244,15 @@ class Agent:
     def _reply(self, reply: Reply) -> None:
         try:
             self._data.publish(wire.result_message(reply))
-        except (LocalProtocolError, TransportError) as error:  # the sensor's retry covers it
+        except TransportError as error:  # the sensor's retry covers it
             self._state.dropped["result_not_sent"] += 1
-            self._log.warning("result_not_sent", reply_to=reply.reply_to, error=str(error) or type(error).__name__)
+            self._log.warning("result_not_sent", reply_to=reply.reply_to, error=type(error).__name__)
+        except LocalProtocolError as error:  # no retry helps; the sensor hears why
+            self._log.error("result_not_sendable", reply_to=reply.reply_to, error=str(error))
+            if reply.result.error is None:
+                body = ErrorBody(code=ErrorCode.TOO_LARGE, message=f"the answer can't be sent: {error}"[:500])
+                result = reply.result.model_copy(update={"answer": None, "error": body})
+                self._reply(Reply(reply.reply_to, reply.correlation, result))
 
     # --- the loader's and the compute thread ---
 
@@ -263,16 +274,22 @@ class Agent:
 
     def _run_node(self, run: Run, queued_s: float) -> None:
         began_s = time.monotonic()
-        self._queued[run.key] -= 1
+        self._count(run.key, -1)
+        self._hangs_at_s = max(began_s, run.deadline_s) + HUNG_S
         output, failed = None, None
         try:
             output = self._forward(run, began_s)
         except Exception as error:  # noqa: BLE001 - whatever a module does, the sensor gets an answer
             failed = error
+        self._hangs_at_s = None
         compute_s = time.monotonic() - began_s
         if output is not None:
             self._store.record(run.key, compute_s)
         self._mailbox.put_control(Ran(run.run, output, failed, began_s - queued_s, compute_s))
+
+    def _count(self, key: str, change: int) -> None:
+        with self._queued_lock:
+            self._queued[key] += change
 
     def _forward(self, run: Run, began_s: float) -> Output:
         if began_s >= run.deadline_s:
@@ -286,19 +303,27 @@ class Agent:
     # --- the heartbeat's thread: no I/O but the publish, which never waits ---
 
     def _beat_forever(self) -> None:
-        sequence = 0
+        """Beat while the device can serve: both links are up, the loop turns, and no forward pass hangs."""
+        sequence, progress, moved_s = 0, -1, time.monotonic()
         while not self._stopping.is_set():
-            if (session := self._session) is not None and self._beat(session, sequence):
+            now_s = time.monotonic()
+            if self._progress != progress:
+                progress, moved_s = self._progress, now_s
+            hangs_at_s = self._hangs_at_s
+            if now_s - moved_s > HUNG_S or (hangs_at_s is not None and now_s > hangs_at_s):
+                self._log.error("hung", since_s=round(now_s - moved_s, 1), computing=hangs_at_s is not None)
+            elif (session := self._session) is not None and self._data_up and self._beat(session, sequence):
                 sequence += 1
             self._wake_heart.wait(self._config.heartbeat_interval_s)
             self._wake_heart.clear()
 
     def _beat(self, session: int, sequence: int) -> bool:
+        epoch, generation = self._state.fence
         beat = Heartbeat(
             session=session,
             seq=sequence,
-            epoch=self._state.fence[0],
-            generation=self._state.fence[1],
+            epoch=epoch,
+            generation=generation,
             modules={
                 key: held.model_copy(update={"queue": max(0, self._queued[key])})
                 for key, held in self._store.held().items()

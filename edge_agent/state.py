@@ -27,25 +27,41 @@ from broker.tensors import Array, Tensors
 from edge_agent.modules import Output, Value
 
 DEFAULT_DEADLINE_S = 30.0  # for a sensor that sets no Message Expiry
+CONFIRM_S = 3.0  # after a leader shows on a new link, until routes that it didn't say again count as cleared
 MAX_COORDINATED = 256  # requests in flight here; beyond, sensors are told to come back
-MAX_JOIN_BYTES = 128 * 1024 * 1024  # inputs that wait for their siblings
+MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # their inputs, kept until the answer is out
+MAX_JOINS = 4096  # nodes whose inputs gather here
+MAX_JOIN_BYTES = 128 * 1024 * 1024  # the inputs that wait for their siblings
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024  # finished outputs kept, to answer a retry without computing again
 MAX_OUTPUTS = 4096
 
 Fence = tuple[int, int]
 """(epoch, generation): what is lower than the highest seen is stale."""
 
-NodeRun = tuple[RequestId, NodeName]
-"""One node of one request: equal pairs are the same work, whatever the attempt."""
+
+@dataclass(frozen=True)
+class NodeRun:
+    """One node of one request under one graph of modules: equal runs are the same work, whatever the attempt."""
+
+    request: RequestId
+    node: NodeName
+    work: str  # ``Plan.work``
+
 
 # --- events ---
 
 
 @dataclass(frozen=True)
 class LeaderSeen:
-    """An orchestrator announced its epoch."""
+    """An orchestrator announced its epoch, or its end."""
 
     epoch: int
+    online: bool = True
+
+
+@dataclass(frozen=True)
+class LinkRestored:
+    """The control link is new: what was cleared meanwhile wasn't heard."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +113,9 @@ class Requested:
 
 @dataclass(frozen=True)
 class Received:
-    """A message between agents arrived."""
+    """A message between agents arrived; the broker vouches for its sender."""
 
+    sender: DeviceId
     message: TensorMessage
     tensors: Tensors
 
@@ -130,6 +147,7 @@ class Tick:
 
 Event = (
     LeaderSeen
+    | LinkRestored
     | Assigned
     | Routed
     | RouteCleared
@@ -234,9 +252,15 @@ class Coordinated:
     attempt: int = -1
     fence: Fence = (0, 0)
     plan: Plan | None = None
+    asked: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # who was to run what, in any attempt
     finished: set[NodeName] = field(default_factory=set)
     avoid: frozenset[DeviceId] = frozenset()
     retry_s: float = 0.0  # when to send the missing nodes again
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of its inputs."""
+        return sum(len(raw.data) for raw in self.inputs.values())
 
 
 @dataclass
@@ -258,6 +282,7 @@ class Finished:
     output: Output
     timings: tuple[Timing, ...]
     size_bytes: int
+    deadline_s: float  # of its request: later nobody asks for it
 
 
 @dataclass
@@ -270,9 +295,13 @@ class AgentState:
     epoch: int = 0  # the highest seen
     assigned: dict[ModuleKey, AssignedModule] = field(default_factory=dict)
     ready: set[ModuleKey] = field(default_factory=set)
+    failed: set[ModuleKey] = field(default_factory=set)  # assigned, and not to be had here
     routes: dict[TaskName, Route] = field(default_factory=dict)
     groups: dict[TaskName, str] = field(default_factory=dict)
+    unconfirmed: set[TaskName] = field(default_factory=set)  # routes not heard on this link yet
+    confirm_by_s: float | None = None
     coordinated: dict[RequestId, Coordinated] = field(default_factory=dict)
+    coordinated_bytes: int = 0
     joining: dict[NodeRun, Joining] = field(default_factory=dict)
     join_bytes: int = 0
     finished: OrderedDict[NodeRun, Finished] = field(default_factory=OrderedDict)
@@ -282,7 +311,8 @@ class AgentState:
     def next_deadline_s(self) -> float | None:
         """When a ``Tick`` is due, or None when nothing waits for time."""
         times = [t for c in self.coordinated.values() for t in (c.deadline_s, c.retry_s)]
-        times += [joining.deadline_s for joining in self.joining.values()]
+        times += [joining.deadline_s for joining in self.joining.values() if not joining.running]
+        times += [] if self.confirm_by_s is None else [self.confirm_by_s]
         return min(times, default=None)
 
 

@@ -73,7 +73,10 @@ def control_event(prefix: str, delivery: Delivery) -> Event | None:
             raise RemoteProtocolError("the route names another task than its topic")
         return Routed(route)
     if ORCHESTRATOR_STATE.match(prefix, topic) is not None:
-        return LeaderSeen(decode(OrchestratorState, payload).epoch) if payload else None
+        if not payload:
+            return None
+        leader = decode(OrchestratorState, payload)
+        return LeaderSeen(leader.epoch, leader.online)
     return None
 
 
@@ -87,7 +90,7 @@ def data_event(prefix: str, delivery: Delivery) -> Event | None:
         message, tensors = decode_tensors(delivery.payload)
         if (message.request, message.node) != (ids["request"], ids["node"]):
             raise RemoteProtocolError("the envelope names another request or node than the topic")
-        return Received(message, tensors)
+        return Received(ids["sender"], message, tensors)
     if ids := TASK_REQUESTS.match(prefix, delivery.topic):
         return Requested(
             task=ids["task"],

@@ -9,7 +9,11 @@ Invariants:
   all that we heard of an earlier one, whose will we never heard, brings that one back;
 - one missed heartbeat makes nobody dead; the detector stands still while our own link is down, and after it everybody
   has the full time anew;
-- a device counts as alive only after a first heartbeat: a birth may be a retained ghost, a heartbeat can't be.
+- a device counts as alive only after a first heartbeat: a birth may be a retained ghost, a heartbeat can't be;
+- a module that failed on a device is barred there while the device says so and for a while after; what failed for a
+  passing cause is tried again, more and more seldom;
+- who said goodbye and stays away is forgotten. Who merely fell silent is not: only the known profile lets a heartbeat
+  bring it back.
 """
 
 from __future__ import annotations
@@ -26,6 +30,10 @@ from broker.transport import LinkDown, LinkUp
 
 SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late beat is no death
 DEAD_AFTER_INTERVALS = 3.25  # three beats missed, and a quarter of an interval for the network's jitter
+FIRST_PAUSE_S = 30.0  # a failed module's device is left alone that long; twice as long after each further failure
+LONGEST_PAUSE_S = 15 * 60.0
+_DOUBLINGS = 5  # from the first pause to beyond the longest
+FORGET_AFTER_S = 3600.0  # a device that is offline so long is no device of ours any more
 _PAST_SESSIONS = 8  # remembered per device; more than the broker can have under way
 _ENDED = sys.maxsize  # in place of a past session's last seq: its will was heard
 
@@ -52,6 +60,15 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Setback:
+    """A module that failed on a device: how often in this session, and until when it isn't tried there again."""
+
+    error: str
+    times: int
+    until_s: float | None  # None: that time is over
+
+
+@dataclass(frozen=True)
 class Device:
     """One device: what it said last, when, and what that makes of it."""
 
@@ -63,8 +80,9 @@ class Device:
     health: Literal["well", "suspect", "dead"] = "well"
     beating: bool = False  # whether a heartbeat came since it was last gone
     seq: int = -1
+    fence: tuple[int, int] = (0, 0)  # epoch and generation of the assignment that it says it obeys
     held: Mapping[ModuleKey, HeldModule] = field(default_factory=dict)
-    failed: Mapping[ModuleKey, str] = field(default_factory=dict)  # in this session, with what the device said
+    setbacks: Mapping[ModuleKey, Setback] = field(default_factory=dict)
     past: Mapping[int, int] = field(default_factory=dict)  # earlier sessions, each with the last seq heard
 
     @property
@@ -80,6 +98,17 @@ class Device:
     def ready(self, key: ModuleKey) -> bool:
         """Whether it reports the module as loaded."""
         return key in self.held and self.held[key].state == "ready"
+
+    @property
+    def failed(self) -> dict[ModuleKey, str]:
+        """What its latest heartbeat lists as failed, each with what it says."""
+        return {key: module.error or "no reason given" for key, module in self.held.items() if module.state == "failed"}
+
+    @property
+    def barred(self) -> dict[ModuleKey, str]:
+        """The modules that must not be placed there now, each with what went wrong."""
+        pausing = {key: setback.error for key, setback in self.setbacks.items() if setback.until_s is not None}
+        return pausing | self.failed
 
     @cached_property
     def spec(self) -> DeviceSpec:
@@ -125,8 +154,11 @@ def next_deadline_s(cluster: Cluster) -> float | None:
     """When the detector must look again, if nothing happens before."""
     if not cluster.listening:
         return None
-    watched = [device for device in cluster.devices.values() if _watched(device)]
-    return min((_due_s(cluster, device) for device in watched), default=None)
+    due = [_due_s(cluster, device) for device in cluster.devices.values() if _watched(device)]
+    due += [device.heard_s + FORGET_AFTER_S for device in cluster.devices.values() if device.status == "offline"]
+    for device in cluster.devices.values():
+        due += [setback.until_s for setback in device.setbacks.values() if setback.until_s is not None]
+    return min(due, default=None)
 
 
 def _with(cluster: Cluster, device: Device | None) -> Cluster:
@@ -183,18 +215,28 @@ def _beaten(known: Device | None, message: Heartbeat, now_s: float) -> Device | 
         known = Device(known.id, message.session, "online", known.profile, now_s, past=past)
     if known.status == "offline" or message.seq <= known.seq:
         return known
-    failed = {
-        key: module.error or "no reason given" for key, module in message.modules.items() if module.state == "failed"
-    }
-    return replace(
+    beating = replace(
         known,
         heard_s=now_s,
         health="well",
         beating=True,
         seq=message.seq,
+        fence=(message.epoch, message.generation),
         held=message.modules,
-        failed={**known.failed, **failed},
     )
+    return replace(beating, setbacks=_setbacks(known, beating, now_s))
+
+
+def _setbacks(before: Device, after: Device, now_s: float) -> Mapping[ModuleKey, Setback]:
+    """The failures to remember: what is ready starts anew, what is newly listed counts once more."""
+    setbacks = {key: setback for key, setback in before.setbacks.items() if not after.ready(key)}
+    listed = before.failed
+    for key, error in after.failed.items():
+        if key not in listed:
+            times = setbacks[key].times + 1 if key in setbacks else 1
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(times - 1, _DOUBLINGS))
+            setbacks[key] = Setback(error, times, now_s + pause_s)
+    return setbacks
 
 
 def _anew(device: Device, now_s: float) -> Device:
@@ -213,10 +255,24 @@ def _due_s(cluster: Cluster, device: Device) -> float:
 
 def _detect(cluster: Cluster, now_s: float) -> Cluster:
     for known in cluster.devices.values():
-        device = known
+        device = _tried_again(known, now_s)
+        if device.status == "offline" and now_s >= device.heard_s + FORGET_AFTER_S:
+            left = {name: other for name, other in cluster.devices.items() if name != device.id}
+            cluster = replace(cluster, devices=left)
+            continue
         if _watched(device) and device.health == "well" and now_s >= _due_s(cluster, device):
             device = replace(device, health="suspect")
         if _watched(device) and device.health == "suspect" and now_s >= _due_s(cluster, device):
             device = replace(device, health="dead", beating=False, held={})
         cluster = _with(cluster, device)
     return cluster
+
+
+def _tried_again(device: Device, now_s: float) -> Device:
+    """With the pauses ended whose time is over."""
+    over = {
+        key: replace(setback, until_s=None)
+        for key, setback in device.setbacks.items()
+        if setback.until_s is not None and now_s >= setback.until_s
+    }
+    return replace(device, setbacks={**device.setbacks, **over}) if over else device

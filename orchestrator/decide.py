@@ -5,6 +5,7 @@ devices report. Knows nothing of topics, bytes, threads or clocks: ``now_s`` com
 
 Invariants:
 - idempotent: the same event again gives no actions;
+- what was said is compared with what devices report; an assignment that got lost is said again;
 - the generation grows by one with each change of the placement; then all routes go out anew, before the assignments;
 - nothing is placed while our link is down, nor until ``settle_s`` after it came up: retained specs, births and first
   heartbeats arrive in that time, so that a restart adopts what devices hold instead of moving it;
@@ -14,120 +15,46 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from broker.codec import MAX_MESSAGE_BYTES
-from broker.errors import ErrorCode, NoDeviceFits
-from broker.messages import (
-    AssignedModule,
-    Assignment,
-    DeviceProfile,
-    ErrorBody,
-    OrchestratorState,
-    Result,
-    Route,
-)
-from broker.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
+from broker.errors import NoDeviceFits
+from broker.messages import AssignedModule, Assignment, Route
+from broker.specs import DeviceId, ModuleKey, TaskName, TaskSpec, describe
 from broker.transport import LinkDown, LinkUp
 from orchestrator import cluster as devices
-from orchestrator.cluster import Cluster, ClusterEvent
+from orchestrator.cluster import Cluster, ClusterEvent, HeartbeatSeen
 from orchestrator.events import (
     Action,
-    AnswerError,
+    ClearAssignment,
     ClearRoute,
     Event,
     Note,
     OrchestratorSeen,
     PublishAssignment,
     PublishRoute,
-    PublishState,
+    PublishSpec,
     RequestSeen,
-    Resign,
     RouteSeen,
     TaskDeployed,
     TaskEvent,
     TaskInvalid,
     TaskUndeployed,
 )
+from orchestrator.lead import heed, lead, obeys_another
+from orchestrator.lobby import answer
 from orchestrator.placement import Explanation, distinct_modules, place_most
 from orchestrator.routes import Term, no_route, route_of, same_way, too_large
+from orchestrator.state import Facts, Standing, State
 
 _V = TypeVar("_V")
 _REJECTED_SHOWN = 4  # other devices named in an assignment's reason; a thousand of them must still fit a message
-
-# --- state ---
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that the placement depends on. Equal facts are never placed twice: measured seconds drift, modules don't."""
-
-    candidates: tuple[tuple[DeviceId, DeviceProfile], ...] = ()
-    tasks: tuple[TaskSpec, ...] = ()
-    barred: Mapping[ModuleKey, Mapping[DeviceId, str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Standing:
-    """The placement that stands, and the facts it answers."""
-
-    facts: Facts = Facts()
-    where: Mapping[ModuleKey, DeviceId] = field(default_factory=dict)
-    modules: Mapping[ModuleKey, tuple[ModuleName, ModuleSpec]] = field(default_factory=dict)
-    explain: Mapping[ModuleKey, Explanation] = field(default_factory=dict)
-    refused: Mapping[TaskName, str] = field(default_factory=dict)
-
-    @property
-    def holdings(self) -> dict[ModuleKey, tuple[DeviceId, ModuleSpec]]:
-        """What is held where: the placement's content, without names and reasons."""
-        return {key: (home, self.modules[key][1]) for key, home in self.where.items()}
-
-    def held_by(self, device: DeviceId) -> dict[ModuleKey, ModuleSpec]:
-        """What this device must hold."""
-        return {key: self.modules[key][1] for key, home in self.where.items() if home == device}
-
-
-@dataclass(frozen=True)
-class Door:
-    """A task's front door: its devices, and how often these changed."""
-
-    members: tuple[DeviceId, ...]
-    group: int
-
-
-@dataclass(frozen=True)
-class State:
-    """All that the orchestrator knows and has said. Make the first one with ``initial``."""
-
-    epoch: int
-    settle_s: float
-    cluster: Cluster
-    link: LinkUp | None = None
-    settles_at_s: float | None = None  # until then nothing is placed
-    tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)
-    invalid: Mapping[TaskName, str] = field(default_factory=dict)
-    remembered: Mapping[TaskName, bool] = field(default_factory=dict)  # routes of earlier terms; whether available
-    standing: Standing = Standing()
-    generation: int = 0
-    routes: Mapping[TaskName, Route] = field(default_factory=dict)  # as published
-    assignments: Mapping[DeviceId, Assignment] = field(default_factory=dict)  # as published
-    doors: Mapping[TaskName, Door] = field(default_factory=dict)  # kept for life: a group name never comes back
-
-    @property
-    def settled(self) -> bool:
-        """Whether we know enough to decide."""
-        return self.link is not None and self.settles_at_s is None
-
-    @property
-    def term(self) -> Term:
-        """Epoch and generation."""
-        return Term(self.epoch, self.generation)
-
-
-def initial(*, epoch: int, heartbeat_interval_s: float = 1.0, settle_s: float = 1.5) -> State:
-    """The state before anything is known."""
-    return State(epoch=epoch, settle_s=settle_s, cluster=Cluster(heartbeat_interval_s))
+_SESSIONS_KEPT = 16  # of our own links: more than the broker can have words of under way
+_MISSED_AFTER_INTERVALS = 3.0  # a device that doesn't report its assignment by then didn't get it
+_REPEAT_S = 5.0  # at most that often
 
 
 def next_deadline_s(state: State) -> float | None:
@@ -148,18 +75,21 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
         What is known now, and what to do, in this order.
     """
     if isinstance(event, RequestSeen):
-        return state, _answer(state, event)
+        return state, answer(state, event, now_s)
     if isinstance(event, OrchestratorSeen):
-        return state, _heed(state, event.message)
+        return heed(state, event.message)
+    if isinstance(event, HeartbeatSeen) and (resign := obeys_another(state, event.device, event.message)):
+        return state, resign
     before, state = state, _absorb(state, event, now_s)
     actions: list[Action] = _tell_of_devices(before.cluster, state.cluster)
     if isinstance(event, LinkUp):
         actions += _announce(state)
     if state.settled:
         for rule in RULES:
-            state, more = rule(state)
+            state, more = rule(state, now_s)
             actions += more
-    return state, actions
+    told_s = {action.device: now_s for action in actions if isinstance(action, PublishAssignment)}
+    return replace(state, told_s={**state.told_s, **told_s}) if told_s else state, actions
 
 
 # --- what we know ---
@@ -168,23 +98,42 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
 def _absorb(state: State, event: ClusterEvent | TaskEvent, now_s: float) -> State:
     match event:
         case LinkUp():
-            state = replace(state, link=event, settles_at_s=now_s + state.settle_s)
+            sessions = (*state.sessions, event.session)[-_SESSIONS_KEPT:]
+            state = replace(state, link=event, settles_at_s=now_s + state.settle_s, sessions=sessions)
+            state = replace(state, delivered=frozenset(), outlived=False, remembered={})
         case LinkDown():
             state = replace(state, link=None, settles_at_s=None)
         case TaskDeployed(spec):
+            if (odd := _unroutable(spec)) is not None:
+                return _absorb(state, TaskInvalid(spec.task, odd), now_s)
             tasks, invalid = {**state.tasks, spec.task: spec}, _less(state.invalid, spec.task)
-            state = replace(state, tasks=tasks, invalid=invalid)
+            state = replace(state, tasks=tasks, invalid=invalid, delivered=state.delivered | {spec.task})
         case TaskInvalid(task, why):
-            state = replace(state, tasks=_less(state.tasks, task), invalid={**state.invalid, task: why})
+            invalid = {**state.invalid, task: why}
+            delivered = state.delivered | {task}
+            state = replace(state, tasks=_less(state.tasks, task), invalid=invalid, delivered=delivered)
         case TaskUndeployed(task):
-            state = replace(state, tasks=_less(state.tasks, task), invalid=_less(state.invalid, task))
-        case RouteSeen(task, available):
-            state = replace(state, remembered={**state.remembered, task: available})
+            state = _undeployed(state, task)
+        case RouteSeen(task):
+            state = replace(state, remembered={**state.remembered, task: event})
     if isinstance(event, ClusterEvent):
         state = replace(state, cluster=devices.apply(state.cluster, event, now_s))
     if state.settles_at_s is not None and now_s >= state.settles_at_s:
         state = replace(state, settles_at_s=None)
     return state
+
+
+def _unroutable(spec: TaskSpec) -> str | None:
+    """Why no route could ever be written for a task: then no device must be told of its modules either."""
+    try:
+        route_of(spec, Term(0, 0), {}, {})
+    except (ValueError, ArithmeticError) as error:
+        return f"its route can't be written: {_odd(error)}; mend its spec"
+    return None
+
+
+def _undeployed(state: State, task: TaskName) -> State:
+    return replace(state, tasks=_less(state.tasks, task), invalid=_less(state.invalid, task))
 
 
 def _less(mapping: Mapping[TaskName, _V], name: TaskName) -> Mapping[TaskName, _V]:
@@ -207,60 +156,34 @@ def _tell_of_devices(before: Cluster, after: Cluster) -> list[Action]:
     return notes
 
 
-# --- who leads ---
-
-
 def _announce(state: State) -> list[Action]:
     """Say all again: the broker may have lost its memory."""
     return [
-        *_lead(state),
+        *lead(state),
         *(PublishRoute(route) for _, route in sorted(state.routes.items())),
         *(PublishAssignment(device, said) for device, said in sorted(state.assignments.items())),
     ]
 
 
-def _lead(state: State) -> list[Action]:
-    if state.link is None:
-        return []
-    return [PublishState(OrchestratorState(epoch=state.epoch, online=True, session=state.link.session))]
-
-
-def _heed(state: State, seen: OrchestratorState) -> list[Action]:
-    if seen.epoch > state.epoch:
-        return [Resign(f"an orchestrator with epoch {seen.epoch} came after this one with epoch {state.epoch}")]
-    if seen.epoch < state.epoch or not seen.online:
-        return _lead(state)  # a late will, or somebody who doesn't know us yet, overwrote the truth
-    return []
-
-
-# --- the lobby ---
-
-
-def _answer(state: State, request: RequestSeen) -> list[Action]:
-    """Answer requests that no front door will; those of a pending or complete route are the agents' to answer."""
-    if not state.settled:
-        return []
-    route = state.routes.get(request.task)
-    if route is not None and route.unavailable is None:
-        return []
-    why = route.unavailable if route else None
-    if why is None:
-        deployed = ", ".join(sorted(state.routes)) or "none"
-        why = f"no task is called {request.task}; deployed tasks: {deployed}; deploy it with `s2m3 deploy FILE`"
-    result = Result(
-        request=request.request,
-        task=request.task,
-        epoch=state.epoch,
-        generation=state.generation,
-        error=ErrorBody(code=ErrorCode.NO_ROUTE, message=why),
-    )
-    return [AnswerError(request.reply_to, request.correlation, result)]
-
-
 # --- the reconciler's rules ---
 
 
-def _place_modules(state: State) -> tuple[State, list[Action]]:
+def _make_up_for_silence(state: State, _now_s: float) -> tuple[State, list[Action]]:
+    """Ask what became of the specs that didn't come anew with this link.
+
+    A broker sends specs before routes, and got each spec before our route. So if it kept its memory and has the route
+    without the spec, the spec was taken away while we were deaf. A broker that lost its memory gets the spec back.
+    """
+    actions: list[Action] = []
+    for task in sorted((state.tasks.keys() | state.invalid.keys()) - state.delivered):
+        if task in state.invalid or (state.outlived and task in state.remembered):
+            state = _undeployed(state, task)
+        else:
+            actions.append(PublishSpec(state.tasks[task]))
+    return replace(state, delivered=frozenset(state.tasks.keys() | state.invalid.keys())), actions
+
+
+def _place_modules(state: State, _now_s: float) -> tuple[State, list[Action]]:
     """Place what must be placed, if any fact changed."""
     facts = _facts(state)
     if facts == state.standing.facts:
@@ -271,30 +194,31 @@ def _place_modules(state: State) -> tuple[State, list[Action]]:
     return replace(state, standing=standing, generation=generation), notes
 
 
-def _publish_routes(state: State) -> tuple[State, list[Action]]:
+def _publish_routes(state: State, _now_s: float) -> tuple[State, list[Action]]:
     """Say the way of each task, where it changed."""
     actions: list[Action] = []
-    routes, doors = dict(state.routes), dict(state.doors)
+    routes, highest = dict(state.routes), state.group
     for task in sorted(state.tasks.keys() | state.invalid.keys()):
-        route = _route(state, task)
-        door = doors.get(task, Door(route.front_door, 0))
-        if door.members != route.front_door:
-            door = Door(route.front_door, door.group + 1)
-        route = route.model_copy(update={"group": door.group})
-        if task not in routes or not same_way(routes[task], route):
+        route, said = _route(state, task), routes.get(task)
+        new_door = said is None or said.front_door != route.front_door
+        group = highest + 1 if said is None or new_door else said.group
+        route = route.model_copy(update={"group": group})
+        if said is None or not same_way(said, route):
             actions.append(PublishRoute(route))
-            routes[task], doors[task] = route, door
-    return replace(state, routes=routes, doors=doors), actions
+            routes[task], highest = route, max(highest, group)
+    return replace(state, routes=routes, group=highest), actions
 
 
-def _publish_assignments(state: State) -> tuple[State, list[Action]]:
-    """Tell each device what to hold, if that changed or if this term told it nothing yet."""
+def _publish_assignments(state: State, now_s: float) -> tuple[State, list[Action]]:
+    """Tell each device what to hold, if that changed, if this term told it nothing yet, or if it didn't get it."""
     actions: list[Action] = []
     assignments = dict(state.assignments)
     for device in sorted({alive.id for alive in state.cluster.alive()} | assignments.keys()):
         wanted = state.standing.held_by(device)
         said = assignments.get(device)
         if said is not None and {module.spec.key: module.spec for module in said.modules} == wanted:
+            if _missed(state, device, said, now_s):
+                actions.append(PublishAssignment(device, said))
             continue
         modules = tuple(
             AssignedModule(module=state.standing.modules[key][0], spec=spec, why=_why(state.standing.explain[key]))
@@ -305,22 +229,46 @@ def _publish_assignments(state: State) -> tuple[State, list[Action]]:
     return replace(state, assignments=assignments), actions
 
 
-def _clear_routes_without_a_task(state: State) -> tuple[State, list[Action]]:
-    """Take away the routes, ours and those of earlier terms, of tasks that are not deployed."""
-    gone = sorted((state.routes.keys() | state.remembered.keys()) - state.tasks.keys() - state.invalid.keys())
-    routes = {task: route for task, route in state.routes.items() if task not in gone}
-    return replace(state, routes=routes, remembered={}), [ClearRoute(task) for task in gone]
+def _clear_what_is_gone(state: State, _now_s: float) -> tuple[State, list[Action]]:
+    """Take away the routes, ours and those of earlier terms, without a task, and assignments of forgotten devices."""
+    without = sorted((state.routes.keys() | state.remembered.keys()) - state.tasks.keys() - state.invalid.keys())
+    forgotten = sorted(state.assignments.keys() - state.cluster.devices.keys())
+    state = replace(
+        state,
+        routes={task: route for task, route in state.routes.items() if task not in without},
+        remembered={},
+        assignments={device: said for device, said in state.assignments.items() if device not in forgotten},
+        told_s={device: at_s for device, at_s in state.told_s.items() if device not in forgotten},
+    )
+    return state, [*map(ClearRoute, without), *map(ClearAssignment, forgotten)]
 
 
-Rule = Callable[[State], tuple[State, list[Action]]]
-RULES: Sequence[Rule] = (_place_modules, _publish_routes, _publish_assignments, _clear_routes_without_a_task)
+Rule = Callable[[State, float], tuple[State, list[Action]]]
+RULES: Sequence[Rule] = (
+    _make_up_for_silence,
+    _place_modules,
+    _publish_routes,
+    _publish_assignments,
+    _clear_what_is_gone,
+)
+
+
+def _missed(state: State, device: DeviceId, said: Assignment, now_s: float) -> bool:
+    """Whether a device has had the time to obey its assignment, and reports that it doesn't."""
+    known, told_s = state.cluster.devices.get(device), state.told_s.get(device, now_s)
+    if known is None or not known.alive or known.seq < 0:
+        return False
+    if known.heard_s - told_s <= _MISSED_AFTER_INTERVALS * state.cluster.heartbeat_interval_s:
+        return False
+    absent = any(module.spec.key not in known.held for module in said.modules)
+    return now_s - told_s >= _REPEAT_S and (absent or known.fence < (said.epoch, said.generation))
 
 
 def _facts(state: State) -> Facts:
     alive = state.cluster.alive()
     barred: dict[ModuleKey, dict[DeviceId, str]] = {}
     for device in alive:
-        for key, error in device.failed.items():
+        for key, error in device.barred.items():
             barred.setdefault(key, {})[device.id] = f"it failed there: {error}"
     return Facts(
         candidates=tuple((device.id, device.profile) for device in alive if device.may_hold),
@@ -333,7 +281,7 @@ def _place(state: State, facts: Facts) -> Standing:
     candidates = [state.cluster.devices[name].spec for name, _ in facts.candidates]
     standing = state.standing
     served = {task.task for task in standing.facts.tasks if task.task not in standing.refused}
-    served |= {task for task, available in state.remembered.items() if available}
+    served |= {task for task, route in state.remembered.items() if route.available}
     placement, refusals = place_most(
         candidates, facts.tasks, keep={**_adopted(state), **standing.where}, served=served, barred=facts.barred
     )
@@ -359,7 +307,7 @@ def _refusal(error: NoDeviceFits, task: TaskSpec, facts: Facts) -> str:
     if not failures:
         return str(error)
     if not error.short_bytes:
-        return f"no device can run {error.module}: {failures}; mend the cause and restart that agent"
+        return f"no device can run {error.module}: {failures}; mend the cause; they are tried again after a while"
     return f"{error} ({failures})"
 
 
@@ -370,12 +318,22 @@ def _route(state: State, task: TaskName) -> Route:
     why = _too_large(state, spec) or state.standing.refused.get(task)
     if why is not None:
         return no_route(task, state.term, why)
-    return route_of(spec, state.term, state.standing.where, state.cluster.devices)
+    try:
+        return route_of(spec, state.term, state.standing.where, state.cluster.devices)
+    except (ValueError, ArithmeticError) as error:  # one odd spec or profile must not stop the other tasks
+        return no_route(task, state.term, f"its route can't be written: {_odd(error)}; mend its spec")
 
 
 def _too_large(state: State, task: TaskSpec) -> str | None:
     broker_bytes = state.link.max_packet_bytes if state.link else None
-    return too_large(task, min(MAX_MESSAGE_BYTES, broker_bytes or MAX_MESSAGE_BYTES))
+    try:
+        return too_large(task, min(MAX_MESSAGE_BYTES, broker_bytes or MAX_MESSAGE_BYTES))
+    except (ValueError, ArithmeticError) as error:
+        return f"its sizes can't be reckoned with: {_odd(error)}; mend its spec"
+
+
+def _odd(error: Exception) -> str:
+    return ": ".join(describe(error.errors()[0])) if isinstance(error, ValidationError) else str(error)
 
 
 def _why(explanation: Explanation) -> str:

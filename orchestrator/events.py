@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from broker.messages import Assignment, OrchestratorState, Result, Route
-from broker.specs import DeviceId, RequestId, TaskName, TaskSpec
+from broker.specs import DeviceId, TaskName, TaskSpec
 from orchestrator.cluster import ClusterEvent
 
 # --- events ---
@@ -40,20 +40,21 @@ class TaskUndeployed:
 
 @dataclass(frozen=True)
 class RouteSeen:
-    """The broker remembers a route of an earlier term."""
+    """The broker remembers a route, of an earlier term or of an earlier link of ours."""
 
     task: TaskName
     available: bool
+    front_door: bool = False  # whether somebody takes the task's requests
 
 
 @dataclass(frozen=True)
 class RequestSeen:
     """A sensor asks for a task; ``reply_to`` is allowed already."""
 
-    request: RequestId
     task: TaskName
     reply_to: str
     correlation: bytes | None
+    payload: bytes  # only for the request's id, and that only if we answer
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ class PublishState:
     """Say that we lead."""
 
     message: OrchestratorState
+
+
+@dataclass(frozen=True)
+class PublishSpec:
+    """Give a broker that lost its memory a task's spec back."""
+
+    spec: TaskSpec
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,13 @@ class PublishAssignment:
 
 
 @dataclass(frozen=True)
+class ClearAssignment:
+    """Take the assignment of a device away that is forgotten."""
+
+    device: DeviceId
+
+
+@dataclass(frozen=True)
 class AnswerError:
     """Answer a request that nobody else will."""
 
@@ -109,9 +124,10 @@ class AnswerError:
 
 @dataclass(frozen=True)
 class Resign:
-    """End: somebody leads with a higher epoch."""
+    """End: somebody else leads, or has led in this term. The next start must take an epoch above ``epoch``."""
 
     why: str
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -122,4 +138,6 @@ class Note:
     fields: Mapping[str, object]
 
 
-Action = PublishState | PublishRoute | ClearRoute | PublishAssignment | AnswerError | Resign | Note
+Message = PublishState | PublishSpec | PublishRoute | ClearRoute | PublishAssignment | ClearAssignment | AnswerError
+"""The actions that are messages."""
+Action = Message | Resign | Note

@@ -7,7 +7,8 @@ Invariants:
 - the epoch is on the disk before anybody hears of it, and greater than all that was stored or retained;
 - state topics are said by the control connection only; requests arrive on the other one, so that a picture never
   delays a heartbeat;
-- what can't be said because the link is down is dropped: all is said anew when it is up.
+- what can't be said because the link is down is dropped: all is said anew when it is up;
+- no message ends the loop: what a bug makes of one is logged, counted, and left.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -29,24 +30,29 @@ from broker.messages import OrchestratorState, Route
 from broker.mqtt import MqttTransport
 from broker.transport import Delivery, Denied, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Will, WillFor
 from orchestrator.cluster import Tick
-from orchestrator.decide import State, decide, initial, next_deadline_s
+from orchestrator.decide import decide, next_deadline_s
 from orchestrator.epoch import read_epoch, store_epoch
 from orchestrator.events import (
     Action,
     AnswerError,
+    ClearAssignment,
     ClearRoute,
     Event,
     Note,
     OrchestratorSeen,
     PublishAssignment,
     PublishRoute,
+    PublishSpec,
     PublishState,
     Resign,
 )
+from orchestrator.state import State, initial
 from orchestrator.wire import HEARD, event_of, outgoing_of
 
 READ_RETAINED_S = 0.5  # a broker sends retained messages at once after the subscription; there is no end mark
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
+RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
+MAX_WAITING_BYTES = 32 * 1024 * 1024  # of requests that wait for the loop's next turn; two of the largest
 
 _log = structlog.get_logger("orchestrator")
 
@@ -107,13 +113,15 @@ class Orchestrator:
         self._settle_s = settle_s
         self._answer_unknown_tasks = answer_unknown_tasks
         self._make_transport = make_transport
-        self._mailbox: Mailbox[_Posted | _Stop] = Mailbox()
+        self._mailbox: Mailbox[_Posted | _Stop] = Mailbox(max_data_bytes=MAX_WAITING_BYTES)
         self._name = f"orchestrator-{secrets.token_hex(4)}"  # two orchestrators must not throw each other out
         self._data = make_transport(url=url, client_id=f"{self._name}-data", inbox=self._from_data)
         self._control: Transport | None = None
         self._state: State | None = None
         self._unsent: deque[Outgoing] = deque()
         self._stopping = False
+        self._tick_from_s = 0.0  # no deadline is met before
+        self._internal_errors = 0
         self.resigned: str | None = None  # why, when a newer orchestrator leads
 
     def run(self) -> None:
@@ -148,8 +156,7 @@ class Orchestrator:
 
     def _from_data(self, event: LinkEvent) -> None:
         if isinstance(event, Delivery) and topics.TASK_REQUESTS.match(self._prefix, event.topic) is not None:
-            # Nobody here looks at the picture: don't keep it.
-            self._mailbox.put_data(_Posted(control=False, event=replace(event, payload=b"")), 0)
+            self._mailbox.put_data(_Posted(control=False, event=event), len(event.payload))
         else:
             self._mailbox.put_control(_Posted(control=False, event=event))
 
@@ -205,13 +212,16 @@ class Orchestrator:
         if self._control:
             self._control.close()
         self._data.close()
-        _log.info("stopped", resigned=self.resigned, messages_dropped=self._mailbox.dropped)
+        dropped, failed = self._mailbox.dropped, self._internal_errors
+        _log.info("stopped", resigned=self.resigned, messages_dropped=dropped, internal_errors=failed)
 
     # --- the loop ---
 
     def _turn(self, state: State) -> None:
         """Wait for one event or the next deadline, and do what follows."""
         deadline_s = next_deadline_s(state)
+        if deadline_s is not None:
+            deadline_s = max(deadline_s, self._tick_from_s)
         wait_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
         if self._unsent:
             wait_s = RETRY_UNSENT_S if wait_s is None else min(RETRY_UNSENT_S, wait_s)
@@ -223,10 +233,25 @@ class Orchestrator:
         self._flush()
 
     def _step(self, event: Event) -> None:
-        if self._state is not None:
+        if self._state is None:
+            return
+        try:
             self._state, actions = decide(self._state, event, time.monotonic())
-            for action in actions:
+        except Exception:  # noqa: BLE001 - a bug met by one message, perhaps a retained one, must not end the leader
+            self._failed("event_failed", event)
+            if isinstance(event, Tick):
+                self._tick_from_s = time.monotonic() + RETRY_FAILED_S
+            return
+        for action in actions:
+            try:
                 self._do(action)
+            except Exception:  # noqa: BLE001 - the other actions are due all the same
+                self._failed("action_failed", action)
+
+    def _failed(self, what: str, cause: object) -> None:
+        """Count and log the exception under way."""
+        self._internal_errors += 1
+        _log.exception(what, kind=type(cause).__name__)
 
     def _received(self, posted: _Posted) -> Event | None:
         event = posted.event
@@ -244,7 +269,9 @@ class Orchestrator:
             return event_of(self._prefix, delivery)
         except RemoteProtocolError as error:
             _log.warning("message_refused", topic=delivery.topic, reason=str(error))
-            return None
+        except Exception:  # noqa: BLE001 - as in _step
+            self._failed("message_failed", delivery)
+        return None
 
     # --- what to do ---
 
@@ -256,9 +283,10 @@ class Orchestrator:
                     self._data.publish(outgoing_of(self._prefix, action))
                 except (TransportError, MessageTooLarge) as error:
                     _log.warning("answer_lost", topic=reply_to, reason=str(error))
-            case Resign(why):
+            case Resign(why, epoch):
                 self.resigned = why
                 self._stopping = True
+                store_epoch(self._epoch_file, max(read_epoch(self._epoch_file), epoch))
             case Note():
                 pass
             case _:
@@ -286,14 +314,18 @@ def _tell(action: Action) -> None:
             _log.info("state", epoch=message.epoch, online=message.online)
         case PublishRoute(route):
             _log.info("route", task=route.task, generation=route.generation, **_summary(route))
+        case PublishSpec(spec):
+            _log.info("spec_restored", task=spec.task)
         case ClearRoute(task):
             _log.info("route_cleared", task=task)
         case PublishAssignment(device, assignment):
             names = [module.module for module in assignment.modules]
             _log.info("assignment", device=device, generation=assignment.generation, modules=names)
+        case ClearAssignment(device):
+            _log.info("device_forgotten", device=device)
         case AnswerError(reply_to, _, result):
             _log.info("request_refused", task=result.task, request=result.request, reply_to=reply_to)
-        case Resign(why):
+        case Resign(why, _):
             _log.error("resigning", why=why)
         case Note(event, fields):
             _log.info(event, **fields)

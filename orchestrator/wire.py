@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from broker.codec import JSON, decode, encode, request_id
+from broker.codec import JSON, decode, encode
 from broker.errors import RemoteProtocolError
 from broker.messages import DeviceState, Heartbeat, OrchestratorState, Route
 from broker.specs import TaskSpec
@@ -27,11 +27,14 @@ from broker.transport import Delivery, Outgoing
 from orchestrator.cluster import DeviceStateSeen, HeartbeatSeen
 from orchestrator.events import (
     AnswerError,
+    ClearAssignment,
     ClearRoute,
     Event,
+    Message,
     OrchestratorSeen,
     PublishAssignment,
     PublishRoute,
+    PublishSpec,
     PublishState,
     RequestSeen,
     RouteSeen,
@@ -39,9 +42,6 @@ from orchestrator.events import (
     TaskInvalid,
     TaskUndeployed,
 )
-
-Message = PublishState | PublishRoute | ClearRoute | PublishAssignment | AnswerError
-"""The actions that are messages."""
 
 
 def event_of(prefix: str, delivery: Delivery) -> Event | None:
@@ -58,20 +58,21 @@ def event_of(prefix: str, delivery: Delivery) -> Event | None:
 
 def outgoing_of(prefix: str, action: Message) -> Outgoing:
     """The message that carries out an action."""
+    if isinstance(action, AnswerError):
+        return Outgoing(action.reply_to, encode(action.result), correlation=action.correlation, content_type=JSON)
     match action:
         case PublishState(message):
-            return _said(ORCHESTRATOR_STATE, prefix, encode(message))
+            topic, payload, ids = ORCHESTRATOR_STATE, encode(message), {}
+        case PublishSpec(spec):
+            topic, payload, ids = TASK_SPEC, encode(spec), {"task": spec.task}
         case PublishRoute(route):
-            return _said(TASK_ROUTE, prefix, encode(route), task=route.task)
+            topic, payload, ids = TASK_ROUTE, encode(route), {"task": route.task}
         case ClearRoute(task):
-            return _said(TASK_ROUTE, prefix, b"", task=task)
+            topic, payload, ids = TASK_ROUTE, b"", {"task": task}
         case PublishAssignment(device, assignment):
-            return _said(DEVICE_ASSIGNMENT, prefix, encode(assignment), device=device)
-        case AnswerError(reply_to, correlation, result):
-            return Outgoing(reply_to, encode(result), correlation=correlation, content_type=JSON)
-
-
-def _said(topic: Topic, prefix: str, payload: bytes, **ids: str) -> Outgoing:
+            topic, payload, ids = DEVICE_ASSIGNMENT, encode(assignment), {"device": device}
+        case ClearAssignment(device):
+            topic, payload, ids = DEVICE_ASSIGNMENT, b"", {"device": device}
     return Outgoing(topic.at(prefix, **ids), payload, qos=topic.qos, retain=topic.retain)
 
 
@@ -83,8 +84,7 @@ def _request(prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event |
     reply_to = delivery.response_topic
     if delivery.retain or not reply_to or not may_reply_to(prefix, reply_to):
         return None  # nobody to answer, or a place where we must not write
-    request = request_id(reply_to, delivery.correlation or b"", delivery.payload)
-    return RequestSeen(request, ids["task"], reply_to, delivery.correlation)
+    return RequestSeen(ids["task"], reply_to, delivery.correlation, delivery.payload)
 
 
 def _device(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event | None:
@@ -115,9 +115,10 @@ def _route(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event | 
     if not delivery.retain or not delivery.payload:
         return None  # our own words come back as we say them; only what the broker remembers is news
     try:
-        return RouteSeen(ids["task"], available=decode(Route, delivery.payload).unavailable is None)
+        route = decode(Route, delivery.payload)
     except RemoteProtocolError:
         return RouteSeen(ids["task"], available=False)  # to be overwritten or cleared all the same
+    return RouteSeen(ids["task"], available=route.unavailable is None, front_door=bool(route.front_door))
 
 
 _READERS: Mapping[Topic, Callable[[str, Mapping[str, str], Delivery], Event | None]] = {

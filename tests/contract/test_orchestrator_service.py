@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from broker import topics
 from broker.codec import JSON, decode, encode
@@ -32,7 +33,10 @@ from broker.mqtt import MqttTransport
 from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.transport import Delivery, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Will, WillFor
 from orchestrator.__main__ import main
+from orchestrator.decide import decide
+from orchestrator.events import Action, Event, TaskDeployed
 from orchestrator.service import MakeTransport, Orchestrator
+from orchestrator.state import State
 
 NEVER_SILENT_S = 600.0  # a heartbeat interval that no test reaches
 VISION = ModuleSpec(
@@ -149,7 +153,9 @@ class Agent:
     def beat(self, *held: ModuleSpec, state: Any = "ready") -> None:
         self.seq += 1
         modules = {spec.key: HeldModule(module="vision", state=state, error="no weights") for spec in held}
-        beat = Heartbeat(session=self.session, seq=self.seq, epoch=1, generation=1, modules=modules)
+        told = [decode(Assignment, event.payload) for event in self.heard.deliveries if event.payload]
+        epoch, generation = max(((said.epoch, said.generation) for said in told), default=(0, 0))
+        beat = Heartbeat(session=self.session, seq=self.seq, epoch=epoch, generation=generation, modules=modules)
         self._say(topics.DEVICE_HEARTBEAT, beat)
 
     def assigned(self, fits: Callable[[Assignment], bool]) -> Assignment:
@@ -326,6 +332,71 @@ def test_a_broker_that_lost_everything_is_told_everything_again(
     assert memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online).epoch == 1
     assert memory.hear_route(lambda route: route.complete).generation == told.generation
     assert a.assigned(lambda said: bool(said.modules)).generation == told.generation
+
+
+def test_a_bug_met_by_one_message_is_logged_and_the_orchestrator_goes_on(
+    memory: World, make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumbles(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
+        if isinstance(event, TaskDeployed) and event.spec.task == "cursed":
+            raise ZeroDivisionError
+        return decide(state, event, now_s)
+
+    monkeypatch.setattr("orchestrator.service.decide", stumbles)
+    memory.deploy(TASK.model_copy(update={"task": "cursed"}))
+    memory.deploy()
+    orchestrator = memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    a = Agent(memory, "a", make_recorder())
+    assert a.assigned(lambda said: bool(said.modules)).modules[0].spec == VISION
+    with capture_logs() as log:
+        memory.deploy(TASK.model_copy(update={"task": "cursed"}))
+        memory.stop(orchestrator)
+    assert [(line["kind"], line["exc_info"]) for line in log if line["event"] == "event_failed"] == [
+        ("TaskDeployed", True)
+    ]
+    assert log[-1]["internal_errors"] == 2
+
+
+def test_one_that_lost_its_epoch_resigns_and_its_next_start_is_obeyed(
+    memory: World, make_recorder: MakeRecorder
+) -> None:
+    lost = memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    a = Agent(memory, "a", make_recorder())
+    obeyed = Heartbeat(session=a.session, seq=99, epoch=7, generation=3)
+    memory.say(topics.DEVICE_HEARTBEAT, encode(obeyed), device="a")
+    (thread,) = [thread for known, thread in memory.orchestrators if known is lost]
+    thread.join(memory.patience_s)
+    assert "device a obeys epoch 7" in str(lost.resigned)
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch == 8)
+
+
+def test_a_task_undeployed_while_the_control_link_was_down_is_taken_away(
+    memory: World, memory_broker: MemoryBroker, make_recorder: MakeRecorder
+) -> None:
+    memory.deploy()
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    a = Agent(memory, "a", make_recorder())
+    a.assigned(lambda said: bool(said.modules))
+    a.beat(VISION)
+    memory.hear_route(lambda route: route.complete)
+    with memory_broker.partitioned(memory.made[-2]):
+        memory.hear(topics.ORCHESTRATOR_STATE, lambda said: not said.online)
+        memory.say(topics.TASK_SPEC, b"", task="classify")
+    memory.hear_cleared(topics.TASK_ROUTE, task="classify")
+    assert a.assigned(lambda said: not said.modules).generation > 1
+
+
+def test_a_broker_that_lost_its_memory_is_given_the_specs_back(memory: World, memory_broker: MemoryBroker) -> None:
+    memory.deploy()
+    memory.lead()
+    memory.hear_route(lambda route: route.unavailable is not None)
+    memory.heard.clear()
+    memory_broker.restart()
+    assert memory.hear(topics.TASK_SPEC, lambda spec: spec.task == "classify") == TASK
 
 
 def test_a_silent_device_is_given_up(memory: World, make_recorder: MakeRecorder) -> None:

@@ -18,13 +18,14 @@ from broker.messages import Assignment, DeviceProfile, DeviceState, Heartbeat, H
 from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.transport import LinkDown, LinkUp
 from orchestrator.cluster import DeviceStateSeen, HeartbeatSeen, Tick
-from orchestrator.decide import State, decide, initial
+from orchestrator.decide import decide
 from orchestrator.events import (
     ClearRoute,
     Event,
     OrchestratorSeen,
     PublishAssignment,
     PublishRoute,
+    PublishSpec,
     PublishState,
     RouteSeen,
     TaskDeployed,
@@ -32,6 +33,7 @@ from orchestrator.events import (
     TaskUndeployed,
 )
 from orchestrator.placement import place
+from orchestrator.state import State, initial
 
 DEVICES = ("a", "b", "c", "d")
 INTERVAL_S = 1.0
@@ -104,6 +106,8 @@ class Reconciler(RuleBasedStateMachine):
         self.assignments: dict[str, Assignment] = {}
         self.births: dict[str, DeviceStateSeen] = {}
         self.specs: dict[str, Event] = {}
+        self.restored: set[str] = set()  # specs given back to a broker without memory
+        self.sessions_of_ours = 0  # the orchestrator's latest
         self.epoch = 0
         self.state: State
         self.restart_orchestrator()
@@ -126,6 +130,8 @@ class Reconciler(RuleBasedStateMachine):
                 self.assignments[action.device] = action.assignment
             elif isinstance(action, ClearRoute):
                 self.routes.pop(action.task, None)
+            elif isinstance(action, PublishSpec):
+                self.restored.add(action.spec.task)
             elif isinstance(action, PublishState):
                 assert action.message.epoch == self.epoch
         if not isinstance(event, LinkUp | OrchestratorSeen | RouteSeen):
@@ -262,6 +268,36 @@ class Reconciler(RuleBasedStateMachine):
         self.feed(Tick())
         self.link()
 
+    @precondition(lambda self: self.state.settled)
+    @rule(name=task_names)
+    def undeploy_while_the_link_is_down(self, name: str) -> None:
+        """The broker lives on, and only we don't hear it."""
+        session = self.sessions_of_ours
+        self.feed(LinkDown("lost"))
+        self.specs.pop(name, None)
+        self.old = [event for event in self.old if not (isinstance(event, TaskDeployed) and event.spec.task == name)]
+        self.now_s += 5.0
+        self.link()
+        self.feed(OrchestratorSeen(OrchestratorState(epoch=self.epoch, online=False, session=session)))
+
+    @precondition(lambda self: self.state.settled)
+    @rule()
+    def the_broker_loses_its_memory(self) -> None:
+        """It gets everything back from us; nonsense that nobody serves is not worth it."""
+        self.feed(LinkDown("lost"))
+        self.specs = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
+        self.routes.clear()
+        self.assignments.clear()
+        self.sessions += 1
+        self.sessions_of_ours = self.sessions
+        self.feed(LinkUp(self.sessions))
+        for birth in self.births.values():
+            self.feed(birth)
+        self.restored.clear()
+        self.now_s += 1.5
+        self.feed(Tick())
+        assert self.restored == self.specs.keys()
+
     @rule()
     def restart_orchestrator(self) -> None:
         self.epoch += 1
@@ -271,6 +307,7 @@ class Reconciler(RuleBasedStateMachine):
     def link(self) -> None:
         """Connect; the broker sends what it remembers."""
         self.sessions += 1
+        self.sessions_of_ours = self.sessions
         self.feed(LinkUp(self.sessions))
         for event in (*self.births.values(), *self.specs.values()):
             self.feed(event)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from broker.codec import RawInput, encode_request
 from broker.errors import ErrorCode, ModuleRefused, RequestFailed
@@ -17,11 +18,14 @@ from broker.messages import (
     NodeDone,
     NodeFailed,
     NodeInputs,
+    Plan,
+    PlannedNode,
     Route,
     RouteDevice,
     RouteNode,
 )
 from broker.specs import InputSpec, ModuleSpec
+from edge_agent import coordinate, execute
 from edge_agent.decide import decide
 from edge_agent.modules import Output
 from edge_agent.state import (
@@ -32,6 +36,7 @@ from edge_agent.state import (
     Join,
     LeaderSeen,
     Leave,
+    LinkRestored,
     Load,
     ModuleFailed,
     ModuleReady,
@@ -109,6 +114,9 @@ def only(actions: list[Action], kind: type[A]) -> A:
 
 def any_of(actions: list[Action], kind: type[A]) -> list[A]:
     return [action for action in actions if isinstance(action, kind)]
+
+
+ASKED = request()  # the same bytes each time, as a retry sends them
 
 
 @pytest.fixture
@@ -242,8 +250,8 @@ def test_the_consuming_device_joins_what_arrives_in_any_order(front: AgentState,
     text = only(asked, Send)
     run = only(asked, Run)
     image = only(decide(front, Ran(run.run, features(), None, 0.0, 0.02), 0.1), Send)
-    assert decide(back, Received(image.message, image.tensors), 0.2) == []
-    joined = only(decide(back, Received(text.message, text.tensors), 0.3), Run)
+    assert decide(back, Received("gw-a", image.message, image.tensors), 0.2) == []
+    joined = only(decide(back, Received("gw-a", text.message, text.tensors), 0.3), Run)
     assert joined.key == HEAD.key
     assert joined.values[1] == RawInput(b"a cat", "text/plain")
     assert isinstance(joined.values[0], dict)
@@ -251,10 +259,10 @@ def test_the_consuming_device_joins_what_arrives_in_any_order(front: AgentState,
 
 
 def answered(front: AgentState, back: AgentState) -> tuple[list[Action], list[Send]]:
-    asked = decide(front, request(), 0.0)
+    asked = decide(front, ASKED, 0.0)
     sends = any_of(asked, Send)
     sends += any_of(decide(front, Ran(only(asked, Run).run, features(), None, 0.0, 0.02), 0.1), Send)
-    runs = [only(actions, Run) for s in sends if (actions := decide(back, Received(s.message, s.tensors), 0.2))]
+    runs = [only(actions, Run) for s in sends if (actions := decide(back, Received("gw-a", s.message, s.tensors), 0.2))]
     answer = Output({"scores": np.ones(1, dtype=np.float32)}, {"label": "a cat"})
     return decide(back, Ran(runs[0].run, answer, None, 0.01, 0.02), 0.3), sends
 
@@ -267,16 +275,16 @@ def test_the_output_node_answers_the_sensor_and_tells_the_coordinator(front: Age
     assert [(t.node, t.device) for t in reply.result.timings] == [("encoder", "gw-a"), ("head", "gw-b")]
     done = only(actions, Send)
     assert (done.receiver, isinstance(done.message, NodeDone)) == ("gw-a", True)
-    decide(front, Received(done.message, {}), 0.4)
+    decide(front, Received("gw-b", done.message, {}), 0.4)
     assert not front.coordinated
 
 
 def test_a_tensor_output_is_answered_as_a_tensor(front: AgentState, back: AgentState) -> None:
-    actions, sends = answered(front, back)
-    run = (only(actions, Reply).result.request, "head")
+    _, sends = answered(front, back)
+    (run,) = back.finished
     back.finished.clear()
     for send in sends:
-        actions = decide(back, Received(send.message, send.tensors), 0.5)
+        decide(back, Received("gw-a", send.message, send.tensors), 0.5)
     mask = np.zeros((2, 2), dtype=np.float32)
     reply = only(decide(back, Ran(run, Output({"mask": mask}), None, 0.0, 0.0), 0.6), Reply)
     assert reply.result.answer is None
@@ -285,8 +293,8 @@ def test_a_tensor_output_is_answered_as_a_tensor(front: AgentState, back: AgentS
 
 
 def test_a_copy_of_a_request_in_flight_is_not_run_again(front: AgentState) -> None:
-    decide(front, request(), 0.0)
-    assert decide(front, request(), 0.1) == []
+    decide(front, ASKED, 0.0)
+    assert decide(front, ASKED, 0.1) == []
     assert front.dropped["duplicate_request"] == 1
 
 
@@ -295,10 +303,11 @@ def test_a_retry_of_an_answered_request_is_answered_without_computing_again(
 ) -> None:
     first, _ = answered(front, back)
     done = only(first, Send)
-    decide(front, Received(done.message, {}), 0.4)
-    again = decide(front, request(), 1.0)
+    decide(front, Received("gw-b", done.message, {}), 0.4)
+    again = decide(front, ASKED, 1.0)
     assert not any_of(again, Run)
-    replies = [r for s in any_of(again, Send) for r in any_of(decide(back, Received(s.message, s.tensors), 1.1), Reply)]
+    received = [decide(back, Received("gw-a", s.message, s.tensors), 1.1) for s in any_of(again, Send)]
+    replies = [reply for actions in received for reply in any_of(actions, Reply)]
     assert replies
     assert replies[0].result.answer == only(first, Reply).result.answer
 
@@ -307,7 +316,7 @@ def test_a_duplicate_message_does_not_run_a_node_twice(front: AgentState) -> Non
     asked = decide(front, request(), 0.0)
     assert only(asked, Run)
     run = front.joining[(only(asked, Run).run)]
-    again = decide(front, Received(run.message, {"image/raw": np.frombuffer(b"\x89PNG", dtype=np.uint8)}), 0.1)
+    again = decide(front, Received("gw-a", run.message, {"image/raw": np.frombuffer(b"\x89PNG", dtype=np.uint8)}), 0.1)
     assert not any_of(again, Run)
 
 
@@ -358,7 +367,7 @@ def test_a_refusal_is_tried_again_soon_and_elsewhere(front: AgentState) -> None:
         retry=True,
         error=ErrorBody(code=ErrorCode.MODULE_FAILED, message="not here"),
     )
-    decide(front, Received(refused, {}), 0.05)
+    decide(front, Received("gw-b", refused, {}), 0.05)
     due_s = front.next_deadline_s()
     assert due_s is not None
     assert due_s < 1.0
@@ -401,7 +410,11 @@ def test_the_deadline_ends_a_request_with_an_error(front: AgentState) -> None:
     assert body is not None
     assert body.code == ErrorCode.DEADLINE_EXCEEDED
     assert not front.coordinated
+    assert front.coordinated_bytes == 0
+    (run,) = front.joining  # its module is running: what comes of it is dropped
+    assert not decide(front, Ran(run, features(), None, 0.0, 11.0), 11.0)
     assert not front.joining
+    assert front.next_deadline_s() is None
     assert front.join_bytes == 0
 
 
@@ -431,7 +444,7 @@ def test_a_tensor_of_an_older_generation_is_refused_and_its_coordinator_told(
 ) -> None:
     sent = only(decide(front, request(), 0.0), Send)
     decide(back, assignment(HEAD, generation=4), 0.0)
-    failed = only(decide(back, Received(sent.message, sent.tensors), 0.1), Send)
+    failed = only(decide(back, Received("gw-a", sent.message, sent.tensors), 0.1), Send)
     assert failed.receiver == "gw-a"
     assert isinstance(failed.message, NodeFailed)
     assert failed.message.retry
@@ -441,7 +454,7 @@ def test_a_tensor_of_an_older_generation_is_refused_and_its_coordinator_told(
 def test_a_tensor_for_a_module_that_is_not_here_is_refused(front: AgentState) -> None:
     sent = only(decide(front, request(), 0.0), Send)
     stranger = AgentState("gw-b", PREFIX)
-    failed = only(decide(stranger, Received(sent.message, sent.tensors), 0.1), Send)
+    failed = only(decide(stranger, Received("gw-a", sent.message, sent.tensors), 0.1), Send)
     assert isinstance(failed.message, NodeFailed)
     assert failed.message.device == "gw-b"
 
@@ -452,7 +465,7 @@ def test_inputs_wait_for_a_module_that_is_still_loading(front: AgentState) -> No
     state = AgentState("gw-b", PREFIX)
     decide(state, assignment(HEAD), 0.0)
     for send in sends:
-        assert not any_of(decide(state, Received(send.message, send.tensors), 0.1), Run)
+        assert not any_of(decide(state, Received("gw-a", send.message, send.tensors), 0.1), Run)
     assert only(decide(state, ModuleReady(HEAD.key), 0.2), Run).key == HEAD.key
 
 
@@ -501,3 +514,157 @@ def test_beyond_its_capacity_a_front_door_says_when_to_come_back(front: AgentSta
     assert body is not None
     assert body.code == ErrorCode.OVERLOADED
     assert body.retry_after_s
+
+
+# --- what a review found ---
+
+
+def test_the_same_correlation_with_another_picture_is_another_request(front: AgentState) -> None:
+    decide(front, Ran(only(decide(front, ASKED, 0.0), Run).run, features(1.0), None, 0.0, 0.0), 0.1)
+    other = request({"image": RawInput(b"\x89PNG2", "image/png"), "text": RawInput(b"a cat", "text/plain")})
+    assert only(decide(front, other, 0.2), Run).values == (RawInput(b"\x89PNG2", "image/png"),)
+
+
+def test_an_output_of_another_module_is_not_taken_for_this_ones(front: AgentState) -> None:
+    decide(front, Ran(only(decide(front, ASKED, 0.0), Run).run, features(1.0), None, 0.0, 0.0), 0.1)
+    newer = spec("encoder-2")
+    decide(front, assignment(newer, generation=2), 1.0)
+    decide(front, ModuleReady(newer.key), 1.0)
+    changed = route(generation=2).model_dump()
+    changed["nodes"]["encoder"]["key"] = newer.key
+    actions = decide(front, Routed(Route.model_validate(changed)), 1.0)
+    actions += decide(front, Tick(), 9.0)
+    assert {run.key for run in any_of(actions, Run)} == {newer.key}
+
+
+def test_a_kept_output_ends_with_its_request(front: AgentState) -> None:
+    decide(front, Ran(only(decide(front, ASKED, 0.0), Run).run, features(1.0), None, 0.0, 0.0), 0.1)
+    assert not any_of(decide(front, ASKED, 9.0), Run)
+    decide(front, Tick(), 10.0)
+    assert only(decide(front, ASKED, 86_400.0), Run)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"a": PlannedNode(key="k", needs=("a",), device="gw-a")},
+        {
+            "a": PlannedNode(key="k", needs=("b",), device="gw-a"),
+            "b": PlannedNode(key="k", needs=("a",), device="gw-b"),
+        },
+        {"b": PlannedNode(key="k", needs=("image",), device="gw-a")},
+    ],
+    ids=["itself", "each-other", "no-output"],
+)
+def test_a_plan_that_leads_nowhere_cannot_exist(nodes: dict[str, PlannedNode]) -> None:
+    with pytest.raises(ValidationError):
+        Plan(nodes=nodes, output="a")
+
+
+def test_a_route_whose_output_is_no_node_cannot_exist() -> None:
+    with pytest.raises(ValidationError, match="no node"):
+        route(output="nothing")
+
+
+def test_a_deadline_of_a_day_and_more_is_a_day(front: AgentState) -> None:
+    for number in range(0, 20_000, 137):
+        sent = only(decide(front, request(expiry_s=2**32 - 1, correlation=b"%d" % number), 0.1 * number), Send)
+        assert isinstance(sent.message, NodeInputs)
+        assert sent.message.deadline_s <= 86_400
+
+
+def test_only_who_was_asked_can_say_that_a_node_is_done(front: AgentState) -> None:
+    sent = only(decide(front, ASKED, 0.0), Send)
+    done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=0, generation=0, attempt=0)
+    decide(front, Received("gw-evil", done, {}), 0.1)
+    assert front.coordinated
+    assert front.dropped["not_asked"] == 1
+    decide(front, Received("gw-b", done, {}), 0.2)
+    assert not front.coordinated
+
+
+def test_inputs_come_from_the_coordinator_or_from_a_node_that_is_needed(front: AgentState, back: AgentState) -> None:
+    sent = only(decide(front, ASKED, 0.0), Send)
+    assert decide(back, Received("gw-evil", sent.message, sent.tensors), 0.1) == []
+    assert back.dropped["bad_envelope"] == 1
+    assert not back.joining
+
+
+def test_waiting_inputs_are_bounded_in_number_and_bytes(
+    front: AgentState, back: AgentState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = only(decide(front, ASKED, 0.0), Send)
+    for limit, value in (("MAX_JOINS", 0), ("MAX_JOIN_BYTES", 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(execute, limit, value)
+            refused = only(decide(back, Received("gw-a", sent.message, sent.tensors), 0.1), Send).message
+        assert isinstance(refused, NodeFailed)
+        assert refused.error.code == ErrorCode.OVERLOADED
+    assert not back.joining
+    assert back.join_bytes == 0
+
+
+def test_inputs_in_flight_are_bounded_in_bytes(front: AgentState, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = request(correlation=b"2")
+    monkeypatch.setattr(coordinate, "MAX_COORDINATED_BYTES", len(asked.payload))
+    assert not any_of(decide(front, ASKED, 0.0), Reply)
+    body = only(decide(front, asked, 0.0), Reply).result.error
+    assert body is not None
+    assert body.code == ErrorCode.OVERLOADED
+
+
+def test_kept_outputs_are_bounded_and_the_oldest_goes_first(front: AgentState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "MAX_OUTPUTS", 2)
+    runs = [only(decide(front, request(correlation=number), 0.0), Run).run for number in (b"1", b"2", b"3")]
+    for run in runs:
+        decide(front, Ran(run, features(), None, 0.0, 0.0), 0.1)
+    assert list(front.finished) == runs[1:]
+    monkeypatch.setattr(execute, "MAX_OUTPUT_BYTES", 0)
+    run = only(decide(front, request(correlation=b"4"), 0.0), Run).run
+    decide(front, Ran(run, features(), None, 0.0, 0.0), 0.1)
+    assert not front.finished
+    assert front.finished_bytes == 0
+
+
+def test_the_answer_goes_where_the_newest_attempt_says(front: AgentState, back: AgentState) -> None:
+    asked = decide(front, ASKED, 0.0)
+    old = only(asked, Send)
+    image = only(decide(front, Ran(only(asked, Run).run, features(), None, 0.0, 0.0), 0.1), Send)
+    newer = image.message.model_copy(update={"attempt": 3, "generation": 2})
+    decide(back, Received("gw-a", newer, image.tensors), 0.2)
+    run = only(decide(back, Received("gw-a", old.message, old.tensors), 0.3), Run).run
+    answer = Output({"scores": np.ones(1, dtype=np.float32)}, {"label": "a cat"})
+    assert only(decide(back, Ran(run, answer, None, 0.0, 0.0), 0.4), Reply).result.generation == 2
+
+
+def test_a_failed_module_is_let_go_when_it_is_not_assigned_any_more_and_tried_again_when_it_is() -> None:
+    state = AgentState("gw-a", PREFIX)
+    decide(state, assignment(ENCODER), 0.0)
+    decide(state, ModuleFailed(ENCODER.key), 0.0)
+    assert not any_of(decide(state, assignment(ENCODER), 0.0), Load)  # the same word again
+    assert only(decide(state, assignment(ENCODER, generation=2), 0.0), Load)
+    decide(state, ModuleFailed(ENCODER.key), 0.0)
+    assert only(decide(state, assignment(generation=3), 0.0), Unload).key == ENCODER.key
+    assert not state.failed
+
+
+def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_said_all_its_routes(
+    front: AgentState,
+) -> None:
+    decide(front, LinkRestored(), 10.0)
+    assert front.next_deadline_s() is None  # without a leader, serving goes on
+    decide(front, LeaderSeen(1, online=False), 11.0)
+    assert front.next_deadline_s() is None
+    decide(front, LeaderSeen(1), 12.0)
+    due_s = front.next_deadline_s()
+    assert due_s is not None
+    assert any_of(decide(front, Tick(), due_s), Leave)
+    assert not front.routes
+
+
+def test_a_route_said_again_on_a_new_link_stays(front: AgentState) -> None:
+    decide(front, LinkRestored(), 10.0)
+    decide(front, LeaderSeen(1), 12.0)
+    decide(front, Routed(route()), 12.1)
+    assert not any_of(decide(front, Tick(), 99.0), Leave)
+    assert front.routes

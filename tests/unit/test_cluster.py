@@ -139,10 +139,54 @@ def test_a_new_session_begins_with_nothing_held_and_nothing_failed() -> None:
     assert (again.held, again.failed, again.alive) == ({}, {}, True)
 
 
-def test_a_failure_is_remembered_while_the_session_lasts() -> None:
-    failed = HeldModule(module="m", state="failed", error="no weights")
-    cluster = apply(apply(alive(), beat(2, key=failed), 0.5), beat(3), 0.6)
-    assert cluster.devices["gw"].failed == {"key": "no weights"}
+FAILED = HeldModule(module="m", state="failed", error="no weights")
+
+
+def still_alive(cluster: Cluster, seq: int, now_s: float, **modules: HeldModule) -> Cluster:
+    """A heartbeat just before a look at this time, so that nobody is taken for dead."""
+    return apply(apply(cluster, beat(seq, 1, **modules), now_s - 0.01), Tick(), now_s)
+
+
+def test_a_failed_module_is_barred_for_half_a_minute_after_the_device_lists_it_no_more() -> None:
+    cluster = apply(apply(alive(), beat(2, key=FAILED), 1.0), beat(3), 2.0)
+    assert cluster.devices["gw"].failed == {}
+    assert cluster.devices["gw"].barred == {"key": "no weights"}
+    assert still_alive(cluster, 4, 30.9).devices["gw"].barred == {"key": "no weights"}
+    assert still_alive(cluster, 4, 31.0).devices["gw"].barred == {}
+
+
+def test_a_failed_module_is_barred_as_long_as_the_device_lists_it() -> None:
+    cluster = apply(alive(), beat(2, key=FAILED), 1.0)
+    assert still_alive(cluster, 3, 9000.0, key=FAILED).devices["gw"].barred == {"key": "no weights"}
+
+
+def test_the_pause_doubles_with_each_failure_up_to_a_quarter_of_an_hour_and_success_forgets_it() -> None:
+    cluster, now_s, pauses_s = alive(), 0.0, []
+    for seq in range(10, 40, 3):
+        cluster = still_alive(cluster, seq, now_s, key=FAILED)
+        until_s = cluster.devices["gw"].setbacks["key"].until_s
+        assert until_s is not None
+        pauses_s.append(round(until_s - now_s + 0.01))
+        now_s = until_s + 1.0
+        cluster = still_alive(cluster, seq + 1, now_s)
+        assert cluster.devices["gw"].barred == {}
+    assert pauses_s == [30, 60, 120, 240, 480, 900, 900, 900, 900, 900]
+    ready = HeldModule(module="m", state="ready")
+    assert still_alive(cluster, 50, now_s + 1, key=ready).devices["gw"].setbacks == {}
+
+
+def test_the_end_of_a_pause_is_a_deadline() -> None:
+    cluster = apply(apply(alive(), beat(2, key=FAILED), 1.0), beat(3), 30.5)
+    assert next_deadline_s(cluster) == 31.0
+
+
+def test_a_device_that_is_offline_for_an_hour_is_forgotten_and_a_silent_one_is_not() -> None:
+    gone = apply(alive(), will(), 0.1)
+    assert next_deadline_s(gone) == 3600.0
+    assert "gw" in apply(gone, Tick(), 3599.9).devices
+    assert apply(gone, Tick(), 3600.0).devices == {}
+    silent = apply(alive(), Tick(), 9000.0)
+    assert apply(silent, beat(2), 9001.0).devices["gw"].alive
 
 
 def test_a_draining_device_is_alive_but_holds_nothing_new_and_keeps_its_profile() -> None:

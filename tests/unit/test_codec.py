@@ -55,7 +55,7 @@ INPUTS = NodeInputs(
     content_types={"image": "image/jpeg"},
     timings=(Timing(node="e", device="gw-a", queue_s=0, compute_s=0.5, output_bytes=8, attempt=0),),
 )
-DONE = NodeDone(request="r-1", task="pick", node="head", epoch=1, generation=2, attempt=0, final=True)
+DONE = NodeDone(request="r-1", task="pick", node="head", epoch=1, generation=2, attempt=0)
 FAILED = NodeFailed(
     request="r-1",
     task="pick",
@@ -99,7 +99,6 @@ ENVELOPES = [
             "generation": "2",
             "attempt": "0",
             "kind": "done",
-            "final": "true",
         },
         id="done",
     ),
@@ -323,9 +322,15 @@ def test_random_requests_are_read_or_refused_and_nothing_else(payload: bytes, co
         assert inputs.keys() == expected.keys()
 
 
-def test_request_ids_of_different_sensors_never_meet() -> None:
-    assert request_id("a", b"1", b"") != request_id("b", b"1", b"")
-    assert request_id("a", b"", b"x") == request_id("a", b"", b"x")
-    assert request_id("a", b"", b"x") != request_id("a", b"", b"y")
-    uuid = b"0123456789abcdef0123456789abcdef"
-    assert request_id("a", uuid, b"") == uuid.decode()
+def test_a_request_has_the_id_of_its_copies_and_of_nothing_else() -> None:
+    asked = ("classify", "s2m3/v1/clients/cam/results/1", b"1", b"picture")
+    others = [
+        ("vqa", *asked[1:]),
+        (asked[0], "elsewhere", *asked[2:]),
+        (*asked[:2], b"2", asked[3]),
+        (*asked[:3], b"x"),
+    ]
+    ids = {request_id(*fields) for fields in (asked, *others)}
+    assert len(ids) == 5
+    assert request_id(*asked) in ids
+    assert request_id("a", "b", b"c", b"") != request_id("a", "", b"bc", b"")

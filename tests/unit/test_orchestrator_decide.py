@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from broker.codec import MAX_MESSAGE_BYTES
+from broker.codec import MAX_MESSAGE_BYTES, request_id
 from broker.errors import ErrorCode
-from broker.messages import DeviceProfile, DeviceState, Heartbeat, HeldModule, OrchestratorState, Route
+from broker.messages import DeviceProfile, DeviceState, ErrorBody, Heartbeat, HeldModule, OrchestratorState, Route
 from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.transport import LinkDown, LinkUp
 from orchestrator.cluster import DeviceStateSeen, HeartbeatSeen, Tick
-from orchestrator.decide import State, decide, initial, next_deadline_s
+from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
     Action,
     AnswerError,
+    ClearAssignment,
     ClearRoute,
     Event,
     Note,
     OrchestratorSeen,
     PublishAssignment,
     PublishRoute,
+    PublishSpec,
     PublishState,
     RequestSeen,
     Resign,
@@ -28,7 +30,9 @@ from orchestrator.events import (
     TaskInvalid,
     TaskUndeployed,
 )
+from orchestrator.state import State, initial
 
+REPLY_TO = "s2m3/v1/clients/cam/results/request-1"
 A = TypeVar("A", bound=Action)
 
 
@@ -90,11 +94,15 @@ class Site:
         if held is None:
             said = self.state.assignments.get(device)
             held = {m.spec.key: HeldModule(module=m.module, state="ready") for m in said.modules} if said else {}
+        said = self.state.assignments.get(device)
+        epoch, generation = (said.epoch, said.generation) if said else (0, 0)
+        return self.report(device, epoch, generation, held)
+
+    def report(self, device: str, epoch: int, generation: int, held: dict[str, HeldModule]) -> list[Action]:
         self.seq += 1
         session = self.sessions[device]
-        return self.feed(
-            HeartbeatSeen(device, Heartbeat(session=session, seq=self.seq, epoch=1, generation=0, modules=held))
-        )
+        beat = Heartbeat(session=session, seq=self.seq, epoch=epoch, generation=generation, modules=held)
+        return self.feed(HeartbeatSeen(device, beat))
 
     def beats(self) -> list[Action]:
         return [action for device in sorted(self.sessions) for action in self.beat(device)]
@@ -461,6 +469,7 @@ def test_when_the_link_is_back_all_is_said_again_and_nothing_moves() -> None:
     assert actions[0] == PublishState(OrchestratorState(epoch=1, online=True, session=7))
     assert actions[1] == PublishRoute(routes["classify"])
     assert actions[2:] == [PublishAssignment(device, assignments[device]) for device in ("a", "b")]
+    site.feed(TaskDeployed(CLASSIFY))
     site.born("a", 100)
     site.born("b", 100)
     site.beats()
@@ -474,6 +483,132 @@ def test_a_higher_epoch_makes_it_resign_and_its_own_echo_does_not() -> None:
     assert site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=True, session=1))) == []
 
 
+def leader(epoch: int, session: int, *, online: bool = True) -> OrchestratorSeen:
+    return OrchestratorSeen(OrchestratorState(epoch=epoch, online=online, session=session))
+
+
+def test_of_two_orchestrators_with_one_epoch_the_lower_session_resigns() -> None:
+    low, high = Site(epoch=3), Site(epoch=3)
+    high.feed(LinkUp(8))
+    (resigned,) = only(low.feed(leader(3, 8)), Resign)
+    assert "same epoch 3" in resigned.why
+    assert high.feed(leader(3, 1)) == [], "a late word of its own earlier link"
+    assert high.feed(leader(3, 5)) == [PublishState(OrchestratorState(epoch=3, online=True, session=8))]
+
+
+def test_it_resigns_when_a_device_obeys_a_term_that_it_did_not_reach() -> None:
+    site = serving(CLASSIFY, a=100)
+    before = site.state
+    (lost,) = only(site.report("a", 7, 0, {}), Resign)
+    assert (lost.epoch, site.state) == (7, before)
+    assert "device a obeys epoch 7" in lost.why
+    (reused,) = only(site.report("a", 1, 40, {}), Resign)
+    assert reused.epoch == 1
+    assert not only(site.report("a", 1, 1, {}), Resign)
+
+
+def reconnected(site: Site, *, outlived: bool, routes: bool) -> list[Action]:
+    """The link goes and comes; no spec is delivered anew. What happens at the end of settling."""
+    site.feed(LinkDown("lost"))
+    site.now_s += 5
+    site.feed(LinkUp(2))
+    if outlived:
+        site.feed(leader(1, 1, online=False))
+    if routes:
+        site.feed(RouteSeen("classify", available=True, front_door=True))
+    site.beats()
+    return said(site.settle())
+
+
+def test_a_task_that_was_undeployed_while_the_link_was_down_is_taken_away() -> None:
+    site = serving(CLASSIFY, a=100)
+    actions = reconnected(site, outlived=True, routes=True)
+    assert ClearRoute("classify") in actions
+    assert site.where() == {}
+    assert not only(actions, PublishSpec)
+
+
+def test_a_broker_that_lost_its_memory_is_given_the_specs_back_and_the_task_stays() -> None:
+    site = serving(CLASSIFY, a=100)
+    assert reconnected(site, outlived=False, routes=False) == [PublishSpec(CLASSIFY)]
+    assert site.route("classify").complete
+    assert said(site.feed(Tick())) == []
+
+
+def test_a_broker_with_an_old_memory_from_before_the_task_was_deployed_is_given_the_spec_back() -> None:
+    site = serving(CLASSIFY, a=100)
+    assert reconnected(site, outlived=True, routes=False) == [PublishSpec(CLASSIFY)]
+
+
+def test_a_device_that_does_not_report_its_assignment_is_told_again_at_most_every_five_seconds() -> None:
+    site = Site()
+    site.born("a", 100)
+    site.feed(TaskDeployed(CLASSIFY))
+    told = only(site.settle(), PublishAssignment)
+    repeats_s = []
+    for _ in range(12):
+        site.now_s += 1.0
+        again = only(site.report("a", 0, 0, {}), PublishAssignment)
+        if again:
+            assert again == told
+            repeats_s.append(site.now_s - 1.5)
+    assert repeats_s == [5.0, 10.0]
+
+
+def test_a_device_that_lost_one_module_is_told_again_and_one_that_says_why_it_lacks_it_is_not() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.now_s += 5.0
+    held = {VISION.key: HeldModule(module="vision", state="ready")}
+    assert len(only(site.beat("a", held), PublishAssignment)) == 1
+    for state in ("loading", "ready"):
+        site.now_s += 5.0
+        held[HEAD.key] = HeldModule(module="head", state=state)
+        assert only(site.beat("a", held), PublishAssignment) == []
+
+
+def test_a_device_that_obeys_an_older_assignment_is_told_again() -> None:
+    site = serving(CLASSIFY, a=100)
+    held = {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)}
+    site.now_s += 5.0
+    assert only(site.report("a", 1, 1, held), PublishAssignment) == []
+    assert len(only(site.report("a", 1, 0, held), PublishAssignment)) == 1
+
+
+def test_the_assignment_of_a_forgotten_device_is_cleared() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.gone("a")
+    site.now_s += 3600.0
+    assert only(site.beat("b"), ClearAssignment) == [ClearAssignment("a")]
+    assert "a" not in site.state.assignments
+    assert "a" not in site.state.told_s
+
+
+def test_a_task_whose_route_cannot_be_written_is_unavailable_and_the_others_go_on() -> None:
+    endless = module("text", memory_bytes=10).model_copy(update={"source": None, "family": "x." + "y" * 600})
+    slow = module("slow", memory_bytes=10).model_copy(update={"flops": float("inf")})
+    odd = [
+        task("odd", VISION).model_copy(update={"task": name, "modules": {"vision": spec}})
+        for name, spec in (("odd", endless), ("slow", slow))
+    ]
+    site = serving(CLASSIFY, *odd, a=1000)
+    assert "its route can't be written" in (site.route("odd").unavailable or "")
+    assert endless.key not in site.state.standing.where, "no device could even report it"
+    assert "its route can't be written" in (site.route("slow").unavailable or "")
+    assert site.route("classify").complete
+
+
+def test_a_failed_module_is_tried_again_where_it_failed_after_a_while() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="disk full")})
+    assert "disk full" in (site.route("classify").unavailable or "")
+    site.now_s += 29.0
+    site.beat("a", {})
+    assert site.route("classify").unavailable
+    site.now_s += 1.0
+    assert len(only(site.feed(Tick()), PublishAssignment)) == 1
+    assert site.where()["vision"] == "a"
+
+
 def test_a_late_will_of_ours_or_an_older_orchestrator_is_overwritten() -> None:
     site = Site(epoch=3)
     truth = [PublishState(OrchestratorState(epoch=3, online=True, session=1))]
@@ -482,7 +617,13 @@ def test_a_late_will_of_ours_or_an_older_orchestrator_is_overwritten() -> None:
 
 
 def ask(site: Site, name: str, correlation: bytes | None = b"request-1") -> list[Action]:
-    return site.feed(RequestSeen("request-1", name, "s2m3/v1/clients/cam/results/request-1", correlation))
+    return site.feed(RequestSeen(name, REPLY_TO, correlation, b"a picture"))
+
+
+def refusal(actions: list[Action]) -> ErrorBody:
+    (answer,) = only(actions, AnswerError)
+    assert answer.result.error is not None
+    return answer.result.error
 
 
 def test_a_request_for_an_unknown_task_is_answered_at_once_with_what_is_deployed() -> None:
@@ -494,7 +635,7 @@ def test_a_request_for_an_unknown_task_is_answered_at_once_with_what_is_deployed
     assert answer.result.error.message == (
         "no task is called clasify; deployed tasks: caption, classify; deploy it with `s2m3 deploy FILE`"
     )
-    assert (answer.result.request, answer.correlation) == ("request-1", b"request-1")
+    assert answer.correlation == b"request-1"
 
 
 def test_a_request_for_an_unavailable_task_is_answered_with_the_reason() -> None:
@@ -505,18 +646,47 @@ def test_a_request_for_an_unavailable_task_is_answered_with_the_reason() -> None
     assert answer.result.error.message == site.route("caption").unavailable
 
 
-def test_requests_for_tasks_with_a_route_pending_or_complete_are_left_to_the_agents() -> None:
+def test_requests_for_tasks_with_a_front_door_are_left_to_the_agents() -> None:
+    site = serving(CLASSIFY, a=60, b=10)
+    assert ask(site, "classify") == []
+    site.beat("b", {})
+    assert not site.route("classify").complete
+    assert ask(site, "classify") == []
+
+
+def test_before_the_broker_could_say_what_it_remembers_no_request_is_answered() -> None:
+    assert ask(Site(), "classify") == []
+
+
+def test_while_it_settles_a_request_is_told_when_to_try_again_unless_agents_serve_its_task() -> None:
     site = Site()
-    site.born("a", 200)
+    site.feed(RouteSeen("classify", available=True, front_door=True))
+    site.feed(RouteSeen("caption", available=True, front_door=False))
+    site.now_s += 0.5
+    assert ask(site, "classify") == []
+    for name in ("caption", "unknown"):
+        error = refusal(ask(site, name))
+        assert (error.message, error.retry_after_s) == ("the orchestrator has just started; try again", 1.0)
+
+
+def test_while_the_front_door_loads_a_request_is_told_who_loads_what() -> None:
+    site = Site()
+    site.born("a", 60)
+    site.born("b", 10, speed=1e9)
     site.feed(TaskDeployed(CLASSIFY))
     site.settle()
-    assert ask(site, "classify") == []
-    site.beats()
-    assert ask(site, "classify") == []
+    error = refusal(ask(site, "classify"))
+    assert error.message == "its modules are being loaded: a loads vision, b loads head; try again"
+    assert (error.code, error.retry_after_s) == (ErrorCode.NO_ROUTE, 1.0)
 
 
-def test_before_settling_no_request_is_answered_for_the_task_may_be_known_in_a_moment() -> None:
-    assert ask(Site(), "classify") == []
+def test_the_answer_carries_the_id_by_which_agents_know_the_request() -> None:
+    site = serving()
+    payloads = [b"one picture", b"another picture"]
+    answers = [only(site.feed(RequestSeen("nothing", REPLY_TO, None, payload)), AnswerError) for payload in payloads]
+    ids = [answer.result.request for (answer,) in answers]
+    assert ids == [request_id("nothing", REPLY_TO, b"", payload) for payload in payloads]
+    assert ids[0] != ids[1]
 
 
 def test_the_log_tells_of_devices_placements_and_withdrawn_tasks() -> None:

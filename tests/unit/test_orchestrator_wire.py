@@ -8,12 +8,34 @@ from broker import topics
 from broker.codec import decode, encode
 from broker.errors import RemoteProtocolError
 from broker.messages import OrchestratorState, Route
+from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.transport import Delivery
-from orchestrator.events import ClearRoute, OrchestratorSeen, PublishRoute, PublishState, RouteSeen, TaskUndeployed
+from orchestrator.events import (
+    ClearAssignment,
+    ClearRoute,
+    OrchestratorSeen,
+    PublishRoute,
+    PublishSpec,
+    PublishState,
+    RequestSeen,
+    RouteSeen,
+    TaskDeployed,
+    TaskUndeployed,
+)
 from orchestrator.wire import event_of, outgoing_of
 
 PREFIX = topics.prefix_of("plant")
 ROUTE = Route(task="classify", epoch=1, generation=2, group=0)
+VISION = ModuleSpec(
+    family="any.kind", source=Source(pip="weights", part="vision"), memory_bytes=60, flops=1e9, output_bytes=100
+)
+SPEC = TaskSpec(
+    task="classify",
+    inputs={"image": InputSpec(kind="image", bytes=1000)},
+    nodes={"see": NodeSpec(module="vision", needs=("image",))},
+    output="see",
+    modules={"vision": VISION},
+)
 AT = topics.TASK_ROUTE.at(PREFIX, task="classify")
 
 
@@ -57,11 +79,24 @@ def test_a_retained_request_is_not_answered_at_each_reconnection() -> None:
     assert event_of(PREFIX, Delivery(topic, b"")) is None
 
 
+def test_a_requests_payload_is_kept_until_it_is_known_by_what_id_agents_call_it() -> None:
+    topic = topics.TASK_REQUESTS.at(PREFIX, task="classify")
+    reply_to = topics.RESULTS.at(PREFIX, client="cam", request="r")
+    seen = event_of(PREFIX, Delivery(topic, b"a picture", response_topic=reply_to))
+    assert seen == RequestSeen("classify", reply_to, None, b"a picture")
+
+
 def test_actions_become_retained_messages_on_their_topics() -> None:
     said = outgoing_of(PREFIX, PublishRoute(ROUTE))
     assert (said.topic, said.retain, said.qos, decode(Route, said.payload)) == (AT, True, 1, ROUTE)
     cleared = outgoing_of(PREFIX, ClearRoute("classify"))
     assert (cleared.topic, cleared.retain, cleared.payload) == (AT, True, b"")
+    forgotten = outgoing_of(PREFIX, ClearAssignment("a"))
+    told = topics.DEVICE_ASSIGNMENT.at(PREFIX, device="a")
+    assert (forgotten.topic, forgotten.retain, forgotten.payload) == (told, True, b"")
+    restored = outgoing_of(PREFIX, PublishSpec(SPEC))
+    assert restored.retain
+    assert event_of(PREFIX, Delivery(restored.topic, restored.payload)) == TaskDeployed(SPEC)
     state = OrchestratorState(epoch=1, online=True, session=1)
     led = outgoing_of(PREFIX, PublishState(state))
     assert event_of(PREFIX, Delivery(led.topic, led.payload)) == OrchestratorSeen(state)

@@ -1,0 +1,207 @@
+"""The agent's loop over the in-memory twin: what its threads do, and when it keeps silent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.codec import decode, encode
+from broker.errors import ErrorCode
+from broker.memory import MemoryBroker, MemoryTransport
+from broker.messages import (
+    AssignedModule,
+    Assignment,
+    DeviceProfile,
+    DeviceState,
+    Heartbeat,
+    OrchestratorState,
+    Result,
+    Route,
+    RouteDevice,
+    RouteNode,
+)
+from broker.specs import InputSpec, ModuleSpec
+from broker.topics import DEVICE_ASSIGNMENT, DEVICE_STATE, TASK_REQUESTS, TASK_ROUTE
+from broker.transport import Delivery, Inbox, Outgoing, WillFor
+from edge_agent import service
+from edge_agent.config import AgentConfig
+from edge_agent.decide import decide as sound
+from edge_agent.modules import Output, Value
+from edge_agent.service import Agent
+from edge_agent.state import LeaderSeen
+from edge_agent.store import Store
+
+PREFIX = "s2m3/v1"
+WAIT_S = 20.0
+SPEC = ModuleSpec.model_validate(
+    {"family": "test.echo", "source": {"pip": "x", "part": "y"}, "memory_bytes": 10, "flops": 1, "output_bytes": 8}
+)
+PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
+
+
+class World:
+    """One agent, and somebody who plays the orchestrator and the sensor."""
+
+    def __init__(self, heard: Any, module: Callable[..., Output], *, packet_bytes: int = 2**20) -> None:
+        self.broker = MemoryBroker(max_packet_bytes=packet_bytes)
+        self.heard = heard
+        self.ear = MemoryTransport(self.broker, client_id="ear", inbox=heard)
+        self.ear.subscribe(f"{PREFIX}/#")
+        self.ear.start()
+        config = AgentConfig(id="gw-a", heartbeat_interval_s=0.05)
+        self.agent = Agent(
+            config, profile=PROFILE, store=Store(100, load=lambda _: module), make_transport=self._transport
+        )
+        self._thread = threading.Thread(target=self.agent.run)
+        self._thread.start()
+
+    def _transport(self, client_id: str, inbox: Inbox, will: WillFor | None) -> MemoryTransport:
+        return MemoryTransport(self.broker, client_id=client_id, inbox=inbox, will=will)
+
+    def serve(self) -> None:
+        modules = (AssignedModule(module="test/echo", spec=SPEC),)
+        self.publish(
+            DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(Assignment(epoch=1, generation=1, modules=modules))
+        )
+        self.beat(lambda beat: any(held.state == "ready" for held in beat.modules.values()))
+        able = RouteDevice(device="gw-a", compute_s=0.01, latency_s=0.0, bandwidth_bits_per_s=1e9)
+        node = RouteNode(module="test/echo", key=SPEC.key, needs=("image",), output_bytes=8, devices=(able,))
+        inputs = {"image": InputSpec(kind="image", bytes=10)}
+        route = Route(
+            task="echo",
+            epoch=1,
+            generation=1,
+            group=1,
+            inputs=inputs,
+            nodes={"node": node},
+            output="node",
+            front_door=("gw-a",),
+        )
+        self.publish(TASK_ROUTE.at(PREFIX, task="echo"), encode(route))
+
+    def ask(self, payload: bytes = b"x") -> Result:
+        topic = f"{PREFIX}/clients/ear/results/1"
+        self.heard.clear()
+        # the agent joins its share group in its own thread: ask until somebody takes it
+        while True:
+            message = Outgoing(TASK_REQUESTS.at(PREFIX, task="echo"), payload, response_topic=topic, expiry_s=20)
+            self.ear.publish(message)
+            if self.broker.switch.receivers(message.topic) != [self.broker.switch.linked["ear"]]:
+                break
+        self.ear.publish(message)
+        found = self.heard.wait_for(lambda event: getattr(event, "topic", "") == topic)
+        return decode(Result, found.payload)
+
+    def beat(self, fits: Callable[[Heartbeat], bool] = lambda _: True, count: int = 1) -> None:
+        def fitting(event: object) -> bool:
+            beats = isinstance(event, Delivery) and event.topic.endswith("/heartbeat")
+            return beats and isinstance(event, Delivery) and fits(decode(Heartbeat, event.payload))
+
+        self.heard.wait_for(fitting, count=count)
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        self.ear.publish(Outgoing(topic, payload, retain=True))
+
+    def stop(self) -> None:
+        self.agent.stop()
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+
+
+def echo(value: Value) -> Output:
+    assert value
+    return Output({"bits": np.zeros(1, dtype=np.float32)}, {"label": "echo"})
+
+
+@pytest.fixture
+def start(recorder: Any) -> Iterator[Callable[..., World]]:
+    worlds: list[World] = []
+
+    def make(module: Callable[..., Output] = echo, **changed: Any) -> World:
+        worlds.append(World(recorder, module, **changed))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.stop()
+
+
+def test_it_is_born_holds_what_is_assigned_serves_and_says_goodbye(start: Callable[..., World]) -> None:
+    world = start()
+    world.serve()
+    assert world.ask().answer == {"label": "echo"}
+    world.heard.clear()
+    world.stop()
+    state = DEVICE_STATE.at(PREFIX, device="gw-a")
+    last = world.heard.wait_for(lambda event: getattr(event, "topic", "") == state)
+    assert decode(DeviceState, last.payload).status == "offline"
+
+
+def test_a_late_will_of_an_earlier_life_is_corrected(start: Callable[..., World]) -> None:
+    world = start()
+    world.beat()
+    state = DEVICE_STATE.at(PREFIX, device="gw-a")
+    world.heard.clear()
+    world.publish(state, encode(DeviceState(status="offline", session=1)))
+    wanted = "online"
+    world.heard.wait_for(
+        lambda event: getattr(event, "topic", "") == state and decode(DeviceState, event.payload).status == wanted
+    )
+
+
+def test_an_answer_that_the_broker_does_not_take_ends_in_an_error(start: Callable[..., World]) -> None:
+    world = start(lambda _: Output({}, {"label": "x" * 100_000}), packet_bytes=50_000)
+    world.serve()
+    error = world.ask().error
+    assert error is not None
+    assert error.code == ErrorCode.TOO_LARGE
+
+
+def test_it_does_not_beat_while_its_data_link_is_down(start: Callable[..., World]) -> None:
+    world = start()
+    world.beat()
+    with world.broker.partitioned("gw-a-data"):
+        world.agent._data_up = False  # as its loop will have it in a moment
+        world.heard.clear()
+        before = len(world.heard.deliveries)
+        world.publish(f"{PREFIX}/probe", b"")  # whatever was being sent has arrived before
+        during = [e for e in world.heard.deliveries[before:] if e.topic.endswith("/heartbeat")]
+        assert len(during) <= 1
+    world.beat()
+
+
+def test_a_loop_that_hangs_is_told_by_silence(start: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    released, hung, silent = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(state: Any, event: Any, now_s: float) -> Any:
+        if event == LeaderSeen(9):
+            hung.set()
+            released.wait(WAIT_S)
+        return sound(state, event, now_s)
+
+    class Log:
+        def bind(self, **_: object) -> Log:
+            return self
+
+        def error(self, action: str, **_: object) -> None:
+            if action == "hung":
+                silent.set()
+
+        def __getattr__(self, _: str) -> Callable[..., None]:
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(service, "decide", hang)
+    monkeypatch.setattr(service, "HUNG_S", 0.7)
+    monkeypatch.setattr(service, "log", Log())
+    world = start()
+    world.beat()
+    world.publish(f"{PREFIX}/orchestrator/state", encode(OrchestratorState(epoch=9, online=True, session=1)))
+    assert hung.wait(WAIT_S)
+    assert silent.wait(WAIT_S)
+    released.set()
+    world.heard.clear()
+    world.beat()
