@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import edge_agent.__main__
 import orchestrator.__main__
 from broker.errors import BadFile, S2M3Error
-from broker.process import DEFAULT_BROKER, log_to_stderr, site_prefix
+from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_prefix
 from s2m3 import commands, demo
 
 INTERRUPTED = 130
@@ -20,9 +20,7 @@ LAST_PORT = 65_535
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    whole = argparse.ArgumentParser(
-        prog="s2m3", description="Many multi-modal AI tasks on the small machines of a site."
-    )
+    whole = OneLineParser(prog="s2m3", description="Many multi-modal AI tasks on the small machines of a site.")
     verbs = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def verb(name: str, text: str) -> argparse.ArgumentParser:
