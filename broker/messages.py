@@ -15,6 +15,7 @@ from broker.errors import ErrorCode
 from broker.specs import (
     Bytes,
     DeviceId,
+    Id,
     InputSpec,
     ModuleKey,
     ModuleName,
@@ -124,6 +125,7 @@ class RouteNode(Message):
     module: ModuleName
     key: ModuleKey
     needs: tuple[NodeName, ...]
+    use: Id | None = None
     output_bytes: Bytes
     devices: tuple[RouteDevice, ...] = ()
 
@@ -195,6 +197,7 @@ class PlannedNode(Message):
 
     key: ModuleKey
     needs: tuple[NodeName, ...]
+    use: Id | None = None
     device: DeviceId
 
 

@@ -13,7 +13,7 @@ import structlog
 import edge_agent.__main__
 import orchestrator.__main__
 from broker.errors import BadFile, S2M3Error
-from s2m3 import commands, demo
+from s2m3 import commands, demo, models
 
 INTERRUPTED = 130
 
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     request.add_argument("--audio", metavar="FILE")
     request.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds, default 30")
     request.set_defaults(run=commands.request)
+    models.add_arguments(verb("models", "what the models of the catalogue are made of"))
     status = verb("status", "show devices, modules and tasks")
     status.set_defaults(run=commands.status)
     for command in (deploy, undeploy, request, status):

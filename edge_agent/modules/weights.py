@@ -9,7 +9,6 @@ says; and with a digest in the spec, they are those very bytes.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 import catalog
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec, Source
+from edge_agent.modules.identity import digest as digest_of
 
 Shape = tuple[int, ...]
 
@@ -70,6 +70,8 @@ def read(
     Raises:
         ModuleRefused: the source is unknown, unreadable, or not what the spec says.
     """
+    if spec.dtype != "float32":
+        raise ModuleRefused(f"{spec.family} computes in float32, not {spec.dtype}: set dtype to float32")
     if spec.source is None or spec.source.part != part:
         raise ModuleRefused(f"{spec.family} takes its weights from a source with part: {part}, not {spec.source}")
     path = path_of(spec.source)
@@ -89,18 +91,9 @@ def read(
             f"the weights of {spec.source} have {size_bytes} bytes and the spec says {spec.memory_bytes}: "
             "correct memory_bytes"
         )
-    if spec.digest is not None and (real := digest(found)) != spec.digest:
+    if spec.digest is not None and (real := digest_of(found)) != spec.digest:
         raise ModuleRefused(f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}")
     return found
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """The content digest of a module: SHA-256 over name, dtype, shape and bytes of each tensor, in order of names."""
-    content = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        content.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        content.update(tensor.contiguous().numpy().data)
-    return f"sha256:{content.hexdigest()}"
 
 
 def _path_in_package(package: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import torch
@@ -22,7 +22,9 @@ class Split:
     """Runs a pocket task module by module, every value between two modules through the bytes of the wire."""
 
     def __init__(self) -> None:
-        self.specs = {name: load_spec(catalog.path(name), TaskSpec) for name in catalog.names()}
+        self.specs = {
+            name: load_spec(catalog.path(name), TaskSpec) for name in catalog.names() if name.startswith("pocket/")
+        }
         self.specs = {spec.task: spec for spec in self.specs.values()}
         self.modules: dict[str, Module] = {}
         for spec in self.specs.values():
@@ -48,7 +50,7 @@ def through_the_wire(spec: TaskSpec, node: str, tensors: Tensors) -> dict[str, A
     """Arrays as the next device reads them."""
     plan = Plan(
         nodes={
-            name: PlannedNode(key=spec.module_of(name).key, needs=planned.needs, device="d")
+            name: PlannedNode(key=spec.module_of(name).key, needs=planned.needs, use=planned.use, device="d")
             for name, planned in spec.nodes.items()
         },
         output=spec.output,
@@ -68,6 +70,12 @@ def through_the_wire(spec: TaskSpec, node: str, tensors: Tensors) -> dict[str, A
     read, arrays = decode_tensors(encode_tensors(message, {f"{node}/{name}": array for name, array in tensors.items()}))
     assert read == message
     return {name.removeprefix(f"{node}/"): array for name, array in arrays.items()}
+
+
+@pytest.fixture
+def wire() -> Callable[..., dict[str, Array]]:
+    """What an output is at the next device: see ``through_the_wire``."""
+    return through_the_wire
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,58 @@
+"""Small tokenizers in the published file formats, for checkpoints of random weights: real ones come with real weights.
+
+Owns one writer a kind: ``WRITERS[kind](directory, config)`` writes files that transformers reads as it reads the
+published ones, with ids below the configuration's vocabulary, special tokens where the model expects them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+Config = dict[str, Any]
+_WORDS = ("a", "the", "photo", "of", "cat", "dog", "cup", "coffee", "what", "is", "this", "in", "picture", "horse")
+
+
+def clip(directory: Path, config: Config) -> None:
+    """CLIP's byte-level pairs; start and end are the last two ids, as published."""
+    size = int(config["text_config"]["vocab_size"])
+    letters = list(bytes_to_unicode().values())
+    tokens = letters + [f"{letter}</w>" for letter in letters]
+    merges: list[str] = []
+    for word in _WORDS:
+        left = ""
+        for index, letter in enumerate(word):
+            right = letter if index < len(word) - 1 else f"{letter}</w>"
+            if left and left + right not in tokens:
+                merges.append(f"{left} {right}")
+                tokens.append(left + right)
+            left += right
+    _write_vocabulary(directory, tokens, size, ("<|startoftext|>", "<|endoftext|>"))
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    _write_json(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": config["text_config"]["max_position_embeddings"]},
+    )
+
+
+WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType({"clip": clip})
+"""Kind -> what writes it into a directory, given config.json."""
+
+
+def _write_vocabulary(directory: Path, tokens: list[str], size: int, last: tuple[str, ...]) -> None:
+    """vocab.json: tokens first, special ones at the very end, fillers between."""
+    room = size - len(last)
+    if room < len(tokens):
+        msg = f"a vocabulary of {size} is too small for {len(tokens) + len(last)} tokens"
+        raise ValueError(msg)
+    filled = [*tokens, *(f"<|unused-{index}|>" for index in range(room - len(tokens))), *last]
+    _write_json(directory / "vocab.json", {token: index for index, token in enumerate(filled)})
+
+
+def _write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - JSON
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
