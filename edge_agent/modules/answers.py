@@ -1,14 +1,16 @@
-"""What a sensor reads: answers in one form for all families.
+"""What a module gives, in one form for all families: arrays for other nodes, and what a sensor reads.
 
 Owns the form. Knows no network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 from torch import Tensor
+
+from broker.tensors import Array
 
 
 def ranking(what: str, texts: Sequence[str], scores: Tensor, most: int | None = None) -> dict[str, JsonValue]:
@@ -23,3 +25,11 @@ def ranking(what: str, texts: Sequence[str], scores: Tensor, most: int | None = 
     order = scores.sort(descending=True, stable=True).indices.tolist()
     ranked: list[JsonValue] = [{what: texts[index], "score": float(scores[index])} for index in order[:most]]
     return {what: texts[order[0]], "score": float(scores[order[0]]), "ranked": ranked}
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Tensors as the wire takes them: contiguous, and float32 whatever they were computed in."""
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy()
+        for name, tensor in tensors.items()
+    }

@@ -32,6 +32,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
+    CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
     PreTrainedTokenizerBase,
@@ -43,6 +44,7 @@ from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec
 from edge_agent.modules import Module, Output, Value, answers, cut, inputs, prepare
 from edge_agent.modules.checkpoint import Checkpoint, Config
+from edge_agent.modules.contrast import ContrastHead, HeadModule
 
 CLIPSEG_SIZE = 352  # pixels, the side of CLIPSeg's pictures
 CLIPSEG_LAYERS = (3, 6, 9)  # of which CLIPSeg's decoder takes the outputs, counted from 0
@@ -90,16 +92,15 @@ def read(network: CLIPTextModelWithProjection, ids: Tensor, mask: Tensor | None)
     return {"text_embeds": network(input_ids=ids, attention_mask=mask).text_embeds}
 
 
-class Head(nn.Module):
-    """Cosines of pictures and texts, scaled. ``width`` is that of their embeddings."""
+class Head(ContrastHead):
+    """Cosines of pictures and texts, scaled."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
+        super().__init__(width)
         self.logit_scale = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
-        """Logits (1, n) of a picture (1, e) and n texts (n, e), in the arithmetic of transformers' CLIPModel."""
+        """In the arithmetic of transformers' CLIPModel."""
         image_embeds = image_embeds / _norm(image_embeds)
         text_embeds = text_embeds / _norm(text_embeds)
         logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * self.logit_scale.exp()  # (n, 1)
@@ -163,8 +164,7 @@ def _typical_projection(network: nn.Module, use: str | None) -> dict[str, Tensor
 
 def _typical_head(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture and four captions."""
-    head = cast("Head", network)
-    return head.forward(torch.empty(1, head.width), torch.empty(TYPICAL_TEXTS, head.width))
+    return cast("Head", network).typical(TYPICAL_TEXTS)
 
 
 def _projected(config: Config) -> int:
@@ -236,7 +236,7 @@ class VisionModule:
         processor = self._clipseg if use == "clipseg" else self._ordinary
         pixels = prepare.pixels(processor, inputs.picture(values[0])).to(self._network.dtype)
         with torch.inference_mode():
-            return _output(see(self._network, pixels, use))
+            return Output(answers.arrays(see(self._network, pixels, use)))
 
 
 class TextModule:
@@ -253,7 +253,7 @@ class TextModule:
         lines = inputs.lines(values[0])
         tokens = self._tokenizer(lines, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         with torch.inference_mode():
-            return _output(read(self._network, tokens["input_ids"], tokens["attention_mask"]))
+            return Output(answers.arrays(read(self._network, tokens["input_ids"], tokens["attention_mask"])))
 
 
 class ProjectionModule:
@@ -268,26 +268,7 @@ class ProjectionModule:
         weight = self._network.visual_projection.weight
         pooled = inputs.tensor(values[0], "pooled", (1, weight.shape[1])).to(weight.dtype)
         with torch.inference_mode():
-            return _output(self._network.forward(pooled))
-
-
-class HeadModule:
-    """The head with its scale."""
-
-    def __init__(self, network: Head) -> None:
-        self._network = network
-
-    def __call__(self, *values: Value) -> Output:
-        """``image_embeds`` (1, e), ``text_embeds`` (n, e) and the texts to ``logits`` (1, n) and the ranked texts."""
-        inputs.count(values, 3)
-        texts = inputs.lines(values[2])
-        width, dtype = self._network.width, self._network.logit_scale.dtype
-        image = inputs.tensor(values[0], "image_embeds", (1, width)).to(dtype)
-        text = inputs.tensor(values[1], "text_embeds", (len(texts), width)).to(dtype)
-        with torch.inference_mode():
-            output = self._network.forward(image, text)
-            probabilities = output["logits"].float().softmax(dim=1)[0]  # (n,)
-            return Output(_output(output).tensors, answers.ranking("label", texts, probabilities))
+            return Output(answers.arrays(self._network.forward(pooled)))
 
 
 def ordinary_processor(config: CLIPVisionConfig) -> CLIPImageProcessorPil:
@@ -331,9 +312,6 @@ def load(spec: ModuleSpec) -> Module:
         _check_preprocessing(checkpoint, network.config)
         return VisionModule(network)
     if isinstance(network, CLIPTextModelWithProjection):
-        return TextModule(network, prepare.tokenizer(checkpoint))
+        return TextModule(network, prepare.tokenizer(checkpoint, CLIPTokenizer))
     return ProjectionModule(network) if isinstance(network, Projection) else HeadModule(cast("Head", network))
 
-
-def _output(tensors: Mapping[str, Tensor]) -> Output:
-    return Output({name: tensor.float().contiguous().numpy() for name, tensor in tensors.items()})

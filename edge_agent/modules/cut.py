@@ -20,6 +20,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from broker.errors import ModuleRefused
@@ -47,8 +48,7 @@ class Part:
         identity: Everything in the checkpoint's configuration that changes what the part gives, canonically:
             defaults filled in, nothing that doesn't matter. Equal weights and equal identity are one module.
         typical: Runs the network's typical pass, in the given use, on meta tensors, exactly as the module would, and
-            returns what would cross the wire. States its input in its docstring's first line. Without attention
-            masks: transformers looks into them, and there is nothing to see.
+            returns what would cross the wire. States its input in its docstring's first line.
         renames: Regular expressions and replacements, in order, that turn canonical names into the network's own,
             where transformers renames what is published.
         tied: The network's name -> the name of the same tensor, where a checkpoint may hold only the latter.
@@ -218,7 +218,10 @@ def count(part: Part, config: Config, *, use: str | None = None, dtype: str = "f
     """
     with torch.device("meta"):
         network = _build(part, config, "the catalogue's configuration")
-        # Fused attention hides its products from the counter, the plain one shows them.
+        # Fused attention hides its products from the counter, and looks into masks; the plain one doesn't.
+        for each in network.modules():
+            if isinstance(each, PreTrainedModel):
+                each.set_attn_implementation("eager")
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
             output = part.typical(network, use)
     stored = {name: tensor for name, tensor in network.state_dict().items() if name not in part.tied}

@@ -35,15 +35,18 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 PREPROCESSOR = "preprocessor_config.json"
-# What an image processor's result depends on; the rest of its file is history.
-EFFECTIVE = (
-    "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize image_mean image_std "
-    "do_convert_rgb do_pad"
-).split()
+# Fields of an image processor's file that don't change what it gives.
+HISTORY = frozenset({"feature_extractor_type", "image_processor_type", "processor_class", "_valid_processor_keys"})
 
 
-def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+def tokenizer(
+    checkpoint: Checkpoint, kind: type[PreTrainedTokenizerBase] | type[AutoTokenizer] = AutoTokenizer
+) -> PreTrainedTokenizerBase:
     """The repository's tokenizer.
+
+    Args:
+        checkpoint: The repository.
+        kind: transformers' class, where its automatic choice would depend on what is installed.
 
     Raises:
         ModuleRefused: its files aren't there, or make none.
@@ -55,12 +58,13 @@ def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         )
     directory = checkpoint.repository.required("config.json").parent
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        made: PreTrainedTokenizerBase = kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # its files may be wrong in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModuleRefused(
             f"the tokenizer files in {directory} make no tokenizer ({reason}): fetch them again"
         ) from error
+    return made
 
 
 def vocabulary(checkpoint: Checkpoint) -> JsonValue:
@@ -78,6 +82,8 @@ def vocabulary(checkpoint: Checkpoint) -> JsonValue:
         merges = [line for line in lines if line.strip() and not line.startswith("#version")]
     elif (path := checkpoint.repository.path("vocab.txt")) is not None:
         vocab, merges = _text(path).splitlines(), []
+    elif (path := checkpoint.repository.path("spiece.model")) is not None:
+        vocab, merges = path.read_bytes().hex(), []
     else:
         return None
     return identity.fingerprint([vocab, merges])
@@ -90,7 +96,7 @@ def image_processor(checkpoint: Checkpoint, kind: type[P]) -> P:
         ModuleRefused: the file isn't there, or makes none.
     """
     path = checkpoint.repository.required(PREPROCESSOR)
-    fields = {name: value for name, value in read_object(path).items() if name in EFFECTIVE}
+    fields = {name: value for name, value in read_object(path).items() if name not in HISTORY}
     try:
         return kind(**fields)
     except Exception as error:  # its fields may be wrong in any way
@@ -100,7 +106,7 @@ def image_processor(checkpoint: Checkpoint, kind: type[P]) -> P:
 
 def effective(processor: PilBackend) -> dict[str, JsonValue]:
     """What the result of an image processor depends on, canonically: for comparisons and identities."""
-    known: dict[str, Any] = {name: getattr(processor, name, None) for name in EFFECTIVE}
+    known = {name: value for name, value in processor.to_dict().items() if name not in HISTORY and value is not None}
     plain: dict[str, JsonValue] = json.loads(json.dumps(known, default=_plain_size))
     return plain
 
