@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edge_agent.modules import FAMILIES, cut
-from edge_agent.modules.checkpoint import SINGLE
+from edge_agent.modules.checkpoint import SINGLE, Checkpoint
+from edge_agent.modules.hub import Repository
 from s2m3 import tokenizers
 from s2m3.zoo import Published
 
@@ -55,6 +56,8 @@ def write(
     if published.architecture is not None:
         model = whole_model(published.architecture, config)
         randomise(model)
+        if published.frozen is not None:
+            copy_frozen(model, published.frozen, models)
         model.save_pretrained(directory, max_shard_size=max_shard_size)
     else:
         tensors: dict[str, Tensor] = {}
@@ -91,6 +94,25 @@ def randomise(network: nn.Module) -> None:
             if tensor.is_floating_point():
                 noise = torch.randn_like(tensor) * NOISE
                 tensor.add_(noise.abs() if name.endswith("running_var") else noise)
+
+
+def copy_frozen(model: nn.Module, frozen: Mapping[str, Any], models: Path) -> None:
+    """Make a model's frozen parts those of another repository, when that lies in the models directory.
+
+    Args:
+        model: Of which tensors are replaced, by the names of its network.
+        frozen: ``repository``, and ``prefixes``: the network's prefix -> the other's published one.
+        models: The models directory.
+    """
+    if not (models / frozen["repository"]).is_dir():
+        return
+    other = Checkpoint(Repository(frozen["repository"], None, models / frozen["repository"]))
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            for own, theirs in frozen["prefixes"].items():
+                published = theirs + name.removeprefix(own)
+                if name.startswith(own) and published in other.files:
+                    tensor.copy_(other.read([published])[published])
 
 
 def part_tensors(family: str, config: dict[str, Any]) -> dict[str, Tensor]:

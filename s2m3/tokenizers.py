@@ -6,6 +6,7 @@ published ones, with ids below the configuration's vocabulary, special tokens wh
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,7 +41,52 @@ def clip(directory: Path, config: Config) -> None:
     )
 
 
-WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType({"clip": clip})
+def bert(directory: Path, config: Config) -> None:
+    """BERT's word pieces, lower case; the special tokens stand where ``bert-base-uncased`` has the first ones' order."""
+    size = int(config.get("text_config", config)["vocab_size"])
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1) if not chr(code).isupper()]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *_WORDS[1:]]
+    if size < len(tokens):
+        msg = f"a vocabulary of {size} is too small for {len(tokens)} tokens"
+        raise ValueError(msg)
+    filled = [*tokens, *(f"[unused{index}]" for index in range(size - len(tokens)))]
+    (directory / "vocab.txt").write_text("\n".join(filled) + "\n", encoding="utf-8")
+    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+
+
+def siglip(directory: Path, config: Config) -> None:
+    """SigLIP's sentence pieces: a small model, trained on a few words, of at most the configuration's vocabulary."""
+    import sentencepiece  # noqa: PLC0415 - slow, and only for this kind
+
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(_WORDS), *(f"{a} {b}" for a in _WORDS for b in _WORDS)]),
+        model_writer=made,
+        vocab_size=min(int(config["text_config"]["vocab_size"]), 64),
+        hard_vocab_limit=False,
+        model_type="unigram",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (directory / "spiece.model").write_bytes(made.getvalue())
+    _write_json(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "SiglipTokenizer", "model_max_length": config["text_config"]["max_position_embeddings"]},
+    )
+
+
+def gpt2(directory: Path, config: Config) -> None:
+    """GPT-2's byte-level pairs; the end is the last id, as published."""
+    size = int(config.get("decoder", config)["vocab_size"])
+    _write_vocabulary(directory, list(bytes_to_unicode().values()), size, ("<|endoftext|>",))
+    (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+
+
+WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType({"bert": bert, "clip": clip, "siglip": siglip, "gpt2": gpt2})
 """Kind -> what writes it into a directory, given config.json."""
 
 

@@ -6,6 +6,8 @@ Owns ``catalog/hub/configs/ORG--NAME.json``, one a repository, with the fields
   then has ``families``: those that its parts belong to;
 - ``parameters``: the published count, when known, which a test holds equal to ours;
 - ``tokenizer``: the kind of tokenizer (``s2m3.tokenizers``), or null;
+- ``frozen``: another repository of which this one holds unchanged copies, and its prefixes for those of the other:
+  random weights are copied too, so that what is shared in the published weights is shared in those;
 - ``files``: its JSON files by name, ``config.json`` among them, with the fields that matter.
 
 Counts need no weights: parts are built on the meta device. Knows no family.
@@ -49,6 +51,7 @@ class Published:
     families: tuple[str, ...]
     parameters: int | None
     tokenizer: str | None
+    frozen: Mapping[str, Any] | None
     files: Mapping[str, dict[str, Any]]
 
     @property
@@ -85,6 +88,7 @@ def published(repository: str) -> Published:
             families=tuple(content.get("families", ())),
             parameters=content.get("parameters"),
             tokenizer=content.get("tokenizer"),
+            frozen=content.get("frozen"),
             files=content["files"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

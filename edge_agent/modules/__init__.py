@@ -77,14 +77,28 @@ class VersatileModule(Protocol):
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
-        "clip.image_projection": "edge_agent.modules.clip",
+        "align.head": "edge_agent.modules.align",
+        "align.text": "edge_agent.modules.align",
+        "align.vision": "edge_agent.modules.align",
         "clip.head": "edge_agent.modules.clip",
+        "clip.image_projection": "edge_agent.modules.clip",
         "clip.text": "edge_agent.modules.clip",
         "clip.vision": "edge_agent.modules.clip",
+        "clipseg.decoder": "edge_agent.modules.clipseg",
+        "clipseg.reduce": "edge_agent.modules.clipseg",
         "conse.head": "edge_agent.modules.conse",
         "efficientnet.classifier": "edge_agent.modules.efficientnet",
         "efficientnet.encoder": "edge_agent.modules.efficientnet",
+        "heads.answer": "edge_agent.modules.heads",
+        "heads.linear": "edge_agent.modules.heads",
         "sentence.encoder": "edge_agent.modules.sentence",
+        "siglip.head": "edge_agent.modules.siglip",
+        "siglip.text": "edge_agent.modules.siglip",
+        "siglip.vision": "edge_agent.modules.siglip",
+        "vit.classifier": "edge_agent.modules.vit",
+        "vit.encoder": "edge_agent.modules.vit",
+        "vit_gpt2.decoder": "edge_agent.modules.vit_gpt2",
+        "vit_gpt2.encoder": "edge_agent.modules.vit_gpt2",
     }
 )
 """Family -> the file whose ``load(spec)`` makes its modules. A spec chooses a family, never a path."""

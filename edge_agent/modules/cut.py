@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
 
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec
@@ -32,6 +33,9 @@ DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 )
 Prefixes = Mapping[str, str]
+# transformers' advice and progress bars are for people who call it by hand.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 _BUILDING = threading.Lock()  # no_init_weights changes torch for the whole process while it lasts
 
 
@@ -48,7 +52,8 @@ class Part:
         identity: Everything in the checkpoint's configuration that changes what the part gives, canonically:
             defaults filled in, nothing that doesn't matter. Equal weights and equal identity are one module.
         typical: Runs the network's typical pass, in the given use, on meta tensors, exactly as the module would, and
-            returns what would cross the wire. States its input in its docstring's first line.
+            returns what would cross the wire. States its input in its docstring's first line. A mask,
+            where the network demands one, is an additive one of four dimensions: transformers looks into others.
         renames: Regular expressions and replacements, in order, that turn canonical names into the network's own,
             where transformers renames what is published.
         tied: The network's name -> the name of the same tensor, where a checkpoint may hold only the latter.
@@ -59,7 +64,7 @@ class Part:
     build: Callable[[Config], nn.Module]
     identity: Callable[[Checkpoint], dict[str, JsonValue]]
     typical: Callable[[nn.Module, str | None], Mapping[str, Tensor]]
-    renames: tuple[tuple[str, str], ...] = ()
+    renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = (".position_ids",)
 

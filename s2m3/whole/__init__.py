@@ -35,10 +35,18 @@ class Whole(Protocol):
 
 FILES: Mapping[str, str] = MappingProxyType(
     {
+        "hub/captioning-vit-gpt2": "vit_gpt2",
+        "hub/classification-clip-b16": "clip",
+        "hub/classification-vit-b16": "vit",
+        "hub/encoder-vqa-clip-b16": "clip",
+        "hub/encoder-vqa-clip-l14-336": "clip",
+        "hub/retrieval-align": "align",
         "hub/retrieval-clip-b16": "clip",
         "hub/retrieval-clip-b32": "clip",
         "hub/retrieval-clip-l14": "clip",
         "hub/retrieval-clip-l14-336": "clip",
+        "hub/retrieval-siglip-b16": "siglip",
+        "hub/segmentation-clipseg": "clipseg",
     }
 )
 """Catalogue name -> the file here whose ``WHOLE[name](task)`` loads its whole model."""

@@ -47,7 +47,7 @@ def write_models(name: str, directory: Path) -> None:
     changes = ENTRIES[name]["changes"]
     sources = {module.source.hub for module in load_task(name).modules.values() if module.source}
     assert sources - {None} <= changes.keys(), "every repository must be made tiny"
-    for seed, repository in enumerate(sorted(changes)):
+    for seed, repository in enumerate(changes):  # in this order: one may hold frozen copies of an earlier one
         published = zoo.published(repository)
         random_weights.write(published, directory, seed=seed, changes=changes[repository])
 

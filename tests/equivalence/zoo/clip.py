@@ -41,10 +41,35 @@ REQUESTS = [
     {"image": picture("coffee.png").raw, "text": RawInput("näive words \u732b, and far more of them ".encode() * 40)},
 ]
 
+QUESTIONS = [
+    {"image": picture("chelsea.png").raw, "question": RawInput(b"What is this?")},
+    {"image": picture("coffee.png").raw, "question": RawInput(b"What is in the cup?")},
+]
+PICTURES = [{"image": picture("chelsea.png").raw}, {"image": picture("coffee.png").raw}]
+LINEAR = {"width": 48, "labels": 7}
+ANSWERS = {"width": 48, "text_width": 24, "hidden": 40, "labels": 9}
+
 ENTRIES = {
     f"hub/retrieval-clip-{size}": {
         "changes": {repository: {"config.json": TINY, "preprocessor_config.json": PREPROCESSOR}},
         "requests": REQUESTS,
     }
     for size, repository in REPOSITORIES.items()
+}
+ENTRIES |= {
+    f"hub/encoder-vqa-clip-{size}": {
+        "changes": {
+            REPOSITORIES[size]: {"config.json": TINY, "preprocessor_config.json": PREPROCESSOR},
+            f"local/clip-{size}-answers": {"config.json": ANSWERS},
+        },
+        "requests": QUESTIONS,
+    }
+    for size in ("b16", "l14-336")
+}
+ENTRIES["hub/classification-clip-b16"] = {
+    "changes": {
+        REPOSITORIES["b16"]: {"config.json": TINY, "preprocessor_config.json": PREPROCESSOR},
+        "local/clip-b16-linear": {"config.json": LINEAR},
+    },
+    "requests": PICTURES,
 }
