@@ -87,6 +87,8 @@ def _reduce(config: Config) -> Reduce:
 def _decoder(config: Config) -> CLIPSegDecoder:
     network = CLIPSegDecoder(_config(config))
     network.reduces = nn.ModuleList()  # a module of its own
+    for layer in network.layers:  # their configuration is a copy, made before the whole model's choice reaches it
+        layer.self_attn.config._attn_implementation = network.config._attn_implementation  # noqa: SLF001
     return network
 
 
