@@ -86,7 +86,9 @@ def gpt2(directory: Path, config: Config) -> None:
     _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
 
 
-WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType({"bert": bert, "clip": clip, "siglip": siglip, "gpt2": gpt2})
+WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType(
+    {"bert": bert, "clip": clip, "gpt2": gpt2, "siglip": siglip}
+)
 """Kind -> what writes it into a directory, given config.json."""
 
 

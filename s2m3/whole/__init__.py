@@ -25,7 +25,7 @@ M = TypeVar("M", bound=PreTrainedModel)
 class Whole(Protocol):
     """A whole model with its weights in memory."""
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
+    def __call__(self, inputs: Mapping[str, RawInput], /) -> Output:
         """Answer one request: the arrays of the task's output node, and its answer.
 
         Raises:
@@ -35,9 +35,11 @@ class Whole(Protocol):
 
 FILES: Mapping[str, str] = MappingProxyType(
     {
+        "hub/captioning-blip": "blip",
         "hub/captioning-vit-gpt2": "vit_gpt2",
         "hub/classification-clip-b16": "clip",
         "hub/classification-vit-b16": "vit",
+        "hub/encoder-vqa-blip": "blip",
         "hub/encoder-vqa-clip-b16": "clip",
         "hub/encoder-vqa-clip-l14-336": "clip",
         "hub/retrieval-align": "align",
