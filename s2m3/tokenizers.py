@@ -42,10 +42,19 @@ def clip(directory: Path, config: Config) -> None:
 
 
 def bert(directory: Path, config: Config) -> None:
-    """BERT's word pieces, lower case; the special tokens stand where ``bert-base-uncased`` has the first ones' order."""
+    """BERT's word pieces, lower case, the special tokens first."""
     size = int(config.get("text_config", config)["vocab_size"])
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1) if not chr(code).isupper()]
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *_WORDS[1:]]
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        *_WORDS[1:],
+    ]
     if size < len(tokens):
         msg = f"a vocabulary of {size} is too small for {len(tokens)} tokens"
         raise ValueError(msg)
@@ -86,8 +95,40 @@ def gpt2(directory: Path, config: Config) -> None:
     _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
 
 
+def prompted(directory: Path, config: Config) -> None:
+    """Bytes, and the special tokens of a model that answers prompts, at the ids that its configuration says."""
+    text = config["text_config"]
+    image = config["image_token_index"] if "image_token_index" in config else config["image_token_id"]
+    special = {"<s>": text["bos_token_id"], "</s>": text["eos_token_id"], "<image>": image}
+    ids = {letter: index for index, letter in enumerate(bytes_to_unicode().values())}
+    added = [
+        {"id": index, "content": token, "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+        | {"normalized": False}
+        for token, index in sorted(special.items(), key=lambda each: each[1])
+    ]
+    taken = set(special.values())
+    if taken & set(ids.values()):  # published models have their special tokens first: move the letters
+        ids = {letter: index + max(taken & set(range(len(ids) * 2))) + 1 for letter, index in ids.items()}
+    free = (index for index in range(text["vocab_size"]) if index not in taken and index not in set(ids.values()))
+    ids |= special | {f"<|unused-{index}|>": index for index in free}
+    _write_json(
+        directory / "tokenizer.json",
+        {
+            "version": "1.0",
+            "added_tokens": added,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            "model": {"type": "BPE", "vocab": dict(sorted(ids.items(), key=lambda each: each[1])), "merges": []},
+        },
+    )
+    _write_json(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"},
+    )
+
+
 WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType(
-    {"bert": bert, "clip": clip, "gpt2": gpt2, "siglip": siglip}
+    {"bert": bert, "clip": clip, "gpt2": gpt2, "prompted": prompted, "siglip": siglip}
 )
 """Kind -> what writes it into a directory, given config.json."""
 

@@ -39,6 +39,8 @@ FILES: Mapping[str, str] = MappingProxyType(
         "hub/captioning-vit-gpt2": "vit_gpt2",
         "hub/classification-clip-b16": "clip",
         "hub/classification-vit-b16": "vit",
+        "hub/decoder-vqa-llava-7b": "llava",
+        "hub/decoder-vqa-llava-interleave": "llava",
         "hub/encoder-vqa-blip": "blip",
         "hub/encoder-vqa-clip-b16": "clip",
         "hub/encoder-vqa-clip-l14-336": "clip",
