@@ -185,6 +185,7 @@ PARTS: Mapping[str, cut.Part] = MappingProxyType(
                 "llava": [
                     {"vision_tower.vision_model.": ""},
                     {"model.vision_tower.vision_model.": ""},
+                    {"vision_tower.": ""},
                     {"model.vision_tower.": ""},
                 ],
             },
