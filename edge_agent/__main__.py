@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from broker.errors import BadFile
 from broker.files import load_spec
 from edge_agent.config import AgentConfig
+from edge_agent.modules.hub import DIRECTORY_VARIABLE
 
 if TYPE_CHECKING:
     from edge_agent.service import Agent
@@ -33,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_spec(arguments.config, AgentConfig)
     if arguments.broker:
         config = config.model_copy(update={"broker": arguments.broker})
+    if config.models:
+        os.environ[DIRECTORY_VARIABLE] = config.models
     import torch  # noqa: PLC0415 - after the configuration, so that a wrong one is told at once
 
     from edge_agent.profile import profile  # noqa: PLC0415 - the same

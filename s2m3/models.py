@@ -76,42 +76,21 @@ def inspect(arguments: argparse.Namespace) -> int:
     Raises:
         BadFile: there is no such model.
     """
-    from edge_agent.modules import cut  # noqa: PLC0415 - see above
     from s2m3 import zoo  # noqa: PLC0415 - see above
 
-    task = load_task(arguments.name)
-    found = zoo.inventory(arguments.name)
-    for entry in found["modules"]:
-        module = task.modules[entry["module"]]
-        entry["source"] = str(module.source) if module.source else None
-        entry["dtype"] = module.dtype
-        entry["uses"] = sorted(
-            {node.use or "ordinary" for node in task.nodes.values() if node.module == entry["module"]}
-        )
-        entry["needs"] = {name: node.needs for name, node in task.nodes.items() if node.module == entry["module"]}
-        if module.source is not None and module.source.hub is not None:
-            entry["bytes_by_dtype"] = {
-                dtype: zoo.count(
-                    task.model_copy(update={"modules": {entry["module"]: module.model_copy(update={"dtype": dtype})}}),
-                    entry["module"],
-                ).memory_bytes
-                for dtype in cut.DTYPES
-            }
-            entry["typical"] = (zoo.part_of(module).typical.__doc__ or "").strip().splitlines()[0:1]
+    found = zoo.details(arguments.name)
     if arguments.json:
         print(json.dumps(found))
         return 0
     console = Console()
-    console.print(f"[bold]{found['name']}[/bold]: {task.description}; {found['unsplit_bytes']:,} bytes unsplit")
+    console.print(f"[bold]{found['name']}[/bold]: {found['description']}; {found['unsplit_bytes']:,} bytes unsplit")
     for entry in found["modules"]:
         console.print(f"\n[bold]{entry['module']}[/bold] ({entry['family']}) from {entry['source']}")
         for name in ("parameters", "flops", "output_bytes"):
             console.print(f"  {name}: {entry[name]:,}")
-        for dtype, size_bytes in entry.get("bytes_by_dtype", {entry["dtype"]: entry["memory_bytes"]}).items():
+        for dtype, size_bytes in entry["bytes_by_dtype"].items():
             console.print(f"  bytes in {dtype}: {size_bytes:,}")
-        console.print(
-            f"  uses: {', '.join(entry['uses'])}; counted on: {' '.join(entry.get('typical', [])) or 'see its file'}"
-        )
+        console.print(f"  uses: {', '.join(entry['uses'])}; counted on: {entry['typical']}")
     return 0
 
 
@@ -153,7 +132,7 @@ def replace_number(path: Path, module: str, field: str, value: int) -> None:
         BadFile: the number doesn't stand on a line of its own.
     """
     text = path.read_text(encoding="utf-8")
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     for step in ("modules", module, field):
         node = next((each for key, each in getattr(node, "value", []) if key.value == step), None)
         if node is None:

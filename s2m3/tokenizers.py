@@ -22,7 +22,7 @@ _WORDS = ("a", "the", "photo", "of", "cat", "dog", "cup", "coffee", "what", "is"
 def clip(directory: Path, config: Config) -> None:
     """CLIP's byte-level pairs; start and end are the last two ids, as published."""
     size = int(config["text_config"]["vocab_size"])
-    letters = list(bytes_to_unicode().values())
+    letters = _letters()
     tokens = letters + [f"{letter}</w>" for letter in letters]
     merges: list[str] = []
     for word in _WORDS:
@@ -90,7 +90,7 @@ def siglip(directory: Path, config: Config) -> None:
 def gpt2(directory: Path, config: Config) -> None:
     """GPT-2's byte-level pairs; the end is the last id, as published."""
     size = int(config.get("decoder", config)["vocab_size"])
-    _write_vocabulary(directory, list(bytes_to_unicode().values()), size, ("<|endoftext|>",))
+    _write_vocabulary(directory, _letters(), size, ("<|endoftext|>",))
     (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
 
@@ -100,7 +100,7 @@ def prompted(directory: Path, config: Config) -> None:
     text = config["text_config"]
     image = config["image_token_index"] if "image_token_index" in config else config["image_token_id"]
     special = {"<s>": text["bos_token_id"], "</s>": text["eos_token_id"], "<image>": image}
-    ids = {letter: index for index, letter in enumerate(bytes_to_unicode().values())}
+    ids = {letter: index for index, letter in enumerate(_letters())}
     added = [
         {"id": index, "content": token, "special": True, "single_word": False, "lstrip": False, "rstrip": False}
         | {"normalized": False}
@@ -131,6 +131,11 @@ WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType(
     {"bert": bert, "clip": clip, "gpt2": gpt2, "prompted": prompted, "siglip": siglip}
 )
 """Kind -> what writes it into a directory, given config.json."""
+
+
+def _letters() -> list[str]:
+    """The 256 characters that stand for the bytes in byte-level vocabularies."""
+    return list(bytes_to_unicode().values())  # type: ignore[no-untyped-call]
 
 
 def _write_vocabulary(directory: Path, tokens: list[str], size: int, last: tuple[str, ...]) -> None:

@@ -101,15 +101,18 @@ def part_of(module: ModuleSpec) -> cut.Part:
     """The part that a module of a hub source is.
 
     Raises:
-        BadFile: its family has no parts.
+        BadFile: its family has no such part.
     """
-    family = importlib.import_module(FAMILIES[module.family]) if module.family in FAMILIES else None
-    name = module.source.part if module.source else ""
-    parts = cast("Mapping[str, cut.Part]", getattr(family, "PARTS", {}))
+    return _part(module.family, module.source.part if module.source else "")
+
+
+@cache
+def _part(family: str, name: str) -> cut.Part:
+    file = importlib.import_module(FAMILIES[family]) if family in FAMILIES else None
+    parts = cast("Mapping[str, cut.Part]", getattr(file, "PARTS", {}))
     if name not in parts:
-        raise BadFile(
-            file=str(module.source), field="part", problem=f"{module.family} has no part {name}", fix="correct it"
-        )
+        known = ", ".join(sorted(parts)) or "no parts, or there is no such family"
+        raise BadFile(file=family, field="part", problem=f"has no part {name}", fix=f"it has {known}")
     return parts[name]
 
 
@@ -137,8 +140,7 @@ def count(task: TaskSpec, name: ModuleName) -> cut.Count:
 
 @cache
 def _count(family: str, part: str, repository: str, use: str | None, dtype: str) -> cut.Count:
-    parts = cast("Mapping[str, cut.Part]", importlib.import_module(FAMILIES[family]).PARTS)
-    return cut.count(parts[part], published(repository).config, use=use, dtype=dtype)
+    return cut.count(_part(family, part), published(repository).config, use=use, dtype=dtype)
 
 
 def inventory(name: str) -> dict[str, Any]:
@@ -166,3 +168,35 @@ def inventory(name: str) -> dict[str, Any]:
         "unsplit_bytes": sum(found.memory_bytes for found in counts.values()),
         "largest_module_bytes": max(found.memory_bytes for found in counts.values()),
     }
+
+
+def details(name: str) -> dict[str, Any]:
+    """``s2m3 models inspect``: the inventory, and for each module where it comes from, how it is used, how counted.
+
+    Raises:
+        BadFile: no such task, or its catalogue files are wrong.
+    """
+    task, found = load_task(name), inventory(name)
+    for entry in found["modules"]:
+        module = task.modules[entry["module"]]
+        nodes = {node: spec for node, spec in task.nodes.items() if spec.module == entry["module"]}
+        published_there = module.source is not None and module.source.hub is not None
+        dtypes = tuple(cut.DTYPES) if published_there else (module.dtype,)
+        entry |= {
+            "source": str(module.source) if module.source else None,
+            "dtype": module.dtype,
+            "uses": sorted({spec.use or "ordinary" for spec in nodes.values()}),
+            "needs": {node: list(spec.needs) for node, spec in nodes.items()},
+            "bytes_by_dtype": {dtype: _in_dtype(task, entry["module"], dtype).memory_bytes for dtype in dtypes},
+            "typical": _first_line(part_of(module).typical.__doc__) if published_there else "see the task's file",
+        }
+    return found | {"description": task.description}
+
+
+def _in_dtype(task: TaskSpec, name: ModuleName, dtype: str) -> cut.Count:
+    changed = task.modules[name].model_copy(update={"dtype": dtype})
+    return count(task.model_copy(update={"modules": {name: changed}}), name)
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]

@@ -16,8 +16,8 @@ How to add a family whose weights are published as a model repository (``clip.py
      from config.json, its identity, and its typical pass (``cut.Part`` says all of it);
    - a class a part, whose ``__call__(*values)`` prepares raw inputs, runs ``forward`` (tensors to tensors; the typical
      pass calls the same function), and gives ``Output``; one with several uses has ``uses`` and takes ``use=``;
-   - ``load(spec) -> Module``: ``checkpoint = cut.open_part(spec, part)``; ``cut.load_network(spec, PARTS[part], checkpoint)``;
-     tokenizers and image processors come from ``prepare``.
+   - ``load(spec) -> Module``: ``cut.open_part(spec, part)`` gives the checkpoint, and ``cut.load_network(spec,
+     PARTS[part], checkpoint)`` the network; tokenizers and image processors come from ``prepare``.
    A family's name is FILE.PART or FILE.SOMETHING; ``source.part`` in a spec is the key in ``PARTS``, and two families
    that use the same weights differently are two entries only if they can't be one module with two uses.
    Weights are held in the spec's dtype and computed in it: cast inputs with ``inputs.tensor(...).to(dtype)``, and give
@@ -102,10 +102,13 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "siglip.head": "edge_agent.modules.siglip",
         "siglip.text": "edge_agent.modules.siglip",
         "siglip.vision": "edge_agent.modules.siglip",
+        "vilt.answer": "edge_agent.modules.vilt",
         "vit.classifier": "edge_agent.modules.vit",
         "vit.encoder": "edge_agent.modules.vit",
         "vit_gpt2.decoder": "edge_agent.modules.vit_gpt2",
         "vit_gpt2.encoder": "edge_agent.modules.vit_gpt2",
+        "whisper_ctranslate2.decoder": "edge_agent.modules.whisper_ctranslate2",
+        "whisper_ctranslate2.encoder": "edge_agent.modules.whisper_ctranslate2",
     }
 )
 """Family -> the file whose ``load(spec)`` makes its modules. A spec chooses a family, never a path."""

@@ -86,9 +86,9 @@ class Head(ContrastHead):
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = vision_config(checkpoint.config)
     wanted = (
-        "num_channels image_size width_coefficient depth_coefficient depth_divisor kernel_sizes in_channels out_channels "
-        "depthwise_padding strides num_block_repeats expand_ratios squeeze_expansion_ratio hidden_act hidden_dim "
-        "pooling_type batch_norm_eps"
+        "num_channels image_size width_coefficient depth_coefficient depth_divisor kernel_sizes in_channels "
+        "out_channels depthwise_padding strides num_block_repeats expand_ratios squeeze_expansion_ratio "
+        "hidden_act hidden_dim pooling_type batch_norm_eps"
     )
     fields = {name: getattr(config, name) for name in wanted.split()}
     return fields | {"pictures": prepare.effective(prepare.image_processor(checkpoint, EfficientNetImageProcessorPil))}
@@ -104,7 +104,7 @@ def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
 def _typical_vision(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture."""
     tower = cast("AlignVisionModel", network)
-    side = tower.config.image_size
+    side = prepare.side(tower.config.image_size)
     return see(tower, torch.empty(1, tower.config.num_channels, side, side))
 
 
@@ -136,7 +136,12 @@ PARTS: Mapping[str, cut.Part] = MappingProxyType(
             build=lambda config: TextTower(text_config(config), _projected(config)),
             identity=_text_identity,
             typical=_typical_text,
-            unread=(".position_ids", ".token_type_ids", "text_model.pooler.dense.weight", "text_model.pooler.dense.bias"),
+            unread=(
+                ".position_ids",
+                ".token_type_ids",
+                "text_model.pooler.dense.weight",
+                "text_model.pooler.dense.bias",
+            ),
         ),
         "head": cut.Part(
             prefixes={"align": [{"temperature": "temperature"}]},

@@ -1,7 +1,8 @@
 """A published checkpoint: its configuration, and its tensors by name, from one or several safetensors files.
 
-Owns reading; knows no network and no part. Only safetensors are opened: a pickle is refused by name, whatever else
-lies beside it that could be read. Tensors are read one by one, by name, so that a part costs what it weighs.
+Owns reading; knows no network and no part. Only safetensors are opened: a pickle that is offered instead is refused
+by name, and one that lies beside them is passed over. Tensors are read one by one, by name, so that a part costs what
+it weighs.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Checkpoint:
             for name in tensor_names(self.repository.required(file)):
                 if name in files:
                     raise ModuleRefused(
-                        f"{self.repository} has {name} in {files[name]} and in {file}: leave one of them, or add {INDEX}"
+                        f"{self.repository} has {name} in {files[name]} and in {file}: leave one of them, or add "
+                        f"{INDEX}"
                     )
                 files[name] = file
         return files
@@ -104,12 +106,12 @@ class Checkpoint:
         pickles = [name for name in names if name.endswith(PICKLES)]
         if pickles:
             raise ModuleRefused(
-                f"{self.repository}/{pickles[0]} is a pickle or the like, which may run code when it is read: convert it "
-                f"to {SINGLE} where you trust it, and remove it"
+                f"{self.repository}/{pickles[0]} is a pickle or the like, which may run code when it is read: convert "
+                f"it to {SINGLE} where you trust it, and remove it"
             )
         raise ModuleRefused(
-            f"{self.repository} has no safetensors: pickles aren't read, so name a revision that has {SINGLE}, or convert "
-            "it where you trust it"
+            f"{self.repository} has no safetensors: pickles aren't read, so name a revision that has {SINGLE}, or "
+            "convert it where you trust it"
         )
 
 

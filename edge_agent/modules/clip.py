@@ -1,18 +1,18 @@
 """CLIP (Radford et al. 2021, arXiv:2103.00020), cut into its two towers, the picture's projection, and the head.
 
-    part              weights                          takes                      gives (and nothing else crosses the wire)
-    vision            ``vision_model.``                a picture's bytes          see below
-    image_projection  ``visual_projection.``           ``pooled``                 ``image_embeds`` float32 (1, e)
-    text              ``text_model.``,                 a text, one a line (n)     ``text_embeds`` float32 (n, e)
+    part              weights                   takes                       gives (and nothing else crosses the wire)
+    vision            ``vision_model.``         a picture's bytes           see below
+    image_projection  ``visual_projection.``    ``pooled``                  ``image_embeds`` float32 (1, e)
+    text              ``text_model.``,          a text, one a line (n)      ``text_embeds`` float32 (n, e)
                       ``text_projection.``
-    head              ``logit_scale``                  ``image_embeds``,          ``logits`` float32 (1, n), and the answer
-                                                       ``text_embeds``, the texts
+    head              ``logit_scale``           ``image_embeds``,           ``logits`` float32 (1, n), and the answer
+                                                ``text_embeds``, the texts
 
-    use of vision     picture                          gives                                         for
-    (ordinary)        shorter side to s, s x s cut     ``pooled`` (1, d), normed class token         retrieval, VQA
-    patch-mean        the same                         ``features`` (1, d), mean of the patches      linear classification
-    llava             the same                         ``patches`` (1, p, d), last layer but one     LLaVA's projector
-    clipseg           squeezed to 352 x 352            ``layer-3``, ``-6``, ``-9`` (1, 485, d)       CLIPSeg's decoder
+    use of vision     picture                   gives                                         for
+    (ordinary)        shorter side s, cut s x s ``pooled`` (1, d), normed class token         retrieval, VQA
+    patch-mean        the same                  ``features`` (1, d), mean of the patches      linear classification
+    llava             the same                  ``patches`` (1, p, d), last layer but one     LLaVA's projector
+    clipseg           squeezed to 352 x 352     ``layer-3``, ``-6``, ``-9`` (1, 485, d)       CLIPSeg's decoder
 
 The projection is a module of its own because others took the tower without it (LLaVA) or take its features before it:
 so the tower is the same bytes everywhere, and is held once. It weighs under 1 % of the tower. The text tower's
@@ -76,7 +76,7 @@ def see(network: CLIPVisionModel, pixels: Tensor, use: str | None = None) -> dic
 
 
 def _layers(network: CLIPVisionModel, pixels: Tensor, wanted: tuple[int, ...]) -> dict[int, Tensor]:
-    """Outputs (1, 1 + p, d) of some layers; position embeddings are interpolated where the picture's size demands it."""
+    """Outputs (1, 1 + p, d) of some layers; positions are interpolated where the picture's size demands it."""
     hidden = network.embeddings(pixels, interpolate_pos_encoding=True)  # (1, 1 + p, d)
     hidden = network.pre_layrnorm(hidden)
     found = {}
@@ -146,7 +146,7 @@ def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
 def _typical_vision(network: nn.Module, use: str | None) -> dict[str, Tensor]:
     """One picture."""
     tower = cast("CLIPVisionModel", network)
-    side = CLIPSEG_SIZE if use == "clipseg" else tower.config.image_size
+    side = CLIPSEG_SIZE if use == "clipseg" else prepare.side(tower.config.image_size)
     return see(tower, torch.empty(1, tower.config.num_channels, side, side), use)
 
 
@@ -273,8 +273,9 @@ class ProjectionModule:
 
 
 def ordinary_processor(config: CLIPVisionConfig) -> CLIPImageProcessorPil:
-    """What every published CLIP does to a picture: shorter side to the tower's size, bicubic, centre cut, normalised."""
-    return CLIPImageProcessorPil(size={"shortest_edge": config.image_size}, crop_size=config.image_size)
+    """What every published CLIP does to a picture: shorter side to the tower's, bicubic, centre cut, normalised."""
+    side = prepare.side(config.image_size)
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 def clipseg_processor() -> ViTImageProcessorPil:
@@ -293,10 +294,11 @@ def _check_preprocessing(checkpoint: Checkpoint, config: CLIPVisionConfig) -> No
         return
     own: PilBackend = prepare.image_processor(checkpoint, CLIPImageProcessorPil)
     ours, theirs = prepare.effective(ordinary_processor(config)), prepare.effective(own)
-    if different := sorted(name for name in ours if ours[name] != theirs[name]):
+    if different := sorted(name for name in ours if ours[name] != theirs.get(name)):
         raise ModuleRefused(
-            f"{prepare.PREPROCESSOR} of {checkpoint.repository} says {different[0]} = {theirs[different[0]]}, and clip.vision "
-            f"prepares pictures with {ours[different[0]]}: mend the file, or give this model a family of its own"
+            f"{prepare.PREPROCESSOR} of {checkpoint.repository} says {different[0]} = {theirs.get(different[0])}, and "
+            f"clip.vision prepares pictures with {ours[different[0]]}: mend the file, or give this model a family of "
+            "its own"
         )
 
 
@@ -315,4 +317,3 @@ def load(spec: ModuleSpec) -> Module:
     if isinstance(network, CLIPTextModelWithProjection):
         return TextModule(network, prepare.tokenizer(checkpoint, CLIPTokenizer))
     return ProjectionModule(network) if isinstance(network, Projection) else HeadModule(cast("Head", network))
-

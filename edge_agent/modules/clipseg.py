@@ -5,13 +5,13 @@ Its towers are CLIP's own (``clip.vision`` in the use ``clipseg``, ``clip.text``
     part      weights                     takes                              gives (and nothing else crosses the wire)
     reduce    ``decoder.reduces.``        ``layer-9``, ``-6``, ``-3``        ``reduced-0``, ``-1``, ``-2``
                                           (1, 485, 768)                      float32 (1, 485, 64)
-    decoder   ``decoder.`` but these      the reduced layers, ``text_embeds``  ``logits`` float32 (n, 352, 352), and the
-                                          (n, 512), the texts                answer: a mask a text
+    decoder   ``decoder.`` but these      the reduced layers,                ``logits`` float32 (n, 352, 352), and the
+                                          ``text_embeds`` (n, 512), texts    answer: a mask a text
 
-The decoder needs three hidden layers of the picture: 4.5 MB of float32. What it does with each first is a linear map from
-768 to 64, which needs no text: cut after it, a twelfth of that crosses the wire. That map is a module of its own, of
-0.6 MB, and placement puts it beside the tower when that is faster. Each text is decoded alone, as one query of the
-whole model, so that an answer doesn't depend on what else was asked.
+The decoder needs three hidden layers of the picture: 4.5 MB of float32. What it does with each first is a linear map
+from 768 to 64, which needs no text: cut after it, a twelfth of that crosses the wire. That map is a module of its own,
+of 0.6 MB, and placement puts it beside the tower when that is faster. Each text is decoded alone, as one query of the
+whole model.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from pydantic import JsonValue
 from torch import Tensor, nn
-from transformers import CLIPSegConfig
+from transformers import CLIPSegConfig, CLIPSegVisionConfig
 from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
 
 from broker.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, clip, cut, inputs
+from edge_agent.modules import Module, Output, Value, answers, clip, cut, inputs, prepare
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 MAX_TEXTS = 16  # a mask takes up to 21 kB of an answer
@@ -42,10 +42,14 @@ _MASKED = 0.5  # probability from which a pixel belongs to a text
 
 
 def _config(config: Config) -> CLIPSegConfig:
-    made = cast("CLIPSegConfig", CLIPSegConfig.from_dict(dict(config)))
+    made = CLIPSegConfig.from_dict(dict(config))
     if tuple(made.extract_layers) != clip.CLIPSEG_LAYERS:
         raise ModuleRefused(f"extract_layers are {made.extract_layers}, and clip.vision gives {clip.CLIPSEG_LAYERS}")
     return made
+
+
+def _tower(config: CLIPSegConfig) -> CLIPSegVisionConfig:
+    return cast("CLIPSegVisionConfig", config.vision_config)
 
 
 class Reduce(nn.Module):
@@ -81,14 +85,14 @@ def decode(network: CLIPSegDecoder, reduced: Sequence[Tensor], condition: Tensor
 
 def _reduce(config: Config) -> Reduce:
     made = _config(config)
-    return Reduce(made.vision_config.hidden_size, made.reduce_dim, len(made.extract_layers))
+    return Reduce(_tower(made).hidden_size, made.reduce_dim, len(made.extract_layers))
 
 
 def _decoder(config: Config) -> CLIPSegDecoder:
     network = CLIPSegDecoder(_config(config))
     network.reduces = nn.ModuleList()  # a module of its own
     for layer in network.layers:  # their configuration is a copy, made before the whole model's choice reaches it
-        layer.self_attn.config._attn_implementation = network.config._attn_implementation  # noqa: SLF001
+        cast("Any", layer).self_attn.config._attn_implementation = network.config._attn_implementation  # noqa: SLF001
     return network
 
 
@@ -96,31 +100,31 @@ def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = _config(checkpoint.config)
     wanted = "projection_dim reduce_dim conditional_layer decoder_num_attention_heads decoder_intermediate_size"
     fields: dict[str, JsonValue] = {name: getattr(config, name) for name in wanted.split()}
-    return fields | {
+    more: dict[str, JsonValue] = {
         "use_complex_transposed_convolution": config.use_complex_transposed_convolution,
-        "patch_size": config.vision_config.patch_size,
-        "layer_norm_eps": config.vision_config.layer_norm_eps,
+        "patch_size": prepare.side(_tower(config).patch_size),
+        "layer_norm_eps": _tower(config).layer_norm_eps,
         "depth": len(config.extract_layers),
     }
+    return fields | more
 
 
-def _tokens(patch: int) -> int:
-    return 1 + (clip.CLIPSEG_SIZE // patch) ** 2
+def _tokens(config: CLIPSegConfig) -> int:
+    return 1 + (clip.CLIPSEG_SIZE // prepare.side(_tower(config).patch_size)) ** 2
 
 
 def _typical_reduce(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture of 352 x 352, in patches of 16."""
     reduce = cast("Reduce", network)
-    return reduce.forward([torch.empty(1, _tokens(16), reduce.width) for _ in reduce.reduces])
+    return reduce.forward([torch.empty(1, 1 + (clip.CLIPSEG_SIZE // 16) ** 2, reduce.width) for _ in reduce.reduces])
 
 
 def _typical_decoder(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture of 352 x 352, and one text."""
     decoder = cast("CLIPSegDecoder", network)
     config = decoder.config
-    tokens = _tokens(config.vision_config.patch_size)
-    reduced = [torch.empty(1, tokens, config.reduce_dim) for _ in decoder.layers]
-    return {"logits": decode(decoder, reduced, torch.empty(TYPICAL_TEXTS, config.projection_dim))}
+    reduced = [torch.empty(1, _tokens(config), config.reduce_dim) for _ in decoder.layers]
+    return {"logits": decode(decoder, reduced, torch.empty(TYPICAL_TEXTS, config.projection_dim or 0))}
 
 
 PARTS: Mapping[str, cut.Part] = MappingProxyType(
@@ -133,8 +137,10 @@ PARTS: Mapping[str, cut.Part] = MappingProxyType(
         ),
         "decoder": cut.Part(
             prefixes={
-                "clipseg": [{f"decoder.{name}.": f"{name}." for name in ("film_mul", "film_add", "layers")}
-                            | {"decoder.transposed_convolution.": "transposed_convolution."}]
+                "clipseg": [
+                    {f"decoder.{name}.": f"{name}." for name in ("film_mul", "film_add", "layers")}
+                    | {"decoder.transposed_convolution.": "transposed_convolution."}
+                ]
             },
             build=_decoder,
             identity=_decoder_identity,
@@ -176,12 +182,14 @@ class DecoderModule:
             )
         config, dtype = self._network.config, self._network.dtype
         embeds = inputs.tensor(values[1], "text_embeds", (len(texts), config.projection_dim)).to(dtype)
-        shape = (1, _tokens(config.vision_config.patch_size), config.reduce_dim)
+        shape = (1, _tokens(config), config.reduce_dim)
         reduced = [
             inputs.tensor(values[0], f"reduced-{index}", shape).to(dtype) for index in range(len(config.extract_layers))
         ]
         with torch.inference_mode():
-            logits = torch.cat([decode(self._network, reduced, each) for each in embeds.split(1)]).float()  # (n, s, s)
+            logits = torch.cat(
+                [decode(self._network, reduced, each) for each in torch.split(embeds, 1)]
+            ).float()  # (n, s, s)
         return Output(answers.arrays({"logits": logits}), answer(texts, logits))
 
 

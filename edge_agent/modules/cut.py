@@ -34,8 +34,8 @@ DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 )
 Prefixes = Mapping[str, str]
 # transformers' advice and progress bars are for people who call it by hand.
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 _BUILDING = threading.Lock()  # no_init_weights changes torch for the whole process while it lasts
 
 
@@ -96,7 +96,7 @@ def load_network(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> nn.Mod
     """The part's network with its weights in the spec's dtype, ready to run.
 
     Raises:
-        ModuleRefused: the weights or the configuration aren't there, don't fit each other, or aren't what the spec says.
+        ModuleRefused: the weights or the configuration aren't there, don't fit each other or the spec.
     """
     network = build(part, checkpoint)
     wanted = network.state_dict()
@@ -106,8 +106,8 @@ def load_network(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> nn.Mod
     tied = {name: other for name, other in part.tied.items() if name in wanted and name not in there}
     if missing := sorted(wanted.keys() - there - tied.keys()):
         raise ModuleRefused(
-            f"{checkpoint.repository} lacks {_first(missing)} of {spec.family}: its weights are incomplete, or of another "
-            "model than config.json says; fetch it again, or mend config.json"
+            f"{checkpoint.repository} lacks {_first(missing)} of {spec.family}: its weights are incomplete, or of "
+            "another model than config.json says; fetch it again, or mend config.json"
         )
     if extra := sorted(names[canonical] for canonical, name in own.items() if name not in wanted):
         raise ModuleRefused(
@@ -178,8 +178,8 @@ def tensor_names(part: Part, checkpoint: Checkpoint) -> dict[str, str]:
     if layouts is None:
         known = ", ".join(sorted(part.prefixes))
         raise ModuleRefused(
-            f"{checkpoint.repository} is a model of type {checkpoint.model_type or 'unknown'} by its config.json, and this "
-            f"part comes from {known}: correct the spec's source or family"
+            f"{checkpoint.repository} is a model of type {checkpoint.model_type or 'unknown'} by its config.json, and "
+            f"this part comes from {known}: correct the spec's source or family"
         )
     for layout in layouts:
         ordered = sorted(layout, key=len, reverse=True)

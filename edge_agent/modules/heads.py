@@ -98,9 +98,7 @@ PARTS: Mapping[str, cut.Part] = MappingProxyType(
         ),
         "answer": cut.Part(
             prefixes={ANSWER: [{"fuse.": "fuse.", "classify.": "classify."}]},
-            build=lambda config: Answerer(
-                config["width"], config["text_width"], config["hidden"], len(labels(config))
-            ),
+            build=lambda config: Answerer(config["width"], config["text_width"], config["hidden"], len(labels(config))),
             identity=_identity,
             typical=_typical_answer,
         ),

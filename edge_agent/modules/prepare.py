@@ -40,7 +40,7 @@ HISTORY = frozenset({"feature_extractor_type", "image_processor_type", "processo
 
 
 def tokenizer(
-    checkpoint: Checkpoint, kind: type[PreTrainedTokenizerBase] | type[AutoTokenizer] = AutoTokenizer
+    checkpoint: Checkpoint, kind: type[PreTrainedTokenizerBase | AutoTokenizer] = AutoTokenizer
 ) -> PreTrainedTokenizerBase:
     """The repository's tokenizer.
 
@@ -115,6 +115,17 @@ def pixels(processor: PilBackend, picture: Image.Image) -> Tensor:
     """A picture's input for the network, float32 (1, 3, height, width)."""
     made = processor(images=picture, return_tensors="np")["pixel_values"]
     return torch.tensor(np.ascontiguousarray(made, dtype=np.float32))
+
+
+def side(size: object) -> int:
+    """The side of a square picture, or patch, as a configuration gives it.
+
+    Raises:
+        ModuleRefused: it isn't square.
+    """
+    if not isinstance(size, int):
+        raise ModuleRefused(f"config.json says a size of {size}, and this family takes squares: one number")
+    return size
 
 
 def _plain_size(size: Any) -> Any:  # noqa: ANN401 - transformers' size, or an enumeration

@@ -6,8 +6,8 @@
     head     ``logit_scale``, ``logit_bias``  ``image_embeds``,         ``logits`` float32 (1, n), and the answer
                                               ``text_embeds``, texts
 
-The vision tower's attention pooling belongs to it: its output is the embedding. Scores are sigmoids: each text is judged
-alone, and they don't add up to 1. Texts are always padded to 64 tokens, without a mask, as the model was trained.
+The vision tower's attention pooling belongs to it: its output is the embedding. Scores are sigmoids: each text is
+judged alone, and they don't add up to 1. Texts are always padded to 64 tokens, without a mask, as in training.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
 def _typical_vision(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture."""
     tower = cast("SiglipVisionModel", network)
-    side = tower.config.image_size
+    side = prepare.side(tower.config.image_size)
     return see(tower, torch.empty(1, tower.config.num_channels, side, side))
 
 

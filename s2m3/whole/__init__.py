@@ -42,6 +42,7 @@ FILES: Mapping[str, str] = MappingProxyType(
         "hub/decoder-vqa-llava-7b": "llava",
         "hub/decoder-vqa-llava-interleave": "llava",
         "hub/encoder-vqa-blip": "blip",
+        "hub/encoder-vqa-vilt": "vilt",
         "hub/encoder-vqa-clip-b16": "clip",
         "hub/encoder-vqa-clip-l14-336": "clip",
         "hub/retrieval-align": "align",

@@ -1,4 +1,4 @@
-"""Whole models around CLIP: CLIPModel with its own processor, CLIPForImageClassification, and CLIPModel with answers."""
+"""Whole models around CLIP: CLIPModel with its processor, CLIPForImageClassification, CLIPModel with answers."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ class Classification:
         config.num_labels = len(names)
         self._model = CLIPForImageClassification(config)
         self._model.vision_model.load_state_dict(read(CLIPModel, where, **how).vision_model.state_dict())
-        self._model.classifier.load_state_dict(
-            {"weight": head["classifier.weight"], "bias": head["classifier.bias"]}
-        )
+        self._model.classifier.load_state_dict({"weight": head["classifier.weight"], "bias": head["classifier.bias"]})
         self._model.train(mode=False)
         self._names = names
         self._processor = CLIPImageProcessorPil.from_pretrained(where, **how)

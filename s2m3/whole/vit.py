@@ -28,7 +28,7 @@ class Classification:
         picture = self._processor(images=inputs.picture(given["image"]), return_tensors="pt")
         with torch.inference_mode():
             logits = self._model(**picture).logits  # (1, c)
-        names = [self._model.config.id2label[index] for index in range(logits.shape[1])]
+        names = list((self._model.config.id2label or {}).values())
         ranked = answers.ranking("label", names, logits.softmax(dim=1)[0], RANKED)
         return Output({"logits": logits.numpy()}, ranked)
 

@@ -19,7 +19,10 @@ ENTRIES = {
             }
         },
         "requests": [
-            {"image": picture("chelsea.png").raw, "text": RawInput(b"a photo of a cat\na cup of coffee\nthe night sky")},
+            {
+                "image": picture("chelsea.png").raw,
+                "text": RawInput(b"a photo of a cat\na cup of coffee\nthe night sky"),
+            },
             {"image": picture("coffee.png").raw, "text": RawInput("a cup, na\u00efvely seen \u732b ".encode() * 40)},
         ],
     }
