@@ -127,8 +127,40 @@ def prompted(directory: Path, config: Config) -> None:
     )
 
 
+def whisper(directory: Path, config: Config) -> None:
+    """Whisper's byte-level pairs, and its special tokens from the end of the text on, where published."""
+    size, end = int(config["vocab_size"]), int(config["eos_token_id"])
+    _write_vocabulary(directory, list(bytes_to_unicode().values()), end + 1, ("<|endoftext|>",))
+    (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    special = [{"id": index, "content": f"<|special-{index}|>"} for index in range(end + 1, size)]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    _write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "WhisperTokenizer",
+            "added_tokens_decoder": {str(each.pop("id")): each | plain for each in special},
+        },
+    )
+
+
+def roberta(directory: Path, config: Config) -> None:
+    """RoBERTa's byte-level pairs; its first four special tokens come first, the mask last, as published."""
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *_letters()]
+    _write_vocabulary(directory, tokens, int(config["text_config"]["vocab_size"]), ("<mask>",))
+    (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer"})
+
+
 WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType(
-    {"bert": bert, "clip": clip, "gpt2": gpt2, "prompted": prompted, "siglip": siglip}
+    {
+        "bert": bert,
+        "clip": clip,
+        "gpt2": gpt2,
+        "prompted": prompted,
+        "roberta": roberta,
+        "siglip": siglip,
+        "whisper": whisper,
+    }
 )
 """Kind -> what writes it into a directory, given config.json."""
 

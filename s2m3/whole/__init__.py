@@ -35,6 +35,7 @@ class Whole(Protocol):
 
 FILES: Mapping[str, str] = MappingProxyType(
     {
+        "hub/alignment-clap": "clap",
         "hub/captioning-blip": "blip",
         "hub/captioning-vit-gpt2": "vit_gpt2",
         "hub/classification-clip-b16": "clip",
@@ -42,9 +43,9 @@ FILES: Mapping[str, str] = MappingProxyType(
         "hub/decoder-vqa-llava-7b": "llava",
         "hub/decoder-vqa-llava-interleave": "llava",
         "hub/encoder-vqa-blip": "blip",
-        "hub/encoder-vqa-vilt": "vilt",
         "hub/encoder-vqa-clip-b16": "clip",
         "hub/encoder-vqa-clip-l14-336": "clip",
+        "hub/encoder-vqa-vilt": "vilt",
         "hub/retrieval-align": "align",
         "hub/retrieval-clip-b16": "clip",
         "hub/retrieval-clip-b32": "clip",
