@@ -106,11 +106,12 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "siglip.text": "edge_agent.modules.siglip",
         "siglip.vision": "edge_agent.modules.siglip",
         "vilt.answer": "edge_agent.modules.vilt",
-        "vilt.answer": "edge_agent.modules.vilt",
         "vit.classifier": "edge_agent.modules.vit",
         "vit.encoder": "edge_agent.modules.vit",
         "vit_gpt2.decoder": "edge_agent.modules.vit_gpt2",
         "vit_gpt2.encoder": "edge_agent.modules.vit_gpt2",
+        "whisper.decoder": "edge_agent.modules.whisper",
+        "whisper.encoder": "edge_agent.modules.whisper",
         "whisper_ctranslate2.decoder": "edge_agent.modules.whisper_ctranslate2",
         "whisper_ctranslate2.encoder": "edge_agent.modules.whisper_ctranslate2",
     }

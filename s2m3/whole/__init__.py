@@ -53,6 +53,8 @@ FILES: Mapping[str, str] = MappingProxyType(
         "hub/retrieval-clip-l14-336": "clip",
         "hub/retrieval-siglip-b16": "siglip",
         "hub/segmentation-clipseg": "clipseg",
+        "hub/speech-whisper-base": "whisper",
+        "hub/speech-whisper-tiny": "whisper",
     }
 )
 """Catalogue name -> the file here whose ``WHOLE[name](task)`` loads its whole model."""
