@@ -36,6 +36,7 @@ class Whole(Protocol):
 FILES: Mapping[str, str] = MappingProxyType(
     {
         "hub/alignment-clap": "clap",
+        "hub/alignment-clip-b16-ast": "audio_spectrogram",
         "hub/captioning-blip": "blip",
         "hub/captioning-vit-gpt2": "vit_gpt2",
         "hub/classification-clip-b16": "clip",
