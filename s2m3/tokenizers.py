@@ -130,7 +130,7 @@ def prompted(directory: Path, config: Config) -> None:
 def whisper(directory: Path, config: Config) -> None:
     """Whisper's byte-level pairs, and its special tokens from the end of the text on, where published."""
     size, end = int(config["vocab_size"]), int(config["eos_token_id"])
-    _write_vocabulary(directory, list(bytes_to_unicode().values()), end + 1, ("<|endoftext|>",))
+    _write_vocabulary(directory, _letters(), end + 1, ("<|endoftext|>",))
     (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     special = [{"id": index, "content": f"<|special-{index}|>"} for index in range(end + 1, size)]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
