@@ -100,6 +100,8 @@ def prompted(directory: Path, config: Config) -> None:
     text = config["text_config"]
     image = config["image_token_index"] if "image_token_index" in config else config["image_token_id"]
     special = {"<s>": text["bos_token_id"], "</s>": text["eos_token_id"], "<image>": image}
+    if config["model_type"] == "idefics3":  # its processor would add these behind the vocabulary
+        special |= {"<fake_token_around_image>": image - 2, "<end_of_utterance>": image - 3}
     ids = {letter: index for index, letter in enumerate(_letters())}
     added = [
         {"id": index, "content": token, "special": True, "single_word": False, "lstrip": False, "rstrip": False}

@@ -108,6 +108,8 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "siglip.head": "edge_agent.modules.siglip",
         "siglip.text": "edge_agent.modules.siglip",
         "siglip.vision": "edge_agent.modules.siglip",
+        "smolvlm.language": "edge_agent.modules.smolvlm",
+        "smolvlm.vision": "edge_agent.modules.smolvlm",
         "vilt.answer": "edge_agent.modules.vilt",
         "vit.classifier": "edge_agent.modules.vit",
         "vit.encoder": "edge_agent.modules.vit",

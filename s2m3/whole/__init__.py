@@ -43,6 +43,7 @@ FILES: Mapping[str, str] = MappingProxyType(
         "hub/classification-vit-b16": "vit",
         "hub/decoder-vqa-llava-7b": "llava",
         "hub/decoder-vqa-llava-interleave": "llava",
+        "hub/decoder-vqa-smolvlm-256m": "smolvlm",
         "hub/encoder-vqa-blip": "blip",
         "hub/encoder-vqa-clip-b16": "clip",
         "hub/encoder-vqa-clip-l14-336": "clip",
