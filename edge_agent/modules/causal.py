@@ -91,7 +91,8 @@ def identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     own = text_config(checkpoint.config)
     wanted = (
         "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-        "hidden_act rms_norm_eps rope_parameters max_position_embeddings head_dim attention_bias mlp_bias use_sliding_window"
+        "hidden_act rms_norm_eps rope_parameters max_position_embeddings head_dim attention_bias "
+        "mlp_bias use_sliding_window"
     )
     fields: dict[str, JsonValue] = {name: getattr(own, name, None) for name in wanted.split()}
     return fields | {
