@@ -9,7 +9,6 @@ in ``zoo/FAMILY.py``: ``ENTRIES[catalogue name]`` has
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,9 @@ import pytest
 import yaml
 
 import catalog
-from broker.codec import RawInput
-from broker.specs import TaskSpec
-from edge_agent import modules
-from edge_agent.modules import Output, Value
 from s2m3 import random_weights, whole, zoo
 from s2m3.catalogue import load_task
+from s2m3.split import Split
 
 
 def _entries() -> dict[str, dict[str, Any]]:
@@ -52,33 +48,19 @@ def write_models(name: str, directory: Path) -> None:
         random_weights.write(published, directory, seed=seed, changes=changes[repository])
 
 
-def answer_split(
-    task: TaskSpec, loaded: Mapping[str, modules.Module], request: Mapping[str, RawInput], wire: Callable[..., Any]
-) -> Output:
-    """The output node's arrays and answer, every value between two nodes having been bytes."""
-    values: dict[str, Value] = dict(request)
-    output = Output({})
-    for node in task.order:
-        spec = task.nodes[node]
-        output = modules.run(loaded[task.module_of(node).key], [values[need] for need in spec.needs], spec.use)
-        values[node] = wire(task, node, output.tensors)
-        output = Output(dict(values[node]), output.answer)  # type: ignore[arg-type]  # arrays, as wire returns them
-    return output
-
-
 @pytest.mark.parametrize("name", sorted(ENTRIES))
 def test_split_equals_the_whole_transformers_model_bit_for_bit(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wire: Callable[..., Any]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_models(name, tmp_path)
     monkeypatch.setenv("S2M3_MODELS", str(tmp_path))
     task = load_task(name)
-    loaded = {module.key: modules.load(module) for module in task.modules.values()}
+    runner = Split()
     unsplit = whole.load(name, task)
     answers = []
     for request in ENTRIES[name]["requests"]:
         assert request.keys() == task.inputs.keys()
-        split, expected = answer_split(task, loaded, request, wire), unsplit(request)
+        split, expected = runner.run(task, request), unsplit(request)
         assert split.tensors.keys() == expected.tensors.keys()
         for key, array in expected.tensors.items():
             assert array.dtype == split.tensors[key].dtype, key
