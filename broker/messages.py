@@ -18,6 +18,7 @@ from broker.errors import ErrorCode
 from broker.specs import (
     Bytes,
     DeviceId,
+    Id,
     InputSpec,
     ModuleKey,
     ModuleName,
@@ -135,6 +136,7 @@ class RouteNode(Message):
     module: ModuleName
     key: ModuleKey
     needs: tuple[NodeName, ...]
+    use: Id | None = None
     output_bytes: Bytes
     devices: tuple[RouteDevice, ...] = ()
 
@@ -217,6 +219,7 @@ class PlannedNode(Message):
 
     key: ModuleKey
     needs: tuple[NodeName, ...]
+    use: Id | None = None
     device: DeviceId
 
 

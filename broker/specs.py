@@ -138,10 +138,15 @@ class InputSpec(Spec):
 
 
 class NodeSpec(Spec):
-    """One use of a module: which module, and the nodes or inputs whose values it takes, in that order."""
+    """One use of a module: which module, and the nodes or inputs whose values it takes, in that order.
+
+    ``use`` names one of the ways in which the module's family can be used, when it has several: how the raw input is
+    prepared, and which outputs cross the wire. Null is the family's ordinary way.
+    """
 
     module: ModuleName
     needs: Annotated[tuple[NodeName, ...], Field(min_length=1)]
+    use: Id | None = None
 
 
 class TaskSpec(Spec):

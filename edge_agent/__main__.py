@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from broker.errors import BadFile
 from broker.files import load_spec
 from broker.process import OneLineParser, log_to_stderr, stopped_by_signals
 from edge_agent.config import AgentConfig
+from edge_agent.modules.hub import DIRECTORY_VARIABLE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_spec(arguments.config, AgentConfig)
     if arguments.broker:
         config = config.model_copy(update={"broker": arguments.broker})
+    if config.models:
+        os.environ[DIRECTORY_VARIABLE] = config.models
     import torch  # noqa: PLC0415 - after the configuration, so that a wrong one is told at once
 
     from edge_agent.profile import profile  # noqa: PLC0415 - the same

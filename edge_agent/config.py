@@ -18,6 +18,7 @@ class AgentConfig(Spec):
     id: DeviceId
     broker: str = "mqtt://127.0.0.1:1883"
     site: SitePrefix | None = None  # a prefix in front of all topics, when several sites share a broker
+    models: str | None = None  # the models directory: DIR/org/name/{config.json, *.safetensors}; before the hub
     memory: Bytes | None = None  # for modules; None: what is really free, less a reserve
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # of one forward pass
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting

@@ -182,7 +182,8 @@ def _run_when_complete(state: AgentState, run: NodeRun, joining: Joining) -> Ite
     if joining.running or planned.key not in state.ready or any(need not in joining.values for need in planned.needs):
         return
     joining.running = True
-    yield Run(run, planned.key, tuple(joining.values[need] for need in planned.needs), joining.deadline_s)
+    values = tuple(joining.values[need] for need in planned.needs)
+    yield Run(run, planned.key, values, joining.deadline_s, planned.use)
 
 
 def _forward(message: NodeInputs, finished: Finished, now_s: float, deadline_s: float) -> Iterable[Action]:

@@ -54,7 +54,8 @@ def choose_plan(
         finish_s[name], chosen[name] = best
         free_s[best[1]] = best[0]
     nodes = {
-        name: PlannedNode(key=node.key, needs=node.needs, device=chosen[name]) for name, node in route.nodes.items()
+        name: PlannedNode(key=node.key, needs=node.needs, use=node.use, device=chosen[name])
+        for name, node in route.nodes.items()
     }
     return Plan(nodes=nodes, output=route.output), finish_s[route.output]
 

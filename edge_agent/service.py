@@ -42,7 +42,7 @@ from broker.transport import (
     Will,
     WillFor,
 )
-from edge_agent import wire
+from edge_agent import modules, wire
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.modules import Output
@@ -295,7 +295,7 @@ class Agent:
         if began_s >= run.deadline_s:
             raise RequestFailed(ErrorCode.DEADLINE_EXCEEDED, "its time was over before it could be computed")
         with self._store.use(run.key) as module:
-            output = module(*run.values)
+            output = modules.run(module, run.values, run.use)
         if self._config.speed < 1:  # wait as long as a slower device would compute on
             time.sleep((time.monotonic() - began_s) * (1 / self._config.speed - 1))
         return output

@@ -199,6 +199,7 @@ class Run:
     key: ModuleKey
     values: tuple[Value, ...]
     deadline_s: float  # on this device's clock
+    use: str | None = None  # which of the module's ways of use
 
 
 @dataclass(frozen=True)

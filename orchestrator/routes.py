@@ -97,6 +97,7 @@ def _node(
         module=node.module,
         key=module.key,
         needs=node.needs,
+        use=node.use,
         output_bytes=module.output_bytes,
         devices=tuple(
             RouteDevice(

@@ -12,7 +12,8 @@ import edge_agent.__main__
 import orchestrator.__main__
 from broker.errors import BadFile, S2M3Error
 from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_prefix
-from s2m3 import commands, demo
+from s2m3 import bench, commands, demo, models
+from s2m3.head import command as head
 
 INTERRUPTED = 130
 LAST_PORT = 65_535
@@ -53,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     request.add_argument("--audio", metavar="FILE")
     request.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds, default 30")
     request.set_defaults(run=commands.request)
+    models.add_arguments(verb("models", "what the models of the catalogue are made of"))
+    head.add_arguments(verb("head", "a new task on an encoder that is already there"))
+    bench.add_arguments(verb("bench", "measure: accuracy"))
     status = verb("status", "show devices, modules and tasks")
     status.set_defaults(run=commands.status)
     for command in (deploy, undeploy, request, status):

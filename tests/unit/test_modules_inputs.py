@@ -173,3 +173,25 @@ def test_arrays_where_a_sensor_should_speak_and_a_wrong_count_are_failures_of_th
     for read in (inputs.picture, inputs.lines):
         assert "was given x (float32 1)" in refused(read, {"x": np.zeros(1, np.float32)}).message
     assert "takes 3 or 4 values, not 2" in refused(inputs.count, [{}, {}], 3, 4).message
+
+
+def test_a_text_of_another_node_is_read_as_the_same_text_of_a_sensor() -> None:
+    text = "näive question?\n\n  a second line "
+    given = {inputs.TEXT: inputs.text_array(text)}
+    assert given["text"].dtype == np.uint8
+    assert inputs.lines(given) == inputs.lines(RawInput(text.encode())) == ["näive question?", "a second line"]
+
+
+def test_a_node_that_found_no_words_is_told_to_the_sensor() -> None:
+    failed = refused(inputs.lines, {"text": inputs.text_array("")})
+    assert failed.code == ErrorCode.BAD_INPUT
+    assert "another node found no words in what was sent" in str(failed)
+
+
+@pytest.mark.parametrize(
+    "given_", [{}, {"words": np.zeros(3, np.uint8)}, {"text": np.zeros(3)}, {"text": np.zeros((1, 3), np.uint8)}]
+)
+def test_a_node_that_gives_no_text_is_the_tasks_mistake(given_: Value) -> None:
+    failed = refused(inputs.lines, given_)
+    assert failed.code == ErrorCode.MODULE_FAILED
+    assert "needs a text" in str(failed)

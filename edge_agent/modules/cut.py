@@ -1,0 +1,265 @@
+"""Cutting a published model into parts: what a family says of a part, and what follows from it for all families.
+
+Owns the steps from a spec to a network with its weights, the counts that need no weights, and the identity by
+content. Knows no family: a ``Part`` says all. ``edge_agent.modules`` tells how to write one.
+
+Invariants: a network has all tensors of its part, of the right shapes and none besides; reading them costs what the
+part weighs, whatever else the checkpoint holds; equal digests mean equal outputs for equal inputs.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
+
+from broker.errors import ModuleRefused
+from broker.specs import ModuleSpec
+from edge_agent.modules import hub, identity
+from edge_agent.modules.checkpoint import Checkpoint, Config
+
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+)
+Prefixes = Mapping[str, str]
+# transformers' advice and progress bars are for people who call it by hand.
+transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+_BUILDING = threading.Lock()  # no_init_weights changes torch for the whole process while it lasts
+
+
+@dataclass(frozen=True)
+class Part:
+    """One functional part of a kind of model.
+
+    Args:
+        prefixes: For each ``model_type`` of config.json that holds this part: the layouts in which it is published,
+            each a mapping from the prefix in the file to the prefix in the part's canonical names ("vision_model." to
+            ""). The first layout of which a prefix occurs in the file counts; a tensor belongs to its longest prefix.
+            A name without a dot at its end is one tensor ("logit_scale").
+        build: Makes the network from config.json, on whatever device is current, with random or no weights.
+        identity: Everything in the checkpoint's configuration that changes what the part gives, canonically:
+            defaults filled in, nothing that doesn't matter. Equal weights and equal identity are one module.
+        typical: Runs the network's typical pass, in the given use, on meta tensors, exactly as the module would, and
+            returns what would cross the wire. States its input in its docstring's first line. A mask,
+            where the network demands one, is an additive one of four dimensions: transformers looks into others.
+        renames: Regular expressions and replacements, in order, that turn canonical names into the network's own,
+            where transformers renames what is published.
+        tied: The network's name -> the name of the same tensor, where a checkpoint may hold only the latter.
+        unread: Ends of published names that are no weights (old checkpoints store counters).
+    """
+
+    prefixes: Mapping[str, Sequence[Prefixes]]
+    build: Callable[[Config], nn.Module]
+    identity: Callable[[Checkpoint], dict[str, JsonValue]]
+    typical: Callable[[nn.Module, str | None], Mapping[str, Tensor]]
+    renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = (".position_ids",)
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a part costs, exactly, from its configuration alone."""
+
+    parameters: int
+    memory_bytes: int  # of weights and stored buffers, in the dtype asked for
+    flops: int  # two a multiply-add, of the typical pass
+    output_bytes: int  # of what crosses the wire: float32, whatever the weights' dtype
+
+
+def open_part(spec: ModuleSpec, name: str) -> Checkpoint:
+    """The checkpoint that a spec names, for the part ``name``.
+
+    Raises:
+        ModuleRefused: the source names another part or no repository, or the repository can't be had.
+    """
+    if spec.source is None or spec.source.part != name:
+        raise ModuleRefused(f"{spec.family} takes its weights from a source with part: {name}, not {spec.source}")
+    if spec.source.hub is None:
+        raise ModuleRefused(f"{spec.family} takes its weights from a model repository: write source: {{hub: org/name}}")
+    return Checkpoint(hub.repository(spec.source))
+
+
+def load_network(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> nn.Module:
+    """The part's network with its weights in the spec's dtype, ready to run.
+
+    Raises:
+        ModuleRefused: the weights or the configuration aren't there, don't fit each other or the spec.
+    """
+    network = build(part, checkpoint)
+    wanted = network.state_dict()
+    names = tensor_names(part, checkpoint)
+    own = {canonical: _renamed(part, canonical) for canonical in names}
+    there = set(own.values())
+    tied = {name: other for name, other in part.tied.items() if name in wanted and name not in there}
+    if missing := sorted(wanted.keys() - there - tied.keys()):
+        raise ModuleRefused(
+            f"{checkpoint.repository} lacks {_first(missing)} of {spec.family}: its weights are incomplete, or of "
+            "another model than config.json says; fetch it again, or mend config.json"
+        )
+    if extra := sorted(names[canonical] for canonical, name in own.items() if name not in wanted):
+        raise ModuleRefused(
+            f"{checkpoint.repository} has {_first(extra)} besides what {spec.family} takes: config.json doesn't match "
+            "its weights; fetch it again, or mend config.json"
+        )
+    found = read(spec, part, checkpoint)
+    for canonical, tensor in found.items():
+        if tensor.shape != wanted[own[canonical]].shape:
+            raise ModuleRefused(
+                f"{names[canonical]} in {checkpoint.repository} is {tuple(tensor.shape)}, and by its config.json "
+                f"{tuple(wanted[own[canonical]].shape)}: mend config.json, or fetch the weights again"
+            )
+    loaded = {own[canonical]: tensor for canonical, tensor in found.items()}
+    loaded |= {name: loaded[other] for name, other in tied.items()}
+    network.load_state_dict(loaded, assign=True)
+    return network.requires_grad_(requires_grad=False)
+
+
+def read(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The part's tensors by canonical name, in the spec's dtype, and checked against its size and digest.
+
+    Raises:
+        ModuleRefused: they can't be read, are larger than the spec says, or not those of its digest.
+    """
+    names = tensor_names(part, checkpoint)
+    stored = checkpoint.read(names.values())
+    dtype = DTYPES[spec.dtype]
+    found = {
+        canonical: stored[name].to(dtype) if stored[name].is_floating_point() else stored[name]
+        for canonical, name in names.items()
+    }
+    if (size_bytes := sum(tensor.nbytes for tensor in found.values())) > spec.memory_bytes:
+        raise ModuleRefused(
+            f"the weights of {spec.source} have {size_bytes} bytes and the spec says {spec.memory_bytes}: "
+            "correct memory_bytes, or the spec's source"
+        )
+    if spec.digest is not None and (real := content_digest(spec.family, part, checkpoint, found)) != spec.digest:
+        raise ModuleRefused(
+            f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}: correct the spec, or "
+            f"fetch {checkpoint.repository} again"
+        )
+    return found
+
+
+def content_digest(family: str, part: Part, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> str:
+    """The identity by content: the weights by canonical name, and what of the configuration changes the output.
+
+    Args:
+        family: The family's name; equal weights of different arithmetic are different modules.
+        part: The part.
+        checkpoint: Where its configuration is.
+        tensors: Its tensors by canonical name, in the dtype in which they are held.
+
+    Raises:
+        ModuleRefused: the configuration can't be read.
+    """
+    return identity.digest(tensors, {"family": family, "config": part.identity(checkpoint)})
+
+
+def tensor_names(part: Part, checkpoint: Checkpoint) -> dict[str, str]:
+    """Canonical name -> published name of the part's tensors in a checkpoint, sorted.
+
+    Raises:
+        ModuleRefused: the checkpoint is of a model that doesn't have this part, or has none of its tensors.
+    """
+    layouts = part.prefixes.get(checkpoint.model_type)
+    if layouts is None:
+        known = ", ".join(sorted(part.prefixes))
+        raise ModuleRefused(
+            f"{checkpoint.repository} is a model of type {checkpoint.model_type or 'unknown'} by its config.json, and "
+            f"this part comes from {known}: correct the spec's source or family"
+        )
+    for layout in layouts:
+        ordered = sorted(layout, key=len, reverse=True)
+        found: dict[str, str] = {}
+        for name in checkpoint.files:
+            prefix = next(
+                (each for each in ordered if name == each or (each[-1:] in {".", ""} and name.startswith(each))), None
+            )
+            if prefix is not None and not name.endswith(part.unread):
+                found[layout[prefix] + name.removeprefix(prefix)] = name
+        if found:
+            return dict(sorted(found.items()))
+    tried = " or ".join(sorted({prefix or "any" for layout in layouts for prefix in layout}))
+    raise ModuleRefused(
+        f"{checkpoint.repository} has no tensors named {tried}: its weights are incomplete, or of another model than "
+        "config.json says; fetch it again"
+    )
+
+
+def build(part: Part, checkpoint: Checkpoint) -> nn.Module:
+    """The part's network without weights: its parameters aren't set, and take no real memory until they are.
+
+    Raises:
+        ModuleRefused: the configuration makes no network.
+    """
+    with _BUILDING, no_init_weights():
+        return _build(part, checkpoint.config, str(checkpoint.repository))
+
+
+def count(part: Part, config: Config, *, use: str | None = None, dtype: str = "float32") -> Count:
+    """Parameters, bytes and operations of a part, on the meta device: exact, and without weights.
+
+    Args:
+        part: The part.
+        config: Its config.json.
+        use: The node's use of it.
+        dtype: Of the weights.
+
+    Raises:
+        ModuleRefused: the configuration makes no network.
+    """
+    with torch.device("meta"):
+        network = _build(part, config, "the catalogue's configuration")
+        # Fused attention hides its products from the counter, and looks into masks; the plain one doesn't.
+        for each in network.modules():
+            if isinstance(each, PreTrainedModel):
+                each.set_attn_implementation("eager")
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+            output = part.typical(network, use)
+    stored = {name: tensor for name, tensor in network.state_dict().items() if name not in part.tied}
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    width_bytes = DTYPES[dtype].itemsize
+    return Count(
+        parameters=sum(tensor.numel() for name, tensor in stored.items() if name in parameters),
+        memory_bytes=sum(
+            tensor.numel() * (width_bytes if tensor.is_floating_point() else tensor.itemsize)
+            for tensor in stored.values()
+        ),
+        flops=counter.get_total_flops(),
+        output_bytes=sum(tensor.nbytes for tensor in output.values()),
+    )
+
+
+def _build(part: Part, config: Config, where: str) -> nn.Module:
+    try:
+        network = part.build(config)
+    except Exception as error:  # a configuration may be wrong in any way, and transformers raises anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModuleRefused(
+            f"config.json of {where} makes no such network ({reason}): mend it, or fetch it again"
+        ) from error
+    network.train(mode=False)
+    return network
+
+
+def _renamed(part: Part, name: str) -> str:
+    for pattern, replacement in part.renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,72 @@
+"""A module's identity by content: one SHA-256 over its weights and what of its configuration changes its output.
+
+Owns the bytes that are hashed, so that the same content has the same digest whatever file, repository, prefix or order
+it came from. Knows no family. The bytes:
+- the configuration as canonical JSON (empty when the code fixes it), then a zero byte;
+- each tensor in order of its canonical name: name, zero byte, dtype as safetensors call it, zero byte, lengths joined
+  by commas, zero byte, then its elements, row-major and little-endian.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def digest(tensors: Mapping[str, Tensor], config: Mapping[str, JsonValue] | None = None) -> str:
+    """The digest of a module.
+
+    Args:
+        tensors: The weights by canonical name, in the dtype in which they are held.
+        config: What of the configuration changes the output; None when the family's code fixes all of it.
+    """
+    content = hashlib.sha256(canonical_json(dict(config)) if config else b"")
+    content.update(b"\0")
+    for name, tensor in sorted(tensors.items()):
+        lengths = ",".join(map(str, tensor.shape))
+        content.update(f"{name}\0{_DTYPES[tensor.dtype]}\0{lengths}\0".encode())
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        content.update(flat.data if sys.byteorder == "little" else _swapped(flat, tensor.itemsize))
+    return f"sha256:{content.hexdigest()}"
+
+
+def canonical_json(value: JsonValue) -> bytes:
+    """One spelling of a JSON value: keys sorted, no blanks, ASCII; 1.0 is written as 1."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def fingerprint(value: JsonValue) -> str:
+    """The SHA-256 of a JSON value, for the identity of what is too large to stand in one, such as a vocabulary."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _swapped(flat: Any, itemsize: int) -> bytes:  # noqa: ANN401 - an array of bytes
+    return bytes(flat.reshape(-1, itemsize)[:, ::-1].tobytes())

@@ -1,0 +1,14 @@
+"""``s2m3 bench``: what is measured, one command a question. Owns only the list of those commands."""
+
+from __future__ import annotations
+
+import argparse
+
+from s2m3.accuracy import command as accuracy
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The commands under ``s2m3 bench``."""
+    verbs = parser.add_subparsers(dest="bench_command", required=True, metavar="COMMAND")
+    text = "accuracy of the split and the unsplit model on labelled data, and how many answers differ"
+    accuracy.add_arguments(verbs.add_parser("accuracy", help=text, description=text))

@@ -1,0 +1,136 @@
+"""How good answers are: accuracy, recall, and the VQA rule. Pure: numbers in, numbers out.
+
+Owns the definitions. Knows no model, no data format and no file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+RECALLS = (1, 5, 10)
+_ENOUGH = 3  # people who must agree for full marks
+
+_NUMBERS = {
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+    "none": "0",
+}
+_ARTICLES = {"a", "an", "the"}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+_MOST_PERIODS = 32  # the official code hands a flag of this value over as a count
+_CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
+    needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
+    somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
+    that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've
+    weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've
+    why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
+    you've
+"""
+
+
+def _misspelt(word: str) -> list[str]:
+    """A contraction with one of its apostrophes forgotten."""
+    return [word[:at] + word[at + 1 :] for at, letter in enumerate(word) if letter == "'"]
+
+
+_CONTRACTIONS = {wrong: right for right in _CONTRACTED.split() for wrong in _misspelt(right)}
+_CONTRACTIONS["somebody'd"] = "somebodyd"  # as the official table has it
+
+
+def accuracy(predicted: Sequence[object], right: Sequence[object]) -> float:
+    """The share of answers that are right: top-1 accuracy, from 0 to 1.
+
+    Args:
+        predicted: n answers.
+        right: The n right ones; n > 0.
+    """
+    return sum(one == other for one, other in zip(predicted, right, strict=True)) / len(right)
+
+
+def recall_of_captions(scores: NDArray[np.floating], captions: Sequence[Sequence[int]]) -> dict[int, float]:
+    """Image-to-text recall: the share of pictures of which a caption of their own is among the k best.
+
+    Args:
+        scores: Of each picture with each caption (n, m).
+        captions: For each picture the columns of its own captions, at least one.
+
+    Returns:
+        Recall by k = 1, 5, 10. A foreign caption with the very same score stands before: ties never help.
+    """
+    ranks = []
+    for row, own in zip(scores, captions, strict=True):
+        foreign = np.delete(row, list(own))
+        ranks.append(int((foreign >= row[list(own)].max()).sum()))
+    return {k: sum(rank < k for rank in ranks) / len(ranks) for k in RECALLS}
+
+
+def recall_of_pictures(scores: NDArray[np.floating], captions: Sequence[Sequence[int]]) -> dict[int, float]:
+    """Text-to-image recall: the share of captions of which the own picture is among the k best.
+
+    Args:
+        scores: Of each picture with each caption (n, m).
+        captions: For each picture the columns of its own captions.
+
+    Returns:
+        Recall by k = 1, 5, 10. Another picture with the very same score stands before: ties never help.
+    """
+    ranks = []
+    for picture, own in enumerate(captions):
+        for caption in own:
+            column = scores[:, caption]
+            ranks.append(int((column >= column[picture]).sum()) - 1)
+    return {k: sum(rank < k for rank in ranks) / len(ranks) for k in RECALLS}
+
+
+def vqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
+    """The official VQA accuracy of one answer (Antol et al. 2015; the rule of VQA v2's evaluation code).
+
+    The mean, over all ways to leave one person out, of min(people among the others who agree / 3, 1). Answers are
+    normalised when people differ; when all said the very same words, those words are wanted.
+
+    Args:
+        predicted: The answer.
+        answers: What people answered: ten in VQA v2 and TextVQA. One alone is compared by itself.
+    """
+    given = [_spaces(answer) for answer in answers]
+    said = _spaces(predicted)
+    if len(set(given)) > 1 or len(given) == 1:
+        said, given = normalised(said), [normalised(answer) for answer in given]
+    if len(given) == 1:
+        return float(said == given[0])
+    agree = sum(answer == said for answer in given)
+    return sum(min((agree - (answer == said)) / _ENOUGH, 1.0) for answer in given) / len(given)
+
+
+def normalised(answer: str) -> str:
+    """An answer without punctuation, articles and capitals, with digits for number words and apostrophes restored."""
+    text = _spaces(answer)
+    has_number = _COMMA_IN_NUMBER.search(text) is not None
+    plain = text
+    for mark in _PUNCTUATION:
+        beside_blank = f"{mark} " in text or f" {mark}" in text
+        plain = plain.replace(mark, "" if beside_blank or has_number else " ")
+    plain = _PERIOD.sub("", plain, count=_MOST_PERIODS)
+    words = (_NUMBERS.get(word, word) for word in plain.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def _spaces(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()

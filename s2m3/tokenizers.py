@@ -1,0 +1,186 @@
+"""Small tokenizers in the published file formats, for checkpoints of random weights: real ones come with real weights.
+
+Owns one writer a kind: ``WRITERS[kind](directory, config)`` writes files that transformers reads as it reads the
+published ones, with ids below the configuration's vocabulary, special tokens where the model expects them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+Config = dict[str, Any]
+_WORDS = ("a", "the", "photo", "of", "cat", "dog", "cup", "coffee", "what", "is", "this", "in", "picture", "horse")
+
+
+def clip(directory: Path, config: Config) -> None:
+    """CLIP's byte-level pairs; start and end are the last two ids, as published."""
+    size = int(config["text_config"]["vocab_size"])
+    letters = _letters()
+    tokens = letters + [f"{letter}</w>" for letter in letters]
+    merges: list[str] = []
+    for word in _WORDS:
+        left = ""
+        for index, letter in enumerate(word):
+            right = letter if index < len(word) - 1 else f"{letter}</w>"
+            if left and left + right not in tokens:
+                merges.append(f"{left} {right}")
+                tokens.append(left + right)
+            left += right
+    _write_vocabulary(directory, tokens, size, ("<|startoftext|>", "<|endoftext|>"))
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    _write_json(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": config["text_config"]["max_position_embeddings"]},
+    )
+
+
+def bert(directory: Path, config: Config) -> None:
+    """BERT's word pieces, lower case, the special tokens first."""
+    size = int(config.get("text_config", config)["vocab_size"])
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1) if not chr(code).isupper()]
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        *_WORDS[1:],
+    ]
+    if size < len(tokens):
+        msg = f"a vocabulary of {size} is too small for {len(tokens)} tokens"
+        raise ValueError(msg)
+    filled = [*tokens, *(f"[unused{index}]" for index in range(size - len(tokens)))]
+    (directory / "vocab.txt").write_text("\n".join(filled) + "\n", encoding="utf-8")
+    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+
+
+def siglip(directory: Path, config: Config) -> None:
+    """SigLIP's sentence pieces: a small model, trained on a few words, of at most the configuration's vocabulary."""
+    import sentencepiece  # noqa: PLC0415 - slow, and only for this kind
+
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(_WORDS), *(f"{a} {b}" for a in _WORDS for b in _WORDS)]),
+        model_writer=made,
+        vocab_size=min(int(config["text_config"]["vocab_size"]), 64),
+        hard_vocab_limit=False,
+        model_type="unigram",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (directory / "spiece.model").write_bytes(made.getvalue())
+    _write_json(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "SiglipTokenizer", "model_max_length": config["text_config"]["max_position_embeddings"]},
+    )
+
+
+def gpt2(directory: Path, config: Config) -> None:
+    """GPT-2's byte-level pairs; the end is the last id, as published."""
+    size = int(config.get("decoder", config)["vocab_size"])
+    _write_vocabulary(directory, _letters(), size, ("<|endoftext|>",))
+    (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+
+
+def prompted(directory: Path, config: Config) -> None:
+    """Bytes, and the special tokens of a model that answers prompts, at the ids that its configuration says."""
+    text = config["text_config"]
+    image = config["image_token_index"] if "image_token_index" in config else config["image_token_id"]
+    special = {"<s>": text["bos_token_id"], "</s>": text["eos_token_id"], "<image>": image}
+    if config["model_type"] == "idefics3":  # its processor would add these behind the vocabulary
+        special |= {"<fake_token_around_image>": image - 2, "<end_of_utterance>": image - 3}
+    ids = {letter: index for index, letter in enumerate(_letters())}
+    added = [
+        {"id": index, "content": token, "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+        | {"normalized": False}
+        for token, index in sorted(special.items(), key=lambda each: each[1])
+    ]
+    taken = set(special.values())
+    if taken & set(ids.values()):  # published models have their special tokens first: move the letters
+        ids = {letter: index + max(taken & set(range(len(ids) * 2))) + 1 for letter, index in ids.items()}
+    free = (index for index in range(text["vocab_size"]) if index not in taken and index not in set(ids.values()))
+    ids |= special | {f"<|unused-{index}|>": index for index in free}
+    _write_json(
+        directory / "tokenizer.json",
+        {
+            "version": "1.0",
+            "added_tokens": added,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            "model": {"type": "BPE", "vocab": dict(sorted(ids.items(), key=lambda each: each[1])), "merges": []},
+        },
+    )
+    _write_json(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"},
+    )
+
+
+def whisper(directory: Path, config: Config) -> None:
+    """Whisper's byte-level pairs, and its special tokens from the end of the text on, where published."""
+    size, end = int(config["vocab_size"]), int(config["eos_token_id"])
+    _write_vocabulary(directory, _letters(), end + 1, ("<|endoftext|>",))
+    (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    special = [{"id": index, "content": f"<|special-{index}|>"} for index in range(end + 1, size)]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    _write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "WhisperTokenizer",
+            "added_tokens_decoder": {str(each.pop("id")): each | plain for each in special},
+        },
+    )
+
+
+def roberta(directory: Path, config: Config) -> None:
+    """RoBERTa's byte-level pairs; its first four special tokens come first, the mask last, as published."""
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *_letters()]
+    _write_vocabulary(directory, tokens, int(config["text_config"]["vocab_size"]), ("<mask>",))
+    (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer"})
+
+
+WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType(
+    {
+        "bert": bert,
+        "clip": clip,
+        "gpt2": gpt2,
+        "prompted": prompted,
+        "roberta": roberta,
+        "siglip": siglip,
+        "whisper": whisper,
+    }
+)
+"""Kind -> what writes it into a directory, given config.json."""
+
+
+def _letters() -> list[str]:
+    """The 256 characters that stand for the bytes in byte-level vocabularies."""
+    return list(bytes_to_unicode().values())  # type: ignore[no-untyped-call]
+
+
+def _write_vocabulary(directory: Path, tokens: list[str], size: int, last: tuple[str, ...]) -> None:
+    """vocab.json: tokens first, special ones at the very end, fillers between."""
+    room = size - len(last)
+    if room < len(tokens):
+        msg = f"a vocabulary of {size} is too small for {len(tokens) + len(last)} tokens"
+        raise ValueError(msg)
+    filled = [*tokens, *(f"<|unused-{index}|>" for index in range(room - len(tokens))), *last]
+    _write_json(directory / "vocab.json", {token: index for index, token in enumerate(filled)})
+
+
+def _write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - JSON
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,39 @@
+"""Whole ALIGN: transformers' AlignModel with its own processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from transformers import AlignModel, BertTokenizer, EfficientNetImageProcessorPil
+
+from broker.codec import RawInput
+from broker.specs import TaskSpec
+from edge_agent.modules import Output, answers, inputs
+from s2m3.whole import Whole, place, read
+
+TOKENS = 64  # AlignProcessor's
+
+
+class Retrieval:
+    """Captions ranked by AlignModel."""
+
+    def __init__(self, task: TaskSpec) -> None:
+        where, how = place(task, "align/vision")
+        self._model = read(AlignModel, where, **how)
+        self._tokenizer = BertTokenizer.from_pretrained(where, **how)
+        self._processor = EfficientNetImageProcessorPil.from_pretrained(where, **how)
+
+    def __call__(self, given: Mapping[str, RawInput]) -> Output:
+        """Picture and texts to logits (1, n) and the ranked texts."""
+        texts = inputs.lines(given["text"])
+        picture = self._processor(images=inputs.picture(given["image"]), return_tensors="pt")
+        tokens = self._tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            logits = self._model(**tokens, **picture).logits_per_image  # (1, n)
+        ranked = answers.ranking("label", texts, logits.softmax(dim=1)[0])
+        return Output({"logits": logits.contiguous().numpy()}, ranked)
+
+
+WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"hub/retrieval-align": Retrieval})

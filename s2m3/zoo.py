@@ -1,0 +1,202 @@
+"""The published models of the catalogue as data: configurations, counts, and checkpoints of random weights.
+
+Owns ``catalog/hub/configs/ORG--NAME.json``, one a repository, with the fields
+- ``repository``, ``revision``: its name, and the revision that the catalogue's tasks pin;
+- ``architecture``: transformers' class of the whole model; null for what nobody publishes (``local/...``), which
+  then has ``families``: those that its parts belong to;
+- ``parameters``: the published count, when known, which a test holds equal to ours;
+- ``tokenizer``: the kind of tokenizer (``s2m3.tokenizers``), or null;
+- ``frozen``: another repository of which this one holds unchanged copies, and its prefixes for those of the other:
+  random weights are copied too, so that what is shared in the published weights is shared in those;
+- ``files``: its JSON files by name, ``config.json`` among them, with the fields that matter.
+
+Counts need no weights: parts are built on the meta device. Knows no family.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+import catalog
+from broker.errors import BadFile
+from broker.specs import ModuleName, ModuleSpec, TaskSpec
+from edge_agent.modules import FAMILIES, cut
+from s2m3.catalogue import load_task
+
+KINDS = (
+    "retrieval",
+    "segmentation",
+    "encoder-vqa",
+    "decoder-vqa",
+    "captioning",
+    "alignment",
+    "classification",
+    "speech",
+)
+"""The tasks of the catalogue; a file in catalog/hub is named KIND-MODEL.yaml."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the catalogue knows of one repository."""
+
+    repository: str
+    revision: str | None
+    architecture: str | None
+    families: tuple[str, ...]
+    parameters: int | None
+    tokenizer: str | None
+    frozen: Mapping[str, Any] | None
+    files: Mapping[str, dict[str, Any]]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        return self.files["config.json"]
+
+
+def hub_names() -> tuple[str, ...]:
+    """The catalogue's tasks whose weights are published on the hub."""
+    return tuple(name for name in catalog.names() if name.startswith("hub/"))
+
+
+def kind_of(name: str) -> str:
+    """The kind of task of a catalogue name: the last part's beginning for hub/, all of it elsewhere."""
+    last = name.rpartition("/")[2]
+    return next((kind for kind in KINDS if name.startswith("hub/") and last.startswith(f"{kind}-")), last)
+
+
+@cache
+def published(repository: str) -> Published:
+    """What the catalogue knows of a repository.
+
+    Raises:
+        BadFile: nothing, or the file is wrong.
+    """
+    path = catalog.DIRECTORY / "hub" / "configs" / f"{repository.replace('/', '--')}.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Published(
+            repository=content["repository"],
+            revision=content.get("revision"),
+            architecture=content.get("architecture"),
+            families=tuple(content.get("families", ())),
+            parameters=content.get("parameters"),
+            tokenizer=content.get("tokenizer"),
+            frozen=content.get("frozen"),
+            files=content["files"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadFile(
+            file=str(path), problem=f"can't be read ({error})", fix="write the repository's fields"
+        ) from error
+
+
+def part_of(module: ModuleSpec) -> cut.Part:
+    """The part that a module of a hub source is.
+
+    Raises:
+        BadFile: its family has no such part.
+    """
+    return _part(module.family, module.source.part if module.source else "")
+
+
+@cache
+def _part(family: str, name: str) -> cut.Part:
+    file = importlib.import_module(FAMILIES[family]) if family in FAMILIES else None
+    parts = cast("Mapping[str, cut.Part]", getattr(file, "PARTS", {}))
+    if name not in parts:
+        known = ", ".join(sorted(parts)) or "no parts, or there is no such family"
+        raise BadFile(file=family, field="part", problem=f"has no part {name}", fix=f"it has {known}")
+    return parts[name]
+
+
+def count(task: TaskSpec, name: ModuleName) -> cut.Count:
+    """What a module of a task costs, from the catalogue's configuration, or from the spec for pip's packages.
+
+    Raises:
+        BadFile: the catalogue doesn't know its repository, or nodes use it in several ways.
+        ModuleRefused: the configuration makes no network.
+    """
+    module = task.modules[name]
+    if module.source is None or module.source.hub is None:
+        itemsize_bytes = cut.DTYPES[module.dtype].itemsize
+        return cut.Count(
+            parameters=module.memory_bytes // itemsize_bytes if module.source else 0,
+            memory_bytes=module.memory_bytes,
+            flops=round(module.flops),
+            output_bytes=module.output_bytes,
+        )
+    uses = {node.use for node in task.nodes.values() if node.module == name}
+    if len(uses) != 1:
+        raise BadFile(file=task.task, field=name, problem="has several uses in one task", fix="name the module twice")
+    return _count(module.family, module.source.part, module.source.hub, next(iter(uses)), module.dtype)
+
+
+@cache
+def _count(family: str, part: str, repository: str, use: str | None, dtype: str) -> cut.Count:
+    return cut.count(_part(family, part), published(repository).config, use=use, dtype=dtype)
+
+
+def inventory(name: str) -> dict[str, Any]:
+    """One entry of ``s2m3 models list``, as DESIGN section 7 says.
+
+    Raises:
+        BadFile: no such task, or its catalogue files are wrong.
+    """
+    task = load_task(name)
+    counts = {module: count(task, module) for module in task.modules}
+    return {
+        "name": name,
+        "task": kind_of(name),
+        "modules": [
+            {
+                "module": module,
+                "family": task.modules[module].family,
+                "parameters": found.parameters,
+                "memory_bytes": found.memory_bytes,
+                "flops": found.flops,
+                "output_bytes": found.output_bytes,
+            }
+            for module, found in counts.items()
+        ],
+        "unsplit_bytes": sum(found.memory_bytes for found in counts.values()),
+        "largest_module_bytes": max(found.memory_bytes for found in counts.values()),
+    }
+
+
+def details(name: str) -> dict[str, Any]:
+    """``s2m3 models inspect``: the inventory, and for each module where it comes from, how it is used, how counted.
+
+    Raises:
+        BadFile: no such task, or its catalogue files are wrong.
+    """
+    task, found = load_task(name), inventory(name)
+    for entry in found["modules"]:
+        module = task.modules[entry["module"]]
+        nodes = {node: spec for node, spec in task.nodes.items() if spec.module == entry["module"]}
+        published_there = module.source is not None and module.source.hub is not None
+        dtypes = tuple(cut.DTYPES) if published_there else (module.dtype,)
+        entry |= {
+            "source": str(module.source) if module.source else None,
+            "dtype": module.dtype,
+            "uses": sorted({spec.use or "ordinary" for spec in nodes.values()}),
+            "needs": {node: list(spec.needs) for node, spec in nodes.items()},
+            "bytes_by_dtype": {dtype: _in_dtype(task, entry["module"], dtype).memory_bytes for dtype in dtypes},
+            "typical": _first_line(part_of(module).typical.__doc__) if published_there else "see the task's file",
+        }
+    return found | {"description": task.description}
+
+
+def _in_dtype(task: TaskSpec, name: ModuleName, dtype: str) -> cut.Count:
+    changed = task.modules[name].model_copy(update={"dtype": dtype})
+    return count(task.model_copy(update={"modules": {name: changed}}), name)
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]

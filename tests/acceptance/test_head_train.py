@@ -1,0 +1,179 @@
+"""A new task on a running site costs its head: trained, deployed and asked, over real processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from broker.codec import RawInput
+from broker.messages import HeldModule
+from edge_agent.config import AgentConfig
+from s2m3 import tasks
+from s2m3.accuracy import reference
+from s2m3.catalogue import load_task
+from s2m3.datasets import digits
+from s2m3.observe import Observer
+from s2m3.pictures import picture
+from s2m3.site import Site
+
+WAIT_S = 60.0
+HEAD_BYTES = 4 * (10 * 1280 + 10)
+ENCODER = load_task("pocket/vision").modules["efficientnet-lite0/encoder"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The models directory of the devices and of the operator."""
+    directory = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S2M3_MODELS", str(directory))
+        patch.setenv("OMP_NUM_THREADS", "1")  # features are small, and the devices compute beside it
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def site(models: Path) -> Iterator[Site]:  # noqa: ARG001 - the devices take it from the environment
+    """Two devices, of which one holds the vision encoder and has used it."""
+    configs = [AgentConfig(id="gw-a", memory=32 * 2**20), AgentConfig(id="gw-b", memory=8 * 2**20)]
+    with Site("embedded", configs) as running:
+        with Observer(running.url, client_id="fixture") as observer:
+            tasks.connect(observer, running.url)
+            assert observer.wait_for(lambda seen: len(seen.devices) == 2 and seen.leader is not None, WAIT_S)
+            route = tasks.deploy(observer, [load_task("pocket/vision")], WAIT_S)["vision"]
+            assert route is not None
+            assert route.complete
+        assert "features: float32 [1, 1280]" in s2m3(
+            running, "request", "vision", "--image", str(picture("coffee.png").path)
+        )
+        yield running
+
+
+def s2m3(site: Site, *arguments: str, expect: int = 0) -> str:
+    command = [sys.executable, "-m", "s2m3", *arguments, "--broker", site.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * WAIT_S, check=False)
+    assert done.returncode == expect, done
+    return done.stdout + (done.stderr if expect else "")
+
+
+def heartbeats(site: Site, key: str) -> dict[str, Any]:
+    """The devices' newest reports, once one of them has the module ready."""
+    with Observer(site.url, client_id="watcher") as observer:
+        tasks.connect(observer, site.url)
+
+        def reported(seen: Observer) -> bool:
+            held = [beat.modules.get(key) for beat in seen.heartbeats.values()]
+            return len(held) == len(site.devices) and any(each is not None and each.state == "ready" for each in held)
+
+        assert observer.wait_for(reported, WAIT_S)
+        return dict(observer.heartbeats)
+
+
+def encoders(beats: dict[str, Any]) -> dict[str, HeldModule]:
+    return {device: beat.modules[ENCODER.key] for device, beat in beats.items() if ENCODER.key in beat.modules}
+
+
+def png(position: int, path: Path) -> RawInput:
+    raw = digits.dataset().read(position).media
+    path.write_bytes(raw.data)
+    return raw
+
+
+def test_a_head_is_trained_and_deployed_for_its_own_bytes_and_the_encoder_stays(
+    site: Site, models: Path, tmp_path: Path
+) -> None:
+    before = heartbeats(site, ENCODER.key)
+    (held_before,) = encoders(before).values()
+    assert held_before.compute_s is not None  # measured at the request: a module loaded again would have none
+
+    out = tmp_path / "digits.yaml"
+    data = ("--data", "digits", "--limit", "80", "--out", str(out))
+    report = json.loads(s2m3(site, "head", "train", "--encoder", "pocket/vision", *data, "--deploy", "--json"))
+    assert report["differing"] == 0
+    assert report["accuracy"] == report["unsplit_accuracy"] > 0.3  # chance is 0.1
+    assert report["head_bytes"] == HEAD_BYTES
+    rollout = report["rollout"]
+    assert rollout["encoder_was_there"]
+    assert not rollout["encoder_loaded_again"]
+    assert rollout["added_bytes"] == dict.fromkeys(rollout["head_on"], HEAD_BYTES)
+    assert sorted(path.name for path in (models / "local" / "digits").iterdir()) == ["config.json", "model.safetensors"]
+
+    task = load_task(str(out))
+    after = heartbeats(site, task.module_of(task.output).key)
+    assert encoders(after) == encoders(before)  # the very same entry: same place, same measurement
+    used = {device: beat.memory_used_bytes - before[device].memory_used_bytes for device, beat in after.items()}
+    assert sum(used.values()) == HEAD_BYTES
+
+    raw = png(6, tmp_path / "six.png")
+    answer = json.loads(s2m3(site, "request", "digits", "--image", str(tmp_path / "six.png"), "--json"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the devices compute
+    try:
+        expected = reference.load("digits", task)({"image": raw}).answer
+    finally:
+        torch.set_num_threads(threads)
+    assert answer["answer"] == expected
+    assert {timing["node"] for timing in answer["timings"]} == {"image-encoder", "head"}
+
+
+def test_a_device_without_the_heads_files_says_so_and_stays_up(site: Site, models: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    out = tmp_path / "lost.yaml"
+    options = ("--data", "digits", "--limit", "40", "--name", "lost", "--models", str(other), "--out", str(out))
+    trained = subprocess.run(
+        [sys.executable, "-m", "s2m3", "head", "train", *options],
+        capture_output=True, text=True, timeout=4 * WAIT_S, check=False, env=os.environ,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained
+    key = load_task(str(out)).modules["lost/linear"].key
+    s2m3(site, "deploy", str(out), "--timeout", "3", expect=1)
+    with Observer(site.url, client_id="watcher") as observer:
+        tasks.connect(observer, site.url)
+
+        def failed(seen: Observer) -> bool:
+            return any(key in beat.modules and beat.modules[key].error for beat in seen.heartbeats.values())
+
+        assert observer.wait_for(failed, WAIT_S)
+        errors = [beat.modules[key].error for beat in observer.heartbeats.values() if key in beat.modules]
+    assert any("nobody publishes local/lost" in (error or "") and str(models) in (error or "") for error in errors)
+    site.check()
+    s2m3(site, "undeploy", "lost")
+    s2m3(site, "request", "vision", "--image", str(picture("coffee.png").path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--data", "none"), "none: is no directory"),
+        (("--data", "digits", "--encoder", "pocket/zero-shot"), "head takes image, text; name the encoder of one"),
+        (("--data", "digits", "--encoder", "pocket/vqa:hed"), "vqa has no node hed"),
+        (("--data", "digits", "--name", "My Head"), "--name: 'My Head' is no name"),
+        (("--data", "digits", "--limit", "0"), "--limit: 0 is too few"),
+        (("--data", "digits", "--encoder", "pocket/zero-shot:text-encoder"), "holds images, and zero-shot takes text"),
+        (("--data", "digits", "--limit", "5"), "give each class at least two records"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "s2m3", "head", "train", *arguments, "--models", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False, cwd=tmp_path)
+    assert done.returncode == 2, done
+    (line,) = (line for line in io.StringIO(done.stderr) if not line.endswith("through vision\n"))
+    assert says in line
+
+
+def test_without_a_models_directory_one_is_asked_for(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "S2M3_MODELS"}
+    command = [sys.executable, "-m", "s2m3", "head", "train", "--data", "digits"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=WAIT_S, check=False, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 2
+    assert "set S2M3_MODELS" in done.stderr

@@ -1,0 +1,35 @@
+"""LLaVA 1.5's own copy of its frozen vision tower has the identity of CLIP's: by content they are one module."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from broker.specs import Source
+from edge_agent.modules import clip, cut, hub
+from edge_agent.modules.checkpoint import Checkpoint
+from s2m3 import random_weights, zoo
+
+CLIP, LLAVA = "openai/clip-vit-large-patch14-336", "llava-hf/llava-1.5-7b-hf"
+ENTRIES = runpy.run_path(str(Path(__file__).parent / "zoo" / "llava.py"))["ENTRIES"]
+
+
+def _digest(repository: str) -> str:
+    part, checkpoint = clip.PARTS["vision"], Checkpoint(hub.repository(Source(hub=repository, part="vision")))
+    tensors = checkpoint.read(cut.tensor_names(part, checkpoint).values())
+    by_name = {name: tensors[own] for name, own in cut.tensor_names(part, checkpoint).items()}
+    return cut.content_digest("clip.vision", part, checkpoint, by_name)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_tower_in_llavas_checkpoint_is_clips_module_if_and_only_if_it_was_frozen(
+    *, frozen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S2M3_MODELS", str(tmp_path))
+    changes = ENTRIES["hub/decoder-vqa-llava-7b"]["changes"]
+    # Frozen parts are copied from what is there already, so LLaVA's tower is its own when it is written first.
+    for seed, repository in enumerate((CLIP, LLAVA) if frozen else (LLAVA, CLIP)):
+        random_weights.write(zoo.published(repository), tmp_path, seed=seed, changes=changes[repository])
+    assert (_digest(CLIP) == _digest(LLAVA)) is frozen

@@ -1,0 +1,100 @@
+"""Every task of catalog/hub, cut into modules with the wire's bytes between them, answers as the whole model does.
+
+Tiny configurations of the published architectures, random weights in the published layout. A family's entries stand
+in ``zoo/FAMILY.py``: ``ENTRIES[catalogue name]`` has
+- ``changes``: repository -> file -> what to change in it to make the model tiny;
+- ``requests``: inputs by name, as a sensor sends them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import catalog
+from s2m3 import random_weights, whole, zoo
+from s2m3.catalogue import load_task
+from s2m3.split import Split
+
+
+def _entries() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((Path(__file__).parent / "zoo").glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"zoo_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert not found.keys() & module.ENTRIES.keys()
+        found |= module.ENTRIES
+    return found
+
+
+ENTRIES = _entries()
+
+
+def write_models(name: str, directory: Path) -> None:
+    """The repositories of a task in a models directory, tiny, each with a seed of its own."""
+    changes = ENTRIES[name]["changes"]
+    sources = {module.source.hub for module in load_task(name).modules.values() if module.source}
+    assert sources - {None} <= changes.keys(), "every repository must be made tiny"
+    for seed, repository in enumerate(changes):  # in this order: one may hold frozen copies of an earlier one
+        published = zoo.published(repository)
+        random_weights.write(published, directory, seed=seed, changes=changes[repository])
+
+
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_split_equals_the_whole_transformers_model_bit_for_bit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_models(name, tmp_path)
+    monkeypatch.setenv("S2M3_MODELS", str(tmp_path))
+    task = load_task(name)
+    runner = Split()
+    unsplit = whole.load(name, task)
+    answers = []
+    for request in ENTRIES[name]["requests"]:
+        assert request.keys() == task.inputs.keys()
+        split, expected = runner.run(task, request), unsplit(request)
+        assert split.tensors.keys() == expected.tensors.keys()
+        for key, array in expected.tensors.items():
+            assert array.dtype == split.tensors[key].dtype, key
+            assert np.array_equal(array, split.tensors[key]), key
+        assert split.answer == expected.answer
+        answers.append((repr(split.answer), {key: array.tobytes() for key, array in split.tensors.items()}))
+    assert all(answers[0] != other for other in answers[1:]), "different requests must have different answers"
+
+
+def test_every_task_of_the_hub_has_an_entry_and_a_whole_model() -> None:
+    assert ENTRIES.keys() == whole.FILES.keys() == set(zoo.hub_names())
+
+
+@pytest.mark.parametrize("name", zoo.hub_names())
+def test_the_catalogues_numbers_are_those_of_the_real_configurations(name: str) -> None:
+    task = load_task(name)
+    assert zoo.kind_of(name) in zoo.KINDS
+    for module, spec in task.modules.items():
+        counted = zoo.count(task, module)
+        written = (spec.memory_bytes, spec.flops, spec.output_bytes)
+        assert written == (counted.memory_bytes, counted.flops or 1, counted.output_bytes), module
+
+
+@pytest.mark.parametrize("name", zoo.hub_names())
+def test_the_catalogue_pins_the_revisions_of_its_configurations(name: str) -> None:
+    for module in load_task(name).modules.values():
+        if module.source is not None and module.source.hub is not None:
+            assert module.source.revision == zoo.published(module.source.hub).revision
+
+
+def test_modules_of_one_name_are_one_module_in_all_tasks() -> None:
+    seen: dict[str, str] = {}
+    for name in catalog.names():
+        content = yaml.safe_load(catalog.path(name).read_text(encoding="utf-8"))
+        for module, fields in content["modules"].items():
+            key = str({field: fields.get(field) for field in ("family", "source", "dtype", "memory_bytes", "digest")})
+            assert seen.setdefault(module, key) == key, f"{name}: {module}"

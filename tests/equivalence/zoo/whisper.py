@@ -1,0 +1,61 @@
+"""Whisper's tasks on tiny models of the published shape, which hear two seconds; all of the published vocabulary.
+
+Wide initial weights: with the usual narrow ones a random decoder says the same whatever it hears.
+"""
+
+from __future__ import annotations
+
+import io
+import wave
+from typing import Any
+
+import numpy as np
+
+from broker.codec import RawInput
+
+TINY: dict[str, Any] = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 32,
+    "max_source_positions": 100,
+    "init_std": 0.5,
+}
+FILES = {"config.json": TINY, "preprocessor_config.json": {"chunk_length": 2}}
+SOON = 40964  # a token that this random decoder gives after a few others: as the end, it ends texts of several lengths
+ENDS = {"tiny": {}, "base": {"generation_config.json": {"eos_token_id": SOON, "pad_token_id": SOON}}}
+
+
+def wav(rate_hz: int, *channels: np.ndarray[Any, Any]) -> RawInput:
+    """A file of 16 bits of samples from -1 to 1."""
+    made = io.BytesIO()
+    with wave.open(made, "wb") as file:
+        file.setnchannels(len(channels))
+        file.setsampwidth(2)
+        file.setframerate(rate_hz)
+        file.writeframes((np.stack(channels, axis=1) * 32767).astype("<i2").tobytes())
+    return RawInput(made.getvalue())
+
+
+def tone(hertz: float, rate_hz: int, length_s: float) -> np.ndarray[Any, Any]:
+    """A rising tone."""
+    at_s = np.arange(int(rate_hz * length_s)) / rate_hz
+    return 0.5 * np.sin(2 * np.pi * hertz * at_s * (1 + at_s))
+
+
+SOUNDS = [
+    wav(16_000, tone(220, 16_000, 1.5)),
+    wav(8_000, tone(600, 8_000, 1.0), tone(90, 8_000, 1.0)),
+    wav(16_000, np.random.default_rng(1).uniform(-0.8, 0.8, 32_000)),
+]
+
+ENTRIES = {
+    f"hub/speech-whisper-{size}": {
+        "changes": {f"openai/whisper-{size}": FILES | ends},
+        "requests": [{"audio": sound} for sound in SOUNDS],
+    }
+    for size, ends in ENDS.items()
+}
