@@ -114,7 +114,7 @@ class Asking:
             watch.absent_s = now_s + ROUTE_WAIT_S
         elif known is None or _front_door(known) != _front_door(route):
             wait_s = SOON_S if known else 0.0  # the members of a new front door are about to join
-            self._hurry(lambda question: question.task == task, now_s + wait_s)
+            self._hurry_task(task, now_s + wait_s)
 
     def undelivered(self, request: RequestId, now_s: float) -> None:
         """Nobody subscribes to what was sent; somebody is about to."""
@@ -134,9 +134,12 @@ class Asking:
 
     def forget(self, now_s: float) -> None:
         """Drop the routes that the broker did not say again on this link."""
-        if self._up_s is not None and now_s >= self._up_s + ROUTE_WAIT_S:
-            for watch in self._watches.values():
-                watch.route = watch.route if watch.confirmed else None
+        if self._up_s is None or now_s < self._up_s + ROUTE_WAIT_S:
+            return
+        for task, watch in self._watches.items():
+            if watch.route and not watch.confirmed:
+                watch.route = None
+                self._hurry_task(task, now_s)
 
     def step(self, request: RequestId, now_s: float) -> Outgoing | ErrorBody | None:
         """What is due for a request: to send it (again), or to end it with this error."""
@@ -174,6 +177,9 @@ class Asking:
         for question in self._questions.values():
             if which(question):
                 question.send_s = min(question.send_s, send_s)
+
+    def _hurry_task(self, task: TaskName, send_s: float) -> None:
+        self._hurry(lambda question: question.task == task, send_s)
 
     def _send(self, question: Question, now_s: float) -> Outgoing:
         doublings = min(question.attempts, _MAX_DOUBLINGS)

@@ -189,9 +189,9 @@ class Client:
         while event := self._mailbox.get(0):
             if isinstance(event, _Ask):
                 self._take(event)
-        error = ErrorBody(code=ErrorCode.DEADLINE_EXCEEDED, message="the client was closed")
+        closed = ErrorBody(code=ErrorCode.DEADLINE_EXCEEDED, message="the client was closed")
         for request in self._asking.waiting:
-            self._fail(request, error)
+            self._fail(request, closed)
 
     def _handle(self, event: LinkEvent | _Ask | _Wake | None) -> None:
         now_s = time.monotonic()

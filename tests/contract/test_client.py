@@ -1,14 +1,21 @@
-"""The sensor's client over the in-memory twin: every request ends in exactly one response."""
+"""The sensor's client over the in-memory twin: every request ends in exactly one response.
+
+Clients here never retry by the clock within a test, unless a test says so: only an event can make them send again.
+When they do is tested in ``tests/unit/test_asking.py``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
+from broker.asking import FIRST_RETRY_S
 from broker.client import Client, Response
 from broker.codec import SAFETENSORS, RawInput, encode
 from broker.errors import ErrorCode, LocalProtocolError
@@ -17,10 +24,11 @@ from broker.messages import Result, Route, RouteDevice, RouteNode
 from broker.specs import InputSpec
 from broker.tensors import pack, unpack
 from broker.topics import RESULTS, TASK_ROUTE, front_door_filter
-from broker.transport import Delivery, LinkEvent, Outgoing
+from broker.transport import Delivery, Inbox, LinkDown, LinkEvent, Outgoing
 
 PREFIX = "s2m3/v1"
 WAIT_S = 20.0
+NEVER_S = 3600.0  # a first retry that no test sees
 
 
 class FrontDoor:
@@ -85,13 +93,32 @@ def door(broker: MemoryBroker) -> FrontDoor:
     return FrontDoor(broker)
 
 
-@pytest.fixture
-def client(broker: MemoryBroker) -> Iterator[Client]:
-    def make(name: str, inbox: Callable[[LinkEvent], None]) -> MemoryTransport:
-        return MemoryTransport(broker, client_id=name, inbox=inbox)
+MakeClient = Callable[..., Client]
 
-    with Client(client_id="camera", make_transport=make) as made:
-        yield made
+
+@pytest.fixture
+def make_client(broker: MemoryBroker) -> Iterator[MakeClient]:
+    made: list[Client] = []
+
+    def make(
+        transport: type[MemoryTransport] = MemoryTransport, name: str = "camera", first_retry_s: float = NEVER_S
+    ) -> Client:
+        def connect(client_id: str, inbox: Inbox) -> MemoryTransport:
+            return transport(broker, client_id=client_id, inbox=inbox)
+
+        made.append(Client(client_id=name, first_retry_s=first_retry_s, make_transport=connect))
+        return made[-1]
+
+    with capture_logs() as lines:
+        yield make
+        for client in made:
+            client.close()
+    assert not [line for line in lines if line.get("exc_info")]
+
+
+@pytest.fixture
+def client(make_client: MakeClient) -> Client:
+    return make_client()
 
 
 IMAGE = {"image": RawInput(b"\xff\xd8", "image/jpeg")}
@@ -119,10 +146,10 @@ def test_the_async_twin_answers_the_same(client: Client, door: FrontDoor) -> Non
     assert [response.result.answer for response in asyncio.run(both())] == [{"label": "cat"}] * 2
 
 
-def test_silence_is_met_by_the_same_request_again(client: Client, door: FrontDoor) -> None:
+def test_silence_is_met_by_the_same_request_again(make_client: MakeClient, door: FrontDoor) -> None:
     door.silent = 1
     door.serve()
-    response = client.request("classify", IMAGE)
+    response = make_client(first_retry_s=FIRST_RETRY_S).request("classify", IMAGE)
     assert response.attempts == 2
     assert door.requests[0].correlation == door.requests[1].correlation
 
@@ -219,30 +246,228 @@ def test_malformed_answers_change_nothing(client: Client, door: FrontDoor) -> No
     topic = door.requests[0].response_topic
     assert topic is not None
     door.transport.publish(Outgoing(topic, b"{"))
+    assert client.request("classify", IMAGE).ok  # answers are read in turn: the malformed one has been
     assert not pending.done()
     door.answer(door.requests[0])
     assert pending.result(WAIT_S).ok
 
 
-def test_a_request_survives_the_link(client: Client, door: FrontDoor, broker: MemoryBroker) -> None:
+def test_what_waits_is_sent_again_when_the_link_is_back(client: Client, door: FrontDoor, broker: MemoryBroker) -> None:
+    door.silent = 1
     door.serve()
+    pending = client.submit("classify", IMAGE)
+    assert door.arrived.acquire(timeout=WAIT_S)
+    with broker.partitioned("camera"):
+        pass
+    assert pending.result(WAIT_S).attempts == 2
+
+
+def test_a_task_that_was_cleared_while_the_link_was_down_has_no_route(
+    client: Client, door: FrontDoor, broker: MemoryBroker
+) -> None:
+    door.serve()
+    assert client.request("classify", IMAGE).ok
+    door.silent = 1000
+    with broker.partitioned("camera"):
+        door.transport.publish(Outgoing(TASK_ROUTE.at(PREFIX, task="classify"), b"", retain=True))
+        pending = client.submit("classify", IMAGE)
+    assert code_of(pending.result(WAIT_S)) == ErrorCode.NO_ROUTE
+
+
+def test_a_task_that_came_back_while_the_link_was_down_is_not_taken_for_unavailable(
+    client: Client, door: FrontDoor, broker: MemoryBroker
+) -> None:
+    door.serve(front_door=())
+    loading = client.submit("classify", IMAGE)  # it keeps the route watched
+    door.serve(unavailable="no device fits m", front_door=(), nodes={})
+    assert code_of(loading.result(WAIT_S)) == ErrorCode.NO_ROUTE
     with broker.partitioned("camera"):
         pending = client.submit("classify", IMAGE)
+        door.serve(group=2)
     assert pending.result(WAIT_S).ok
 
 
-def test_closing_ends_what_waits_and_refuses_more(door: FrontDoor, broker: MemoryBroker) -> None:
+def test_the_route_of_a_task_that_is_not_served_is_watched_only_while_somebody_waits(
+    make_client: MakeClient, door: FrontDoor
+) -> None:
+    changes: list[tuple[str, str]] = []
+
+    class Recording(MemoryTransport):
+        def subscribe(self, *filters: str) -> None:
+            changes.extend(("+", name) for name in filters)
+            super().subscribe(*filters)
+
+        def unsubscribe(self, *filters: str) -> None:
+            changes.extend(("-", name) for name in filters)
+            super().unsubscribe(*filters)
+
+    client = make_client(Recording)
+    door.serve()
+    assert client.request("classify", IMAGE).ok
+    assert code_of(client.request("nope", IMAGE)) == ErrorCode.NO_ROUTE
+    assert client.request("classify", IMAGE).ok  # its thread has put the other away by now
+    routes = [(sign, name) for sign, name in changes if name.endswith("/route")]
+    nope, classify = (TASK_ROUTE.at(PREFIX, task=task) for task in ("nope", "classify"))
+    assert routes == [("+", classify), ("+", nope), ("-", nope)]
+
+
+def test_routes_keep_their_order_among_the_events_of_the_link(
+    client: Client, door: FrontDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, late = client._mailbox.put_data, []
+
+    def put_data(event: object, size_bytes: int) -> bool:
+        late.append(event)  # these are overtaken by the link's going and coming
+        return put(event, size_bytes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client._mailbox, "put_data", put_data)
+    door.serve()
+    assert client.request("classify", IMAGE).ok
+    assert [event.topic for event in late if isinstance(event, Delivery)] == [door.requests[0].response_topic]
+
+
+def test_a_cancelled_request_is_not_sent_again(client: Client, door: FrontDoor, broker: MemoryBroker) -> None:
+    door.silent = 1
+    door.serve()
+    cancelled = client.submit("classify", IMAGE)
+    assert door.arrived.acquire(timeout=WAIT_S)
+    with broker.partitioned("camera"):
+        assert cancelled.cancel()
+    assert client.request("classify", IMAGE).ok
+    assert len(door.requests) == 2
+    assert door.requests[0].correlation != door.requests[1].correlation
+
+
+def test_a_request_cancelled_while_its_answer_comes_changes_nothing(
+    make_client: MakeClient, door: FrontDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class CancelledAtTheLastMoment(Future[Response]):
+        def set_result(self, result: Response) -> None:
+            self.cancel()
+            super().set_result(result)
+
+    client = make_client()
+    door.serve()
+    with monkeypatch.context() as patch:
+        patch.setattr("broker.client.Future", CancelledAtTheLastMoment)
+        client.submit("classify", IMAGE)
+    assert client.request("classify", IMAGE).ok  # and no error was logged
+
+
+@pytest.mark.parametrize("deadline_s", [float("inf"), float("nan"), 0.0, -1.0, 86_400.1])
+def test_a_deadline_that_is_none_is_refused(client: Client, door: FrontDoor, deadline_s: float) -> None:
+    door.serve()
+    with pytest.raises(LocalProtocolError, match="use seconds from now, more than 0 and at most 86400"):
+        client.submit("classify", IMAGE, deadline_s=deadline_s)
+    assert client.request("classify", IMAGE, deadline_s=86_400.0).ok
+
+
+def test_an_error_of_the_transport_is_raised_to_the_one_who_waits(make_client: MakeClient, door: FrontDoor) -> None:
+    class Broken(MemoryTransport):
+        broken = True
+
+        def publish(self, message: Outgoing) -> None:
+            if self.broken:
+                self.broken = False
+                raise RuntimeError("injected: publish")
+            super().publish(message)
+
+    client = make_client(Broken)
+    door.serve()
+    with capture_logs() as lines, pytest.raises(RuntimeError, match="injected"):
+        client.submit("classify", IMAGE).result(WAIT_S)
+    assert [(line["event"], line["exc_info"]) for line in lines] == [("request_failed", True)]
+    assert client.submit("classify", IMAGE).result(WAIT_S).ok
+
+
+def test_an_event_that_fails_costs_nothing_else(
+    client: Client, door: FrontDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("injected: link_down")
+
+    door.serve()
+    with capture_logs() as lines:
+        monkeypatch.setattr(client._asking, "link_down", fail)
+        client._put(LinkDown("a test"))
+        assert client.submit("classify", IMAGE).result(WAIT_S).ok
+    failures = [line for line in lines if line["event"] == "event_failed"]
+    assert [(line["event_type"], line["exc_info"]) for line in failures] == [("LinkDown", True)]
+
+
+def test_closing_ends_what_waits_and_refuses_more(client: Client, door: FrontDoor) -> None:
     door.silent = 1000
     door.serve()
-    closing = Client(
-        client_id="other", make_transport=lambda name, inbox: MemoryTransport(broker, client_id=name, inbox=inbox)
-    )
-    pending = closing.submit("classify", IMAGE)
-    closing.close()
-    closing.close()
+    pending = client.submit("classify", IMAGE)
+    client.close()
+    client.close()
     assert not pending.result(WAIT_S).ok
     with pytest.raises(LocalProtocolError, match="closed"):
-        closing.submit("classify", IMAGE)
+        client.submit("classify", IMAGE)
+
+
+def test_a_request_submitted_while_the_client_is_closed_ends(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = client._mailbox.put_control
+    closing = threading.Thread(target=client.close)
+
+    def close_first(event: object) -> bool:
+        if threading.current_thread() is not closing:
+            closing.start()
+            closing.join(0.3)  # time enough to close, if nothing held it back
+        return put(event)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client._mailbox, "put_control", close_first)
+    pending = client.submit("classify", IMAGE)
+    assert not pending.result(WAIT_S).ok
+    closing.join(WAIT_S)
+    assert not closing.is_alive()
+
+
+def test_what_waits_in_the_mailbox_ends_at_closing_even_when_it_is_full(client: Client, door: FrontDoor) -> None:
+    busy, go_on = threading.Event(), threading.Event()
+
+    def block(_: object) -> None:
+        busy.set()
+        go_on.wait(WAIT_S)
+
+    door.silent = 1
+    door.serve()
+    first = client.submit("classify", IMAGE)
+    first.add_done_callback(block)
+    assert door.arrived.acquire(timeout=WAIT_S)
+    door.answer(door.requests[0])
+    assert busy.wait(WAIT_S)  # its thread is in the callback
+    behind = client.submit("classify", IMAGE)
+    while client._mailbox.dropped == 0:
+        client._put(LinkDown("a test"))
+    assert code_of(client.submit("classify", IMAGE).result(WAIT_S)) == ErrorCode.OVERLOADED
+    closing = threading.Thread(target=client.close)
+    closing.start()
+    go_on.set()
+    closing.join(WAIT_S)
+    assert not closing.is_alive()
+    assert not behind.result(WAIT_S).ok
+
+
+def test_a_callback_may_close_the_client(client: Client, door: FrontDoor) -> None:
+    door.silent = 1
+    door.serve()
+    closed = threading.Event()
+
+    def close(_: object) -> None:
+        client.close()
+        closed.set()
+
+    pending = client.submit("classify", IMAGE)
+    pending.add_done_callback(close)
+    assert door.arrived.acquire(timeout=WAIT_S)
+    door.answer(door.requests[0])
+    assert closed.wait(WAIT_S)
+
+
+def test_a_client_id_that_is_none_is_refused(make_client: MakeClient) -> None:
+    with pytest.raises(LocalProtocolError, match="is no id"):
+        make_client(name="Camera 1")
 
 
 def test_a_name_that_is_no_task_is_refused_before_anything_is_sent(client: Client) -> None:
