@@ -31,7 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_spec(arguments.config, AgentConfig)
     if arguments.broker:
         config = config.model_copy(update={"broker": arguments.broker})
-    import torch  # noqa: PLC0415 - after the configuration, so that a wrong one is told at once
+    try:
+        import torch  # noqa: PLC0415 - after the configuration, so that a wrong one is told at once
+    except ImportError as error:
+        raise BadFile(file="agent", problem="torch is not installed here", fix="install the [agent] extra") from error
 
     from edge_agent.profile import profile  # noqa: PLC0415 - the same
     from edge_agent.service import Agent  # noqa: PLC0415 - the same

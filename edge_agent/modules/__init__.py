@@ -70,6 +70,6 @@ def load(spec: ModuleSpec) -> Module:
         family = importlib.import_module(FAMILIES[spec.family])
     except ImportError as error:
         raise ModuleRefused(
-            f"{spec.family} needs the Python package {error.name}, which is missing: pip install 's2m3[pocket]'"
+            f"{spec.family} needs the Python package {error.name}, which is missing: install the [pocket] extra"
         ) from error
     return cast("Callable[[ModuleSpec], Module]", family.load)(spec)
