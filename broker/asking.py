@@ -120,6 +120,11 @@ class Asking:
         """Nobody subscribes to what was sent; somebody is about to."""
         self._hurry(lambda question: question.request == request, now_s + SOON_S)
 
+    def told_to_wait(self, request: RequestId, wait_s: float, now_s: float) -> None:
+        """Somebody answered that the task can't be served yet, and when to ask again; a front door may come first."""
+        question = self._questions[request]
+        question.send_s = min(question.send_s, now_s + wait_s)
+
     def not_sent(self, request: RequestId, now_s: float) -> None:
         """The transport did not take what ``step`` gave."""
         question = self._questions[request]

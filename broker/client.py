@@ -227,7 +227,12 @@ class Client:
             if delivery.content_type == SAFETENSORS:
                 tensors, metadata = unpack(body)
                 body = metadata.get("result", "").encode()
-            self._answer(ids["request"], decode(Result, body), tensors)
+            result = decode(Result, body)
+            wait_s = result.error.retry_after_s if result.error else None
+            if result.error and result.error.code == ErrorCode.NO_ROUTE and wait_s is not None:
+                self._asking.told_to_wait(ids["request"], wait_s, now_s)
+            else:
+                self._answer(ids["request"], result, tensors)
 
     def _advance(self, request: RequestId) -> None:
         try:

@@ -106,7 +106,7 @@ class EmbeddedBroker:
         try:
             from iotcore import Broker  # noqa: PLC0415 - an extra: only who runs this broker needs it
         except ImportError as error:
-            raise TransportError("the embedded broker is not installed: pip install 's2m3[embedded]'") from error
+            raise TransportError("the embedded broker is not installed: install the [embedded] extra") from error
         self._folder = tempfile.TemporaryDirectory(prefix="s2m3-broker-")
         config = Path(self._folder.name) / "rumqttd.toml"
         config.write_text(_CONFIG.format(host=HOST, port=self._port, max_packet_bytes=MAX_PACKET_BYTES))

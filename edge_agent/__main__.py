@@ -35,7 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
         config = config.model_copy(update={"broker": arguments.broker})
     if config.models:
         os.environ[DIRECTORY_VARIABLE] = config.models
-    import torch  # noqa: PLC0415 - after the configuration, so that a wrong one is told at once
+    try:
+        import torch  # noqa: PLC0415 - after the configuration, so that a wrong one is told at once
+    except ImportError as error:
+        raise BadFile(file="agent", problem="torch is not installed here", fix="install the [agent] extra") from error
 
     from edge_agent.profile import profile  # noqa: PLC0415 - the same
     from edge_agent.service import Agent  # noqa: PLC0415 - the same

@@ -272,7 +272,7 @@ def _facts(state: State) -> Facts:
             barred.setdefault(key, {})[device.id] = f"it failed there: {error}"
     return Facts(
         candidates=tuple((device.id, device.profile) for device in alive if device.may_hold),
-        tasks=tuple(task for _, task in sorted(state.tasks.items()) if _too_large(state, task) is None),
+        tasks=tuple(task for _, task in sorted(state.tasks.items()) if _unservable(state, task) is None),
         barred=barred,
     )
 
@@ -315,13 +315,36 @@ def _route(state: State, task: TaskName) -> Route:
     spec = state.tasks.get(task)
     if spec is None:
         return no_route(task, state.term, state.invalid[task])
-    why = _too_large(state, spec) or state.standing.refused.get(task)
+    why = _unservable(state, spec) or state.standing.refused.get(task)
     if why is not None:
         return no_route(task, state.term, why)
     try:
         return route_of(spec, state.term, state.standing.where, state.cluster.devices)
     except (ValueError, ArithmeticError) as error:  # one odd spec or profile must not stop the other tasks
         return no_route(task, state.term, f"its route can't be written: {_odd(error)}; mend its spec")
+
+
+def _unservable(state: State, task: TaskSpec) -> str | None:
+    """Why this task can't be served wherever its modules are placed."""
+    return _contradiction(state, task) or _too_large(state, task)
+
+
+def _contradiction(state: State, task: TaskSpec) -> str | None:
+    """Two tasks describe one module differently: it can be held only one way, and who was there first is served."""
+    for other in state.tasks.values():
+        if other.task == task.task:
+            return None
+        known = {module.key: module for module in other.modules.values()}
+        for name, module in task.modules.items():
+            first = known.get(module.key, module)
+            for field_name in ("family", "memory_bytes"):
+                ours, theirs = getattr(module, field_name), getattr(first, field_name)
+                if ours != theirs:
+                    return (
+                        f"{name} has {field_name} {ours} here and {theirs} in the task {other.task}, deployed first, "
+                        "for the same weights: mend one of the two files"
+                    )
+    return None
 
 
 def _too_large(state: State, task: TaskSpec) -> str | None:

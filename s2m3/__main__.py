@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import edge_agent.__main__
 import orchestrator.__main__
 from broker.errors import BadFile, S2M3Error
+from broker.messages import MAX_DEADLINE_S
 from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_prefix
 from s2m3 import bench, commands, demo, models
 from s2m3.head import command as head
@@ -40,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
     deploy = verb("deploy", "deploy a task: a YAML file, or a name of the catalogue such as pocket/classify")
     deploy.add_argument("task", metavar="FILE")
-    deploy.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds to wait, default 60")
+    deploy.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="seconds to wait, default 60")
     deploy.set_defaults(run=commands.deploy)
     undeploy = verb("undeploy", "take a task away")
     undeploy.add_argument("task", metavar="TASK")
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "--text", metavar="S", action="append", default=[], help="again for a second text, or one more line"
     )
     request.add_argument("--audio", metavar="FILE")
-    request.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds, default 30")
+    request.add_argument("--deadline", type=_seconds, default=30.0, metavar="S", help="seconds, default 30")
     request.set_defaults(run=commands.request)
     models.add_arguments(verb("models", "what the models of the catalogue are made of"))
     head.add_arguments(verb("head", "a new task on an encoder that is already there"))
@@ -84,6 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("s2m3: interrupted; everything it started has ended", file=sys.stderr)
         return INTERRUPTED
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_DEADLINE_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: use more than 0 and at most {MAX_DEADLINE_S:g} seconds")
+    return seconds
 
 
 def _port(text: str) -> int:

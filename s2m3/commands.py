@@ -44,10 +44,10 @@ def deploy(arguments: argparse.Namespace) -> int:
         leaderless = observer.leader is None or not observer.leader.online
         timeout_s = ROUTE_S if leaderless else arguments.timeout
         route = tasks.deploy(observer, [spec], timeout_s)[spec.task]
-    served = route is not None and route.complete
+    served = route is not None and route.complete and not leaderless  # an old route says nothing of this file
     if arguments.json:
         print(json.dumps(route.model_dump(mode="json", exclude_none=True) if route else None))
-    elif route is None:
+    elif route is None or leaderless:
         why = "no orchestrator is online" if leaderless else "its modules are still being loaded"
         print(f"{spec.task}: published, but not served yet: {why}")
     elif route.unavailable:

@@ -55,6 +55,8 @@ class Report:
     """What the demo found; becomes the JSON document."""
 
     placement: dict[str, list[str]] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    placement_after: dict[str, list[str]] = field(default_factory=dict)
     memory_bytes: dict[str, int] = field(default_factory=dict)
     requests: list[dict[str, object]] = field(default_factory=list)
     failure: dict[str, object] = field(default_factory=dict)
@@ -90,6 +92,9 @@ class Demo:
         self._specs = [load_task(name) for name in TASKS]
         self._inputs = [request.inputs for request in REQUESTS]
         foreign = broker.startswith("mqtt://")
+        if foreign:
+            with Observer(broker, client_id="demo-probe") as probe:
+                tasks.connect(probe, broker)
         prefix = f"demo-{uuid.uuid4().hex[:8]}" if foreign else None
         console.print(f"starting a broker ({broker}), an orchestrator and {len(AGENTS)} agents ...")
         self._site = stack.enter_context(Site(broker, AGENTS, site=prefix))
@@ -143,12 +148,15 @@ class Demo:
                 raise DemoFailed(f"{task} could not be deployed: {why}")
 
     def _show_placement(self) -> None:
-        table = Table("module", "device", "MB", "used by", "why there", title="placement", title_justify="left")
+        table = Table(title="placement", title_justify="left")
+        for name in ("module", "device", "MB", "used by", "why there"):
+            table.add_column(name, overflow="fold")
         shared = 0
         for device, assignment in sorted(self._observer.assignments.items()):
             for assigned in assignment.modules:
                 users = [s.task for s in self._specs if any(m.key == assigned.spec.key for m in s.modules.values())]
                 self._report.placement.setdefault(assigned.module, []).append(device)
+                self._report.why[assigned.module] = assigned.why
                 shared += assigned.spec.memory_bytes
                 size = f"{assigned.spec.memory_bytes / 1e6:.1f}"
                 table.add_row(assigned.module, device, size, ", ".join(users), assigned.why)
@@ -167,9 +175,9 @@ class Demo:
             for request, inputs in zip(REQUESTS, self._inputs, strict=True):
                 rows.append(self._client.request(request.task, inputs, deadline_s=DEADLINE_S))
                 progress.advance(bar)
-        table = Table(
-            "picture", "task", "answer", "score", "ms", "path", "equal", title="answers", title_justify="left"
-        )
+        table = Table(title="answers", title_justify="left")
+        for name in ("picture", "task", "answer", "score", "ms", "path", "equal"):
+            table.add_column(name, overflow="fold")
         for request, response, wanted in zip(REQUESTS, rows, expected, strict=True):
             row = _row(request, response, wanted)
             self._report.requests.append(row)
@@ -263,6 +271,7 @@ class Demo:
         table = Table("module", "device", title="placement after the failure", title_justify="left")
         for device, assignment in sorted(self._observer.assignments.items()):
             for assigned in assignment.modules:
+                self._report.placement_after.setdefault(assigned.module, []).append(device)
                 table.add_row(assigned.module, device)
         self._console.print(table)
 

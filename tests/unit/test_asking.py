@@ -267,3 +267,10 @@ def test_what_ended_is_not_ended_again(asking: Asking) -> None:
     assert asking.end("r1") is None
     asking.undelivered("r1", START_S)
     assert asking.waiting == ()
+
+
+def test_not_yet_is_no_answer_and_asks_again_when_it_says(sent: Asking) -> None:
+    sent.told_to_wait("r1", 0.4, START_S + 0.1)
+    assert due_s(sent) == START_S + 0.5
+    sent.told_to_wait("r1", 60.0, START_S + 0.1)  # a retry that comes first stays
+    assert isinstance(sent.step("r1", START_S + 0.5), Outgoing)

@@ -49,7 +49,7 @@ def test_another_dtype_than_the_family_computes_in_is_refused() -> None:
 def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, FAMILIES["sentence.encoder"], raising=False)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ModuleRefused, match=r"sentence.encoder needs the Python package tokenizers.*s2m3\[pocket\]"):
+    with pytest.raises(ModuleRefused, match=r"sentence.encoder needs the Python package tokenizers.*\[pocket\] extra"):
         load(spec())
 
 

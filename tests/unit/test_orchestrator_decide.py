@@ -694,3 +694,19 @@ def test_the_log_tells_of_devices_placements_and_withdrawn_tasks() -> None:
     assert events(site.gone("a")) == ["device_changed", "placed"]
     assert events(site.gone("b")) == ["device_changed", "placed", "task_withdrawn"]
     assert events(site.feed(Tick())) == []
+
+
+def test_a_task_that_describes_a_shared_module_differently_is_refused_and_disturbs_nobody() -> None:
+    site = serving(CLASSIFY, a=1000)
+    before = site.where()
+    for changed in ({"family": "wrong.family"}, {"memory_bytes": 1}):
+        wrong = task("another", VISION.model_copy(update=changed), TEXT)
+        site.feed(TaskDeployed(TaskSpec.model_validate(wrong.model_dump())))
+        reason = site.route("another").unavailable
+        assert reason is not None
+        assert next(iter(changed)) in reason
+        assert "classify" in reason
+        assert site.where() == before
+        assert site.route("classify").complete
+    site.feed(TaskDeployed(task("another", VISION, TEXT)))
+    assert site.route("another").unavailable is None
