@@ -237,7 +237,7 @@ class Plan(Message):
     @cached_property
     def work(self) -> str:
         """A digest of what is computed, wherever: two attempts have the same, another graph or module has another."""
-        graph = sorted((name, node.key, *node.needs) for name, node in self.nodes.items())
+        graph = sorted((name, node.key, node.use or "", *node.needs) for name, node in self.nodes.items())
         return hashlib.sha256(json.dumps([graph, self.output]).encode()).hexdigest()[:32]
 
     def consumers(self, node: NodeName) -> list[NodeName]:

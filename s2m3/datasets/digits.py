@@ -25,7 +25,7 @@ def dataset() -> Dataset:
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415 - slow, and only for this
     except ImportError as error:
-        raise BadFile(file=NAME, problem="needs scikit-learn", fix="pip install 's2m3[pocket]'") from error
+        raise BadFile(file=NAME, problem="needs scikit-learn", fix="install the [pocket] extra") from error
     images, labels = load_digits(return_X_y=True)
     pixels = np.round(images.reshape(-1, 8, 8) * (255 / _BRIGHTEST)).astype(np.uint8)
 

@@ -224,3 +224,14 @@ def test_a_plan_knows_who_takes_a_nodes_output() -> None:
     plan = Plan(nodes={"a": planned("image"), "b": planned("a"), "c": planned("text", "a")}, output="c")
     assert plan.consumers("a") == ["b", "c"]
     assert plan.consumers("c") == []
+
+
+def test_another_module_graph_or_use_is_another_work_and_another_device_is_not() -> None:
+    def work(output: str = "a", **changed: Any) -> str:
+        planned = PlannedNode.model_validate({"key": "k", "needs": ("image",), "device": "gw-a"} | changed)
+        second = PlannedNode(key="k2", needs=("a",), device="gw-a")
+        return Plan(nodes={"a": planned, "b": second}, output=output).work
+
+    assert work(device="gw-b") == work()
+    others = {work(key="k3"), work(needs=("text",)), work(use="caption"), work(output="b")}
+    assert len(others | {work()}) == 5
