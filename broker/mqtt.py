@@ -358,7 +358,6 @@ class MqttTransport:
     def _link_up(self, link: _Link) -> None:
         link.up = True
         self._outbox.open(min(self._max_packet_bytes, link.max_packet_bytes or self._max_packet_bytes))
-        self._log.info("connected", session=link.session)
         self._emit(LinkUp(link.session, link.max_packet_bytes))
 
     def _on_publish(self, link: _Link, _c: object, _u: object, mid: int, reason: ReasonCode, _p: object) -> None:
