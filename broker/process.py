@@ -54,7 +54,7 @@ def log_to_stderr(*, level: int = logging.INFO) -> None:
             structlog.dev.ConsoleRenderer() if at_terminal else structlog.processors.JSONRenderer(default=str),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # of the moment: tests and supervisors replace it
     )
 
 
