@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from broker.address import parse_url
 from broker.embedded import EmbeddedBroker
@@ -211,6 +212,13 @@ def _mosquitto_container(folder: Path) -> Iterator[str | None]:
             else:
                 url = f"mqtt://{host}:{port}" if answers(host, port) else None
         yield url
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """A command that a test runs in this process sets up the log; the next test starts without that."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
