@@ -1,7 +1,7 @@
-"""``s2m3 models``: what the catalogue's models are made of, without their weights.
+"""``s2m3 models``: what the catalogue's models are made of, without their weights, and what local checkpoints share.
 
-Owns these commands' output. The numbers come from ``zoo``, exact and on the meta device; that file imports torch, so it
-is imported when a command runs, and the other commands do without.
+Owns these commands' output. The numbers come from ``zoo``, exact and on the meta device, and from ``scan``; those files
+import torch, so they are imported when a command runs, and the other commands do without.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import catalog
 from broker.errors import BadFile
 from s2m3.catalogue import load_task
 
+_DTYPES = ("float32", "float16", "bfloat16")
 _NUMBERS = ("memory_bytes", "flops", "output_bytes")
 
 
@@ -39,11 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspecting.add_argument("name", metavar="NAME", help="such as hub/retrieval-clip-b16, or a task file")
     numbers = verb("numbers", "compare the catalogue's numbers with those of the real configurations", write_numbers)
     numbers.add_argument("--write", action="store_true", help="correct the catalogue's files")
+    scanning = verb("scan", "which modules local checkpoints share, byte for byte, and what that saves", scan)
+    scanning.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a checkpoint's directory, or one that holds several: DIR/org/name"
+    )
+    scanning.add_argument("--dtype", choices=_DTYPES, default=_DTYPES[0], help="held in which; default %(default)s")
     random = verb("random", "write a checkpoint of random weights in the published layout", write_random)
     random.add_argument("repository", metavar="ORG/NAME", help="one that the catalogue knows")
     random.add_argument("--into", required=True, metavar="DIR", help="the models directory")
     random.add_argument("--seed", type=int, default=0, help="default 0")
-    for command in (listing, inspecting, numbers):
+    for command in (listing, inspecting, numbers, scanning):
         command.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -141,6 +147,41 @@ def replace_number(path: Path, module: str, field: str, value: int) -> None:
     line = node.start_mark.line
     lines[line] = re.sub(rf"({field}:\s*)[^\s,}}#]+", rf"\g<1>{value}", lines[line], count=1)
     path.write_text("".join(lines), encoding="utf-8")
+
+
+def scan(arguments: argparse.Namespace) -> int:
+    """Print what checkpoints share; 1 when something is wrong with one, 2 when nothing could be read."""
+    from s2m3 import scan as scanner  # noqa: PLC0415 - see above
+
+    found = scanner.report(scanner.scan([Path(path) for path in arguments.paths], arguments.dtype), arguments.dtype)
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        _print_scan(found)
+    if not found["modules"]:
+        return 2
+    return 0 if found["ok"] else 1
+
+
+def _print_scan(found: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("module", "MB", "digest", "in")
+    for module in found["modules"]:
+        size = f"{module['memory_bytes'] / 1e6:,.1f}"
+        table.add_row(module["family"], size, module["digest"][7:19], "\n".join(module["checkpoints"]))
+    if found["modules"]:
+        console.print(table)
+    for checkpoint in found["checkpoints"]:
+        for problem in checkpoint["problems"]:
+            console.print(problem, style="red", markup=False, highlight=False)
+        if unclaimed := checkpoint["unclaimed"]:
+            more = f" and {len(unclaimed) - 1} more" if len(unclaimed) > 1 else ""
+            console.print(f"{checkpoint['path']}: no family reads {unclaimed[0]}{more}", markup=False, highlight=False)
+    megabytes = {name: f"{found[f'{name}_bytes'] / 1e6:,.1f} MB" for name in ("unshared", "shared", "saved")}
+    print(
+        f"held in {found['dtype']}: unshared {megabytes['unshared']}, shared {megabytes['shared']}: "
+        f"sharing saves {megabytes['saved']}, {found['saved_percent']:.1f} %"
+    )
 
 
 def write_random(arguments: argparse.Namespace) -> int:

@@ -8,10 +8,10 @@ it weighs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from torch import Tensor
 from broker.errors import ModuleRefused
 from edge_agent.modules.hub import Repository
 
+T = TypeVar("T")
 Config = dict[str, Any]
 
 INDEX = "model.safetensors.index.json"
@@ -82,16 +83,30 @@ class Checkpoint:
         Raises:
             ModuleRefused: a file is missing or damaged.
         """
+        return self._each(
+            names, lambda opened, name: opened.get_tensor(name).clone(memory_format=torch.contiguous_format)
+        )
+
+    def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Shapes of tensors by name, from the files' headers.
+
+        Raises:
+            ModuleRefused: a file is missing or damaged.
+        """
+        return self._each(names, lambda opened, name: tuple(opened.get_slice(name).get_shape()))
+
+    def _each(self, names: Iterable[str], take: Callable[[Any, str], T]) -> dict[str, T]:
+        """What is taken of each name, from the open file that holds it; each file is opened once."""
         by_file: dict[str, list[str]] = {}
         for name in names:
             by_file.setdefault(self.files[name], []).append(name)
-        found: dict[str, Tensor] = {}
+        found: dict[str, T] = {}
         for file, wanted in sorted(by_file.items()):
             path = self.repository.required(file)
             try:
                 with safe_open(path, "pt") as opened:
                     for name in wanted:
-                        found[name] = opened.get_tensor(name).clone(memory_format=torch.contiguous_format)
+                        found[name] = take(opened, name)
             except (SafetensorError, OSError, ValueError) as error:
                 raise ModuleRefused(f"{path} can't be read ({_first_line(error)}): fetch it again") from error
         return found

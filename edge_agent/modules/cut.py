@@ -99,32 +99,51 @@ def load_network(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> nn.Mod
         ModuleRefused: the weights or the configuration aren't there, don't fit each other or the spec.
     """
     network = build(part, checkpoint)
-    wanted = network.state_dict()
-    names = tensor_names(part, checkpoint)
-    own = {canonical: _renamed(part, canonical) for canonical in names}
-    there = set(own.values())
+    own = fit(spec.family, part, checkpoint, network)
+    there, wanted = set(own.values()), network.state_dict().keys()
     tied = {name: other for name, other in part.tied.items() if name in wanted and name not in there}
-    if missing := sorted(wanted.keys() - there - tied.keys()):
-        raise ModuleRefused(
-            f"{checkpoint.repository} lacks {_first(missing)} of {spec.family}: its weights are incomplete, or of "
-            "another model than config.json says; fetch it again, or mend config.json"
-        )
-    if extra := sorted(names[canonical] for canonical, name in own.items() if name not in wanted):
-        raise ModuleRefused(
-            f"{checkpoint.repository} has {_first(extra)} besides what {spec.family} takes: config.json doesn't match "
-            "its weights; fetch it again, or mend config.json"
-        )
     found = read(spec, part, checkpoint)
-    for canonical, tensor in found.items():
-        if tensor.shape != wanted[own[canonical]].shape:
-            raise ModuleRefused(
-                f"{names[canonical]} in {checkpoint.repository} is {tuple(tensor.shape)}, and by its config.json "
-                f"{tuple(wanted[own[canonical]].shape)}: mend config.json, or fetch the weights again"
-            )
     loaded = {own[canonical]: tensor for canonical, tensor in found.items()}
     loaded |= {name: loaded[other] for name, other in tied.items()}
     network.load_state_dict(loaded, assign=True)
     return network.requires_grad_(requires_grad=False)
+
+
+def fit(family: str, part: Part, checkpoint: Checkpoint, network: nn.Module) -> dict[str, str]:
+    """Canonical name -> the network's own name of the part's tensors, if they are those that the network takes.
+
+    Reads no weights, only which there are, and their shapes.
+
+    Args:
+        family: The family's name, for the sentence.
+        part: The part.
+        checkpoint: Of which it is a part.
+        network: What ``build`` made of the checkpoint's configuration; on the meta device, too.
+
+    Raises:
+        ModuleRefused: one is missing, one too many, or of another shape.
+    """
+    wanted = network.state_dict()
+    names = tensor_names(part, checkpoint)
+    own = {canonical: renamed(part, canonical) for canonical in names}
+    if missing := sorted(wanted.keys() - set(own.values()) - part.tied.keys()):
+        raise ModuleRefused(
+            f"{checkpoint.repository} lacks {_first(missing)} of {family}: its weights are incomplete, or of "
+            "another model than config.json says; fetch it again, or mend config.json"
+        )
+    if extra := sorted(names[canonical] for canonical, name in own.items() if name not in wanted):
+        raise ModuleRefused(
+            f"{checkpoint.repository} has {_first(extra)} besides what {family} takes: config.json doesn't match "
+            "its weights; fetch it again, or mend config.json"
+        )
+    shapes = checkpoint.shapes(names.values())
+    for canonical, name in own.items():
+        if (shape := shapes[names[canonical]]) != wanted[name].shape:
+            raise ModuleRefused(
+                f"{names[canonical]} in {checkpoint.repository} is {shape}, and by its config.json "
+                f"{tuple(wanted[name].shape)}: mend config.json, or fetch the weights again"
+            )
+    return own
 
 
 def read(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -255,7 +274,8 @@ def _build(part: Part, config: Config, where: str) -> nn.Module:
     return network
 
 
-def _renamed(part: Part, name: str) -> str:
+def renamed(part: Part, name: str) -> str:
+    """The network's own name of a tensor with this canonical name."""
     for pattern, replacement in part.renames:
         name = re.sub(pattern, replacement, name)
     return name

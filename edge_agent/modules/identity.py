@@ -37,12 +37,14 @@ def digest(tensors: Mapping[str, Tensor], config: Mapping[str, JsonValue] | None
     """The digest of a module.
 
     Args:
-        tensors: The weights by canonical name, in the dtype in which they are held.
+        tensors: The weights by canonical name, in the dtype in which they are held; asked for one by one, so that
+            a mapping that reads them from a file holds no two of them.
         config: What of the configuration changes the output; None when the family's code fixes all of it.
     """
     content = hashlib.sha256(canonical_json(dict(config)) if config else b"")
     content.update(b"\0")
-    for name, tensor in sorted(tensors.items()):
+    for name in sorted(tensors):
+        tensor = tensors[name]
         lengths = ",".join(map(str, tensor.shape))
         content.update(f"{name}\0{_DTYPES[tensor.dtype]}\0{lengths}\0".encode())
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
