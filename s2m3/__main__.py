@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     request.set_defaults(run=commands.request)
     models.add_arguments(verb("models", "what the models of the catalogue are made of"))
     head.add_arguments(verb("head", "a new task on an encoder that is already there"))
-    bench.add_arguments(verb("bench", "measure: accuracy"))
+    bench.add_arguments(verb("bench", "measure: accuracy, memory"))
     status = verb("status", "show devices, modules and tasks")
     status.set_defaults(run=commands.status)
     for command in (deploy, undeploy, request, status):

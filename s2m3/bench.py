@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from s2m3.accuracy import command as accuracy
+from s2m3.memory import command as memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,3 +13,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="bench_command", required=True, metavar="COMMAND")
     text = "accuracy of the split and the unsplit model on labelled data, and how many answers differ"
     accuracy.add_arguments(verbs.add_parser("accuracy", help=text, description=text))
+    text = "memory: a task split over devices, tasks that share modules, and what real processes take"
+    memory.add_arguments(verbs.add_parser("memory", help=text, description=text))

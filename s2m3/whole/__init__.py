@@ -69,8 +69,17 @@ def load(name: str, task: TaskSpec) -> Whole:
         KeyError: no such task.
         ModuleRefused: a repository is missing.
     """
-    family = importlib.import_module(f"s2m3.whole.{FILES[name]}")
-    return cast("Mapping[str, Callable[[TaskSpec], Whole]]", family.WHOLE)[name](task)
+    return family(name)[name](task)
+
+
+def family(name: str) -> Mapping[str, Callable[[TaskSpec], Whole]]:
+    """Import the file that has a task's whole model; catalogue name -> what loads it.
+
+    Raises:
+        KeyError: no such task.
+    """
+    file = importlib.import_module(f"s2m3.whole.{FILES[name]}")
+    return cast("Mapping[str, Callable[[TaskSpec], Whole]]", file.WHOLE)
 
 
 def read(kind: type[M], where: str, **how: Any) -> M:  # noqa: ANN401 - what from_pretrained takes

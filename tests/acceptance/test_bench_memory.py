@@ -1,0 +1,37 @@
+"""Measured memory of real processes: a site's agents, and the whole model in a process of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from s2m3.__main__ import main
+from s2m3.memory import mixes
+
+
+def test_both_sides_are_measured_and_answer_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "mixes.yaml"
+    own = "small:\n  description: the smallest task\n  tasks: [pocket/classify]\n"
+    path.write_text(mixes.PATH.read_text() + own)
+    monkeypatch.setattr(mixes, "PATH", path)
+    assert main(["bench", "memory", "--measure", "small", "--agents", "1", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["measured"]
+    assert measured["answers_equal"] == {"pocket/classify": True}
+    assert measured["split"].keys() == {"broker (mosquitto)", "orchestrator", "device-1"}
+    assert measured["split"]["device-1"]["holds"] == ["efficientnet-lite0/classifier", "efficientnet-lite0/encoder"]
+    weights = measured["exact"]["unshared_bytes"]
+    for process, before in (
+        (measured["split"]["device-1"], "idle"),
+        (measured["unsplit"]["pocket/classify"], "imported"),
+    ):
+        assert process["weights_bytes"] == weights
+        memory = process["memory"]
+        assert memory["loaded"]["uss_bytes"] - memory[before]["uss_bytes"] >= weights
+        assert memory["answered"]["anonymous_bytes"] > weights, "weights are in the process's own memory"
+    parts = [process["memory"]["answered"]["uss_bytes"] for process in measured["split"].values()]
+    assert measured["total"]["split"]["uss_bytes"] == sum(parts)
+    assert measured["weights"] == "as pip delivers them"
