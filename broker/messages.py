@@ -28,6 +28,7 @@ from broker.specs import (
     Rate,
     RequestId,
     TaskName,
+    Wire,
     in_order,
 )
 
@@ -151,6 +152,7 @@ class Route(Message):
     inputs: dict[NodeName, InputSpec] = {}
     nodes: dict[NodeName, RouteNode] = {}
     output: NodeName | None = None
+    wire: Wire = "float32"
     front_door: tuple[DeviceId, ...] = ()
     unavailable: str | None = None
 
@@ -228,6 +230,7 @@ class Plan(Message):
 
     nodes: dict[NodeName, PlannedNode]
     output: NodeName
+    wire: Wire = "float32"  # what nodes give to others is rounded to it
 
     @model_validator(mode="after")
     def _graph_is_sound(self) -> Self:
@@ -238,7 +241,7 @@ class Plan(Message):
     def work(self) -> str:
         """A digest of what is computed, wherever: two attempts have the same, another graph or module has another."""
         graph = sorted((name, node.key, node.use or "", *node.needs) for name, node in self.nodes.items())
-        return hashlib.sha256(json.dumps([graph, self.output]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([graph, self.output, self.wire]).encode()).hexdigest()[:32]
 
     def consumers(self, node: NodeName) -> list[NodeName]:
         """The nodes that take this node's output."""

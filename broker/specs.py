@@ -29,6 +29,8 @@ RequestId = Id
 ModuleName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.@-]*(/[a-z0-9][a-z0-9.@-]*)*$", max_length=128)
 ]
+Wire = Literal["float32", "float16"]
+"""In which dtype numbers cross from one node to another."""
 ModuleKey = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """A module's identity (``ModuleSpec.key``): equal keys are one module, held once."""
 
@@ -111,12 +113,13 @@ class ModuleSpec(Spec):
     """A functional part of a model.
 
     ``memory_bytes`` is what it occupies, ``flops`` what one typical forward pass costs, ``output_bytes`` what it
-    sends on. ``source`` is null for a family without weights.
+    sends on, in float32. ``source`` is null for a family without weights. ``dtype`` is that of the weights: int8 is for
+    the matrices of linear layers, and the rest stays float32.
     """
 
     family: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+\.[a-z0-9_]+$")]
     source: Source | None = None
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     memory_bytes: Bytes
     flops: Positive
     output_bytes: Bytes
@@ -150,7 +153,11 @@ class NodeSpec(Spec):
 
 
 class TaskSpec(Spec):
-    """A graph of nodes under a name that sensors address."""
+    """A graph of nodes under a name that sensors address.
+
+    With ``wire: float16``, what a node gives to another is rounded to float16, whether it crosses a border between
+    devices or not: the answer depends on the task, never on the placement. What a sensor gets isn't rounded.
+    """
 
     task: TaskName
     description: str = ""
@@ -159,6 +166,7 @@ class TaskSpec(Spec):
     nodes: Annotated[dict[NodeName, NodeSpec], Field(min_length=1)]
     output: NodeName
     weight: Positive = 1.0  # requests per second, for planning
+    wire: Wire = "float32"
     modules: dict[ModuleName, ModuleSpec]
 
     @model_validator(mode="after")
@@ -186,6 +194,11 @@ class TaskSpec(Spec):
     def module_of(self, node: NodeName) -> ModuleSpec:
         """The module that a node uses."""
         return self.modules[self.nodes[node].module]
+
+    def sent_bytes(self, node: NodeName) -> int:
+        """Bytes that a node typically sends to another; its ``output_bytes`` are taken for float32."""
+        size_bytes = self.module_of(node).output_bytes
+        return -(-size_bytes // 2) if self.wire == "float16" else size_bytes
 
 
 class DeviceSpec(Spec):

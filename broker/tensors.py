@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from broker.errors import LocalProtocolError, RemoteProtocolError
+from broker.specs import Wire
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
@@ -33,6 +34,32 @@ MAX_TENSORS = 256
 MAX_RANK = 8
 DTYPES = {"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "F32", "F64"}
 _LENGTH_BYTES = 8
+
+
+def narrowed(tensors: Tensors, wire: Wire) -> dict[str, Array]:
+    """Arrays as one node gives them to another: float32 rounded to ``wire``, everything else as it is.
+
+    Raises:
+        LocalProtocolError: a number is too large for float16, or none.
+    """
+    if wire == "float32":
+        return dict(tensors)
+    given = {}
+    for name, array in tensors.items():
+        given[name] = array
+        if array.dtype == np.float32:
+            with np.errstate(over="ignore"):
+                given[name] = array.astype(np.float16)
+            if not np.isfinite(given[name]).all():
+                raise LocalProtocolError(
+                    f"{name} has numbers beyond float16's {np.finfo(np.float16).max}: set the task's wire to float32"
+                )
+    return given
+
+
+def widened(tensors: Tensors) -> dict[str, Array]:
+    """Arrays as modules take them: what was rounded to float16 is float32 again."""
+    return {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in tensors.items()}
 
 
 def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:

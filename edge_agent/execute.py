@@ -3,6 +3,8 @@
 Owns the joins and the outputs kept for retries. Knows nothing of why a request takes this way (``coordinate``).
 Invariants:
 - A node of a request is computed at most once at a time here, whatever attempts and duplicates arrive.
+- What a node gives to another is rounded to the plan's ``wire`` here, on the way out, whoever takes it: an answer
+  doesn't depend on the placement. What the output node gives to the sensor isn't.
 - Values of one (request, node) are the same whatever attempt they came with: modules are pure functions of the inputs.
 - What is older than this device's assignment is answered with "not here", never run.
 """
@@ -13,13 +15,13 @@ import json
 from collections.abc import Iterable, Mapping
 
 from broker.codec import RawInput
-from broker.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.errors import ErrorCode, LocalProtocolError, ModuleRefused, RequestFailed
 from broker.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Timing
 from broker.specs import DeviceId, ModuleKey, NodeName
-from broker.tensors import Array, Tensors
+from broker.tensors import Array, Tensors, narrowed, widened
 from broker.topics import may_reply_to
 from edge_agent.coordinate import RAW
-from edge_agent.modules import Value
+from edge_agent.modules import Output, Value
 from edge_agent.state import (
     MAX_JOIN_BYTES,
     MAX_JOINS,
@@ -97,16 +99,21 @@ def on_ran(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
     if event.output is None:
         yield from _report(state, message, event.error, now_s)
         return
+    try:
+        output = _rounded(message, event.output)
+    except LocalProtocolError as error:  # of the numbers: another device would compute the same
+        yield _failed(message, RequestFailed(ErrorCode.MODULE_FAILED, str(error)), retry=False, now_s=now_s)
+        return
     timing = Timing(
         node=message.node,
         device=state.device,
         queue_s=event.queue_s,
         compute_s=event.compute_s,
-        output_bytes=size_of(event.output.tensors),
+        output_bytes=size_of(output.tensors),
         attempt=message.attempt,
     )
-    size_bytes = timing.output_bytes + len(json.dumps(event.output.answer))
-    finished = Finished(event.output, (*joining.timings.values(), timing), size_bytes, joining.deadline_s)
+    size_bytes = timing.output_bytes + len(json.dumps(output.answer))
+    finished = Finished(output, (*joining.timings.values(), timing), size_bytes, joining.deadline_s)
     _keep(state, event.run, finished)
     yield from _forward(message, finished, now_s, joining.deadline_s)
 
@@ -182,15 +189,19 @@ def _run_when_complete(state: AgentState, run: NodeRun, joining: Joining) -> Ite
     if joining.running or planned.key not in state.ready or any(need not in joining.values for need in planned.needs):
         return
     joining.running = True
-    values = tuple(joining.values[need] for need in planned.needs)
+    values = tuple(
+        value if isinstance(value := joining.values[need], RawInput) else widened(value) for need in planned.needs
+    )
     yield Run(run, planned.key, values, joining.deadline_s, planned.use)
 
 
 def _forward(message: NodeInputs, finished: Finished, now_s: float, deadline_s: float) -> Iterable[Action]:
     """Send an output to every node that takes it; the output node's goes to the sensor."""
     plan = message.plan
-    tensors = {f"{message.node}/{name}": array for name, array in finished.output.tensors.items()}
-    for consumer in plan.consumers(message.node):
+    consumers = plan.consumers(message.node)
+    given = narrowed(finished.output.tensors, plan.wire) if consumers else {}
+    tensors = {f"{message.node}/{name}": array for name, array in given.items()}
+    for consumer in consumers:
         following = message.model_copy(
             update={
                 "node": consumer,
@@ -204,6 +215,14 @@ def _forward(message: NodeInputs, finished: Finished, now_s: float, deadline_s: 
         yield _answer(message, finished)
     done = NodeDone(**_envelope(message))
     yield Send(message.coordinator, done, {}, deadline_s)
+
+
+def _rounded(message: NodeInputs, output: Output) -> Output:
+    """An output as it is kept: rounded, but for that of the output node, which is also the sensor's."""
+    if not message.plan.consumers(message.node):
+        return output
+    given = narrowed(output.tensors, message.plan.wire)
+    return output if message.node == message.plan.output else Output(given, output.answer)
 
 
 def _answer(message: NodeInputs, finished: Finished) -> Reply:

@@ -57,7 +57,7 @@ def choose_plan(
         name: PlannedNode(key=node.key, needs=node.needs, use=node.use, device=chosen[name])
         for name, node in route.nodes.items()
     }
-    return Plan(nodes=nodes, output=route.output), finish_s[route.output]
+    return Plan(nodes=nodes, output=route.output, wire=route.wire), finish_s[route.output]
 
 
 def _candidates(node: RouteNode, kept: DeviceId | None, avoid: frozenset[DeviceId]) -> list[RouteDevice]:

@@ -73,7 +73,7 @@ def latency_s(task: TaskSpec, where: Mapping[ModuleKey, DeviceSpec], source: Dev
                 ready = max(ready, transfer_s(task.inputs[need].bytes, source, device))
             elif need in finish:
                 sender = task.module_of(need)
-                ready = max(ready, finish[need] + transfer_s(sender.output_bytes, where[sender.key], device))
+                ready = max(ready, finish[need] + transfer_s(task.sent_bytes(need), where[sender.key], device))
         return max(ready, free.get(device.id, 0.0)), -compute_s(device, node.module, module), name
 
     todo = {name for name in task.nodes if task.module_of(name).key in where}

@@ -33,7 +33,8 @@ class Term:
 def too_large(task: TaskSpec, limit_bytes: int) -> str | None:
     """Why this task's inputs or outputs can't pass a broker that takes ``limit_bytes`` a message; None if they can."""
     sizes = {"the inputs together": sum(given.bytes for given in task.inputs.values())}
-    sizes |= {f"the output of {name}": task.module_of(name).output_bytes for name in task.order}
+    sizes |= {f"the output of {name}": task.sent_bytes(name) for name in task.order}
+    sizes[f"the output of {task.output}"] = task.module_of(task.output).output_bytes
     for what, size_bytes in sizes.items():
         if size_bytes + HEADER_ROOM_BYTES > limit_bytes:
             return (
@@ -73,6 +74,7 @@ def route_of(
         inputs=task.inputs,
         nodes=nodes,
         output=task.output,
+        wire=task.wire,
         front_door=front_door,
     )
 
@@ -98,7 +100,7 @@ def _node(
         key=module.key,
         needs=node.needs,
         use=node.use,
-        output_bytes=module.output_bytes,
+        output_bytes=task.sent_bytes(name),
         devices=tuple(
             RouteDevice(
                 device=device.id,

@@ -16,7 +16,7 @@ from broker.codec import RawInput, decode, decode_request, decode_tensors, encod
 from broker.errors import RemoteProtocolError
 from broker.messages import NodeInputs, Plan, PlannedNode, Result
 from broker.specs import ModuleKey, ModuleSpec, NodeName, TaskSpec
-from broker.tensors import Array, Tensors
+from broker.tensors import Array, Tensors, narrowed, widened
 from edge_agent import modules
 from edge_agent.modules import Module, Output, Value
 
@@ -33,9 +33,10 @@ class Split:
 
     def __init__(self, load: Callable[[ModuleSpec], Module] = modules.load, *, remembers: int = 0) -> None:
         self.modules: dict[ModuleKey, Module] = {}
+        self.sent_bytes = 0  # of arrays, from nodes to nodes, since the start
         self._load = load
         self._remembers = min(remembers, MAX_REMEMBERED)
-        self._memory: OrderedDict[Hashable, tuple[dict[str, Array], Output]] = OrderedDict()
+        self._memory: OrderedDict[Hashable, Output] = OrderedDict()
 
     def hold(self, tasks: Sequence[TaskSpec]) -> None:
         """Load what tasks need and isn't held.
@@ -58,31 +59,33 @@ class Split:
         sent = decode_request(*encode_request(inputs), task.inputs)
         values: dict[NodeName, Value] = dict(sent)
         origins: dict[NodeName, Hashable] = dict(sent)
-        output = Output({})
+        final = Output({})
         for node in task.order:
             spec = task.nodes[node]
             key = task.module_of(node).key
             origins[node] = (key, spec.use, tuple(origins[need] for need in spec.needs)) if self._remembers else None
-            arrays, output = self._recall(origins[node]) or (None, output)
-            if arrays is None:
+            output = self._recall(origins[node])
+            if output is None:
                 output = modules.run(self.modules[key], [values[need] for need in spec.needs], spec.use)
-                arrays = through_the_wire(task, node, output.tensors)
-                self._remember(origins[node], arrays, output)
-            values[node] = arrays
+                self._remember(origins[node], output)
             if node == task.output:
-                answer, final = output.answer, arrays
-        result = decode(Result, encode(Result(request="r", task=task.task, answer=answer)))
-        return Output(dict(final), result.answer)
+                final = output
+            if any(node in other.needs for other in task.nodes.values()):
+                given = narrowed(output.tensors, task.wire)
+                self.sent_bytes += sum(array.nbytes for array in given.values())
+                values[node] = widened(through_the_wire(task, node, given))
+        result = decode(Result, encode(Result(request="r", task=task.task, answer=final.answer)))
+        return Output(through_the_wire(task, task.output, final.tensors), result.answer)
 
-    def _recall(self, origin: Hashable) -> tuple[dict[str, Array], Output] | None:
+    def _recall(self, origin: Hashable) -> Output | None:
         if origin is None or origin not in self._memory:
             return None
         self._memory.move_to_end(origin)
         return self._memory[origin]
 
-    def _remember(self, origin: Hashable, arrays: dict[str, Array], output: Output) -> None:
+    def _remember(self, origin: Hashable, output: Output) -> None:
         if origin is not None:
-            self._memory[origin] = (arrays, output)
+            self._memory[origin] = output
             if len(self._memory) > self._remembers:
                 self._memory.popitem(last=False)
 
@@ -100,6 +103,7 @@ def through_the_wire(task: TaskSpec, node: NodeName, tensors: Tensors) -> dict[s
             for name, planned in task.nodes.items()
         },
         output=task.output,
+        wire=task.wire,
     )
     message = NodeInputs(
         request="r",

@@ -68,4 +68,5 @@ def undeploy(observer: Observer, task: str, timeout_s: float) -> bool:
 def _serves(route: Route, spec: TaskSpec) -> bool:
     """Whether a route is for this spec, not for an older one of the same name."""
     wanted = {name: (spec.module_of(name).key, node.needs, node.use) for name, node in spec.nodes.items()}
-    return {name: (node.key, node.needs, node.use) for name, node in route.nodes.items()} == wanted
+    given = {name: (node.key, node.needs, node.use) for name, node in route.nodes.items()}
+    return given == wanted and route.wire == spec.wire

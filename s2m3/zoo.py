@@ -20,12 +20,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import catalog
 from broker.errors import BadFile
-from broker.specs import ModuleName, ModuleSpec, TaskSpec
-from edge_agent.modules import FAMILIES, cut
+from broker.specs import ModuleName, ModuleSpec, Source, TaskSpec
+from edge_agent.modules import FAMILIES, cut, hub, precision
+from edge_agent.modules.checkpoint import Checkpoint
 from s2m3.catalogue import load_task
 
 KINDS = (
@@ -78,7 +80,7 @@ def published(repository: str) -> Published:
     Raises:
         BadFile: nothing, or the file is wrong.
     """
-    path = catalog.DIRECTORY / "hub" / "configs" / f"{repository.replace('/', '--')}.json"
+    path = _config_path(repository)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Published(
@@ -95,6 +97,10 @@ def published(repository: str) -> Published:
         raise BadFile(
             file=str(path), problem=f"can't be read ({error})", fix="write the repository's fields"
         ) from error
+
+
+def _config_path(repository: str) -> Path:
+    return catalog.DIRECTORY / "hub" / "configs" / f"{repository.replace('/', '--')}.json"
 
 
 def part_of(module: ModuleSpec) -> cut.Part:
@@ -125,7 +131,7 @@ def count(task: TaskSpec, name: ModuleName) -> cut.Count:
     """
     module = task.modules[name]
     if module.source is None or module.source.hub is None:
-        itemsize_bytes = cut.DTYPES[module.dtype].itemsize
+        itemsize_bytes = precision.FLOATS[module.dtype].itemsize
         return cut.Count(
             parameters=module.memory_bytes // itemsize_bytes if module.source else 0,
             memory_bytes=module.memory_bytes,
@@ -141,6 +147,30 @@ def count(task: TaskSpec, name: ModuleName) -> cut.Count:
 @cache
 def _count(family: str, part: str, repository: str, use: str | None, dtype: str) -> cut.Count:
     return cut.count(_part(family, part), published(repository).config, use=use, dtype=dtype)
+
+
+def memory_bytes(task: TaskSpec, name: ModuleName, dtype: str) -> int | None:
+    """Bytes of a module's weights in a dtype; None when its family computes in no such dtype.
+
+    Raises:
+        BadFile: as ``count`` does.
+        ModuleRefused: the configuration makes no network, or can't be had.
+    """
+    module = task.modules[name].model_copy(update={"dtype": dtype})
+    if module.source is not None and module.source.hub is not None:
+        return _hub_bytes(module.family, module.source, dtype)
+    file = importlib.import_module(FAMILIES[module.family]) if module.family in FAMILIES else None
+    if module.source is None or not hasattr(file, "memory_bytes"):
+        return module.memory_bytes if dtype == task.modules[name].dtype else None
+    return cast("int", cast("Any", file).memory_bytes(module))
+
+
+def _hub_bytes(family: str, source: Source, dtype: str) -> int:
+    """By the catalogue's configuration, or by the repository's own when the catalogue doesn't know it."""
+    part = _part(family, source.part)
+    if _config_path(source.hub or "").is_file():
+        return cut.weight_bytes(part, published(source.hub or "").config, dtype)
+    return cut.weight_bytes(part, Checkpoint(hub.repository(source)).config, dtype)
 
 
 def inventory(name: str) -> dict[str, Any]:
@@ -181,21 +211,16 @@ def details(name: str) -> dict[str, Any]:
         module = task.modules[entry["module"]]
         nodes = {node: spec for node, spec in task.nodes.items() if spec.module == entry["module"]}
         published_there = module.source is not None and module.source.hub is not None
-        dtypes = tuple(cut.DTYPES) if published_there else (module.dtype,)
+        in_dtypes = {dtype: memory_bytes(task, entry["module"], dtype) for dtype in precision.DTYPES}
         entry |= {
             "source": str(module.source) if module.source else None,
             "dtype": module.dtype,
             "uses": sorted({spec.use or "ordinary" for spec in nodes.values()}),
             "needs": {node: list(spec.needs) for node, spec in nodes.items()},
-            "bytes_by_dtype": {dtype: _in_dtype(task, entry["module"], dtype).memory_bytes for dtype in dtypes},
+            "bytes_by_dtype": {dtype: size_bytes for dtype, size_bytes in in_dtypes.items() if size_bytes is not None},
             "typical": _first_line(part_of(module).typical.__doc__) if published_there else "see the task's file",
         }
     return found | {"description": task.description}
-
-
-def _in_dtype(task: TaskSpec, name: ModuleName, dtype: str) -> cut.Count:
-    changed = task.modules[name].model_copy(update={"dtype": dtype})
-    return count(task.model_copy(update={"modules": {name: changed}}), name)
 
 
 def _first_line(text: str | None) -> str:

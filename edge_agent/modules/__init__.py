@@ -31,6 +31,7 @@ How to add a family whose weights are published as a model repository (``clip.py
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -42,6 +43,10 @@ from broker.codec import RawInput
 from broker.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.specs import ModuleSpec
 from broker.tensors import Array, Tensors
+
+# transformers imports torchao where it is installed, which then tells of libraries for other machines.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 Value = RawInput | Tensors
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from broker.errors import ErrorCode, RequestFailed
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, inputs, weights
+from edge_agent.modules import Module, Output, Value, answers, inputs, precision, weights
 from edge_agent.modules.imagenet import CLASSES
 
 WIDTH = 384  # of the sentence encoder
@@ -74,7 +74,7 @@ def picture(names: Tensor, probabilities: Tensor, question: Tensor | None = None
     """
     best = torch.sort(probabilities, descending=True, stable=True)
     likeliest = best.values[:, :LIKELIEST]  # (1, 10)
-    near = names[best.indices[0, :LIKELIEST]]  # (10, 384)
+    near = names[best.indices[0, :LIKELIEST]].float()  # (10, 384)
     if question is not None:
         likeliest = likeliest * ((question @ near.T) / ATTENTION_TEMPERATURE).exp()  # (1, 10)
     return functional.normalize(likeliest @ near)  # (1, 384)
@@ -86,4 +86,11 @@ def load(spec: ModuleSpec) -> Module:
     Raises:
         ModuleRefused: the weights aren't there or don't fit.
     """
-    return Head(weights.read(spec, "embeddings", {TENSOR: (CLASSES, WIDTH)})[TENSOR])
+    names = weights.read(spec, "embeddings", {TENSOR: (CLASSES, WIDTH)})
+    precision.check(spec, precision.memory_bytes(names.values()))
+    return Head(names[TENSOR])
+
+
+def memory_bytes(spec: ModuleSpec) -> int:
+    """Bytes of the names' embeddings in the spec's dtype; int8 leaves a table as it is."""
+    return precision.shapes_bytes({TENSOR: (CLASSES, WIDTH)}, "float32" if spec.dtype == precision.INT8 else spec.dtype)

@@ -13,7 +13,6 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import torch
 from pydantic import JsonValue
@@ -26,12 +25,9 @@ from transformers.utils import logging as transformers_logging
 
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec
-from edge_agent.modules import hub, identity
+from edge_agent.modules import hub, identity, precision
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
-DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-)
 Prefixes = Mapping[str, str]
 # transformers' advice and progress bars are for people who call it by hand.
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -106,7 +102,13 @@ def load_network(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> nn.Mod
     loaded = {own[canonical]: tensor for canonical, tensor in found.items()}
     loaded |= {name: loaded[other] for name, other in tied.items()}
     network.load_state_dict(loaded, assign=True)
-    return network.requires_grad_(requires_grad=False)
+    network.requires_grad_(requires_grad=False)
+    if spec.dtype == precision.INT8:
+        precision.quantise(network, tied=part.tied)
+    precision.check(
+        spec, precision.memory_bytes(tensor for name, tensor in network.state_dict().items() if name not in tied)
+    )
+    return network
 
 
 def fit(family: str, part: Part, checkpoint: Checkpoint, network: nn.Module) -> dict[str, str]:
@@ -147,24 +149,18 @@ def fit(family: str, part: Part, checkpoint: Checkpoint, network: nn.Module) -> 
 
 
 def read(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The part's tensors by canonical name, in the spec's dtype, and checked against its size and digest.
+    """The part's tensors by canonical name, in the spec's dtype (for int8: those it is made of), checked by its digest.
 
     Raises:
-        ModuleRefused: they can't be read, are larger than the spec says, or not those of its digest.
+        ModuleRefused: they can't be read, or are not those of the spec's digest.
     """
     names = tensor_names(part, checkpoint)
     stored = checkpoint.read(names.values())
-    dtype = DTYPES[spec.dtype]
-    found = {
-        canonical: stored[name].to(dtype) if stored[name].is_floating_point() else stored[name]
-        for canonical, name in names.items()
-    }
-    if (size_bytes := sum(tensor.nbytes for tensor in found.values())) > spec.memory_bytes:
-        raise ModuleRefused(
-            f"the weights of {spec.source} have {size_bytes} bytes and the spec says {spec.memory_bytes}: "
-            "correct memory_bytes, or the spec's source"
-        )
-    if spec.digest is not None and (real := content_digest(spec.family, part, checkpoint, found)) != spec.digest:
+    found = precision.floats({canonical: stored[name] for canonical, name in names.items()}, spec.dtype)
+    if (
+        spec.digest is not None
+        and (real := content_digest(spec.family, part, checkpoint, found, spec.dtype)) != spec.digest
+    ):
         raise ModuleRefused(
             f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}: correct the spec, or "
             f"fetch {checkpoint.repository} again"
@@ -172,19 +168,23 @@ def read(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> dict[str, Tens
     return found
 
 
-def content_digest(family: str, part: Part, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> str:
+def content_digest(
+    family: str, part: Part, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], dtype: str = "float32"
+) -> str:
     """The identity by content: the weights by canonical name, and what of the configuration changes the output.
 
     Args:
         family: The family's name; equal weights of different arithmetic are different modules.
         part: The part.
         checkpoint: Where its configuration is.
-        tensors: Its tensors by canonical name, in the dtype in which they are held.
+        tensors: Its tensors by canonical name, as ``read`` gives them.
+        dtype: The spec's; int8 is made of float32 tensors by a fixed rule, so these and the rule's name say all.
 
     Raises:
         ModuleRefused: the configuration can't be read.
     """
-    return identity.digest(tensors, {"family": family, "config": part.identity(checkpoint)})
+    config: dict[str, JsonValue] = {"family": family, "config": part.identity(checkpoint)}
+    return identity.digest(tensors, config | ({"dtype": dtype} if dtype == precision.INT8 else {}))
 
 
 def tensor_names(part: Part, checkpoint: Checkpoint) -> dict[str, str]:
@@ -250,16 +250,22 @@ def count(part: Part, config: Config, *, use: str | None = None, dtype: str = "f
             output = part.typical(network, use)
     stored = {name: tensor for name, tensor in network.state_dict().items() if name not in part.tied}
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    width_bytes = DTYPES[dtype].itemsize
     return Count(
         parameters=sum(tensor.numel() for name, tensor in stored.items() if name in parameters),
-        memory_bytes=sum(
-            tensor.numel() * (width_bytes if tensor.is_floating_point() else tensor.itemsize)
-            for tensor in stored.values()
-        ),
+        memory_bytes=precision.network_bytes(network, dtype, tied=part.tied),
         flops=counter.get_total_flops(),
         output_bytes=sum(tensor.nbytes for tensor in output.values()),
     )
+
+
+def weight_bytes(part: Part, config: Config, dtype: str) -> int:
+    """Bytes of a part's weights and stored buffers in a dtype, exact, and without them.
+
+    Raises:
+        ModuleRefused: the configuration makes no network.
+    """
+    with torch.device("meta"):
+        return precision.network_bytes(_build(part, config, "the catalogue's configuration"), dtype, tied=part.tied)
 
 
 def _build(part: Part, config: Config, where: str) -> nn.Module:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, inputs, weights
+from edge_agent.modules import Module, Output, Value, inputs, precision, weights
 from edge_agent.modules.imagenet import CLASSES, class_names
 from edge_agent.modules.weights import Shape
 
@@ -145,7 +145,8 @@ class Encoder:
         """Picture bytes to ``features`` (1, 1280)."""
         inputs.count(values, 1)
         with torch.inference_mode():
-            return Output({"features": encode(self._weights, pixels(values[0])).numpy()})
+            features = encode(self._weights, pixels(values[0]).to(self._weights["_bn0.weight"].dtype))
+            return Output({"features": features.float().numpy()})
 
 
 class Classifier:
@@ -158,7 +159,8 @@ class Classifier:
         """``features`` (1, 1280) to ``probs`` (1, 1000), with the answer."""
         inputs.count(values, 1)
         with torch.inference_mode():
-            probabilities = classify(self._weights, inputs.tensor(values[0], "features", (1, FEATURES)))
+            features = inputs.tensor(values[0], "features", (1, FEATURES)).to(self._weights["_fc.bias"].dtype)
+            probabilities = classify(self._weights, features).float()
             return Output({"probs": probabilities.numpy()}, answer(probabilities))
 
 
@@ -170,9 +172,24 @@ def load(spec: ModuleSpec) -> Module:
     """
     if spec.family == "efficientnet.classifier":
         class_names()  # a missing package is told now, not at the first request
-        others = ("_conv_stem.", "_conv_head.", "_bn0.", "_bn1.", "_blocks.")
-        return Classifier(weights.read(spec, "classifier", classifier_shapes(), others=others))
-    return Encoder(weights.read(spec, "encoder", encoder_shapes(), others=("_fc.", ".num_batches_tracked")))
+        encoders = ("_conv_stem.", "_conv_head.", "_bn0.", "_bn1.", "_blocks.")
+        return Classifier(_held(spec, weights.read(spec, "classifier", classifier_shapes(), others=encoders)))
+    others = ("_fc.", ".num_batches_tracked")
+    return Encoder(_held(spec, weights.read(spec, "encoder", encoder_shapes(), others=others)))
+
+
+def memory_bytes(spec: ModuleSpec) -> int:
+    """Bytes of a part's weights in the spec's dtype."""
+    shapes = classifier_shapes() if spec.family == "efficientnet.classifier" else encoder_shapes()
+    return precision.shapes_bytes(shapes, spec.dtype)
+
+
+def _held(spec: ModuleSpec, found: Weights) -> Weights:
+    if spec.dtype != precision.INT8:
+        return found
+    made = precision.Int8Matrices(found)
+    precision.check(spec, made.memory_bytes)
+    return made
 
 
 def _norm_shapes(name: str, channels: int) -> dict[str, Shape]:

@@ -21,7 +21,7 @@ from transformers import BertConfig, BertModel
 
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, inputs, weights
+from edge_agent.modules import Module, Output, Value, inputs, precision, weights
 
 WIDTH = 384
 MAX_TOKENS = 256  # the length the model was published for; more is cut off
@@ -46,7 +46,7 @@ class Encoder:
         mask = torch.tensor([t.attention_mask for t in tokens])  # (n, longest)
         with torch.inference_mode():
             hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # (n, longest, 384)
-            return pool(hidden, mask)
+            return pool(hidden.float(), mask)
 
 
 def pool(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -80,8 +80,24 @@ def load_encoder(spec: ModuleSpec) -> Encoder:
     model = BertModel(BertConfig.from_json_file(directory / "config.json"), add_pooling_layer=False)
     model.train(mode=False)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
-    model.load_state_dict(weights.read(spec, "encoder", shapes, others=("pooler.", ".position_ids")))
+    model.load_state_dict(weights.read(spec, "encoder", shapes, others=("pooler.", ".position_ids")), assign=True)
+    if spec.dtype == precision.INT8:
+        precision.quantise(model.requires_grad_(requires_grad=False))
+        precision.check(spec, precision.memory_bytes(model.state_dict().values()))
     return Encoder(model, tokenizer(directory))
+
+
+def memory_bytes(spec: ModuleSpec) -> int:
+    """Bytes of the encoder's weights in the spec's dtype.
+
+    Raises:
+        ModuleRefused: its configuration isn't there.
+    """
+    if spec.source is None:
+        raise ModuleRefused(f"{spec.family} needs a source of weights")
+    config = BertConfig.from_json_file(weights.path_of(spec.source).parent / "config.json")
+    with torch.device("meta"):
+        return precision.network_bytes(BertModel(config, add_pooling_layer=False), spec.dtype)
 
 
 def tokenizer(directory: Path) -> Tokenizer:

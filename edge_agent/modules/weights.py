@@ -3,8 +3,8 @@
 Owns the allow-list of places and every check: a spec names an entry of a table, never a path to import or a file to
 unpickle. Knows no network: a family says which tensors, of which shapes, its part takes.
 
-Invariants: all named tensors are there, none besides; they are float32; together they are no larger than the spec
-says; and with a digest in the spec, they are those very bytes.
+Invariants: all named tensors are there, none besides; they are stored as float32; together they are no larger than
+the spec says; and with a digest in the spec, they are those very bytes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from pydantic import JsonValue
 from safetensors import safe_open
 from torch import Tensor
 
 import catalog
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec, Source
+from edge_agent.modules import precision
 from edge_agent.modules.identity import digest as digest_of
 
 Shape = tuple[int, ...]
@@ -66,13 +68,12 @@ def read(
         others: Prefixes and suffixes of the names that belong to the model's other parts or to training.
 
     Returns:
-        Float32 tensors in aligned memory of their own, by name.
+        Tensors of the spec's dtype in aligned memory of their own, by name. For int8 they are float32 still: the
+        family makes int8 of them, and checks their size.
 
     Raises:
         ModuleRefused: the source is unknown, unreadable, or not what the spec says.
     """
-    if spec.dtype != "float32":
-        raise ModuleRefused(f"{spec.family} computes in float32, not {spec.dtype}: set dtype to float32")
     if spec.source is None or spec.source.part != part:
         raise ModuleRefused(f"{spec.family} takes its weights from a source with part: {part}, not {spec.source}")
     path = path_of(spec.source)
@@ -87,14 +88,13 @@ def read(
                 f"{name} in {path.name} is {found[name].dtype} {tuple(found[name].shape)}, "
                 f"{spec.family} takes torch.float32 {shape}"
             )
-    if (size_bytes := sum(tensor.nbytes for tensor in found.values())) > spec.memory_bytes:
-        raise ModuleRefused(
-            f"the weights of {spec.source} have {size_bytes} bytes and the spec says {spec.memory_bytes}: "
-            "correct memory_bytes"
-        )
-    if spec.digest is not None and (real := digest_of(found)) != spec.digest:
+    held = precision.floats(found, spec.dtype)
+    if spec.dtype != precision.INT8:
+        precision.check(spec, precision.memory_bytes(held.values()))
+    config: dict[str, JsonValue] | None = {"dtype": precision.INT8} if spec.dtype == precision.INT8 else None
+    if spec.digest is not None and (real := digest_of(held, config)) != spec.digest:
         raise ModuleRefused(f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}")
-    return found
+    return held
 
 
 def _path_in_package(package: str) -> Path:

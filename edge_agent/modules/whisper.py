@@ -6,7 +6,8 @@
 
 All of the text is generated inside the decoder, with its KV cache, greedily, without timestamps: the language is that
 of the likeliest language token, then the tokens of transcription. ``tokens`` are those after these and before the end,
-as transformers' ``generate`` gives them. What a token means stands in generation_config.json.
+as transformers' ``generate`` gives them; but were a model to write a timestamp all the same, ``generate`` would listen
+again from there, and this decoder goes on. What a token means stands in generation_config.json.
 The decoder's matrix of words is its output layer too, and is held once.
 """
 

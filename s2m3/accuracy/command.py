@@ -1,7 +1,9 @@
 """``s2m3 bench accuracy``: one benchmark, or with ``--table`` all that lie below a directory.
 
-Owns the command line and the table. The table asks every task about every benchmark that it can be asked about, writes
-the results of each pair into a file of its own, and goes on where those files end.
+With ``--equivalence`` every model at real size, split against whole; ``options`` has what trades accuracy for bytes.
+
+Owns the command line and the tables. The table of benchmarks asks every task about every benchmark that it can be asked
+about, writes the results of each pair into a file of its own, and goes on where those files end.
 """
 
 from __future__ import annotations
@@ -11,17 +13,20 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 import catalog
 from broker.errors import BadFile, ModuleRefused
+from broker.specs import ModuleSpec, Wire
 from s2m3.catalogue import load_task
 
 RESULTS = "s2m3-accuracy"
 PROGRESS_S = 5.0
+DTYPES = get_args(ModuleSpec.model_fields["dtype"].annotation)
+WIRES = get_args(Wire)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", metavar="DIR", help="one benchmark, or digits (scikit-learn's)")
     what.add_argument("--table", metavar="DIR", help="every benchmark below a directory, resumed where it stopped")
+    what.add_argument(
+        "--equivalence", action="store_true", help="split against whole, at real size: every model below 500 M"
+    )
     parser.add_argument(
-        "--task", action="append", metavar="T", help="a catalogue name or a file; again for more; --table: default all"
+        "--task", action="append", metavar="T", help="a catalogue name or a file; again for more; default all"
     )
     parser.add_argument("--format", metavar="NAME", help="of --data; by default what it looks like")
     parser.add_argument("--limit", type=int, metavar="N", help="records of each benchmark, evenly from all of them")
@@ -39,8 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--templates", type=int, metavar="N", help="prompts a class; default all of the usual ones")
     parser.add_argument(
-        "--results", metavar="PATH", help=f"--data: a file, to resume; --table: a directory, default DIR/{RESULTS}"
+        "--results",
+        metavar="PATH",
+        help=f"to resume; --data: a file, with options a directory; --table: default DIR/{RESULTS}",
     )
+    parser.add_argument(
+        "--dtype", action="append", default=[], choices=DTYPES, help="--data: of the weights; again for more rows"
+    )
+    parser.add_argument(
+        "--wire", action="append", default=[], choices=WIRES, help="--data: of what nodes send; again for more rows"
+    )
+    parser.add_argument("--options", choices=("all",), help="--data: every dtype with every wire")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=bench)
 
@@ -55,6 +72,8 @@ def bench(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise BadFile(file=f"--{name}", problem=f"{value} is too few", fix=f"take at least {least}")
+    if arguments.equivalence:
+        return _equivalence(arguments)
     return _table(arguments) if arguments.table else _one(arguments)
 
 
@@ -66,7 +85,9 @@ def _one(arguments: argparse.Namespace) -> int:
     (name,) = arguments.task
     dataset = run.open_data(arguments.data, arguments.format)
     results = Path(arguments.results) if arguments.results else None
-    summary = run.run(
+    if arguments.options or arguments.dtype or arguments.wire:
+        return _options(arguments, name, dataset, results)
+    summary, _ = run.run(
         name,
         load_task(name),
         dataset,
@@ -84,6 +105,75 @@ def _one(arguments: argparse.Namespace) -> int:
     return 1 if summary["differing"] else 0
 
 
+def _options(arguments: argparse.Namespace, name: str, dataset: Any, results: Path | None) -> int:  # noqa: ANN401 - see below
+    from s2m3.accuracy import options  # noqa: PLC0415 - see above
+
+    dtypes, wires = (DTYPES, WIRES) if arguments.options else (arguments.dtype, arguments.wire)
+    if results:
+        _make(results)
+    rows = options.rows(
+        name,
+        load_task(name),
+        dataset,
+        _settings(arguments),
+        options.chosen(dtypes, wires),
+        results=results,
+        progress=_Progress(f"{arguments.data} {name}"),
+    )
+    if arguments.json:
+        print(json.dumps({"rows": rows, "ok": not rows[0]["differing"]}))
+        return 1 if rows[0]["differing"] else 0
+    table = Table("weights", "wire", "split", "differing", "weights (bytes)", "sent a record (bytes)", "split (s)")
+    for row in rows:
+        differing = f"{row['differing']} of {row['compared']}" if row["compared"] else ""
+        sizes = (f"{row['weight_bytes']:,}", f"{row['wire_bytes']:,}", str(row["split_seconds"]))
+        table.add_row(row["dtype"], row["wire"], _metrics(row["split"]), differing, *sizes)
+    Console().print(table)
+    if rows[0]["compared"]:
+        print(
+            f"{name} on {rows[0]['records']} records of {rows[0]['benchmark']}; unsplit {_metrics(rows[0]['unsplit'])}"
+        )
+        print(
+            "differing: from the unsplit model in float32; bit for bit in the first row, by what is named in the others"
+        )
+    return 1 if rows[0]["differing"] else 0
+
+
+def _make(results: Path) -> None:
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = error.strerror or "can't be made"
+        raise BadFile(file=str(results), problem=problem, fix="name a directory with --results") from error
+
+
+def _equivalence(arguments: argparse.Namespace) -> int:
+    from s2m3.accuracy import equivalence  # noqa: PLC0415 - see above
+
+    rows = []
+    for row in equivalence.rows(arguments.task or equivalence.names()):
+        rows.append(row)
+        print(f"{row['task']}: {_equality(row)}", file=sys.stderr, flush=True)
+    tried = [row for row in rows if "skipped" not in row]
+    ok = bool(tried) and not any("error" in row or row["differing"] for row in tried)
+    if arguments.json:
+        print(json.dumps({"rows": rows, "ok": ok}))
+        return 0 if ok else 1
+    table = Table("model", "parameters", "weights", "outputs compared", "differing", "seconds")
+    for row in rows:
+        left_out = row.get("skipped") or row.get("error")
+        numbers = (left_out,) if left_out else (str(row["inputs"]), str(row["differing"]), str(row["seconds"]))
+        table.add_row(row["task"], f"{row['parameters']:,}", row.get("weights", ""), *numbers)
+    Console().print(table)
+    return 0 if ok else 1
+
+
+def _equality(row: dict[str, Any]) -> str:
+    if left_out := row.get("skipped") or row.get("error"):
+        return str(left_out)
+    return f"{row['differing']} of {row['inputs']} outputs differ, {row['weights']} weights, {row['seconds']} s"
+
+
 def _table(arguments: argparse.Namespace) -> int:
     from s2m3 import datasets  # noqa: PLC0415 - see above
     from s2m3.accuracy import run  # noqa: PLC0415
@@ -91,11 +181,7 @@ def _table(arguments: argparse.Namespace) -> int:
     top = Path(arguments.table)
     found = datasets.find(top)
     results = Path(arguments.results) if arguments.results else top / RESULTS
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = error.strerror or "can't be made"
-        raise BadFile(file=str(results), problem=problem, fix="name a directory with --results") from error
+    _make(results)
     rows: list[dict[str, Any]] = []
     for name in arguments.task or catalog.names():
         task = load_task(name)
@@ -106,7 +192,7 @@ def _table(arguments: argparse.Namespace) -> int:
                 dataset = run.open_data(str(directory), format_)
                 row |= {"benchmark": format_, **_fits(task, dataset, _settings(arguments))}
                 if "unfit" not in row:
-                    row |= run.run(
+                    summary, _ = run.run(
                         name,
                         task,
                         dataset,
@@ -114,6 +200,7 @@ def _table(arguments: argparse.Namespace) -> int:
                         results=file,
                         progress=_Progress(f"{benchmark} {name}"),
                     )
+                    row |= summary
             except (BadFile, ModuleRefused) as error:
                 row["error"] = str(error)
             rows.append(row)

@@ -84,6 +84,13 @@ def about(dataset: Dataset, task: TaskSpec, positions: Sequence[int], *, templat
     raise _unfit(dataset, task, f"is {dataset.kind} data, which this task doesn't answer")
 
 
+def named(verdict: Verdict) -> Any:  # noqa: ANN401 - a text, or a position
+    """What a verdict names, without its score: the answer, or the best caption's position."""
+    if "predicted" in verdict:
+        return verdict["predicted"]
+    return int(np.frombuffer(base64.b64decode(verdict["row"]), "<f4").argmax())
+
+
 def _unfit(dataset: Dataset, task: TaskSpec, problem: str) -> BadFile:
     return BadFile(file=dataset.format, problem=f"{problem}: {task.task}", fix="name another task or other data")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ class Settings:
     limit: int | None = None  # records, taken evenly from all
     unsplit: int | None = None  # records that the unsplit model answers too, the first ones; all by default
     templates: int | None = None  # prompts a class; all by default
+
+    def without_unsplit(self) -> Settings:
+        """The same, and nothing is compared."""
+        return replace(self, unsplit=0)
+
+
+def nobody(done: int, size: int) -> None:
+    """Progress that nobody looks at."""
 
 
 def open_data(name: str, format_: str | None = None) -> Dataset:
@@ -73,8 +81,8 @@ def run(
     settings: Settings,
     *,
     results: Path | None = None,
-    progress: Progress = lambda done, size: None,  # noqa: ARG005 - nobody looks
-) -> dict[str, Any]:
+    progress: Progress = nobody,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Go through a benchmark, from where its results file ends.
 
     Args:
@@ -86,7 +94,8 @@ def run(
         progress: Is told the records done and their number.
 
     Returns:
-        The summary: metrics of the split model, of both on the records that both answered, and what differs.
+        The summary: metrics of the split model, of both on the records that both answered, and what differs; and each
+        record's line.
 
     Raises:
         BadFile: the data or the results file is wrong, or the task can't be asked about this data.
@@ -97,15 +106,19 @@ def run(
     compared = len(chosen) if settings.unsplit is None else min(settings.unsplit, len(chosen))
     journal = Journal(results, _identity(name, task, dataset, settings))
     if journal.summary is not None:
-        return journal.summary
+        return journal.summary, journal.records
     split = Split(remembers=MAX_REMEMBERED if len(task.inputs) > 1 else 0)
+    split.hold([task])
     began_s, begun_at = time.monotonic(), len(journal.records)
     whole = reference.load(name, task) if begun_at < compared else None
     for at, position in enumerate(chosen[begun_at:], start=begun_at):
         record = dataset.read(position)
         requests = asked.requests(record)
+        sent_before, asked_s = split.sent_bytes, time.monotonic()
         outputs = _answers(lambda inputs: split.run(task, inputs), requests, record.id)
+        took_s = round(time.monotonic() - asked_s, 6)
         line: dict[str, Any] = {"id": record.id, "split": asked.verdict(record, outputs)}
+        line |= {"split_s": took_s, "sent_bytes": split.sent_bytes - sent_before}
         if whole is not None and at < compared:
             expected = _answers(whole, requests, record.id)
             line["same"] = all(same(one, other) for one, other in zip(outputs, expected, strict=True))
@@ -117,13 +130,14 @@ def run(
     summary |= {"benchmark": dataset.format, "kind": dataset.kind, "task": name}
     summary |= {"seconds": round(time.monotonic() - began_s, 1), "resumed_at": begun_at}
     journal.finish(summary)
-    return summary
+    return summary, journal.records
 
 
 def _identity(name: str, task: TaskSpec, dataset: Dataset, settings: Settings) -> dict[str, Any]:
     return {
         "task": name,
         "modules": {module: spec.key for module, spec in task.modules.items()},
+        "wire": task.wire,
         "format": dataset.format,
         "records": dataset.size,
         "limit": settings.limit,
@@ -147,6 +161,8 @@ def _summary(asked: questions.Questions, records: Sequence[Mapping[str, Any]], c
     unsplit = [record["split"] if record["unsplit"] is None else record["unsplit"] for record in both]
     return {
         "records": len(records),
+        "split_seconds": round(sum(record["split_s"] for record in records), 1),
+        "wire_bytes": round(sum(record["sent_bytes"] for record in records) / len(records)),
         "split": asked.summary(split),
         "compared": len(both),
         "split_of_compared": asked.summary(split[:compared]) if both else None,

@@ -17,7 +17,7 @@ from transformers import (
 
 from broker.codec import RawInput
 from broker.specs import TaskSpec
-from edge_agent.modules import Output, causal, cut, inputs
+from edge_agent.modules import Output, causal, inputs, precision
 from edge_agent.modules.generation import limits
 from edge_agent.modules.llava import PROMPTS
 from s2m3.whole import Whole, place, read
@@ -29,7 +29,8 @@ class Answering:
     def __init__(self, task: TaskSpec) -> None:
         module = next(name for name in task.modules if name.endswith("/language"))
         where, how = place(task, module)
-        self._model = read(LlavaForConditionalGeneration, where, dtype=cut.DTYPES[task.modules[module].dtype], **how)
+        dtype = precision.FLOATS[task.modules[module].dtype]
+        self._model = read(LlavaForConditionalGeneration, where, dtype=dtype, **how)
         config: Any = self._model.config
         clip = config.vision_config.model_type == "clip_vision_model"
         pictures = CLIPImageProcessorPil if clip else SiglipImageProcessorPil

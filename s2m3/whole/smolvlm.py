@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Idefics3ForConditionalGeneration, Idefic
 
 from broker.codec import RawInput
 from broker.specs import TaskSpec
-from edge_agent.modules import Output, causal, cut, inputs
+from edge_agent.modules import Output, causal, inputs, precision
 from edge_agent.modules.generation import limits
 from edge_agent.modules.smolvlm import PROMPT
 from s2m3.whole import Whole, place, read
@@ -23,7 +23,7 @@ class Answering:
     def __init__(self, task: TaskSpec) -> None:
         module = "smolvlm-256m/language"
         where, how = place(task, module)
-        dtype = cut.DTYPES[task.modules[module].dtype]
+        dtype = precision.FLOATS[task.modules[module].dtype]
         self._model: Any = read(Idefics3ForConditionalGeneration, where, dtype=dtype, **how)
         self._processor = cast("Any", Idefics3Processor)(
             image_processor=Idefics3ImageProcessorPil.from_pretrained(where, **how),

@@ -279,6 +279,55 @@ def test_the_output_node_answers_the_sensor_and_tells_the_coordinator(front: Age
     assert not front.coordinated
 
 
+THIRD = float(np.float32(1 / 3))
+
+
+@pytest.mark.parametrize("device", ["gw-a", "gw-b"])
+def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_runs(device: str) -> None:
+    state = AgentState("gw-a", PREFIX)
+    decide(state, assignment(ENCODER, HEAD), 0.0)
+    for module in (ENCODER, HEAD):
+        decide(state, ModuleReady(module.key), 0.0)
+    decide(state, Routed(route(head=(device,), wire="float16")), 0.0)
+    encoder = only(decide(state, ASKED, 0.0), Run)
+    actions = decide(state, Ran(encoder.run, features(THIRD), None, 0.0, 0.0), 0.1)
+    if device == "gw-a":
+        taken = only(actions, Run).values[0]
+        assert isinstance(taken, dict)
+        found = taken["features"]
+    else:
+        sent = only(actions, Send)
+        found = sent.tensors["encoder/features"]
+        assert found.dtype == np.float16, "half the bytes cross the border"
+        assert isinstance(sent.message, NodeInputs)
+        assert sent.message.plan.wire == "float16"
+        found = found.astype(np.float32)
+    assert found.dtype == np.float32
+    assert found.tolist() == [[float(np.float16(THIRD))] * 2] != [[THIRD] * 2]
+
+
+def test_what_the_sensor_gets_is_never_rounded(front: AgentState, back: AgentState) -> None:
+    decide(front, Routed(route(generation=2, wire="float16")), 0.0)
+    _, sends = answered(front, back)
+    (run,) = back.finished
+    back.finished.clear()
+    for send in sends:
+        decide(back, Received("gw-a", send.message, send.tensors), 0.5)
+    mask = np.full((2, 2), THIRD, dtype=np.float32)
+    reply = only(decide(back, Ran(run, Output({"mask": mask}), None, 0.0, 0.0), 0.6), Reply)
+    assert reply.tensors is not None
+    assert reply.tensors["mask"].tolist() == mask.tolist()
+
+
+def test_a_number_beyond_float16_ends_the_request_with_what_to_do(front: AgentState) -> None:
+    decide(front, Routed(route(generation=2, wire="float16")), 0.0)
+    run = only(decide(front, ASKED, 0.1), Run)
+    reply = only(decide(front, Ran(run.run, features(7e4), None, 0.0, 0.0), 0.2), Reply)
+    assert reply.result.error is not None
+    assert reply.result.error.code == ErrorCode.MODULE_FAILED
+    assert "features has numbers beyond float16's 65504.0: set the task's wire to float32" in reply.result.error.message
+
+
 def test_a_tensor_output_is_answered_as_a_tensor(front: AgentState, back: AgentState) -> None:
     _, sends = answered(front, back)
     (run,) = back.finished

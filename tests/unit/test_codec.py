@@ -82,7 +82,8 @@ ENVELOPES = [
             "deadline_s": "4.5",
             "reply_to": "s2m3/v1/clients/c/results/r-1",
             "correlation": "00ff",
-            "plan": '{"nodes": {"head": {"key": "k", "needs": ["image"], "device": "gw-b"}}, "output": "head"}',
+            "plan": '{"nodes": {"head": {"key": "k", "needs": ["image"], "device": "gw-b"}}, "output": "head", '
+            '"wire": "float32"}',
             "content_types": '{"image": "image/jpeg"}',
             "timings": '[{"node": "e", "device": "gw-a", "queue_s": 0.0, "compute_s": 0.5, "output_bytes": 8, '
             '"attempt": 0}]',

@@ -29,7 +29,7 @@ from broker.messages import (
     RouteNode,
     Timing,
 )
-from broker.specs import InputSpec, ModuleSpec, Source
+from broker.specs import InputSpec, ModuleSpec, Source, Wire
 
 MODULE = ModuleSpec(
     family="clip.vision", source=Source(hub="openai/clip", part="vision"), memory_bytes=100, flops=2.5, output_bytes=8
@@ -94,7 +94,8 @@ GOLDEN: list[tuple[BaseModel, bytes]] = [
         (
             b'{"task":"pick","epoch":1,"generation":2,"group":3,"inputs":{"image":{"kind":"image","bytes":10}},'
             b'"nodes":{"head":{"module":"cosine","key":"k","needs":["image"],"output_bytes":8,"devices":[{"device":"a",'
-            b'"compute_s":0.1,"latency_s":0.0,"bandwidth_bits_per_s":100000000.0}]}},"output":"head","front_door":["a"]}'
+            b'"compute_s":0.1,"latency_s":0.0,"bandwidth_bits_per_s":100000000.0}]}},"output":"head","wire":"float32",'
+            b'"front_door":["a"]}'
         ),
     ),
     (
@@ -227,11 +228,11 @@ def test_a_plan_knows_who_takes_a_nodes_output() -> None:
 
 
 def test_another_module_graph_or_use_is_another_work_and_another_device_is_not() -> None:
-    def work(output: str = "a", **changed: Any) -> str:
+    def work(output: str = "a", wire: Wire = "float32", **changed: Any) -> str:
         planned = PlannedNode.model_validate({"key": "k", "needs": ("image",), "device": "gw-a"} | changed)
         second = PlannedNode(key="k2", needs=("a",), device="gw-a")
-        return Plan(nodes={"a": planned, "b": second}, output=output).work
+        return Plan(nodes={"a": planned, "b": second}, output=output, wire=wire).work
 
     assert work(device="gw-b") == work()
-    others = {work(key="k3"), work(needs=("text",)), work(use="caption"), work(output="b")}
-    assert len(others | {work()}) == 5
+    others = {work(key="k3"), work(needs=("text",)), work(use="caption"), work(output="b"), work(wire="float16")}
+    assert len(others | {work()}) == 6

@@ -105,7 +105,14 @@ def test_list_names_every_model_in_the_promised_form(capsys: pytest.CaptureFixtu
 def test_inspect_says_what_each_dtype_takes(capsys: pytest.CaptureFixture[str]) -> None:
     found = printed(capsys, "inspect", B16, "--json")
     text = next(module for module in found["modules"] if module["module"] == "clip-b16/text")
-    assert text["bytes_by_dtype"] == {"float32": 253_712_384, "float16": 126_856_192, "bfloat16": 126_856_192}
+    # int8: 38,010,880 numbers in the 73 matrices of linear layers, of 55,808 rows, each with a scale and a zero point;
+    # the rest, tokens above all, stays float32.
+    assert text["bytes_by_dtype"] == {
+        "float32": 253_712_384,
+        "float16": 126_856_192,
+        "bfloat16": 126_856_192,
+        "int8": 253_712_384 - 3 * 38_010_880 + 5 * 55_808,
+    }
     assert text["typical"] == "Four captions of seven tokens."
     assert text["uses"] == ["ordinary"]
     segmentation = printed(capsys, "inspect", "hub/segmentation-clipseg", "--json")["modules"]

