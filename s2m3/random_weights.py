@@ -118,7 +118,7 @@ def copy_frozen(model: nn.Module, frozen: Mapping[str, Any], models: Path) -> No
 def part_tensors(family: str, config: dict[str, Any]) -> dict[str, Tensor]:
     """A part's random weights under its published names, for a part whose published names are its network's."""
     name = family.partition(".")[2]
-    part = cast("Mapping[str, cut.Part]", importlib.import_module(FAMILIES[family]).PARTS)[name]
+    part = cast("cut.Parts", importlib.import_module(FAMILIES[family]).PARTS)[name]
     network = part.build(config)
     randomise(network)
     layout = part.prefixes[str(config["model_type"])][0]

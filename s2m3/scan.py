@@ -89,7 +89,7 @@ class _Fit:
     """A part whose tensors are all there, before they are read."""
 
     family: str
-    part: cut.Part
+    part: cut.AnyPart
     network: nn.Module  # on the meta device
     names: Mapping[str, str]  # canonical -> published
 
@@ -223,7 +223,7 @@ def _scan(directory: Path, dtype: torch.dtype) -> Scanned:
     return scanned
 
 
-def _sorted_out(checkpoint: Checkpoint, parts: Mapping[str, cut.Part]) -> tuple[list[_Fit], list[_Misfit]]:
+def _sorted_out(checkpoint: Checkpoint, parts: cut.Parts) -> tuple[list[_Fit], list[_Misfit]]:
     """What fits, and what doesn't; first those of the file that takes most of the checkpoint, and what is most alike.
 
     Several parts may read the same tensors: those of a tower of either kind, or a scale that two heads use.
@@ -268,7 +268,7 @@ def _identified(checkpoint: Checkpoint, fit: _Fit, dtype: torch.dtype) -> Found:
     )
 
 
-def _parts(model_type: str) -> dict[str, cut.Part]:
+def _parts(model_type: str) -> dict[str, cut.AnyPart]:
     """Family -> its part, of those that are published in models of a type."""
     return {family: part for family, part in _all_parts() if model_type in part.prefixes}
 
@@ -277,7 +277,7 @@ def _model_types() -> list[str]:
     return sorted({model_type for _, part in _all_parts() for model_type in part.prefixes})
 
 
-def _all_parts() -> Iterator[tuple[str, cut.Part]]:
+def _all_parts() -> Iterator[tuple[str, cut.AnyPart]]:
     for family, file in FAMILIES.items():
         with contextlib.suppress(ImportError):  # a family whose package is missing reads no model repository
             parts = getattr(importlib.import_module(file), "PARTS", None)

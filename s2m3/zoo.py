@@ -103,7 +103,7 @@ def _config_path(repository: str) -> Path:
     return catalog.DIRECTORY / "hub" / "configs" / f"{repository.replace('/', '--')}.json"
 
 
-def part_of(module: ModuleSpec) -> cut.Part:
+def part_of(module: ModuleSpec) -> cut.AnyPart:
     """The part that a module of a hub source is.
 
     Raises:
@@ -113,9 +113,9 @@ def part_of(module: ModuleSpec) -> cut.Part:
 
 
 @cache
-def _part(family: str, name: str) -> cut.Part:
+def _part(family: str, name: str) -> cut.AnyPart:
     file = importlib.import_module(FAMILIES[family]) if family in FAMILIES else None
-    parts = cast("Mapping[str, cut.Part]", getattr(file, "PARTS", {}))
+    parts = cast("cut.Parts", getattr(file, "PARTS", {}))
     if name not in parts:
         known = ", ".join(sorted(parts)) or "no parts, or there is no such family"
         raise BadFile(file=family, field="part", problem=f"has no part {name}", fix=f"it has {known}")

@@ -12,12 +12,13 @@ How to add a family whose weights are published as a model repository (``clip.py
 
 1. ``edge_agent/modules/FAMILY.py``, imported lazily by its lines in ``FAMILIES``. Its docstring has the table of parts:
    weights, what each takes, what it gives (name, dtype, shape). It has
-   - ``PARTS: Mapping[str, cut.Part]``: for each part its prefixes in the published layouts, how transformers builds it
-     from config.json, its identity, and its typical pass (``cut.Part`` says all of it);
-   - a class a part, whose ``__call__(*values)`` prepares raw inputs, runs ``forward`` (tensors to tensors; the typical
-     pass calls the same function), and gives ``Output``; one with several uses has ``uses`` and takes ``use=``;
-   - ``load(spec) -> Module``: ``cut.open_part(spec, part)`` gives the checkpoint, and ``cut.load_network(spec,
-     PARTS[part], checkpoint)`` the network; tokenizers and image processors come from ``prepare``.
+   - ``PARTS: cut.Parts``: for each part its prefixes in the published layouts, how transformers builds it from
+     config.json, its identity, its typical pass, and the module around it (``cut.Part`` says all of it);
+   - a module a part: one of ``towers`` where it is a picture, texts or an array in and arrays out; else a class, whose
+     ``__call__(*values)`` prepares raw inputs, runs ``forward`` (tensors to tensors; the typical pass calls the same
+     function), and gives ``Output``; one with several uses has ``uses`` and takes ``use=``. Tokenizers and image
+     processors come from ``prepare``;
+   - ``load = cut.loader(PARTS)``.
    A family's name is FILE.PART or FILE.SOMETHING; ``source.part`` in a spec is the key in ``PARTS``, and two families
    that use the same weights differently are two entries only if they can't be one module with two uses.
    Weights are held in the spec's dtype and computed in it: cast inputs with ``inputs.tensor(...).to(dtype)``, and give

@@ -13,9 +13,7 @@ statistics of its normalisations, and one counter each, as published. Texts are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import cast
 
 import torch
 from pydantic import JsonValue
@@ -27,11 +25,9 @@ from transformers import (
     AlignVisionModel,
     BertTokenizer,
     EfficientNetImageProcessorPil,
-    PreTrainedTokenizerBase,
 )
 
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, inputs, prepare
+from edge_agent.modules import cut, prepare, towers
 from edge_agent.modules.checkpoint import Checkpoint, Config
 from edge_agent.modules.contrast import ContrastHead, HeadModule
 
@@ -90,52 +86,59 @@ def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
         "out_channels depthwise_padding strides num_block_repeats expand_ratios squeeze_expansion_ratio "
         "hidden_act hidden_dim pooling_type batch_norm_eps"
     )
-    fields = {name: getattr(config, name) for name in wanted.split()}
-    return fields | {"pictures": prepare.effective(prepare.image_processor(checkpoint, EfficientNetImageProcessorPil))}
+    pictures = prepare.pictures(checkpoint, EfficientNetImageProcessorPil)
+    return prepare.fields(config, wanted) | {"pictures": pictures}
 
 
 def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = text_config(checkpoint.config)
-    wanted = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings"
-    fields = {name: getattr(config, name) for name in (*wanted.split(), "hidden_act", "layer_norm_eps", "pad_token_id")}
-    return fields | {"projection_dim": _projected(checkpoint.config), "vocabulary": prepare.vocabulary(checkpoint)}
+    wanted = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+        "hidden_act layer_norm_eps pad_token_id"
+    )
+    rest = {"projection_dim": _projected(checkpoint.config), "vocabulary": prepare.vocabulary(checkpoint)}
+    return prepare.fields(config, wanted) | rest
 
 
-def _typical_vision(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_vision(network: AlignVisionModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture."""
-    tower = cast("AlignVisionModel", network)
-    side = prepare.side(tower.config.image_size)
-    return see(tower, torch.empty(1, tower.config.num_channels, side, side))
+    return see(network, prepare.blank(network.config))
 
 
-def _typical_text(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_text(network: TextTower, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """Four captions, each padded to 64 tokens."""
     ids = torch.zeros(TYPICAL_TEXTS, TOKENS, dtype=torch.int64)
-    return cast("TextTower", network).forward(ids, torch.zeros(TYPICAL_TEXTS, 1, TOKENS, TOKENS))
+    return network.forward(ids, torch.zeros(TYPICAL_TEXTS, 1, TOKENS, TOKENS))
 
 
-def _typical_head(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_head(network: Head, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture and four captions."""
-    return cast("Head", network).typical(TYPICAL_TEXTS)
+    return network.typical(TYPICAL_TEXTS)
 
 
 def _projected(config: Config) -> int:
     return int(config.get("projection_dim", 640))
 
 
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
+PARTS: cut.Parts = MappingProxyType(
     {
         "vision": cut.Part(
             prefixes={"align": [{"vision_model.": ""}]},
             build=lambda config: AlignVisionModel(vision_config(config)),
             identity=_vision_identity,
             typical=_typical_vision,
+            module=lambda network, checkpoint: towers.Pictures(
+                see, network, prepare.image_processor(checkpoint, EfficientNetImageProcessorPil)
+            ),
         ),
         "text": cut.Part(
             prefixes={"align": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
             build=lambda config: TextTower(text_config(config), _projected(config)),
             identity=_text_identity,
             typical=_typical_text,
+            module=lambda network, checkpoint: towers.Texts(
+                TextTower.forward, network, prepare.tokenizer(checkpoint, BertTokenizer), TOKENS, padded=True
+            ),
             unread=(
                 ".position_ids",
                 ".token_type_ids",
@@ -148,53 +151,10 @@ PARTS: Mapping[str, cut.Part] = MappingProxyType(
             build=lambda config: Head(_projected(config)),
             identity=lambda _: {},
             typical=_typical_head,
+            module=lambda network, _: HeadModule(network),
         ),
     }
 )
 
 
-class VisionModule:
-    """The vision tower with its weights and its image processor."""
-
-    def __init__(self, network: AlignVisionModel, processor: EfficientNetImageProcessorPil) -> None:
-        self._network = network
-        self._processor = processor
-
-    def __call__(self, *values: Value) -> Output:
-        """A picture's bytes to ``image_embeds`` (1, e)."""
-        inputs.count(values, 1)
-        pixels = prepare.pixels(self._processor, inputs.picture(values[0])).to(self._network.dtype)
-        with torch.inference_mode():
-            return Output(answers.arrays(see(self._network, pixels)))
-
-
-class TextModule:
-    """The text tower with its weights and its tokenizer."""
-
-    def __init__(self, network: TextTower, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._network = network
-        self._tokenizer = tokenizer
-
-    def __call__(self, *values: Value) -> Output:
-        """A text, one a line (n), to ``text_embeds`` (n, e)."""
-        inputs.count(values, 1)
-        lines = inputs.lines(values[0])
-        tokens = self._tokenizer(lines, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-        with torch.inference_mode():
-            return Output(answers.arrays(self._network.forward(tokens["input_ids"], tokens["attention_mask"])))
-
-
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the parts.
-
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    if isinstance(network, AlignVisionModel):
-        return VisionModule(network, prepare.image_processor(checkpoint, EfficientNetImageProcessorPil))
-    if isinstance(network, TextTower):
-        return TextModule(network, prepare.tokenizer(checkpoint, BertTokenizer))
-    return HeadModule(cast("Head", network))
+load = cut.loader(PARTS)

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from broker.errors import ErrorCode, ModuleRefused, RequestFailed
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, audio, cut, inputs, prepare
+from edge_agent.modules import Output, Value, answers, audio, cut, inputs, prepare, towers, vit
 from edge_agent.modules.checkpoint import Checkpoint, Config, read_object
 
 MOST_S = 60.0  # seconds of the longest sound that is read
@@ -113,61 +112,25 @@ def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
         "hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps patch_size "
         "qkv_bias frequency_stride time_stride max_length num_mel_bins"
     )
-    fields: dict[str, JsonValue] = {name: getattr(config, name) for name in wanted.split()}
     made = extractor(checkpoint)
     used = "sampling_rate num_mel_bins max_length do_normalize mean std"
-    return fields | {"sounds": {name: getattr(made, name) for name in used.split()}}
+    return prepare.fields(config, wanted) | {"sounds": prepare.fields(made, used)}
 
 
-def _typical_encoder(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_encoder(network: ASTModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One sound of 10.24 seconds, or padded to them."""
-    tower = cast("ASTModel", network)
-    return hear(tower, torch.empty(1, tower.config.max_length, tower.config.num_mel_bins))
+    return hear(network, torch.empty(1, network.config.max_length, network.config.num_mel_bins))
 
 
-def _typical_projection(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_projection(network: Projection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One sound."""
-    projection = cast("Projection", network)
-    return projection.forward(torch.empty(1, projection.audio_projection.in_features))
+    return network.forward(torch.empty(1, network.audio_projection.in_features))
 
 
-def _typical_head(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_head(network: AlignmentHead, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One sound, one picture and four texts."""
-    head = cast("AlignmentHead", network)
-    return head.forward(torch.empty(1, head.width), torch.empty(1, head.width), torch.empty(TYPICAL_TEXTS, head.width))
-
-
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
-    {
-        "encoder": cut.Part(
-            prefixes={"audio-spectrogram-transformer": [{"audio_spectrogram_transformer.": ""}]},
-            build=lambda config: ASTModel(ast_config(config)),
-            identity=_encoder_identity,
-            typical=_typical_encoder,
-            renames=(
-                (r"^encoder\.layer\.", "layers."),
-                (r"\.attention\.attention\.query\.", ".attention.q_proj."),
-                (r"\.attention\.attention\.key\.", ".attention.k_proj."),
-                (r"\.attention\.attention\.value\.", ".attention.v_proj."),
-                (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-                (r"\.intermediate\.dense\.", ".mlp.fc1."),
-                (r"\.output\.dense\.", ".mlp.fc2."),
-            ),
-        ),
-        "projection": cut.Part(
-            prefixes={PROJECTION: [{"audio_projection.": "audio_projection."}]},
-            build=lambda config: Projection(config["width"], config["projected"]),
-            identity=lambda _: {},
-            typical=_typical_projection,
-        ),
-        "alignment_head": cut.Part(
-            prefixes={"clip": [{"logit_scale": "logit_scale"}]},
-            build=lambda config: AlignmentHead(int(config.get("projection_dim", 512))),
-            identity=lambda _: {},
-            typical=_typical_head,
-        ),
-    }
-)
+    one = torch.empty(1, network.width)
+    return network.forward(one, one, torch.empty(TYPICAL_TEXTS, network.width))
 
 
 class EncoderModule:
@@ -185,21 +148,6 @@ class EncoderModule:
         features = torch.tensor(np.asarray(found["input_values"], dtype=np.float32))  # (1, frames, mels)
         with torch.inference_mode():
             return Output(answers.arrays(hear(self._network, features.to(self._network.dtype))))
-
-
-class ProjectionModule:
-    """The projection with its weights."""
-
-    def __init__(self, network: Projection) -> None:
-        self._network = network
-
-    def __call__(self, *values: Value) -> Output:
-        """``pooled`` (1, d) to ``audio_embeds`` (1, e)."""
-        inputs.count(values, 1)
-        weight = self._network.audio_projection.weight
-        pooled = inputs.tensor(values[0], "pooled", (1, weight.shape[1])).to(weight.dtype)
-        with torch.inference_mode():
-            return Output(answers.arrays(self._network.forward(pooled)))
 
 
 class AlignmentModule:
@@ -226,17 +174,33 @@ def answer(found: Mapping[str, Tensor], texts: list[str]) -> Output:
     return Output(answers.arrays(found), ranked | {"similarity": float(found["similarity"][0, 0])})
 
 
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the parts.
+PARTS: cut.Parts = MappingProxyType(
+    {
+        "encoder": cut.Part(
+            prefixes={"audio-spectrogram-transformer": [{"audio_spectrogram_transformer.": ""}]},
+            build=lambda config: ASTModel(ast_config(config)),
+            identity=_encoder_identity,
+            typical=_typical_encoder,
+            module=lambda network, checkpoint: EncoderModule(network, extractor(checkpoint)),
+            renames=vit.RENAMES,
+        ),
+        "projection": cut.Part(
+            prefixes={PROJECTION: [{"audio_projection.": "audio_projection."}]},
+            build=lambda config: Projection(config["width"], config["projected"]),
+            identity=lambda _: {},
+            typical=_typical_projection,
+            module=lambda network, _: towers.Arrays(
+                Projection.forward, network, "pooled", (1, network.audio_projection.in_features)
+            ),
+        ),
+        "alignment_head": cut.Part(
+            prefixes={"clip": [{"logit_scale": "logit_scale"}]},
+            build=lambda config: AlignmentHead(int(config.get("projection_dim", 512))),
+            identity=lambda _: {},
+            typical=_typical_head,
+            module=lambda network, _: AlignmentModule(network),
+        ),
+    }
+)
 
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    if isinstance(network, ASTModel):
-        return EncoderModule(network, extractor(checkpoint))
-    if isinstance(network, Projection):
-        return ProjectionModule(network)
-    return AlignmentModule(cast("AlignmentHead", network))
+load = cut.loader(PARTS)

@@ -19,7 +19,7 @@ from typing import cast
 
 import torch
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     BertTokenizer,
     BlipImageProcessorPil,
@@ -31,8 +31,7 @@ from transformers import (
 )
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, generation, inputs, prepare
+from edge_agent.modules import Output, Value, answers, cut, generation, inputs, prepare, towers
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 MOST_TOKENS: Mapping[str | None, int] = MappingProxyType({None: 10, "caption": 20})  # after the start, by use
@@ -82,19 +81,20 @@ def patches(config: Config) -> int:
 
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = vision_config(checkpoint.config)
-    wanted = "hidden_size intermediate_size num_hidden_layers num_attention_heads image_size patch_size"
-    fields = {name: getattr(config, name) for name in (*wanted.split(), "hidden_act", "layer_norm_eps")}
-    return fields | {"pictures": prepare.effective(prepare.image_processor(checkpoint, BlipImageProcessorPil))}
+    wanted = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads image_size patch_size hidden_act "
+        "layer_norm_eps"
+    )
+    return prepare.fields(config, wanted) | {"pictures": prepare.pictures(checkpoint, BlipImageProcessorPil)}
 
 
 def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = text_config(checkpoint.config)
-    wanted = "vocab_size hidden_size encoder_hidden_size intermediate_size num_hidden_layers num_attention_heads"
-    fields = {name: getattr(config, name) for name in (*wanted.split(), "hidden_act", "layer_norm_eps")}
-    return fields | {
-        "max_position_embeddings": config.max_position_embeddings,
-        "vocabulary": prepare.vocabulary(checkpoint),
-    }
+    wanted = (
+        "vocab_size hidden_size encoder_hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act "
+        "layer_norm_eps max_position_embeddings"
+    )
+    return prepare.fields(config, wanted) | {"vocabulary": prepare.vocabulary(checkpoint)}
 
 
 def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -105,10 +105,9 @@ def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return _text_identity(checkpoint) | special | {"most": [MOST_TOKENS[None], MOST_TOKENS["caption"]]}
 
 
-def _typical_vision(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_vision(network: BlipVisionModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture."""
-    side = cast("int", cast("BlipVisionModel", network).config.image_size)
-    return see(cast("BlipVisionModel", network), torch.empty(1, 3, side, side))
+    return see(network, prepare.blank(network.config))
 
 
 class _Reader(BlipTextModel):  # type: ignore[no-untyped-call]  # the same
@@ -119,72 +118,25 @@ class _Reader(BlipTextModel):  # type: ignore[no-untyped-call]  # the same
         self.patches = seen
 
 
-def _typical_question(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_question(network: _Reader, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """A question of ten tokens about one picture."""
-    reader = cast("_Reader", network)
     ids = torch.zeros(1, TYPICAL_QUESTION, dtype=torch.int64)
-    states = torch.empty(1, reader.patches, reader.config.encoder_hidden_size)
-    mask, seen = torch.zeros(1, 1, 1, TYPICAL_QUESTION), torch.zeros(1, 1, 1, reader.patches)
-    return ask(reader, ids, mask, states, seen)
+    states = torch.empty(1, network.patches, network.config.encoder_hidden_size)
+    mask, seen = torch.zeros(1, 1, 1, TYPICAL_QUESTION), torch.zeros(1, 1, 1, network.patches)
+    return ask(network, ids, mask, states, seen)
 
 
-def _typical_decoder(network: nn.Module, use: str | None) -> dict[str, Tensor]:
+def _typical_decoder(network: Decoder, use: str | None) -> dict[str, Tensor]:
     """A caption of 16 tokens, or an answer of 4 to a question of ten, each token computed once, as with the cache."""
-    decoder = cast("Decoder", network)
-    tokens, attended = (generation.TYPICAL_TOKENS, decoder.patches) if use == "caption" else (4, TYPICAL_QUESTION)
-    found = decoder(
+    tokens, attended = (generation.TYPICAL_TOKENS, network.patches) if use == "caption" else (4, TYPICAL_QUESTION)
+    found = network(
         input_ids=torch.zeros(1, tokens, dtype=torch.int64),
         attention_mask=torch.zeros(1, 1, tokens, tokens),
-        encoder_hidden_states=torch.empty(1, attended, decoder.config.encoder_hidden_size),
+        encoder_hidden_states=torch.empty(1, attended, network.config.encoder_hidden_size),
         encoder_attention_mask=torch.zeros(1, 1, 1, attended),
         use_cache=False,
     )
     return {"tokens": found.logits.argmax(dim=-1)}
-
-
-_TIED = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
-    {
-        "vision": cut.Part(
-            prefixes={"blip": [{"vision_model.": ""}]},
-            build=lambda config: BlipVisionModel(vision_config(config)),
-            identity=_vision_identity,
-            typical=_typical_vision,
-        ),
-        "question": cut.Part(
-            prefixes={"blip": [{"text_encoder.": ""}]},
-            build=lambda config: _Reader(text_config(config), patches(config)),
-            identity=_text_identity,
-            typical=_typical_question,
-        ),
-        "decoder": cut.Part(
-            prefixes={"blip": [{"text_decoder.": ""}]},
-            build=lambda config: Decoder(text_config(config), patches(config)),
-            identity=_decoder_identity,
-            typical=_typical_decoder,
-            tied=_TIED,
-            unread=(".position_ids", *(f"text_decoder.{name}" for name in _TIED)),
-        ),
-    }
-)
-
-
-class VisionModule:
-    """The picture encoder with its weights and its image processor."""
-
-    def __init__(self, network: BlipVisionModel, processor: BlipImageProcessorPil) -> None:
-        self._network = network
-        self._processor = processor
-
-    def __call__(self, *values: Value) -> Output:
-        """A picture's bytes to ``states`` (1, 1 + p, d)."""
-        inputs.count(values, 1)
-        pixels = prepare.pixels(self._processor, inputs.picture(values[0])).to(self._network.dtype)
-        with torch.inference_mode():
-            return Output(answers.arrays(see(self._network, pixels)))
 
 
 class QuestionModule:
@@ -232,20 +184,44 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, question: Value, longest: int) 
     return tokens["input_ids"], tokens["attention_mask"]
 
 
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the parts.
-
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    if isinstance(network, BlipVisionModel):
-        return VisionModule(network, prepare.image_processor(checkpoint, BlipImageProcessorPil))
-    tokenizer = prepare.tokenizer(checkpoint, BertTokenizer)
-    if isinstance(network, _Reader):
-        return QuestionModule(network, tokenizer)
+def _answering(network: Decoder, checkpoint: Checkpoint) -> DecoderModule:
     for own, other in _TIED.items():
         generation.check_tied(checkpoint, f"text_decoder.{own}", f"text_decoder.{other}")
-    return DecoderModule(cast("Decoder", network), tokenizer)
+    return DecoderModule(network, prepare.tokenizer(checkpoint, BertTokenizer))
+
+
+_TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+PARTS: cut.Parts = MappingProxyType(
+    {
+        "vision": cut.Part(
+            prefixes={"blip": [{"vision_model.": ""}]},
+            build=lambda config: BlipVisionModel(vision_config(config)),
+            identity=_vision_identity,
+            typical=_typical_vision,
+            module=lambda network, checkpoint: towers.Pictures(
+                see, network, prepare.image_processor(checkpoint, BlipImageProcessorPil)
+            ),
+        ),
+        "question": cut.Part(
+            prefixes={"blip": [{"text_encoder.": ""}]},
+            build=lambda config: _Reader(text_config(config), patches(config)),
+            identity=_text_identity,
+            typical=_typical_question,
+            module=lambda network, checkpoint: QuestionModule(network, prepare.tokenizer(checkpoint, BertTokenizer)),
+        ),
+        "decoder": cut.Part(
+            prefixes={"blip": [{"text_decoder.": ""}]},
+            build=lambda config: Decoder(text_config(config), patches(config)),
+            identity=_decoder_identity,
+            typical=_typical_decoder,
+            module=_answering,
+            tied=_TIED,
+            unread=(".position_ids", *(f"text_decoder.{name}" for name in _TIED)),
+        ),
+    }
+)
+
+load = cut.loader(PARTS)

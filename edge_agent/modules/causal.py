@@ -19,11 +19,11 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 from transformers import (
+    AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -147,16 +147,17 @@ class Answering:
 
     Args:
         network: The model.
-        tokenizer: Its tokenizer.
-        image: The token that stands for one vector of a picture.
-        end: The tokens that end an answer.
+        checkpoint: Whose tokenizer, and whose token for a picture's vector, it takes.
+
+    Raises:
+        ModuleRefused: a file is missing or wrong.
     """
 
-    def __init__(self, network: Language, tokenizer: PreTrainedTokenizerBase, image: int, end: list[int]) -> None:
+    def __init__(self, network: Language, checkpoint: Checkpoint) -> None:
         self._network = network
-        self._tokenizer = tokenizer
-        self._image = image
-        self._end = end
+        self._tokenizer = prepare.tokenizer(checkpoint, AutoTokenizer)
+        self._image = image_token(checkpoint.config)
+        self._end = ends(checkpoint)
 
     @property
     def width(self) -> int:

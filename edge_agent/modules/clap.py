@@ -13,7 +13,6 @@ repeated, as published. ``logit_scale_t`` only scales the texts' side of the tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -28,13 +27,11 @@ from transformers import (
     ClapFeatureExtractor,
     ClapTextConfig,
     ClapTextModelWithProjection,
-    PreTrainedTokenizerBase,
     RobertaTokenizer,
 )
 
 from broker.errors import ModuleRefused
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, audio, cut, inputs, prepare
+from edge_agent.modules import Output, Value, answers, audio, cut, inputs, prepare, towers
 from edge_agent.modules.checkpoint import Checkpoint, Config, read_object
 from edge_agent.modules.contrast import ContrastHead, HeadModule
 
@@ -138,62 +135,36 @@ def _audio_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
         "num_attention_heads enable_fusion patch_embed_input_channels flatten_patch_embeds patch_embeds_hidden_size "
         "enable_patch_layer_norm qkv_bias mlp_ratio projection_hidden_act layer_norm_eps"
     )
-    fields: dict[str, JsonValue] = {name: getattr(config, name) for name in wanted.split()}
     features = extractor(checkpoint).to_dict()
     used = "sampling_rate hop_length max_length_s fft_window_size frequency_min frequency_max feature_size padding"
-    return fields | {"sounds": {name: features[name] for name in used.split()}}
+    return prepare.fields(config, wanted) | {"sounds": {name: features[name] for name in used.split()}}
 
 
 def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = text_config(checkpoint.config)
-    wanted = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings"
-    rest = "hidden_act layer_norm_eps pad_token_id projection_dim projection_hidden_act"
-    fields: dict[str, JsonValue] = {name: getattr(config, name) for name in (*wanted.split(), *rest.split())}
-    return fields | {"vocabulary": prepare.vocabulary(checkpoint)}
+    wanted = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+        "hidden_act layer_norm_eps pad_token_id projection_dim projection_hidden_act"
+    )
+    return prepare.fields(config, wanted) | {"vocabulary": prepare.vocabulary(checkpoint)}
 
 
-def _typical_audio(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_audio(network: ClapAudioModelWithProjection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """Ten seconds of sound."""
-    tower = cast("ClapAudioModelWithProjection", network)
-    frames, mels = 1001, tower.config.num_mel_bins  # ten seconds in steps of ten milliseconds, both ends included
-    return hear(tower, torch.empty(1, 1, frames, mels))
+    frames, mels = 1001, network.config.num_mel_bins  # ten seconds in steps of ten milliseconds, both ends included
+    return hear(network, torch.empty(1, 1, frames, mels))
 
 
-def _typical_text(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_text(network: ClapTextModelWithProjection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """Four captions of nine tokens."""
     ids = torch.zeros(TYPICAL_TEXTS, TYPICAL_TOKENS, dtype=torch.int64)
     mask = torch.zeros(TYPICAL_TEXTS, 1, TYPICAL_TOKENS, TYPICAL_TOKENS)  # all real, in the form that isn't looked into
-    return read(cast("ClapTextModelWithProjection", network), ids, mask)
+    return read(network, ids, mask)
 
 
-def _typical_head(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_head(network: Head, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One sound and four captions."""
-    return cast("Head", network).typical(TYPICAL_TEXTS)
-
-
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
-    {
-        "audio": cut.Part(
-            prefixes={"clap": [{"audio_model.": "audio_model.", "audio_projection.": "audio_projection."}]},
-            build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
-            identity=_audio_identity,
-            typical=_typical_audio,
-        ),
-        "text": cut.Part(
-            prefixes={"clap": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
-            build=_text,
-            identity=_text_identity,
-            typical=_typical_text,
-            unread=(".position_ids", ".token_type_ids"),
-        ),
-        "head": cut.Part(
-            prefixes={"clap": [{"logit_scale_a": "logit_scale_a"}]},
-            build=lambda config: Head(text_config(config).projection_dim),
-            identity=lambda _: {},
-            typical=_typical_head,
-        ),
-    }
-)
+    return network.typical(TYPICAL_TEXTS)
 
 
 class AudioModule:
@@ -211,35 +182,38 @@ class AudioModule:
             return Output(answers.arrays(hear(self._network, features.to(self._network.dtype))))
 
 
-class TextModule:
-    """The text tower with its weights and its tokenizer."""
-
-    def __init__(self, network: ClapTextModelWithProjection, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._network = network
-        self._tokenizer = tokenizer
-
-    def __call__(self, *values: Value) -> Output:
-        """A text, one a line (n), to ``text_embeds`` (n, e)."""
-        inputs.count(values, 1)
-        config = self._network.config
-        longest = config.max_position_embeddings - cast("int", config.pad_token_id) - 1  # positions start after it
-        lines = inputs.lines(values[0])
-        tokens = self._tokenizer(lines, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        with torch.inference_mode():
-            return Output(answers.arrays(read(self._network, tokens["input_ids"], tokens["attention_mask"])))
+def _longest(config: ClapTextConfig) -> int:
+    """Tokens of the longest text: RoBERTa's positions start after the padding token's id."""
+    return config.max_position_embeddings - cast("int", config.pad_token_id) - 1
 
 
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the parts.
+PARTS: cut.Parts = MappingProxyType(
+    {
+        "audio": cut.Part(
+            prefixes={"clap": [{"audio_model.": "audio_model.", "audio_projection.": "audio_projection."}]},
+            build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
+            identity=_audio_identity,
+            typical=_typical_audio,
+            module=lambda network, checkpoint: AudioModule(network, extractor(checkpoint)),
+        ),
+        "text": cut.Part(
+            prefixes={"clap": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
+            build=_text,
+            identity=_text_identity,
+            typical=_typical_text,
+            module=lambda network, checkpoint: towers.Texts(
+                read, network, prepare.tokenizer(checkpoint, RobertaTokenizer), _longest(network.config)
+            ),
+            unread=(".position_ids", ".token_type_ids"),
+        ),
+        "head": cut.Part(
+            prefixes={"clap": [{"logit_scale_a": "logit_scale_a"}]},
+            build=lambda config: Head(text_config(config).projection_dim),
+            identity=lambda _: {},
+            typical=_typical_head,
+            module=lambda network, _: HeadModule(network, name="audio_embeds"),
+        ),
+    }
+)
 
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    if isinstance(network, ClapAudioModelWithProjection):
-        return AudioModule(network, extractor(checkpoint))
-    if isinstance(network, ClapTextModelWithProjection):
-        return TextModule(network, prepare.tokenizer(checkpoint, RobertaTokenizer))
-    return HeadModule(cast("Head", network), name="audio_embeds")
+load = cut.loader(PARTS)

@@ -21,7 +21,6 @@ projection stays with it: everybody who takes that tower takes its projection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import cast
 
@@ -35,14 +34,12 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
-    PreTrainedTokenizerBase,
     ViTImageProcessorPil,
 )
 from transformers.image_processing_backends import PilBackend
 
 from broker.errors import ModuleRefused
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, inputs, prepare
+from edge_agent.modules import Output, Value, answers, cut, inputs, prepare, towers
 from edge_agent.modules.checkpoint import Checkpoint, Config
 from edge_agent.modules.contrast import ContrastHead, HeadModule
 
@@ -125,46 +122,44 @@ class Projection(nn.Module):
 
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = vision_config(checkpoint.config)
-    wanted = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size"
-    return {name: getattr(config, name) for name in (*wanted.split(), "hidden_act", "layer_norm_eps")}
+    wanted = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size "
+        "hidden_act layer_norm_eps"
+    )
+    return prepare.fields(config, wanted)
 
 
 def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = text_config(checkpoint.config)
-    wanted = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings"
+    wanted = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+        "hidden_act layer_norm_eps projection_dim"
+    )
     end = config.vocab_size - 1 if config.eos_token_id == _OLD_END else config.eos_token_id
-    fields: dict[str, JsonValue] = {name: getattr(config, name) for name in wanted.split()}
-    return fields | {
-        "hidden_act": config.hidden_act,
-        "layer_norm_eps": config.layer_norm_eps,
-        "projection_dim": config.projection_dim,
-        "end": cast("int", end),
-        "vocabulary": prepare.vocabulary(checkpoint),
-    }
+    rest: dict[str, JsonValue] = {"end": cast("int", end), "vocabulary": prepare.vocabulary(checkpoint)}
+    return prepare.fields(config, wanted) | rest
 
 
-def _typical_vision(network: nn.Module, use: str | None) -> dict[str, Tensor]:
+def _typical_vision(network: CLIPVisionModel, use: str | None) -> dict[str, Tensor]:
     """One picture."""
-    tower = cast("CLIPVisionModel", network)
-    side = CLIPSEG_SIZE if use == "clipseg" else prepare.side(tower.config.image_size)
-    return see(tower, torch.empty(1, tower.config.num_channels, side, side), use)
+    side = CLIPSEG_SIZE if use == "clipseg" else prepare.side(network.config.image_size)
+    return see(network, torch.empty(1, network.config.num_channels, side, side), use)
 
 
-def _typical_text(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_text(network: CLIPTextModelWithProjection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """Four captions of seven tokens."""
     ids = torch.zeros(TYPICAL_TEXTS, TYPICAL_TOKENS, dtype=torch.int64)
-    return read(cast("CLIPTextModelWithProjection", network), ids, None)
+    return read(network, ids, None)
 
 
-def _typical_projection(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_projection(network: Projection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture."""
-    projection = cast("Projection", network)
-    return projection.forward(torch.empty(1, projection.visual_projection.in_features))
+    return network.forward(torch.empty(1, network.visual_projection.in_features))
 
 
-def _typical_head(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_head(network: Head, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture and four captions."""
-    return cast("Head", network).typical(TYPICAL_TEXTS)
+    return network.typical(TYPICAL_TEXTS)
 
 
 def _projected(config: Config) -> int:
@@ -173,52 +168,6 @@ def _projected(config: Config) -> int:
 
 def _projection(config: Config) -> Projection:
     return Projection(vision_config(config).hidden_size, _projected(config))
-
-
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
-    {
-        "vision": cut.Part(
-            prefixes={
-                "clip": [{"vision_model.": ""}],
-                "clip_vision_model": [{"vision_model.": ""}],
-                "clipseg": [{"clip.vision_model.": ""}],
-                "llava": [
-                    {"vision_tower.vision_model.": ""},
-                    {"model.vision_tower.vision_model.": ""},
-                    {"vision_tower.": ""},
-                    {"model.vision_tower.": ""},
-                ],
-            },
-            build=lambda config: CLIPVisionModel(vision_config(config)),
-            identity=_vision_identity,
-            typical=_typical_vision,
-        ),
-        "image_projection": cut.Part(
-            prefixes={
-                "clip": [{"visual_projection.": "visual_projection."}],
-                "clipseg": [{"clip.visual_projection.": "visual_projection."}],
-            },
-            build=_projection,
-            identity=lambda _: {},
-            typical=_typical_projection,
-        ),
-        "text": cut.Part(
-            prefixes={
-                "clip": [{"text_model.": "text_model.", "text_projection.": "text_projection."}],
-                "clipseg": [{"clip.text_model.": "text_model.", "clip.text_projection.": "text_projection."}],
-            },
-            build=lambda config: CLIPTextModelWithProjection(text_config(config)),
-            identity=_text_identity,
-            typical=_typical_text,
-        ),
-        "head": cut.Part(
-            prefixes={"clip": [{"logit_scale": "logit_scale"}], "clipseg": [{"clip.logit_scale": "logit_scale"}]},
-            build=lambda config: Head(_projected(config)),
-            identity=lambda _: {},
-            typical=_typical_head,
-        ),
-    }
-)
 
 
 class VisionModule:
@@ -238,38 +187,6 @@ class VisionModule:
         pixels = prepare.pixels(processor, inputs.picture(values[0])).to(self._network.dtype)
         with torch.inference_mode():
             return Output(answers.arrays(see(self._network, pixels, use)))
-
-
-class TextModule:
-    """The text tower with its weights and its tokenizer."""
-
-    def __init__(self, network: CLIPTextModelWithProjection, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._network = network
-        self._tokenizer = tokenizer
-
-    def __call__(self, *values: Value) -> Output:
-        """A text, one a line (n), to ``text_embeds`` (n, e)."""
-        inputs.count(values, 1)
-        longest = self._network.config.max_position_embeddings
-        lines = inputs.lines(values[0])
-        tokens = self._tokenizer(lines, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        with torch.inference_mode():
-            return Output(answers.arrays(read(self._network, tokens["input_ids"], tokens["attention_mask"])))
-
-
-class ProjectionModule:
-    """The picture's projection with its weights."""
-
-    def __init__(self, network: Projection) -> None:
-        self._network = network
-
-    def __call__(self, *values: Value) -> Output:
-        """``pooled`` (1, d) to ``image_embeds`` (1, e)."""
-        inputs.count(values, 1)
-        weight = self._network.visual_projection.weight
-        pooled = inputs.tensor(values[0], "pooled", (1, weight.shape[1])).to(weight.dtype)
-        with torch.inference_mode():
-            return Output(answers.arrays(self._network.forward(pooled)))
 
 
 def ordinary_processor(config: CLIPVisionConfig) -> CLIPImageProcessorPil:
@@ -302,18 +219,62 @@ def _check_preprocessing(checkpoint: Checkpoint, config: CLIPVisionConfig) -> No
         )
 
 
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the parts.
+def _seeing(network: CLIPVisionModel, checkpoint: Checkpoint) -> VisionModule:
+    _check_preprocessing(checkpoint, network.config)
+    return VisionModule(network)
 
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    if isinstance(network, CLIPVisionModel):
-        _check_preprocessing(checkpoint, network.config)
-        return VisionModule(network)
-    if isinstance(network, CLIPTextModelWithProjection):
-        return TextModule(network, prepare.tokenizer(checkpoint, CLIPTokenizer))
-    return ProjectionModule(network) if isinstance(network, Projection) else HeadModule(cast("Head", network))
+
+PARTS: cut.Parts = MappingProxyType(
+    {
+        "vision": cut.Part(
+            prefixes={
+                "clip": [{"vision_model.": ""}],
+                "clip_vision_model": [{"vision_model.": ""}],
+                "clipseg": [{"clip.vision_model.": ""}],
+                "llava": [
+                    {"vision_tower.vision_model.": ""},
+                    {"model.vision_tower.vision_model.": ""},
+                    {"vision_tower.": ""},
+                    {"model.vision_tower.": ""},
+                ],
+            },
+            build=lambda config: CLIPVisionModel(vision_config(config)),
+            identity=_vision_identity,
+            typical=_typical_vision,
+            module=_seeing,
+        ),
+        "image_projection": cut.Part(
+            prefixes={
+                "clip": [{"visual_projection.": "visual_projection."}],
+                "clipseg": [{"clip.visual_projection.": "visual_projection."}],
+            },
+            build=_projection,
+            identity=lambda _: {},
+            typical=_typical_projection,
+            module=lambda network, _: towers.Arrays(
+                Projection.forward, network, "pooled", (1, network.visual_projection.in_features)
+            ),
+        ),
+        "text": cut.Part(
+            prefixes={
+                "clip": [{"text_model.": "text_model.", "text_projection.": "text_projection."}],
+                "clipseg": [{"clip.text_model.": "text_model.", "clip.text_projection.": "text_projection."}],
+            },
+            build=lambda config: CLIPTextModelWithProjection(text_config(config)),
+            identity=_text_identity,
+            typical=_typical_text,
+            module=lambda network, checkpoint: towers.Texts(
+                read, network, prepare.tokenizer(checkpoint, CLIPTokenizer), network.config.max_position_embeddings
+            ),
+        ),
+        "head": cut.Part(
+            prefixes={"clip": [{"logit_scale": "logit_scale"}], "clipseg": [{"clip.logit_scale": "logit_scale"}]},
+            build=lambda config: Head(_projected(config)),
+            identity=lambda _: {},
+            typical=_typical_head,
+            module=lambda network, _: HeadModule(network),
+        ),
+    }
+)
+
+load = cut.loader(PARTS)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -32,8 +32,7 @@ from transformers import CLIPSegConfig, CLIPSegVisionConfig
 from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
 
 from broker.errors import ErrorCode, ModuleRefused, RequestFailed
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, clip, cut, inputs, prepare
+from edge_agent.modules import Output, Value, answers, clip, cut, inputs, prepare
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 MAX_TEXTS = 16  # a mask takes up to 21 kB of an answer
@@ -99,55 +98,29 @@ def _decoder(config: Config) -> CLIPSegDecoder:
 def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = _config(checkpoint.config)
     wanted = "projection_dim reduce_dim conditional_layer decoder_num_attention_heads decoder_intermediate_size"
-    fields: dict[str, JsonValue] = {name: getattr(config, name) for name in wanted.split()}
     more: dict[str, JsonValue] = {
         "use_complex_transposed_convolution": config.use_complex_transposed_convolution,
         "patch_size": prepare.side(_tower(config).patch_size),
         "layer_norm_eps": _tower(config).layer_norm_eps,
         "depth": len(config.extract_layers),
     }
-    return fields | more
+    return prepare.fields(config, wanted) | more
 
 
 def _tokens(config: CLIPSegConfig) -> int:
     return 1 + (clip.CLIPSEG_SIZE // prepare.side(_tower(config).patch_size)) ** 2
 
 
-def _typical_reduce(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_reduce(network: Reduce, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture of 352 x 352, in patches of 16."""
-    reduce = cast("Reduce", network)
-    return reduce.forward([torch.empty(1, 1 + (clip.CLIPSEG_SIZE // 16) ** 2, reduce.width) for _ in reduce.reduces])
+    return network.forward([torch.empty(1, 1 + (clip.CLIPSEG_SIZE // 16) ** 2, network.width) for _ in network.reduces])
 
 
-def _typical_decoder(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_decoder(network: CLIPSegDecoder, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture of 352 x 352, and one text."""
-    decoder = cast("CLIPSegDecoder", network)
-    config = decoder.config
-    reduced = [torch.empty(1, _tokens(config), config.reduce_dim) for _ in decoder.layers]
-    return {"logits": decode(decoder, reduced, torch.empty(TYPICAL_TEXTS, config.projection_dim or 0))}
-
-
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
-    {
-        "reduce": cut.Part(
-            prefixes={"clipseg": [{"decoder.reduces.": "reduces."}]},
-            build=_reduce,
-            identity=lambda _: {"layers": [*clip.CLIPSEG_LAYERS]},
-            typical=_typical_reduce,
-        ),
-        "decoder": cut.Part(
-            prefixes={
-                "clipseg": [
-                    {f"decoder.{name}.": f"{name}." for name in ("film_mul", "film_add", "layers")}
-                    | {"decoder.transposed_convolution.": "transposed_convolution."}
-                ]
-            },
-            build=_decoder,
-            identity=_decoder_identity,
-            typical=_typical_decoder,
-        ),
-    }
-)
+    config = network.config
+    reduced = [torch.empty(1, _tokens(config), config.reduce_dim) for _ in network.layers]
+    return {"logits": decode(network, reduced, torch.empty(TYPICAL_TEXTS, config.projection_dim or 0))}
 
 
 class ReduceModule:
@@ -223,12 +196,28 @@ def answer(texts: Sequence[str], logits: Tensor) -> dict[str, JsonValue]:
     return {"segments": segments}
 
 
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the two parts.
+PARTS: cut.Parts = MappingProxyType(
+    {
+        "reduce": cut.Part(
+            prefixes={"clipseg": [{"decoder.reduces.": "reduces."}]},
+            build=_reduce,
+            identity=lambda _: {"layers": [*clip.CLIPSEG_LAYERS]},
+            typical=_typical_reduce,
+            module=lambda network, _: ReduceModule(network),
+        ),
+        "decoder": cut.Part(
+            prefixes={
+                "clipseg": [
+                    {f"decoder.{name}.": f"{name}." for name in ("film_mul", "film_add", "layers")}
+                    | {"decoder.transposed_convolution.": "transposed_convolution."}
+                ]
+            },
+            build=_decoder,
+            identity=_decoder_identity,
+            typical=_typical_decoder,
+            module=lambda network, _: DecoderModule(network),
+        ),
+    }
+)
 
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    network = cut.load_network(spec, PARTS[name], cut.open_part(spec, name))
-    return ReduceModule(network) if isinstance(network, Reduce) else DecoderModule(cast("CLIPSegDecoder", network))
+load = cut.loader(PARTS)

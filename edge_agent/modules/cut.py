@@ -13,6 +13,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import torch
 from pydantic import JsonValue
@@ -25,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec
-from edge_agent.modules import hub, identity, precision
+from edge_agent.modules import Module, hub, identity, precision
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 Prefixes = Mapping[str, str]
@@ -35,8 +36,11 @@ transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 _BUILDING = threading.Lock()  # no_init_weights changes torch for the whole process while it lasts
 
 
+N = TypeVar("N", bound=nn.Module)
+
+
 @dataclass(frozen=True)
-class Part:
+class Part(Generic[N]):
     """One functional part of a kind of model.
 
     Args:
@@ -50,6 +54,7 @@ class Part:
         typical: Runs the network's typical pass, in the given use, on meta tensors, exactly as the module would, and
             returns what would cross the wire. States its input in its docstring's first line. A mask,
             where the network demands one, is an additive one of four dimensions: transformers looks into others.
+        module: Makes the module of the network with its weights; tokenizers and processors are the checkpoint's.
         renames: Regular expressions and replacements, in order, that turn canonical names into the network's own,
             where transformers renames what is published.
         tied: The network's name -> the name of the same tensor, where a checkpoint may hold only the latter.
@@ -57,9 +62,10 @@ class Part:
     """
 
     prefixes: Mapping[str, Sequence[Prefixes]]
-    build: Callable[[Config], nn.Module]
+    build: Callable[[Config], N]
     identity: Callable[[Checkpoint], dict[str, JsonValue]]
-    typical: Callable[[nn.Module, str | None], Mapping[str, Tensor]]
+    typical: Callable[[N, str | None], Mapping[str, Tensor]]
+    module: Callable[[N, Checkpoint], Module]
     renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = (".position_ids",)
@@ -75,6 +81,22 @@ class Count:
     output_bytes: int  # of what crosses the wire: float32, whatever the weights' dtype
 
 
+AnyPart = Part[Any]
+Parts = Mapping[str, AnyPart]
+"""A family's parts by name."""
+
+
+def loader(parts: Parts) -> Callable[[ModuleSpec], Module]:
+    """A family's ``load``: from a spec to the module, which raises ModuleRefused when its weights can't be had."""
+
+    def load(spec: ModuleSpec) -> Module:
+        name = spec.family.partition(".")[2]
+        checkpoint = open_part(spec, name)
+        return parts[name].module(load_network(spec, parts[name], checkpoint), checkpoint)
+
+    return load
+
+
 def open_part(spec: ModuleSpec, name: str) -> Checkpoint:
     """The checkpoint that a spec names, for the part ``name``.
 
@@ -88,7 +110,7 @@ def open_part(spec: ModuleSpec, name: str) -> Checkpoint:
     return Checkpoint(hub.repository(spec.source))
 
 
-def load_network(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> nn.Module:
+def load_network(spec: ModuleSpec, part: Part[N], checkpoint: Checkpoint) -> N:
     """The part's network with its weights in the spec's dtype, ready to run.
 
     Raises:
@@ -111,7 +133,7 @@ def load_network(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> nn.Mod
     return network
 
 
-def fit(family: str, part: Part, checkpoint: Checkpoint, network: nn.Module) -> dict[str, str]:
+def fit(family: str, part: AnyPart, checkpoint: Checkpoint, network: nn.Module) -> dict[str, str]:
     """Canonical name -> the network's own name of the part's tensors, if they are those that the network takes.
 
     Reads no weights, only which there are, and their shapes.
@@ -148,7 +170,7 @@ def fit(family: str, part: Part, checkpoint: Checkpoint, network: nn.Module) -> 
     return own
 
 
-def read(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> dict[str, Tensor]:
+def read(spec: ModuleSpec, part: AnyPart, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The part's tensors by canonical name, in the spec's dtype (for int8: those it is made of), checked by its digest.
 
     Raises:
@@ -169,7 +191,7 @@ def read(spec: ModuleSpec, part: Part, checkpoint: Checkpoint) -> dict[str, Tens
 
 
 def content_digest(
-    family: str, part: Part, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], dtype: str = "float32"
+    family: str, part: AnyPart, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], dtype: str = "float32"
 ) -> str:
     """The identity by content: the weights by canonical name, and what of the configuration changes the output.
 
@@ -187,7 +209,7 @@ def content_digest(
     return identity.digest(tensors, config | ({"dtype": dtype} if dtype == precision.INT8 else {}))
 
 
-def tensor_names(part: Part, checkpoint: Checkpoint) -> dict[str, str]:
+def tensor_names(part: AnyPart, checkpoint: Checkpoint) -> dict[str, str]:
     """Canonical name -> published name of the part's tensors in a checkpoint, sorted.
 
     Raises:
@@ -218,7 +240,7 @@ def tensor_names(part: Part, checkpoint: Checkpoint) -> dict[str, str]:
     )
 
 
-def build(part: Part, checkpoint: Checkpoint) -> nn.Module:
+def build(part: Part[N], checkpoint: Checkpoint) -> N:
     """The part's network without weights: its parameters aren't set, and take no real memory until they are.
 
     Raises:
@@ -228,7 +250,7 @@ def build(part: Part, checkpoint: Checkpoint) -> nn.Module:
         return _build(part, checkpoint.config, str(checkpoint.repository))
 
 
-def count(part: Part, config: Config, *, use: str | None = None, dtype: str = "float32") -> Count:
+def count(part: AnyPart, config: Config, *, use: str | None = None, dtype: str = "float32") -> Count:
     """Parameters, bytes and operations of a part, on the meta device: exact, and without weights.
 
     Args:
@@ -258,7 +280,7 @@ def count(part: Part, config: Config, *, use: str | None = None, dtype: str = "f
     )
 
 
-def weight_bytes(part: Part, config: Config, dtype: str) -> int:
+def weight_bytes(part: AnyPart, config: Config, dtype: str) -> int:
     """Bytes of a part's weights and stored buffers in a dtype, exact, and without them.
 
     Raises:
@@ -268,7 +290,7 @@ def weight_bytes(part: Part, config: Config, dtype: str) -> int:
         return precision.network_bytes(_build(part, config, "the catalogue's configuration"), dtype, tied=part.tied)
 
 
-def _build(part: Part, config: Config, where: str) -> nn.Module:
+def _build(part: Part[N], config: Config, where: str) -> N:
     try:
         network = part.build(config)
     except Exception as error:  # a configuration may be wrong in any way, and transformers raises anything
@@ -280,7 +302,7 @@ def _build(part: Part, config: Config, where: str) -> nn.Module:
     return network
 
 
-def renamed(part: Part, name: str) -> str:
+def renamed(part: AnyPart, name: str) -> str:
     """The network's own name of a tensor with this canonical name."""
     for pattern, replacement in part.renames:
         name = re.sub(pattern, replacement, name)

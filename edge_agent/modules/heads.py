@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import cast
 
 import torch
 from pydantic import JsonValue
@@ -28,8 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from broker.errors import ErrorCode, RequestFailed
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, inputs
+from edge_agent.modules import Output, Value, answers, cut, inputs
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 RANKED = 5  # labels named in an answer
@@ -70,40 +68,25 @@ def labels(config: Config) -> list[str]:
     return [str(names[str(index)]) for index in range(len(names))]
 
 
+def _features(config: Config) -> str:
+    """The name of the array that a head takes."""
+    return str(config.get("features", "features"))
+
+
 def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     wanted = ("model_type", "features", "width", "text_width", "hidden")
     fields: dict[str, JsonValue] = {name: checkpoint.config.get(name) for name in wanted}
     return fields | {"labels": [*labels(checkpoint.config)]}
 
 
-def _typical_linear(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_linear(network: Linear, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture."""
-    head = cast("Linear", network)
-    return head.forward(torch.empty(1, head.width))
+    return network.forward(torch.empty(1, network.width))
 
 
-def _typical_answer(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_answer(network: Answerer, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture and one question."""
-    head = cast("Answerer", network)
-    return head.forward(torch.empty(1, head.width), torch.empty(1, head.text_width))
-
-
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
-    {
-        "linear": cut.Part(
-            prefixes={LINEAR: [{"classifier.": "classifier."}]},
-            build=lambda config: Linear(config["width"], len(labels(config))),
-            identity=_identity,
-            typical=_typical_linear,
-        ),
-        "answer": cut.Part(
-            prefixes={ANSWER: [{"fuse.": "fuse.", "classify.": "classify."}]},
-            build=lambda config: Answerer(config["width"], config["text_width"], config["hidden"], len(labels(config))),
-            identity=_identity,
-            typical=_typical_answer,
-        ),
-    }
-)
+    return network.forward(torch.empty(1, network.width), torch.empty(1, network.text_width))
 
 
 class LinearModule:
@@ -157,16 +140,27 @@ def _ranked(output: Mapping[str, Tensor], what: str, names: list[str]) -> Output
     return Output(answers.arrays(output), answers.ranking(what, names, scores, RANKED))
 
 
-def load(spec: ModuleSpec) -> Module:
-    """Load a head.
+PARTS: cut.Parts = MappingProxyType(
+    {
+        "linear": cut.Part(
+            prefixes={LINEAR: [{"classifier.": "classifier."}]},
+            build=lambda config: Linear(config["width"], len(labels(config))),
+            identity=_identity,
+            typical=_typical_linear,
+            module=lambda network, checkpoint: LinearModule(
+                network, _features(checkpoint.config), labels(checkpoint.config)
+            ),
+        ),
+        "answer": cut.Part(
+            prefixes={ANSWER: [{"fuse.": "fuse.", "classify.": "classify."}]},
+            build=lambda config: Answerer(config["width"], config["text_width"], config["hidden"], len(labels(config))),
+            identity=_identity,
+            typical=_typical_answer,
+            module=lambda network, checkpoint: AnswerModule(
+                network, _features(checkpoint.config), labels(checkpoint.config)
+            ),
+        ),
+    }
+)
 
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    features, names = str(checkpoint.config.get("features", "features")), labels(checkpoint.config)
-    if isinstance(network, Linear):
-        return LinearModule(network, features, names)
-    return AnswerModule(cast("Answerer", network), features, names)
+load = cut.loader(PARTS)

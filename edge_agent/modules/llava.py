@@ -22,17 +22,14 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
     LlavaConfig,
-    PreTrainedTokenizerBase,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, causal, cut, generation, inputs, prepare
+from edge_agent.modules import Output, Value, causal, cut, generation, inputs, prepare, siglip, towers
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 PROMPTS: Mapping[str, str] = MappingProxyType(
@@ -90,10 +87,8 @@ def _layer(config: Config) -> int:
 
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = SiglipVisionConfig.from_dict(checkpoint.config["vision_config"])
-    wanted = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size"
-    fields = {name: getattr(config, name) for name in (*wanted.split(), "hidden_act", "layer_norm_eps")}
-    processor = prepare.image_processor(checkpoint, SiglipImageProcessorPil)
-    return fields | {"layer": _layer(checkpoint.config), "pictures": prepare.effective(processor)}
+    pictures = prepare.pictures(checkpoint, SiglipImageProcessorPil)
+    return prepare.fields(config, siglip.VISION) | {"layer": _layer(checkpoint.config), "pictures": pictures}
 
 
 def _projector_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -118,30 +113,46 @@ def _language(config: Config, *, tied: bool) -> causal.Language:
     return network
 
 
-def _typical_vision(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_vision(network: Tower, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture."""
-    tower = cast("Tower", network)
-    side = cast("int", tower.network.config.image_size)
-    return tower.forward(torch.empty(1, 3, side, side))
+    return network.forward(prepare.blank(network.network.config))
 
 
-def _typical_projector(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_projector(network: Projector, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture."""
-    projector = cast("Projector", network)
-    return projector.forward(torch.empty(1, projector.patches, projector.width))
+    return network.forward(torch.empty(1, network.patches, network.width))
 
 
-def _typical_language(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_language(network: causal.Language, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture, a prompt of 24 tokens besides it, and an answer of 16."""
-    language = cast("causal.Language", network)
-    return causal.typical(language, language.config.picture_tokens)
+    return causal.typical(network, network.config.picture_tokens)
+
+
+class LanguageModule(causal.Answering):
+    """The language model with its weights, its tokenizer and its prompt."""
+
+    def __init__(self, network: causal.Language, checkpoint: Checkpoint) -> None:
+        super().__init__(network, checkpoint)
+        self._prompt = prompt_of(checkpoint.config)
+
+    def __call__(self, *values: Value) -> Output:
+        """``image_embeds`` (1, p, h) and the question to ``tokens`` (1, t) and the answer."""
+        inputs.count(values, 2)
+        picture = inputs.tensor(values[0], "image_embeds", (1, None, self.width))
+        placeholder = causal.IMAGE * picture.shape[1]
+        return self.answer(self._prompt.format(image=placeholder, question=causal.question(values[1])), picture)
+
+
+def _tied_language(network: causal.Language, checkpoint: Checkpoint) -> LanguageModule:
+    generation.check_tied(checkpoint, *_LANGUAGE)
+    return LanguageModule(network, checkpoint)
 
 
 _LANGUAGE_LAYOUTS = (
     {"language_model.": ""},
     {"model.language_model.": "model.", "lm_head.": "lm_head."},
 )
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
+PARTS: cut.Parts = MappingProxyType(
     {
         "vision": cut.Part(
             prefixes={
@@ -155,6 +166,9 @@ PARTS: Mapping[str, cut.Part] = MappingProxyType(
             build=Tower,
             identity=_vision_identity,
             typical=_typical_vision,
+            module=lambda network, checkpoint: towers.Pictures(
+                Tower.forward, network, prepare.image_processor(checkpoint, SiglipImageProcessorPil)
+            ),
         ),
         "projector": cut.Part(
             prefixes={
@@ -163,12 +177,16 @@ PARTS: Mapping[str, cut.Part] = MappingProxyType(
             build=lambda config: Projector(_config(config)),
             identity=_projector_identity,
             typical=_typical_projector,
+            module=lambda network, _: towers.Arrays(
+                Projector.forward, network, "patches", (1, network.patches, network.width)
+            ),
         ),
         "language": cut.Part(
             prefixes={"llava": _LANGUAGE_LAYOUTS},
             build=lambda config: _language(config, tied=False),
             identity=_language_identity,
             typical=_typical_language,
+            module=LanguageModule,
             unread=(".rotary_emb.inv_freq",),
         ),
         "tied_language": cut.Part(
@@ -176,72 +194,11 @@ PARTS: Mapping[str, cut.Part] = MappingProxyType(
             build=lambda config: _language(config, tied=True),
             identity=_language_identity,
             typical=_typical_language,
+            module=_tied_language,
             tied={"lm_head.weight": "model.embed_tokens.weight"},
             unread=(".rotary_emb.inv_freq", "lm_head.weight"),
         ),
     }
 )
 
-
-class VisionModule:
-    """The SigLIP tower with its weights and its image processor."""
-
-    def __init__(self, tower: Tower, processor: SiglipImageProcessorPil) -> None:
-        self._tower = tower
-        self._processor = processor
-
-    def __call__(self, *values: Value) -> Output:
-        """A picture's bytes to ``patches`` (1, p, d)."""
-        inputs.count(values, 1)
-        pixels = prepare.pixels(self._processor, inputs.picture(values[0])).to(self._tower.network.dtype)
-        with torch.inference_mode():
-            return Output(answers.arrays(self._tower.forward(pixels)))
-
-
-class ProjectorModule:
-    """The projector with its weights."""
-
-    def __init__(self, projector: Projector) -> None:
-        self._projector = projector
-        self._dtype = next(projector.parameters()).dtype
-
-    def __call__(self, *values: Value) -> Output:
-        """``patches`` (1, p, d) to ``image_embeds`` (1, p, h)."""
-        inputs.count(values, 1)
-        shape = (1, self._projector.patches, self._projector.width)
-        with torch.inference_mode():
-            patches = inputs.tensor(values[0], "patches", shape).to(self._dtype)
-            return Output(answers.arrays(self._projector.forward(patches)))
-
-
-class LanguageModule(causal.Answering):
-    """The language model with its weights, its tokenizer and its prompt."""
-
-    def __init__(self, network: causal.Language, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:
-        super().__init__(network, tokenizer, causal.image_token(checkpoint.config), causal.ends(checkpoint))
-        self._prompt = prompt_of(checkpoint.config)
-
-    def __call__(self, *values: Value) -> Output:
-        """``image_embeds`` (1, p, h) and the question to ``tokens`` (1, t) and the answer."""
-        inputs.count(values, 2)
-        picture = inputs.tensor(values[0], "image_embeds", (1, None, self.width))
-        placeholder = causal.IMAGE * picture.shape[1]
-        return self.answer(self._prompt.format(image=placeholder, question=causal.question(values[1])), picture)
-
-
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the parts.
-
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    if isinstance(network, Tower):
-        return VisionModule(network, prepare.image_processor(checkpoint, SiglipImageProcessorPil))
-    if isinstance(network, Projector):
-        return ProjectorModule(network)
-    if name == "tied_language":
-        generation.check_tied(checkpoint, *_LANGUAGE)
-    return LanguageModule(cast("causal.Language", network), prepare.tokenizer(checkpoint, AutoTokenizer), checkpoint)
+load = cut.loader(PARTS)

@@ -111,10 +111,34 @@ def effective(processor: PilBackend) -> dict[str, JsonValue]:
     return plain
 
 
+def pictures(checkpoint: Checkpoint, kind: type[P]) -> dict[str, JsonValue]:
+    """How a repository's image processor prepares a picture, for identities.
+
+    Raises:
+        ModuleRefused: its file isn't there, or makes none.
+    """
+    return effective(image_processor(checkpoint, kind))
+
+
+def fields(config: object, names: str) -> dict[str, JsonValue]:
+    """Some fields of a configuration, for identities. ``names`` are separated by blanks."""
+    return {name: getattr(config, name) for name in names.split()}
+
+
 def pixels(processor: PilBackend, picture: Image.Image) -> Tensor:
     """A picture's input for the network, float32 (1, 3, height, width)."""
     made = processor(images=picture, return_tensors="np")["pixel_values"]
     return torch.tensor(np.ascontiguousarray(made, dtype=np.float32))
+
+
+def blank(config: Any) -> Tensor:  # noqa: ANN401 - any vision tower's
+    """A picture (1, channels, s, s) of the size that a tower's configuration says, for counting.
+
+    Raises:
+        ModuleRefused: it isn't square.
+    """
+    length = side(config.image_size)
+    return torch.empty(1, getattr(config, "num_channels", 3), length, length)
 
 
 def side(size: object) -> int:

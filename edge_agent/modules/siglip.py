@@ -12,15 +12,12 @@ judged alone, and they don't add up to 1. Texts are always padded to 64 tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import cast
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 from transformers import (
-    PreTrainedTokenizerBase,
     SiglipImageProcessorPil,
     SiglipTextConfig,
     SiglipTextModel,
@@ -29,12 +26,20 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, inputs, prepare
+from edge_agent.modules import cut, prepare, towers
 from edge_agent.modules.checkpoint import Checkpoint, Config
 from edge_agent.modules.contrast import ContrastHead, HeadModule
 
 TYPICAL_TEXTS = 4
+# Fields of the configurations that change what the towers give.
+VISION = (
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size hidden_act "
+    "layer_norm_eps"
+)
+TEXT = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings hidden_act "
+    "layer_norm_eps"
+)
 
 
 def vision_config(config: Config) -> SiglipVisionConfig:
@@ -52,8 +57,8 @@ def see(network: SiglipVisionModel, pixels: Tensor) -> dict[str, Tensor]:
     return {"image_embeds": network(pixel_values=pixels).pooler_output}
 
 
-def read(network: SiglipTextModel, ids: Tensor) -> dict[str, Tensor]:
-    """Embeddings (n, d) of tokens (n, 64)."""
+def read(network: SiglipTextModel, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:  # noqa: ARG001 - see above
+    """Embeddings (n, d) of tokens (n, 64); padding counts, as in training."""
     return {"text_embeds": network(input_ids=ids).pooler_output}
 
 
@@ -76,103 +81,62 @@ class Head(ContrastHead):
 
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = vision_config(checkpoint.config)
-    wanted = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size"
-    fields = {name: getattr(config, name) for name in (*wanted.split(), "hidden_act", "layer_norm_eps")}
-    return fields | {"pictures": prepare.effective(prepare.image_processor(checkpoint, SiglipImageProcessorPil))}
+    return prepare.fields(config, VISION) | {"pictures": prepare.pictures(checkpoint, SiglipImageProcessorPil)}
 
 
 def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = text_config(checkpoint.config)
-    wanted = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings"
-    fields = {name: getattr(config, name) for name in (*wanted.split(), "hidden_act", "layer_norm_eps")}
-    return fields | {"vocabulary": prepare.vocabulary(checkpoint)}
+    return prepare.fields(config, TEXT) | {"vocabulary": prepare.vocabulary(checkpoint)}
 
 
-def _typical_vision(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_vision(network: SiglipVisionModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture."""
-    tower = cast("SiglipVisionModel", network)
-    side = prepare.side(tower.config.image_size)
-    return see(tower, torch.empty(1, tower.config.num_channels, side, side))
+    return see(network, prepare.blank(network.config))
 
 
-def _typical_text(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_text(network: SiglipTextModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """Four captions, each padded to 64 tokens."""
-    tower = cast("SiglipTextModel", network)
-    return read(tower, torch.zeros(TYPICAL_TEXTS, tower.config.max_position_embeddings, dtype=torch.int64))
+    return read(network, torch.zeros(TYPICAL_TEXTS, network.config.max_position_embeddings, dtype=torch.int64))
 
 
-def _typical_head(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_head(network: Head, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture and four captions."""
-    return cast("Head", network).typical(TYPICAL_TEXTS)
+    return network.typical(TYPICAL_TEXTS)
 
 
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
+PARTS: cut.Parts = MappingProxyType(
     {
         "vision": cut.Part(
             prefixes={"siglip": [{"vision_model.": ""}]},
             build=lambda config: SiglipVisionModel(vision_config(config)),
             identity=_vision_identity,
             typical=_typical_vision,
+            module=lambda network, checkpoint: towers.Pictures(
+                see, network, prepare.image_processor(checkpoint, SiglipImageProcessorPil)
+            ),
         ),
         "text": cut.Part(
             prefixes={"siglip": [{"text_model.": ""}]},
             build=lambda config: SiglipTextModel(text_config(config)),
             identity=_text_identity,
             typical=_typical_text,
+            module=lambda network, checkpoint: towers.Texts(
+                read,
+                network,
+                prepare.tokenizer(checkpoint, SiglipTokenizer),
+                network.config.max_position_embeddings,
+                padded=True,
+            ),
         ),
         "head": cut.Part(
             prefixes={"siglip": [{"logit_scale": "logit_scale", "logit_bias": "logit_bias"}]},
             build=lambda config: Head(vision_config(config).hidden_size),
             identity=lambda _: {},
             typical=_typical_head,
+            module=lambda network, _: HeadModule(network, torch.sigmoid),
         ),
     }
 )
 
 
-class VisionModule:
-    """The vision tower with its weights and its image processor."""
-
-    def __init__(self, network: SiglipVisionModel, processor: SiglipImageProcessorPil) -> None:
-        self._network = network
-        self._processor = processor
-
-    def __call__(self, *values: Value) -> Output:
-        """A picture's bytes to ``image_embeds`` (1, d)."""
-        inputs.count(values, 1)
-        pixels = prepare.pixels(self._processor, inputs.picture(values[0])).to(self._network.dtype)
-        with torch.inference_mode():
-            return Output(answers.arrays(see(self._network, pixels)))
-
-
-class TextModule:
-    """The text tower with its weights and its tokenizer."""
-
-    def __init__(self, network: SiglipTextModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._network = network
-        self._tokenizer = tokenizer
-
-    def __call__(self, *values: Value) -> Output:
-        """A text, one a line (n), to ``text_embeds`` (n, d)."""
-        inputs.count(values, 1)
-        length = self._network.config.max_position_embeddings
-        lines = inputs.lines(values[0])
-        tokens = self._tokenizer(lines, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        with torch.inference_mode():
-            return Output(answers.arrays(read(self._network, tokens["input_ids"])))
-
-
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the parts.
-
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    if isinstance(network, SiglipVisionModel):
-        return VisionModule(network, prepare.image_processor(checkpoint, SiglipImageProcessorPil))
-    if isinstance(network, SiglipTextModel):
-        return TextModule(network, prepare.tokenizer(checkpoint, SiglipTokenizer))
-    return HeadModule(cast("Head", network), torch.sigmoid)
+load = cut.loader(PARTS)

@@ -12,7 +12,6 @@ vectors, and a twenty-first of the bytes. ``causal`` has the rest of the languag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -20,12 +19,11 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Idefics3Config, Idefics3ImageProcessorPil, PreTrainedTokenizerBase
+from transformers import Idefics3Config, Idefics3ImageProcessorPil
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector, Idefics3VisionTransformer
 
 from broker.errors import ErrorCode, RequestFailed
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, causal, cut, inputs, prepare
+from edge_agent.modules import Output, Value, answers, causal, cut, inputs, prepare, siglip
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 PROMPT = "<|im_start|>User:{image}{question}<end_of_utterance>\nAssistant:"
@@ -75,10 +73,11 @@ def placeholder(rows: int, columns: int, vectors: int) -> str:
 
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = _config(checkpoint.config)
-    wanted = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size"
-    fields = {name: getattr(config.vision_config, name) for name in (*wanted.split(), "hidden_act", "layer_norm_eps")}
-    pictures = prepare.effective(prepare.image_processor(checkpoint, Idefics3ImageProcessorPil))
-    return fields | {"scale_factor": config.scale_factor, "pictures": pictures}
+    pictures = prepare.pictures(checkpoint, Idefics3ImageProcessorPil)
+    return prepare.fields(config.vision_config, siglip.VISION) | {
+        "scale_factor": config.scale_factor,
+        "pictures": pictures,
+    }
 
 
 def _language_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -91,36 +90,15 @@ def _language(config: Config) -> causal.Language:
     return network
 
 
-def _typical_vision(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_vision(network: Seeing, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture of 4:3, in thirteen tiles."""
-    seeing = cast("Seeing", network)
-    embeds = seeing.forward(torch.empty(TYPICAL_TILES, 3, seeing.side, seeing.side))
+    embeds = network.forward(torch.empty(TYPICAL_TILES, 3, network.side, network.side))
     return {"image_embeds": embeds, "grid": torch.empty(2)}
 
 
-def _typical_language(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_language(network: causal.Language, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture in thirteen tiles, a prompt of 24 tokens besides it, and an answer of 16."""
-    language = cast("causal.Language", network)
-    return causal.typical(language, language.config.picture_tokens)
-
-
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
-    {
-        "vision": cut.Part(
-            prefixes={"idefics3": [{"model.vision_model.": "vision_model.", "model.connector.": "connector."}]},
-            build=lambda config: Seeing(_config(config)),
-            identity=_vision_identity,
-            typical=_typical_vision,
-        ),
-        "language": cut.Part(
-            prefixes={"idefics3": [{"model.text_model.": "model.", "lm_head.": "lm_head."}]},
-            build=_language,
-            identity=_language_identity,
-            typical=_typical_language,
-            unread=(".rotary_emb.inv_freq",),
-        ),
-    }
-)
+    return causal.typical(network, network.config.picture_tokens)
 
 
 class VisionModule:
@@ -145,8 +123,8 @@ class VisionModule:
 class LanguageModule(causal.Answering):
     """The language model with its weights, its tokenizer and its prompt."""
 
-    def __init__(self, network: causal.Language, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:
-        super().__init__(network, tokenizer, causal.image_token(checkpoint.config), causal.ends(checkpoint))
+    def __init__(self, network: causal.Language, checkpoint: Checkpoint) -> None:
+        super().__init__(network, checkpoint)
         self._vectors = tile_vectors(checkpoint.config)
 
     def __call__(self, *values: Value) -> Output:
@@ -163,15 +141,26 @@ class LanguageModule(causal.Answering):
         return self.answer(PROMPT.format(image=image, question=causal.question(values[1])), picture)
 
 
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the two parts.
+PARTS: cut.Parts = MappingProxyType(
+    {
+        "vision": cut.Part(
+            prefixes={"idefics3": [{"model.vision_model.": "vision_model.", "model.connector.": "connector."}]},
+            build=lambda config: Seeing(_config(config)),
+            identity=_vision_identity,
+            typical=_typical_vision,
+            module=lambda network, checkpoint: VisionModule(
+                network, prepare.image_processor(checkpoint, Idefics3ImageProcessorPil)
+            ),
+        ),
+        "language": cut.Part(
+            prefixes={"idefics3": [{"model.text_model.": "model.", "lm_head.": "lm_head."}]},
+            build=_language,
+            identity=_language_identity,
+            typical=_typical_language,
+            module=LanguageModule,
+            unread=(".rotary_emb.inv_freq",),
+        ),
+    }
+)
 
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    if isinstance(network, Seeing):
-        return VisionModule(network, prepare.image_processor(checkpoint, Idefics3ImageProcessorPil))
-    return LanguageModule(cast("causal.Language", network), prepare.tokenizer(checkpoint, AutoTokenizer), checkpoint)
+load = cut.loader(PARTS)

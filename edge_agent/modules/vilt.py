@@ -12,7 +12,6 @@ own, so that the same values give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import cast
 
@@ -28,8 +27,7 @@ from transformers import (
     ViltImageProcessorPil,
 )
 
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, inputs, prepare
+from edge_agent.modules import Output, Value, answers, cut, inputs, prepare
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 RANKED = 5  # answers named
@@ -79,35 +77,21 @@ def _labels(config: Config) -> list[str]:
 
 def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = _config(checkpoint.config)
-    wanted = "vocab_size type_vocab_size modality_type_vocab_size max_position_embeddings hidden_size num_hidden_layers"
-    shape = (
+    wanted = (
+        "vocab_size type_vocab_size modality_type_vocab_size max_position_embeddings hidden_size num_hidden_layers "
         "num_attention_heads intermediate_size image_size patch_size num_channels qkv_bias hidden_act layer_norm_eps"
     )
-    fields: dict[str, JsonValue] = {name: getattr(config, name) for name in (*wanted.split(), *shape.split())}
-    return fields | {
-        "pictures": prepare.effective(prepare.image_processor(checkpoint, ViltImageProcessorPil)),
+    return prepare.fields(config, wanted) | {
+        "pictures": prepare.pictures(checkpoint, ViltImageProcessorPil),
         "vocabulary": prepare.vocabulary(checkpoint),
         "labels": [*_labels(checkpoint.config)],
     }
 
 
-def _typical(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical(network: ViltForQuestionAnswering, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture of 384 x 512 pixels and a question of ten tokens."""
-    whole = cast("ViltForQuestionAnswering", network)
     ids = torch.zeros(1, TYPICAL_QUESTION, dtype=torch.int64)
-    return answer(whole, ids, torch.empty(1, whole.config.num_channels, *TYPICAL_PICTURE))
-
-
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
-    {
-        "answer": cut.Part(
-            prefixes={"vilt": [{"vilt.": "vilt.", "classifier.": "classifier."}]},
-            build=lambda config: ViltForQuestionAnswering(_config(config)),
-            identity=_identity,
-            typical=_typical,
-        ),
-    }
-)
+    return answer(network, ids, torch.empty(1, network.config.num_channels, *TYPICAL_PICTURE))
 
 
 class AnswerModule:
@@ -138,17 +122,21 @@ class AnswerModule:
         return Output(given, answers.ranking("answer", self._labels, scores, RANKED))
 
 
-def load(spec: ModuleSpec) -> Module:
-    """Load the one part.
+PARTS: cut.Parts = MappingProxyType(
+    {
+        "answer": cut.Part(
+            prefixes={"vilt": [{"vilt.": "vilt.", "classifier.": "classifier."}]},
+            build=lambda config: ViltForQuestionAnswering(_config(config)),
+            identity=_identity,
+            typical=_typical,
+            module=lambda network, checkpoint: AnswerModule(
+                network,
+                prepare.tokenizer(checkpoint, BertTokenizer),
+                prepare.image_processor(checkpoint, ViltImageProcessorPil),
+                _labels(checkpoint.config),
+            ),
+        ),
+    }
+)
 
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    checkpoint = cut.open_part(spec, "answer")
-    network = cast("ViltForQuestionAnswering", cut.load_network(spec, PARTS["answer"], checkpoint))
-    return AnswerModule(
-        network,
-        prepare.tokenizer(checkpoint, BertTokenizer),
-        prepare.image_processor(checkpoint, ViltImageProcessorPil),
-        _labels(checkpoint.config),
-    )
+load = cut.loader(PARTS)

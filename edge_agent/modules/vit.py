@@ -9,17 +9,15 @@ Old checkpoints hold a pooler that classification doesn't use: it is neither hel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import cast
 
 import torch
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, heads, inputs, prepare
+from edge_agent.modules import cut, heads, prepare, towers
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 RENAMES = (
@@ -40,11 +38,13 @@ def _config(config: Config) -> ViTConfig:
     return ViTConfig.from_dict(dict(config))
 
 
-def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    config = _config(checkpoint.config)
-    wanted = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size"
-    fields = {name: getattr(config, name) for name in (*wanted.split(), "hidden_act", "layer_norm_eps", "qkv_bias")}
-    return fields | {"pictures": prepare.effective(prepare.image_processor(checkpoint, ViTImageProcessorPil))}
+def identity_of(config: ViTConfig, checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    """What of a tower's configuration, and of its repository, changes what it gives."""
+    wanted = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size "
+        "hidden_act layer_norm_eps qkv_bias"
+    )
+    return prepare.fields(config, wanted) | {"pictures": prepare.pictures(checkpoint, ViTImageProcessorPil)}
 
 
 def _labels(config: Config) -> list[str]:
@@ -52,26 +52,26 @@ def _labels(config: Config) -> list[str]:
     return [names[index] for index in range(len(names))]
 
 
-def _typical_encoder(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_encoder(network: ViTModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture."""
-    encoder = cast("ViTModel", network)
-    side = prepare.side(encoder.config.image_size)
-    return see(encoder, torch.empty(1, encoder.config.num_channels, side, side))
+    return see(network, prepare.blank(network.config))
 
 
-def _typical_classifier(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_classifier(network: heads.Linear, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """One picture."""
-    classifier = cast("heads.Linear", network)
-    return classifier.forward(torch.empty(1, classifier.width))
+    return network.forward(torch.empty(1, network.width))
 
 
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
+PARTS: cut.Parts = MappingProxyType(
     {
         "encoder": cut.Part(
             prefixes={"vit": [{"vit.": ""}]},
             build=lambda config: ViTModel(_config(config), add_pooling_layer=False),
-            identity=_identity,
+            identity=lambda checkpoint: identity_of(_config(checkpoint.config), checkpoint),
             typical=_typical_encoder,
+            module=lambda network, checkpoint: towers.Pictures(
+                see, network, prepare.image_processor(checkpoint, ViTImageProcessorPil)
+            ),
             renames=RENAMES,
             unread=(".position_ids", "vit.pooler.dense.weight", "vit.pooler.dense.bias"),
         ),
@@ -80,35 +80,10 @@ PARTS: Mapping[str, cut.Part] = MappingProxyType(
             build=lambda config: heads.Linear(_config(config).hidden_size, len(_labels(config))),
             identity=lambda checkpoint: {"labels": [*_labels(checkpoint.config)]},
             typical=_typical_classifier,
+            module=lambda network, checkpoint: heads.LinearModule(network, "features", _labels(checkpoint.config)),
         ),
     }
 )
 
 
-class EncoderModule:
-    """The encoder with its weights and its image processor."""
-
-    def __init__(self, network: ViTModel, processor: ViTImageProcessorPil) -> None:
-        self._network = network
-        self._processor = processor
-
-    def __call__(self, *values: Value) -> Output:
-        """A picture's bytes to ``features`` (1, d)."""
-        inputs.count(values, 1)
-        pixels = prepare.pixels(self._processor, inputs.picture(values[0])).to(self._network.dtype)
-        with torch.inference_mode():
-            return Output(answers.arrays(see(self._network, pixels)))
-
-
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the two parts.
-
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    if isinstance(network, ViTModel):
-        return EncoderModule(network, prepare.image_processor(checkpoint, ViTImageProcessorPil))
-    return heads.LinearModule(cast("heads.Linear", network), "features", _labels(checkpoint.config))
+load = cut.loader(PARTS)

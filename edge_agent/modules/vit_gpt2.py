@@ -12,13 +12,12 @@ matrix of words is its output layer too, and is held once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import cast
 
 import torch
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -29,8 +28,7 @@ from transformers import (
     ViTModel,
 )
 
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, generation, inputs, prepare
+from edge_agent.modules import Output, Value, cut, generation, inputs, prepare, towers, vit
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 MOST_TOKENS = 16  # as its authors generate
@@ -80,19 +78,13 @@ def _decoder(config: Config) -> Decoder:
     return Decoder(decoder, 1 + side * side, _start(config, decoder))
 
 
-def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    config = _encoder_config(checkpoint.config)
-    wanted = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size"
-    fields = {name: getattr(config, name) for name in (*wanted.split(), "hidden_act", "layer_norm_eps", "qkv_bias")}
-    return fields | {"pictures": prepare.effective(prepare.image_processor(checkpoint, ViTImageProcessorPil))}
-
-
 def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = _decoder_config(checkpoint.config)
-    wanted = "vocab_size n_positions n_embd n_layer n_head n_inner activation_function layer_norm_epsilon"
-    arithmetic = "scale_attn_weights scale_attn_by_inverse_layer_idx reorder_and_upcast_attn"
-    fields = {name: getattr(config, name) for name in (*wanted.split(), *arithmetic.split())}
-    return fields | {
+    wanted = (
+        "vocab_size n_positions n_embd n_layer n_head n_inner activation_function layer_norm_epsilon "
+        "scale_attn_weights scale_attn_by_inverse_layer_idx reorder_and_upcast_attn"
+    )
+    return prepare.fields(config, wanted) | {
         "start": _start(checkpoint.config, config),
         "end": cast("int", config.eos_token_id),
         "most": MOST_TOKENS,
@@ -105,73 +97,18 @@ def _start(config: Config, decoder: GPT2Config) -> int:
     return cast("int", decoder.bos_token_id if start is None else start)
 
 
-def _typical_encoder(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_encoder(network: ViTModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One picture."""
-    encoder = cast("ViTModel", network)
-    side = cast("int", encoder.config.image_size)
-    return see(encoder, torch.empty(1, encoder.config.num_channels, side, side))
+    return see(network, prepare.blank(network.config))
 
 
-def _typical_decoder(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_decoder(network: Decoder, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """A caption of 16 tokens, each computed once, as with the cache."""
-    decoder = cast("Decoder", network)
-    states = torch.empty(1, decoder.patches, decoder.config.n_embd)
+    states = torch.empty(1, network.patches, network.config.n_embd)
     ids = torch.zeros(1, generation.TYPICAL_TOKENS, dtype=torch.int64)
     mask = torch.zeros(1, 1, generation.TYPICAL_TOKENS, generation.TYPICAL_TOKENS)
-    logits = decoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=states, use_cache=False).logits
+    logits = network(input_ids=ids, attention_mask=mask, encoder_hidden_states=states, use_cache=False).logits
     return {"tokens": logits.argmax(dim=-1)}
-
-
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
-    {
-        "encoder": cut.Part(
-            prefixes={"vision-encoder-decoder": [{"encoder.": ""}]},
-            build=lambda config: ViTModel(_encoder_config(config), add_pooling_layer=False),
-            identity=_encoder_identity,
-            typical=_typical_encoder,
-            renames=(
-                (r"^encoder\.layer\.", "layers."),
-                (r"\.attention\.attention\.query\.", ".attention.q_proj."),
-                (r"\.attention\.attention\.key\.", ".attention.k_proj."),
-                (r"\.attention\.attention\.value\.", ".attention.v_proj."),
-                (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-                (r"\.intermediate\.dense\.", ".mlp.fc1."),
-                (r"\.output\.dense\.", ".mlp.fc2."),
-            ),
-            unread=("encoder.pooler.dense.weight", "encoder.pooler.dense.bias"),
-        ),
-        "decoder": cut.Part(
-            prefixes={"vision-encoder-decoder": [{"decoder.": ""}]},
-            build=_decoder,
-            identity=_decoder_identity,
-            typical=_typical_decoder,
-            tied={"lm_head.weight": "transformer.wte.weight"},
-            # Old checkpoints store the causal masks, and the tied matrix twice.
-            unread=(
-                ".attn.bias",
-                ".attn.masked_bias",
-                ".crossattention.bias",
-                ".masked_bias",
-                "decoder.lm_head.weight",
-            ),
-        ),
-    }
-)
-
-
-class EncoderModule:
-    """The encoder with its weights and its image processor."""
-
-    def __init__(self, network: ViTModel, processor: ViTImageProcessorPil) -> None:
-        self._network = network
-        self._processor = processor
-
-    def __call__(self, *values: Value) -> Output:
-        """A picture's bytes to ``states`` (1, 1 + p, d)."""
-        inputs.count(values, 1)
-        pixels = prepare.pixels(self._processor, inputs.picture(values[0])).to(self._network.dtype)
-        with torch.inference_mode():
-            return Output(answers.arrays(see(self._network, pixels)))
 
 
 class DecoderModule:
@@ -191,16 +128,41 @@ class DecoderModule:
         return generation.spelled(self._tokenizer, tokens, "caption")
 
 
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the two parts.
-
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    if isinstance(network, ViTModel):
-        return EncoderModule(network, prepare.image_processor(checkpoint, ViTImageProcessorPil))
+def _captioning(network: Decoder, checkpoint: Checkpoint) -> DecoderModule:
     generation.check_tied(checkpoint, "decoder.lm_head.weight", "decoder.transformer.wte.weight")
-    return DecoderModule(cast("Decoder", network), prepare.tokenizer(checkpoint, GPT2Tokenizer))
+    return DecoderModule(network, prepare.tokenizer(checkpoint, GPT2Tokenizer))
+
+
+PARTS: cut.Parts = MappingProxyType(
+    {
+        "encoder": cut.Part(
+            prefixes={"vision-encoder-decoder": [{"encoder.": ""}]},
+            build=lambda config: ViTModel(_encoder_config(config), add_pooling_layer=False),
+            identity=lambda checkpoint: vit.identity_of(_encoder_config(checkpoint.config), checkpoint),
+            typical=_typical_encoder,
+            module=lambda network, checkpoint: towers.Pictures(
+                see, network, prepare.image_processor(checkpoint, ViTImageProcessorPil)
+            ),
+            renames=vit.RENAMES,
+            unread=("encoder.pooler.dense.weight", "encoder.pooler.dense.bias"),
+        ),
+        "decoder": cut.Part(
+            prefixes={"vision-encoder-decoder": [{"decoder.": ""}]},
+            build=_decoder,
+            identity=_decoder_identity,
+            typical=_typical_decoder,
+            module=_captioning,
+            tied={"lm_head.weight": "transformer.wte.weight"},
+            # Old checkpoints store the causal masks, and the tied matrix twice.
+            unread=(
+                ".attn.bias",
+                ".attn.masked_bias",
+                ".crossattention.bias",
+                ".masked_bias",
+                "decoder.lm_head.weight",
+            ),
+        ),
+    }
+)
+
+load = cut.loader(PARTS)

@@ -28,8 +28,7 @@ from transformers import PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureE
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
 from broker.errors import ModuleRefused
-from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, audio, cut, generation, identity, inputs, prepare
+from edge_agent.modules import Output, Value, answers, audio, cut, generation, identity, inputs, prepare
 from edge_agent.modules.checkpoint import Checkpoint, Config, read_object
 
 MOST_TOKENS = 224  # of 30 s, as its authors generate: half of what the decoder can hold
@@ -147,13 +146,14 @@ def _tokens(checkpoint: Checkpoint) -> Tokens:
 
 
 def _shape(config: WhisperConfig, side: str) -> dict[str, JsonValue]:
-    wanted = f"{side}_layers {side}_attention_heads {side}_ffn_dim d_model activation_function scale_embedding"
-    return {name: getattr(config, name) for name in wanted.split()}
+    return prepare.fields(
+        config, f"{side}_layers {side}_attention_heads {side}_ffn_dim d_model activation_function scale_embedding"
+    )
 
 
 def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config, extractor = _config(checkpoint.config), _extractor(checkpoint)
-    sound: dict[str, JsonValue] = {name: getattr(extractor, name) for name in SOUND}
+    sound = prepare.fields(extractor, " ".join(SOUND))
     bins, positions = config.num_mel_bins, config.max_source_positions
     return _shape(config, "encoder") | {"num_mel_bins": bins, "max_source_positions": positions, "sound": sound}
 
@@ -170,41 +170,21 @@ def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return _shape(config, "decoder") | fields
 
 
-def _typical_encoder(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _typical_encoder(network: WhisperEncoder, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
     """One sound, padded to 30 seconds."""
-    encoder = cast("WhisperEncoder", network)
-    return hear(encoder, torch.empty(1, encoder.config.num_mel_bins, 2 * encoder.config.max_source_positions))
+    return hear(network, torch.empty(1, network.config.num_mel_bins, 2 * network.config.max_source_positions))
 
 
-def _typical_decoder(network: nn.Module, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _typical_decoder(network: Decoder, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
     """A text of 16 tokens, the start's among them, each computed once, as with the cache."""
-    decoder = cast("Decoder", network)
-    config, length = decoder.decoder.config, generation.TYPICAL_TOKENS
-    hidden = decoder.decoder(
+    config, length = network.decoder.config, generation.TYPICAL_TOKENS
+    hidden = network.decoder(
         input_ids=torch.zeros(1, length, dtype=torch.int64),
         attention_mask=torch.zeros(1, 1, length, length),
         encoder_hidden_states=torch.empty(1, config.max_source_positions, config.d_model),
         use_cache=False,
     ).last_hidden_state
-    return {"tokens": decoder.forward(hidden).argmax(dim=-1)}
-
-
-PARTS: Mapping[str, cut.Part] = MappingProxyType(
-    {
-        "encoder": cut.Part(
-            prefixes={"whisper": [{"model.encoder.": ""}]},
-            build=lambda config: WhisperEncoder(_config(config)),
-            identity=_encoder_identity,
-            typical=_typical_encoder,
-        ),
-        "decoder": cut.Part(
-            prefixes={"whisper": [{"model.decoder.": "decoder."}]},
-            build=lambda config: Decoder(_config(config)),
-            identity=_decoder_identity,
-            typical=_typical_decoder,
-        ),
-    }
-)
+    return {"tokens": network.forward(hidden).argmax(dim=-1)}
 
 
 class EncoderModule:
@@ -246,17 +226,28 @@ def features(extractor: WhisperFeatureExtractor, sound: NDArray[np.float32]) -> 
     return torch.tensor(np.ascontiguousarray(made, dtype=np.float32))
 
 
-def load(spec: ModuleSpec) -> Module:
-    """Load one of the two parts.
-
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    name = spec.family.partition(".")[2]
-    checkpoint = cut.open_part(spec, name)
-    network = cut.load_network(spec, PARTS[name], checkpoint)
-    if isinstance(network, WhisperEncoder):
-        return EncoderModule(network, _extractor(checkpoint))
+def _writing(network: Decoder, checkpoint: Checkpoint) -> DecoderModule:
     generation.check_tied(checkpoint, "proj_out.weight", "model.decoder.embed_tokens.weight")
-    tokenizer = prepare.tokenizer(checkpoint, WhisperTokenizer)
-    return DecoderModule(cast("Decoder", network), tokenizer, _tokens(checkpoint))
+    return DecoderModule(network, prepare.tokenizer(checkpoint, WhisperTokenizer), _tokens(checkpoint))
+
+
+PARTS: cut.Parts = MappingProxyType(
+    {
+        "encoder": cut.Part(
+            prefixes={"whisper": [{"model.encoder.": ""}]},
+            build=lambda config: WhisperEncoder(_config(config)),
+            identity=_encoder_identity,
+            typical=_typical_encoder,
+            module=lambda network, checkpoint: EncoderModule(network, _extractor(checkpoint)),
+        ),
+        "decoder": cut.Part(
+            prefixes={"whisper": [{"model.decoder.": "decoder."}]},
+            build=lambda config: Decoder(_config(config)),
+            identity=_decoder_identity,
+            typical=_typical_decoder,
+            module=_writing,
+        ),
+    }
+)
+
+load = cut.loader(PARTS)
