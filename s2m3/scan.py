@@ -156,6 +156,7 @@ def report(scanned: Sequence[Scanned], dtype: str) -> dict[str, Any]:
 def _find(path: Path) -> list[Path | Scanned]:
     """The directories at or below a path that hold a checkpoint; a ``Scanned`` with the reason when there are none."""
     problem = ""
+    found: list[Path] = []
     if path.is_file() and path.name.endswith(PICKLES):
         problem = (
             f"{path} is a pickle or the like, which may run code when it is read: convert it to {SINGLE} where you "
@@ -163,8 +164,13 @@ def _find(path: Path) -> list[Path | Scanned]:
         )
     elif not path.is_dir():
         problem = f"{path} is {'a file' if path.exists() else 'not there'}: name the directory of a checkpoint"
-    elif not (found := list(_below(path, MAX_DEPTH))):
-        problem = f"{path} has no checkpoint in it or {MAX_DEPTH} levels below: name one with config.json and {SINGLE}"
+    else:
+        try:
+            found = list(_below(path, MAX_DEPTH))
+        except OSError as error:
+            problem = f"{error.filename or path} can't be read ({error.strerror}): mend its rights, or name another"
+        if not found and not problem:
+            problem = f"{path} has no checkpoint {MAX_DEPTH} levels down: name one with config.json and {SINGLE}"
     return [Scanned(str(path), problems=[problem])] if problem else [*found]
 
 

@@ -240,6 +240,26 @@ def test_when_nothing_can_be_read_the_exit_code_is_2(
     assert "is a pickle" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_shard_that_is_missing_is_named_and_the_parts_without_it_are_reported(write: Write, scan: Scan) -> None:
+    models = write(B16, max_shard_size="100KB")
+    shards = sorted((models / B16).glob("*.safetensors"))
+    shards[-1].unlink()
+    found = scan(models, code=1)
+    assert all(f"has no {shards[-1].name}" in problem for problem in problems(found))
+    assert problems(found)
+    assert found["modules"]
+
+
+def test_a_directory_that_may_not_be_read_is_named(scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert problems(scan(tmp_path, code=2)) == [
+        f"{tmp_path} can't be read (Permission denied): mend its rights, or name another"
+    ]
+
+
 def test_a_person_reads_a_table_and_what_is_saved(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "scan", str(write(B16, CLIPSEG))]) == 0
     printed = capsys.readouterr().out
