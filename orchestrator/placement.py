@@ -15,15 +15,25 @@ Models for Distributed Multi-Task Inference on the Edge" (ICDCS 2025).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
 from orchestrator.costs import latency_s, objective_s, source_of
+from orchestrator.fleet import Fleet
 
 Bars = Mapping[ModuleKey, Mapping[DeviceId, str]]
 """Module key to the devices that must not get it, each with the reason."""
+AtHand = Mapping[ModuleKey, Collection[DeviceId]]
+"""Module key to the devices that hold its weights, or have them on disk."""
+AT_HAND_SHARE = 0.1
+"""A device without a module's weights gets it only if its tasks' latency is better there by more than this share."""
+
+
+def never() -> bool:
+    """The clock of a caller who has all the time."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -74,12 +84,13 @@ def distinct_modules(tasks: Sequence[TaskSpec]) -> dict[ModuleKey, tuple[ModuleN
 
 
 def place(
-    devices: Sequence[DeviceSpec],
+    devices: Sequence[DeviceSpec] | Fleet,
     tasks: Sequence[TaskSpec],
     *,
     keep: Mapping[ModuleKey, DeviceId] | None = None,
     default_source: DeviceSpec | None = None,
     barred: Bars | None = None,
+    at_hand: AtHand | None = None,
 ) -> Placement:
     """Place every module of every task.
 
@@ -89,6 +100,7 @@ def place(
         keep: modules that stay where they are, if that device is listed, not barred, and still has the memory.
         default_source: where requests of a task start that names no listed source.
         barred: devices that must not get a module.
+        at_hand: devices that have a module's weights; preferred unless another is better by ``AT_HAND_SHARE``.
 
     Raises:
         NoDeviceFits: a module finds no device with enough memory left.
@@ -103,18 +115,20 @@ def place(
             board.explain[key] = Explanation(name, home, "stays where it is", {})
     for key, (name, module) in modules.items():
         if key not in board.where:
-            _choose(board, key, name, module, barred.get(key, {}))
+            _choose(board, key, name, module, barred=barred.get(key, {}), at_hand=(at_hand or {}).get(key, ()))
     return board.finished(modules)
 
 
 def place_most(
-    devices: Sequence[DeviceSpec],
+    devices: Sequence[DeviceSpec] | Fleet,
     tasks: Sequence[TaskSpec],
     *,
     keep: Mapping[ModuleKey, DeviceId] | None = None,
     served: Collection[TaskName] = (),
     default_source: DeviceSpec | None = None,
     barred: Bars | None = None,
+    at_hand: AtHand | None = None,
+    enough: Callable[[], bool] = never,
 ) -> tuple[Placement, dict[TaskName, NoDeviceFits]]:
     """Place as many tasks as fit, and say of each other task why it doesn't.
 
@@ -129,17 +143,20 @@ def place_most(
         served: the tasks that are served now.
         default_source: as for ``place``.
         barred: as for ``place``.
+        at_hand: as for ``place``.
+        enough: whether the caller's time is over; it only ends the search for something better earlier.
     """
 
     def attempt(wanted: Sequence[TaskSpec], *ways: Mapping[ModuleKey, DeviceId]) -> Placement:
         try:
-            return place(devices, wanted, keep=ways[0], default_source=default_source, barred=barred)
+            return place(devices, wanted, keep=ways[0], default_source=default_source, barred=barred, at_hand=at_hand)
         except NoDeviceFits:
             if not ways[1:]:
                 raise
             return attempt(wanted, *ways[1:])
 
     keep = keep or {}
+    enough()
     with contextlib.suppress(NoDeviceFits):
         return attempt(tasks, keep, {}), {}
     placement = attempt([], {})
@@ -174,9 +191,9 @@ class _Board:
 
     @classmethod
     def empty(
-        cls, devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], default_source: DeviceSpec | None
+        cls, devices: Sequence[DeviceSpec] | Fleet, tasks: Sequence[TaskSpec], default_source: DeviceSpec | None
     ) -> _Board:
-        by_id = {device.id: device for device in sorted(devices, key=lambda device: device.id)}
+        by_id = {device.id: device for device in Fleet.of(devices).devices}
         by_name = {task.task: task for task in sorted(tasks, key=lambda task: task.task)}
         users: dict[ModuleKey, list[TaskName]] = {}
         for task in by_name.values():
@@ -215,7 +232,13 @@ class _Board:
 
 
 def _choose(
-    board: _Board, key: ModuleKey, name: ModuleName, module: ModuleSpec, barred: Mapping[DeviceId, str]
+    board: _Board,
+    key: ModuleKey,
+    name: ModuleName,
+    module: ModuleSpec,
+    *,
+    barred: Mapping[DeviceId, str],
+    at_hand: Collection[DeviceId],
 ) -> None:
     """Put the module where it adds least to the objective, and write down why there and why nowhere else."""
     rejected = {device: reason for device, reason in barred.items() if device in board.devices}
@@ -232,6 +255,8 @@ def _choose(
     if not costs:
         raise NoDeviceFits(module=name, memory_bytes=module.memory_bytes, short_bytes=short)
     best = min(costs, key=lambda device: (costs[device], device))
+    near = [device for device in costs if device in at_hand and costs[device] <= costs[best] * (1 + AT_HAND_SHARE)]
+    best = min(near or [best], key=lambda device: (costs[device], device))
     added = max(0.0, costs[best] - board.cost(key, None))
     rejected |= {device: f"memory short by {missing} bytes" for device, missing in short.items()}
     rejected |= {device: _slower(cost - costs[best]) for device, cost in costs.items() if device != best}
