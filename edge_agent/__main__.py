@@ -12,6 +12,7 @@ from broker.errors import BadFile
 from broker.files import load_spec
 from broker.process import OneLineParser, log_to_stderr, stopped_by_signals
 from edge_agent.config import STATE_DIR, AgentConfig
+from edge_agent.footprint import share_one_heap
 from edge_agent.modules.hub import DIRECTORY_VARIABLE
 
 
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         BadFile: the configuration is wrong.
     """
     log_to_stderr()
+    share_one_heap()
     config = load_spec(arguments.config, AgentConfig)
     if arguments.broker:
         config = config.model_copy(update={"broker": arguments.broker})

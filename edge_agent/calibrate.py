@@ -48,6 +48,7 @@ class Loaded:
 
     module: Module
     memory_bytes: int
+    load_s: float  # until it can be used, without the imports of its family, which come once
     compute_s: float | None  # None: not measured
 
 
@@ -105,7 +106,7 @@ class Calibration:
         if spec.family in modules.FAMILIES:
             modules.import_family(spec)
         known = self._measured.modules.get(spec.key)
-        before = self._resident()
+        before, began_s = self._resident(), self._clock()
         module = load(spec)
         compute_s = known.compute_s if known else None
         if compute_s is None:
@@ -113,7 +114,8 @@ class Calibration:
         after = self._resident()
         grown = after - before if before is not None and after is not None else 0
         memory_bytes = known.memory_bytes if known and known.compute_s else max(spec.memory_bytes, grown)
-        return Loaded(module, memory_bytes, None if compute_s is None else compute_s / self._speed)
+        load_s = self._clock() - began_s
+        return Loaded(module, memory_bytes, load_s, None if compute_s is None else compute_s / self._speed)
 
     def keep(self, spec: ModuleSpec, loaded: Loaded) -> None:
         """Keep what a module costs that has room here: one that hasn't may have been measured in a bad moment."""

@@ -98,4 +98,6 @@ class Measured:
             fresh.write_text(json.dumps(content), encoding="utf-8")
             fresh.replace(self._path)
         except OSError as error:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
             log.warning("measurements_not_kept", file=str(self._path), error=error.strerror or type(error).__name__)

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import monotonic
+from time import perf_counter
 from typing import Literal
 
 from broker.errors import ModuleRefused
@@ -89,13 +89,11 @@ class Store:
         """
         entry, ours = self._claim(assigned)
         if ours:
-            began_s = monotonic()
             try:
                 loaded = self._loaded(assigned.spec)
             except Exception as error:  # a loader runs a family's and a library's code: anything may come
                 self._finish(entry, None, _reason(assigned, error))
                 raise ModuleRefused(_reason(assigned, error)) from error
-            entry.load_s = monotonic() - began_s
             self._finish(entry, loaded, None)
             if entry.state == "ready" and self._calibration is not None:
                 self._calibration.keep(assigned.spec, loaded)
@@ -210,7 +208,8 @@ class Store:
 
     def _loaded(self, spec: ModuleSpec) -> Loaded:
         if self._calibration is None:
-            return Loaded(self._load(spec), spec.memory_bytes, None)
+            began_s = perf_counter()
+            return Loaded(self._load(spec), spec.memory_bytes, perf_counter() - began_s, None)
         return self._calibration.load(spec, self._load)
 
     def _finish(self, entry: _Entry, loaded: Loaded | None, error: str | None) -> None:
@@ -221,7 +220,7 @@ class Store:
                 del self._entries[entry.spec.key]
             elif loaded is not None:
                 free_bytes = self.budget_bytes - self._used() + entry.size_bytes
-                entry.size_bytes, entry.compute_s = loaded.memory_bytes, loaded.compute_s
+                entry.size_bytes, entry.load_s, entry.compute_s = loaded.memory_bytes, loaded.load_s, loaded.compute_s
                 if loaded.memory_bytes > free_bytes:
                     error = (
                         f"{entry.name} really occupies {loaded.memory_bytes} bytes and {free_bytes} of "

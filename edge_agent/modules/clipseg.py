@@ -180,9 +180,9 @@ class DecoderModule:
     def typical(self) -> tuple[Value, ...]:
         """The reduced layers, and one text with its embedding."""
         config = self._network.config
-        shape = (1, _tokens(config), cast("int", config.reduce_dim))
+        shape = (1, _tokens(config), config.reduce_dim)
         reduced = typical.arrays({f"reduced-{index}": shape for index in range(len(config.extract_layers))})
-        return reduced, typical.arrays({"text_embeds": (1, config.projection_dim)}), typical.question()
+        return reduced, typical.arrays({"text_embeds": (1, cast("int", config.projection_dim))}), typical.question()
 
     def __call__(self, *values: Value) -> Output:
         """The reduced layers, ``text_embeds`` (n, e) and the texts to ``logits`` (n, s, s) and a mask a text."""
