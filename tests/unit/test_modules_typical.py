@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from broker.codec import RawInput
@@ -39,9 +38,9 @@ def test_typical_values_are_always_the_same() -> None:
 
 def test_arrays_are_small_finite_numbers_of_the_wanted_shapes() -> None:
     made = typical.arrays({"a": (1, 3), "b": (2, 4, 5)})
-    assert {name: (array.shape, array.dtype) for name, array in made.items()} == {
-        "a": ((1, 3), np.float32),
-        "b": ((2, 4, 5), np.float32),
+    assert {name: (array.shape, str(array.dtype)) for name, array in made.items()} == {
+        "a": ((1, 3), "float32"),
+        "b": ((2, 4, 5), "float32"),
     }
     assert all(0 < abs(array).max() <= 0.1 for array in made.values())
 
