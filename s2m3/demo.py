@@ -166,7 +166,7 @@ class Demo:
         self._report.memory_bytes |= {"shared": shared, "footprint": footprint}
         self._console.print(table)
         self._console.print(
-            f"memory held for {len(self._specs)} tasks: {shared / 1e6:.1f} MB of weights shared, {unshared / 1e6:.1f} if "
+            f"memory held for {len(self._specs)} tasks: {shared / 1e6:.1f} MB of weights, {unshared / 1e6:.1f} if "
             f"each task held its own: {100 * (1 - shared / unshared):.0f} % saved; they really occupy "
             f"{footprint / 1e6:.1f} MB, as the devices measured it"
         )
