@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--solver", choices=SOLVERS, default="refined", help="default %(default)s")
     parser.add_argument(
         "--time-limit",
-        type=_seconds,
+        type=seconds,
         default=TIME_LIMIT_S,
         metavar="S",
         help="seconds, for refined and exact; then the best so far counts; default 60",
@@ -106,11 +106,16 @@ def _summary(made: dict[str, Any]) -> str:
     )
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A time on the command line.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
     try:
-        seconds = float(text)
+        given_s = float(text)
     except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
+        given_s = math.nan
+    if not 0 < given_s < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no time: use more than 0 seconds")
-    return seconds
+    return given_s

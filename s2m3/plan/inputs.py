@@ -5,7 +5,7 @@ Owns the rules between files; each file's own rules are its spec's. A wrong fiel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from broker.errors import BadFile
@@ -39,9 +39,12 @@ def read(fleet: str | Path, tasks: Sequence[str | Path]) -> tuple[tuple[DeviceSp
                 problem=f"names {each.spec.source}, which is no device of {fleet}",
                 fix="name one of its devices, or leave it out to take the fleet's source",
             )
-    return found.devices, [
-        each.spec if each.spec.source else each.spec.model_copy(update={"source": found.source}) for each in written
-    ]
+    return found.devices, with_sources([each.spec for each in written], found)
+
+
+def with_sources(tasks: Iterable[TaskSpec], fleet: FleetSpec) -> list[TaskSpec]:
+    """The tasks, each with a source: its own, or the fleet's."""
+    return [task if task.source else task.model_copy(update={"source": fleet.source}) for task in tasks]
 
 
 def _refuse_one_name_for_two_tasks(written: Sequence[Written]) -> None:
