@@ -19,8 +19,8 @@ from broker.messages import DeviceProfile
 from edge_agent.footprint import free_bytes
 
 MEASURE_S = 0.15
-# Left to the system when no budget is stated, and to what families import with their first module: transformers and what
-# it brings take 170 MB, which belong to no module.
+# Left to the system when no budget is stated, and to what families import with their first module: transformers and
+# what it brings take 170 MB, which belong to no module.
 RESERVE_BYTES = (256 + 192) * 1024 * 1024
 ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S = 100e6, 0.001  # of a link that nobody stated or measured: a wired one
 CHANNELS, EXPANDED, SIDE = 24, 144, 56  # of the bottleneck
