@@ -194,9 +194,9 @@ def _print_status(observer: Observer) -> None:
             devices.add_row(name, device.status, "", "")
             continue
         told = observer.assignments.get(name)
-        roles = {assigned.spec.key: assigned.role for assigned in told.modules} if told else {}
+        standby = {assigned.spec.key for assigned in told.modules if assigned.role == "standby"} if told else set()
         modules = [
-            f"{held.module} ({roles.get(key, 'to go')}, {held.error or held.state})"
+            f"{held.module} ({'standby, ' if key in standby else ''}{held.error or held.state})"
             for key, held in beat.modules.items()
         ]
         memory = f"{beat.memory_used_bytes / 1e6:.1f} of {beat.memory_bytes / 1e6:.1f}"
