@@ -7,9 +7,10 @@ device, equal to the sum of each task's options that put it there; on each devic
 what is true are at most its memory; the least sum of weighted latencies. Memory counts in bytes and time in whole
 steps, so the proof holds without tolerances.
 
-Why CP-SAT: measured on the 95 instances of ``benchmarks/placement`` against HiGHS (through scipy), one core, each given
-the greedy placement to start from: CP-SAT proved all 95 in 43 s together (median 7 ms, worst 14 s); HiGHS proved 94 in
-152 s (median the same, worst above its limit of 60 s, with a placement 2.5 times too slow).
+Why CP-SAT: measured against HiGHS (through scipy) on the 95 instances of ``benchmarks/placement``, one thread, the same
+program, started from the refined placement, limit 60 s: CP-SAT proved all 95 in 7.8 s of processor time (median 1 ms,
+worst 2.7 s), HiGHS 94 in 34 s (median 2 ms; the 95th not within the limit). Started from the greedy placement, HiGHS
+also ended once with a placement 2.5 times too slow, 40 s after its limit.
 """
 
 from __future__ import annotations
