@@ -14,7 +14,9 @@ from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 STEPS = 20_000
-"""How many modules are put somewhere before the search gives up; about a tenth of a second."""
+"""How many modules are put somewhere before the search gives up; some tenths of a second."""
+STEPS_FOR_A_CHANGE = 5_000
+"""The same, for the smallest change that would make all fit."""
 
 
 class GaveUp(Exception):
@@ -42,7 +44,11 @@ def packed(
 
 
 def least_extra(
-    sizes: Sequence[int], rooms: Sequence[int], barred: Sequence[Collection[int]], *, steps: int = STEPS
+    sizes: Sequence[int],
+    rooms: Sequence[int],
+    barred: Sequence[Collection[int]],
+    *,
+    steps: int = STEPS_FOR_A_CHANGE,
 ) -> tuple[int, int] | None:
     """The smallest change that makes all fit: which room, and how many bytes more.
 
@@ -50,29 +56,30 @@ def least_extra(
         sizes: bytes of each module.
         rooms: bytes of each device.
         barred: for each module the rooms that must not get it.
-        steps: how long to search, for each question of the bisection. Where it isn't enough, the change is one that
-            does make all fit, but may not be the smallest.
+        steps: how long to search, in all. Where they are not enough, the change does make all fit, but may not be the
+            smallest.
 
     Returns:
-        None when no memory in one room would be enough: a module is barred everywhere, or there is no room.
+        None when no memory in one room was found to be enough: a module is barred everywhere, or there is no room.
     """
     best: tuple[int, int] | None = None
-    for room in range(len(rooms)):
-        low, high = 0, best[1] if best else sum(sizes) + 1  # not enough; enough, or not better than what is known
-        while high - low > 1:
-            # of each room first whether it beats the best at all: most don't
-            extra = high - 1 if best is None or high == best[1] else (low + high) // 2
-            larger = [*rooms[:room], rooms[room] + extra, *rooms[room + 1 :]]
+    for room in sorted(range(len(rooms)), key=lambda room: -rooms[room]):
+        low, high = 0, best[1] if best else sum(sizes) + 1  # not enough; enough, or no better than what is known
+        ask = high - 1  # first whether this room beats the best at all: most don't
+        while high - low > 1 and steps > 0:
+            search = _Search(sizes, [*rooms[:room], rooms[room] + ask, *rooms[room + 1 :]], barred, steps)
             try:
-                found = packed(sizes, larger, barred, steps=steps)
+                found = search.run()
             except GaveUp:
                 found = None
+            steps = search.steps
             if found is None:
-                low = extra
+                low = ask
             else:
                 used = sum(size for size, there in zip(sizes, found, strict=True) if there == room)
                 high = max(low + 1, used - rooms[room])
                 best = (room, high)
+            ask = (low + high) // 2
     return best
 
 

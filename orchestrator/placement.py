@@ -19,8 +19,8 @@ from functools import partial
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
 from orchestrator.fleet import Fleet
-from orchestrator.greedy import AT_HAND_SHARE, Board
-from orchestrator.problem import AtHand, Bars, DeviceUse, Placement, Problem, distinct_modules
+from orchestrator.greedy import Board, greedy
+from orchestrator.problem import AT_HAND_SHARE, AtHand, Bars, DeviceUse, Placement, Problem, distinct_modules
 from orchestrator.refine import fill, never, refined
 
 __all__ = [
@@ -63,7 +63,7 @@ def place(
     problem = Problem(devices, tasks, default_source=default_source, barred=barred, at_hand=at_hand)
     board = Board(problem)
     board.keep(keep or {})
-    board.fill()
+    greedy(board)
     return problem.placement(board.where, board.kept)
 
 
@@ -142,7 +142,7 @@ def _fit(
     board = Board(problem)
     board.keep(homes)
     try:
-        board.fill()
+        greedy(board)
     except NoDeviceFits as refusal:
         board = Board(problem)
         try:

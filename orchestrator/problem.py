@@ -27,6 +27,9 @@ AtHand = Mapping[ModuleKey, Collection[DeviceId]]
 """Module key to the devices that hold its weights, or have them on disk."""
 Where = list[Row]
 """For each module, by number, its device's row; ``NOWHERE`` while it has none."""
+AT_HAND_SHARE = 0.1
+"""A device without a module's weights gets it only if that saves more than this share of what the module's tasks take
+on the one device that is best for all of them: loading costs seconds too, and moves for little make a site restless."""
 _FEW = 24  # so many placements are timed one by one as quickly as all at once
 _ROUNDING = 1e-9  # relative: far above what sums in another order change, far below what anybody notices
 
@@ -87,6 +90,22 @@ class Problem:
         rows = self.fleet.rows
         self.barred = [[rows[name] for name in self.bars.get(key, ()) if name in rows] for key in self.keys]
         self.at_hand = [[rows[name] for name in (at_hand or {}).get(key, ()) if name in rows] for key in self.keys]
+        self.leaving = [self._leaving(module) for module in range(len(self.keys))]
+
+    def _leaving(self, module: int) -> float:
+        """What it counts, in weighted seconds, to have a module where its weights aren't, though they are elsewhere."""
+        if not self.at_hand[module]:
+            return 0.0
+        alone = np.zeros(len(self.fleet.latency_s))
+        every = np.arange(len(alone))
+        for task in self.users[module]:
+            timing = self.timings[task]
+            alone += self.tasks[task].weight * timing.latencies_s([every] * len(timing.slots))
+        return AT_HAND_SHARE * float(alone[[*self.fleet.rows.values()]].min())
+
+    def penalty(self, module: int, row: Row) -> float:
+        """``leaving``, where it counts."""
+        return self.leaving[module] if self.leaving[module] and row not in self.at_hand[module] else 0.0
 
     def latency_s(self, task: int, where: Where) -> float:
         """Seconds of one request of this task alone."""
@@ -96,6 +115,11 @@ class Problem:
     def weighted_s(self, tasks: Sequence[int], where: Where) -> float:
         """The share of the objective that these tasks have."""
         return sum(self.tasks[task].weight * self.latency_s(task, where) for task in tasks)
+
+    def objective(self, where: Where) -> float:
+        """The objective with the penalties, in weighted seconds: what solvers compare."""
+        penalties = sum(self.penalty(module, row) for module, row in enumerate(where) if self.leaving[module])
+        return self.weighted_s(range(len(self.tasks)), where) + penalties
 
     def cost_s(self, module: int, row: Row, where: Where) -> float:
         """The share of the tasks that use this module, were it there; ``NOWHERE`` is allowed. It changes no other's."""
@@ -114,27 +138,32 @@ class Problem:
             costs += self.tasks[task].weight * timing.latencies_s(slots)
         return costs
 
-    def cheapest(self, module: int, rows: Integers, where: Where) -> tuple[Row, float]:
-        """The row among these where the module costs least, ties to the smaller id, and ``cost_s`` there.
-
-        Lower bounds for all rows come first: only where one doesn't exceed the least cost are requests timed.
-        """
+    def bounds(self, module: int, where: Where) -> tuple[Floats, bool]:
+        """For every row a lower bound of ``cost_s``, with the penalty; and whether each is the cost itself."""
         bounds, exact = np.zeros(len(self.fleet.latency_s)), True
         for task in self.users[module]:
             timing = self.timings[task]
-            rows_now = tuple([where[slot] for slot in timing.slots])
-            bound, known = timing.bounds_s(timing.slots.index(module), rows_now)
+            slots = tuple([where[slot] for slot in timing.slots])
+            bound, known = timing.bounds_s(timing.slots.index(module), slots)
             bounds += self.tasks[task].weight * bound
             exact &= known
-        bounds = bounds[rows]
-        best = int(bounds.argmin())
+        penalties = np.full(len(bounds), self.leaving[module])
+        penalties[self.at_hand[module]] = 0.0
+        return bounds + penalties, exact
+
+    def cheapest(self, module: int, rows: Integers, where: Where) -> Row:
+        """The row among these where the module costs least, penalty and all; ties go to the smaller id.
+
+        Lower bounds for all rows come first: only where one doesn't exceed the least cost are requests timed.
+        """
+        bounds, exact = self.bounds(module, where)
+        best = int(rows[bounds[rows].argmin()])
         if exact:
-            return int(rows[best]), float(bounds[best])
-        least = self.cost_s(module, int(rows[best]), where)
-        rows = rows[bounds <= least * (1 + _ROUNDING)]
-        costs = self.costs_s(module, rows, where)
-        best = int(costs.argmin())
-        return int(rows[best]), float(costs[best])
+            return best
+        least = self.cost_s(module, best, where) + self.penalty(module, best)
+        rows = rows[bounds[rows] <= least * (1 + _ROUNDING)]
+        penalties = np.array([self.penalty(module, row) for row in rows.tolist()])
+        return int(rows[(self.costs_s(module, rows, where) + penalties).argmin()])
 
     def placement(self, where: Where, kept: Collection[int] = ()) -> Placement:
         """The result, once every module has a row.

@@ -206,9 +206,9 @@ class Timing:
             return np.zeros(1)
         count = max(len(rows) for rows in at)
         compute = {node: self.fleet.compute_s(self.names[node], self.specs[node])[at[node]] for node in placed}
-        entry = {node: self._entries_s(node, at[node]) for node in placed}
+        entry = {node: self.entries_s(node, at[node]) for node in placed}
         hop = {
-            (need, node): self._hops_s(need, at[need], at[node])
+            (need, node): self.hops_s(need, at[need], at[node])
             for node in placed
             for need in self.needs[node]
             if need in compute
@@ -241,15 +241,17 @@ class Timing:
                     free[other] = np.where(mine & (at[other] == at[node]), end, free[other])
         if self.output not in finish:
             return np.asarray(reduce(np.maximum, finish.values()))
-        return finish[self.output] + self._answers_s(at[self.output])
+        return finish[self.output] + self.answers_s(at[self.output])
 
-    def _entries_s(self, node: int, rows: Integers) -> Floats:
+    def entries_s(self, node: int, rows: Integers) -> Floats:
+        """When a node's raw inputs are on each of these rows."""
         seconds = np.zeros(len(rows))
         for size in self.inputs[node]:
             seconds = np.maximum(seconds, self._source_s(size, rows))
         return seconds
 
-    def _answers_s(self, rows: Integers) -> Floats:
+    def answers_s(self, rows: Integers) -> Floats:
+        """From the output's end on each of these rows to the answer at the source."""
         return self._source_s(self.specs[self.output].output_bytes, rows)
 
     def _source_s(self, size_bytes: int, rows: Integers) -> Floats:
@@ -258,7 +260,8 @@ class Timing:
         seconds: Floats = (fleet.latency_s[rows] + self.source.latency_s) + float(8 * size_bytes) / narrow
         return np.where(rows == self.source_row, 0.0, seconds)
 
-    def _hops_s(self, node: int, a: Integers, b: Integers) -> Floats:
+    def hops_s(self, node: int, a: Integers, b: Integers) -> Floats:
+        """From a node's end on rows ``a`` to the arrival of its output on rows ``b``."""
         fleet = self.fleet
         narrow = np.minimum(fleet.bandwidth_bits_per_s[a], fleet.bandwidth_bits_per_s[b])
         bits = float(8 * self.specs[node].output_bytes)
