@@ -67,7 +67,7 @@ class EmbeddedBroker:
         return f"mqtt://{HOST}:{self._port}"
 
     def start(self) -> Self:
-        """Start it and wait until it listens; does nothing when it runs already."""
+        """Start it and wait until it listens; does nothing when it runs already. Again, it takes the port it had."""
         if self._broker is not None and self._broker.is_running:
             return self
         attempts = 1 if self._wanted_port else _FREE_PORT_ATTEMPTS
@@ -82,6 +82,7 @@ class EmbeddedBroker:
                         f"port {self._port} on {HOST} is taken ({error}): end what listens there, or name another port"
                     ) from error
             else:
+                self._wanted_port = self._port
                 break
         return self
 

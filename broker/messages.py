@@ -101,7 +101,8 @@ class HeldModule(Message):
     module: ModuleName
     state: Literal["loading", "ready", "failed"]
     error: str | None = None
-    memory_bytes: Count = 0
+    memory_bytes: Count = 0  # what it really occupies once it is ready, before that what its spec says
+    load_s: NotNegative | None = None  # measured: weights read and calibrated, without imports
     compute_s: NotNegative | None = None  # moving average of measured forward passes
     uses: Count = 0  # nodes of live requests that wait for it: its reference count
     queue: Count = 0  # forward passes waiting
@@ -117,6 +118,7 @@ class Heartbeat(Message):
     modules: dict[ModuleKey, HeldModule] = {}
     memory_used_bytes: Count = 0
     memory_bytes: Count = 0
+    cached: dict[ModuleKey, NotNegative] = {}  # weights on its disk that it doesn't hold -> measured seconds of a pass
     in_flight: Count = 0  # requests it coordinates
     progress: Count = 0  # events handled; stands still when the service hangs
     dropped: dict[str, int] = {}  # reason -> messages refused, since start
@@ -276,6 +278,7 @@ class NodeDone(Envelope):
     """A node finished; to the coordinator. With the output node, the answer is out."""
 
     kind: Literal["done"] = "done"
+    queue_s: NotNegative = 0.0  # expected work still waiting on the sender
 
 
 class NodeFailed(Envelope):

@@ -212,7 +212,27 @@ class DeviceSpec(Spec):
     compute_s: dict[str, Positive] = {}  # module name or key -> measured seconds; these win over the estimate
 
 
-def _unsound(place: tuple[str, ...], sentence: str) -> PydanticCustomError:
+class FleetSpec(Spec):
+    """The devices of a plan made without them, and the one where requests start unless a task says otherwise."""
+
+    source: DeviceId
+    devices: tuple[DeviceSpec, ...]
+
+    @model_validator(mode="after")
+    def _devices_are_told_apart(self) -> Self:
+        if not self.devices:
+            raise _unsound(("devices",), "is empty: a plan needs at least one device")
+        seen: set[DeviceId] = set()
+        for position, device in enumerate(self.devices):
+            if device.id in seen:
+                raise _unsound(("devices", position, "id"), f"names {device.id} a second time")
+            seen.add(device.id)
+        if self.source not in seen:
+            raise _unsound(("source",), f"names {self.source}, which is none of the devices: {', '.join(sorted(seen))}")
+        return self
+
+
+def _unsound(place: tuple[int | str, ...], sentence: str) -> PydanticCustomError:
     """A problem between fields, with the place where a person mends it."""
     return PydanticCustomError("unsound_graph", "{sentence}", {"sentence": sentence, "place": place})
 

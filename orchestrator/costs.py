@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from broker.links import transfer_s
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, NodeName, TaskName, TaskSpec
 
 # Where requests start that no planned device publishes: the broker's side of every link. Its empty id can't be a
@@ -24,6 +25,9 @@ from broker.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec
 OUTSIDE = DeviceSpec.model_construct(
     id="", memory_bytes=0, compute_flops_per_s=1.0, bandwidth_bits_per_s=1e12, latency_s=0.0, compute_s={}
 )
+
+
+__all__ = ["OUTSIDE", "compute_s", "latency_s", "objective_s", "source_of", "transfer_s"]
 
 
 def compute_s(device: DeviceSpec, name: ModuleName, module: ModuleSpec) -> float:
@@ -36,13 +40,6 @@ def compute_s(device: DeviceSpec, name: ModuleName, module: ModuleSpec) -> float
     """
     measured = device.compute_s.get(module.key) or device.compute_s.get(name)
     return measured or module.flops / device.compute_flops_per_s
-
-
-def transfer_s(size_bytes: int, a: DeviceSpec, b: DeviceSpec) -> float:
-    """Seconds to send this many bytes from one device to another: nothing when they are the same."""
-    if a.id == b.id:
-        return 0.0
-    return a.latency_s + b.latency_s + 8 * size_bytes / min(a.bandwidth_bits_per_s, b.bandwidth_bits_per_s)
 
 
 def source_of(task: TaskSpec, devices: Mapping[DeviceId, DeviceSpec], default: DeviceSpec | None = None) -> DeviceSpec:

@@ -16,6 +16,7 @@ from broker.messages import MAX_DEADLINE_S
 from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_prefix
 from s2m3 import bench, commands, demo, models
 from s2m3.head import command as head
+from s2m3.plan import command as plan
 
 INTERRUPTED = 130
 LAST_PORT = 65_535
@@ -58,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
     request.set_defaults(run=commands.request)
     models.add_arguments(verb("models", "what the models of the catalogue are made of"))
     head.add_arguments(verb("head", "a new task on an encoder that is already there"))
-    bench.add_arguments(verb("bench", "measure: accuracy, memory"))
+    plan.add_arguments(verb("plan", "where modules would go: a plan from files, without any device"))
+    bench.add_arguments(verb("bench", "measure: accuracy, latency, memory, placement"))
     status = verb("status", "show devices, modules and tasks")
     status.set_defaults(run=commands.status)
     for command in (deploy, undeploy, request, status):

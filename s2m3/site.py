@@ -1,16 +1,19 @@
 """A whole site on this machine, as real processes: a broker, an orchestrator, agents.
 
-Owns starting and ending them. Every process it started is gone when the ``with`` block ends, however it ends: they are
-asked, then killed; and the agents and the orchestrator also end by themselves when this process dies.
+Owns starting and ending them, and what can befall them: killed, paused, cut off, started again. Every process it
+started is gone when the ``with`` block ends, however it ends: they are asked, then killed; and the agents and the
+orchestrator also end by themselves when this process dies.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -21,8 +24,11 @@ from broker.embedded import EmbeddedBroker
 from broker.errors import BadFile, S2M3Error
 from broker.mosquitto import MosquittoBroker
 from edge_agent.config import AgentConfig
+from s2m3.link import Link, LinkShape
 
 GOODBYE_S = 5.0
+ORCHESTRATOR = "orchestrator"
+"""The orchestrator's name among the processes and links."""
 
 
 class SiteFailed(S2M3Error):
@@ -36,13 +42,25 @@ class Site:
         broker: ``embedded``, ``mosquitto``, or the URL of one that runs already.
         agents: the devices.
         site: the topic prefix, for a broker that others use too.
+        links: the device (or ``ORCHESTRATOR``) that reaches the broker through a link of its own -> what that is like;
+            who isn't named connects directly.
     """
 
-    def __init__(self, broker: str, agents: Sequence[AgentConfig], *, site: str | None = None) -> None:
+    def __init__(
+        self,
+        broker: str,
+        agents: Sequence[AgentConfig],
+        *,
+        site: str | None = None,
+        links: Mapping[str, LinkShape] | None = None,
+    ) -> None:
         self.url = ""
         self.site = site
         self._broker = broker
         self._configs = {config.id: config for config in agents}
+        self._shapes = dict(links or {})
+        self._links: dict[str, Link] = {}
+        self._own_broker: EmbeddedBroker | MosquittoBroker | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._stack = ExitStack()
         self._directory = Path()
@@ -56,6 +74,8 @@ class Site:
         try:
             self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-")))
             self.url = self._start_broker()
+            for name, shape in self._shapes.items():
+                self._links[name] = self._stack.enter_context(Link(self.url, shape))
             self._stack.callback(self.stop)
             self.start_orchestrator()
             for device in self._configs:
@@ -70,13 +90,15 @@ class Site:
 
     def start_orchestrator(self) -> None:
         """Start the orchestrator; its state survives a restart within this site."""
-        state = self._directory / "orchestrator"
-        arguments = ["orchestrator", "--broker", self.url, "--state-dir", str(state)]
-        self._start("orchestrator", [*arguments, *(["--site", self.site] if self.site else [])])
+        state = self._directory / ORCHESTRATOR
+        arguments = ["orchestrator", "--broker", self._way(ORCHESTRATOR), "--state-dir", str(state)]
+        self._start(ORCHESTRATOR, [*arguments, *(["--site", self.site] if self.site else [])])
 
     def start_agent(self, device: str) -> None:
         """Start, or start again, a device's agent."""
-        config = self._configs[device].model_copy(update={"broker": self.url, "site": self.site})
+        config = self._configs[device]
+        state = config.state_dir or str(self._directory / "agents")  # what it measures survives a restart, and no more
+        config = config.model_copy(update={"broker": self._way(device), "site": self.site, "state_dir": state})
         path = self._directory / f"{device}.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(exclude_none=True)), encoding="utf-8")
         self._start(device, ["edge_agent", "--config", str(path)])
@@ -85,16 +107,70 @@ class Site:
         """The process id of the orchestrator or of a device's agent, for faults."""
         return self._processes[name].pid
 
+    def link(self, name: str) -> Link:
+        """The link of a device or the orchestrator, to be cut or measured; only of those named in ``links``."""
+        return self._links[name]
+
     def kill(self, name: str) -> None:
         """End a process without warning (SIGKILL), as a power failure would."""
         process = self._processes.pop(name)
         process.kill()
         _reap(process)
 
+    def pause(self, name: str) -> None:
+        """Stop a process where it stands (SIGSTOP): alive, its connections open, and hung. Waits until it is."""
+        process = self._processes[name]
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def resume(self, name: str) -> None:
+        """Let a paused process go on; one that runs takes no notice."""
+        self._processes[name].send_signal(signal.SIGCONT)
+
+    def restart_orchestrator(self) -> None:
+        """Kill the orchestrator and start it again, with the state that it had written."""
+        self.kill(ORCHESTRATOR)
+        self.start_orchestrator()
+
+    def kill_broker(self) -> None:
+        """End the broker: every connection, and all that it keeps in memory.
+
+        Raises:
+            SiteFailed: the broker isn't this site's own.
+        """
+        match self._own_broker:
+            case MosquittoBroker() as mosquitto:
+                mosquitto.kill()
+            case EmbeddedBroker() as embedded:
+                embedded.stop()
+            case None:
+                raise SiteFailed(f"{self.url} is not this site's own broker: restart it where it runs")
+
+    def start_broker(self) -> None:
+        """Start the broker again, at the same address.
+
+        Raises:
+            SiteFailed: the broker isn't this site's own.
+        """
+        if self._own_broker is None:
+            raise SiteFailed(f"{self.url} is not this site's own broker: restart it where it runs")
+        self._own_broker.start()
+
+    def restart_broker(self) -> None:
+        """End the broker and start it again, at the same address.
+
+        Raises:
+            SiteFailed: the broker isn't this site's own.
+        """
+        self.kill_broker()
+        self.start_broker()
+
     def stop(self) -> None:
         """End the agents and the orchestrator, in good order; the broker goes on. Safe to call twice."""
         processes = list(self._processes.values())
         self._processes.clear()
+        for process in processes:
+            process.send_signal(signal.SIGCONT)  # a paused one hears no goodbye
         _end(processes)
 
     def check(self) -> None:
@@ -121,16 +197,22 @@ class Site:
         text = (self._directory / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip()
         return "\n".join(text.splitlines()[-12:]) or "it printed nothing"
 
+    def _way(self, name: str) -> str:
+        return self._links[name].url if name in self._links else self.url
+
     def _start_broker(self) -> str:
-        if self._broker == "embedded":
-            return self._stack.enter_context(EmbeddedBroker()).url
-        if self._broker == "mosquitto":
-            return self._stack.enter_context(MosquittoBroker()).url
         if self._broker.startswith("mqtt://"):
             return self._broker
-        raise BadFile(
-            file="--broker", problem=f"{self._broker!r} is none", fix="use embedded, mosquitto or mqtt://host"
-        )
+        if self._broker == "embedded":
+            self._own_broker = EmbeddedBroker()
+        elif self._broker == "mosquitto":
+            self._own_broker = MosquittoBroker()
+        else:
+            raise BadFile(
+                file="--broker", problem=f"{self._broker!r} is none", fix="use embedded, mosquitto or mqtt://host"
+            )
+        self._stack.enter_context(self._own_broker)
+        return self._own_broker.url
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

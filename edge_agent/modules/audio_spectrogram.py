@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from broker.errors import ErrorCode, ModuleRefused, RequestFailed
-from edge_agent.modules import Output, Value, answers, audio, cut, inputs, prepare, towers, vit
+from edge_agent.modules import Output, Value, answers, audio, cut, inputs, prepare, towers, typical, vit
 from edge_agent.modules.checkpoint import Checkpoint, Config, read_object
 
 MOST_S = 60.0  # seconds of the longest sound that is read
@@ -140,6 +140,10 @@ class EncoderModule:
         self._network = network
         self._extractor = made
 
+    def typical(self) -> tuple[Value, ...]:
+        """A sound."""
+        return (typical.sound(),)
+
     def __call__(self, *values: Value) -> Output:
         """A sound's wav bytes to ``pooled`` (1, d)."""
         inputs.count(values, 1)
@@ -155,6 +159,12 @@ class AlignmentModule:
 
     def __init__(self, network: AlignmentHead) -> None:
         self._network = network
+
+    def typical(self) -> tuple[Value, ...]:
+        """Embeddings of a sound, a picture and four texts, and these."""
+        width, texts = self._network.width, typical.TEXTS
+        towers = ({"audio_embeds": (1, width)}, {"image_embeds": (1, width)}, {"text_embeds": (texts, width)})
+        return *(typical.arrays(each) for each in towers), typical.texts()
 
     def __call__(self, *values: Value) -> Output:
         """Embeddings of a sound, a picture and n texts, and the texts, to ``logits`` (1, n), ``similarity`` (1, 1)."""

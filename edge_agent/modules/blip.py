@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from edge_agent.modules import Output, Value, answers, cut, generation, inputs, prepare, towers
+from edge_agent.modules import Output, Value, answers, cut, generation, inputs, prepare, towers, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 MOST_TOKENS: Mapping[str | None, int] = MappingProxyType({None: 10, "caption": 20})  # after the start, by use
@@ -146,6 +146,11 @@ class QuestionModule:
         self._network = network
         self._tokenizer = tokenizer
 
+    def typical(self) -> tuple[Value, ...]:
+        """A picture's states and a question."""
+        shape = (1, self._network.patches, self._network.config.encoder_hidden_size)
+        return typical.arrays({"states": shape}), typical.question()
+
     def __call__(self, *values: Value) -> Output:
         """``states`` (1, 1 + p, d) of a picture and a question to ``states`` (1, t, d)."""
         inputs.count(values, 2)
@@ -166,6 +171,10 @@ class DecoderModule:
     def __init__(self, network: Decoder, tokenizer: PreTrainedTokenizerBase) -> None:
         self._network = network
         self._tokenizer = tokenizer
+
+    def typical(self) -> tuple[Value, ...]:
+        """What the question's reader gives."""
+        return (typical.arrays({"states": (1, TYPICAL_QUESTION, self._network.config.encoder_hidden_size)}),)
 
     def __call__(self, *values: Value, use: str | None = None) -> Output:
         """``states`` (1, n, d) to ``tokens`` (1, t), and the answer or the caption."""

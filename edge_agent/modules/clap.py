@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from broker.errors import ModuleRefused
-from edge_agent.modules import Output, Value, answers, audio, cut, inputs, prepare, towers
+from edge_agent.modules import Output, Value, answers, audio, cut, inputs, prepare, towers, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config, read_object
 from edge_agent.modules.contrast import ContrastHead, HeadModule
 
@@ -173,6 +173,10 @@ class AudioModule:
     def __init__(self, network: ClapAudioModelWithProjection, made: ClapFeatureExtractor) -> None:
         self._network = network
         self._extractor = made
+
+    def typical(self) -> tuple[Value, ...]:
+        """A sound."""
+        return (typical.sound(),)
 
     def __call__(self, *values: Value) -> Output:
         """A sound's wav bytes to ``audio_embeds`` (1, e)."""

@@ -39,7 +39,7 @@ from transformers import (
 from transformers.image_processing_backends import PilBackend
 
 from broker.errors import ModuleRefused
-from edge_agent.modules import Output, Value, answers, cut, inputs, prepare, towers
+from edge_agent.modules import Output, Value, answers, cut, inputs, prepare, towers, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 from edge_agent.modules.contrast import ContrastHead, HeadModule
 
@@ -179,6 +179,10 @@ class VisionModule:
         self._network = network
         self._ordinary = ordinary_processor(network.config)
         self._clipseg = clipseg_processor()
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (typical.picture(),)
 
     def __call__(self, *values: Value, use: str | None = None) -> Output:
         """A picture's bytes to what the use gives."""

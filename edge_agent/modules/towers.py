@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_backends import PilBackend
 
-from edge_agent.modules import Output, Value, answers, inputs, prepare
+from edge_agent.modules import Output, Value, answers, inputs, prepare, typical
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -33,6 +33,10 @@ class Pictures(Generic[N]):
         self._network = network
         self._processor = processor
         self._dtype = next(network.parameters()).dtype
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (typical.picture(),)
 
     def __call__(self, *values: Value) -> Output:
         """A picture's bytes to arrays."""
@@ -67,6 +71,10 @@ class Texts(Generic[N]):
         self._tokenizer = tokenizer
         self._longest = longest
         self._padding = "max_length" if padded else True
+
+    def typical(self) -> tuple[Value, ...]:
+        """Four captions."""
+        return (typical.texts(),)
 
     def __call__(self, *values: Value) -> Output:
         """A text, one a line (n), to arrays."""
@@ -105,6 +113,10 @@ class Arrays(Generic[N]):
         self._name = name
         self._shape = shape
         self._dtype = next(network.parameters()).dtype
+
+    def typical(self) -> tuple[Value, ...]:
+        """That array."""
+        return (typical.arrays({self._name: self._shape}),)
 
     def __call__(self, *values: Value) -> Output:
         """The array to arrays."""

@@ -27,7 +27,7 @@ from transformers import (
     ViltImageProcessorPil,
 )
 
-from edge_agent.modules import Output, Value, answers, cut, inputs, prepare
+from edge_agent.modules import Output, Value, answers, cut, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 RANKED = 5  # answers named
@@ -108,6 +108,10 @@ class AnswerModule:
         self._tokenizer = tokenizer
         self._processor = processor
         self._labels = labels
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture and a question."""
+        return typical.picture(), typical.question()
 
     def __call__(self, *values: Value) -> Output:
         """A picture's bytes and a question to ``logits`` (1, c) and the likeliest answers; lines are one question."""

@@ -28,7 +28,7 @@ from transformers import (
     ViTModel,
 )
 
-from edge_agent.modules import Output, Value, cut, generation, inputs, prepare, towers, vit
+from edge_agent.modules import Output, Value, cut, generation, inputs, prepare, towers, typical, vit
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 MOST_TOKENS = 16  # as its authors generate
@@ -117,6 +117,10 @@ class DecoderModule:
     def __init__(self, network: Decoder, tokenizer: PreTrainedTokenizerBase) -> None:
         self._network = network
         self._tokenizer = tokenizer
+
+    def typical(self) -> tuple[Value, ...]:
+        """The encoder's array."""
+        return (typical.arrays({"states": (1, self._network.patches, self._network.config.n_embd)}),)
 
     def __call__(self, *values: Value) -> Output:
         """``states`` (1, 1 + p, d) to ``tokens`` (1, t), and the caption."""

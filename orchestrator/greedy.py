@@ -1,0 +1,183 @@
+"""The greedy rule: compute-heavy modules first, each where it adds least to the objective.
+
+Owns ``Board``, a placement in the making with the memory left, and the rule. Knows nothing of improving what the rule
+found.
+
+What an unfinished placement costs is for the rule to say, because its modules still to come cost something too:
+
+- *expected*: a task's missing modules are counted where they would serve it best, of the devices that the task is on
+  already, its source, and the one in question. For more than ``FEW`` devices they are counted as nothing;
+- *looking ahead*: while at most ``ROLLOUTS`` placements are to be compared, each is finished by the rule itself, with
+  expected costs, and the finished ones are compared (a rollout: Bertsekas, Tsitsiklis and Wu, "Rollout algorithms for
+  combinatorial optimization", 1997). So no device is taken beside which the rest could not be packed any more.
+
+Source of the rule: "S2M3: Split-and-Share Multi-Modal Models for Distributed Multi-Task Inference on the Edge" (ICDCS
+2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import product
+
+import numpy as np
+
+from broker.errors import NoDeviceFits
+from broker.specs import DeviceId, ModuleKey
+from orchestrator.fleet import NOWHERE, Integers, Row
+from orchestrator.packing import GaveUp, packed
+from orchestrator.problem import Problem, Where, nowhere
+
+FEW = 12
+"""Up to so many devices a module's cost counts what its tasks still miss."""
+ROLLOUTS = 300
+"""So many modules x devices are looked ahead for: some ten milliseconds."""
+_COMPLETIONS = 64  # ways to place what one task misses; beyond them, what is missing is counted as nothing
+_STEPS = 2_000  # of the question whether the rest can still be packed
+
+
+class Board:
+    """A placement in the making. Put on it with ``put``: that keeps ``room``."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.where: Where = nowhere(problem)
+        self.room = problem.fleet.memory_bytes.copy()  # (D,) bytes left
+        self.kept: set[int] = set()
+
+    def copy(self) -> Board:
+        """Another one of the same."""
+        board = Board(self.problem)
+        board.where, board.room, board.kept = list(self.where), self.room.copy(), set(self.kept)
+        return board
+
+    def put(self, module: int, row: Row) -> None:
+        """Place a module, or take it away: ``NOWHERE``."""
+        if self.where[module] != NOWHERE:
+            self.room[self.where[module]] += self.problem.bytes[module]
+        self.where[module] = row
+        if row != NOWHERE:
+            self.room[row] -= self.problem.bytes[module]
+
+    @property
+    def missing(self) -> list[int]:
+        """The modules that have no device yet, in greedy order."""
+        return [module for module, row in enumerate(self.where) if row == NOWHERE]
+
+    def able(self, module: int) -> Integers:
+        """The rows that have the memory for a module and may get it, ascending."""
+        fits = self.room >= self.problem.bytes[module]
+        fits[self.problem.barred[module]] = False
+        return np.flatnonzero(fits)
+
+    def keep(self, homes: Mapping[ModuleKey, DeviceId]) -> None:
+        """Put these modules where they are, as far as those devices are there, not barred, and have the memory."""
+        for module, key in enumerate(self.problem.keys):
+            row = self.problem.fleet.rows.get(homes.get(key, ""), NOWHERE)
+            if row == NOWHERE or row in self.problem.barred[module]:
+                continue
+            if self.problem.bytes[module] <= self.room[row]:
+                self.put(module, row)
+                self.kept.add(module)
+
+    def packing(self, *, steps: int) -> list[Row] | None:
+        """Rows for what is missing, whatever they cost; None when there is no way to fit all.
+
+        Raises:
+            GaveUp: the steps were not enough to tell.
+        """
+        missing = self.missing
+        sizes = [self.problem.bytes[module] for module in missing]
+        return packed(sizes, self.room.tolist(), [self.problem.barred[module] for module in missing], steps=steps)
+
+    def no_device_fits(self, module: int) -> NoDeviceFits:
+        """The refusal of a module, with the bytes that each device lacks beside what is placed."""
+        fleet, barred = self.problem.fleet, set(self.problem.barred[module])
+        size = self.problem.bytes[module]
+        short = {name: int(size - self.room[row]) for name, row in fleet.rows.items() if row not in barred}
+        return NoDeviceFits(module=self.problem.names[module], memory_bytes=size, short_bytes=short)
+
+
+def greedy(board: Board) -> None:
+    """Place what has no device yet.
+
+    Raises:
+        NoDeviceFits: a module finds no device with enough memory left; those before it are placed.
+    """
+    missing = board.missing
+    ahead = len(missing) * len(board.problem.fleet) <= ROLLOUTS
+    for module in missing:
+        rows = board.able(module)
+        row = _best_ahead(board, module, rows) if ahead and len(rows) > 1 else None
+        board.put(module, _best(board, module, rows) if row is None else row)
+
+
+def _best_ahead(board: Board, module: int, rows: Integers) -> Row | None:
+    """The row from which the rule itself ends best; None when it finds no end, wherever this module is."""
+    best: tuple[float, Row] | None = None
+    for row in rows.tolist():
+        trial = board.copy()
+        trial.put(module, row)
+        if not _finish(trial):
+            continue
+        cost = board.problem.objective(trial.where)
+        best = min(best or (cost, row), (cost, row))
+    return best[1] if best else None
+
+
+def _finish(board: Board) -> bool:
+    """Place the rest by the rule, or as it can be packed where the rule fails; whether that ended well."""
+    missing, packing = board.missing, None
+    with suppress(GaveUp):
+        packing = board.packing(steps=_STEPS)
+        if packing is None:
+            return False
+    try:
+        for module in missing:
+            board.put(module, _best(board, module, board.able(module)))
+    except NoDeviceFits:
+        if packing is None:
+            return False
+        for module in missing:
+            board.put(module, NOWHERE)
+        for module, row in zip(missing, packing, strict=True):
+            board.put(module, row)
+    return True
+
+
+def _best(board: Board, module: int, rows: Integers) -> Row:
+    """The row where this module is expected to cost least.
+
+    Raises:
+        NoDeviceFits: there is none.
+    """
+    if not len(rows):
+        raise board.no_device_fits(module)
+    if len(board.problem.fleet) > FEW:
+        return board.problem.cheapest(module, rows, board.where)
+    options: list[Row] = rows.tolist()
+    return min(options, key=lambda row: (_expected(board, module, row), row))
+
+
+def _expected(board: Board, module: int, row: Row) -> float:
+    """The share of this module's tasks in the objective, were it there and what they miss as well placed as can be."""
+    problem = board.problem
+    cost = problem.penalty(module, row)
+    for task in problem.users[module]:
+        timing = problem.timings[task]
+        at = [row if slot == module else board.where[slot] for slot in timing.slots]
+        near = sorted({*at, timing.source_row} - {NOWHERE})
+        options = []
+        for slot, there in zip(timing.slots, at, strict=True):
+            if there == NOWHERE:
+                size = problem.bytes[slot]
+                roomy = [r for r in near if board.room[r] - (problem.bytes[module] if r == row else 0) >= size]
+                options.append(roomy or [int(board.room.argmax())])
+            else:
+                options.append([there])
+        if np.prod([len(choice) for choice in options]) > _COMPLETIONS:
+            cost += problem.tasks[task].weight * timing.latency_s(tuple(at))
+        else:
+            cost += problem.tasks[task].weight * min(map(timing.latency_s, product(*options)))
+    return cost

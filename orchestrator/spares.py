@@ -1,0 +1,221 @@
+"""What leftover memory is for: warm standby copies of modules, then further active ones.
+
+Owns which module deserves a second copy, and where. Knows nothing of liveness, of messages, or of what is loaded;
+``where``, the copies that planning counts, is given and never touched.
+
+Invariants:
+- active copies, standbys and replicas together never need more than a device's ``memory_bytes``: spares take what is
+  left, so they cost no task its place;
+- no device holds two copies of a module;
+- equal arguments give equal spares, and what was chosen is chosen again when it comes back as ``kept``: it settles;
+- a replica is a warm standby that also works: a module with replicas needs no standby beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
+from orchestrator.costs import compute_s, objective_s, source_of
+from orchestrator.placement import AT_HAND_SHARE, AtHand, Bars, distinct_modules
+
+EXPECTED_LOAD_BYTES_PER_S = 100e6  # where no load was measured: what the SD card of a gateway reads
+UTILISATION = (
+    0.7  # a copy busier than that share of its time lets requests wait longer than they compute (M/M/1: 2.3 x)
+)
+KEEP_FACTOR = 2.0  # so much more urgent must another module be to take a standby's memory
+KEEP_REPLICA_FACTOR = 1.25  # so far must the rate fall below what called for a replica before it is given up
+_COMPARED = 16  # devices whose cost is worked out exactly for one standby: the fastest, and those that have the weights
+
+
+@dataclass(frozen=True)
+class Spares:
+    """Copies beyond the one that planning counts: ``standby`` are loaded and wait, ``replicas`` serve as well."""
+
+    standby: Mapping[ModuleKey, tuple[DeviceId, ...]] = field(default_factory=dict)
+    replicas: Mapping[ModuleKey, tuple[DeviceId, ...]] = field(default_factory=dict)
+
+    def of(self, key: ModuleKey) -> tuple[DeviceId, ...]:
+        """The devices with a spare copy of this module: replicas, then standbys."""
+        return (*self.replicas.get(key, ()), *self.standby.get(key, ()))
+
+
+NO_SPARES = Spares()
+
+
+def blast_radius(tasks: int, memory_bytes: int, load_s: float | None = None) -> float:
+    """How much a standby saves per byte: tasks that stop without the module x seconds to load it / bytes.
+
+    Args:
+        tasks: how many need it.
+        memory_bytes: what a copy occupies.
+        load_s: measured; else what a slow disk would need.
+    """
+    return tasks * (load_s or memory_bytes / EXPECTED_LOAD_BYTES_PER_S) / memory_bytes
+
+
+def spares(
+    devices: Sequence[DeviceSpec],
+    tasks: Sequence[TaskSpec],
+    where: Mapping[ModuleKey, DeviceId],
+    *,
+    load_s: Mapping[ModuleKey, float] | None = None,
+    barred: Bars | None = None,
+    at_hand: AtHand | None = None,
+    kept: Spares = NO_SPARES,
+    pinned: Mapping[ModuleKey, DeviceId] | None = None,
+    only: AtHand | None = None,
+) -> Spares:
+    """Choose standbys, then replicas, for the memory that a placement leaves.
+
+    Standbys go by blast radius, one a module, to the device where the tasks would be served best if the active copy's
+    device died. Replicas go where a module's rate is above ``UTILISATION`` of what its active copies can do; a standby
+    that is there already becomes one.
+
+    Args:
+        devices: those that may hold modules.
+        tasks: the tasks that are placed; their weights are requests per second.
+        where: the active copy of each module.
+        load_s: measured seconds to load.
+        barred: devices that must not get a module.
+        at_hand: devices that have a module's weights; preferred unless another is better by ``AT_HAND_SHARE``.
+        kept: the spares so far; they stay unless something much more urgent needs the memory.
+        pinned: standbys that must be, for a copy that is to take over; left out only where the memory lacks.
+        only: where given, a module's spares may be only on the devices that it names, and else nowhere.
+    """
+    board = _Board(devices, tasks, where, barred=barred or {}, at_hand=at_hand or {}, kept=kept, only=only)
+    for key, device in (pinned or {}).items():
+        if key in board.modules and board.may_take(key, device):
+            board.put(key, device)
+            board.standby[key] = [device]
+    for key in board.by_urgency(load_s or {}):
+        board.choose_standby(key)
+    for key in board.modules:
+        while board.overloaded(key) and board.add_replica(key, pinned=(pinned or {}).get(key)):
+            pass
+    return Spares(
+        standby={key: tuple(chosen) for key, chosen in board.standby.items() if chosen},
+        replicas={key: tuple(chosen) for key, chosen in board.replicas.items() if chosen},
+    )
+
+
+class _Board:
+    """Spares in the making."""
+
+    def __init__(
+        self,
+        devices: Sequence[DeviceSpec],
+        tasks: Sequence[TaskSpec],
+        where: Mapping[ModuleKey, DeviceId],
+        *,
+        barred: Bars,
+        at_hand: AtHand,
+        kept: Spares,
+        only: AtHand | None,
+    ) -> None:
+        self.devices = {device.id: device for device in sorted(devices, key=_fastest_first)}
+        modules = distinct_modules(tasks)
+        self.modules = {key: module for key, module in modules.items() if where.get(key) in self.devices}
+        self.where = {key: self.devices[where[key]] for key in self.modules}
+        self.standby: dict[ModuleKey, list[DeviceId]] = {}
+        self.replicas: dict[ModuleKey, list[DeviceId]] = {}
+        self._barred, self._at_hand, self._kept, self._only = barred, at_hand, kept, only
+        self._users: dict[ModuleKey, list[TaskSpec]] = {}
+        self._rate: dict[ModuleKey, float] = {}
+        for task in sorted(tasks, key=lambda task: task.task):
+            keys = [task.module_of(node).key for node in task.nodes]
+            for key in keys:
+                self._rate[key] = self._rate.get(key, 0.0) + task.weight
+            for key in dict.fromkeys(keys):
+                self._users.setdefault(key, []).append(task)
+        self._sources = {task.task: source_of(task, self.devices) for task in tasks}
+        self._room = {name: device.memory_bytes for name, device in self.devices.items()}
+        self._copies: dict[ModuleKey, set[DeviceId]] = {}
+        self._busy = dict.fromkeys(self.devices, 0.0)
+        for key, device in self.where.items():
+            self.put(key, device.id)
+            self._busy[device.id] += self._rate[key] * self._seconds(key, device.id)
+
+    def put(self, key: ModuleKey, device: DeviceId) -> None:
+        """Take the memory of one more copy."""
+        self._copies.setdefault(key, set()).add(device)
+        self._room[device] -= self.modules[key][1].memory_bytes
+
+    def may_take(self, key: ModuleKey, device: DeviceId) -> bool:
+        """Whether one more copy may be there."""
+        return (
+            device in self._room
+            and self.modules[key][1].memory_bytes <= self._room[device]
+            and device not in self._copies[key]
+            and device not in self._barred.get(key, {})
+            and (self._only is None or device in self._only.get(key, ()))
+        )
+
+    def by_urgency(self, load_s: Mapping[ModuleKey, float]) -> list[ModuleKey]:
+        """The modules, the one that most deserves a standby first."""
+        urgency = {
+            key: blast_radius(len(self._users[key]), module.memory_bytes, load_s.get(key))
+            * (KEEP_FACTOR if self._kept.of(key) else 1.0)
+            for key, (_, module) in self.modules.items()
+        }
+        return sorted(urgency, key=lambda key: (-urgency[key], key))
+
+    def choose_standby(self, key: ModuleKey) -> None:
+        """Give a module its one standby, if any device can take it; beside a pinned copy only one that is there."""
+        kept = [device for device in self._kept.of(key) if self.may_take(key, device)]
+        if not kept and self.standby.get(key):
+            return
+        able = kept[:1] or self._worth_comparing(key)
+        if not able:
+            return
+        cost = {device: self._cost(key, device) for device in able}
+        chosen = min(able, key=lambda device: (cost[device], device))
+        self.put(key, chosen)
+        self.standby.setdefault(key, []).append(chosen)
+
+    def overloaded(self, key: ModuleKey) -> bool:
+        """Whether a module's rate is too much for its active copies."""
+        active = [self.where[key].id, *self.replicas.get(key, ())]
+        may_do_per_s = sum(UTILISATION / self._seconds(key, device) for device in active)
+        had_more = len(self._kept.replicas.get(key, ())) >= len(active)
+        return self._rate[key] * (KEEP_REPLICA_FACTOR if had_more else 1.0) > may_do_per_s
+
+    def add_replica(self, key: ModuleKey, *, pinned: DeviceId | None) -> bool:
+        """Make the standby a replica, else put a new one where there is most time left; whether that could be done."""
+        waiting = [device for device in self.standby.get(key, ()) if device != pinned]
+        kept = [device for device in self._kept.replicas.get(key, ()) if self.may_take(key, device)]
+        able = waiting or kept or [device for device in self.devices if self.may_take(key, device)]
+        if not able:
+            return False
+        chosen = min(
+            able, key=lambda device: (self._busy[device] + self._rate[key] * self._seconds(key, device), device)
+        )
+        if chosen in waiting:
+            self.standby[key].remove(chosen)
+        else:
+            self.put(key, chosen)
+        self.replicas.setdefault(key, []).append(chosen)
+        share = self._rate[key] / (1 + len(self.replicas[key]))
+        self._busy[chosen] += share * self._seconds(key, chosen)
+        return True
+
+    def _worth_comparing(self, key: ModuleKey) -> list[DeviceId]:
+        fastest = islice((device for device in self.devices if self.may_take(key, device)), _COMPARED)
+        near = sorted(device for device in self._at_hand.get(key, ()) if self.may_take(key, device))
+        return list(dict.fromkeys([*fastest, *near]))
+
+    def _cost(self, key: ModuleKey, device: DeviceId) -> float:
+        """What the tasks that use a module would cost, were it there alone; less where its weights are."""
+        moved = {**self.where, key: self.devices[device]}
+        seconds = objective_s(self._users[key], moved, self._sources)
+        return seconds if device in self._at_hand.get(key, ()) else seconds * (1 + AT_HAND_SHARE)
+
+    def _seconds(self, key: ModuleKey, device: DeviceId) -> float:
+        name, module = self.modules[key]
+        return compute_s(self.devices[device], name, module)
+
+
+def _fastest_first(device: DeviceSpec) -> tuple[float, DeviceId]:
+    return -device.compute_flops_per_s, device.id

@@ -1,0 +1,112 @@
+"""The best choice of one way a task, as far as a bounded search can tell.
+
+Owns the branch and bound over whole tasks: ways that disagree on a shared module's device, or that together exceed a
+device's memory, exclude each other; a branch is left when even the cheapest ways of what is left would not beat the
+best placement known. Knows nothing of where ways and that placement came from.
+
+On small problems the search ends by itself, and the placement is optimal (within ``GAIN``); else it stops when its
+budget is used up. (Land and Doig 1960; what is branched on is the task with the fewest ways left.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from orchestrator.descent import GAIN, Budget
+from orchestrator.fleet import Integers, Row
+from orchestrator.ways import Ways
+
+_CHECKS_A_UNIT = 2_000  # of ways x slots
+
+
+class Tree:
+    """A search for something cheaper than what is known."""
+
+    def __init__(
+        self,
+        slots: Mapping[int, Sequence[int]],
+        sizes: Sequence[int],
+        room: Integers,
+        *,
+        best: float,
+        units: int,
+        budget: Budget,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            slots: for each task its modules.
+            sizes: bytes of each module.
+            room: (D,) bytes of each device.
+            best: what the placement known costs.
+            units: how much of the budget may be used.
+            budget: how much may be looked at.
+        """
+        self.slots, self.sizes, self.budget = slots, sizes, budget
+        self.room, self.best, self.reserve = room, best, budget.left - units
+        self.found: dict[int, Row] | None = None
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the search ended, or must end, before all was looked at."""
+        return self.budget.left < self.reserve or self.budget.over
+
+    def search(self, ways: Mapping[int, Ways]) -> dict[int, Row] | None:
+        """A placement cheaper than the one known, the cheapest if the budget was enough; None if there was none.
+
+        Args:
+            ways: for each task, by number, all that could be in such a placement.
+        """
+        self._below(ways, {}, self.room, 0.0)
+        return self.found
+
+    def _below(self, ways: Mapping[int, Ways], fixed: dict[int, Row], room: Integers, cost: float) -> None:
+        """Choose a way for each of these tasks, given where some modules are and the room left."""
+        self.budget.spend(len(ways))
+        if self.cut_short:
+            return
+        if not ways:
+            self.best, self.found = cost, dict(fixed)
+            return
+        left = {}
+        for task, known in ways.items():
+            still = known.only(self._possible(self.slots[task], known.rows, fixed, room))
+            if not len(still.costs):
+                return
+            left[task] = still
+        bound = cost + sum(float(still.costs[0]) for still in left.values())
+        if bound >= self.best * (1 - GAIN):
+            return
+        for task, still in left.items():  # a way that even beside the cheapest others is too much
+            slack = self.best * (1 - GAIN) - bound + still.costs[0]
+            left[task] = still.only(slice(int(np.searchsorted(still.costs, slack, "left"))))
+        task = min(left, key=lambda number: (len(left[number].costs), number))
+        rest = {number: still for number, still in left.items() if number != task}
+        others = bound - float(left[task].costs[0]) - cost
+        for rows, share in zip(left[task].rows.tolist(), left[task].costs.tolist(), strict=True):
+            if cost + share + others >= self.best * (1 - GAIN) or self.cut_short:
+                return
+            added = {module: row for module, row in zip(self.slots[task], rows, strict=True) if module not in fixed}
+            room_left = room.copy()
+            for module, row in added.items():
+                room_left[row] -= self.sizes[module]
+            self._below(rest, {**fixed, **added}, room_left, cost + share)
+
+    def _possible(
+        self, slots: Sequence[int], rows: Integers, fixed: Mapping[int, Row], room: Integers
+    ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which ways agree with what is fixed, and have the room for the rest."""
+        possible = np.ones(len(rows), dtype=np.bool_)
+        for slot, module in enumerate(slots):
+            if module in fixed:
+                possible &= rows[:, slot] == fixed[module]
+        open_slots = [(rows[:, slot], self.sizes[module]) for slot, module in enumerate(slots) if module not in fixed]
+        for at, size in open_slots:
+            used = np.zeros(len(rows), dtype=np.int64)
+            for there, other in open_slots:
+                used += size if there is at else np.where(there == at, other, 0)
+            possible &= used <= room[at]
+        self.budget.spend(len(rows) * len(slots) // _CHECKS_A_UNIT)
+        return possible

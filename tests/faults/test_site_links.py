@@ -1,0 +1,94 @@
+"""What can befall a site, on real processes: a cut, a pause, a new broker, a new orchestrator; then it serves on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker.client import Client
+from edge_agent.config import AgentConfig
+from s2m3 import tasks
+from s2m3.catalogue import load_task
+from s2m3.link import UNSHAPED, LinkShape
+from s2m3.observe import Observer
+from s2m3.pictures import REQUESTS
+from s2m3.site import ORCHESTRATOR, Site, SiteFailed
+
+PATIENCE_S = 90.0
+ASKED = REQUESTS[0]  # a classification: it needs the vision encoder only
+
+
+def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrator() -> None:
+    gateway = AgentConfig.model_validate({"id": "gw-a", "memory": "300MiB"})
+    links = {"gw-a": LinkShape(delay_s=0.002), ORCHESTRATOR: UNSHAPED}
+    with (
+        Site("mosquitto", [gateway], links=links) as site,
+        Observer(site.url, client_id="faults-observer") as seen,
+        Client(site.url, client_id="faults-camera") as client,
+    ):
+
+        def is_online(*, online: bool) -> bool:
+            def holds(observer: Observer) -> bool:
+                state = observer.devices.get("gw-a")
+                return state is not None and (state.status == "online") == online
+
+            return seen.wait_for(holds, PATIENCE_S)
+
+        def answers() -> None:
+            assert seen.wait_for(lambda s: ASKED.task in s.routes and s.routes[ASKED.task].complete, PATIENCE_S)
+            response = client.request(ASKED.task, ASKED.inputs, deadline_s=PATIENCE_S)
+            assert (response.result.answer or {}).get("label") == ASKED.expected, response
+
+        # 1. everything goes through the links
+        tasks.connect(seen, site.url)
+        assert is_online(online=True)
+        route = tasks.deploy(seen, [load_task("pocket/classify")], PATIENCE_S)[ASKED.task]
+        assert route is not None
+        assert route.complete, route
+        answers()
+        link = site.link("gw-a")
+        assert link.connections == 2  # control and data
+        assert link.passed_bytes[1] > len(ASKED.inputs["image"].data)
+        # 2. a cut: the broker misses the device; restored: it is back
+        link.cut()
+        assert is_online(online=False)
+        link.restore()
+        assert is_online(online=True)
+        answers()
+        # 3. a pause: it stands still while a request waits for it
+        site.pause("gw-a")
+        site.check()
+        waiting = client.submit(ASKED.task, ASKED.inputs, deadline_s=PATIENCE_S)
+        state = Path(f"/proc/{site.pid('gw-a')}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+        assert state == "T"  # stopped
+        assert not waiting.done()
+        site.resume("gw-a")
+        assert waiting.result(PATIENCE_S).ok
+        # 4. a broker that forgot everything, at the same address
+        site.restart_broker()
+        assert seen.wait_for(lambda _: link.connections == 2, PATIENCE_S)
+        answers()
+        # 5. a new term
+        epoch = seen.leader.epoch if seen.leader else 0
+        site.restart_orchestrator()
+        assert seen.wait_for(lambda s: s.leader is not None and s.leader.epoch > epoch, PATIENCE_S)
+        answers()
+        site.pause("gw-a")  # and ends in good order even so
+
+
+def test_a_broker_of_somebody_else_is_not_restarted(embedded_url: str) -> None:
+    with Site(embedded_url, [], site="test-foreign") as site, pytest.raises(SiteFailed, match="not this site's own"):
+        site.restart_broker()
+
+
+def test_an_embedded_broker_starts_again_at_its_address() -> None:
+    with Site("embedded", []) as site, Observer(site.url, client_id="faults-observer") as seen:
+        tasks.connect(seen, site.url)
+        assert seen.wait_for(lambda s: s.leader is not None and s.leader.online, PATIENCE_S)
+        url, first = site.url, len(seen.sightings)
+        site.restart_broker()
+        assert site.url == url
+        assert seen.wait_for(
+            lambda s: len(s.sightings) > first, PATIENCE_S
+        )  # the orchestrator said again that it leads
