@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants, file_download
-from huggingface_hub.utils import _http
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from broker.codec import decode, encode
@@ -189,7 +188,7 @@ def test_a_hub_that_is_away_or_may_not_be_asked_fails_a_module_with_two_ways_out
     offline = reported("org/offline", GOOD)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     ask(monkeypatch, "http://127.0.0.1:9")  # nobody listens
-    monkeypatch.setattr(_http.time, "sleep", lambda _: None)  # between its client's six attempts
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its client's six attempts
     away = reported("org/away", GOOD)
     for name, found in (("org/offline", offline), ("org/away", away)):
         assert found[GOOD].state == "ready"
@@ -207,7 +206,7 @@ def test_a_full_disk_fails_a_module_with_what_did_not_fit_and_what_to_do(
     models: Path, served: str, reported: Callable[..., dict[str, HeldModule]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = uuid.UUID(int=7)
-    monkeypatch.setattr(file_download.uuid, "uuid4", lambda: name)
+    monkeypatch.setattr("huggingface_hub.file_download.uuid.uuid4", lambda: name)
     blobs = Path(served) / "models--org--large" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / f"abc.{name.hex[:8]}.incomplete").symlink_to("/dev/full")
