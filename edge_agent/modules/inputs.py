@@ -20,6 +20,9 @@ from broker.tensors import Array, Tensors
 from edge_agent.modules import Value
 
 MAX_PIXELS = 50_000_000  # a 48-megapixel camera; 150 MB when decoded
+# A longer side by a shorter: a network that scales the shorter side to its own would blow a thread of pixels up to
+# gigabytes, and one that scales the longer would have nothing left of the shorter.
+MAX_SIDES = 16
 MAX_LINES = 64
 MAX_LINE_CHARACTERS = 2000
 FORMATS = ("JPEG", "PNG")
@@ -31,15 +34,18 @@ def picture(value: Value) -> Image.Image:
     """Decode a picture: upright, RGB, transparency over white.
 
     Raises:
-        RequestFailed: ``bad_input`` when it isn't a JPEG or PNG, is truncated, or has too many pixels.
+        RequestFailed: ``bad_input`` when it isn't a JPEG or PNG, is truncated, has too many pixels, or is a thread.
     """
     data = _sent(value, "a picture")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             # The header alone is read so far: nothing is decoded before its size is known.
+            size = f"{image.width} x {image.height} pixels"
+            reason = f"{size}, at most {MAX_PIXELS} are allowed"
             if image.width * image.height <= MAX_PIXELS:
-                return _rgb(image)
-            reason = f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are allowed"
+                reason = f"{size}, one side may be at most {MAX_SIDES} times the other"
+                if max(image.size) <= MAX_SIDES * min(image.size):
+                    return _rgb(image)
     except Exception as error:  # noqa: BLE001 - hostile bytes make decoders raise anything, warnings included
         # A library's own message may name an object in memory; the kind of trouble is what a person can use.
         reason = "truncated" if "truncated" in str(error) else _kind(error)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_backends import PilBackend
 
-from broker.errors import ModuleRefused
+from broker.errors import ErrorCode, ModuleRefused, RequestFailed
 from edge_agent.modules import identity
 from edge_agent.modules.checkpoint import Checkpoint, read_object
 
@@ -126,8 +126,18 @@ def fields(config: object, names: str) -> dict[str, JsonValue]:
 
 
 def pixels(processor: PilBackend, picture: Image.Image) -> Tensor:
-    """A picture's input for the network, float32 (1, 3, height, width)."""
-    made = processor(images=picture, return_tensors="np")["pixel_values"]
+    """A picture's input for the network, float32 (1, 3, height, width).
+
+    Raises:
+        RequestFailed: ``bad_input`` when its size leaves nothing of a side.
+    """
+    try:
+        made = processor(images=picture, return_tensors="np")["pixel_values"]
+    except ValueError as error:
+        raise RequestFailed(
+            ErrorCode.BAD_INPUT,
+            f"a picture of {picture.width} x {picture.height} pixels is too thin for this model: send a squarer one",
+        ) from error
     return torch.tensor(np.ascontiguousarray(made, dtype=np.float32))
 
 

@@ -58,6 +58,8 @@ def bomb(side: int) -> bytes:
         (bomb(8000), "8000 x 8000 pixels, at most 50000000 are allowed"),
         (bomb(12000), "pixels"),  # beyond what Pillow warns of
         (bomb(60000), "pixels"),  # beyond what Pillow opens
+        (picture_bytes(Image.new("1", (1, 17))), "1 x 17 pixels, one side may be at most 16 times the other"),
+        (picture_bytes(Image.new("1", (50_000, 1))), "50000 x 1 pixels, one side"),  # 224 x 11,200,000 for a network
     ],
 )
 @pytest.mark.parametrize("strict", [True, False], ids=["warnings are errors", "warnings are ignored"])

@@ -1,0 +1,220 @@
+"""Weights that are wrong, missing or can't be had: the agent reports each as failed, with the reason, and stays up.
+
+The hub is a small server of files on this machine, and its client the real one. The full disk is /dev/full, to which
+the kernel writes nothing for want of space.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import pickle
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from broker.codec import decode, encode
+from broker.memory import MemoryBroker, MemoryTransport
+from broker.messages import AssignedModule, Assignment, DeviceProfile, Heartbeat, HeldModule
+from broker.specs import ModuleSpec
+from broker.topics import DEVICE_ASSIGNMENT
+from broker.transport import Delivery, Outgoing
+from edge_agent.config import AgentConfig
+from edge_agent.modules import hub
+from edge_agent.service import Agent
+from edge_agent.store import Store
+from s2m3 import random_weights, zoo
+
+PREFIX = "s2m3/v1"
+WAIT_S = 60.0
+GOOD = "openai/clip-vit-base-patch16"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY: dict[str, Any] = {
+    "projection_dim": 16,
+    "text_config": TOWER | {"vocab_size": 600, "projection_dim": 16},
+    "vision_config": TOWER | {"image_size": 32, "projection_dim": 16},
+}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Serves one file of 1 MB under every name, as the hub does."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        for name, value in {"ETag": '"abc"', "X-Repo-Commit": COMMIT, "Content-Length": "1000000"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(bytes(1_000_000))
+
+    def log_message(self, *_: object) -> None:
+        """Keep silent."""
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A hub on this machine, and an empty cache for its client."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    ask(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield str(tmp_path / "cache")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Have the hub's client ask another server."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A models directory that holds a tiny CLIP."""
+    monkeypatch.setenv(hub.DIRECTORY_VARIABLE, str(tmp_path / "models"))
+    changes = {"config.json": TINY, "preprocessor_config.json": {"size": 32, "crop_size": 32}}
+    random_weights.write(zoo.published(GOOD), tmp_path / "models", changes=changes)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def reported(recorder: Any) -> Iterator[Callable[..., dict[str, HeldModule]]]:
+    """Assigns modules to a running agent, and says what its heartbeat tells of them once none is loading."""
+    broker = MemoryBroker()
+    ear = MemoryTransport(broker, client_id="ear", inbox=recorder)
+    ear.subscribe(f"{PREFIX}/#")
+    ear.start()
+    profile = DeviceProfile(memory_bytes=10**9, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
+    agent = Agent(
+        AgentConfig(id="gw-a", heartbeat_interval_s=0.05),
+        profile=profile,
+        store=Store(10**9),
+        make_transport=lambda client, inbox, will: MemoryTransport(broker, client_id=client, inbox=inbox, will=will),
+    )
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    generation = 0
+
+    def report(*names: str) -> dict[str, HeldModule]:
+        nonlocal generation
+        generation += 1
+        modules = tuple(
+            AssignedModule(module=f"vision/{number}", spec=vision(name)) for number, name in enumerate(names)
+        )
+        assignment = Assignment(epoch=1, generation=generation, modules=modules)
+        ear.publish(Outgoing(DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(assignment), retain=True))
+
+        def settled(event: object) -> bool:
+            if not isinstance(event, Delivery) or not event.topic.endswith("/heartbeat"):
+                return False
+            beat = decode(Heartbeat, event.payload)
+            keys = {vision(name).key for name in names}
+            return beat.modules.keys() == keys and "loading" not in {held.state for held in beat.modules.values()}
+
+        beat = decode(Heartbeat, recorder.wait_for(settled, timeout_s=WAIT_S).payload)
+        return {name: beat.modules[vision(name).key] for name in names}
+
+    yield report
+    agent.stop()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+def vision(name: str) -> ModuleSpec:
+    fields = {"family": "clip.vision", "source": {"hub": name, "part": "vision"}}
+    return ModuleSpec.model_validate(fields | {"memory_bytes": 10**7, "flops": 1, "output_bytes": 1})
+
+
+def spoiled(models: Path, name: str) -> Path:
+    """A copy of the tiny CLIP under another name."""
+    return Path(shutil.copytree(models / GOOD, models / name))
+
+
+def test_bad_checkpoints_fail_each_with_its_file_and_what_to_do_and_the_others_serve(
+    models: Path, reported: Callable[..., dict[str, HeldModule]]
+) -> None:
+    tensors = load_file(models / GOOD / "model.safetensors")
+    name = "vision_model.post_layernorm.bias"
+    save_file(
+        {key: value for key, value in tensors.items() if key != name},
+        spoiled(models, "bad/missing") / "model.safetensors",
+    )
+    save_file(tensors | {"vision_model.extra": torch.ones(1)}, spoiled(models, "bad/extra") / "model.safetensors")
+    other = spoiled(models, "bad/config") / "config.json"
+    config = json.loads(other.read_text())
+    config["vision_config"]["intermediate_size"] = 96
+    other.write_text(json.dumps(config))
+    unsafe = spoiled(models, "bad/pickle")
+    (unsafe / "model.safetensors").unlink()
+    (unsafe / "pytorch_model.bin").write_bytes(pickle.dumps(tensors))
+    sentences = {
+        "bad/missing": ("lacks post_layernorm.bias of clip.vision", "fetch it again, or mend config.json"),
+        "bad/extra": ("has vision_model.extra besides what clip.vision takes", "fetch it again, or mend config.json"),
+        "bad/config": ("is (64,), and by its config.json (96,)", "mend config.json, or fetch the weights again"),
+        "bad/pickle": ("pytorch_model.bin is a pickle", "convert it to model.safetensors where you trust it"),
+    }
+    found = reported(GOOD, *sentences)
+    assert found[GOOD].state == "ready"
+    for bad, (what, fix) in sentences.items():
+        held = found[bad]
+        assert (held.state, held.memory_bytes) == ("failed", 0)
+        assert held.error is not None
+        assert held.error.startswith("vision/")
+        assert str(models / bad) in held.error
+        assert what in held.error
+        assert fix in held.error
+        assert "\n" not in held.error
+    assert reported(GOOD)[GOOD].state == "ready", "it obeys the next assignment"
+
+
+def test_a_hub_that_is_away_or_may_not_be_asked_fails_a_module_with_two_ways_out(
+    models: Path, served: str, reported: Callable[..., dict[str, HeldModule]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline = reported("org/offline", GOOD)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    ask(monkeypatch, "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its client's six attempts
+    away = reported("org/away", GOOD)
+    for name, found in (("org/offline", offline), ("org/away", away)):
+        assert found[GOOD].state == "ready"
+        assert found[name].state == "failed"
+        assert found[name].error == (
+            f"vision/0: no network for the hub, and config.json of {name} is not in its cache: connect this device, or "
+            f"put the repository into DIR/{name} and set S2M3_MODELS=DIR (or models: in the agent's file)"
+        )
+    assert models
+    assert not list(Path(served).rglob("*.json"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_fails_a_module_with_what_did_not_fit_and_what_to_do(
+    models: Path, served: str, reported: Callable[..., dict[str, HeldModule]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = uuid.UUID(int=7)
+    monkeypatch.setattr("huggingface_hub.file_download.uuid.uuid4", lambda: name)
+    blobs = Path(served) / "models--org--large" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"abc.{name.hex[:8]}.incomplete").symlink_to("/dev/full")
+    found = reported("org/large", GOOD)
+    assert found["org/large"].state == "failed"
+    assert found["org/large"].error == (
+        "vision/0: the disk is full: config.json of org/large doesn't fit; free some room, or set HF_HOME to a larger "
+        "disk"
+    )
+    assert found[GOOD].state == "ready"
+    assert models

@@ -1,0 +1,111 @@
+"""What sensors send that no network was trained on: an answer, or ``bad_input`` with what to send; never another end.
+
+Every family on tiny random weights, one task each: pictures of a pixel and threads, sounds of a sample, silence, other
+rates, texts that name the network's own tokens.
+"""
+
+from __future__ import annotations
+
+import io
+import runpy
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from broker.codec import RawInput
+from broker.errors import ErrorCode, RequestFailed
+from broker.specs import TaskSpec
+from edge_agent.modules import Output
+from edge_agent.modules.inputs import MAX_SIDES
+from s2m3 import random_weights, zoo
+from s2m3.catalogue import load_task
+from s2m3.split import Split
+
+FAMILIES = {path.stem: runpy.run_path(str(path))["ENTRIES"] for path in (Path(__file__).parent / "zoo").glob("*.py")}
+
+
+def png(width: int, height: int) -> RawInput:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(out, "PNG")
+    return RawInput(out.getvalue(), "image/png")
+
+
+def wav(samples: int, rate_hz: int = 16_000, channels: int = 1, loud: int = 0) -> RawInput:
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate_hz)
+        noise = np.random.default_rng(0).integers(-loud, loud + 1, samples * channels)
+        file.writeframes(noise.astype("<i2").tobytes())
+    return RawInput(out.getvalue(), "audio/wav")
+
+
+# What must be answered, and what may be refused.
+ANSWERED = {
+    "image": [png(1, 1), png(4, 1), png(3, 12)],
+    "audio": [wav(8000), wav(8000, 8000, loud=3000), wav(9600, 96_000, channels=2, loud=3000)],
+    "text": [RawInput("\U0001f600\u200d\u202e x".encode()), RawInput(b"{image} {0} %s"), RawInput(b"word " * 390)],
+}
+EITHER = {
+    "image": [png(MAX_SIDES, 1), png(3, 3 * MAX_SIDES), png(1, MAX_SIDES + 1), png(3000, 1)],
+    "audio": [wav(1), wav(1, 96_000), wav(399)],
+    "text": [
+        RawInput(b"what is <image> here?"),
+        RawInput(b"<|endoftext|> <|im_end|> </s> [SEP] <pad> <row_1_col_1> <global-img> <fake_token_around_image>"),
+        RawInput("\n".join(f"line {number}" for number in range(64)).encode()),
+    ],
+}
+
+
+def with_each(task: TaskSpec, request: dict[str, RawInput], odd: dict[str, list[RawInput]]) -> Iterator[Any]:
+    for name, spec in task.inputs.items():
+        for value in odd[spec.kind]:
+            yield request | {name: value}
+
+
+def outcome(split: Split, task: TaskSpec, request: dict[str, RawInput]) -> tuple[RequestFailed | None, Output]:
+    try:
+        return None, split.run(task, request)
+    except RequestFailed as error:
+        return error, Output({})
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_odd_inputs_are_answered_with_finite_numbers_or_refused_with_one_sentence(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, entry = next(iter(FAMILIES[family].items()))
+    for repository, changes in entry["changes"].items():
+        random_weights.write(zoo.published(repository), tmp_path, changes=changes)
+    monkeypatch.setenv("S2M3_MODELS", str(tmp_path))
+    task, split = load_task(name), Split()
+    for request in with_each(task, entry["requests"][0], ANSWERED):
+        output = split.run(task, request)
+        assert all(np.isfinite(array).all() for array in output.tensors.values())
+    for request in with_each(task, entry["requests"][0], EITHER):
+        refusal, output = outcome(split, task, request)
+        assert all(np.isfinite(array).all() for array in output.tensors.values())
+        if refusal is not None:
+            assert refusal.code == ErrorCode.BAD_INPUT
+            assert "\n" not in refusal.message
+            assert ": " in refusal.message, "it says what to do"
+
+
+@pytest.mark.parametrize("family", ["llava", "smolvlm"])
+def test_a_question_that_names_the_pictures_token_is_told_to_leave_it_out(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, entry = next(iter(FAMILIES[family].items()))
+    for repository, changes in entry["changes"].items():
+        random_weights.write(zoo.published(repository), tmp_path, changes=changes)
+    monkeypatch.setenv("S2M3_MODELS", str(tmp_path))
+    with pytest.raises(
+        RequestFailed, match="the question has <image> in it, which stands for the picture: leave it out"
+    ):
+        Split().run(load_task(name), entry["requests"][0] | {"text": EITHER["text"][0]})
