@@ -73,7 +73,8 @@ def _drawn(name: str, chance: random.Random) -> Instance:
     if tight:
         needed = sum(module.memory_bytes for _, module in distinct_modules(specs).values())
         scale = needed * _between(chance, TIGHT) / sum(device.memory_bytes for device in devices)
-        if scale < 1:
+        tight = scale < 1
+        if tight:
             devices = [d.model_copy(update={"memory_bytes": round(d.memory_bytes * scale)}) for d in devices]
     on_site = [device.id for device in devices if not device.id.startswith("server")]
     home = chance.choice(on_site)

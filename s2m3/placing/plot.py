@@ -43,7 +43,9 @@ def plot(results: Sequence[Result], file: Path) -> None:
             effort.plot(times, shares, color=COLOURS[solver], label=solver)
         quality.set(xscale="log", xlabel="above the optimum by at most (share)", ylabel="share of the instances")
         quality.set(ylim=(0, 1.03), xlim=(LEAST_GAP, 10), title="how good the plans are")
-        effort.set(xscale="log", xlabel="solved within (s)", ylim=(0, 1.03), title="how long they take")
+        effort.set(
+            xscale="log", xlabel="solved within (s of one processor)", ylim=(0, 1.03), title="how long they take"
+        )
         for axes in (quality, effort):
             axes.grid(alpha=0.3)
             axes.legend(loc="lower right")
