@@ -30,7 +30,6 @@ from broker.specs import ModuleKey, ModuleSpec
 from edge_agent import footprint, modules
 from edge_agent.measured import Measured, Measurement
 from edge_agent.modules import Module, Value
-from edge_agent.modules.presence import is_here
 
 MEASURE_S = 0.3  # of passes against the clock, after the one that warms up
 PASSES = 5  # at most
@@ -130,6 +129,8 @@ class Calibration:
 
     def look(self) -> None:
         """See which measured modules' weights are on this machine. Reads the disk; asks nobody else."""
+        from edge_agent.modules.presence import is_here  # noqa: PLC0415 - torch comes with it
+
         self._here = {
             key: each.compute_s / self._speed
             for key, each in self._measured.modules.items()
