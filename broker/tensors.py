@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from broker.errors import LocalProtocolError, RemoteProtocolError
-from broker.specs import Wire
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
@@ -36,7 +35,7 @@ DTYPES = {"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "F32", "F64"}
 _LENGTH_BYTES = 8
 
 
-def narrowed(tensors: Tensors, wire: Wire) -> dict[str, Array]:
+def narrowed(tensors: Tensors, wire: Literal["float32", "float16"]) -> dict[str, Array]:
     """Arrays as one node gives them to another: float32 rounded to ``wire``, everything else as it is.
 
     Raises:

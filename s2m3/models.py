@@ -21,6 +21,11 @@ from broker.errors import BadFile
 from s2m3.catalogue import load_task
 
 _DTYPES = ("float32", "float16", "bfloat16")
+WEIGHTS = {
+    "safetensors": "safetensors",
+    "pickle": "only a pickle, which is refused; catalog/hub/README.md says how to convert it",
+    None: "not verified by this project",
+}
 _NUMBERS = ("memory_bytes", "flops", "output_bytes")
 
 
@@ -92,6 +97,8 @@ def inspect(arguments: argparse.Namespace) -> int:
     console.print(f"[bold]{found['name']}[/bold]: {found['description']}; {found['unsplit_bytes']:,} bytes unsplit")
     for entry in found["modules"]:
         console.print(f"\n[bold]{entry['module']}[/bold] ({entry['family']}) from {entry['source']}")
+        if (entry["source"] or "").startswith("hub:"):
+            console.print(f"  weights at this revision: {WEIGHTS[entry['weights']]}")
         for name in ("parameters", "flops", "output_bytes"):
             console.print(f"  {name}: {entry[name]:,}")
         for dtype, size_bytes in entry["bytes_by_dtype"].items():

@@ -2,6 +2,8 @@
 
 Owns ``catalog/hub/configs/ORG--NAME.json``, one a repository, with the fields
 - ``repository``, ``revision``: its name, and the revision that the catalogue's tasks pin;
+- ``weights``: what that revision holds, ``safetensors`` or only a ``pickle``, where public sources say so; null where
+  none was found (``catalog/hub/README.md`` has what that means for who deploys it);
 - ``architecture``: transformers' class of the whole model; null for what nobody publishes (``local/...``), which
   then has ``families``: those that its parts belong to;
 - ``parameters``: the published count, when known, which a test holds equal to ours;
@@ -49,6 +51,7 @@ class Published:
 
     repository: str
     revision: str | None
+    weights: str | None
     architecture: str | None
     families: tuple[str, ...]
     parameters: int | None
@@ -86,6 +89,7 @@ def published(repository: str) -> Published:
         return Published(
             repository=content["repository"],
             revision=content.get("revision"),
+            weights=content.get("weights"),
             architecture=content.get("architecture"),
             families=tuple(content.get("families", ())),
             parameters=content.get("parameters"),
@@ -214,6 +218,7 @@ def details(name: str) -> dict[str, Any]:
         in_dtypes = {dtype: memory_bytes(task, entry["module"], dtype) for dtype in precision.DTYPES}
         entry |= {
             "source": str(module.source) if module.source else None,
+            "weights": _kind_of_weights(module),
             "dtype": module.dtype,
             "uses": sorted({spec.use or "ordinary" for spec in nodes.values()}),
             "needs": {node: list(spec.needs) for node, spec in nodes.items()},
@@ -221,6 +226,14 @@ def details(name: str) -> dict[str, Any]:
             "typical": _first_line(part_of(module).typical.__doc__) if published_there else "see the task's file",
         }
     return found | {"description": task.description}
+
+
+def _kind_of_weights(module: ModuleSpec) -> str | None:
+    """What the pinned revision of a hub source holds, when that is known."""
+    source = module.source
+    if source is None or source.hub is None or not _config_path(source.hub).is_file():
+        return None
+    return published(source.hub).weights
 
 
 def _first_line(text: str | None) -> str:

@@ -4,6 +4,7 @@ Owns the rule of each dtype; knows no family. float16 and bfloat16 hold every nu
 it. int8 holds the matrices of linear layers row by row, each row with its own scale (symmetric, weight-only: torchao's
 ``Int8WeightOnlyConfig``); everything else, and all arithmetic, stays float32. A matrix of words is no linear layer, nor
 is an output layer that is tied to one: that would hold it twice. So a part without linear layers gains nothing.
+While a part is loaded in a shorter dtype, its float32 weights are in memory besides.
 
 Invariant: the same float32 weights give the same numbers in every dtype, for a version of torchao: nothing is
 calibrated, and nothing is random.

@@ -122,3 +122,13 @@ def test_a_task_starts_at_its_own_source_or_the_default_or_outside() -> None:
     assert source_of(named, {"a": A, "b": B}, A) is B
     assert source_of(named, {"a": A}, A) is A
     assert source_of(TASK, {"a": A, "b": B}) is OUTSIDE
+
+
+def test_with_a_float16_wire_what_nodes_send_to_nodes_is_half_and_the_answer_is_not() -> None:
+    # vision alone on b: the head on a gets 1,000 bytes instead of 2,000, which takes 0.001 s less at 8 Mbit/s.
+    apart = on(vision=B, text=A, head=A)
+    narrow = TASK.model_copy(update={"wire": "float16"})
+    assert latency_s(TASK, apart, A) - latency_s(narrow, apart, A) == pytest.approx(0.001, abs=1e-12)
+    # All on b: nothing but the answer crosses, as long as before.
+    together = on(vision=B, text=B, head=B)
+    assert latency_s(TASK, together, A) == latency_s(narrow, together, A)

@@ -102,6 +102,14 @@ def test_list_names_every_model_in_the_promised_form(capsys: pytest.CaptureFixtu
     }
 
 
+def test_inspect_says_where_a_pin_holds_only_a_pickle(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, wanted in (("retrieval-clip-b16", "safetensors"), ("retrieval-clip-l14-336", "pickle")):
+        found = printed(capsys, "inspect", f"hub/{name}", "--json")
+        assert {module["weights"] for module in found["modules"]} == {wanted}
+    assert main(["models", "inspect", "hub/captioning-vit-gpt2"]) == 0
+    assert "only a pickle, which is refused" in " ".join(capsys.readouterr().out.split())
+
+
 def test_inspect_says_what_each_dtype_takes(capsys: pytest.CaptureFixture[str]) -> None:
     found = printed(capsys, "inspect", B16, "--json")
     text = next(module for module in found["modules"] if module["module"] == "clip-b16/text")

@@ -118,3 +118,12 @@ def test_an_output_that_cannot_pass_the_broker_is_named_with_its_size() -> None:
     assert why is not None
     assert "the output of read (5000000 bytes" in why
     assert "2000000" in why
+
+
+def test_a_float16_wire_halves_what_nodes_send_in_the_route_and_against_the_brokers_limit() -> None:
+    modules = {**TASK.modules, "text": module("text", output_bytes=5_000_001), "head": module("head", 3_000_000)}
+    task = TASK.model_copy(update={"modules": modules, "wire": "float16"})
+    route = route_of(task, TERM, {}, {})
+    assert (route.wire, route.nodes["read"].output_bytes) == ("float16", 2_500_001)
+    assert "the output of head (3000000 bytes" in str(too_large(task, 2_900_000)), "the answer isn't rounded"
+    assert too_large(task, 3_000_000 + HEADER_ROOM_BYTES) is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import LocalProtocolError, RemoteProtocolError
-from broker.tensors import MAX_HEADER_BYTES, MAX_RANK, MAX_TENSORS, pack, unpack
+from broker.tensors import MAX_HEADER_BYTES, MAX_RANK, MAX_TENSORS, narrowed, pack, unpack, widened
 
 F32 = np.array([[1.0, -2.0]], dtype=np.float32)
 GOLDEN = [
@@ -211,3 +211,22 @@ def test_whatever_is_packed_is_unpacked(shapes: Any, metadata: dict[str, str]) -
     for name, array in arrays.items():
         assert read[name].dtype == array.dtype
         np.testing.assert_array_equal(read[name], array)
+
+
+def test_rounding_to_float16_is_for_float32_alone_and_comes_back_as_float32() -> None:
+    given_ = {"x": np.array([1 / 3, -0.0, 65504], np.float32), "ids": np.array([7]), "bits": np.array([1], np.uint8)}
+    sent = narrowed(given_, "float16")
+    assert {name: array.dtype for name, array in sent.items()} == {"x": np.float16, "ids": np.int64, "bits": np.uint8}
+    back = widened(unpack(pack(sent))[0])
+    assert back["x"].dtype == np.float32
+    assert back["x"].tolist() == [0.333251953125, -0.0, 65504.0]
+    assert narrowed(widened(sent), "float16")["x"].tobytes() == sent["x"].tobytes(), "rounding twice changes nothing"
+    assert narrowed(given_, "float32") == given_
+
+
+@pytest.mark.parametrize("number", [65520.0, -1e30, np.inf, np.nan])
+def test_a_number_that_float16_does_not_have_is_refused(number: float) -> None:
+    with pytest.raises(
+        LocalProtocolError, match=r"x has numbers beyond float16's 65504\.0: set the task's wire to float32"
+    ):
+        narrowed({"x": np.array([number], np.float32)}, "float16")
