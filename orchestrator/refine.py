@@ -179,8 +179,7 @@ class _Again:
         for module in timing.slots:
             penalty = None
             if problem.leaving[module] and problem.users[module][0] == task:
-                penalty = np.full(len(problem.fleet.specs), problem.leaving[module])
-                penalty[problem.at_hand[module]] = 0.0
+                penalty = problem.penalties(module)
             penalties.append(penalty)
         for module in free.intersection(timing.slots) - self.options.keys():
             self.options[module] = descent.promising(module)

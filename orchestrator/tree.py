@@ -74,13 +74,14 @@ class Tree:
         if not ways:
             self.best, self.found = cost, dict(fixed)
             return
-        left = {}
-        least = min((int(room[row]) for row in added.values()), default=0)
-        bytes_open: dict[int, int] = {}
+        bytes_open = {
+            task: sum(self.sizes[module] for module in self.slots[task] if module not in fixed) for task in ways
+        }
+        least_room = min((int(room[row]) for row in added.values()), default=0)
+        left: dict[int, Ways] = {}
         for task, known in ways.items():
             slots = self.slots[task]
-            bytes_open[task] = sum(self.sizes[module] for module in slots if module not in fixed)
-            if bytes_open[task] <= least and added.keys().isdisjoint(slots):
+            if bytes_open[task] <= least_room and added.keys().isdisjoint(slots):
                 left[task] = known  # what was fixed last can't concern it
                 continue
             left[task] = known.only(self._possible(slots, known.rows, fixed, room))
@@ -93,10 +94,23 @@ class Tree:
             slack = self.best * (1 - GAIN) - bound + still.costs[0]
             left[task] = still.only(slice(int(np.searchsorted(still.costs, slack, "left"))))
         task = max(left, key=lambda number: (bytes_open[number], -len(left[number].costs), -number))
-        rest = {number: still for number, still in left.items() if number != task}
-        others = bound - float(left[task].costs[0]) - cost
-        for rows, share in zip(left[task].rows.tolist(), left[task].costs.tolist(), strict=True):
-            if cost + share + others >= self.best * (1 - GAIN) or self.cut_short:
+        others = bound - float(left[task].costs[0])
+        self._branch(task, left, others, fixed=fixed, room=room, cost=cost)
+
+    def _branch(
+        self,
+        task: int,
+        ways: Mapping[int, Ways],
+        others: float,
+        *,
+        fixed: dict[int, Row],
+        room: Integers,
+        cost: float,
+    ) -> None:
+        """Try each way of one task, the cheapest first; ``others`` is the least that all else costs."""
+        rest = {number: still for number, still in ways.items() if number != task}
+        for rows, share in zip(ways[task].rows.tolist(), ways[task].costs.tolist(), strict=True):
+            if others + share >= self.best * (1 - GAIN) or self.cut_short:
                 return
             added = {module: row for module, row in zip(self.slots[task], rows, strict=True) if module not in fixed}
             room_left = room.copy()
