@@ -147,23 +147,29 @@ class Problem:
             bound, known = timing.bounds_s(timing.slots.index(module), slots)
             bounds += self.tasks[task].weight * bound
             exact &= known
-        penalties = np.full(len(bounds), self.leaving[module])
-        penalties[self.at_hand[module]] = 0.0
-        return bounds + penalties, exact
+        return bounds + self.penalties(module), exact
 
     def cheapest(self, module: int, rows: Integers, where: Where) -> Row:
         """The row among these where the module costs least, penalty and all; ties go to the smaller id.
 
-        Lower bounds for all rows come first: only where one doesn't exceed the least cost are requests timed.
+        Lower bounds for all rows come first: only where one is below the cost of the most promising are requests timed.
         """
         bounds, exact = self.bounds(module, where)
-        best = int(rows[bounds[rows].argmin()])
+        bounds = bounds[rows]
+        best = int(rows[bounds.argmin()])
         if exact:
             return best
         least = self.cost_s(module, best, where) + self.penalty(module, best)
-        rows = rows[bounds[rows] <= least * (1 + _ROUNDING)]
-        penalties = np.array([self.penalty(module, row) for row in rows.tolist()])
-        return int(rows[(self.costs_s(module, rows, where) + penalties).argmin()])
+        if least <= bounds.min() * (1 + _ROUNDING):
+            return best  # nobody can be cheaper
+        rows = rows[bounds <= least]
+        return int(rows[(self.costs_s(module, rows, where) + self.penalties(module)[rows]).argmin()])
+
+    def penalties(self, module: int) -> Floats:
+        """``penalty`` on every row, (D,)."""
+        penalties = np.full(len(self.fleet.latency_s), self.leaving[module])
+        penalties[self.at_hand[module]] = 0.0
+        return penalties
 
     def placement(self, where: Where, kept: Collection[int] = ()) -> Placement:
         """The result, once every module has a row.

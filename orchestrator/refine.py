@@ -23,9 +23,9 @@ from orchestrator.problem import AtHand, Bars, Placement, Problem
 from orchestrator.tree import Tree
 from orchestrator.ways import TooManyWays, Ways, ways_of
 
-WORK = 100_000
+WORK = 120_000
 """What the search may cost, in units of about 10 microseconds: a second."""
-_WORK_ON_ALL = 60_000  # of that, on all tasks together
+_WORK_ON_ALL = 90_000  # of that, on all tasks together
 _WORK_ON_A_GROUP = 3_000
 _TOGETHER = 3  # tasks of the largest group that is placed anew
 _GROUPS = 5_000  # of one size at most; the work ends before
@@ -179,8 +179,7 @@ class _Again:
         for module in timing.slots:
             penalty = None
             if problem.leaving[module] and problem.users[module][0] == task:
-                penalty = np.full(len(problem.fleet.specs), problem.leaving[module])
-                penalty[problem.at_hand[module]] = 0.0
+                penalty = problem.penalties(module)
             penalties.append(penalty)
         for module in free.intersection(timing.slots) - self.options.keys():
             self.options[module] = descent.promising(module)

@@ -5,7 +5,8 @@ device's memory, exclude each other; a branch is left when even the cheapest way
 best placement known. Knows nothing of where ways and that placement came from.
 
 On small problems the search ends by itself, and the placement is optimal (within ``GAIN``); else it stops when its
-budget is used up. (Land and Doig 1960; what is branched on is the task with the fewest ways left.)
+budget is used up. (Land and Doig 1960; what is branched on is the task with most
+bytes to place, for those shape what room is left.)
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from orchestrator.descent import GAIN, Budget
 from orchestrator.fleet import Integers, Row
 from orchestrator.ways import Ways
 
-_CHECKS_A_UNIT = 2_000  # of ways x slots
+_UNITS_OF_A_BRANCH, _UNITS_OF_A_CHECK = 2, 2
+_CHECKS_A_UNIT = 1_000  # ways x slots that are checked in one unit
 
 
 class Tree:
@@ -59,40 +61,62 @@ class Tree:
         Args:
             ways: for each task, by number, all that could be in such a placement.
         """
-        self._below(ways, {}, self.room, 0.0)
+        self._below(ways, {}, {}, self.room, 0.0)
         return self.found
 
-    def _below(self, ways: Mapping[int, Ways], fixed: dict[int, Row], room: Integers, cost: float) -> None:
-        """Choose a way for each of these tasks, given where some modules are and the room left."""
-        self.budget.spend(len(ways))
+    def _below(
+        self, ways: Mapping[int, Ways], fixed: dict[int, Row], added: dict[int, Row], room: Integers, cost: float
+    ) -> None:
+        """Choose a way for each of these tasks, given where some modules are, the last of them, and the room left."""
+        self.budget.spend(_UNITS_OF_A_BRANCH)
         if self.cut_short:
             return
         if not ways:
             self.best, self.found = cost, dict(fixed)
             return
-        left = {}
+        bytes_open = {
+            task: sum(self.sizes[module] for module in self.slots[task] if module not in fixed) for task in ways
+        }
+        least_room = min((int(room[row]) for row in added.values()), default=0)
+        left: dict[int, Ways] = {}
         for task, known in ways.items():
-            still = known.only(self._possible(self.slots[task], known.rows, fixed, room))
-            if not len(still.costs):
+            slots = self.slots[task]
+            if bytes_open[task] <= least_room and added.keys().isdisjoint(slots):
+                left[task] = known  # what was fixed last can't concern it
+                continue
+            left[task] = known.only(self._possible(slots, known.rows, fixed, room))
+            if not len(left[task].costs):
                 return
-            left[task] = still
         bound = cost + sum(float(still.costs[0]) for still in left.values())
         if bound >= self.best * (1 - GAIN):
             return
         for task, still in left.items():  # a way that even beside the cheapest others is too much
             slack = self.best * (1 - GAIN) - bound + still.costs[0]
             left[task] = still.only(slice(int(np.searchsorted(still.costs, slack, "left"))))
-        task = min(left, key=lambda number: (len(left[number].costs), number))
-        rest = {number: still for number, still in left.items() if number != task}
-        others = bound - float(left[task].costs[0]) - cost
-        for rows, share in zip(left[task].rows.tolist(), left[task].costs.tolist(), strict=True):
-            if cost + share + others >= self.best * (1 - GAIN) or self.cut_short:
+        task = max(left, key=lambda number: (bytes_open[number], -len(left[number].costs), -number))
+        others = bound - float(left[task].costs[0])
+        self._branch(task, left, others, fixed=fixed, room=room, cost=cost)
+
+    def _branch(
+        self,
+        task: int,
+        ways: Mapping[int, Ways],
+        others: float,
+        *,
+        fixed: dict[int, Row],
+        room: Integers,
+        cost: float,
+    ) -> None:
+        """Try each way of one task, the cheapest first; ``others`` is the least that all else costs."""
+        rest = {number: still for number, still in ways.items() if number != task}
+        for rows, share in zip(ways[task].rows.tolist(), ways[task].costs.tolist(), strict=True):
+            if others + share >= self.best * (1 - GAIN) or self.cut_short:
                 return
             added = {module: row for module, row in zip(self.slots[task], rows, strict=True) if module not in fixed}
             room_left = room.copy()
             for module, row in added.items():
                 room_left[row] -= self.sizes[module]
-            self._below(rest, {**fixed, **added}, room_left, cost + share)
+            self._below(rest, {**fixed, **added}, added, room_left, cost + share)
 
     def _possible(
         self, slots: Sequence[int], rows: Integers, fixed: Mapping[int, Row], room: Integers
@@ -108,5 +132,5 @@ class Tree:
             for there, other in open_slots:
                 used += size if there is at else np.where(there == at, other, 0)
             possible &= used <= room[at]
-        self.budget.spend(len(rows) * len(slots) // _CHECKS_A_UNIT)
+        self.budget.spend(_UNITS_OF_A_CHECK + len(rows) * len(slots) // _CHECKS_A_UNIT)
         return possible

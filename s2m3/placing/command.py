@@ -14,7 +14,7 @@ from rich.table import Table
 import s2m3
 from broker.errors import BadFile
 from broker.specs import FleetSpec, TaskSpec
-from s2m3.placing import instances
+from s2m3.placing import instances, scale
 from s2m3.placing.compare import Result, compare, document, summarise
 from s2m3.placing.plot import plot
 from s2m3.plan.command import seconds
@@ -43,6 +43,8 @@ def bench(arguments: argparse.Namespace) -> int:
         BadFile: there are no instances, or one is wrong.
         S2M3Error: an extra isn't installed.
     """
+    if arguments.scale:
+        return scale.run(as_json=arguments.json)
     if arguments.write:
         instances.write(Path(arguments.write))
         return 0

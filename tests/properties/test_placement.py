@@ -5,17 +5,22 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from orchestrator.costs import OUTSIDE, objective_s
+from orchestrator.costs import latency_s, objective_s, source_of
 from orchestrator.explain import explain
+from orchestrator.fleet import NOWHERE, Fleet
 from orchestrator.placement import Placement, distinct_modules, place, place_most
+from orchestrator.refine import refined
+from orchestrator.timing import Timing
 
 CALMLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+BRIEFLY = settings(CALMLY, max_examples=50)
 PARTS = [f"part-{number}" for number in range(6)]
 
 
@@ -52,6 +57,7 @@ def tasks(draw: st.DrawFn, known: dict[str, ModuleSpec]) -> list[TaskSpec]:
                 inputs={"image": InputSpec(kind="image", bytes=150_000), "text": InputSpec(kind="text", bytes=200)},
                 nodes=nodes,
                 output=draw(st.sampled_from(sorted(nodes))),
+                source=draw(st.sampled_from([None, "a", "b", "nobody"])),
                 weight=draw(st.sampled_from([0.5, 1.0, 3.0])),
                 modules={node.module: known[node.module] for node in nodes.values()},
             )
@@ -68,6 +74,7 @@ def fleets(draw: st.DrawFn) -> list[DeviceSpec]:
             compute_flops_per_s=draw(st.sampled_from([1e9, 1e10, 3e10])),
             bandwidth_bits_per_s=draw(st.sampled_from([1e6, 1e8])),
             latency_s=draw(st.sampled_from([0.0, 0.001, 0.05])),
+            compute_s=draw(st.dictionaries(st.sampled_from(PARTS), st.sampled_from([0.01, 0.5]), max_size=2)),
         )
         for name in draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True))
     ]
@@ -130,7 +137,7 @@ def test_the_objective_can_be_recomputed_from_where_modules_are(
     placement = placed(devices, wanted)
     by_id = {device.id: device for device in devices}
     where = {key: by_id[name] for key, name in placement.where.items()}
-    sources = dict.fromkeys((task.task for task in wanted), OUTSIDE)
+    sources = {task.task: source_of(task, by_id) for task in wanted}
     assert abs(placement.objective_s - objective_s(wanted, where, sources)) <= 1e-9
     weighted = sum(task.weight * placement.latency_s[task.task] for task in wanted)
     assert abs(placement.objective_s - weighted) <= 1e-9
@@ -210,3 +217,67 @@ def test_an_error_names_for_every_device_how_many_bytes_it_lacks(
     for refusal in refused.values():
         assert refusal.short_bytes.keys() == {device.id for device in devices}
         assert all(0 < short <= refusal.memory_bytes for short in refusal.short_bytes.values())
+
+
+@BRIEFLY
+@given(instances(), st.data())
+def test_one_placement_many_at_once_and_the_cost_model_say_the_same_seconds_bit_for_bit(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]], data: st.DataObject
+) -> None:
+    devices, wanted = instance
+    fleet, task = Fleet.of(devices), wanted[0]
+    keys = sorted({task.module_of(node).key for node in task.nodes})
+    source = source_of(task, {device.id: device for device in devices})
+    timing = Timing(task, fleet, source, {key: number for number, key in enumerate(keys)})
+    row = st.integers(NOWHERE, len(devices) - 1)
+    rows = data.draw(st.lists(row, min_size=len(keys), max_size=len(keys)))
+    mover = data.draw(st.integers(0, len(keys) - 1))
+    every = np.arange(len(devices))
+    at_once = timing.latencies_s([every if slot == mover else there for slot, there in enumerate(rows)])
+    bounds, exact = timing.bounds_s(mover, tuple(rows))
+    for there in every.tolist():
+        now = [there if slot == mover else other for slot, other in enumerate(rows)]
+        where = {keys[timing.slots[slot]]: fleet.specs[at] for slot, at in enumerate(now) if at != NOWHERE}
+        expected = latency_s(task, where, source)
+        assert timing.latency_s(tuple(now)) == expected
+        assert np.broadcast_to(at_once, len(devices))[there] == expected
+        assert bounds[there] == expected if exact else bounds[there] <= expected * (1 + 1e-12)
+
+
+@BRIEFLY
+@given(instances(), st.randoms(use_true_random=False))
+def test_refined_is_never_above_greedy_whatever_the_order(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]], chance: random.Random
+) -> None:
+    devices, wanted = instance
+    before = placed(devices, wanted)
+    better = refined(devices, wanted)
+    assert better.objective_s <= before.objective_s * (1 + 1e-9)
+    assert all(use.used_bytes <= use.capacity_bytes for use in better.use.values())
+    chance.shuffle(devices)
+    chance.shuffle(wanted)
+    assert refined(devices, wanted) == better
+
+
+@BRIEFLY
+@given(instances(), st.data())
+def test_refined_moves_nothing_that_is_kept(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]], data: st.DataObject
+) -> None:
+    devices, wanted = instance
+    before = placed(devices, wanted)
+    some = data.draw(st.sets(st.sampled_from(sorted(before.where))))
+    keep = {key: before.where[key] for key in some}
+    after = refined(devices, wanted, keep=keep)
+    assert {key: after.where[key] for key in some} == keep
+    assert after.kept == some
+
+
+@BRIEFLY
+@given(instances())
+def test_a_clock_that_has_run_out_still_gives_a_placement_as_good_as_greedy(
+    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+) -> None:
+    devices, wanted = instance
+    before = placed(devices, wanted)
+    assert refined(devices, wanted, enough=lambda: True).objective_s <= before.objective_s * (1 + 1e-9)

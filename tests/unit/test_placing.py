@@ -13,6 +13,7 @@ from orchestrator.placement import distinct_modules
 from orchestrator.refine import refined
 from s2m3.__main__ import main
 from s2m3.placing import compare as comparing
+from s2m3.placing import scale
 from s2m3.placing.command import INSTANCES
 from s2m3.placing.compare import Outcome, Result, compare, summarise
 from s2m3.placing.instances import COUNT, draw, read, texts
@@ -113,6 +114,16 @@ def test_the_command_prints_a_table_and_a_document(tmp_path: Path, capsys: pytes
     document = json.loads(capsys.readouterr().out)
     assert [line["solver"] for line in document["summary"]] == ["greedy", "refined", "exact"]
     assert document["instances"][0]["solvers"]["refined"]["optimal"]
+
+
+def test_scale_measures_fleets_of_growing_size(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scale, "DECADES", ((1, 10), (10, 100)))
+    assert main(["bench", "placement", "--scale", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["scale"]
+    assert [(line["modules"], line["devices"]) for line in found] == [(1, 10), (10, 100)]
+    assert all(line["moved_modules"] == line["lost_modules"] for line in found)
 
 
 def test_a_directory_without_instances_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
