@@ -16,6 +16,7 @@ from broker.messages import MAX_DEADLINE_S
 from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_prefix
 from s2m3 import bench, commands, demo, models
 from s2m3.head import command as head
+from s2m3.replay import command as replay
 
 INTERRUPTED = 130
 LAST_PORT = 65_535
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     request.set_defaults(run=commands.request)
     models.add_arguments(verb("models", "what the models of the catalogue are made of"))
     head.add_arguments(verb("head", "a new task on an encoder that is already there"))
+    replay.add_arguments(verb("replay", "let failures happen to a whole site, and see what its requests felt"))
     bench.add_arguments(verb("bench", "measure: accuracy"))
     status = verb("status", "show devices, modules and tasks")
     status.set_defaults(run=commands.status)
