@@ -17,6 +17,7 @@ from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_pr
 from s2m3 import bench, commands, demo, models
 from s2m3.head import command as head
 from s2m3.replay import command as replay
+from s2m3.replay import soak
 
 INTERRUPTED = 130
 LAST_PORT = 65_535
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_arguments(verb("models", "what the models of the catalogue are made of"))
     head.add_arguments(verb("head", "a new task on an encoder that is already there"))
     replay.add_arguments(verb("replay", "let failures happen to a whole site, and see what its requests felt"))
+    soak.add_arguments(verb("soak", "failures at random for half an hour: nothing lost, and no process that grows"))
     bench.add_arguments(verb("bench", "measure: accuracy"))
     status = verb("status", "show devices, modules and tasks")
     status.set_defaults(run=commands.status)

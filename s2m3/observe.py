@@ -88,6 +88,10 @@ class Observer:
                 self._see(*item)
         return True
 
+    def listen(self, for_s: float) -> None:
+        """Take in what arrives during this time."""
+        self.wait_for(lambda _: False, for_s)
+
     def look(self) -> None:
         """Take in what has already arrived."""
         while item := self._mailbox.get(0.0):
@@ -134,5 +138,12 @@ class Observer:
         self.sightings.append(Sighting(at_s, name, message))
         if message is None:
             where.pop(name, None)
-        else:
+        elif not _is_stale(message, where.get(name)):
             where[name] = message
+
+
+def _is_stale(message: Observed, known: Observed) -> bool:
+    """Whether nobody obeys it any more: of an older epoch or generation than what is known."""
+    if not isinstance(message, (Route, Assignment)) or not isinstance(known, (Route, Assignment)):
+        return False
+    return (message.epoch, message.generation) < (known.epoch, known.generation)

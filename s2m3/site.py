@@ -121,6 +121,11 @@ class Site:
         """The process id of the orchestrator or of a device's agent, for faults."""
         return self._processes[name].pid
 
+    @property
+    def broker_pid(self) -> int | None:
+        """The process id of this site's own Mosquitto; None of another broker."""
+        return self._own_broker.pid if isinstance(self._own_broker, MosquittoBroker) else None
+
     def link(self, name: str) -> Link:
         """The link of a device or the orchestrator, to be cut or measured; only of those named in ``links``."""
         return self._links[name]

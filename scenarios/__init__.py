@@ -22,3 +22,8 @@ def path(name: str) -> Path:
     if name not in names():
         raise KeyError(name)
     return DIRECTORY / f"{name}.yaml"
+
+
+def goals() -> tuple[Path, ...]:
+    """The files of the campaigns that measure the project's goals: one fault many times."""
+    return tuple(sorted((DIRECTORY / "goals").glob("*.yaml")))

@@ -16,10 +16,11 @@ from broker.errors import BadFile
 from broker.files import load_spec
 from s2m3.replay import reference
 from s2m3.replay.report import Recording, Report, report
-from s2m3.replay.run import play
+from s2m3.replay.run import nothing, play
 from s2m3.replay.scenario import Scenario
 from s2m3.replay.show import show
-from s2m3.replay.stage import Stage
+from s2m3.replay.stage import ReplayFailed, Stage
+from s2m3.site import SiteFailed
 
 PIPED_WIDTH = 140  # columns, where there is no terminal to ask
 
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     reports: list[Report] = []
     for name, scenario, recording in replay_all(names, console, short=arguments.short, logs=arguments.logs):
         reports.append(report(recording, scenario.expect))
-        if arguments.plot:
+        if arguments.plot and recording.outcomes:
             draw_to(_plot_file(arguments.plot, name, several=len(names) > 1), scenario, recording, reports[-1])
     if arguments.json:
         documents = [found.document() for found in reports]
@@ -80,9 +81,10 @@ def replay_all(
 ) -> Iterator[tuple[str, Scenario, Recording]]:
     """Play these scenarios one after the other; short ones share the processes of a site where they fit.
 
+    A scenario whose site doesn't come up is recorded with that, and the next one gets a new site.
+
     Raises:
         BadFile: one of them is wrong; before any is played.
-        ReplayFailed: a site did not come up.
     """
     loaded = [(name, load_scenario(name)) for name in names]
     if short:
@@ -90,12 +92,17 @@ def replay_all(
     with ExitStack() as stack:
         stage: Stage | None = None
         for name, scenario in loaded:
-            if stage is None or not short or not stage.fits(scenario):
-                stack.close()
-                console.print(f"starting a site ({scenario.broker}, {len(scenario.fleet)} agents) ...")
-                stage = stack.enter_context(Stage(scenario, _logs_of(logs, name)))
-            console.print(f"replaying: {scenario.name} ...")
-            yield name, scenario, play(scenario, stage)
+            try:
+                if stage is None or not short or not stage.fits(scenario):
+                    stack.close()
+                    console.print(f"starting a site ({scenario.broker}, {len(scenario.fleet)} agents) ...")
+                    stage = stack.enter_context(Stage(scenario, _logs_of(logs, name)))
+                console.print(f"replaying: {scenario.name} ...")
+                recording = play(scenario, stage)
+            except (ReplayFailed, SiteFailed) as error:
+                stage = None
+                recording = nothing(scenario, str(error))
+            yield name, scenario, recording
 
 
 def draw_to(file: Path, scenario: Scenario, recording: Recording, found: Report) -> None:
@@ -111,7 +118,9 @@ def draw_to(file: Path, scenario: Scenario, recording: Recording, found: Report)
     try:
         draw(file, scenario, recording, found)
     except (OSError, ValueError) as error:
-        raise BadFile(file=str(file), problem=str(error), fix="name a .png, .svg or .pdf that can be written") from error
+        raise BadFile(
+            file=str(file), problem=str(error), fix="name a .png, .svg or .pdf that can be written"
+        ) from error
 
 
 def _plot_file(file: Path, name: str, *, several: bool) -> Path:

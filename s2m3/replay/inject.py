@@ -20,7 +20,7 @@ from broker.errors import S2M3Error, TransportError
 from broker.mqtt import MqttTransport
 from broker.transport import LinkEvent, LinkUp
 from s2m3.replay.hostile import STRANGER, Hostile
-from s2m3.replay.scenario import BROKER, FRONT_DOOR, KILLED, MODULE, ORCHESTRATOR, Fault, Scenario, When
+from s2m3.replay.scenario import BROKER, FRONT_DOOR, KILLED, MODULE, ORCHESTRATOR, STANDBY, Fault, Scenario, When
 from s2m3.replay.stage import ReplayFailed, Stage
 from s2m3.replay.timeline import Injected
 
@@ -134,18 +134,24 @@ class Injector:
     # --- what happens ---
 
     def _act(self, fault: Fault) -> None:
-        kind, target = fault.kind, self._whom(fault.target)
-        self.done.append(Injected(time.monotonic(), kind, ORCHESTRATOR if target in self._orchestrators else target))
+        if fault.kind == "start" and fault.target == KILLED:
+            whom = [name for name in dict.fromkeys(self._killed) if name not in self._stage.site.running]
+        else:
+            whom = [self._whom(fault.target)]
+        for target in whom:
+            named = ORCHESTRATOR if target in self._orchestrators else target
+            self.done.append(Injected(time.monotonic(), fault.kind, named))
+            self._befall(target, fault)
+
+    def _befall(self, target: str, fault: Fault) -> None:
         site = self._stage.site
-        match kind:
+        match fault.kind:
             case "kill":
                 site.kill(target)
                 self._killed.append(target)
                 self._led(target)
-            case "start" if target in self._orchestrators:
-                site.start_orchestrator(target)
             case "start":
-                site.start_agent(target)
+                self._start(target)
             case "pause":
                 site.pause(target)
                 self._ends(fault, lambda: site.resume(target))
@@ -153,19 +159,30 @@ class Injector:
                 self._partition(target, fault)
             case "slow":
                 self._helper(lambda: self._slow(target, fault.factor or 1.0, fault.for_s or 0.0))
-            case "restart" if target == BROKER:
-                site.kill_broker()
-                self._ends(fault, site.start_broker)
             case "restart":
-                site.kill(target)
-                self._ends(fault, lambda: site.start_orchestrator(target))
-                self._led(target)
+                self._restart(target, fault)
             case "hostile":
                 self._helper(lambda: self._hostile(target, fault.messages or 0))
             case "squeeze":
                 self._squeeze(target, fault)
             case "drain" | "undrain":
                 raise ReplayFailed("this release can't drain a device")
+
+    def _start(self, target: str) -> None:
+        if target in self._orchestrators:
+            self._stage.site.start_orchestrator(target)
+        else:
+            self._stage.site.start_agent(target)
+
+    def _restart(self, target: str, fault: Fault) -> None:
+        site = self._stage.site
+        if target == BROKER:
+            site.kill_broker()
+            self._ends(fault, site.start_broker)
+        else:
+            site.kill(target)
+            self._ends(fault, lambda: site.start_orchestrator(target))
+            self._led(target)
 
     @property
     def _orchestrators(self) -> set[str]:
@@ -177,18 +194,31 @@ class Injector:
         Raises:
             ReplayFailed: nobody is it.
         """
-        routes = dict(self._stage.observer.routes)
         if target == ORCHESTRATOR:
             return self._stage.leader
         if target == KILLED:
-            return self._killed[-1]
-        if target.startswith(FRONT_DOOR):
-            return routes[target.removeprefix(FRONT_DOOR)].front_door[0]
-        if target.startswith(MODULE):
-            name = target.removeprefix(MODULE)
-            nodes = [node for route in routes.values() for node in route.nodes.values() if node.module == name]
-            return next(device.device for node in nodes for device in node.devices)
-        return target
+            found = self._killed[-1:]
+        elif target.startswith(FRONT_DOOR):
+            route = self._stage.observer.routes.get(target.removeprefix(FRONT_DOOR))
+            found = list(route.front_door) if route else []
+        elif target.startswith(MODULE):
+            found = self._serving(target.removeprefix(MODULE))
+        elif target.startswith(STANDBY):
+            found = self._standing_by(target.removeprefix(STANDBY))
+        else:
+            return target
+        if not found:
+            raise ReplayFailed(f"nobody is {target} when it should befall it")
+        return found[0]
+
+    def _serving(self, module: str) -> list[str]:
+        routes = dict(self._stage.observer.routes).values()
+        nodes = [node for route in routes for node in route.nodes.values() if node.module == module]
+        return [device.device for node in nodes for device in node.devices]
+
+    def _standing_by(self, module: str) -> list[str]:
+        assignments = dict(self._stage.observer.assignments).items()
+        return [name for name, held in assignments for m in held.modules if (m.module, m.role) == (module, "standby")]
 
     def _led(self, target: str) -> None:
         """Who led and is gone leads no more, where somebody waits to take over."""

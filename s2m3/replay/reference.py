@@ -52,6 +52,8 @@ def specs_of(names: Sequence[str], redundancy: int) -> list[TaskSpec]:
     specs = [load_task(name) for name in names]
     if redundancy == 1:
         return specs
+    if "redundancy" not in TaskSpec.model_fields:
+        raise BadFile(file="scenario", field="redundancy", problem="this release has no second front door", fix="use 1")
     return [TaskSpec.model_validate(spec.model_dump() | {"redundancy": redundancy}) for spec in specs]
 
 
@@ -62,7 +64,7 @@ def in_order(requests: Mapping[str, Sequence[DemoRequest]], seed: int) -> Iterat
     while True:
         for task, deck in decks.items():
             if not deck:
-                deck += requests[task]
+                deck.extend(requests[task])
                 chance.shuffle(deck)
             yield deck.pop()
 

@@ -58,6 +58,11 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
     )
 
 
+def nothing(scenario: Scenario, trouble: str) -> Recording:
+    """The recording of a scenario that could not be played."""
+    return Recording(scenario.name, scenario.seed, 0.0, 0.0, [], [], [], 0, troubles=[trouble])
+
+
 def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) -> list[Asked]:
     """Send requests evenly until the load's time and all faults are over; answers come in meanwhile."""
     asked: list[Asked] = []
@@ -65,7 +70,7 @@ def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) 
     end_s = began_s + scenario.load.duration_s
     for turn, request in enumerate(questions):
         due_s = began_s + turn / scenario.load.rate_per_s
-        stage.observer.wait_for(lambda _, until_s=due_s: time.monotonic() >= until_s, due_s - time.monotonic())
+        stage.observer.listen(due_s - time.monotonic())
         if not injector.finished:
             end_s = max(end_s, time.monotonic() + TAIL_S)
         if due_s >= end_s:

@@ -4,8 +4,9 @@ Owns the format of the file and which fault may say what. Knows nothing of proce
 scenario can't exist: every rule is checked at construction, and the error names the field.
 
 A fault has exactly one kind, and its target is one of: a device's id; ``orchestrator`` (the one that leads);
-``module:NAME`` (the device that serves this module when the fault comes); ``front-door:TASK`` (the first device of that
-task's front door then); for ``start`` and ``kill`` also ``killed`` (the one killed last).
+``module:NAME`` (the device that serves this module when the fault comes); ``standby:NAME`` (one that holds a standby
+copy of it then); ``front-door:TASK`` (the first device of that task's front door then); ``killed`` (for ``start`` every
+device that is dead, for ``kill`` and in ``when`` the one killed last).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 ORCHESTRATOR = "orchestrator"
 BROKER = "broker"
 KILLED = "killed"
-MODULE, FRONT_DOOR = "module:", "front-door:"
+MODULE, STANDBY, FRONT_DOOR = "module:", "standby:", "front-door:"
 MAX_FAULTS = 10_000  # of a scenario, when all that repeat are written out
 SHORT_FACTOR = 0.25  # of all times in a short form, the heartbeat's interval among them
 
@@ -178,7 +179,9 @@ class Scenario(Spec):
             end = f"comes at {fault.last_s:g} s, and the load ends at {self.load.duration_s:g} s"
             raise _unsound((*place, "at_s"), f"{end}; let it come before, or load for longer")
         if fault.target == BROKER and self.broker.startswith("mqtt://"):
-            raise _unsound((*place, "restart"), f"can't restart the broker at {self.broker}, which is not the replay's own")
+            raise _unsound(
+                (*place, "restart"), f"can't restart the broker at {self.broker}, which is not the replay's own"
+            )
         self._check_target(fault.kind, fault.target, (*place, fault.kind), devices)
         if fault.when and fault.when.online:
             self._check_target("start", fault.when.online, (*place, "when", "online"), devices)
@@ -190,8 +193,10 @@ class Scenario(Spec):
         tasks = {task.rpartition("/")[2].removesuffix(".yaml") for task in self.tasks}
         if target.startswith(FRONT_DOOR) and kind != "start":
             if (task := target.removeprefix(FRONT_DOOR)) not in tasks:
-                raise _unsound(place, f"names the task {task}, which is none of the scenario's: {', '.join(sorted(tasks))}")
-        elif not (target.startswith(MODULE) and kind != "start") and target not in known:
+                raise _unsound(
+                    place, f"names the task {task}, which is none of the scenario's: {', '.join(sorted(tasks))}"
+                )
+        elif not (target.startswith((MODULE, STANDBY)) and kind != "start") and target not in known:
             raise _unsound(place, f"names {target}, which is none of: {', '.join(sorted(known))}")
 
     def shortened(self) -> Scenario:
@@ -213,7 +218,9 @@ class Scenario(Spec):
     def timeline(self) -> list[Fault]:
         """Every single fault in the order of time, those that repeat written out."""
         singles = [
-            fault.model_copy(update={"at_s": fault.at_s + turn * (fault.every_s or 0.0), "every_s": None, "times": None})
+            fault.model_copy(
+                update={"at_s": fault.at_s + turn * (fault.every_s or 0.0), "every_s": None, "times": None}
+            )
             for fault in self.faults
             for turn in range(fault.times or 1)
         ]

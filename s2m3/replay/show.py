@@ -36,7 +36,15 @@ def show(console: Console, reports: Sequence[Report]) -> None:
 
 def _show_faults(console: Console, found: Report) -> None:
     table = Table(title=found.name, title_justify="left")
-    for name in ("at s", "fault", "target", "in flight", "detected after s", "replaced after s", "first answer after s"):
+    for name in (
+        "at s",
+        "fault",
+        "target",
+        "in flight",
+        "detected after s",
+        "replaced after s",
+        "first answer after s",
+    ):
         table.add_column(name, justify="left" if name in {"fault", "target"} else "right")
     table.add_column("moves", justify="right")
     for fault in found.faults:

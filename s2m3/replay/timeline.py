@@ -78,25 +78,21 @@ def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
     """What the wire shows of this fault; the sightings are in the order of time."""
     before = routes_before(sightings, fault.at_s)
     after = [sighting for sighting in sightings if sighting.at_s >= fault.at_s]
-    everything = frozenset(before)
     if fault.target == BROKER:
-        return Seen(everything, None, _said_again(after, before))
-    if fault.target == ORCHESTRATOR and fault.kind == "start":
-        return Seen(frozenset(), _orchestrator_anew(sightings, after))
+        return Seen(frozenset(before), None, _said_again(after, before))
     if fault.target == ORCHESTRATOR:
-        return Seen(everything, _orchestrator_gone(after), _orchestrator_anew(sightings, after))
-    affected = frozenset(task for task, route in before.items() if fault.target in named(route))
+        anew_s = _orchestrator_anew(sightings, after)
+        return Seen(frozenset(before), anew_s if fault.kind == "start" else _orchestrator_gone(after), anew_s)
     if fault.kind == "start":
         return Seen(frozenset(), _first(after, fault.target, Heartbeat))
+    affected = frozenset(task for task, route in before.items() if fault.target in named(route))
     if fault.kind == "drain":
         return Seen(affected, None, _replaced(after, before, fault.target, may_return=False))
-    if fault.kind not in _HIT_BY_ROUTES:
-        return Seen(affected)
-    detected_s = _detected(after, before, fault.target)
-    later = [sighting for sighting in after if detected_s is not None and sighting.at_s >= detected_s]
-    known = routes_before(sightings, detected_s) if detected_s is not None else {}
-    replaced_s = _replaced(later, known or before, fault.target, may_return=True)
-    return Seen(affected, detected_s, replaced_s)
+    if fault.kind in _HIT_BY_ROUTES and (detected_s := _detected(after, before, fault.target)) is not None:
+        later = [sighting for sighting in after if sighting.at_s >= detected_s]
+        known = routes_before(sightings, detected_s)
+        return Seen(affected, detected_s, _replaced(later, known, fault.target, may_return=True))
+    return Seen(affected)
 
 
 def routes_before(sightings: Iterable[Sighting], at_s: float) -> dict[TaskName, Route]:
