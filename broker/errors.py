@@ -22,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
+_DEVICES_NAMED = 8  # in one sentence; all of them are in the attribute
+
 
 class S2M3Error(Exception):
     """Root of all errors raised on purpose."""
@@ -67,14 +69,31 @@ class Refusal(S2M3Error):
 class NoDeviceFits(Refusal):
     """No device has the memory for a module."""
 
-    def __init__(self, *, module: str, memory_bytes: int, short_bytes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        *,
+        module: str,
+        memory_bytes: int,
+        short_bytes: Mapping[str, int],
+        change: tuple[str, int] | None = None,
+    ) -> None:
         self.module = module
         self.memory_bytes = memory_bytes
         self.short_bytes = dict(short_bytes)  # device -> bytes missing there
-        missing = ", ".join(f"{device} lacks {short}" for device, short in sorted(short_bytes.items()))
-        super().__init__(
-            f"no device fits {module} ({memory_bytes} bytes): {missing or 'there are no devices'}; "
-            "add a device, raise a memory budget, or undeploy a task"
+        self.change = change  # the least that would make everything fit: which device, how many bytes more
+        nearest = sorted(sorted(self.short_bytes), key=lambda device: self.short_bytes[device])
+        missing = ", ".join(f"{device} lacks {self.short_bytes[device]}" for device in sorted(nearest[:_DEVICES_NAMED]))
+        if len(nearest) > _DEVICES_NAMED:
+            missing += f", and {len(nearest) - _DEVICES_NAMED} more lack more"
+        fix = "add a device, raise a memory budget, or undeploy a task"
+        if change:
+            fix = f"with {change[1]} bytes more on {change[0]} all would fit; or add a device, or undeploy a task"
+        super().__init__(f"no device fits {module} ({memory_bytes} bytes): {missing or 'there are no devices'}; {fix}")
+
+    def after(self, change: tuple[str, int] | None) -> NoDeviceFits:
+        """The same refusal, once the least change that helps is known."""
+        return NoDeviceFits(
+            module=self.module, memory_bytes=self.memory_bytes, short_bytes=self.short_bytes, change=change
         )
 
 

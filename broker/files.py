@@ -57,6 +57,23 @@ def load_spec(path: Path | str, kind: type[M]) -> M:
         ) from error
 
 
+def bad_field(path: Path | str, place: Sequence[int | str], *, problem: str, fix: str) -> BadFile:
+    """The error for a field that is sound in its own file, and wrong beside another file.
+
+    Args:
+        path: a YAML file that could be read before.
+        place: the steps from the root to the field; where it isn't written, the line is that of the nearest step.
+        problem: what is wrong.
+        fix: what to do.
+    """
+    try:
+        root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):  # gone meanwhile: the sentence still says what is wrong
+        root = None
+    field = ".".join(str(step) for step in place)
+    return BadFile(file=str(path), line=_line_of(root, place), field=field, problem=problem, fix=fix)
+
+
 def _fix(problem: Any, kind: type[BaseModel]) -> str:  # noqa: ANN401 - pydantic's error dictionaries are untyped
     if problem["type"] == "missing":
         return "add it"

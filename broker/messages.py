@@ -101,7 +101,7 @@ class HeldModule(Message):
     state: Literal["loading", "ready", "failed"]
     error: str | None = None
     memory_bytes: Count = 0  # what it really occupies once it is ready, before that what its spec says
-    load_s: NotNegative | None = None  # measured, from the assignment to ready
+    load_s: NotNegative | None = None  # measured: weights read and calibrated, without imports
     compute_s: NotNegative | None = None  # moving average of measured forward passes
     uses: Count = 0  # nodes of live requests that wait for it: its reference count
     queue: Count = 0  # forward passes waiting

@@ -6,11 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from broker.errors import BadFile
 from broker.files import load_spec
 from broker.process import OneLineParser, log_to_stderr, stopped_by_signals
-from edge_agent.config import AgentConfig
+from edge_agent.config import STATE_DIR, AgentConfig
+from edge_agent.footprint import share_one_heap
 from edge_agent.modules.hub import DIRECTORY_VARIABLE
 
 
@@ -30,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         BadFile: the configuration is wrong.
     """
     log_to_stderr()
+    share_one_heap()
     config = load_spec(arguments.config, AgentConfig)
     if arguments.broker:
         config = config.model_copy(update={"broker": arguments.broker})
@@ -40,18 +43,24 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise BadFile(file="agent", problem="torch is not installed here", fix="install the [agent] extra") from error
 
+    from edge_agent.calibrate import Calibration  # noqa: PLC0415 - the same
+    from edge_agent.measured import Measured, setting  # noqa: PLC0415 - the same
     from edge_agent.profile import profile  # noqa: PLC0415 - the same
     from edge_agent.service import Agent  # noqa: PLC0415 - the same
     from edge_agent.store import Store  # noqa: PLC0415 - the same
 
     torch.set_num_threads(config.threads)
-    measured = profile(
+    offered = profile(
         memory_bytes=config.memory,
+        headroom=config.headroom,
         speed=config.speed,
         bandwidth_bits_per_s=config.bandwidth_bits_per_s,
         latency_s=config.latency_s,
     )
-    agent = Agent(config, profile=measured, store=Store(measured.memory_bytes))
+    directory = Path(config.state_dir).expanduser() if config.state_dir else STATE_DIR
+    measured = Measured(directory / f"{config.id}.json", setting(config.threads, f"torch {torch.__version__}"))
+    calibration = Calibration(measured, speed=config.speed, flops_per_s=offered.compute_flops_per_s / config.speed)
+    agent = Agent(config, profile=offered, store=Store(offered.memory_bytes, calibration=calibration))
     with stopped_by_signals(agent.stop, until_stdin_closes=arguments.until_stdin_closes):
         agent.run()
     return 0

@@ -5,11 +5,15 @@ Owns the fields and their defaults. ``broker.files.load_spec`` reads it and name
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from broker.specs import Bytes, DeviceId, NotNegative, Positive, SitePrefix, Spec
+from broker.specs import Bytes, DeviceId, NotNegative, Rate, SitePrefix, Spec
+
+STATE_DIR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"  # losing it costs time, no more
 
 
 class AgentConfig(Spec):
@@ -19,9 +23,11 @@ class AgentConfig(Spec):
     broker: str = "mqtt://127.0.0.1:1883"
     site: SitePrefix | None = None  # a prefix in front of all topics, when several sites share a broker
     models: str | None = None  # the models directory: DIR/org/name/{config.json, *.safetensors}; before the hub
-    memory: Bytes | None = None  # for modules; None: what is really free, less a reserve
+    memory: Bytes | None = None  # for modules; None: what is really free, less the system's reserve and the headroom
+    headroom: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the free memory kept for activations
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # of one forward pass
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting
-    bandwidth_bits_per_s: Positive = 100e6
-    latency_s: NotNegative = 0.001
+    bandwidth_bits_per_s: Rate | None = None  # of the link to the broker; None: measured
+    latency_s: NotNegative | None = None  # of the link, one way to the broker; None: measured
+    state_dir: str | None = None  # where measurements are kept; None: STATE_DIR
     heartbeat_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0

@@ -19,6 +19,7 @@ from broker.errors import ErrorCode, RequestFailed
 from broker.messages import MAX_DEADLINE_S, ErrorBody, NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
 from broker.specs import DeviceId, NodeName, RequestId
 from broker.topics import may_reply_to
+from edge_agent.queues import queues_s
 from edge_agent.routing import choose_plan
 from edge_agent.state import (
     DEFAULT_DEADLINE_S,
@@ -31,6 +32,7 @@ from edge_agent.state import (
     Reply,
     Requested,
     Send,
+    size_of,
 )
 
 RAW = "raw"
@@ -79,7 +81,7 @@ def on_cleared(state: AgentState, task: str) -> Iterable[Action]:
         yield _end(state, request, _no_task(task))
 
 
-def on_done(state: AgentState, sender: DeviceId, message: NodeDone) -> None:
+def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float) -> None:
     """A node finished; with the output node, the request is over. Only who was asked can say so."""
     request = state.coordinated.get(message.request)
     if request is None:
@@ -88,6 +90,8 @@ def on_done(state: AgentState, sender: DeviceId, message: NodeDone) -> None:
         state.dropped["not_asked"] += 1
         return
     request.finished.add(message.node)
+    if sender != state.device:
+        state.reported[sender] = now_s, message.queue_s
     if request.plan and message.node == request.plan.output:
         _forget(state, request)
 
@@ -113,7 +117,7 @@ def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
             text = f"no answer in time after {request.attempt + 1} attempts; allow more time or add devices"
             yield _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
         elif now_s >= request.retry_s:
-            yield from _dispatch(state, request, now_s)
+            yield from _dispatch(state, request, now_s, late=True)
 
 
 def _accept(state: AgentState, event: Requested, route: Route | None) -> dict[NodeName, RawInput]:
@@ -130,27 +134,37 @@ def _accept(state: AgentState, event: Requested, route: Route | None) -> dict[No
     return decode_request(event.payload, event.content_type, route.inputs)
 
 
-def _dispatch(state: AgentState, request: Coordinated, now_s: float) -> Iterable[Action]:
-    """Plan, and send every input to the nodes that take it; without a complete route, wait for one."""
+def _dispatch(state: AgentState, request: Coordinated, now_s: float, *, late: bool = False) -> Iterable[Action]:
+    """Plan, and send every input to the nodes that take it, small ones first; without a complete route, wait for one.
+
+    What this request itself asked before counts as waiting only when it is late: it speaks against who didn't do it.
+    """
     route = state.routes[request.task]
     sizes = {name: len(raw.data) for name, raw in request.inputs.items()}
     finished_on = {n: p.device for n, p in request.plan.nodes.items() if n in request.finished} if request.plan else {}
-    choice = choose_plan(route, here=state.device, input_bytes=sizes, keep=finished_on, avoid=request.avoid)
+    choice = choose_plan(
+        route,
+        here=state.device,
+        input_bytes=sizes,
+        queue_s=queues_s(state, now_s, besides=None if late else request),
+        finished=finished_on,
+        avoid=request.avoid,
+    )
     if choice is None:
         request.plan = None
         request.retry_s = now_s + FIRST_PATIENCE_S
         return
     request.plan, expected_s = choice
     request.asked.update((name, planned.device) for name, planned in request.plan.nodes.items())
+    request.sent = {name: (planned.device, now_s) for name, planned in request.plan.nodes.items()}
     request.attempt += 1
     request.fence = (route.epoch, route.generation)
     patience_s = max(FIRST_PATIENCE_S, PATIENCE_FACTOR * expected_s) * 2 ** min(request.attempt, 6)
     request.retry_s = now_s + patience_s
     if request.attempt:
         yield Note("request_sent_again", {"request": request.request, "attempt": request.attempt})
-    for name in request.plan.nodes:
-        if send := _inputs_for(state.device, request, request.plan, node=name, now_s=now_s):
-            yield send
+    sends = (_inputs_for(state.device, request, request.plan, node=name, now_s=now_s) for name in request.plan.nodes)
+    yield from sorted((send for send in sends if send), key=lambda send: size_of(send.tensors))
 
 
 def _inputs_for(device: DeviceId, request: Coordinated, plan: Plan, *, node: NodeName, now_s: float) -> Send | None:

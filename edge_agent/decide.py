@@ -65,7 +65,7 @@ def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  #
         case RouteCleared(task):
             return _cleared(state, task)
         case ModuleReady(key):
-            return _ready(state, key)
+            return _ready(state, key, now_s)
         case ModuleFailed(key):
             return _failed(state, key, now_s)
         case Requested():
@@ -75,7 +75,7 @@ def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  #
                 case NodeInputs():
                     return execute.on_inputs(state, event, message, now_s)
                 case NodeDone():
-                    coordinate.on_done(state, sender, message)
+                    coordinate.on_done(state, sender, message, now_s)
                     return ()
                 case NodeFailed():
                     return coordinate.on_failed(state, message, now_s)
@@ -110,6 +110,7 @@ def _assigned(state: AgentState, assignment: Assignment, now_s: float) -> Iterab
         del state.assigned[key]
         state.ready.discard(key)
         state.failed.discard(key)
+        state.measured_s.pop(key, None)
         yield Unload(key)
         yield from execute.on_module_gone(state, key, now_s)
     for key, assigned in wanted.items():
@@ -121,11 +122,11 @@ def _assigned(state: AgentState, assignment: Assignment, now_s: float) -> Iterab
     yield Beat()
 
 
-def _ready(state: AgentState, key: str) -> Iterable[Action]:
+def _ready(state: AgentState, key: str, now_s: float) -> Iterable[Action]:
     if key in state.assigned:
         state.ready.add(key)
         yield Beat()
-        yield from execute.on_module_ready(state, key)
+        yield from execute.on_module_ready(state, key, now_s)
 
 
 def _failed(state: AgentState, key: str, now_s: float) -> Iterable[Action]:

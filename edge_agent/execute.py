@@ -20,6 +20,7 @@ from broker.tensors import Array, Tensors
 from broker.topics import may_reply_to
 from edge_agent.coordinate import RAW
 from edge_agent.modules import Value
+from edge_agent.queues import ended, own_s, started
 from edge_agent.state import (
     MAX_JOIN_BYTES,
     MAX_JOINS,
@@ -52,7 +53,7 @@ def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: fl
         return
     run = _run_of(message)
     if (kept := state.finished.get(run)) and now_s < kept.deadline_s:
-        yield from _forward(message, kept, now_s, now_s + message.deadline_s)
+        yield from _forward(state, message, kept, now_s, now_s + message.deadline_s)
         return
     if run not in state.joining and len(state.joining) >= MAX_JOINS:
         yield _failed(message, _too_many(state), retry=False, now_s=now_s)
@@ -64,14 +65,14 @@ def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: fl
         _drop_join(state, run)
         yield _failed(message, problem, retry=False, now_s=now_s)
         return
-    yield from _run_when_complete(state, run, joining)
+    yield from _run_when_complete(state, run, joining, now_s)
 
 
-def on_module_ready(state: AgentState, key: ModuleKey) -> Iterable[Action]:
+def on_module_ready(state: AgentState, key: ModuleKey, now_s: float) -> Iterable[Action]:
     """A module is loaded: what waited for it runs."""
     for run, joining in list(state.joining.items()):
         if joining.message.plan.nodes[run.node].key == key:
-            yield from _run_when_complete(state, run, joining)
+            yield from _run_when_complete(state, run, joining, now_s)
 
 
 def on_module_gone(state: AgentState, key: ModuleKey, now_s: float) -> Iterable[Action]:
@@ -86,6 +87,7 @@ def on_module_gone(state: AgentState, key: ModuleKey, now_s: float) -> Iterable[
 
 def on_ran(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
     """A forward pass ended: keep its output and send it on, or tell the coordinator what went wrong."""
+    ended(state, event.run, event.compute_s, now_s)
     joining = state.joining.get(event.run)
     if joining is None:
         return  # its time was over meanwhile
@@ -108,7 +110,7 @@ def on_ran(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
     size_bytes = timing.output_bytes + len(json.dumps(event.output.answer))
     finished = Finished(event.output, (*joining.timings.values(), timing), size_bytes, joining.deadline_s)
     _keep(state, event.run, finished)
-    yield from _forward(message, finished, now_s, joining.deadline_s)
+    yield from _forward(state, message, finished, now_s, joining.deadline_s)
 
 
 def on_tick(state: AgentState, now_s: float) -> None:
@@ -177,16 +179,19 @@ def _values(message: NodeInputs, tensors: Tensors) -> Mapping[NodeName, Value]:
     }
 
 
-def _run_when_complete(state: AgentState, run: NodeRun, joining: Joining) -> Iterable[Action]:
+def _run_when_complete(state: AgentState, run: NodeRun, joining: Joining, now_s: float) -> Iterable[Action]:
     planned = joining.message.plan.nodes[run.node]
     if joining.running or planned.key not in state.ready or any(need not in joining.values for need in planned.needs):
         return
     joining.running = True
+    started(state, run, planned.key, now_s)
     values = tuple(joining.values[need] for need in planned.needs)
     yield Run(run, planned.key, values, joining.deadline_s, planned.use)
 
 
-def _forward(message: NodeInputs, finished: Finished, now_s: float, deadline_s: float) -> Iterable[Action]:
+def _forward(
+    state: AgentState, message: NodeInputs, finished: Finished, now_s: float, deadline_s: float
+) -> Iterable[Action]:
     """Send an output to every node that takes it; the output node's goes to the sensor."""
     plan = message.plan
     tensors = {f"{message.node}/{name}": array for name, array in finished.output.tensors.items()}
@@ -202,7 +207,7 @@ def _forward(message: NodeInputs, finished: Finished, now_s: float, deadline_s: 
         yield Send(plan.nodes[consumer].device, following, tensors, deadline_s)
     if message.node == plan.output:
         yield _answer(message, finished)
-    done = NodeDone(**_envelope(message))
+    done = NodeDone(**_envelope(message), queue_s=own_s(state, now_s))
     yield Send(message.coordinator, done, {}, deadline_s)
 
 

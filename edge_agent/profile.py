@@ -1,7 +1,8 @@
-"""What this device has to offer: memory and speed, measured; the link, as the operator states it.
+"""What this device has to offer: memory and speed, measured; the link, as the operator states it or as it is assumed.
 
-Owns the measurement. Knows no model: the speed is that of layers as small networks have them, at the thread
-count set. It only serves until forward passes are measured themselves.
+Owns the measurement at start. Knows no model: the speed is that of layers as small networks have them, at the thread
+count set. It only serves until forward passes are measured themselves (``calibrate``); so does the assumed link, until
+it is (``echo``).
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.nn import functional
 
 from broker.errors import BadFile
 from broker.messages import DeviceProfile
+from edge_agent.footprint import free_bytes
 
 MEASURE_S = 0.15
-RESERVE_BYTES = 512 * 1024 * 1024  # left to the system and to activations when no budget is configured
-RESERVE_SHARE = 0.2  # of the free memory, when that is more
-MEMORY_FILE = Path("/proc/meminfo")
+# Left to the system when no budget is stated, and to what families import with their first module: transformers and
+# what it brings take 170 MB, which belong to no module.
+RESERVE_BYTES = (256 + 192) * 1024 * 1024
+ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S = 100e6, 0.001  # of a link that nobody stated or measured: a wired one
 CHANNELS, EXPANDED, SIDE = 24, 144, 56  # of the bottleneck
 TOKENS, WIDTH = 28, 384  # of the feed-forward layer
 
@@ -29,47 +31,48 @@ Clock = Callable[[], float]
 
 def profile(
     *,
-    memory_bytes: int | None,
-    speed: float,
-    bandwidth_bits_per_s: float,
-    latency_s: float,
+    memory_bytes: int | None = None,
+    headroom: float = 0.0,
+    speed: float = 1.0,
+    bandwidth_bits_per_s: float | None = None,
+    latency_s: float | None = None,
     clock: Clock = time.perf_counter,
 ) -> DeviceProfile:
     """Measure this device.
 
     Args:
-        memory_bytes: The budget for modules; None for what is really free, less a reserve.
+        memory_bytes: The budget for modules; None for what is really free, less the system's reserve and the headroom.
+        headroom: Share of that for activations. A stated budget is for modules alone, and taken as it is.
         speed: Share of its speed that the device offers, for emulating slower ones.
-        bandwidth_bits_per_s: Of the device's link.
-        latency_s: Of the device's link, one way to the broker.
+        bandwidth_bits_per_s: Of the device's link; None assumes one until it is measured.
+        latency_s: Of the device's link, one way to the broker; None likewise.
         clock: Seconds, rising.
-    """
-    return DeviceProfile(
-        memory_bytes=memory_bytes if memory_bytes is not None else spare_memory_bytes(),
-        compute_flops_per_s=compute_flops_per_s(clock) * speed,
-        bandwidth_bits_per_s=bandwidth_bits_per_s,
-        latency_s=latency_s,
-    )
-
-
-def spare_memory_bytes(source: Path = MEMORY_FILE) -> int:
-    """Free memory as the kernel estimates it, less the reserve: 512 MiB or a fifth, whichever is more; at least 1.
 
     Raises:
-        BadFile: the system doesn't say; then an operator must state the budget.
+        BadFile: no budget is stated, and the system doesn't say what is free.
     """
-    text = source.read_text(encoding="ascii") if source.is_file() else ""
-    for line in text.splitlines():
-        name, _, amount = line.partition(":")
-        if name == "MemAvailable":
-            free_bytes = int(amount.removesuffix("kB")) * 1024
-            return max(1, free_bytes - max(RESERVE_BYTES, round(free_bytes * RESERVE_SHARE)))
-    raise BadFile(
-        file="agent",
-        field="memory",
-        problem="this system doesn't say how much is free",
-        fix="state the device's `memory`",
+    return DeviceProfile(
+        memory_bytes=memory_bytes if memory_bytes is not None else spare_memory_bytes(free_bytes(), headroom),
+        compute_flops_per_s=compute_flops_per_s(clock) * speed,
+        bandwidth_bits_per_s=ASSUMED_BANDWIDTH_BITS_PER_S if bandwidth_bits_per_s is None else bandwidth_bits_per_s,
+        latency_s=ASSUMED_LATENCY_S if latency_s is None else latency_s,
     )
+
+
+def spare_memory_bytes(free: int | None, headroom: float) -> int:
+    """What is left for modules of free bytes: less the system's reserve, less the headroom of the rest; at least 1.
+
+    Raises:
+        BadFile: nobody knows what is free; then an operator must state the budget.
+    """
+    if free is None:
+        raise BadFile(
+            file="agent",
+            field="memory",
+            problem="this system doesn't say how much is free",
+            fix="state the device's `memory`",
+        )
+    return max(1, round((free - RESERVE_BYTES) * (1 - headroom)))
 
 
 def compute_flops_per_s(clock: Clock = time.perf_counter, measure_s: float = MEASURE_S) -> float:

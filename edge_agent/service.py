@@ -28,7 +28,7 @@ from broker.errors import (
 from broker.mailbox import Mailbox
 from broker.messages import DeviceProfile, DeviceState, ErrorBody, Heartbeat, NodeInputs
 from broker.mqtt import MqttTransport
-from broker.topics import DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
+from broker.topics import DEVICE_ECHO, DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
 from broker.transport import (
     Delivery,
     Denied,
@@ -45,6 +45,7 @@ from broker.transport import (
 from edge_agent import modules, wire
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
+from edge_agent.link_meter import LinkMeter
 from edge_agent.modules import Output
 from edge_agent.state import (
     Action,
@@ -81,6 +82,7 @@ LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung one 
 class _FromLink:
     link: Literal["control", "data"]
     event: LinkEvent
+    at_s: float  # when it came
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class Agent:
         self._queued: Counter[str] = Counter()
         self._queued_lock = threading.Lock()
         self._hangs_at_s: float | None = None  # when the forward pass that runs now counts as hung
+        self._meter = LinkMeter(config, DEVICE_ECHO.at(self._prefix, device=config.id), self._data.publish)
         self._log = log.bind(device=config.id)
 
     def run(self) -> None:
@@ -149,20 +152,21 @@ class Agent:
     # --- events in ---
 
     def _from_control(self, event: LinkEvent) -> None:
-        self._mailbox.put_control(_FromLink("control", event))
+        self._mailbox.put_control(_FromLink("control", event, time.monotonic()))
 
     def _from_data(self, event: LinkEvent) -> None:
+        item = _FromLink("data", event, time.monotonic())
         if isinstance(event, Delivery):
-            self._mailbox.put_data(_FromLink("data", event), len(event.payload))
+            self._mailbox.put_data(item, len(event.payload))
         else:
-            self._mailbox.put_control(_FromLink("data", event))
+            self._mailbox.put_control(item)
 
     def _turn(self) -> None:
         due_s = self._state.next_deadline_s()
         wait_s = LONGEST_SLEEP_S if due_s is None else min(LONGEST_SLEEP_S, max(0.0, due_s - time.monotonic()))
         item = self._mailbox.get(wait_s)
         self._progress += 1
-        event = self._link_event(item.link, item.event) if isinstance(item, _FromLink) else item
+        event = self._link_event(item) if isinstance(item, _FromLink) else item
         now_s = time.monotonic()
         if event is not None and not isinstance(event, _Stop):
             self._handle(event, now_s)
@@ -177,9 +181,14 @@ class Agent:
             self._state.dropped["internal_error"] += 1
             self._log.exception("event_failed", event_kind=type(event).__name__)
 
-    def _link_event(self, link: Literal["control", "data"], event: LinkEvent) -> Event | None:
+    def _link_event(self, item: _FromLink) -> Event | None:
+        link, event = item.link, item.event
         match event:
             case Delivery():
+                if event.topic == self._meter.topic:
+                    if measured := self._meter.heard(event.payload, item.at_s, self._profile):
+                        self._link_measured(measured)
+                    return None
                 return self._read(link, event)
             case LinkUp(session):
                 self._log.info("link_up", link=link, session=session)
@@ -264,12 +273,14 @@ class Agent:
             return
         module, key = action.assigned.module, action.assigned.spec.key
         try:
-            self._store.load(action.assigned)
+            held = self._store.load(action.assigned)
         except ModuleRefused as error:
             self._log.error("module_refused", module=module, error=str(error))
             self._mailbox.put_control(ModuleFailed(key))
         else:
-            self._log.info("module_ready", module=module)
+            self._log.info(
+                "module_ready", module=module, **held.model_dump(include={"memory_bytes", "load_s", "compute_s"})
+            )
             self._mailbox.put_control(ModuleReady(key))
 
     def _run_node(self, run: Run, queued_s: float) -> None:
@@ -294,7 +305,7 @@ class Agent:
     def _forward(self, run: Run, began_s: float) -> Output:
         if began_s >= run.deadline_s:
             raise RequestFailed(ErrorCode.DEADLINE_EXCEEDED, "its time was over before it could be computed")
-        with self._store.use(run.key) as module:
+        with self._store.use(run.key) as module, self._store.passing():
             output = modules.run(module, run.values, run.use)
         if self._config.speed < 1:  # wait as long as a slower device would compute on
             time.sleep((time.monotonic() - began_s) * (1 / self._config.speed - 1))
@@ -330,6 +341,7 @@ class Agent:
             },
             memory_used_bytes=self._store.used_bytes,
             memory_bytes=self._profile.memory_bytes,
+            cached=self._store.cached(),
             in_flight=len(self._state.coordinated),
             progress=self._progress,
             dropped=self._state.dropped.copy() | Counter(mailbox_full=self._mailbox.dropped),
@@ -362,6 +374,13 @@ class Agent:
         if session is not None:
             self._announce("online")
             self._wake_heart.set()
+            if link == "data":
+                self._meter.begin(session)
+
+    def _link_measured(self, profile: DeviceProfile) -> None:
+        self._log.info("link_measured", latency_s=profile.latency_s, bandwidth_bits_per_s=profile.bandwidth_bits_per_s)
+        self._profile = profile
+        self._announce("online")
 
     def _announce(self, status: Literal["online", "offline"]) -> None:
         if self._session is None or (status == "online" and not self._data_up):

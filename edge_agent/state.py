@@ -254,6 +254,7 @@ class Coordinated:
     fence: Fence = (0, 0)
     plan: Plan | None = None
     asked: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # who was to run what, in any attempt
+    sent: dict[NodeName, tuple[DeviceId, float]] = field(default_factory=dict)  # who was asked last, and when
     finished: set[NodeName] = field(default_factory=set)
     avoid: frozenset[DeviceId] = frozenset()
     retry_s: float = 0.0  # when to send the missing nodes again
@@ -307,6 +308,10 @@ class AgentState:
     join_bytes: int = 0
     finished: OrderedDict[NodeRun, Finished] = field(default_factory=OrderedDict)
     finished_bytes: int = 0
+    passes: dict[NodeRun, ModuleKey] = field(default_factory=dict)  # handed to the compute thread, in their order
+    pass_began_s: float = 0.0  # the first of them
+    measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # of the last pass here
+    reported: dict[DeviceId, tuple[float, float]] = field(default_factory=dict)  # when, and the queue it told
     dropped: Counter[str] = field(default_factory=Counter)
 
     def next_deadline_s(self) -> float | None:

@@ -12,7 +12,15 @@ from broker.errors import ErrorCode, RemoteProtocolError
 from broker.messages import Assignment, DeviceState, ErrorBody, NodeFailed, NodeInputs, OrchestratorState, Route
 from broker.specs import DeviceId
 from broker.tensors import pack
-from broker.topics import DEVICE_ASSIGNMENT, DEVICE_STATE, ORCHESTRATOR_STATE, TASK_REQUESTS, TASK_ROUTE, TENSORS
+from broker.topics import (
+    DEVICE_ASSIGNMENT,
+    DEVICE_ECHO,
+    DEVICE_STATE,
+    ORCHESTRATOR_STATE,
+    TASK_REQUESTS,
+    TASK_ROUTE,
+    TENSORS,
+)
 from broker.transport import Delivery, Outgoing, Undelivered
 from edge_agent.state import (
     Assigned,
@@ -42,7 +50,7 @@ def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
 
 def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     """What the data connection reads, besides the share groups of its front doors."""
-    return (TENSORS.filter(prefix, receiver=device),)
+    return (TENSORS.filter(prefix, receiver=device), DEVICE_ECHO.at(prefix, device=device))
 
 
 def says_offline(prefix: str, delivery: Delivery) -> bool:

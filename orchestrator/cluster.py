@@ -10,6 +10,8 @@ Invariants:
 - one missed heartbeat makes nobody dead; the detector stands still while our own link is down, and after it everybody
   has the full time anew;
 - a device counts as alive only after a first heartbeat: a birth may be a retained ghost, a heartbeat can't be;
+- what a device measured counts until it measures anew or starts anew, also for modules that it let go of: or a move
+  that a measurement forbade would be planned again;
 - a module that failed on a device is barred there while the device says so and for a while after; what failed for a
   passing cause is tried again, more and more seldom;
 - who said goodbye and stays away is forgotten. Who merely fell silent is not: only the known profile lets a heartbeat
@@ -82,6 +84,8 @@ class Device:
     seq: int = -1
     fence: tuple[int, int] = (0, 0)  # epoch and generation of the assignment that it says it obeys
     held: Mapping[ModuleKey, HeldModule] = field(default_factory=dict)
+    cached: frozenset[ModuleKey] = frozenset()  # what it doesn't hold, with the weights on its disk
+    measured: Mapping[ModuleKey, float] = field(default_factory=dict)  # seconds of a pass, of this session
     setbacks: Mapping[ModuleKey, Setback] = field(default_factory=dict)
     past: Mapping[int, int] = field(default_factory=dict)  # earlier sessions, each with the last seq heard
 
@@ -113,8 +117,7 @@ class Device:
     @cached_property
     def spec(self) -> DeviceSpec:
         """The device as planning sees it, with the seconds that it measured."""
-        measured = {key: module.compute_s for key, module in self.held.items() if module.compute_s}
-        return DeviceSpec(id=self.id, compute_s=measured, **self.profile.model_dump())
+        return DeviceSpec(id=self.id, compute_s=dict(self.measured), **self.profile.model_dump())
 
 
 @dataclass(frozen=True)
@@ -223,8 +226,17 @@ def _beaten(known: Device | None, message: Heartbeat, now_s: float) -> Device | 
         seq=message.seq,
         fence=(message.epoch, message.generation),
         held=message.modules,
+        cached=frozenset(message.cached.keys() - message.modules.keys()),
+        measured=_measured(known, message),
     )
     return replace(beating, setbacks=_setbacks(known, beating, now_s))
+
+
+def _measured(known: Device, message: Heartbeat) -> Mapping[ModuleKey, float]:
+    """The seconds reported now, over those reported before: what is let go of keeps its last measurement."""
+    seconds = {key: cached_s for key, cached_s in message.cached.items() if cached_s}
+    seconds |= {key: module.compute_s for key, module in message.modules.items() if module.compute_s}
+    return {**known.measured, **seconds}
 
 
 def _setbacks(before: Device, after: Device, now_s: float) -> Mapping[ModuleKey, Setback]:

@@ -7,10 +7,10 @@ happens to devices is in ``cluster``. Knows nothing of topics or bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from broker.messages import Assignment, OrchestratorState, Result, Route
-from broker.specs import DeviceId, TaskName, TaskSpec
+from broker.specs import DeviceId, ModuleKey, TaskName, TaskSpec
 from orchestrator.cluster import ClusterEvent
 
 # --- events ---
@@ -45,6 +45,7 @@ class RouteSeen:
     task: TaskName
     available: bool
     front_door: bool = False  # whether somebody takes the task's requests
+    serving: Mapping[ModuleKey, tuple[DeviceId, ...]] = field(default_factory=dict)  # who ran its modules
 
 
 @dataclass(frozen=True)

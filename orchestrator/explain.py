@@ -1,11 +1,30 @@
-"""Why a module is where it is, and why nowhere else: worked out when somebody asks."""
+"""Why a module is where it is, and why nowhere else: worked out when somebody asks.
+
+Owns the sentences. Knows nothing of how the placement was found: every reason is about the placement as it is, one
+module moved and all others left where they are.
+"""
 
 from __future__ import annotations
 
-from broker.specs import ModuleKey
-from orchestrator.placement import Explanation, Placement
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-__all__ = ["Explanation", "explain"]
+import numpy as np
+
+from broker.specs import DeviceId, ModuleKey, ModuleName
+from orchestrator.fleet import NOWHERE
+from orchestrator.greedy import Board
+from orchestrator.problem import Placement
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a module is where it is, and for each other device why it isn't there."""
+
+    module: ModuleName
+    device: DeviceId
+    why: str
+    rejected: Mapping[DeviceId, str]
 
 
 def explain(placement: Placement, key: ModuleKey) -> Explanation:
@@ -18,4 +37,45 @@ def explain(placement: Placement, key: ModuleKey) -> Explanation:
     Raises:
         KeyError: it doesn't place that module.
     """
-    return placement.explain[key]
+    problem, module = placement.problem, placement.problem.number[key]
+    rows = problem.fleet.rows
+    board = Board(problem)
+    for number, name in enumerate(problem.keys):
+        board.put(number, rows[placement.where[name]])
+    home = board.where[module]
+    board.put(module, NOWHERE)
+    able = board.able(module)
+    costs_s = problem.costs_s(module, able, board.where)
+    cost_s = float(costs_s[np.searchsorted(able, home)])
+    slower_s = dict(zip(able.tolist(), (costs_s - cost_s).tolist(), strict=True))
+    bars = problem.bars.get(key, {})
+    rejected: dict[DeviceId, str] = {}
+    for name, row in rows.items():
+        if row == home:
+            continue
+        if name in bars:
+            rejected[name] = bars[name]
+        elif row not in slower_s:
+            rejected[name] = f"memory short by {problem.bytes[module] - int(board.room[row])} bytes"
+        else:
+            rejected[name] = _slower(slower_s[row], later=row > home)
+    added_s = max(0.0, cost_s - problem.cost_s(module, NOWHERE, board.where))
+    if key in placement.kept:
+        why = "stays where it is"
+    elif len(able) == 1:
+        why = f"adds {added_s:.3g} s; no other device can take it"
+    elif min(slower_s.values()) >= 0:
+        why = f"adds {added_s:.3g} s, the least"
+    elif home in problem.at_hand[module]:
+        why = f"adds {added_s:.3g} s, and its weights are there already"
+    else:
+        why = f"adds {added_s:.3g} s, the least when its turn came"
+    return Explanation(problem.names[module], placement.where[key], why, rejected)
+
+
+def _slower(by_s: float, *, later: bool) -> str:
+    if by_s > 0:
+        return f"slower by {by_s:.3g} s"
+    if by_s < 0:
+        return f"faster by {-by_s:.3g} s now, not when its turn came"
+    return "as fast, but later in the alphabet" if later else "as fast: no reason to move"

@@ -1,29 +1,102 @@
-"""The devices of a plan, in the order of their ids, built once and reused over re-plans.
+"""The devices of a plan as arrays, built once and reused over re-plans, for fleets of 10,000.
 
-Owns what planning needs of many devices at a time. Knows nothing of tasks, placements or liveness.
+Owns what planning needs of many devices at a time: memory, speed and links, each an array of shape (D,) in the order of
+the devices' ids. Knows nothing of tasks, placements or liveness.
+
+Invariants:
+- a device keeps its row for the fleet's life: one that is gone is a row without memory, so nothing fits there;
+- of each figure, array and spec say the same, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from broker.specs import DeviceId, DeviceSpec
+import numpy as np
+import numpy.typing as npt
+
+from broker.links import Linked
+from broker.specs import DeviceId, DeviceSpec, ModuleName, ModuleSpec
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Row = int
+"""A device's place in the arrays."""
+NOWHERE: Row = -1
+"""The row of what is no device of the fleet."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fleet:
-    """Devices that may hold modules; ids are distinct."""
+    """Devices that may hold modules. Make one with ``Fleet.of``; ids are distinct."""
 
-    devices: tuple[DeviceSpec, ...]
+    specs: tuple[DeviceSpec, ...]  # by row, those that are gone among them
+    rows: Mapping[DeviceId, Row]  # of those that are there
+    memory_bytes: Integers
+    flops_per_s: Floats
+    bandwidth_bits_per_s: Floats
+    latency_s: Floats
+    measured: Mapping[str, tuple[Integers, Floats]]  # module name or key -> rows, and the seconds measured there
 
     @classmethod
     def of(cls, devices: Sequence[DeviceSpec] | Fleet) -> Fleet:
         """A fleet of these devices, in whatever order they come; a fleet is taken as it is."""
         if isinstance(devices, Fleet):
             return devices
-        return cls(tuple(sorted(devices, key=lambda device: device.id)))
+        specs = sorted(devices, key=lambda device: device.id)
+        measured: dict[str, tuple[list[Row], list[float]]] = {}
+        for row, spec in enumerate(specs):
+            for name, seconds in spec.compute_s.items():
+                rows, there = measured.setdefault(name, ([], []))
+                rows.append(row)
+                there.append(seconds)
+        return cls(
+            specs=tuple(specs),
+            rows={spec.id: row for row, spec in enumerate(specs)},
+            memory_bytes=np.array([spec.memory_bytes for spec in specs], dtype=np.int64),
+            flops_per_s=np.array([spec.compute_flops_per_s for spec in specs], dtype=np.float64),
+            bandwidth_bits_per_s=np.array([spec.bandwidth_bits_per_s for spec in specs], dtype=np.float64),
+            latency_s=np.array([spec.latency_s for spec in specs], dtype=np.float64),
+            measured={
+                name: (np.array(rows, dtype=np.int64), np.array(seconds, dtype=np.float64))
+                for name, (rows, seconds) in measured.items()
+            },
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[DeviceSpec]:
+        return (self.specs[row] for row in self.rows.values())
 
     def without(self, device: DeviceId) -> Fleet:
-        """The same fleet after the loss of one device."""
-        return Fleet(tuple(spec for spec in self.devices if spec.id != device))
+        """The same fleet after the loss of one device; rows stay."""
+        memory_bytes = self.memory_bytes.copy()
+        memory_bytes[self.rows[device]] = 0
+        rows = dict(self.rows)
+        del rows[device]
+        return replace(self, rows=rows, memory_bytes=memory_bytes)
+
+    def compute_s(self, name: ModuleName, module: ModuleSpec) -> Floats:
+        """Seconds of one forward pass on every device, (D,): ``costs.compute_s``, bit for bit."""
+        seconds = module.flops / self.flops_per_s
+        for label in (name, module.key):  # what was measured by key wins
+            if label in self.measured:
+                rows, there = self.measured[label]
+                seconds[rows] = there
+        return seconds
+
+    def transfer_s(self, size_bytes: int, end: Linked, row: Row) -> Floats:
+        """Seconds to send this many bytes between one end and every device, (D,): ``links.transfer_s``, bit for bit.
+
+        Args:
+            size_bytes: how much.
+            end: where they come from or go to.
+            row: its row; ``NOWHERE`` when it is no device of the fleet.
+        """
+        narrow = np.minimum(self.bandwidth_bits_per_s, end.bandwidth_bits_per_s)
+        seconds = (self.latency_s + end.latency_s) + float(8 * size_bytes) / narrow
+        if row != NOWHERE:
+            seconds[row] = 0.0
+        return seconds

@@ -4,7 +4,8 @@ Owns what a route says: who can run each node now, and which node's devices are 
 placement was found, nor of publishing.
 
 Invariants:
-- a route names a device for a node only if the module is placed there and the device, alive, reports it as ready;
+- a route names a device for a node only if an active copy is placed there and the device, alive, reports it as ready;
+  standbys are in no route;
 - a node without a device is pending, not unavailable: its module loads, and requests wait;
 - ``unavailable`` always says why, and what to do.
 """
@@ -20,6 +21,9 @@ from orchestrator.cluster import Device
 from orchestrator.costs import compute_s
 
 HEADER_ROOM_BYTES = 64 * 1024  # for the envelope, the plan and the topic of a message
+Actives = Mapping[ModuleKey, tuple[DeviceId, ...]]
+"""The devices with an active copy of each placed module."""
+DRIFT_FACTOR = 1.5  # measured seconds waver by some ten percent; only more than this may change who is the fastest
 
 
 @dataclass(frozen=True)
@@ -52,18 +56,16 @@ def front_door_node(task: TaskSpec) -> NodeName:
     return min(task.nodes, key=lambda name: (-raw_bytes(name), name))
 
 
-def route_of(
-    task: TaskSpec, term: Term, where: Mapping[ModuleKey, DeviceId], devices: Mapping[DeviceId, Device]
-) -> Route:
+def route_of(task: TaskSpec, term: Term, actives: Actives, devices: Mapping[DeviceId, Device]) -> Route:
     """The route of a placed task; its ``group`` is left 0.
 
     Args:
         task: the graph.
         term: epoch and generation.
-        where: the device of each placed module.
+        actives: the devices with an active copy of each placed module.
         devices: all that are known, by id.
     """
-    nodes = {name: _node(task, name, where, devices) for name in task.order}
+    nodes = {name: _node(task, name, actives, devices) for name in task.order}
     front_door = tuple(candidate.device for candidate in nodes[front_door_node(task)].devices)
     return Route(
         task=task.task,
@@ -83,16 +85,22 @@ def no_route(task: str, term: Term, why: str) -> Route:
 
 
 def same_way(a: Route, b: Route) -> bool:
-    """Whether two routes say the same but for the seconds that devices measured: those drift all the time."""
-    return _without_seconds(a) == _without_seconds(b)
+    """Whether two routes say the same but for measured seconds: those drift, and count only where there is a choice."""
+    if _without_seconds(a) != _without_seconds(b):
+        return False
+    pairs = [
+        (old.compute_s, new.compute_s)
+        for name, node in a.nodes.items()
+        if len(node.devices) > 1
+        for old, new in zip(node.devices, b.nodes[name].devices, strict=True)
+    ]
+    return all(max(pair) <= DRIFT_FACTOR * min(pair) for pair in pairs)
 
 
-def _node(
-    task: TaskSpec, name: NodeName, where: Mapping[ModuleKey, DeviceId], devices: Mapping[DeviceId, Device]
-) -> RouteNode:
+def _node(task: TaskSpec, name: NodeName, actives: Actives, devices: Mapping[DeviceId, Device]) -> RouteNode:
     node, module = task.nodes[name], task.module_of(name)
-    holder = devices.get(where.get(module.key, ""))
-    able = [holder] if holder and holder.alive and holder.ready(module.key) else []
+    holders = [devices[name] for name in actives.get(module.key, ()) if name in devices]
+    able = [holder for holder in holders if holder.alive and holder.ready(module.key)]
     return RouteNode(
         module=node.module,
         key=module.key,

@@ -46,12 +46,13 @@ from orchestrator.events import (
     PublishState,
     Resign,
 )
-from orchestrator.state import State, initial
+from orchestrator.state import Pace, State, initial
 from orchestrator.wire import HEARD, event_of, outgoing_of
 
 READ_RETAINED_S = 0.5  # a broker sends retained messages at once after the subscription; there is no end mark
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
+PLANNING_S = 0.2  # a turn's time to look for a better placement: too short for anybody to seem late
 MAX_WAITING_BYTES = 32 * 1024 * 1024  # of requests that wait for the loop's next turn; two of the largest
 
 _log = structlog.get_logger("orchestrator")
@@ -86,6 +87,7 @@ class Orchestrator:
         site: the prefix in front of all topics.
         heartbeat_interval_s: how often agents report.
         settle_s: how long retained messages and first heartbeats may take to arrive after a connection.
+        pace: how soon spares are chosen and better placements are looked for.
         answer_unknown_tasks: answer requests for tasks that nobody serves. It costs one more copy of each request from
             the broker; without it such a request ends at its sender's deadline.
         make_transport: makes the two connections.
@@ -102,6 +104,7 @@ class Orchestrator:
         *,
         heartbeat_interval_s: float = 1.0,
         settle_s: float = 1.5,
+        pace: Pace | None = None,
         answer_unknown_tasks: bool = True,
         make_transport: MakeTransport = MqttTransport,
     ) -> None:
@@ -111,6 +114,7 @@ class Orchestrator:
         self._prefix = topics.prefix_of(site)
         self._heartbeat_interval_s = heartbeat_interval_s
         self._settle_s = settle_s
+        self._pace = pace
         self._answer_unknown_tasks = answer_unknown_tasks
         self._make_transport = make_transport
         self._mailbox: Mailbox[_Posted | _Stop] = Mailbox(max_data_bytes=MAX_WAITING_BYTES)
@@ -136,7 +140,12 @@ class Orchestrator:
                 return
             epoch = max(self._stored_epoch, seen) + 1
             store_epoch(self._epoch_file, epoch)
-            self._state = initial(epoch=epoch, heartbeat_interval_s=self._heartbeat_interval_s, settle_s=self._settle_s)
+            self._state = initial(
+                epoch=epoch,
+                heartbeat_interval_s=self._heartbeat_interval_s,
+                settle_s=self._settle_s,
+                pace=self._pace,
+            )
             _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
             self._connect(epoch)
             while not self._stopping:
@@ -236,7 +245,8 @@ class Orchestrator:
         if self._state is None:
             return
         try:
-            self._state, actions = decide(self._state, event, time.monotonic())
+            now_s = time.monotonic()
+            self._state, actions = decide(self._state, event, now_s, lambda: time.monotonic() > now_s + PLANNING_S)
         except Exception:  # noqa: BLE001 - a bug met by one message, perhaps a retained one, must not end the leader
             self._failed("event_failed", event)
             if isinstance(event, Tick):
@@ -319,8 +329,8 @@ def _tell(action: Action) -> None:
         case ClearRoute(task):
             _log.info("route_cleared", task=task)
         case PublishAssignment(device, assignment):
-            names = [module.module for module in assignment.modules]
-            _log.info("assignment", device=device, generation=assignment.generation, modules=names)
+            names = {role: [m.module for m in assignment.modules if m.role == role] for role in ("active", "standby")}
+            _log.info("assignment", device=device, generation=assignment.generation, **names)
         case ClearAssignment(device):
             _log.info("device_forgotten", device=device)
         case AnswerError(reply_to, _, result):

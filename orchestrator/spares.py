@@ -1,6 +1,6 @@
 """What leftover memory is for: warm standby copies of modules, then further active ones.
 
-Owns which module deserves a second copy, and where. Knows nothing of liveness or messages, nor whether a copy is loaded;
+Owns which module deserves a second copy, and where. Knows nothing of liveness, of messages, or of what is loaded;
 ``where``, the copies that planning counts, is given and never touched.
 
 Invariants:
@@ -13,7 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -85,7 +85,7 @@ def spares(
         pinned: standbys that must be, for a copy that is to take over; left out only where the memory lacks.
         only: where given, a module's spares may be only on the devices that it names, and else nowhere.
     """
-    board = _Board(devices, tasks, where, barred or {}, at_hand or {}, kept, only)
+    board = _Board(devices, tasks, where, barred=barred or {}, at_hand=at_hand or {}, kept=kept, only=only)
     for key, device in (pinned or {}).items():
         if key in board.modules and board.may_take(key, device):
             board.put(key, device)
@@ -109,6 +109,7 @@ class _Board:
         devices: Sequence[DeviceSpec],
         tasks: Sequence[TaskSpec],
         where: Mapping[ModuleKey, DeviceId],
+        *,
         barred: Bars,
         at_hand: AtHand,
         kept: Spares,

@@ -5,45 +5,101 @@ Owns the fields, not what changes them. Knows nothing of messages' bytes, topics
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
 from broker.messages import Assignment, DeviceProfile, Route
 from broker.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
 from broker.transport import LinkUp
 from orchestrator.cluster import Cluster
 from orchestrator.events import RouteSeen
-from orchestrator.placement import Explanation
+from orchestrator.placement import never
 from orchestrator.routes import Term
+from orchestrator.spares import NO_SPARES, Spares
+
+Role = Literal["active", "standby"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Now, and whether this turn's time for planning is over."""
+
+    now_s: float
+    enough: Callable[[], bool] = never
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How soon what is merely better is done; what is broken is mended at once."""
+
+    calm_s: float = 3.0  # without a change before spares are chosen: the rest of a fleet that starts, or dies, follows
+    review_s: float = 30.0  # between looks for a better placement, and after moves: some loads of a gateway's disk
+    round_s: float = 600.0  # moves that aren't ready by then are given up: a download over a thin line
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the placement depends on. Equal facts are never placed twice: measured seconds drift, modules don't."""
+    """All that calls for placing anew. Equal facts are never placed twice: measured seconds drift, modules don't."""
 
     candidates: tuple[tuple[DeviceId, DeviceProfile], ...] = ()
-    tasks: tuple[TaskSpec, ...] = ()
+    tasks: tuple[TaskSpec, ...] = ()  # those that could be served
+    unservable: Mapping[TaskName, str] = field(default_factory=dict)  # the others, and why
     barred: Mapping[ModuleKey, Mapping[DeviceId, str]] = field(default_factory=dict)
+    footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # measured bytes, where more than the spec's
+
+
+@dataclass(frozen=True)
+class Moves:
+    """One round of planned moves: the copies that take over together once they are loaded."""
+
+    to: Mapping[ModuleKey, DeviceId]
+    origin: Mapping[ModuleKey, DeviceId]
+    until_s: float
+    gain_s: float  # of the objective, when it was planned
 
 
 @dataclass(frozen=True)
 class Standing:
-    """The placement that stands, and the facts it answers."""
+    """The placement that stands, and the facts it answers.
+
+    ``where`` is the active copy that planning counts; ``spares`` are the others; ``moves.to`` are among the standbys.
+    """
 
     facts: Facts = Facts()
     where: Mapping[ModuleKey, DeviceId] = field(default_factory=dict)
     modules: Mapping[ModuleKey, tuple[ModuleName, ModuleSpec]] = field(default_factory=dict)
-    explain: Mapping[ModuleKey, Explanation] = field(default_factory=dict)
+    why: Mapping[ModuleKey, str] = field(default_factory=dict)
     refused: Mapping[TaskName, str] = field(default_factory=dict)
+    spares: Spares = NO_SPARES
+    moves: Moves | None = None
 
     @property
-    def holdings(self) -> dict[ModuleKey, tuple[DeviceId, ModuleSpec]]:
-        """What is held where: the placement's content, without names and reasons."""
-        return {key: (home, self.modules[key][1]) for key, home in self.where.items()}
+    def tasks(self) -> list[TaskSpec]:
+        """The tasks that are placed."""
+        return [task for task in self.facts.tasks if task.task not in self.refused]
 
-    def held_by(self, device: DeviceId) -> dict[ModuleKey, ModuleSpec]:
-        """What this device must hold."""
-        return {key: self.modules[key][1] for key, home in self.where.items() if home == device}
+    @cached_property
+    def actives(self) -> dict[ModuleKey, tuple[DeviceId, ...]]:
+        """The devices that serve each module, the one that planning counts first."""
+        return {key: (home, *self.spares.replicas.get(key, ())) for key, home in self.where.items()}
+
+    @cached_property
+    def held_by(self) -> dict[DeviceId, dict[ModuleKey, Role]]:
+        """What each device must hold, and for what."""
+        held: dict[DeviceId, dict[ModuleKey, Role]] = {}
+        for key, devices in self.actives.items():
+            for device in devices:
+                held.setdefault(device, {})[key] = "active"
+            for device in self.spares.standby.get(key, ()):
+                held.setdefault(device, {})[key] = "standby"
+        return held
+
+    @property
+    def serving(self) -> dict[ModuleKey, tuple[tuple[DeviceId, ...], ModuleSpec]]:
+        """What serves where: the placement's content, without names, reasons and standbys."""
+        return {key: (devices, self.modules[key][1]) for key, devices in self.actives.items()}
 
 
 @dataclass(frozen=True)
@@ -53,6 +109,7 @@ class State:
     epoch: int
     settle_s: float
     cluster: Cluster
+    pace: Pace = Pace()
     link: LinkUp | None = None
     settles_at_s: float | None = None  # until then nothing is placed
     sessions: tuple[int, ...] = ()  # of our links, the present one last; only the latest are kept
@@ -61,7 +118,10 @@ class State:
     tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)
     invalid: Mapping[TaskName, str] = field(default_factory=dict)
     remembered: Mapping[TaskName, RouteSeen] = field(default_factory=dict)  # routes that the broker had at our link
+    footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # the most bytes that any device measured
     standing: Standing = Standing()
+    spares_due_s: float | None = None  # from when on spares are to be chosen; None: those that stand were
+    reviewed_s: float = 0.0  # when a better placement was last looked for, or an active copy last moved
     generation: int = 0
     routes: Mapping[TaskName, Route] = field(default_factory=dict)  # as published
     assignments: Mapping[DeviceId, Assignment] = field(default_factory=dict)  # as published
@@ -79,6 +139,6 @@ class State:
         return Term(self.epoch, self.generation)
 
 
-def initial(*, epoch: int, heartbeat_interval_s: float = 1.0, settle_s: float = 1.5) -> State:
+def initial(*, epoch: int, heartbeat_interval_s: float = 1.0, settle_s: float = 1.5, pace: Pace | None = None) -> State:
     """The state before anything is known."""
-    return State(epoch=epoch, settle_s=settle_s, cluster=Cluster(heartbeat_interval_s))
+    return State(epoch=epoch, settle_s=settle_s, cluster=Cluster(heartbeat_interval_s), pace=pace or Pace())

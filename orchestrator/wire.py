@@ -118,7 +118,8 @@ def _route(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event | 
         route = decode(Route, delivery.payload)
     except RemoteProtocolError:
         return RouteSeen(ids["task"], available=False)  # to be overwritten or cleared all the same
-    return RouteSeen(ids["task"], available=route.unavailable is None, front_door=bool(route.front_door))
+    serving = {node.key: tuple(device.device for device in node.devices) for node in route.nodes.values()}
+    return RouteSeen(ids["task"], route.unavailable is None, bool(route.front_door), serving)
 
 
 _READERS: Mapping[Topic, Callable[[str, Mapping[str, str], Delivery], Event | None]] = {

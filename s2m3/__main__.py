@@ -16,6 +16,7 @@ from broker.messages import MAX_DEADLINE_S
 from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_prefix
 from s2m3 import bench, commands, demo, models
 from s2m3.head import command as head
+from s2m3.plan import command as plan
 from s2m3.replay import command as replay
 from s2m3.replay import soak
 
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     head.add_arguments(verb("head", "a new task on an encoder that is already there"))
     replay.add_arguments(verb("replay", "let failures happen to a whole site, and see what its requests felt"))
     soak.add_arguments(verb("soak", "failures at random for half an hour: nothing lost, and no process that grows"))
+    plan.add_arguments(verb("plan", "where modules would go: a plan from files, without any device"))
     bench.add_arguments(verb("bench", "measure: accuracy"))
     status = verb("status", "show devices, modules and tasks")
     status.set_defaults(run=commands.status)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from s2m3.accuracy import command as accuracy
+from s2m3.latency import command as latency
+from s2m3.placing import command as placing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,3 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="bench_command", required=True, metavar="COMMAND")
     text = "accuracy of the split and the unsplit model on labelled data, and how many answers differ"
     accuracy.add_arguments(verbs.add_parser("accuracy", help=text, description=text))
+    text = "seconds to an answer: split against cloud and local over shaped links, or branches at once against in turn"
+    latency.add_arguments(verbs.add_parser("latency", help=text, description=text))
+    text = "how near to the optimum the placements are, and how long they take, on 95 instances"
+    placing.add_arguments(verbs.add_parser("placement", help=text, description=text))

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from broker.client import Client, Response
 from broker.errors import S2M3Error
-from broker.messages import Route
+from broker.messages import AssignedModule, Route
 from edge_agent.config import AgentConfig
 from s2m3 import tasks
 from s2m3.catalogue import load_task
@@ -53,6 +53,7 @@ class Report:
     """What the demo found; becomes the JSON document."""
 
     placement: dict[str, list[str]] = field(default_factory=dict)
+    standby: dict[str, list[str]] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     placement_after: dict[str, list[str]] = field(default_factory=dict)
     memory_bytes: dict[str, int] = field(default_factory=dict)
@@ -149,22 +150,39 @@ class Demo:
         table = Table(title="placement", title_justify="left")
         for name in ("module", "device", "MB", "used by", "why there"):
             table.add_column(name, overflow="fold")
-        shared = 0
-        for device, assignment in sorted(self._observer.assignments.items()):
-            for assigned in assignment.modules:
-                users = [s.task for s in self._specs if any(m.key == assigned.spec.key for m in s.modules.values())]
-                self._report.placement.setdefault(assigned.module, []).append(device)
-                self._report.why[assigned.module] = assigned.why
-                shared += assigned.spec.memory_bytes
-                size = f"{assigned.spec.memory_bytes / 1e6:.1f}"
-                table.add_row(assigned.module, device, size, ", ".join(users), assigned.why)
+        shared = footprint = 0
+        for device, assigned in self._assigned("active"):
+            users = [s.task for s in self._specs if any(m.key == assigned.spec.key for m in s.modules.values())]
+            self._report.placement.setdefault(assigned.module, []).append(device)
+            self._report.why[assigned.module] = assigned.why
+            shared += assigned.spec.memory_bytes
+            held = self._observer.heartbeats[device].modules.get(assigned.spec.key)
+            footprint += held.memory_bytes if held else assigned.spec.memory_bytes
+            size = f"{assigned.spec.memory_bytes / 1e6:.1f}"
+            table.add_row(assigned.module, device, size, ", ".join(users), assigned.why)
         unshared = self._report.memory_bytes["unshared"]
-        self._report.memory_bytes["shared"] = shared
+        self._report.memory_bytes |= {"shared": shared, "footprint": footprint}
         self._console.print(table)
         self._console.print(
-            f"memory held for {len(self._specs)} tasks: {shared / 1e6:.1f} MB shared, {unshared / 1e6:.1f} MB if each "
-            f"task held its own: {100 * (1 - shared / unshared):.0f} % saved\n"
+            f"memory held for {len(self._specs)} tasks: {shared / 1e6:.1f} MB of weights, {unshared / 1e6:.1f} if "
+            f"each task held its own: {100 * (1 - shared / unshared):.0f} % saved; they really occupy "
+            f"{footprint / 1e6:.1f} MB, as the devices measured it"
         )
+        for device, assigned in self._assigned("standby"):
+            self._report.standby.setdefault(assigned.module, []).append(device)
+        if self._report.standby:
+            spare = (f"{module} on {', '.join(devices)}" for module, devices in self._report.standby.items())
+            self._console.print(f"standby copies in memory left over: {'; '.join(spare)}")
+        self._console.print()
+
+    def _assigned(self, role: str) -> list[tuple[str, AssignedModule]]:
+        """What devices are to hold in a role, by device."""
+        return [
+            (device, assigned)
+            for device, assignment in sorted(self._observer.assignments.items())
+            for assigned in assignment.modules
+            if assigned.role == role
+        ]
 
     def _ask_everything(self, expected: Sequence[dict[str, object]]) -> bool:
         rows = []
@@ -267,10 +285,9 @@ class Demo:
             f"{found['lost']} lost, {found['wrong']} wrong; the slowest took {found['slowest_s']:.2f} s"
         )
         table = Table("module", "device", title="placement after the failure", title_justify="left")
-        for device, assignment in sorted(self._observer.assignments.items()):
-            for assigned in assignment.modules:
-                self._report.placement_after.setdefault(assigned.module, []).append(device)
-                table.add_row(assigned.module, device)
+        for device, assigned in self._assigned("active"):
+            self._report.placement_after.setdefault(assigned.module, []).append(device)
+            table.add_row(assigned.module, device)
         self._console.print(table)
 
     def _progress(self) -> Progress:

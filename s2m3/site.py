@@ -112,7 +112,9 @@ class Site:
 
     def start_agent(self, device: str) -> None:
         """Start, or start again, a device's agent."""
-        config = self._configs[device].model_copy(update={"broker": self._way(device), "site": self.site})
+        config = self._configs[device]
+        state = config.state_dir or str(self._directory / "agents")  # what it measures survives a restart, and no more
+        config = config.model_copy(update={"broker": self._way(device), "site": self.site, "state_dir": state})
         path = self._directory / f"{device}.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(exclude_none=True)), encoding="utf-8")
         self._start(device, ["edge_agent", "--config", str(path)])

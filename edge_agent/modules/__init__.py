@@ -15,7 +15,8 @@ How to add a family whose weights are published as a model repository (``clip.py
    - ``PARTS: Mapping[str, cut.Part]``: for each part its prefixes in the published layouts, how transformers builds it
      from config.json, its identity, and its typical pass (``cut.Part`` says all of it);
    - a class a part, whose ``__call__(*values)`` prepares raw inputs, runs ``forward`` (tensors to tensors; the typical
-     pass calls the same function), and gives ``Output``; one with several uses has ``uses`` and takes ``use=``;
+     pass calls the same function), and gives ``Output``; one with several uses has ``uses`` and takes ``use=``; its
+     ``typical()`` gives values for such a call, from ``typical.py``: by them a device measures it;
    - ``load(spec) -> Module``: ``cut.open_part(spec, part)`` gives the checkpoint, and ``cut.load_network(spec,
      PARTS[part], checkpoint)`` the network; tokenizers and image processors come from ``prepare``.
    A family's name is FILE.PART or FILE.SOMETHING; ``source.part`` in a spec is the key in ``PARTS``, and two families
@@ -33,7 +34,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Protocol, cast
 
 from pydantic import JsonValue
@@ -64,6 +65,13 @@ class Module(Protocol):
             RequestFailed: ``bad_input`` for what a sensor sent and this module can't read; ``module_failed`` for
                 arrays that don't fit this module, which only a wrong task spec causes.
         """
+
+
+class MeasurableModule(Protocol):
+    """A module that knows what it is typically given. All families of this package are; others are run unmeasured."""
+
+    def typical(self) -> tuple[Value, ...]:
+        """Values for one pass in the ordinary use, as its node would be given them."""
 
 
 class VersatileModule(Protocol):
@@ -130,16 +138,31 @@ def load(spec: ModuleSpec) -> Module:
     Raises:
         ModuleRefused: unknown family, a package is missing, or the weights don't fit the spec.
     """
+    family = import_family(spec)
+    return cast("Callable[[ModuleSpec], Module]", family.load)(spec)
+
+
+def import_family(spec: ModuleSpec) -> ModuleType:
+    """Import the file of a module's family, and the packages that it needs; no weights.
+
+    Raises:
+        ModuleRefused: unknown family, or a package is missing.
+    """
     if spec.family not in FAMILIES:
         raise ModuleRefused(f"unknown family {spec.family}: this agent has {', '.join(sorted(FAMILIES))}")
     try:
-        family = importlib.import_module(FAMILIES[spec.family])
+        return importlib.import_module(FAMILIES[spec.family])
     except ImportError as error:
         extra = "agent" if spec.source and spec.source.hub else "pocket"
         raise ModuleRefused(
             f"{spec.family} needs the Python package {error.name}, which is missing: install the [{extra}] extra"
         ) from error
-    return cast("Callable[[ModuleSpec], Module]", family.load)(spec)
+
+
+def typical_values(module: Module) -> tuple[Value, ...] | None:
+    """Values for one typical pass of a module; None when it doesn't know any."""
+    made: Callable[[], tuple[Value, ...]] | None = getattr(module, "typical", None)
+    return made() if made is not None else None
 
 
 def run(module: Module, values: Sequence[Value], use: str | None) -> Output:

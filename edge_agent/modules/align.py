@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, inputs, prepare
+from edge_agent.modules import Module, Output, Value, answers, cut, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 from edge_agent.modules.contrast import ContrastHead, HeadModule
 
@@ -160,6 +160,10 @@ class VisionModule:
         self._network = network
         self._processor = processor
 
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (typical.picture(),)
+
     def __call__(self, *values: Value) -> Output:
         """A picture's bytes to ``image_embeds`` (1, e)."""
         inputs.count(values, 1)
@@ -174,6 +178,10 @@ class TextModule:
     def __init__(self, network: TextTower, tokenizer: PreTrainedTokenizerBase) -> None:
         self._network = network
         self._tokenizer = tokenizer
+
+    def typical(self) -> tuple[Value, ...]:
+        """Four captions."""
+        return (typical.texts(),)
 
     def __call__(self, *values: Value) -> Output:
         """A text, one a line (n), to ``text_embeds`` (n, e)."""

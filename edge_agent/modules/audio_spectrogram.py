@@ -30,7 +30,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from broker.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, audio, cut, inputs, prepare
+from edge_agent.modules import Module, Output, Value, answers, audio, cut, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config, read_object
 
 MOST_S = 60.0  # seconds of the longest sound that is read
@@ -177,6 +177,10 @@ class EncoderModule:
         self._network = network
         self._extractor = made
 
+    def typical(self) -> tuple[Value, ...]:
+        """A sound."""
+        return (typical.sound(),)
+
     def __call__(self, *values: Value) -> Output:
         """A sound's wav bytes to ``pooled`` (1, d)."""
         inputs.count(values, 1)
@@ -193,6 +197,10 @@ class ProjectionModule:
     def __init__(self, network: Projection) -> None:
         self._network = network
 
+    def typical(self) -> tuple[Value, ...]:
+        """The encoder's array."""
+        return (typical.arrays({"pooled": (1, self._network.audio_projection.in_features)}),)
+
     def __call__(self, *values: Value) -> Output:
         """``pooled`` (1, d) to ``audio_embeds`` (1, e)."""
         inputs.count(values, 1)
@@ -207,6 +215,12 @@ class AlignmentModule:
 
     def __init__(self, network: AlignmentHead) -> None:
         self._network = network
+
+    def typical(self) -> tuple[Value, ...]:
+        """Embeddings of a sound, a picture and four texts, and these."""
+        width, texts = self._network.width, typical.TEXTS
+        towers = ({"audio_embeds": (1, width)}, {"image_embeds": (1, width)}, {"text_embeds": (texts, width)})
+        return *(typical.arrays(each) for each in towers), typical.texts()
 
     def __call__(self, *values: Value) -> Output:
         """Embeddings of a sound, a picture and n texts, and the texts, to ``logits`` (1, n), ``similarity`` (1, 1)."""

@@ -32,7 +32,7 @@ from transformers import (
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, generation, inputs, prepare
+from edge_agent.modules import Module, Output, Value, answers, cut, generation, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 MOST_TOKENS: Mapping[str | None, int] = MappingProxyType({None: 10, "caption": 20})  # after the start, by use
@@ -179,6 +179,10 @@ class VisionModule:
         self._network = network
         self._processor = processor
 
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (typical.picture(),)
+
     def __call__(self, *values: Value) -> Output:
         """A picture's bytes to ``states`` (1, 1 + p, d)."""
         inputs.count(values, 1)
@@ -193,6 +197,11 @@ class QuestionModule:
     def __init__(self, network: _Reader, tokenizer: PreTrainedTokenizerBase) -> None:
         self._network = network
         self._tokenizer = tokenizer
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture's states and a question."""
+        shape = (1, self._network.patches, self._network.config.encoder_hidden_size)
+        return typical.arrays({"states": shape}), typical.question()
 
     def __call__(self, *values: Value) -> Output:
         """``states`` (1, 1 + p, d) of a picture and a question to ``states`` (1, t, d)."""
@@ -214,6 +223,10 @@ class DecoderModule:
     def __init__(self, network: Decoder, tokenizer: PreTrainedTokenizerBase) -> None:
         self._network = network
         self._tokenizer = tokenizer
+
+    def typical(self) -> tuple[Value, ...]:
+        """What the question's reader gives."""
+        return (typical.arrays({"states": (1, TYPICAL_QUESTION, self._network.config.encoder_hidden_size)}),)
 
     def __call__(self, *values: Value, use: str | None = None) -> Output:
         """``states`` (1, n, d) to ``tokens`` (1, t), and the answer or the caption."""

@@ -34,7 +34,7 @@ from transformers import (
 
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, audio, cut, inputs, prepare
+from edge_agent.modules import Module, Output, Value, answers, audio, cut, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config, read_object
 from edge_agent.modules.contrast import ContrastHead, HeadModule
 
@@ -203,6 +203,10 @@ class AudioModule:
         self._network = network
         self._extractor = made
 
+    def typical(self) -> tuple[Value, ...]:
+        """A sound."""
+        return (typical.sound(),)
+
     def __call__(self, *values: Value) -> Output:
         """A sound's wav bytes to ``audio_embeds`` (1, e)."""
         inputs.count(values, 1)
@@ -217,6 +221,10 @@ class TextModule:
     def __init__(self, network: ClapTextModelWithProjection, tokenizer: PreTrainedTokenizerBase) -> None:
         self._network = network
         self._tokenizer = tokenizer
+
+    def typical(self) -> tuple[Value, ...]:
+        """Four captions."""
+        return (typical.texts(),)
 
     def __call__(self, *values: Value) -> Output:
         """A text, one a line (n), to ``text_embeds`` (n, e)."""

@@ -42,7 +42,7 @@ from transformers.image_processing_backends import PilBackend
 
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, inputs, prepare
+from edge_agent.modules import Module, Output, Value, answers, cut, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 from edge_agent.modules.contrast import ContrastHead, HeadModule
 
@@ -231,6 +231,10 @@ class VisionModule:
         self._ordinary = ordinary_processor(network.config)
         self._clipseg = clipseg_processor()
 
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (typical.picture(),)
+
     def __call__(self, *values: Value, use: str | None = None) -> Output:
         """A picture's bytes to what the use gives."""
         inputs.count(values, 1)
@@ -247,6 +251,10 @@ class TextModule:
         self._network = network
         self._tokenizer = tokenizer
 
+    def typical(self) -> tuple[Value, ...]:
+        """Four captions."""
+        return (typical.texts(),)
+
     def __call__(self, *values: Value) -> Output:
         """A text, one a line (n), to ``text_embeds`` (n, e)."""
         inputs.count(values, 1)
@@ -262,6 +270,10 @@ class ProjectionModule:
 
     def __init__(self, network: Projection) -> None:
         self._network = network
+
+    def typical(self) -> tuple[Value, ...]:
+        """The tower's array."""
+        return (typical.arrays({"pooled": (1, self._network.visual_projection.in_features)}),)
 
     def __call__(self, *values: Value) -> Output:
         """``pooled`` (1, d) to ``image_embeds`` (1, e)."""

@@ -33,7 +33,7 @@ from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
 
 from broker.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, clip, cut, inputs, prepare
+from edge_agent.modules import Module, Output, Value, answers, clip, cut, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 MAX_TEXTS = 16  # a mask takes up to 21 kB of an answer
@@ -156,6 +156,11 @@ class ReduceModule:
     def __init__(self, network: Reduce) -> None:
         self._network = network
 
+    def typical(self) -> tuple[Value, ...]:
+        """Three layers of the tower."""
+        shape = (1, 1 + (clip.CLIPSEG_SIZE // 16) ** 2, self._network.width)
+        return (typical.arrays({f"layer-{index}": shape for index in clip.CLIPSEG_LAYERS}),)
+
     def __call__(self, *values: Value) -> Output:
         """``layer-9``, ``-6`` and ``-3`` (1, 1 + p, d) to ``reduced-0``, ``-1`` and ``-2`` (1, 1 + p, r)."""
         inputs.count(values, 1)
@@ -171,6 +176,13 @@ class DecoderModule:
 
     def __init__(self, network: CLIPSegDecoder) -> None:
         self._network = network
+
+    def typical(self) -> tuple[Value, ...]:
+        """The reduced layers, and one text with its embedding."""
+        config = self._network.config
+        shape = (1, _tokens(config), config.reduce_dim)
+        reduced = typical.arrays({f"reduced-{index}": shape for index in range(len(config.extract_layers))})
+        return reduced, typical.arrays({"text_embeds": (1, cast("int", config.projection_dim))}), typical.question()
 
     def __call__(self, *values: Value) -> Output:
         """The reduced layers, ``text_embeds`` (n, e) and the texts to ``logits`` (n, s, s) and a mask a text."""

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from broker.errors import ErrorCode, RequestFailed
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, inputs, weights
+from edge_agent.modules import Module, Output, Value, answers, inputs, typical, weights
 from edge_agent.modules.imagenet import CLASSES
 
 WIDTH = 384  # of the sentence encoder
@@ -41,6 +41,11 @@ class Head:
 
     def __init__(self, names: Tensor) -> None:
         self._names = names  # (1000, 384), rows of length 1
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture's classes, four captions' embeddings, and these."""
+        probs, embeddings = typical.arrays({"probs": (1, CLASSES)}), typical.arrays({TENSOR: (typical.TEXTS, WIDTH)})
+        return probs, embeddings, typical.texts()
 
     def __call__(self, *values: Value) -> Output:
         """(``probs``, ``embeddings``, texts) or (``probs``, question, ``embeddings``, texts) to ``scores`` (n,)."""

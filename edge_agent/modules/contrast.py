@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from edge_agent.modules import Output, Value, answers, inputs
+from edge_agent.modules import Output, Value, answers, inputs, typical
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -54,6 +54,11 @@ class HeadModule:
         self._probabilities = probabilities
         self._name = name
         self._dtype = next(network.parameters()).dtype
+
+    def typical(self) -> tuple[Value, ...]:
+        """Embeddings of one picture and four texts, and these."""
+        picture = typical.arrays({self._name: (1, self._network.width)})
+        return picture, typical.arrays({"text_embeds": (typical.TEXTS, self._network.width)}), typical.texts()
 
     def __call__(self, *values: Value) -> Output:
         """Embeddings of one picture, of n texts, and the texts, to ``logits`` (1, n) and the ranked texts."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, inputs, weights
+from edge_agent.modules import Module, Output, Value, inputs, typical, weights
 from edge_agent.modules.imagenet import CLASSES, class_names
 from edge_agent.modules.weights import Shape
 
@@ -141,6 +141,10 @@ class Encoder:
     def __init__(self, w: Weights) -> None:
         self._weights = w
 
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (typical.picture(),)
+
     def __call__(self, *values: Value) -> Output:
         """Picture bytes to ``features`` (1, 1280)."""
         inputs.count(values, 1)
@@ -153,6 +157,10 @@ class Classifier:
 
     def __init__(self, w: Weights) -> None:
         self._weights = w
+
+    def typical(self) -> tuple[Value, ...]:
+        """The encoder's array."""
+        return (typical.arrays({"features": (1, FEATURES)}),)
 
     def __call__(self, *values: Value) -> Output:
         """``features`` (1, 1280) to ``probs`` (1, 1000), with the answer."""

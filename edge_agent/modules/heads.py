@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from broker.errors import ErrorCode, RequestFailed
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, inputs
+from edge_agent.modules import Module, Output, Value, answers, cut, inputs, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 RANKED = 5  # labels named in an answer
@@ -120,6 +120,10 @@ class LinearModule:
         self._features = features
         self._names = names
 
+    def typical(self) -> tuple[Value, ...]:
+        """A tower's array."""
+        return (typical.arrays({self._features: (1, self._network.width)}),)
+
     def __call__(self, *values: Value) -> Output:
         """Features (1, d) to ``logits`` (1, c) and the likeliest labels."""
         inputs.count(values, 1)
@@ -136,6 +140,11 @@ class AnswerModule:
         self._network = network
         self._features = features
         self._names = names
+
+    def typical(self) -> tuple[Value, ...]:
+        """Embeddings of a picture and a question."""
+        picture = typical.arrays({self._features: (1, self._network.width)})
+        return picture, typical.arrays({"text_embeds": (1, self._network.text_width)})
 
     def __call__(self, *values: Value) -> Output:
         """A picture's features (1, d) and a question's ``text_embeds`` (1, e) to ``logits`` (1, c) and the answers."""

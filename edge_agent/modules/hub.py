@@ -54,8 +54,7 @@ class Repository:
             ModuleRefused: it may be there, and can't be had.
         """
         if self.directory is not None:
-            path = self.directory / file
-            return path if path.is_file() else None
+            return self.cached(file)
         cached = _cached(self.name, self.revision, file)
         if cached is None or isinstance(cached, Path):
             return cached
@@ -66,6 +65,14 @@ class Repository:
             if not isinstance(_cached(self.name, self.revision, "config.json"), Path):
                 raise
             return None
+
+    def cached(self, file: str) -> Path | None:
+        """A file that is on this machine already; nobody is asked, and nothing is downloaded."""
+        if self.directory is not None:
+            path = self.directory / file
+            return path if path.is_file() else None
+        found = _cached(self.name, self.revision, file)
+        return found if isinstance(found, Path) else None
 
     def required(self, file: str) -> Path:
         """A file that must be there.

@@ -32,7 +32,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, causal, cut, generation, inputs, prepare
+from edge_agent.modules import Module, Output, Value, answers, causal, cut, generation, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 PROMPTS: Mapping[str, str] = MappingProxyType(
@@ -190,6 +190,10 @@ class VisionModule:
         self._tower = tower
         self._processor = processor
 
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (typical.picture(),)
+
     def __call__(self, *values: Value) -> Output:
         """A picture's bytes to ``patches`` (1, p, d)."""
         inputs.count(values, 1)
@@ -204,6 +208,10 @@ class ProjectorModule:
     def __init__(self, projector: Projector) -> None:
         self._projector = projector
         self._dtype = next(projector.parameters()).dtype
+
+    def typical(self) -> tuple[Value, ...]:
+        """The tower's array."""
+        return (typical.arrays({"patches": (1, self._projector.patches, self._projector.width)}),)
 
     def __call__(self, *values: Value) -> Output:
         """``patches`` (1, p, d) to ``image_embeds`` (1, p, h)."""
@@ -220,6 +228,12 @@ class LanguageModule(causal.Answering):
     def __init__(self, network: causal.Language, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:
         super().__init__(network, tokenizer, causal.image_token(checkpoint.config), causal.ends(checkpoint))
         self._prompt = prompt_of(checkpoint.config)
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture's vectors and a question."""
+        return typical.arrays(
+            {"image_embeds": (1, self._network.config.picture_tokens, self.width)}
+        ), typical.question()
 
     def __call__(self, *values: Value) -> Output:
         """``image_embeds`` (1, p, h) and the question to ``tokens`` (1, t) and the answer."""

@@ -21,7 +21,7 @@ from transformers import BertConfig, BertModel
 
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, inputs, weights
+from edge_agent.modules import Module, Output, Value, inputs, typical, weights
 
 WIDTH = 384
 MAX_TOKENS = 256  # the length the model was published for; more is cut off
@@ -33,6 +33,10 @@ class Encoder:
     def __init__(self, model: BertModel, tokenizer: Tokenizer) -> None:
         self._model = model
         self._tokenizer = tokenizer
+
+    def typical(self) -> tuple[Value, ...]:
+        """Four captions."""
+        return (typical.texts(),)
 
     def __call__(self, *values: Value) -> Output:
         """A text, one a line (n), to ``embeddings`` (n, 384)."""

@@ -25,12 +25,13 @@ from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector, Id
 
 from broker.errors import ErrorCode, RequestFailed
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, causal, cut, inputs, prepare
+from edge_agent.modules import Module, Output, Value, answers, causal, cut, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 PROMPT = "<|im_start|>User:{image}{question}<end_of_utterance>\nAssistant:"
 _AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
-TYPICAL_TILES = 13  # of a picture of 4:3: three rows of four, and the whole
+TYPICAL_GRID = (3, 4)  # rows and columns of tiles, of a picture of 4:3
+TYPICAL_TILES = 13  # these, and the whole
 
 
 class Seeing(nn.Module):
@@ -130,6 +131,10 @@ class VisionModule:
         self._network = network
         self._processor = processor
 
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (typical.picture(),)
+
     def __call__(self, *values: Value) -> Output:
         """A picture's bytes to ``image_embeds`` (1, p, h) and ``grid`` (2,)."""
         inputs.count(values, 1)
@@ -148,6 +153,12 @@ class LanguageModule(causal.Answering):
     def __init__(self, network: causal.Language, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:
         super().__init__(network, tokenizer, causal.image_token(checkpoint.config), causal.ends(checkpoint))
         self._vectors = tile_vectors(checkpoint.config)
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture in thirteen tiles, and a question."""
+        rows, columns = TYPICAL_GRID
+        vectors = typical.arrays({"image_embeds": (1, (rows * columns + 1) * self._vectors, self.width)})
+        return dict(vectors) | {"grid": np.array(TYPICAL_GRID, np.float32)}, typical.question()
 
     def __call__(self, *values: Value) -> Output:
         """``image_embeds`` (1, p, h), ``grid`` (2,) and the question to ``tokens`` (1, t) and the answer."""

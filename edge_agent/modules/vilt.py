@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, inputs, prepare
+from edge_agent.modules import Module, Output, Value, answers, cut, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 RANKED = 5  # answers named
@@ -124,6 +124,10 @@ class AnswerModule:
         self._tokenizer = tokenizer
         self._processor = processor
         self._labels = labels
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture and a question."""
+        return typical.picture(), typical.question()
 
     def __call__(self, *values: Value) -> Output:
         """A picture's bytes and a question to ``logits`` (1, c) and the likeliest answers; lines are one question."""

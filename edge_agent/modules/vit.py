@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, heads, inputs, prepare
+from edge_agent.modules import Module, Output, Value, answers, cut, heads, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 RENAMES = (
@@ -91,6 +91,10 @@ class EncoderModule:
     def __init__(self, network: ViTModel, processor: ViTImageProcessorPil) -> None:
         self._network = network
         self._processor = processor
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (typical.picture(),)
 
     def __call__(self, *values: Value) -> Output:
         """A picture's bytes to ``features`` (1, d)."""

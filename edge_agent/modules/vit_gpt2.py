@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, cut, generation, inputs, prepare
+from edge_agent.modules import Module, Output, Value, answers, cut, generation, inputs, prepare, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 MOST_TOKENS = 16  # as its authors generate
@@ -166,6 +166,10 @@ class EncoderModule:
         self._network = network
         self._processor = processor
 
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (typical.picture(),)
+
     def __call__(self, *values: Value) -> Output:
         """A picture's bytes to ``states`` (1, 1 + p, d)."""
         inputs.count(values, 1)
@@ -180,6 +184,10 @@ class DecoderModule:
     def __init__(self, network: Decoder, tokenizer: PreTrainedTokenizerBase) -> None:
         self._network = network
         self._tokenizer = tokenizer
+
+    def typical(self) -> tuple[Value, ...]:
+        """The encoder's array."""
+        return (typical.arrays({"states": (1, self._network.patches, self._network.config.n_embd)}),)
 
     def __call__(self, *values: Value) -> Output:
         """``states`` (1, 1 + p, d) to ``tokens`` (1, t), and the caption."""

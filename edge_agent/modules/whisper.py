@@ -28,7 +28,19 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder, Whisper
 
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, answers, audio, cut, generation, identity, inputs, prepare
+from edge_agent.modules import (
+    Module,
+    Output,
+    Value,
+    answers,
+    audio,
+    cut,
+    generation,
+    identity,
+    inputs,
+    prepare,
+    typical,
+)
 from edge_agent.modules.checkpoint import Checkpoint, Config, read_object
 
 MOST_TOKENS = 224  # of 30 s, as its authors generate: half of what the decoder can hold
@@ -213,6 +225,10 @@ class EncoderModule:
         self._network = network
         self._extractor = extractor
 
+    def typical(self) -> tuple[Value, ...]:
+        """A sound."""
+        return (typical.sound(),)
+
     def __call__(self, *values: Value) -> Output:
         """A wav's bytes, of at most 30 s, to ``states`` (1, s, d)."""
         inputs.count(values, 1)
@@ -228,6 +244,11 @@ class DecoderModule:
         self._network = network
         self._tokenizer = tokenizer
         self._tokens = tokens
+
+    def typical(self) -> tuple[Value, ...]:
+        """The encoder's array."""
+        config = self._network.decoder.config
+        return (typical.arrays({"states": (1, config.max_source_positions, config.d_model)}),)
 
     def __call__(self, *values: Value) -> Output:
         """``states`` (1, s, d) to ``tokens`` (1, t), and the text."""

@@ -43,7 +43,7 @@ from transformers import WhisperFeatureExtractor
 
 from broker.errors import ModuleRefused
 from broker.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value, audio, ctranslate2_file, identity, inputs, weights
+from edge_agent.modules import Module, Output, Value, audio, ctranslate2_file, identity, inputs, typical, weights
 from edge_agent.modules.ctranslate2_file import ModelFile, Variable
 from edge_agent.modules.weights import Shape
 
@@ -106,6 +106,10 @@ class Encoder:
             feature_size=MELS, sampling_rate=RATE_HZ, chunk_length=int(WINDOW_S)
         )
 
+    def typical(self) -> tuple[Value, ...]:
+        """A sound."""
+        return (typical.sound(),)
+
     def __call__(self, *values: Value) -> Output:
         """A wav file's bytes to ``hidden`` (1, 1500, 384)."""
         inputs.count(values, 1)
@@ -126,6 +130,10 @@ class Decoder:
     def __init__(self, model: ctranslate2.models.Whisper, tokenizer: Tokenizer) -> None:
         self._model = model
         self._tokenizer = tokenizer
+
+    def typical(self) -> tuple[Value, ...]:
+        """The encoder's array."""
+        return (typical.arrays({"hidden": (1, POSITIONS, WIDTH)}),)
 
     def __call__(self, *values: Value) -> Output:
         """``hidden`` (1, 1500, 384) to ``text`` (n,), one line, with the answer."""

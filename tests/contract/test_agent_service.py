@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.codec import decode, encode
+from broker.codec import RawInput, decode, encode
 from broker.errors import ErrorCode
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.messages import (
@@ -25,11 +25,21 @@ from broker.messages import (
     RouteNode,
 )
 from broker.specs import InputSpec, ModuleSpec
-from broker.topics import DEVICE_ASSIGNMENT, DEVICE_STATE, TASK_REQUESTS, TASK_ROUTE
+from broker.topics import (
+    DEVICE_ASSIGNMENT,
+    DEVICE_ECHO,
+    DEVICE_STATE,
+    ORCHESTRATOR_STATE,
+    TASK_REQUESTS,
+    TASK_ROUTE,
+)
 from broker.transport import Delivery, Inbox, Outgoing, WillFor
 from edge_agent import service
+from edge_agent.calibrate import Calibration
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide as sound
+from edge_agent.echo import LARGE, SMALL
+from edge_agent.measured import Measured
 from edge_agent.modules import Output, Value
 from edge_agent.service import Agent
 from edge_agent.state import LeaderSeen
@@ -46,27 +56,37 @@ PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bit
 class World:
     """One agent, and somebody who plays the orchestrator and the sensor."""
 
-    def __init__(self, heard: Any, module: Callable[..., Output], *, packet_bytes: int = 2**20) -> None:
+    def __init__(
+        self, heard: Any, module: Callable[..., Output], *, packet_bytes: int = 2**20, footprint: int = 12
+    ) -> None:
+        self.footprint = footprint
         self.broker = MemoryBroker(max_packet_bytes=packet_bytes)
         self.heard = heard
         self.ear = MemoryTransport(self.broker, client_id="ear", inbox=heard)
         self.ear.subscribe(f"{PREFIX}/#")
         self.ear.start()
         config = AgentConfig(id="gw-a", heartbeat_interval_s=0.05)
-        self.agent = Agent(
-            config, profile=PROFILE, store=Store(100, load=lambda _: module), make_transport=self._transport
-        )
+        self.calibration = Calibration(Measured(), resident_bytes=lambda: self.resident, free_bytes=lambda: None)
+        self.resident = 0
+        store = Store(100, load=lambda _: self._load(module), calibration=self.calibration)
+        self.agent = Agent(config, profile=PROFILE, store=store, make_transport=self._transport)
         self._thread = threading.Thread(target=self.agent.run)
         self._thread.start()
+
+    def _load(self, module: Callable[..., Output]) -> Callable[..., Output]:
+        self.resident += self.footprint
+        return module
 
     def _transport(self, client_id: str, inbox: Inbox, will: WillFor | None) -> MemoryTransport:
         return MemoryTransport(self.broker, client_id=client_id, inbox=inbox, will=will)
 
+    def assign(self, *specs: ModuleSpec, generation: int = 1) -> None:
+        modules = tuple(AssignedModule(module="test/echo", spec=spec) for spec in specs)
+        assignment = Assignment(epoch=1, generation=generation, modules=modules)
+        self.publish(DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(assignment))
+
     def serve(self) -> None:
-        modules = (AssignedModule(module="test/echo", spec=SPEC),)
-        self.publish(
-            DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(Assignment(epoch=1, generation=1, modules=modules))
-        )
+        self.assign(SPEC)
         self.beat(lambda beat: any(held.state == "ready" for held in beat.modules.values()))
         able = RouteDevice(device="gw-a", compute_s=0.01, latency_s=0.0, bandwidth_bits_per_s=1e9)
         node = RouteNode(module="test/echo", key=SPEC.key, needs=("image",), output_bytes=8, devices=(able,))
@@ -96,12 +116,12 @@ class World:
         found = self.heard.wait_for(lambda event: getattr(event, "topic", "") == topic)
         return decode(Result, found.payload)
 
-    def beat(self, fits: Callable[[Heartbeat], bool] = lambda _: True, count: int = 1) -> None:
+    def beat(self, fits: Callable[[Heartbeat], object] = lambda _: True, count: int = 1) -> Heartbeat:
         def fitting(event: object) -> bool:
             beats = isinstance(event, Delivery) and event.topic.endswith("/heartbeat")
-            return beats and isinstance(event, Delivery) and fits(decode(Heartbeat, event.payload))
+            return beats and isinstance(event, Delivery) and bool(fits(decode(Heartbeat, event.payload)))
 
-        self.heard.wait_for(fitting, count=count)
+        return decode(Heartbeat, self.heard.wait_for(fitting, count=count).payload)
 
     def publish(self, topic: str, payload: bytes) -> None:
         self.ear.publish(Outgoing(topic, payload, retain=True))
@@ -115,6 +135,16 @@ class World:
 def echo(value: Value) -> Output:
     assert value
     return Output({"bits": np.zeros(1, dtype=np.float32)}, {"label": "echo"})
+
+
+class Measurable:
+    """An echo that knows what it is typically given."""
+
+    def typical(self) -> tuple[Value, ...]:
+        return (RawInput(b"typical"),)
+
+    def __call__(self, value: Value) -> Output:
+        return echo(value)
 
 
 @pytest.fixture
@@ -205,3 +235,92 @@ def test_a_loop_that_hangs_is_told_by_silence(start: Callable[..., World], monke
     released.set()
     world.heard.clear()
     world.beat()
+
+
+def test_a_loaded_module_is_reported_with_what_it_really_costs_before_anybody_asks_for_it(
+    start: Callable[..., World],
+) -> None:
+    world = start(Measurable())
+    world.assign(SPEC)
+    ready = world.beat(lambda beat: beat.modules and beat.modules[SPEC.key].state == "ready")
+    held = ready.modules[SPEC.key]
+    assert (held.memory_bytes, ready.memory_used_bytes) == (12, 12)
+    assert held.compute_s is not None
+    assert held.load_s is not None
+    assert held.load_s >= held.compute_s > 0
+    assert ready.cached == {}
+
+
+def test_a_module_that_it_lets_go_is_reported_as_cached_while_its_weights_are_here(
+    start: Callable[..., World],
+) -> None:
+    world = start(Measurable())
+    here = ModuleSpec.model_validate(
+        SPEC.model_dump() | {"source": {"catalog": "pocket/imagenet-names.safetensors", "part": "y"}}
+    )
+    world.assign(SPEC, here)
+    world.beat(lambda beat: len(beat.modules) == 2 and all(each.state == "ready" for each in beat.modules.values()))
+    world.assign(generation=2)
+    assert list(world.beat(lambda beat: beat.cached).cached) == [here.key], "nobody has weights of the other"
+
+
+def test_a_module_larger_than_it_said_is_refused_with_the_reason_and_the_agent_goes_on(
+    start: Callable[..., World],
+) -> None:
+    world = start(Measurable(), footprint=101)
+    world.assign(SPEC)
+    failed = world.beat(lambda beat: beat.modules and beat.modules[SPEC.key].state == "failed")
+    assert "really occupies 101 bytes and 100 of 100 are free" in str(failed.modules[SPEC.key].error)
+    assert failed.memory_used_bytes == 0
+    world.footprint = 100
+    world.assign(SPEC, generation=2)
+    world.beat(lambda beat: beat.modules and beat.modules[SPEC.key].state == "ready")
+
+
+def test_the_heart_beats_and_the_loop_turns_while_a_module_is_calibrated(start: Callable[..., World]) -> None:
+    running, may_end = threading.Event(), threading.Event()
+
+    class Slow(Measurable):
+        def __call__(self, value: Value) -> Output:
+            running.set()
+            assert may_end.wait(WAIT_S)
+            return echo(value)
+
+    world = start(Slow())
+    world.assign(SPEC)
+    try:
+        assert running.wait(WAIT_S)
+        first = world.beat(lambda beat: beat.modules[SPEC.key].state == "loading" if beat.modules else False)
+        world.publish(ORCHESTRATOR_STATE.at(PREFIX), encode(OrchestratorState(epoch=3, online=True, session=1)))
+        world.beat(lambda beat: beat.progress > first.progress and beat.seq > first.seq + 2)
+    finally:
+        may_end.set()
+    world.beat(lambda beat: beat.modules[SPEC.key].state == "ready" if beat.modules else False)
+
+
+def test_the_link_is_measured_over_the_broker_and_announced_with_the_profile(start: Callable[..., World]) -> None:
+    world = start()
+    topic = DEVICE_STATE.at(PREFIX, device="gw-a")
+
+    def measured(event: object) -> bool:
+        if not isinstance(event, Delivery) or event.topic != topic:
+            return False
+        said = decode(DeviceState, event.payload).profile
+        return said is not None and said.bandwidth_bits_per_s != PROFILE.bandwidth_bits_per_s
+
+    said = decode(DeviceState, world.heard.wait_for(measured).payload)
+    born = decode(DeviceState, world.heard.wait_for(lambda event: getattr(event, "topic", "") == topic).payload)
+    assert (born.profile, born.session) == (PROFILE, said.session), "it didn't wait for the measurement to be born"
+    assert said.status == "online"
+    assert said.profile is not None
+    assert said.profile.memory_bytes == PROFILE.memory_bytes
+    echoes = [e for e in world.heard.deliveries if e.topic == DEVICE_ECHO.at(PREFIX, device="gw-a")]
+    assert len(echoes) == SMALL + LARGE
+
+
+def test_a_broker_that_takes_no_large_message_leaves_what_is_assumed_of_the_link(start: Callable[..., World]) -> None:
+    world = start(packet_bytes=64 * 1024)
+    world.serve()
+    assert world.ask().answer == {"label": "echo"}
+    retained = world.broker.switch.retained[DEVICE_STATE.at(PREFIX, device="gw-a")]
+    assert decode(DeviceState, retained.payload).profile == PROFILE

@@ -337,10 +337,10 @@ def test_a_broker_that_lost_everything_is_told_everything_again(
 def test_a_bug_met_by_one_message_is_logged_and_the_orchestrator_goes_on(
     memory: World, make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stumbles(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
+    def stumbles(state: State, event: Event, now_s: float, enough: Callable[[], bool]) -> tuple[State, list[Action]]:
         if isinstance(event, TaskDeployed) and event.spec.task == "cursed":
             raise ZeroDivisionError
-        return decide(state, event, now_s)
+        return decide(state, event, now_s, enough)
 
     monkeypatch.setattr("orchestrator.service.decide", stumbles)
     memory.deploy(TASK.model_copy(update={"task": "cursed"}))

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import catalog
+from edge_agent import modules
 from s2m3 import random_weights, whole, zoo
 from s2m3.catalogue import load_task
 from s2m3.split import Split
@@ -98,3 +99,18 @@ def test_modules_of_one_name_are_one_module_in_all_tasks() -> None:
         for module, fields in content["modules"].items():
             key = str({field: fields.get(field) for field in ("family", "source", "dtype", "memory_bytes", "digest")})
             assert seen.setdefault(module, key) == key, f"{name}: {module}"
+
+
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_each_module_takes_the_values_that_it_calls_typical(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_models(name, tmp_path)
+    monkeypatch.setenv("S2M3_MODELS", str(tmp_path))
+    for spec in load_task(name).modules.values():
+        module = modules.load(spec)
+        values = modules.typical_values(module)
+        assert values is not None, spec.family
+        output = modules.run(module, values, None)
+        assert output.tensors, spec.family
+        assert all(np.isfinite(array).all() for array in output.tensors.values()), spec.family

@@ -42,6 +42,7 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
 
         # 1. everything goes through the links
         tasks.connect(seen, site.url)
+        assert is_online(online=True)
         route = tasks.deploy(seen, [load_task("pocket/classify")], PATIENCE_S)[ASKED.task]
         assert route is not None
         assert route.complete, route

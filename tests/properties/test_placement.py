@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from orchestrator.costs import OUTSIDE, objective_s
+from orchestrator.explain import explain
 from orchestrator.placement import Placement, distinct_modules, place, place_most
 
 CALMLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
@@ -142,7 +143,8 @@ def test_every_module_says_why_it_is_there_and_why_nowhere_else(
 ) -> None:
     devices, wanted = instance
     placement = placed(devices, wanted)
-    for key, explanation in placement.explain.items():
+    for key in placement.where:
+        explanation = explain(placement, key)
         assert explanation.device == placement.where[key]
         assert explanation.rejected.keys() == {device.id for device in devices} - {explanation.device}
 

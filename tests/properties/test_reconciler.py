@@ -1,7 +1,8 @@
 """Any order of births, deaths, late and repeated messages, deployments and restarts: what the reconciler never does.
 
 The model is a fleet whose agents obey, a broker that remembers retained messages, and a bag of messages that may come
-again at any time. After each event the invariants hold; after calm, every task that fits is served.
+again at any time. Agents measure: modules are larger and slower than their specs say, on each device differently. After
+each event the invariants hold; after calm, every task that fits is served, and nothing changes any more.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from broker.errors import NoDeviceFits
 from broker.messages import Assignment, DeviceProfile, DeviceState, Heartbeat, HeldModule, OrchestratorState, Route
 from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.transport import LinkDown, LinkUp
+from orchestrator.admission import MAX_REFUSALS
 from orchestrator.cluster import DeviceStateSeen, HeartbeatSeen, Tick
 from orchestrator.decide import decide
 from orchestrator.events import (
+    Action,
     ClearRoute,
     Event,
+    Note,
     OrchestratorSeen,
     PublishAssignment,
     PublishRoute,
@@ -32,11 +36,13 @@ from orchestrator.events import (
     TaskInvalid,
     TaskUndeployed,
 )
+from orchestrator.facts import as_measured
 from orchestrator.placement import place
-from orchestrator.state import State, initial
+from orchestrator.state import Pace, State, initial
 
 DEVICES = ("a", "b", "c", "d")
 INTERVAL_S = 1.0
+PACE = Pace(calm_s=1.0, review_s=4.0, round_s=9.0)
 
 
 def module(part: str, memory_bytes: int, flops: float) -> ModuleSpec:
@@ -51,6 +57,8 @@ MODULES = {
     "head": module("head", 10, 1e9),
     "huge": module("huge", 300, 90e9),
 }
+
+SIZES = {spec.key: spec.memory_bytes for spec in MODULES.values()}
 
 
 def task(name: str, *parts: str, weight: float = 1.0) -> TaskSpec:
@@ -76,6 +84,8 @@ TASKS = {
     )
 }
 devices = st.sampled_from(DEVICES)
+memory_sizes = st.sampled_from([30, 70, 100, 200, 400])
+parts = st.sampled_from(sorted(MODULES))
 task_names = st.sampled_from(sorted(TASKS))
 
 
@@ -90,6 +100,8 @@ class Agent:
     draining: bool = False
     ready: set[str] = field(default_factory=set)
     failing: set[str] = field(default_factory=set)  # modules that this session can't load
+    compute_s: dict[str, float] = field(default_factory=dict)  # as measured by this session
+    footprints: dict[str, int] = field(default_factory=dict)
 
 
 class Reconciler(RuleBasedStateMachine):
@@ -107,8 +119,9 @@ class Reconciler(RuleBasedStateMachine):
         self.births: dict[str, DeviceStateSeen] = {}
         self.specs: dict[str, Event] = {}
         self.restored: set[str] = set()  # specs given back to a broker without memory
-        self.sessions_of_ours = 0  # the orchestrator's latest
         self.epoch = 0
+        self.leader: OrchestratorState | None = None  # what the broker remembers of us
+        self.done: list[Action] = []
         self.state: State
         self.restart_orchestrator()
 
@@ -117,6 +130,7 @@ class Reconciler(RuleBasedStateMachine):
     def feed(self, event: Event) -> None:
         before = self.state
         self.state, actions = decide(self.state, event, self.now_s)
+        self.done += actions
         assert self.state.generation in {before.generation, before.generation + 1}
         assignments_began = False
         for action in actions:
@@ -134,9 +148,10 @@ class Reconciler(RuleBasedStateMachine):
                 self.restored.add(action.spec.task)
             elif isinstance(action, PublishState):
                 assert action.message.epoch == self.epoch
+                self.leader = action.message
         if not isinstance(event, LinkUp | OrchestratorSeen | RouteSeen):
             again, nothing = decide(self.state, event, self.now_s)
-            assert nothing == []
+            assert nothing == [], nothing
             assert again == self.state
 
     def _newer(self, known: Route | Assignment | None, said: Route | Assignment) -> None:
@@ -147,9 +162,20 @@ class Reconciler(RuleBasedStateMachine):
         self.old.append(event)
         self.feed(event)
 
+    @initialize(memory_bytes=st.lists(memory_sizes, min_size=2, max_size=len(DEVICES)), names=st.sets(task_names))
+    def a_site_is_set_up(self, memory_bytes: list[int], names: set[str]) -> None:
+        """Most of what can go wrong needs one that works."""
+        for device, size in zip(DEVICES, memory_bytes, strict=False):
+            self.connect(device, size)
+        for name in sorted(names):
+            self.deploy(name)
+        self.everybody_beats()
+        self.wait(1.5)
+        self.work()
+
     # --- devices ---
 
-    @rule(device=devices, memory_bytes=st.sampled_from([30, 70, 100, 200, 400]))
+    @rule(device=devices, memory_bytes=memory_sizes)
     def connect(self, device: str, memory_bytes: int) -> None:
         """A device starts, or comes back with a new session before its will was heard."""
         agent = self.agents[device]
@@ -158,8 +184,10 @@ class Reconciler(RuleBasedStateMachine):
         self.sessions += 1
         agent.up, agent.session, agent.memory_bytes, agent.draining = True, self.sessions, memory_bytes, False
         agent.failing.clear()
+        agent.compute_s.clear()
+        agent.footprints.clear()
         profile = DeviceProfile(
-            memory_bytes=memory_bytes, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001
+            memory_bytes=memory_bytes, compute_flops_per_s=100e9, bandwidth_bits_per_s=1e8, latency_s=0.001
         )
         birth = DeviceStateSeen(device, DeviceState(status="online", session=agent.session, profile=profile))
         self.births[device] = birth
@@ -191,15 +219,33 @@ class Reconciler(RuleBasedStateMachine):
     @rule(device=devices)
     def beat(self, device: str) -> None:
         agent = self.agents[device]
-        if agent.up:
-            agent.seq += 1
-            held = {key: HeldModule(module="m", state="ready") for key in sorted(agent.ready)}
-            held |= {key: HeldModule(module="m", state="failed", error="no") for key in sorted(agent.failing)}
-            self.say(
-                HeartbeatSeen(
-                    device, Heartbeat(session=agent.session, seq=agent.seq, epoch=0, generation=0, modules=held)
-                )
+        if not agent.up:
+            return
+        agent.seq += 1
+        held = {
+            key: HeldModule(
+                module="m",
+                state="ready",
+                memory_bytes=agent.footprints.get(key, SIZES[key]),
+                compute_s=agent.compute_s.get(key),
             )
+            for key in sorted(agent.ready)
+        }
+        held |= {key: HeldModule(module="m", state="failed", error="no") for key in sorted(agent.failing)}
+        beat = Heartbeat(session=agent.session, seq=agent.seq, epoch=0, generation=0, modules=held)
+        self.say(HeartbeatSeen(device, beat))
+
+    @rule(device=devices, part=parts, compute_s=st.sampled_from([0.01, 1.0, 60.0]))
+    def measure_seconds(self, device: str, part: str, compute_s: float) -> None:
+        self.agents[device].compute_s[MODULES[part].key] = compute_s
+
+    @rule(device=devices, part=parts, more=st.sampled_from([1, 5, 30]))
+    def measure_bytes(self, device: str, part: str, more: int) -> None:
+        """The module is larger than its spec says; a device that can't hold it then refuses it, as an agent does."""
+        agent, key = self.agents[device], MODULES[part].key
+        agent.footprints[key] = SIZES[key] + more
+        if sum(agent.footprints.get(held, SIZES[held]) for held in agent.ready | {key}) > agent.memory_bytes:
+            agent.footprints[key] = SIZES[key]
 
     @rule(device=devices)
     def obey(self, device: str) -> None:
@@ -209,7 +255,7 @@ class Reconciler(RuleBasedStateMachine):
             wanted = {assigned.spec.key for assigned in self.assignments[device].modules}
             agent.ready = wanted - agent.failing
 
-    @rule(device=devices, part=st.sampled_from(sorted(MODULES)))
+    @rule(device=devices, part=parts)
     def fail(self, device: str, part: str) -> None:
         agent = self.agents[device]
         if agent.up:
@@ -220,6 +266,16 @@ class Reconciler(RuleBasedStateMachine):
     def everybody_beats(self) -> None:
         for device in DEVICES:
             self.beat(device)
+
+    @rule()
+    def work(self) -> None:
+        """Everybody obeys and beats for so long that spares are chosen and a better placement is looked for."""
+        for _ in range(int(2 * PACE.review_s / INTERVAL_S)):
+            for device in DEVICES:
+                self.obey(device)
+                self.beat(device)
+            self.now_s += INTERVAL_S / 2
+            self.feed(Tick())
 
     # --- people, time, the broker, the orchestrator ---
 
@@ -272,13 +328,11 @@ class Reconciler(RuleBasedStateMachine):
     @rule(name=task_names)
     def undeploy_while_the_link_is_down(self, name: str) -> None:
         """The broker lives on, and only we don't hear it."""
-        session = self.sessions_of_ours
         self.feed(LinkDown("lost"))
         self.specs.pop(name, None)
         self.old = [event for event in self.old if not (isinstance(event, TaskDeployed) and event.spec.task == name)]
         self.now_s += 5.0
         self.link()
-        self.feed(OrchestratorSeen(OrchestratorState(epoch=self.epoch, online=False, session=session)))
 
     @precondition(lambda self: self.state.settled)
     @rule()
@@ -289,7 +343,6 @@ class Reconciler(RuleBasedStateMachine):
         self.routes.clear()
         self.assignments.clear()
         self.sessions += 1
-        self.sessions_of_ours = self.sessions
         self.feed(LinkUp(self.sessions))
         for birth in self.births.values():
             self.feed(birth)
@@ -301,18 +354,21 @@ class Reconciler(RuleBasedStateMachine):
     @rule()
     def restart_orchestrator(self) -> None:
         self.epoch += 1
-        self.state = initial(epoch=self.epoch, heartbeat_interval_s=INTERVAL_S, settle_s=1.5)
+        self.state = initial(epoch=self.epoch, heartbeat_interval_s=INTERVAL_S, settle_s=1.5, pace=PACE)
         self.link()
 
     def link(self) -> None:
         """Connect; the broker sends what it remembers."""
         self.sessions += 1
-        self.sessions_of_ours = self.sessions
+        said = self.leader
         self.feed(LinkUp(self.sessions))
+        if said is not None:
+            self.feed(OrchestratorSeen(said.model_copy(update={"online": False})))
         for event in (*self.births.values(), *self.specs.values()):
             self.feed(event)
         for name, route in sorted(self.routes.items()):
-            self.feed(RouteSeen(name, available=route.unavailable is None))
+            serving = {node.key: tuple(able.device for able in node.devices) for node in route.nodes.values()}
+            self.feed(RouteSeen(name, route.unavailable is None, bool(route.front_door), serving))
 
     # --- what always holds ---
 
@@ -326,10 +382,40 @@ class Reconciler(RuleBasedStateMachine):
             assert len(keys) == len(set(keys))
 
     @invariant()
-    def every_module_is_held_once(self) -> None:
+    def every_module_has_its_active_copy_and_spares_are_elsewhere(self) -> None:
         if self.state.settled:
-            held = [module.spec.key for said in self.state.assignments.values() for module in said.modules]
-            assert sorted(held) == sorted(self.state.standing.where)
+            standing = self.state.standing
+            told = [
+                (held.spec.key, device, held.role)
+                for device, said in self.state.assignments.items()
+                for held in said.modules
+            ]
+            active = [(key, device, "active") for key, chosen in standing.actives.items() for device in chosen]
+            waiting = [(key, device, "standby") for key, chosen in standing.spares.standby.items() for device in chosen]
+            assert sorted(told) == sorted(active + waiting)
+            assert standing.where.keys() >= standing.spares.standby.keys() | standing.spares.replicas.keys()
+
+    @invariant()
+    def no_standby_is_in_a_route(self) -> None:
+        if self.state.settled:
+            for route in self.routes.values():
+                for node in route.nodes.values():
+                    assert {able.device for able in node.devices} <= set(self.state.standing.actives[node.key])
+
+    @invariant()
+    def no_device_holds_more_than_it_can_by_what_was_measured(self) -> None:
+        if self.state.settled:
+            for device, keys in self.state.standing.held_by.items():
+                known = self.state.cluster.devices[device]
+                if not known.may_hold:
+                    continue
+                need = sum(
+                    max(SIZES[key], known.held[key].memory_bytes)
+                    if known.ready(key)
+                    else max(SIZES[key], self.state.footprints.get(key, 0))
+                    for key in keys
+                )
+                assert need <= known.profile.memory_bytes
 
     @invariant()
     def nothing_is_routed_to_the_dead(self) -> None:
@@ -358,13 +444,11 @@ class Reconciler(RuleBasedStateMachine):
 
     @rule()
     def calm(self) -> None:
-        """Everybody obeys and beats for a while: then all that can be served is."""
-        for _ in range(8):
-            for device in DEVICES:
-                self.obey(device)
-                self.beat(device)
-            self.now_s += INTERVAL_S / 2
-            self.feed(Tick())
+        """Everybody obeys and beats for a while: then all that can be served is, and nothing changes any more."""
+        for _ in range(5):
+            self.done.clear()
+            self.work()
+        assert [action for action in self.done if not isinstance(action, PublishAssignment | Note)] == []
         for device, agent in self.agents.items():
             known = self.state.cluster.devices.get(device)
             assert (known is not None and known.alive) == agent.up
@@ -380,12 +464,15 @@ class Reconciler(RuleBasedStateMachine):
             spec.key: {device: "failed" for device, agent in self.agents.items() if spec.key in agent.failing}
             for spec in MODULES.values()
         }
+        footprints = {key: size for key, size in self.state.footprints.items() if size > SIZES[key]}
         for name, spec in wanted.items():
             if spec not in served:
                 assert self.routes[name].unavailable
+                if any(len(barred[module.key]) >= MAX_REFUSALS for module in spec.modules.values()):
+                    continue
                 for keep in ({}, self.state.standing.where):
                     with pytest.raises(NoDeviceFits):
-                        place(fleet, [*served, spec], keep=keep, barred=barred)
+                        place(fleet, as_measured([*served, spec], footprints), keep=keep, barred=barred)
         for name in self.specs.keys() - wanted.keys():
             assert self.routes[name].unavailable == "its spec is wrong"
 

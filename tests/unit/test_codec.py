@@ -55,7 +55,7 @@ INPUTS = NodeInputs(
     content_types={"image": "image/jpeg"},
     timings=(Timing(node="e", device="gw-a", queue_s=0, compute_s=0.5, output_bytes=8, attempt=0),),
 )
-DONE = NodeDone(request="r-1", task="pick", node="head", epoch=1, generation=2, attempt=0)
+DONE = NodeDone(request="r-1", task="pick", node="head", epoch=1, generation=2, attempt=0, queue_s=0.25)
 FAILED = NodeFailed(
     request="r-1",
     task="pick",
@@ -99,6 +99,7 @@ ENVELOPES = [
             "generation": "2",
             "attempt": "0",
             "kind": "done",
+            "queue_s": "0.25",
         },
         id="done",
     ),

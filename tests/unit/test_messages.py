@@ -63,13 +63,14 @@ GOLDEN: list[tuple[BaseModel, bytes]] = [
             seq=4,
             epoch=1,
             generation=2,
-            modules={"k": HeldModule(module="clip/vision", state="failed", error="no memory")},
+            modules={"k": HeldModule(module="clip/vision", state="ready", memory_bytes=70, load_s=0.5, compute_s=0.25)},
+            cached={"other": 0.125},
             dropped={"stale": 2},
         ),
         (
-            b'{"session":9,"seq":4,"epoch":1,"generation":2,"modules":{"k":{"module":"clip/vision","state":"failed",'
-            b'"error":"no memory","memory_bytes":0,"uses":0,"queue":0}},"memory_used_bytes":0,"memory_bytes":0,'
-            b'"in_flight":0,"progress":0,"dropped":{"stale":2}}'
+            b'{"session":9,"seq":4,"epoch":1,"generation":2,"modules":{"k":{"module":"clip/vision","state":"ready",'
+            b'"memory_bytes":70,"load_s":0.5,"compute_s":0.25,"uses":0,"queue":0}},"memory_used_bytes":0,'
+            b'"memory_bytes":0,"cached":{"other":0.125},"in_flight":0,"progress":0,"dropped":{"stale":2}}'
         ),
     ),
     (

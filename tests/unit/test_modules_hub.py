@@ -15,6 +15,8 @@ from huggingface_hub import errors
 from broker.errors import ModuleRefused
 from broker.specs import Source
 from edge_agent.modules import hub
+from edge_agent.modules.checkpoint import INDEX
+from edge_agent.modules.presence import is_here
 
 REVISION = "5ef227a78de3f75873f373246dac80def63b0003"
 SOURCE = Source(hub="org/name", part="vision", revision=REVISION)
@@ -141,3 +143,36 @@ def test_what_nobody_publishes_is_only_looked_for_in_the_models_directory(
     (tmp_path / "local" / "head").mkdir(parents=True)
     assert hub.repository(Source(hub="local/head", part="linear")).directory == tmp_path / "local" / "head"
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("files", "here"),
+    [
+        ({}, False),
+        ({"config.json": "{}"}, False),
+        ({"model.safetensors": ""}, False),
+        ({"config.json": "{}", "model.safetensors": ""}, True),
+        ({"config.json": "{}", INDEX: '{"weight_map": {"a": "1.safetensors"}}'}, False),
+        ({"config.json": "{}", INDEX: '{"weight_map": {"a": "1.safetensors"}}', "1.safetensors": ""}, True),
+        ({"config.json": "{}", INDEX: "damaged", "1.safetensors": ""}, False),
+        ({"config.json": "{}", INDEX: "{}", "1.safetensors": ""}, False),
+    ],
+)
+def test_weights_are_here_when_all_their_files_are_and_the_hub_is_never_asked(
+    tmp_path: Path, hub_that: Callable[..., list[Any]], files: dict[str, str], *, here: bool
+) -> None:
+    directory = tmp_path / "org" / "name"
+    directory.mkdir(parents=True)
+    for name, content in files.items():
+        (directory / name).write_text(content)
+    asked = hub_that(AssertionError("the hub is not asked"), {name: str(directory / name) for name in files})
+    assert is_here(SOURCE) == here, "in the hub's cache"
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv(hub.DIRECTORY_VARIABLE, str(tmp_path))
+        assert is_here(SOURCE) == here, "in the models directory"
+    assert asked == []
+
+
+def test_weights_that_no_source_can_name_are_not_here() -> None:
+    assert not is_here(Source(hub="not a name", part="vision"))
+    assert not is_here(Source(pip="unknown-package", part="vision"))

@@ -107,6 +107,11 @@ class Site:
     def beats(self) -> list[Action]:
         return [action for device in sorted(self.sessions) for action in self.beat(device)]
 
+    def calm(self) -> list[Action]:
+        """Nothing happens for so long that spares are chosen; they are ready at once."""
+        self.now_s += self.state.pace.calm_s
+        return [*self.feed(Tick()), *self.beats()]
+
     def gone(self, device: str, session: int | None = None) -> list[Action]:
         ended = self.sessions[device] if session is None else session
         return self.feed(DeviceStateSeen(device, DeviceState(status="offline", session=ended)))
@@ -461,6 +466,7 @@ def test_an_assignment_says_why() -> None:
 
 def test_when_the_link_is_back_all_is_said_again_and_nothing_moves() -> None:
     site = serving(CLASSIFY, a=100, b=100)
+    site.calm()
     routes, assignments = site.state.routes, site.state.assignments
     site.feed(LinkDown("broker restarted"))
     site.now_s += 60
@@ -471,7 +477,7 @@ def test_when_the_link_is_back_all_is_said_again_and_nothing_moves() -> None:
     assert actions[2:] == [PublishAssignment(device, assignments[device]) for device in ("a", "b")]
     site.feed(TaskDeployed(CLASSIFY))
     site.born("a", 100)
-    site.born("b", 100)
+    site.born("b", 100, speed=5e9)
     site.beats()
     assert said(site.settle()) == []
     assert site.route("classify").complete
@@ -585,7 +591,7 @@ def test_the_assignment_of_a_forgotten_device_is_cleared() -> None:
 
 def test_a_task_whose_route_cannot_be_written_is_unavailable_and_the_others_go_on() -> None:
     endless = module("text", memory_bytes=10).model_copy(update={"source": None, "family": "x." + "y" * 600})
-    slow = module("slow", memory_bytes=10).model_copy(update={"flops": float("inf")})
+    slow = module("slow", memory_bytes=10).model_copy(update={"flops": 1e300})
     odd = [
         task("odd", VISION).model_copy(update={"task": name, "modules": {"vision": spec}})
         for name, spec in (("odd", endless), ("slow", slow))

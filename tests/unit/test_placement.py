@@ -7,6 +7,7 @@ import pytest
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from orchestrator.costs import OUTSIDE, objective_s
+from orchestrator.explain import explain
 from orchestrator.placement import place, place_most
 
 
@@ -42,14 +43,14 @@ HEAD = module("head", memory_bytes=10)
 def test_the_heaviest_module_gets_the_fastest_device() -> None:
     placement = place([device("slow", 1000, speed=1e9), device("fast", 1000)], [chain("t", VISION, HEAD)])
     assert placement.where == {VISION.key: "fast", HEAD.key: "fast"}
-    assert placement.explain[VISION.key].why.startswith("adds 3.0")
-    assert placement.explain[VISION.key].rejected == {"slow": "slower by 27 s"}
+    assert explain(placement, VISION.key).why.startswith("adds 3.0")
+    assert explain(placement, VISION.key).rejected == {"slow": "slower by 27 s"}
 
 
 def test_a_module_that_does_not_fit_the_fastest_goes_elsewhere_and_the_bytes_are_named() -> None:
     placement = place([device("slow", 1000, speed=1e9), device("fast", 59)], [chain("t", VISION, HEAD)])
     assert placement.where == {VISION.key: "slow", HEAD.key: "fast"}
-    assert placement.explain[VISION.key].rejected == {"fast": "memory short by 1 bytes"}
+    assert explain(placement, VISION.key).rejected == {"fast": "memory short by 11 bytes"}
 
 
 def test_a_shared_module_is_placed_once_and_counted_once() -> None:
@@ -76,14 +77,14 @@ def test_where_two_specs_of_one_module_disagree_the_larger_memory_counts() -> No
 def test_equal_devices_are_taken_in_order_of_their_names() -> None:
     placement = place([device("b", 1000), device("a", 1000)], [chain("t", VISION)])
     assert placement.where == {VISION.key: "a"}
-    assert placement.explain[VISION.key].rejected == {"b": "as fast, but later in the alphabet"}
+    assert explain(placement, VISION.key).rejected == {"b": "as fast, but later in the alphabet"}
 
 
 def test_what_is_kept_stays_though_a_faster_device_is_there() -> None:
     devices = [device("slow", 1000, speed=1e9), device("fast", 1000)]
     placement = place(devices, [chain("t", VISION)], keep={VISION.key: "slow"})
     assert placement.where == {VISION.key: "slow"}
-    assert placement.explain[VISION.key].why == "stays where it is"
+    assert explain(placement, VISION.key).why == "stays where it is"
 
 
 @pytest.mark.parametrize("home", ["gone", "small"])
@@ -97,7 +98,7 @@ def test_a_barred_device_is_not_used_and_the_reason_is_given() -> None:
     devices = [device("slow", 1000, speed=1e9), device("fast", 1000)]
     placement = place(devices, [chain("t", VISION)], keep={VISION.key: "fast"}, barred=barred)
     assert placement.where == {VISION.key: "slow"}
-    assert placement.explain[VISION.key].rejected == {"fast": "it failed there: no weights"}
+    assert explain(placement, VISION.key).rejected == {"fast": "it failed there: no weights"}
 
 
 def test_the_error_says_how_many_bytes_each_device_lacks() -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 
 from broker.errors import BadFile
-from edge_agent.profile import RESERVE_BYTES, compute_flops_per_s, profile, spare_memory_bytes
+from edge_agent.profile import (
+    ASSUMED_BANDWIDTH_BITS_PER_S,
+    ASSUMED_LATENCY_S,
+    RESERVE_BYTES,
+    compute_flops_per_s,
+    profile,
+    spare_memory_bytes,
+)
 
 GIB = 1024**3
 
@@ -42,23 +48,32 @@ def test_a_configured_budget_wins_over_what_is_free_and_speed_scales() -> None:
     assert half.compute_flops_per_s == full.compute_flops_per_s / 2
 
 
+def test_a_stated_budget_is_for_modules_alone_and_no_headroom_is_taken_off_it() -> None:
+    assert profile(memory_bytes=1000, headroom=0.5, clock=itertools.count(0, 0.1).__next__).memory_bytes == 1000
+
+
+def test_a_link_that_nobody_stated_is_assumed_until_it_is_measured() -> None:
+    assumed = profile(memory_bytes=1, clock=itertools.count(0, 0.1).__next__)
+    assert (assumed.latency_s, assumed.bandwidth_bits_per_s) == (ASSUMED_LATENCY_S, ASSUMED_BANDWIDTH_BITS_PER_S)
+    stated = profile(memory_bytes=1, latency_s=0.0, clock=itertools.count(0, 0.1).__next__)
+    assert (stated.latency_s, stated.bandwidth_bits_per_s) == (0.0, ASSUMED_BANDWIDTH_BITS_PER_S)
+
+
 @pytest.mark.parametrize(
-    ("free_kib", "expected"),
+    ("free_bytes", "headroom", "expected"),
     [
-        (1024 * 1024, GIB - RESERVE_BYTES),  # 1 GiB: the fixed reserve is more than a fifth
-        (10 * 1024 * 1024, 8 * GIB),  # 10 GiB: a fifth is more
-        (1024, 1),  # less than the reserve
+        (GIB, 0.0, GIB - RESERVE_BYTES),
+        (GIB, 0.2, round((GIB - RESERVE_BYTES) * 0.8)),
+        (RESERVE_BYTES, 0.2, 1),
+        (0, 0.2, 1),
     ],
 )
-def test_free_memory_less_a_reserve_is_the_default_budget(tmp_path: Path, free_kib: int, expected: int) -> None:
-    source = tmp_path / "meminfo"
-    source.write_text(f"MemTotal:  99999999 kB\nMemFree:  1 kB\nMemAvailable:   {free_kib} kB\n")
-    assert spare_memory_bytes(source) == expected
+def test_the_default_budget_is_what_is_free_less_the_reserve_less_the_headroom(
+    free_bytes: int, headroom: float, expected: int
+) -> None:
+    assert spare_memory_bytes(free_bytes, headroom) == expected
 
 
-def test_a_system_that_does_not_say_asks_for_a_budget(tmp_path: Path) -> None:
-    source = tmp_path / "meminfo"
-    source.write_text("MemTotal:  99999999 kB\n")
-    for missing in (source, tmp_path / "none"):
-        with pytest.raises(BadFile, match="state the device's `memory`"):
-            spare_memory_bytes(missing)
+def test_a_system_that_does_not_say_asks_for_a_budget() -> None:
+    with pytest.raises(BadFile, match="state the device's `memory`"):
+        spare_memory_bytes(None, 0.2)

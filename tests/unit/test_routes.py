@@ -30,12 +30,13 @@ TASK = TaskSpec(
     output="head",
     modules={"vision": VISION, "text": TEXT, "head": HEAD},
 )
-WHERE = {VISION.key: "a", TEXT.key: "b", HEAD.key: "a"}
+WHERE = {VISION.key: ("a",), TEXT.key: ("b",), HEAD.key: ("a",)}
 
 
 def holder(name: str, *held: ModuleSpec, compute_s: float | None = None) -> Device:
     modules = {spec.key: HeldModule(module="any", state="ready", compute_s=compute_s) for spec in held}
-    return Device(name, 1, "online", PROFILE, 0.0, beating=True, held=modules)
+    measured = {spec.key: compute_s for spec in held} if compute_s else {}
+    return Device(name, 1, "online", PROFILE, 0.0, beating=True, held=modules, measured=measured)
 
 
 def test_a_route_is_complete_when_every_module_is_ready_where_it_was_placed() -> None:

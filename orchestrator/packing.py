@@ -1,0 +1,129 @@
+"""Whether modules fit into the devices' memory at all, whatever that costs in time.
+
+Owns the packing of sizes into rooms: complete for small problems, bounded by a number of steps for large ones. Knows
+nothing of latency.
+
+The search: largest first, best fit first, depth first. It leaves a branch when what is left needs more than the rooms
+that can still take anything, and never tries two rooms that are alike, nor a situation that failed before. (After
+Martello and Toth, "Knapsack Problems", 1990, chapter 8.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import accumulate
+
+STEPS = 20_000
+"""How many modules are put somewhere before the search gives up; about a tenth of a second."""
+
+
+class GaveUp(Exception):
+    """Neither a packing nor the proof that there is none was found in so many steps."""
+
+
+def packed(
+    sizes: Sequence[int], rooms: Sequence[int], barred: Sequence[Collection[int]], *, steps: int = STEPS
+) -> list[int] | None:
+    """Put every size into a room.
+
+    Args:
+        sizes: bytes of each module.
+        rooms: bytes of each device.
+        barred: for each module the rooms that must not get it.
+        steps: how long to search.
+
+    Returns:
+        For each module its room, or None: there is no way to fit all.
+
+    Raises:
+        GaveUp: the steps were not enough to tell.
+    """
+    return _Search(sizes, rooms, barred, steps).run()
+
+
+def least_extra(
+    sizes: Sequence[int], rooms: Sequence[int], barred: Sequence[Collection[int]], *, steps: int = STEPS
+) -> tuple[int, int] | None:
+    """The smallest change that makes all fit: which room, and how many bytes more.
+
+    Args:
+        sizes: bytes of each module.
+        rooms: bytes of each device.
+        barred: for each module the rooms that must not get it.
+        steps: how long to search, for each question of the bisection. Where it isn't enough, the change is one that
+            does make all fit, but may not be the smallest.
+
+    Returns:
+        None when no memory in one room would be enough: a module is barred everywhere, or there is no room.
+    """
+    best: tuple[int, int] | None = None
+    for room in range(len(rooms)):
+        low, high = 0, best[1] if best else sum(sizes) + 1  # not enough; enough, or not better than what is known
+        while high - low > 1:
+            # of each room first whether it beats the best at all: most don't
+            extra = high - 1 if best is None or high == best[1] else (low + high) // 2
+            larger = [*rooms[:room], rooms[room] + extra, *rooms[room + 1 :]]
+            try:
+                found = packed(sizes, larger, barred, steps=steps)
+            except GaveUp:
+                found = None
+            if found is None:
+                low = extra
+            else:
+                used = sum(size for size, there in zip(sizes, found, strict=True) if there == room)
+                high = max(low + 1, used - rooms[room])
+                best = (room, high)
+    return best
+
+
+class _Search:
+    def __init__(
+        self, sizes: Sequence[int], rooms: Sequence[int], barred: Sequence[Collection[int]], steps: int
+    ) -> None:
+        self.order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], -len(barred[item]), item))
+        self.sizes = [sizes[item] for item in self.order]
+        self.barred = [frozenset(barred[item]) for item in self.order]
+        self.left = [*reversed([*accumulate(reversed(self.sizes))]), 0]  # bytes of this item and all after it
+        self.rooms = list(rooms)
+        bars = [tuple(room in bars for bars in self.barred) for room in range(len(rooms))]
+        number = {kind: position for position, kind in enumerate(dict.fromkeys(bars))}
+        self.kinds = [number[kind] for kind in bars]  # rooms of one kind take the same modules
+        self.steps = steps
+        self.failed: set[tuple[int, tuple[tuple[int, int], ...]]] = set()
+        self.found = [-1] * len(sizes)
+
+    def run(self) -> list[int] | None:
+        if not self._from(0):
+            return None
+        rooms = [-1] * len(self.order)
+        for item, room in zip(self.order, self.found, strict=True):
+            rooms[item] = room
+        return rooms
+
+    def _from(self, item: int) -> bool:
+        """Put this item and all after it."""
+        if item == len(self.sizes):
+            return True
+        least = self.sizes[-1]
+        if self.left[item] > sum(room for room in self.rooms if room >= least):
+            return False
+        state = (item, tuple(sorted(zip(self.kinds, self.rooms, strict=True))))
+        if state in self.failed:
+            return False
+        size, bars = self.sizes[item], self.barred[item]
+        choices = {
+            (left - size, self.kinds[room]): room
+            for room, left in reversed([*enumerate(self.rooms)])
+            if left >= size and room not in bars
+        }
+        for _, room in sorted(choices.items()):
+            self.steps -= 1
+            if self.steps < 0:
+                raise GaveUp
+            self.rooms[room] -= size
+            self.found[item] = room
+            if self._from(item + 1):
+                return True
+            self.rooms[room] += size
+        self.failed.add(state)
+        return False

@@ -1,0 +1,193 @@
+"""What is to be planned, and what a plan is: modules to put on devices, and the placement that came out.
+
+Owns the numbering of modules, who uses which, what a placement costs, and ``Placement``. Knows nothing of how one is
+searched for, nor of liveness, epochs or messages.
+
+Invariants:
+- a module is placed once however many tasks need it, and its memory counts once;
+- modules are numbered in greedy order, tasks by name, devices by id: the order in which they came changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from broker.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
+from orchestrator.costs import source_of
+from orchestrator.fleet import NOWHERE, Fleet, Floats, Integers, Row
+from orchestrator.timing import Timing
+
+Bars = Mapping[ModuleKey, Mapping[DeviceId, str]]
+"""Module key to the devices that must not get it, each with the reason."""
+AtHand = Mapping[ModuleKey, Collection[DeviceId]]
+"""Module key to the devices that hold its weights, or have them on disk."""
+Where = list[Row]
+"""For each module, by number, its device's row; ``NOWHERE`` while it has none."""
+_FEW = 24  # so many placements are timed one by one as quickly as all at once
+_ROUNDING = 1e-9  # relative: far above what sums in another order change, far below what anybody notices
+
+
+def distinct_modules(tasks: Sequence[TaskSpec]) -> dict[ModuleKey, tuple[ModuleName, ModuleSpec]]:
+    """The modules that these tasks' nodes use, each once, in greedy order: flops, then memory, descending; then key.
+
+    Where specs of one key disagree, the one that asks for most memory counts, so that no budget is exceeded.
+    """
+    found: dict[ModuleKey, tuple[ModuleName, ModuleSpec]] = {}
+    for task in sorted(tasks, key=lambda task: task.task):
+        for node in task.nodes.values():
+            module = task.modules[node.module]
+            known = found.get(module.key)
+            if known is None or (module.memory_bytes, module.flops) > (known[1].memory_bytes, known[1].flops):
+                found[module.key] = (node.module, module)
+    order = sorted(found, key=lambda key: (-found[key][1].flops, -found[key][1].memory_bytes, key))
+    return {key: found[key] for key in order}
+
+
+class Problem:
+    """Tasks to place on a fleet."""
+
+    def __init__(
+        self,
+        devices: Sequence[DeviceSpec] | Fleet,
+        tasks: Sequence[TaskSpec],
+        *,
+        default_source: DeviceSpec | None = None,
+        barred: Bars | None = None,
+        at_hand: AtHand | None = None,
+    ) -> None:
+        """Number the modules and prepare the tasks' timings.
+
+        Args:
+            devices: those that may hold modules.
+            tasks: what to serve; names are distinct.
+            default_source: where requests of a task start that names no listed source.
+            barred: devices that must not get a module.
+            at_hand: devices that have a module's weights.
+        """
+        self.fleet = Fleet.of(devices)
+        self.tasks = sorted(tasks, key=lambda task: task.task)
+        self.modules = distinct_modules(self.tasks)
+        self.keys = list(self.modules)
+        self.names = [name for name, _ in self.modules.values()]
+        self.bytes = [spec.memory_bytes for _, spec in self.modules.values()]
+        self.number = {key: module for module, key in enumerate(self.keys)}
+        self.timings: list[Timing] = []
+        self.users: list[list[int]] = [[] for _ in self.keys]  # by module: its tasks, by number
+        specs = {name: self.fleet.specs[row] for name, row in self.fleet.rows.items()}
+        for number, task in enumerate(self.tasks):
+            timing = Timing(task, self.fleet, source_of(task, specs, default_source), self.number)
+            self.timings.append(timing)
+            for module in timing.slots:
+                self.users[module].append(number)
+        self.bars = barred or {}
+        rows = self.fleet.rows
+        self.barred = [[rows[name] for name in self.bars.get(key, ()) if name in rows] for key in self.keys]
+        self.at_hand = [[rows[name] for name in (at_hand or {}).get(key, ()) if name in rows] for key in self.keys]
+
+    def latency_s(self, task: int, where: Where) -> float:
+        """Seconds of one request of this task alone."""
+        timing = self.timings[task]
+        return timing.latency_s(tuple([where[module] for module in timing.slots]))
+
+    def weighted_s(self, tasks: Sequence[int], where: Where) -> float:
+        """The share of the objective that these tasks have."""
+        return sum(self.tasks[task].weight * self.latency_s(task, where) for task in tasks)
+
+    def cost_s(self, module: int, row: Row, where: Where) -> float:
+        """The share of the tasks that use this module, were it there; ``NOWHERE`` is allowed. It changes no other's."""
+        there = where.copy()
+        there[module] = row
+        return self.weighted_s(self.users[module], there)
+
+    def costs_s(self, module: int, rows: Integers, where: Where) -> Floats:
+        """``cost_s`` for each of these rows, bit for bit."""
+        if len(rows) <= _FEW:
+            return np.array([self.cost_s(module, int(row), where) for row in rows])
+        costs = np.zeros(len(rows))
+        for task in self.users[module]:
+            timing = self.timings[task]
+            slots = [rows if slot == module else where[slot] for slot in timing.slots]
+            costs += self.tasks[task].weight * timing.latencies_s(slots)
+        return costs
+
+    def cheapest(self, module: int, rows: Integers, where: Where) -> tuple[Row, float]:
+        """The row among these where the module costs least, ties to the smaller id, and ``cost_s`` there.
+
+        Lower bounds for all rows come first: only where one doesn't exceed the least cost are requests timed.
+        """
+        bounds, exact = np.zeros(len(self.fleet.latency_s)), True
+        for task in self.users[module]:
+            timing = self.timings[task]
+            rows_now = tuple([where[slot] for slot in timing.slots])
+            bound, known = timing.bounds_s(timing.slots.index(module), rows_now)
+            bounds += self.tasks[task].weight * bound
+            exact &= known
+        bounds = bounds[rows]
+        best = int(bounds.argmin())
+        if exact:
+            return int(rows[best]), float(bounds[best])
+        least = self.cost_s(module, int(rows[best]), where)
+        rows = rows[bounds <= least * (1 + _ROUNDING)]
+        costs = self.costs_s(module, rows, where)
+        best = int(costs.argmin())
+        return int(rows[best]), float(costs[best])
+
+    def placement(self, where: Where, kept: Collection[int] = ()) -> Placement:
+        """The result, once every module has a row.
+
+        Args:
+            where: the modules' rows.
+            kept: modules that were not to move.
+        """
+        ids = [self.fleet.specs[row].id for row in where]
+        latency_s = {task.task: self.latency_s(number, where) for number, task in enumerate(self.tasks)}
+        return Placement(
+            where=dict(zip(self.keys, ids, strict=True)),
+            objective_s=sum(task.weight * latency_s[task.task] for task in self.tasks),
+            latency_s=latency_s,
+            shared_bytes=sum(self.bytes),
+            unshared_bytes=sum(size * len(users) for size, users in zip(self.bytes, self.users, strict=True)),
+            kept=frozenset(self.keys[module] for module in kept),
+            problem=self,
+        )
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """A device's memory in a placement."""
+
+    used_bytes: int
+    capacity_bytes: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where each module is and what that costs. ``unshared_bytes``: were each task to hold modules of its own.
+
+    ``kept`` are the modules that were not to move. ``explain`` says why each module is where it is.
+    """
+
+    where: Mapping[ModuleKey, DeviceId]
+    objective_s: float
+    latency_s: Mapping[TaskName, float]
+    shared_bytes: int
+    unshared_bytes: int
+    kept: frozenset[ModuleKey]
+    problem: Problem = field(compare=False, repr=False)
+
+    @cached_property
+    def use(self) -> Mapping[DeviceId, DeviceUse]:
+        """The memory of each device, by id."""
+        fleet, used = self.problem.fleet, dict.fromkeys(self.problem.fleet.rows, 0)
+        for key, size in zip(self.problem.keys, self.problem.bytes, strict=True):
+            used[self.where[key]] += size
+        return {name: DeviceUse(used[name], fleet.specs[row].memory_bytes) for name, row in fleet.rows.items()}
+
+
+def nowhere(problem: Problem) -> Where:
+    """The placement in which no module has a device."""
+    return [NOWHERE] * len(problem.keys)

@@ -1,0 +1,78 @@
+"""An agent's link over a real broker: measured with its own messages, whatever else it says."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from broker.codec import decode
+from broker.messages import DeviceProfile, DeviceState
+from broker.mqtt import MqttTransport
+from broker.topics import DEVICE_STATE, prefix_of
+from broker.transport import Delivery
+from edge_agent.config import AgentConfig
+from edge_agent.profile import ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S
+from edge_agent.service import Agent
+from edge_agent.store import Store
+
+ASSUMED = DeviceProfile(
+    memory_bytes=100,
+    compute_flops_per_s=1e9,
+    bandwidth_bits_per_s=ASSUMED_BANDWIDTH_BITS_PER_S,
+    latency_s=ASSUMED_LATENCY_S,
+)
+SLOW_BYTES_PER_S = 1e6  # each way: less than a tenth of what is assumed
+
+
+@pytest.fixture
+def measured(mosquitto_url: str, unique_prefix: str, make_recorder: Any, patience_s: float) -> Iterator[Any]:
+    """Starts an agent whose link is at a url, and gives the first profile that isn't the assumed one."""
+    running: list[tuple[Agent, threading.Thread]] = []
+    heard = make_recorder()
+    ear = MqttTransport(url=mosquitto_url, client_id=f"{unique_prefix}-ear", inbox=heard)
+
+    def start(url: str, **said: float) -> DeviceProfile:
+        config = AgentConfig.model_validate({"id": unique_prefix, "broker": url, "site": unique_prefix} | said)
+        profile = ASSUMED.model_copy(update=said)
+        topic = DEVICE_STATE.at(prefix_of(unique_prefix), device=config.id)
+        ear.subscribe(topic)
+        ear.start()
+        agent = Agent(config, profile=profile, store=Store(100))
+        thread = threading.Thread(target=agent.run)
+        thread.start()
+        running.append((agent, thread))
+
+        def new(event: object) -> bool:
+            state = decode(DeviceState, event.payload) if isinstance(event, Delivery) and event.topic == topic else None
+            return state is not None and state.profile not in {None, profile}
+
+        found = decode(DeviceState, heard.wait_for(new).payload).profile
+        assert found is not None
+        return found
+
+    yield start
+    for agent, thread in running:
+        agent.stop()
+        thread.join(patience_s)
+        assert not thread.is_alive()
+    ear.close()
+
+
+def test_an_agent_measures_its_link_to_mosquitto(measured: Callable[..., DeviceProfile], mosquitto_url: str) -> None:
+    found = measured(mosquitto_url)
+    assert found.latency_s > 0
+    assert found.bandwidth_bits_per_s != ASSUMED_BANDWIDTH_BITS_PER_S
+    assert (found.memory_bytes, found.compute_flops_per_s) == (ASSUMED.memory_bytes, ASSUMED.compute_flops_per_s)
+
+
+def test_an_agent_behind_a_slow_link_says_that_it_is_slow(
+    measured: Callable[..., DeviceProfile], proxy_to: Callable[[str], Any], mosquitto_url: str
+) -> None:
+    way = proxy_to(mosquitto_url)
+    way.bytes_per_s = SLOW_BYTES_PER_S
+    found = measured(way.url, latency_s=0.123)
+    assert found.bandwidth_bits_per_s < ASSUMED_BANDWIDTH_BITS_PER_S
+    assert found.latency_s == 0.123, "as the operator says"
