@@ -15,10 +15,11 @@ import scenarios
 from broker.errors import BadFile
 from broker.files import load_spec
 from s2m3.replay import reference
+from s2m3.replay.goals import Played, judge
 from s2m3.replay.report import Recording, Report, report
 from s2m3.replay.run import nothing, play
 from s2m3.replay.scenario import Scenario
-from s2m3.replay.show import show
+from s2m3.replay.show import show, show_goals
 from s2m3.replay.stage import ReplayFailed, Stage
 from s2m3.site import SiteFailed
 
@@ -34,28 +35,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document; a list when several are replayed")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the timeline; several: FILE-SCENARIO")
     parser.add_argument("--short", action="store_true", help="the same faults in a quarter of the time")
+    parser.add_argument(
+        "--goals",
+        action="store_true",
+        help="the whole library and the campaigns; prints the goals and what was measured",
+    )
     parser.add_argument("--logs", metavar="DIR", type=Path, help="keep there what the processes print")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Replay; 0 when every scenario's expectations hold."""
-    names = arguments.scenario or scenarios.names()
+    names = list(arguments.scenario or scenarios.names())
+    campaigns = [str(path) for path in scenarios.goals()] if arguments.goals else []
+    names += [name for name in campaigns if name not in names]
     console = Console(
         stderr=arguments.json,
         quiet=arguments.json and not sys.stderr.isatty(),
         width=None if sys.stdout.isatty() else PIPED_WIDTH,
     )
     reports: list[Report] = []
+    played: dict[str, Played] = {}
     for name, scenario, recording in replay_all(names, console, short=arguments.short, logs=arguments.logs):
         reports.append(report(recording, scenario.expect))
+        played[name] = Played(scenario, reports[-1])
         if arguments.plot and recording.outcomes:
             draw_to(_plot_file(arguments.plot, name, several=len(names) > 1), scenario, recording, reports[-1])
-    if arguments.json:
-        documents = [found.document() for found in reports]
+    goals = judge(list(played.values()), {Path(name).stem: played[name] for name in campaigns}) if campaigns else []
+    documents = [found.document() for found in reports]
+    if arguments.json and goals:
+        print(json.dumps({"goals": [goal.__dict__ for goal in goals], "replays": documents}))
+    elif arguments.json:
         print(json.dumps(documents if len(documents) > 1 else documents[0]))
     show(console, reports)
-    return 0 if all(found.ok for found in reports) else 1
+    show_goals(console, goals)
+    return 0 if all(found.ok for found in reports) and all(goal.holds for goal in goals) else 1
 
 
 def load_scenario(name: str) -> Scenario:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from s2m3.replay.goals import Goal
 from s2m3.replay.report import Report
 
 
@@ -32,6 +33,20 @@ def show(console: Console, reports: Sequence[Report]) -> None:
     for found in reports:
         for sentence in found.why_not:
             console.print(f"{found.name}: {sentence}", markup=False)
+
+
+def show_goals(console: Console, goals: Sequence[Goal]) -> None:
+    """Print the goals against what was measured."""
+    if not goals:
+        return
+    table = Table(title="goals", title_justify="left")
+    for name in ("goal", "wanted", "measured", "samples", "holds"):
+        table.add_column(name, justify="right" if name == "samples" else "left")
+    for goal in goals:
+        table.add_row(
+            goal.name, goal.wanted, goal.measured, str(goal.samples), "yes" if goal.holds else "[bold]NO[/bold]"
+        )
+    console.print(table)
 
 
 def _show_faults(console: Console, found: Report) -> None:

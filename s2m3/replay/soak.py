@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import random
 import sys
@@ -18,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
+from broker.errors import BadFile
 from s2m3.replay.command import PIPED_WIDTH, draw_to
 from s2m3.replay.flatness import Sample, Verdict, judge
 from s2m3.replay.report import report
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Soak; 0 when nothing was lost or wrong and every process stayed flat."""
+    if importlib.util.find_spec("psutil") is None:
+        raise BadFile(file="s2m3 soak", problem="psutil is missing", fix="install the [bench] extra")
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     console = Console(stderr=arguments.json, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     scenario = draw_scenario(arguments.minutes * 60, seed)
@@ -157,6 +160,8 @@ class Sampler:
 
 def look_at(pid: int) -> Sample | None:
     """What a process uses now; None when it is gone."""
+    import psutil  # noqa: PLC0415 - an extra, and this module is imported by every command
+
     try:
         process = psutil.Process(pid)
         with process.oneshot():
