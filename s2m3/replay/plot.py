@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from s2m3.replay.report import Outcome, Recording, Report
 from s2m3.replay.scenario import Scenario
@@ -28,8 +29,9 @@ LOOKS = {  # of an ending: colour and mark
     "wrong": ("tab:red", "D"),
     "lost": ("black", "x"),
 }
-MODULE_COLOURS = "tab20"
+MODULE_COLOURS = "tab10"
 ROW = 0.8  # of a device's lane, shared by its modules
+ROOM = 4.0  # above the slowest request
 FAULT_COLOUR = "tab:red"
 
 
@@ -77,6 +79,11 @@ def _draw_requests(axes: Axes, outcomes: Sequence[Outcome], began_s: float) -> N
             zorder=3,
         )
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * ROOM)  # for the legend and the faults' names
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("milliseconds to its end")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(loc="upper right", fontsize=8, ncols=len(LOOKS))
@@ -91,7 +98,7 @@ def _name_faults(axes: Axes, found: Report) -> None:
         last_s = fault.at_s
         axes.text(
             fault.at_s,
-            0.98 - 0.07 * (depth % 6),
+            0.88 - 0.06 * (depth % 6),
             f" {fault.kind} {fault.target}",
             transform=top,
             color=FAULT_COLOUR,

@@ -33,7 +33,7 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
     """
     requests = reference.requests_for(scenario.tasks)
     expected = reference.answers([request for each in requests.values() for request in each])
-    stage.restore()
+    stage.restore(standby=scenario.standby)
     before = stage.client.duplicates
     injector = Injector(stage, scenario)
     began_s = time.monotonic()

@@ -75,8 +75,11 @@ class Stage:
         """Whether this site is one as the scenario wants it."""
         return make_of(scenario) == self.make
 
-    def restore(self) -> None:
+    def restore(self, *, standby: bool) -> None:
         """Start what was killed, and wait until everything is served and nothing moves any more.
+
+        Args:
+            standby: wait also until every module has a standby copy that is ready.
 
         Raises:
             ReplayFailed: it doesn't come into order.
@@ -87,19 +90,11 @@ class Stage:
         for device in set(self.site.devices) - running:
             self.observer.heartbeats.pop(device, None)
             self.site.start_agent(device)
-        self.ready()
-
-    def ready(self) -> None:
-        """Wait until every device beats, every task is served, standbys are loaded if wanted, and nothing moves.
-
-        Raises:
-            ReplayFailed: not within the time.
-        """
         self._await(self._all_beat, START_S, "not all processes came up: is this machine very busy?")
         if any(spec.task not in self.observer.routes for spec in self.specs):
             tasks.deploy(self.observer, self.specs, SERVE_S)
         self._await(self._served, SERVE_S, "not every task could be served")
-        if self._scenario.standby:
+        if standby:
             self._await(self._stood_by, SERVE_S, "not every module has a standby that is ready")
         self._await(self._settled, SERVE_S, "assignments didn't come to rest")
 
@@ -147,7 +142,6 @@ class Stage:
         for name in self.others:
             self.site.start_orchestrator(name)
         self.client = self._stack.enter_context(Client(url, client_id="replay-camera", site=prefix))
-        self.ready()
 
     def _await(self, holds: Callable[[Observer], bool], timeout_s: float, trouble: str) -> None:
         until_s = time.monotonic() + timeout_s
@@ -205,5 +199,4 @@ def make_of(scenario: Scenario) -> tuple[object, ...]:
         scenario.fleet,
         scenario.tasks,
         scenario.redundancy,
-        scenario.standby,
     )
