@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, scenario, recording in replay_all(names, console, short=arguments.short, logs=arguments.logs):
         reports.append(report(recording, scenario.expect))
         played[name] = Played(scenario, reports[-1])
+        console.print(f"  {'; '.join(reports[-1].why_not) or 'holds'}", markup=False)
         if arguments.plot and recording.outcomes:
             draw_to(_plot_file(arguments.plot, name, several=len(names) > 1), scenario, recording, reports[-1])
     goals = judge(list(played.values()), {Path(name).stem: played[name] for name in campaigns}) if campaigns else []
