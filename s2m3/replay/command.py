@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document; a list when several are replayed")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the timeline; several: FILE-SCENARIO")
-    parser.add_argument("--short", action="store_true", help="the same faults in a quarter of the time")
+    parser.add_argument("--short", action="store_true", help="the same faults in less than half the time")
     parser.add_argument(
         "--goals",
         action="store_true",

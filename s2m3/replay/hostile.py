@@ -18,7 +18,7 @@ from broker.topics import DEVICE_ASSIGNMENT, RESULTS, TASK_REQUESTS, TASK_ROUTE,
 from broker.transport import Delivery, Outgoing
 
 STRANGER = "hostile"  # its client id, and the device that it pretends to be
-OVERSIZED_EVERY = 25  # messages: each takes megabytes
+OVERSIZED_EVERY = 100  # messages: each takes megabytes, at the broker, at every front door and here
 
 Make = Callable[[random.Random], Outgoing]
 

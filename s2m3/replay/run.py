@@ -18,9 +18,9 @@ from s2m3.replay.scenario import Scenario
 from s2m3.replay.stage import Stage
 from s2m3.replay.timeline import fenced
 
-TAIL_S = 1.0  # of load after the last fault is over, when that took longer than planned
+TAIL_S = 1.0  # of load after all faults are over and every task is served again, when that took longer than planned
+PATIENCE_S = 60.0  # for that
 GRACE_S = 5.0  # after a deadline, for the client to say that it is over
-REST_S = 10.0  # after the load, for what was killed to be replaced
 
 Asked = tuple[DemoRequest, float, Future[Response]]
 
@@ -41,7 +41,6 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
     try:
         asked = _load(scenario, stage, injector, began_s)
         ended = [_wait(scenario, one) for one in asked]
-        stage.observer.wait_for(lambda seen: all(route.complete for route in seen.routes.values()), REST_S)
     finally:
         injector.stop()
     stage.observer.look()
@@ -64,15 +63,16 @@ def nothing(scenario: Scenario, trouble: str) -> Recording:
 
 
 def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) -> list[Asked]:
-    """Send requests evenly until the load's time and all faults are over; answers come in meanwhile."""
+    """Send requests evenly until the load's time is over, all faults are, and every task is served again."""
     asked: list[Asked] = []
     questions = reference.in_order(reference.requests_for(scenario.tasks), scenario.seed)
     end_s = began_s + scenario.load.duration_s
+    latest_s = end_s + PATIENCE_S
     for turn, request in enumerate(questions):
         due_s = began_s + turn / scenario.load.rate_per_s
         stage.observer.listen(due_s - time.monotonic())
-        if not injector.finished:
-            end_s = max(end_s, time.monotonic() + TAIL_S)
+        if due_s < latest_s and not (injector.finished and _served(stage)):
+            end_s = max(end_s, due_s + TAIL_S)
         if due_s >= end_s:
             return asked
         sent_s = time.monotonic()
@@ -80,6 +80,11 @@ def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) 
         future = stage.client.submit(request.task, inputs, deadline_s=scenario.load.deadline_s)
         asked.append((request, sent_s, future))
     return asked  # pragma: no cover - the questions never end
+
+
+def _served(stage: Stage) -> bool:
+    routes = stage.observer.routes
+    return all(spec.task in routes and routes[spec.task].complete for spec in stage.specs)
 
 
 def _wait(scenario: Scenario, asked: Asked) -> Response | None:

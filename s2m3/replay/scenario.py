@@ -26,7 +26,8 @@ BROKER = "broker"
 KILLED = "killed"
 MODULE, STANDBY, FRONT_DOOR = "module:", "standby:", "front-door:"
 MAX_FAULTS = 10_000  # of a scenario, when all that repeat are written out
-SHORT_FACTOR = 0.25  # of all times in a short form, the heartbeat's interval among them
+SHORT_TIMES = 0.4  # of all times of the load and the faults, in a short form
+SHORT_INTERVAL = 0.5  # of the heartbeat's: less, and a busy machine's devices look dead
 
 Target = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -124,7 +125,11 @@ class FleetDevice(Spec):
 
 
 class Load(Spec):
-    """The requests: photographs and questions in a seeded order, evenly spaced."""
+    """The requests: photographs and questions in a seeded order, evenly spaced.
+
+    They go on for ``duration_s``, and for longer where it takes longer until all faults are over and every task is
+    served again (``run.PATIENCE_S`` at most).
+    """
 
     rate_per_s: Annotated[float, Field(gt=0, le=1000)]
     duration_s: Seconds
@@ -200,10 +205,10 @@ class Scenario(Spec):
             raise _unsound(place, f"names {target}, which is none of: {', '.join(sorted(known))}")
 
     def shortened(self) -> Scenario:
-        """The same faults in a quarter of the time: the heartbeat's interval shrinks along, the deadlines don't."""
+        """The same faults in less time: the heartbeat's interval shrinks nearly as much, the deadlines don't."""
 
         def less(seconds: float | None) -> float | None:
-            return None if seconds is None else seconds * SHORT_FACTOR
+            return None if seconds is None else seconds * SHORT_TIMES
 
         faults = tuple(
             fault.model_copy(
@@ -212,7 +217,7 @@ class Scenario(Spec):
             for fault in self.faults
         )
         load = self.load.model_copy(update={"duration_s": less(self.load.duration_s)})
-        beat_s = max(0.05, self.heartbeat_interval_s * SHORT_FACTOR)
+        beat_s = max(0.05, self.heartbeat_interval_s * SHORT_INTERVAL)
         return self.model_copy(update={"faults": faults, "load": load, "heartbeat_interval_s": beat_s})
 
     def timeline(self) -> list[Fault]:

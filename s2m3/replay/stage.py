@@ -5,6 +5,7 @@ Owns starting it, waiting until it serves, and putting it back into order for th
 
 from __future__ import annotations
 
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -126,7 +127,7 @@ class Stage:
                 site=prefix,
                 links=dict.fromkeys([*(config.id for config in configs), ORCHESTRATOR, *self.others], UNSHAPED),
                 heartbeat_interval_s=scenario.heartbeat_interval_s,
-                mosquitto_settings=PERSISTENCE if scenario.persistence else (),
+                mosquitto_settings=self._settings(),
                 logs=self._logs,
             )
         )
@@ -142,6 +143,12 @@ class Stage:
         for name in self.others:
             self.site.start_orchestrator(name)
         self.client = self._stack.enter_context(Client(url, client_id="replay-camera", site=prefix))
+
+    def _settings(self) -> tuple[str, ...]:
+        if not self._scenario.persistence:
+            return ()
+        directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-retained-"))
+        return (*PERSISTENCE, f"persistence_location {directory}/")
 
     def _await(self, holds: Callable[[Observer], bool], timeout_s: float, trouble: str) -> None:
         until_s = time.monotonic() + timeout_s

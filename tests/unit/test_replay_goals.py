@@ -155,13 +155,13 @@ def test_hostile_messages_are_drawn_by_a_seed_and_are_of_every_sort() -> None:
 
     def made() -> list[Any]:
         hostile = Hostile("s2m3/v1", "gw-a", ["classify"], seed=7)
-        return [hostile.next([real]) for _ in range(200)]
+        return [hostile.next([real]) for _ in range(400)]
 
     messages = made()
     # (safetensors writes the metadata of equal messages in any order)
     assert [(m.topic, len(m.payload)) for m in messages] == [(m.topic, len(m.payload)) for m in made()]
     large = [message for message in messages if len(message.payload) > MAX_CONTROL_BYTES]
-    assert len(large) == 200 // OVERSIZED_EVERY
+    assert len(large) == 400 // OVERSIZED_EVERY
     assert {len(message.payload) > MAX_INPUT_BYTES for message in large} == {True, False}
     assert all(message.packet_bytes <= MAX_PACKET_BYTES for message in large)  # the broker takes and delivers them
     assert sum(message.payload == b"jpeg" for message in messages) > 10  # duplicated
