@@ -4,13 +4,16 @@ Owns every request that this device coordinates: its inputs, its plan, which nod
 Each request ends in exactly one answer or error from here or from its output's device, never in silence. Knows
 nothing of running modules (``execute``).
 
+Overload is answered at once: a request that is not expected to be answered before its deadline is refused with the
+seconds after which it is worth another try, and no task may crowd out others (``_admit``). What was taken is finished.
+
 A retry sends the inputs again, with a new attempt and a new plan. Agents that have already computed a node answer from
 what they keep, so only the missing nodes are computed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -41,6 +44,8 @@ RAW = "raw"
 FIRST_PATIENCE_S = 1.0  # before missing nodes are sent again; doubles with each attempt
 PATIENCE_FACTOR = 4.0  # times the expected seconds, when that is longer
 REFUSED_PATIENCE_S = 0.1  # after a device said that it can't: a new route is on its way
+ADMITTED_SHARE = 0.8  # of the deadline: what is expected to take longer because of others isn't begun; estimates err
+SHORTEST_RETRY_S = 0.1  # what an overloaded device tells sensors at least
 
 
 def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Action]:
@@ -53,17 +58,19 @@ def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Ac
     if request in state.coordinated:
         state.dropped["duplicate_request"] += 1
         return
-    route = state.routes.get(event.task)
+    life_s = min(MAX_DEADLINE_S, float(event.expiry_s or DEFAULT_DEADLINE_S))
     try:
-        inputs = _accept(state, event, route)
+        route, inputs = _accept(state, event)
+        waiting_s = queues_s(state, now_s, task=event.task)
+        choice = _choose(state, route, inputs, waiting_s)
+        _admit(waiting_s, choice, life_s)
     except RequestFailed as error:
         yield Reply(event.reply_to, event.correlation, _error(state, request, event.task, error))
         return
-    life_s = min(MAX_DEADLINE_S, float(event.expiry_s or DEFAULT_DEADLINE_S))
-    request_state = Coordinated(request, event.task, inputs, event.reply_to, event.correlation, now_s + life_s)
-    state.coordinated[request] = request_state
-    state.coordinated_bytes += request_state.size_bytes
-    yield from _dispatch(state, request_state, now_s)
+    taken = Coordinated(request, event.task, inputs, event.reply_to, event.correlation, now_s + life_s)
+    state.coordinated[request] = taken
+    state.coordinated_bytes += taken.size_bytes
+    yield from _dispatch(state, taken, now_s, choice)
 
 
 def on_route(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
@@ -72,7 +79,7 @@ def on_route(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
         if route.unavailable:
             yield _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable))
         elif request.plan is None or _broken(request, request.plan, route):
-            yield from _dispatch(state, request, now_s)
+            yield from _dispatch(state, request, now_s, _choose_again(state, request, now_s))
 
 
 def on_cleared(state: AgentState, task: str) -> Iterable[Action]:
@@ -91,7 +98,7 @@ def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float
         return
     request.finished.add(message.node)
     if sender != state.device:
-        state.reported[sender] = now_s, message.queue_s
+        _report(state, sender, request.task, message.queue_s, now_s)
     if request.plan and message.node == request.plan.output:
         _forget(state, request)
 
@@ -101,12 +108,12 @@ def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> Iterable[
     request = state.coordinated.get(message.request)
     if request is None or message.attempt < request.attempt:
         return
+    body = message.error
     if (message.node, message.device) not in request.asked:
         state.dropped["not_asked"] += 1
-    elif message.retry:
+    elif message.retry and (body.code != ErrorCode.OVERLOADED or _elsewhere(state, request, message)):
         _soon_again(request, message.device, now_s)
     else:
-        body = message.error
         yield _end(state, request, RequestFailed(body.code, body.message, retry_after_s=body.retry_after_s))
 
 
@@ -117,39 +124,72 @@ def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
             text = f"no answer in time after {request.attempt + 1} attempts; allow more time or add devices"
             yield _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
         elif now_s >= request.retry_s:
-            yield from _dispatch(state, request, now_s, late=True)
+            yield from _dispatch(state, request, now_s, _choose_again(state, request, now_s, late=True))
 
 
-def _accept(state: AgentState, event: Requested, route: Route | None) -> dict[NodeName, RawInput]:
+def _accept(state: AgentState, event: Requested) -> tuple[Route, dict[NodeName, RawInput]]:
+    """The task's route, and the inputs, if there is room for them.
+
+    A task may hold as many requests and bytes as are left free (dynamic thresholds; Choudhury, Hahne 1998): one alone
+    has half of all, and however many requests it sends, there is room for those of others.
+    """
+    route = state.routes.get(event.task)
     if route is None:
         raise _no_task(event.task)
     if route.unavailable:
         raise RequestFailed(ErrorCode.NO_ROUTE, route.unavailable)
-    if len(state.coordinated) >= MAX_COORDINATED:
-        text = f"{MAX_COORDINATED} requests are in flight here already; send more slowly"
+    own = [request for request in state.coordinated.values() if request.task == event.task]
+    if len(own) >= MAX_COORDINATED - len(state.coordinated):
+        text = f"{len(own)} requests of {event.task} are in flight here already; send more slowly"
         raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
-    if state.coordinated_bytes + len(event.payload) > MAX_COORDINATED_BYTES:
-        text = f"the requests in flight here have {state.coordinated_bytes} bytes already; send more slowly"
+    own_bytes = sum(request.size_bytes for request in own)
+    if own_bytes + len(event.payload) > MAX_COORDINATED_BYTES - state.coordinated_bytes:
+        text = f"the requests of {event.task} in flight here have {own_bytes} bytes already; send more slowly"
         raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
-    return decode_request(event.payload, event.content_type, route.inputs)
+    return route, decode_request(event.payload, event.content_type, route.inputs)
 
 
-def _dispatch(state: AgentState, request: Coordinated, now_s: float, *, late: bool = False) -> Iterable[Action]:
-    """Plan, and send every input to the nodes that take it, small ones first; without a complete route, wait for one.
+def _admit(waiting_s: Mapping[DeviceId, float], choice: tuple[Plan, float] | None, life_s: float) -> None:
+    """Refuse what others' work would make late. What is slow by itself, or waits for a module, may try."""
+    if choice is None or not any(planned.device in waiting_s for planned in choice[0].nodes.values()):
+        return
+    late_s = choice[1] - ADMITTED_SHARE * life_s
+    if late_s > 0:
+        text = f"an answer is expected after {choice[1]:.1f} s and the deadline is {life_s:.1f} s; come back later"
+        raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=max(SHORTEST_RETRY_S, round(late_s, 3)))
+
+
+def _choose(
+    state: AgentState,
+    route: Route,
+    inputs: Mapping[NodeName, RawInput],
+    waiting_s: Mapping[DeviceId, float],
+    *,
+    finished: Mapping[NodeName, DeviceId] | None = None,
+    avoid: frozenset[DeviceId] = frozenset(),
+) -> tuple[Plan, float] | None:
+    sizes = {name: len(raw.data) for name, raw in inputs.items()}
+    return choose_plan(route, here=state.device, input_bytes=sizes, queue_s=waiting_s, finished=finished, avoid=avoid)
+
+
+def _choose_again(
+    state: AgentState, request: Coordinated, now_s: float, *, late: bool = False
+) -> tuple[Plan, float] | None:
+    """A plan for what is still missing.
 
     What this request itself asked before counts as waiting only when it is late: it speaks against who didn't do it.
     """
+    finished = {n: p.device for n, p in request.plan.nodes.items() if n in request.finished} if request.plan else {}
+    waiting_s = queues_s(state, now_s, task=request.task, besides=None if late else request)
     route = state.routes[request.task]
-    sizes = {name: len(raw.data) for name, raw in request.inputs.items()}
-    finished_on = {n: p.device for n, p in request.plan.nodes.items() if n in request.finished} if request.plan else {}
-    choice = choose_plan(
-        route,
-        here=state.device,
-        input_bytes=sizes,
-        queue_s=queues_s(state, now_s, besides=None if late else request),
-        finished=finished_on,
-        avoid=request.avoid,
-    )
+    return _choose(state, route, request.inputs, waiting_s, finished=finished, avoid=request.avoid)
+
+
+def _dispatch(
+    state: AgentState, request: Coordinated, now_s: float, choice: tuple[Plan, float] | None
+) -> Iterable[Action]:
+    """Send every input to the nodes that take it, small ones first; without a plan, wait for a complete route."""
+    route = state.routes[request.task]
     if choice is None:
         request.plan = None
         request.retry_s = now_s + FIRST_PATIENCE_S
@@ -196,6 +236,20 @@ def _broken(request: Coordinated, plan: Plan, route: Route) -> bool:
         for name, planned in plan.nodes.items()
         if name not in request.finished
     )
+
+
+def _elsewhere(state: AgentState, request: Coordinated, failed: NodeFailed) -> bool:
+    """Whether a device that hasn't refused yet could run this node."""
+    route = state.routes.get(request.task)
+    able = {each.device for each in route.nodes[failed.node].devices} if route and failed.node in route.nodes else set()
+    return bool(able - request.avoid - {failed.device})
+
+
+def _report(state: AgentState, sender: DeviceId, task: str, queue_s: float, now_s: float) -> None:
+    """Remember how much waits on a device, as long as it can still wait."""
+    state.reported[sender, task] = now_s, queue_s
+    for key in [key for key, (at_s, seconds) in state.reported.items() if now_s - at_s >= seconds]:
+        del state.reported[key]
 
 
 def _soon_again(request: Coordinated, device: DeviceId, now_s: float) -> None:

@@ -64,8 +64,8 @@ def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  #
             return _routed(state, route, now_s)
         case RouteCleared(task):
             return _cleared(state, task)
-        case ModuleReady(key):
-            return _ready(state, key, now_s)
+        case ModuleReady(key, compute_s):
+            return _ready(state, key, compute_s, now_s)
         case ModuleFailed(key):
             return _failed(state, key, now_s)
         case Requested():
@@ -122,9 +122,11 @@ def _assigned(state: AgentState, assignment: Assignment, now_s: float) -> Iterab
     yield Beat()
 
 
-def _ready(state: AgentState, key: str, now_s: float) -> Iterable[Action]:
+def _ready(state: AgentState, key: str, compute_s: float | None, now_s: float) -> Iterable[Action]:
     if key in state.assigned:
         state.ready.add(key)
+        if compute_s is not None:
+            state.measured_s.setdefault(key, compute_s)
         yield Beat()
         yield from execute.on_module_ready(state, key, now_s)
 

@@ -58,6 +58,7 @@ from edge_agent.state import (
     Load,
     ModuleFailed,
     ModuleReady,
+    NodeRun,
     Note,
     NotReceived,
     Ran,
@@ -125,8 +126,7 @@ class Agent:
         self._session: int | None = None  # of the control link, while it is up
         self._data_up = False
         self._progress = 0
-        self._queued: Counter[str] = Counter()
-        self._queued_lock = threading.Lock()
+        self._computing: set[NodeRun] = set()  # handed to the compute thread
         self._hangs_at_s: float | None = None  # when the forward pass that runs now counts as hung
         self._meter = LinkMeter(config, DEVICE_ECHO.at(self._prefix, device=config.id), self._data.publish)
         self._log = log.bind(device=config.id)
@@ -175,11 +175,15 @@ class Agent:
             self._handle(Tick(), now_s)
 
     def _handle(self, event: Event, now_s: float) -> None:
+        if isinstance(event, Ran):
+            self._computing.discard(event.run)
         try:
             self._perform(decide(self._state, event, now_s))
-        except Exception:  # noqa: BLE001 - a bug met by one message must not end the device for all others
+        except Exception as error:  # noqa: BLE001 - a bug met by one message must not end the device for all others
             self._state.dropped["internal_error"] += 1
             self._log.exception("event_failed", event_kind=type(event).__name__)
+            for run in self._state.passes.keys() - self._computing:  # or their turn would never end
+                self._mailbox.put_control(Ran(run, None, error, now_s, 0.0))
 
     def _link_event(self, item: _FromLink) -> Event | None:
         link, event = item.link, item.event
@@ -227,8 +231,8 @@ class Agent:
                 case Leave(filter_):
                     self._data.unsubscribe(filter_)
                 case Run():
-                    self._count(action.key, 1)
-                    self._compute.submit(self._run_node, action, time.monotonic())
+                    self._computing.add(action.run)
+                    self._compute.submit(self._run_node, action)
                 case Send():
                     self._send(action)
                 case Reply():
@@ -281,11 +285,10 @@ class Agent:
             self._log.info(
                 "module_ready", module=module, **held.model_dump(include={"memory_bytes", "load_s", "compute_s"})
             )
-            self._mailbox.put_control(ModuleReady(key))
+            self._mailbox.put_control(ModuleReady(key, held.compute_s))
 
-    def _run_node(self, run: Run, queued_s: float) -> None:
+    def _run_node(self, run: Run) -> None:
         began_s = time.monotonic()
-        self._count(run.key, -1)
         self._hangs_at_s = max(began_s, run.deadline_s) + HUNG_S
         output, failed = None, None
         try:
@@ -296,11 +299,7 @@ class Agent:
         compute_s = time.monotonic() - began_s
         if output is not None:
             self._store.record(run.key, compute_s)
-        self._mailbox.put_control(Ran(run.run, output, failed, began_s - queued_s, compute_s))
-
-    def _count(self, key: str, change: int) -> None:
-        with self._queued_lock:
-            self._queued[key] += change
+        self._mailbox.put_control(Ran(run.run, output, failed, began_s, compute_s))
 
     def _forward(self, run: Run, began_s: float) -> Output:
         if began_s >= run.deadline_s:
@@ -336,7 +335,7 @@ class Agent:
             epoch=epoch,
             generation=generation,
             modules={
-                key: held.model_copy(update={"queue": max(0, self._queued[key])})
+                key: held.model_copy(update={"queue": self._state.queued.get(key, 0)})
                 for key, held in self._store.held().items()
             },
             memory_used_bytes=self._store.used_bytes,

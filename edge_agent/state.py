@@ -25,11 +25,13 @@ from broker.messages import (
 from broker.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName
 from broker.tensors import Array, Tensors
 from edge_agent.modules import Output, Value
+from edge_agent.turns import Turns
 
 DEFAULT_DEADLINE_S = 30.0  # for a sensor that sets no Message Expiry
 CONFIRM_S = 3.0  # after a leader shows on a new link, until routes that it didn't say again count as cleared
-MAX_COORDINATED = 256  # requests in flight here; beyond, sensors are told to come back
-MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # their inputs, kept until the answer is out
+MAX_COORDINATED = 256  # requests in flight here; a task may hold as many of them as are left free
+MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # their inputs, kept until the answer is out; the same
+HANDED_PASSES = 2  # one computes, and the next is at hand when it ends
 MAX_JOINS = 4096  # nodes whose inputs gather here
 MAX_JOIN_BYTES = 128 * 1024 * 1024  # the inputs that wait for their siblings
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024  # finished outputs kept, to answer a retry without computing again
@@ -87,9 +89,10 @@ class RouteCleared:
 
 @dataclass(frozen=True)
 class ModuleReady:
-    """A module is loaded."""
+    """A module is loaded, and a forward pass was measured to take ``compute_s``."""
 
     key: ModuleKey
+    compute_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class Ran:
     run: NodeRun
     output: Output | None
     error: Exception | None
-    queue_s: float
+    began_s: float  # on this device's clock
     compute_s: float
 
 
@@ -274,7 +277,9 @@ class Joining:
     values: dict[NodeName, Value] = field(default_factory=dict)
     timings: dict[NodeName, Timing] = field(default_factory=dict)
     size_bytes: int = 0
-    running: bool = False
+    complete_s: float = 0.0  # when all of them were there
+    waiting: bool = False  # for its turn
+    running: bool = False  # handed to the compute thread
 
 
 @dataclass(frozen=True)
@@ -308,10 +313,12 @@ class AgentState:
     join_bytes: int = 0
     finished: OrderedDict[NodeRun, Finished] = field(default_factory=OrderedDict)
     finished_bytes: int = 0
-    passes: dict[NodeRun, ModuleKey] = field(default_factory=dict)  # handed to the compute thread, in their order
+    turns: Turns[NodeRun] = field(default_factory=Turns)  # complete, and waiting for the compute thread
+    passes: dict[NodeRun, tuple[TaskName, ModuleKey]] = field(default_factory=dict)  # handed to it, in their order
     pass_began_s: float = 0.0  # the first of them
+    queued: Counter[ModuleKey] = field(default_factory=Counter)  # of both
     measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # of the last pass here
-    reported: dict[DeviceId, tuple[float, float]] = field(default_factory=dict)  # when, and the queue it told
+    reported: dict[tuple[DeviceId, TaskName], tuple[float, float]] = field(default_factory=dict)  # when, the queue told
     dropped: Counter[str] = field(default_factory=Counter)
 
     def next_deadline_s(self) -> float | None:
