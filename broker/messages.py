@@ -121,6 +121,7 @@ class Heartbeat(Message):
     in_flight: Count = 0  # requests it coordinates
     progress: Count = 0  # events handled; stands still when the service hangs
     dropped: dict[str, int] = {}  # reason -> messages refused, since start
+    suspects: dict[DeviceId, NotNegative] = {}  # who let a call of this agent's requests time out -> seconds since
 
 
 class RouteDevice(Message):
@@ -154,6 +155,7 @@ class Route(Message):
     nodes: dict[NodeName, RouteNode] = {}
     output: NodeName | None = None
     front_door: tuple[DeviceId, ...] = ()
+    second_door: tuple[DeviceId, ...] = ()  # holds a copy of each request until it is answered; of no front door
     unavailable: str | None = None
 
     @model_validator(mode="after")
@@ -269,10 +271,11 @@ class NodeInputs(Envelope):
     plan: Annotated[Plan, BeforeValidator(_from_text)]
     content_types: Annotated[dict[NodeName, str], BeforeValidator(_from_text)] = {}
     timings: Annotated[tuple[Timing, ...], BeforeValidator(_from_text)] = ()
+    second_door: Annotated[tuple[DeviceId, ...], BeforeValidator(_from_text)] = ()  # hear ``done`` of the output, too
 
 
 class NodeDone(Envelope):
-    """A node finished; to the coordinator. With the output node, the answer is out."""
+    """A node finished; to the coordinator. With the output node the answer is out: to the second door, too."""
 
     kind: Literal["done"] = "done"
     queue_s: NotNegative = 0.0  # expected work still waiting on the sender

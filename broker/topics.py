@@ -102,6 +102,11 @@ def front_door_filter(prefix: str, task: str, epoch: int, group: int) -> str:
     return f"$share/{task}-{epoch}-{group}/{TASK_REQUESTS.at(prefix, task=task)}"
 
 
+def second_door_filter(prefix: str, task: str, epoch: int, group: int) -> str:
+    """The shared subscription of a task's second front door: each request reaches it as well as the front door."""
+    return f"$share/{task}-{epoch}-{group}-second/{TASK_REQUESTS.at(prefix, task=task)}"
+
+
 def may_reply_to(prefix: str, reply_to: str) -> bool:
     """Whether an answer may go there: below ``clients/`` and no wildcard, so nobody makes an agent write elsewhere."""
     inside = reply_to.startswith(f"{prefix}/clients/")

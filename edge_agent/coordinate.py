@@ -13,6 +13,7 @@ what they keep, so only the missing nodes are computed again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -28,8 +29,10 @@ from edge_agent.state import (
     DEFAULT_DEADLINE_S,
     MAX_COORDINATED,
     MAX_COORDINATED_BYTES,
+    SUSPECT_S,
     Action,
     AgentState,
+    Beat,
     Coordinated,
     Note,
     Reply,
@@ -48,8 +51,17 @@ ADMITTED_SHARE = 0.8  # of the deadline: what is expected to take longer because
 SHORTEST_RETRY_S = 0.1  # what an overloaded device tells sensors at least
 
 
-def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Action]:
-    """A sensor asks: take the request, or say at once why not."""
+def on_request(
+    state: AgentState, event: Requested, now_s: float, *, deadline_s: float | None = None
+) -> Iterable[Action]:
+    """A sensor asks: take the request, or say at once why not.
+
+    Args:
+        state: what is known; changed.
+        event: the request.
+        now_s: the time.
+        deadline_s: of a request that isn't new; by default it has all its time left.
+    """
     if not may_reply_to(state.prefix, event.reply_to):
         state.dropped["reply_topic"] += 1
         yield Note("request_without_reply", {"task": event.task, "reply_to": event.reply_to[:200]})
@@ -58,7 +70,7 @@ def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Ac
     if request in state.coordinated:
         state.dropped["duplicate_request"] += 1
         return
-    life_s = min(MAX_DEADLINE_S, float(event.expiry_s or DEFAULT_DEADLINE_S))
+    life_s = life_of(event) if deadline_s is None else deadline_s - now_s
     try:
         route, inputs = _accept(state, event)
         waiting_s = queues_s(state, now_s, task=event.task)
@@ -66,6 +78,7 @@ def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Ac
         _admit(waiting_s, choice, life_s)
     except RequestFailed as error:
         yield Reply(event.reply_to, event.correlation, _error(state, request, event.task, error))
+        yield from _tell_second_door(state, request, event.task, now_s + life_s)
         return
     taken = Coordinated(request, event.task, inputs, event.reply_to, event.correlation, now_s + life_s)
     state.coordinated[request] = taken
@@ -77,7 +90,7 @@ def on_route(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
     """The way of a task changed: requests whose plan no longer holds are sent again."""
     for request in [c for c in state.coordinated.values() if c.task == route.task]:
         if route.unavailable:
-            yield _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable))
+            yield from _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable))
         elif request.plan is None or _broken(request, request.plan, route):
             yield from _dispatch(state, request, now_s, _choose_again(state, request, now_s))
 
@@ -85,7 +98,15 @@ def on_route(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
 def on_cleared(state: AgentState, task: str) -> Iterable[Action]:
     """A task was undeployed: its requests end."""
     for request in [c for c in state.coordinated.values() if c.task == task]:
-        yield _end(state, request, _no_task(task))
+        yield from _end(state, request, _no_task(task))
+
+
+def on_life(state: AgentState, sender: DeviceId, now_s: float) -> Iterable[Action]:
+    """A device that was asked something sent anything: it lives."""
+    if sender in state.heard:
+        state.heard[sender] = now_s
+        if state.suspects.pop(sender, None) is not None:
+            yield Beat()
 
 
 def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float) -> None:
@@ -96,7 +117,10 @@ def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float
     if (message.node, sender) not in request.asked:
         state.dropped["not_asked"] += 1
         return
-    request.finished.add(message.node)
+    if request.first_fence is not None and (message.epoch, message.generation) < request.first_fence:
+        state.dropped["stale_done"] += 1
+        return
+    request.finished[message.node] = now_s
     if sender != state.device:
         _report(state, sender, request.task, message.queue_s, now_s)
     if request.plan and message.node == request.plan.output:
@@ -106,7 +130,10 @@ def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float
 def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> Iterable[Action]:
     """A node can't run there: try elsewhere, or tell the sensor."""
     request = state.coordinated.get(message.request)
-    if request is None or message.attempt < request.attempt:
+    if request is None:
+        return
+    if message.attempt < request.attempt:
+        state.dropped["stale_failure"] += 1
         return
     body = message.error
     if (message.node, message.device) not in request.asked:
@@ -114,7 +141,7 @@ def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> Iterable[
     elif message.retry and (body.code != ErrorCode.OVERLOADED or _elsewhere(state, request, message)):
         _soon_again(request, message.device, now_s)
     else:
-        yield _end(state, request, RequestFailed(body.code, body.message, retry_after_s=body.retry_after_s))
+        yield from _end(state, request, RequestFailed(body.code, body.message, retry_after_s=body.retry_after_s))
 
 
 def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
@@ -122,9 +149,20 @@ def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
     for request in list(state.coordinated.values()):
         if now_s >= request.deadline_s:
             text = f"no answer in time after {request.attempt + 1} attempts; allow more time or add devices"
-            yield _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
+            yield from _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
         elif now_s >= request.retry_s:
+            yield from _suspect(state, request, now_s)
             yield from _dispatch(state, request, now_s, _choose_again(state, request, now_s, late=True))
+
+
+def life_of(event: Requested) -> float:
+    """The seconds that a request has when it arrives."""
+    return min(MAX_DEADLINE_S, float(event.expiry_s or DEFAULT_DEADLINE_S))
+
+
+def patience_s(expected_s: float) -> float:
+    """How long to wait for what is expected to take so long."""
+    return max(FIRST_PATIENCE_S, PATIENCE_FACTOR * expected_s)
 
 
 def _accept(state: AgentState, event: Requested) -> tuple[Route, dict[NodeName, RawInput]]:
@@ -199,8 +237,11 @@ def _dispatch(
     request.sent = {name: (planned.device, now_s) for name, planned in request.plan.nodes.items()}
     request.attempt += 1
     request.fence = (route.epoch, route.generation)
-    patience_s = max(FIRST_PATIENCE_S, PATIENCE_FACTOR * expected_s) * 2 ** min(request.attempt, 6)
-    request.retry_s = now_s + patience_s
+    request.first_fence = request.first_fence or request.fence
+    request.second_door = tuple(device for device in route.second_door if device != state.device)
+    for device in {planned.device for planned in request.plan.nodes.values()} - {state.device}:
+        state.heard.setdefault(device, -math.inf)
+    request.retry_s = now_s + patience_s(expected_s) * 2 ** min(request.attempt, 6)
     if request.attempt:
         yield Note("request_sent_again", {"request": request.request, "attempt": request.attempt})
     sends = (_inputs_for(state.device, request, request.plan, node=name, now_s=now_s) for name in request.plan.nodes)
@@ -224,6 +265,7 @@ def _inputs_for(device: DeviceId, request: Coordinated, plan: Plan, *, node: Nod
         correlation=request.correlation.hex(),
         plan=plan,
         content_types={name: request.inputs[name].content_type for name in taken},
+        second_door=request.second_door,
     )
     tensors = {f"{name}/{RAW}": np.frombuffer(request.inputs[name].data, dtype=np.uint8) for name in taken}
     return Send(plan.nodes[node].device, message, tensors, request.deadline_s)
@@ -262,9 +304,38 @@ def _no_task(task: str) -> RequestFailed:
     return RequestFailed(ErrorCode.NO_ROUTE, f"the task {task} is not deployed; deploy it with `s2m3 deploy FILE`")
 
 
-def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> Reply:
+def _suspect(state: AgentState, request: Coordinated, now_s: float) -> Iterable[Action]:
+    """Which devices to blame for a request that is late: those that had all they needed, and have kept silent since."""
+    for name, (device, sent_s) in request.sent.items():
+        needs = request.plan.nodes[name].needs if request.plan else ()
+        nodes = [need for need in needs if need not in request.inputs]
+        if device == state.device or name in request.finished or any(need not in request.finished for need in nodes):
+            continue
+        owed_s = max([sent_s, *(request.finished[need] for need in nodes)])
+        if now_s - owed_s >= FIRST_PATIENCE_S and state.heard.get(device, -math.inf) < owed_s:
+            state.suspects = {d: at_s for d, at_s in state.suspects.items() if now_s - at_s < SUSPECT_S}
+            state.suspects[device] = now_s
+            yield Note("device_suspected", {"suspect": device, "request": request.request, "node": name})
+            yield Beat()
+
+
+def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> Iterable[Action]:
     _forget(state, request)
-    return Reply(request.reply_to, request.correlation, _error(state, request.request, request.task, error))
+    yield Reply(request.reply_to, request.correlation, _error(state, request.request, request.task, error))
+    yield from _tell_second_door(state, request.request, request.task, request.deadline_s)
+
+
+def _tell_second_door(state: AgentState, request: RequestId, task: str, deadline_s: float) -> Iterable[Send]:
+    """A request ended in an error from here: nobody need take it over."""
+    route = state.routes.get(task)
+    if route is None or route.output is None:
+        return
+    done = NodeDone(
+        request=request, task=task, node=route.output, epoch=route.epoch, generation=route.generation, attempt=0
+    )
+    for device in route.second_door:
+        if device != state.device:
+            yield Send(device, done, {}, deadline_s)
 
 
 def _forget(state: AgentState, request: Coordinated) -> None:

@@ -251,6 +251,9 @@ def _forward(
     more_s = state.measured_s.get(plan.nodes[message.node].key, 0.0)
     done = NodeDone(**_envelope(message), queue_s=own_s(state, now_s, task=message.task, more_s=more_s))
     yield Send(message.coordinator, done, {}, deadline_s)
+    if message.node == plan.output:
+        for device in message.second_door:
+            yield Send(device, done, {}, deadline_s)
 
 
 def _answer(message: NodeInputs, finished: Finished) -> Reply:

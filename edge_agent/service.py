@@ -329,6 +329,7 @@ class Agent:
 
     def _beat(self, session: int, sequence: int) -> bool:
         epoch, generation = self._state.fence
+        now_s = time.monotonic()
         beat = Heartbeat(
             session=session,
             seq=sequence,
@@ -344,6 +345,7 @@ class Agent:
             in_flight=len(self._state.coordinated),
             progress=self._progress,
             dropped=self._state.dropped.copy() | Counter(mailbox_full=self._mailbox.dropped),
+            suspects={device: max(0.0, now_s - at_s) for device, at_s in dict(self._state.suspects).items()},
         )
         topic = DEVICE_HEARTBEAT.at(self._prefix, device=self._config.id)
         try:

@@ -583,7 +583,7 @@ def test_a_deadline_of_a_day_and_more_is_a_day(front: AgentState) -> None:
 
 def test_only_who_was_asked_can_say_that_a_node_is_done(front: AgentState) -> None:
     sent = only(decide(front, ASKED, 0.0), Send)
-    done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=0, generation=0, attempt=0)
+    done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=1, generation=1, attempt=0)
     decide(front, Received("gw-evil", done, {}), 0.1)
     assert front.coordinated
     assert front.dropped["not_asked"] == 1
