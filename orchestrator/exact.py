@@ -98,7 +98,7 @@ def exact(
     while not finished:
         if not search.enumerate(upper_s, over):
             break
-        chosen = search.choose(best, max(until_s - time.monotonic(), LEAST_S))
+        chosen = search.choose(best, lambda: max(until_s - time.monotonic(), LEAST_S))
         if not chosen.where and chosen.finished and refusal is not None:
             raise refusal
         finished = chosen.finished and best is not None
@@ -164,13 +164,11 @@ class _Search:
         others_s = sum(least_s for other, least_s in self.least_s.items() if other != name)
         return float((upper_s * (1 + TOLERANCE) - others_s) / self.tasks[name].weight)
 
-    def choose(self, start: Mapping[ModuleKey, DeviceId] | None, time_limit_s: float) -> Chosen:
+    def choose(self, start: Mapping[ModuleKey, DeviceId] | None, left_s: Callable[[], float]) -> Chosen:
         """Take one of its options for every task."""
         users = Counter(key for found in self.options.values() for key in found.keys)
         shared = {key for key, count in users.items() if count > 1}
         tight = self.room < sum(self.sizes.values())
         options = {name: found.best(shared, tight, self.sizes) for name, found in self.options.items()}
         weights = {name: task.weight for name, task in self.tasks.items()}
-        return choose(
-            Instance(options, weights, shared, self.sizes, self.room, list(self.devices)), start, time_limit_s
-        )
+        return choose(Instance(options, weights, shared, self.sizes, self.room, list(self.devices)), start, left_s)

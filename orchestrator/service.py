@@ -52,7 +52,7 @@ from orchestrator.wire import HEARD, event_of, outgoing_of
 READ_RETAINED_S = 0.5  # a broker sends retained messages at once after the subscription; there is no end mark
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
-PLANNING_S = 0.2  # a turn's time to look for a better placement: too short for anybody to seem late
+PLANNING_S = 0.03  # a turn's time to look for a better placement: a death that comes meanwhile waits no longer
 MAX_WAITING_BYTES = 32 * 1024 * 1024  # of requests that wait for the loop's next turn; two of the largest
 
 _log = structlog.get_logger("orchestrator")

@@ -113,6 +113,9 @@ def status_document(observer: Observer) -> dict[str, object]:
                 "heartbeat": beat.model_dump(mode="json", exclude_none=True)
                 if (beat := observer.heartbeats.get(name))
                 else None,
+                "assignment": told.model_dump(mode="json", exclude_none=True)
+                if (told := observer.assignments.get(name))
+                else None,
             }
             for name, state in sorted(observer.devices.items())
         },
@@ -190,7 +193,12 @@ def _print_status(observer: Observer) -> None:
         if beat is None or not alive:
             devices.add_row(name, device.status, "", "")
             continue
-        modules = [f"{held.module} ({held.error or held.state})" for held in beat.modules.values()]
+        told = observer.assignments.get(name)
+        standby = {assigned.spec.key for assigned in told.modules if assigned.role == "standby"} if told else set()
+        modules = [
+            f"{held.module} ({'standby, ' if key in standby else ''}{held.error or held.state})"
+            for key, held in beat.modules.items()
+        ]
         memory = f"{beat.memory_used_bytes / 1e6:.1f} of {beat.memory_bytes / 1e6:.1f}"
         devices.add_row(name, device.status, memory, "\n".join(modules))
     console.print(devices)

@@ -162,6 +162,7 @@ def compare_branches(*, models: Path, requests: int, captions: int, progress: Pr
     with Trial("routing", agents, {}, workload.task) as trial:
         progress("routing: starting")
         trial.deploy()
+        trial.settle()
         where = trial.placement
         if where["clip-b16/vision"] == where["clip-b16/text"]:
             raise TrialFailed(f"both encoders stand on {where['clip-b16/text']}: nothing to compare")

@@ -47,6 +47,8 @@ def compare(
         for name, trial in trials.items():
             progress(f"{workload.name}: {name}: starting")
             trial.deploy()
+        for trial in trials.values():
+            trial.settle()
         answers: dict[str, list[object]] = {}
         for number in range(-WARM_UP, requests):
             progress(f"{workload.name}: request {max(0, number + 1)} of {requests}")

@@ -75,7 +75,7 @@ class Trial:
         return {node.module: [device.device for device in node.devices] for node in nodes}
 
     def deploy(self) -> None:
-        """Wait for the devices, deploy the task, and wait until it is served and stays where it is.
+        """Wait for the devices, deploy the task, and wait until it is served.
 
         Raises:
             TrialFailed: it isn't, in time; with the reason.
@@ -95,12 +95,32 @@ class Trial:
         if route is None or not route.complete:
             why = route.unavailable if route else f"not served within {START_S:g} s"
             raise TrialFailed(f"{self.name}: {self.task.task} could not be deployed: {why}")
-        while self._moves():
-            pass
 
-    def _moves(self) -> bool:
-        known = self.route
-        return self.observer.wait_for(lambda seen: seen.routes.get(self.task.task) != known, SETTLE_S)
+    def settle(self) -> None:
+        """Wait until nothing loads and the route has stood for a while: standbys load late, measurements move modules.
+
+        Raises:
+            TrialFailed: it goes on for too long.
+        """
+        until_s = time.monotonic() + START_S
+        while True:
+            self.observer.look()
+            routes = [seen.at_s for seen in self.observer.sightings if isinstance(seen.message, Route)]
+            remaining_s = SETTLE_S if self._loads() else max(routes) + SETTLE_S - time.monotonic()
+            if remaining_s <= 0:
+                return
+            if time.monotonic() > until_s:
+                raise TrialFailed(f"{self.name}: modules still load or move after {START_S:g} s")
+            self.observer.wait_for(lambda _: False, remaining_s)
+
+    def _loads(self) -> bool:
+        """Whether a module is assigned and neither ready nor failed, by the newest heartbeats."""
+        beats = self.observer.heartbeats
+        held = {(device, key): each.state for device, beat in beats.items() for key, each in beat.modules.items()}
+        assigned = [
+            (device, each.spec.key) for device, all_ in self.observer.assignments.items() for each in all_.modules
+        ]
+        return any(held.get(each, "loading") == "loading" for each in assigned)
 
     def ask(self, inputs: Mapping[str, RawInput], *, counts: bool = True) -> Response:
         """Ask once and wait for the answer.

@@ -13,6 +13,7 @@ from rich.table import Table
 
 import s2m3
 from broker.errors import BadFile
+from broker.specs import FleetSpec, TaskSpec
 from s2m3.placing import instances
 from s2m3.placing.compare import Result, compare, document, summarise
 from s2m3.placing.plot import plot
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--scale", action="store_true", help="how the greedy solver's time grows with the fleet instead")
     what.add_argument("--write", metavar="DIR", help="draw the 95 instances, write them there, and solve nothing")
-    parser.add_argument("--instances", metavar="DIR", help="other instances; default: the 95 of the repository")
+    what.add_argument("--instances", metavar="DIR", help="other instances; default: the 95 of the repository")
+    what.add_argument("--seed", metavar="N", help="95 others of the same distribution, drawn with this seed")
     parser.add_argument("--time-limit", type=seconds, default=TIME_LIMIT_S, metavar="S", help="of exact; default 60")
     parser.add_argument("--plot", metavar="FILE", help="draw the result, such as placement.svg")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -44,12 +46,7 @@ def bench(arguments: argparse.Namespace) -> int:
     if arguments.write:
         instances.write(Path(arguments.write))
         return 0
-    directory = Path(arguments.instances or INSTANCES)
-    found = instances.read(directory)
-    if not found:
-        fix = "name their directory, or write them with `s2m3 bench placement --write DIR`"
-        raise BadFile(file=str(directory), problem="holds no instances", fix=fix)
-    results = compare(found, time_limit_s=arguments.time_limit, progress=_progress)
+    results = compare(_instances(arguments), time_limit_s=arguments.time_limit, progress=_progress)
     if arguments.plot:
         plot(results, Path(arguments.plot))
     if arguments.json:
@@ -57,6 +54,18 @@ def bench(arguments: argparse.Namespace) -> int:
     else:
         _print(results)
     return 0 if all(result.solvers["refined"].optimal is not False for result in results) else 1
+
+
+def _instances(arguments: argparse.Namespace) -> Sequence[tuple[str, FleetSpec, Sequence[TaskSpec]]]:
+    if arguments.seed is not None:
+        drawn = [instances.draw(number, seed=arguments.seed) for number in range(1, instances.COUNT + 1)]
+        return [(instance.name, instance.fleet, instance.tasks) for instance in drawn]
+    directory = Path(arguments.instances or INSTANCES)
+    found = instances.read(directory)
+    if not found:
+        fix = "name their directory, or write them with `s2m3 bench placement --write DIR`"
+        raise BadFile(file=str(directory), problem="holds no instances", fix=fix)
+    return found
 
 
 def _progress(name: str) -> None:

@@ -28,8 +28,8 @@ def test_status_shows_devices_modules_and_tasks(s2m3: Run) -> None:
 
 def test_shared_modules_are_held_once(s2m3: Run) -> None:
     status = json.loads(s2m3("status", "--json").stdout)
-    held = [key for d in status["devices"].values() for key in d["heartbeat"]["modules"]]
-    assert len(held) == len(set(held)) == 4
+    told = [m for d in status["devices"].values() for m in d["assignment"]["modules"] if m["role"] == "active"]
+    assert len(told) == len({m["module"] for m in told}) == 4
 
 
 def test_a_request_with_a_picture(s2m3: Run) -> None:

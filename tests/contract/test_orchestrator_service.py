@@ -36,9 +36,10 @@ from orchestrator.__main__ import main
 from orchestrator.decide import decide
 from orchestrator.events import Action, Event, TaskDeployed
 from orchestrator.service import MakeTransport, Orchestrator
-from orchestrator.state import State
+from orchestrator.state import Pace, State
 
 NEVER_SILENT_S = 600.0  # a heartbeat interval that no test reaches
+UNHURRIED = Pace(calm_s=600.0, review_s=600.0)  # without spares and planned moves
 VISION = ModuleSpec(
     family="any.kind", source=Source(pip="weights", part="vision"), memory_bytes=60, flops=1e9, output_bytes=100
 )
@@ -76,7 +77,11 @@ class World:
         return transport
 
     def lead(self, **options: Any) -> Orchestrator:
-        settings = {"settle_s": 0.05, "heartbeat_interval_s": NEVER_SILENT_S} | options
+        settings: dict[str, Any] = {
+            "settle_s": 0.05,
+            "heartbeat_interval_s": NEVER_SILENT_S,
+            "pace": UNHURRIED,
+        } | options
         orchestrator = Orchestrator("mqtt://unused", self.folder, self.site, make_transport=self._make, **settings)
         thread = threading.Thread(target=orchestrator.run, name="orchestrator")
         self.orchestrators.append((orchestrator, thread))
@@ -118,6 +123,11 @@ class World:
         assert isinstance(route, Route)
         return route
 
+    def routes(self) -> list[Route]:
+        """All routes heard so far, in order."""
+        heard = [event for event in self.heard.deliveries if topics.TASK_ROUTE.match(self.prefix, event.topic)]
+        return [decode(Route, event.payload) for event in heard if event.payload]
+
     def stop(self, orchestrator: Orchestrator) -> None:
         (thread,) = [thread for known, thread in self.orchestrators if known is orchestrator]
         orchestrator.stop()
@@ -150,9 +160,11 @@ class Agent:
         self._say(topics.DEVICE_STATE, DeviceState(status="online", session=self.session, profile=self.profile))
         self.beat()
 
-    def beat(self, *held: ModuleSpec, state: Any = "ready") -> None:
+    def beat(self, *held: ModuleSpec, state: Any = "ready", compute_s: float | None = None) -> None:
         self.seq += 1
-        modules = {spec.key: HeldModule(module="vision", state=state, error="no weights") for spec in held}
+        modules = {
+            spec.key: HeldModule(module="vision", state=state, error="no weights", compute_s=compute_s) for spec in held
+        }
         told = [decode(Assignment, event.payload) for event in self.heard.deliveries if event.payload]
         epoch, generation = max(((said.epoch, said.generation) for said in told), default=(0, 0))
         beat = Heartbeat(session=self.session, seq=self.seq, epoch=epoch, generation=generation, modules=modules)
@@ -164,13 +176,13 @@ class Agent:
         )
         return decode(Assignment, found.payload)
 
-    def die(self) -> None:
-        """As a will says it."""
-        self._say(topics.DEVICE_STATE, DeviceState(status="offline", session=self.session))
+    def die(self, *, after: Agent | None = None) -> None:
+        """As a will says it; where given, it is heard after all that another agent said before."""
+        self._say(topics.DEVICE_STATE, DeviceState(status="offline", session=self.session), after or self)
 
-    def _say(self, topic: topics.Topic, message: Any) -> None:
+    def _say(self, topic: topics.Topic, message: Any, by: Agent | None = None) -> None:
         name = topic.at(self.world.prefix, device=self.name)
-        self.transport.publish(Outgoing(name, encode(message), topic.qos, topic.retain))
+        (by or self).transport.publish(Outgoing(name, encode(message), topic.qos, topic.retain))
 
     def _will(self, session: int) -> Will:
         name = topics.DEVICE_STATE.at(self.world.prefix, device=self.name)
@@ -275,6 +287,38 @@ def test_a_restarted_orchestrator_has_a_higher_epoch_adopts_what_is_held_and_cle
     route = world.hear_route(lambda route: route.epoch == 2)
     assert route.front_door == ("b",)
     assert a.assigned(lambda said: said.epoch == 2).modules == ()
+
+
+def test_a_standby_serves_in_the_answer_to_the_will_and_a_move_is_made_after_its_copy_is_ready(
+    world: World, make_recorder: MakeRecorder
+) -> None:
+    a, b = Agent(world, "a", make_recorder()), Agent(world, "b", make_recorder())
+    world.deploy(TASK.model_copy(update={"weight": 0.1}))  # a pass takes a second: one copy is enough
+    world.lead(pace=Pace(calm_s=0.05, review_s=0.2))
+    world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    a.beat()
+    b.beat()
+    a.assigned(lambda said: bool(said.modules))
+    a.beat(VISION)
+
+    # 1. the standby
+    (spare,) = b.assigned(lambda said: bool(said.modules)).modules
+    assert (spare.role, spare.why) == ("standby", "takes over at once if a dies")
+    b.beat(VISION)
+    a.die(after=b)
+    assert world.hear_route(lambda route: route.front_door == ("b",)).complete
+    assert b.assigned(lambda said: [held.role for held in said.modules] == ["active"]).modules[0].why == (
+        "took over from a"
+    )
+
+    # 2. a planned move: b reports that it is slow, and c could do better
+    b.beat(VISION, compute_s=5.0)
+    c = Agent(world, "c", make_recorder())
+    assert [coming.role for coming in c.assigned(lambda said: bool(said.modules)).modules] == ["standby"]
+    c.beat(VISION)
+    moved = world.hear_route(lambda route: route.front_door == ("c",))
+    assert moved.complete
+    assert all(route.complete for route in world.routes() if route.generation > 1), "there was no gap"
 
 
 def test_the_epoch_goes_on_from_what_the_broker_remembers_when_the_disk_is_lost(world: World) -> None:

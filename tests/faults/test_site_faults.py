@@ -52,12 +52,12 @@ class Running:
             assert answer.get("label", answer.get("answer")) == expected
 
     def holder_of(self, family: str) -> str:
-        """The device that is assigned this family's module."""
+        """The device that serves this family's module."""
         self.observer.look()
         return next(
             device
             for device, assignment in self.observer.assignments.items()
-            if any(assigned.spec.family == family for assigned in assignment.modules)
+            if any((assigned.spec.family, assigned.role) == (family, "active") for assigned in assignment.modules)
         )
 
     def await_routes(self, *, without: str | None = None) -> None:
@@ -141,7 +141,7 @@ def test_a_restarted_orchestrator_moves_nothing_and_serving_goes_on_without_it(r
 
 
 def held_by(assignment: Assignment) -> set[str]:
-    return {assigned.module for assigned in assignment.modules}
+    return {assigned.module for assigned in assignment.modules if assigned.role == "active"}
 
 
 def test_a_restarted_broker_without_memory_costs_no_request(mosquitto_process: Any) -> None:

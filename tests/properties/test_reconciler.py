@@ -268,14 +268,20 @@ class Reconciler(RuleBasedStateMachine):
             self.beat(device)
 
     @rule()
-    def work(self) -> None:
+    def work(self, *, lazy: bool = False) -> None:
         """Everybody obeys and beats for so long that spares are chosen and a better placement is looked for."""
         for _ in range(int(2 * PACE.review_s / INTERVAL_S)):
             for device in DEVICES:
-                self.obey(device)
+                if not lazy:
+                    self.obey(device)
                 self.beat(device)
             self.now_s += INTERVAL_S / 2
             self.feed(Tick())
+
+    @rule()
+    def everything_loads_for_long(self) -> None:
+        """Nobody gets ready what it is told; so moves are planned, and not made."""
+        self.work(lazy=True)
 
     # --- people, time, the broker, the orchestrator ---
 
@@ -479,5 +485,5 @@ class Reconciler(RuleBasedStateMachine):
 
 TestReconciler = Reconciler.TestCase
 TestReconciler.settings = settings(
-    deadline=None, max_examples=150, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
+    deadline=None, max_examples=30, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow]
 )
