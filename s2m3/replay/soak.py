@@ -37,8 +37,8 @@ RECOVERY_S = 12.0  # for a killed device's agent to be up again, with torch
 SAMPLE_S = 2.0
 FLEET: tuple[dict[str, Any], ...] = (
     {"id": "gw-a", "memory": "64MiB"},
-    {"id": "gw-b", "memory": "180MiB", "speed": 0.5},
-    {"id": "gw-c", "memory": "180MiB", "speed": 0.5},
+    {"id": "gw-b", "memory": "180MiB", "speed": 0.8},
+    {"id": "gw-c", "memory": "180MiB", "speed": 0.8},
 )
 DEADLY = ("kill", "restart broker", "restart orchestrator")
 BENIGN = ("pause", "partition", "drop", "slow", "hostile", "drain")
