@@ -19,6 +19,7 @@ import structlog
 from broker.codec import encode
 from broker.errors import (
     ErrorCode,
+    IdInUse,
     LocalProtocolError,
     ModuleRefused,
     RemoteProtocolError,
@@ -47,6 +48,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.link_meter import LinkMeter
 from edge_agent.modules import Output
+from edge_agent.rivals import Rivals
 from edge_agent.state import (
     Action,
     AgentState,
@@ -124,6 +126,8 @@ class Agent:
         self._wake_heart = threading.Event()
         self._stopping = threading.Event()
         self._session: int | None = None  # of the control link, while it is up
+        self._rivals = Rivals(time.monotonic())
+        self._ended_by: IdInUse | None = None
         self._data_up = False
         self._progress = 0
         self._computing: set[NodeRun] = set()  # handed to the compute thread
@@ -132,7 +136,11 @@ class Agent:
         self._log = log.bind(device=config.id)
 
     def run(self) -> None:
-        """Serve until stopped; then say goodbye and let go of everything."""
+        """Serve until stopped; then say goodbye and let go of everything.
+
+        Raises:
+            IdInUse: another agent is connected under this device's id.
+        """
         self._data.subscribe(*wire.data_filters(self._prefix, self._config.id))
         self._control.subscribe(*wire.control_filters(self._prefix, self._config.id))
         self._data.start()
@@ -143,6 +151,8 @@ class Agent:
                 self._turn()
         finally:
             self._say_goodbye()
+        if self._ended_by is not None:
+            raise self._ended_by
 
     def stop(self) -> None:
         """End ``run`` soon; callable from any thread and from a signal handler."""
@@ -210,8 +220,9 @@ class Agent:
     def _read(self, link: Literal["control", "data"], delivery: Delivery) -> Event | None:
         try:
             if link == "control":
-                if wire.says_offline(self._prefix, delivery):
-                    self._announce("online")
+                if state := wire.own_state(self._prefix, delivery):
+                    self._found(state)
+                    return None
                 return wire.control_event(self._prefix, delivery)
             return wire.data_event(self._prefix, delivery)
         except RemoteProtocolError as error:
@@ -370,6 +381,7 @@ class Agent:
         """Announce the device once both links can hear, and again at each new session of the control link."""
         if link == "control":
             self._session = session
+            self._look_for_rivals(session, time.monotonic())
         else:
             self._data_up = session is not None
         if session is not None:
@@ -377,6 +389,21 @@ class Agent:
             self._wake_heart.set()
             if link == "data":
                 self._meter.begin(session)
+
+    def _look_for_rivals(self, session: int | None, now_s: float) -> None:
+        if session is not None:
+            self._rivals.connected(session, now_s)
+            if self._rivals.suspected and not self._data_up:
+                self._announce("offline")  # not serving yet, but to be seen
+        elif self._rivals.disconnected(now_s):
+            self._ended_by = IdInUse(self._config.id)
+            self.stop()
+
+    def _found(self, state: DeviceState) -> None:
+        """What is retained as our own state may be a late will, to be corrected, or somebody else's."""
+        self._rivals.hear(state.session, time.monotonic())
+        if state.status == "offline":
+            self._announce("online")
 
     def _link_measured(self, profile: DeviceProfile) -> None:
         self._log.info("link_measured", latency_s=profile.latency_s, bandwidth_bits_per_s=profile.bandwidth_bits_per_s)

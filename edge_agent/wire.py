@@ -53,15 +53,15 @@ def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     return (TENSORS.filter(prefix, receiver=device), DEVICE_ECHO.at(prefix, device=device))
 
 
-def says_offline(prefix: str, delivery: Delivery) -> bool:
-    """Whether our own retained state was overwritten by a death: the late will of an earlier connection.
+def own_state(prefix: str, delivery: Delivery) -> DeviceState | None:
+    """Our own state, as it is retained: what we said, the late will of an earlier connection, or a rival's word.
 
     Raises:
         RemoteProtocolError: it can't be read.
     """
     if DEVICE_STATE.match(prefix, delivery.topic) is None or not delivery.payload:
-        return False
-    return decode(DeviceState, delivery.payload).status == "offline"
+        return None
+    return decode(DeviceState, delivery.payload)
 
 
 def control_event(prefix: str, delivery: Delivery) -> Event | None:

@@ -110,8 +110,9 @@ class World:
         while True:
             message = Outgoing(TASK_REQUESTS.at(PREFIX, task="echo"), payload, response_topic=topic, expiry_s=20)
             self.ear.publish(message)
-            if self.broker.switch.receivers(message.topic) != [self.broker.switch.linked["ear"]]:
-                break
+            with self.broker.switch.lock:
+                if self.broker.switch.receivers(message.topic) != [self.broker.switch.linked["ear"]]:
+                    break
         self.ear.publish(message)
         found = self.heard.wait_for(lambda event: getattr(event, "topic", "") == topic)
         return decode(Result, found.payload)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from broker.codec import RawInput, encode_request
+from broker.errors import ErrorCode
 from broker.messages import (
     AssignedModule,
     Assignment,
@@ -131,7 +132,7 @@ def test_an_older_done_ends_nothing(epoch: int, generation: int) -> None:
 def test_a_failure_of_an_older_attempt_changes_nothing() -> None:
     front, message = asked_of_another()
     decide(front, Tick(), front.next_deadline_s() or 0.0)
-    error = ErrorBody(code="module_failed", message="m")  # type: ignore[arg-type]
+    error = ErrorBody(code=ErrorCode.MODULE_FAILED, message="m")
     kept = {name: getattr(message, name) for name in ("request", "task", "node", "epoch", "generation", "attempt")}
     before = front.next_deadline_s()
     decide(front, Received("gw-b", NodeFailed(**kept, device="gw-b", retry=False, error=error), {}), 1.1)
