@@ -72,6 +72,7 @@ TASK_ROUTE = Topic("tasks/{task}/route", 1, True, "orchestrator", "agents, clien
 DEVICE_STATE = Topic("devices/{device}/state", 1, True, "agent", "all", DeviceState)
 DEVICE_ASSIGNMENT = Topic("devices/{device}/assignment", 1, True, "orchestrator", "agent", Assignment)
 DEVICE_HEARTBEAT = Topic("devices/{device}/heartbeat", 0, False, "agent", "orchestrator", Heartbeat)
+DEVICE_REBIRTH = Topic("devices/{device}/rebirth", 1, False, "orchestrator", "agent", None)
 DEVICE_ECHO = Topic("devices/{device}/echo", 0, False, "agent", "agent", None)
 TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor", "front door", None)
 TENSORS = Topic("tensors/{sender}/{receiver}/{request}/{node}", 1, False, "agent", "agent", None)
@@ -84,6 +85,7 @@ TOPICS = (
     DEVICE_STATE,
     DEVICE_ASSIGNMENT,
     DEVICE_HEARTBEAT,
+    DEVICE_REBIRTH,
     DEVICE_ECHO,
     TASK_REQUESTS,
     TENSORS,

@@ -220,6 +220,10 @@ class Agent:
     def _read(self, link: Literal["control", "data"], delivery: Delivery) -> Event | None:
         try:
             if link == "control":
+                if wire.asks_for_rebirth(self._prefix, delivery):
+                    self._announce("online")
+                    self._wake_heart.set()
+                    return None
                 if state := wire.own_state(self._prefix, delivery):
                     self._found(state)
                     return None

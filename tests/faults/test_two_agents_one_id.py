@@ -25,11 +25,12 @@ PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bit
 class Running:
     """An agent in a thread, and how it ended."""
 
-    def __init__(self, url: str, site: str) -> None:
+    def __init__(self, url: str, site: str, one_ended: threading.Event) -> None:
         config = AgentConfig(id="gw-a", broker=url, site=site, heartbeat_interval_s=0.05)
         self.agent = Agent(config, profile=PROFILE, store=Store(100))
         self.refusal: IdInUse | None = None
         self.ended = threading.Event()
+        self._one_ended = one_ended
         self.thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
@@ -39,11 +40,12 @@ class Running:
             self.refusal = error
         finally:
             self.ended.set()
+            self._one_ended.set()
 
 
 @contextmanager
-def running(url: str, site: str) -> Iterator[Running]:
-    each = Running(url, site)
+def running(url: str, site: str, one_ended: threading.Event) -> Iterator[Running]:
+    each = Running(url, site, one_ended)
     each.thread.start()
     try:
         yield each
@@ -57,18 +59,16 @@ def test_one_of_two_agents_with_one_id_ends_with_a_sentence_and_the_other_serves
 ) -> None:
     prefix = prefix_of(unique_prefix)
     state = DEVICE_STATE.at(prefix, device="gw-a")
+    one_ended = threading.Event()
     with ExitStack() as stack:
         ear = MqttTransport(url=mosquitto_url, client_id=f"{unique_prefix}-ear", inbox=recorder)
         stack.callback(ear.close)
         ear.subscribe(state, DEVICE_HEARTBEAT.at(prefix, device="gw-a"))
         ear.start()
-        first = stack.enter_context(running(mosquitto_url, unique_prefix))
+        first = stack.enter_context(running(mosquitto_url, unique_prefix, one_ended))
         recorder.wait_for(lambda event: getattr(event, "topic", "").endswith("/heartbeat"))
-        second = stack.enter_context(running(mosquitto_url, unique_prefix))
-        until = threading.Event()
-        for each in (first, second):
-            threading.Thread(target=lambda each=each: each.ended.wait() and until.set(), daemon=True).start()
-        assert until.wait(patience_s), "neither gave way"
+        second = stack.enter_context(running(mosquitto_url, unique_prefix, one_ended))
+        assert one_ended.wait(patience_s), "neither gave way"
         stays = second if first.ended.is_set() else first
         gone = first if stays is second else second
         assert "another agent is connected to the broker as gw-a" in str(gone.refusal)
