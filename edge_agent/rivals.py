@@ -2,9 +2,10 @@
 
 Owns the evidence. The broker ends the older of two connections with one id, and its agent connects again, so the two
 throw each other out for ever, each serving half of the time. What gives them away is the device's own retained state,
-on a broker that says it to a client that comes back (Mosquitto does, the embedded one doesn't): after its first connection an agent finds there only sessions of its own, or those of an earlier life
-that it found at the start; a new foreign one is a rival's. One may be a process that was just replaced; several in a
-row are not. Then the one that is thrown out next ends: the other one sees no more of it, and serves.
+on a broker that says it to a client that comes back (Mosquitto does, the embedded one doesn't): after its first
+connection an agent finds there only sessions of its own, or those of an earlier life that it found at the start; a new
+foreign one is a rival's. One may be a process that was just replaced; several in a row are not. Then the one that is
+thrown out next ends: the other one sees no more of it, and serves.
 """
 
 from __future__ import annotations

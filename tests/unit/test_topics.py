@@ -30,6 +30,7 @@ TABLE = [
     ("devices/{device}/state", 1, True),
     ("devices/{device}/assignment", 1, True),
     ("devices/{device}/heartbeat", 0, False),
+    ("devices/{device}/rebirth", 1, False),
     ("devices/{device}/echo", 0, False),
     ("tasks/{task}/requests", 1, False),
     ("tensors/{sender}/{receiver}/{request}/{node}", 1, False),
