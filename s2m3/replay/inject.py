@@ -20,7 +20,18 @@ from broker.errors import S2M3Error, TransportError
 from broker.mqtt import MqttTransport
 from broker.transport import LinkEvent, LinkUp
 from s2m3.replay.hostile import STRANGER, Hostile
-from s2m3.replay.scenario import BROKER, FRONT_DOOR, KILLED, MODULE, ORCHESTRATOR, STANDBY, Fault, Scenario, When
+from s2m3.replay.scenario import (
+    BROKER,
+    FRONT_DOOR,
+    KILLED,
+    MODULE,
+    ORCHESTRATOR,
+    STANDBY,
+    WITHOUT,
+    Fault,
+    Scenario,
+    When,
+)
 from s2m3.replay.stage import ReplayFailed, Stage
 from s2m3.replay.timeline import Injected
 
@@ -205,6 +216,8 @@ class Injector:
             found = self._serving(target.removeprefix(MODULE))
         elif target.startswith(STANDBY):
             found = self._standing_by(target.removeprefix(STANDBY))
+        elif target.startswith(WITHOUT):
+            found = self._holding_none(target.removeprefix(WITHOUT))
         else:
             return target
         if not found:
@@ -219,6 +232,11 @@ class Injector:
     def _standing_by(self, module: str) -> list[str]:
         assignments = dict(self._stage.observer.assignments).items()
         return [name for name, held in assignments for m in held.modules if (m.module, m.role) == (module, "standby")]
+
+    def _holding_none(self, module: str) -> list[str]:
+        assignments = dict(self._stage.observer.assignments)
+        holders = {name for name, held in assignments.items() if any(m.module == module for m in held.modules)}
+        return [name for name in self._stage.site.devices if name not in holders]
 
     def _led(self, target: str) -> None:
         """Who led and is gone leads no more, where somebody waits to take over."""

@@ -76,6 +76,7 @@ class Report:
     latency_s: Mapping[str, float | None]
     faults: Sequence[FaultReport]
     moves: int
+    refusals: int
     seed: int
     ok: bool
     why_not: Sequence[str] = field(default=())
@@ -124,6 +125,7 @@ def report(recording: Recording, expect: Expect) -> Report:
         latency_s={f"p{share}": percentile(latencies, share) for share in (50, 95, 99)},
         faults=[_fault(recording, position) for position in range(len(recording.faults))],
         moves=len(timeline.moves(recording.sightings, recording.began_s, math.inf)),
+        refusals=len(timeline.refusals(recording.sightings, recording.began_s)),
         seed=recording.seed,
         ok=True,
     )
@@ -146,6 +148,8 @@ def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:
         for name, most in allowed.items()
         if most is not None and counted[name] > most
     ]
+    if found.refusals < expect.refusals_at_least:
+        broken.append(f"refusals: {found.refusals}, expected at least {expect.refusals_at_least}")
     if expect.served_at_end:
         last = {outcome.task: outcome for outcome in recording.outcomes}
         unserved = sorted(task for task, outcome in last.items() if outcome.ending != "right")

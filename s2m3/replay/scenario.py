@@ -5,8 +5,9 @@ scenario can't exist: every rule is checked at construction, and the error names
 
 A fault has exactly one kind, and its target is one of: a device's id; ``orchestrator`` (the one that leads);
 ``module:NAME`` (the device that serves this module when the fault comes); ``standby:NAME`` (one that holds a standby
-copy of it then); ``front-door:TASK`` (the first device of that task's front door then); ``killed`` (for ``start`` every
-device that is dead, for ``kill`` and in ``when`` the one killed last).
+copy of it then); ``without:NAME`` (the first of the fleet that holds no copy of it then); ``front-door:TASK`` (the
+first device of that task's front door then); ``killed`` (for ``start`` every device that is dead, for ``kill`` and in
+``when`` the one killed last).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 ORCHESTRATOR = "orchestrator"
 BROKER = "broker"
 KILLED = "killed"
-MODULE, STANDBY, FRONT_DOOR = "module:", "standby:", "front-door:"
+MODULE, STANDBY, WITHOUT, FRONT_DOOR = "module:", "standby:", "without:", "front-door:"
 MAX_FAULTS = 10_000  # of a scenario, when all that repeat are written out
 SHORT_TIMES = 0.4  # of all times of the load and the faults, in a short form
 SHORT_INTERVAL = 0.5  # of the heartbeat's: less, and a busy machine's devices look dead
@@ -137,12 +138,13 @@ class Load(Spec):
 
 
 class Expect(Spec):
-    """What must hold, each as the most that is allowed."""
+    """What must hold: each is the most that is allowed, unless its name says otherwise."""
 
     lost: Limit = 0
     wrong: Limit = 0
     errors: Limit | None = None  # of all codes together; None: any number
     moves: Limit | None = None  # modules newly active on a device; None: any number
+    refusals_at_least: Limit = 0  # modules that a device said it can't hold: where this is what the scenario is about
     served_at_end: bool = True  # whether each task's last request must be answered
 
 
@@ -201,7 +203,7 @@ class Scenario(Spec):
                 raise _unsound(
                     place, f"names the task {task}, which is none of the scenario's: {', '.join(sorted(tasks))}"
                 )
-        elif not (target.startswith((MODULE, STANDBY)) and kind != "start") and target not in known:
+        elif not (target.startswith((MODULE, STANDBY, WITHOUT)) and kind != "start") and target not in known:
             raise _unsound(place, f"names {target}, which is none of: {', '.join(sorted(known))}")
 
     def shortened(self) -> Scenario:

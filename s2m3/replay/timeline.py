@@ -9,6 +9,7 @@ observer; knows nothing of processes and reads no clock. Times are seconds of th
   again. For the orchestrator: one of a higher epoch is online. For the broker: the orchestrator and every route have
   been published again.
 - *moves*: modules newly active on a device, by the assignments.
+- *refusals*: modules that a device newly lists as failed.
 """
 
 from __future__ import annotations
@@ -190,6 +191,20 @@ def moves(sightings: Iterable[Sighting], from_s: float, to_s: float) -> list[tup
         active[sighting.id] = now
         if sighting.at_s >= from_s:
             found += [(sighting.at_s, sighting.id, module) for module in new]
+    return found
+
+
+def refusals(sightings: Iterable[Sighting], from_s: float) -> list[tuple[float, DeviceId, str]]:
+    """(when, device, module) for every module that a device began to list as failed since then."""
+    failed: dict[DeviceId, set[str]] = {}
+    found: list[tuple[float, DeviceId, str]] = []
+    for sighting in sightings:
+        if not isinstance(sighting.message, Heartbeat):
+            continue
+        now = {held.module for held in sighting.message.modules.values() if held.state == "failed"}
+        if sighting.at_s >= from_s:
+            found += [(sighting.at_s, sighting.id, name) for name in sorted(now - failed.get(sighting.id, set()))]
+        failed[sighting.id] = now
     return found
 
 

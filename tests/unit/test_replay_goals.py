@@ -50,6 +50,7 @@ def played(*faults: FaultReport, lost: int = 0, wrong: int = 0) -> Played:
         latency_s={},
         faults=faults,
         moves=0,
+        refusals=0,
         seed=0,
         ok=True,
     )

@@ -200,6 +200,18 @@ def test_moves_are_modules_newly_active_and_not_those_said_again() -> None:
     assert timeline.moves(rows, 100, 113) == [(111, "gw-b", "m")]
 
 
+def test_a_refusal_is_a_module_that_a_device_newly_lists_as_failed() -> None:
+    refused = Heartbeat(
+        session=1,
+        seq=2,
+        epoch=1,
+        generation=1,
+        modules={"k": HeldModule(module="m", state="failed", error="no memory")},
+    )
+    rows = seen((90, "gw-b", refused), (101, "gw-b", refused), (102, "gw-a", beat("m")), (103, "gw-a", refused))
+    assert timeline.refusals(rows, 100) == [(103, "gw-a", "m")]
+
+
 def test_stale_messages_are_no_evidence() -> None:
     new, old = route("t", "gw-a", epoch=2), route("t", "gw-b", epoch=1, generation=9)
     rows = seen((90, "t", new), (91, "t", old), (92, "gw-b", beat()), (93, "t", new))
@@ -231,6 +243,7 @@ def test_bands_end_with_the_device_with_its_silence_and_with_the_module() -> Non
         (Expect(lost=1), "the last request for u was not answered"),
         (Expect(lost=1, served_at_end=False, errors=0), "errors: 1, expected at most 0"),
         (Expect(lost=1, served_at_end=False, moves=0), "moves: 1, expected at most 0"),
+        (Expect(lost=1, served_at_end=False, refusals_at_least=1), "refusals: 0, expected at least 1"),
         (Expect(lost=1, served_at_end=False, errors=1, moves=1), None),
     ],
 )
