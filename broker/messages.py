@@ -60,6 +60,12 @@ class OrchestratorState(Message):
     session: Count  # new at each connection: a late will of an older session changes nothing
 
 
+class Drain(Message):
+    """Whether an operator wants a device out of service."""
+
+    drain: bool
+
+
 class DeviceProfile(Message):
     """What a device has to offer; reserves are already taken off."""
 
@@ -92,6 +98,7 @@ class Assignment(Message):
     epoch: Count
     generation: Count
     modules: tuple[AssignedModule, ...] = ()
+    stays: str | None = None  # why a device that an operator drains must go on holding these modules
 
 
 class HeldModule(Message):

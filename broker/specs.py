@@ -159,6 +159,7 @@ class TaskSpec(Spec):
     nodes: Annotated[dict[NodeName, NodeSpec], Field(min_length=1)]
     output: NodeName
     weight: Positive = 1.0  # requests per second, for planning
+    redundancy: Literal[1, 2] = 1  # 2: a second device holds each request until it is answered
     modules: dict[ModuleName, ModuleSpec]
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from broker.errors import LocalProtocolError
-from broker.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Result, Route
+from broker.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Result, Route
 from broker.specs import ID_PATTERN, TaskSpec
 
 VERSION = "s2m3/v1"
@@ -67,11 +67,13 @@ class Topic:
 
 
 ORCHESTRATOR_STATE = Topic("orchestrator/state", 1, True, "orchestrator", "all", OrchestratorState)
+ORCHESTRATOR_HEARTBEAT = Topic("orchestrator/heartbeat", 0, False, "orchestrator", "orchestrator", OrchestratorState)
 TASK_SPEC = Topic("tasks/{task}/spec", 1, True, "deployer, orchestrator", "orchestrator", TaskSpec)
 TASK_ROUTE = Topic("tasks/{task}/route", 1, True, "orchestrator", "agents, clients", Route)
 DEVICE_STATE = Topic("devices/{device}/state", 1, True, "agent", "all", DeviceState)
 DEVICE_ASSIGNMENT = Topic("devices/{device}/assignment", 1, True, "orchestrator", "agent", Assignment)
 DEVICE_HEARTBEAT = Topic("devices/{device}/heartbeat", 0, False, "agent", "orchestrator", Heartbeat)
+DEVICE_DRAIN = Topic("devices/{device}/drain", 1, True, "operator", "orchestrator", Drain)
 DEVICE_REBIRTH = Topic("devices/{device}/rebirth", 1, False, "orchestrator", "agent", None)
 DEVICE_ECHO = Topic("devices/{device}/echo", 0, False, "agent", "agent", None)
 TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor", "front door", None)
@@ -80,11 +82,13 @@ RESULTS = Topic("clients/{client}/results/{request}", 1, False, "agent", "sensor
 
 TOPICS = (
     ORCHESTRATOR_STATE,
+    ORCHESTRATOR_HEARTBEAT,
     TASK_SPEC,
     TASK_ROUTE,
     DEVICE_STATE,
     DEVICE_ASSIGNMENT,
     DEVICE_HEARTBEAT,
+    DEVICE_DRAIN,
     DEVICE_REBIRTH,
     DEVICE_ECHO,
     TASK_REQUESTS,
