@@ -23,6 +23,7 @@ from broker.transport import LinkDown, LinkUp
 from orchestrator import cluster as devices
 from orchestrator.admission import unroutable
 from orchestrator.announce import (
+    ask_strangers,
     clear_what_is_gone,
     everything,
     make_up_for_silence,
@@ -31,6 +32,7 @@ from orchestrator.announce import (
     undeployed,
 )
 from orchestrator.cluster import Cluster, ClusterEvent, HeartbeatSeen
+from orchestrator.drain import drain_again_s, empty_drained
 from orchestrator.events import (
     Action,
     Event,
@@ -46,7 +48,7 @@ from orchestrator.events import (
 from orchestrator.facts import grown
 from orchestrator.lead import heed, obeys_another
 from orchestrator.lobby import answer
-from orchestrator.moves import finish_moves, give_up_at_s, review, review_at_s
+from orchestrator.moves import give_up_at_s, review, review_at_s
 from orchestrator.placement import never
 from orchestrator.reconcile import choose_spares, place_modules, spares_at_s, take_over, tell_of_placement
 from orchestrator.state import Moment, State
@@ -61,7 +63,7 @@ PLANNING: Sequence[Rule] = (
     place_modules,
     take_over,  # again: of the copies that were found, one may serve sooner
     review,
-    finish_moves,
+    empty_drained,
     choose_spares,
 )
 """The reconciler: what should be held where."""
@@ -72,7 +74,7 @@ def next_deadline_s(state: State) -> float | None:
     """When a ``Tick`` is due if nothing happens before."""
     due = [state.settles_at_s, devices.next_deadline_s(state.cluster)]
     if state.settled:
-        due += [spares_at_s(state), review_at_s(state), give_up_at_s(state)]
+        due += [spares_at_s(state), review_at_s(state), give_up_at_s(state), drain_again_s(state)]
     return min((at_s for at_s in due if at_s is not None), default=None)
 
 
@@ -98,6 +100,8 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
     actions: list[Action] = _tell_of_devices(before.cluster, state.cluster)
     if isinstance(event, LinkUp):
         actions += everything(state)
+    state, asked = ask_strangers(state, event, now_s)
+    actions += asked
     if not state.settled:
         return state, actions
     moment = Moment(now_s, enough)

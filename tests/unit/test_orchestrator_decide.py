@@ -109,8 +109,11 @@ class Site:
 
     def calm(self) -> list[Action]:
         """Nothing happens for so long that spares are chosen; they are ready at once."""
-        self.now_s += self.state.pace.calm_s
-        return [*self.feed(Tick()), *self.beats()]
+        actions: list[Action] = []
+        for _ in range(2):
+            self.now_s += self.state.pace.calm_s / 2
+            actions += [*self.feed(Tick()), *self.beats()]
+        return actions
 
     def gone(self, device: str, session: int | None = None) -> list[Action]:
         ended = self.sessions[device] if session is None else session
@@ -322,9 +325,11 @@ def test_a_birth_without_a_heartbeat_gets_no_modules_for_it_may_be_a_ghost() -> 
     assert site.route("classify").unavailable
 
 
-def test_a_draining_devices_modules_move() -> None:
+def test_a_draining_devices_modules_move_once_they_are_loaded_elsewhere() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.feed(DeviceStateSeen("a", DeviceState(status="draining", session=1)))
+    assert site.where() == {"vision": "a", "head": "a"}
+    site.beat("b")
     assert site.where() == {"vision": "b", "head": "b"}
     assert site.state.assignments["a"].modules == ()
 
