@@ -48,6 +48,8 @@ FIRST_PATIENCE_S = 1.0  # before missing nodes are sent again; doubles with each
 PATIENCE_FACTOR = 4.0  # times the expected seconds, when that is longer
 REFUSED_PATIENCE_S = 0.1  # after a device said that it can't: a new route is on its way
 ADMITTED_SHARE = 0.8  # of the deadline: what is expected to take longer because of others isn't begun; estimates err
+NEWEST_SHARE = 0.1  # of the newest request in the average by which requests take longer than expected
+MAX_STRETCH = 8.0  # of it; one request that died with a device says nothing about the others
 SHORTEST_RETRY_S = 0.1  # what an overloaded device tells sensors at least
 
 
@@ -75,7 +77,7 @@ def on_request(
         route, inputs = _accept(state, event)
         waiting_s = queues_s(state, now_s, task=event.task)
         choice = _choose(state, route, inputs, waiting_s)
-        _admit(waiting_s, choice, life_s)
+        _admit(waiting_s, choice, life_s, state.stretch.get(event.task, 1.0))
     except RequestFailed as error:
         yield Reply(event.reply_to, event.correlation, _error(state, request, event.task, error))
         yield from _tell_second_door(state, request, event.task, now_s + life_s)
@@ -83,6 +85,8 @@ def on_request(
     taken = Coordinated(request, event.task, inputs, event.reply_to, event.correlation, now_s + life_s)
     state.coordinated[request] = taken
     state.coordinated_bytes += taken.size_bytes
+    if choice and deadline_s is None:
+        taken.began_s, taken.expected_s = now_s, choice[1]
     yield from _dispatch(state, taken, now_s, choice)
 
 
@@ -124,6 +128,7 @@ def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float
     if sender != state.device:
         _report(state, sender, request.task, message.queue_s, now_s)
     if request.plan and message.node == request.plan.output:
+        _learn(state, request, now_s)
         _forget(state, request)
 
 
@@ -148,6 +153,7 @@ def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
     """Requests whose time is over end; requests that wait too long are sent again."""
     for request in list(state.coordinated.values()):
         if now_s >= request.deadline_s:
+            _learn(state, request, now_s)
             text = f"no answer in time after {request.attempt + 1} attempts; allow more time or add devices"
             yield from _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
         elif now_s >= request.retry_s:
@@ -187,14 +193,25 @@ def _accept(state: AgentState, event: Requested) -> tuple[Route, dict[NodeName, 
     return route, decode_request(event.payload, event.content_type, route.inputs)
 
 
-def _admit(waiting_s: Mapping[DeviceId, float], choice: tuple[Plan, float] | None, life_s: float) -> None:
+def _admit(
+    waiting_s: Mapping[DeviceId, float], choice: tuple[Plan, float] | None, life_s: float, stretch: float
+) -> None:
     """Refuse what others' work would make late. What is slow by itself, or waits for a module, may try."""
     if choice is None or not any(planned.device in waiting_s for planned in choice[0].nodes.values()):
         return
-    late_s = choice[1] - ADMITTED_SHARE * life_s
+    expected_s = choice[1] * stretch
+    late_s = expected_s - ADMITTED_SHARE * life_s
     if late_s > 0:
-        text = f"an answer is expected after {choice[1]:.1f} s and the deadline is {life_s:.1f} s; come back later"
+        text = f"an answer is expected after {expected_s:.1f} s and the deadline is {life_s:.1f} s; come back later"
         raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=max(SHORTEST_RETRY_S, round(late_s, 3)))
+
+
+def _learn(state: AgentState, request: Coordinated, now_s: float) -> None:
+    """How much longer requests take than expected: later work of other tasks, or devices that became slow."""
+    if request.expected_s > 0:
+        before = state.stretch.get(request.task, 1.0)
+        factor = min(MAX_STRETCH, max(1.0, (now_s - request.began_s) / request.expected_s))
+        state.stretch[request.task] = before + NEWEST_SHARE * (factor - before)
 
 
 def _choose(

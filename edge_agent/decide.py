@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from broker.messages import Assignment, NodeDone, NodeFailed, NodeInputs, Route
+from broker.messages import AssignedModule, Assignment, NodeDone, NodeFailed, NodeInputs, Route
 from broker.topics import front_door_filter, second_door_filter
 from edge_agent import coordinate, execute, second_door
 from edge_agent.state import (
@@ -137,11 +137,17 @@ def _assigned(state: AgentState, assignment: Assignment, now_s: float) -> Iterab
         state.assigned[key] = assigned
         if not known:
             state.failed.discard(key)
-            yield Load(assigned)
+            yield from _load(state, assigned)
     yield Beat()
 
 
+def _load(state: AgentState, assigned: AssignedModule) -> Iterable[Action]:
+    state.loading[assigned.spec.key] = state.fence
+    yield Load(assigned)
+
+
 def _ready(state: AgentState, key: str, compute_s: float | None, now_s: float) -> Iterable[Action]:
+    state.loading.pop(key, None)
     if key in state.assigned:
         state.ready.add(key)
         if compute_s is not None:
@@ -153,7 +159,10 @@ def _ready(state: AgentState, key: str, compute_s: float | None, now_s: float) -
 def _failed(state: AgentState, key: str, now_s: float) -> Iterable[Action]:
     """What can't be loaded is not here; the orchestrator reads why in the heartbeat and tries another device."""
     state.ready.discard(key)
-    if key in state.assigned:
+    since = state.loading.pop(key, state.fence)
+    if key in state.assigned and since < state.fence:  # assigned anew before its failure was known
+        yield from _load(state, state.assigned[key])
+    elif key in state.assigned:
         state.failed.add(key)
     yield Beat()
     yield from execute.on_module_gone(state, key, now_s)
@@ -202,6 +211,7 @@ def _forget_unconfirmed(state: AgentState, now_s: float) -> Iterable[Action]:
 
 def _cleared(state: AgentState, task: str, now_s: float) -> Iterable[Action]:
     state.routes.pop(task, None)
+    state.stretch.pop(task, None)
     state.unconfirmed.discard(task)
     yield from _change_group(state.groups, task, None)
     yield from _change_group(state.second_groups, task, None)

@@ -147,7 +147,7 @@ def _crowded(state: AgentState, message: NodeInputs, key: ModuleKey, now_s: floa
     if len(state.joining) >= MAX_JOINS:
         return _too_many(state)
     compute_s = state.measured_s.get(key, 0.0)
-    wait_s = own_s(state, now_s, task=message.task, more_s=compute_s)
+    wait_s = own_s(state, now_s, task=message.task, more_s=compute_s, deadline_s=now_s + message.deadline_s)
     if not wait_s or wait_s + compute_s <= message.deadline_s:
         return None
     text = f"{state.device} has {wait_s:.1f} s of work before it, and {message.deadline_s:.1f} s were left"

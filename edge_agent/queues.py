@@ -9,6 +9,7 @@ from one task: turns are fair, so what other tasks have waiting delays it by no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from broker.specs import DeviceId, ModuleKey, NodeName, TaskName
@@ -41,17 +42,20 @@ def own_s(
     task: TaskName,
     more_s: float = 0.0,
     coming_s: Mapping[TaskName, float] | None = None,
+    deadline_s: float = math.inf,
 ) -> float:
     """Seconds until this device would begin ``more_s`` seconds of new work of a task.
 
-    A pass that takes longer than the last one of its module counts as about to end. ``coming_s`` isn't here yet.
+    A pass that takes longer than the last one of its module counts as about to end. ``coming_s`` isn't here yet. Of the
+    task's own work what has a later deadline than ``deadline_s`` comes after.
     """
     under_way = [state.measured_s.get(key, 0.0) for _, key in state.passes.values()]
     if under_way:
         under_way[0] = max(0.0, under_way[0] - (now_s - state.pass_began_s))
     waiting = dict(coming_s or {})
     for name, items in state.turns.waiting.items():
-        waiting[name] = waiting.get(name, 0.0) + _seconds(state, items)
+        before = [run for run, due_s in items.items() if name != task or due_s <= deadline_s]
+        waiting[name] = waiting.get(name, 0.0) + _seconds(state, before)
     return sum(under_way) + fair_wait_s(waiting, task, more_s)
 
 

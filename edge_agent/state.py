@@ -256,6 +256,8 @@ class Coordinated:
     reply_to: str
     correlation: bytes
     deadline_s: float
+    began_s: float = 0.0
+    expected_s: float = 0.0  # how long it was to take, when it was taken; 0 when nobody could tell
     attempt: int = -1
     fence: Fence = (0, 0)
     first_fence: Fence | None = None  # of the first plan: what is older was never asked for
@@ -316,6 +318,7 @@ class AgentState:
     fence: Fence = (0, 0)
     epoch: int = 0  # the highest seen
     assigned: dict[ModuleKey, AssignedModule] = field(default_factory=dict)
+    loading: dict[ModuleKey, Fence] = field(default_factory=dict)  # since which assignment
     ready: set[ModuleKey] = field(default_factory=set)
     failed: set[ModuleKey] = field(default_factory=set)  # assigned, and not to be had here
     routes: dict[TaskName, Route] = field(default_factory=dict)
@@ -337,6 +340,7 @@ class AgentState:
     queued: Counter[ModuleKey] = field(default_factory=Counter)  # of both
     measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # of the last pass here
     reported: dict[tuple[DeviceId, TaskName], tuple[float, float]] = field(default_factory=dict)  # when, the queue told
+    stretch: dict[TaskName, float] = field(default_factory=dict)  # how many times longer requests take than expected
     heard: dict[DeviceId, float] = field(default_factory=dict)  # who was asked -> its last sign of life
     suspects: dict[DeviceId, float] = field(default_factory=dict)  # who owes one since -> when that was noticed last
     dropped: Counter[str] = field(default_factory=Counter)

@@ -657,6 +657,14 @@ def test_a_failed_module_is_let_go_when_it_is_not_assigned_any_more_and_tried_ag
     assert not state.failed
 
 
+def test_a_module_assigned_anew_before_its_failure_was_known_is_tried_again(front: AgentState) -> None:
+    decide(front, assignment(ENCODER, HEAD, generation=2), 0.0)
+    decide(front, assignment(ENCODER, HEAD, generation=3), 0.1)
+    assert only(decide(front, ModuleFailed(HEAD.key), 0.2), Load).assigned.spec == HEAD
+    assert not any_of(decide(front, ModuleFailed(HEAD.key), 0.3), Load)
+    assert front.failed == {HEAD.key}
+
+
 def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_said_all_its_routes(
     front: AgentState,
 ) -> None:

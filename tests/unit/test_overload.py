@@ -154,12 +154,14 @@ def inputs_for(device: str, number: int, deadline_s: float) -> Received:
 
 def test_a_device_refuses_work_that_it_cannot_do_in_time_and_another_may_help(state: AgentState) -> None:
     for number in range(5):
-        decide(state, inputs_for("gw-a", number, 20.0), 0.0)
-    (send,) = all_of(decide(state, inputs_for("gw-a", 9, 3.0), 0.0), Send)
+        decide(state, inputs_for("gw-a", number, 5.0), 0.0)
+    (send,) = all_of(decide(state, inputs_for("gw-a", 9, 5.0), 0.0), Send)
     assert isinstance(send.message, NodeFailed)
     assert (send.message.retry, send.message.error.code) == (True, ErrorCode.OVERLOADED)
-    assert send.message.error.retry_after_s == pytest.approx(5.0 + 1.0 - 3.0)
+    assert send.message.error.retry_after_s == pytest.approx(5.0 + 1.0 - 5.0)
     assert state.dropped["overloaded"] == 1
+    urgent = decide(state, inputs_for("gw-a", 10, 3.5), 0.0)
+    assert not all_of(urgent, Send), "what is more urgent goes before, and there is time for it"
 
 
 @pytest.mark.parametrize("others", [(), ("gw-c",)], ids=["nobody-else", "a-replica"])
@@ -212,7 +214,19 @@ def test_thousands_of_requests_leave_nothing_behind(state: AgentState) -> None:
         waiting += all_of(ran(state, waiting.pop(0), now_s), Run)
     decide(state, Tick(), now_s + 100)
     sizes = {name: len(value) for name, value in vars(state).items() if hasattr(value, "__len__")}
-    kept = {"device", "prefix", "fence", "assigned", "ready", "routes", "groups", "measured_s", "dropped", "finished"}
+    kept = {
+        "device",
+        "prefix",
+        "fence",
+        "assigned",
+        "ready",
+        "routes",
+        "groups",
+        "measured_s",
+        "dropped",
+        "finished",
+        "stretch",
+    }
     assert {name: size for name, size in sizes.items() if size and name not in kept} == {}
     assert len(state.finished) <= 4000
     assert (state.coordinated_bytes, state.join_bytes) == (0, 0)
