@@ -27,7 +27,7 @@ TASKS = ("classify", "zero-shot")
 GREEDY = 5.0  # times what the other task asks, in the trial of fairness
 START_S = 120.0
 IN_FLIGHT = 6  # enough to keep every device busy, few enough not to be refused
-FIRST_REQUESTS_S = 3.0
+FIRST_REQUESTS_S = 15.0
 GOAL = 0.9  # of the peak goodput, at the greatest load
 
 Progress = Callable[[str], None]
@@ -70,7 +70,8 @@ def measure(
         routes = tasks.deploy(observer, [load_task(f"pocket/{task}") for task in TASKS], START_S)
         if not all(route and route.complete for route in routes.values()):
             raise NotServed(f"the tasks are not served: {[r.unavailable for r in routes.values() if r]}")
-        saturate(client, TASKS, inputs, seconds=FIRST_REQUESTS_S, in_flight=2)
+        progress("warming up")  # standbys are still being loaded and measured, which holds forward passes up
+        saturate(client, TASKS, inputs, seconds=max(FIRST_REQUESTS_S, seconds), in_flight=2)
         progress("measuring the capacity")
         capacity = saturate(client, TASKS, inputs, seconds=seconds, in_flight=IN_FLIGHT)
         rows = []
