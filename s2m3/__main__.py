@@ -14,7 +14,7 @@ import orchestrator.__main__
 from broker.errors import BadFile, S2M3Error
 from broker.messages import MAX_DEADLINE_S
 from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_prefix
-from s2m3 import bench, commands, demo, models
+from s2m3 import bench, commands, demo, drain, models
 from s2m3.head import command as head
 from s2m3.plan import command as plan
 from s2m3.replay import command as replay
@@ -50,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
     undeploy = verb("undeploy", "take a task away")
     undeploy.add_argument("task", metavar="TASK")
     undeploy.set_defaults(run=commands.undeploy)
+    emptied = verb("drain", "take a device out of service: its modules move first, then it unloads")
+    emptied.add_argument("device", metavar="DEVICE")
+    emptied.add_argument("--undo", action="store_true", help="put it back in service")
+    emptied.add_argument("--timeout", type=_seconds, default=600.0, metavar="S", help="seconds to wait, default 600")
+    emptied.set_defaults(run=drain.drain)
     request = verb("request", "send one request and print its answer")
     request.add_argument("task", metavar="TASK")
     request.add_argument("--image", metavar="FILE")
@@ -67,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_arguments(verb("bench", "measure: accuracy"))
     status = verb("status", "show devices, modules and tasks")
     status.set_defaults(run=commands.status)
-    for command in (deploy, undeploy, request, status):
+    for command in (deploy, undeploy, emptied, request, status):
         command.add_argument("--broker", default=DEFAULT_BROKER, metavar="URL", help="default %(default)s")
         command.add_argument(
             "--site", type=site_prefix, metavar="PREFIX", help="the site's topic prefix, when it has one"

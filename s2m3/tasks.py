@@ -9,7 +9,7 @@ from broker.codec import encode
 from broker.errors import NotConnected
 from broker.messages import Route
 from broker.specs import DeviceId, TaskName, TaskSpec
-from broker.topics import DEVICE_ASSIGNMENT, DEVICE_STATE, ORCHESTRATOR_STATE, TASK_ROUTE, TASK_SPEC
+from broker.topics import DEVICE_ASSIGNMENT, DEVICE_DRAIN, DEVICE_STATE, ORCHESTRATOR_STATE, TASK_ROUTE, TASK_SPEC
 from broker.transport import Outgoing
 from s2m3.observe import Observer
 
@@ -74,6 +74,7 @@ def clear(observer: Observer, devices: Sequence[DeviceId], tasks: Sequence[TaskN
         topics += [TASK_SPEC.at(prefix, task=task), TASK_ROUTE.at(prefix, task=task)]
     for device in devices:
         topics += [DEVICE_STATE.at(prefix, device=device), DEVICE_ASSIGNMENT.at(prefix, device=device)]
+        topics.append(DEVICE_DRAIN.at(prefix, device=device))
     for topic in topics:
         observer.publish(Outgoing(topic, b"", retain=True))
 
