@@ -50,13 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Lead until a signal comes.
+    """Lead, or wait as the spare of who leads, until a signal comes.
 
     Args:
         arguments: those of ``add_arguments``.
 
     Returns:
-        The exit status: 0 after a clean stop, 1 when a newer orchestrator leads.
+        The exit status: 0 after a clean stop.
 
     Raises:
         BadFile: a wrong argument or file.
@@ -71,9 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with stopped_by_signals(orchestrator.stop, until_stdin_closes=arguments.until_stdin_closes):
         orchestrator.run()
-    if orchestrator.resigned:
-        sys.stderr.write(f"orchestrator: resigned: {orchestrator.resigned}\n")
-        return 1
     return 0
 
 
