@@ -158,9 +158,7 @@ class Injector:
         site = self._stage.site
         match fault.kind:
             case "kill":
-                site.kill(target)
-                self._killed.append(target)
-                self._led(target)
+                self._kill(target)
             case "start":
                 self._start(target)
             case "pause":
@@ -178,6 +176,13 @@ class Injector:
                 self._squeeze(target, fault)
             case "drain" | "undrain":
                 raise ReplayFailed("this release can't drain a device")
+
+    def _kill(self, target: str) -> None:
+        """Kill it now; that the system takes it away, which takes its time, must not delay the next fault."""
+        os.kill(self._stage.site.pid(target), signal.SIGKILL)
+        self._killed.append(target)
+        self._led(target)
+        self._helper(lambda: self._stage.site.kill(target))
 
     def _start(self, target: str) -> None:
         if target in self._orchestrators:

@@ -31,6 +31,7 @@ LOOKS = {  # of an ending: colour and mark
 }
 MODULE_COLOURS = "tab10"
 ROW = 0.8  # of a device's lane, shared by its modules
+CLOSE = 0.08  # of the width: faults nearer to each other would cover each other's names
 ROOM = 4.0  # above the slowest request
 FAULT_COLOUR = "tab:red"
 
@@ -55,8 +56,8 @@ def draw(file: Path, scenario: Scenario, recording: Recording, found: Report) ->
     for axes in (above, below):
         for fault in found.faults:
             axes.axvline(fault.at_s, color=FAULT_COLOUR, linewidth=1, linestyle="--", zorder=1)
-    _name_faults(above, found)
     last_s = max((outcome.ended_s for outcome in recording.outcomes), default=recording.ended_s)
+    _name_faults(above, found, CLOSE * (last_s - recording.began_s))
     below.set_xlim(-0.02 * (last_s - recording.began_s), (last_s - recording.began_s) * 1.02)
     errors = sum(found.errors.values())
     counts = (
@@ -89,12 +90,12 @@ def _draw_requests(axes: Axes, outcomes: Sequence[Outcome], began_s: float) -> N
     axes.legend(loc="upper right", fontsize=8, ncols=len(LOOKS))
 
 
-def _name_faults(axes: Axes, found: Report) -> None:
-    """Write each fault beside its line; faults of one moment below each other."""
+def _name_faults(axes: Axes, found: Report, close_s: float) -> None:
+    """Write each fault beside its line; those that would cover each other below each other."""
     top = axes.get_xaxis_transform()
-    last_s, depth = -1.0, 0
+    last_s, depth = -close_s, 0
     for fault in found.faults:
-        depth = depth + 1 if fault.at_s - last_s < 0.02 * max(1.0, found.faults[-1].at_s) else 0
+        depth = depth + 1 if fault.at_s - last_s < close_s else 0
         last_s = fault.at_s
         axes.text(
             fault.at_s,
