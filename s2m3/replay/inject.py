@@ -175,7 +175,7 @@ class Injector:
             case "squeeze":
                 self._squeeze(target, fault)
             case "drain" | "undrain":
-                raise ReplayFailed("this release can't drain a device")
+                self._stage.drain(target, drain=fault.kind == "drain")
 
     def _kill(self, target: str) -> None:
         """Kill it now; that the system takes it away, which takes its time, must not delay the next fault."""

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Self
 
 from broker.client import Client
+from broker.codec import encode
 from broker.errors import S2M3Error
-from broker.messages import Heartbeat
+from broker.messages import Drain, Heartbeat
+from broker.topics import DEVICE_DRAIN
+from broker.transport import Outgoing
 from edge_agent.config import AgentConfig
 from s2m3 import tasks
 from s2m3.link import UNSHAPED
@@ -53,7 +56,6 @@ class Stage:
         self._logs = logs
         self.leader = ORCHESTRATOR
         self.others: tuple[str, ...] = (SPARE,) if scenario.orchestrators > 1 else ()
-        self.drained: set[str] = set()
         self.specs = specs_of(scenario.tasks, scenario.redundancy)
 
     def __enter__(self) -> Self:
@@ -85,6 +87,8 @@ class Stage:
         Raises:
             ReplayFailed: it doesn't come into order.
         """
+        for device in self.observer.drained:
+            self.drain(device, drain=False)
         running = set(self.site.running)
         for name in {self.leader, *self.others} - running:
             self.site.start_orchestrator(name)
@@ -98,6 +102,11 @@ class Stage:
         if standby:
             self._await(self._stood_by, SERVE_S, "not every module has a standby that is ready")
         self._await(self._settled, SERVE_S, "assignments didn't come to rest")
+
+    def drain(self, device: str, *, drain: bool) -> None:
+        """Take a device out of service, as an operator does, or put it back."""
+        topic = DEVICE_DRAIN.at(self.observer.prefix, device=device)
+        self.observer.publish(Outgoing(topic, encode(Drain(drain=True)) if drain else b"", retain=True))
 
     def troubles(self) -> list[str]:
         """A process that ended by itself."""
