@@ -134,8 +134,8 @@ def _heed(state: State, seen: OrchestratorSeen) -> tuple[State, list[Action]]:
 def _say_again(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
     """After a new link say all again, but for a while nothing in a term that may be over meanwhile."""
     if isinstance(event, LinkUp):
-        if not state.routes and not state.assignments:
-            return state, lead(state)
+        if len(state.sessions) == 1:
+            return state, lead(state)  # nobody can have led after this term before it began
         return replace(state, unsaid_at_s=now_s + min(READ_RETAINED_S, state.settle_s)), []
     if state.unsaid_at_s is None or now_s < state.unsaid_at_s:
         return state, []

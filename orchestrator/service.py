@@ -139,7 +139,7 @@ class Orchestrator:
             BadFile: the epoch can't be stored.
         """
         try:
-            while (seen := self._wait_for_turn()) is not None:
+            while not self._stopping and (seen := self._wait_for_turn()) is not None:
                 self._lead(seen)
         finally:
             self._leave()
@@ -208,7 +208,7 @@ class Orchestrator:
         state = initial(
             epoch=epoch, heartbeat_interval_s=self._heartbeat_interval_s, settle_s=self._settle_s, pace=self._pace
         )
-        self._state, self.resigned = state, None
+        self._state, self.resigned, self._beat_at_s = state, None, time.monotonic()
         _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
         self._connect(epoch)
         while not self._stopping and self.resigned is None:
@@ -224,7 +224,7 @@ class Orchestrator:
         while self._mailbox.get(0.0) is not None:
             pass  # of connections that are closed; that we were told to stop is known otherwise
         self._state, self._control, self._data = None, None, self._new_data()
-        self._tick_from_s = self._beat_at_s = 0.0
+        self._tick_from_s = 0.0
 
     def _connect(self, epoch: int) -> None:
         if self._answer_unknown_tasks:
