@@ -109,6 +109,8 @@ class Asking:
         if watch is None:
             return  # it crossed with the end of the subscription
         known = watch.route
+        if route and known and (route.epoch, route.generation) < (known.epoch, known.generation):
+            return  # of a term that is over: agents don't obey it either
         watch.route, watch.confirmed = route, True
         if route is None:
             watch.absent_s = now_s + ROUTE_WAIT_S

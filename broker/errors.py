@@ -13,6 +13,7 @@ class builds its own sentence from them. The name says who is to blame.
         Refusal                 a decision not to do what was asked, with its reason
             NoDeviceFits        no device has the memory
             ModuleRefused       this device can't hold the module
+            IdInUse             another process is connected under this id
         RequestFailed           a request ends in an error code (sensors see code and sentence)
         BadFile                 a file a person wrote is wrong: file, line, field, problem, fix
 """
@@ -99,6 +100,17 @@ class NoDeviceFits(Refusal):
 
 class ModuleRefused(Refusal):
     """This device can't hold a module: no memory, unknown family, or weights that don't load."""
+
+
+class IdInUse(Refusal):
+    """Another agent is connected under the same id; two that fight for it would each serve half of the time."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        super().__init__(
+            f"another agent is connected to the broker as {device}, and they throw each other out: "
+            "give one of them another `id:` in its file, or end the other one"
+        )
 
 
 class ErrorCode(StrEnum):

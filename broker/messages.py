@@ -61,6 +61,12 @@ class OrchestratorState(Message):
     session: Count  # new at each connection: a late will of an older session changes nothing
 
 
+class Drain(Message):
+    """Whether an operator wants a device out of service."""
+
+    drain: bool
+
+
 class DeviceProfile(Message):
     """What a device has to offer; reserves are already taken off."""
 
@@ -93,6 +99,7 @@ class Assignment(Message):
     epoch: Count
     generation: Count
     modules: tuple[AssignedModule, ...] = ()
+    stays: str | None = None  # why a device that an operator drains must go on holding these modules
 
 
 class HeldModule(Message):
@@ -122,6 +129,7 @@ class Heartbeat(Message):
     in_flight: Count = 0  # requests it coordinates
     progress: Count = 0  # events handled; stands still when the service hangs
     dropped: dict[str, int] = {}  # reason -> messages refused, since start
+    suspects: dict[DeviceId, NotNegative] = {}  # who let a call of this agent's requests time out -> seconds since
 
 
 class RouteDevice(Message):
@@ -156,6 +164,7 @@ class Route(Message):
     output: NodeName | None = None
     wire: Wire = "float32"
     front_door: tuple[DeviceId, ...] = ()
+    second_door: tuple[DeviceId, ...] = ()  # holds a copy of each request until it is answered; of no front door
     unavailable: str | None = None
 
     @model_validator(mode="after")
@@ -272,10 +281,11 @@ class NodeInputs(Envelope):
     plan: Annotated[Plan, BeforeValidator(_from_text)]
     content_types: Annotated[dict[NodeName, str], BeforeValidator(_from_text)] = {}
     timings: Annotated[tuple[Timing, ...], BeforeValidator(_from_text)] = ()
+    second_door: Annotated[tuple[DeviceId, ...], BeforeValidator(_from_text)] = ()  # hear ``done`` of the output, too
 
 
 class NodeDone(Envelope):
-    """A node finished; to the coordinator. With the output node, the answer is out."""
+    """A node finished; to the coordinator. With the output node the answer is out: to the second door, too."""
 
     kind: Literal["done"] = "done"
     queue_s: NotNegative = 0.0  # expected work still waiting on the sender

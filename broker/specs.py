@@ -167,6 +167,7 @@ class TaskSpec(Spec):
     output: NodeName
     weight: Positive = 1.0  # requests per second, for planning
     wire: Wire = "float32"
+    redundancy: Literal[1, 2] = 1  # 2: a second device holds each request until it is answered
     modules: dict[ModuleName, ModuleSpec]
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from broker.errors import LocalProtocolError
-from broker.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Result, Route
+from broker.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Result, Route
 from broker.specs import ID_PATTERN, TaskSpec
 
 VERSION = "s2m3/v1"
@@ -67,11 +67,14 @@ class Topic:
 
 
 ORCHESTRATOR_STATE = Topic("orchestrator/state", 1, True, "orchestrator", "all", OrchestratorState)
+ORCHESTRATOR_HEARTBEAT = Topic("orchestrator/heartbeat", 0, False, "orchestrator", "orchestrator", OrchestratorState)
 TASK_SPEC = Topic("tasks/{task}/spec", 1, True, "deployer, orchestrator", "orchestrator", TaskSpec)
 TASK_ROUTE = Topic("tasks/{task}/route", 1, True, "orchestrator", "agents, clients", Route)
 DEVICE_STATE = Topic("devices/{device}/state", 1, True, "agent", "all", DeviceState)
 DEVICE_ASSIGNMENT = Topic("devices/{device}/assignment", 1, True, "orchestrator", "agent", Assignment)
 DEVICE_HEARTBEAT = Topic("devices/{device}/heartbeat", 0, False, "agent", "orchestrator", Heartbeat)
+DEVICE_DRAIN = Topic("devices/{device}/drain", 1, True, "operator", "orchestrator", Drain)
+DEVICE_REBIRTH = Topic("devices/{device}/rebirth", 1, False, "orchestrator", "agent", None)
 DEVICE_ECHO = Topic("devices/{device}/echo", 0, False, "agent", "agent", None)
 TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor", "front door", None)
 TENSORS = Topic("tensors/{sender}/{receiver}/{request}/{node}", 1, False, "agent", "agent", None)
@@ -79,11 +82,14 @@ RESULTS = Topic("clients/{client}/results/{request}", 1, False, "agent", "sensor
 
 TOPICS = (
     ORCHESTRATOR_STATE,
+    ORCHESTRATOR_HEARTBEAT,
     TASK_SPEC,
     TASK_ROUTE,
     DEVICE_STATE,
     DEVICE_ASSIGNMENT,
     DEVICE_HEARTBEAT,
+    DEVICE_DRAIN,
+    DEVICE_REBIRTH,
     DEVICE_ECHO,
     TASK_REQUESTS,
     TENSORS,
@@ -100,6 +106,11 @@ def front_door_filter(prefix: str, task: str, epoch: int, group: int) -> str:
     """The shared subscription of a task's front door. A new set of members is a new group: a hung member stays in
     the old one."""  # noqa: D205, D209 - one thought
     return f"$share/{task}-{epoch}-{group}/{TASK_REQUESTS.at(prefix, task=task)}"
+
+
+def second_door_filter(prefix: str, task: str, epoch: int, group: int) -> str:
+    """The shared subscription of a task's second front door: each request reaches it as well as the front door."""
+    return f"$share/{task}-{epoch}-{group}-second/{TASK_REQUESTS.at(prefix, task=task)}"
 
 
 def may_reply_to(prefix: str, reply_to: str) -> bool:

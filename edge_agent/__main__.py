@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.errors import BadFile
+from broker.errors import BadFile, IdInUse
 from broker.files import load_spec
 from broker.process import OneLineParser, log_to_stderr, stopped_by_signals
 from edge_agent.config import STATE_DIR, AgentConfig
@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         BadFile: the configuration is wrong.
+        IdInUse: another agent is connected under this device's id.
     """
     log_to_stderr()
     share_one_heap()
@@ -75,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadFile as error:
         sys.stderr.write(f"edge_agent: {error}\n")
         return 2
+    except IdInUse as error:
+        sys.stderr.write(f"edge_agent: {error}\n")
+        return 1
 
 
 if __name__ == "__main__":

@@ -4,13 +4,17 @@ Owns every request that this device coordinates: its inputs, its plan, which nod
 Each request ends in exactly one answer or error from here or from its output's device, never in silence. Knows
 nothing of running modules (``execute``).
 
+Overload is answered at once: a request that is not expected to be answered before its deadline is refused with the
+seconds after which it is worth another try, and no task may crowd out others (``_admit``). What was taken is finished.
+
 A retry sends the inputs again, with a new attempt and a new plan. Agents that have already computed a node answer from
 what they keep, so only the missing nodes are computed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -25,8 +29,10 @@ from edge_agent.state import (
     DEFAULT_DEADLINE_S,
     MAX_COORDINATED,
     MAX_COORDINATED_BYTES,
+    SUSPECT_S,
     Action,
     AgentState,
+    Beat,
     Coordinated,
     Note,
     Reply,
@@ -41,10 +47,23 @@ RAW = "raw"
 FIRST_PATIENCE_S = 1.0  # before missing nodes are sent again; doubles with each attempt
 PATIENCE_FACTOR = 4.0  # times the expected seconds, when that is longer
 REFUSED_PATIENCE_S = 0.1  # after a device said that it can't: a new route is on its way
+ADMITTED_SHARE = 0.8  # of the deadline: what is expected to take longer because of others isn't begun; estimates err
+NEWEST_SHARE = 0.1  # of the newest request in the average by which requests take longer than expected
+MAX_STRETCH = 8.0  # of it; one request that died with a device says nothing about the others
+SHORTEST_RETRY_S = 0.1  # what an overloaded device tells sensors at least
 
 
-def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Action]:
-    """A sensor asks: take the request, or say at once why not."""
+def on_request(
+    state: AgentState, event: Requested, now_s: float, *, deadline_s: float | None = None
+) -> Iterable[Action]:
+    """A sensor asks: take the request, or say at once why not.
+
+    Args:
+        state: what is known; changed.
+        event: the request.
+        now_s: the time.
+        deadline_s: of a request that isn't new; by default it has all its time left.
+    """
     if not may_reply_to(state.prefix, event.reply_to):
         state.dropped["reply_topic"] += 1
         yield Note("request_without_reply", {"task": event.task, "reply_to": event.reply_to[:200]})
@@ -53,32 +72,45 @@ def on_request(state: AgentState, event: Requested, now_s: float) -> Iterable[Ac
     if request in state.coordinated:
         state.dropped["duplicate_request"] += 1
         return
-    route = state.routes.get(event.task)
+    life_s = life_of(event) if deadline_s is None else deadline_s - now_s
     try:
-        inputs = _accept(state, event, route)
+        route, inputs = _accept(state, event)
+        waiting_s = queues_s(state, now_s, task=event.task)
+        choice = _choose(state, route, inputs, waiting_s)
+        _admit(waiting_s, choice, life_s, state.stretch.get(event.task, 1.0))
     except RequestFailed as error:
         yield Reply(event.reply_to, event.correlation, _error(state, request, event.task, error))
+        yield from _tell_second_door(state, request, event.task, now_s + life_s)
         return
-    life_s = min(MAX_DEADLINE_S, float(event.expiry_s or DEFAULT_DEADLINE_S))
-    request_state = Coordinated(request, event.task, inputs, event.reply_to, event.correlation, now_s + life_s)
-    state.coordinated[request] = request_state
-    state.coordinated_bytes += request_state.size_bytes
-    yield from _dispatch(state, request_state, now_s)
+    taken = Coordinated(request, event.task, inputs, event.reply_to, event.correlation, now_s + life_s)
+    state.coordinated[request] = taken
+    state.coordinated_bytes += taken.size_bytes
+    if choice and deadline_s is None:
+        taken.began_s, taken.expected_s = now_s, choice[1]
+    yield from _dispatch(state, taken, now_s, choice)
 
 
 def on_route(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
     """The way of a task changed: requests whose plan no longer holds are sent again."""
     for request in [c for c in state.coordinated.values() if c.task == route.task]:
         if route.unavailable:
-            yield _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable))
+            yield from _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable))
         elif request.plan is None or _broken(request, request.plan, route):
-            yield from _dispatch(state, request, now_s)
+            yield from _dispatch(state, request, now_s, _choose_again(state, request, now_s))
 
 
 def on_cleared(state: AgentState, task: str) -> Iterable[Action]:
     """A task was undeployed: its requests end."""
     for request in [c for c in state.coordinated.values() if c.task == task]:
-        yield _end(state, request, _no_task(task))
+        yield from _end(state, request, _no_task(task))
+
+
+def on_life(state: AgentState, sender: DeviceId, now_s: float) -> Iterable[Action]:
+    """A device that was asked something sent anything: it lives."""
+    if sender in state.heard:
+        state.heard[sender] = now_s
+        if state.suspects.pop(sender, None) is not None:
+            yield Beat()
 
 
 def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float) -> None:
@@ -89,67 +121,130 @@ def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float
     if (message.node, sender) not in request.asked:
         state.dropped["not_asked"] += 1
         return
-    request.finished.add(message.node)
+    if request.first_fence is not None and (message.epoch, message.generation) < request.first_fence:
+        state.dropped["stale_done"] += 1
+        return
+    request.finished[message.node] = now_s
     if sender != state.device:
-        state.reported[sender] = now_s, message.queue_s
+        _report(state, sender, request.task, message.queue_s, now_s)
     if request.plan and message.node == request.plan.output:
+        _learn(state, request, now_s)
         _forget(state, request)
 
 
 def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> Iterable[Action]:
     """A node can't run there: try elsewhere, or tell the sensor."""
     request = state.coordinated.get(message.request)
-    if request is None or message.attempt < request.attempt:
+    if request is None:
         return
+    if message.attempt < request.attempt:
+        state.dropped["stale_failure"] += 1
+        return
+    body = message.error
     if (message.node, message.device) not in request.asked:
         state.dropped["not_asked"] += 1
-    elif message.retry:
+    elif message.retry and (body.code != ErrorCode.OVERLOADED or _elsewhere(state, request, message)):
         _soon_again(request, message.device, now_s)
     else:
-        body = message.error
-        yield _end(state, request, RequestFailed(body.code, body.message, retry_after_s=body.retry_after_s))
+        yield from _end(state, request, RequestFailed(body.code, body.message, retry_after_s=body.retry_after_s))
 
 
 def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
     """Requests whose time is over end; requests that wait too long are sent again."""
     for request in list(state.coordinated.values()):
         if now_s >= request.deadline_s:
+            _learn(state, request, now_s)
             text = f"no answer in time after {request.attempt + 1} attempts; allow more time or add devices"
-            yield _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
+            yield from _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
         elif now_s >= request.retry_s:
-            yield from _dispatch(state, request, now_s, late=True)
+            yield from _suspect(state, request, now_s)
+            yield from _dispatch(state, request, now_s, _choose_again(state, request, now_s, late=True))
 
 
-def _accept(state: AgentState, event: Requested, route: Route | None) -> dict[NodeName, RawInput]:
+def life_of(event: Requested) -> float:
+    """The seconds that a request has when it arrives."""
+    return min(MAX_DEADLINE_S, float(event.expiry_s or DEFAULT_DEADLINE_S))
+
+
+def patience_s(expected_s: float) -> float:
+    """How long to wait for what is expected to take so long."""
+    return max(FIRST_PATIENCE_S, PATIENCE_FACTOR * expected_s)
+
+
+def _accept(state: AgentState, event: Requested) -> tuple[Route, dict[NodeName, RawInput]]:
+    """The task's route, and the inputs, if there is room for them.
+
+    A task may hold as many requests and bytes as are left free (dynamic thresholds; Choudhury, Hahne 1998): one alone
+    has half of all, and however many requests it sends, there is room for those of others.
+    """
+    route = state.routes.get(event.task)
     if route is None:
         raise _no_task(event.task)
     if route.unavailable:
         raise RequestFailed(ErrorCode.NO_ROUTE, route.unavailable)
-    if len(state.coordinated) >= MAX_COORDINATED:
-        text = f"{MAX_COORDINATED} requests are in flight here already; send more slowly"
+    own = [request for request in state.coordinated.values() if request.task == event.task]
+    if len(own) >= MAX_COORDINATED - len(state.coordinated):
+        text = f"{len(own)} requests of {event.task} are in flight here already; send more slowly"
         raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
-    if state.coordinated_bytes + len(event.payload) > MAX_COORDINATED_BYTES:
-        text = f"the requests in flight here have {state.coordinated_bytes} bytes already; send more slowly"
+    own_bytes = sum(request.size_bytes for request in own)
+    if own_bytes + len(event.payload) > MAX_COORDINATED_BYTES - state.coordinated_bytes:
+        text = f"the requests of {event.task} in flight here have {own_bytes} bytes already; send more slowly"
         raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
-    return decode_request(event.payload, event.content_type, route.inputs)
+    return route, decode_request(event.payload, event.content_type, route.inputs)
 
 
-def _dispatch(state: AgentState, request: Coordinated, now_s: float, *, late: bool = False) -> Iterable[Action]:
-    """Plan, and send every input to the nodes that take it, small ones first; without a complete route, wait for one.
+def _admit(
+    waiting_s: Mapping[DeviceId, float], choice: tuple[Plan, float] | None, life_s: float, stretch: float
+) -> None:
+    """Refuse what others' work would make late. What is slow by itself, or waits for a module, may try."""
+    if choice is None or not any(planned.device in waiting_s for planned in choice[0].nodes.values()):
+        return
+    expected_s = choice[1] * stretch
+    late_s = expected_s - ADMITTED_SHARE * life_s
+    if late_s > 0:
+        text = f"an answer is expected after {expected_s:.1f} s and the deadline is {life_s:.1f} s; come back later"
+        raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=max(SHORTEST_RETRY_S, round(late_s, 3)))
+
+
+def _learn(state: AgentState, request: Coordinated, now_s: float) -> None:
+    """How much longer requests take than expected: later work of other tasks, or devices that became slow."""
+    if request.expected_s > 0:
+        before = state.stretch.get(request.task, 1.0)
+        factor = min(MAX_STRETCH, max(1.0, (now_s - request.began_s) / request.expected_s))
+        state.stretch[request.task] = before + NEWEST_SHARE * (factor - before)
+
+
+def _choose(
+    state: AgentState,
+    route: Route,
+    inputs: Mapping[NodeName, RawInput],
+    waiting_s: Mapping[DeviceId, float],
+    *,
+    finished: Mapping[NodeName, DeviceId] | None = None,
+    avoid: frozenset[DeviceId] = frozenset(),
+) -> tuple[Plan, float] | None:
+    sizes = {name: len(raw.data) for name, raw in inputs.items()}
+    return choose_plan(route, here=state.device, input_bytes=sizes, queue_s=waiting_s, finished=finished, avoid=avoid)
+
+
+def _choose_again(
+    state: AgentState, request: Coordinated, now_s: float, *, late: bool = False
+) -> tuple[Plan, float] | None:
+    """A plan for what is still missing.
 
     What this request itself asked before counts as waiting only when it is late: it speaks against who didn't do it.
     """
+    finished = {n: p.device for n, p in request.plan.nodes.items() if n in request.finished} if request.plan else {}
+    waiting_s = queues_s(state, now_s, task=request.task, besides=None if late else request)
     route = state.routes[request.task]
-    sizes = {name: len(raw.data) for name, raw in request.inputs.items()}
-    finished_on = {n: p.device for n, p in request.plan.nodes.items() if n in request.finished} if request.plan else {}
-    choice = choose_plan(
-        route,
-        here=state.device,
-        input_bytes=sizes,
-        queue_s=queues_s(state, now_s, besides=None if late else request),
-        finished=finished_on,
-        avoid=request.avoid,
-    )
+    return _choose(state, route, request.inputs, waiting_s, finished=finished, avoid=request.avoid)
+
+
+def _dispatch(
+    state: AgentState, request: Coordinated, now_s: float, choice: tuple[Plan, float] | None
+) -> Iterable[Action]:
+    """Send every input to the nodes that take it, small ones first; without a plan, wait for a complete route."""
+    route = state.routes[request.task]
     if choice is None:
         request.plan = None
         request.retry_s = now_s + FIRST_PATIENCE_S
@@ -159,8 +254,11 @@ def _dispatch(state: AgentState, request: Coordinated, now_s: float, *, late: bo
     request.sent = {name: (planned.device, now_s) for name, planned in request.plan.nodes.items()}
     request.attempt += 1
     request.fence = (route.epoch, route.generation)
-    patience_s = max(FIRST_PATIENCE_S, PATIENCE_FACTOR * expected_s) * 2 ** min(request.attempt, 6)
-    request.retry_s = now_s + patience_s
+    request.first_fence = request.first_fence or request.fence
+    request.second_door = tuple(device for device in route.second_door if device != state.device)
+    for device in {planned.device for planned in request.plan.nodes.values()} - {state.device}:
+        state.heard.setdefault(device, -math.inf)
+    request.retry_s = now_s + patience_s(expected_s) * 2 ** min(request.attempt, 6)
     if request.attempt:
         yield Note("request_sent_again", {"request": request.request, "attempt": request.attempt})
     sends = (_inputs_for(state.device, request, request.plan, node=name, now_s=now_s) for name in request.plan.nodes)
@@ -184,6 +282,7 @@ def _inputs_for(device: DeviceId, request: Coordinated, plan: Plan, *, node: Nod
         correlation=request.correlation.hex(),
         plan=plan,
         content_types={name: request.inputs[name].content_type for name in taken},
+        second_door=request.second_door,
     )
     tensors = {f"{name}/{RAW}": np.frombuffer(request.inputs[name].data, dtype=np.uint8) for name in taken}
     return Send(plan.nodes[node].device, message, tensors, request.deadline_s)
@@ -198,6 +297,20 @@ def _broken(request: Coordinated, plan: Plan, route: Route) -> bool:
     )
 
 
+def _elsewhere(state: AgentState, request: Coordinated, failed: NodeFailed) -> bool:
+    """Whether a device that hasn't refused yet could run this node."""
+    route = state.routes.get(request.task)
+    able = {each.device for each in route.nodes[failed.node].devices} if route and failed.node in route.nodes else set()
+    return bool(able - request.avoid - {failed.device})
+
+
+def _report(state: AgentState, sender: DeviceId, task: str, queue_s: float, now_s: float) -> None:
+    """Remember how much waits on a device, as long as it can still wait."""
+    state.reported[sender, task] = now_s, queue_s
+    for key in [key for key, (at_s, seconds) in state.reported.items() if now_s - at_s >= seconds]:
+        del state.reported[key]
+
+
 def _soon_again(request: Coordinated, device: DeviceId, now_s: float) -> None:
     request.avoid |= {device}
     pause_s = REFUSED_PATIENCE_S * 2 ** min(max(request.attempt, 0), 5)
@@ -208,9 +321,38 @@ def _no_task(task: str) -> RequestFailed:
     return RequestFailed(ErrorCode.NO_ROUTE, f"the task {task} is not deployed; deploy it with `s2m3 deploy FILE`")
 
 
-def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> Reply:
+def _suspect(state: AgentState, request: Coordinated, now_s: float) -> Iterable[Action]:
+    """Which devices to blame for a request that is late: those that had all they needed, and have kept silent since."""
+    for name, (device, sent_s) in request.sent.items():
+        needs = request.plan.nodes[name].needs if request.plan else ()
+        nodes = [need for need in needs if need not in request.inputs]
+        if device == state.device or name in request.finished or any(need not in request.finished for need in nodes):
+            continue
+        owed_s = max([sent_s, *(request.finished[need] for need in nodes)])
+        if now_s - owed_s >= FIRST_PATIENCE_S and state.heard.get(device, -math.inf) < owed_s:
+            state.suspects = {d: at_s for d, at_s in state.suspects.items() if now_s - at_s < SUSPECT_S}
+            state.suspects[device] = now_s
+            yield Note("device_suspected", {"suspect": device, "request": request.request, "node": name})
+            yield Beat()
+
+
+def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> Iterable[Action]:
     _forget(state, request)
-    return Reply(request.reply_to, request.correlation, _error(state, request.request, request.task, error))
+    yield Reply(request.reply_to, request.correlation, _error(state, request.request, request.task, error))
+    yield from _tell_second_door(state, request.request, request.task, request.deadline_s)
+
+
+def _tell_second_door(state: AgentState, request: RequestId, task: str, deadline_s: float) -> Iterable[Send]:
+    """A request ended in an error from here: nobody need take it over."""
+    route = state.routes.get(task)
+    if route is None or route.output is None:
+        return
+    done = NodeDone(
+        request=request, task=task, node=route.output, epoch=route.epoch, generation=route.generation, attempt=0
+    )
+    for device in route.second_door:
+        if device != state.device:
+            yield Send(device, done, {}, deadline_s)
 
 
 def _forget(state: AgentState, request: Coordinated) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from broker.messages import Assignment, NodeDone, NodeFailed, NodeInputs, Route
-from broker.topics import front_door_filter
-from edge_agent import coordinate, execute
+from broker.messages import AssignedModule, Assignment, NodeDone, NodeFailed, NodeInputs, Route
+from broker.topics import front_door_filter, second_door_filter
+from edge_agent import coordinate, execute, second_door
 from edge_agent.state import (
     CONFIRM_S,
     Action,
@@ -51,7 +51,7 @@ def decide(state: AgentState, event: Event, now_s: float) -> list[Action]:
     return actions
 
 
-def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  # noqa: C901, PLR0911, PLR0912 - one table
+def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  # noqa: C901, PLR0911 - one table
     match event:
         case LeaderSeen(epoch, online):
             return _obey(state, epoch, now_s if online else None)
@@ -63,29 +63,48 @@ def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  #
         case Routed(route):
             return _routed(state, route, now_s)
         case RouteCleared(task):
-            return _cleared(state, task)
-        case ModuleReady(key):
-            return _ready(state, key, now_s)
+            return _cleared(state, task, now_s)
+        case ModuleReady(key, compute_s):
+            return _ready(state, key, compute_s, now_s)
         case ModuleFailed(key):
             return _failed(state, key, now_s)
         case Requested():
-            return coordinate.on_request(state, event, now_s)
-        case Received(sender, message, _):
-            match message:
-                case NodeInputs():
-                    return execute.on_inputs(state, event, message, now_s)
-                case NodeDone():
-                    coordinate.on_done(state, sender, message, now_s)
-                    return ()
-                case NodeFailed():
-                    return coordinate.on_failed(state, message, now_s)
+            return _requested(state, event, now_s)
+        case Received():
+            return _received(state, event, now_s)
         case NotReceived(coordinator, failed, deadline_s):
             return (Send(coordinator, failed, {}, deadline_s),)
         case Ran():
             return execute.on_ran(state, event, now_s)
         case Tick():
-            execute.on_tick(state, now_s)
-            return [*_forget_unconfirmed(state, now_s), *coordinate.on_tick(state, now_s)]
+            return _tick(state, now_s)
+
+
+def _requested(state: AgentState, event: Requested, now_s: float) -> Iterable[Action]:
+    """A front door coordinates a request, a second door holds it."""
+    route = state.routes.get(event.task)
+    if route and state.device in route.second_door and state.device not in route.front_door:
+        return second_door.on_request(state, event, route, now_s)
+    return coordinate.on_request(state, event, now_s)
+
+
+def _received(state: AgentState, event: Received, now_s: float) -> Iterable[Action]:
+    yield from coordinate.on_life(state, event.sender, now_s)
+    match event.message:
+        case NodeInputs():
+            yield from execute.on_inputs(state, event, event.message, now_s)
+        case NodeDone():
+            second_door.on_done(state, event.sender, event.message)
+            coordinate.on_done(state, event.sender, event.message, now_s)
+        case NodeFailed():
+            yield from coordinate.on_failed(state, event.message, now_s)
+
+
+def _tick(state: AgentState, now_s: float) -> Iterable[Action]:
+    execute.on_tick(state, now_s)
+    yield from _forget_unconfirmed(state, now_s)
+    yield from second_door.on_tick(state, now_s)
+    yield from coordinate.on_tick(state, now_s)
 
 
 def _obey(state: AgentState, epoch: int, seen_s: float | None) -> Iterable[Action]:
@@ -118,13 +137,21 @@ def _assigned(state: AgentState, assignment: Assignment, now_s: float) -> Iterab
         state.assigned[key] = assigned
         if not known:
             state.failed.discard(key)
-            yield Load(assigned)
+            yield from _load(state, assigned)
     yield Beat()
 
 
-def _ready(state: AgentState, key: str, now_s: float) -> Iterable[Action]:
+def _load(state: AgentState, assigned: AssignedModule) -> Iterable[Action]:
+    state.loading[assigned.spec.key] = state.fence
+    yield Load(assigned)
+
+
+def _ready(state: AgentState, key: str, compute_s: float | None, now_s: float) -> Iterable[Action]:
+    state.loading.pop(key, None)
     if key in state.assigned:
         state.ready.add(key)
+        if compute_s is not None:
+            state.measured_s.setdefault(key, compute_s)
         yield Beat()
         yield from execute.on_module_ready(state, key, now_s)
 
@@ -132,7 +159,10 @@ def _ready(state: AgentState, key: str, now_s: float) -> Iterable[Action]:
 def _failed(state: AgentState, key: str, now_s: float) -> Iterable[Action]:
     """What can't be loaded is not here; the orchestrator reads why in the heartbeat and tries another device."""
     state.ready.discard(key)
-    if key in state.assigned:
+    since = state.loading.pop(key, state.fence)
+    if key in state.assigned and since < state.fence:  # assigned anew before its failure was known
+        yield from _load(state, state.assigned[key])
+    elif key in state.assigned:
         state.failed.add(key)
     yield Beat()
     yield from execute.on_module_gone(state, key, now_s)
@@ -148,19 +178,26 @@ def _routed(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
         return
     state.routes[route.task] = route
     state.unconfirmed.discard(route.task)
-    old = state.groups.get(route.task)
-    new = None
+    first = second = None
     if state.device in route.front_door:
-        new = front_door_filter(state.prefix, route.task, route.epoch, route.group)
-    if new != old:
-        if new:
-            state.groups[route.task] = new
-            yield Join(new)
-        if old:
-            yield Leave(old)
-    if old and not new:
-        del state.groups[route.task]
+        first = front_door_filter(state.prefix, route.task, route.epoch, route.group)
+    elif state.device in route.second_door:
+        second = second_door_filter(state.prefix, route.task, route.epoch, route.group)
+    yield from _change_group(state.groups, route.task, first)
+    yield from _change_group(state.second_groups, route.task, second)
+    yield from second_door.on_route(state, route, now_s)
     yield from coordinate.on_route(state, route, now_s)
+
+
+def _change_group(groups: dict[str, str], task: str, new: str | None) -> Iterable[Action]:
+    """Join the new group before leaving the old one; None is none."""
+    old = groups.pop(task, None)
+    if new:
+        groups[task] = new
+    if new and new != old:
+        yield Join(new)
+    if old and new != old:
+        yield Leave(old)
 
 
 def _forget_unconfirmed(state: AgentState, now_s: float) -> Iterable[Action]:
@@ -169,12 +206,14 @@ def _forget_unconfirmed(state: AgentState, now_s: float) -> Iterable[Action]:
         return
     gone, state.unconfirmed, state.confirm_by_s = sorted(state.unconfirmed), set(), None
     for task in gone:
-        yield from _cleared(state, task)
+        yield from _cleared(state, task, now_s)
 
 
-def _cleared(state: AgentState, task: str) -> Iterable[Action]:
+def _cleared(state: AgentState, task: str, now_s: float) -> Iterable[Action]:
     state.routes.pop(task, None)
+    state.stretch.pop(task, None)
     state.unconfirmed.discard(task)
-    if old := state.groups.pop(task, None):
-        yield Leave(old)
+    yield from _change_group(state.groups, task, None)
+    yield from _change_group(state.second_groups, task, None)
+    yield from second_door.on_cleared(state, task, now_s)
     yield from coordinate.on_cleared(state, task)

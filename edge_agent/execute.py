@@ -5,6 +5,8 @@ Invariants:
 - A node of a request is computed at most once at a time here, whatever attempts and duplicates arrive.
 - What a node gives to another is rounded to the plan's ``wire`` here, on the way out, whoever takes it: an answer
   doesn't depend on the placement. What the output node gives to the sensor isn't.
+- The compute thread is given the next pass while it computes one, and no more: the others wait for their turn here.
+- What can't be computed before its deadline is not begun.
 - Values of one (request, node) are the same whatever attempt they came with: modules are pure functions of the inputs.
 - What is older than this device's assignment is answered with "not here", never run.
 """
@@ -12,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from broker.codec import RawInput
@@ -22,8 +25,9 @@ from broker.tensors import Array, Tensors, narrowed, widened
 from broker.topics import may_reply_to
 from edge_agent.coordinate import RAW
 from edge_agent.modules import Output, Value
-from edge_agent.queues import ended, own_s, started
+from edge_agent.queues import ended, handed, own_s
 from edge_agent.state import (
+    HANDED_PASSES,
     MAX_JOIN_BYTES,
     MAX_JOINS,
     MAX_OUTPUT_BYTES,
@@ -57,15 +61,16 @@ def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: fl
     if (kept := state.finished.get(run)) and now_s < kept.deadline_s:
         yield from _forward(state, message, kept, now_s, now_s + message.deadline_s)
         return
-    if run not in state.joining and len(state.joining) >= MAX_JOINS:
-        yield _failed(message, _too_many(state), retry=False, now_s=now_s)
+    if run not in state.joining and (problem := _crowded(state, message, planned.key, now_s)):
+        state.dropped["overloaded"] += 1
+        yield _failed(message, problem, retry=True, now_s=now_s)
         return
     joining = state.joining.setdefault(run, Joining(message, now_s + message.deadline_s))
     if message.attempt >= joining.message.attempt:
         joining.message = message
     if problem := _gather(state, joining, message, event.tensors, planned.needs):
         _drop_join(state, run)
-        yield _failed(message, problem, retry=False, now_s=now_s)
+        yield _failed(message, problem, retry=problem.code == ErrorCode.OVERLOADED, now_s=now_s)
         return
     yield from _run_when_complete(state, run, joining, now_s)
 
@@ -90,6 +95,11 @@ def on_module_gone(state: AgentState, key: ModuleKey, now_s: float) -> Iterable[
 def on_ran(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
     """A forward pass ended: keep its output and send it on, or tell the coordinator what went wrong."""
     ended(state, event.run, event.compute_s, now_s)
+    yield from _hand_out(state, now_s)
+    yield from _pass_on(state, event, now_s)
+
+
+def _pass_on(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
     joining = state.joining.get(event.run)
     if joining is None:
         return  # its time was over meanwhile
@@ -109,7 +119,7 @@ def on_ran(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
     timing = Timing(
         node=message.node,
         device=state.device,
-        queue_s=event.queue_s,
+        queue_s=max(0.0, event.began_s - joining.complete_s),
         compute_s=event.compute_s,
         output_bytes=size_of(output.tensors),
         attempt=message.attempt,
@@ -137,6 +147,18 @@ def _may_send(state: AgentState, sender: DeviceId, message: NodeInputs) -> bool:
     needs = message.plan.nodes[message.node].needs
     able = {message.plan.nodes[need].device for need in needs if need in message.plan.nodes} | {message.coordinator}
     return sender in able and may_reply_to(state.prefix, message.reply_to)
+
+
+def _crowded(state: AgentState, message: NodeInputs, key: ModuleKey, now_s: float) -> RequestFailed | None:
+    """Why a new node of a request isn't taken: too many inputs wait, or it could not be computed in time."""
+    if len(state.joining) >= MAX_JOINS:
+        return _too_many(state)
+    compute_s = state.measured_s.get(key, 0.0)
+    wait_s = own_s(state, now_s, task=message.task, more_s=compute_s, deadline_s=now_s + message.deadline_s)
+    if not wait_s or wait_s + compute_s <= message.deadline_s:
+        return None
+    text = f"{state.device} has {wait_s:.1f} s of work before it, and {message.deadline_s:.1f} s were left"
+    return RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=wait_s + compute_s - message.deadline_s)
 
 
 def _too_many(state: AgentState) -> RequestFailed:
@@ -188,14 +210,32 @@ def _values(message: NodeInputs, tensors: Tensors) -> Mapping[NodeName, Value]:
 
 def _run_when_complete(state: AgentState, run: NodeRun, joining: Joining, now_s: float) -> Iterable[Action]:
     planned = joining.message.plan.nodes[run.node]
-    if joining.running or planned.key not in state.ready or any(need not in joining.values for need in planned.needs):
+    under_way = joining.waiting or joining.running
+    if under_way or planned.key not in state.ready or any(need not in joining.values for need in planned.needs):
         return
-    joining.running = True
-    started(state, run, planned.key, now_s)
-    values = tuple(
-        value if isinstance(value := joining.values[need], RawInput) else widened(value) for need in planned.needs
-    )
-    yield Run(run, planned.key, values, joining.deadline_s, planned.use)
+    joining.waiting, joining.complete_s = True, now_s
+    state.queued[planned.key] += 1
+    state.turns.add(joining.message.task, run, joining.deadline_s)
+    yield from _hand_out(state, now_s)
+
+
+def _hand_out(state: AgentState, now_s: float) -> Iterable[Action]:
+    """Give the compute thread what comes next; what is too late by now is dropped before it costs anything."""
+    while len(state.passes) < HANDED_PASSES and (turn := state.turns.take()):
+        task, run = turn
+        joining = state.joining[run]
+        planned = joining.message.plan.nodes[run.node]
+        _no_longer_waits(state, joining)
+        if now_s >= joining.deadline_s:
+            state.dropped["expired"] += 1
+            _drop_join(state, run)
+            continue
+        joining.running = True
+        handed(state, task, run, planned.key, now_s)
+        values = tuple(
+            value if isinstance(value := joining.values[need], RawInput) else widened(value) for need in planned.needs
+        )
+        yield Run(run, planned.key, values, joining.deadline_s, planned.use)
 
 
 def _forward(
@@ -218,8 +258,12 @@ def _forward(
         yield Send(plan.nodes[consumer].device, following, tensors, deadline_s)
     if message.node == plan.output:
         yield _answer(message, finished)
-    done = NodeDone(**_envelope(message), queue_s=own_s(state, now_s))
+    more_s = state.measured_s.get(plan.nodes[message.node].key, 0.0)
+    done = NodeDone(**_envelope(message), queue_s=own_s(state, now_s, task=message.task, more_s=more_s))
     yield Send(message.coordinator, done, {}, deadline_s)
+    if message.node == plan.output:
+        for device in message.second_door:
+            yield Send(device, done, {}, deadline_s)
 
 
 def _rounded(message: NodeInputs, output: Output) -> Output:
@@ -281,3 +325,10 @@ def _keep(state: AgentState, run: NodeRun, finished: Finished) -> None:
 def _drop_join(state: AgentState, run: NodeRun) -> None:
     if joining := state.joining.pop(run, None):
         state.join_bytes -= joining.size_bytes
+        if state.turns.discard(joining.message.task, run):
+            _no_longer_waits(state, joining)
+
+
+def _no_longer_waits(state: AgentState, joining: Joining) -> None:
+    joining.waiting = False
+    state.queued -= Counter({joining.message.plan.nodes[joining.message.node].key: 1})

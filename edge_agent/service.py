@@ -19,6 +19,7 @@ import structlog
 from broker.codec import encode
 from broker.errors import (
     ErrorCode,
+    IdInUse,
     LocalProtocolError,
     ModuleRefused,
     RemoteProtocolError,
@@ -47,6 +48,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.link_meter import LinkMeter
 from edge_agent.modules import Output
+from edge_agent.rivals import Rivals
 from edge_agent.state import (
     Action,
     AgentState,
@@ -58,6 +60,7 @@ from edge_agent.state import (
     Load,
     ModuleFailed,
     ModuleReady,
+    NodeRun,
     Note,
     NotReceived,
     Ran,
@@ -123,16 +126,21 @@ class Agent:
         self._wake_heart = threading.Event()
         self._stopping = threading.Event()
         self._session: int | None = None  # of the control link, while it is up
+        self._rivals = Rivals(time.monotonic())
+        self._ended_by: IdInUse | None = None
         self._data_up = False
         self._progress = 0
-        self._queued: Counter[str] = Counter()
-        self._queued_lock = threading.Lock()
+        self._computing: set[NodeRun] = set()  # handed to the compute thread
         self._hangs_at_s: float | None = None  # when the forward pass that runs now counts as hung
         self._meter = LinkMeter(config, DEVICE_ECHO.at(self._prefix, device=config.id), self._data.publish)
         self._log = log.bind(device=config.id)
 
     def run(self) -> None:
-        """Serve until stopped; then say goodbye and let go of everything."""
+        """Serve until stopped; then say goodbye and let go of everything.
+
+        Raises:
+            IdInUse: another agent is connected under this device's id.
+        """
         self._data.subscribe(*wire.data_filters(self._prefix, self._config.id))
         self._control.subscribe(*wire.control_filters(self._prefix, self._config.id))
         self._data.start()
@@ -143,6 +151,8 @@ class Agent:
                 self._turn()
         finally:
             self._say_goodbye()
+        if self._ended_by is not None:
+            raise self._ended_by
 
     def stop(self) -> None:
         """End ``run`` soon; callable from any thread and from a signal handler."""
@@ -175,11 +185,15 @@ class Agent:
             self._handle(Tick(), now_s)
 
     def _handle(self, event: Event, now_s: float) -> None:
+        if isinstance(event, Ran):
+            self._computing.discard(event.run)
         try:
             self._perform(decide(self._state, event, now_s))
-        except Exception:  # noqa: BLE001 - a bug met by one message must not end the device for all others
+        except Exception as error:  # noqa: BLE001 - a bug met by one message must not end the device for all others
             self._state.dropped["internal_error"] += 1
             self._log.exception("event_failed", event_kind=type(event).__name__)
+            for run in self._state.passes.keys() - self._computing:  # or their turn would never end
+                self._mailbox.put_control(Ran(run, None, error, now_s, 0.0))
 
     def _link_event(self, item: _FromLink) -> Event | None:
         link, event = item.link, item.event
@@ -206,8 +220,13 @@ class Agent:
     def _read(self, link: Literal["control", "data"], delivery: Delivery) -> Event | None:
         try:
             if link == "control":
-                if wire.says_offline(self._prefix, delivery):
+                if wire.asks_for_rebirth(self._prefix, delivery):
                     self._announce("online")
+                    self._wake_heart.set()
+                    return None
+                if state := wire.own_state(self._prefix, delivery):
+                    self._found(state)
+                    return None
                 return wire.control_event(self._prefix, delivery)
             return wire.data_event(self._prefix, delivery)
         except RemoteProtocolError as error:
@@ -227,8 +246,8 @@ class Agent:
                 case Leave(filter_):
                     self._data.unsubscribe(filter_)
                 case Run():
-                    self._count(action.key, 1)
-                    self._compute.submit(self._run_node, action, time.monotonic())
+                    self._computing.add(action.run)
+                    self._compute.submit(self._run_node, action)
                 case Send():
                     self._send(action)
                 case Reply():
@@ -281,11 +300,10 @@ class Agent:
             self._log.info(
                 "module_ready", module=module, **held.model_dump(include={"memory_bytes", "load_s", "compute_s"})
             )
-            self._mailbox.put_control(ModuleReady(key))
+            self._mailbox.put_control(ModuleReady(key, held.compute_s))
 
-    def _run_node(self, run: Run, queued_s: float) -> None:
+    def _run_node(self, run: Run) -> None:
         began_s = time.monotonic()
-        self._count(run.key, -1)
         self._hangs_at_s = max(began_s, run.deadline_s) + HUNG_S
         output, failed = None, None
         try:
@@ -296,11 +314,7 @@ class Agent:
         compute_s = time.monotonic() - began_s
         if output is not None:
             self._store.record(run.key, compute_s)
-        self._mailbox.put_control(Ran(run.run, output, failed, began_s - queued_s, compute_s))
-
-    def _count(self, key: str, change: int) -> None:
-        with self._queued_lock:
-            self._queued[key] += change
+        self._mailbox.put_control(Ran(run.run, output, failed, began_s, compute_s))
 
     def _forward(self, run: Run, began_s: float) -> Output:
         if began_s >= run.deadline_s:
@@ -330,13 +344,14 @@ class Agent:
 
     def _beat(self, session: int, sequence: int) -> bool:
         epoch, generation = self._state.fence
+        now_s = time.monotonic()
         beat = Heartbeat(
             session=session,
             seq=sequence,
             epoch=epoch,
             generation=generation,
             modules={
-                key: held.model_copy(update={"queue": max(0, self._queued[key])})
+                key: held.model_copy(update={"queue": self._state.queued.get(key, 0)})
                 for key, held in self._store.held().items()
             },
             memory_used_bytes=self._store.used_bytes,
@@ -345,6 +360,7 @@ class Agent:
             in_flight=len(self._state.coordinated),
             progress=self._progress,
             dropped=self._state.dropped.copy() | Counter(mailbox_full=self._mailbox.dropped),
+            suspects={device: max(0.0, now_s - at_s) for device, at_s in dict(self._state.suspects).items()},
         )
         topic = DEVICE_HEARTBEAT.at(self._prefix, device=self._config.id)
         try:
@@ -369,6 +385,7 @@ class Agent:
         """Announce the device once both links can hear, and again at each new session of the control link."""
         if link == "control":
             self._session = session
+            self._look_for_rivals(session, time.monotonic())
         else:
             self._data_up = session is not None
         if session is not None:
@@ -376,6 +393,21 @@ class Agent:
             self._wake_heart.set()
             if link == "data":
                 self._meter.begin(session)
+
+    def _look_for_rivals(self, session: int | None, now_s: float) -> None:
+        if session is not None:
+            self._rivals.connected(session, now_s)
+            if self._rivals.suspected and not self._data_up:
+                self._announce("offline")  # not serving yet, but to be seen
+        elif self._rivals.disconnected(now_s):
+            self._ended_by = IdInUse(self._config.id)
+            self.stop()
+
+    def _found(self, state: DeviceState) -> None:
+        """What is retained as our own state may be a late will, to be corrected, or somebody else's."""
+        self._rivals.hear(state.session, time.monotonic())
+        if state.status == "offline":
+            self._announce("online")
 
     def _link_measured(self, profile: DeviceProfile) -> None:
         self._log.info("link_measured", latency_s=profile.latency_s, bandwidth_bits_per_s=profile.bandwidth_bits_per_s)

@@ -25,11 +25,16 @@ from broker.messages import (
 from broker.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName
 from broker.tensors import Array, Tensors
 from edge_agent.modules import Output, Value
+from edge_agent.turns import Turns
 
 DEFAULT_DEADLINE_S = 30.0  # for a sensor that sets no Message Expiry
 CONFIRM_S = 3.0  # after a leader shows on a new link, until routes that it didn't say again count as cleared
-MAX_COORDINATED = 256  # requests in flight here; beyond, sensors are told to come back
-MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # their inputs, kept until the answer is out
+MAX_COORDINATED = 256  # requests in flight here; a task may hold as many of them as are left free
+MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # their inputs, kept until the answer is out; the same
+MAX_HELD = 1024  # requests that this second door holds until they are answered
+MAX_HELD_BYTES = 64 * 1024 * 1024  # their payloads
+SUSPECT_S = 30.0  # how long a device that owed a sign of life is reported: ten times the orchestrator's own patience
+HANDED_PASSES = 2  # one computes, and the next is at hand when it ends
 MAX_JOINS = 4096  # nodes whose inputs gather here
 MAX_JOIN_BYTES = 128 * 1024 * 1024  # the inputs that wait for their siblings
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024  # finished outputs kept, to answer a retry without computing again
@@ -87,9 +92,10 @@ class RouteCleared:
 
 @dataclass(frozen=True)
 class ModuleReady:
-    """A module is loaded."""
+    """A module is loaded, and a forward pass was measured to take ``compute_s``."""
 
     key: ModuleKey
+    compute_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class Ran:
     run: NodeRun
     output: Output | None
     error: Exception | None
-    queue_s: float
+    began_s: float  # on this device's clock
     compute_s: float
 
 
@@ -250,12 +256,16 @@ class Coordinated:
     reply_to: str
     correlation: bytes
     deadline_s: float
+    began_s: float = 0.0
+    expected_s: float = 0.0  # how long it was to take, when it was taken; 0 when nobody could tell
     attempt: int = -1
     fence: Fence = (0, 0)
+    first_fence: Fence | None = None  # of the first plan: what is older was never asked for
     plan: Plan | None = None
+    second_door: tuple[DeviceId, ...] = ()  # who holds a copy until it hears that this is over
     asked: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # who was to run what, in any attempt
     sent: dict[NodeName, tuple[DeviceId, float]] = field(default_factory=dict)  # who was asked last, and when
-    finished: set[NodeName] = field(default_factory=set)
+    finished: dict[NodeName, float] = field(default_factory=dict)  # and when that was told
     avoid: frozenset[DeviceId] = frozenset()
     retry_s: float = 0.0  # when to send the missing nodes again
 
@@ -263,6 +273,16 @@ class Coordinated:
     def size_bytes(self) -> int:
         """The bytes of its inputs."""
         return sum(len(raw.data) for raw in self.inputs.values())
+
+
+@dataclass(frozen=True)
+class Held:
+    """A request that this second door takes over unless somebody answers it."""
+
+    event: Requested
+    front_door: tuple[DeviceId, ...]  # one of them got it, too
+    due_s: float  # when to take it over
+    deadline_s: float
 
 
 @dataclass
@@ -274,7 +294,9 @@ class Joining:
     values: dict[NodeName, Value] = field(default_factory=dict)
     timings: dict[NodeName, Timing] = field(default_factory=dict)
     size_bytes: int = 0
-    running: bool = False
+    complete_s: float = 0.0  # when all of them were there
+    waiting: bool = False  # for its turn
+    running: bool = False  # handed to the compute thread
 
 
 @dataclass(frozen=True)
@@ -296,10 +318,14 @@ class AgentState:
     fence: Fence = (0, 0)
     epoch: int = 0  # the highest seen
     assigned: dict[ModuleKey, AssignedModule] = field(default_factory=dict)
+    loading: dict[ModuleKey, Fence] = field(default_factory=dict)  # since which assignment
     ready: set[ModuleKey] = field(default_factory=set)
     failed: set[ModuleKey] = field(default_factory=set)  # assigned, and not to be had here
     routes: dict[TaskName, Route] = field(default_factory=dict)
-    groups: dict[TaskName, str] = field(default_factory=dict)
+    groups: dict[TaskName, str] = field(default_factory=dict)  # the share groups of its front doors
+    second_groups: dict[TaskName, str] = field(default_factory=dict)  # of its second doors
+    held: dict[RequestId, Held] = field(default_factory=dict)  # in the order of arrival
+    held_bytes: int = 0
     unconfirmed: set[TaskName] = field(default_factory=set)  # routes not heard on this link yet
     confirm_by_s: float | None = None
     coordinated: dict[RequestId, Coordinated] = field(default_factory=dict)
@@ -308,16 +334,22 @@ class AgentState:
     join_bytes: int = 0
     finished: OrderedDict[NodeRun, Finished] = field(default_factory=OrderedDict)
     finished_bytes: int = 0
-    passes: dict[NodeRun, ModuleKey] = field(default_factory=dict)  # handed to the compute thread, in their order
+    turns: Turns[NodeRun] = field(default_factory=Turns)  # complete, and waiting for the compute thread
+    passes: dict[NodeRun, tuple[TaskName, ModuleKey]] = field(default_factory=dict)  # handed to it, in their order
     pass_began_s: float = 0.0  # the first of them
+    queued: Counter[ModuleKey] = field(default_factory=Counter)  # of both
     measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # of the last pass here
-    reported: dict[DeviceId, tuple[float, float]] = field(default_factory=dict)  # when, and the queue it told
+    reported: dict[tuple[DeviceId, TaskName], tuple[float, float]] = field(default_factory=dict)  # when, the queue told
+    stretch: dict[TaskName, float] = field(default_factory=dict)  # how many times longer requests take than expected
+    heard: dict[DeviceId, float] = field(default_factory=dict)  # who was asked -> its last sign of life
+    suspects: dict[DeviceId, float] = field(default_factory=dict)  # who owes one since -> when that was noticed last
     dropped: Counter[str] = field(default_factory=Counter)
 
     def next_deadline_s(self) -> float | None:
         """When a ``Tick`` is due, or None when nothing waits for time."""
         times = [t for c in self.coordinated.values() for t in (c.deadline_s, c.retry_s)]
         times += [joining.deadline_s for joining in self.joining.values() if not joining.running]
+        times += [held.due_s for held in self.held.values()]
         times += [] if self.confirm_by_s is None else [self.confirm_by_s]
         return min(times, default=None)
 

@@ -15,6 +15,7 @@ from broker.tensors import pack
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_ECHO,
+    DEVICE_REBIRTH,
     DEVICE_STATE,
     ORCHESTRATOR_STATE,
     TASK_REQUESTS,
@@ -43,6 +44,7 @@ def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     return (
         DEVICE_ASSIGNMENT.at(prefix, device=device),
         DEVICE_STATE.at(prefix, device=device),  # our own: to correct a late will
+        DEVICE_REBIRTH.at(prefix, device=device),
         TASK_ROUTE.filter(prefix),
         ORCHESTRATOR_STATE.at(prefix),
     )
@@ -53,15 +55,20 @@ def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     return (TENSORS.filter(prefix, receiver=device), DEVICE_ECHO.at(prefix, device=device))
 
 
-def says_offline(prefix: str, delivery: Delivery) -> bool:
-    """Whether our own retained state was overwritten by a death: the late will of an earlier connection.
+def own_state(prefix: str, delivery: Delivery) -> DeviceState | None:
+    """Our own state, as it is retained: what we said, the late will of an earlier connection, or a rival's word.
 
     Raises:
         RemoteProtocolError: it can't be read.
     """
     if DEVICE_STATE.match(prefix, delivery.topic) is None or not delivery.payload:
-        return False
-    return decode(DeviceState, delivery.payload).status == "offline"
+        return None
+    return decode(DeviceState, delivery.payload)
+
+
+def asks_for_rebirth(prefix: str, delivery: Delivery) -> bool:
+    """Whether the orchestrator doesn't know this device: it is to announce itself anew."""
+    return DEVICE_REBIRTH.match(prefix, delivery.topic) is not None
 
 
 def control_event(prefix: str, delivery: Delivery) -> Event | None:

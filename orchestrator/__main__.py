@@ -6,6 +6,7 @@ Owns how the process begins and ends. Knows nothing of devices or tasks.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_pr
 from orchestrator.service import Orchestrator
 
 STATE_DIR = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "s2m3"
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.05, 60.0  # as in the agents' files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--site", type=site_prefix, metavar="PREFIX", help="in front of all topics")
     parser.add_argument(
+        "--heartbeat-interval",
+        type=_interval,
+        default=1.0,
+        metavar="S",
+        help="seconds between the agents' heartbeats, as their files say; default %(default)g",
+    )
+    parser.add_argument(
         "--answer-unknown-tasks",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -41,13 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Lead until a signal comes.
+    """Lead, or wait as the spare of who leads, until a signal comes.
 
     Args:
         arguments: those of ``add_arguments``.
 
     Returns:
-        The exit status: 0 after a clean stop, 1 when a newer orchestrator leads.
+        The exit status: 0 after a clean stop.
 
     Raises:
         BadFile: a wrong argument or file.
@@ -57,14 +66,23 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.broker,
         arguments.state_dir,
         arguments.site,
+        heartbeat_interval_s=arguments.heartbeat_interval,
         answer_unknown_tasks=arguments.answer_unknown_tasks,
     )
     with stopped_by_signals(orchestrator.stop, until_stdin_closes=arguments.until_stdin_closes):
         orchestrator.run()
-    if orchestrator.resigned:
-        sys.stderr.write(f"orchestrator: resigned: {orchestrator.resigned}\n")
-        return 1
     return 0
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not SHORTEST_INTERVAL_S <= seconds <= LONGEST_INTERVAL_S:
+        bounds = f"{SHORTEST_INTERVAL_S:g} to {LONGEST_INTERVAL_S:g}"
+        raise argparse.ArgumentTypeError(f"{text!r} is no heartbeat interval: use {bounds} seconds")
+    return seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:

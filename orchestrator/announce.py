@@ -14,13 +14,33 @@ from dataclasses import replace
 from broker.messages import AssignedModule, Assignment, Route
 from broker.specs import DeviceId, ModuleKey, TaskName
 from orchestrator.admission import odd
-from orchestrator.events import Action, ClearAssignment, ClearRoute, PublishAssignment, PublishRoute, PublishSpec
+from orchestrator.cluster import HeartbeatSeen
+from orchestrator.events import (
+    Action,
+    AskRebirth,
+    ClearAssignment,
+    ClearRoute,
+    Event,
+    PublishAssignment,
+    PublishRoute,
+    PublishSpec,
+)
 from orchestrator.lead import lead
-from orchestrator.routes import no_route, route_of, same_way
+from orchestrator.routes import no_route, route_of, same_way, second_door
 from orchestrator.state import Moment, Role, Standing, State
 
 _MISSED_AFTER_INTERVALS = 3.0  # a device that doesn't report its assignment by then didn't get it
 _REPEAT_S = 5.0  # at most that often
+
+
+def ask_strangers(state: State, seen: Event, now_s: float) -> tuple[State, list[Action]]:
+    """Ask a device that beats, and whose birth isn't known, to announce itself; not more often than it may take."""
+    if not isinstance(seen, HeartbeatSeen) or seen.device in state.cluster.devices or not state.settled:
+        return state, []
+    asked_s = {name: at_s for name, at_s in state.asked_s.items() if now_s - at_s < _REPEAT_S}
+    if seen.device in asked_s:
+        return state, []
+    return replace(state, asked_s={**asked_s, seen.device: now_s}), [AskRebirth(seen.device)]
 
 
 def everything(state: State) -> list[Action]:
@@ -58,8 +78,9 @@ def publish_routes(state: State, _moment: Moment) -> tuple[State, list[Action]]:
     actions: list[Action] = []
     routes, highest = dict(state.routes), state.group
     for task in sorted(state.tasks.keys() | state.invalid.keys()):
-        route, said = _route(state, task), routes.get(task)
-        new_door = said is None or said.front_door != route.front_door
+        said = routes.get(task)
+        route = _route(state, task, said.second_door if said else ())
+        new_door = said is None or (said.front_door, said.second_door) != (route.front_door, route.second_door)
         group = highest + 1 if said is None or new_door else said.group
         route = route.model_copy(update={"group": group})
         if said is None or not same_way(said, route):
@@ -77,7 +98,9 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
         held = standing.held_by.get(device, {})
         said = assignments.get(device)
         wanted = {key: (standing.modules[key][1], role) for key, role in held.items()}
-        if said is not None and {module.spec.key: (module.spec, module.role) for module in said.modules} == wanted:
+        stays = state.draining.stays.get(device) if state.draining else None
+        same = said is not None and {m.spec.key: (m.spec, m.role) for m in said.modules} == wanted
+        if said is not None and same and said.stays == stays:
             if _missed(state, device, said, moment.now_s):
                 actions.append(PublishAssignment(device, said))
             continue
@@ -85,7 +108,7 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
             AssignedModule(module=standing.modules[key][0], spec=spec, role=role, why=_why(standing, key, device, role))
             for key, (spec, role) in wanted.items()
         )
-        assignments[device] = Assignment(epoch=state.epoch, generation=state.generation, modules=modules)
+        assignments[device] = Assignment(epoch=state.epoch, generation=state.generation, modules=modules, stays=stays)
         actions.append(PublishAssignment(device, assignments[device]))
     told_s = {action.device: moment.now_s for action in actions if isinstance(action, PublishAssignment)}
     return replace(state, assignments=assignments, told_s={**state.told_s, **told_s}), actions
@@ -105,7 +128,7 @@ def clear_what_is_gone(state: State, _moment: Moment) -> tuple[State, list[Actio
     return state, [*map(ClearRoute, without), *map(ClearAssignment, forgotten)]
 
 
-def _route(state: State, task: TaskName) -> Route:
+def _route(state: State, task: TaskName, second: tuple[DeviceId, ...]) -> Route:
     spec, standing = state.tasks.get(task), state.standing
     if spec is None:
         return no_route(task, state.term, state.invalid[task])
@@ -113,7 +136,9 @@ def _route(state: State, task: TaskName) -> Route:
     if why is not None:
         return no_route(task, state.term, why)
     try:
-        return route_of(spec, state.term, standing.actives, state.cluster.devices)
+        route = route_of(spec, state.term, standing.actives, state.cluster.devices)
+        second = second_door(spec, route.front_door, state.cluster.devices, second)
+        return route.model_copy(update={"second_door": second}) if second else route
     except (ValueError, ArithmeticError) as error:  # one odd spec or profile must not stop the other tasks
         return no_route(task, state.term, f"its route can't be written: {odd(error)}; mend its spec")
 
@@ -123,6 +148,8 @@ def _why(standing: Standing, key: ModuleKey, device: DeviceId, role: Role) -> st
     if role == "active":
         return standing.why[key] if device == home else f"serves beside {home}, which alone can't keep up with the rate"
     if standing.moves is not None and standing.moves.to.get(key) == device:
+        if standing.moves.drains:
+            return f"takes over from {home}, which is emptied, once it is loaded"
         return f"takes over from {home} once it is loaded: the round gains {standing.moves.gain_s:.3g} s"
     return f"takes over at once if {home} dies"
 

@@ -8,6 +8,7 @@ Invariants:
 - what was said is compared with what devices report; an assignment that got lost is said again;
 - the generation grows by one with each change of what serves where; then all routes go out anew, before the
   assignments. A standby that comes or goes changes no route and no generation: requests under way don't notice;
+- after a new link of an old term nothing is said before the leader's topic could tell of a newer one;
 - nothing is placed while our link is down, nor until ``settle_s`` after it came up: retained specs, births and first
   heartbeats arrive in that time, so that a restart adopts what devices hold instead of moving it.
 """
@@ -23,6 +24,7 @@ from broker.transport import LinkDown, LinkUp
 from orchestrator import cluster as devices
 from orchestrator.admission import unroutable
 from orchestrator.announce import (
+    ask_strangers,
     clear_what_is_gone,
     everything,
     make_up_for_silence,
@@ -31,12 +33,14 @@ from orchestrator.announce import (
     undeployed,
 )
 from orchestrator.cluster import Cluster, ClusterEvent, HeartbeatSeen
+from orchestrator.drain import drain_again_s, empty_drained
 from orchestrator.events import (
     Action,
     Event,
     Note,
     OrchestratorSeen,
     RequestSeen,
+    Resign,
     RouteSeen,
     TaskDeployed,
     TaskEvent,
@@ -44,12 +48,13 @@ from orchestrator.events import (
     TaskUndeployed,
 )
 from orchestrator.facts import grown
-from orchestrator.lead import heed, obeys_another
+from orchestrator.lead import heed, lead, obeys_another
 from orchestrator.lobby import answer
-from orchestrator.moves import finish_moves, give_up_at_s, review, review_at_s
+from orchestrator.moves import give_up_at_s, review, review_at_s
 from orchestrator.placement import never
 from orchestrator.reconcile import choose_spares, place_modules, spares_at_s, take_over, tell_of_placement
 from orchestrator.state import Moment, State
+from orchestrator.watch import READ_RETAINED_S
 
 _V = TypeVar("_V")
 _SESSIONS_KEPT = 16  # of our own links: more than the broker can have words of under way
@@ -61,7 +66,7 @@ PLANNING: Sequence[Rule] = (
     place_modules,
     take_over,  # again: of the copies that were found, one may serve sooner
     review,
-    finish_moves,
+    empty_drained,
     choose_spares,
 )
 """The reconciler: what should be held where."""
@@ -70,9 +75,9 @@ SAYING: Sequence[Rule] = (publish_routes, publish_assignments, clear_what_is_gon
 
 def next_deadline_s(state: State) -> float | None:
     """When a ``Tick`` is due if nothing happens before."""
-    due = [state.settles_at_s, devices.next_deadline_s(state.cluster)]
+    due = [state.settles_at_s, state.unsaid_at_s, devices.next_deadline_s(state.cluster)]
     if state.settled:
-        due += [spares_at_s(state), review_at_s(state), give_up_at_s(state)]
+        due += [spares_at_s(state), review_at_s(state), give_up_at_s(state), drain_again_s(state)]
     return min((at_s for at_s in due if at_s is not None), default=None)
 
 
@@ -91,13 +96,15 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
     if isinstance(event, RequestSeen):
         return state, answer(state, event, now_s)
     if isinstance(event, OrchestratorSeen):
-        return heed(state, event.message)
+        return _heed(state, event)
     if isinstance(event, HeartbeatSeen) and (resign := obeys_another(state, event.device, event.message)):
         return state, resign
     before, state = state, _absorb(state, event, now_s)
     actions: list[Action] = _tell_of_devices(before.cluster, state.cluster)
-    if isinstance(event, LinkUp):
-        actions += everything(state)
+    state, said = _say_again(state, event, now_s)
+    actions += said
+    state, asked = ask_strangers(state, event, now_s)
+    actions += asked
     if not state.settled:
         return state, actions
     moment = Moment(now_s, enough)
@@ -113,6 +120,28 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
     return state, actions
 
 
+def _heed(state: State, seen: OrchestratorSeen) -> tuple[State, list[Action]]:
+    """What the leader's topic says; an older leader that came back may have overwritten all that we said."""
+    state, actions = heed(state, seen.message)
+    if state.link is None or any(isinstance(action, Resign) for action in actions):
+        return state, actions
+    outdated = seen.message.epoch < state.epoch and seen.message.online
+    if state.unsaid_at_s is None and not outdated:
+        return state, actions
+    return replace(state, unsaid_at_s=None), everything(state)
+
+
+def _say_again(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
+    """After a new link say all again, but for a while nothing in a term that may be over meanwhile."""
+    if isinstance(event, LinkUp):
+        if len(state.sessions) == 1:
+            return state, lead(state)  # nobody can have led after this term before it began
+        return replace(state, unsaid_at_s=now_s + min(READ_RETAINED_S, state.settle_s)), []
+    if state.unsaid_at_s is None or now_s < state.unsaid_at_s:
+        return state, []
+    return replace(state, unsaid_at_s=None), everything(state)
+
+
 # --- what we know ---
 
 
@@ -123,7 +152,7 @@ def _absorb(state: State, event: ClusterEvent | TaskEvent, now_s: float) -> Stat
             state = replace(state, link=event, settles_at_s=now_s + state.settle_s, sessions=sessions)
             state = replace(state, delivered=frozenset(), outlived=False, remembered={})
         case LinkDown():
-            state = replace(state, link=None, settles_at_s=None)
+            state = replace(state, link=None, settles_at_s=None, unsaid_at_s=None)
         case TaskDeployed(spec):
             if (why := unroutable(spec)) is not None:
                 return _absorb(state, TaskInvalid(spec.task, why), now_s)

@@ -115,6 +115,13 @@ class ClearAssignment:
 
 
 @dataclass(frozen=True)
+class AskRebirth:
+    """Make a device announce itself: it beats, and its birth isn't known."""
+
+    device: DeviceId
+
+
+@dataclass(frozen=True)
 class AnswerError:
     """Answer a request that nobody else will."""
 
@@ -139,6 +146,15 @@ class Note:
     fields: Mapping[str, object]
 
 
-Message = PublishState | PublishSpec | PublishRoute | ClearRoute | PublishAssignment | ClearAssignment | AnswerError
+Message = (
+    PublishState
+    | PublishSpec
+    | PublishRoute
+    | ClearRoute
+    | PublishAssignment
+    | ClearAssignment
+    | AskRebirth
+    | AnswerError
+)
 """The actions that are messages."""
 Action = Message | Resign | Note

@@ -30,12 +30,38 @@ def facts_of(state: State) -> Facts:
     reasons = {task.task: why for task in tasks if (why := unservable(state, task, barred)) is not None}
     served = tuple(task for task in tasks if task.task not in reasons)
     return Facts(
-        candidates=tuple((device.id, device.profile) for device in alive if device.may_hold),
+        candidates=tuple((device.id, device.profile) for device in alive),
         tasks=served,
         unservable=reasons,
         barred=barred,
         footprints=_footprints(state.footprints, served),
+        doubts={device.id: device.doubt for device in alive if device.doubt is not None},
     )
+
+
+def guarded(state: State, facts: Facts, *more: Mapping[ModuleKey, DeviceId], only_drained: bool = False) -> Bars:
+    """``facts.barred``, and what doubtful devices don't hold yet.
+
+    A device that is drained keeps what only it serves; the others keep all that they were told to hold.
+
+    Args:
+        state: for what stands.
+        facts: the devices and tasks.
+        more: further homes of modules, that may stay as well.
+        only_drained: whether other doubts don't count, because nothing else fits.
+    """
+    bars: dict[ModuleKey, dict[DeviceId, str]] = {key: dict(refusals) for key, refusals in facts.barred.items()}
+    keys = {module.key for task in facts.tasks for module in task.modules.values()}
+    for name, why in facts.doubts.items():
+        draining = state.cluster.devices[name].draining
+        if only_drained and not draining:
+            continue
+        stays = {key for homes in (state.standing.where, *more) for key, home in homes.items() if home == name}
+        if not draining:
+            stays |= state.standing.held_by.get(name, {}).keys()
+        for key in keys - stays:
+            bars.setdefault(key, {}).setdefault(name, why)
+    return bars
 
 
 def grown(state: State, name: DeviceId) -> Mapping[ModuleKey, int]:
@@ -100,13 +126,12 @@ def adopted(state: State, barred: Bars) -> dict[ModuleKey, DeviceId]:
     for route in state.remembered.values():
         serving |= route.serving
     held = [
-        (not device.ready(key), _rank(device.id, serving.get(key, ())), device.id, key)
+        (device.doubt is not None, not device.ready(key), _rank(device.id, serving.get(key, ())), device.id, key)
         for device in state.cluster.alive()
-        if device.may_hold
         for key in _held(device)
         if device.id not in barred.get(key, {})
     ]
-    return {key: device for _, _, device, key in sorted(held, reverse=True)}
+    return {key: device for *_, device, key in sorted(held, reverse=True)}
 
 
 def load_s(state: State) -> dict[ModuleKey, float]:
@@ -119,14 +144,14 @@ def load_s(state: State) -> dict[ModuleKey, float]:
     return longest
 
 
-def spare_bars(state: State, facts: Facts) -> Bars:
-    """As ``facts.barred``; what was refused too often gets no further copies at all."""
+def spare_bars(state: State, facts: Facts, where: Mapping[ModuleKey, DeviceId]) -> Bars:
+    """As ``guarded``; what was refused too often gets no further copies at all."""
     stays = state.standing.held_by
-    bars: dict[ModuleKey, Mapping[DeviceId, str]] = dict(facts.barred)
+    bars: dict[ModuleKey, Mapping[DeviceId, str]] = dict(guarded(state, facts, where))
     for key in facts.barred:
         if refused_too_often(key, facts.barred):
             others = {name: "" for name, _ in facts.candidates if key not in stays.get(name, {})}
-            bars[key] = {**others, **facts.barred[key]}
+            bars[key] = {**others, **bars[key]}
     return bars
 
 

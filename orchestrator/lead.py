@@ -4,7 +4,8 @@ Owns the meaning of the leader's topic and of the term that devices report. Know
 
 Invariants:
 - of two orchestrators with one epoch exactly one stays: the one with the higher session number;
-- whoever finds that its term was led before resigns; a new start takes a higher epoch, which everybody obeys.
+- whoever finds that its term was led before, or is over, resigns: it becomes a spare, and the next time that it leads
+  it takes a higher epoch, which everybody obeys.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def heed(state: State, seen: OrchestratorState) -> tuple[State, list[Action]]:
     if ours or state.link is None:
         return state, []
     if seen.session > state.link.session:
-        why = f"another orchestrator leads with the same epoch {seen.epoch}, and it came later: start one of them only"
+        why = f"another orchestrator leads with the same epoch {seen.epoch}, and it came later"
         return state, [Resign(why, seen.epoch)]
     return state, lead(state)  # it resigns when it hears us
 
@@ -48,6 +49,6 @@ def obeys_another(state: State, device: DeviceId, beat: Heartbeat) -> list[Actio
         return []
     why = (
         f"device {device} obeys epoch {beat.epoch}, generation {beat.generation}, and this orchestrator is at epoch "
-        f"{state.epoch}, generation {state.generation}: start it again, and it takes an epoch above both"
+        f"{state.epoch}, generation {state.generation}: it leads again with an epoch above both, unless another does"
     )
     return [Resign(why, beat.epoch)]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.costs import objective_s, source_of
 from orchestrator.events import Action, Note
-from orchestrator.facts import as_measured, at_hand, specs_of
+from orchestrator.facts import as_measured, at_hand, guarded, specs_of
 from orchestrator.placement import distinct_modules, place_most
 from orchestrator.reconcile import calm, respared, restood
 from orchestrator.state import Moment, Moves, Standing, State
@@ -37,14 +37,15 @@ def finish_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
     why = _hindrance(state, moves, moment)
     if why is None and not all(state.cluster.devices[device].ready(key) for key, device in moves.to.items()):
         return state, []
-    gain_s, needed_s = (0.0, 0.0) if why else _Board.of(state).gain_s(moves.to)
+    gain_s, needed_s = (0.0, 0.0) if why or moves.drains else _Board.of(state).gain_s(moves.to)
     if why is None and gain_s < needed_s:
         why = f"it would now gain {gain_s:.3g} s, and must gain {needed_s:.3g} s"
     standing = replace(state.standing, moves=None)
     if why is not None:
         note = Note("moves_given_up", {"modules": names, "why": why})
     else:
-        reasons = {key: f"moved from {moves.origin[key]}: the round gains {gain_s:.3g} s" for key in moves.to}
+        because = "it is emptied" if moves.drains else f"the round gains {gain_s:.3g} s"
+        reasons = {key: f"moved from {moves.origin[key]}: {because}" for key in moves.to}
         standing = replace(standing, where={**standing.where, **moves.to}, why={**standing.why, **reasons})
         note = Note("moves_made", {"modules": names, "gain_s": gain_s})
     standing = respared(state, standing, anew=False)
@@ -61,7 +62,7 @@ def review(state: State, moment: Moment) -> tuple[State, list[Action]]:
     placement, refused = place_most(
         list(board.devices.values()),
         board.tasks,
-        barred=state.standing.facts.barred,
+        barred=guarded(state, state.standing.facts),
         at_hand=at_hand(state),
         enough=moment.enough,
     )

@@ -24,11 +24,12 @@ from orchestrator.facts import (
     credited,
     existing,
     facts_of,
+    guarded,
     load_s,
     spare_bars,
     specs_of,
 )
-from orchestrator.placement import Placement, distinct_modules, place_most
+from orchestrator.placement import Bars, Placement, distinct_modules, place_most
 from orchestrator.spares import Spares, spares
 from orchestrator.state import Facts, Moment, Standing, State
 
@@ -41,7 +42,8 @@ def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
     heirs = {
         key: ready[0]
         for key, home in standing.where.items()
-        if not _serves(state, home, key) and (ready := [d for d in standing.spares.of(key) if _serves(state, d, key)])
+        if not _may_stay(state, home, key)
+        and (ready := [d for d in standing.spares.of(key) if _may_stay(state, d, key)])
     }
     if not heirs:
         return state, []
@@ -53,12 +55,12 @@ def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
 
 
 def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Place what must be placed, if any fact changed."""
+    """Place what must be placed, if any fact changed; not while most devices have just vanished."""
     facts = facts_of(state)
-    if facts == state.standing.facts:
+    if facts == state.standing.facts or state.cluster.hold is not None:
         return state, []
-    standing = respared(state, _placed(state, facts, moment), anew=False)
-    return restood(state, standing, moment.now_s), []
+    standing, notes = _placed(state, facts, moment)
+    return restood(state, respared(state, standing, anew=False), moment.now_s), notes
 
 
 def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
@@ -97,7 +99,7 @@ def respared(state: State, standing: Standing, *, anew: bool) -> Standing:
         as_measured(standing.tasks, facts.footprints),
         standing.where,
         load_s=load_s(state),
-        barred=spare_bars(state, facts),
+        barred=spare_bars(state, facts, standing.where),
         at_hand=at_hand(state),
         kept=standing.spares,
         pinned=standing.moves.to if standing.moves else None,
@@ -128,10 +130,16 @@ def _named(standing: Standing, chosen: Spares) -> dict[str, dict[str, list[Devic
 
 def _serves(state: State, device: DeviceId, key: ModuleKey) -> bool:
     known = state.cluster.devices.get(device)
-    return known is not None and known.may_hold and known.ready(key) and key not in known.barred
+    return known is not None and known.alive and known.ready(key) and key not in known.barred
 
 
-def _placed(state: State, facts: Facts, moment: Moment) -> Standing:
+def _may_stay(state: State, device: DeviceId, key: ModuleKey) -> bool:
+    """Whether it serves, and no other need take its place."""
+    known = state.cluster.devices.get(device)
+    return known is not None and _serves(state, device, key) and known.may_hold and not known.hung
+
+
+def _placed(state: State, facts: Facts, moment: Moment) -> tuple[Standing, list[Action]]:
     before = state.standing
     candidates = specs_of(state, facts)
     served = {task.task for task in before.tasks}
@@ -139,7 +147,7 @@ def _placed(state: State, facts: Facts, moment: Moment) -> Standing:
     keep = adopted(state, facts.barred)
     keep |= {key: home for key, home in before.where.items() if home in candidates}
 
-    def attempt(credit: dict[DeviceId, int]) -> tuple[Placement, dict[str, str]]:
+    def attempt(credit: dict[DeviceId, int], bars: Bars) -> tuple[Placement, dict[str, str]]:
         devices = [
             spec.model_copy(update={"memory_bytes": spec.memory_bytes + credit[name]}) if name in credit else spec
             for name, spec in candidates.items()
@@ -149,16 +157,27 @@ def _placed(state: State, facts: Facts, moment: Moment) -> Standing:
             as_measured(facts.tasks, facts.footprints),
             keep=keep,
             served=served,
-            barred=facts.barred,
+            barred=bars,
             at_hand=at_hand(state),
             enough=moment.enough,
         )
-        return placement, {name: no_fit(error, facts.tasks, facts.barred) for name, error in errors.items()}
+        return placement, {name: no_fit(error, facts.tasks, bars) for name, error in errors.items()}
 
-    credit = credited(state, before, facts)
-    placement, refused = attempt(credit)
-    if any(placement.where.get(key) != home for key, home in before.where.items() if home in credit):
-        placement, refused = attempt({})  # it was given for copies that stay
+    def placed_with(bars: Bars) -> tuple[Placement, dict[str, str]]:
+        credit = credited(state, before, facts)
+        placement, refused = attempt(credit, bars)
+        if any(placement.where.get(key) != home for key, home in before.where.items() if home in credit):
+            return attempt({}, bars)  # it was given for copies that stay
+        return placement, refused
+
+    placement, refused = placed_with(guarded(state, facts, keep))
+    notes: list[Action] = []
+    doubtful = {name for name in facts.doubts if not state.cluster.devices[name].draining}
+    if refused and doubtful:
+        waived = placed_with(guarded(state, facts, keep, only_drained=True))
+        if len(waived[1]) < len(refused):
+            notes.append(Note("doubts_waived", {"devices": {name: facts.doubts[name] for name in sorted(doubtful)}}))
+            placement, refused = waived
     placed = [task for task in facts.tasks if task.task not in refused]
     why = {
         key: before.why[key]
@@ -167,7 +186,8 @@ def _placed(state: State, facts: Facts, moment: Moment) -> Standing:
         for key, home in placement.where.items()
     }
     moves = before.moves if before.moves and before.moves.to.keys() <= placement.where.keys() else None
-    return Standing(facts, placement.where, distinct_modules(placed), why, refused, before.spares, moves)
+    standing = Standing(facts, placement.where, distinct_modules(placed), why, refused, before.spares, moves)
+    return standing, notes
 
 
 def _sentence(explanation: Explanation) -> str:

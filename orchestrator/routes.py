@@ -7,12 +7,13 @@ Invariants:
 - a route names a device for a node only if an active copy is placed there and the device, alive, reports it as ready;
   standbys are in no route;
 - a node without a device is pending, not unavailable: its module loads, and requests wait;
-- ``unavailable`` always says why, and what to do.
+- ``unavailable`` always says why, and what to do;
+- a device that hangs is named only for what no other can run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from broker.messages import Route, RouteDevice, RouteNode
@@ -81,6 +82,31 @@ def route_of(task: TaskSpec, term: Term, actives: Actives, devices: Mapping[Devi
     )
 
 
+def second_door(
+    task: TaskSpec, front_door: Collection[DeviceId], devices: Mapping[DeviceId, Device], kept: Sequence[DeviceId]
+) -> tuple[DeviceId, ...]:
+    """The one device that holds a copy of each request: outside the front door, with the best link for its inputs.
+
+    It needs no module: it only keeps requests, and sends them on. Who did so before goes on while it can, or each newly
+    measured link would make a new share group.
+
+    Args:
+        task: with ``redundancy``.
+        front_door: the devices that take the requests.
+        devices: all that are known, by id.
+        kept: the second door so far.
+    """
+    if task.redundancy == 1 or not front_door:
+        return ()
+    able = [device for name, device in devices.items() if device.alive and name not in front_door]
+    able = [device for device in able if device.doubt is None] or [device for device in able if not device.draining]
+    if before := [device.id for device in able if device.id in kept]:
+        return tuple(before[:1])
+    bits = 8.0 * sum(given.bytes for given in task.inputs.values())
+    links = {device.id: device.profile.latency_s + bits / device.profile.bandwidth_bits_per_s for device in able}
+    return (min(links, key=lambda name: (links[name], name)),) if links else ()
+
+
 def no_route(task: str, term: Term, why: str) -> Route:
     """The route of a task that can't be served; its ``group`` is left 0."""
     return Route(task=task, epoch=term.epoch, generation=term.generation, group=0, unavailable=why)
@@ -103,6 +129,7 @@ def _node(task: TaskSpec, name: NodeName, actives: Actives, devices: Mapping[Dev
     node, module = task.nodes[name], task.module_of(name)
     holders = [devices[name] for name in actives.get(module.key, ()) if name in devices]
     able = [holder for holder in holders if holder.alive and holder.ready(module.key)]
+    able = [holder for holder in able if not holder.hung] or able
     return RouteNode(
         module=node.module,
         key=module.key,

@@ -4,7 +4,9 @@ Owns the two connections, the mailbox between their threads and this one, and th
 
 Invariants:
 - one thread, the one that calls ``run``, touches the state; inboxes only leave events in the mailbox;
-- the epoch is on the disk before anybody hears of it, and greater than all that was stored or retained;
+- who starts while another leads waits as its spare; who resigns becomes a spare again, and never ends by itself;
+- the epoch is on the disk before anybody hears of it, and greater than all that was stored or heard;
+- when this process stood still, no device is blamed for what it didn't hear meanwhile;
 - state topics are said by the control connection only; requests arrive on the other one, so that a picture never
   delays a heartbeat;
 - what can't be said because the link is down is dropped: all is said anew when it is up;
@@ -29,7 +31,7 @@ from broker.mailbox import Mailbox
 from broker.messages import OrchestratorState, Route
 from broker.mqtt import MqttTransport
 from broker.transport import Delivery, Denied, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Will, WillFor
-from orchestrator.cluster import Tick
+from orchestrator.cluster import Overslept, Tick
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.epoch import read_epoch, store_epoch
 from orchestrator.events import (
@@ -47,9 +49,9 @@ from orchestrator.events import (
     Resign,
 )
 from orchestrator.state import Pace, State, initial
+from orchestrator.watch import LEADER_INTERVAL_S, READ_RETAINED_S, Watch, observe, take_over_at_s
 from orchestrator.wire import HEARD, event_of, outgoing_of
 
-READ_RETAINED_S = 0.5  # a broker sends retained messages at once after the subscription; there is no end mark
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
 PLANNING_S = 0.03  # a turn's time to look for a better placement: a death that comes meanwhile waits no longer
@@ -79,7 +81,7 @@ class _Stop:
 
 
 class Orchestrator:
-    """One orchestrator. ``run`` blocks until ``stop`` is called from any thread, or a newer orchestrator leads.
+    """One orchestrator: it leads, or waits as the spare of one that does. ``run`` blocks until ``stop`` is called.
 
     Args:
         url: the broker, as ``mqtt://host:port``.
@@ -110,7 +112,7 @@ class Orchestrator:
     ) -> None:
         self._url = url
         self._epoch_file = state_dir / "epoch"
-        self._stored_epoch = read_epoch(self._epoch_file)
+        read_epoch(self._epoch_file)
         self._prefix = topics.prefix_of(site)
         self._heartbeat_interval_s = heartbeat_interval_s
         self._settle_s = settle_s
@@ -119,39 +121,30 @@ class Orchestrator:
         self._make_transport = make_transport
         self._mailbox: Mailbox[_Posted | _Stop] = Mailbox(max_data_bytes=MAX_WAITING_BYTES)
         self._name = f"orchestrator-{secrets.token_hex(4)}"  # two orchestrators must not throw each other out
-        self._data = make_transport(url=url, client_id=f"{self._name}-data", inbox=self._from_data)
+        self._data = self._new_data()
         self._control: Transport | None = None
         self._state: State | None = None
         self._unsent: deque[Outgoing] = deque()
         self._stopping = False
         self._tick_from_s = 0.0  # no deadline is met before
+        self._beat_at_s = 0.0
+        self._sessions: frozenset[int] = frozenset()  # of the links in which we led
         self._internal_errors = 0
-        self.resigned: str | None = None  # why, when a newer orchestrator leads
+        self.resigned: str | None = None  # why it leads no more; None while it leads or hasn't led
 
     def run(self) -> None:
-        """Lead until told to stop.
+        """Wait while another leads, then lead; until told to stop.
 
         Raises:
             BadFile: the epoch can't be stored.
         """
         try:
-            seen = self._read_retained_epoch()
-            if self._stopping:
-                return
-            epoch = max(self._stored_epoch, seen) + 1
-            store_epoch(self._epoch_file, epoch)
-            self._state = initial(
-                epoch=epoch,
-                heartbeat_interval_s=self._heartbeat_interval_s,
-                settle_s=self._settle_s,
-                pace=self._pace,
-            )
-            _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
-            self._connect(epoch)
-            while not self._stopping:
-                self._turn(self._state)
+            while not self._stopping and (seen := self._wait_for_turn()) is not None:
+                self._lead(seen)
         finally:
             self._leave()
+            dropped, failed = self._mailbox.dropped, self._internal_errors
+            _log.info("stopped", messages_dropped=dropped, internal_errors=failed)
 
     def stop(self) -> None:
         """End ``run`` soon, cleanly. May be called from any thread or signal handler, more than once."""
@@ -171,30 +164,67 @@ class Orchestrator:
 
     # --- begin and end ---
 
-    def _read_retained_epoch(self) -> int:
-        """The epoch that the broker remembers; 0 if none. Waits for the broker as long as it takes."""
-        leader = topics.ORCHESTRATOR_STATE.filter(self._prefix)
-        self._data.subscribe(leader)
+    def _new_data(self) -> Transport:
+        return self._make_transport(url=self._url, client_id=f"{self._name}-data", inbox=self._from_data)
+
+    def _wait_for_turn(self) -> int | None:
+        """Wait until nobody leads; waits for the broker as long as it takes.
+
+        Returns:
+            The highest epoch that was heard of, or None when told to stop.
+        """
+        heard = [topic.filter(self._prefix) for topic in (topics.ORCHESTRATOR_STATE, topics.ORCHESTRATOR_HEARTBEAT)]
+        self._data.subscribe(*heard)
         self._data.start()
-        until_s: float | None = None
-        seen = 0
-        while not self._stopping and not seen:
-            wait_s = None if until_s is None else max(0.0, until_s - time.monotonic())
-            posted = self._mailbox.get(wait_s)
-            if posted is None:
+        watch, read_s = Watch(own=self._sessions), min(READ_RETAINED_S, self._settle_s)
+        while not self._stopping:
+            due_s, now_s = take_over_at_s(watch, read_s), time.monotonic()
+            if due_s is not None and now_s >= due_s:
                 break
-            if isinstance(posted, _Stop):
-                continue
-            if isinstance(posted.event, LinkUp):
-                until_s = time.monotonic() + min(READ_RETAINED_S, self._settle_s)
-            elif isinstance(posted.event, LinkDown):
-                until_s = None
-                _log.warning("waiting_for_broker", broker=self._url, reason=posted.event.reason)
-            elif isinstance(posted.event, Delivery):
-                event = self._event_of(posted.event)
-                seen = event.message.epoch if isinstance(event, OrchestratorSeen) else 0
-        self._data.unsubscribe(leader)
-        return seen
+            posted = self._mailbox.get(None if due_s is None else due_s - now_s)
+            if due_s is not None and time.monotonic() > due_s + LEADER_INTERVAL_S:
+                watch = observe(watch, LinkUp(0), time.monotonic())  # we stood still: what is heard next counts
+            if isinstance(posted, _Posted):
+                watch = self._observed(watch, posted.event)
+        self._data.unsubscribe(*heard)
+        return None if self._stopping else watch.epoch
+
+    def _observed(self, watch: Watch, event: LinkEvent) -> Watch:
+        if isinstance(event, LinkDown):
+            _log.warning("waiting_for_broker", broker=self._url, reason=event.reason)
+        seen = self._event_of(event) if isinstance(event, Delivery) else None
+        said = seen.message if isinstance(seen, OrchestratorSeen) else event
+        if not isinstance(said, LinkUp | LinkDown | OrchestratorState):
+            return watch
+        after = observe(watch, said, time.monotonic())
+        if after.leader not in {watch.leader, None}:
+            _log.info("waiting_as_spare", epoch=after.epoch, broker=self._url, prefix=self._prefix)
+        return after
+
+    def _lead(self, seen: int) -> None:
+        """Lead until told to stop, or until somebody newer does."""
+        epoch = max(read_epoch(self._epoch_file), seen) + 1
+        store_epoch(self._epoch_file, epoch)
+        state = initial(
+            epoch=epoch, heartbeat_interval_s=self._heartbeat_interval_s, settle_s=self._settle_s, pace=self._pace
+        )
+        self._state, self.resigned, self._beat_at_s = state, None, time.monotonic()
+        _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
+        self._connect(epoch)
+        while not self._stopping and self.resigned is None:
+            self._turn(self._state)
+        if self.resigned is not None:
+            self._step_down()
+
+    def _step_down(self) -> None:
+        """Become a spare: nothing of this term is left but the numbers of its links."""
+        self._leave()
+        self._sessions |= frozenset(self._state.sessions if self._state else ())
+        self._unsent.clear()
+        while self._mailbox.get(0.0) is not None:
+            pass  # of connections that are closed; that we were told to stop is known otherwise
+        self._state, self._control, self._data = None, None, self._new_data()
+        self._tick_from_s = 0.0
 
     def _connect(self, epoch: int) -> None:
         if self._answer_unknown_tasks:
@@ -221,8 +251,6 @@ class Orchestrator:
         if self._control:
             self._control.close()
         self._data.close()
-        dropped, failed = self._mailbox.dropped, self._internal_errors
-        _log.info("stopped", resigned=self.resigned, messages_dropped=dropped, internal_errors=failed)
 
     # --- the loop ---
 
@@ -231,15 +259,29 @@ class Orchestrator:
         deadline_s = next_deadline_s(state)
         if deadline_s is not None:
             deadline_s = max(deadline_s, self._tick_from_s)
-        wait_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-        if self._unsent:
-            wait_s = RETRY_UNSENT_S if wait_s is None else min(RETRY_UNSENT_S, wait_s)
-        posted = self._mailbox.get(wait_s)
+        due = [self._beat_at_s, *([] if deadline_s is None else [deadline_s])]
+        wait_s = max(0.0, min(due) - time.monotonic())
+        posted = self._mailbox.get(min(RETRY_UNSENT_S, wait_s) if self._unsent else wait_s)
+        if time.monotonic() > min(due) + max(self._heartbeat_interval_s, LEADER_INTERVAL_S):
+            _log.warning("overslept")
+            self._step(Overslept())
         if isinstance(posted, _Posted) and (event := self._received(posted)) is not None:
             self._step(event)
         if deadline_s is not None and time.monotonic() >= deadline_s:
             self._step(Tick())
+        self._beat()
         self._flush()
+
+    def _beat(self) -> None:
+        """Tell a spare, once in each interval, that the leader's loop turns."""
+        if time.monotonic() < self._beat_at_s:
+            return
+        self._beat_at_s = time.monotonic() + LEADER_INTERVAL_S
+        if self._state is not None and self._state.link is not None and self.resigned is None:
+            if self._state.unsaid_at_s is not None:
+                return  # this term may be over
+            alive = OrchestratorState(epoch=self._state.epoch, online=True, session=self._state.link.session)
+            self._unsent.append(Outgoing(topics.ORCHESTRATOR_HEARTBEAT.at(self._prefix), encode(alive), qos=0))
 
     def _step(self, event: Event) -> None:
         if self._state is None:
@@ -295,7 +337,6 @@ class Orchestrator:
                     _log.warning("answer_lost", topic=reply_to, reason=str(error))
             case Resign(why, epoch):
                 self.resigned = why
-                self._stopping = True
                 store_epoch(self._epoch_file, max(read_epoch(self._epoch_file), epoch))
             case Note():
                 pass
@@ -336,7 +377,7 @@ def _tell(action: Action) -> None:
         case AnswerError(reply_to, _, result):
             _log.info("request_refused", task=result.task, request=result.request, reply_to=reply_to)
         case Resign(why, _):
-            _log.error("resigning", why=why)
+            _log.warning("resigning", why=why)
         case Note(event, fields):
             _log.info(event, **fields)
 

@@ -83,11 +83,12 @@ def spares(
         at_hand: devices that have a module's weights; preferred unless another is better by ``AT_HAND_SHARE``.
         kept: the spares so far; they stay unless something much more urgent needs the memory.
         pinned: standbys that must be, for a copy that is to take over; left out only where the memory lacks.
-        only: where given, a module's spares may be only on the devices that it names, and else nowhere.
+        only: where given, a module's spares may be only on the devices that it names, and else nowhere; but for those
+            that are pinned.
     """
     board = _Board(devices, tasks, where, barred=barred or {}, at_hand=at_hand or {}, kept=kept, only=only)
     for key, device in (pinned or {}).items():
-        if key in board.modules and board.may_take(key, device):
+        if key in board.modules and board.may_take(key, device, pinned=True):
             board.put(key, device)
             board.standby[key] = [device]
     for key in board.by_urgency(load_s or {}):
@@ -143,14 +144,14 @@ class _Board:
         self._copies.setdefault(key, set()).add(device)
         self._room[device] -= self.modules[key][1].memory_bytes
 
-    def may_take(self, key: ModuleKey, device: DeviceId) -> bool:
+    def may_take(self, key: ModuleKey, device: DeviceId, *, pinned: bool = False) -> bool:
         """Whether one more copy may be there."""
         return (
             device in self._room
             and self.modules[key][1].memory_bytes <= self._room[device]
             and device not in self._copies[key]
             and device not in self._barred.get(key, {})
-            and (self._only is None or device in self._only.get(key, ()))
+            and (pinned or self._only is None or device in self._only.get(key, ()))
         )
 
     def by_urgency(self, load_s: Mapping[ModuleKey, float]) -> list[ModuleKey]:

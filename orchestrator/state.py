@@ -48,6 +48,7 @@ class Facts:
     unservable: Mapping[TaskName, str] = field(default_factory=dict)  # the others, and why
     barred: Mapping[ModuleKey, Mapping[DeviceId, str]] = field(default_factory=dict)
     footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # measured bytes, where more than the spec's
+    doubts: Mapping[DeviceId, str] = field(default_factory=dict)  # candidates that should get nothing more, and why
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Moves:
     origin: Mapping[ModuleKey, DeviceId]
     until_s: float
     gain_s: float  # of the objective, when it was planned
+    drains: bool = False  # made to empty a device, whatever it gains
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,16 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Draining:
+    """A look for places for what draining devices serve."""
+
+    facts: Facts
+    where: Mapping[ModuleKey, DeviceId]  # both as they were
+    again_s: float  # when to look again, if neither changes
+    stays: Mapping[DeviceId, str] = field(default_factory=dict)  # what can't go, and why
+
+
+@dataclass(frozen=True)
 class State:
     """All that the orchestrator knows and has said. Make the first one with ``initial``."""
 
@@ -114,6 +126,7 @@ class State:
     settles_at_s: float | None = None  # until then nothing is placed
     sessions: tuple[int, ...] = ()  # of our links, the present one last; only the latest are kept
     delivered: frozenset[TaskName] = frozenset()  # tasks whose specs came since the link is up
+    unsaid_at_s: float | None = None  # when all is said again after a new link, if nobody newer is heard of before
     outlived: bool = False  # whether the broker still knows an earlier link of ours: it kept its memory
     tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)
     invalid: Mapping[TaskName, str] = field(default_factory=dict)
@@ -121,6 +134,8 @@ class State:
     footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # the most bytes that any device measured
     standing: Standing = Standing()
     spares_due_s: float | None = None  # from when on spares are to be chosen; None: those that stand were
+    draining: Draining | None = None  # what was last tried for the devices that are to be emptied
+    asked_s: Mapping[DeviceId, float] = field(default_factory=dict)  # when strangers were asked for their birth
     reviewed_s: float = 0.0  # when a better placement was last looked for, or an active copy last moved
     generation: int = 0
     routes: Mapping[TaskName, Route] = field(default_factory=dict)  # as published

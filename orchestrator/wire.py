@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 
 from broker.codec import JSON, decode, encode
 from broker.errors import RemoteProtocolError
-from broker.messages import DeviceState, Heartbeat, OrchestratorState, Route
+from broker.messages import DeviceState, Drain, Heartbeat, OrchestratorState, Route
 from broker.specs import TaskSpec
 from broker.topics import (
     DEVICE_ASSIGNMENT,
+    DEVICE_DRAIN,
     DEVICE_HEARTBEAT,
+    DEVICE_REBIRTH,
     DEVICE_STATE,
+    ORCHESTRATOR_HEARTBEAT,
     ORCHESTRATOR_STATE,
     TASK_REQUESTS,
     TASK_ROUTE,
@@ -24,9 +27,10 @@ from broker.topics import (
     may_reply_to,
 )
 from broker.transport import Delivery, Outgoing
-from orchestrator.cluster import DeviceStateSeen, HeartbeatSeen
+from orchestrator.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen
 from orchestrator.events import (
     AnswerError,
+    AskRebirth,
     ClearAssignment,
     ClearRoute,
     Event,
@@ -73,6 +77,8 @@ def outgoing_of(prefix: str, action: Message) -> Outgoing:
             topic, payload, ids = DEVICE_ASSIGNMENT, encode(assignment), {"device": device}
         case ClearAssignment(device):
             topic, payload, ids = DEVICE_ASSIGNMENT, b"", {"device": device}
+        case AskRebirth(device):
+            topic, payload, ids = DEVICE_REBIRTH, b"", {"device": device}
     return Outgoing(topic.at(prefix, **ids), payload, qos=topic.qos, retain=topic.retain)
 
 
@@ -91,6 +97,10 @@ def _device(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event |
     if not delivery.payload:
         return None  # an operator took the retained message away
     return DeviceStateSeen(ids["device"], decode(DeviceState, delivery.payload))
+
+
+def _drain(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event:
+    return DrainSeen(ids["device"], bool(delivery.payload) and decode(Drain, delivery.payload).drain)
 
 
 def _spec(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event:
@@ -126,9 +136,19 @@ _READERS: Mapping[Topic, Callable[[str, Mapping[str, str], Delivery], Event | No
     DEVICE_HEARTBEAT: _heartbeat,
     TASK_REQUESTS: _request,
     DEVICE_STATE: _device,
+    DEVICE_DRAIN: _drain,
     TASK_SPEC: _spec,
     ORCHESTRATOR_STATE: _leader,
+    ORCHESTRATOR_HEARTBEAT: _leader,
     TASK_ROUTE: _route,
 }
-HEARD = (DEVICE_HEARTBEAT, DEVICE_STATE, TASK_SPEC, ORCHESTRATOR_STATE, TASK_ROUTE)
+HEARD = (
+    DEVICE_HEARTBEAT,
+    DEVICE_STATE,
+    DEVICE_DRAIN,
+    TASK_SPEC,
+    ORCHESTRATOR_STATE,
+    ORCHESTRATOR_HEARTBEAT,
+    TASK_ROUTE,
+)
 """What the control connection listens to."""

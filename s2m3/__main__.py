@@ -14,9 +14,11 @@ import orchestrator.__main__
 from broker.errors import BadFile, S2M3Error
 from broker.messages import MAX_DEADLINE_S
 from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_prefix
-from s2m3 import bench, commands, demo, models
+from s2m3 import bench, commands, demo, drain, models
 from s2m3.head import command as head
 from s2m3.plan import command as plan
+from s2m3.replay import command as replay
+from s2m3.replay import soak
 
 INTERRUPTED = 130
 LAST_PORT = 65_535
@@ -48,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
     undeploy = verb("undeploy", "take a task away")
     undeploy.add_argument("task", metavar="TASK")
     undeploy.set_defaults(run=commands.undeploy)
+    emptied = verb("drain", "take a device out of service: its modules move first, then it unloads")
+    emptied.add_argument("device", metavar="DEVICE")
+    emptied.add_argument("--undo", action="store_true", help="put it back in service")
+    emptied.add_argument("--timeout", type=_seconds, default=600.0, metavar="S", help="seconds to wait, default 600")
+    emptied.set_defaults(run=drain.drain)
     request = verb("request", "send one request and print its answer")
     request.add_argument("task", metavar="TASK")
     request.add_argument("--image", metavar="FILE")
@@ -59,11 +66,13 @@ def parser() -> argparse.ArgumentParser:
     request.set_defaults(run=commands.request)
     models.add_arguments(verb("models", "what the models of the catalogue are made of"))
     head.add_arguments(verb("head", "a new task on an encoder that is already there"))
+    replay.add_arguments(verb("replay", "let failures happen to a whole site, and see what its requests felt"))
+    soak.add_arguments(verb("soak", "failures at random for half an hour: nothing lost, and no process that grows"))
     plan.add_arguments(verb("plan", "where modules would go: a plan from files, without any device"))
     bench.add_arguments(verb("bench", "measure: accuracy, latency, memory, placement"))
     status = verb("status", "show devices, modules and tasks")
     status.set_defaults(run=commands.status)
-    for command in (deploy, undeploy, request, status):
+    for command in (deploy, undeploy, emptied, request, status):
         command.add_argument("--broker", default=DEFAULT_BROKER, metavar="URL", help="default %(default)s")
         command.add_argument(
             "--site", type=site_prefix, metavar="PREFIX", help="the site's topic prefix, when it has one"

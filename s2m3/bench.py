@@ -8,6 +8,7 @@ from s2m3.accuracy import command as accuracy
 from s2m3.latency import command as latency
 from s2m3.memory import command as memory
 from s2m3.placing import command as placing
+from s2m3.throughput import command as throughput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,3 +22,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     memory.add_arguments(verbs.add_parser("memory", help=text, description=text))
     text = "how near to the optimum the placements are, and how long they take, on 95 instances"
     placing.add_arguments(verbs.add_parser("placement", help=text, description=text))
+    text = "answers in time over offered load, from a quarter to three times the capacity, and the tasks' shares of it"
+    throughput.add_arguments(verbs.add_parser("throughput", help=text, description=text))

@@ -17,7 +17,7 @@ from broker.client import Client, Response
 from broker.codec import RawInput
 from broker.embedded import EmbeddedBroker
 from broker.errors import BadFile
-from broker.messages import Route
+from broker.messages import DeviceState, Route
 from broker.specs import InputSpec
 from s2m3 import tasks
 from s2m3.catalogue import load_task
@@ -110,6 +110,7 @@ def status_document(observer: Observer) -> dict[str, object]:
         "devices": {
             name: {
                 "state": state.model_dump(mode="json", exclude_none=True),
+                "drained": name in observer.drained,
                 "heartbeat": beat.model_dump(mode="json", exclude_none=True)
                 if (beat := observer.heartbeats.get(name))
                 else None,
@@ -191,7 +192,7 @@ def _print_status(observer: Observer) -> None:
         beat = observer.heartbeats.get(name)
         alive = device.status != "offline"
         if beat is None or not alive:
-            devices.add_row(name, device.status, "", "")
+            devices.add_row(name, _status_of(observer, name, device), "", "")
             continue
         told = observer.assignments.get(name)
         standby = {assigned.spec.key for assigned in told.modules if assigned.role == "standby"} if told else set()
@@ -200,12 +201,16 @@ def _print_status(observer: Observer) -> None:
             for key, held in beat.modules.items()
         ]
         memory = f"{beat.memory_used_bytes / 1e6:.1f} of {beat.memory_bytes / 1e6:.1f}"
-        devices.add_row(name, device.status, memory, "\n".join(modules))
+        devices.add_row(name, _status_of(observer, name, device), memory, "\n".join(modules))
     console.print(devices)
     table = Table("task", "state", "front door", "nodes", title="tasks", title_justify="left")
     for name, route in sorted(observer.routes.items()):
         table.add_row(name, _state_of(route), ", ".join(route.front_door), _places(route))
     console.print(table)
+
+
+def _status_of(observer: Observer, name: str, device: DeviceState) -> str:
+    return "draining" if name in observer.drained and device.status == "online" else device.status
 
 
 def _state_of(route: Route) -> str:

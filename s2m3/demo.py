@@ -23,8 +23,6 @@ from rich.table import Table
 from broker.client import Client, Response
 from broker.errors import S2M3Error
 from broker.messages import AssignedModule, Route
-from broker.topics import DEVICE_ASSIGNMENT, DEVICE_STATE, ORCHESTRATOR_STATE, TASK_ROUTE, TASK_SPEC
-from broker.transport import Outgoing
 from edge_agent.config import AgentConfig
 from s2m3 import tasks
 from s2m3.catalogue import load_task
@@ -299,15 +297,7 @@ class Demo:
     def _clear_retained(self) -> None:
         """Leave nothing behind at a broker that isn't ours."""
         self._site.stop()
-        seen, prefix = self._observer, self._observer.prefix
-        seen.look()
-        topics = [ORCHESTRATOR_STATE.at(prefix)]
-        for task in {*seen.routes, *(spec.task for spec in self._specs)}:
-            topics += [TASK_SPEC.at(prefix, task=task), TASK_ROUTE.at(prefix, task=task)]
-        for config in AGENTS:
-            topics += [DEVICE_STATE.at(prefix, device=config.id), DEVICE_ASSIGNMENT.at(prefix, device=config.id)]
-        for topic in topics:
-            seen.publish(Outgoing(topic, b"", retain=True))
+        tasks.clear(self._observer, [config.id for config in AGENTS], [spec.task for spec in self._specs])
 
 
 def _row(request: DemoRequest, response: Response, wanted: dict[str, object]) -> dict[str, object]:

@@ -15,10 +15,11 @@ import structlog
 from broker.codec import decode
 from broker.errors import RemoteProtocolError
 from broker.mailbox import Mailbox
-from broker.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Route
+from broker.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Route
 from broker.mqtt import MqttTransport
 from broker.topics import (
     DEVICE_ASSIGNMENT,
+    DEVICE_DRAIN,
     DEVICE_HEARTBEAT,
     DEVICE_STATE,
     ORCHESTRATOR_STATE,
@@ -61,11 +62,12 @@ class Observer:
         self.heartbeats: dict[str, Heartbeat] = {}
         self.assignments: dict[str, Assignment] = {}
         self.routes: dict[str, Route] = {}
+        self.drained: set[str] = set()  # devices that an operator takes out of service
         self.sightings: list[Sighting] = []
         self._mailbox: Mailbox[tuple[float, LinkEvent]] = Mailbox()
         self._up = False
         self._transport = MqttTransport(url=url, client_id=client_id, inbox=self._put)
-        topics = (ORCHESTRATOR_STATE, DEVICE_STATE, DEVICE_HEARTBEAT, DEVICE_ASSIGNMENT, TASK_ROUTE)
+        topics = (ORCHESTRATOR_STATE, DEVICE_STATE, DEVICE_HEARTBEAT, DEVICE_ASSIGNMENT, DEVICE_DRAIN, TASK_ROUTE)
         self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
         self._transport.start()
 
@@ -87,6 +89,10 @@ class Observer:
             if item := self._mailbox.get(remaining_s):
                 self._see(*item)
         return True
+
+    def listen(self, for_s: float) -> None:
+        """Take in what arrives during this time."""
+        self.wait_for(lambda _: False, for_s)
 
     def look(self) -> None:
         """Take in what has already arrived."""
@@ -127,6 +133,9 @@ class Observer:
             self._store(at_s, self.heartbeats, ids["device"], decode(Heartbeat, payload) if payload else None)
         elif ids := DEVICE_ASSIGNMENT.match(prefix, topic):
             self._store(at_s, self.assignments, ids["device"], decode(Assignment, payload) if payload else None)
+        elif ids := DEVICE_DRAIN.match(prefix, topic):
+            drains = bool(payload) and decode(Drain, payload).drain
+            (self.drained.add if drains else self.drained.discard)(ids["device"])
         elif ids := TASK_ROUTE.match(prefix, topic):
             self._store(at_s, self.routes, ids["task"], decode(Route, payload) if payload else None)
 
@@ -134,5 +143,12 @@ class Observer:
         self.sightings.append(Sighting(at_s, name, message))
         if message is None:
             where.pop(name, None)
-        else:
+        elif not _is_stale(message, where.get(name)):
             where[name] = message
+
+
+def _is_stale(message: Observed, known: Observed) -> bool:
+    """Whether nobody obeys it any more: of an older epoch or generation than what is known."""
+    if not isinstance(message, (Route, Assignment)) or not isinstance(known, (Route, Assignment)):
+        return False
+    return (message.epoch, message.generation) < (known.epoch, known.generation)

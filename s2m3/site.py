@@ -29,6 +29,8 @@ from s2m3.link import Link, LinkShape
 GOODBYE_S = 5.0
 ORCHESTRATOR = "orchestrator"
 """The orchestrator's name among the processes and links."""
+SPARE = "orchestrator-spare"
+"""The second orchestrator's, where there is one."""
 
 
 class SiteFailed(S2M3Error):
@@ -44,6 +46,9 @@ class Site:
         site: the topic prefix, for a broker that others use too.
         links: the device (or ``ORCHESTRATOR``) that reaches the broker through a link of its own -> what that is like;
             who isn't named connects directly.
+        heartbeat_interval_s: how often the orchestrators expect the agents' heartbeats.
+        mosquitto_settings: further lines of the configuration, when the broker is ``mosquitto``.
+        logs: a directory where what the processes print outlives the site; by default it goes with it.
     """
 
     def __init__(
@@ -53,11 +58,17 @@ class Site:
         *,
         site: str | None = None,
         links: Mapping[str, LinkShape] | None = None,
+        heartbeat_interval_s: float = 1.0,
+        mosquitto_settings: Sequence[str] = (),
+        logs: Path | None = None,
     ) -> None:
         self.url = ""
         self.site = site
         self._broker = broker
         self._configs = {config.id: config for config in agents}
+        self._heartbeat_interval_s = heartbeat_interval_s
+        self._mosquitto_settings = mosquitto_settings
+        self._logs = logs
         self._shapes = dict(links or {})
         self._links: dict[str, Link] = {}
         self._own_broker: EmbeddedBroker | MosquittoBroker | None = None
@@ -88,11 +99,16 @@ class Site:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def start_orchestrator(self) -> None:
-        """Start the orchestrator; its state survives a restart within this site."""
-        state = self._directory / ORCHESTRATOR
-        arguments = ["orchestrator", "--broker", self._way(ORCHESTRATOR), "--state-dir", str(state)]
-        self._start(ORCHESTRATOR, [*arguments, *(["--site", self.site] if self.site else [])])
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The names of all processes that were started and not killed, the broker aside."""
+        return tuple(self._processes)
+
+    def start_orchestrator(self, name: str = ORCHESTRATOR) -> None:
+        """Start the orchestrator, or a ``SPARE``; its state is its own, and survives a restart within this site."""
+        arguments = ["orchestrator", "--broker", self._way(name), "--state-dir", str(self._directory / name)]
+        arguments += ["--heartbeat-interval", f"{self._heartbeat_interval_s:g}"]
+        self._start(name, [*arguments, *(["--site", self.site] if self.site else [])])
 
     def start_agent(self, device: str) -> None:
         """Start, or start again, a device's agent."""
@@ -106,6 +122,11 @@ class Site:
     def pid(self, name: str) -> int:
         """The process id of the orchestrator or of a device's agent, for faults."""
         return self._processes[name].pid
+
+    @property
+    def broker_pid(self) -> int | None:
+        """The process id of this site's own Mosquitto; None of another broker."""
+        return self._own_broker.pid if isinstance(self._own_broker, MosquittoBroker) else None
 
     def link(self, name: str) -> Link:
         """The link of a device or the orchestrator, to be cut or measured; only of those named in ``links``."""
@@ -184,7 +205,7 @@ class Site:
                 raise SiteFailed(f"{name} ended by itself with code {code}: {self._last_words(name)}")
 
     def _start(self, name: str, arguments: list[str]) -> None:
-        with (self._directory / f"{name}.log").open("ab") as output:
+        with self._log_of(name).open("ab") as output:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", *arguments, "--until-stdin-closes"],
                 stdin=subprocess.PIPE,
@@ -194,8 +215,11 @@ class Site:
             )
 
     def _last_words(self, name: str) -> str:
-        text = (self._directory / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip()
+        text = self._log_of(name).read_text(encoding="utf-8", errors="replace").strip()
         return "\n".join(text.splitlines()[-12:]) or "it printed nothing"
+
+    def _log_of(self, name: str) -> Path:
+        return (self._logs or self._directory) / f"{name}.log"
 
     def _way(self, name: str) -> str:
         return self._links[name].url if name in self._links else self.url
@@ -206,7 +230,7 @@ class Site:
         if self._broker == "embedded":
             self._own_broker = EmbeddedBroker()
         elif self._broker == "mosquitto":
-            self._own_broker = MosquittoBroker()
+            self._own_broker = MosquittoBroker(settings=self._mosquitto_settings)
         else:
             raise BadFile(
                 file="--broker", problem=f"{self._broker!r} is none", fix="use embedded, mosquitto or mqtt://host"

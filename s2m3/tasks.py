@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from broker.codec import encode
 from broker.errors import NotConnected
 from broker.messages import Route
-from broker.specs import TaskName, TaskSpec
-from broker.topics import TASK_SPEC
+from broker.specs import DeviceId, TaskName, TaskSpec
+from broker.topics import DEVICE_ASSIGNMENT, DEVICE_DRAIN, DEVICE_STATE, ORCHESTRATOR_STATE, TASK_ROUTE, TASK_SPEC
 from broker.transport import Outgoing
 from s2m3.observe import Observer
 
@@ -63,6 +63,20 @@ def undeploy(observer: Observer, task: str, timeout_s: float) -> bool:
     """Clear a task's spec and wait until its route is gone; says whether it is."""
     observer.publish(Outgoing(TASK_SPEC.at(observer.prefix, task=task), b"", retain=True))
     return observer.wait_for(lambda seen: task not in seen.routes, timeout_s)
+
+
+def clear(observer: Observer, devices: Sequence[DeviceId], tasks: Sequence[TaskName]) -> None:
+    """Clear everything that a site with these devices and tasks retained, so that nothing of it stays at the broker."""
+    observer.look()
+    prefix = observer.prefix
+    topics = [ORCHESTRATOR_STATE.at(prefix)]
+    for task in {*observer.routes, *tasks}:
+        topics += [TASK_SPEC.at(prefix, task=task), TASK_ROUTE.at(prefix, task=task)]
+    for device in devices:
+        topics += [DEVICE_STATE.at(prefix, device=device), DEVICE_ASSIGNMENT.at(prefix, device=device)]
+        topics.append(DEVICE_DRAIN.at(prefix, device=device))
+    for topic in topics:
+        observer.publish(Outgoing(topic, b"", retain=True))
 
 
 def _serves(route: Route, spec: TaskSpec) -> bool:

@@ -28,6 +28,7 @@ from broker.specs import InputSpec, ModuleSpec
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_ECHO,
+    DEVICE_REBIRTH,
     DEVICE_STATE,
     ORCHESTRATOR_STATE,
     TASK_REQUESTS,
@@ -110,8 +111,9 @@ class World:
         while True:
             message = Outgoing(TASK_REQUESTS.at(PREFIX, task="echo"), payload, response_topic=topic, expiry_s=20)
             self.ear.publish(message)
-            if self.broker.switch.receivers(message.topic) != [self.broker.switch.linked["ear"]]:
-                break
+            with self.broker.switch.lock:
+                if self.broker.switch.receivers(message.topic) != [self.broker.switch.linked["ear"]]:
+                    break
         self.ear.publish(message)
         found = self.heard.wait_for(lambda event: getattr(event, "topic", "") == topic)
         return decode(Result, found.payload)
@@ -167,8 +169,8 @@ def test_it_is_born_holds_what_is_assigned_serves_and_says_goodbye(start: Callab
     world.heard.clear()
     world.stop()
     state = DEVICE_STATE.at(PREFIX, device="gw-a")
-    last = world.heard.wait_for(lambda event: getattr(event, "topic", "") == state)
-    assert decode(DeviceState, last.payload).status == "offline"
+    said = [decode(DeviceState, event.payload).status for event in world.heard.deliveries if event.topic == state]
+    assert said[-1] == "offline"
 
 
 def test_a_late_will_of_an_earlier_life_is_corrected(start: Callable[..., World]) -> None:
@@ -181,6 +183,21 @@ def test_a_late_will_of_an_earlier_life_is_corrected(start: Callable[..., World]
     world.heard.wait_for(
         lambda event: getattr(event, "topic", "") == state and decode(DeviceState, event.payload).status == wanted
     )
+
+
+def test_asked_to_it_is_born_again_with_its_profile_and_beats(start: Callable[..., World]) -> None:
+    world = start()
+    world.heard.wait_for(lambda event: getattr(event, "topic", "") == world.agent._meter.topic, count=SMALL + LARGE)
+    world.beat()
+    world.ear.publish(Outgoing(DEVICE_STATE.at(PREFIX, device="gw-a"), b"", retain=True))  # whoever forgot it
+    world.heard.clear()
+    world.ear.publish(Outgoing(DEVICE_REBIRTH.at(PREFIX, device="gw-a"), b""))
+    topic = DEVICE_STATE.at(PREFIX, device="gw-a")
+    born = world.heard.wait_for(lambda event: getattr(event, "topic", "") == topic)
+    state = decode(DeviceState, born.payload)
+    assert (state.status, state.profile is not None) == ("online", True)
+    assert world.beat().session == state.session
+    assert DEVICE_REBIRTH.at(PREFIX, device="gw-a") not in world.broker.switch.retained
 
 
 def test_an_answer_that_the_broker_does_not_take_ends_in_an_error(start: Callable[..., World]) -> None:

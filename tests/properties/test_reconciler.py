@@ -8,6 +8,7 @@ each event the invariants hold; after calm, every task that fits is served, and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,7 +20,7 @@ from broker.messages import Assignment, DeviceProfile, DeviceState, Heartbeat, H
 from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.transport import LinkDown, LinkUp
 from orchestrator.admission import MAX_REFUSALS
-from orchestrator.cluster import DeviceStateSeen, HeartbeatSeen, Tick
+from orchestrator.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen, Overslept, Tick
 from orchestrator.decide import decide
 from orchestrator.events import (
     Action,
@@ -61,7 +62,7 @@ MODULES = {
 SIZES = {spec.key: spec.memory_bytes for spec in MODULES.values()}
 
 
-def task(name: str, *parts: str, weight: float = 1.0) -> TaskSpec:
+def task(name: str, *parts: str, weight: float = 1.0, redundancy: Literal[1, 2] = 1) -> TaskSpec:
     nodes = {f"n{i}": NodeSpec(module=part, needs=("image",)) for i, part in enumerate(parts[:-1])}
     nodes["last"] = NodeSpec(module=parts[-1], needs=tuple(nodes) or ("image",))
     return TaskSpec(
@@ -70,6 +71,7 @@ def task(name: str, *parts: str, weight: float = 1.0) -> TaskSpec:
         nodes=nodes,
         output="last",
         weight=weight,
+        redundancy=redundancy,
         modules={part: MODULES[part] for part in parts},
     )
 
@@ -79,7 +81,7 @@ TASKS = {
     for spec in (
         task("classify", "vision", "head"),
         task("caption", "vision", "text", "head", weight=2.0),
-        task("listen", "audio", "text"),
+        task("listen", "audio", "text", redundancy=2),
         task("dream", "huge"),
     )
 }
@@ -98,6 +100,7 @@ class Agent:
     seq: int = 0
     memory_bytes: int = 100
     draining: bool = False
+    suspects: dict[str, float] = field(default_factory=dict)
     ready: set[str] = field(default_factory=set)
     failing: set[str] = field(default_factory=set)  # modules that this session can't load
     compute_s: dict[str, float] = field(default_factory=dict)  # as measured by this session
@@ -118,6 +121,7 @@ class Reconciler(RuleBasedStateMachine):
         self.assignments: dict[str, Assignment] = {}
         self.births: dict[str, DeviceStateSeen] = {}
         self.specs: dict[str, Event] = {}
+        self.drained: dict[str, Event] = {}  # by an operator, as the broker remembers it
         self.restored: set[str] = set()  # specs given back to a broker without memory
         self.epoch = 0
         self.leader: OrchestratorState | None = None  # what the broker remembers of us
@@ -182,8 +186,10 @@ class Reconciler(RuleBasedStateMachine):
         if not agent.up:
             agent.ready.clear()
         self.sessions += 1
-        agent.up, agent.session, agent.memory_bytes, agent.draining = True, self.sessions, memory_bytes, False
+        agent.up, agent.session, agent.memory_bytes = True, self.sessions, memory_bytes
+        agent.draining = device in self.drained  # what it said itself ends with its session
         agent.failing.clear()
+        agent.suspects.clear()
         agent.compute_s.clear()
         agent.footprints.clear()
         profile = DeviceProfile(
@@ -209,12 +215,43 @@ class Reconciler(RuleBasedStateMachine):
 
     @rule(device=devices)
     def drain(self, device: str) -> None:
+        """The device says itself that it goes."""
         agent = self.agents[device]
         if agent.up and not agent.draining:
             agent.draining = True
             said = self.births[device].message.model_copy(update={"status": "draining"})
             self.births[device] = DeviceStateSeen(device, said)
             self.say(self.births[device])
+
+    @rule(device=devices)
+    def drain_by_an_operator(self, device: str) -> None:
+        self.drained[device] = DrainSeen(device, drain=True)
+        self.agents[device].draining = True
+        self.feed(self.drained[device])
+
+    @precondition(lambda self: self.drained)
+    @rule(data=st.data())
+    def put_back_in_service(self, data: st.DataObject) -> None:
+        device = data.draw(st.sampled_from(sorted(self.drained)))
+        del self.drained[device]
+        birth = self.births.get(device)
+        self.agents[device].draining = birth is not None and birth.message.status == "draining"
+        self.feed(DrainSeen(device, drain=False))
+
+    @rule(device=devices, other=devices, since_s=st.sampled_from([0.0, 0.3, 2.0]))
+    def suspect(self, device: str, other: str, since_s: float) -> None:
+        """A call to another device timed out."""
+        self.agents[device].suspects[other] = self.now_s - since_s
+        self.beat(device)
+
+    @rule(device=devices)
+    def trust_again(self, device: str) -> None:
+        self.agents[device].suspects.clear()
+
+    @rule()
+    def oversleep(self) -> None:
+        self.now_s += 30.0
+        self.feed(Overslept())
 
     @rule(device=devices)
     def beat(self, device: str) -> None:
@@ -232,7 +269,8 @@ class Reconciler(RuleBasedStateMachine):
             for key in sorted(agent.ready)
         }
         held |= {key: HeldModule(module="m", state="failed", error="no") for key in sorted(agent.failing)}
-        beat = Heartbeat(session=agent.session, seq=agent.seq, epoch=0, generation=0, modules=held)
+        suspects = {other: self.now_s - at_s for other, at_s in agent.suspects.items()}
+        beat = Heartbeat(session=agent.session, seq=agent.seq, epoch=0, generation=0, modules=held, suspects=suspects)
         self.say(HeartbeatSeen(device, beat))
 
     @rule(device=devices, part=parts, compute_s=st.sampled_from([0.01, 1.0, 60.0]))
@@ -370,7 +408,7 @@ class Reconciler(RuleBasedStateMachine):
         self.feed(LinkUp(self.sessions))
         if said is not None:
             self.feed(OrchestratorSeen(said.model_copy(update={"online": False})))
-        for event in (*self.births.values(), *self.specs.values()):
+        for event in (*self.births.values(), *self.drained.values(), *self.specs.values()):
             self.feed(event)
         for name, route in sorted(self.routes.items()):
             serving = {node.key: tuple(able.device for able in node.devices) for node in route.nodes.values()}
@@ -413,8 +451,8 @@ class Reconciler(RuleBasedStateMachine):
         if self.state.settled:
             for device, keys in self.state.standing.held_by.items():
                 known = self.state.cluster.devices[device]
-                if not known.may_hold:
-                    continue
+                if not known.alive:
+                    continue  # most devices have just gone, and nothing is placed anew yet
                 need = sum(
                     max(SIZES[key], known.held[key].memory_bytes)
                     if known.ready(key)
@@ -429,7 +467,8 @@ class Reconciler(RuleBasedStateMachine):
             for route in self.routes.values():
                 named = {device.device for node in route.nodes.values() for device in node.devices}
                 assert not named & self.announced_dead
-                for device in named | set(route.front_door):
+                assert not set(route.second_door) & set(route.front_door)
+                for device in named.union(route.front_door, route.second_door):
                     assert self.state.cluster.devices[device].alive
 
     @invariant()
@@ -479,6 +518,9 @@ class Reconciler(RuleBasedStateMachine):
                 for keep in ({}, self.state.standing.where):
                     with pytest.raises(NoDeviceFits):
                         place(fleet, as_measured([*served, spec], footprints), keep=keep, barred=barred)
+        for device in self.drained:
+            if self.agents[device].up and (told := self.assignments.get(device)):
+                assert not told.modules or told.stays
         for name in self.specs.keys() - wanted.keys():
             assert self.routes[name].unavailable == "its spec is wrong"
 

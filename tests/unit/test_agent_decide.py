@@ -624,7 +624,7 @@ def test_a_route_whose_output_is_no_node_cannot_exist() -> None:
 
 
 def test_a_deadline_of_a_day_and_more_is_a_day(front: AgentState) -> None:
-    for number in range(0, 20_000, 137):
+    for number in range(0, 20_000, 163):
         sent = only(decide(front, request(expiry_s=2**32 - 1, correlation=b"%d" % number), 0.1 * number), Send)
         assert isinstance(sent.message, NodeInputs)
         assert sent.message.deadline_s <= 86_400
@@ -632,7 +632,7 @@ def test_a_deadline_of_a_day_and_more_is_a_day(front: AgentState) -> None:
 
 def test_only_who_was_asked_can_say_that_a_node_is_done(front: AgentState) -> None:
     sent = only(decide(front, ASKED, 0.0), Send)
-    done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=0, generation=0, attempt=0)
+    done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=1, generation=1, attempt=0)
     decide(front, Received("gw-evil", done, {}), 0.1)
     assert front.coordinated
     assert front.dropped["not_asked"] == 1
@@ -663,7 +663,7 @@ def test_waiting_inputs_are_bounded_in_number_and_bytes(
 
 def test_inputs_in_flight_are_bounded_in_bytes(front: AgentState, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request(correlation=b"2")
-    monkeypatch.setattr(coordinate, "MAX_COORDINATED_BYTES", len(asked.payload))
+    monkeypatch.setattr(coordinate, "MAX_COORDINATED_BYTES", len(asked.payload) + 1)
     assert not any_of(decide(front, ASKED, 0.0), Reply)
     body = only(decide(front, asked, 0.0), Reply).result.error
     assert body is not None
@@ -672,9 +672,10 @@ def test_inputs_in_flight_are_bounded_in_bytes(front: AgentState, monkeypatch: p
 
 def test_kept_outputs_are_bounded_and_the_oldest_goes_first(front: AgentState, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "MAX_OUTPUTS", 2)
-    runs = [only(decide(front, request(correlation=number), 0.0), Run).run for number in (b"1", b"2", b"3")]
-    for run in runs:
-        decide(front, Ran(run, features(), None, 0.0, 0.0), 0.1)
+    runs = []
+    for number in (b"1", b"2", b"3"):
+        runs.append(only(decide(front, request(correlation=number), 0.0), Run).run)
+        decide(front, Ran(runs[-1], features(), None, 0.0, 0.0), 0.1)
     assert list(front.finished) == runs[1:]
     monkeypatch.setattr(execute, "MAX_OUTPUT_BYTES", 0)
     run = only(decide(front, request(correlation=b"4"), 0.0), Run).run
@@ -703,6 +704,14 @@ def test_a_failed_module_is_let_go_when_it_is_not_assigned_any_more_and_tried_ag
     decide(state, ModuleFailed(ENCODER.key), 0.0)
     assert only(decide(state, assignment(generation=3), 0.0), Unload).key == ENCODER.key
     assert not state.failed
+
+
+def test_a_module_assigned_anew_before_its_failure_was_known_is_tried_again(front: AgentState) -> None:
+    decide(front, assignment(ENCODER, HEAD, generation=2), 0.0)
+    decide(front, assignment(ENCODER, HEAD, generation=3), 0.1)
+    assert only(decide(front, ModuleFailed(HEAD.key), 0.2), Load).assigned.spec == HEAD
+    assert not any_of(decide(front, ModuleFailed(HEAD.key), 0.3), Load)
+    assert front.failed == {HEAD.key}
 
 
 def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_said_all_its_routes(

@@ -197,6 +197,12 @@ def test_a_broker_that_lost_its_memory_costs_no_request(sent: Asking) -> None:
     assert isinstance(sent.step("r1", START_S + 15.0), Outgoing)
 
 
+def test_a_route_of_an_older_term_changes_nothing(asking: Asking) -> None:
+    asking.follow("classify", route(epoch=2), START_S)
+    asking.follow("classify", route(epoch=1, front_door=(), why="so says somebody of long ago"), START_S)
+    assert isinstance(asking.step("r1", START_S), Outgoing)
+
+
 def test_what_was_unavailable_on_an_old_link_ends_nothing(asking: Asking) -> None:
     why = route(why="no device fits m", front_door=())
     asking.follow("classify", why, START_S)

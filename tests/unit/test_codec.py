@@ -54,6 +54,7 @@ INPUTS = NodeInputs(
     plan=Plan(nodes={"head": PlannedNode(key="k", needs=("image",), device="gw-b")}, output="head"),
     content_types={"image": "image/jpeg"},
     timings=(Timing(node="e", device="gw-a", queue_s=0, compute_s=0.5, output_bytes=8, attempt=0),),
+    second_door=("gw-c",),
 )
 DONE = NodeDone(request="r-1", task="pick", node="head", epoch=1, generation=2, attempt=0, queue_s=0.25)
 FAILED = NodeFailed(
@@ -87,6 +88,7 @@ ENVELOPES = [
             "content_types": '{"image": "image/jpeg"}',
             "timings": '[{"node": "e", "device": "gw-a", "queue_s": 0.0, "compute_s": 0.5, "output_bytes": 8, '
             '"attempt": 0}]',
+            "second_door": '["gw-c"]',
         },
         id="inputs",
     ),

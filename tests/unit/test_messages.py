@@ -66,11 +66,12 @@ GOLDEN: list[tuple[BaseModel, bytes]] = [
             modules={"k": HeldModule(module="clip/vision", state="ready", memory_bytes=70, load_s=0.5, compute_s=0.25)},
             cached={"other": 0.125},
             dropped={"stale": 2},
+            suspects={"b": 1.5},
         ),
         (
             b'{"session":9,"seq":4,"epoch":1,"generation":2,"modules":{"k":{"module":"clip/vision","state":"ready",'
             b'"memory_bytes":70,"load_s":0.5,"compute_s":0.25,"uses":0,"queue":0}},"memory_used_bytes":0,'
-            b'"memory_bytes":0,"cached":{"other":0.125},"in_flight":0,"progress":0,"dropped":{"stale":2}}'
+            b'"memory_bytes":0,"cached":{"other":0.125},"in_flight":0,"progress":0,"dropped":{"stale":2},"suspects":{"b":1.5}}'
         ),
     ),
     (
@@ -91,12 +92,13 @@ GOLDEN: list[tuple[BaseModel, bytes]] = [
             },
             output="head",
             front_door=("a",),
+            second_door=("b",),
         ),
         (
             b'{"task":"pick","epoch":1,"generation":2,"group":3,"inputs":{"image":{"kind":"image","bytes":10}},'
             b'"nodes":{"head":{"module":"cosine","key":"k","needs":["image"],"output_bytes":8,"devices":[{"device":"a",'
             b'"compute_s":0.1,"latency_s":0.0,"bandwidth_bits_per_s":100000000.0}]}},"output":"head","wire":"float32",'
-            b'"front_door":["a"]}'
+            b'"front_door":["a"],"second_door":["b"]}'
         ),
     ),
     (

@@ -31,6 +31,7 @@ from orchestrator.events import (
     TaskUndeployed,
 )
 from orchestrator.state import State, initial
+from orchestrator.watch import READ_RETAINED_S
 
 REPLY_TO = "s2m3/v1/clients/cam/results/request-1"
 A = TypeVar("A", bound=Action)
@@ -109,8 +110,11 @@ class Site:
 
     def calm(self) -> list[Action]:
         """Nothing happens for so long that spares are chosen; they are ready at once."""
-        self.now_s += self.state.pace.calm_s
-        return [*self.feed(Tick()), *self.beats()]
+        actions: list[Action] = []
+        for _ in range(2):
+            self.now_s += self.state.pace.calm_s / 2
+            actions += [*self.feed(Tick()), *self.beats()]
+        return actions
 
     def gone(self, device: str, session: int | None = None) -> list[Action]:
         ended = self.sessions[device] if session is None else session
@@ -322,9 +326,11 @@ def test_a_birth_without_a_heartbeat_gets_no_modules_for_it_may_be_a_ghost() -> 
     assert site.route("classify").unavailable
 
 
-def test_a_draining_devices_modules_move() -> None:
+def test_a_draining_devices_modules_move_once_they_are_loaded_elsewhere() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.feed(DeviceStateSeen("a", DeviceState(status="draining", session=1)))
+    assert site.where() == {"vision": "a", "head": "a"}
+    site.beat("b")
     assert site.where() == {"vision": "b", "head": "b"}
     assert site.state.assignments["a"].modules == ()
 
@@ -471,7 +477,8 @@ def test_when_the_link_is_back_all_is_said_again_and_nothing_moves() -> None:
     site.feed(LinkDown("broker restarted"))
     site.now_s += 60
     assert said(site.feed(Tick())) == []
-    actions = said(site.feed(LinkUp(7)))
+    assert said(site.feed(LinkUp(7))) == [], "somebody newer may lead"
+    actions = said(site.feed(OrchestratorSeen(OrchestratorState(epoch=1, online=False, session=1))))
     assert actions[0] == PublishState(OrchestratorState(epoch=1, online=True, session=7))
     assert actions[1] == PublishRoute(routes["classify"])
     assert actions[2:] == [PublishAssignment(device, assignments[device]) for device in ("a", "b")]
@@ -498,7 +505,8 @@ def test_of_two_orchestrators_with_one_epoch_the_lower_session_resigns() -> None
     high.feed(LinkUp(8))
     (resigned,) = only(low.feed(leader(3, 8)), Resign)
     assert "same epoch 3" in resigned.why
-    assert high.feed(leader(3, 1)) == [], "a late word of its own earlier link"
+    assert high.feed(leader(3, 1)) == [PublishState(leader(3, 8).message)], "a late word of its own earlier link"
+    assert high.feed(leader(3, 1)) == []
     assert high.feed(leader(3, 5)) == [PublishState(OrchestratorState(epoch=3, online=True, session=8))]
 
 
@@ -522,6 +530,7 @@ def reconnected(site: Site, *, outlived: bool, routes: bool) -> list[Action]:
         site.feed(leader(1, 1, online=False))
     if routes:
         site.feed(RouteSeen("classify", available=True, front_door=True))
+    site.now_s += READ_RETAINED_S
     site.beats()
     return said(site.settle())
 

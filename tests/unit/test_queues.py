@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,10 @@ def front(devices: tuple[str, ...], compute_s: float = 1.0) -> AgentState:
     return state
 
 
+def waiting(state: AgentState, now_s: float) -> Mapping[str, float]:
+    return queues_s(state, now_s, task="encode")
+
+
 def ask(state: AgentState, number: int, now_s: float) -> list[Action]:
     payload, content_type = encode_request({"text": RawInput(b"a cat", "text/plain")})
     correlation = str(number).encode()
@@ -113,9 +119,9 @@ def test_what_a_device_reports_counts_until_its_time_is_over() -> None:
     state = front(FAR)
     message = sent(ask(state, 1, 0.0))
     decide(state, Received("gw-b", done(message, queue_s=5.0), {}), 1.0)
-    assert queues_s(state, 1.0) == {"gw-b": 5.0}
-    assert queues_s(state, 3.0) == {"gw-b": pytest.approx(3.0)}
-    assert queues_s(state, 6.5) == {}
+    assert waiting(state, 1.0) == {"gw-b": 5.0}
+    assert waiting(state, 3.0) == {"gw-b": pytest.approx(3.0)}
+    assert waiting(state, 6.5) == {}
     assert receivers(ask(state, 2, 3.0)) == ["gw-c"]
 
 
@@ -124,25 +130,25 @@ def test_what_was_asked_after_a_report_comes_on_top_of_it() -> None:
     first, second = sent(ask(state, 1, 0.0)), sent(ask(state, 2, 0.5))
     decide(state, Received("gw-b", done(first, queue_s=4.0), {}), 1.0)  # the second is among these 4 s
     ask(state, 3, 2.0)
-    assert queues_s(state, 2.0) == {"gw-b": pytest.approx(4.0 - 1.0 + 1.0)}
+    assert waiting(state, 2.0) == {"gw-b": pytest.approx(4.0 - 1.0 + 1.0)}
     decide(state, Received("gw-b", done(second, queue_s=3.0), {}), 3.0)
-    assert queues_s(state, 3.0) == {"gw-b": pytest.approx(3.0)}
+    assert waiting(state, 3.0) == {"gw-b": pytest.approx(3.0)}
 
 
 def test_a_device_that_does_not_finish_what_it_was_asked_never_looks_free() -> None:
     state = front(("gw-b",))
     for number in range(3):
         ask(state, number, 0.0)
-    assert queues_s(state, 0.9) == {"gw-b": pytest.approx(3.0)}
+    assert waiting(state, 0.9) == {"gw-b": pytest.approx(3.0)}
     decide(state, Received("gw-b", done(sent(ask(state, 9, 0.9)), queue_s=0.0), {}), 0.95)
-    assert queues_s(state, 0.95) == {"gw-b": pytest.approx(3.0)}
+    assert waiting(state, 0.95) == {"gw-b": pytest.approx(3.0)}
 
 
 def test_what_ended_waits_no_more() -> None:
     state = front(("gw-b",))
     ask(state, 1, 0.0)
     decide(state, Tick(), 61.0)  # its deadline
-    assert queues_s(state, 61.0) == {}
+    assert waiting(state, 61.0) == {}
 
 
 def test_a_late_request_goes_to_another_replica() -> None:
@@ -166,27 +172,28 @@ def test_the_own_queue_is_what_was_given_to_the_compute_thread_less_the_time_it_
     state = front(("gw-a",))
     first = the_run(ask(state, 1, 0.0))
     decide(state, Ran(first.run, features(), None, 0.0, 2.0), 2.0)
-    assert own_s(state, 2.0) == 0
+    assert own_s(state, 2.0, task="encode") == 0
     second = the_run(ask(state, 2, 10.0))
     ask(state, 3, 10.5)
-    assert own_s(state, 10.5) == pytest.approx(1.5 + 2.0)
-    assert own_s(state, 13.0) == pytest.approx(2.0)  # the first is overdue
+    assert own_s(state, 10.5, task="encode") == pytest.approx(1.5 + 2.0)
+    assert own_s(state, 13.0, task="encode") == pytest.approx(2.0)  # the first is overdue
     decide(state, Ran(second.run, features(), None, 0.0, 3.0), 13.0)
-    assert own_s(state, 13.0) == pytest.approx(3.0)  # as long as the last one took
-    assert queues_s(state, 14.0) == {"gw-a": pytest.approx(2.0)}
+    assert own_s(state, 13.0, task="encode") == pytest.approx(3.0)  # as long as the last one took
+    assert waiting(state, 14.0) == {"gw-a": pytest.approx(2.0)}
 
 
 def test_who_finishes_a_node_says_how_much_still_waits_there() -> None:
     asking, working = front(("gw-b",)), AgentState("gw-b", PREFIX)
     decide(working, Assigned(Assignment(epoch=1, generation=1, modules=(AssignedModule(module="m", spec=ENCODER),))), 0)
     decide(working, ModuleReady(ENCODER.key), 0.0)
-    runs = []
+    runs: list[Action] = []
     for number in range(3):
         message = next(action for action in ask(asking, number, 0.0) if isinstance(action, Send))
-        runs.append(the_run(decide(working, Received("gw-a", message.message, message.tensors), 0.0)))
+        runs += decide(working, Received("gw-a", message.message, message.tensors), 0.0)
+    assert [type(run) for run in runs] == [Run, Run], "the third waits for its turn"
     told = [
         action.message
-        for action in decide(working, Ran(runs[0].run, features(), None, 0.0, 0.7), 0.7)
+        for action in decide(working, Ran(the_run(runs[:1]).run, features(), None, 0.0, 0.7), 0.7)
         if isinstance(action, Send) and isinstance(action.message, NodeDone)
     ]
     assert [message.queue_s for message in told] == [pytest.approx(1.4)]

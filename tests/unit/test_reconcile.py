@@ -287,7 +287,7 @@ def test_after_a_restart_of_the_orchestrator_active_copies_and_standbys_stay_wha
     site = calm(CLASSIFY, a=100, b=100)
     site.kill("a")
     site.join("a", 100, 10e9)
-    site.go_on(6)
+    site.go_on(12)  # its probation, and calm
     roles, route = site.roles(), site.route("classify")
     assert roles["active"]["vision"] == ["b"]
     again = Site(CLASSIFY, a=100, b=100)

@@ -25,11 +25,14 @@ from broker.topics import (
 IDS = {name: f"{name}-1" for name in ("device", "task", "client", "sender", "receiver", "request", "node")}
 TABLE = [
     ("orchestrator/state", 1, True),
+    ("orchestrator/heartbeat", 0, False),
     ("tasks/{task}/spec", 1, True),
     ("tasks/{task}/route", 1, True),
     ("devices/{device}/state", 1, True),
     ("devices/{device}/assignment", 1, True),
     ("devices/{device}/heartbeat", 0, False),
+    ("devices/{device}/drain", 1, True),
+    ("devices/{device}/rebirth", 1, False),
     ("devices/{device}/echo", 0, False),
     ("tasks/{task}/requests", 1, False),
     ("tensors/{sender}/{receiver}/{request}/{node}", 1, False),

@@ -1,0 +1,150 @@
+"""``s2m3 replay SCENARIO...``: what a failure would cost, found out before it happens."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+import scenarios
+from broker.errors import BadFile
+from broker.files import load_spec
+from s2m3.replay import reference
+from s2m3.replay.goals import Played, judge
+from s2m3.replay.report import Recording, Report, report
+from s2m3.replay.run import nothing, play
+from s2m3.replay.scenario import Scenario
+from s2m3.replay.show import show, show_goals
+from s2m3.replay.stage import ReplayFailed, Stage
+from s2m3.site import SiteFailed
+
+PIPED_WIDTH = 140  # columns, where there is no terminal to ask
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of ``s2m3 replay``."""
+    known = ", ".join(scenarios.names())
+    parser.add_argument(
+        "scenario", nargs="*", metavar="SCENARIO", help=f"a YAML file, or one of the library ({known}); all when none"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document; a list when several are replayed")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the timeline; several: FILE-SCENARIO")
+    parser.add_argument("--short", action="store_true", help="the same faults in less than half the time")
+    parser.add_argument(
+        "--goals",
+        action="store_true",
+        help="the whole library and the campaigns; prints the goals and what was measured",
+    )
+    parser.add_argument("--logs", metavar="DIR", type=Path, help="keep there what the processes print")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Replay; 0 when every scenario's expectations hold."""
+    names = list(arguments.scenario or scenarios.names())
+    campaigns = [str(path) for path in scenarios.goals()] if arguments.goals else []
+    names += [name for name in campaigns if name not in names]
+    console = Console(
+        stderr=arguments.json,
+        quiet=arguments.json and not sys.stderr.isatty(),
+        width=None if sys.stdout.isatty() else PIPED_WIDTH,
+    )
+    reports: list[Report] = []
+    played: dict[str, Played] = {}
+    for name, scenario, recording in replay_all(names, console, short=arguments.short, logs=arguments.logs):
+        reports.append(report(recording, scenario.expect))
+        played[name] = Played(scenario, reports[-1])
+        console.print(f"  {'; '.join(reports[-1].why_not) or 'holds'}", markup=False)
+        if arguments.plot and recording.outcomes:
+            draw_to(_plot_file(arguments.plot, name, several=len(names) > 1), scenario, recording, reports[-1])
+    goals = judge(list(played.values()), {Path(name).stem: played[name] for name in campaigns}) if campaigns else []
+    documents = [found.document() for found in reports]
+    if arguments.json and goals:
+        print(json.dumps({"goals": [goal.__dict__ for goal in goals], "replays": documents}))
+    elif arguments.json:
+        print(json.dumps(documents if len(documents) > 1 else documents[0]))
+    show(console, reports)
+    show_goals(console, goals)
+    return 0 if all(found.ok for found in reports) and all(goal.holds for goal in goals) else 1
+
+
+def load_scenario(name: str) -> Scenario:
+    """Read a scenario by its name in the library or by its path, and see that its tasks can be asked.
+
+    Raises:
+        BadFile: neither, or the file is wrong.
+    """
+    if name in scenarios.names():
+        path = scenarios.path(name)
+    elif Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():
+        path = Path(name)
+    else:
+        known = ", ".join(scenarios.names())
+        raise BadFile(file=name, problem="is neither in the library nor a file", fix=f"name a file, or one of: {known}")
+    scenario = load_spec(path, Scenario)
+    reference.requests_for(scenario.tasks)
+    return scenario
+
+
+def replay_all(
+    names: Sequence[str], console: Console, *, short: bool, logs: Path | None
+) -> Iterator[tuple[str, Scenario, Recording]]:
+    """Play these scenarios one after the other; short ones share the processes of a site where they fit.
+
+    A scenario whose site doesn't come up is recorded with that, and the next one gets a new site.
+
+    Raises:
+        BadFile: one of them is wrong; before any is played.
+    """
+    loaded = [(name, load_scenario(name)) for name in names]
+    if short:
+        loaded = [(name, scenario.shortened()) for name, scenario in loaded]
+    with ExitStack() as stack:
+        stage: Stage | None = None
+        for name, scenario in loaded:
+            try:
+                if stage is None or not short or not stage.fits(scenario):
+                    stack.close()
+                    console.print(f"starting a site ({scenario.broker}, {len(scenario.fleet)} agents) ...")
+                    stage = stack.enter_context(Stage(scenario, _logs_of(logs, name)))
+                console.print(f"replaying: {scenario.name} ...")
+                recording = play(scenario, stage)
+            except (ReplayFailed, SiteFailed) as error:
+                stage = None
+                recording = nothing(scenario, str(error))
+            yield name, scenario, recording
+
+
+def draw_to(file: Path, scenario: Scenario, recording: Recording, found: Report) -> None:
+    """Draw the timeline.
+
+    Raises:
+        BadFile: matplotlib is missing, or the file can't be written.
+    """
+    try:
+        from s2m3.replay.plot import draw  # noqa: PLC0415 - an extra: only who draws needs it
+    except ImportError as error:
+        raise BadFile(file="--plot", problem="matplotlib is missing", fix="install the [bench] extra") from error
+    try:
+        draw(file, scenario, recording, found)
+    except (OSError, ValueError) as error:
+        raise BadFile(
+            file=str(file), problem=str(error), fix="name a .png, .svg or .pdf that can be written"
+        ) from error
+
+
+def _plot_file(file: Path, name: str, *, several: bool) -> Path:
+    return file.with_name(f"{file.stem}-{Path(name).stem}{file.suffix}") if several else file
+
+
+def _logs_of(logs: Path | None, name: str) -> Path | None:
+    if logs is None:
+        return None
+    directory = logs / Path(name).stem
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory

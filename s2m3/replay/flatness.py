@@ -1,0 +1,71 @@
+"""Whether what a process uses grows: a slope test on samples of its memory, threads and open files. Pure.
+
+Owns the criterion. A process's first part is left out: caches and allocators fill up. Then memory is flat when the
+slope of Theil (1950) and Sen (1968), the median of the slopes between all pairs of samples, which a few outliers don't
+move, means less than 3 % of its median, or less than 4 MiB, over the time sampled. Threads and open files are flat when
+the median of the last third is not above that of the first third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WARM_UP_SHARE = 0.25  # of a process's samples
+FLAT_SHARE = 0.03
+FLAT_BYTES = 4 * 2**20
+LEAST_SAMPLES = 20  # fewer say nothing
+MOST_SAMPLES = 500  # all pairs of these are compared
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a process uses at a moment."""
+
+    at_s: float
+    memory_bytes: int  # resident
+    threads: int
+    files: int  # open file descriptors
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether one process stayed flat, and the numbers that say so."""
+
+    process: str
+    seconds: float  # sampled, without the warm-up
+    memory_bytes: int  # median
+    growth_bytes: float  # slope times seconds
+    threads: tuple[float, float]  # median of the first and of the last third
+    files: tuple[float, float]
+    flat: bool
+
+
+def judge(process: str, samples: Sequence[Sample]) -> Verdict | None:
+    """Whether a process stayed flat; None when there are too few samples to say."""
+    kept = list(samples[round(len(samples) * WARM_UP_SHARE) :])
+    if len(kept) < LEAST_SAMPLES:
+        return None
+    kept = kept[:: -(-len(kept) // MOST_SAMPLES)]
+    seconds = kept[-1].at_s - kept[0].at_s
+    median = float(np.median([sample.memory_bytes for sample in kept]))
+    growth = slope([sample.at_s for sample in kept], [float(sample.memory_bytes) for sample in kept]) * seconds
+    third = len(kept) // 3
+    first, last = kept[:third], kept[-third:]
+    threads = (_median([s.threads for s in first]), _median([s.threads for s in last]))
+    files = (_median([s.files for s in first]), _median([s.files for s in last]))
+    flat = growth < max(FLAT_BYTES, FLAT_SHARE * median) and threads[1] <= threads[0] and files[1] <= files[0]
+    return Verdict(process, seconds, round(median), growth, threads, files, flat)
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """The median of the slopes between all pairs of points; x rises strictly."""
+    at, value = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    first, second = np.triu_indices(len(at), k=1)
+    return float(np.median((value[second] - value[first]) / (at[second] - at[first])))
+
+
+def _median(values: Sequence[int]) -> float:
+    return float(np.median(values))

@@ -1,0 +1,121 @@
+"""The project's goals for failures against what replays measured. Pure.
+
+Owns the goals: each with its limit, the samples that count for it, and whether it holds. A goal without a sample does
+not hold: nothing was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from s2m3.replay.report import FaultReport, Report, percentile
+from s2m3.replay.scenario import BROKER, ORCHESTRATOR, Scenario
+
+WILL_S = 0.150
+STANDBY_S = 0.400
+LOADING_S = 0.300  # beyond detection and loading
+HUNG_INTERVALS = 3.5
+TAIL = 95  # percent
+
+
+@dataclass(frozen=True)
+class Played:
+    """One replay: what was asked for, and what came out."""
+
+    scenario: Scenario
+    report: Report
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One goal and what was measured."""
+
+    name: str
+    wanted: str
+    measured: str
+    samples: int
+    holds: bool
+
+
+def judge(played: Sequence[Played], campaigns: Mapping[str, Played]) -> list[Goal]:
+    """Every goal.
+
+    Args:
+        played: all replays, the campaigns among them.
+        campaigns: those that repeat one fault, by the name of their file.
+    """
+    kills = [fault for each in played for fault in each.report.faults if fault.kind == "kill"]
+    return [
+        _none("requests lost, in every scenario", [each.report.lost for each in played]),
+        _none("answers that differ from the unsplit model's", [each.report.wrong for each in played]),
+        _tail(
+            "a device's death detected by its will",
+            WILL_S,
+            [fault.detected_after_s for fault in kills if fault.target != ORCHESTRATOR],
+        ),
+        _tail(
+            "first answer after a death, with a standby",
+            STANDBY_S,
+            _of(campaigns, "kill-with-standby", lambda fault: fault.first_answer_after_s),
+        ),
+        _without_standby(campaigns),
+        _hung(campaigns),
+        _none(
+            "moves after an orchestrator's or the broker's restart",
+            [
+                fault.moves
+                for each in played
+                for fault in each.report.faults
+                if fault.kind == "restart" and fault.target in {BROKER, ORCHESTRATOR}
+            ],
+        ),
+    ]
+
+
+def _none(name: str, counts: Sequence[int]) -> Goal:
+    return Goal(name, "0", str(sum(counts)), len(counts), bool(counts) and not any(counts))
+
+
+def _tail(name: str, limit_s: float, seconds: Sequence[float | None], wanted: str = "") -> Goal:
+    """A 95th percentile below a limit; what never happened counts as endless."""
+    ordered = sorted(float("inf") if value is None else value for value in seconds)
+    found = percentile(ordered, TAIL)
+    text = "not measured" if found is None else f"p{TAIL} {1000 * found:.0f} ms"
+    return Goal(
+        name, wanted or f"p{TAIL} < {1000 * limit_s:.0f} ms", text, len(ordered), found is not None and found < limit_s
+    )
+
+
+def _of(campaigns: Mapping[str, Played], name: str, what: object) -> list[float | None]:
+    if name not in campaigns or not callable(what):
+        return []
+    return [what(fault) for fault in campaigns[name].report.faults if fault.kind == "kill"]
+
+
+def _without_standby(campaigns: Mapping[str, Played]) -> Goal:
+    """The rest of the time, when detection and loading are taken off, over the deaths that made a module load."""
+    name = "first answer after a death, without a standby"
+    faults = campaigns["kill-without-standby"].report.faults if "kill-without-standby" in campaigns else []
+    rests = [_rest_s(fault) for fault in faults if fault.kind == "kill" and fault.load_s]
+    goal = _tail(name, LOADING_S, rests)
+    return Goal(
+        name, f"p{TAIL} < detection + load + {1000 * LOADING_S:.0f} ms", f"+ {goal.measured}", goal.samples, goal.holds
+    )
+
+
+def _rest_s(fault: FaultReport) -> float | None:
+    if fault.first_answer_after_s is None or fault.detected_after_s is None:
+        return None
+    return fault.first_answer_after_s - fault.detected_after_s - (fault.load_s or 0.0)
+
+
+def _hung(campaigns: Mapping[str, Played]) -> Goal:
+    name, wanted = "a hung device detected", f"all within {HUNG_INTERVALS:g} heartbeat intervals"
+    if "hung" not in campaigns:
+        return Goal(name, wanted, "not measured", 0, holds=False)
+    played = campaigns["hung"]
+    interval_s = played.scenario.heartbeat_interval_s
+    found = [fault.detected_after_s for fault in played.report.faults if fault.kind == "pause"]
+    longest = max((float("inf") if value is None else value / interval_s for value in found), default=float("inf"))
+    return Goal(name, wanted, f"longest {longest:.2f} intervals", len(found), bool(found) and longest <= HUNG_INTERVALS)

@@ -1,0 +1,261 @@
+"""What the wire shows of a fault: when it was noticed, made good, and what moved. Pure.
+
+Owns these definitions. Sees only state messages that were really published, with the time at which they arrived at one
+observer; knows nothing of processes and reads no clock. Times are seconds of the observer's clock.
+
+- *detected*: a device that routes name: the first route published without it. One that no route names: its state
+  ``offline``. The orchestrator: its state offline. A device that starts: its first heartbeat.
+- *replaced*: from detection on, every task that was served before is served again, without the device unless it beats
+  again. For the orchestrator: one of a higher epoch is online. For the broker: the orchestrator and every route have
+  been published again.
+- *moves*: modules newly active on a device, by the assignments.
+- *refusals*: modules that a device newly lists as failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from broker.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Route
+from broker.specs import DeviceId, TaskName
+from s2m3.observe import Sighting
+from s2m3.replay.scenario import BROKER, ORCHESTRATOR, Kind
+
+Routes = Mapping[TaskName, Route]
+_HIT_BY_ROUTES = frozenset({"kill", "pause", "partition"})
+
+
+@dataclass(frozen=True)
+class Injected:
+    """A fault that really came: when, and whom it befell."""
+
+    at_s: float
+    kind: Kind
+    target: str  # a device, or orchestrator, or broker
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the wire shows of one fault; None where it doesn't apply or didn't happen."""
+
+    affected: frozenset[TaskName]  # the tasks that depended on the target
+    detected_s: float | None = None
+    replaced_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Band:
+    """A module ready on a device, from when to when."""
+
+    device: DeviceId
+    module: str
+    role: str  # active or standby, as assigned then
+    from_s: float
+    to_s: float
+
+
+def named(route: Route) -> set[DeviceId]:
+    """The devices that a route leads to."""
+    return {device.device for node in route.nodes.values() for device in node.devices} | set(route.front_door)
+
+
+def fenced(sightings: Iterable[Sighting]) -> list[Sighting]:
+    """The sightings without routes and assignments of an older epoch or generation, which nobody obeys."""
+    latest: dict[tuple[type, str], tuple[int, int]] = {}
+    kept: list[Sighting] = []
+    for sighting in sightings:
+        message = sighting.message
+        if isinstance(message, (Route, Assignment)):
+            which, fence = (type(message), sighting.id), (message.epoch, message.generation)
+            if fence < latest.get(which, fence):
+                continue
+            latest[which] = fence
+        kept.append(sighting)
+    return kept
+
+
+def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
+    """What the wire shows of this fault; the sightings are in the order of time."""
+    before = routes_before(sightings, fault.at_s)
+    after = [sighting for sighting in sightings if sighting.at_s >= fault.at_s]
+    if fault.target == BROKER:
+        return Seen(frozenset(before), None, _said_again(after, before))
+    if fault.target == ORCHESTRATOR:
+        anew_s = _orchestrator_anew(sightings, after)
+        return Seen(frozenset(before), anew_s if fault.kind == "start" else _orchestrator_gone(after), anew_s)
+    if fault.kind == "start":
+        return Seen(frozenset(), _first(after, fault.target, Heartbeat))
+    affected = frozenset(task for task, route in before.items() if fault.target in named(route))
+    if fault.kind == "drain":
+        return Seen(affected, None, _replaced(after, before, fault.target, may_return=False))
+    if fault.kind in _HIT_BY_ROUTES and (detected_s := _detected(after, before, fault.target)) is not None:
+        later = [sighting for sighting in after if sighting.at_s >= detected_s]
+        known = routes_before(sightings, detected_s)
+        return Seen(affected, detected_s, _replaced(later, known, fault.target, may_return=True))
+    return Seen(affected)
+
+
+def routes_before(sightings: Iterable[Sighting], at_s: float) -> dict[TaskName, Route]:
+    """The routes as they stood at a time."""
+    routes: dict[TaskName, Route] = {}
+    for sighting in sightings:
+        if sighting.at_s >= at_s:
+            break
+        if isinstance(sighting.message, Route):
+            routes[sighting.id] = sighting.message
+    return routes
+
+
+def _detected(after: Iterable[Sighting], before: Routes, device: DeviceId) -> float | None:
+    routes = dict(before)
+    on_duty = any(device in named(route) for route in routes.values())
+    for sighting in after:
+        message = sighting.message
+        if isinstance(message, Route):
+            was_named = sighting.id in routes and device in named(routes[sighting.id])
+            routes[sighting.id] = message
+            if was_named and device not in named(message):
+                return sighting.at_s
+        elif not on_duty and _is_offline(sighting, device):
+            return sighting.at_s
+    return None
+
+
+def _is_offline(sighting: Sighting, device: DeviceId) -> bool:
+    message = sighting.message
+    return isinstance(message, DeviceState) and sighting.id == device and message.status == "offline"
+
+
+def _replaced(after: Iterable[Sighting], before: Routes, device: DeviceId, *, may_return: bool) -> float | None:
+    """When every task is served without the device, or with it after it came back, if it may."""
+    routes, back = dict(before), False
+    wanted = {task for task, route in before.items() if route.complete or device in named(route)}
+    for sighting in after:
+        message = sighting.message
+        back |= may_return and isinstance(message, Heartbeat) and sighting.id == device
+        if not isinstance(message, Route):
+            continue
+        routes[sighting.id] = message
+        if all(routes[task].complete and (back or device not in named(routes[task])) for task in wanted):
+            return sighting.at_s
+    return None
+
+
+def _orchestrator_gone(after: Iterable[Sighting]) -> float | None:
+    for sighting in after:
+        if isinstance(sighting.message, OrchestratorState) and not sighting.message.online:
+            return sighting.at_s
+    return None
+
+
+def _orchestrator_anew(sightings: Iterable[Sighting], after: Sequence[Sighting]) -> float | None:
+    begin_s = after[0].at_s if after else 0.0
+    states = [s.message for s in sightings if s.at_s < begin_s and isinstance(s.message, OrchestratorState)]
+    epoch = max((state.epoch for state in states), default=0)
+    for sighting in after:
+        message = sighting.message
+        if isinstance(message, OrchestratorState) and message.online and message.epoch > epoch:
+            return sighting.at_s
+    return None
+
+
+def _said_again(after: Iterable[Sighting], before: Routes) -> float | None:
+    leads, missing = False, {task for task, route in before.items() if route.complete}
+    for sighting in after:
+        message = sighting.message
+        if isinstance(message, OrchestratorState):
+            leads = message.online
+        elif isinstance(message, Route) and message.complete:
+            missing.discard(sighting.id)
+        if leads and not missing:
+            return sighting.at_s
+    return None
+
+
+def _first(after: Iterable[Sighting], device: DeviceId, kind: type[Heartbeat]) -> float | None:
+    return next((s.at_s for s in after if s.id == device and isinstance(s.message, kind)), None)
+
+
+def moves(sightings: Iterable[Sighting], from_s: float, to_s: float) -> list[tuple[float, DeviceId, str]]:
+    """(when, device, module) for every module newly active on a device in this time: half-open, from included."""
+    active: dict[DeviceId, set[str]] = {}
+    found: list[tuple[float, DeviceId, str]] = []
+    for sighting in sightings:
+        if sighting.at_s >= to_s:
+            break
+        if not isinstance(sighting.message, Assignment):
+            continue
+        now = {assigned.module for assigned in sighting.message.modules if assigned.role == "active"}
+        new = sorted(now - active.get(sighting.id, set()))
+        active[sighting.id] = now
+        if sighting.at_s >= from_s:
+            found += [(sighting.at_s, sighting.id, module) for module in new]
+    return found
+
+
+def refusals(sightings: Iterable[Sighting], from_s: float) -> list[tuple[float, DeviceId, str]]:
+    """(when, device, module) for every module that a device began to list as failed since then."""
+    failed: dict[DeviceId, set[str]] = {}
+    found: list[tuple[float, DeviceId, str]] = []
+    for sighting in sightings:
+        if not isinstance(sighting.message, Heartbeat):
+            continue
+        now = {held.module for held in sighting.message.modules.values() if held.state == "failed"}
+        if sighting.at_s >= from_s:
+            found += [(sighting.at_s, sighting.id, name) for name in sorted(now - failed.get(sighting.id, set()))]
+        failed[sighting.id] = now
+    return found
+
+
+def load_s(sightings: Iterable[Sighting], from_s: float, to_s: float) -> float | None:
+    """The longest measured loading of a module that became ready in this time; None when none did."""
+    ready: dict[DeviceId, set[str]] = {}
+    longest: float | None = None
+    for sighting in sightings:
+        if sighting.at_s >= to_s:
+            break
+        if not isinstance(sighting.message, Heartbeat):
+            continue
+        now = {key for key, held in sighting.message.modules.items() if held.state == "ready"}
+        if sighting.at_s >= from_s:
+            for key in now - ready.get(sighting.id, set()):
+                longest = max(longest or 0.0, sighting.message.modules[key].load_s or 0.0)
+        ready[sighting.id] = now
+    return longest
+
+
+def bands(sightings: Sequence[Sighting], silence_s: float, end_s: float) -> list[Band]:
+    """Where which module was ready; a device that is silent for longer than ``silence_s`` holds nothing any more."""
+    found: list[Band] = []
+    for device in sorted({s.id for s in sightings if isinstance(s.message, Heartbeat)}):
+        open_: dict[tuple[str, str], float] = {}  # (module, role) -> since when
+        last_s: float | None = None
+        for at_s, held in _holdings([s for s in sightings if s.id == device], end_s):
+            if last_s is not None and at_s - last_s > silence_s:
+                found += [Band(device, *what, since, last_s + silence_s) for what, since in open_.items()]
+                open_.clear()
+            for what in [what for what in open_ if what not in held]:
+                found.append(Band(device, *what, open_.pop(what), at_s))
+            for what in held:
+                open_.setdefault(what, at_s)
+            last_s = at_s
+        if last_s is not None:
+            found += [Band(device, *what, since, min(end_s, last_s + silence_s)) for what, since in open_.items()]
+    return found
+
+
+def _holdings(sightings: Iterable[Sighting], end_s: float) -> Iterator[tuple[float, set[tuple[str, str]]]]:
+    """What a device really holds, with the role assigned, whenever it says so or is gone."""
+    roles: dict[str, str] = {}
+    for sighting in sightings:
+        message = sighting.message
+        if sighting.at_s > end_s:
+            return
+        if isinstance(message, Assignment):
+            roles = {assigned.module: assigned.role for assigned in message.modules}
+        elif isinstance(message, Heartbeat):
+            ready = [held.module for held in message.modules.values() if held.state == "ready"]
+            yield sighting.at_s, {(name, roles.get(name, "active")) for name in ready}
+        elif isinstance(message, DeviceState) and message.status == "offline":
+            yield sighting.at_s, set()

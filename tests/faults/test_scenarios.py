@@ -1,0 +1,73 @@
+"""The library of scenarios in their short forms: real processes, real faults, every expectation holds.
+
+Scenarios of one make share a site: each puts it back into order before it begins. The long forms are for
+``s2m3 replay``, with nothing shared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import scenarios
+from s2m3.__main__ import main
+from s2m3.replay.command import load_scenario
+from s2m3.replay.report import report
+from s2m3.replay.run import play
+from s2m3.replay.scenario import Scenario
+from s2m3.replay.stage import Stage, make_of
+
+THROUGH_THE_COMMAND = "hung-front-door"  # alone of its make, so it costs no site more
+
+
+def by_make() -> list[str]:
+    """The library's names, those that can share a site one after the other."""
+    names = [name for name in scenarios.names() if name != THROUGH_THE_COMMAND]
+    return sorted(names, key=lambda name: (repr(make_of(load_scenario(name))), name))
+
+
+class Stages:
+    """The one site that runs now; a scenario of another make gets a new one."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._stage: Stage | None = None
+
+    def get(self, scenario: Scenario) -> Stage:
+        """A site for this scenario."""
+        if self._stage is None or not self._stage.fits(scenario):
+            self._stage = None
+            self._stack.close()
+            self._stage = self._stack.enter_context(Stage(scenario))
+        return self._stage
+
+
+@pytest.fixture(scope="module")
+def stages() -> Iterator[Stages]:
+    with ExitStack() as stack:
+        yield Stages(stack)
+
+
+@pytest.mark.parametrize("name", by_make())
+def test_what_a_scenario_expects_holds(stages: Stages, name: str) -> None:
+    scenario = load_scenario(name).shortened()
+    recording = play(scenario, stages.get(scenario))
+    found = report(recording, scenario.expect)
+    assert found.ok, json.dumps(found.document(), indent=1)
+    assert found.sent == found.answered + sum(found.errors.values()) + found.lost
+    assert [fault.kind for fault in found.faults] == [fault.kind for fault in scenario.timeline()]
+
+
+def test_the_command_prints_one_document_and_draws(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "timeline.png"
+    code = main(["replay", "--short", "--json", "--plot", str(picture), THROUGH_THE_COMMAND])
+    document = json.loads(capfd.readouterr().out)
+    assert code == 0, document
+    assert document["ok"]
+    assert document["sent"] == document["answered"] > 0
+    assert [fault["kind"] for fault in document["faults"]] == ["pause"]
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,81 @@
+"""Two agents whose files name one id: one of them ends with a sentence, and the other one serves.
+
+On Mosquitto: the embedded broker doesn't say retained messages to a client that was thrown out, so neither can know.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from broker.codec import decode
+from broker.errors import IdInUse
+from broker.messages import DeviceProfile, DeviceState, Heartbeat
+from broker.mqtt import MqttTransport
+from broker.topics import DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
+from edge_agent.config import AgentConfig
+from edge_agent.service import Agent
+from edge_agent.store import Store
+
+PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
+
+
+class Running:
+    """An agent in a thread, and how it ended."""
+
+    def __init__(self, url: str, site: str, one_ended: threading.Event) -> None:
+        config = AgentConfig(id="gw-a", broker=url, site=site, heartbeat_interval_s=0.05)
+        self.agent = Agent(config, profile=PROFILE, store=Store(100))
+        self.refusal: IdInUse | None = None
+        self.ended = threading.Event()
+        self._one_ended = one_ended
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.agent.run()
+        except IdInUse as error:
+            self.refusal = error
+        finally:
+            self.ended.set()
+            self._one_ended.set()
+
+
+@contextmanager
+def running(url: str, site: str, one_ended: threading.Event) -> Iterator[Running]:
+    each = Running(url, site, one_ended)
+    each.thread.start()
+    try:
+        yield each
+    finally:
+        each.agent.stop()
+        each.thread.join()
+
+
+def test_one_of_two_agents_with_one_id_ends_with_a_sentence_and_the_other_serves(
+    mosquitto_url: str, unique_prefix: str, recorder: Any, patience_s: float
+) -> None:
+    prefix = prefix_of(unique_prefix)
+    state = DEVICE_STATE.at(prefix, device="gw-a")
+    one_ended = threading.Event()
+    with ExitStack() as stack:
+        ear = MqttTransport(url=mosquitto_url, client_id=f"{unique_prefix}-ear", inbox=recorder)
+        stack.callback(ear.close)
+        ear.subscribe(state, DEVICE_HEARTBEAT.at(prefix, device="gw-a"))
+        ear.start()
+        first = stack.enter_context(running(mosquitto_url, unique_prefix, one_ended))
+        recorder.wait_for(lambda event: getattr(event, "topic", "").endswith("/heartbeat"))
+        second = stack.enter_context(running(mosquitto_url, unique_prefix, one_ended))
+        assert one_ended.wait(patience_s), "neither gave way"
+        stays = second if first.ended.is_set() else first
+        gone = first if stays is second else second
+        assert "another agent is connected to the broker as gw-a" in str(gone.refusal)
+        recorder.clear()
+        beat = recorder.wait_for(lambda event: getattr(event, "topic", "").endswith("/heartbeat"), count=5)
+        session = decode(Heartbeat, beat.payload).session
+        assert session == stays.agent._session
+        assert not stays.ended.is_set()
+        said = [decode(DeviceState, event.payload) for event in recorder.deliveries if event.topic == state]
+        assert [each.status for each in said if each.session == session][-1:] in ([], ["online"])
