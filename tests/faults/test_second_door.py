@@ -118,7 +118,7 @@ class Doors:
     def _say(self, topic: str, message: Message) -> None:
         self.ear.publish(Outgoing(topic, encode(message), retain=True))
 
-    def _hangs(self, _: Value) -> Output:
+    def _hangs(self, *_: Value) -> Output:
         self.taken.set()
         self._release.wait()
         return Output({}, {"label": "from the dead"})
@@ -128,7 +128,7 @@ def _loaded(module: Module, _: ModuleSpec) -> Module:
     return module
 
 
-def answers(_: Value) -> Output:
+def answers(*_: Value) -> Output:
     return Output({}, {"label": "from the second door"})
 
 
