@@ -85,7 +85,7 @@ class NoDeviceFits(Refusal):
         nearest = sorted(sorted(self.short_bytes), key=lambda device: self.short_bytes[device])
         missing = ", ".join(f"{device} lacks {self.short_bytes[device]}" for device in sorted(nearest[:_DEVICES_NAMED]))
         if len(nearest) > _DEVICES_NAMED:
-            missing += f", and {len(nearest) - _DEVICES_NAMED} more lack more"
+            missing += f", and {len(nearest) - _DEVICES_NAMED} more lack as much or more"
         fix = "add a device, raise a memory budget, or undeploy a task"
         if change:
             fix = f"with {change[1]} bytes more on {change[0]} all would fit; or add a device, or undeploy a task"

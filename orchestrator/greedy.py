@@ -34,7 +34,7 @@ FEW = 12
 ROLLOUTS = 300
 """So many modules x devices are looked ahead for: some ten milliseconds."""
 _COMPLETIONS = 64  # ways to place what one task misses; beyond them, what is missing is counted as nothing
-_STEPS = 2_000  # of the question whether the rest can still be packed
+_STEPS = 20_000  # of the question whether the rest can still be packed
 
 
 class Board:

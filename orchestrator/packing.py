@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 
-STEPS = 20_000
-"""How many modules are put somewhere before the search gives up; some tenths of a second."""
-STEPS_FOR_A_CHANGE = 5_000
+STEPS = 200_000
+"""How many rooms are looked at before the search gives up; some tenths of a second."""
+STEPS_FOR_A_CHANGE = 50_000
 """The same, for the smallest change that would make all fit."""
 
 
@@ -111,6 +111,9 @@ class _Search:
         """Put this item and all after it."""
         if item == len(self.sizes):
             return True
+        self.steps -= len(self.rooms)
+        if self.steps < 0:
+            raise GaveUp
         least = self.sizes[-1]
         if self.left[item] > sum(room for room in self.rooms if room >= least):
             return False
@@ -124,9 +127,6 @@ class _Search:
             if left >= size and room not in bars
         }
         for _, room in sorted(choices.items()):
-            self.steps -= 1
-            if self.steps < 0:
-                raise GaveUp
             self.rooms[room] -= size
             self.found[item] = room
             if self._from(item + 1):

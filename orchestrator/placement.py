@@ -21,7 +21,7 @@ from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
 from orchestrator.fleet import Fleet
 from orchestrator.greedy import Board, greedy
 from orchestrator.problem import AT_HAND_SHARE, AtHand, Bars, DeviceUse, Placement, Problem, distinct_modules
-from orchestrator.refine import fill, never, refined
+from orchestrator.refine import fill, improved, least_change, never
 
 __all__ = [
     "AT_HAND_SHARE",
@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 Homes = Mapping[ModuleKey, DeviceId]
+ProblemOf = Callable[..., Problem]
+"""Makes the problem of some tasks on the devices at hand."""
 
 
 def place(
@@ -98,21 +100,38 @@ def place_most(
     near = {key: {*there} for key, there in (at_hand or {}).items()}
     for key, home in keep.items():  # what may move for others' sake stays near its weights all the same
         near.setdefault(key, set()).add(home)
-    search = partial(refined, fleet, default_source=default_source, barred=barred, at_hand=near, enough=enough)
+    problem_of = partial(Problem, fleet, default_source=default_source, barred=barred)
+    search = partial(_search, problem_of, near=near, enough=enough)
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):
-            return search(tasks, keep=homes), {}
-    inquire = partial(_fit, fleet, default_source=default_source, barred=barred)
+            return search(tasks, homes), {}
     waiting = sorted(tasks, key=lambda task: (task.task not in served, -task.weight, task.task))
-    admitted, where, refused = _admit(inquire, waiting, keep)
+    admitted, where, refused = _admit(problem_of, waiting, keep)
+    by_name = {task.task: task for task in tasks}
+    for name, refusal in refused.items():
+        refused[name] = refusal.after(least_change(Board(problem_of([*admitted, by_name[name]]))))
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):
-            return search(admitted, keep=homes), refused
-    return search(admitted, keep=where), refused
+            return search(admitted, homes), refused
+    return search(admitted, where), refused
+
+
+def _search(
+    problem_of: ProblemOf, tasks: Sequence[TaskSpec], homes: Homes, *, near: AtHand, enough: Callable[[], bool]
+) -> Placement:
+    """The best placement found of all these tasks, with what has a home left there.
+
+    Raises:
+        NoDeviceFits: there is none.
+    """
+    board = Board(problem_of(tasks, at_hand=near))
+    board.keep(homes)
+    fill(board)
+    return improved(board, enough)
 
 
 def _admit(
-    inquire: Callable[[Sequence[TaskSpec], Homes], Homes], waiting: Sequence[TaskSpec], keep: Homes
+    problem_of: ProblemOf, waiting: Sequence[TaskSpec], keep: Homes
 ) -> tuple[list[TaskSpec], Homes, dict[TaskName, NoDeviceFits]]:
     """Take in one task after the other; return those that fit together, a way to place them, and the refusals."""
     admitted: list[TaskSpec] = []
@@ -121,7 +140,7 @@ def _admit(
         refused: dict[TaskName, NoDeviceFits] = {}
         for task in waiting:
             try:
-                where = inquire([*admitted, task], {**keep, **where})
+                where = _fit(problem_of([*admitted, task]), {**keep, **where})
                 admitted.append(task)
             except NoDeviceFits as refusal:
                 refused[task.task] = refusal
@@ -130,15 +149,12 @@ def _admit(
         waiting = [task for task in waiting if task.task in refused]
 
 
-def _fit(
-    fleet: Fleet, tasks: Sequence[TaskSpec], homes: Homes, *, default_source: DeviceSpec | None, barred: Bars | None
-) -> Homes:
-    """Some way to place all these tasks, with what has a home left there if it can be.
+def _fit(problem: Problem, homes: Homes) -> Homes:
+    """Some way to place all tasks, with what has a home left there if it can be.
 
     Raises:
-        NoDeviceFits: there is none; it says what lacks while all is at home, and the least change that helps.
+        NoDeviceFits: there is none; it says what lacks while all is at home.
     """
-    problem = Problem(fleet, tasks, default_source=default_source, barred=barred)
     board = Board(problem)
     board.keep(homes)
     try:
@@ -147,6 +163,6 @@ def _fit(
         board = Board(problem)
         try:
             fill(board)
-        except NoDeviceFits as proven:
-            raise refusal.after(proven.change) from None
+        except NoDeviceFits:
+            raise refusal from None
     return problem.placement(board.where).where

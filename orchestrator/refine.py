@@ -65,20 +65,18 @@ def refined(
     problem = Problem(devices, tasks, default_source=default_source, barred=barred, at_hand=at_hand)
     board = Board(problem)
     board.keep(keep or {})
-    fill(board)
-    descent = Descent(problem, board.where, board.kept, Budget(WORK, enough))
-    descent.run()
-    again = _Again(descent)
-    if not again.placed(range(len(problem.tasks)), _WORK_ON_ALL):
-        again.groups()
-    return problem.placement(descent.where, board.kept)
+    try:
+        fill(board)
+    except NoDeviceFits as refusal:
+        raise refusal.after(least_change(board)) from None
+    return improved(board, enough)
 
 
 def fill(board: Board) -> None:
     """Place what has no device yet: by the greedy rule, or where that finds no room, by packing.
 
     Raises:
-        NoDeviceFits: there is no way to fit all beside what the board already holds.
+        NoDeviceFits: there is no way to fit all beside what the board already holds; the board is as before.
     """
     missing = board.missing
     try:
@@ -91,17 +89,26 @@ def fill(board: Board) -> None:
         except GaveUp:
             rows = None
         if rows is None:
-            raise refusal.after(_change(board)) from None
+            raise refusal from None
         for module, row in zip(missing, rows, strict=True):
             board.put(module, row)
 
 
-def _change(board: Board) -> tuple[DeviceId, int] | None:
-    """The least change that makes all fit beside what the board already holds."""
+def improved(board: Board, enough: Callable[[], bool]) -> Placement:
+    """The best placement that the search finds from a full board; what the board keeps stays."""
+    descent = Descent(board.problem, board.where, board.kept, Budget(WORK, enough))
+    descent.run()
+    again = _Again(descent)
+    if not again.placed(range(len(board.problem.tasks)), _WORK_ON_ALL):
+        again.groups()
+    return board.problem.placement(descent.where, board.kept)
+
+
+def least_change(board: Board) -> tuple[DeviceId, int] | None:
+    """The least change that makes all fit beside what the board already holds: which device, how many bytes more."""
     problem, missing = board.problem, board.missing
     sizes = [problem.bytes[module] for module in missing]
-    barred = [problem.barred[module] for module in missing]
-    extra = least_extra(sizes, board.room.tolist(), barred)
+    extra = least_extra(sizes, board.room.tolist(), [problem.barred[module] for module in missing])
     return (problem.fleet.specs[extra[0]].id, extra[1]) if extra else None
 
 

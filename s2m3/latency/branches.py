@@ -37,6 +37,7 @@ from s2m3.link import UNSHAPED
 from s2m3.pictures import picture
 
 COORDINATOR = "bench-coordinator"
+MEMORY_BYTES = 450 * 1024**2  # one of the encoders, not both: neither device has a copy of the other's
 THINGS = ("cat", "dog", "horse", "cup", "photo", "picture", "coffee", "a", "what", "this")
 PLACES = ("a cup", "a picture", "this photo", "coffee", "a dog")
 LINES = tuple(f"a photo of the {thing} in {place}" for thing in THINGS for place in PLACES)
@@ -157,7 +158,7 @@ def compare_branches(*, models: Path, requests: int, captions: int, progress: Pr
     """
     workload = Workload("hub/retrieval-clip-b16", dict)
     inputs = {"image": picture("china.jpg").raw, "text": text(*LINES[:captions])}
-    agents = [Machine(id=name).config(UNSHAPED, str(models)) for name in ("gw-a", "gw-b")]
+    agents = [Machine(id=name, memory=MEMORY_BYTES).config(UNSHAPED, str(models)) for name in ("gw-a", "gw-b")]
     latency_s: dict[str, list[float]] = {"parallel": [], "sequential": []}
     with Trial("routing", agents, {}, workload.task) as trial:
         progress("routing: starting")

@@ -91,10 +91,17 @@ class Trial:
         while not self.observer.wait_for(all_online, timeout_s=0.5):
             if time.monotonic() > until_s:
                 raise TrialFailed(f"{self.name}: not all processes were online within {START_S:g} s")
-        route = tasks.deploy(self.observer, [self.task], START_S)[self.task.task]
-        if route is None or not route.complete:
-            why = route.unavailable if route else f"not served within {START_S:g} s"
-            raise TrialFailed(f"{self.name}: {self.task.task} could not be deployed: {why}")
+        tasks.deploy(self.observer, [self.task], START_S)
+        while not self.observer.wait_for(self._served, timeout_s=0.5):  # a refusal may pass: a busy device comes back
+            self.site.check()
+            if time.monotonic() > until_s:
+                route = self.observer.routes.get(self.task.task)
+                why = (route and route.unavailable) or f"not served within {START_S:g} s"
+                raise TrialFailed(f"{self.name}: {self.task.task} could not be deployed: {why}")
+
+    def _served(self, seen: Observer) -> bool:
+        route = seen.routes.get(self.task.task)
+        return route is not None and route.complete
 
     def settle(self) -> None:
         """Wait until nothing loads and the route has stood for a while: standbys load late, measurements move modules.

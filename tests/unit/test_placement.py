@@ -157,3 +157,11 @@ def test_modules_move_when_a_task_would_not_fit_otherwise() -> None:
     placement, refused = place_most(devices, tasks, keep={small.key: "a"}, served={"s"})
     assert refused == {}
     assert placement.where == {large.key: "a", small.key: "b"}
+
+
+def test_a_refusal_by_a_large_fleet_names_the_nearest_devices_and_keeps_all_of_them() -> None:
+    with pytest.raises(
+        NoDeviceFits, match=r"d00 lacks 10, .*d07 lacks 17, and 32 more lack as much or more"
+    ) as refusal:
+        place([device(f"d{number:02}", 50 - number) for number in range(40)], [chain("t", VISION)])
+    assert len(refusal.value.short_bytes) == 40
