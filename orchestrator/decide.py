@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from broker.specs import TaskName
+from broker.specs import TaskName, TaskSpec
 from broker.transport import LinkDown, LinkUp
 from orchestrator import cluster as devices
 from orchestrator.admission import unroutable
@@ -157,6 +157,7 @@ def _absorb(state: State, event: ClusterEvent | TaskEvent, now_s: float) -> Stat
             if (why := unroutable(spec)) is not None:
                 return _absorb(state, TaskInvalid(spec.task, why), now_s)
             tasks, invalid = {**state.tasks, spec.task: spec}, _less(state.invalid, spec.task)
+            state = _pardon(state, spec)
             state = replace(state, tasks=tasks, invalid=invalid, delivered=state.delivered | {spec.task})
         case TaskInvalid(task, why):
             invalid = {**state.invalid, task: why}
@@ -173,6 +174,13 @@ def _absorb(state: State, event: ClusterEvent | TaskEvent, now_s: float) -> Stat
     if state.settles_at_s is not None and now_s >= state.settles_at_s:
         state = replace(state, settles_at_s=None)
     return state
+
+
+def _pardon(state: State, spec: TaskSpec) -> State:
+    """A module whose spec was mended, or whose task was taken away meanwhile, needn't wait for the end of its pause."""
+    known = {module.key: module for task in state.tasks.values() for module in task.modules.values()}
+    mended = {module.key for module in spec.modules.values() if known.get(module.key) != module}
+    return replace(state, cluster=devices.pardon(state.cluster, mended)) if mended else state
 
 
 def _less(mapping: Mapping[TaskName, _V], name: TaskName) -> Mapping[TaskName, _V]:

@@ -180,13 +180,11 @@ def test_the_end_of_a_pause_is_a_deadline() -> None:
     assert next_deadline_s(cluster) == 31.0
 
 
-def test_a_device_that_is_offline_for_an_hour_is_forgotten_and_a_silent_one_is_not() -> None:
+def test_a_device_that_is_offline_for_an_hour_is_forgotten() -> None:
     gone = apply(alive(), will(), 0.1)
     assert next_deadline_s(gone) == 3600.0
     assert "gw" in apply(gone, Tick(), 3599.9).devices
     assert apply(gone, Tick(), 3600.0).devices == {}
-    silent = apply(alive(), Tick(), 9000.0)
-    assert apply(silent, beat(2), 9001.0).devices["gw"].alive
 
 
 def test_a_draining_device_is_alive_but_holds_nothing_new_and_keeps_its_profile() -> None:

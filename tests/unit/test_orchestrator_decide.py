@@ -14,6 +14,7 @@ from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
     Action,
     AnswerError,
+    AskRebirth,
     ClearAssignment,
     ClearRoute,
     Event,
@@ -622,6 +623,61 @@ def test_a_failed_module_is_tried_again_where_it_failed_after_a_while() -> None:
     site.now_s += 1.0
     assert len(only(site.feed(Tick()), PublishAssignment)) == 1
     assert site.where()["vision"] == "a"
+
+
+def test_a_mended_spec_is_tried_at_once_where_the_module_failed() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="unknown family")})
+    site.beat("a", {})
+    assert site.route("classify").unavailable
+    site.feed(TaskDeployed(CLASSIFY))
+    assert site.route("classify").unavailable, "nothing was mended"
+    mended = VISION.model_copy(update={"family": "other.kind"})
+    assert mended.key == VISION.key
+    site.feed(TaskDeployed(task("classify", mended, HEAD)))
+    site.beat("a")
+    assert site.route("classify").complete
+
+
+def test_a_task_that_was_taken_away_and_deployed_again_is_tried_at_once() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="its file is torn")})
+    site.beat("a", {})
+    site.feed(TaskUndeployed("classify"))
+    site.feed(TaskDeployed(CLASSIFY))
+    site.beat("a")
+    assert site.route("classify").complete
+
+
+def test_a_device_that_beats_and_whose_birth_is_not_known_is_asked_for_it_but_not_at_every_beat() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.sessions["b"] = 4
+    assert site.beat("b") == [AskRebirth("b")]
+    site.now_s += 1
+    assert site.beat("b") == []
+    site.beat("a")
+    site.now_s += 1.9
+    site.beat("a")
+    site.now_s += 1.9
+    site.beat("a")
+    site.now_s += 1
+    assert AskRebirth("b") in site.beat("b")
+    site.born("b", 100)
+    assert not only(site.beat("b"), AskRebirth)
+
+
+def test_a_task_with_redundancy_has_a_second_door_outside_the_first_and_keeps_it() -> None:
+    spec = CLASSIFY.model_copy(update={"redundancy": 2})
+    site = serving(spec, a=100, b=10, c=10)
+    first = site.route("classify")
+    assert (first.front_door, first.second_door) == (("a",), ("b",))
+    site.gone("b")
+    second = site.route("classify")
+    assert second.second_door == ("c",)
+    assert second.group > first.group, "a new set is a new share group"
+    site.born("b", 10)
+    assert site.route("classify").second_door == ("c",)
+    assert serving(CLASSIFY, a=100, b=10).route("classify").second_door == ()
 
 
 def test_a_late_will_of_ours_or_an_older_orchestrator_is_overwritten() -> None:

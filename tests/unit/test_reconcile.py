@@ -8,7 +8,7 @@ from typing import TypeVar
 from broker.messages import AssignedModule, DeviceProfile, DeviceState, Heartbeat, HeldModule, Route
 from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.transport import LinkUp
-from orchestrator.cluster import DeviceStateSeen, HeartbeatSeen, Tick
+from orchestrator.cluster import HOLD_INTERVALS, DeviceStateSeen, DrainSeen, HeartbeatSeen, Tick
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import Action, Event, Note, PublishAssignment, PublishRoute, RouteSeen, TaskDeployed
 from orchestrator.moves import GAIN_S, GAIN_SHARE
@@ -60,6 +60,7 @@ class Agent:
     compute_s: dict[str, float] = field(default_factory=dict)
     memory_bytes: dict[str, int] = field(default_factory=dict)
     cached: dict[str, float] = field(default_factory=dict)
+    suspects: dict[str, float] = field(default_factory=dict)  # seconds since a call to it timed out
 
 
 class Site:
@@ -105,6 +106,7 @@ class Site:
             generation=said.generation if said else 0,
             modules=held,
             cached=agent.cached,
+            suspects=agent.suspects,
         )
         return self.feed(HeartbeatSeen(device, beat))
 
@@ -467,3 +469,156 @@ def test_when_nothing_is_due_no_deadline_is_near() -> None:
     due_s = next_deadline_s(site.state)
     assert due_s is not None
     assert due_s > site.now_s
+
+
+# --- drain ---
+
+
+def served_without_a_gap(site: Site, seconds: int, *names: str) -> None:
+    """Time passes, and at each moment every task can be served."""
+    for _ in range(seconds):
+        site.go_on(1)
+        for name in names:
+            assert site.route(name).complete, (site.now_s, site.route(name))
+
+
+def test_a_drained_device_with_standbys_elsewhere_is_left_at_once() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    site.feed(DrainSeen("a", drain=True))
+    assert site.able("classify", "vision") == ["b"]
+    assert site.state.assignments["a"].modules == ()
+    assert site.agents["b"].loads == 2, "nothing was loaded for it"
+
+
+def test_a_drained_device_serves_until_the_new_copies_are_ready() -> None:
+    site = Site(CLASSIFY, a=100, b=100)
+    site.go_on(2)
+    site.agents["b"].slow = True
+    site.feed(DrainSeen("a", drain=True))
+    served_without_a_gap(site, 3, "classify")
+    assert site.able("classify", "vision") == ["a"]
+    site.agents["b"].slow = False
+    served_without_a_gap(site, 2, "classify")
+    assert site.able("classify", "vision") == ["b"]
+    assert site.state.assignments["a"].modules == ()
+
+
+def test_a_device_whose_modules_fit_nowhere_else_serves_on_says_why_and_is_left_when_another_comes() -> None:
+    site = calm(CLASSIFY, a=100, b=30)
+    site.feed(DrainSeen("a", drain=True))
+    served_without_a_gap(site, 40, "classify")
+    stays = site.state.assignments["a"].stays
+    assert stays is not None
+    assert "vision stays" in stays
+    assert site.able("classify", "vision") == ["a"]
+    site.join("c", 100, 10e9)
+    served_without_a_gap(site, 5, "classify")
+    assert site.able("classify", "vision") == ["c"]
+    assert site.state.assignments["a"].modules == ()
+    assert site.state.assignments["a"].stays is None
+
+
+def test_a_drained_device_gets_nothing_new_and_a_task_that_fits_nowhere_else_is_refused() -> None:
+    site = Site(a=100, b=30)
+    site.feed(DrainSeen("a", drain=True))
+    site.feed(TaskDeployed(CLASSIFY))
+    site.go_on(5)
+    why = site.route("classify").unavailable
+    assert why is not None
+    site.feed(DrainSeen("a", drain=False))
+    site.go_on(2)
+    assert site.route("classify").complete
+
+
+def test_after_a_restart_of_the_orchestrator_a_drained_device_still_serves_until_it_is_replaced() -> None:
+    site = Site(CLASSIFY, a=100, b=100)
+    site.feed(DrainSeen("a", drain=True))
+    site.agents["a"].loaded, site.agents["b"].slow = {VISION.key, HEAD.key}, True
+    held = {key: HeldModule(module="m", state="ready", memory_bytes=10) for key in (VISION.key, HEAD.key)}
+    site.feed(HeartbeatSeen("a", Heartbeat(session=1, seq=50, epoch=1, generation=0, modules=held)))
+    site.agents["a"].seq = 50
+    site.now_s += 1.5
+    site.feed(Tick())
+    assert site.able("classify", "vision") == ["a"]
+    served_without_a_gap(site, 3, "classify")
+
+
+def test_two_drains_at_once_end_with_both_empty() -> None:
+    site = calm(CLASSIFY, CAPTION, a=120, b=120, c=200)
+    for device in ("a", "b"):
+        site.feed(DrainSeen(device, drain=True))
+    served_without_a_gap(site, 10, "classify", "caption")
+    assert site.state.assignments["a"].modules == site.state.assignments["b"].modules == ()
+
+
+# --- whom to rely on ---
+
+
+def test_a_hung_device_is_routed_around_when_a_ready_copy_exists_and_not_otherwise() -> None:
+    site = calm(CLASSIFY, a=100, b=100, c=100)
+    site.agents["b"].suspects = site.agents["c"].suspects = {"a": 0.0}
+    site.go_on(1)
+    assert site.able("classify", "vision") == ["b"]
+    alone = Site(CLASSIFY, a=100, b=30, c=30)
+    alone.go_on(6)
+    alone.agents["b"].suspects = alone.agents["c"].suspects = {"a": 0.0}
+    alone.go_on(1)
+    assert alone.able("classify", "vision") == ["a"]
+    assert alone.route("classify").complete
+
+
+def test_one_suspicion_moves_nothing() -> None:
+    site = calm(CLASSIFY, a=100, b=100, c=100)
+    before = site.route("classify")
+    site.agents["b"].suspects = {"a": 0.2}
+    site.beat("b")
+    assert site.route("classify") == before
+
+
+def test_a_dead_devices_modules_go_to_no_suspect_while_another_fits() -> None:
+    site = Site(CLASSIFY, a=100)
+    site.join("b", 100, 9e9)
+    site.join("c", 100, 1e9)
+    site.go_on(1)
+    site.agents["b"].up = False  # silent, not yet dead
+    site.go_on(2)
+    assert site.able("classify", "vision") == ["a"]
+    site.kill("a")
+    assert site.roles()["active"] == {"vision": ["c"], "head": ["c"]}
+
+
+def test_a_device_on_probation_is_used_at_once_when_nothing_else_fits() -> None:
+    site = Site(CLASSIFY, a=100, b=30)
+    site.go_on(5)
+    site.kill("a")
+    assert site.route("classify").unavailable
+    site.join("a", 100, 10e9)
+    site.go_on(1)
+    assert site.route("classify").complete
+    assert site.told("doubts_waived")
+
+
+def test_a_device_that_dies_and_returns_every_two_seconds_moves_things_once() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    generation = 0
+    for round_ in range(20):
+        site.kill("a")
+        site.go_on(2)
+        site.join("a", 100, 10e9)
+        site.go_on(2)
+        assert site.able("classify", "vision") == ["b"]
+        generation = generation or site.state.generation
+        assert site.state.generation == generation, round_
+        assert site.state.assignments["a"].modules == ()
+
+
+def test_when_most_devices_vanish_at_once_standbys_take_over_and_nothing_is_loaded_before_the_hold_is_over() -> None:
+    site = calm(CLASSIFY, CAPTION, a=130, b=130, c=130, d=130)
+    loads = site.agents["d"].loads
+    for device in ("a", "b", "c"):
+        site.kill(device)
+    site.go_on(HOLD_INTERVALS - 1)
+    assert site.agents["d"].loads == loads
+    site.go_on(2)
+    assert site.agents["d"].loads > loads
+    assert all(site.route(name).complete for name in ("classify", "caption"))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from broker.messages import DeviceProfile, HeldModule
 from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from orchestrator.cluster import Device
+from orchestrator.device import Device
 from orchestrator.routes import HEADER_ROOM_BYTES, Term, front_door_node, route_of, same_way, too_large
 
 PROFILE = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.002)
