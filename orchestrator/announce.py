@@ -4,11 +4,13 @@ Owns the step from the standing placement to messages, and the memory of what wa
 
 Invariants:
 - a thing is said when it differs from what was said last, or when its device reports that it doesn't obey;
-- routes go out before assignments, so that nobody is sent to a copy that is about to go.
+- routes go out before assignments, so that nobody is sent to a copy that is about to go;
+- an assignment lists what serves before standbys, and of each what most tasks need first: devices load in that order.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from broker.messages import AssignedModule, Assignment, Route
@@ -94,6 +96,7 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
     actions: list[Action] = []
     assignments = dict(state.assignments)
     standing = state.standing
+    shared = Counter(m.key for task in standing.tasks for m in {m.key: m for m in task.modules.values()}.values())
     for device in sorted({alive.id for alive in state.cluster.alive()} | assignments.keys()):
         held = standing.held_by.get(device, {})
         said = assignments.get(device)
@@ -106,7 +109,7 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
             continue
         modules = tuple(
             AssignedModule(module=standing.modules[key][0], spec=spec, role=role, why=_why(standing, key, device, role))
-            for key, (spec, role) in wanted.items()
+            for key, (spec, role) in sorted(wanted.items(), key=lambda item: (item[1][1], -shared[item[0]]))
         )
         assignments[device] = Assignment(epoch=state.epoch, generation=state.generation, modules=modules, stays=stays)
         actions.append(PublishAssignment(device, assignments[device]))

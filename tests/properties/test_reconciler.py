@@ -40,6 +40,7 @@ from orchestrator.events import (
 from orchestrator.facts import as_measured
 from orchestrator.placement import place
 from orchestrator.state import Pace, State, initial
+from orchestrator.watch import READ_RETAINED_S
 
 DEVICES = ("a", "b", "c", "d")
 INTERVAL_S = 1.0
@@ -391,8 +392,9 @@ class Reconciler(RuleBasedStateMachine):
         for birth in self.births.values():
             self.feed(birth)
         self.restored.clear()
-        self.now_s += 1.5
-        self.feed(Tick())
+        for seconds in (READ_RETAINED_S, 1.5 - READ_RETAINED_S):
+            self.now_s += seconds
+            self.feed(Tick())
         assert self.restored == self.specs.keys()
 
     @rule()

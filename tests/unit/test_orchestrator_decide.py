@@ -680,6 +680,22 @@ def test_a_task_with_redundancy_has_a_second_door_outside_the_first_and_keeps_it
     assert serving(CLASSIFY, a=100, b=10).route("classify").second_door == ()
 
 
+def test_what_most_tasks_need_is_listed_first_and_standbys_last() -> None:
+    site = Site()
+    site.born("a", 200)
+    for spec in (task("a-first", HEAD, TEXT), CAPTION):
+        site.feed(TaskDeployed(spec))
+    site.settle()
+    assert site.state.assignments["a"].modules[0].module == "text"
+    site.beats()
+    site.born("b", 200, speed=1e9)
+    site.beats()
+    site.calm()
+    roles = [told.role for told in site.state.assignments["b"].modules]
+    assert roles == sorted(roles)
+    assert site.state.assignments["b"].modules[0].module == "text"
+
+
 def test_a_late_will_of_ours_or_an_older_orchestrator_is_overwritten() -> None:
     site = Site(epoch=3)
     truth = [PublishState(OrchestratorState(epoch=3, online=True, session=1))]
