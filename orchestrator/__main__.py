@@ -15,6 +15,7 @@ from pathlib import Path
 from broker.errors import BadFile
 from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_prefix, stopped_by_signals
 from orchestrator.service import Orchestrator
+from orchestrator.state import Pace
 
 STATE_DIR = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "s2m3"
 SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.05, 60.0  # as in the agents' files
@@ -45,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answer requests that no device serves, for one more copy of each request from the broker",
     )
     parser.add_argument(
+        "--spares",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="give leftover memory to standby copies and replicas; without, it stays free",
+    )
+    parser.add_argument(
         "--until-stdin-closes", action="store_true", help="end when standard input does, so as not to outlive a parent"
     )
 
@@ -68,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.site,
         heartbeat_interval_s=arguments.heartbeat_interval,
         answer_unknown_tasks=arguments.answer_unknown_tasks,
+        pace=Pace(spares=arguments.spares),
     )
     with stopped_by_signals(orchestrator.stop, until_stdin_closes=arguments.until_stdin_closes):
         orchestrator.run()

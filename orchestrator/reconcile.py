@@ -73,7 +73,7 @@ def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
 
 def spares_at_s(state: State) -> float | None:
     """When spares are to be chosen, if nothing changes before."""
-    return state.spares_due_s if state.standing.moves is None and calm(state) else None
+    return state.spares_due_s if state.pace.spares and state.standing.moves is None and calm(state) else None
 
 
 def restood(state: State, standing: Standing, now_s: float) -> State:

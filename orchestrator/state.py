@@ -37,6 +37,7 @@ class Pace:
     calm_s: float = 3.0  # without a change before spares are chosen: the rest of a fleet that starts, or dies, follows
     review_s: float = 30.0  # between looks for a better placement, and after moves: some loads of a gateway's disk
     round_s: float = 600.0  # moves that aren't ready by then are given up: a download over a thin line
+    spares: bool = True  # whether leftover memory is given to standbys and replicas at all
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Site:
         heartbeat_interval_s: how often the orchestrators expect the agents' heartbeats.
         mosquitto_settings: further lines of the configuration, when the broker is ``mosquitto``.
         logs: a directory where what the processes print outlives the site; by default it goes with it.
+        spares: whether leftover memory is given to standby copies and replicas.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Site:
         heartbeat_interval_s: float = 1.0,
         mosquitto_settings: Sequence[str] = (),
         logs: Path | None = None,
+        spares: bool = True,
     ) -> None:
         self.url = ""
         self.site = site
@@ -69,6 +71,7 @@ class Site:
         self._heartbeat_interval_s = heartbeat_interval_s
         self._mosquitto_settings = mosquitto_settings
         self._logs = logs
+        self._spares = spares
         self._shapes = dict(links or {})
         self._links: dict[str, Link] = {}
         self._own_broker: EmbeddedBroker | MosquittoBroker | None = None
@@ -108,6 +111,7 @@ class Site:
         """Start the orchestrator, or a ``SPARE``; its state is its own, and survives a restart within this site."""
         arguments = ["orchestrator", "--broker", self._way(name), "--state-dir", str(self._directory / name)]
         arguments += ["--heartbeat-interval", f"{self._heartbeat_interval_s:g}"]
+        arguments += [] if self._spares else ["--no-spares"]
         self._start(name, [*arguments, *(["--site", self.site] if self.site else [])])
 
     def start_agent(self, device: str) -> None:

@@ -28,6 +28,7 @@ from s2m3.memory.sides import MeasurementFailed, Process, Processes
 from s2m3.memory.unsplit import ANSWERED, EMPTY, TRANSFORMERS
 
 SLACK = 1.1  # of an agent's budget over an even share: modules don't divide evenly
+ROOM_BYTES = 32 * 1024 * 1024  # beside that: a module occupies some megabytes more than its weights
 
 Say = Callable[[str], None]
 
@@ -49,7 +50,7 @@ def measure(chosen: Mapping[str, TaskSpec], *, agents: int, models: Path | None,
     sources = [module.source for task in chosen.values() for module in task.modules.values()]
     repositories = list(dict.fromkeys(source.hub for source in sources if source and source.hub))
     exact = counts.mix(chosen)
-    budget_bytes = round(SLACK * max(exact["largest_module_bytes"], exact["shared_bytes"] / agents))
+    budget_bytes = ROOM_BYTES + round(SLACK * max(exact["largest_module_bytes"], exact["shared_bytes"] / agents))
     with ExitStack() as stack:
         directory = models
         if directory is None:

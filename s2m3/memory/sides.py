@@ -82,7 +82,7 @@ def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_byte
     ]
     with (
         MosquittoBroker() as broker,
-        Site(broker.url, configs) as site,
+        Site(broker.url, configs, spares=False) as site,
         Observer(site.url, client_id="bench-memory") as observer,
         Client(site.url) as client,
     ):
@@ -97,11 +97,12 @@ def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_byte
         for name, pid in pids.items():
             memory[name][ANSWERED] = memory_of(pid)
         observer.look()
-        held = {device: list(beat.modules.values()) for device, beat in observer.heartbeats.items()}
+        held = {device: beat.modules for device, beat in observer.heartbeats.items()}
+    weights = {spec.key: spec.memory_bytes for task in chosen.values() for spec in task.modules.values()}
     processes = {
         name: Process(
-            holds=sorted(module.module for module in held.get(name, ())),
-            weights_bytes=sum(module.memory_bytes for module in held.get(name, ())),
+            holds=sorted(module.module for module in held.get(name, {}).values()),
+            weights_bytes=sum(weights[key] for key in held.get(name, {})),
             memory=stages,
         )
         for name, stages in memory.items()
