@@ -105,14 +105,15 @@ def test_words_and_an_output_layer_tied_to_them_stay_one_float32_matrix() -> Non
 
 
 def test_matrices_of_functions_come_out_in_their_shape_and_near_what_they_were() -> None:
-    tensors = {"kernel": torch.randn(6, 2, 3, 3), "bias": torch.randn(6)}
+    tensors = {"kernel": torch.randn(6, 4, 3, 3), "depthwise": torch.randn(6, 1, 5, 5), "bias": torch.randn(6)}
     held = precision.Int8Matrices(tensors)
-    assert list(held) == ["kernel", "bias"]
+    assert list(held) == list(tensors)
     assert torch.equal(held["bias"], tensors["bias"])
+    assert torch.equal(held["depthwise"], tensors["depthwise"]), "short rows stay as they are"
     rows = tensors["kernel"].flatten(1).abs().amax(dim=1)
     assert ((held["kernel"] - tensors["kernel"]).flatten(1).abs().amax(dim=1) <= rows / 127).all()
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    assert held.memory_bytes == precision.shapes_bytes(shapes, "int8") == 108 + 5 * 6 + 4 * 6
+    assert held.memory_bytes == precision.shapes_bytes(shapes, "int8") == (6 * 36 + 5 * 6) + 4 * 6 * 25 + 4 * 6
 
 
 def test_without_torchao_int8_says_which_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
