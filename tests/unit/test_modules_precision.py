@@ -37,6 +37,7 @@ ROWS, NUMBERS = 2 * (4 * 32 + 64 + 32), 2 * (4 * 32 * 32 + 2 * 64 * 32)
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A tiny CLIP in a models directory, and its configuration."""
     monkeypatch.setenv(hub.DIRECTORY_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(precision, "SMALLEST", 1)
     published = zoo.published(NAME)
     random_weights.write(
         published, tmp_path, changes={"config.json": TINY, "preprocessor_config.json": {"size": 32, "crop_size": 32}}
@@ -95,7 +96,8 @@ class Tied(nn.Module):
         self.out = nn.Linear(4, 8, bias=False)
 
 
-def test_words_and_an_output_layer_tied_to_them_stay_one_float32_matrix() -> None:
+def test_words_and_an_output_layer_tied_to_them_stay_one_float32_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "SMALLEST", 1)
     network = Tied().requires_grad_(requires_grad=False)
     expected = precision.network_bytes(network, "int8", tied=("out.weight",))
     precision.quantise(network, tied=("out.weight",))
@@ -105,14 +107,23 @@ def test_words_and_an_output_layer_tied_to_them_stay_one_float32_matrix() -> Non
 
 
 def test_matrices_of_functions_come_out_in_their_shape_and_near_what_they_were() -> None:
-    tensors = {"kernel": torch.randn(6, 2, 3, 3), "bias": torch.randn(6)}
+    tensors = {"kernel": torch.randn(64, 128, 3, 3), "small": torch.randn(6, 4, 5, 5), "bias": torch.randn(6)}
     held = precision.Int8Matrices(tensors)
-    assert list(held) == ["kernel", "bias"]
+    assert list(held) == list(tensors)
     assert torch.equal(held["bias"], tensors["bias"])
+    assert torch.equal(held["small"], tensors["small"])
     rows = tensors["kernel"].flatten(1).abs().amax(dim=1)
     assert ((held["kernel"] - tensors["kernel"]).flatten(1).abs().amax(dim=1) <= rows / 127).all()
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    assert held.memory_bytes == precision.shapes_bytes(shapes, "int8") == 108 + 5 * 6 + 4 * 6
+    assert held.memory_bytes == precision.shapes_bytes(shapes, "int8") == 64 * (128 * 9 + 5) + 4 * 6 * 100 + 4 * 6
+
+
+def test_a_small_linear_layer_stays_float32() -> None:
+    network = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 10)).requires_grad_(requires_grad=False)
+    expected = precision.network_bytes(network, "int8")
+    precision.quantise(network)
+    assert [type(layer.weight) is nn.Parameter for layer in network] == [False, True]
+    assert precision.memory_bytes(network.state_dict().values()) == expected == 256 * 261 + 1024 + 4 * 2570
 
 
 def test_without_torchao_int8_says_which_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
