@@ -33,8 +33,8 @@ def empty_drained(state: State, moment: Moment) -> tuple[State, list[Action]]:
         began, more = _begin(state, moment)
         after, ended = finish_moves(began, moment)
         notes += [*more, *ended]
-        if after is state or after.standing.where == state.standing.where:
-            return after, notes
+        if after is state:
+            return state, notes
         state = after
 
 

@@ -543,6 +543,22 @@ def test_after_a_restart_of_the_orchestrator_a_drained_device_still_serves_until
     served_without_a_gap(site, 3, "classify")
 
 
+def test_a_drain_whose_copies_never_get_ready_begins_anew_in_the_same_turn_and_serves_meanwhile() -> None:
+    site = Site(CLASSIFY, a=100, b=100)
+    site.go_on(2)
+    site.agents["b"].slow = True
+    site.feed(DrainSeen("a", drain=True))
+    served_without_a_gap(site, int(PACE.round_s) + 2, "classify")
+    (given_up,) = site.told("moves_given_up")
+    assert "weren't ready" in str(given_up.fields["why"])
+    assert len(site.told("drain_moves")) == 2
+    again, nothing = decide(site.state, Tick(), site.now_s)
+    assert (again, nothing) == (site.state, [])
+    site.agents["b"].slow = False
+    served_without_a_gap(site, 2, "classify")
+    assert site.able("classify", "vision") == ["b"]
+
+
 def test_two_drains_at_once_end_with_both_empty() -> None:
     site = calm(CLASSIFY, CAPTION, a=120, b=120, c=200)
     for device in ("a", "b"):
