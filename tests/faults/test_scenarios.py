@@ -22,6 +22,7 @@ from s2m3.replay.scenario import Scenario
 from s2m3.replay.stage import Stage, make_of
 
 THROUGH_THE_COMMAND = "hung-front-door"  # alone of its make, so it costs no site more
+ALWAYS = {"drain-under-load", "encoder-killed-mid-request", "front-door-killed", "head-killed-after-encoders"}
 
 
 def by_make() -> list[str]:
@@ -52,7 +53,9 @@ def stages() -> Iterator[Stages]:
         yield Stages(stack)
 
 
-@pytest.mark.parametrize("name", by_make())
+@pytest.mark.parametrize(
+    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.long) for name in by_make()]
+)
 def test_what_a_scenario_expects_holds(stages: Stages, name: str) -> None:
     scenario = load_scenario(name).shortened()
     recording = play(scenario, stages.get(scenario))
