@@ -109,7 +109,8 @@ def apply(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
             drained = cluster.drained | {name} if drain else cluster.drained - {name}
             cluster = replace(cluster, drained=drained)
         case LinkUp():
-            cluster = replace(_all_anew(cluster, now_s), listening=True, up_s=now_s, hold=None)
+            # Who is drained comes anew with the link; an order that was taken back meanwhile doesn't.
+            cluster = replace(_all_anew(cluster, now_s), listening=True, up_s=now_s, hold=None, drained=frozenset())
         case LinkDown():
             cluster = replace(cluster, listening=False)
         case Overslept():

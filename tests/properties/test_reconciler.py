@@ -387,6 +387,10 @@ class Reconciler(RuleBasedStateMachine):
         self.specs = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
         self.routes.clear()
         self.assignments.clear()
+        self.drained.clear()
+        for device, agent in self.agents.items():
+            birth = self.births.get(device)
+            agent.draining = birth is not None and birth.message.status == "draining"
         self.sessions += 1
         self.feed(LinkUp(self.sessions))
         for birth in self.births.values():

@@ -264,6 +264,16 @@ def test_a_drain_holds_for_a_device_that_restarts_and_for_one_that_is_not_known_
     assert fleet.cluster.devices["b"].may_hold
 
 
+def test_a_drain_that_was_taken_back_while_our_link_was_down_is_over() -> None:
+    fleet = Fleet("a", "b")
+    for device in ("a", "b"):
+        fleet.feed(DrainSeen(device, drain=True))
+    fleet.feed(LinkDown("lost"))
+    fleet.feed(LinkUp(2))
+    fleet.feed(DrainSeen("b", drain=True))  # the broker remembers only this one
+    assert [device.draining for device in fleet.cluster.alive()] == [False, True]
+
+
 def test_a_device_that_only_fell_silent_is_forgotten_as_well() -> None:
     fleet = Fleet("a", "b")
     fleet.beating.discard("b")
