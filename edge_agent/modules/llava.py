@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from edge_agent.modules import Output, Value, causal, cut, generation, inputs, prepare, siglip, towers
+from edge_agent.modules import Output, Value, causal, cut, generation, inputs, prepare, siglip, towers, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config
 
 PROMPTS: Mapping[str, str] = MappingProxyType(
@@ -134,6 +134,11 @@ class LanguageModule(causal.Answering):
     def __init__(self, network: causal.Language, checkpoint: Checkpoint) -> None:
         super().__init__(network, checkpoint)
         self._prompt = prompt_of(checkpoint.config)
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture's vectors and a question."""
+        vectors = {"image_embeds": (1, self._network.config.picture_tokens, self.width)}
+        return typical.arrays(vectors), typical.question()
 
     def __call__(self, *values: Value) -> Output:
         """``image_embeds`` (1, p, h) and the question to ``tokens`` (1, t) and the answer."""
