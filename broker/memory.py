@@ -110,11 +110,12 @@ class _Switch:
         chosen: list[_Client] = []
         groups: dict[str, list[_Client]] = {}
         for client in self.linked.values():
-            shared = [name for name in client.filters if name.startswith(_SHARE)]
+            filters = tuple(client.filters)  # a test may ask while another thread subscribes
+            shared = [name for name in filters if name.startswith(_SHARE)]
             for name in shared:
                 if matches(name.split("/", 2)[2], topic):
                     groups.setdefault(name, []).append(client)
-            if any(matches(name, topic) for name in client.filters if name not in shared):
+            if any(matches(name, topic) for name in filters if name not in shared):
                 chosen.append(client)
         for name, members in groups.items():
             turn = self.turns.get(name, 0)
