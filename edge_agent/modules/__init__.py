@@ -14,9 +14,9 @@ How to add a family whose weights are published as a model repository (``clip.py
    weights, what each takes, what it gives (name, dtype, shape). It has
    - ``PARTS: cut.Parts``: for each part its prefixes in the published layouts, how transformers builds it from
      config.json, its identity, its typical pass, and the module around it (``cut.Part`` says all of it);
-   - a module a part: one of ``towers`` where it is a picture, texts or an array in and arrays out; else a class, whose
-     ``__call__(*values)`` prepares raw inputs, runs ``forward`` (tensors to tensors; the typical pass calls the same
-     function), and gives ``Output``; one with several uses has ``uses`` and takes ``use=``; its ``typical()``
+   - a module a part: one of ``towers`` where it is a picture, texts, a sound or an array in, arrays out; else a class,
+     whose ``__call__(*values)`` prepares raw inputs, runs ``forward`` (tensors to tensors; the typical pass calls the
+     same function), and gives ``Output``; one with several uses has ``uses`` and takes ``use=``; its ``typical()``
      gives values for such a call, from ``typical.py``: by them a device measures it. Tokenizers and image processors
      come from ``prepare``;
    - ``load = cut.loader(PARTS)``.

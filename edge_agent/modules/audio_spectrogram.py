@@ -18,6 +18,7 @@ AST hears the first 10.24 seconds: longer sounds are cut, shorter ones padded, a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -106,6 +107,12 @@ def samples(made: ASTFeatureExtractor, value: Value) -> NDArray[np.float32]:
     return found
 
 
+def _features(made: ASTFeatureExtractor, value: Value) -> Tensor:
+    """The encoder's input (1, frames, mels), float32, of what a sensor sent."""
+    found = made(samples(made, value), sampling_rate=made.sampling_rate, return_tensors="np")
+    return torch.tensor(np.asarray(found["input_values"], dtype=np.float32))
+
+
 def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = ast_config(checkpoint.config)
     wanted = (
@@ -131,27 +138,6 @@ def _typical_head(network: AlignmentHead, use: str | None) -> dict[str, Tensor]:
     """One sound, one picture and four texts."""
     one = torch.empty(1, network.width)
     return network.forward(one, one, torch.empty(TYPICAL_TEXTS, network.width))
-
-
-class EncoderModule:
-    """The encoder with its weights and its feature extractor."""
-
-    def __init__(self, network: ASTModel, made: ASTFeatureExtractor) -> None:
-        self._network = network
-        self._extractor = made
-
-    def typical(self) -> tuple[Value, ...]:
-        """A sound."""
-        return (typical.sound(),)
-
-    def __call__(self, *values: Value) -> Output:
-        """A sound's wav bytes to ``pooled`` (1, d)."""
-        inputs.count(values, 1)
-        sound = samples(self._extractor, values[0])
-        found = self._extractor(sound, sampling_rate=self._extractor.sampling_rate, return_tensors="np")
-        features = torch.tensor(np.asarray(found["input_values"], dtype=np.float32))  # (1, frames, mels)
-        with torch.inference_mode():
-            return Output(answers.arrays(hear(self._network, features.to(self._network.dtype))))
 
 
 class AlignmentModule:
@@ -191,7 +177,7 @@ PARTS: cut.Parts = MappingProxyType(
             build=lambda config: ASTModel(ast_config(config)),
             identity=_encoder_identity,
             typical=_typical_encoder,
-            module=lambda network, checkpoint: EncoderModule(network, extractor(checkpoint)),
+            module=lambda network, checkpoint: towers.Sounds(hear, network, partial(_features, extractor(checkpoint))),
             renames=vit.RENAMES,
         ),
         "projection": cut.Part(

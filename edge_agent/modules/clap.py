@@ -13,6 +13,7 @@ repeated, as published. ``logit_scale_t`` only scales the texts' side of the tra
 
 from __future__ import annotations
 
+from functools import partial
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ from transformers import (
 )
 
 from broker.errors import ModuleRefused
-from edge_agent.modules import Output, Value, answers, audio, cut, inputs, prepare, towers, typical
+from edge_agent.modules import Value, audio, cut, prepare, towers
 from edge_agent.modules.checkpoint import Checkpoint, Config, read_object
 from edge_agent.modules.contrast import ContrastHead, HeadModule
 
@@ -128,6 +129,11 @@ def beginning(made: ClapFeatureExtractor, value: Value) -> NDArray[np.float32]:
     return audio.samples(value, made.sampling_rate, MOST_S)[: made.nb_max_samples]
 
 
+def _features(made: ClapFeatureExtractor, value: Value) -> Tensor:
+    """The tower's input (1, 1, frames, mels), float32, of what a sensor sent."""
+    return spectrogram(made, beginning(made, value))
+
+
 def _audio_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = audio_config(checkpoint.config)
     wanted = (
@@ -167,25 +173,6 @@ def _typical_head(network: Head, use: str | None) -> dict[str, Tensor]:  # noqa:
     return network.typical(TYPICAL_TEXTS)
 
 
-class AudioModule:
-    """The audio tower with its weights and its feature extractor."""
-
-    def __init__(self, network: ClapAudioModelWithProjection, made: ClapFeatureExtractor) -> None:
-        self._network = network
-        self._extractor = made
-
-    def typical(self) -> tuple[Value, ...]:
-        """A sound."""
-        return (typical.sound(),)
-
-    def __call__(self, *values: Value) -> Output:
-        """A sound's wav bytes to ``audio_embeds`` (1, e)."""
-        inputs.count(values, 1)
-        features = spectrogram(self._extractor, beginning(self._extractor, values[0]))
-        with torch.inference_mode():
-            return Output(answers.arrays(hear(self._network, features.to(self._network.dtype))))
-
-
 def _longest(config: ClapTextConfig) -> int:
     """Tokens of the longest text: RoBERTa's positions start after the padding token's id."""
     return config.max_position_embeddings - cast("int", config.pad_token_id) - 1
@@ -198,7 +185,7 @@ PARTS: cut.Parts = MappingProxyType(
             build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
             identity=_audio_identity,
             typical=_typical_audio,
-            module=lambda network, checkpoint: AudioModule(network, extractor(checkpoint)),
+            module=lambda network, checkpoint: towers.Sounds(hear, network, partial(_features, extractor(checkpoint))),
         ),
         "text": cut.Part(
             prefixes={"clap": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},

@@ -1,4 +1,4 @@
-"""What most parts do with their network: a picture, texts or another node's array in, arrays out.
+"""What most parts do with their network: a picture, texts, a sound or another node's array in, arrays out.
 
 Owns the steps around a forward pass that families share. Knows no family: which network, which function of it, and how
 its input is prepared come in.
@@ -89,6 +89,38 @@ class Texts(Generic[N]):
         )
         with torch.inference_mode():
             return Output(answers.arrays(self._read(self._network, tokens["input_ids"], tokens["attention_mask"])))
+
+
+class Sounds(Generic[N]):
+    """A network that hears.
+
+    Args:
+        hear: The network and a sound's features (1, ...) to arrays.
+        network: The network.
+        features: How a sound is prepared: a wav's bytes to features, float32.
+    """
+
+    def __init__(
+        self,
+        hear: Callable[[N, Tensor], Mapping[str, Tensor]],
+        network: N,
+        features: Callable[[Value], Tensor],
+    ) -> None:
+        self._hear = hear
+        self._network = network
+        self._features = features
+        self._dtype = next(network.parameters()).dtype
+
+    def typical(self) -> tuple[Value, ...]:
+        """A sound."""
+        return (typical.sound(),)
+
+    def __call__(self, *values: Value) -> Output:
+        """A sound's wav bytes to arrays."""
+        inputs.count(values, 1)
+        features = self._features(values[0]).to(self._dtype)
+        with torch.inference_mode():
+            return Output(answers.arrays(self._hear(self._network, features)))
 
 
 class Arrays(Generic[N]):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import cast
 
@@ -28,7 +29,7 @@ from transformers import PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureE
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
 from broker.errors import ModuleRefused
-from edge_agent.modules import Output, Value, answers, audio, cut, generation, identity, inputs, prepare, typical
+from edge_agent.modules import Output, Value, audio, cut, generation, identity, inputs, prepare, towers, typical
 from edge_agent.modules.checkpoint import Checkpoint, Config, read_object
 
 MOST_TOKENS = 224  # of 30 s, as its authors generate: half of what the decoder can hold
@@ -187,25 +188,6 @@ def _typical_decoder(network: Decoder, use: str | None) -> dict[str, Tensor]:  #
     return {"tokens": network.forward(hidden).argmax(dim=-1)}
 
 
-class EncoderModule:
-    """The encoder with its weights, and the way to prepare a sound for it."""
-
-    def __init__(self, network: WhisperEncoder, extractor: WhisperFeatureExtractor) -> None:
-        self._network = network
-        self._extractor = extractor
-
-    def typical(self) -> tuple[Value, ...]:
-        """A sound."""
-        return (typical.sound(),)
-
-    def __call__(self, *values: Value) -> Output:
-        """A wav's bytes, of at most 30 s, to ``states`` (1, s, d)."""
-        inputs.count(values, 1)
-        sound = audio.samples(values[0], self._extractor.sampling_rate, self._extractor.chunk_length)
-        with torch.inference_mode():
-            return Output(answers.arrays(hear(self._network, features(self._extractor, sound).to(self._network.dtype))))
-
-
 class DecoderModule:
     """The decoder with its weights, its tokenizer, and the tokens that mean something."""
 
@@ -235,6 +217,11 @@ def features(extractor: WhisperFeatureExtractor, sound: NDArray[np.float32]) -> 
     return torch.tensor(np.ascontiguousarray(made, dtype=np.float32))
 
 
+def _features(extractor: WhisperFeatureExtractor, value: Value) -> Tensor:
+    """The encoder's input of a wav's bytes, of at most 30 s."""
+    return features(extractor, audio.samples(value, extractor.sampling_rate, extractor.chunk_length))
+
+
 def _writing(network: Decoder, checkpoint: Checkpoint) -> DecoderModule:
     generation.check_tied(checkpoint, "proj_out.weight", "model.decoder.embed_tokens.weight")
     return DecoderModule(network, prepare.tokenizer(checkpoint, WhisperTokenizer), _tokens(checkpoint))
@@ -247,7 +234,7 @@ PARTS: cut.Parts = MappingProxyType(
             build=lambda config: WhisperEncoder(_config(config)),
             identity=_encoder_identity,
             typical=_typical_encoder,
-            module=lambda network, checkpoint: EncoderModule(network, _extractor(checkpoint)),
+            module=lambda network, checkpoint: towers.Sounds(hear, network, partial(_features, _extractor(checkpoint))),
         ),
         "decoder": cut.Part(
             prefixes={"whisper": [{"model.decoder.": "decoder."}]},
