@@ -13,14 +13,12 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import numpy as np
-import numpy.typing as npt
 
 from broker.links import transfer_s
 from broker.specs import DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.costs import compute_s
 from orchestrator.fleet import NOWHERE, Fleet, Floats, Integers, Row
 
-Bools = npt.NDArray[np.bool_]
 _UNSCHEDULED = -1.0
 
 

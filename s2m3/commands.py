@@ -6,7 +6,6 @@ import argparse
 import json
 import mimetypes
 import threading
-import time
 import uuid
 from pathlib import Path
 
@@ -91,8 +90,7 @@ def status(arguments: argparse.Namespace) -> int:
     """Show the site as its retained state and its heartbeats tell it."""
     with _observer(arguments) as observer:
         tasks.connect(observer, arguments.broker)
-        until_s = time.monotonic() + HEARTBEATS_S
-        observer.wait_for(lambda seen: time.monotonic() > until_s or _everybody_reported(seen), HEARTBEATS_S)
+        observer.wait_for(lambda seen: seen.leader is not None and seen.beats(), HEARTBEATS_S)
         if arguments.json:
             print(json.dumps(status_document(observer)))
         else:
@@ -126,11 +124,6 @@ def status_document(observer: Observer) -> dict[str, object]:
 
 def _observer(arguments: argparse.Namespace) -> Observer:
     return Observer(arguments.broker, client_id=f"s2m3-{uuid.uuid4().hex[:12]}", site=arguments.site)
-
-
-def _everybody_reported(observer: Observer) -> bool:
-    online = {name for name, state in observer.devices.items() if state.status != "offline"}
-    return observer.leader is not None and bool(online) and online <= observer.heartbeats.keys()
 
 
 def _inputs(arguments: argparse.Namespace, expected: dict[str, InputSpec]) -> dict[str, RawInput]:

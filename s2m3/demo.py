@@ -130,15 +130,11 @@ class Demo:
         return [dict(unsplit.answer(r.task, inputs)) for r, inputs in zip(REQUESTS, self._inputs, strict=True)]
 
     def _await_devices(self) -> None:
-        def all_online(seen: Observer) -> bool:
-            self._site.check()
-            online = {name for name, state in seen.devices.items() if state.status == "online"}
-            return online >= {config.id for config in AGENTS} and bool(seen.leader and seen.leader.online)
+        def all_there(seen: Observer) -> bool:
+            return seen.beats(self._site.devices) and bool(seen.leader and seen.leader.online)
 
-        until_s = time.monotonic() + START_S
-        while not self._observer.wait_for(all_online, timeout_s=0.5):
-            if time.monotonic() > until_s:
-                raise DemoFailed(f"not all processes were online within {START_S:g} s: is this machine very busy?")
+        if not self._site.wait_for(self._observer, all_there, START_S):
+            raise DemoFailed(f"not all processes were online within {START_S:g} s: is this machine very busy?")
 
     def _deploy(self) -> None:
         for task, route in tasks.deploy(self._observer, self._specs, DEPLOY_S).items():

@@ -6,7 +6,7 @@ Owns the picture and waiting for it to change. Decides nothing, and what it show
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -70,6 +70,12 @@ class Observer:
         topics = (ORCHESTRATOR_STATE, DEVICE_STATE, DEVICE_HEARTBEAT, DEVICE_ASSIGNMENT, DEVICE_DRAIN, TASK_ROUTE)
         self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
         self._transport.start()
+
+    def beats(self, devices: Collection[str] | None = None) -> bool:
+        """Whether each of these devices, by default all (and any) that aren't offline, was heard to beat."""
+        here = {name for name, state in self.devices.items() if state.status != "offline"}
+        wanted = here if devices is None else set(devices)
+        return bool(wanted) and wanted <= here & self.heartbeats.keys()
 
     def publish(self, message: Outgoing) -> None:
         """Publish for the operator: a task's spec, or the clearing of a retained topic."""

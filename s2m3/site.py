@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -25,8 +25,10 @@ from broker.errors import BadFile, S2M3Error
 from broker.mosquitto import MosquittoBroker
 from edge_agent.config import AgentConfig
 from s2m3.link import Link, LinkShape
+from s2m3.observe import Observer
 
 GOODBYE_S = 5.0
+LOOK_S = 0.2  # between looks whether a process ended
 ORCHESTRATOR = "orchestrator"
 """The orchestrator's name among the processes and links."""
 SPARE = "orchestrator-spare"
@@ -207,6 +209,19 @@ class Site:
         for name, process in self._processes.items():
             if (code := process.poll()) is not None:
                 raise SiteFailed(f"{name} ended by itself with code {code}: {self._last_words(name)}")
+
+    def wait_for(self, observer: Observer, holds: Callable[[Observer], bool], timeout_s: float) -> bool:
+        """Look until something holds, or the time is over; says whether it holds.
+
+        Raises:
+            SiteFailed: a process ended by itself meanwhile.
+        """
+        until_s = time.monotonic() + timeout_s
+        while not observer.wait_for(holds, LOOK_S):
+            self.check()
+            if time.monotonic() > until_s:
+                return False
+        return True
 
     def _start(self, name: str, arguments: list[str]) -> None:
         with self._log_of(name).open("ab") as output:

@@ -44,7 +44,7 @@ def deploy(observer: Observer, url: str, task: TaskSpec, timeout_s: float) -> Ro
     tasks.connect(observer, url)
     if not observer.wait_for(lambda seen: seen.leader is not None and seen.leader.online, HEARTBEAT_S):
         raise NotServed("no orchestrator is online: start one (`s2m3 orchestrator`), then deploy the task file")
-    observer.wait_for(_everybody_reported, HEARTBEAT_S)
+    observer.wait_for(lambda seen: seen.beats(), HEARTBEAT_S)
     before = {device: beat.memory_used_bytes for device, beat in observer.heartbeats.items()}
     head = task.module_of(task.output).key
     encoder = {module.key for module in task.modules.values()} - {head}
@@ -65,11 +65,6 @@ def deploy(observer: Observer, url: str, task: TaskSpec, timeout_s: float) -> Ro
         encoder_loaded_again=_loaded(observer, since, encoder, had),
         added_bytes={device: size for device, size in sorted(added.items()) if size},
     )
-
-
-def _everybody_reported(observer: Observer) -> bool:
-    online = {name for name, state in observer.devices.items() if state.status == "online"}
-    return bool(online) and online <= observer.heartbeats.keys()
 
 
 def _ready(observer: Observer, keys: set[ModuleKey]) -> set[tuple[DeviceId, ModuleKey]]:

@@ -81,23 +81,19 @@ class Trial:
             TrialFailed: it isn't, in time; with the reason.
             SiteFailed: a process ended.
         """
-        wanted, until_s = {config.id for config in self.agents}, time.monotonic() + START_S
+        until_s = time.monotonic() + START_S
 
-        def all_online(seen: Observer) -> bool:
-            self.site.check()
-            online = {device for device, state in seen.devices.items() if state.status == "online"}
-            return online >= wanted and bool(seen.leader and seen.leader.online)
+        def all_there(seen: Observer) -> bool:
+            return seen.beats(self.site.devices) and bool(seen.leader and seen.leader.online)
 
-        while not self.observer.wait_for(all_online, timeout_s=0.5):
-            if time.monotonic() > until_s:
-                raise TrialFailed(f"{self.name}: not all processes were online within {START_S:g} s")
+        if not self.site.wait_for(self.observer, all_there, START_S):
+            raise TrialFailed(f"{self.name}: not all processes were online within {START_S:g} s")
         tasks.deploy(self.observer, [self.task], START_S)
-        while not self.observer.wait_for(self._served, timeout_s=0.5):  # a refusal may pass: a busy device comes back
-            self.site.check()
-            if time.monotonic() > until_s:
-                route = self.observer.routes.get(self.task.task)
-                why = (route and route.unavailable) or f"not served within {START_S:g} s"
-                raise TrialFailed(f"{self.name}: {self.task.task} could not be deployed: {why}")
+        # A refusal may pass: a busy device comes back.
+        if not self.site.wait_for(self.observer, self._served, until_s - time.monotonic()):
+            route = self.observer.routes.get(self.task.task)
+            why = (route and route.unavailable) or f"not served within {START_S:g} s"
+            raise TrialFailed(f"{self.name}: {self.task.task} could not be deployed: {why}")
 
     def _served(self, seen: Observer) -> bool:
         route = seen.routes.get(self.task.task)

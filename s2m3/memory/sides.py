@@ -112,12 +112,9 @@ def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_byte
 
 def _await_devices(site: Site, observer: Observer) -> None:
     tasks.connect(observer, site.url)
-    devices = set(site.devices)
-    ready = observer.wait_for(lambda seen: seen.leader is not None and devices <= seen.heartbeats.keys(), START_S)
-    site.check()
-    if not ready:
+    if not site.wait_for(observer, lambda seen: seen.leader is not None and seen.beats(site.devices), START_S):
         there = ", ".join(observer.devices) or "none"
-        raise MeasurementFailed(f"of {len(devices)} agents these were there after {START_S:.0f} s: {there}")
+        raise MeasurementFailed(f"of {len(site.devices)} agents these were there after {START_S:.0f} s: {there}")
 
 
 def _deploy(site: Site, observer: Observer, chosen: Mapping[str, TaskSpec]) -> None:

@@ -31,7 +31,6 @@ from s2m3.site import ORCHESTRATOR, SPARE, Site, SiteFailed
 
 START_S = 90.0  # agents import torch, all at once, on as few cores as there are
 SERVE_S = 90.0  # until every task is served
-LOOK_S = 0.2  # between looks whether a process ended
 SETTLED_INTERVALS = 2  # heartbeats without a new assignment: then nothing is about to move
 PERSISTENCE = ("persistence true", "autosave_on_changes true", "autosave_interval 1")
 
@@ -160,11 +159,8 @@ class Stage:
         return (*PERSISTENCE, f"persistence_location {directory}/")
 
     def _await(self, holds: Callable[[Observer], bool], timeout_s: float, trouble: str) -> None:
-        until_s = time.monotonic() + timeout_s
-        while not self.observer.wait_for(holds, LOOK_S):
-            self.site.check()
-            if time.monotonic() > until_s:
-                raise ReplayFailed(f"{trouble} ({timeout_s:g} s)")
+        if not self.site.wait_for(self.observer, holds, timeout_s):
+            raise ReplayFailed(f"{trouble} ({timeout_s:g} s)")
 
     def _all_beat(self, seen: Observer) -> bool:
         newest_s = time.monotonic() - self.silence_s

@@ -65,7 +65,7 @@ def measure(
     ):
         tasks.connect(observer, site.url)
         progress("waiting for the devices")
-        if not observer.wait_for(lambda seen: len(seen.heartbeats) == devices and seen.leader is not None, START_S):
+        if not site.wait_for(observer, lambda seen: seen.leader is not None and seen.beats(site.devices), START_S):
             raise NotServed("not every agent beats; see whether the machine is overloaded")
         routes = tasks.deploy(observer, [load_task(f"pocket/{task}") for task in TASKS], START_S)
         if not all(route and route.complete for route in routes.values()):
