@@ -157,9 +157,9 @@ class Calibration:
             return None
         try:
             return self._clocked(module, values)
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - what it can't do with made-up values it may do with real ones
+        except Exception as error:  # what it can't do with made-up values it may do with real ones
+            if footprint.is_out_of_memory(error):
+                raise
             log.warning("module_not_calibrated", family=spec.family, why=f"{type(error).__name__}: {error}")
             return None
 

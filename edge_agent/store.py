@@ -28,6 +28,7 @@ from broker.messages import AssignedModule, HeldModule
 from broker.specs import ModuleKey, ModuleSpec
 from edge_agent import modules
 from edge_agent.calibrate import Calibration, Loaded
+from edge_agent.footprint import is_out_of_memory
 from edge_agent.modules import Module
 
 Load = Callable[[ModuleSpec], Module]
@@ -261,9 +262,9 @@ def _held(entry: _Entry) -> HeldModule:
 
 
 def _reason(assigned: AssignedModule, error: Exception) -> str:
+    if is_out_of_memory(error):
+        return f"{assigned.module} needs {assigned.spec.memory_bytes} bytes, which this device doesn't really have"
     if isinstance(error, ModuleRefused):
         return f"{assigned.module}: {error}"
-    if isinstance(error, MemoryError):
-        return f"{assigned.module} needs {assigned.spec.memory_bytes} bytes, which this device doesn't really have"
     first = (str(error).strip() or "no reason given").splitlines()[0]
     return f"{assigned.module} can't be loaded ({type(error).__name__}: {first})"

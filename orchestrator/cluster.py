@@ -7,8 +7,9 @@ steady clock.
 Invariants:
 - one missed heartbeat makes nobody dead; the detector stands still while our own link is down or our own process
   stood, and after it everybody has the full time anew;
-- when most devices vanish within one interval it is the network or the broker: the silent ones get more time, and what
-  the others left behind is placed anew only after a while;
+- nor does its time pass while our own words don't come back: then it is our link that stalls, not they;
+- when most devices vanish within one interval it is the network or the broker: the silent ones get more time, and more
+  again when the first of them is heard; what the others left behind is placed anew only after a while;
 - who is silent and accused of a timeout is dead sooner than who is only silent; who beats and is accused enough hangs;
 - who died and returned is on probation (``trust``);
 - who stays away is forgotten; if it beats again without a birth, it is asked for one.
@@ -16,6 +17,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -24,12 +26,16 @@ from broker.specs import DeviceId, ModuleKey
 from broker.transport import LinkDown, LinkUp
 from orchestrator.device import Device, anew, beaten, pardoned, reported, tried_again
 from orchestrator.trust import ACCUSED_FOR_S, accused, still_accused
+from orchestrator.watch import own_interval_s
 
 SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late beat is no death
 DEAD_AFTER_INTERVALS = 3.25  # three beats missed, and a quarter of an interval for the network's jitter
 ACCUSED_DEAD_AFTER_INTERVALS = 2.25  # two beats missed, when a coordinator's call to it timed out as well
 HOLD_INTERVALS = 5.0  # so much longer when most vanish at once: a switch, or a broker, is back after some seconds
 HOLD_FROM = 3  # devices: two may share a plug and die together
+AFTER_HOLD_INTERVALS = 1.25  # once one is heard again, the others' next beats must come in an interval and its jitter
+ECHO_LATE_INTERVALS = 1.5  # of our own heartbeat; sooner than any device can look dead because our link stalls
+ECHO_GIVEN_UP_S = 10.0  # far beyond what keepalive needs to see a link stall: a broker that echoes nothing stops nobody
 FORGET_AFTER_S = 3600.0  # a device that is offline so long is no device of ours any more
 
 
@@ -85,6 +91,7 @@ class Cluster:
     up_s: float = 0.0  # since when
     drained: frozenset[DeviceId] = frozenset()  # by an operator, known or not
     hold: Hold | None = None
+    echo_s: float | None = None  # when a word of our own last came back over this link
 
     def alive(self) -> list[Device]:
         """The devices to which requests may go, by id."""
@@ -96,7 +103,7 @@ ClusterEvent = DeviceStateSeen | HeartbeatSeen | DrainSeen | Overslept | Tick | 
 
 def apply(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
     """The cluster after this event; the detector looks at everybody too."""
-    before = cluster
+    before, most_silent = cluster, _most_silent(cluster)
     match event:
         case DeviceStateSeen(name, message):
             cluster = _with(cluster, reported(cluster.devices.get(name), name, message, now_s))
@@ -110,13 +117,16 @@ def apply(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
             cluster = replace(cluster, drained=drained)
         case LinkUp():
             # Who is drained comes anew with the link; an order that was taken back meanwhile doesn't.
-            cluster = replace(_all_anew(cluster, now_s), listening=True, up_s=now_s, hold=None, drained=frozenset())
+            cluster = _all_anew(cluster, now_s)
+            cluster = replace(cluster, listening=True, up_s=now_s, hold=None, drained=frozenset())
         case LinkDown():
             cluster = replace(cluster, listening=False)
         case Overslept():
             cluster = _all_anew(cluster, now_s)
         case Tick():
             pass
+    if most_silent and not _most_silent(cluster):
+        cluster = _spared(cluster, now_s)
     if cluster.listening:
         cluster = _detect(cluster, now_s)
     return _held(_recorded(before, cluster, now_s), now_s)
@@ -127,6 +137,19 @@ def pardon(cluster: Cluster, keys: Collection[ModuleKey]) -> Cluster:
     return replace(cluster, devices={name: pardoned(device, keys) for name, device in cluster.devices.items()})
 
 
+def echoed(cluster: Cluster, now_s: float) -> Cluster:
+    """After a word of our own came back: the time for which it was late didn't pass for anybody."""
+    late_s = max(0.0, now_s - _stands_still_s(cluster))
+    cluster = replace(cluster, echo_s=now_s)
+    if not late_s or not cluster.listening:
+        return cluster
+    later = {
+        name: replace(device, heard_s=min(now_s, device.heard_s + late_s)) if device.watched else device
+        for name, device in cluster.devices.items()
+    }
+    return replace(cluster, devices=later)
+
+
 def next_deadline_s(cluster: Cluster) -> float | None:
     """When the detector must look again, if nothing happens before."""
     if not cluster.listening:
@@ -134,10 +157,13 @@ def next_deadline_s(cluster: Cluster) -> float | None:
     silent = _most_silent(cluster)
     due = [_due_s(cluster, device, most_silent=silent) for device in cluster.devices.values() if device.watched]
     due += [device.heard_s + FORGET_AFTER_S for device in cluster.devices.values() if not device.watched]
-    due += [cluster.hold.until_s] if cluster.hold else []
     for device in cluster.devices.values():
         due += [said.at_s + ACCUSED_FOR_S for said in device.accusers.values()]
         due += [setback.until_s for setback in device.setbacks.values() if setback.until_s is not None]
+    stands_still_s = _stands_still_s(cluster)
+    due = [at_s for at_s in due if at_s <= stands_still_s]
+    due += [cluster.hold.until_s] if cluster.hold else []
+    due += [] if cluster.echo_s is None else [cluster.echo_s + ECHO_GIVEN_UP_S]
     return min(due, default=None)
 
 
@@ -208,7 +234,26 @@ def _most(some: int, of: int) -> bool:
 
 
 def _all_anew(cluster: Cluster, now_s: float) -> Cluster:
-    return replace(cluster, devices={name: anew(device, now_s) for name, device in cluster.devices.items()})
+    devices = {name: anew(device, now_s) for name, device in cluster.devices.items()}
+    return replace(cluster, devices=devices, echo_s=None)
+
+
+def _spared(cluster: Cluster, now_s: float) -> Cluster:
+    """With time for those still silent to be heard: what kept most of them silent has just ended."""
+    earliest_s = now_s - (DEAD_AFTER_INTERVALS - AFTER_HOLD_INTERVALS) * cluster.heartbeat_interval_s
+    spared = {
+        name: replace(device, heard_s=max(device.heard_s, earliest_s), accusers={})
+        for name, device in cluster.devices.items()
+        if device.watched and device.health == "suspect"
+    }
+    return replace(cluster, devices={**cluster.devices, **spared})
+
+
+def _stands_still_s(cluster: Cluster) -> float:
+    """When the detector's clock stops, unless a word of our own comes back before."""
+    if cluster.echo_s is None:
+        return math.inf
+    return cluster.echo_s + ECHO_LATE_INTERVALS * own_interval_s(cluster.heartbeat_interval_s)
 
 
 def _most_silent(cluster: Cluster) -> bool:
@@ -229,6 +274,9 @@ def _due_s(cluster: Cluster, device: Device, *, most_silent: bool) -> float:
 
 def _detect(cluster: Cluster, now_s: float) -> Cluster:
     """Whose time is over: pauses and suspicions, the silent, then the dead, then those that are away for long."""
+    if cluster.echo_s is not None and now_s >= cluster.echo_s + ECHO_GIVEN_UP_S:
+        cluster = _all_anew(cluster, now_s)
+    now_s = min(now_s, _stands_still_s(cluster))
     for known in cluster.devices.values():
         device = tried_again(known, now_s)
         if (accusers := still_accused(device.accusers, now_s)) is not device.accusers:

@@ -96,7 +96,7 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
     if isinstance(event, RequestSeen):
         return state, answer(state, event, now_s)
     if isinstance(event, OrchestratorSeen):
-        return _heed(state, event)
+        return _heed(state, event, now_s)
     if isinstance(event, HeartbeatSeen) and (resign := obeys_another(state, event.device, event.message)):
         return state, resign
     before, state = state, _absorb(state, event, now_s)
@@ -120,9 +120,11 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
     return state, actions
 
 
-def _heed(state: State, seen: OrchestratorSeen) -> tuple[State, list[Action]]:
+def _heed(state: State, seen: OrchestratorSeen, now_s: float) -> tuple[State, list[Action]]:
     """What the leader's topic says; an older leader that came back may have overwritten all that we said."""
     state, actions = heed(state, seen.message)
+    if state.link is not None and seen.message.session == state.link.session:
+        state = replace(state, cluster=devices.echoed(state.cluster, now_s))
     if state.link is None or any(isinstance(action, Resign) for action in actions):
         return state, actions
     outdated = seen.message.epoch < state.epoch and seen.message.online

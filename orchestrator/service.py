@@ -49,7 +49,7 @@ from orchestrator.events import (
     Resign,
 )
 from orchestrator.state import Pace, State, initial
-from orchestrator.watch import LEADER_INTERVAL_S, READ_RETAINED_S, Watch, observe, take_over_at_s
+from orchestrator.watch import LEADER_INTERVAL_S, READ_RETAINED_S, Watch, observe, own_interval_s, take_over_at_s
 from orchestrator.wire import HEARD, event_of, outgoing_of
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
@@ -276,7 +276,7 @@ class Orchestrator:
         """Tell a spare, once in each interval, that the leader's loop turns."""
         if time.monotonic() < self._beat_at_s:
             return
-        self._beat_at_s = time.monotonic() + LEADER_INTERVAL_S
+        self._beat_at_s = time.monotonic() + own_interval_s(self._heartbeat_interval_s)
         if self._state is not None and self._state.link is not None and self.resigned is None:
             if self._state.unsaid_at_s is not None:
                 return  # this term may be over

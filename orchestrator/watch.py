@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from broker.messages import OrchestratorState
 from broker.transport import LinkDown, LinkUp
 
-LEADER_INTERVAL_S = 1.0  # between the leader's heartbeats
+LEADER_INTERVAL_S = 1.0  # between the leader's heartbeats, at most
 SILENT_AFTER_INTERVALS = 3.25  # as for devices: three missed, and a quarter for the network's jitter
 READ_RETAINED_S = 0.5  # a broker sends retained messages at once after the subscription; there is no end mark
 
@@ -31,6 +31,11 @@ class Watch:
     free: bool = False  # somebody said that nobody leads
     up_s: float | None = None  # since when our link is up
     heard_s: float = 0.0  # the leader's last sign of life
+
+
+def own_interval_s(heartbeat_interval_s: float) -> float:
+    """Seconds between the leader's heartbeats: where devices beat faster it does too, or it hears its link stall late."""
+    return min(LEADER_INTERVAL_S, heartbeat_interval_s)
 
 
 def observe(watch: Watch, event: LinkUp | LinkDown | OrchestratorState, now_s: float) -> Watch:

@@ -797,3 +797,15 @@ def test_a_task_that_describes_a_shared_module_differently_is_refused_and_distur
         assert site.route("classify").complete
     site.feed(TaskDeployed(task("another", VISION, TEXT)))
     assert site.route("another").unavailable is None
+
+
+def test_our_own_word_that_comes_back_over_this_link_proves_it_and_no_other_does() -> None:
+    site = Site(epoch=3)
+    site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=True, session=77)))
+    assert site.state.cluster.echo_s is None
+    site.now_s = 4.0
+    site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=True, session=1)))
+    assert site.state.cluster.echo_s == 4.0
+    site.feed(LinkDown("cut"))
+    site.feed(LinkUp(2))
+    assert site.state.cluster.echo_s is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 
@@ -194,11 +195,20 @@ def test_a_module_unloaded_while_loading_is_dropped_and_its_memory_counts_until_
     assert store.used_bytes == 0
 
 
+def refusal_of(cause: Exception) -> ModuleRefused:
+    """What a reader of weights makes of any error of its library."""
+    refusal = ModuleRefused("model.safetensors can't be read as weights: install it again")
+    refusal.__cause__ = cause
+    return refusal
+
+
 @pytest.mark.parametrize(
     ("failure", "sentence"),
     [
         (ModuleRefused("unknown family"), r"^a: unknown family$"),
         (MemoryError(), r"^a needs 100 bytes, which this device doesn't really have$"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), r"^a needs 100 bytes, which this"),
+        (refusal_of(OSError(errno.ENOMEM, "Cannot allocate memory")), r"^a needs 100 bytes, which this device"),
         (RuntimeError("first line\n  File x, line 3"), r"^a can't be loaded \(RuntimeError: first line\)$"),
         (KeyError(), r"^a can't be loaded \(KeyError: no reason given\)$"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from broker.messages import DeviceProfile, DeviceState, Heartbeat
 from broker.transport import LinkDown, LinkUp
 from orchestrator.cluster import (
+    ECHO_GIVEN_UP_S,
     HOLD_INTERVALS,
     Cluster,
     ClusterEvent,
@@ -16,6 +17,8 @@ from orchestrator.cluster import (
     Overslept,
     Tick,
     apply,
+    echoed,
+    next_deadline_s,
 )
 from orchestrator.trust import ACCUSED_FOR_S, FORGIVE_AFTER_S, PROBATION_BEATS
 
@@ -55,6 +58,9 @@ class Fleet:
     def die(self, name: str) -> None:
         self.beating.discard(name)
         self.feed(DeviceStateSeen(name, DeviceState(status="offline", session=self.sessions[name])))
+
+    def echo(self) -> None:
+        self.cluster = echoed(self.cluster, self.now_s)
 
     def blame(self, by: str, whom: str) -> None:
         self.suspects.setdefault(by, {})[whom] = self.now_s
@@ -197,14 +203,53 @@ def test_when_most_devices_fall_silent_at_once_nobody_is_dead_before_the_hold_is
     assert fleet.alive() == {"d", "e"}
 
 
-def test_the_rest_is_dead_as_soon_as_most_are_back() -> None:
+def test_once_one_is_back_the_others_have_an_interval_and_a_quarter_to_be_heard() -> None:
     fleet = Fleet("a", "b", "c", "d", "e")
     fleet.go_on(1)
     fleet.beating -= {"a", "b", "c"}
     fleet.go_on(4)
     fleet.beating |= {"a", "b"}
-    fleet.go_on(1)
+    fleet.go_on(2)  # a is back after the first of these
+    assert fleet.alive() == {"a", "b", "c", "d", "e"}
+    fleet.go_on(0.25)
     assert fleet.alive() == {"a", "b", "d", "e"}
+
+
+def test_while_our_own_words_do_not_come_back_no_time_passes_for_the_silent() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(3)
+    fleet.echo()
+    fleet.beating.clear()
+    fleet.go_on(6)
+    assert fleet.alive() == {"a", "b"}, "our link stalls: who else would know whether they beat?"
+    fleet.beating.add("a")
+    fleet.beat("a")  # what was queued arrives, in any order
+    fleet.echo()
+    fleet.go_on(1.5)
+    assert fleet.alive() == {"a", "b"}
+    fleet.echo()
+    fleet.go_on(0.25)
+    assert fleet.alive() == {"a"}, "3.25 intervals after its last beat, without the 4.5 that our link stood still"
+
+
+def test_a_broker_that_never_echoes_stops_the_detector_for_a_while_only() -> None:
+    fleet = Fleet("a", "b")
+    fleet.echo()
+    fleet.beating.discard("b")
+    fleet.go_on(ECHO_GIVEN_UP_S)
+    assert fleet.alive() == {"a", "b"}
+    fleet.go_on(3.25)
+    assert fleet.alive() == {"a"}
+
+
+def test_a_stall_is_no_reason_to_look_again_and_again() -> None:
+    fleet = Fleet("a")
+    fleet.echo()
+    fleet.beating.clear()
+    fleet.go_on(2)
+    due_s = next_deadline_s(fleet.cluster)
+    assert due_s is not None
+    assert due_s > fleet.now_s
 
 
 def test_two_silent_devices_are_dead_in_time_even_if_they_are_most() -> None:
