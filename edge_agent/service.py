@@ -176,7 +176,7 @@ class Agent:
         wait_s = LONGEST_SLEEP_S if due_s is None else min(LONGEST_SLEEP_S, max(0.0, due_s - time.monotonic()))
         item = self._mailbox.get(wait_s)
         self._progress += 1
-        event = self._link_event(item) if isinstance(item, _FromLink) else item
+        event = self._taken_in(item) if isinstance(item, _FromLink) else item
         now_s = time.monotonic()
         if event is not None and not isinstance(event, _Stop):
             self._handle(event, now_s)
@@ -194,6 +194,14 @@ class Agent:
             self._log.exception("event_failed", event_kind=type(event).__name__)
             for run in self._state.passes.keys() - self._computing:  # or their turn would never end
                 self._mailbox.put_control(Ran(run, None, error, now_s, 0.0))
+
+    def _taken_in(self, item: _FromLink) -> Event | None:
+        try:
+            return self._link_event(item)
+        except Exception:  # noqa: BLE001 - as in _handle; where memory is short, any line may fail
+            self._state.dropped["internal_error"] += 1
+            self._log.exception("link_event_failed", event_kind=type(item.event).__name__)
+            return None
 
     def _link_event(self, item: _FromLink) -> Event | None:
         link, event = item.link, item.event
@@ -337,10 +345,17 @@ class Agent:
             hangs_at_s = self._hangs_at_s
             if now_s - moved_s > HUNG_S or (hangs_at_s is not None and now_s > hangs_at_s):
                 self._log.error("hung", since_s=round(now_s - moved_s, 1), computing=hangs_at_s is not None)
-            elif (session := self._session) is not None and self._data_up and self._beat(session, sequence):
+            elif (session := self._session) is not None and self._data_up and self._beat_safely(session, sequence):
                 sequence += 1
             self._wake_heart.wait(self._config.heartbeat_interval_s)
             self._wake_heart.clear()
+
+    def _beat_safely(self, session: int, sequence: int) -> bool:
+        try:
+            return self._beat(session, sequence)
+        except Exception:  # noqa: BLE001 - the next beat may succeed; without this thread the device counts as dead
+            self._log.exception("heartbeat_failed")
+            return False
 
     def _beat(self, session: int, sequence: int) -> bool:
         epoch, generation = self._state.fence

@@ -103,10 +103,18 @@ ClusterEvent = DeviceStateSeen | HeartbeatSeen | DrainSeen | Overslept | Tick | 
 
 def apply(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
     """The cluster after this event; the detector looks at everybody too."""
-    before, most_silent = cluster, _most_silent(cluster)
+    before, cluster = cluster, _heard(cluster, event, now_s)
+    if _most_silent(before) and not _most_silent(cluster):
+        cluster = _spared(cluster, now_s)
+    if cluster.listening:
+        cluster = _detect(cluster, now_s)
+    return _held(_recorded(before, cluster, now_s), now_s)
+
+
+def _heard(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
     match event:
         case DeviceStateSeen(name, message):
-            cluster = _with(cluster, reported(cluster.devices.get(name), name, message, now_s))
+            return _with(cluster, reported(cluster.devices.get(name), name, message, now_s))
         case HeartbeatSeen(name, message):
             known = cluster.devices.get(name)
             cluster = _with(cluster, beaten(known, message, now_s))
@@ -117,19 +125,14 @@ def apply(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
             cluster = replace(cluster, drained=drained)
         case LinkUp():
             # Who is drained comes anew with the link; an order that was taken back meanwhile doesn't.
-            cluster = _all_anew(cluster, now_s)
-            cluster = replace(cluster, listening=True, up_s=now_s, hold=None, drained=frozenset())
+            cluster = replace(_all_anew(cluster, now_s), listening=True, up_s=now_s, hold=None, drained=frozenset())
         case LinkDown():
             cluster = replace(cluster, listening=False)
         case Overslept():
             cluster = _all_anew(cluster, now_s)
         case Tick():
             pass
-    if most_silent and not _most_silent(cluster):
-        cluster = _spared(cluster, now_s)
-    if cluster.listening:
-        cluster = _detect(cluster, now_s)
-    return _held(_recorded(before, cluster, now_s), now_s)
+    return cluster
 
 
 def pardon(cluster: Cluster, keys: Collection[ModuleKey]) -> Cluster:

@@ -34,7 +34,7 @@ class Watch:
 
 
 def own_interval_s(heartbeat_interval_s: float) -> float:
-    """Seconds between the leader's heartbeats: where devices beat faster it does too, or it hears its link stall late."""
+    """Seconds between the leader's heartbeats: as fast as devices beat, to notice early that its link stalls."""
     return min(LEADER_INTERVAL_S, heartbeat_interval_s)
 
 
