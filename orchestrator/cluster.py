@@ -26,7 +26,6 @@ from broker.specs import DeviceId, ModuleKey
 from broker.transport import LinkDown, LinkUp
 from orchestrator.device import Device, anew, beaten, pardoned, reported, tried_again
 from orchestrator.trust import ACCUSED_FOR_S, accused, still_accused
-from orchestrator.watch import own_interval_s
 
 SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late beat is no death
 DEAD_AFTER_INTERVALS = 3.25  # three beats missed, and a quarter of an interval for the network's jitter
@@ -86,6 +85,7 @@ class Cluster:
     """All devices seen since the start."""
 
     heartbeat_interval_s: float
+    own_interval_s: float = 1.0  # between the orchestrator's own heartbeats
     devices: Mapping[DeviceId, Device] = field(default_factory=dict)
     listening: bool = False  # whether our own link is up
     up_s: float = 0.0  # since when
@@ -256,7 +256,7 @@ def _stands_still_s(cluster: Cluster) -> float:
     """When the detector's clock stops, unless a word of our own comes back before."""
     if cluster.echo_s is None:
         return math.inf
-    return cluster.echo_s + ECHO_LATE_INTERVALS * own_interval_s(cluster.heartbeat_interval_s)
+    return cluster.echo_s + ECHO_LATE_INTERVALS * cluster.own_interval_s
 
 
 def _most_silent(cluster: Cluster) -> bool:

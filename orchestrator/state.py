@@ -18,6 +18,7 @@ from orchestrator.events import RouteSeen
 from orchestrator.placement import never
 from orchestrator.routes import Term
 from orchestrator.spares import NO_SPARES, Spares
+from orchestrator.watch import own_interval_s
 
 Role = Literal["active", "standby"]
 
@@ -157,4 +158,5 @@ class State:
 
 def initial(*, epoch: int, heartbeat_interval_s: float = 1.0, settle_s: float = 1.5, pace: Pace | None = None) -> State:
     """The state before anything is known."""
-    return State(epoch=epoch, settle_s=settle_s, cluster=Cluster(heartbeat_interval_s), pace=pace or Pace())
+    cluster = Cluster(heartbeat_interval_s, own_interval_s(heartbeat_interval_s))
+    return State(epoch=epoch, settle_s=settle_s, cluster=cluster, pace=pace or Pace())
