@@ -16,7 +16,7 @@ from dataclasses import replace
 from broker.messages import AssignedModule, Assignment, Route
 from broker.specs import DeviceId, ModuleKey, TaskName
 from orchestrator.admission import odd
-from orchestrator.cluster import HeartbeatSeen
+from orchestrator.cluster import DrainSeen, HeartbeatSeen, apply
 from orchestrator.events import (
     Action,
     AskRebirth,
@@ -24,6 +24,7 @@ from orchestrator.events import (
     ClearRoute,
     Event,
     PublishAssignment,
+    PublishDrain,
     PublishRoute,
     PublishSpec,
 )
@@ -54,13 +55,20 @@ def everything(state: State) -> list[Action]:
     ]
 
 
-def make_up_for_silence(state: State, _moment: Moment) -> tuple[State, list[Action]]:
-    """Ask what became of the specs that didn't come anew with this link.
+def make_up_for_silence(state: State, moment: Moment) -> tuple[State, list[Action]]:
+    """Ask what became of the specs and drains that didn't come anew with this link.
 
     A broker sends specs before routes, and got each spec before our route. So if it kept its memory and has the route
-    without the spec, the spec was taken away while we were deaf. A broker that lost its memory gets the spec back.
+    without the spec, the spec was taken away while we were deaf. A broker that lost its memory gets the spec back, and
+    the order to drain a device.
     """
     actions: list[Action] = []
+    if state.drains:
+        cluster = state.cluster
+        for device in () if state.outlived else sorted(state.drains):
+            actions.append(PublishDrain(device))
+            cluster = apply(cluster, DrainSeen(device, drain=True), moment.now_s)
+        state = replace(state, cluster=cluster, drains=frozenset())
     for task in sorted((state.tasks.keys() | state.invalid.keys()) - state.delivered):
         if task in state.invalid or (state.outlived and task in state.remembered):
             state = undeployed(state, task)

@@ -124,7 +124,7 @@ def _heard(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
             drained = cluster.drained | {name} if drain else cluster.drained - {name}
             cluster = replace(cluster, drained=drained)
         case LinkUp():
-            # Who is drained comes anew with the link; an order that was taken back meanwhile doesn't.
+            # Who is drained comes anew with the link, from the broker's memory, or else from ours (``announce``).
             cluster = replace(_all_anew(cluster, now_s), listening=True, up_s=now_s, hold=None, drained=frozenset())
         case LinkDown():
             cluster = replace(cluster, listening=False)

@@ -32,7 +32,7 @@ from orchestrator.announce import (
     publish_routes,
     undeployed,
 )
-from orchestrator.cluster import Cluster, ClusterEvent, HeartbeatSeen
+from orchestrator.cluster import Cluster, ClusterEvent, DrainSeen, HeartbeatSeen
 from orchestrator.drain import drain_again_s, empty_drained
 from orchestrator.events import (
     Action,
@@ -152,7 +152,8 @@ def _absorb(state: State, event: ClusterEvent | TaskEvent, now_s: float) -> Stat
         case LinkUp():
             sessions = (*state.sessions, event.session)[-_SESSIONS_KEPT:]
             state = replace(state, link=event, settles_at_s=now_s + state.settle_s, sessions=sessions)
-            state = replace(state, delivered=frozenset(), outlived=False, remembered={})
+            drains = state.drains | state.cluster.drained
+            state = replace(state, delivered=frozenset(), drains=drains, outlived=False, remembered={})
         case LinkDown():
             state = replace(state, link=None, settles_at_s=None, unsaid_at_s=None)
         case TaskDeployed(spec):
@@ -167,6 +168,8 @@ def _absorb(state: State, event: ClusterEvent | TaskEvent, now_s: float) -> Stat
             state = replace(state, tasks=_less(state.tasks, task), invalid=invalid, delivered=delivered)
         case TaskUndeployed(task):
             state = undeployed(state, task)
+        case DrainSeen(device):
+            state = replace(state, drains=state.drains - {device})
         case RouteSeen(task):
             state = replace(state, remembered={**state.remembered, task: event})
     if isinstance(event, ClusterEvent):

@@ -115,6 +115,13 @@ class ClearAssignment:
 
 
 @dataclass(frozen=True)
+class PublishDrain:
+    """Give a broker that lost its memory the order back to take a device out of service."""
+
+    device: DeviceId
+
+
+@dataclass(frozen=True)
 class AskRebirth:
     """Make a device announce itself: it beats, and its birth isn't known."""
 
@@ -153,6 +160,7 @@ Message = (
     | ClearRoute
     | PublishAssignment
     | ClearAssignment
+    | PublishDrain
     | AskRebirth
     | AnswerError
 )

@@ -129,6 +129,7 @@ class State:
     sessions: tuple[int, ...] = ()  # of our links, the present one last; only the latest are kept
     delivered: frozenset[TaskName] = frozenset()  # tasks whose specs came since the link is up
     unsaid_at_s: float | None = None  # when all is said again after a new link, if nobody newer is heard of before
+    drains: frozenset[DeviceId] = frozenset()  # ordered before this link, and not heard of anew over it yet
     outlived: bool = False  # whether the broker still knows an earlier link of ours: it kept its memory
     tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)
     invalid: Mapping[TaskName, str] = field(default_factory=dict)

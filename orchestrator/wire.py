@@ -37,6 +37,7 @@ from orchestrator.events import (
     Message,
     OrchestratorSeen,
     PublishAssignment,
+    PublishDrain,
     PublishRoute,
     PublishSpec,
     PublishState,
@@ -77,6 +78,8 @@ def outgoing_of(prefix: str, action: Message) -> Outgoing:
             topic, payload, ids = DEVICE_ASSIGNMENT, encode(assignment), {"device": device}
         case ClearAssignment(device):
             topic, payload, ids = DEVICE_ASSIGNMENT, b"", {"device": device}
+        case PublishDrain(device):
+            topic, payload, ids = DEVICE_DRAIN, encode(Drain(drain=True)), {"device": device}
         case AskRebirth(device):
             topic, payload, ids = DEVICE_REBIRTH, b"", {"device": device}
     return Outgoing(topic.at(prefix, **ids), payload, qos=topic.qos, retain=topic.retain)

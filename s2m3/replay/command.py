@@ -15,7 +15,7 @@ import scenarios
 from broker.errors import BadFile
 from broker.files import load_spec
 from s2m3.replay import reference
-from s2m3.replay.goals import Played, judge
+from s2m3.replay.goals import Played, detections, judge
 from s2m3.replay.report import Recording, Report, report
 from s2m3.replay.run import nothing, play
 from s2m3.replay.scenario import Scenario
@@ -62,14 +62,16 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"  {'; '.join(reports[-1].why_not) or 'holds'}", markup=False)
         if arguments.plot and recording.outcomes:
             draw_to(_plot_file(arguments.plot, name, several=len(names) > 1), scenario, recording, reports[-1])
+    told = detections(list(played.values()))
     goals = judge(list(played.values()), {Path(name).stem: played[name] for name in campaigns}) if campaigns else []
     documents = [found.document() for found in reports]
     if arguments.json and goals:
-        print(json.dumps({"goals": [goal.__dict__ for goal in goals], "replays": documents}))
+        judged = {"goals": [goal.__dict__ for goal in goals], "detection": [each.__dict__ for each in told]}
+        print(json.dumps({**judged, "replays": documents}))
     elif arguments.json:
         print(json.dumps(documents if len(documents) > 1 else documents[0]))
     show(console, reports)
-    show_goals(console, goals)
+    show_goals(console, goals, told)
     return 0 if all(found.ok for found in reports) and all(goal.holds for goal in goals) else 1
 
 

@@ -6,11 +6,14 @@ not hold: nothing was measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from s2m3.replay.report import FaultReport, Report, percentile
 from s2m3.replay.scenario import BROKER, ORCHESTRATOR, Scenario
+from s2m3.replay.timeline import Signal
 
 WILL_S = 0.150
 STANDBY_S = 0.400
@@ -36,6 +39,35 @@ class Goal:
     measured: str
     samples: int
     holds: bool
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How long one signal took to tell that a device was lost."""
+
+    signal: Signal
+    samples: int
+    p50_s: float | None
+    p95_s: float | None
+    longest_s: float | None
+    longest_intervals: float  # of the heartbeat
+
+
+def detections(played: Sequence[Played]) -> list[Detection]:
+    """What each signal took, over all devices that any replay lost."""
+    found: list[Detection] = []
+    for signal in get_args(Signal):
+        told = [
+            (fault.detected_after_s, fault.detected_after_s / each.scenario.heartbeat_interval_s)
+            for each in played
+            for fault in each.report.faults
+            if fault.detected_by == signal and fault.target != ORCHESTRATOR and fault.detected_after_s is not None
+        ]
+        seconds = sorted(after_s for after_s, _ in told)
+        intervals = max((count for _, count in told), default=0.0)
+        p50_s, p95_s, longest_s = (percentile(seconds, share) for share in (50, TAIL, 100))
+        found.append(Detection(signal, len(told), p50_s, p95_s, longest_s, intervals))
+    return found
 
 
 def judge(played: Sequence[Played], campaigns: Mapping[str, Played]) -> list[Goal]:
@@ -79,7 +111,7 @@ def _none(name: str, counts: Sequence[int]) -> Goal:
 
 def _tail(name: str, limit_s: float, seconds: Sequence[float | None], wanted: str = "") -> Goal:
     """A 95th percentile below a limit; what never happened counts as endless."""
-    ordered = sorted(float("inf") if value is None else value for value in seconds)
+    ordered = sorted(math.inf if value is None else value for value in seconds)
     found = percentile(ordered, TAIL)
     text = "not measured" if found is None else f"p{TAIL} {1000 * found:.0f} ms"
     return Goal(
@@ -112,10 +144,14 @@ def _rest_s(fault: FaultReport) -> float | None:
 
 def _hung(campaigns: Mapping[str, Played]) -> Goal:
     name, wanted = "a hung device detected", f"all within {HUNG_INTERVALS:g} heartbeat intervals"
-    if "hung" not in campaigns:
+    played = [campaigns[campaign] for campaign in ("hung", "hung-idle") if campaign in campaigns]
+    found = [
+        math.inf if fault.detected_after_s is None else fault.detected_after_s / each.scenario.heartbeat_interval_s
+        for each in played
+        for fault in each.report.faults
+        if fault.kind == "pause"
+    ]
+    if not found:
         return Goal(name, wanted, "not measured", 0, holds=False)
-    played = campaigns["hung"]
-    interval_s = played.scenario.heartbeat_interval_s
-    found = [fault.detected_after_s for fault in played.report.faults if fault.kind == "pause"]
-    longest = max((float("inf") if value is None else value / interval_s for value in found), default=float("inf"))
-    return Goal(name, wanted, f"longest {longest:.2f} intervals", len(found), bool(found) and longest <= HUNG_INTERVALS)
+    longest = max(found)
+    return Goal(name, wanted, f"longest {longest:.2f} intervals", len(found), longest <= HUNG_INTERVALS)

@@ -22,7 +22,7 @@ from broker.specs import DeviceId, TaskName
 from s2m3.observe import Sighting
 from s2m3.replay import timeline
 from s2m3.replay.scenario import Expect
-from s2m3.replay.timeline import Injected
+from s2m3.replay.timeline import Injected, Signal
 
 Ending = Literal["right", "wrong", "error", "lost"]
 QUIET_KINDS = frozenset({"start", "hostile", "undrain", "squeeze", "slow"})  # what no answer has to wait for
@@ -55,6 +55,7 @@ class FaultReport:
     kind: str
     target: str
     detected_after_s: float | None
+    detected_by: Signal | None
     replaced_after_s: float | None
     first_answer_after_s: float | None
     in_flight: int  # requests sent and not ended when it came
@@ -171,6 +172,7 @@ def _fault(recording: Recording, position: int) -> FaultReport:
         kind=fault.kind,
         target=fault.target,
         detected_after_s=after(seen.detected_s),
+        detected_by=seen.detected_by,
         replaced_after_s=after(seen.replaced_s),
         first_answer_after_s=after(_first_answer_s(recording, fault, seen.affected)),
         in_flight=sum(outcome.sent_s < fault.at_s <= outcome.ended_s for outcome in recording.outcomes),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from s2m3.replay.goals import Goal
+from s2m3.replay.goals import Detection, Goal
 from s2m3.replay.report import Report
 
 
@@ -35,8 +35,8 @@ def show(console: Console, reports: Sequence[Report]) -> None:
             console.print(f"{found.name}: {sentence}", markup=False)
 
 
-def show_goals(console: Console, goals: Sequence[Goal]) -> None:
-    """Print the goals against what was measured."""
+def show_goals(console: Console, goals: Sequence[Goal], detections: Sequence[Detection]) -> None:
+    """Print the goals against what was measured, and how long each signal took to tell of a lost device."""
     if not goals:
         return
     table = Table(title="goals", title_justify="left")
@@ -48,6 +48,14 @@ def show_goals(console: Console, goals: Sequence[Goal]) -> None:
         )
     console.print(table)
 
+    table = Table(title="lost devices detected, by the signal that told", title_justify="left")
+    for name in ("signal", "samples", "p50 ms", "p95 ms", "longest ms", "longest, in heartbeat intervals"):
+        table.add_column(name, justify="left" if name == "signal" else "right")
+    for found in detections:
+        figures = (_ms(found.p50_s), _ms(found.p95_s), _ms(found.longest_s), f"{found.longest_intervals:.2f}")
+        table.add_row(found.signal, str(found.samples), *figures)
+    console.print(table)
+
 
 def _show_faults(console: Console, found: Report) -> None:
     table = Table(title=found.name, title_justify="left")
@@ -57,10 +65,11 @@ def _show_faults(console: Console, found: Report) -> None:
         "target",
         "in flight",
         "detected after s",
+        "by",
         "replaced after s",
         "first answer after s",
     ):
-        table.add_column(name, justify="left" if name in {"fault", "target"} else "right")
+        table.add_column(name, justify="left" if name in {"fault", "target", "by"} else "right")
     table.add_column("moves", justify="right")
     for fault in found.faults:
         table.add_row(
@@ -69,6 +78,7 @@ def _show_faults(console: Console, found: Report) -> None:
             fault.target,
             str(fault.in_flight),
             _s(fault.detected_after_s),
+            fault.detected_by or "",
             _s(fault.replaced_after_s),
             _s(fault.first_answer_after_s),
             str(fault.moves),

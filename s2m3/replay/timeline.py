@@ -5,6 +5,8 @@ observer; knows nothing of processes and reads no clock. Times are seconds of th
 
 - *detected*: a device that routes name: the first route published without it. One that no route names: its state
   ``offline``. The orchestrator: its state offline. A device that starts: its first heartbeat.
+- *detected by*: `will` when the target's state offline came before, `timeouts` when a coordinator's heartbeat had named
+  it as one whose calls time out, which makes silence tell sooner, and `heartbeats` when nothing but silence told it.
 - *replaced*: from detection on, every task that was served before is served again, without the device unless it beats
   again. For the orchestrator: one of a higher epoch is online. For the broker: the orchestrator and every route have
   been published again.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from broker.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Route
 from broker.specs import DeviceId, TaskName
@@ -23,6 +26,7 @@ from s2m3.observe import Sighting
 from s2m3.replay.scenario import BROKER, ORCHESTRATOR, Kind
 
 Routes = Mapping[TaskName, Route]
+Signal = Literal["will", "timeouts", "heartbeats"]
 _HIT_BY_ROUTES = frozenset({"kill", "pause", "partition"})
 
 
@@ -41,6 +45,7 @@ class Seen:
 
     affected: frozenset[TaskName]  # the tasks that depended on the target
     detected_s: float | None = None
+    detected_by: Signal | None = None
     replaced_s: float | None = None
 
 
@@ -80,19 +85,22 @@ def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
     before = routes_before(sightings, fault.at_s)
     after = [sighting for sighting in sightings if sighting.at_s >= fault.at_s]
     if fault.target == BROKER:
-        return Seen(frozenset(before), None, _said_again(after, before))
+        return Seen(frozenset(before), replaced_s=_said_again(after, before))
     if fault.target == ORCHESTRATOR:
-        anew_s = _orchestrator_anew(sightings, after)
-        return Seen(frozenset(before), anew_s if fault.kind == "start" else _orchestrator_gone(after), anew_s)
+        anew_s, gone_s = _orchestrator_anew(sightings, after), _orchestrator_gone(after)
+        gone: tuple[float | None, Signal | None] = (gone_s, None if gone_s is None else "will")
+        gone = (anew_s, None) if fault.kind == "start" else gone
+        return Seen(frozenset(before), *gone, replaced_s=anew_s)
     if fault.kind == "start":
         return Seen(frozenset(), _first(after, fault.target, Heartbeat))
     affected = frozenset(task for task, route in before.items() if fault.target in named(route))
     if fault.kind == "drain":
-        return Seen(affected, None, _replaced(after, before, fault.target, may_return=False))
+        return Seen(affected, replaced_s=_replaced(after, before, fault.target, may_return=False))
     if fault.kind in _HIT_BY_ROUTES and (detected_s := _detected(after, before, fault.target)) is not None:
         later = [sighting for sighting in after if sighting.at_s >= detected_s]
         known = routes_before(sightings, detected_s)
-        return Seen(affected, detected_s, _replaced(later, known, fault.target, may_return=True))
+        signal = _signal((s for s in after if s.at_s <= detected_s), fault.target)
+        return Seen(affected, detected_s, signal, _replaced(later, known, fault.target, may_return=True))
     return Seen(affected)
 
 
@@ -120,6 +128,16 @@ def _detected(after: Iterable[Sighting], before: Routes, device: DeviceId) -> fl
         elif not on_duty and _is_offline(sighting, device):
             return sighting.at_s
     return None
+
+
+def _signal(until_detected: Iterable[Sighting], device: DeviceId) -> Signal:
+    signal: Signal = "heartbeats"
+    for sighting in until_detected:
+        if _is_offline(sighting, device):
+            return "will"
+        if isinstance(sighting.message, Heartbeat) and device in sighting.message.suspects:
+            signal = "timeouts"
+    return signal
 
 
 def _is_offline(sighting: Sighting, device: DeviceId) -> bool:

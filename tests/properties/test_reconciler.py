@@ -29,6 +29,7 @@ from orchestrator.events import (
     Note,
     OrchestratorSeen,
     PublishAssignment,
+    PublishDrain,
     PublishRoute,
     PublishSpec,
     PublishState,
@@ -124,6 +125,7 @@ class Reconciler(RuleBasedStateMachine):
         self.specs: dict[str, Event] = {}
         self.drained: dict[str, Event] = {}  # by an operator, as the broker remembers it
         self.restored: set[str] = set()  # specs given back to a broker without memory
+        self.drained_anew: set[str] = set()  # and drains
         self.epoch = 0
         self.leader: OrchestratorState | None = None  # what the broker remembers of us
         self.done: list[Action] = []
@@ -151,6 +153,8 @@ class Reconciler(RuleBasedStateMachine):
                 self.routes.pop(action.task, None)
             elif isinstance(action, PublishSpec):
                 self.restored.add(action.spec.task)
+            elif isinstance(action, PublishDrain):
+                self.drained_anew.add(action.device)
             elif isinstance(action, PublishState):
                 assert action.message.epoch == self.epoch
                 self.leader = action.message
@@ -387,19 +391,17 @@ class Reconciler(RuleBasedStateMachine):
         self.specs = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
         self.routes.clear()
         self.assignments.clear()
-        self.drained.clear()
-        for device, agent in self.agents.items():
-            birth = self.births.get(device)
-            agent.draining = birth is not None and birth.message.status == "draining"
         self.sessions += 1
         self.feed(LinkUp(self.sessions))
         for birth in self.births.values():
             self.feed(birth)
         self.restored.clear()
+        self.drained_anew.clear()
         for seconds in (READ_RETAINED_S, 1.5 - READ_RETAINED_S):
             self.now_s += seconds
             self.feed(Tick())
         assert self.restored == self.specs.keys()
+        assert self.drained_anew == self.drained.keys()
 
     @rule()
     def restart_orchestrator(self) -> None:

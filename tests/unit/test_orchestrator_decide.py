@@ -9,7 +9,7 @@ from broker.errors import ErrorCode
 from broker.messages import DeviceProfile, DeviceState, ErrorBody, Heartbeat, HeldModule, OrchestratorState, Route
 from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.transport import LinkDown, LinkUp
-from orchestrator.cluster import DeviceStateSeen, HeartbeatSeen, Tick
+from orchestrator.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen, Tick
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
     Action,
@@ -21,6 +21,7 @@ from orchestrator.events import (
     Note,
     OrchestratorSeen,
     PublishAssignment,
+    PublishDrain,
     PublishRoute,
     PublishSpec,
     PublishState,
@@ -554,6 +555,23 @@ def test_a_broker_that_lost_its_memory_is_given_the_specs_back_and_the_task_stay
 def test_a_broker_with_an_old_memory_from_before_the_task_was_deployed_is_given_the_spec_back() -> None:
     site = serving(CLASSIFY, a=100)
     assert reconnected(site, outlived=True, routes=False) == [PublishSpec(CLASSIFY)]
+
+
+def test_a_broker_that_lost_its_memory_is_given_the_drain_back_and_the_device_stays_empty() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.feed(DrainSeen("a", drain=True))
+    site.beats()
+    assert PublishDrain("a") in reconnected(site, outlived=False, routes=False)
+    site.beats()
+    assert set(site.where().values()) == {"b"}
+    assert PublishDrain("a") not in site.feed(Tick())
+
+
+def test_a_drain_that_was_taken_back_while_the_link_was_down_is_not_given_back() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.feed(DrainSeen("a", drain=True))
+    assert not only(reconnected(site, outlived=True, routes=True), PublishDrain)
+    assert not site.state.cluster.devices["a"].draining
 
 
 def test_a_device_that_does_not_report_its_assignment_is_told_again_at_most_every_five_seconds() -> None:

@@ -29,6 +29,7 @@ def fault(kind: str, **more: Any) -> FaultReport:
         "kind": kind,
         "target": "gw-a",
         "detected_after_s": None,
+        "detected_by": None,
         "replaced_after_s": None,
         "first_answer_after_s": None,
         "in_flight": 0,
@@ -91,6 +92,7 @@ def test_goals_that_are_met() -> None:
         ("without a standby", [], {"kill_without_standby": played(fault("kill", detected_after_s=0.1))}),
         ("hung", [], {"hung": played(fault("pause", detected_after_s=3.6))}),
         ("hung", [], {"hung": played(fault("pause"))}),
+        ("hung", [], {"hung": played(fault("pause", detected_after_s=2.0)), "hung_idle": played(fault("pause"))}),
         ("restart", [played(fault("restart", target="orchestrator", moves=1))], {}),
     ],
 )
@@ -98,6 +100,16 @@ def test_goals_that_are_missed_or_not_measured(part: str, library: list[Played],
     found = [goal for name, goal in judged(library, **campaigns).items() if part in name]
     assert found
     assert not any(goal.holds for goal in found)
+
+
+def test_detection_is_told_apart_by_signal_in_seconds_and_in_the_replays_own_intervals() -> None:
+    told = [fault("kill", detected_after_s=0.1 * n, detected_by="will") for n in range(1, 11)]
+    told += [fault("pause", detected_after_s=3.0, detected_by="heartbeats"), fault("pause")]
+    told += [fault("kill", detected_after_s=9.0, detected_by="will", target="orchestrator")]
+    will, timeouts, heartbeats = goals.detections([played(*told)])
+    assert (will.signal, will.samples, will.p50_s, will.longest_s) == ("will", 10, 0.5, 1.0)
+    assert (timeouts.signal, timeouts.samples, timeouts.p95_s) == ("timeouts", 0, None)
+    assert (heartbeats.samples, heartbeats.longest_intervals) == (1, 3.0)
 
 
 def life(*, growth_bytes_per_s: float = 0.0, threads: int = 9, files: int = 20) -> list[Sample]:

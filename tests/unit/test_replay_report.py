@@ -48,6 +48,10 @@ def beat(*ready: str, load_s: float | None = None) -> Heartbeat:
     return Heartbeat(session=1, seq=1, epoch=1, generation=1, modules=modules)
 
 
+def accuse(device: str) -> Heartbeat:
+    return Heartbeat(session=1, seq=2, epoch=1, generation=1, suspects={device: 0.1})
+
+
 def offline() -> DeviceState:
     return DeviceState(status="offline", session=1)
 
@@ -120,6 +124,25 @@ def test_a_death_is_detected_by_the_route_without_the_device_and_replaced_when_a
     assert fault.replaced_after_s == pytest.approx(2.1)
     assert fault.first_answer_after_s == pytest.approx(2.2)
     assert (fault.in_flight, fault.moves, fault.load_s) == (2, 1, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("between", "signal"),
+    [
+        (seen((110.05, "gw-a", offline())), "will"),
+        (seen((110.04, "gw-b", accuse("gw-a")), (110.05, "gw-a", offline())), "will"),
+        (seen((112.0, "gw-b", accuse("gw-a"))), "timeouts"),
+        (seen((112.0, "gw-b", accuse("gw-c"))), "heartbeats"),
+        (seen((109.0, "gw-b", accuse("gw-a"))), "heartbeats"),  # before the fault
+        ([], "heartbeats"),
+    ],
+)
+def test_a_death_is_told_by_one_of_three_signals(between: list[Sighting], signal: str) -> None:
+    before, after = A_DEATH[:3], seen((113.1, "t", route("t", "gw-c", generation=2)))
+    sightings = sorted([*before, *between, *after], key=lambda sighting: sighting.at_s)
+    (fault,) = report(recorded(faults=[KILLED], sightings=sightings), Expect()).faults
+    assert fault.detected_by == signal
+    assert fault.detected_after_s == pytest.approx(3.1)
 
 
 def test_a_device_that_no_route_names_is_detected_by_its_state_and_no_answer_waits_for_it() -> None:
