@@ -30,6 +30,7 @@ from broker.specs import ModuleKey, ModuleSpec
 from edge_agent import footprint, modules
 from edge_agent.measured import Measured, Measurement
 from edge_agent.modules import Module, Value
+from edge_agent.modules.shortage import is_out_of_memory
 
 MEASURE_S = 0.3  # of passes against the clock, after the one that warms up
 PASSES = 5  # at most
@@ -158,7 +159,7 @@ class Calibration:
         try:
             return self._clocked(module, values)
         except Exception as error:  # what it can't do with made-up values it may do with real ones
-            if footprint.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             log.warning("module_not_calibrated", family=spec.family, why=f"{type(error).__name__}: {error}")
             return None

@@ -25,6 +25,7 @@ from broker.tensors import Array, Tensors, narrowed, widened
 from broker.topics import may_reply_to
 from edge_agent.coordinate import RAW
 from edge_agent.modules import Output, Value
+from edge_agent.modules.shortage import is_out_of_memory
 from edge_agent.queues import ended, handed, own_s
 from edge_agent.state import (
     HANDED_PASSES,
@@ -295,6 +296,11 @@ def _report(state: AgentState, message: NodeInputs, error: Exception | None, now
         return
     if isinstance(error, ModuleRefused):  # unloaded while it waited: another device may hold it
         yield _failed(message, RequestFailed(ErrorCode.MODULE_FAILED, str(error)), retry=True, now_s=now_s)
+        return
+    if is_out_of_memory(error):  # another device, or a later moment, may have it
+        text = f"{state.device} has not the memory left to run {message.node}"
+        yield Note("out_of_memory", {"request": message.request, "node": message.node})
+        yield _failed(message, RequestFailed(ErrorCode.MODULE_FAILED, text), retry=True, now_s=now_s)
         return
     text = f"{message.node} failed on {state.device}: {type(error).__name__}: {error}"
     yield Note("module_failed", {"request": message.request, "node": message.node, "error": text})

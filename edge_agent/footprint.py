@@ -6,7 +6,6 @@ Owns where the kernel writes it down. Knows no module.
 from __future__ import annotations
 
 import ctypes
-import errno
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,6 @@ STATUS_FILE = Path("/proc/self/status")
 CGROUP_FILE = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
 M_ARENA_MAX = -8  # glibc's malloc.h
-_NO_MEMORY = ("Cannot allocate memory", "DefaultCPUAllocator", "bad_alloc")  # in the kernel's words, torch's, C++'s
 
 
 def share_one_heap() -> None:
@@ -39,17 +37,6 @@ def free_bytes(memory: Path = MEMORY_FILE, cgroup: Path = CGROUP_FILE, cgroups: 
     if free is None:
         return None
     return max(0, min([free, *_left_in_groups(cgroup, cgroups)]))
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this error, or one that it came of, is the system's refusal of memory; libraries word it as they like."""
-    while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-            return True
-        if any(words in str(error) for words in _NO_MEMORY):
-            return True
-        error = error.__cause__
-    return False
 
 
 def resident_bytes(status: Path = STATUS_FILE) -> int | None:

@@ -28,8 +28,8 @@ from broker.messages import AssignedModule, HeldModule
 from broker.specs import ModuleKey, ModuleSpec
 from edge_agent import modules
 from edge_agent.calibrate import Calibration, Loaded
-from edge_agent.footprint import is_out_of_memory
 from edge_agent.modules import Module
+from edge_agent.modules.shortage import is_out_of_memory
 
 Load = Callable[[ModuleSpec], Module]
 

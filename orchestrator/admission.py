@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from broker.codec import MAX_MESSAGE_BYTES
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceId, ModuleKey, TaskSpec, describe
-from orchestrator.placement import Bars
+from orchestrator.planner.placement import Bars
 from orchestrator.routes import Term, route_of, too_large
 from orchestrator.state import State
 
@@ -52,7 +52,7 @@ def no_fit(error: NoDeviceFits, tasks: Sequence[TaskSpec], barred: Bars) -> str:
     if not refusals:
         return str(error)
     if not error.short_bytes:
-        return f"no device can run {error.module}: {_listed(refusals)}; {_AGAIN}"
+        return f"no device can run {error.module}: {_listed(refusals)}; it is placed as soon as one of them can"
     return f"{error} ({_listed(refusals)})"
 
 

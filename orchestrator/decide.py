@@ -51,7 +51,7 @@ from orchestrator.facts import grown
 from orchestrator.lead import heed, lead, obeys_another
 from orchestrator.lobby import answer
 from orchestrator.moves import give_up_at_s, review, review_at_s
-from orchestrator.placement import never
+from orchestrator.planner.placement import never
 from orchestrator.reconcile import choose_spares, place_modules, spares_at_s, take_over, tell_of_placement
 from orchestrator.state import Moment, State
 from orchestrator.watch import READ_RETAINED_S

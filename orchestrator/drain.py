@@ -21,7 +21,7 @@ from orchestrator.admission import no_fit
 from orchestrator.events import Action, Note
 from orchestrator.facts import as_measured, at_hand, guarded, specs_of
 from orchestrator.moves import finish_moves
-from orchestrator.placement import distinct_modules, place_most
+from orchestrator.planner.placement import distinct_modules, place_most
 from orchestrator.reconcile import respared
 from orchestrator.state import Draining, Moment, Moves, Standing, State
 

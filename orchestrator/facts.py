@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.admission import refused_too_often, unservable
 from orchestrator.device import Device
-from orchestrator.placement import AtHand, Bars
+from orchestrator.planner.placement import AtHand, Bars
 from orchestrator.state import Facts, Standing, State
 
 

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
-from orchestrator.costs import objective_s, source_of
 from orchestrator.events import Action, Note
 from orchestrator.facts import as_measured, at_hand, guarded, specs_of
-from orchestrator.placement import distinct_modules, place_most
+from orchestrator.planner.costs import objective_s, source_of
+from orchestrator.planner.placement import distinct_modules, place_most
 from orchestrator.reconcile import calm, respared, restood
 from orchestrator.state import Moment, Moves, Standing, State
 

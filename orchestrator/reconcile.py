@@ -16,7 +16,6 @@ from dataclasses import replace
 from broker.specs import DeviceId, ModuleKey
 from orchestrator.admission import no_fit
 from orchestrator.events import Action, Note
-from orchestrator.explain import Explanation, explain
 from orchestrator.facts import (
     adopted,
     as_measured,
@@ -29,8 +28,9 @@ from orchestrator.facts import (
     spare_bars,
     specs_of,
 )
-from orchestrator.placement import Bars, Placement, distinct_modules, place_most
-from orchestrator.spares import Spares, spares
+from orchestrator.planner.explain import Explanation, explain
+from orchestrator.planner.placement import Bars, Placement, distinct_modules, place_most
+from orchestrator.planner.spares import Spares, spares
 from orchestrator.state import Facts, Moment, Standing, State
 
 _REJECTED_SHOWN = 4  # other devices named in an assignment's reason; a thousand of them must still fit a message

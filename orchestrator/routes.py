@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from broker.messages import Route, RouteDevice, RouteNode
 from broker.specs import DeviceId, ModuleKey, NodeName, TaskSpec
-from orchestrator.costs import compute_s
 from orchestrator.device import Device
+from orchestrator.planner.costs import compute_s
 
 HEADER_ROOM_BYTES = 64 * 1024  # for the envelope, the plan and the topic of a message
 Actives = Mapping[ModuleKey, tuple[DeviceId, ...]]

@@ -15,9 +15,9 @@ from broker.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, 
 from broker.transport import LinkUp
 from orchestrator.cluster import Cluster
 from orchestrator.events import RouteSeen
-from orchestrator.placement import never
+from orchestrator.planner.placement import never
+from orchestrator.planner.spares import NO_SPARES, Spares
 from orchestrator.routes import Term
-from orchestrator.spares import NO_SPARES, Spares
 from orchestrator.watch import own_interval_s
 
 Role = Literal["active", "standby"]

@@ -18,6 +18,7 @@ from scipy.signal import resample_poly
 from broker.codec import RawInput
 from broker.errors import ErrorCode, RequestFailed
 from edge_agent.modules import Value, inputs
+from edge_agent.modules.shortage import is_out_of_memory
 
 SLOWEST_HZ = 8_000
 FASTEST_HZ = 96_000
@@ -61,6 +62,8 @@ def _decode(data: bytes) -> tuple[NDArray[np.int16], int]:
             told = sound.getparams()
             content = sound.readframes(told.nframes)
     except Exception as error:  # hostile bytes make a decoder raise anything
+        if is_out_of_memory(error):
+            raise
         raise _bad(f"this is not a wav file that can be read ({_kind(error)}): {_WANTED}") from error
     if told.sampwidth != _SAMPLE_BYTES:
         raise _bad(f"this wav file has {8 * told.sampwidth} bits a sample: {_WANTED}")

@@ -18,6 +18,7 @@ from broker.codec import RawInput
 from broker.errors import ErrorCode, RequestFailed
 from broker.tensors import Array, Tensors
 from edge_agent.modules import Value
+from edge_agent.modules.shortage import is_out_of_memory
 
 MAX_PIXELS = 50_000_000  # a 48-megapixel camera; 150 MB when decoded
 # A longer side by a shorter: a network that scales the shorter side to its own would blow a thread of pixels up to
@@ -46,7 +47,9 @@ def picture(value: Value) -> Image.Image:
                 reason = f"{size}, one side may be at most {MAX_SIDES} times the other"
                 if max(image.size) <= MAX_SIDES * min(image.size):
                     return _rgb(image)
-    except Exception as error:  # noqa: BLE001 - hostile bytes make decoders raise anything, warnings included
+    except Exception as error:  # hostile bytes make decoders raise anything, warnings included
+        if is_out_of_memory(error):
+            raise
         # A library's own message may name an object in memory; the kind of trouble is what a person can use.
         reason = "truncated" if "truncated" in str(error) else _kind(error)
     raise RequestFailed(ErrorCode.BAD_INPUT, f"this is not a picture that can be read ({reason}): send a JPEG or PNG")

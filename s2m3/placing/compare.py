@@ -13,8 +13,8 @@ from statistics import mean, median
 from typing import Any
 
 from broker.specs import FleetSpec, TaskSpec
-from orchestrator.choice import fits
-from orchestrator.placement import distinct_modules
+from orchestrator.planner.choice import fits
+from orchestrator.planner.placement import distinct_modules
 from s2m3.plan.inputs import with_sources
 from s2m3.plan.solve import SOLVERS, Solver, solve
 

@@ -27,8 +27,8 @@ from pathlib import Path
 import catalog
 from broker.files import load_spec
 from broker.specs import DeviceSpec, FleetSpec, TaskSpec
-from orchestrator.choice import fits
-from orchestrator.placement import distinct_modules
+from orchestrator.planner.choice import fits
+from orchestrator.planner.placement import distinct_modules
 from s2m3.catalogue import TaskList, TaskUse, load_task, load_tasks
 from s2m3.placing.classes import CLASSES
 

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from orchestrator.fleet import Fleet
-from orchestrator.placement import place
+from orchestrator.planner.fleet import Fleet
+from orchestrator.planner.placement import place
 
 SEED = 2025
 DECADES = ((1, 10), (10, 100), (100, 1_000), (1_000, 10_000))

@@ -11,9 +11,9 @@ from typing import Any
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, TaskSpec
-from orchestrator.explain import explain
-from orchestrator.placement import Placement
-from orchestrator.spares import Spares, spares
+from orchestrator.planner.explain import explain
+from orchestrator.planner.placement import Placement
+from orchestrator.planner.spares import Spares, spares
 from s2m3.plan.solve import Solution
 
 MOST_REASONS = 200_000

@@ -13,9 +13,9 @@ from typing import Literal
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceSpec, TaskSpec
-from orchestrator.exact import Undecided, exact
-from orchestrator.placement import Placement, place
-from orchestrator.refine import refined
+from orchestrator.planner.exact import Undecided, exact
+from orchestrator.planner.placement import Placement, place
+from orchestrator.planner.refine import refined
 
 Solver = Literal["greedy", "refined", "exact"]
 SOLVERS: tuple[Solver, ...] = ("greedy", "refined", "exact")

@@ -2,8 +2,9 @@
 
 Owns the criterion. A process's first part is left out: caches and allocators fill up. Then memory is flat when the
 slope of Theil (1950) and Sen (1968), the median of the slopes between all pairs of samples, which a few outliers don't
-move, means less than 3 % of its median, or less than 4 MiB, over the time sampled. Threads and open files are flat when
-the median of the last third is not above that of the first third.
+move, means less than 3 % of its median, or less than 4 MiB, over the time sampled. Memory is what is resident, less the
+modules that the process holds by its own account: those come and go as they are placed. Threads and open files are
+flat when the median of the last third is not above that of the first third.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Sample:
     memory_bytes: int  # resident
     threads: int
     files: int  # open file descriptors
+    held_bytes: int = 0  # of the resident memory, the modules of an agent
 
 
 @dataclass(frozen=True)
@@ -36,28 +38,31 @@ class Verdict:
 
     process: str
     seconds: float  # sampled, without the warm-up
-    memory_bytes: int  # median
-    growth_bytes: float  # slope times seconds
+    memory_bytes: int  # resident, median
+    resident_growth_bytes: float  # slope times seconds
+    growth_bytes: float  # the same of the memory beside the modules
     threads: tuple[float, float]  # median of the first and of the last third
     files: tuple[float, float]
     flat: bool
 
 
-def judge(process: str, samples: Sequence[Sample]) -> Verdict | None:
-    """Whether a process stayed flat; None when there are too few samples to say."""
+def judge(process: str, samples: Sequence[Sample], least_s: float = 0.0) -> Verdict | None:
+    """Whether a process stayed flat; None when it lived for less than ``least_s``, or there are too few samples."""
     kept = list(samples[round(len(samples) * WARM_UP_SHARE) :])
-    if len(kept) < LEAST_SAMPLES:
+    if len(kept) < LEAST_SAMPLES or samples[-1].at_s - samples[0].at_s < least_s:
         return None
     kept = kept[:: -(-len(kept) // MOST_SAMPLES)]
     seconds = kept[-1].at_s - kept[0].at_s
     median = float(np.median([sample.memory_bytes for sample in kept]))
-    growth = slope([sample.at_s for sample in kept], [float(sample.memory_bytes) for sample in kept]) * seconds
+    at_s = [sample.at_s for sample in kept]
+    resident_growth = slope(at_s, [float(sample.memory_bytes) for sample in kept]) * seconds
+    growth = slope(at_s, [float(sample.memory_bytes - sample.held_bytes) for sample in kept]) * seconds
     third = len(kept) // 3
     first, last = kept[:third], kept[-third:]
     threads = (_median([s.threads for s in first]), _median([s.threads for s in last]))
     files = (_median([s.files for s in first]), _median([s.files for s in last]))
     flat = growth < max(FLAT_BYTES, FLAT_SHARE * median) and threads[1] <= threads[0] and files[1] <= files[0]
-    return Verdict(process, seconds, round(median), growth, threads, files, flat)
+    return Verdict(process, seconds, round(median), resident_growth, growth, threads, files, flat)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:

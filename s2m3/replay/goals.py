@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from s2m3.replay.report import FaultReport, Report, percentile
@@ -89,9 +89,9 @@ def judge(played: Sequence[Played], campaigns: Mapping[str, Played]) -> list[Goa
         _tail(
             "first answer after a death, with a standby",
             STANDBY_S,
-            _of(campaigns, "kill-with-standby", lambda fault: fault.first_answer_after_s),
+            [fault.first_answer_after_s for fault in kills if fault.stood_by is True],
         ),
-        _without_standby(campaigns),
+        _without_standby([fault for fault in kills if fault.stood_by is False and fault.load_s is not None]),
         _hung(campaigns),
         _none(
             "moves after an orchestrator's or the broker's restart",
@@ -119,21 +119,12 @@ def _tail(name: str, limit_s: float, seconds: Sequence[float | None], wanted: st
     )
 
 
-def _of(campaigns: Mapping[str, Played], name: str, what: object) -> list[float | None]:
-    if name not in campaigns or not callable(what):
-        return []
-    return [what(fault) for fault in campaigns[name].report.faults if fault.kind == "kill"]
-
-
-def _without_standby(campaigns: Mapping[str, Played]) -> Goal:
+def _without_standby(loaded: Sequence[FaultReport]) -> Goal:
     """The rest of the time, when detection and loading are taken off, over the deaths that made a module load."""
-    name = "first answer after a death, without a standby"
-    faults = campaigns["kill-without-standby"].report.faults if "kill-without-standby" in campaigns else []
-    rests = [_rest_s(fault) for fault in faults if fault.kind == "kill" and fault.load_s]
-    goal = _tail(name, LOADING_S, rests)
-    return Goal(
-        name, f"p{TAIL} < detection + load + {1000 * LOADING_S:.0f} ms", f"+ {goal.measured}", goal.samples, goal.holds
-    )
+    wanted = f"p{TAIL} < detection + load + {1000 * LOADING_S:.0f} ms"
+    rests = [_rest_s(fault) for fault in loaded]
+    goal = _tail("first answer after a death, without a standby", LOADING_S, rests, wanted)
+    return replace(goal, measured=f"detection + load + {goal.measured}" if rests else goal.measured)
 
 
 def _rest_s(fault: FaultReport) -> float | None:

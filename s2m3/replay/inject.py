@@ -164,6 +164,7 @@ class Injector:
             case "pause":
                 site.pause(target)
                 self._ends(fault, lambda: site.resume(target))
+                self._led(target)
             case "partition":
                 self._partition(target, fault)
             case "slow":

@@ -24,6 +24,7 @@ from s2m3.replay import timeline
 from s2m3.replay.scenario import Expect
 from s2m3.replay.timeline import Injected, Signal
 
+SAME_MOMENT_S = 1.0  # faults so close to each other are one
 Ending = Literal["right", "wrong", "error", "lost"]
 QUIET_KINDS = frozenset({"start", "hostile", "undrain", "squeeze", "slow"})  # what no answer has to wait for
 
@@ -60,7 +61,8 @@ class FaultReport:
     first_answer_after_s: float | None
     in_flight: int  # requests sent and not ended when it came
     moves: int  # until the next fault
-    load_s: float | None  # the longest measured loading of a module until the next fault
+    load_s: float | None  # the longest loading of a newly active module until the next fault, from its assignment on
+    stood_by: bool | None  # whether all modules that it served were ready elsewhere too; null if it served none
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,14 @@ def _fault(recording: Recording, position: int) -> FaultReport:
         in_flight=sum(outcome.sent_s < fault.at_s <= outcome.ended_s for outcome in recording.outcomes),
         moves=len(timeline.moves(recording.sightings, fault.at_s, until_s)),
         load_s=timeline.load_s(recording.sightings, fault.at_s, until_s),
+        stood_by=timeline.stood_by(recording.sightings, fault.target, fault.at_s, _hit(recording, fault)),
     )
+
+
+def _hit(recording: Recording, fault: Injected) -> dict[DeviceId, float]:
+    """When each device was last hit by a fault, until this one or in the same moment."""
+    hits = (each for each in recording.faults if each.kind in timeline.TAKES_AWAY)
+    return {each.target: each.at_s for each in hits if each.at_s <= fault.at_s + SAME_MOMENT_S}
 
 
 def _first_answer_s(recording: Recording, fault: Injected, affected: frozenset[TaskName]) -> float | None:

@@ -157,6 +157,7 @@ class Scenario(Spec):
     seed: int = 0
     heartbeat_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
     orchestrators: Literal[1, 2] = 1  # the second one is a hot spare
+    spares: bool = True  # whether the orchestrator uses leftover memory for standby copies and replicas
     standby: bool = False  # wait before the load until every module has a standby copy that is ready
     fleet: Annotated[tuple[FleetDevice, ...], Field(min_length=1)]
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -171,6 +172,8 @@ class Scenario(Spec):
             raise _unsound(("broker",), "is none: use mosquitto, embedded or mqtt://host:port")
         if self.persistence and self.broker != "mosquitto":
             raise _unsound(("persistence",), f"is a setting of mosquitto, and the broker is {self.broker}")
+        if self.standby and not self.spares:
+            raise _unsound(("standby",), "waits for standby copies, and spares: false means that there are none")
         ids = [device.id for device in self.fleet]
         for position, name in enumerate(ids):
             if name in ids[:position]:

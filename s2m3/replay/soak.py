@@ -2,20 +2,22 @@
 
 Owns which faults come when (drawn with a seed, so that a run can be repeated) and the sampling of processes. Whether
 they stayed flat is decided in ``flatness``. Faults that end a process come in the first part of the time only: so every
-process has one life that is long enough to see it grow.
+process has one life that is long enough to see it grow, and shorter ones aren't judged.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import importlib.util
 import json
 import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +34,7 @@ from s2m3.replay.show import show
 from s2m3.replay.stage import Stage
 
 DEATHS_UNTIL = 0.4  # of the time
+LIFE_SHARE = 1 / 3  # of the time: a life that is judged lasts at least as long
 GAP_S = (4.0, 12.0)  # between the end of a fault and the next one
 RECOVERY_S = 12.0  # for a killed device's agent to be up again, with torch
 SAMPLE_S = 2.0
@@ -50,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of faults and load; a new one, which is printed, when not given")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the timeline")
-    parser.add_argument("--logs", metavar="DIR", type=Path, help="keep there what the processes print")
+    parser.add_argument("--logs", metavar="DIR", type=Path, help="keep there what the processes print, and the samples")
     parser.set_defaults(run=run)
 
 
@@ -64,17 +67,24 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(f"seed {seed}: {len(scenario.faults)} faults in {arguments.minutes:g} minutes")
     if arguments.logs:
         arguments.logs.mkdir(parents=True, exist_ok=True)
-    with Stage(scenario, arguments.logs) as stage, Sampler(lambda: _pids(stage)) as sampler:
+    with Stage(scenario, arguments.logs) as stage, Sampler(lambda: _pids(stage), lambda: _held(stage)) as sampler:
         recording = play(scenario, stage)
+        processes = set(_pids(stage))
     found = report(recording, scenario.expect)
-    verdicts = [verdict for name, life in sampler.lives() if (verdict := judge(name, life))]
-    ok = found.ok and bool(verdicts) and all(verdict.flat for verdict in verdicts)
+    if arguments.logs:
+        write_samples(arguments.logs / "samples.csv", sampler.lives())
+    least_s = LIFE_SHARE * scenario.load.duration_s
+    verdicts = [verdict for name, life in sampler.lives() if (verdict := judge(name, life, least_s))]
+    unjudged = sorted(processes - {verdict.process.split()[0] for verdict in verdicts})
+    ok = found.ok and not unjudged and all(verdict.flat for verdict in verdicts)
     if arguments.plot:
         draw_to(arguments.plot, scenario, recording, found)
     if arguments.json:
         print(json.dumps({**found.document(), "processes": [verdict.__dict__ for verdict in verdicts], "ok": ok}))
     show(console, [found])
     _show(console, verdicts)
+    if unjudged:
+        console.print(f"no life of {', '.join(unjudged)} was long enough to judge: soak for longer")
     return 0 if ok else 1
 
 
@@ -129,11 +139,18 @@ class Sampler:
 
     Args:
         pids: the processes to look at now, by name.
+        held: what those that hold modules say that these occupy now, in bytes, by name.
         every_s: how often.
     """
 
-    def __init__(self, pids: Callable[[], dict[str, int]], every_s: float = SAMPLE_S) -> None:
+    def __init__(
+        self,
+        pids: Callable[[], dict[str, int]],
+        held: Callable[[], dict[str, int]] = dict,
+        every_s: float = SAMPLE_S,
+    ) -> None:
         self._pids = pids
+        self._held = held
         self._every_s = every_s
         self._samples: dict[tuple[str, int], list[Sample]] = {}
         self._stopping = threading.Event()
@@ -153,12 +170,21 @@ class Sampler:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._every_s):
+            held = self._held()
             for name, pid in self._pids().items():
-                if (sample := look_at(pid)) is not None:
+                if (sample := look_at(pid, held.get(name, 0))) is not None:
                     self._samples.setdefault((name, pid), []).append(sample)
 
 
-def look_at(pid: int) -> Sample | None:
+def write_samples(file: Path, lives: Sequence[tuple[str, Sequence[Sample]]]) -> None:
+    """Write every sample as a line, for who wants to see where something grew."""
+    with file.open("w", newline="", encoding="utf-8") as target:
+        rows = csv.writer(target)
+        rows.writerow(["process", *Sample.__dataclass_fields__])
+        rows.writerows([name, *astuple(sample)] for name, life in lives for sample in life)
+
+
+def look_at(pid: int, held_bytes: int = 0) -> Sample | None:
     """What a process uses now; None when it is gone."""
     import psutil  # noqa: PLC0415 - an extra, and this module is imported by every command
 
@@ -166,7 +192,7 @@ def look_at(pid: int) -> Sample | None:
         process = psutil.Process(pid)
         with process.oneshot():
             memory = process.memory_info().rss
-            return Sample(time.monotonic(), memory, process.num_threads(), process.num_fds())
+            return Sample(time.monotonic(), memory, process.num_threads(), process.num_fds(), held_bytes)
     except psutil.Error:
         return None
 
@@ -181,15 +207,20 @@ def _pids(stage: Stage) -> dict[str, int]:
     return found
 
 
+def _held(stage: Stage) -> dict[str, int]:
+    return {name: beat.memory_used_bytes for name, beat in dict(stage.observer.heartbeats).items()}
+
+
 def _show(console: Console, verdicts: list[Verdict]) -> None:
     table = Table(title="processes that lived long enough to say", title_justify="left")
-    for name in ("process", "seconds", "MB", "growth MB", "threads", "files", "flat"):
+    for name in ("process", "seconds", "MB", "growth MB", "beside modules MB", "threads", "files", "flat"):
         table.add_column(name, justify="left" if name == "process" else "right")
     for verdict in verdicts:
         table.add_row(
             verdict.process,
             f"{verdict.seconds:.0f}",
             f"{verdict.memory_bytes / 1e6:.1f}",
+            f"{verdict.resident_growth_bytes / 1e6:+.2f}",
             f"{verdict.growth_bytes / 1e6:+.2f}",
             f"{verdict.threads[0]:g} > {verdict.threads[1]:g}",
             f"{verdict.files[0]:g} > {verdict.files[1]:g}",

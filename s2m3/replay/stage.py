@@ -137,6 +137,7 @@ class Stage:
                 heartbeat_interval_s=scenario.heartbeat_interval_s,
                 mosquitto_settings=self._settings(),
                 logs=self._logs,
+                spares=scenario.spares,
             )
         )
         url = self.site.url
@@ -208,6 +209,7 @@ def make_of(scenario: Scenario) -> tuple[object, ...]:
         scenario.persistence,
         scenario.heartbeat_interval_s,
         scenario.orchestrators,
+        scenario.spares,
         scenario.fleet,
         scenario.tasks,
         scenario.redundancy,

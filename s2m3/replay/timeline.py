@@ -4,7 +4,8 @@ Owns these definitions. Sees only state messages that were really published, wit
 observer; knows nothing of processes and reads no clock. Times are seconds of the observer's clock.
 
 - *detected*: a device that routes name: the first route published without it. One that no route names: its state
-  ``offline``. The orchestrator: its state offline. A device that starts: its first heartbeat.
+  ``offline``. The orchestrator: its state offline, or that of another that leads. A device that starts: its first
+  heartbeat.
 - *detected by*: `will` when the target's state offline came before, `timeouts` when a coordinator's heartbeat had named
   it as one whose calls time out, which makes silence tell sooner, and `heartbeats` when nothing but silence told it.
 - *replaced*: from detection on, every task that was served before is served again, without the device unless it beats
@@ -16,6 +17,7 @@ observer; knows nothing of processes and reads no clock. Times are seconds of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +29,7 @@ from s2m3.replay.scenario import BROKER, ORCHESTRATOR, Kind
 
 Routes = Mapping[TaskName, Route]
 Signal = Literal["will", "timeouts", "heartbeats"]
-_HIT_BY_ROUTES = frozenset({"kill", "pause", "partition"})
+TAKES_AWAY: frozenset[Kind] = frozenset({"kill", "pause", "partition"})  # the device, from the site
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,15 @@ def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
     if fault.target == BROKER:
         return Seen(frozenset(before), replaced_s=_said_again(after, before))
     if fault.target == ORCHESTRATOR:
-        anew_s, gone_s = _orchestrator_anew(sightings, after), _orchestrator_gone(after)
-        gone: tuple[float | None, Signal | None] = (gone_s, None if gone_s is None else "will")
-        gone = (anew_s, None) if fault.kind == "start" else gone
+        anew_s = _orchestrator_anew(sightings, after)
+        gone = (anew_s, None) if fault.kind == "start" else _orchestrator_gone(after, anew_s)
         return Seen(frozenset(before), *gone, replaced_s=anew_s)
     if fault.kind == "start":
         return Seen(frozenset(), _first(after, fault.target, Heartbeat))
     affected = frozenset(task for task, route in before.items() if fault.target in named(route))
     if fault.kind == "drain":
         return Seen(affected, replaced_s=_replaced(after, before, fault.target, may_return=False))
-    if fault.kind in _HIT_BY_ROUTES and (detected_s := _detected(after, before, fault.target)) is not None:
+    if fault.kind in TAKES_AWAY and (detected_s := _detected(after, before, fault.target)) is not None:
         later = [sighting for sighting in after if sighting.at_s >= detected_s]
         known = routes_before(sightings, detected_s)
         signal = _signal((s for s in after if s.at_s <= detected_s), fault.target)
@@ -160,11 +161,14 @@ def _replaced(after: Iterable[Sighting], before: Routes, device: DeviceId, *, ma
     return None
 
 
-def _orchestrator_gone(after: Iterable[Sighting]) -> float | None:
+def _orchestrator_gone(after: Iterable[Sighting], anew_s: float | None) -> tuple[float | None, Signal | None]:
+    """By its will, unless a spare that missed its heartbeats leads before that comes."""
     for sighting in after:
+        if anew_s is not None and sighting.at_s >= anew_s:
+            return anew_s, "heartbeats"
         if isinstance(sighting.message, OrchestratorState) and not sighting.message.online:
-            return sighting.at_s
-    return None
+            return sighting.at_s, "will"
+    return None, None
 
 
 def _orchestrator_anew(sightings: Iterable[Sighting], after: Sequence[Sighting]) -> float | None:
@@ -227,20 +231,56 @@ def refusals(sightings: Iterable[Sighting], from_s: float) -> list[tuple[float, 
 
 
 def load_s(sightings: Iterable[Sighting], from_s: float, to_s: float) -> float | None:
-    """The longest measured loading of a module that became ready in this time; None when none did."""
+    """The longest that a device took in this time from an assignment to have a new active module ready; None if none.
+
+    With all that it takes there: the imports of the module's family, reading its weights, the first passes.
+    """
     ready: dict[DeviceId, set[str]] = {}
+    awaited: dict[tuple[DeviceId, str], float] = {}  # since when
     longest: float | None = None
     for sighting in sightings:
         if sighting.at_s >= to_s:
             break
-        if not isinstance(sighting.message, Heartbeat):
-            continue
-        now = {key for key, held in sighting.message.modules.items() if held.state == "ready"}
-        if sighting.at_s >= from_s:
-            for key in now - ready.get(sighting.id, set()):
-                longest = max(longest or 0.0, sighting.message.modules[key].load_s or 0.0)
-        ready[sighting.id] = now
+        message, device = sighting.message, sighting.id
+        if isinstance(message, Assignment):
+            active = {assigned.module for assigned in message.modules if assigned.role == "active"}
+            for name in active - ready.get(device, set()) if sighting.at_s >= from_s else ():
+                awaited.setdefault((device, name), sighting.at_s)
+        elif isinstance(message, Heartbeat):
+            ready[device] = {held.module for held in message.modules.values() if held.state == "ready"}
+            for name in ready[device]:
+                if (since_s := awaited.pop((device, name), None)) is not None:
+                    longest = max(longest or 0.0, sighting.at_s - since_s)
     return longest
+
+
+def stood_by(
+    sightings: Iterable[Sighting], device: DeviceId, at_s: float, hit: Mapping[DeviceId, float]
+) -> bool | None:
+    """Whether each module that a device served at a time was ready on another one too; None if it served nothing.
+
+    Args:
+        sightings: in the order of time.
+        device: the one.
+        at_s: the time.
+        hit: devices that a fault befell until then -> when it last did; who hasn't beaten since is no help.
+    """
+    served: dict[DeviceId, set[str]] = {}
+    ready: dict[DeviceId, set[str]] = {}
+    for sighting in sightings:
+        if sighting.at_s >= at_s:
+            break
+        message = sighting.message
+        if isinstance(message, Assignment):
+            served[sighting.id] = {assigned.module for assigned in message.modules if assigned.role == "active"}
+        elif isinstance(message, Heartbeat) and sighting.at_s > hit.get(sighting.id, -math.inf):
+            ready[sighting.id] = {held.module for held in message.modules.values() if held.state == "ready"}
+        elif isinstance(message, DeviceState) and message.status == "offline":
+            ready.pop(sighting.id, None)
+    if not served.get(device):
+        return None
+    others = [modules for other, modules in ready.items() if other != device]
+    return all(any(name in modules for modules in others) for name in served[device])
 
 
 def bands(sightings: Sequence[Sighting], silence_s: float, end_s: float) -> list[Band]:

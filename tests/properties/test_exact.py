@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from orchestrator.exact import Optimum, exact
-from orchestrator.exhaustive import exhaustive
-from orchestrator.placement import place
-from orchestrator.refine import refined
+from orchestrator.planner.exact import Optimum, exact
+from orchestrator.planner.exhaustive import exhaustive
+from orchestrator.planner.placement import place
+from orchestrator.planner.refine import refined
 
 CALMLY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 PARTS = [f"part-{number}" for number in range(5)]

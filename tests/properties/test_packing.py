@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.packing import GaveUp, least_extra, packed
+from orchestrator.planner.packing import GaveUp, least_extra, packed
 
 CALMLY = settings(deadline=None, max_examples=150)  # the machine may be busy
 Question = tuple[list[int], list[int], list[set[int]]]

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from orchestrator.costs import latency_s, objective_s, source_of
-from orchestrator.explain import explain
-from orchestrator.fleet import NOWHERE, Fleet
-from orchestrator.placement import Placement, distinct_modules, place, place_most
-from orchestrator.refine import refined
-from orchestrator.timing import Timing
+from orchestrator.planner.costs import latency_s, objective_s, source_of
+from orchestrator.planner.explain import explain
+from orchestrator.planner.fleet import NOWHERE, Fleet
+from orchestrator.planner.placement import Placement, distinct_modules, place, place_most
+from orchestrator.planner.refine import refined
+from orchestrator.planner.timing import Timing
 
 CALMLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 BRIEFLY = settings(CALMLY, max_examples=50)

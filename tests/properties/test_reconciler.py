@@ -39,7 +39,7 @@ from orchestrator.events import (
     TaskUndeployed,
 )
 from orchestrator.facts import as_measured
-from orchestrator.placement import place
+from orchestrator.planner.placement import place
 from orchestrator.state import Pace, State, initial
 from orchestrator.watch import READ_RETAINED_S
 

@@ -482,6 +482,12 @@ def test_a_module_that_crashes_ends_the_request_and_not_the_agent(front: AgentSt
     assert "encoder failed on gw-a" in body.message
 
 
+def test_a_module_that_gets_no_memory_is_tried_elsewhere_or_again(front: AgentState) -> None:
+    run = only(decide(front, request(), 0.0), Run)
+    assert not any_of(decide(front, Ran(run.run, None, MemoryError(), 0.0, 0.0), 0.1), Reply)
+    assert front.coordinated
+
+
 def test_a_module_unloaded_while_its_work_waited_is_tried_elsewhere(front: AgentState) -> None:
     run = only(decide(front, request(), 0.0), Run)
     assert not any_of(decide(front, Ran(run.run, None, ModuleRefused("gone"), 0.0, 0.0), 0.1), Reply)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from orchestrator.costs import OUTSIDE, compute_s, latency_s, objective_s, source_of, transfer_s
+from orchestrator.planner.costs import OUTSIDE, compute_s, latency_s, objective_s, source_of, transfer_s
 
 A = DeviceSpec(id="a", memory_bytes=1, compute_flops_per_s=10e9, bandwidth_bits_per_s=8e6, latency_s=0.01)
 B = DeviceSpec(id="b", memory_bytes=1, compute_flops_per_s=20e9, bandwidth_bits_per_s=80e6, latency_s=0.02)

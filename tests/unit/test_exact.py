@@ -7,16 +7,16 @@ from itertools import product
 import numpy as np
 import pytest
 
-import orchestrator.candidates
-import orchestrator.exact
+import orchestrator.planner.candidates
+import orchestrator.planner.exact
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from orchestrator.candidates import Graph
-from orchestrator.choice import fits
-from orchestrator.costs import latency_s
-from orchestrator.exact import Undecided, exact
-from orchestrator.exhaustive import exhaustive
-from orchestrator.placement import place
+from orchestrator.planner.candidates import Graph
+from orchestrator.planner.choice import fits
+from orchestrator.planner.costs import latency_s
+from orchestrator.planner.exact import Undecided, exact
+from orchestrator.planner.exhaustive import exhaustive
+from orchestrator.planner.placement import place
 
 
 def device(name: str, memory_bytes: int = 100, **figures: float) -> DeviceSpec:
@@ -114,7 +114,7 @@ def test_without_time_the_heuristic_placement_is_returned_with_a_bound_and_no_pr
 def test_too_many_assignments_to_list_end_without_proof(
     pair: list[DeviceSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrator.candidates, "MOST_ROWS", 0)
+    monkeypatch.setattr(orchestrator.planner.candidates, "MOST_ROWS", 0)
     found = exact(pair, [two_encoders()])
     assert not found.proven
     assert 0 < found.bound_s <= found.objective_s
@@ -127,7 +127,7 @@ def no_heuristic(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise NoDeviceFits(module="any", memory_bytes=1, short_bytes={})
 
-    monkeypatch.setattr(orchestrator.exact, "refined", refuse)
+    monkeypatch.setattr(orchestrator.planner.exact, "refined", refuse)
 
 
 @pytest.mark.usefixtures("no_heuristic")

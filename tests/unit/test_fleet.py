@@ -7,8 +7,8 @@ import pytest
 
 from broker.links import Link, transfer_s
 from broker.specs import DeviceSpec, ModuleSpec, Source
-from orchestrator.costs import OUTSIDE, compute_s
-from orchestrator.fleet import NOWHERE, Fleet
+from orchestrator.planner.costs import OUTSIDE, compute_s
+from orchestrator.planner.fleet import NOWHERE, Fleet
 
 MODULE = ModuleSpec(
     family="any.kind", source=Source(pip="weights", part="p"), memory_bytes=5, flops=3e9, output_bytes=700

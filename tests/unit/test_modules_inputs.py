@@ -197,3 +197,12 @@ def test_a_node_that_gives_no_text_is_the_tasks_mistake(given_: Value) -> None:
     failed = refused(inputs.lines, given_)
     assert failed.code == ErrorCode.MODULE_FAILED
     assert "needs a text" in str(failed)
+
+
+def test_a_lack_of_memory_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", no_memory)
+    with pytest.raises(MemoryError):
+        inputs.picture(RawInput(picture_bytes(Image.new("RGB", (8, 8)))))

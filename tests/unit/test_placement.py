@@ -6,9 +6,9 @@ import pytest
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from orchestrator.costs import OUTSIDE, objective_s
-from orchestrator.explain import explain
-from orchestrator.placement import place, place_most
+from orchestrator.planner.costs import OUTSIDE, objective_s
+from orchestrator.planner.explain import explain
+from orchestrator.planner.placement import place, place_most
 
 
 def module(part: str, *, memory_bytes: int, flops: float = 1e9) -> ModuleSpec:

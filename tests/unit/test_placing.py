@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from broker.specs import FleetSpec, TaskSpec
-from orchestrator.choice import fits
-from orchestrator.placement import distinct_modules
-from orchestrator.refine import refined
+from orchestrator.planner.choice import fits
+from orchestrator.planner.placement import distinct_modules
+from orchestrator.planner.refine import refined
 from s2m3.__main__ import main
 from s2m3.placing import compare as comparing
 from s2m3.placing import scale

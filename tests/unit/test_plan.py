@@ -10,7 +10,7 @@ import pytest
 
 from broker.files import load_spec
 from broker.specs import FleetSpec
-from orchestrator.costs import objective_s
+from orchestrator.planner.costs import objective_s
 from s2m3.__main__ import main
 from s2m3.catalogue import load_tasks
 from s2m3.plan.solve import SOLVERS

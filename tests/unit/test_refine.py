@@ -8,11 +8,11 @@ import pytest
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from orchestrator.exhaustive import exhaustive
-from orchestrator.explain import explain
-from orchestrator.fleet import Fleet
-from orchestrator.placement import Placement, place, place_most
-from orchestrator.refine import refined
+from orchestrator.planner.exhaustive import exhaustive
+from orchestrator.planner.explain import explain
+from orchestrator.planner.fleet import Fleet
+from orchestrator.planner.placement import Placement, place, place_most
+from orchestrator.planner.refine import refined
 
 
 def module(part: str, memory_bytes: int, flops: float = 1e9, output_bytes: int = 2_000) -> ModuleSpec:

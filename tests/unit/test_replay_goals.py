@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -35,6 +36,7 @@ def fault(kind: str, **more: Any) -> FaultReport:
         "in_flight": 0,
         "moves": 0,
         "load_s": None,
+        "stood_by": None,
     }
     return FaultReport(**{**fields, **more})
 
@@ -64,12 +66,11 @@ def judged(library: list[Played], **campaigns: Played) -> dict[str, goals.Goal]:
 
 
 def test_goals_that_are_met() -> None:
-    kill = fault("kill", detected_after_s=0.1, first_answer_after_s=0.3)
-    loaded = fault("kill", detected_after_s=0.1, first_answer_after_s=1.9, load_s=1.6)
+    kill = fault("kill", detected_after_s=0.1, first_answer_after_s=0.3, stood_by=True)
+    loaded = fault("kill", detected_after_s=0.1, first_answer_after_s=1.9, load_s=1.6, stood_by=False)
+    idle = fault("kill", detected_after_s=0.1)  # it served nothing: nobody waited for an answer
     found = judged(
-        [played(fault("restart", target="broker"), kill)],
-        kill_with_standby=played(kill),
-        kill_without_standby=played(loaded),
+        [played(fault("restart", target="broker"), kill, loaded, idle)],
         hung=played(fault("pause", detected_after_s=3.4)),
     )
     assert all(goal.holds for goal in found.values()), found
@@ -82,14 +83,16 @@ def test_goals_that_are_met() -> None:
         ("differ", [played(wrong=1)], {}),
         ("will", [played(fault("kill", detected_after_s=0.15))], {}),
         ("will", [played(fault("kill"))], {}),  # never detected
-        ("with a standby", [], {"kill_with_standby": played(fault("kill", first_answer_after_s=0.4))}),
-        ("with a standby", [], {"kill_with_standby": played(fault("kill"))}),
+        ("with a standby", [played(fault("kill", first_answer_after_s=0.4, stood_by=True))], {}),
+        ("with a standby", [played(fault("kill", stood_by=True))], {}),
+        ("with a standby", [played(fault("kill", first_answer_after_s=0.1, stood_by=False))], {}),
         (
             "without a standby",
-            [],
-            {"kill_without_standby": played(fault("kill", detected_after_s=0.1, first_answer_after_s=2.1, load_s=1.6))},
+            [played(fault("kill", detected_after_s=0.1, first_answer_after_s=2.1, load_s=1.6, stood_by=False))],
+            {},
         ),
-        ("without a standby", [], {"kill_without_standby": played(fault("kill", detected_after_s=0.1))}),
+        ("without a standby", [played(fault("kill", detected_after_s=0.1, load_s=1.6, stood_by=False))], {}),
+        ("without a standby", [played(fault("kill", detected_after_s=0.1, stood_by=False))], {}),
         ("hung", [], {"hung": played(fault("pause", detected_after_s=3.6))}),
         ("hung", [], {"hung": played(fault("pause"))}),
         ("hung", [], {"hung": played(fault("pause", detected_after_s=2.0)), "hung_idle": played(fault("pause"))}),
@@ -145,6 +148,19 @@ def test_a_start_s_growth_is_no_leak_and_a_short_life_says_nothing() -> None:
     assert verdict is not None
     assert verdict.flat
     assert judge("gw-a", life()[:20]) is None
+    assert judge("gw-a", life(), least_s=2.0 * 199) is not None
+    assert judge("gw-a", life(), least_s=2.0 * 200) is None
+
+
+def test_a_module_that_was_placed_there_is_no_leak() -> None:
+    placed = [
+        replace(sample, memory_bytes=sample.memory_bytes + held, held_bytes=held)
+        for sample, held in zip(life(), [0] * 120 + [90 * MB] * 80, strict=True)
+    ]
+    verdict = judge("gw-a", placed)
+    assert verdict is not None
+    assert verdict.flat
+    assert verdict.resident_growth_bytes > 10 * MB
 
 
 def test_the_slope_is_that_of_most_pairs() -> None:

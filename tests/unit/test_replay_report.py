@@ -43,8 +43,8 @@ def assignment(*modules: str, generation: int = 1, role: Any = "active") -> Assi
     return Assignment(epoch=1, generation=generation, modules=held)
 
 
-def beat(*ready: str, load_s: float | None = None) -> Heartbeat:
-    modules = {name: HeldModule(module=name, state="ready", load_s=load_s) for name in ready}
+def beat(*ready: str) -> Heartbeat:
+    modules = {name: HeldModule(module=name, state="ready") for name in ready}
     return Heartbeat(session=1, seq=1, epoch=1, generation=1, modules=modules)
 
 
@@ -82,7 +82,7 @@ A_DEATH = seen(
     (110.05, "gw-a", offline()),
     (110.1, "t", route("t", generation=2)),  # withdrawn: nobody holds it
     (110.2, "gw-c", assignment("m", generation=2)),
-    (112.0, "gw-c", beat("m", load_s=1.5)),
+    (112.0, "gw-c", beat("m")),
     (112.1, "t", route("t", "gw-c", generation=3)),
 )
 
@@ -123,7 +123,9 @@ def test_a_death_is_detected_by_the_route_without_the_device_and_replaced_when_a
     assert fault.detected_after_s == pytest.approx(0.1)
     assert fault.replaced_after_s == pytest.approx(2.1)
     assert fault.first_answer_after_s == pytest.approx(2.2)
-    assert (fault.in_flight, fault.moves, fault.load_s) == (2, 1, 1.5)
+    assert (fault.in_flight, fault.moves) == (2, 1)
+    assert fault.load_s == pytest.approx(1.8)  # from the assignment to the first heartbeat with it
+    assert fault.stood_by is False
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,33 @@ def test_a_device_that_came_back_may_serve_again() -> None:
     assert fault.replaced_after_s == pytest.approx(5.1)
 
 
+@pytest.mark.parametrize(
+    ("others", "hits", "stood_by"),
+    [
+        (seen((100, "gw-b", beat("m"))), [], True),
+        (seen((100, "gw-b", beat("n"))), [], False),
+        (seen((100, "gw-b", beat("m")), (105, "gw-b", offline())), [], False),
+        (seen((100, "gw-b", beat("m"))), [Injected(109.5, "pause", "gw-b")], False),
+        (seen((100, "gw-b", beat("m"))), [Injected(110.5, "kill", "gw-b")], False),  # in the same moment
+        (seen((100, "gw-b", beat("m"))), [Injected(120, "kill", "gw-b")], True),
+        (seen((100, "gw-b", beat("m"))), [Injected(90, "pause", "gw-b")], True),  # it beat since
+    ],
+)
+def test_a_standby_counts_when_it_was_ready_and_alive(
+    others: list[Sighting], hits: list[Injected], stood_by: object
+) -> None:
+    faults = sorted([KILLED, *hits], key=lambda fault: fault.at_s)
+    sightings = seen((91, "gw-a", assignment("m")), (92, "gw-a", beat("m"))) + others
+    found = report(recorded(faults=faults, sightings=sightings), Expect()).faults[faults.index(KILLED)]
+    assert found.stood_by is stood_by
+
+
+def test_a_device_that_serves_nothing_needs_no_standby() -> None:
+    sightings = seen((91, "gw-a", assignment("m", role="standby")), (100, "gw-b", beat("m")))
+    (fault,) = report(recorded(faults=[KILLED], sightings=sightings), Expect()).faults
+    assert fault.stood_by is None
+
+
 def test_a_drained_device_must_leave_every_route() -> None:
     rows = seen(
         (90, "t", route("t", "gw-a")),
@@ -186,6 +215,16 @@ def test_an_orchestrator_is_gone_by_its_will_and_replaced_by_a_higher_epoch() ->
     (fault,) = report(recorded(faults=[Injected(110, "restart", "orchestrator")], sightings=rows), Expect()).faults
     assert fault.detected_after_s == pytest.approx(0.1)
     assert fault.replaced_after_s == pytest.approx(2)
+
+
+def test_an_orchestrator_that_hangs_is_gone_when_a_spare_that_missed_it_leads() -> None:
+    rows = seen(
+        (90, "", leader(4, online=True)), (113.3, "", leader(5, online=True)), (114.5, "", leader(4, online=False))
+    )
+    (fault,) = report(recorded(faults=[Injected(110, "pause", "orchestrator")], sightings=rows), Expect()).faults
+    assert fault.detected_after_s == pytest.approx(3.3)
+    assert fault.detected_by == "heartbeats"
+    assert fault.replaced_after_s == pytest.approx(3.3)
 
 
 def test_a_broker_is_back_when_the_orchestrator_and_every_route_have_been_said_again() -> None:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from orchestrator.costs import compute_s
-from orchestrator.placement import place
-from orchestrator.spares import NO_SPARES, UTILISATION, Spares, blast_radius, spares
+from orchestrator.planner.costs import compute_s
+from orchestrator.planner.placement import place
+from orchestrator.planner.spares import NO_SPARES, UTILISATION, Spares, blast_radius, spares
 
 
 def module(part: str, memory_bytes: int, flops: float = 1e8) -> ModuleSpec:

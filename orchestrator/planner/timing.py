@@ -16,8 +16,8 @@ import numpy as np
 
 from broker.links import transfer_s
 from broker.specs import DeviceSpec, ModuleKey, TaskSpec
-from orchestrator.costs import compute_s
-from orchestrator.fleet import NOWHERE, Fleet, Floats, Integers, Row
+from orchestrator.planner.costs import compute_s
+from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
 
 _UNSCHEDULED = -1.0
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from broker.specs import DeviceId, ModuleKey, ModuleName
-from orchestrator.fleet import NOWHERE
-from orchestrator.greedy import Board
-from orchestrator.problem import Placement
+from orchestrator.planner.fleet import NOWHERE
+from orchestrator.planner.greedy import Board
+from orchestrator.planner.problem import Placement
 
 
 @dataclass(frozen=True)

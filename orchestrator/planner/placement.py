@@ -18,10 +18,10 @@ from functools import partial
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
-from orchestrator.fleet import Fleet
-from orchestrator.greedy import Board, greedy
-from orchestrator.problem import AT_HAND_SHARE, AtHand, Bars, DeviceUse, Placement, Problem, distinct_modules
-from orchestrator.refine import fill, improved, least_change, never
+from orchestrator.planner.fleet import Fleet
+from orchestrator.planner.greedy import Board, greedy
+from orchestrator.planner.problem import AT_HAND_SHARE, AtHand, Bars, DeviceUse, Placement, Problem, distinct_modules
+from orchestrator.planner.refine import fill, improved, least_change, never
 
 __all__ = [
     "AT_HAND_SHARE",

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, NodeName, TaskSpec
-from orchestrator.costs import compute_s, transfer_s
+from orchestrator.planner.costs import compute_s, transfer_s
 
 Seconds = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int16]

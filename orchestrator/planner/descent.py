@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
-from orchestrator.fleet import Integers, Row
-from orchestrator.problem import Problem, Where
+from orchestrator.planner.fleet import Integers, Row
+from orchestrator.planner.problem import Problem, Where
 
 GAIN = 1e-9
 """Relative: what improves by less is rounding."""

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.descent import GAIN, Budget
-from orchestrator.fleet import Integers, Row
-from orchestrator.ways import Ways
+from orchestrator.planner.descent import GAIN, Budget
+from orchestrator.planner.fleet import Integers, Row
+from orchestrator.planner.ways import Ways
 
 _UNITS_OF_A_BRANCH, _UNITS_OF_A_CHECK = 2, 2
 _CHECKS_A_UNIT = 1_000  # ways x slots that are checked in one unit

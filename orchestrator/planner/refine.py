@@ -15,13 +15,13 @@ import numpy as np
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
-from orchestrator.descent import FEW, GAIN, Budget, Descent
-from orchestrator.fleet import NOWHERE, Fleet, Floats, Integers
-from orchestrator.greedy import Board, greedy
-from orchestrator.packing import STEPS, GaveUp, least_extra
-from orchestrator.problem import AtHand, Bars, Placement, Problem
-from orchestrator.tree import Tree
-from orchestrator.ways import TooManyWays, Ways, ways_of
+from orchestrator.planner.descent import FEW, GAIN, Budget, Descent
+from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers
+from orchestrator.planner.greedy import Board, greedy
+from orchestrator.planner.packing import STEPS, GaveUp, least_extra
+from orchestrator.planner.problem import AtHand, Bars, Placement, Problem
+from orchestrator.planner.tree import Tree
+from orchestrator.planner.ways import TooManyWays, Ways, ways_of
 
 WORK = 120_000
 """What the search may cost, in units of about 10 microseconds: a second."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.fleet import Floats, Integers
-from orchestrator.timing import Timing
+from orchestrator.planner.fleet import Floats, Integers
+from orchestrator.planner.timing import Timing
 
 MOST_WAYS = 40_000
 """So many ways of one task are compared at most: some ten milliseconds."""

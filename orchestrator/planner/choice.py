@@ -23,7 +23,7 @@ import numpy as np
 
 from broker.errors import S2M3Error
 from broker.specs import DeviceId, ModuleKey, TaskName
-from orchestrator.candidates import Candidates, Integers
+from orchestrator.planner.candidates import Candidates, Integers
 
 STEPS = 1e12
 """Steps of time in the objective: a thousand times finer than the 1e-9 to which plans are compared."""

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
-from orchestrator.costs import compute_s, objective_s, source_of
-from orchestrator.placement import AT_HAND_SHARE, AtHand, Bars, distinct_modules
+from orchestrator.planner.costs import compute_s, objective_s, source_of
+from orchestrator.planner.placement import AT_HAND_SHARE, AtHand, Bars, distinct_modules
 
 EXPECTED_LOAD_BYTES_PER_S = 100e6  # where no load was measured: what the SD card of a gateway reads
 UTILISATION = (

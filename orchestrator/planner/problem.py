@@ -17,9 +17,9 @@ from functools import cached_property
 import numpy as np
 
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
-from orchestrator.costs import source_of
-from orchestrator.fleet import NOWHERE, Fleet, Floats, Integers, Row
-from orchestrator.timing import Timing
+from orchestrator.planner.costs import source_of
+from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
+from orchestrator.planner.timing import Timing
 
 Bars = Mapping[ModuleKey, Mapping[DeviceId, str]]
 """Module key to the devices that must not get it, each with the reason."""

@@ -21,11 +21,11 @@ import numpy as np
 
 from broker.errors import NoDeviceFits, Refusal
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
-from orchestrator.candidates import Candidates, Graph, Integers, TooMany
-from orchestrator.choice import Chosen, Instance, choose
-from orchestrator.costs import objective_s, source_of
-from orchestrator.placement import Bars, distinct_modules
-from orchestrator.refine import refined
+from orchestrator.planner.candidates import Candidates, Graph, Integers, TooMany
+from orchestrator.planner.choice import Chosen, Instance, choose
+from orchestrator.planner.costs import objective_s, source_of
+from orchestrator.planner.placement import Bars, distinct_modules
+from orchestrator.planner.refine import refined
 
 TOLERANCE = 1e-10
 """Of the objective: plans are compared to 1e-9, and sums of floats lose less than this."""

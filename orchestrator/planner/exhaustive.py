@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
-from orchestrator.costs import objective_s, source_of
-from orchestrator.placement import Bars, distinct_modules
+from orchestrator.planner.costs import objective_s, source_of
+from orchestrator.planner.placement import Bars, distinct_modules
 
 
 def exhaustive(

@@ -25,9 +25,9 @@ import numpy as np
 
 from broker.errors import NoDeviceFits
 from broker.specs import DeviceId, ModuleKey
-from orchestrator.fleet import NOWHERE, Integers, Row
-from orchestrator.packing import GaveUp, packed
-from orchestrator.problem import Problem, Where, nowhere
+from orchestrator.planner.fleet import NOWHERE, Integers, Row
+from orchestrator.planner.packing import GaveUp, packed
+from orchestrator.planner.problem import Problem, Where, nowhere
 
 FEW = 12
 """Up to so many devices a module's cost counts what its tasks still miss."""
