@@ -6,6 +6,7 @@ Owns where the kernel writes it down. Knows no module.
 from __future__ import annotations
 
 import ctypes
+import resource
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -28,15 +29,17 @@ def share_one_heap() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def free_bytes(memory: Path = MEMORY_FILE, cgroup: Path = CGROUP_FILE, cgroups: Path = CGROUPS) -> int | None:
-    """What this process may still take: free as the kernel estimates it, and within the limit of its container.
+def free_bytes(
+    memory: Path = MEMORY_FILE, cgroup: Path = CGROUP_FILE, cgroups: Path = CGROUPS, status: Path = STATUS_FILE
+) -> int | None:
+    """What this process may still take: free as the kernel estimates it, within its container's limits and its own.
 
     None when the system doesn't say.
     """
     free = _kilobytes(memory, "MemAvailable")
     if free is None:
         return None
-    return max(0, min([free, *_left_in_groups(cgroup, cgroups)]))
+    return max(0, min([free, *_left_in_groups(cgroup, cgroups), *_left_to_process(status)]))
 
 
 def resident_bytes(status: Path = STATUS_FILE) -> int | None:
@@ -63,6 +66,14 @@ def _kilobytes(file: Path, wanted: str) -> int | None:
             if name == wanted:
                 return int(amount.strip().removesuffix("kB")) * 1024
     return None
+
+
+def _left_to_process(status: Path) -> Iterable[int]:
+    """What the limits of this process alone leave (``ulimit -d`` and ``-v``, systemd's LimitDATA and LimitAS)."""
+    for limit, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        most, taken = resource.getrlimit(limit)[0], _kilobytes(status, used)
+        if most != resource.RLIM_INFINITY and taken is not None:
+            yield most - taken
 
 
 def _left_in_groups(cgroup: Path, cgroups: Path) -> Iterable[int]:

@@ -137,8 +137,10 @@ def reported(known: Device | None, name: DeviceId, message: DeviceState, now_s: 
         return _repeated(known, message, profile)
     if message.session in known.past:
         return known
-    # What the new session holds is not known yet. If the old one lived until now, nothing moves before its first beat.
-    return replace(born, beating=known.alive, past=_past(known))
+    # What the new session holds is not known yet. If the old one lived until now, it is likely another connection of
+    # the same process, and its first beat comes at once: until then it counts as holding what it held; nothing moves.
+    held = {key: module for key, module in known.held.items() if known.alive and module.state == "ready"}
+    return replace(born, beating=known.alive, held=held, past=_past(known))
 
 
 def _ended(known: Device, session: int, now_s: float) -> Device:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from pydantic import ValidationError
 from rich.console import Console
 
 import scenarios
 from broker.errors import BadFile
 from broker.files import load_spec
+from broker.specs import describe
 from s2m3.replay import reference
 from s2m3.replay.goals import Played, detections, judge
 from s2m3.replay.report import Recording, Report, report
@@ -31,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(scenarios.names())
     parser.add_argument(
         "scenario", nargs="*", metavar="SCENARIO", help=f"a YAML file, or one of the library ({known}); all when none"
+    )
+    parser.add_argument(
+        "--broker", metavar="BROKER", help="instead of the scenario's: mosquitto, embedded, or mqtt://host:port"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document; a list when several are replayed")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the timeline; several: FILE-SCENARIO")
@@ -56,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     reports: list[Report] = []
     played: dict[str, Played] = {}
-    for name, scenario, recording in replay_all(names, console, short=arguments.short, logs=arguments.logs):
+    loaded = {name: load_scenario(name, arguments.broker) for name in names}
+    for name, scenario, recording in replay_all(loaded, console, short=arguments.short, logs=arguments.logs):
         reports.append(report(recording, scenario.expect))
         played[name] = Played(scenario, reports[-1])
         console.print(f"  {'; '.join(reports[-1].why_not) or 'holds'}", markup=False)
@@ -75,11 +81,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if all(found.ok for found in reports) and all(goal.holds for goal in goals) else 1
 
 
-def load_scenario(name: str) -> Scenario:
+def load_scenario(name: str, broker: str | None = None) -> Scenario:
     """Read a scenario by its name in the library or by its path, and see that its tasks can be asked.
 
+    Args:
+        name: of the library, or a path.
+        broker: instead of the scenario's.
+
     Raises:
-        BadFile: neither, or the file is wrong.
+        BadFile: neither, or the file is wrong, or what it does can't be done with this broker.
     """
     if name in scenarios.names():
         path = scenarios.path(name)
@@ -90,25 +100,27 @@ def load_scenario(name: str) -> Scenario:
         raise BadFile(file=name, problem="is neither in the library nor a file", fix=f"name a file, or one of: {known}")
     scenario = load_spec(path, Scenario)
     reference.requests_for(scenario.tasks)
-    return scenario
+    if broker is None:
+        return scenario
+    try:
+        return Scenario.model_validate(scenario.model_dump() | {"broker": broker})
+    except ValidationError as error:
+        field, problem = describe(error.errors()[0])
+        fix = "leave this scenario out, or take another broker"
+        raise BadFile(file=str(path), field=field, problem=f"with --broker {broker}: {problem}", fix=fix) from error
 
 
 def replay_all(
-    names: Sequence[str], console: Console, *, short: bool, logs: Path | None
+    loaded: Mapping[str, Scenario], console: Console, *, short: bool, logs: Path | None
 ) -> Iterator[tuple[str, Scenario, Recording]]:
     """Play these scenarios one after the other; short ones share the processes of a site where they fit.
 
     A scenario whose site doesn't come up is recorded with that, and the next one gets a new site.
-
-    Raises:
-        BadFile: one of them is wrong; before any is played.
     """
-    loaded = [(name, load_scenario(name)) for name in names]
-    if short:
-        loaded = [(name, scenario.shortened()) for name, scenario in loaded]
     with ExitStack() as stack:
         stage: Stage | None = None
-        for name, scenario in loaded:
+        for name, written in loaded.items():
+            scenario = written.shortened() if short else written
             try:
                 if stage is None or not short or not stage.fits(scenario):
                     stack.close()

@@ -78,6 +78,7 @@ def judge(played: Sequence[Played], campaigns: Mapping[str, Played]) -> list[Goa
         campaigns: those that repeat one fault, by the name of their file.
     """
     kills = [fault for each in played for fault in each.report.faults if fault.kind == "kill"]
+    refused = [fault for each in played if each.report.refusals for fault in each.report.faults]
     return [
         _none("requests lost, in every scenario", [each.report.lost for each in played]),
         _none("answers that differ from the unsplit model's", [each.report.wrong for each in played]),
@@ -91,7 +92,7 @@ def judge(played: Sequence[Played], campaigns: Mapping[str, Played]) -> list[Goa
             STANDBY_S,
             [fault.first_answer_after_s for fault in kills if fault.stood_by is True],
         ),
-        _without_standby([fault for fault in kills if fault.stood_by is False and fault.load_s is not None]),
+        _without_standby([each for each in kills if each.stood_by is False and each.load_s and each not in refused]),
         _hung(campaigns),
         _none(
             "moves after an orchestrator's or the broker's restart",
@@ -120,7 +121,10 @@ def _tail(name: str, limit_s: float, seconds: Sequence[float | None], wanted: st
 
 
 def _without_standby(loaded: Sequence[FaultReport]) -> Goal:
-    """The rest of the time, when detection and loading are taken off, over the deaths that made a module load."""
+    """The rest of the time, when detection and loading are taken off, over the deaths that made a module load.
+
+    Where a device refused it first there is more to wait for than one loading: such replays don't count.
+    """
     wanted = f"p{TAIL} < detection + load + {1000 * LOADING_S:.0f} ms"
     rests = [_rest_s(fault) for fault in loaded]
     goal = _tail("first answer after a death, without a standby", LOADING_S, rests, wanted)

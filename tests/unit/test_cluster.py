@@ -131,7 +131,16 @@ def test_the_next_deadline_is_when_the_next_device_turns_suspect_or_dead() -> No
     assert next_deadline_s(apply(cluster, Tick(), 3.25)) == 3600.0, "to be forgotten"
 
 
-def test_a_new_session_begins_with_nothing_held_and_nothing_failed() -> None:
+def test_until_its_first_beat_a_new_session_holds_what_the_one_before_held_that_lived_until_then() -> None:
+    ready = HeldModule(module="m", state="ready")
+    cluster = apply(alive(), beat(2, key=ready), 0.5)
+    assert apply(cluster, birth(session=2), 0.6).devices["gw"].ready("key")
+    assert not apply(apply(cluster, will(), 0.6), birth(session=2), 0.7).devices["gw"].ready("key")
+    after = apply(apply(cluster, birth(session=2), 0.6), beat(0, session=2), 0.7).devices["gw"]
+    assert after.held == {}
+
+
+def test_a_new_session_begins_with_nothing_failed() -> None:
     failed = HeldModule(module="m", state="failed", error="no weights")
     cluster = apply(alive(), beat(2, key=failed), 0.5)
     assert cluster.devices["gw"].failed == {"key": "no weights"}

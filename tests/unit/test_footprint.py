@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,15 @@ def test_where_the_system_does_not_say_what_is_resident_nobody_knows(tmp_path: P
 
 def test_one_heap_for_all_threads_may_be_asked_for_anywhere() -> None:
     share_one_heap()
+
+
+@pytest.mark.parametrize(("kind", "line"), [("RLIMIT_DATA", "VmData"), ("RLIMIT_AS", "VmSize")])
+def test_the_limits_of_the_process_itself_count(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, line: str
+) -> None:
+    status = tmp_path / "status"
+    status.write_text(f"Name:\tagent\n{line}:\t    1024 kB\n")
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    limits = {getattr(resource, kind): (1500 * KIB, unlimited[1])}
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: limits.get(limit, unlimited))
+    assert free_bytes(machine.meminfo, machine.cgroup, machine.groups, status) == 476 * KIB

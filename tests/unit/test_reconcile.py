@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from broker.messages import AssignedModule, DeviceProfile, DeviceState, Heartbeat, HeldModule, Route
@@ -82,9 +82,9 @@ class Site:
         self.notes += only(actions, Note)
         return actions
 
-    def join(self, device: str, memory_bytes: int, speed: float) -> list[Action]:
+    def join(self, device: str, memory_bytes: int, speed: float, agent: Agent | None = None) -> list[Action]:
         known = self.agents.get(device)
-        self.agents[device] = Agent(session=known.session + 1 if known else 1)
+        self.agents[device] = agent or Agent(session=known.session + 1 if known else 1)
         profile = DeviceProfile(
             memory_bytes=memory_bytes, compute_flops_per_s=speed, bandwidth_bits_per_s=100e6, latency_s=0.001
         )
@@ -268,10 +268,21 @@ def test_when_the_active_copys_device_dies_its_standby_serves_at_once_without_a_
     assert site.roles()["standby"]["vision"] == [spare], "then a new standby is chosen"
 
 
+def test_a_device_that_connects_anew_before_it_was_missed_keeps_its_modules() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    before = site.roles()
+    agent = site.agents["a"]
+    actions = site.join("a", 100, 10e9, agent=replace(agent, session=agent.session + 1, seq=0))
+    assert not only(actions, PublishRoute)
+    site.go_on(6)
+    assert site.roles() == before
+
+
 def test_a_device_that_starts_anew_before_it_was_missed_gives_way_to_the_standby() -> None:
     site = calm(CLASSIFY, a=100, b=100)
-    site.join("a", 100, 10e9)
-    assert site.able("classify", "vision") == ["b"]
+    site.join("a", 100, 10e9, agent=Agent(session=2, slow=True))
+    assert site.able("classify", "vision") == ["b"], "with its first beat, which lists what it must load anew"
+    site.agents["a"].slow = False
     site.go_on(6)
     assert site.roles() == {"active": {"vision": ["b"], "head": ["b"]}, "standby": {"vision": ["a"], "head": ["a"]}}
 

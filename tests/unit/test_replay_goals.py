@@ -41,7 +41,7 @@ def fault(kind: str, **more: Any) -> FaultReport:
     return FaultReport(**{**fields, **more})
 
 
-def played(*faults: FaultReport, lost: int = 0, wrong: int = 0) -> Played:
+def played(*faults: FaultReport, lost: int = 0, wrong: int = 0, refusals: int = 0) -> Played:
     found = Report(
         name="x",
         sent=10,
@@ -53,7 +53,7 @@ def played(*faults: FaultReport, lost: int = 0, wrong: int = 0) -> Played:
         latency_s={},
         faults=faults,
         moves=0,
-        refusals=0,
+        refusals=refusals,
         seed=0,
         ok=True,
     )
@@ -69,8 +69,9 @@ def test_goals_that_are_met() -> None:
     kill = fault("kill", detected_after_s=0.1, first_answer_after_s=0.3, stood_by=True)
     loaded = fault("kill", detected_after_s=0.1, first_answer_after_s=1.9, load_s=1.6, stood_by=False)
     idle = fault("kill", detected_after_s=0.1)  # it served nothing: nobody waited for an answer
+    refused = fault("kill", detected_after_s=0.1, first_answer_after_s=9.0, load_s=1.6, stood_by=False)
     found = judged(
-        [played(fault("restart", target="broker"), kill, loaded, idle)],
+        [played(fault("restart", target="broker"), kill, loaded, idle), played(refused, refusals=1)],
         hung=played(fault("pause", detected_after_s=3.4)),
     )
     assert all(goal.holds for goal in found.values()), found

@@ -172,3 +172,11 @@ def test_a_name_that_is_none_is_answered_with_those_that_are() -> None:
 def test_a_task_without_requests_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="has no requests for"):
         load_scenario(str(written(tmp_path, changed(tasks=["pocket/speech"]))))
+
+
+def test_another_broker_may_stand_in_where_it_can_do_what_the_scenario_does() -> None:
+    assert load_scenario("hung-device", "mqtt://10.0.0.7:1883").broker == "mqtt://10.0.0.7:1883"
+    with pytest.raises(BadFile, match=r"faults.*with --broker mqtt://10\.0\.0\.7.*not the replay's own.*leave"):
+        load_scenario("broker-restart", "mqtt://10.0.0.7")
+    with pytest.raises(BadFile, match=r"with --broker embedded: .*setting of mosquitto"):
+        load_scenario("broker-restart-persistent", "embedded")
