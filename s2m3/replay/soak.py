@@ -24,7 +24,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.table import Table
 
-from broker.errors import BadFile
+from broker.errors import BadFile, TransportError
 from s2m3.replay.command import PIPED_WIDTH, draw_to
 from s2m3.replay.flatness import Sample, Verdict, judge
 from s2m3.replay.report import report
@@ -202,8 +202,9 @@ def _pids(stage: Stage) -> dict[str, int]:
     for name in site.running:
         with contextlib.suppress(KeyError):  # killed meanwhile
             found[name] = site.pid(name)
-    if (broker := site.broker_pid) is not None:
-        found["broker"] = broker
+    with contextlib.suppress(TransportError):  # it is being restarted
+        if (broker := site.broker_pid) is not None:
+            found["broker"] = broker
     return found
 
 
