@@ -36,6 +36,7 @@ from broker.errors import NotConnected, TransportError
 from broker.outbox import Outbox
 from broker.pulse import Pulse
 from broker.transport import (
+    LONGEST_RETRY_S,
     MAX_PACKET_BYTES,
     Delivery,
     Denied,
@@ -52,7 +53,6 @@ MAX_QUEUED = 1_000  # messages
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 MAX_IN_FLIGHT = 20  # QoS 1 messages without their PUBACK; Mosquitto's own default, and a CONNACK may say less
 FIRST_RETRY_S = 0.1
-LAST_RETRY_S = 5.0
 CLOSE_S = 5.0  # how long close() waits until everything published before is out
 _TICK_S = 0.25  # how often keepalive is looked at
 _NO_MATCHING_SUBSCRIBERS = 0x10
@@ -208,8 +208,8 @@ class MqttTransport:
                 self._emit(LinkDown(reason))
                 told = reason
             # A connection that lasted was sound; two clients that throw each other out must slow down.
-            failures = 0 if was_up and time.monotonic() - began_s > LAST_RETRY_S else failures + 1
-            longest_s = min(LAST_RETRY_S, FIRST_RETRY_S * 2**failures)
+            failures = 0 if was_up and time.monotonic() - began_s > LONGEST_RETRY_S else failures + 1
+            longest_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2**failures)
             self._closing.wait(longest_s * (1 + secrets.randbelow(1000) / 1000) / 2)
         with self._lock:
             if self._alarm is not None:

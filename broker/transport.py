@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 from broker.codec import MAX_MESSAGE_BYTES
 from broker.errors import LocalProtocolError
 
+LONGEST_RETRY_S = 5.0  # between two attempts to reach a broker that is away
 MAX_TOPIC_BYTES = 65_535  # MQTT strings count their bytes in 16 bits
 MAX_PROPERTY_BYTES = 65_535  # of a content type or of correlation data
 MAX_EXPIRY_S = 2**32 - 1

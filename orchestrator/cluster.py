@@ -6,7 +6,7 @@ steady clock.
 
 Invariants:
 - one missed heartbeat makes nobody dead; the detector stands still while our own link is down or our own process
-  stood, and after it everybody has the full time anew;
+  stood, and after it everybody has the full time anew, and after the link came up the time to connect as well;
 - nor does its time pass while our own words don't come back: then it is our link that stalls, not they;
 - when most devices vanish within one interval it is the network or the broker: the silent ones get more time, and more
   again when the first of them is heard; what the others left behind is placed anew only after a while;
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 
 from broker.messages import DeviceState, Heartbeat
 from broker.specs import DeviceId, ModuleKey
-from broker.transport import LinkDown, LinkUp
+from broker.transport import LONGEST_RETRY_S, LinkDown, LinkUp
 from orchestrator.device import Device, anew, beaten, pardoned, reported, tried_again
 from orchestrator.trust import ACCUSED_FOR_S, accused, still_accused
 
@@ -33,7 +33,8 @@ ACCUSED_DEAD_AFTER_INTERVALS = 2.25  # two beats missed, when a coordinator's ca
 HOLD_INTERVALS = 5.0  # so much longer when most vanish at once: a switch, or a broker, is back after some seconds
 HOLD_FROM = 3  # devices: two may share a plug and die together
 AFTER_HOLD_INTERVALS = 1.25  # once one is heard again, the others' next beats must come in an interval and its jitter
-ECHO_LATE_INTERVALS = 1.5  # of our own heartbeat; sooner than any device can look dead because our link stalls
+ECHO_LATE_INTERVALS = 1.2  # of our own heartbeat; sooner than any device, accused or not, can look dead by our stall
+RECONNECT_S = LONGEST_RETRY_S + 1.0  # after our own link came up: a broker that was away lets everybody in one by one
 ECHO_GIVEN_UP_S = 10.0  # far beyond what keepalive needs to see a link stall: a broker that echoes nothing stops nobody
 FORGET_AFTER_S = 3600.0  # a device that is offline so long is no device of ours any more
 
@@ -89,6 +90,7 @@ class Cluster:
     devices: Mapping[DeviceId, Device] = field(default_factory=dict)
     listening: bool = False  # whether our own link is up
     up_s: float = 0.0  # since when
+    returning: frozenset[DeviceId] = frozenset()  # known before our link came up, and not beating over it yet
     drained: frozenset[DeviceId] = frozenset()  # by an operator, known or not
     hold: Hold | None = None
     echo_s: float | None = None  # when a word of our own last came back over this link
@@ -119,13 +121,15 @@ def _heard(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
             known = cluster.devices.get(name)
             cluster = _with(cluster, beaten(known, message, now_s))
             if cluster.devices.get(name) is not known:
-                cluster = _accuse(cluster, name, message, now_s)
+                cluster = _accuse(replace(cluster, returning=cluster.returning - {name}), name, message, now_s)
         case DrainSeen(name, drain):
             drained = cluster.drained | {name} if drain else cluster.drained - {name}
             cluster = replace(cluster, drained=drained)
         case LinkUp():
             # Who is drained comes anew with the link, from the broker's memory, or else from ours (``announce``).
-            cluster = replace(_all_anew(cluster, now_s), listening=True, up_s=now_s, hold=None, drained=frozenset())
+            returning = frozenset(name for name, device in cluster.devices.items() if device.watched)
+            cluster = replace(_all_anew(cluster, now_s), listening=True, up_s=now_s, returning=returning)
+            cluster = replace(cluster, hold=None, drained=frozenset())
         case LinkDown():
             cluster = replace(cluster, listening=False)
         case Overslept():
@@ -191,7 +195,7 @@ def _recorded(before: Cluster, after: Cluster, now_s: float) -> Cluster:
     just_up = now_s - after.up_s < DEAD_AFTER_INTERVALS * after.heartbeat_interval_s  # a broker's end kills nobody
     for name, device in after.devices.items():
         was, record = before.devices.get(name), device.record
-        if was is not None and was.alive and not device.alive and not just_up:
+        if was is not None and was.alive and not device.alive and not (just_up or name in before.returning):
             record = record.died(now_s)
         if was is not None and not was.alive and device.alive:
             record = record.returned(now_s)
@@ -272,7 +276,8 @@ def _due_s(cluster: Cluster, device: Device, *, most_silent: bool) -> float:
         intervals = DEAD_AFTER_INTERVALS + HOLD_INTERVALS
     else:
         intervals = ACCUSED_DEAD_AFTER_INTERVALS if device.accusers else DEAD_AFTER_INTERVALS
-    return device.heard_s + intervals * cluster.heartbeat_interval_s
+    reconnects_s = RECONNECT_S if device.id in cluster.returning else 0.0
+    return device.heard_s + reconnects_s + intervals * cluster.heartbeat_interval_s
 
 
 def _detect(cluster: Cluster, now_s: float) -> Cluster:

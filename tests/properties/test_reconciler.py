@@ -318,8 +318,17 @@ class Reconciler(RuleBasedStateMachine):
                 if not lazy:
                     self.obey(device)
                 self.beat(device)
+            self.our_own_word_comes_back()
             self.now_s += INTERVAL_S / 2
             self.feed(Tick())
+
+    @precondition(lambda self: self.state.link is not None)
+    @rule()
+    def our_own_word_comes_back(self) -> None:
+        """From then on time passes only as long as the next one isn't late."""
+        if self.state.link is not None:
+            session = self.state.link.session
+            self.feed(OrchestratorSeen(OrchestratorState(epoch=self.epoch, online=True, session=session)))
 
     @rule()
     def everything_loads_for_long(self) -> None:

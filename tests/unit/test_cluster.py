@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.messages import DeviceProfile, DeviceState, Heartbeat, HeldModule
 from broker.transport import LinkDown, LinkUp
-from orchestrator.cluster import Cluster, DeviceStateSeen, HeartbeatSeen, Tick, apply, next_deadline_s
+from orchestrator.cluster import RECONNECT_S, Cluster, DeviceStateSeen, HeartbeatSeen, Tick, apply, next_deadline_s
 
 PROFILE = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.002)
 OTHER = PROFILE.model_copy(update={"memory_bytes": 500})
@@ -118,8 +118,23 @@ def test_the_detector_stands_still_while_our_own_link_is_down() -> None:
     cluster = apply(cluster, Tick(), 100.0)
     assert cluster.devices["gw"].alive
     cluster = apply(cluster, LinkUp(2), 100.0)
-    assert apply(cluster, Tick(), 103.2).devices["gw"].alive
-    assert not apply(cluster, Tick(), 103.25).devices["gw"].alive
+    dead_s = 100.0 + RECONNECT_S + 3.25  # it may be the last one that reaches a broker that was away
+    assert apply(cluster, Tick(), dead_s - 0.05).devices["gw"].alive
+    assert not apply(cluster, Tick(), dead_s).devices["gw"].alive
+
+
+def test_who_beats_over_the_new_link_has_the_usual_time_again() -> None:
+    cluster = apply(apply(alive(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
+    cluster = apply(cluster, beat(2), 101.0)
+    assert apply(cluster, Tick(), 104.2).devices["gw"].alive
+    assert not apply(cluster, Tick(), 104.25).devices["gw"].alive
+
+
+def test_whom_a_broker_that_was_away_let_in_late_is_not_on_probation_for_it() -> None:
+    cluster = apply(apply(alive(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
+    away = apply(cluster, will(), 104.0)
+    again = apply(apply(away, birth(session=2), 105.0), beat(1, session=2), 105.0)
+    assert again.devices["gw"].doubt is None
 
 
 def test_the_next_deadline_is_when_the_next_device_turns_suspect_or_dead() -> None:

@@ -228,8 +228,20 @@ def test_while_our_own_words_do_not_come_back_no_time_passes_for_the_silent() ->
     fleet.go_on(1.5)
     assert fleet.alive() == {"a", "b"}
     fleet.echo()
+    fleet.go_on(0.75)
+    assert fleet.alive() == {"a", "b"}
     fleet.go_on(0.25)
-    assert fleet.alive() == {"a"}, "3.25 intervals after its last beat, without the 4.5 that our link stood still"
+    assert fleet.alive() == {"a"}, "3.25 intervals after its last beat, without the 5.1 that our link stood still"
+
+
+def test_a_stall_of_our_link_kills_no_device_that_somebody_accuses() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(3.75)
+    fleet.blame("b", "a")
+    fleet.echo()
+    fleet.beating.clear()
+    fleet.go_on(8)
+    assert fleet.alive() == {"a", "b"}
 
 
 def test_a_broker_that_never_echoes_stops_the_detector_for_a_while_only() -> None:
