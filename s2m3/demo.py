@@ -220,8 +220,8 @@ class Demo:
             self._stream(sent, BEFORE_KILL, pause_s=1 / RATE_PER_S)
             progress.update(bar, completed=len(sent))
             self._stream(sent, 3, pause_s=0.0)
+            killed_s = time.monotonic()  # before it is gone: the broker may tell of it before the system does
             self._site.kill(victim)
-            killed_s = time.monotonic()
             in_flight = sum(not future.done() for _, future in sent)
             self._stream(sent, AFTER_KILL - 3, pause_s=1 / RATE_PER_S)
             progress.update(bar, completed=len(sent))
@@ -252,7 +252,7 @@ class Demo:
 
     def _vision_holder(self) -> str:
         for device, assignment in self._observer.assignments.items():
-            if any(assigned.spec.family == "efficientnet.encoder" for assigned in assignment.modules):
+            if any(m.spec.family == "efficientnet.encoder" and m.role == "active" for m in assignment.modules):
                 return device
         raise DemoFailed("no device is assigned the vision encoder")
 
