@@ -23,6 +23,14 @@ from s2m3.replay.stage import Stage, make_of
 
 THROUGH_THE_COMMAND = "hung-front-door"  # alone of its make, so it costs no site more
 
+LONG = {
+    "broker-away",
+    "broker-restart-persistent",
+    "leader-hung",
+    "leader-killed",
+    "second-front-door",
+}  # CI has an end
+
 
 def by_make() -> list[str]:
     """The library's names, those that can share a site one after the other.
@@ -55,7 +63,9 @@ def stages() -> Iterator[Stages]:
         yield Stages(stack)
 
 
-@pytest.mark.parametrize("name", by_make())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in by_make()]
+)
 def test_what_a_scenario_expects_holds(stages: Stages, name: str) -> None:
     scenario = load_scenario(name).shortened()
     recording = play(scenario, stages.get(scenario))
