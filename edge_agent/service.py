@@ -78,7 +78,6 @@ MakeTransport = Callable[[str, Inbox, WillFor | None], Transport]
 """Makes a transport from a client id, an inbox and a will."""
 
 HUNG_S = 5.0  # without a turn of the loop, or beyond a forward pass's deadline: far longer than any garbage collection
-GIVE_BACK_S = 15.0  # between two returns of freed memory to the system: each takes some milliseconds
 LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung one is told from an idle one
 
 
@@ -131,7 +130,6 @@ class Agent:
         self._ended_by: IdInUse | None = None
         self._data_up = False
         self._progress = 0
-        self._gave_back_s = time.monotonic()
         self._computing: set[NodeRun] = set()  # handed to the compute thread
         self._hangs_at_s: float | None = None  # when the forward pass that runs now counts as hung
         self._meter = LinkMeter(config, DEVICE_ECHO.at(self._prefix, device=config.id), self._data.publish)
@@ -325,9 +323,6 @@ class Agent:
         if output is not None:
             self._store.record(run.key, compute_s)
         self._mailbox.put_control(Ran(run.run, output, failed, began_s, compute_s))
-        if began_s > self._gave_back_s + GIVE_BACK_S:
-            self._gave_back_s = began_s
-            self._store.give_back()
 
     def _forward(self, run: Run, began_s: float) -> Output:
         if began_s >= run.deadline_s:

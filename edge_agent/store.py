@@ -176,11 +176,6 @@ class Store:
             with self._calibration.passing:
                 yield
 
-    def give_back(self) -> None:
-        """Give memory that passes freed back to the system: the heap keeps it otherwise, in pieces too small to use."""
-        if self._calibration is not None:
-            self._calibration.give_back()
-
     @property
     def used_bytes(self) -> int:
         """Bytes of all modules loading, ready or on their way out."""
@@ -239,8 +234,8 @@ class Store:
 
     def _tidy(self) -> None:
         """After a load or an unload: what was freed goes back to the system, and the disk is looked at again."""
-        self.give_back()
         if self._calibration is not None:
+            self._calibration.give_back()
             self._calibration.look()
 
     def _alive(self, key: ModuleKey) -> _Entry | None:
