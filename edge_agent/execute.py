@@ -33,6 +33,7 @@ from edge_agent.state import (
     MAX_JOINS,
     MAX_OUTPUT_BYTES,
     MAX_OUTPUTS,
+    SWEEP_S,
     Action,
     AgentState,
     Finished,
@@ -127,12 +128,13 @@ def _pass_on(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
     )
     size_bytes = timing.output_bytes + len(json.dumps(output.answer))
     finished = Finished(output, (*joining.timings.values(), timing), size_bytes, joining.deadline_s)
-    _keep(state, event.run, finished)
+    _keep(state, event.run, finished, now_s)
     yield from _forward(state, message, finished, now_s, joining.deadline_s)
 
 
 def on_tick(state: AgentState, now_s: float) -> None:
-    """Inputs whose time is over are dropped; their coordinator answers the sensor."""
+    """What has no time left is dropped: inputs, whose coordinator answers the sensor, and outputs kept for retries."""
+    _sweep(state, now_s)
     for run, joining in list(state.joining.items()):
         if now_s >= joining.deadline_s and not joining.running:
             state.dropped["expired"] += 1
@@ -318,14 +320,27 @@ def _envelope(message: NodeInputs) -> dict[str, object]:
     return {name: getattr(message, name) for name in Envelope.model_fields}
 
 
-def _keep(state: AgentState, run: NodeRun, finished: Finished) -> None:
-    if before := state.finished.pop(run, None):
-        state.finished_bytes -= before.size_bytes
+def _keep(state: AgentState, run: NodeRun, finished: Finished, now_s: float) -> None:
+    _sweep(state, now_s)
+    _let_go(state, run)
     state.finished[run] = finished
     state.finished_bytes += finished.size_bytes
     while state.finished_bytes > MAX_OUTPUT_BYTES or len(state.finished) > MAX_OUTPUTS:
-        _, oldest = state.finished.popitem(last=False)
-        state.finished_bytes -= oldest.size_bytes
+        _let_go(state, next(iter(state.finished)))
+
+
+def _sweep(state: AgentState, now_s: float) -> None:
+    """Let go of outputs that nobody can ask for any more; now and then, for it looks at each."""
+    if now_s < state.sweep_s:
+        return
+    state.sweep_s = now_s + SWEEP_S
+    for run in [run for run, finished in state.finished.items() if now_s >= finished.deadline_s]:
+        _let_go(state, run)
+
+
+def _let_go(state: AgentState, run: NodeRun) -> None:
+    if finished := state.finished.pop(run, None):
+        state.finished_bytes -= finished.size_bytes
 
 
 def _drop_join(state: AgentState, run: NodeRun) -> None:

@@ -7,6 +7,7 @@ a socket or a model.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
@@ -39,6 +40,7 @@ MAX_JOINS = 4096  # nodes whose inputs gather here
 MAX_JOIN_BYTES = 128 * 1024 * 1024  # the inputs that wait for their siblings
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024  # finished outputs kept, to answer a retry without computing again
 MAX_OUTPUTS = 4096
+SWEEP_S = 1.0  # between two looks for kept outputs whose time is over
 
 Fence = tuple[int, int]
 """(epoch, generation): what is lower than the highest seen is stale."""
@@ -334,6 +336,7 @@ class AgentState:
     join_bytes: int = 0
     finished: OrderedDict[NodeRun, Finished] = field(default_factory=OrderedDict)
     finished_bytes: int = 0
+    sweep_s: float = -math.inf  # when to look for those whose time is over
     turns: Turns[NodeRun] = field(default_factory=Turns)  # complete, and waiting for the compute thread
     passes: dict[NodeRun, tuple[TaskName, ModuleKey]] = field(default_factory=dict)  # handed to it, in their order
     pass_began_s: float = 0.0  # the first of them
@@ -351,6 +354,7 @@ class AgentState:
         times += [joining.deadline_s for joining in self.joining.values() if not joining.running]
         times += [held.due_s for held in self.held.values()]
         times += [] if self.confirm_by_s is None else [self.confirm_by_s]
+        times += [self.sweep_s] if self.finished else []
         return min(times, default=None)
 
 

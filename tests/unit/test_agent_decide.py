@@ -29,6 +29,7 @@ from edge_agent import coordinate, execute
 from edge_agent.decide import decide
 from edge_agent.modules import Output
 from edge_agent.state import (
+    SWEEP_S,
     Action,
     AgentState,
     Assigned,
@@ -687,6 +688,20 @@ def test_kept_outputs_are_bounded_and_the_oldest_goes_first(front: AgentState, m
     run = only(decide(front, request(correlation=b"4"), 0.0), Run).run
     decide(front, Ran(run, features(), None, 0.0, 0.0), 0.1)
     assert not front.finished
+    assert front.finished_bytes == 0
+
+
+def test_kept_outputs_go_when_their_time_is_over_though_nothing_comes(front: AgentState) -> None:
+    run = only(decide(front, ASKED, 0.0), Run).run
+    decide(front, Ran(run, features(), None, 0.0, 0.0), 0.1)
+    deadline_s = front.finished[run].deadline_s
+    now_s = 0.1
+    while front.finished and now_s < 2 * deadline_s:
+        due_s = front.next_deadline_s()
+        assert due_s is not None, "somebody must look"
+        now_s = max(due_s, now_s + 0.01)
+        decide(front, Tick(), now_s)
+    assert deadline_s <= now_s <= deadline_s + SWEEP_S
     assert front.finished_bytes == 0
 
 
