@@ -19,6 +19,7 @@ from broker.codec import MAX_MESSAGE_BYTES
 from broker.errors import LocalProtocolError
 
 LONGEST_RETRY_S = 5.0  # between two attempts to reach a broker that is away
+RECONNECT_S = LONGEST_RETRY_S + 1.0  # until everybody is back that a broker which was away lets in, one by one
 MAX_TOPIC_BYTES = 65_535  # MQTT strings count their bytes in 16 bits
 MAX_PROPERTY_BYTES = 65_535  # of a content type or of correlation data
 MAX_EXPIRY_S = 2**32 - 1

@@ -7,6 +7,9 @@ steady clock.
 Invariants:
 - one missed heartbeat makes nobody dead; the detector stands still while our own link is down or our own process
   stood, and after it everybody has the full time anew, and after the link came up the time to connect as well;
+- a broker that ends, or that comes back with its memory, says the wills of devices that live: what came just before our
+  own link went doesn't count; nor, after it came up, does a goodbye of an old session, until a beat of another old one
+  shows that the broker was there all the time;
 - nor does its time pass while our own words don't come back: then it is our link that stalls, not they;
 - when most devices vanish within one interval it is the network or the broker: the silent ones get more time, and more
   again when the first of them is heard; what the others left behind is placed anew only after a while;
@@ -23,8 +26,8 @@ from dataclasses import dataclass, field, replace
 
 from broker.messages import DeviceState, Heartbeat
 from broker.specs import DeviceId, ModuleKey
-from broker.transport import LONGEST_RETRY_S, LinkDown, LinkUp
-from orchestrator.device import Device, anew, beaten, pardoned, reported, tried_again
+from broker.transport import RECONNECT_S, LinkDown, LinkUp
+from orchestrator.device import Device, anew, beaten, not_ended, pardoned, reported, tried_again
 from orchestrator.trust import ACCUSED_FOR_S, accused, still_accused
 
 SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late beat is no death
@@ -34,7 +37,6 @@ HOLD_INTERVALS = 5.0  # so much longer when most vanish at once: a switch, or a 
 HOLD_FROM = 3  # devices: two may share a plug and die together
 AFTER_HOLD_INTERVALS = 1.25  # once one is heard again, the others' next beats must come in an interval and its jitter
 ECHO_LATE_INTERVALS = 1.2  # of our own heartbeat; sooner than any device, accused or not, can look dead by our stall
-RECONNECT_S = LONGEST_RETRY_S + 1.0  # after our own link came up: a broker that was away lets everybody in one by one
 ECHO_GIVEN_UP_S = 10.0  # far beyond what keepalive needs to see a link stall: a broker that echoes nothing stops nobody
 FORGET_AFTER_S = 3600.0  # a device that is offline so long is no device of ours any more
 
@@ -90,7 +92,8 @@ class Cluster:
     devices: Mapping[DeviceId, Device] = field(default_factory=dict)
     listening: bool = False  # whether our own link is up
     up_s: float = 0.0  # since when
-    returning: frozenset[DeviceId] = frozenset()  # known before our link came up, and not beating over it yet
+    returning: Mapping[DeviceId, int] = field(default_factory=dict)  # not beating over our link yet -> its old session
+    doubted: frozenset[DeviceId] = frozenset()  # of these, those whose goodbye may have been the broker's end
     drained: frozenset[DeviceId] = frozenset()  # by an operator, known or not
     hold: Hold | None = None
     echo_s: float | None = None  # when a word of our own last came back over this link
@@ -116,26 +119,42 @@ def apply(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
 def _heard(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
     match event:
         case DeviceStateSeen(name, message):
+            if message.status == "offline" and cluster.returning.get(name) == message.session:
+                return replace(cluster, doubted=cluster.doubted | {name})
             return _with(cluster, reported(cluster.devices.get(name), name, message, now_s))
         case HeartbeatSeen(name, message):
             known = cluster.devices.get(name)
-            cluster = _with(cluster, beaten(known, message, now_s))
+            cluster = _with(cluster, beaten(known, message, now_s, cluster.heartbeat_interval_s))
             if cluster.devices.get(name) is not known:
-                cluster = _accuse(replace(cluster, returning=cluster.returning - {name}), name, message, now_s)
+                cluster = _accuse(_returned(cluster, name, message.session, now_s), name, message, now_s)
         case DrainSeen(name, drain):
             drained = cluster.drained | {name} if drain else cluster.drained - {name}
             cluster = replace(cluster, drained=drained)
         case LinkUp():
             # Who is drained comes anew with the link, from the broker's memory, or else from ours (``announce``).
-            returning = frozenset(name for name, device in cluster.devices.items() if device.watched)
-            cluster = replace(_all_anew(cluster, now_s), listening=True, up_s=now_s, returning=returning)
-            cluster = replace(cluster, hold=None, drained=frozenset())
+            returning = {name: device.session for name, device in cluster.devices.items() if device.watched}
+            cluster = replace(_all_anew(cluster, now_s), listening=True, up_s=now_s)
+            cluster = replace(cluster, returning=returning, doubted=frozenset(), hold=None, drained=frozenset())
         case LinkDown():
-            cluster = replace(cluster, listening=False)
+            living = {name: not_ended(device, now_s) for name, device in cluster.devices.items()}
+            cluster = replace(cluster, devices=living, listening=False)
         case Overslept():
             cluster = _all_anew(cluster, now_s)
         case Tick():
             pass
+    return cluster
+
+
+def _returned(cluster: Cluster, name: DeviceId, session: int, now_s: float) -> Cluster:
+    """After a beat over this link. One of a session of before says that the broker was there all the time."""
+    if cluster.returning.get(name) != session:
+        returning = {other: before for other, before in cluster.returning.items() if other != name}
+        return replace(cluster, returning=returning, doubted=cluster.doubted - {name})
+    doubted = [cluster.devices[other] for other in cluster.doubted - {name} if other in cluster.devices]
+    cluster = replace(cluster, returning={}, doubted=frozenset())
+    for device in doubted:
+        gone = DeviceState(status="offline", session=device.session)
+        cluster = _with(cluster, reported(device, device.id, gone, now_s))
     return cluster
 
 
@@ -197,7 +216,7 @@ def _recorded(before: Cluster, after: Cluster, now_s: float) -> Cluster:
         was, record = before.devices.get(name), device.record
         if was is not None and was.alive and not device.alive and not (just_up or name in before.returning):
             record = record.died(now_s)
-        if was is not None and not was.alive and device.alive:
+        if was is not None and not was.alive and device.alive and after.listening:
             record = record.returned(now_s)
         if was is not None and was.health == "well" and device.health == "suspect":
             record = record.late()

@@ -10,7 +10,9 @@ Invariants:
   assignments. A standby that comes or goes changes no route and no generation: requests under way don't notice;
 - after a new link of an old term nothing is said before the leader's topic could tell of a newer one;
 - nothing is placed while our link is down, nor until ``settle_s`` after it came up: retained specs, births and first
-  heartbeats arrive in that time, so that a restart adopts what devices hold instead of moving it.
+  heartbeats arrive in that time, so that a restart adopts what devices hold instead of moving it. Who comes up with the
+  broker, as on a box that was started anew, waits longer for the devices that served;
+- what was done about goodbyes that turn out to be the broker's end is undone (``cluster``).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from broker.specs import TaskName, TaskSpec
-from broker.transport import LinkDown, LinkUp
+from broker.transport import RECONNECT_S, LinkDown, LinkUp
 from orchestrator import cluster as devices
 from orchestrator.admission import unroutable
 from orchestrator.announce import (
@@ -33,6 +35,7 @@ from orchestrator.announce import (
     undeployed,
 )
 from orchestrator.cluster import Cluster, ClusterEvent, DrainSeen, HeartbeatSeen
+from orchestrator.device import WILLS_S
 from orchestrator.drain import drain_again_s, empty_drained
 from orchestrator.events import (
     Action,
@@ -53,7 +56,7 @@ from orchestrator.lobby import answer
 from orchestrator.moves import give_up_at_s, review, review_at_s
 from orchestrator.planner.placement import never
 from orchestrator.reconcile import choose_spares, place_modules, spares_at_s, take_over, tell_of_placement
-from orchestrator.state import Moment, State
+from orchestrator.state import Before, Moment, State
 from orchestrator.watch import READ_RETAINED_S
 
 _V = TypeVar("_V")
@@ -100,6 +103,7 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
     if isinstance(event, HeartbeatSeen) and (resign := obeys_another(state, event.device, event.message)):
         return state, resign
     before, state = state, _absorb(state, event, now_s)
+    state = _mindful(before, state, now_s)
     actions: list[Action] = _tell_of_devices(before.cluster, state.cluster)
     state, said = _say_again(state, event, now_s)
     actions += said
@@ -147,6 +151,43 @@ def _say_again(state: State, event: Event, now_s: float) -> tuple[State, list[Ac
 # --- what we know ---
 
 
+def _mindful(before: State, after: State, now_s: float) -> State:
+    """With what stood before a device's goodbye, or the first of several."""
+    if after.cluster.devices is before.cluster.devices or (after.before and now_s - after.before.at_s < WILLS_S):
+        return after
+    known = before.cluster.devices
+    if not any(d.ended_s == now_s and name in known and known[name].alive for name, d in after.cluster.devices.items()):
+        return after
+    return replace(after, before=Before(now_s, before.standing, before.routes, before.assignments))
+
+
+def _undone(state: State, now_s: float) -> State:
+    """With what stood before the goodbyes of the last moment; under a new generation, for all may have been heard."""
+    before = state.before
+    state = replace(state, before=None)
+    if before is None or now_s - before.at_s >= WILLS_S:
+        return state
+    if (before.standing, before.routes, before.assignments) == (state.standing, state.routes, state.assignments):
+        return state
+    generation = state.generation + 1
+    stamp = {"generation": generation}
+    routes = {task: route.model_copy(update=stamp) for task, route in before.routes.items()}
+    assignments = {device: said.model_copy(update=stamp) for device, said in before.assignments.items()}
+    return replace(
+        state, standing=before.standing, generation=generation, routes=routes, assignments=assignments, draining=None
+    )
+
+
+def _settled(state: State, now_s: float) -> State:
+    """Whether retained messages and first heartbeats had the time to arrive."""
+    if state.settles_at_s is None or now_s < state.cluster.up_s + state.settle_s:
+        return state
+    patient_s = state.linked_s + RECONNECT_S
+    served = {device for route in state.remembered.values() for devices in route.serving.values() for device in devices}
+    waits = now_s < patient_s and not served <= {device.id for device in state.cluster.alive()}
+    return replace(state, settles_at_s=patient_s if waits else None)
+
+
 def _absorb(state: State, event: ClusterEvent | TaskEvent, now_s: float) -> State:  # noqa: C901 - one table
     match event:
         case LinkUp():
@@ -155,7 +196,7 @@ def _absorb(state: State, event: ClusterEvent | TaskEvent, now_s: float) -> Stat
             drains = state.drains | state.cluster.drained
             state = replace(state, delivered=frozenset(), drains=drains, outlived=False, remembered={})
         case LinkDown():
-            state = replace(state, link=None, settles_at_s=None, unsaid_at_s=None)
+            state = _undone(replace(state, link=None, settles_at_s=None, unsaid_at_s=None), now_s)
         case TaskDeployed(spec):
             if (why := unroutable(spec)) is not None:
                 return _absorb(state, TaskInvalid(spec.task, why), now_s)
@@ -176,9 +217,7 @@ def _absorb(state: State, event: ClusterEvent | TaskEvent, now_s: float) -> Stat
         state = replace(state, cluster=devices.apply(state.cluster, event, now_s))
     if isinstance(event, HeartbeatSeen):
         state = replace(state, footprints=grown(state, event.device))
-    if state.settles_at_s is not None and now_s >= state.settles_at_s:
-        state = replace(state, settles_at_s=None)
-    return state
+    return _settled(state, now_s)
 
 
 def _pardon(state: State, spec: TaskSpec) -> State:

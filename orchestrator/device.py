@@ -28,6 +28,7 @@ from orchestrator.trust import NEW, Accusers, Record, hangs
 
 FIRST_PAUSE_S = 30.0  # a failed module's device is left alone that long; twice as long after each further failure
 LONGEST_PAUSE_S = 15 * 60.0
+WILLS_S = 1.0  # a broker that ends says everybody's will, and closes all links, within so much; measured: 2 ms
 _DOUBLINGS = 5  # from the first pause to beyond the longest
 _PAST_SESSIONS = 8  # remembered per device; more than the broker can have under way
 _ENDED = sys.maxsize  # in place of a past session's last seq: its will was heard
@@ -61,6 +62,7 @@ class Device:
     setbacks: Mapping[ModuleKey, Setback] = field(default_factory=dict)
     past: Mapping[int, int] = field(default_factory=dict)  # earlier sessions, each with the last seq heard
     ended_s: float | None = None  # when its will, or goodbye, was heard
+    before: Device | None = None  # as it was then
     drained: bool = False  # by an operator
     record: Record = NEW
     accusers: Accusers = field(default_factory=dict)  # whose calls to it timed out of late
@@ -145,7 +147,7 @@ def reported(known: Device | None, name: DeviceId, message: DeviceState, now_s: 
 
 def _ended(known: Device, session: int, now_s: float) -> Device:
     if session == known.session and known.status != "offline":
-        return replace(known, status="offline", beating=False, held={}, ended_s=now_s)
+        return replace(known, status="offline", beating=False, held={}, ended_s=now_s, before=known)
     if known.past.get(session, _ENDED) != _ENDED:
         return replace(known, past={**known.past, session: _ENDED})
     return known
@@ -164,7 +166,7 @@ def _repeated(known: Device, message: DeviceState, profile: DeviceProfile) -> De
     return replace(known, status=message.status, profile=profile)
 
 
-def beaten(known: Device | None, message: Heartbeat, now_s: float) -> Device | None:
+def beaten(known: Device | None, message: Heartbeat, now_s: float, interval_s: float) -> Device | None:
     """The device after its heartbeat; the same object when that is old, or of a session that isn't believed in."""
     if known is None:
         return None
@@ -185,7 +187,7 @@ def beaten(known: Device | None, message: Heartbeat, now_s: float) -> Device | N
         held=message.modules,
         cached=frozenset(message.cached.keys() - message.modules.keys()),
         measured=_measured(known, message),
-        record=known.record.beat(),
+        record=known.record.beat(now_s, interval_s),
     )
     return replace(beating, setbacks=_setbacks(known, beating, now_s))
 
@@ -212,6 +214,13 @@ def _setbacks(before: Device, after: Device, now_s: float) -> Mapping[ModuleKey,
 def anew(device: Device, now_s: float) -> Device:
     """The device with the full time to be heard of."""
     return replace(device, heard_s=now_s, health="well") if device.watched else device
+
+
+def not_ended(device: Device, now_s: float) -> Device:
+    """The device as it was before its will, if that came just now: our own link ended as well, so it was the broker."""
+    if device.before is None or device.ended_s is None or now_s - device.ended_s >= WILLS_S:
+        return device
+    return device.before
 
 
 def pardoned(device: Device, keys: Collection[ModuleKey]) -> Device:

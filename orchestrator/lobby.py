@@ -43,7 +43,7 @@ def _refusal(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
     if state.link is None or (route is not None and route.front_door):
         return None
     if state.settles_at_s is not None:
-        return _settling(state, task, state.settles_at_s - now_s)
+        return _settling(state, task, now_s)
     if route is None:
         deployed = ", ".join(sorted(state.routes)) or "none"
         return _no_route(f"no task is called {task}; deployed tasks: {deployed}; deploy it with `s2m3 deploy FILE`")
@@ -52,10 +52,11 @@ def _refusal(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
     return _no_route(f"its modules are being loaded: {_loading(state, route)}; try again", RETRY_LOADING_S)
 
 
-def _settling(state: State, task: TaskName, left_s: float) -> ErrorBody | None:
+def _settling(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
     remembered = state.remembered.get(task)
-    if (remembered is not None and remembered.front_door) or left_s > state.settle_s - RETAINED_WITHIN_S:
+    if (remembered is not None and remembered.front_door) or now_s < state.cluster.up_s + RETAINED_WITHIN_S:
         return None
+    left_s = (state.settles_at_s or now_s) - now_s
     return _no_route("the orchestrator has just started; try again", float(max(1, math.ceil(left_s))))
 
 

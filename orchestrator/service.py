@@ -49,7 +49,15 @@ from orchestrator.events import (
     Resign,
 )
 from orchestrator.state import Pace, State, initial
-from orchestrator.watch import LEADER_INTERVAL_S, READ_RETAINED_S, Watch, observe, own_interval_s, take_over_at_s
+from orchestrator.watch import (
+    LEADER_INTERVAL_S,
+    READ_RETAINED_S,
+    Watch,
+    observe,
+    overslept,
+    own_interval_s,
+    take_over_at_s,
+)
 from orchestrator.wire import HEARD, event_of, outgoing_of
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
@@ -128,6 +136,7 @@ class Orchestrator:
         self._stopping = False
         self._tick_from_s = 0.0  # no deadline is met before
         self._beat_at_s = 0.0
+        self._linked_s = 0.0  # since when the connection is up on which we waited for our turn
         self._sessions: frozenset[int] = frozenset()  # of the links in which we led
         self._internal_errors = 0
         self.resigned: str | None = None  # why it leads no more; None while it leads or hasn't led
@@ -183,10 +192,11 @@ class Orchestrator:
                 break
             posted = self._mailbox.get(None if due_s is None else due_s - now_s)
             if due_s is not None and time.monotonic() > due_s + LEADER_INTERVAL_S:
-                watch = observe(watch, LinkUp(0), time.monotonic())  # we stood still: what is heard next counts
+                watch = overslept(watch, time.monotonic())
             if isinstance(posted, _Posted):
                 watch = self._observed(watch, posted.event)
         self._data.unsubscribe(*heard)
+        self._linked_s = time.monotonic() if watch.up_s is None else watch.up_s
         return None if self._stopping else watch.epoch
 
     def _observed(self, watch: Watch, event: LinkEvent) -> Watch:
@@ -206,7 +216,11 @@ class Orchestrator:
         epoch = max(read_epoch(self._epoch_file), seen) + 1
         store_epoch(self._epoch_file, epoch)
         state = initial(
-            epoch=epoch, heartbeat_interval_s=self._heartbeat_interval_s, settle_s=self._settle_s, pace=self._pace
+            epoch=epoch,
+            heartbeat_interval_s=self._heartbeat_interval_s,
+            settle_s=self._settle_s,
+            pace=self._pace,
+            linked_s=self._linked_s,
         )
         self._state, self.resigned, self._beat_at_s = state, None, time.monotonic()
         _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)

@@ -5,6 +5,7 @@ Owns the fields, not what changes them. Knows nothing of messages' bytes, topics
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -117,6 +118,16 @@ class Draining:
 
 
 @dataclass(frozen=True)
+class Before:
+    """What stood, and what was said, before the first of the latest goodbyes."""
+
+    at_s: float
+    standing: Standing
+    routes: Mapping[TaskName, Route]
+    assignments: Mapping[DeviceId, Assignment]
+
+
+@dataclass(frozen=True)
 class State:
     """All that the orchestrator knows and has said. Make the first one with ``initial``."""
 
@@ -126,6 +137,7 @@ class State:
     pace: Pace = Pace()
     link: LinkUp | None = None
     settles_at_s: float | None = None  # until then nothing is placed
+    linked_s: float = -math.inf  # since when this process is linked to the broker: it didn't start later
     sessions: tuple[int, ...] = ()  # of our links, the present one last; only the latest are kept
     delivered: frozenset[TaskName] = frozenset()  # tasks whose specs came since the link is up
     unsaid_at_s: float | None = None  # when all is said again after a new link, if nobody newer is heard of before
@@ -136,6 +148,7 @@ class State:
     remembered: Mapping[TaskName, RouteSeen] = field(default_factory=dict)  # routes that the broker had at our link
     footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # the most bytes that any device measured
     standing: Standing = Standing()
+    before: Before | None = None  # in case that the goodbyes were the broker's end
     spares_due_s: float | None = None  # from when on spares are to be chosen; None: those that stand were
     draining: Draining | None = None  # what was last tried for the devices that are to be emptied
     asked_s: Mapping[DeviceId, float] = field(default_factory=dict)  # when strangers were asked for their birth
@@ -157,7 +170,14 @@ class State:
         return Term(self.epoch, self.generation)
 
 
-def initial(*, epoch: int, heartbeat_interval_s: float = 1.0, settle_s: float = 1.5, pace: Pace | None = None) -> State:
+def initial(
+    *,
+    epoch: int,
+    heartbeat_interval_s: float = 1.0,
+    settle_s: float = 1.5,
+    pace: Pace | None = None,
+    linked_s: float = -math.inf,
+) -> State:
     """The state before anything is known."""
     cluster = Cluster(heartbeat_interval_s, own_interval_s(heartbeat_interval_s))
-    return State(epoch=epoch, settle_s=settle_s, cluster=cluster, pace=pace or Pace())
+    return State(epoch=epoch, settle_s=settle_s, cluster=cluster, pace=pace or Pace(), linked_s=linked_s)

@@ -31,6 +31,7 @@ class Record:
     deaths: int = 0
     to_prove: int = 0
     back_s: float = 0.0  # when it last returned
+    proved_s: float = 0.0  # when its last good beat was counted
 
     def died(self, now_s: float) -> Record:
         """After one more death."""
@@ -41,9 +42,11 @@ class Record:
         """Alive again; on probation if it had died."""
         return replace(self, back_s=now_s, to_prove=self._owed)
 
-    def beat(self) -> Record:
-        """After one more good heartbeat."""
-        return replace(self, to_prove=self.to_prove - 1) if self.to_prove else self
+    def beat(self, now_s: float, interval_s: float) -> Record:
+        """After one more good heartbeat; those that come between the regular ones, to report news, prove nothing."""
+        if not self.to_prove or now_s - self.proved_s < interval_s / 2:
+            return self
+        return replace(self, to_prove=self.to_prove - 1, proved_s=now_s)
 
     def late(self) -> Record:
         """After a gap: it begins to prove itself anew."""

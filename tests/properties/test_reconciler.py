@@ -383,6 +383,37 @@ class Reconciler(RuleBasedStateMachine):
         self.link()
 
     @precondition(lambda self: self.state.settled)
+    @rule(heard=st.integers(0, len(DEVICES)), remembers=st.booleans(), silence_s=st.sampled_from([0.6, 4.0]))
+    def the_broker_is_stopped_and_started(self, heard: int, silence_s: float, *, remembers: bool) -> None:
+        """It says everybody's will when it ends, of which we hear some; all come back, and nothing moves."""
+        up = [device for device in DEVICES if self.agents[device].up]
+        wills = [
+            DeviceStateSeen(device, DeviceState(status="offline", session=self.agents[device].session)) for device in up
+        ]
+        self.work()
+        where = self.state.standing.where
+        for will in wills[:heard]:
+            self.feed(will)
+            self.now_s += 0.001
+        self.feed(LinkDown("lost"))
+        births, self.births = self.births, {}
+        if remembers:
+            self.births = {**births, **{will.device: will for will in wills}}
+        self.link()
+        self.births = births
+        self.now_s += silence_s
+        self.feed(Tick())
+        for device in up:
+            agent = self.agents[device]
+            self.sessions += 1
+            agent.session = self.sessions
+            born = self.births[device].message.model_copy(update={"session": agent.session})
+            self.births[device] = DeviceStateSeen(device, born)
+            self.feed(self.births[device])
+            self.beat(device)
+        assert self.state.standing.where == where
+
+    @precondition(lambda self: self.state.settled)
     @rule(name=task_names)
     def undeploy_while_the_link_is_down(self, name: str) -> None:
         """The broker lives on, and only we don't hear it."""
@@ -483,7 +514,7 @@ class Reconciler(RuleBasedStateMachine):
         if self.state.settled:
             for route in self.routes.values():
                 named = {device.device for node in route.nodes.values() for device in node.devices}
-                assert not named & self.announced_dead
+                assert not named & self.announced_dead - self.state.cluster.returning.keys()
                 assert not set(route.second_door) & set(route.front_door)
                 for device in named.union(route.front_door, route.second_door):
                     assert self.state.cluster.devices[device].alive

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from broker.messages import DeviceProfile, DeviceState, Heartbeat, HeldModule
-from broker.transport import LinkDown, LinkUp
-from orchestrator.cluster import RECONNECT_S, Cluster, DeviceStateSeen, HeartbeatSeen, Tick, apply, next_deadline_s
+from broker.transport import RECONNECT_S, LinkDown, LinkUp
+from orchestrator.cluster import Cluster, DeviceStateSeen, HeartbeatSeen, Tick, apply, next_deadline_s
+from orchestrator.device import WILLS_S
 
 PROFILE = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.002)
 OTHER = PROFILE.model_copy(update={"memory_bytes": 500})
@@ -135,6 +138,42 @@ def test_whom_a_broker_that_was_away_let_in_late_is_not_on_probation_for_it() ->
     away = apply(cluster, will(), 104.0)
     again = apply(apply(away, birth(session=2), 105.0), beat(1, session=2), 105.0)
     assert again.devices["gw"].doubt is None
+
+
+def other(event: DeviceStateSeen | HeartbeatSeen) -> DeviceStateSeen | HeartbeatSeen:
+    """The same of another device."""
+    return replace(event, device="gw-2")
+
+
+def two() -> Cluster:
+    return apply(apply(alive(), other(birth()), 0.0), other(beat(1)), 0.0)
+
+
+def test_a_will_that_came_just_before_our_own_link_went_was_the_brokers_end() -> None:
+    before = alive()
+    gone = apply(before, will(), 0.5)
+    assert not gone.devices["gw"].alive
+    assert apply(gone, LinkDown("lost"), 0.51).devices == before.devices, "not on probation either"
+    assert not apply(gone, LinkDown("lost"), 0.5 + WILLS_S).devices["gw"].alive
+
+
+def test_a_goodbye_that_the_broker_remembers_may_be_its_own_end_and_the_device_has_the_time_to_come_back() -> None:
+    cluster = apply(apply(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
+    cluster = apply(cluster, will(), 100.0)
+    cluster = apply(apply(cluster, other(birth(session=2)), 101.0), other(beat(1, session=2)), 101.0)
+    assert cluster.devices["gw"].alive, "the other one has a new session, too"
+    assert not apply(cluster, Tick(), 100.0 + RECONNECT_S + 3.25).devices["gw"].alive
+    back = apply(apply(cluster, birth(session=2), 104.0), beat(1, session=2), 104.1)
+    assert back.devices["gw"].alive
+    assert not apply(back, will(session=2), 104.2).devices["gw"].alive, "a goodbye over this link counts"
+
+
+def test_a_beat_of_a_session_of_before_shows_that_the_broker_was_there_and_the_goodbyes_count() -> None:
+    cluster = apply(apply(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
+    cluster = apply(cluster, will(), 100.0)
+    assert not apply(cluster, other(beat(2)), 100.5).devices["gw"].alive
+    silent = apply(apply(apply(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0), other(beat(2)), 100.5)
+    assert not apply(silent, Tick(), 103.25).devices["gw"].alive, "nobody needs the time to connect"
 
 
 def test_the_next_deadline_is_when_the_next_device_turns_suspect_or_dead() -> None:

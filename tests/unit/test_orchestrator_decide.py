@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeVar
+
+import pytest
 
 from broker.codec import MAX_MESSAGE_BYTES, request_id
 from broker.errors import ErrorCode
 from broker.messages import DeviceProfile, DeviceState, ErrorBody, Heartbeat, HeldModule, OrchestratorState, Route
 from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from broker.transport import LinkDown, LinkUp
+from broker.transport import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen, Tick
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
@@ -490,6 +493,74 @@ def test_when_the_link_is_back_all_is_said_again_and_nothing_moves() -> None:
     site.beats()
     assert said(site.settle()) == []
     assert site.route("classify").complete
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_the_wills_that_a_broker_says_when_it_ends_move_nothing(devices: int) -> None:
+    names = ("a", "b", "c")[:devices]
+    site = serving(CLASSIFY, **dict.fromkeys(names, 100))
+    site.calm()
+    before = site.state
+    for name in names:
+        site.gone(name)
+        site.now_s += 0.001
+    site.feed(LinkDown("broker restarted"))
+    site.now_s += 4
+    site.feed(LinkUp(7))
+    for name in names:
+        site.gone(name)  # the broker kept its memory: what it said last
+    site.now_s += READ_RETAINED_S
+    actions = site.feed(Tick())
+    site.now_s += site.state.settle_s
+    actions += site.feed(Tick())
+    assert not [route for route in only(actions, PublishRoute) if not route.route.complete]
+    assert (site.state.standing, site.route("classify").nodes) == (before.standing, before.routes["classify"].nodes)
+    assert {name: said.modules for name, said in site.state.assignments.items()} == {
+        name: said.modules for name, said in before.assignments.items()
+    }
+    assert site.state.generation >= before.generation
+    for name in names:
+        site.sessions[name] += 10
+        profile = site.state.cluster.devices[name].profile
+        birth = DeviceState(status="online", session=site.sessions[name], profile=profile)
+        actions = said(site.feed(DeviceStateSeen(name, birth)) + site.beat(name))
+        assert actions == []
+
+
+def test_a_task_deployed_among_the_wills_is_kept() -> None:
+    site = serving(CLASSIFY, a=200, b=200)
+    site.gone("a")
+    site.feed(TaskDeployed(CAPTION))
+    site.feed(LinkDown("broker restarted"))
+    site.now_s += 4
+    site.feed(LinkUp(7))
+    for _ in range(3):
+        site.now_s += 1.0
+        site.beats()
+    assert site.where() == {"vision": "a", "head": "a", "text": "a"}
+    assert site.route("caption").complete
+
+
+def test_who_comes_up_with_the_broker_waits_for_the_devices_that_served() -> None:
+    site = Site(epoch=2)
+    site.state = replace(site.state, linked_s=0.0)
+    site.feed(TaskDeployed(CLASSIFY))
+    site.feed(RouteSeen("classify", available=True, front_door=True, serving={VISION.key: ("b",), HEAD.key: ("b",)}))
+    site.born("a", 100)
+    assert said(site.settle()) == []
+    assert site.state.settles_at_s == RECONNECT_S
+    site.now_s = 4.0
+    site.beat("a")
+    late = Site(epoch=2)
+    late.state, late.sessions, late.seq, late.now_s = site.state, {"a": 1}, site.seq, RECONNECT_S
+    late.beat("a")
+    assert late.where() == {"vision": "a", "head": "a"}, "but not for ever"
+    held = {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)}
+    profile = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
+    site.sessions["b"] = 1
+    site.feed(DeviceStateSeen("b", DeviceState(status="online", session=1, profile=profile)))
+    site.report("b", 1, 1, held)
+    assert site.where() == {"vision": "b", "head": "b"}
 
 
 def test_a_higher_epoch_makes_it_resign_and_its_own_echo_does_not() -> None:

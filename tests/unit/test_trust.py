@@ -84,6 +84,17 @@ class Fleet:
 # --- what others say ---
 
 
+def test_beats_between_the_regular_ones_prove_nothing() -> None:
+    fleet = Fleet("a", "b")
+    fleet.die("b")
+    fleet.now_s += 1.0
+    fleet.join("b")
+    for _ in range(3 * PROBATION_BEATS):
+        fleet.now_s += 0.01
+        fleet.beat("b")
+    assert fleet.cluster.devices["b"].doubt is not None
+
+
 def test_one_report_of_one_coordinator_moves_nothing() -> None:
     fleet = Fleet("a", "b")
     fleet.blame("a", "b")
