@@ -109,8 +109,8 @@ def on_life(state: AgentState, sender: DeviceId, now_s: float) -> Iterable[Actio
     """A device that was asked something sent anything: it lives."""
     if sender in state.heard:
         state.heard[sender] = now_s
-        if state.suspects.pop(sender, None) is not None:
-            yield Beat()
+    if state.suspects.pop(sender, None) is not None:
+        yield Beat()
 
 
 def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float) -> None:
@@ -124,10 +124,12 @@ def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float
     if request.first_fence is not None and (message.epoch, message.generation) < request.first_fence:
         state.dropped["stale_done"] += 1
         return
-    request.finished[message.node] = now_s
+    planned, _ = request.sent.get(message.node, (sender, now_s))
+    if sender == planned or message.node not in request.finished:
+        request.finished[message.node] = sender, now_s
     if sender != state.device:
         _report(state, sender, request.task, message.queue_s, now_s)
-    if request.plan and message.node == request.plan.output:
+    if message.node == request.output:
         _learn(state, request, now_s)
         _forget(state, request)
 
@@ -144,13 +146,14 @@ def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> Iterable[
     if (message.node, message.device) not in request.asked:
         state.dropped["not_asked"] += 1
     elif message.retry and (body.code != ErrorCode.OVERLOADED or _elsewhere(state, request, message)):
-        _soon_again(request, message.device, now_s)
+        _soon_again(request, message, now_s)
     else:
         yield from _end(state, request, RequestFailed(body.code, body.message, retry_after_s=body.retry_after_s))
 
 
 def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
-    """Requests whose time is over end; requests that wait too long are sent again."""
+    """Requests whose time is over end; those that wait too long are sent again; old suspicions are forgotten."""
+    state.suspects = {d: at_s for d, at_s in state.suspects.items() if now_s < at_s + SUSPECT_S}
     for request in list(state.coordinated.values()):
         if now_s >= request.deadline_s:
             _learn(state, request, now_s)
@@ -230,11 +233,11 @@ def _choose(
 def _choose_again(
     state: AgentState, request: Coordinated, now_s: float, *, late: bool = False
 ) -> tuple[Plan, float] | None:
-    """A plan for what is still missing.
+    """A plan for what is still missing. What has finished stays where it is kept, while that device is able.
 
     What this request itself asked before counts as waiting only when it is late: it speaks against who didn't do it.
     """
-    finished = {n: p.device for n, p in request.plan.nodes.items() if n in request.finished} if request.plan else {}
+    finished = {name: device for name, (device, _) in request.finished.items()}
     waiting_s = queues_s(state, now_s, task=request.task, besides=None if late else request)
     route = state.routes[request.task]
     return _choose(state, route, request.inputs, waiting_s, finished=finished, avoid=request.avoid)
@@ -246,12 +249,15 @@ def _dispatch(
     """Send every input to the nodes that take it, small ones first; without a plan, wait for a complete route."""
     route = state.routes[request.task]
     if choice is None:
-        request.plan = None
+        request.plan, request.sent = None, {}  # nobody owes anything: what they need may never reach them
         request.retry_s = now_s + FIRST_PATIENCE_S
         return
     request.plan, expected_s = choice
+    request.output = request.plan.output
     request.asked.update((name, planned.device) for name, planned in request.plan.nodes.items())
     request.sent = {name: (planned.device, now_s) for name, planned in request.plan.nodes.items()}
+    planned_on = {name: planned.device for name, planned in request.plan.nodes.items()}
+    request.finished = {name: kept for name, kept in request.finished.items() if kept[0] == planned_on.get(name)}
     request.attempt += 1
     request.fence = (route.epoch, route.generation)
     request.first_fence = request.first_fence or request.fence
@@ -293,8 +299,16 @@ def _broken(request: Coordinated, plan: Plan, route: Route) -> bool:
     return any(
         planned.device not in {device.device for device in route.nodes[name].devices} if name in route.nodes else True
         for name, planned in plan.nodes.items()
-        if name not in request.finished
+        if not _given(request, name)
     )
+
+
+def _given(request: Coordinated, node: NodeName) -> bool:
+    """Whether who is asked for a node by the plan has finished it since, and thereby sent it where the plan says."""
+    if node not in request.sent or node not in request.finished:
+        return False
+    (asked, sent_s), (device, told_s) = request.sent[node], request.finished[node]
+    return device == asked and told_s >= sent_s
 
 
 def _elsewhere(state: AgentState, request: Coordinated, failed: NodeFailed) -> bool:
@@ -311,8 +325,11 @@ def _report(state: AgentState, sender: DeviceId, task: str, queue_s: float, now_
         del state.reported[key]
 
 
-def _soon_again(request: Coordinated, device: DeviceId, now_s: float) -> None:
-    request.avoid |= {device}
+def _soon_again(request: Coordinated, failed: NodeFailed, now_s: float) -> None:
+    """Elsewhere, if possible, even when it was that device that had finished the node: it can't give it any more."""
+    request.avoid |= {failed.device}
+    if failed.node in request.finished and request.finished[failed.node][0] == failed.device:
+        del request.finished[failed.node]
     pause_s = REFUSED_PATIENCE_S * 2 ** min(max(request.attempt, 0), 5)
     request.retry_s = min(request.retry_s, now_s + pause_s)
 
@@ -326,11 +343,10 @@ def _suspect(state: AgentState, request: Coordinated, now_s: float) -> Iterable[
     for name, (device, sent_s) in request.sent.items():
         needs = request.plan.nodes[name].needs if request.plan else ()
         nodes = [need for need in needs if need not in request.inputs]
-        if device == state.device or name in request.finished or any(need not in request.finished for need in nodes):
+        if device == state.device or _given(request, name) or not all(_given(request, need) for need in nodes):
             continue
-        owed_s = max([sent_s, *(request.finished[need] for need in nodes)])
+        owed_s = max([sent_s, *(request.finished[need][1] for need in nodes)])
         if now_s - owed_s >= FIRST_PATIENCE_S and state.heard.get(device, -math.inf) < owed_s:
-            state.suspects = {d: at_s for d, at_s in state.suspects.items() if now_s - at_s < SUSPECT_S}
             state.suspects[device] = now_s
             yield Note("device_suspected", {"suspect": device, "request": request.request, "node": name})
             yield Beat()
@@ -356,8 +372,12 @@ def _tell_second_door(state: AgentState, request: RequestId, task: str, deadline
 
 
 def _forget(state: AgentState, request: Coordinated) -> None:
+    """It is over; so is listening to devices that nothing else was sent to."""
     del state.coordinated[request.request]
     state.coordinated_bytes -= request.size_bytes
+    for device in {device for _, device in request.asked}:
+        if not any(device == busy for other in state.coordinated.values() for busy, _ in other.sent.values()):
+            state.heard.pop(device, None)
 
 
 def _error(state: AgentState, request: RequestId, task: str, error: RequestFailed) -> Result:

@@ -13,6 +13,7 @@ from __future__ import annotations
 MOST_FOREIGN = 3  # new foreign sessions in a row; an agent that has just started ends when it is thrown out once more
 MOST_FOREIGN_SETTLED = 2 * MOST_FOREIGN  # the same for one that served before: the newcomer is the mistake
 SETTLED_S = 60.0
+MOST_KNOWN = 64  # sessions remembered, those that were met last: what is retained is of one of the last few
 CALM_S = 10.0  # a connection that lasted longer was not fought for; clients wait at most 5 s before they connect again
 
 
@@ -25,7 +26,7 @@ class Rivals:
 
     def __init__(self, started_s: float) -> None:
         self._started_s = started_s
-        self._known: set[int] = set()
+        self._known: dict[int, None] = {}  # in the order in which they were met last
         self._connected_s: float | None = None
         self._short = 0  # connections in a row that ended soon
         self._seen_s: list[float] = []  # when new foreign sessions were
@@ -37,7 +38,7 @@ class Rivals:
 
     def connected(self, session: int, now_s: float) -> None:
         """A connection of our own."""
-        self._known.add(session)
+        self._meet(session)
         self._connected_s = now_s
 
     def disconnected(self, now_s: float) -> bool:
@@ -55,4 +56,10 @@ class Rivals:
         """A session in the device's state."""
         if session not in self._known and self._short:
             self._seen_s.append(now_s)
-        self._known.add(session)
+        self._meet(session)
+
+    def _meet(self, session: int) -> None:
+        self._known.pop(session, None)
+        self._known[session] = None
+        if len(self._known) > MOST_KNOWN:
+            del self._known[next(iter(self._known))]

@@ -34,7 +34,7 @@ MAX_COORDINATED = 256  # requests in flight here; a task may hold as many of the
 MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # their inputs, kept until the answer is out; the same
 MAX_HELD = 1024  # requests that this second door holds until they are answered
 MAX_HELD_BYTES = 64 * 1024 * 1024  # their payloads
-SUSPECT_S = 30.0  # how long a device that owed a sign of life is reported: ten times the orchestrator's own patience
+SUSPECT_S = 30.0  # how long a device is reported after the last call that it let time out, unless it speaks before
 HANDED_PASSES = 2  # one computes, and the next is at hand when it ends
 MAX_JOINS = 4096  # nodes whose inputs gather here
 MAX_JOIN_BYTES = 128 * 1024 * 1024  # the inputs that wait for their siblings
@@ -263,11 +263,12 @@ class Coordinated:
     attempt: int = -1
     fence: Fence = (0, 0)
     first_fence: Fence | None = None  # of the first plan: what is older was never asked for
-    plan: Plan | None = None
+    plan: Plan | None = None  # None while the route is incomplete
+    output: NodeName | None = None  # of the last plan: its answer may come when there is none any more
     second_door: tuple[DeviceId, ...] = ()  # who holds a copy until it hears that this is over
     asked: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # who was to run what, in any attempt
-    sent: dict[NodeName, tuple[DeviceId, float]] = field(default_factory=dict)  # who was asked last, and when
-    finished: dict[NodeName, float] = field(default_factory=dict)  # and when that was told
+    sent: dict[NodeName, tuple[DeviceId, float]] = field(default_factory=dict)  # who is asked by the plan, since when
+    finished: dict[NodeName, tuple[DeviceId, float]] = field(default_factory=dict)  # who keeps it, when that was told
     avoid: frozenset[DeviceId] = frozenset()
     retry_s: float = 0.0  # when to send the missing nodes again
 
@@ -344,7 +345,7 @@ class AgentState:
     measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # of the last pass here
     reported: dict[tuple[DeviceId, TaskName], tuple[float, float]] = field(default_factory=dict)  # when, the queue told
     stretch: dict[TaskName, float] = field(default_factory=dict)  # how many times longer requests take than expected
-    heard: dict[DeviceId, float] = field(default_factory=dict)  # who was asked -> its last sign of life
+    heard: dict[DeviceId, float] = field(default_factory=dict)  # who is asked now -> its last sign of life
     suspects: dict[DeviceId, float] = field(default_factory=dict)  # who owes one since -> when that was noticed last
     dropped: Counter[str] = field(default_factory=Counter)
 
@@ -355,6 +356,7 @@ class AgentState:
         times += [held.due_s for held in self.held.values()]
         times += [] if self.confirm_by_s is None else [self.confirm_by_s]
         times += [self.sweep_s] if self.finished else []
+        times += [at_s + SUSPECT_S for at_s in self.suspects.values()]
         return min(times, default=None)
 
 

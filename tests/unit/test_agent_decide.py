@@ -28,6 +28,7 @@ from broker.specs import InputSpec, ModuleSpec
 from edge_agent import coordinate, execute
 from edge_agent.decide import decide
 from edge_agent.modules import Output
+from edge_agent.queues import queues_s
 from edge_agent.state import (
     SWEEP_S,
     Action,
@@ -384,6 +385,92 @@ def test_a_missing_node_is_sent_to_the_device_of_the_new_route_and_finished_ones
     assert arrays == {"encoder/features", "text/raw"}
 
 
+# gw-a is only the front door, and the first of two equal replicas is taken: what stays on gw-d stays for a reason.
+
+
+def elsewhere(state: AgentState, now_s: float, encoder: str, head: str) -> list[Send]:
+    """What is sent when the route names these devices: none, one or, with spaces between, more."""
+    known = state.routes["zero-shot"].generation
+    made = route(tuple(encoder.split()), tuple(head.split()), generation=known + 1, front_door=("gw-a",))
+    return any_of(decide(state, Routed(made), now_s), Send)
+
+
+def encoded_on(state: AgentState, device: str, now_s: float) -> None:
+    (request,) = state.coordinated.values()
+    epoch, generation = request.fence
+    told = {"request": request.request, "task": "zero-shot", "epoch": epoch, "generation": generation, "attempt": 0}
+    decide(state, Received(device, NodeDone(**told, node="encoder"), {}), now_s)
+
+
+def receivers(sends: list[Send]) -> dict[str, str]:
+    return {send.message.node: send.receiver for send in sends if isinstance(send.message, NodeInputs)}
+
+
+@pytest.fixture
+def asked() -> AgentState:
+    """gw-a asked gw-d for the encoder and gw-b for the head."""
+    state = AgentState("gw-a", PREFIX)
+    decide(state, Routed(route(("gw-d",), front_door=("gw-a",))), 0.0)
+    assert receivers(any_of(decide(state, ASKED, 0.0), Send)) == {"encoder": "gw-d", "head": "gw-b"}
+    return state
+
+
+def test_what_finished_stays_where_it_is_kept_though_the_route_was_incomplete_meanwhile(asked: AgentState) -> None:
+    encoded_on(asked, "gw-d", 0.1)
+    assert not elsewhere(asked, 0.2, "gw-c gw-d", "")
+    assert receivers(elsewhere(asked, 0.3, "gw-c gw-d", "gw-e")) == {"encoder": "gw-d", "head": "gw-e"}
+
+
+def test_what_finished_while_the_route_was_incomplete_stays_where_it_is_kept(asked: AgentState) -> None:
+    assert not elsewhere(asked, 0.1, "gw-c gw-d", "")
+    encoded_on(asked, "gw-d", 0.2)
+    assert receivers(elsewhere(asked, 0.3, "gw-c gw-d", "gw-e")) == {"encoder": "gw-d", "head": "gw-e"}
+
+
+def test_what_finished_where_nobody_is_any_more_is_computed_anew_and_waits_there(asked: AgentState) -> None:
+    encoded_on(asked, "gw-d", 0.1)
+    assert not elsewhere(asked, 0.2, "gw-c", "")
+    assert receivers(elsewhere(asked, 0.3, "gw-c", "gw-e")) == {"encoder": "gw-c", "head": "gw-e"}
+    assert set(queues_s(asked, 0.3, task="zero-shot")) == {"gw-c", "gw-e"}
+
+
+def test_who_gave_its_output_may_leave_the_route(asked: AgentState) -> None:
+    encoded_on(asked, "gw-d", 0.1)
+    assert not elsewhere(asked, 0.2, "gw-c", "gw-b")
+
+
+def test_who_leaves_the_route_before_it_gave_again_what_it_keeps_is_replaced_at_once(asked: AgentState) -> None:
+    encoded_on(asked, "gw-d", 0.1)
+    assert receivers(elsewhere(asked, 0.2, "gw-d", "gw-e")) == {"encoder": "gw-d", "head": "gw-e"}
+    assert receivers(elsewhere(asked, 0.3, "gw-c", "gw-e")) == {"encoder": "gw-c", "head": "gw-e"}
+
+
+def test_the_late_word_of_who_was_asked_before_does_not_hide_that_the_new_one_left(asked: AgentState) -> None:
+    assert receivers(elsewhere(asked, 0.1, "gw-f", "gw-e")) == {"encoder": "gw-f", "head": "gw-e"}
+    encoded_on(asked, "gw-d", 0.2)  # its output went to gw-b
+    assert receivers(elsewhere(asked, 0.3, "gw-c", "gw-e")) == {"encoder": "gw-c", "head": "gw-e"}
+
+
+def test_the_late_word_of_who_was_asked_before_does_not_hide_where_the_output_is_kept_now(asked: AgentState) -> None:
+    elsewhere(asked, 0.1, "gw-f", "gw-e")
+    encoded_on(asked, "gw-f", 0.2)
+    encoded_on(asked, "gw-d", 0.3)
+    assert receivers(elsewhere(asked, 0.4, "gw-c gw-f", "gw-b")) == {"encoder": "gw-f", "head": "gw-b"}
+
+
+def test_what_finished_on_a_device_that_refuses_it_now_is_computed_anew_elsewhere(asked: AgentState) -> None:
+    encoded_on(asked, "gw-d", 0.1)
+    sent = next(send for send in elsewhere(asked, 0.2, "gw-c gw-d", "gw-e") if send.receiver == "gw-d")
+    kept = {name: getattr(sent.message, name) for name in ("request", "task", "epoch", "generation", "attempt")}
+    nobody = ErrorBody(code=ErrorCode.MODULE_FAILED, message="nobody took it")
+    failed = NodeFailed(**kept, node="encoder", device="gw-d", retry=True, error=nobody)
+    decide(asked, Received("gw-a", failed, {}), 0.3)
+    due_s = asked.next_deadline_s()
+    assert due_s is not None
+    again = any_of(decide(asked, Tick(), due_s), Send)
+    assert receivers(again) == {"encoder": "gw-c", "head": "gw-e"}
+
+
 def test_a_route_that_changes_elsewhere_sends_nothing_again(front: AgentState) -> None:
     decide(front, request(), 0.0)
     assert not any_of(decide(front, Routed(route(generation=2)), 0.1), Send)
@@ -645,6 +732,19 @@ def test_only_who_was_asked_can_say_that_a_node_is_done(front: AgentState) -> No
     assert front.dropped["not_asked"] == 1
     decide(front, Received("gw-b", done, {}), 0.2)
     assert not front.coordinated
+
+
+def test_the_done_of_the_output_ends_a_request_though_its_route_is_incomplete_by_now(front: AgentState) -> None:
+    sent = only(decide(front, ASKED, 0.0), Send)
+    decide(front, Routed(route(head=(), generation=2)), 0.1)  # it came first: routes have a lane of their own
+    assert next(iter(front.coordinated.values())).plan is None
+    done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=1, generation=1, attempt=0)
+    decide(front, Received("gw-a", done.model_copy(update={"node": "encoder"}), {}), 0.2)
+    decide(front, Received("gw-evil", done, {}), 0.2)
+    assert front.coordinated, "neither another node nor another device ends it"
+    decide(front, Received("gw-b", done, {}), 0.3)
+    assert not front.coordinated
+    assert not any_of(decide(front, Tick(), 10.0), Reply)
 
 
 def test_inputs_come_from_the_coordinator_or_from_a_node_that_is_needed(front: AgentState, back: AgentState) -> None:

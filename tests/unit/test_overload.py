@@ -14,6 +14,7 @@ from broker.specs import InputSpec, ModuleSpec
 from edge_agent import coordinate
 from edge_agent.decide import decide
 from edge_agent.modules import Output
+from edge_agent.queues import queues_s
 from edge_agent.state import (
     Action,
     AgentState,
@@ -121,6 +122,18 @@ def test_a_task_that_floods_does_not_keep_another_out(state: AgentState) -> None
         first += all_of(ran(state, first[position], 1.0 + position), Run)
         order.append(state.passes[first[-1].run][0])
     assert "modest" in order[:4], order
+
+
+def test_what_waits_here_counts_once_while_its_request_waits_for_a_route(state: AgentState) -> None:
+    encoder = route("greedy").nodes["encoder"]
+    head = encoder.model_copy(update={"needs": ("encoder",)})
+    decide(state, Routed(route("greedy", generation=2, nodes={"encoder": encoder, "head": head}, output="head")), 0.0)
+    flood(state, "greedy", 1)
+    before = queues_s(state, 0.0, task="greedy")
+    assert before == {"gw-a": pytest.approx(2.0)}
+    lost = {"encoder": encoder, "head": head.model_copy(update={"devices": ()})}
+    decide(state, Routed(route("greedy", generation=3, nodes=lost, output="head")), 0.0)
+    assert queues_s(state, 0.0, task="greedy") == {"gw-a": pytest.approx(1.0)}, "its encoder; its head may never come"
 
 
 def test_the_room_that_one_task_may_take_leaves_room_for_others(

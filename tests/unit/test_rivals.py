@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
-from edge_agent.rivals import CALM_S, MOST_FOREIGN, MOST_FOREIGN_SETTLED, SETTLED_S, Rivals
+from edge_agent.rivals import CALM_S, MOST_FOREIGN, MOST_FOREIGN_SETTLED, MOST_KNOWN, SETTLED_S, Rivals
 
 
 def fight(agents: dict[str, Rivals], now_s: float) -> list[str]:
@@ -68,3 +68,13 @@ def test_a_connection_that_lasted_clears_what_was_seen_before() -> None:
     rivals.connected(50, 10.0)
     rivals.hear(200, 10.0)
     assert not rivals.disconnected(10.0 + CALM_S + 1)
+
+
+def test_of_all_its_sessions_an_agent_remembers_those_that_it_met_last() -> None:
+    rivals = Rivals(0.0)
+    for session in range(2, 10 * MOST_KNOWN):
+        rivals.connected(session, float(session))
+        for known in (1, session - 1):  # an earlier life's, again and again, and its own last one
+            rivals.hear(known, float(session))
+        assert not rivals.disconnected(session + 0.5)
+        assert len(rivals._known) <= MOST_KNOWN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import pytest
@@ -100,9 +101,89 @@ def test_each_further_timeout_renews_the_suspicion_and_an_old_one_is_forgotten(f
     second_s, _ = late(front)
     assert front.suspects == {"gw-b": second_s}
     assert second_s > first_s
-    front.suspects = {"gw-z": second_s - SUSPECT_S}
+    front.suspects["gw-z"] = second_s - SUSPECT_S
     late(front)
     assert list(front.suspects) == ["gw-b"]
+
+
+def test_an_old_suspicion_is_forgotten_though_nothing_comes(front: AgentState) -> None:
+    ask(front, 1, 0.0)
+    while front.coordinated:
+        now_s, _ = late(front)
+    suspected_s = front.suspects["gw-b"]
+    assert suspected_s < now_s
+    assert late(front) == (suspected_s + SUSPECT_S, [])
+    assert not front.suspects
+    assert front.next_deadline_s() is None
+
+
+def test_a_sign_of_life_clears_a_suspect_that_nothing_is_asked_of_any_more(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    while front.coordinated:
+        now_s, _ = late(front)
+    assert decide(front, Received("gw-b", done(message, "encoder"), {}), now_s + 0.1) == [Beat()]
+    assert not front.suspects
+
+
+def test_while_the_route_is_incomplete_nobody_is_suspected_of_what_it_was_never_given(front: AgentState) -> None:
+    ask(front, 1, 0.0)
+    known = front.routes["t"]
+    pending = known.model_copy(update={"generation": 2, "nodes": known.nodes | {"encoder": node(("text",))}})
+    decide(front, Routed(pending), 0.05)  # gw-b died, its module loads elsewhere
+    now_s = 0.05
+    while now_s < 3.0:
+        now_s, _ = late(front)
+        assert not front.suspects
+    loaded = known.model_copy(update={"generation": 3, "nodes": known.nodes | {"encoder": node(("text",), "gw-d")}})
+    (send,) = [action for action in decide(front, Routed(loaded), now_s + 0.5) if isinstance(action, Send)]
+    assert send.receiver == "gw-d"
+    late(front)
+    assert list(front.suspects) == ["gw-d"], "it was given what it needs"
+
+
+def changed(state: AgentState, now_s: float, **able: str) -> list[Send]:
+    """What is sent when the route names other devices: none, one or, with spaces between, more."""
+    known = state.routes["t"]
+    nodes = {name: node(known.nodes[name].needs, *devices.split()) for name, devices in able.items()}
+    route = known.model_copy(update={"generation": known.generation + 1, "nodes": known.nodes | nodes})
+    return [action for action in decide(state, Routed(route), now_s) if isinstance(action, Send)]
+
+
+def test_who_is_asked_anew_for_what_another_finished_is_suspected_and_not_who_waits_for_it(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.1)
+    assert not changed(front, 0.2, encoder="", head="")  # gw-b and gw-c died
+    (send,) = changed(front, 0.3, encoder="gw-d", head="gw-e")
+    assert send.receiver == "gw-d", "what gw-b kept is lost"
+    late(front)
+    assert list(front.suspects) == ["gw-d"]
+
+
+def test_the_late_word_of_who_was_asked_before_acquits_nobody(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    changed(front, 0.1, encoder="gw-d", head="gw-e")
+    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.2)  # its output went to gw-c
+    late(front)
+    assert list(front.suspects) == ["gw-d"]
+
+
+def test_who_does_not_give_again_what_it_keeps_is_suspected_and_not_who_waits_for_it(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.1)
+    (send,) = changed(front, 0.2, head="gw-e")
+    assert send.receiver == "gw-b"
+    late(front)
+    assert list(front.suspects) == ["gw-b"]
+
+
+def test_who_was_given_what_another_kept_is_suspected(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.1)
+    (send,) = changed(front, 0.2, head="gw-e")
+    assert isinstance(send.message, NodeInputs)
+    decide(front, Received("gw-b", done(send.message, "encoder"), {}), 0.3)
+    late(front)
+    assert list(front.suspects) == ["gw-e"]
 
 
 def test_a_device_does_not_suspect_itself(front: AgentState) -> None:
@@ -119,3 +200,16 @@ def test_a_stranger_s_word_is_no_sign_of_life_worth_keeping(front: AgentState) -
     for number in range(100):
         decide(front, Received(f"stranger-{number}", done(message, "encoder"), {}), 0.1)
     assert set(front.heard) == {"gw-b", "gw-c"}
+
+
+def test_who_is_asked_nothing_any_more_is_not_listened_to(front: AgentState) -> None:
+    first, second = ask(front, 1, 0.0), ask(front, 2, 0.0)
+    decide(front, Received("gw-c", done(first, "head"), {}), 0.1)
+    assert front.heard == {"gw-b": -math.inf, "gw-c": 0.1}, "the second request is under way"
+    for generation in range(2, 100):  # its encoder is asked of many, one after the other
+        nodes = front.routes["t"].nodes | {"encoder": node(("text",), f"gw-{generation}")}
+        route = front.routes["t"].model_copy(update={"generation": generation, "nodes": nodes})
+        decide(front, Routed(route), 0.2)
+    decide(front, Received("gw-c", done(second, "head"), {}), 0.3)
+    assert not front.coordinated
+    assert not front.heard
