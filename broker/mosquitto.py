@@ -7,6 +7,7 @@ equal) and the process. For a site with several machines an operator runs Mosqui
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ SBIN = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # where it hides 
 START_S = 10.0
 STOP_S = 5.0
 POLL_S = 0.02
+GIVEN_BACK_BYTES = 128 * 1024  # glibc keeps larger ones for itself, too, once it saw some: photographs, to us
 
 CONFIGURATION = """\
 # Mosquitto (2.0 or newer) for development and tests on one machine:
@@ -131,6 +133,7 @@ class MosquittoBroker:
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,  # a Ctrl-C in the terminal is for whoever started us
+                env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(GIVEN_BACK_BYTES)},
             )
         until_s = time.monotonic() + START_S
         while not listens(self._port):
