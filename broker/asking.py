@@ -7,7 +7,8 @@ Invariants:
 - A question ends by its deadline. One whose route has no front door yet is not sent, and goes as soon as there is one.
 - What was known before the link was lost is only believed until the broker could have said it again: clearing a route
   is not told to those who were away. Until then a route may be sent to, and ends nothing.
-- A route is watched while somebody waits for its task, and after that only if the task is served.
+- A route is watched while somebody waits for its task, and after that only if the task is served, or was before the
+  link was lost and the broker may still be told of it anew.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class _Watch:
     absent_s: float  # when having no route means that there is none
     route: Route | None = None
     confirmed: bool = False  # said on this link
+    lost: bool = False  # there was a route before this link, and none on it yet
 
 
 class Asking:
@@ -81,6 +83,7 @@ class Asking:
         times = [min(question.send_s, question.deadline_s) for question in self._questions.values()]
         if self._up_s is not None and any(watch.route and not watch.confirmed for watch in self._watches.values()):
             times.append(self._up_s + ROUTE_WAIT_S)
+        times += [watch.absent_s for watch in self._watches.values() if watch.lost]
         return min(times, default=None)
 
     # --- what happens ---
@@ -94,7 +97,7 @@ class Asking:
         """The link is there, and the broker says again what it keeps; what waits may have been lost on the old link."""
         self._up_s = now_s
         for watch in self._watches.values():
-            watch.absent_s = now_s + (RETURN_WAIT_S if watch.route else ROUTE_WAIT_S)
+            watch.absent_s = now_s + (RETURN_WAIT_S if watch.route or watch.lost else ROUTE_WAIT_S)
         self._hurry(lambda _: True, now_s)
 
     def link_down(self) -> None:
@@ -111,7 +114,7 @@ class Asking:
         known = watch.route
         if route and known and (route.epoch, route.generation) < (known.epoch, known.generation):
             return  # of a term that is over: agents don't obey it either
-        watch.route, watch.confirmed = route, True
+        watch.route, watch.confirmed, watch.lost = route, True, False
         if route is None:
             watch.absent_s = now_s + ROUTE_WAIT_S
         elif known is None or _front_door(known) != _front_door(route):
@@ -145,7 +148,7 @@ class Asking:
             return
         for task, watch in self._watches.items():
             if watch.route and not watch.confirmed:
-                watch.route = None
+                watch.route, watch.lost = None, True
                 self._hurry_task(task, now_s)
 
     def step(self, request: RequestId, now_s: float) -> Outgoing | ErrorBody | None:
@@ -170,13 +173,15 @@ class Asking:
             return self._send(question, now_s)
         return None
 
-    def tidy(self) -> frozenset[TaskName]:
+    def tidy(self, now_s: float) -> frozenset[TaskName]:
         """Stop to watch what nobody asks for and nobody serves; the tasks whose routes to watch."""
+        for watch in self._watches.values():
+            watch.lost = watch.lost and now_s < watch.absent_s
         asked = {question.task for question in self._questions.values()}
         self._watches = {
             task: watch
             for task, watch in self._watches.items()
-            if task in asked or (watch.route and not watch.route.unavailable)
+            if task in asked or watch.lost or (watch.route and not watch.route.unavailable)
         }
         return frozenset(self._watches)
 

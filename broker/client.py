@@ -261,7 +261,7 @@ class Client:
     def _watch(self) -> None:
         """Subscribe to the routes that are wanted, and to no others."""
         try:
-            wanted = self._asking.tidy()
+            wanted = self._asking.tidy(time.monotonic())
             if new := [TASK_ROUTE.at(self._prefix, task=task) for task in sorted(wanted - self._watched)]:
                 self._transport.subscribe(*new)
             if old := [TASK_ROUTE.at(self._prefix, task=task) for task in sorted(self._watched - wanted)]:

@@ -165,15 +165,32 @@ def test_a_route_that_is_not_said_again_on_the_new_link_is_dropped(sent: Asking)
     assert code_of(sent.step("r1", START_S + 10.0 + RETURN_WAIT_S)) == ErrorCode.NO_ROUTE
 
 
-def test_a_dropped_route_that_nobody_asks_for_is_no_longer_watched(sent: Asking) -> None:
+def test_a_dropped_route_that_nobody_asks_for_is_watched_until_it_could_be_there_again(sent: Asking) -> None:
     sent.end("r1")
-    assert sent.tidy() == {"classify"}
+    assert sent.tidy(START_S) == {"classify"}
     sent.link_down()
     sent.link_up(START_S + 10.0)
     assert due_s(sent) == START_S + 10.0 + ROUTE_WAIT_S
     sent.forget(due_s(sent))
-    assert sent.tidy() == set()
+    assert sent.tidy(START_S + 10.0 + ROUTE_WAIT_S) == {"classify"}
+    assert due_s(sent) == START_S + 10.0 + RETURN_WAIT_S
+    assert sent.tidy(due_s(sent)) == set()
     assert sent.next_s() is None
+
+
+def test_who_asks_after_the_broker_lost_its_memory_waits_for_the_route_as_those_do_who_asked_before(
+    sent: Asking,
+) -> None:
+    sent.end("r1")
+    sent.link_down()
+    sent.link_up(START_S + 10.0)
+    sent.forget(START_S + 10.0 + ROUTE_WAIT_S)
+    sent.tidy(START_S + 10.0 + ROUTE_WAIT_S)
+    sent.ask(question("r2", now_s=START_S + 12.0), START_S + 12.0)
+    assert sent.step("r2", START_S + 12.0) is None
+    assert sent.step("r2", START_S + 14.0) is None
+    sent.follow("classify", route(), START_S + 15.0)
+    assert isinstance(sent.step("r2", START_S + 15.0), Outgoing)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -233,14 +250,14 @@ def test_after_the_last_request_only_a_task_that_is_served_is_watched(
     asking.ask(question("r2"), START_S)
     asking.follow("classify", last, START_S)
     asking.end("r1")
-    assert asking.tidy() == {"classify"}
+    assert asking.tidy(START_S) == {"classify"}
     asking.end("r2")
-    assert asking.tidy() == ({"classify"} if watched else set())
+    assert asking.tidy(START_S) == ({"classify"} if watched else set())
 
 
 def test_a_route_of_a_task_that_nobody_watches_is_not_kept(asking: Asking) -> None:
     asking.follow("other", route(), START_S)
-    assert asking.tidy() == {"classify"}
+    assert asking.tidy(START_S) == {"classify"}
 
 
 @pytest.mark.parametrize(
