@@ -23,6 +23,7 @@ from broker.errors import ErrorCode, RequestFailed
 from broker.messages import MAX_DEADLINE_S, ErrorBody, NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
 from broker.specs import DeviceId, NodeName, RequestId
 from broker.topics import may_reply_to
+from broker.transport import RECONNECT_S
 from edge_agent.queues import queues_s
 from edge_agent.routing import choose_plan
 from edge_agent.state import (
@@ -103,6 +104,15 @@ def on_cleared(state: AgentState, task: str) -> Iterable[Action]:
     """A task was undeployed: its requests end."""
     for request in [c for c in state.coordinated.values() if c.task == task]:
         yield from _end(state, request, _no_task(task))
+
+
+def on_link(state: AgentState, now_s: float, *, up: bool) -> Iterable[Action]:
+    """Our data link went, or is back; then the broker may have been away, and others need the time to connect, too."""
+    if not up:
+        state.blame_from_s = math.inf
+    elif state.blame_from_s == math.inf:
+        state.blame_from_s = now_s + RECONNECT_S
+    return ()
 
 
 def on_life(state: AgentState, sender: DeviceId, now_s: float) -> Iterable[Action]:
@@ -340,6 +350,8 @@ def _no_task(task: str) -> RequestFailed:
 
 def _suspect(state: AgentState, request: Coordinated, now_s: float) -> Iterable[Action]:
     """Which devices to blame for a request that is late: those that had all they needed, and have kept silent since."""
+    if now_s < state.blame_from_s:
+        return
     for name, (device, sent_s) in request.sent.items():
         needs = request.plan.nodes[name].needs if request.plan else ()
         nodes = [need for need in needs if need not in request.inputs]

@@ -18,6 +18,7 @@ from edge_agent.state import (
     AgentState,
     Assigned,
     Beat,
+    DataLink,
     Event,
     Join,
     LeaderSeen,
@@ -51,13 +52,15 @@ def decide(state: AgentState, event: Event, now_s: float) -> list[Action]:
     return actions
 
 
-def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  # noqa: C901, PLR0911 - one table
+def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  # noqa: C901, PLR0911, PLR0912 - one table
     match event:
         case LeaderSeen(epoch, online):
             return _obey(state, epoch, now_s if online else None)
         case LinkRestored():
             state.unconfirmed, state.confirm_by_s = set(state.routes), None
             return ()
+        case DataLink(up):
+            return coordinate.on_link(state, now_s, up=up)
         case Assigned(assignment):
             return _assigned(state, assignment, now_s)
         case Routed(route):

@@ -53,6 +53,7 @@ from edge_agent.state import (
     Action,
     AgentState,
     Beat,
+    DataLink,
     Event,
     Join,
     Leave,
@@ -215,10 +216,11 @@ class Agent:
             case LinkUp(session):
                 self._log.info("link_up", link=link, session=session)
                 self._link_changed(link, session)
-                return LinkRestored() if link == "control" else None
+                return LinkRestored() if link == "control" else DataLink(up=True)
             case LinkDown(reason):
                 self._log.warning("link_down", link=link, reason=reason)
                 self._link_changed(link, None)
+                return None if link == "control" else DataLink(up=False)
             case Denied(topic, reason):
                 self._log.error("denied_by_broker", topic=topic, reason=reason)
             case Undelivered():

@@ -72,6 +72,13 @@ class LinkRestored:
 
 
 @dataclass(frozen=True)
+class DataLink:
+    """The connection for requests and tensors came up, or went."""
+
+    up: bool
+
+
+@dataclass(frozen=True)
 class Assigned:
     """An assignment for this device arrived."""
 
@@ -156,6 +163,7 @@ class Tick:
 Event = (
     LeaderSeen
     | LinkRestored
+    | DataLink
     | Assigned
     | Routed
     | RouteCleared
@@ -346,6 +354,7 @@ class AgentState:
     reported: dict[tuple[DeviceId, TaskName], tuple[float, float]] = field(default_factory=dict)  # when, the queue told
     stretch: dict[TaskName, float] = field(default_factory=dict)  # how many times longer requests take than expected
     heard: dict[DeviceId, float] = field(default_factory=dict)  # who is asked now -> its last sign of life
+    blame_from_s: float = -math.inf  # nobody is suspected before: what was sent may not have gone
     suspects: dict[DeviceId, float] = field(default_factory=dict)  # who owes one since -> when that was noticed last
     dropped: Counter[str] = field(default_factory=Counter)
 

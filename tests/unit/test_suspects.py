@@ -10,8 +10,9 @@ import pytest
 from broker.codec import RawInput, encode_request
 from broker.messages import NodeDone, NodeInputs, Route, RouteDevice, RouteNode
 from broker.specs import InputSpec
+from broker.transport import RECONNECT_S
 from edge_agent.decide import decide
-from edge_agent.state import SUSPECT_S, Action, AgentState, Beat, Received, Requested, Routed, Send, Tick
+from edge_agent.state import SUSPECT_S, Action, AgentState, Beat, DataLink, Received, Requested, Routed, Send, Tick
 
 PREFIX = "s2m3/v1"
 A = TypeVar("A", bound=Action)
@@ -64,6 +65,18 @@ def test_a_device_that_lets_a_call_time_out_is_suspected_and_reported_at_once(fr
     now_s, actions = late(front)
     assert front.suspects == {"gw-b": now_s}, "not gw-c: it was never given what it needs"
     assert Beat() in actions
+
+
+def test_while_our_own_link_is_down_and_just_after_nobody_is_blamed(front: AgentState) -> None:
+    decide(front, DataLink(up=True), 0.0)
+    ask(front, 1, 0.0)
+    decide(front, DataLink(up=False), 0.1)
+    now_s, _ = late(front)
+    decide(front, DataLink(up=True), 2.0)
+    while now_s < 2.0 + RECONNECT_S:
+        assert not front.suspects, "the broker was away for all, perhaps"
+        now_s, _ = late(front)
+    assert list(front.suspects) == ["gw-b"]
 
 
 def test_of_a_chain_only_who_had_all_it_needs_is_suspected(front: AgentState) -> None:
