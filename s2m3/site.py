@@ -144,6 +144,16 @@ class Site:
         process.kill()
         _reap(process)
 
+    def end(self, name: str) -> None:
+        """Ask a process to end (SIGTERM), and wait until it did.
+
+        Raises:
+            SiteFailed: it didn't in time, and was killed.
+        """
+        process = self._processes.pop(name)
+        if not _end([process]):
+            raise SiteFailed(f"{name} was asked to end, and didn't within {GOODBYE_S:g} s")
+
     def pause(self, name: str) -> None:
         """Stop a process where it stands (SIGSTOP): alive, its connections open, and hung. Waits until it is."""
         process = self._processes[name]
@@ -165,13 +175,20 @@ class Site:
         Raises:
             SiteFailed: the broker isn't this site's own.
         """
-        match self._own_broker:
-            case MosquittoBroker() as mosquitto:
-                mosquitto.kill()
-            case EmbeddedBroker() as embedded:
-                embedded.stop()
-            case None:
-                raise SiteFailed(f"{self.url} is not this site's own broker: restart it where it runs")
+        if isinstance(self._own_broker, MosquittoBroker):
+            self._own_broker.kill()
+        else:
+            self.end_broker()
+
+    def end_broker(self) -> None:
+        """Ask the broker to end, and wait until it did: Mosquitto says everybody's will first.
+
+        Raises:
+            SiteFailed: the broker isn't this site's own.
+        """
+        if self._own_broker is None:
+            raise SiteFailed(f"{self.url} is not this site's own broker: restart it where it runs")
+        self._own_broker.stop()
 
     def start_broker(self) -> None:
         """Start the broker again, at the same address.
@@ -258,17 +275,19 @@ class Site:
         return self._own_broker.url
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask them to end, all at once; kill who doesn't in time."""
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
+    """Ask them to end, all at once; kill who doesn't in time. Says whether nobody had to be killed."""
     for process in processes:
         process.terminate()
-    until_s = time.monotonic() + GOODBYE_S
+    until_s, all_heard = time.monotonic() + GOODBYE_S, True
     for process in processes:
         try:
             process.wait(max(0.0, until_s - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
+            all_heard = False
         _reap(process)
+    return all_heard
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:

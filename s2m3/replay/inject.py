@@ -151,7 +151,7 @@ class Injector:
             whom = [self._whom(fault.target)]
         for target in whom:
             named = ORCHESTRATOR if target in self._orchestrators else target
-            self.done.append(Injected(time.monotonic(), fault.kind, named))
+            self.done.append(Injected(time.monotonic(), fault.kind, named, fault.for_s))
             self._befall(target, fault)
 
     def _befall(self, target: str, fault: Fault) -> None:
@@ -194,10 +194,10 @@ class Injector:
     def _restart(self, target: str, fault: Fault) -> None:
         site = self._stage.site
         if target == BROKER:
-            site.kill_broker()
+            (site.end_broker if fault.gently else site.kill_broker)()
             self._ends(fault, site.start_broker)
         else:
-            site.kill(target)
+            (site.end if fault.gently else site.kill)(target)
             self._ends(fault, lambda: site.start_orchestrator(target))
             self._led(target)
 

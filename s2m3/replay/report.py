@@ -7,7 +7,8 @@ Owns the JSON of a replay and the meaning of its fields:
 - latencies are those of the answers, from the request to the answer at the client, its retries included;
 - of a fault, *detected*, *replaced* and *moves* are as ``timeline`` says. *first_answer* is the first right answer of a
   task that depended on the target: to a request sent after the fault, or one on whose way the target does not stand.
-  Each is seconds after the fault, null where it doesn't apply or didn't happen.
+  Each is seconds after the fault, null where it doesn't apply or didn't happen. So is *over*, as ``timeline`` says;
+- who is taken away and *affected* a task is *replaced* in time when that is before the fault is over.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from s2m3.replay.timeline import Injected, Signal
 
 SAME_MOMENT_S = 1.0  # faults so close to each other are one
 Ending = Literal["right", "wrong", "error", "lost"]
+REPLACED_KINDS = timeline.TAKES_AWAY | {"drain"}  # after which somebody else must serve
 QUIET_KINDS = frozenset({"start", "hostile", "undrain", "squeeze", "slow"})  # what no answer has to wait for
 
 
@@ -55,6 +57,8 @@ class FaultReport:
     at_s: float  # after the first request
     kind: str
     target: str
+    affected: Sequence[TaskName]  # the tasks that depended on the target, sorted
+    over_after_s: float | None
     detected_after_s: float | None
     detected_by: Signal | None
     replaced_after_s: float | None
@@ -80,6 +84,7 @@ class Report:
     faults: Sequence[FaultReport]
     moves: int
     refusals: int
+    leaders: int
     seed: int
     ok: bool
     why_not: Sequence[str] = field(default=())
@@ -129,6 +134,7 @@ def report(recording: Recording, expect: Expect) -> Report:
         faults=[_fault(recording, position) for position in range(len(recording.faults))],
         moves=len(timeline.moves(recording.sightings, recording.began_s, math.inf)),
         refusals=len(timeline.refusals(recording.sightings, recording.began_s)),
+        leaders=len(timeline.leaders(recording.sightings, recording.began_s)),
         seed=recording.seed,
         ok=True,
     )
@@ -153,11 +159,28 @@ def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:
     ]
     if found.refusals < expect.refusals_at_least:
         broken.append(f"refusals: {found.refusals}, expected at least {expect.refusals_at_least}")
+    if found.leaders < expect.leaders_at_least:
+        broken.append(f"leaders: {found.leaders}, expected at least {expect.leaders_at_least}")
+    if expect.replaced:
+        broken += _unreplaced(found.faults)
     if expect.served_at_end:
         last = {outcome.task: outcome for outcome in recording.outcomes}
         unserved = sorted(task for task, outcome in last.items() if outcome.ending != "right")
         broken += [f"the last request for {task} was not answered" for task in unserved]
     return broken
+
+
+def _unreplaced(faults: Sequence[FaultReport]) -> list[str]:
+    """Who served or led, was taken away, and not replaced in time. A replay without any such fault shows nothing."""
+    judged = [fault for fault in faults if fault.kind in REPLACED_KINDS and fault.affected]
+    late = [
+        f"{fault.kind} of {fault.target} at {fault.at_s:.1f} s: not replaced"
+        + ("" if fault.over_after_s is None else f" before it was over after {fault.over_after_s:.1f} s")
+        for fault in judged
+        if fault.replaced_after_s is None
+        or (fault.over_after_s is not None and fault.replaced_after_s >= fault.over_after_s)
+    ]
+    return late if judged else ["replaced: no fault took away a device that served, or the orchestrator"]
 
 
 def _fault(recording: Recording, position: int) -> FaultReport:
@@ -173,6 +196,8 @@ def _fault(recording: Recording, position: int) -> FaultReport:
         at_s=fault.at_s - recording.began_s,
         kind=fault.kind,
         target=fault.target,
+        affected=sorted(seen.affected),
+        over_after_s=after(timeline.over_s(fault, recording.faults)),
         detected_after_s=after(seen.detected_s),
         detected_by=seen.detected_by,
         replaced_after_s=after(seen.replaced_s),

@@ -43,8 +43,8 @@ _NEEDS: dict[str, frozenset[str]] = {
     "hostile": frozenset({"messages"}),
     "squeeze": frozenset({"memory", "for_s"}),
 }
-_MAY: dict[str, frozenset[str]] = {"partition": frozenset({"disconnect"}), "restart": frozenset({"for_s"})}
-_PARAMETERS = ("for_s", "factor", "messages", "memory", "disconnect")
+_MAY: dict[str, frozenset[str]] = {"partition": frozenset({"disconnect"}), "restart": frozenset({"for_s", "gently"})}
+_PARAMETERS = ("for_s", "factor", "messages", "memory", "disconnect", "gently")
 
 
 class When(Spec):
@@ -70,7 +70,7 @@ class Fault(Spec):
     pause: Target | None = None  # SIGSTOP, and SIGCONT after for_s: alive but hung
     partition: Target | None = None  # nothing passes on its link for for_s; the process lives
     slow: Target | None = None  # stopped and continued, so that it has 1/factor of its time
-    restart: Literal["broker", "orchestrator"] | None = None  # SIGKILL, and started again after for_s
+    restart: Literal["broker", "orchestrator"] | None = None  # SIGKILL unless gently, and started again after for_s
     hostile: Target | None = None  # malformed, short, oversized, stale and duplicated messages to this device
     drain: Target | None = None  # an operator takes the device out of service
     undrain: Target | None = None  # and back
@@ -80,6 +80,7 @@ class Fault(Spec):
     messages: Annotated[int, Field(ge=1, le=100_000)] | None = None
     memory: Bytes | None = None
     disconnect: bool | None = None  # of a partition: the connections end at once, as when a router restarts
+    gently: bool | None = None  # of a restart: SIGTERM. Mosquitto then says everybody's will before it ends
     when: When | None = None
     every_s: Seconds | None = None  # it comes again and again
     times: Times | None = None  # so often in all
@@ -146,6 +147,10 @@ class Expect(Spec):
     moves: Limit | None = None  # modules newly active on a device; None: any number
     refusals_at_least: Limit = 0  # modules that a device said it can't hold: where this is what the scenario is about
     served_at_end: bool = True  # whether each task's last request must be answered
+    replaced: bool = (
+        False  # whether everybody who is taken away while they serve or lead is replaced before they return
+    )
+    leaders_at_least: Limit = 0  # orchestrators that led, one an epoch, from the one at the first request on
 
 
 class Scenario(Spec):
@@ -192,6 +197,8 @@ class Scenario(Spec):
             raise _unsound(
                 (*place, "restart"), f"can't restart the broker at {self.broker}, which is not the replay's own"
             )
+        if fault.target == BROKER and fault.gently and self.broker == "embedded":
+            raise _unsound((*place, "gently"), "changes nothing: the embedded broker ends without a word in any case")
         self._check_target(fault.kind, fault.target, (*place, fault.kind), devices)
         if fault.when and fault.when.online:
             self._check_target("start", fault.when.online, (*place, "when", "online"), devices)

@@ -1,8 +1,8 @@
 """``s2m3 soak``: faults at random for half an hour; nothing may be lost, and no process may grow.
 
-Owns which faults come when (drawn with a seed, so that a run can be repeated) and the sampling of processes. Whether
-they stayed flat is decided in ``flatness``. Faults that end a process come in the first part of the time only: so every
-process has one life that is long enough to see it grow, and shorter ones aren't judged.
+Owns which faults come when (drawn with a seed, so that a run can be repeated), how many errors are too many, and the
+sampling of processes. Whether they stayed flat is decided in ``flatness``. Faults that end a process come in the first
+part of the time only: so every process has one life that is long enough to see it grow, and shorter ones aren't judged.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
 from rich.table import Table
 
-from broker.errors import BadFile, TransportError
+from broker.errors import BadFile, ErrorCode, TransportError
 from s2m3.replay.command import PIPED_WIDTH, draw_to
 from s2m3.replay.flatness import Sample, Verdict, judge
-from s2m3.replay.report import report
+from s2m3.replay.report import Report, report
 from s2m3.replay.run import play
 from s2m3.replay.scenario import KINDS, Scenario
 from s2m3.replay.show import show
@@ -43,6 +43,8 @@ FLEET: tuple[dict[str, Any], ...] = (
     {"id": "gw-b", "memory": "180MiB", "speed": 0.8},
     {"id": "gw-c", "memory": "180MiB", "speed": 0.8},
 )
+SHED = frozenset({ErrorCode.NO_ROUTE, ErrorCode.OVERLOADED})  # the site says at once that it can't serve now
+SHED_SHARE = 0.01  # of the requests that may end so; none may end in another error
 DEADLY = ("kill", "restart broker", "restart orchestrator")
 BENIGN = ("pause", "partition", "drop", "slow", "hostile", "drain")
 
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Soak; 0 when nothing was lost or wrong and every process stayed flat."""
+    """Soak; 0 when nothing was lost or wrong, hardly anything erred and every process stayed flat."""
     if importlib.util.find_spec("psutil") is None:
         raise BadFile(file="s2m3 soak", problem="psutil is missing", fix="install the [bench] extra")
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
@@ -71,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         recording = play(scenario, stage)
         processes = set(_pids(stage))
     found = report(recording, scenario.expect)
+    errors = judge_errors(found)
+    found = with_errors(found, errors)
     if arguments.logs:
         write_samples(arguments.logs / "samples.csv", sampler.lives())
     least_s = LIFE_SHARE * scenario.load.duration_s
@@ -82,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({**found.document(), "processes": [verdict.__dict__ for verdict in verdicts], "ok": ok}))
     show(console, [found])
+    _show_errors(console, errors)
     _show(console, verdicts)
     if unjudged:
         console.print(f"no life of {', '.join(unjudged)} was long enough to judge: soak for longer")
@@ -118,6 +123,7 @@ def _fault(kind: str, at_s: float, chance: random.Random) -> tuple[list[dict[str
     """One fault and, where it needs one, its end; and how long it lasts."""
     device = chance.choice(FLEET)["id"]
     for_s = round(chance.uniform(1, 8), 2)
+    gentleness = chance.choice(({}, {"gently": True})) if kind == "restart broker" else {}
     parts: dict[str, list[dict[str, Any]]] = {
         "kill": [{"kill": device}, {"start": device}],
         "drain": [{"drain": device}, {"undrain": device}],
@@ -126,12 +132,43 @@ def _fault(kind: str, at_s: float, chance: random.Random) -> tuple[list[dict[str
         "drop": [{"partition": device, "for_s": for_s, "disconnect": True}],
         "partition": [{"partition": device, "for_s": for_s}],
         "pause": [{"pause": device, "for_s": for_s}],
-        "restart broker": [{"restart": "broker", "for_s": min(3.0, for_s)}],
+        "restart broker": [{"restart": "broker", "for_s": min(3.0, for_s)} | gentleness],
         "restart orchestrator": [{"restart": "orchestrator", "for_s": min(3.0, for_s)}],
     }
     times = (at_s, at_s + for_s)
     drawn = [{"at_s": when_s, **part} for when_s, part in zip(times, parts[kind], strict=False)]
     return drawn, for_s + (RECOVERY_S if kind in DEADLY else 0.0)
+
+
+@dataclass(frozen=True)
+class ErrorVerdict:
+    """How many requests ended in some errors, and how many may."""
+
+    errors: str
+    count: int
+    most: int
+    allowed: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether they are few enough."""
+        return self.count <= self.most
+
+
+def judge_errors(found: Report) -> list[ErrorVerdict]:
+    """Those that tell a sensor at once to come again, and all others: a deadline missed, a module that failed."""
+    shed = sum(count for code, count in found.errors.items() if code in SHED)
+    most = int(SHED_SHARE * found.sent)
+    return [
+        ErrorVerdict(" or ".join(sorted(SHED)), shed, most, f"{100 * SHED_SHARE:g} % of {found.sent}"),
+        ErrorVerdict("any other error", sum(found.errors.values()) - shed, 0, "0"),
+    ]
+
+
+def with_errors(found: Report, verdicts: Sequence[ErrorVerdict]) -> Report:
+    """The report, judged by its errors too."""
+    broken = [f"{each.errors}: {each.count}, expected at most {each.allowed}" for each in verdicts if not each.holds]
+    return replace(found, ok=found.ok and not broken, why_not=[*found.why_not, *broken])
 
 
 class Sampler:
@@ -210,6 +247,15 @@ def _pids(stage: Stage) -> dict[str, int]:
 
 def _held(stage: Stage) -> dict[str, int]:
     return {name: beat.memory_used_bytes for name, beat in dict(stage.observer.heartbeats).items()}
+
+
+def _show_errors(console: Console, verdicts: Sequence[ErrorVerdict]) -> None:
+    table = Table(title="errors", title_justify="left")
+    for name in ("error", "requests", "at most", "holds"):
+        table.add_column(name, justify="left" if name == "error" else "right")
+    for each in verdicts:
+        table.add_row(each.errors, str(each.count), each.allowed, "yes" if each.holds else "[bold]NO[/bold]")
+    console.print(table)
 
 
 def _show(console: Console, verdicts: list[Verdict]) -> None:

@@ -53,6 +53,7 @@ class Stage:
         self._foreign = scenario.broker.startswith("mqtt://")
         self._stack = ExitStack()
         self._logs = logs
+        self._used = False
         self.leader = ORCHESTRATOR
         self.others: tuple[str, ...] = (SPARE,) if scenario.orchestrators > 1 else ()
         self.specs = specs_of(scenario.tasks, scenario.redundancy)
@@ -80,6 +81,8 @@ class Stage:
     def restore(self, *, standby: bool) -> None:
         """Start what was killed, and wait until everything is served and nothing moves any more.
 
+        A single orchestrator is started anew after an earlier scenario, whose deaths would keep devices on probation.
+
         Args:
             standby: wait also until every module has a standby copy that is ready.
 
@@ -88,6 +91,10 @@ class Stage:
         """
         for device in self.observer.drained:
             self.drain(device, drain=False)
+        if self._used and not self.others and self.leader in self.site.running:
+            self.site.end(self.leader)
+            self._await(lambda seen: not (seen.leader and seen.leader.online), START_S, "the orchestrator still leads")
+        self._used = True
         running = set(self.site.running)
         for name in {self.leader, *self.others} - running:
             self.site.start_orchestrator(name)
@@ -171,7 +178,11 @@ class Stage:
 
     def _served(self, seen: Observer) -> bool:
         routes = [seen.routes.get(spec.task) for spec in self.specs]
-        return all(route and route.complete and named(route) <= set(self.site.devices) for route in routes)
+        epoch = seen.leader.epoch if seen.leader else 0
+        return all(
+            route and route.complete and route.epoch >= epoch and named(route) <= set(self.site.devices)
+            for route in routes
+        )
 
     def _stood_by(self, seen: Observer) -> bool:
         roles: dict[str, set[str]] = {}

@@ -11,8 +11,10 @@ observer; knows nothing of processes and reads no clock. Times are seconds of th
 - *replaced*: from detection on, every task that was served before is served again, without the device unless it beats
   again. For the orchestrator: one of a higher epoch is online. For the broker: the orchestrator and every route have
   been published again.
+- *over*: when the fault ends by itself: after its time, or when its target is started again or drained no more.
 - *moves*: modules newly active on a device, by the assignments.
 - *refusals*: modules that a device newly lists as failed.
+- *leaders*: the epochs in which an orchestrator said that it leads.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from s2m3.replay.scenario import BROKER, ORCHESTRATOR, Kind
 Routes = Mapping[TaskName, Route]
 Signal = Literal["will", "timeouts", "heartbeats"]
 TAKES_AWAY: frozenset[Kind] = frozenset({"kill", "pause", "partition"})  # the device, from the site
+_UNDONE_BY: Mapping[Kind, Kind] = {"kill": "start", "drain": "undrain"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Injected:
     at_s: float
     kind: Kind
     target: str  # a device, or orchestrator, or broker
+    for_s: float | None = None  # as long as it lasts, where it ends by itself
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,25 @@ def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
         signal = _signal((s for s in after if s.at_s <= detected_s), fault.target)
         return Seen(affected, detected_s, signal, _replaced(later, known, fault.target, may_return=True))
     return Seen(affected)
+
+
+def over_s(fault: Injected, faults: Iterable[Injected]) -> float | None:
+    """When this fault is over, of the faults that came; None when it lasts to the end."""
+    if fault.for_s is not None:
+        return fault.at_s + fault.for_s
+    undone = (fault.target, _UNDONE_BY.get(fault.kind))
+    return min(
+        (each.at_s for each in faults if (each.target, each.kind) == undone and each.at_s >= fault.at_s), default=None
+    )
+
+
+def leaders(sightings: Sequence[Sighting], from_s: float) -> list[int]:
+    """The epochs of those who led from this time on, the one that leads then among them."""
+    led = [
+        (s.at_s, s.message.epoch) for s in sightings if isinstance(s.message, OrchestratorState) and s.message.online
+    ]
+    first = max((epoch for at_s, epoch in led if at_s < from_s), default=0)
+    return sorted({epoch for _, epoch in led if epoch >= first})
 
 
 def routes_before(sightings: Iterable[Sighting], at_s: float) -> dict[TaskName, Route]:

@@ -82,6 +82,28 @@ def test_a_broker_of_somebody_else_is_not_restarted(embedded_url: str) -> None:
         site.restart_broker()
 
 
+def test_who_is_asked_to_end_says_so_and_mosquitto_says_it_for_everybody() -> None:
+    with Site("mosquitto", []) as site, Observer(site.url, client_id="faults-observer") as seen:
+
+        def leads(*, online: bool) -> bool:
+            return seen.wait_for(lambda s: s.leader is not None and s.leader.online == online, PATIENCE_S)
+
+        tasks.connect(seen, site.url)
+        assert leads(online=True)
+        site.end(ORCHESTRATOR)
+        assert leads(online=False)
+        site.start_orchestrator()
+        assert leads(online=True)
+        site.end_broker()  # the will comes before the end of the observer's own connection
+        assert leads(online=False)
+        site.start_broker()
+        assert leads(online=True)
+        first = len(seen.sightings)
+        site.kill_broker()  # says nothing
+        seen.listen(0.5)
+        assert len(seen.sightings) == first
+
+
 def test_an_embedded_broker_starts_again_at_its_address() -> None:
     with Site("embedded", []) as site, Observer(site.url, client_id="faults-observer") as seen:
         tasks.connect(seen, site.url)

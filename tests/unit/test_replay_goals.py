@@ -19,7 +19,7 @@ from s2m3.replay.flatness import Sample, judge, slope
 from s2m3.replay.goals import Played
 from s2m3.replay.hostile import OVERSIZED_EVERY, Hostile
 from s2m3.replay.report import FaultReport, Report
-from s2m3.replay.soak import draw_scenario
+from s2m3.replay.soak import draw_scenario, judge_errors, with_errors
 
 MB = 10**6
 
@@ -29,6 +29,8 @@ def fault(kind: str, **more: Any) -> FaultReport:
         "at_s": 1.0,
         "kind": kind,
         "target": "gw-a",
+        "affected": ["classify"],
+        "over_after_s": None,
         "detected_after_s": None,
         "detected_by": None,
         "replaced_after_s": None,
@@ -54,6 +56,7 @@ def played(*faults: FaultReport, lost: int = 0, wrong: int = 0, refusals: int = 
         faults=faults,
         moves=0,
         refusals=refusals,
+        leaders=1,
         seed=0,
         ok=True,
     )
@@ -178,6 +181,32 @@ def test_a_soak_is_drawn_by_its_seed_alone_and_ends_processes_only_in_its_first_
     assert max(deaths) < 0.4 * 1800
     killed = sum(fault.kind == "kill" for fault in drawn.faults)
     assert killed == sum(fault.kind == "start" for fault in drawn.faults)
+
+
+def test_a_soak_restarts_the_broker_gently_about_every_second_time() -> None:
+    drawn = [fault for seed in range(20) for fault in draw_scenario(1800, seed).faults if fault.restart]
+    assert not any(fault.gently for fault in drawn if fault.restart == "orchestrator")
+    gently = [fault.gently is True for fault in drawn if fault.restart == "broker"]
+    assert 0.3 < sum(gently) / len(gently) < 0.7
+
+
+@pytest.mark.parametrize(
+    ("errors", "broken"),
+    [
+        ({}, []),
+        ({"overloaded": 4, "no_route": 6}, []),
+        ({"overloaded": 5, "no_route": 6}, ["no_route or overloaded: 11, expected at most 1 % of 1000"]),
+        ({"deadline_exceeded": 1}, ["any other error: 1, expected at most 0"]),
+        ({"module_failed": 1, "bad_input": 2}, ["any other error: 3, expected at most 0"]),
+    ],
+)
+def test_in_a_soak_one_request_in_a_hundred_may_be_shed_and_none_may_fail(
+    errors: dict[str, int], broken: list[str]
+) -> None:
+    found = replace(played().report, sent=1000, errors=errors)
+    judged = with_errors(found, judge_errors(found))
+    assert (judged.ok, list(judged.why_not)) == (not broken, broken)
+    assert with_errors(replace(found, ok=False, why_not=["lost"]), judge_errors(found)).why_not == ["lost", *broken]
 
 
 def test_hostile_messages_are_drawn_by_a_seed_and_are_of_every_sort() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,7 @@ def recorded(
 
 
 KILLED = Injected(110.0, "kill", "gw-a")
+HUNG = Injected(110.0, "pause", "gw-a", for_s=6.0)
 A_DEATH = seen(
     (90, "t", route("t", "gw-a")),
     (90, "u", route("u", "gw-b")),
@@ -124,6 +126,7 @@ def test_a_death_is_detected_by_the_route_without_the_device_and_replaced_when_a
     assert fault.replaced_after_s == pytest.approx(2.1)
     assert fault.first_answer_after_s == pytest.approx(2.2)
     assert (fault.in_flight, fault.moves) == (2, 1)
+    assert (fault.affected, fault.over_after_s) == (["t"], None)
     assert fault.load_s == pytest.approx(1.8)  # from the assignment to the first heartbeat with it
     assert fault.stood_by is False
 
@@ -321,6 +324,74 @@ def test_a_fault_that_did_not_come_means_that_it_does_not_hold() -> None:
     recording = Recording("x", 0, 0.0, 1.0, [answer(0, 1)], [], [], 0, troubles=["kill gw-a never came"])
     found = report(recording, Expect())
     assert (found.ok, list(found.why_not)) == (False, ["kill gw-a never came"])
+
+
+@pytest.mark.parametrize(
+    ("faults", "sentence"),
+    [
+        ([KILLED], None),  # replaced after 2.1 s
+        ([KILLED, Injected(112.5, "start", "gw-a")], None),
+        ([KILLED, Injected(111, "start", "gw-b")], None),  # another one
+        ([Injected(105, "start", "gw-a"), KILLED], None),  # an earlier one
+        (
+            [KILLED, Injected(112, "start", "gw-a")],
+            "kill of gw-a at 10.0 s: not replaced before it was over after 2.0 s",
+        ),
+        ([HUNG], None),
+        ([replace(HUNG, for_s=2.0)], "pause of gw-a at 10.0 s: not replaced before it was over after 2.0 s"),
+        ([replace(HUNG, kind="partition", for_s=2.0)], "partition of gw-a at 10.0 s: not replaced before it was over"),
+        ([replace(HUNG, kind="slow")], "replaced: no fault took away"),
+        ([replace(KILLED, target="gw-c")], "replaced: no fault took away"),  # serves nothing, and nobody misses it
+        ([replace(KILLED, at_s=113, target="gw-c")], "kill of gw-c at 13.0 s: not replaced"),
+        ([KILLED, replace(KILLED, at_s=111, target="gw-b")], "kill of gw-b at 11.0 s: not replaced"),
+        ([Injected(110, "drain", "gw-a")], None),
+        ([Injected(110, "drain", "gw-a"), Injected(112, "undrain", "gw-a")], "drain of gw-a at 10.0 s: not replaced"),
+    ],
+)
+def test_who_serves_and_is_taken_away_is_replaced_before_the_fault_is_over(
+    faults: list[Injected], sentence: str | None
+) -> None:
+    recording = recorded(outcomes=[answer(113, 114)], faults=faults, sightings=A_DEATH)
+    assert report(recording, Expect()).ok  # nobody asked
+    why_not = list(report(recording, Expect(replaced=True)).why_not)
+    assert [text[: len(sentence or "")] for text in why_not] == ([sentence] if sentence else [])
+
+
+def test_a_hung_device_that_serves_again_by_itself_was_not_replaced() -> None:
+    again = seen((116.1, "gw-a", beat("m")), (116.2, "t", route("t", "gw-a", generation=2)))
+    for rows in (A_DEATH[:3], [*A_DEATH[:5], *again]):  # nobody noticed it; noticed, and waited until it woke up
+        recording = recorded(outcomes=[answer(109.9, 116.3)], faults=[HUNG], sightings=rows)
+        (sentence,) = report(recording, Expect(replaced=True)).why_not
+        assert sentence == "pause of gw-a at 10.0 s: not replaced before it was over after 6.0 s"
+
+
+@pytest.mark.parametrize(("anew_s", "ok"), [(113.3, True), (117.0, False), (None, False)])
+def test_a_leader_that_hangs_is_replaced_by_a_higher_epoch_before_it_wakes_up(anew_s: float | None, ok: object) -> None:
+    rows = seen((90, "t", route("t", "gw-a")), (90, "", leader(4, online=True)), (116.0, "", leader(4, online=True)))
+    rows += seen((anew_s, "", leader(5, online=True))) if anew_s else []
+    faults = [replace(HUNG, target="orchestrator")]
+    recording = recorded(outcomes=[answer(118, 119)], faults=faults, sightings=sorted(rows, key=lambda s: s.at_s))
+    assert report(recording, Expect(replaced=True)).ok is ok
+
+
+def test_leaders_are_the_epochs_that_led_since_the_load_began() -> None:
+    rows = seen(
+        (80, "", leader(3, online=True)),  # of a scenario before
+        (85, "", leader(4, online=True)),
+        (99, "", leader(3, online=False)),  # late
+        (110, "", leader(4, online=False)),
+        (111, "", leader(3, online=True)),  # what a broker remembered
+        (112, "", leader(4, online=True)),  # it had not gone
+        (113, "", leader(6, online=False)),  # never led
+    )
+    assert timeline.leaders(rows, 100) == [4]
+    rows += seen((114, "", leader(7, online=True)))
+    assert timeline.leaders(rows, 100) == [4, 7]
+    assert timeline.leaders(rows, 120) == [7]
+    assert timeline.leaders([], 100) == []
+    recording = recorded(outcomes=[answer(113, 114)], sightings=rows)
+    assert report(recording, Expect(leaders_at_least=2)).ok
+    assert list(report(recording, Expect(leaders_at_least=3)).why_not) == ["leaders: 2, expected at least 3"]
 
 
 def test_percentiles_are_values_that_were_measured() -> None:

@@ -12,6 +12,7 @@ import scenarios
 from broker.errors import BadFile
 from broker.files import load_spec
 from s2m3.replay.command import load_scenario
+from s2m3.replay.report import REPLACED_KINDS
 from s2m3.replay.scenario import KINDS, Scenario
 
 DESIGN = """\
@@ -89,6 +90,7 @@ def test_the_design_s_example_is_read_and_its_faults_are_in_order_of_time(tmp_pa
         ({"at_s": 1}, "faults.0", "has no kind"),
         ({"at_s": 1, "pause": "gw-a"}, "faults.0", "of kind pause needs for_s"),
         ({"at_s": 1, "kill": "gw-a", "for_s": 1}, "faults.0.for_s", "means nothing to a fault of kind kill"),
+        ({"at_s": 1, "kill": "gw-a", "gently": True}, "faults.0.gently", "means nothing to a fault of kind kill"),
         ({"at_s": 1, "kill": "gw-a", "every_s": 1}, "faults.0", "repeats with every_s and times together"),
         ({"at_s": 1, "kill": "front-door:nope"}, "faults.0.kill", "names the task nope, which is none"),
         ({"at_s": 1, "restart": "gw-a"}, "faults.0.restart", "Input should be 'broker' or 'orchestrator'"),
@@ -119,7 +121,9 @@ def test_a_fault_that_cant_be_is_refused_with_its_place(
         ({"tasks": []}, "tasks"),
         ({"load": {"rate_per_s": 0, "duration_s": 20, "deadline_s": 1}}, "load.rate_per_s"),
         ({"broker": "mqtt://there"}, "faults.5.restart"),
+        ({"broker": "embedded", "faults": [{"at_s": 1, "restart": "broker", "gently": True}]}, "faults.0.gently"),
         ({"expect": {"lost": -1}}, "expect.lost"),
+        ({"expect": {"leaders_at_least": -1}}, "expect.leaders_at_least"),
         ({"sed": 7}, "sed"),
     ],
 )
@@ -150,6 +154,26 @@ def test_a_short_form_has_the_same_faults_in_less_time(tmp_path: Path) -> None:
     assert [fault.at_s for fault in short.faults] == [fault.at_s * 0.4 for fault in scenario.faults]
     assert short.faults[2].for_s == 2
     Scenario.model_validate(short.model_dump())  # and is a scenario still
+
+
+@pytest.mark.parametrize("whom", ["broker", "orchestrator"])
+def test_a_restart_may_be_gentle_and_is_so_in_the_short_form_too(tmp_path: Path, whom: str) -> None:
+    text = changed(faults=[{"at_s": 1, "restart": whom, "for_s": 2, "gently": True}, {"at_s": 5, "restart": whom}])
+    short = load_spec(written(tmp_path, text), Scenario).shortened()
+    assert [bool(fault.gently) for fault in short.timeline()] == [True, False]
+
+
+def test_every_fault_of_the_library_that_must_be_noticed_is_judged_by_whether_it_was() -> None:
+    unjudged = {
+        name
+        for name in scenarios.names()
+        if any(fault.kind in REPLACED_KINDS for fault in load_scenario(name).faults)
+        and not load_scenario(name).expect.replaced
+    }
+    # gone for a moment, on probation then; nobody left who could; too short for anybody to notice
+    assert unjudged == {"flapping-device", "capacity-lost-and-regained", "orchestrator-cut-briefly"}
+    led_anew = {name for name in scenarios.names() if load_scenario(name).expect.leaders_at_least > 1}
+    assert led_anew == {"leader-hung", "leader-killed", "leader-partitioned", "orchestrator-restart"}
 
 
 def test_the_library_has_what_was_promised_and_every_file_says_what_it_shows() -> None:
