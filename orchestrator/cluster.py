@@ -150,11 +150,11 @@ def _returned(cluster: Cluster, name: DeviceId, session: int, now_s: float) -> C
     if cluster.returning.get(name) != session:
         returning = {other: before for other, before in cluster.returning.items() if other != name}
         return replace(cluster, returning=returning, doubted=cluster.doubted - {name})
-    doubted = [cluster.devices[other] for other in cluster.doubted - {name} if other in cluster.devices]
+    gone = {other: cluster.returning[other] for other in cluster.doubted - {name}}
     cluster = replace(cluster, returning={}, doubted=frozenset())
-    for device in doubted:
-        gone = DeviceState(status="offline", session=device.session)
-        cluster = _with(cluster, reported(device, device.id, gone, now_s))
+    for other, ended in gone.items():
+        goodbye = DeviceState(status="offline", session=ended)
+        cluster = _with(cluster, reported(cluster.devices.get(other), other, goodbye, now_s))
     return cluster
 
 

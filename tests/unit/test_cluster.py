@@ -172,6 +172,9 @@ def test_a_beat_of_a_session_of_before_shows_that_the_broker_was_there_and_the_g
     cluster = apply(apply(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
     cluster = apply(cluster, will(), 100.0)
     assert not apply(cluster, other(beat(2)), 100.5).devices["gw"].alive
+    again = apply(apply(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
+    again = apply(apply(apply(again, birth(session=2), 100.1), will(), 100.2), other(beat(2)), 100.3)
+    assert apply(again, beat(1, session=2), 100.4).devices["gw"].alive, "of an old session, and so of nobody"
     silent = apply(apply(apply(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0), other(beat(2)), 100.5)
     assert not apply(silent, Tick(), 103.25).devices["gw"].alive, "nobody needs the time to connect"
 
