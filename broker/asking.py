@@ -83,7 +83,8 @@ class Asking:
         times = [min(question.send_s, question.deadline_s) for question in self._questions.values()]
         if self._up_s is not None and any(watch.route and not watch.confirmed for watch in self._watches.values()):
             times.append(self._up_s + ROUTE_WAIT_S)
-        times += [watch.absent_s for watch in self._watches.values() if watch.lost]
+        if self._up_s is not None:
+            times += [watch.absent_s for watch in self._watches.values() if watch.lost]
         return min(times, default=None)
 
     # --- what happens ---
@@ -176,7 +177,7 @@ class Asking:
     def tidy(self, now_s: float) -> frozenset[TaskName]:
         """Stop to watch what nobody asks for and nobody serves; the tasks whose routes to watch."""
         for watch in self._watches.values():
-            watch.lost = watch.lost and now_s < watch.absent_s
+            watch.lost = watch.lost and (self._up_s is None or now_s < watch.absent_s)
         asked = {question.task for question in self._questions.values()}
         self._watches = {
             task: watch

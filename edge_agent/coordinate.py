@@ -350,14 +350,14 @@ def _no_task(task: str) -> RequestFailed:
 
 def _suspect(state: AgentState, request: Coordinated, now_s: float) -> Iterable[Action]:
     """Which devices to blame for a request that is late: those that had all they needed, and have kept silent since."""
-    if now_s < state.blame_from_s:
-        return
     for name, (device, sent_s) in request.sent.items():
         needs = request.plan.nodes[name].needs if request.plan else ()
         nodes = [need for need in needs if need not in request.inputs]
         if device == state.device or _given(request, name) or not all(_given(request, need) for need in nodes):
             continue
         owed_s = max([sent_s, *(request.finished[need][1] for need in nodes)])
+        if owed_s < state.blame_from_s:
+            continue
         if now_s - owed_s >= FIRST_PATIENCE_S and state.heard.get(device, -math.inf) < owed_s:
             state.suspects[device] = now_s
             yield Note("device_suspected", {"suspect": device, "request": request.request, "node": name})

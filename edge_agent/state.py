@@ -354,7 +354,7 @@ class AgentState:
     reported: dict[tuple[DeviceId, TaskName], tuple[float, float]] = field(default_factory=dict)  # when, the queue told
     stretch: dict[TaskName, float] = field(default_factory=dict)  # how many times longer requests take than expected
     heard: dict[DeviceId, float] = field(default_factory=dict)  # who is asked now -> its last sign of life
-    blame_from_s: float = -math.inf  # nobody is suspected before: what was sent may not have gone
+    blame_from_s: float = -math.inf  # what was sent before may not have gone, or found nobody there
     suspects: dict[DeviceId, float] = field(default_factory=dict)  # who owes one since -> when that was noticed last
     dropped: Counter[str] = field(default_factory=Counter)
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from broker.messages import DeviceState, Heartbeat
 from broker.specs import DeviceId, ModuleKey
 from broker.transport import RECONNECT_S, LinkDown, LinkUp
-from orchestrator.device import Device, anew, beaten, not_ended, pardoned, reported, tried_again
+from orchestrator.device import WILLS_S, Device, anew, beaten, not_ended, pardoned, reported, tried_again
 from orchestrator.trust import ACCUSED_FOR_S, accused, still_accused
 
 SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late beat is no death
@@ -132,17 +132,34 @@ def _heard(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
             cluster = replace(cluster, drained=drained)
         case LinkUp():
             # Who is drained comes anew with the link, from the broker's memory, or else from ours (``announce``).
-            returning = {name: device.session for name, device in cluster.devices.items() if device.watched}
-            cluster = replace(_all_anew(cluster, now_s), listening=True, up_s=now_s)
-            cluster = replace(cluster, returning=returning, doubted=frozenset(), hold=None, drained=frozenset())
+            cluster = replace(_all_anew(cluster, now_s), returning=_sessions(cluster), listening=True, up_s=now_s)
+            cluster = replace(cluster, hold=None, drained=frozenset())
         case LinkDown():
-            living = {name: not_ended(device, now_s) for name, device in cluster.devices.items()}
-            cluster = replace(cluster, devices=living, listening=False)
+            cluster = _unlinked(cluster, now_s) if cluster.listening else cluster
         case Overslept():
             cluster = _all_anew(cluster, now_s)
         case Tick():
             pass
     return cluster
+
+
+def doubtful_since_s(cluster: Cluster, now_s: float) -> float:
+    """After when wills were the broker's end, if our link ends now: nothing of ours came back from it since."""
+    return max(now_s - WILLS_S, -math.inf if cluster.echo_s is None else cluster.echo_s)
+
+
+def _unlinked(cluster: Cluster, now_s: float) -> Cluster:
+    """After our link went: who was there then is known, for a broker may say goodbyes ahead of our link's return."""
+    since_s = doubtful_since_s(cluster, now_s)
+    living = {name: not_ended(device, since_s) for name, device in cluster.devices.items()}
+    cluster = replace(cluster, devices=living, returning={}, doubted=frozenset())
+    return replace(cluster, returning=_sessions(cluster), listening=False)
+
+
+def _sessions(cluster: Cluster) -> Mapping[DeviceId, int]:
+    """Who is there, with their sessions; those of before our link went first."""
+    now = {name: device.session for name, device in cluster.devices.items() if device.watched}
+    return now if cluster.listening else {**now, **cluster.returning}
 
 
 def _returned(cluster: Cluster, name: DeviceId, session: int, now_s: float) -> Cluster:

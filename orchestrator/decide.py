@@ -35,7 +35,6 @@ from orchestrator.announce import (
     undeployed,
 )
 from orchestrator.cluster import Cluster, ClusterEvent, DrainSeen, HeartbeatSeen
-from orchestrator.device import WILLS_S
 from orchestrator.drain import drain_again_s, empty_drained
 from orchestrator.events import (
     Action,
@@ -153,7 +152,9 @@ def _say_again(state: State, event: Event, now_s: float) -> tuple[State, list[Ac
 
 def _mindful(before: State, after: State, now_s: float) -> State:
     """With what stood before a device's goodbye, or the first of several."""
-    if after.cluster.devices is before.cluster.devices or (after.before and now_s - after.before.at_s < WILLS_S):
+    if after.cluster.devices is before.cluster.devices:
+        return after
+    if after.before is not None and after.before.at_s > devices.doubtful_since_s(after.cluster, now_s):
         return after
     known = before.cluster.devices
     if not any(d.ended_s == now_s and name in known and known[name].alive for name, d in after.cluster.devices.items()):
@@ -165,7 +166,7 @@ def _undone(state: State, now_s: float) -> State:
     """With what stood before the goodbyes of the last moment; under a new generation, for all may have been heard."""
     before = state.before
     state = replace(state, before=None)
-    if before is None or now_s - before.at_s >= WILLS_S:
+    if before is None or before.at_s <= devices.doubtful_since_s(state.cluster, now_s):
         return state
     if (before.standing, before.routes, before.assignments) == (state.standing, state.routes, state.assignments):
         return state

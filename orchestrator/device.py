@@ -28,7 +28,7 @@ from orchestrator.trust import NEW, Accusers, Record, hangs
 
 FIRST_PAUSE_S = 30.0  # a failed module's device is left alone that long; twice as long after each further failure
 LONGEST_PAUSE_S = 15 * 60.0
-WILLS_S = 1.0  # a broker that ends says everybody's will, and closes all links, within so much; measured: 2 ms
+WILLS_S = 3.0  # a broker that ends says everybody's will, may write its memory to a disk, and closes all links
 _DOUBLINGS = 5  # from the first pause to beyond the longest
 _PAST_SESSIONS = 8  # remembered per device; more than the broker can have under way
 _ENDED = sys.maxsize  # in place of a past session's last seq: its will was heard
@@ -216,9 +216,9 @@ def anew(device: Device, now_s: float) -> Device:
     return replace(device, heard_s=now_s, health="well") if device.watched else device
 
 
-def not_ended(device: Device, now_s: float) -> Device:
-    """The device as it was before its will, if that came just now: our own link ended as well, so it was the broker."""
-    if device.before is None or device.ended_s is None or now_s - device.ended_s >= WILLS_S:
+def not_ended(device: Device, since_s: float) -> Device:
+    """The device as it was before its will, if that came after then: the broker was about to end."""
+    if device.before is None or device.ended_s is None or device.ended_s <= since_s:
         return device
     return device.before
 

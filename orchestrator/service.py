@@ -206,7 +206,8 @@ class Orchestrator:
         said = seen.message if isinstance(seen, OrchestratorSeen) else event
         if not isinstance(said, LinkUp | LinkDown | OrchestratorState):
             return watch
-        after = observe(watch, said, time.monotonic())
+        remembered = isinstance(event, Delivery) and event.retain
+        after = observe(watch, said, time.monotonic(), remembered=remembered)
         if after.leader not in {watch.leader, None}:
             _log.info("waiting_as_spare", epoch=after.epoch, broker=self._url, prefix=self._prefix)
         return after

@@ -19,7 +19,7 @@ from broker.transport import RECONNECT_S, LinkDown, LinkUp
 
 LEADER_INTERVAL_S = 1.0  # between the leader's heartbeats, at most
 SILENT_AFTER_INTERVALS = 3.25  # as for devices: three missed, and a quarter for the network's jitter
-BROKER_ENDS_S = 0.25  # from the first will that a broker says when it ends until our own link goes; measured: 2 ms
+BROKER_ENDS_S = 1.0  # from the wills that a broker says when it ends until our own link goes: it may write a disk first
 READ_RETAINED_S = 0.5  # a broker sends retained messages at once after the subscription; there is no end mark
 
 
@@ -41,8 +41,10 @@ def own_interval_s(heartbeat_interval_s: float) -> float:
     return min(LEADER_INTERVAL_S, heartbeat_interval_s)
 
 
-def observe(watch: Watch, event: LinkUp | LinkDown | OrchestratorState, now_s: float) -> Watch:
-    """After this event."""
+def observe(
+    watch: Watch, event: LinkUp | LinkDown | OrchestratorState, now_s: float, *, remembered: bool = False
+) -> Watch:
+    """After this event; what the broker only remembers of the leader that we knew is no sign of life."""
     match event:
         case LinkUp():
             return replace(watch, up_s=now_s)
@@ -52,6 +54,8 @@ def observe(watch: Watch, event: LinkUp | LinkDown | OrchestratorState, now_s: f
             return watch
         case OrchestratorState(epoch=epoch, online=online, session=session):
             watch = replace(watch, epoch=epoch)
+            if online and remembered and watch.leader == (epoch, session):
+                return watch
             if online and session not in watch.own:
                 return replace(watch, leader=(epoch, session), free_s=None, heard_s=now_s)
             return _told_of_an_end(watch, (epoch, session), now_s)

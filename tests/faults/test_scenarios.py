@@ -25,6 +25,7 @@ THROUGH_THE_COMMAND = "hung-front-door"  # alone of its make, so it costs no sit
 
 LONG = {
     "broker-away",
+    "broker-restart-gently-persistent",
     "broker-restart-persistent",
     "leader-hung",
     "leader-killed",

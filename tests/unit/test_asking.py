@@ -193,6 +193,18 @@ def test_who_asks_after_the_broker_lost_its_memory_waits_for_the_route_as_those_
     assert isinstance(sent.step("r2", START_S + 15.0), Outgoing)
 
 
+def test_a_second_outage_before_the_route_is_there_again_changes_nothing_of_that(sent: Asking) -> None:
+    sent.end("r1")
+    sent.link_down()
+    sent.link_up(START_S + 10.0)
+    sent.forget(START_S + 10.0 + ROUTE_WAIT_S)
+    sent.link_down()
+    assert sent.next_s() is None
+    assert sent.tidy(START_S + 10.0 + RETURN_WAIT_S) == {"classify"}
+    sent.link_up(START_S + 20.0)
+    assert due_s(sent) == START_S + 20.0 + RETURN_WAIT_S
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_route_that_is_said_again_stays_even_if_it_comes_ahead_of_the_link(sent: Asking, ahead: bool) -> None:  # noqa: FBT001 - a parameter
     sent.link_down()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from broker.messages import DeviceProfile, DeviceState, Heartbeat, HeldModule
 from broker.transport import RECONNECT_S, LinkDown, LinkUp
-from orchestrator.cluster import Cluster, DeviceStateSeen, HeartbeatSeen, Tick, apply, next_deadline_s
+from orchestrator.cluster import Cluster, DeviceStateSeen, HeartbeatSeen, Tick, apply, echoed, next_deadline_s
 from orchestrator.device import WILLS_S
 
 PROFILE = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.002)
@@ -155,6 +155,15 @@ def test_a_will_that_came_just_before_our_own_link_went_was_the_brokers_end() ->
     assert not gone.devices["gw"].alive
     assert apply(gone, LinkDown("lost"), 0.51).devices == before.devices, "not on probation either"
     assert not apply(gone, LinkDown("lost"), 0.5 + WILLS_S).devices["gw"].alive
+    assert apply(echoed(apply(before, will(), 0.5), 0.5), LinkDown("lost"), 0.9).devices["gw"].status == "offline"
+    assert apply(apply(echoed(before, 0.4), will(), 0.5), LinkDown("lost"), 0.9).devices["gw"].alive
+
+
+def test_a_goodbye_that_comes_ahead_of_our_links_return_may_be_the_brokers_end_too() -> None:
+    down = apply(alive(), LinkDown("lost"), 1.0)
+    up = apply(apply(down, will(), 4.0), LinkUp(2), 4.0)
+    assert up.devices["gw"].alive
+    assert not apply(up, Tick(), 4.0 + RECONNECT_S + 3.25).devices["gw"].alive
 
 
 def test_a_goodbye_that_the_broker_remembers_may_be_its_own_end_and_the_device_has_the_time_to_come_back() -> None:

@@ -61,6 +61,7 @@ def test_wills_that_the_broker_says_when_it_ends_make_nobody_leader_whatever_it_
     back = observe(ended, LinkUp(2), 14.0)
     assert take_over_at_s(back) == 14.0 + RECONNECT_S + SILENCE_S, "the leader connects anew, too, and may be the last"
     assert observe(back, said(3, 7, online=False), 14.1) == back, "the broker kept its memory"
+    assert observe(back, said(3, 7), 14.1, remembered=True) == back, "of before it was killed, perhaps"
     assert take_over_at_s(observe(back, said(3, 9), 18.0)) == 18.0 + SILENCE_S
 
 
