@@ -107,11 +107,17 @@ def on_cleared(state: AgentState, task: str) -> Iterable[Action]:
 
 
 def on_link(state: AgentState, now_s: float, *, up: bool) -> Iterable[Action]:
-    """Our data link went, or is back; then the broker may have been away, and others need the time to connect, too."""
+    """Our data link went: nothing is sent again before it is back. Then all is, with the first patience.
+
+    The broker may have been away for all: others need the time to connect, too.
+    """
     if not up:
         state.blame_from_s = math.inf
     elif state.blame_from_s == math.inf:
         state.blame_from_s = now_s + RECONNECT_S
+        for request in state.coordinated.values():
+            request.retry_s = min(request.retry_s, now_s + REFUSED_PATIENCE_S)
+            request.in_vain = request.attempt + 1
     return ()
 
 
@@ -169,6 +175,8 @@ def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
             _learn(state, request, now_s)
             text = f"no answer in time after {request.attempt + 1} attempts; allow more time or add devices"
             yield from _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
+        elif now_s >= request.retry_s and state.blame_from_s == math.inf:
+            request.retry_s = math.inf  # until our link is back
         elif now_s >= request.retry_s:
             yield from _suspect(state, request, now_s)
             yield from _dispatch(state, request, now_s, _choose_again(state, request, now_s, late=True))
@@ -220,8 +228,11 @@ def _admit(
 
 
 def _learn(state: AgentState, request: Coordinated, now_s: float) -> None:
-    """How much longer requests take than expected: later work of other tasks, or devices that became slow."""
-    if request.expected_s > 0:
+    """How much longer requests take than expected: later work of other tasks, or devices that became slow.
+
+    What waited for our link, or came with all that had, tells nothing of that.
+    """
+    if request.expected_s > 0 and request.began_s >= state.blame_from_s:
         before = state.stretch.get(request.task, 1.0)
         factor = min(MAX_STRETCH, max(1.0, (now_s - request.began_s) / request.expected_s))
         state.stretch[request.task] = before + NEWEST_SHARE * (factor - before)
@@ -274,7 +285,7 @@ def _dispatch(
     request.second_door = tuple(device for device in route.second_door if device != state.device)
     for device in {planned.device for planned in request.plan.nodes.values()} - {state.device}:
         state.heard.setdefault(device, -math.inf)
-    request.retry_s = now_s + patience_s(expected_s) * 2 ** min(request.attempt, 6)
+    request.retry_s = now_s + patience_s(expected_s) * 2 ** min(request.attempt - request.in_vain, 6)
     if request.attempt:
         yield Note("request_sent_again", {"request": request.request, "attempt": request.attempt})
     sends = (_inputs_for(state.device, request, request.plan, node=name, now_s=now_s) for name in request.plan.nodes)

@@ -269,6 +269,7 @@ class Coordinated:
     began_s: float = 0.0
     expected_s: float = 0.0  # how long it was to take, when it was taken; 0 when nobody could tell
     attempt: int = -1
+    in_vain: int = 0  # attempts that our own link's end took along: patience doesn't double for them
     fence: Fence = (0, 0)
     first_fence: Fence | None = None  # of the first plan: what is older was never asked for
     plan: Plan | None = None  # None while the route is incomplete

@@ -196,6 +196,7 @@ def _absorb(state: State, event: ClusterEvent | TaskEvent, now_s: float) -> Stat
             state = replace(state, link=event, settles_at_s=now_s + state.settle_s, sessions=sessions)
             drains = state.drains | state.cluster.drained
             state = replace(state, delivered=frozenset(), drains=drains, outlived=False, remembered={})
+            state = replace(state, reviewed_s=now_s)  # what devices measure just after an outage is of its backlog
         case LinkDown():
             state = _undone(replace(state, link=None, settles_at_s=None, unsaid_at_s=None), now_s)
         case TaskDeployed(spec):

@@ -527,6 +527,14 @@ def test_the_wills_that_a_broker_says_when_it_ends_move_nothing(devices: int) ->
         assert actions == []
 
 
+def test_a_better_placement_is_looked_for_only_a_while_after_an_outage() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.feed(LinkDown("broker restarted"))
+    site.now_s += 40
+    site.feed(LinkUp(7))
+    assert site.state.reviewed_s == site.now_s
+
+
 def test_a_task_deployed_among_the_wills_is_kept() -> None:
     site = serving(CLASSIFY, a=200, b=200)
     site.gone("a")

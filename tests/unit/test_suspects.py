@@ -81,6 +81,25 @@ def test_while_our_own_link_is_down_and_just_after_nobody_is_blamed(front: Agent
     assert list(front.suspects) == ["gw-b"]
 
 
+def test_what_our_own_link_took_along_is_sent_again_when_it_is_back_with_the_first_patience(front: AgentState) -> None:
+    decide(front, DataLink(up=True), 0.0)
+    ask(front, 1, 0.0)
+    decide(front, DataLink(up=False), 0.1)
+    (request,) = front.coordinated.values()
+    _, actions = late(front)
+    assert not [action for action in actions if isinstance(action, Send)], "nothing is sent in vain"
+    assert front.next_deadline_s() == request.deadline_s
+    decide(front, DataLink(up=True), 15.0)
+    now_s, actions = late(front)
+    assert now_s < 15.2
+    assert [action.receiver for action in actions if isinstance(action, Send)] == ["gw-b"]
+    assert request.retry_s - now_s < 1.5, "who was away may come back a moment later"
+    assert front.stretch.get("t", 1.0) == 1.0
+    head = done(ask(front, 2, 15.3), "head")
+    decide(front, Received("gw-c", head, {}), 17.0)
+    assert front.stretch.get("t", 1.0) == 1.0, "what comes with all that waited tells nothing of a request's time"
+
+
 def test_of_a_chain_only_who_had_all_it_needs_is_suspected(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
     decide(front, Received("gw-b", done(message, "encoder"), {}), 0.0)
