@@ -126,7 +126,7 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
 def _heed(state: State, seen: OrchestratorSeen, now_s: float) -> tuple[State, list[Action]]:
     """What the leader's topic says; an older leader that came back may have overwritten all that we said."""
     state, actions = heed(state, seen.message)
-    if state.link is not None and seen.message.session == state.link.session:
+    if state.link is not None and seen.message.online and seen.message.session == state.link.session:
         state = replace(state, cluster=devices.echoed(state.cluster, now_s))
     if state.link is None or any(isinstance(action, Resign) for action in actions):
         return state, actions

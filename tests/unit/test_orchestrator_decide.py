@@ -504,6 +504,7 @@ def test_the_wills_that_a_broker_says_when_it_ends_move_nothing(devices: int) ->
     for name in names:
         site.gone(name)
         site.now_s += 0.001
+        site.feed(leader(1, 1, online=False))  # ours among them: no sign that the broker lives
     site.feed(LinkDown("broker restarted"))
     site.now_s += 4
     site.feed(LinkUp(7))
