@@ -152,7 +152,7 @@ def _unlinked(cluster: Cluster, now_s: float) -> Cluster:
     """After our link went: who was there then is known, for a broker may say goodbyes ahead of our link's return."""
     since_s = doubtful_since_s(cluster, now_s)
     living = {name: not_ended(device, since_s) for name, device in cluster.devices.items()}
-    cluster = replace(cluster, devices=living, returning={}, doubted=frozenset())
+    cluster = replace(cluster, devices=living, doubted=frozenset())
     return replace(cluster, returning=_sessions(cluster), listening=False)
 
 

@@ -184,7 +184,7 @@ def _settled(state: State, now_s: float) -> State:
     if state.settles_at_s is None or now_s < state.cluster.up_s + state.settle_s:
         return state
     patient_s = state.linked_s + RECONNECT_S
-    served = {device for route in state.remembered.values() for devices in route.serving.values() for device in devices}
+    served = {device for route in state.remembered.values() for homes in route.serving.values() for device in homes}
     waits = now_s < patient_s and not served <= {device.id for device in state.cluster.alive()}
     return replace(state, settles_at_s=patient_s if waits else None)
 

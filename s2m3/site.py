@@ -175,10 +175,11 @@ class Site:
         Raises:
             SiteFailed: the broker isn't this site's own.
         """
-        if isinstance(self._own_broker, MosquittoBroker):
-            self._own_broker.kill()
+        broker = self._broker_of_ours()
+        if isinstance(broker, MosquittoBroker):
+            broker.kill()
         else:
-            self.end_broker()
+            broker.stop()
 
     def end_broker(self) -> None:
         """Ask the broker to end, and wait until it did: Mosquitto says everybody's will first.
@@ -186,9 +187,7 @@ class Site:
         Raises:
             SiteFailed: the broker isn't this site's own.
         """
-        if self._own_broker is None:
-            raise SiteFailed(f"{self.url} is not this site's own broker: restart it where it runs")
-        self._own_broker.stop()
+        self._broker_of_ours().stop()
 
     def start_broker(self) -> None:
         """Start the broker again, at the same address.
@@ -196,9 +195,7 @@ class Site:
         Raises:
             SiteFailed: the broker isn't this site's own.
         """
-        if self._own_broker is None:
-            raise SiteFailed(f"{self.url} is not this site's own broker: restart it where it runs")
-        self._own_broker.start()
+        self._broker_of_ours().start()
 
     def restart_broker(self) -> None:
         """End the broker and start it again, at the same address.
@@ -259,6 +256,11 @@ class Site:
 
     def _way(self, name: str) -> str:
         return self._links[name].url if name in self._links else self.url
+
+    def _broker_of_ours(self) -> MosquittoBroker | EmbeddedBroker:
+        if self._own_broker is None:
+            raise SiteFailed(f"{self.url} is not this site's own broker: restart it where it runs")
+        return self._own_broker
 
     def _start_broker(self) -> str:
         if self._broker.startswith("mqtt://"):

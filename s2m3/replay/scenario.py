@@ -147,9 +147,7 @@ class Expect(Spec):
     moves: Limit | None = None  # modules newly active on a device; None: any number
     refusals_at_least: Limit = 0  # modules that a device said it can't hold: where this is what the scenario is about
     served_at_end: bool = True  # whether each task's last request must be answered
-    replaced: bool = (
-        False  # whether everybody who is taken away while they serve or lead is replaced before they return
-    )
+    replaced: bool = False  # whether who is taken away while serving, or leading, must be replaced before the return
     leaders_at_least: Limit = 0  # orchestrators that led, one an epoch, from the one at the first request on
 
 
