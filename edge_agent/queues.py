@@ -16,6 +16,8 @@ from broker.specs import DeviceId, ModuleKey, NodeName, TaskName
 from edge_agent.state import AgentState, Coordinated, NodeRun
 from edge_agent.turns import fair_wait_s
 
+NEWEST_SHARE = 0.2  # of the newest pass in the average: one slow pass, times all that waits, would turn requests away
+
 
 def handed(state: AgentState, task: TaskName, run: NodeRun, key: ModuleKey, now_s: float) -> None:
     """A forward pass was handed to the compute thread, behind those before it."""
@@ -32,7 +34,8 @@ def ended(state: AgentState, run: NodeRun, compute_s: float, now_s: float) -> No
     if task is not None:
         state.turns.charge(task, compute_s - state.measured_s.get(key, 0.0))
     if key in state.assigned:
-        state.measured_s[key] = compute_s
+        before_s = state.measured_s.get(key, compute_s)
+        state.measured_s[key] = before_s + NEWEST_SHARE * (compute_s - before_s)
 
 
 def own_s(
@@ -46,7 +49,7 @@ def own_s(
 ) -> float:
     """Seconds until this device would begin ``more_s`` seconds of new work of a task.
 
-    A pass that takes longer than the last one of its module counts as about to end. ``coming_s`` isn't here yet. Of the
+    A pass that takes longer than its module's do on average counts as about to end. ``coming_s`` isn't here yet. Of the
     task's own work what has a later deadline than ``deadline_s`` comes after.
     """
     under_way = [state.measured_s.get(key, 0.0) for _, key in state.passes.values()]

@@ -351,7 +351,7 @@ class AgentState:
     passes: dict[NodeRun, tuple[TaskName, ModuleKey]] = field(default_factory=dict)  # handed to it, in their order
     pass_began_s: float = 0.0  # the first of them
     queued: Counter[ModuleKey] = field(default_factory=Counter)  # of both
-    measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # of the last pass here
+    measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # of a pass here, on average
     reported: dict[tuple[DeviceId, TaskName], tuple[float, float]] = field(default_factory=dict)  # when, the queue told
     stretch: dict[TaskName, float] = field(default_factory=dict)  # how many times longer requests take than expected
     heard: dict[DeviceId, float] = field(default_factory=dict)  # who is asked now -> its last sign of life

@@ -20,6 +20,7 @@ from edge_agent.state import (
     ModuleReady,
     Ran,
     Received,
+    Reply,
     Requested,
     Routed,
     Run,
@@ -106,6 +107,10 @@ def the_run(actions: list[Action]) -> Run:
     return run
 
 
+def refusals(actions: list[Action]) -> list[Reply]:
+    return [action for action in actions if isinstance(action, Reply) and action.result.error is not None]
+
+
 def features() -> Output:
     return Output({"features": np.ones((1, 2), dtype=np.float32)})
 
@@ -178,8 +183,21 @@ def test_the_own_queue_is_what_was_given_to_the_compute_thread_less_the_time_it_
     assert own_s(state, 10.5, task="encode") == pytest.approx(1.5 + 2.0)
     assert own_s(state, 13.0, task="encode") == pytest.approx(2.0)  # the first is overdue
     decide(state, Ran(second.run, features(), None, 0.0, 3.0), 13.0)
-    assert own_s(state, 13.0, task="encode") == pytest.approx(3.0)  # as long as the last one took
-    assert waiting(state, 14.0) == {"gw-a": pytest.approx(2.0)}
+    assert own_s(state, 13.0, task="encode") == pytest.approx(2.2)  # on average; the newest counts a fifth
+    assert waiting(state, 14.0) == {"gw-a": pytest.approx(1.2)}
+
+
+def test_one_slow_pass_turns_nobody_away() -> None:
+    """All that waited for a broker comes at once, and is decoded beside the first pass of many."""
+    state = front(("gw-a",), compute_s=0.02)
+    for number in range(2):
+        decide(state, Ran(the_run(ask(state, number, number)).run, features(), None, 0.0, 0.02), number + 0.02)
+    slow = the_run(ask(state, 100, 10.0))
+    for number in range(101, 150):
+        assert not refusals(ask(state, number, 10.0))
+    decide(state, Ran(slow.run, features(), None, 10.0, 0.5), 10.5)
+    for number in range(150, 200):
+        assert not refusals(ask(state, number, 10.5))
 
 
 def test_who_finishes_a_node_says_how_much_still_waits_there() -> None:
