@@ -75,7 +75,8 @@ def _show(found: dict[str, Any]) -> None:
     console.print(table)
     console.print(f"goodput at 3x: {100 * found['goodput_kept_at_most_load']:.0f} % of its peak")
     for task, share in found["fairness"].items():
-        text = f"at 3x, {task} asks {share['offered_per_s']:.1f}/s and is answered {share['answered_per_s']:.1f}/s"
+        asked, answered = share["offered_per_s"], share["answered_per_s"]
+        text = f"3x again, in unequal shares: {task} asks {asked:.1f}/s and is answered {answered:.1f}/s"
         console.print(text)
 
 
