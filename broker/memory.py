@@ -56,6 +56,7 @@ class _Client:
     will_for: WillFor | None
     filters: dict[str, None] = field(default_factory=dict)  # in the order made
     events: deque[LinkEvent] = field(default_factory=deque)  # not yet handed over
+    kept: list[Outgoing] = field(default_factory=list)  # lasting messages for the next connection
     will: Will | None = None
     linked: bool = False
     closed: bool = False
@@ -136,6 +137,9 @@ class _Switch:
         client.events.append(LinkUp(self.sessions))
         self.linked[client.client_id] = client
         self.send_retained(client, tuple(client.filters))
+        kept, client.kept = client.kept, []
+        for message in kept:
+            self.publish(client, message)
 
     def lose(self, client_id: str, reason: str, *, will: bool = True) -> None:
         """End a connection; both sides see it."""
@@ -324,16 +328,19 @@ class MemoryTransport:
         """Deliver a message to everybody who subscribes to its topic.
 
         Raises:
-            NotConnected: there is no connection.
+            NotConnected: there is no connection, and the message isn't lasting.
             MessageTooLarge: beyond the broker's or our own limit.
         """
         size_bytes = message.packet_bytes
         with self._switch.lock:
-            if not self._client.linked:
+            if not self._client.linked and (self._client.closed or not message.lasting):
                 raise NotConnected(f"no connection to the broker now, so {message.topic} was not published")
             if size_bytes > self._max_packet_bytes:
                 raise MessageTooLarge(topic=message.topic, size_bytes=size_bytes, limit_bytes=self._max_packet_bytes)
-            self._switch.publish(self._client, message)
+            if self._client.linked:
+                self._switch.publish(self._client, message)
+            else:
+                self._client.kept.append(message)
         self._switch.hand_over()
 
     def subscribe(self, *filters: str) -> None:

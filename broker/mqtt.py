@@ -4,7 +4,8 @@ Owns one network thread. That thread alone touches paho: it connects, reads, wri
 other thread only leaves work and wakes it. Knows nothing of what the messages mean.
 
 Invariants, each against a trap that was measured:
-- A fresh paho client per connection: nothing of an old session is sent again (an oversize message would be, for ever).
+- A fresh paho client per connection: nothing of an old session is sent again by itself (an oversize message would be,
+  for ever). What is lasting comes out of the outbox again.
 - Sizes are checked before a message is accepted, against the broker's word and our own limit; paho checks neither.
 - The inbox is called from the network thread and nothing it raises escapes: paho's own thread would die unnoticed.
 - Small packets leave at once (TCP_NODELAY). A long message counts as life, though the ping waits behind it.
@@ -78,9 +79,9 @@ class _Link:
 class MqttTransport:
     """A connection to an MQTT 5 broker that repairs itself (see ``Transport``).
 
-    Messages that were published and not acknowledged when the connection went are dropped: whoever needs them asks
-    again. ``LinkDown`` also comes when there never was a connection, once for each new reason. A retained message may
-    arrive ahead of ``LinkUp``. No event comes after ``close``.
+    Messages that were published and not acknowledged when the connection went are dropped, but for lasting ones:
+    whoever needs them asks again. ``LinkDown`` also comes when there never was a connection, once for each new reason.
+    A retained message may arrive ahead of ``LinkUp``. No event comes after ``close``.
 
     Args:
         url: ``mqtt://[user:password@]host[:port]``.
@@ -150,7 +151,7 @@ class MqttTransport:
         """Hand a message to the broker without waiting.
 
         Raises:
-            NotConnected: there is no connection.
+            NotConnected: there is no connection, and the message isn't lasting.
             MessageTooLarge: beyond the broker's or our own limit.
             QueueFull: too many messages wait already.
         """
@@ -357,7 +358,9 @@ class MqttTransport:
 
     def _link_up(self, link: _Link) -> None:
         link.up = True
-        self._outbox.open(min(self._max_packet_bytes, link.max_packet_bytes or self._max_packet_bytes))
+        limit_bytes = min(self._max_packet_bytes, link.max_packet_bytes or self._max_packet_bytes)
+        for message in self._outbox.open(limit_bytes):
+            self._log.error("a kept message is larger than the broker takes now", topic=message.topic)
         self._emit(LinkUp(link.session, link.max_packet_bytes))
 
     def _on_publish(self, link: _Link, _c: object, _u: object, mid: int, reason: ReasonCode, _p: object) -> None:

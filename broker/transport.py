@@ -6,7 +6,8 @@ Owns what both implementations (``memory``, ``mqtt``) promise:
   published then is never ahead of its own ears. It comes anew at each reconnection, with a new session number.
 - Publishing never waits. A message that can't go is an error at once; QoS 1 that finds no subscriber comes back as
   ``Undelivered`` where the broker says so (a hint: not every broker does).
-- Delivery is at most once per hop here, and end to end by those who ask: request id, deadline, retry.
+- Delivery is at most once per hop here, and end to end by those who ask: request id, deadline, retry. But for messages
+  that are ``lasting``, which nobody would send again: those are at least once.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ def _check_topic(topic: str) -> None:
 class Outgoing:
     """A message to publish. ``token`` comes back in ``Undelivered``.
 
+    One that is ``lasting`` waits for the next connection, and goes again unless the broker has acknowledged it.
+
     Raises:
-        LocalProtocolError: a topic or a property that MQTT forbids.
+        LocalProtocolError: a topic or a property that MQTT forbids, or a lasting message that nobody acknowledges.
     """
 
     topic: str
@@ -49,9 +52,12 @@ class Outgoing:
     content_type: str | None = None
     expiry_s: int | None = None  # whole seconds, at least 1
     token: str | None = None
+    lasting: bool = False
 
     def __post_init__(self) -> None:
         _check_topic(self.topic)
+        if self.lasting and self.qos == 0:
+            raise LocalProtocolError(f"{self.topic} can't last with QoS 0, which nobody acknowledges: use QoS 1")
         if self.response_topic is not None:
             _check_topic(self.response_topic)
         if self.expiry_s is not None and not 1 <= self.expiry_s <= MAX_EXPIRY_S:
@@ -145,7 +151,7 @@ class Transport(Protocol):
         """Hand a message to the broker without waiting.
 
         Raises:
-            NotConnected: there is no connection.
+            NotConnected: there is no connection, and the message isn't lasting.
             MessageTooLarge: beyond the broker's or our own limit.
             QueueFull: too many messages wait already.
         """

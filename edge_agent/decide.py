@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Iterable
 
 from broker.messages import AssignedModule, Assignment, NodeDone, NodeFailed, NodeInputs, Route
+from broker.specs import TaskName
 from broker.topics import front_door_filter, second_door_filter
 from edge_agent import coordinate, execute, second_door
 from edge_agent.state import (
     CONFIRM_S,
+    LEAVE_S,
     Action,
     AgentState,
     Assigned,
@@ -105,6 +107,7 @@ def _received(state: AgentState, event: Received, now_s: float) -> Iterable[Acti
 
 def _tick(state: AgentState, now_s: float) -> Iterable[Action]:
     execute.on_tick(state, now_s)
+    yield from _leave(state, now_s)
     yield from _forget_unconfirmed(state, now_s)
     yield from second_door.on_tick(state, now_s)
     yield from coordinate.on_tick(state, now_s)
@@ -153,6 +156,7 @@ def _ready(state: AgentState, key: str, compute_s: float | None, now_s: float) -
     state.loading.pop(key, None)
     if key in state.assigned:
         state.ready.add(key)
+        state.failed.discard(key)  # an older load of it, when it had been dropped and assigned again meanwhile
         if compute_s is not None:
             state.measured_s.setdefault(key, compute_s)
         yield Beat()
@@ -186,21 +190,39 @@ def _routed(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
         first = front_door_filter(state.prefix, route.task, route.epoch, route.group)
     elif state.device in route.second_door:
         second = second_door_filter(state.prefix, route.task, route.epoch, route.group)
-    yield from _change_group(state.groups, route.task, first)
-    yield from _change_group(state.second_groups, route.task, second)
+    leave_s = now_s if first or second or not route.front_door else now_s + LEAVE_S
+    yield from _change_group(state, state.groups, route.task, first, leave_s)
+    yield from _change_group(state, state.second_groups, route.task, second, leave_s)
+    yield from _leave(state, now_s)
     yield from second_door.on_route(state, route, now_s)
     yield from coordinate.on_route(state, route, now_s)
 
 
-def _change_group(groups: dict[str, str], task: str, new: str | None) -> Iterable[Action]:
-    """Join the new group before leaving the old one; None is none."""
+def _change_group(
+    state: AgentState, groups: dict[TaskName, str], task: TaskName, new: str | None, leave_s: float
+) -> Iterable[Action]:
+    """Join the new group before leaving the old one; None is none.
+
+    Who isn't a member of the new one leaves at ``leave_s``: others may not have joined it yet, and a request must
+    reach somebody.
+    """
     old = groups.pop(task, None)
     if new:
         groups[task] = new
+        state.leaving.pop(new, None)
     if new and new != old:
         yield Join(new)
-    if old and new != old:
+    if old and new is None:
+        state.leaving[old] = leave_s
+    elif old and new != old:
         yield Leave(old)
+
+
+def _leave(state: AgentState, now_s: float) -> Iterable[Action]:
+    """Leave the groups whose time has come."""
+    for group in [group for group, at_s in state.leaving.items() if now_s >= at_s]:
+        del state.leaving[group]
+        yield Leave(group)
 
 
 def _forget_unconfirmed(state: AgentState, now_s: float) -> Iterable[Action]:
@@ -216,7 +238,8 @@ def _cleared(state: AgentState, task: str, now_s: float) -> Iterable[Action]:
     state.routes.pop(task, None)
     state.stretch.pop(task, None)
     state.unconfirmed.discard(task)
-    yield from _change_group(state.groups, task, None)
-    yield from _change_group(state.second_groups, task, None)
+    yield from _change_group(state, state.groups, task, None, now_s)
+    yield from _change_group(state, state.second_groups, task, None, now_s)
+    yield from _leave(state, now_s)
     yield from second_door.on_cleared(state, task, now_s)
     yield from coordinate.on_cleared(state, task)

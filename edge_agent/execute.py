@@ -96,7 +96,7 @@ def on_module_gone(state: AgentState, key: ModuleKey, now_s: float) -> Iterable[
 
 def on_ran(state: AgentState, event: Ran, now_s: float) -> Iterable[Action]:
     """A forward pass ended: keep its output and send it on, or tell the coordinator what went wrong."""
-    ended(state, event.run, event.compute_s, now_s)
+    ended(state, event.run, event.compute_s, now_s, well=event.output is not None)
     yield from _hand_out(state, now_s)
     yield from _pass_on(state, event, now_s)
 

@@ -27,13 +27,13 @@ def handed(state: AgentState, task: TaskName, run: NodeRun, key: ModuleKey, now_
     state.turns.charge(task, state.measured_s.get(key, 0.0))
 
 
-def ended(state: AgentState, run: NodeRun, compute_s: float, now_s: float) -> None:
-    """A forward pass ended; the next one begins."""
+def ended(state: AgentState, run: NodeRun, compute_s: float, now_s: float, *, well: bool) -> None:
+    """A forward pass ended; the next one begins. One that failed says nothing of how long the others take."""
     task, key = state.passes.pop(run, (None, ""))
     state.pass_began_s = now_s
     if task is not None:
         state.turns.charge(task, compute_s - state.measured_s.get(key, 0.0))
-    if key in state.assigned:
+    if well and key in state.assigned:
         before_s = state.measured_s.get(key, compute_s)
         state.measured_s[key] = before_s + NEWEST_SHARE * (compute_s - before_s)
 

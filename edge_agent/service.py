@@ -282,7 +282,7 @@ class Agent:
     def _reply(self, reply: Reply) -> None:
         try:
             self._data.publish(wire.result_message(reply))
-        except TransportError as error:  # the sensor's retry covers it
+        except TransportError as error:  # too many wait already; the sensor's retry covers it
             self._state.dropped["result_not_sent"] += 1
             self._log.warning("result_not_sent", reply_to=reply.reply_to, error=type(error).__name__)
         except LocalProtocolError as error:  # no retry helps; the sensor hears why

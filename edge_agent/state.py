@@ -30,6 +30,7 @@ from edge_agent.turns import Turns
 
 DEFAULT_DEADLINE_S = 30.0  # for a sensor that sets no Message Expiry
 CONFIRM_S = 3.0  # after a leader shows on a new link, until routes that it didn't say again count as cleared
+LEAVE_S = 1.0  # until who is a front door no more leaves its share group: the new one must have joined, or nobody hears
 MAX_COORDINATED = 256  # requests in flight here; a task may hold as many of them as are left free
 MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # their inputs, kept until the answer is out; the same
 MAX_HELD = 1024  # requests that this second door holds until they are answered
@@ -336,6 +337,7 @@ class AgentState:
     routes: dict[TaskName, Route] = field(default_factory=dict)
     groups: dict[TaskName, str] = field(default_factory=dict)  # the share groups of its front doors
     second_groups: dict[TaskName, str] = field(default_factory=dict)  # of its second doors
+    leaving: dict[str, float] = field(default_factory=dict)  # share groups -> until when others may need to join
     held: dict[RequestId, Held] = field(default_factory=dict)  # in the order of arrival
     held_bytes: int = 0
     unconfirmed: set[TaskName] = field(default_factory=set)  # routes not heard on this link yet
@@ -350,7 +352,7 @@ class AgentState:
     turns: Turns[NodeRun] = field(default_factory=Turns)  # complete, and waiting for the compute thread
     passes: dict[NodeRun, tuple[TaskName, ModuleKey]] = field(default_factory=dict)  # handed to it, in their order
     pass_began_s: float = 0.0  # the first of them
-    queued: Counter[ModuleKey] = field(default_factory=Counter)  # of both
+    queued: Counter[ModuleKey] = field(default_factory=Counter)  # of those that wait for their turn
     measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # of a pass here, on average
     reported: dict[tuple[DeviceId, TaskName], tuple[float, float]] = field(default_factory=dict)  # when, the queue told
     stretch: dict[TaskName, float] = field(default_factory=dict)  # how many times longer requests take than expected
@@ -364,6 +366,7 @@ class AgentState:
         times = [t for c in self.coordinated.values() for t in (c.deadline_s, c.retry_s)]
         times += [joining.deadline_s for joining in self.joining.values() if not joining.running]
         times += [held.due_s for held in self.held.values()]
+        times += self.leaving.values()
         times += [] if self.confirm_by_s is None else [self.confirm_by_s]
         times += [self.sweep_s] if self.finished else []
         times += [at_s + SUSPECT_S for at_s in self.suspects.values()]

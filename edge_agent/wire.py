@@ -170,4 +170,5 @@ def result_message(reply: Reply) -> Outgoing:
         correlation=reply.correlation or None,
         content_type=content_type,
         expiry_s=RESULT_EXPIRY_S,
+        lasting=True,  # the request is over: nobody but its sensor would ask again
     )

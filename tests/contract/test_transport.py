@@ -166,6 +166,24 @@ def test_publishing_without_a_connection_is_an_error_at_once(
         transport.publish(Outgoing("x", b""))
 
 
+def test_a_lasting_message_waits_for_the_connection(
+    world: World, unique_prefix: str, recorder: Recorder, connect: Connect
+) -> None:
+    _, listener = connect("listener", f"{unique_prefix}/answers")
+    transport = world.make(f"{unique_prefix}-a", recorder)
+    transport.publish(Outgoing(f"{unique_prefix}/answers", b"late", lasting=True))
+    transport.start()
+    assert listener.wait_for(Delivery).payload == b"late"
+    transport.publish(Outgoing(f"{unique_prefix}/answers", b"next", lasting=True))
+    listener.wait_for(Delivery, count=2)
+    assert [delivery.payload for delivery in listener.deliveries] == [b"late", b"next"]
+
+
+def test_nothing_lasts_that_nobody_acknowledges() -> None:
+    with pytest.raises(LocalProtocolError, match="use QoS 1"):
+        Outgoing("x", b"", qos=0, lasting=True)
+
+
 def test_retained_state_reaches_a_late_subscriber_and_says_that_it_is_old(connect: Connect, unique_prefix: str) -> None:
     writer, _ = connect("writer")
     _, witness = connect("witness", f"{unique_prefix}/state")

@@ -203,6 +203,32 @@ def test_an_inbox_that_raises_on_everything_does_not_keep_us_from_reconnecting(
     recorder.wait_for(LinkUp, count=2)
 
 
+def test_a_lasting_message_goes_again_when_its_connection_ended_before_it_was_acknowledged(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    seen: list[tuple[int, bytes]] = []
+    again = threading.Event()
+
+    def answer(number: int, kind: int, body: bytes) -> bytes:
+        if kind != 3:
+            return granting(number, kind, body)
+        seen.append((number, body[-1:]))
+        if number == 1:
+            return TAKEN_OVER
+        again.set()
+        return b"\x40\x02" + body[3:5]  # behind a topic of one character
+
+    broker = scripted(answer)
+    transport = transport_to(broker.url)
+    recorder.wait_for(LinkUp)
+    transport.publish(Outgoing("x", b"1", lasting=True))
+    assert again.wait(10)
+    recorder.wait_for(LinkUp, count=2)
+    transport.publish(Outgoing("x", b"2"))
+    transport.close()
+    assert seen == [(1, b"1"), (2, b"1"), (2, b"2")]
+
+
 @pytest.mark.parametrize("answers_connect", [True, False])
 def test_a_broker_that_falls_silent_is_left(
     scripted: Scripted, transport_to: TransportTo, recorder: Recorder, *, answers_connect: bool

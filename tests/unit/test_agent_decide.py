@@ -30,6 +30,7 @@ from edge_agent.decide import decide
 from edge_agent.modules import Output
 from edge_agent.queues import queues_s
 from edge_agent.state import (
+    LEAVE_S,
     SWEEP_S,
     Action,
     AgentState,
@@ -206,9 +207,25 @@ def test_a_new_front_door_set_joins_the_new_group_before_leaving_the_old(front: 
     assert [type(action) for action in actions] == [Join, Leave]
 
 
-def test_a_device_that_is_no_front_door_any_more_leaves(front: AgentState) -> None:
-    actions = decide(front, Routed(route(encoder=("gw-c",), group=2, generation=2)), 0.0)
-    assert [type(action) for action in actions] == [Leave]
+def test_a_device_that_is_no_front_door_any_more_leaves_when_the_new_one_had_time_to_join(front: AgentState) -> None:
+    decide(front, Routed(route(encoder=("gw-c",), group=2, generation=2)), 0.0)
+    assert decide(front, Tick(), 0.5) == []
+    assert any_of(decide(front, request(), 0.5), Send), "a request in between is coordinated here"
+    assert front.next_deadline_s() == LEAVE_S
+    old = f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests"
+    assert only(decide(front, Tick(), LEAVE_S), Leave).filter == old
+    assert not any_of(decide(front, Tick(), 2 * LEAVE_S), Leave)
+
+
+def test_a_front_door_that_returns_to_its_group_meanwhile_does_not_leave_it(front: AgentState) -> None:
+    decide(front, Routed(route(encoder=("gw-c",), group=2, generation=2)), 0.0)
+    decide(front, Routed(route(generation=3)), 0.5)
+    assert not any_of(decide(front, Tick(), 2 * LEAVE_S), Leave)
+
+
+def test_a_device_leaves_at_once_where_nobody_serves(front: AgentState) -> None:
+    nobody = Route(task="zero-shot", epoch=1, generation=2, group=2, unavailable="no device can hold it")
+    assert any_of(decide(front, Routed(nobody), 0.0), Leave)
 
 
 def test_an_older_route_is_dropped_and_counted(front: AgentState) -> None:
@@ -833,6 +850,16 @@ def test_a_module_assigned_anew_before_its_failure_was_known_is_tried_again(fron
     assert only(decide(front, ModuleFailed(HEAD.key), 0.2), Load).assigned.spec == HEAD
     assert not any_of(decide(front, ModuleFailed(HEAD.key), 0.3), Load)
     assert front.failed == {HEAD.key}
+
+
+def test_a_module_whose_older_load_failed_late_is_held_when_its_newer_one_succeeds(front: AgentState) -> None:
+    decide(front, assignment(ENCODER, HEAD, generation=2), 0.0)
+    decide(front, assignment(ENCODER, generation=3), 0.1)
+    decide(front, assignment(ENCODER, HEAD, generation=4), 0.2)  # while the first load of it is under way
+    decide(front, ModuleFailed(HEAD.key), 0.3)
+    decide(front, ModuleReady(HEAD.key), 0.4)
+    assert HEAD.key in front.ready
+    assert not front.failed
 
 
 def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_said_all_its_routes(

@@ -1,16 +1,16 @@
-"""The outbox accepts what can go, counts what waits, and forgets all when the connection goes."""
+"""The outbox accepts what can go, counts what waits, and keeps only what lasts when the connection goes."""
 
 from __future__ import annotations
 
 import pytest
 
 from broker.errors import MessageTooLarge, NotConnected, QueueFull
-from broker.outbox import Outbox
+from broker.outbox import MOST_TRIES, Outbox
 from broker.transport import Outgoing
 
 
-def message(size_bytes: int) -> Outgoing:
-    return Outgoing("x", b"x" * size_bytes)
+def message(size_bytes: int, *, lasting: bool = False) -> Outgoing:
+    return Outgoing("x", b"x" * size_bytes, lasting=lasting)
 
 
 @pytest.fixture
@@ -45,6 +45,59 @@ def test_what_waits_is_forgotten_when_it_is_shut(outbox: Outbox) -> None:
     outbox.open(limit_bytes=2_000)
     assert outbox.is_empty
     assert outbox.take() is None
+
+
+def test_what_lasts_waits_for_the_next_connection_and_what_was_under_way_goes_first(outbox: Outbox) -> None:
+    first, passing, second = message(1, lasting=True), message(2), message(3, lasting=True)
+    for each in (first, passing, second):
+        outbox.put(each)
+    assert outbox.take() == first
+    outbox.shut()
+    later = message(4, lasting=True)
+    outbox.put(later)
+    with pytest.raises(NotConnected):
+        outbox.put(passing)
+    assert outbox.open(limit_bytes=2_000) == []
+    assert [outbox.take() for _ in range(4)] == [first, second, later, None]
+    for each in (first, second, later):
+        outbox.done(each)
+    assert outbox.is_empty
+    outbox.shut()
+    outbox.open(limit_bytes=2_000)
+    assert outbox.take() is None
+
+
+def test_what_lasts_is_bounded_like_everything(outbox: Outbox) -> None:
+    outbox.shut()
+    for number in range(3):
+        outbox.put(message(number, lasting=True))
+    with pytest.raises(QueueFull, match="3 messages"):
+        outbox.put(message(4, lasting=True))
+    for taken in [outbox.take() for _ in range(3)]:
+        assert taken is not None
+        outbox.done(taken)
+    outbox.put(message(900, lasting=True))
+    with pytest.raises(QueueFull):
+        outbox.put(message(900, lasting=True))
+
+
+def test_what_ends_one_connection_after_the_other_is_not_sent_for_ever(outbox: Outbox) -> None:
+    outbox.put(message(1, lasting=True))
+    for _ in range(MOST_TRIES):
+        assert outbox.take() is not None
+        outbox.shut()
+        outbox.open(limit_bytes=2_000)
+    assert outbox.take() is None
+    assert outbox.is_empty
+
+
+def test_a_kept_message_that_the_next_broker_does_not_take_is_told_and_forgotten(outbox: Outbox) -> None:
+    large, small = message(800, lasting=True), message(1, lasting=True)
+    outbox.put(small)
+    outbox.put(large)
+    outbox.shut()
+    assert outbox.open(limit_bytes=500) == [large]
+    assert [outbox.take(), outbox.take()] == [small, None]
 
 
 def test_the_packet_counts_and_not_the_payload_alone(outbox: Outbox) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from broker.codec import RawInput, encode_request
+from broker.errors import ErrorCode, RequestFailed
 from broker.messages import AssignedModule, Assignment, NodeDone, NodeInputs, Route, RouteDevice, RouteNode
 from broker.specs import InputSpec, ModuleSpec
 from edge_agent.decide import decide
@@ -215,6 +216,14 @@ def test_who_finishes_a_node_says_how_much_still_waits_there() -> None:
         if isinstance(action, Send) and isinstance(action.message, NodeDone)
     ]
     assert [message.queue_s for message in told] == [pytest.approx(1.4)]
+
+
+def test_a_pass_that_failed_is_no_measurement() -> None:
+    state = front(("gw-a",))
+    decide(state, Ran(the_run(ask(state, 1, 0.0)).run, features(), None, 0.0, 2.0), 2.0)
+    bad = RequestFailed(ErrorCode.BAD_INPUT, "no picture")
+    decide(state, Ran(the_run(ask(state, 2, 3.0)).run, None, bad, 3.0, 0.001), 3.0)
+    assert state.measured_s == {ENCODER.key: 2.0}
 
 
 def test_a_module_that_is_let_go_leaves_no_measurement() -> None:
