@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Replay; 0 when every scenario's expectations hold."""
+    if arguments.plot:
+        check_plot(arguments.plot)
     names = list(arguments.scenario or scenarios.names())
     campaigns = [str(path) for path in scenarios.goals()] if arguments.goals else []
     names += [name for name in campaigns if name not in names]
@@ -134,22 +137,33 @@ def replay_all(
             yield name, scenario, recording
 
 
+def check_plot(file: Path) -> None:
+    """See that a timeline can be drawn there, before anything is replayed for it.
+
+    Raises:
+        BadFile: matplotlib is missing, or the file can't be a picture.
+    """
+    fix = "name a .png, .svg or .pdf in a folder that is there"
+    if file.suffix not in {".png", ".svg", ".pdf"}:
+        raise BadFile(file=str(file), problem="is no name of a picture", fix=fix)
+    if not file.parent.is_dir():
+        raise BadFile(file=str(file), problem="is in no folder that is there", fix=fix)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BadFile(file="--plot", problem="matplotlib is missing", fix="install the [bench] extra")
+
+
 def draw_to(file: Path, scenario: Scenario, recording: Recording, found: Report) -> None:
     """Draw the timeline.
 
     Raises:
-        BadFile: matplotlib is missing, or the file can't be written.
+        BadFile: the file can't be written.
     """
-    try:
-        from s2m3.replay.plot import draw  # noqa: PLC0415 - an extra: only who draws needs it
-    except ImportError as error:
-        raise BadFile(file="--plot", problem="matplotlib is missing", fix="install the [bench] extra") from error
+    from s2m3.replay.plot import draw  # noqa: PLC0415 - an extra: only who draws needs it
+
     try:
         draw(file, scenario, recording, found)
-    except (OSError, ValueError) as error:
-        raise BadFile(
-            file=str(file), problem=str(error), fix="name a .png, .svg or .pdf that can be written"
-        ) from error
+    except OSError as error:
+        raise BadFile(file=str(file), problem=str(error), fix="name a file that can be written") from error
 
 
 def _plot_file(file: Path, name: str, *, several: bool) -> Path:

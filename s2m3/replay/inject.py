@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from broker.errors import S2M3Error, TransportError
+from broker.errors import TransportError
 from broker.mqtt import MqttTransport
 from broker.transport import LinkEvent, LinkUp
 from s2m3.replay.hostile import STRANGER, Hostile
@@ -85,6 +85,8 @@ class Injector:
         self._thread.join()
         for helper in self._helpers:
             helper.join()
+        if self._queue or self._armed:
+            self.troubles.append("the load was over before all faults were")
 
     # --- the thread ---
 
@@ -95,10 +97,7 @@ class Injector:
 
     def _run(self) -> None:
         while act := self._next():
-            try:
-                act()
-            except (S2M3Error, OSError, KeyError) as error:
-                self._trouble(f"{type(error).__name__}: {error}")
+            self._try(act)
 
     def _next(self) -> Act | None:
         """What is due next; None when it is time to end, and then what lasts has been ended."""
@@ -116,15 +115,22 @@ class Injector:
                 self._changed.wait(max(0.0, min(times) - now_s) if times else None)
         return None
 
-    def _trouble(self, sentence: str) -> None:
-        with self._changed:
-            self.troubles.append(sentence)
+    def _try(self, act: Act) -> None:
+        """A fault that doesn't come must be told, and those after it come."""
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - whatever it is, this replay doesn't show what it was to show
+            with self._changed:
+                self.troubles.append(f"{type(error).__name__}: {error}")
 
     def _begin(self, fault: Fault) -> Act:
         def now() -> None:
             self._act(fault)
 
         def armed() -> None:
+            when = fault.when or When()
+            if when.online == KILLED:
+                when = When(online=self._whom(KILLED))
             number = next(self._order)
             with self._changed:
                 self._armed[number] = (time.monotonic() + PATIENCE_S, fault)
@@ -135,9 +141,6 @@ class Injector:
                 if waits is not None:
                     self._later(0.0, now)
 
-            when = fault.when or When()
-            if when.online == KILLED:
-                when = When(online=self._killed[-1])
             self._stage.tripwire.arm(when, sprung)
 
         return armed if fault.when else now
@@ -147,6 +150,8 @@ class Injector:
     def _act(self, fault: Fault) -> None:
         if fault.kind == "start" and fault.target == KILLED:
             whom = [name for name in dict.fromkeys(self._killed) if name not in self._stage.site.running]
+            if not whom:
+                raise ReplayFailed("nobody that was killed is away when it should start")
         else:
             whom = [self._whom(fault.target)]
         for target in whom:
@@ -274,13 +279,7 @@ class Injector:
     # --- what takes its time ---
 
     def _helper(self, work: Act) -> None:
-        def run() -> None:
-            try:
-                work()
-            except (S2M3Error, OSError) as error:
-                self._trouble(f"{type(error).__name__}: {error}")
-
-        thread = threading.Thread(target=run, name="fault", daemon=True)
+        thread = threading.Thread(target=self._try, args=(work,), name="fault", daemon=True)
         with self._changed:
             self._helpers = [helper for helper in self._helpers if helper.is_alive()] + [thread]
         thread.start()
@@ -308,8 +307,7 @@ class Injector:
         stranger.start()
         try:
             if not up.wait(CONNECT_S):
-                self._trouble("the hostile client could not connect")
-                return
+                raise ReplayFailed("the hostile client could not connect")
             tasks = [spec.task for spec in self._stage.specs]
             makes = Hostile(self._stage.observer.prefix, target, tasks, self._scenario.seed)
             sent = 0

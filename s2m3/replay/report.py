@@ -157,10 +157,15 @@ def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:
         for name, most in allowed.items()
         if most is not None and counted[name] > most
     ]
-    if found.refusals < expect.refusals_at_least:
-        broken.append(f"refusals: {found.refusals}, expected at least {expect.refusals_at_least}")
-    if found.leaders < expect.leaders_at_least:
-        broken.append(f"leaders: {found.leaders}, expected at least {expect.leaders_at_least}")
+    least = {
+        "errors": (counted["errors"], expect.errors_at_least),
+        "refusals": (found.refusals, expect.refusals_at_least),
+        "leaders": (found.leaders, expect.leaders_at_least),
+    }
+    broken += [f"{name}: {count}, expected at least {few}" for name, (count, few) in least.items() if count < few]
+    if expect.error_codes is not None:
+        other = sorted(found.errors.keys() - set(expect.error_codes))
+        broken += [f"{code}: {found.errors[code]}, expected none of this code" for code in other]
     if expect.replaced:
         broken += _unreplaced(found.faults)
     if expect.served_at_end:

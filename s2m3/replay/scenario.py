@@ -18,6 +18,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from broker.errors import ErrorCode
 from broker.specs import Bytes, DeviceId, NodeName, NotNegative, Spec, TaskName
 
 Kind = Literal["kill", "start", "pause", "partition", "slow", "restart", "hostile", "drain", "undrain", "squeeze"]
@@ -144,6 +145,8 @@ class Expect(Spec):
     lost: Limit = 0
     wrong: Limit = 0
     errors: Limit | None = None  # of all codes together; None: any number
+    error_codes: tuple[ErrorCode, ...] | None = None  # which may come; None: any
+    errors_at_least: Limit = 0  # where they are what the scenario is about
     moves: Limit | None = None  # modules newly active on a device; None: any number
     refusals_at_least: Limit = 0  # modules that a device said it can't hold: where this is what the scenario is about
     served_at_end: bool = True  # whether each task's last request must be answered

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from broker.errors import BadFile, ErrorCode, TransportError
-from s2m3.replay.command import PIPED_WIDTH, draw_to
+from s2m3.replay.command import PIPED_WIDTH, check_plot, draw_to
 from s2m3.replay.flatness import Sample, Verdict, judge
 from s2m3.replay.report import Report, report
 from s2m3.replay.run import play
@@ -63,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Soak; 0 when nothing was lost or wrong, hardly anything erred and every process stayed flat."""
     if importlib.util.find_spec("psutil") is None:
         raise BadFile(file="s2m3 soak", problem="psutil is missing", fix="install the [bench] extra")
+    if arguments.plot:
+        check_plot(arguments.plot)
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     console = Console(stderr=arguments.json, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     scenario = draw_scenario(arguments.minutes * 60, seed)

@@ -26,7 +26,6 @@ THROUGH_THE_COMMAND = "hung-front-door"  # alone of its make, so it costs no sit
 LONG = {
     "broker-away",
     "broker-restart-gently-persistent",
-    "broker-restart-persistent",
     "leader-hung",
     "leader-killed",
     "second-front-door",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from broker.errors import ErrorCode
 from broker.messages import AssignedModule, Assignment, DeviceState, Heartbeat, HeldModule, OrchestratorState, Route
 from broker.specs import ModuleSpec
 from s2m3.observe import Sighting
@@ -309,7 +310,17 @@ def test_bands_end_with_the_device_with_its_silence_and_with_the_module() -> Non
         (Expect(lost=1, served_at_end=False, errors=0), "errors: 1, expected at most 0"),
         (Expect(lost=1, served_at_end=False, moves=0), "moves: 1, expected at most 0"),
         (Expect(lost=1, served_at_end=False, refusals_at_least=1), "refusals: 0, expected at least 1"),
-        (Expect(lost=1, served_at_end=False, errors=1, moves=1), None),
+        (Expect(lost=1, served_at_end=False, errors_at_least=2), "errors: 1, expected at least 2"),
+        (
+            Expect(lost=1, served_at_end=False, error_codes=(ErrorCode.OVERLOADED,)),
+            "no_route: 1, expected none of this code",
+        ),
+        (
+            Expect(
+                lost=1, served_at_end=False, errors=1, moves=1, error_codes=(ErrorCode.NO_ROUTE,), errors_at_least=1
+            ),
+            None,
+        ),
     ],
 )
 def test_what_is_expected_must_hold(expect: Expect, broken: str | None) -> None:
