@@ -33,6 +33,7 @@ from broker.specs import (
 )
 
 MAX_DEADLINE_S = 86_400.0  # nobody waits longer than a day
+SUSPECTED_FOR_S = 15.0  # how long a call that timed out counts: some patiences of a coordinator, and its next beats
 
 Count = Annotated[int, Field(ge=0)]
 

@@ -20,7 +20,17 @@ import numpy as np
 
 from broker.codec import RawInput, decode_request, request_id
 from broker.errors import ErrorCode, RequestFailed
-from broker.messages import MAX_DEADLINE_S, ErrorBody, NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
+from broker.messages import (
+    MAX_DEADLINE_S,
+    SUSPECTED_FOR_S,
+    ErrorBody,
+    NodeDone,
+    NodeFailed,
+    NodeInputs,
+    Plan,
+    Result,
+    Route,
+)
 from broker.specs import DeviceId, NodeName, RequestId
 from broker.topics import may_reply_to
 from broker.transport import RECONNECT_S
@@ -30,7 +40,6 @@ from edge_agent.state import (
     DEFAULT_DEADLINE_S,
     MAX_COORDINATED,
     MAX_COORDINATED_BYTES,
-    SUSPECT_S,
     Action,
     AgentState,
     Beat,
@@ -45,8 +54,8 @@ from edge_agent.state import (
 RAW = "raw"
 """Name of the one array that holds a request input's bytes."""
 
-FIRST_PATIENCE_S = 1.0  # before missing nodes are sent again; doubles with each attempt
-PATIENCE_FACTOR = 4.0  # times the expected seconds, when that is longer
+FIRST_PATIENCE_S = 1.0  # a heartbeat, before missing nodes are sent again; doubles with each attempt: loads may be slow
+PATIENCE_FACTOR = 4.0  # times the expected seconds, when that is longer: work that comes later takes its turns
 REFUSED_PATIENCE_S = 0.1  # after a device said that it can't: a new route is on its way
 ADMITTED_SHARE = 0.8  # of the deadline: what is expected to take longer because of others isn't begun; estimates err
 NEWEST_SHARE = 0.1  # of the newest request in the average by which requests take longer than expected
@@ -169,7 +178,7 @@ def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> Iterable[
 
 def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
     """Requests whose time is over end; those that wait too long are sent again; old suspicions are forgotten."""
-    state.suspects = {d: at_s for d, at_s in state.suspects.items() if now_s < at_s + SUSPECT_S}
+    state.suspects = {d: at_s for d, at_s in state.suspects.items() if now_s < at_s + SUSPECTED_FOR_S}
     for request in list(state.coordinated.values()):
         if now_s >= request.deadline_s:
             _learn(state, request, now_s)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from broker.codec import RawInput
 from broker.messages import (
+    SUSPECTED_FOR_S,
     AssignedModule,
     Assignment,
     NodeFailed,
@@ -35,7 +36,6 @@ MAX_COORDINATED = 256  # requests in flight here; a task may hold as many of the
 MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # their inputs, kept until the answer is out; the same
 MAX_HELD = 1024  # requests that this second door holds until they are answered
 MAX_HELD_BYTES = 64 * 1024 * 1024  # their payloads
-SUSPECT_S = 30.0  # how long a device is reported after the last call that it let time out, unless it speaks before
 HANDED_PASSES = 2  # one computes, and the next is at hand when it ends
 MAX_JOINS = 4096  # nodes whose inputs gather here
 MAX_JOIN_BYTES = 128 * 1024 * 1024  # the inputs that wait for their siblings
@@ -369,7 +369,7 @@ class AgentState:
         times += self.leaving.values()
         times += [] if self.confirm_by_s is None else [self.confirm_by_s]
         times += [self.sweep_s] if self.finished else []
-        times += [at_s + SUSPECT_S for at_s in self.suspects.values()]
+        times += [at_s + SUSPECTED_FOR_S for at_s in self.suspects.values()]
         return min(times, default=None)
 
 

@@ -24,11 +24,11 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from broker.messages import DeviceState, Heartbeat
+from broker.messages import SUSPECTED_FOR_S, DeviceState, Heartbeat
 from broker.specs import DeviceId, ModuleKey
 from broker.transport import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.device import WILLS_S, Device, anew, beaten, not_ended, pardoned, reported, tried_again
-from orchestrator.trust import ACCUSED_FOR_S, accused, still_accused
+from orchestrator.trust import accused, still_accused
 
 SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late beat is no death
 DEAD_AFTER_INTERVALS = 3.25  # three beats missed, and a quarter of an interval for the network's jitter
@@ -201,7 +201,7 @@ def next_deadline_s(cluster: Cluster) -> float | None:
     due = [_due_s(cluster, device, most_silent=silent) for device in cluster.devices.values() if device.watched]
     due += [device.heard_s + FORGET_AFTER_S for device in cluster.devices.values() if not device.watched]
     for device in cluster.devices.values():
-        due += [said.at_s + ACCUSED_FOR_S for said in device.accusers.values()]
+        due += [said.at_s + SUSPECTED_FOR_S for said in device.accusers.values()]
         due += [setback.until_s for setback in device.setbacks.values() if setback.until_s is not None]
     stands_still_s = _stands_still_s(cluster)
     due = [at_s for at_s in due if at_s <= stands_still_s]

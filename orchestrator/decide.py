@@ -180,7 +180,11 @@ def _undone(state: State, now_s: float) -> State:
 
 
 def _settled(state: State, now_s: float) -> State:
-    """Whether retained messages and first heartbeats had the time to arrive."""
+    """Whether retained messages and first heartbeats had the time to arrive.
+
+    Who served and isn't there may be dead, or may not have come back to a broker that has just started, too: nothing
+    says which, so they have the time for that.
+    """
     if state.settles_at_s is None or now_s < state.cluster.up_s + state.settle_s:
         return state
     patient_s = state.linked_s + RECONNECT_S

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from broker.messages import SUSPECTED_FOR_S
 from broker.specs import DeviceId
 
 PROBATION_BEATS = 5  # heartbeats without a gap: a box whose power flickers, or that is short of memory, dies sooner
 _DOUBLINGS = 6  # each further death doubles it, up to 320 beats
 FORGIVE_AFTER_S = 600.0  # alive so long since its return: that death was its own affair
-ACCUSED_FOR_S = 15.0  # so long after a call timed out it counts: some patiences of a coordinator, and its next beats
 ENOUGH_ACCUSERS = 2
 SAME_CALL_S = 0.5  # what moved by less than that is the same report, its seconds counted anew
 
@@ -82,7 +82,7 @@ def accused(known: Accusers, by: DeviceId, since_s: float | None, now_s: float) 
         since_s: how long ago its last call timed out; None when it says nothing of the device, or took it back.
         now_s: now.
     """
-    if since_s is None or since_s >= ACCUSED_FOR_S:
+    if since_s is None or since_s >= SUSPECTED_FOR_S:
         return {other: said for other, said in known.items() if other != by} if by in known else known
     at_s, before = now_s - since_s, known.get(by)
     if before is None:
@@ -94,9 +94,9 @@ def accused(known: Accusers, by: DeviceId, since_s: float | None, now_s: float) 
 
 def still_accused(known: Accusers, now_s: float) -> Accusers:
     """The accusations that aren't over."""
-    if all(now_s < said.at_s + ACCUSED_FOR_S for said in known.values()):
+    if all(now_s < said.at_s + SUSPECTED_FOR_S for said in known.values()):
         return known
-    return {by: said for by, said in known.items() if now_s < said.at_s + ACCUSED_FOR_S}
+    return {by: said for by, said in known.items() if now_s < said.at_s + SUSPECTED_FOR_S}
 
 
 def hangs(known: Accusers) -> bool:

@@ -8,11 +8,11 @@ from typing import TypeVar
 import pytest
 
 from broker.codec import RawInput, encode_request
-from broker.messages import NodeDone, NodeInputs, Route, RouteDevice, RouteNode
+from broker.messages import SUSPECTED_FOR_S, NodeDone, NodeInputs, Route, RouteDevice, RouteNode
 from broker.specs import InputSpec
 from broker.transport import RECONNECT_S
 from edge_agent.decide import decide
-from edge_agent.state import SUSPECT_S, Action, AgentState, Beat, DataLink, Received, Requested, Routed, Send, Tick
+from edge_agent.state import Action, AgentState, Beat, DataLink, Received, Requested, Routed, Send, Tick
 
 PREFIX = "s2m3/v1"
 A = TypeVar("A", bound=Action)
@@ -41,9 +41,10 @@ def front() -> AgentState:
     return state
 
 
-def ask(state: AgentState, number: int, now_s: float) -> NodeInputs:
+def ask(state: AgentState, number: int, now_s: float, expiry_s: int = 60) -> NodeInputs:
     payload, content_type = encode_request({"text": RawInput(b"a cat", "text/plain")})
-    asked = Requested("t", payload, content_type, f"{PREFIX}/clients/c/results/{number}", b"%d" % number, expiry_s=60)
+    reply_to = f"{PREFIX}/clients/c/results/{number}"
+    asked = Requested("t", payload, content_type, reply_to, b"%d" % number, expiry_s)
     (send,) = [action for action in decide(state, asked, now_s) if isinstance(action, Send)]
     assert isinstance(send.message, NodeInputs)
     return send.message
@@ -135,24 +136,24 @@ def test_each_further_timeout_renews_the_suspicion_and_an_old_one_is_forgotten(f
     second_s, _ = late(front)
     assert front.suspects == {"gw-b": second_s}
     assert second_s > first_s
-    front.suspects["gw-z"] = second_s - SUSPECT_S
+    front.suspects["gw-z"] = second_s - SUSPECTED_FOR_S
     late(front)
     assert list(front.suspects) == ["gw-b"]
 
 
 def test_an_old_suspicion_is_forgotten_though_nothing_comes(front: AgentState) -> None:
-    ask(front, 1, 0.0)
+    ask(front, 1, 0.0, expiry_s=8)
     while front.coordinated:
         now_s, _ = late(front)
     suspected_s = front.suspects["gw-b"]
     assert suspected_s < now_s
-    assert late(front) == (suspected_s + SUSPECT_S, [])
+    assert late(front) == (suspected_s + SUSPECTED_FOR_S, [])
     assert not front.suspects
     assert front.next_deadline_s() is None
 
 
 def test_a_sign_of_life_clears_a_suspect_that_nothing_is_asked_of_any_more(front: AgentState) -> None:
-    message = ask(front, 1, 0.0)
+    message = ask(front, 1, 0.0, expiry_s=8)
     while front.coordinated:
         now_s, _ = late(front)
     assert decide(front, Received("gw-b", done(message, "encoder"), {}), now_s + 0.1) == [Beat()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.messages import DeviceProfile, DeviceState, Heartbeat
+from broker.messages import SUSPECTED_FOR_S, DeviceProfile, DeviceState, Heartbeat
 from broker.transport import LinkDown, LinkUp
 from orchestrator.cluster import (
     ECHO_GIVEN_UP_S,
@@ -20,7 +20,7 @@ from orchestrator.cluster import (
     echoed,
     next_deadline_s,
 )
-from orchestrator.trust import ACCUSED_FOR_S, FORGIVE_AFTER_S, PROBATION_BEATS
+from orchestrator.trust import FORGIVE_AFTER_S, PROBATION_BEATS
 
 PROFILE = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.002)
 
@@ -123,7 +123,7 @@ def test_a_suspicion_ends_by_itself() -> None:
     fleet = Fleet("a", "b", "c")
     fleet.blame("a", "c")
     fleet.blame("b", "c")
-    fleet.go_on(ACCUSED_FOR_S + 1)
+    fleet.go_on(SUSPECTED_FOR_S + 1)
     assert not fleet.cluster.devices["c"].hung
 
 
