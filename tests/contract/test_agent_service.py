@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -206,6 +207,30 @@ def test_an_answer_that_the_broker_does_not_take_ends_in_an_error(start: Callabl
     error = world.ask().error
     assert error is not None
     assert error.code == ErrorCode.TOO_LARGE
+
+
+def test_an_answer_that_is_ready_while_the_link_is_down_comes_when_it_is_back(start: Callable[..., World]) -> None:
+    running, may_end = threading.Event(), threading.Event()
+
+    def slow(value: Value) -> Output:
+        running.set()
+        assert may_end.wait(WAIT_S)
+        return echo(value)
+
+    world = start(slow)
+    world.serve()
+    answers: list[Result] = []
+    asking = threading.Thread(target=lambda: answers.append(world.ask()))
+    asking.start()
+    assert running.wait(WAIT_S)
+    with world.broker.partitioned("gw-a-data"):
+        may_end.set()
+        until_s = time.monotonic() + WAIT_S
+        while not world.agent._data._client.kept and time.monotonic() < until_s:  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        assert not answers
+    asking.join(WAIT_S)
+    assert [result.answer for result in answers] == [{"label": "echo"}]
 
 
 def test_it_does_not_beat_while_its_data_link_is_down(start: Callable[..., World]) -> None:
