@@ -1,10 +1,11 @@
 """Whether what a process uses grows: a slope test on samples of its memory, threads and open files. Pure.
 
-Owns the criterion. A process's first part is left out: caches and allocators fill up. Then memory is flat when the
-slope of Theil (1950) and Sen (1968), the median of the slopes between all pairs of samples, which a few outliers don't
-move, means less than 3 % of its median, or less than 4 MiB, over the time sampled. Memory is what is resident, less the
-modules that the process holds by its own account: those come and go as they are placed. Threads and open files are
-flat when the median of the last third is not above that of the first third.
+Owns the criterion. A process's first part is left out: caches and allocators fill up. Then memory, what is resident, is
+flat when the slope of Theil (1950) and Sen (1968), the median of the slopes between pairs of samples, which a few
+outliers don't move, means less than 3 % of its median, or less than 4 MiB, over the time sampled. Modules come and go
+as they are placed, and with each what its passes work on, so only samples are paired in which the process held modules
+of the same size by its own account. Threads and open files are flat when the median of the last third is not above
+that of the first third.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ WARM_UP_SHARE = 0.25  # of a process's samples
 FLAT_SHARE = 0.03
 FLAT_BYTES = 4 * 2**20
 LEAST_SAMPLES = 20  # fewer say nothing
-MOST_SAMPLES = 500  # all pairs of these are compared
+MOST_SAMPLES = 500  # pairs of these are compared
+SAME_BYTES = 4 * 2**20  # modules whose sizes differ by less are the same, measured anew
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Sample:
     memory_bytes: int  # resident
     threads: int
     files: int  # open file descriptors
-    held_bytes: int = 0  # of the resident memory, the modules of an agent
+    held_bytes: int = 0  # the modules of an agent, by its own account
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Verdict:
     seconds: float  # sampled, without the warm-up
     memory_bytes: int  # resident, median
     resident_growth_bytes: float  # slope times seconds
-    growth_bytes: float  # the same of the memory beside the modules
+    growth_bytes: float  # the same between samples with the same modules
     threads: tuple[float, float]  # median of the first and of the last third
     files: tuple[float, float]
     flat: bool
@@ -55,8 +57,9 @@ def judge(process: str, samples: Sequence[Sample], least_s: float = 0.0) -> Verd
     seconds = kept[-1].at_s - kept[0].at_s
     median = float(np.median([sample.memory_bytes for sample in kept]))
     at_s = [sample.at_s for sample in kept]
-    resident_growth = slope(at_s, [float(sample.memory_bytes) for sample in kept]) * seconds
-    growth = slope(at_s, [float(sample.memory_bytes - sample.held_bytes) for sample in kept]) * seconds
+    resident = [float(sample.memory_bytes) for sample in kept]
+    resident_growth = slope(at_s, resident) * seconds
+    growth = slope(at_s, resident, [float(sample.held_bytes) for sample in kept]) * seconds
     third = len(kept) // 3
     first, last = kept[:third], kept[-third:]
     threads = (_median([s.threads for s in first]), _median([s.threads for s in last]))
@@ -65,10 +68,20 @@ def judge(process: str, samples: Sequence[Sample], least_s: float = 0.0) -> Verd
     return Verdict(process, seconds, round(median), resident_growth, growth, threads, files, flat)
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """The median of the slopes between all pairs of points; x rises strictly."""
+def slope(x: Sequence[float], y: Sequence[float], like: Sequence[float] | None = None) -> float:
+    """The median of the slopes between all pairs of points, or those that are alike; x rises strictly.
+
+    Args:
+        x: of each point.
+        y: of each point.
+        like: of each point: those that differ by less than ``SAME_BYTES`` are alike. Some must be.
+    """
     at, value = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     first, second = np.triu_indices(len(at), k=1)
+    if like is not None:
+        alike = np.asarray(like, dtype=float)
+        same = np.abs(alike[first] - alike[second]) < SAME_BYTES
+        first, second = first[same], second[same]
     return float(np.median((value[second] - value[first]) / (at[second] - at[first])))
 
 

@@ -262,7 +262,7 @@ def _show_errors(console: Console, verdicts: Sequence[ErrorVerdict]) -> None:
 
 def _show(console: Console, verdicts: list[Verdict]) -> None:
     table = Table(title="processes that lived long enough to say", title_justify="left")
-    for name in ("process", "seconds", "MB", "growth MB", "beside modules MB", "threads", "files", "flat"):
+    for name in ("process", "seconds", "MB", "growth MB", "with the same modules MB", "threads", "files", "flat"):
         table.add_column(name, justify="left" if name == "process" else "right")
     for verdict in verdicts:
         table.add_row(

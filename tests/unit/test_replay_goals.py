@@ -167,6 +167,29 @@ def test_a_module_that_was_placed_there_is_no_leak() -> None:
     assert verdict.resident_growth_bytes > 10 * MB
 
 
+def placed(lived: list[Sample], memory_bytes: int, held_bytes: int, *, late: bool) -> list[Sample]:
+    """The same life with a module in its last part, or in its first."""
+    return [
+        replace(each, memory_bytes=each.memory_bytes + memory_bytes, held_bytes=held_bytes)
+        if (step >= 120) is late
+        else each
+        for step, each in enumerate(lived)
+    ]
+
+
+def test_what_a_module_works_on_comes_and_goes_with_it() -> None:
+    verdict = judge("gw-a", placed(life(), memory_bytes=65 * MB, held_bytes=25 * MB, late=True))
+    assert verdict is not None
+    assert verdict.flat
+    assert verdict.resident_growth_bytes > 20 * MB > 4 * MB > abs(verdict.growth_bytes)
+
+
+def test_a_module_that_goes_hides_no_leak() -> None:
+    verdict = judge("gw-a", placed(life(growth_bytes_per_s=0.08 * MB), 65 * MB, 25 * MB, late=False))
+    assert verdict is not None
+    assert not verdict.flat
+
+
 def test_the_slope_is_that_of_most_pairs() -> None:
     assert slope([0, 1, 2, 3, 4], [0, 2, 4, 6, 1000]) == 2
 
