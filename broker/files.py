@@ -5,9 +5,9 @@ Owns reading and the error's place (file, line, field). Knows no particular file
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -78,11 +78,27 @@ def _fix(problem: Any, kind: type[BaseModel]) -> str:  # noqa: ANN401 - pydantic
     if problem["type"] == "missing":
         return "add it"
     if problem["type"] == "extra_forbidden":
-        known = ", ".join(kind.model_fields) if len(problem["loc"]) == 1 else "those of the documentation"
+        known = ", ".join(_kind_at(kind, problem["loc"][:-1]).model_fields)
         return f"remove it or mend its spelling; known fields: {known}"
     if isinstance(problem["input"], (str, int, float)):
         return f"change {problem['input']!r}"
     return "change it"
+
+
+def _kind_at(kind: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel]:
+    """The model at a place in a file of this kind."""
+    for step in place:
+        if step in kind.model_fields:
+            kind = next(_models_in(kind.model_fields[str(step)].annotation), kind)
+    return kind
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401 - whatever a type may be written as
+    """The models that an annotation names, such as that of ``tuple[Fault, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _refuse_twice(path: str, root: yaml.Node | None) -> None:

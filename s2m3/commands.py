@@ -198,7 +198,7 @@ def _print_status(observer: Observer) -> None:
     console.print(devices)
     table = Table("task", "state", "front door", "nodes", title="tasks", title_justify="left")
     for name, route in sorted(observer.routes.items()):
-        table.add_row(name, _state_of(route), ", ".join(route.front_door), _places(route))
+        table.add_row(name, _state_of(observer, route), ", ".join(route.front_door), _places(route))
     console.print(table)
 
 
@@ -206,10 +206,16 @@ def _status_of(observer: Observer, name: str, device: DeviceState) -> str:
     return "draining" if name in observer.drained and device.status == "online" else device.status
 
 
-def _state_of(route: Route) -> str:
+def _state_of(observer: Observer, route: Route) -> str:
+    """What a route is worth now: the last word on it may be older than a device's death, when nobody leads."""
     if route.unavailable:
         return f"unavailable: {route.unavailable}"
-    return "served" if route.complete else "loading"
+    if not route.complete:
+        return "loading"
+    offline = {name for name, device in observer.devices.items() if device.status == "offline"}
+    able = [{device.device for device in node.devices} for node in route.nodes.values()]
+    gone = sorted(set().union(*(devices for devices in able if devices <= offline)))
+    return f"not served: {', '.join(gone)} offline" if gone else "served"
 
 
 def _places(route: Route) -> str:

@@ -15,13 +15,13 @@ from rich.console import Console
 
 import scenarios
 from broker.errors import BadFile
-from broker.files import load_spec
+from broker.files import bad_field, load_spec
 from broker.specs import describe
 from s2m3.replay import reference
 from s2m3.replay.goals import Played, detections, judge
 from s2m3.replay.report import Recording, Report, report
 from s2m3.replay.run import nothing, play
-from s2m3.replay.scenario import Scenario
+from s2m3.replay.scenario import MODULE, STANDBY, WITHOUT, Scenario
 from s2m3.replay.show import show, show_goals
 from s2m3.replay.stage import ReplayFailed, Stage
 from s2m3.site import SiteFailed
@@ -70,7 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
         played[name] = Played(scenario, reports[-1])
         console.print(f"  {'; '.join(reports[-1].why_not) or 'holds'}", markup=False)
         if arguments.plot and recording.outcomes:
-            draw_to(_plot_file(arguments.plot, name, several=len(names) > 1), scenario, recording, reports[-1])
+            picture = _plot_file(arguments.plot, name, several=len(names) > 1)
+            draw_to(picture, scenario, recording, reports[-1])
+            console.print(f"  drawn: {picture}", markup=False)
     told = detections(list(played.values()))
     goals = judge(list(played.values()), {Path(name).stem: played[name] for name in campaigns}) if campaigns else []
     documents = [found.document() for found in reports]
@@ -103,6 +105,7 @@ def load_scenario(name: str, broker: str | None = None) -> Scenario:
         raise BadFile(file=name, problem="is neither in the library nor a file", fix=f"name a file, or one of: {known}")
     scenario = load_spec(path, Scenario)
     reference.requests_for(scenario.tasks)
+    _check_names(path, scenario)
     if broker is None:
         return scenario
     try:
@@ -111,6 +114,21 @@ def load_scenario(name: str, broker: str | None = None) -> Scenario:
         field, problem = describe(error.errors()[0])
         fix = "leave this scenario out, or take another broker"
         raise BadFile(file=str(path), field=field, problem=f"with --broker {broker}: {problem}", fix=fix) from error
+
+
+def _check_names(path: Path, scenario: Scenario) -> None:
+    """See that every module and node that a fault names is one of the scenario's tasks'."""
+    specs = reference.specs_of(scenario.tasks, scenario.redundancy)
+    modules = {name for spec in specs for name in spec.modules}
+    nodes = {name for spec in specs for name in spec.nodes}
+    for position, fault in enumerate(scenario.faults):
+        way, _, module = fault.target.partition(":")
+        if f"{way}:" in {MODULE, STANDBY, WITHOUT} and module not in modules:
+            problem, fix = f"{module} is no module of its tasks", f"use one of: {', '.join(sorted(modules))}"
+            raise bad_field(path, ("faults", position, fault.kind), problem=problem, fix=fix)
+        if fault.when and fault.when.node and fault.when.node not in nodes:
+            problem, fix = f"{fault.when.node} is no node of its tasks", f"use one of: {', '.join(sorted(nodes))}"
+            raise bad_field(path, ("faults", position, "when", "node"), problem=problem, fix=fix)
 
 
 def replay_all(

@@ -201,6 +201,8 @@ class Scenario(Spec):
         if fault.target == BROKER and fault.gently and self.broker == "embedded":
             raise _unsound((*place, "gently"), "changes nothing: the embedded broker ends without a word in any case")
         self._check_target(fault.kind, fault.target, (*place, fault.kind), devices)
+        if fault.when and fault.when.request and fault.when.request not in self._tasks:
+            raise _unsound((*place, "when", "request"), f"names {fault.when.request}, which is {self._none_of}")
         if fault.when and fault.when.online:
             self._check_target("start", fault.when.online, (*place, "when", "online"), devices)
 
@@ -208,14 +210,21 @@ class Scenario(Spec):
         known = devices | ({ORCHESTRATOR} if kind in {"kill", "start", "pause", "partition", "restart"} else set())
         known |= {BROKER} if kind == "restart" else set()
         known |= {KILLED} if kind in {"kill", "start"} else set()
-        tasks = {task.rpartition("/")[2].removesuffix(".yaml") for task in self.tasks}
+        found = () if kind in {"start", "restart"} else (f"{MODULE}NAME", f"{STANDBY}NAME", f"{WITHOUT}NAME")
         if target.startswith(FRONT_DOOR) and kind != "start":
-            if (task := target.removeprefix(FRONT_DOOR)) not in tasks:
-                raise _unsound(
-                    place, f"names the task {task}, which is none of the scenario's: {', '.join(sorted(tasks))}"
-                )
+            if (task := target.removeprefix(FRONT_DOOR)) not in self._tasks:
+                raise _unsound(place, f"names the task {task}, which is {self._none_of}")
         elif not (target.startswith((MODULE, STANDBY, WITHOUT)) and kind != "start") and target not in known:
-            raise _unsound(place, f"names {target}, which is none of: {', '.join(sorted(known))}")
+            ways = ", ".join([*sorted(known), *found, *([f"{FRONT_DOOR}TASK"] if found else [])])
+            raise _unsound(place, f"names {target}, which is none of: {ways}")
+
+    @property
+    def _tasks(self) -> set[TaskName]:
+        return {task.rpartition("/")[2].removesuffix(".yaml") for task in self.tasks}
+
+    @property
+    def _none_of(self) -> str:
+        return f"none of the scenario's: {', '.join(sorted(self._tasks))}"
 
     def shortened(self) -> Scenario:
         """The same faults in less time: the heartbeat's interval shrinks nearly as much, the deadlines don't."""

@@ -51,7 +51,7 @@ BENIGN = ("pause", "partition", "drop", "slow", "hostile", "drain")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of ``s2m3 soak``."""
-    parser.add_argument("--minutes", type=_minutes, default=30.0, metavar="M", help="of load, default 30")
+    parser.add_argument("--minutes", type=_minutes, default=30.0, metavar="M", help="of load, 1 to 1440; default 30")
     parser.add_argument("--seed", type=int, help="of faults and load; a new one, which is printed, when not given")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the timeline")

@@ -168,7 +168,8 @@ class Stage:
 
     def _await(self, holds: Callable[[Observer], bool], timeout_s: float, trouble: str) -> None:
         if not self.site.wait_for(self.observer, holds, timeout_s):
-            raise ReplayFailed(f"{trouble} ({timeout_s:g} s)")
+            reasons = sorted({route.unavailable for route in self.observer.routes.values() if route.unavailable})
+            raise ReplayFailed("; ".join([f"{trouble} ({timeout_s:g} s)", *reasons]))
 
     def _all_beat(self, seen: Observer) -> bool:
         newest_s = time.monotonic() - self.silence_s

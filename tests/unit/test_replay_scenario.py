@@ -98,6 +98,16 @@ def test_the_design_s_example_is_read_and_its_faults_are_in_order_of_time(tmp_pa
         ({"at_s": 1, "kill": "gw-a", "when": {}}, "faults.0.when", "names not exactly one event"),
         ({"at_s": 1, "kill": "gw-a", "when": {"online": "gw-x"}}, "faults.0.when.online", "names gw-x"),
         ({"at_s": 1, "slow": "gw-a", "factor": 1, "for_s": 1}, "faults.0.factor", "greater than 1"),
+        (
+            {"at_s": 1, "kill": "broker"},
+            "faults.0.kill",
+            "module:NAME, standby:NAME, without:NAME, front-door:TASK",
+        ),
+        (
+            {"at_s": 1, "kill": "gw-a", "when": {"request": "nix"}},
+            "faults.0.when.request",
+            "names nix, which is none of the scenario's: ",
+        ),
     ],
 )
 def test_a_fault_that_cant_be_is_refused_with_its_place(
@@ -191,6 +201,42 @@ def test_the_library_has_what_was_promised_and_every_file_says_what_it_shows() -
 def test_a_name_that_is_none_is_answered_with_those_that_are() -> None:
     with pytest.raises(BadFile, match=r"name a file, or one of: .*hung-device"):
         load_scenario("hanged-device")
+
+
+@pytest.mark.parametrize(
+    ("fault", "field", "known"),
+    [
+        ({"kill": "module:minilm/txt"}, "faults.0.kill", "minilm/text"),
+        ({"pause": "without:minilm/txt", "for_s": 1}, "faults.0.pause", "minilm/text"),
+        ({"kill": "gw-a", "when": {"node": "nix"}}, "faults.0.when.node", "text-encoder"),
+    ],
+)
+def test_a_module_or_node_that_is_none_is_told_before_anything_is_played(
+    tmp_path: Path, fault: dict[str, Any], field: str, known: str
+) -> None:
+    path = written(tmp_path, changed(tasks=["pocket/classify", "pocket/zero-shot"], faults=[{"at_s": 1, **fault}]))
+    with pytest.raises(BadFile) as refused:
+        load_scenario(str(path))
+    assert refused.value.field == field
+    assert refused.value.line is not None
+    assert known in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({"faults": [{"at_s": 1, "kil": "gw-a"}]}, "at_s, kill, start"),
+        ({"faults": [{"at_s": 1, "kill": "gw-a", "when": {"nod": "x"}}]}, "node, request, online"),
+        ({"expect": {"worng": 0}}, "lost, wrong, errors"),
+        ({"load": {"rate": 1}}, "rate_per_s, duration_s, deadline_s"),
+    ],
+)
+def test_a_field_that_is_none_is_answered_with_those_of_its_place(
+    tmp_path: Path, fields: dict[str, Any], known: str
+) -> None:
+    with pytest.raises(BadFile) as refused:
+        load_spec(written(tmp_path, changed(**fields)), Scenario)
+    assert f"known fields: {known}" in refused.value.fix
 
 
 def test_a_task_without_requests_is_refused(tmp_path: Path) -> None:
