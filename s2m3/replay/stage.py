@@ -102,8 +102,7 @@ class Stage:
             self.observer.heartbeats.pop(device, None)
             self.site.start_agent(device)
         self._await(self._all_beat, START_S, "not all processes came up: is this machine very busy?")
-        if any(spec.task not in self.observer.routes for spec in self.specs):
-            tasks.deploy(self.observer, self.specs, SERVE_S)
+        tasks.deploy(self.observer, self.specs, SERVE_S)  # again: who ended last may have known them alone
         self._await(self._served, SERVE_S, "not every task could be served")
         if standby:
             self._await(self._stood_by, SERVE_S, "not every module has a standby that is ready")

@@ -7,14 +7,18 @@ Scenarios of one make share a site: each puts it back into order before it begin
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import scenarios
+from broker.messages import OrchestratorState
 from s2m3.__main__ import main
+from s2m3.observe import Observer
 from s2m3.replay.command import load_scenario
 from s2m3.replay.report import report
 from s2m3.replay.run import play
@@ -23,6 +27,7 @@ from s2m3.replay.stage import Stage, make_of
 
 THROUGH_THE_COMMAND = "hung-front-door"  # alone of its make, so it costs no site more
 
+COME_BACK_S = 20.0  # the broker, and all who connect anew
 LONG = {
     "broker-away",
     "broker-restart-gently-persistent",
@@ -61,6 +66,25 @@ class Stages:
 def stages() -> Iterator[Stages]:
     with ExitStack() as stack:
         yield Stages(stack)
+
+
+def test_a_site_whose_broker_forgot_its_tasks_comes_back_into_order(stages: Stages) -> None:
+    """The orchestrator says specs last after an outage; a scenario that ends before takes them along."""
+    stage = stages.get(load_scenario(by_make()[0]).shortened())  # the next test's, so it costs no site more
+    stage.restore(standby=False)
+    stage.site.kill_broker()
+    stage.site.start_broker()
+    restarted_s = time.monotonic()
+    led_again = partial(any_leader_since, since_s=restarted_s)
+    assert stage.site.wait_for(stage.observer, led_again, COME_BACK_S)
+    stage.restore(standby=False)
+    assert {spec.task for spec in stage.specs} <= {task for task, route in stage.observer.routes.items() if route.complete}
+
+
+def any_leader_since(seen: Observer, since_s: float) -> bool:
+    """Whether somebody said after that moment that it leads."""
+    said = (sighting for sighting in seen.sightings if sighting.at_s > since_s)
+    return any(isinstance(each.message, OrchestratorState) and each.message.online for each in said)
 
 
 @pytest.mark.parametrize(
