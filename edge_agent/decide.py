@@ -201,10 +201,10 @@ def _routed(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
 def _change_group(
     state: AgentState, groups: dict[TaskName, str], task: TaskName, new: str | None, leave_s: float
 ) -> Iterable[Action]:
-    """Join the new group before leaving the old one; None is none.
+    """Join the new group and leave the old one at ``leave_s``; None is none.
 
-    Who isn't a member of the new one leaves at ``leave_s``: others may not have joined it yet, and a request must
-    reach somebody.
+    Who isn't a member of the new one leaves later: others may not have joined it yet, and a request must reach
+    somebody.
     """
     old = groups.pop(task, None)
     if new:
@@ -212,10 +212,8 @@ def _change_group(
         state.leaving.pop(new, None)
     if new and new != old:
         yield Join(new)
-    if old and new is None:
+    if old and new != old:
         state.leaving[old] = leave_s
-    elif old and new != old:
-        yield Leave(old)
 
 
 def _leave(state: AgentState, now_s: float) -> Iterable[Action]:

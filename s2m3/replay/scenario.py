@@ -210,13 +210,13 @@ class Scenario(Spec):
         known = devices | ({ORCHESTRATOR} if kind in {"kill", "start", "pause", "partition", "restart"} else set())
         known |= {BROKER} if kind == "restart" else set()
         known |= {KILLED} if kind in {"kill", "start"} else set()
-        found = () if kind in {"start", "restart"} else (f"{MODULE}NAME", f"{STANDBY}NAME", f"{WITHOUT}NAME")
+        by_name = (f"{MODULE}NAME", f"{STANDBY}NAME", f"{WITHOUT}NAME", f"{FRONT_DOOR}TASK")
+        found = () if kind in {"start", "restart"} else by_name
         if target.startswith(FRONT_DOOR) and kind != "start":
             if (task := target.removeprefix(FRONT_DOOR)) not in self._tasks:
                 raise _unsound(place, f"names the task {task}, which is {self._none_of}")
         elif not (target.startswith((MODULE, STANDBY, WITHOUT)) and kind != "start") and target not in known:
-            ways = ", ".join([*sorted(known), *found, *([f"{FRONT_DOOR}TASK"] if found else [])])
-            raise _unsound(place, f"names {target}, which is none of: {ways}")
+            raise _unsound(place, f"names {target}, which is none of: {', '.join([*sorted(known), *found])}")
 
     @property
     def _tasks(self) -> set[TaskName]:
