@@ -1,8 +1,8 @@
 """What this device measured, kept on its disk: seconds and bytes of each module that it ever ran.
 
-Owns the file. A measurement holds for one device, one module (its identity has the dtype in it) and one setting: the
-threads, the processor, the libraries. Another setting's file is overwritten. A file that is damaged, or can't be read
-or written, costs the measurements and nothing else.
+Owns the file, and how passes are averaged. A measurement holds for one device, one module (its identity has the dtype
+in it) and one setting: the threads, the processor, the libraries. Another setting's file is overwritten. A file that is
+damaged, or can't be read or written, costs the measurements and nothing else.
 
 Knows neither models nor messages. Used by one thread at a time: the store's lock, or the loader's thread.
 """
@@ -23,8 +23,14 @@ from broker.specs import Bytes, ModuleKey, ModuleSpec, Positive, Spec
 PROCESSOR_FILE = Path("/proc/cpuinfo")
 MAX_MODULES = 256  # the newest are kept; the heartbeat names them all, in less than its 1 MiB
 MAX_FILE_BYTES = 4 * 1024 * 1024
+NEWEST_SHARE = 0.2  # of the newest pass in the average: one slow pass, times all that waits, would turn requests away
 
 log = structlog.get_logger()
+
+
+def averaged(before_s: float | None, newest_s: float) -> float:
+    """The moving average of a module's passes with the newest one, seconds; None: it is the first."""
+    return newest_s if before_s is None else before_s + NEWEST_SHARE * (newest_s - before_s)
 
 
 class Measurement(Spec):

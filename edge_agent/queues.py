@@ -13,10 +13,9 @@ import math
 from collections.abc import Iterable, Mapping
 
 from broker.specs import DeviceId, ModuleKey, NodeName, TaskName
+from edge_agent.measured import averaged
 from edge_agent.state import AgentState, Coordinated, NodeRun
 from edge_agent.turns import fair_wait_s
-
-NEWEST_SHARE = 0.2  # of the newest pass in the average: one slow pass, times all that waits, would turn requests away
 
 
 def handed(state: AgentState, task: TaskName, run: NodeRun, key: ModuleKey, now_s: float) -> None:
@@ -34,8 +33,7 @@ def ended(state: AgentState, run: NodeRun, compute_s: float, now_s: float, *, we
     if task is not None:
         state.turns.charge(task, compute_s - state.measured_s.get(key, 0.0))
     if well and key in state.assigned:
-        before_s = state.measured_s.get(key, compute_s)
-        state.measured_s[key] = before_s + NEWEST_SHARE * (compute_s - before_s)
+        state.measured_s[key] = averaged(state.measured_s.get(key), compute_s)
 
 
 def own_s(

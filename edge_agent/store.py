@@ -28,13 +28,13 @@ from broker.messages import AssignedModule, HeldModule
 from broker.specs import ModuleKey, ModuleSpec
 from edge_agent import modules
 from edge_agent.calibrate import Calibration, Loaded
+from edge_agent.measured import averaged
 from edge_agent.modules import Module
 from edge_agent.modules.shortage import is_out_of_memory
 
 Load = Callable[[ModuleSpec], Module]
 
 MAX_WAIT_S = 10.0  # for modules on their way out: longer than any forward pass of a sensible deadline
-NEWEST_SHARE = 0.2  # of the newest measurement in the moving average
 
 
 @dataclass
@@ -151,8 +151,7 @@ class Store:
         with self._changed:
             entry = self._entries.get(key)
             if entry is not None:
-                before = compute_s if entry.compute_s is None else entry.compute_s
-                entry.compute_s = before + NEWEST_SHARE * (compute_s - before)
+                entry.compute_s = averaged(entry.compute_s, compute_s)
 
     def held(self) -> dict[ModuleKey, HeldModule]:
         """Everything held, loading or failed, for the heartbeat; without what is on its way out."""

@@ -78,7 +78,8 @@ def test_a_site_whose_broker_forgot_its_tasks_comes_back_into_order(stages: Stag
     led_again = partial(any_leader_since, since_s=restarted_s)
     assert stage.site.wait_for(stage.observer, led_again, COME_BACK_S)
     stage.restore(standby=False)
-    assert {spec.task for spec in stage.specs} <= {task for task, route in stage.observer.routes.items() if route.complete}
+    complete = {task for task, route in stage.observer.routes.items() if route.complete}
+    assert {spec.task for spec in stage.specs} <= complete
 
 
 def any_leader_since(seen: Observer, since_s: float) -> bool:
