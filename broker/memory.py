@@ -4,7 +4,8 @@ Owns an MQTT broker's behaviour as far as the port shows it: retained messages, 
 "no matching subscribers", the packet limit; and faults to order. Held to the same contract tests as the real thing.
 
 Invariants:
-- Deterministic: no clock, no chance, no thread of its own. An event is delivered in the thread that caused it.
+- Deterministic: no clock (nothing expires), no chance, no thread of its own. An event is delivered in the thread that
+  caused it.
 - The inbox is never called under the lock, so it may publish; the events of one receiver keep their order.
 - A crash, a partition or a restart is seen by both sides at once.
 """

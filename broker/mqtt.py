@@ -360,7 +360,7 @@ class MqttTransport:
         link.up = True
         limit_bytes = min(self._max_packet_bytes, link.max_packet_bytes or self._max_packet_bytes)
         for message in self._outbox.open(limit_bytes):
-            self._log.error("a kept message is larger than the broker takes now", topic=message.topic)
+            self._log.error("a kept message expired, or is larger than the broker takes now", topic=message.topic)
         self._emit(LinkUp(link.session, link.max_packet_bytes))
 
     def _on_publish(self, link: _Link, _c: object, _u: object, mid: int, reason: ReasonCode, _p: object) -> None:

@@ -2,14 +2,18 @@
 
 Owns the checks before a message is accepted (is there a connection, is it small enough, is there room) and the count of
 what is not yet written (QoS 0) or acknowledged (QoS 1). Knows nothing of sockets. A message that was accepted is either
-taken and done, or dropped when the connection goes: but for lasting ones, nothing is kept for the next one.
+taken and done, or dropped when the connection goes: but for lasting ones, nothing is kept for the next one. Those are
+kept until their expiry, counted from when they were put; without one, for ever.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections import Counter, deque
-from collections.abc import Iterable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from broker.errors import MessageTooLarge, NotConnected, QueueFull
 from broker.transport import Outgoing
@@ -17,17 +21,30 @@ from broker.transport import Outgoing
 MOST_TRIES = 3  # connections on which a lasting message is written and not acknowledged
 
 
-class Outbox:
-    """A bounded queue that is open while there is a connection. Putting never waits."""
+@dataclass(eq=False)
+class _Waiting:
+    message: Outgoing
+    until_s: float  # not kept for a connection that comes later
+    tries: int = 0  # connections that ended while it was under way
 
-    def __init__(self, *, max_messages: int, max_bytes: int) -> None:
+
+class Outbox:
+    """A bounded queue that is open while there is a connection. Putting never waits.
+
+    Args:
+        max_messages: how many may wait.
+        max_bytes: how many bytes may wait, unless it is a single message.
+        clock: seconds of a steady clock.
+    """
+
+    def __init__(self, *, max_messages: int, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
+        self._clock = clock
         self._lock = threading.Lock()
-        self._queue: deque[Outgoing] = deque()
-        self._taken: list[Outgoing] = []  # and not done
+        self._queue: deque[_Waiting] = deque()
+        self._taken: list[_Waiting] = []  # and not done
         self._waiting_bytes = 0  # of both
-        self._tried: Counter[Outgoing] = Counter()  # lasting ones that were under way when a connection ended
         self._limit_bytes: int | None = None  # of one message; set while open
 
     @property
@@ -44,13 +61,13 @@ class Outbox:
         """A connection is there, which takes messages of at most so many bytes.
 
         Returns:
-            What was kept for it and is larger: that is forgotten.
+            What was kept for it and is larger, or whose time is over: that is forgotten.
         """
         with self._lock:
-            self._limit_bytes = limit_bytes
-            too_large = [message for message in self._queue if message.packet_bytes > limit_bytes]
-            self._keep(message for message in self._queue if message.packet_bytes <= limit_bytes)
-            return too_large
+            self._limit_bytes, now_s = limit_bytes, self._clock()
+            waited = list(self._queue)
+            self._keep(w for w in waited if w.message.packet_bytes <= limit_bytes and now_s < w.until_s)
+            return [waiting.message for waiting in waited if waiting not in self._queue]
 
     def shut(self) -> None:
         """The connection is gone: accept only what is lasting, and forget all else that waits.
@@ -59,9 +76,10 @@ class Outbox:
         """
         with self._lock:
             self._limit_bytes = None
-            self._tried.update(message for message in self._taken if message.lasting)
-            waiting = (*self._taken, *self._queue)
-            self._keep(each for each in waiting if each.lasting and self._tried[each] < MOST_TRIES)
+            for waiting in self._taken:
+                waiting.tries += 1
+            both = (*self._taken, *self._queue)
+            self._keep(each for each in both if each.message.lasting and each.tries < MOST_TRIES)
 
     def put(self, message: Outgoing) -> None:
         """Accept a message.
@@ -84,27 +102,25 @@ class Outbox:
                     f"{waiting} messages of {self._waiting_bytes} bytes wait for the broker: "
                     f"publish {message.topic} later"
                 )
-            self._queue.append(message)
+            until_s = math.inf if message.expiry_s is None else self._clock() + message.expiry_s
+            self._queue.append(_Waiting(message, until_s))
             self._waiting_bytes += size_bytes
 
     def take(self) -> Outgoing | None:
-        """The next message to write, or None; it counts as waiting until it is done."""
+        """The next message to write, or None, as while it is shut; it counts as waiting until it is done."""
         with self._lock:
-            if not self._queue:
+            if self._limit_bytes is None or not self._queue:
                 return None
-            message = self._queue.popleft()
-            self._taken.append(message)
-            return message
+            self._taken.append(self._queue.popleft())
+            return self._taken[-1].message
 
     def done(self, message: Outgoing) -> None:
         """A message that was taken is written (QoS 0) or acknowledged (QoS 1)."""
         with self._lock:
-            self._taken.remove(message)
-            self._tried.pop(message, None)
+            self._taken.remove(next(waiting for waiting in self._taken if waiting.message is message))
             self._waiting_bytes -= message.packet_bytes
 
-    def _keep(self, messages: Iterable[Outgoing]) -> None:
+    def _keep(self, kept: Iterable[_Waiting]) -> None:
         """Nothing else waits."""
-        self._queue, self._taken = deque(messages), []
-        self._waiting_bytes = sum(message.packet_bytes for message in self._queue)
-        self._tried = Counter({message: times for message, times in self._tried.items() if message in self._queue})
+        self._queue, self._taken = deque(kept), []
+        self._waiting_bytes = sum(waiting.message.packet_bytes for waiting in self._queue)

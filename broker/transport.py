@@ -37,7 +37,8 @@ def _check_topic(topic: str) -> None:
 class Outgoing:
     """A message to publish. ``token`` comes back in ``Undelivered``.
 
-    One that is ``lasting`` waits for the next connection, and goes again unless the broker has acknowledged it.
+    One that is ``lasting`` waits for the next connection, no longer than it would expire, and goes again unless the
+    broker has acknowledged it.
 
     Raises:
         LocalProtocolError: a topic or a property that MQTT forbids, or a lasting message that nobody acknowledges.

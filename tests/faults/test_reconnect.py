@@ -229,6 +229,31 @@ def test_a_lasting_message_goes_again_when_its_connection_ended_before_it_was_ac
     assert seen == [(1, b"1"), (2, b"1"), (2, b"2")]
 
 
+def test_a_lasting_message_waits_for_a_connection_that_is_accepted(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    """As with a proxy before a broker that is away: it takes the connection and ends it."""
+    seen: list[tuple[int, int]] = []
+    arrived = threading.Event()
+
+    def answer(number: int, kind: int, body: bytes) -> bytes:
+        seen.append((number, kind))
+        if number == 1 and kind == 3:
+            return TAKEN_OVER
+        if 1 < number < 6:
+            raise EOFError
+        if kind != 3:
+            return granting(number, kind, body)
+        arrived.set()
+        return b"\x40\x02" + body[3:5]
+
+    transport = transport_to(scripted(answer).url)
+    recorder.wait_for(LinkUp)
+    transport.publish(Outgoing("x", b"1", lasting=True))
+    assert arrived.wait(30)
+    assert [kind for number, kind in seen if 1 < number < 6] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("answers_connect", [True, False])
 def test_a_broker_that_falls_silent_is_left(
     scripted: Scripted, transport_to: TransportTo, recorder: Recorder, *, answers_connect: bool

@@ -9,8 +9,8 @@ from broker.outbox import MOST_TRIES, Outbox
 from broker.transport import Outgoing
 
 
-def message(size_bytes: int, *, lasting: bool = False) -> Outgoing:
-    return Outgoing("x", b"x" * size_bytes, lasting=lasting)
+def message(size_bytes: int, *, lasting: bool = False, expiry_s: int | None = None) -> Outgoing:
+    return Outgoing("x", b"x" * size_bytes, lasting=lasting, expiry_s=expiry_s)
 
 
 @pytest.fixture
@@ -73,12 +73,40 @@ def test_what_lasts_is_bounded_like_everything(outbox: Outbox) -> None:
         outbox.put(message(number, lasting=True))
     with pytest.raises(QueueFull, match="3 messages"):
         outbox.put(message(4, lasting=True))
+    outbox.open(limit_bytes=2_000)
     for taken in [outbox.take() for _ in range(3)]:
         assert taken is not None
         outbox.done(taken)
     outbox.put(message(900, lasting=True))
     with pytest.raises(QueueFull):
         outbox.put(message(900, lasting=True))
+
+
+def test_nothing_leaves_while_it_is_shut(outbox: Outbox) -> None:
+    kept = message(1, lasting=True)
+    outbox.put(kept)
+    for _ in range(MOST_TRIES):  # connections that end before they are accepted
+        outbox.shut()
+        assert outbox.take() is None
+    outbox.open(limit_bytes=2_000)
+    assert outbox.take() is kept
+    outbox.done(kept)
+    assert outbox.is_empty
+
+
+def test_what_lasts_is_kept_no_longer_than_it_would_expire() -> None:
+    now_s = 100.0
+    outbox = Outbox(max_messages=3, max_bytes=1_000, clock=lambda: now_s)
+    short, long, endless = (message(1, lasting=True, expiry_s=expiry_s) for expiry_s in (5, 60, None))
+    for each in (short, long, endless):
+        outbox.put(each)
+    now_s = 106.0
+    assert outbox.open(limit_bytes=2_000) == [short]
+    assert outbox.take() is long
+    outbox.shut()  # it was under way
+    now_s = 161.0
+    assert outbox.open(limit_bytes=2_000) == [long]
+    assert [outbox.take(), outbox.take()] == [endless, None]
 
 
 def test_what_ends_one_connection_after_the_other_is_not_sent_for_ever(outbox: Outbox) -> None:
