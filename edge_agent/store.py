@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
+import structlog
+
 from broker.errors import ModuleRefused
 from broker.messages import AssignedModule, HeldModule
 from broker.specs import ModuleKey, ModuleSpec
@@ -31,6 +33,8 @@ from edge_agent.calibrate import Calibration, Loaded
 from edge_agent.measured import averaged
 from edge_agent.modules import Module
 from edge_agent.modules.shortage import is_out_of_memory
+
+_log = structlog.get_logger()
 
 Load = Callable[[ModuleSpec], Module]
 
@@ -96,10 +100,11 @@ class Store:
                 self._finish(entry, None, _reason(assigned, error))
                 raise ModuleRefused(_reason(assigned, error)) from error
             self._finish(entry, loaded, None)
-            if entry.state == "ready" and self._calibration is not None:
-                self._calibration.keep(assigned.spec, loaded)
-            del loaded  # a module that was refused or unloaded meanwhile is held by nobody now
-            self._tidy()
+            with _harmless():
+                if entry.state == "ready" and self._calibration is not None:
+                    self._calibration.keep(assigned.spec, loaded)
+                del loaded  # a module that was refused or unloaded meanwhile is held by nobody now
+                self._tidy()
         with self._changed:
             self._changed.wait_for(lambda: entry.state != "loading")
             if entry.error is not None:
@@ -119,9 +124,10 @@ class Store:
                 del self._entries[key]
             del entry
             self._changed.notify_all()
-        if self._calibration is not None and compute_s is not None:
-            self._calibration.remember(key, compute_s)
-        self._tidy()
+        with _harmless():
+            if self._calibration is not None and compute_s is not None:
+                self._calibration.remember(key, compute_s)
+            self._tidy()
 
     @contextmanager
     def use(self, key: ModuleKey) -> Iterator[Module]:
@@ -267,3 +273,12 @@ def _reason(assigned: AssignedModule, error: Exception) -> str:
         return f"{assigned.module}: {error}"
     first = (str(error).strip() or "no reason given").splitlines()[0]
     return f"{assigned.module} can't be loaded ({type(error).__name__}: {first})"
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """For what comes after a load or an unload: it is done, and measuring for the next one must not undo that."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - where memory is short, any line may fail
+        _log.exception("measuring_failed")

@@ -111,6 +111,20 @@ def test_an_emulated_slower_device_says_what_its_passes_will_take(bench: Bench) 
     assert held.compute_s == pytest.approx(0.04)
 
 
+def test_a_module_is_there_though_its_measurement_cannot_be_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    measured = Measured()
+    monkeypatch.setattr(measured, "keep", no_memory)
+    store = bench.store(calibration=bench.calibration(measured))
+    made = spec()
+    assert store.load(assigned(made)).state == "ready"
+    assert store.held()[made.key].state == "ready"
+    store.unload(made.key)
+    assert not store.held()
+
+
 def test_seconds_of_loading_are_measured_with_the_calibration(bench: Bench) -> None:
     bench.passes_s = [0.2, 0.1]
     assert bench.store().load(assigned(spec())).load_s == pytest.approx(2.0 + 0.2 + 0.1 + 0.2)
