@@ -49,8 +49,12 @@ max_inflight_messages 20
 max_queued_messages 1000
 max_queued_bytes 134217728
 
-# The broker forgets retained messages when it ends: every development run starts clean. A site sets this to true and
-# gives a persistence_location, so that deployed tasks outlive a restart of the broker.
+# The broker forgets retained messages when it ends: every development run starts clean. A site lets it keep them, so that
+# deployed tasks outlive a restart, and write them more often than every half hour. (Not `autosave_on_changes`: with that
+# it writes at each request.)
+#     persistence true
+#     autosave_interval 5
+#     persistence_location /var/lib/mosquitto/
 persistence false
 
 # What goes wrong, and who comes and goes, on standard error.

@@ -32,7 +32,7 @@ from s2m3.site import ORCHESTRATOR, SPARE, Site, SiteFailed
 START_S = 90.0  # agents import torch, all at once, on as few cores as there are
 SERVE_S = 90.0  # until every task is served
 SETTLED_INTERVALS = 2  # heartbeats without a new assignment: then nothing is about to move
-PERSISTENCE = ("persistence true", "autosave_on_changes true", "autosave_interval 1")
+PERSISTENCE = ("persistence true", "autosave_interval 5")  # as deploy/mosquitto/development.conf says to sites
 
 
 class ReplayFailed(S2M3Error):

@@ -9,12 +9,18 @@ import pytest
 from broker import mosquitto
 from broker.errors import BadFile, TransportError
 from broker.mosquitto import MosquittoBroker, configuration
+from s2m3.replay.stage import PERSISTENCE
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "mosquitto" / "development.conf"
 
 
 def test_the_file_to_deploy_is_what_the_code_runs() -> None:
     assert DEPLOYED.read_text(encoding="utf-8") == configuration(1883)
+
+
+def test_scenarios_play_with_the_settings_that_sites_are_told() -> None:
+    said = {line.removeprefix("#").strip() for line in DEPLOYED.read_text(encoding="utf-8").splitlines()}
+    assert set(PERSISTENCE) <= said
 
 
 def test_a_missing_program_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
