@@ -87,9 +87,11 @@ def on_request(
         route, inputs = _accept(state, event)
         waiting_s = queues_s(state, now_s, task=event.task)
         choice = _choose(state, route, inputs, waiting_s)
-        _admit(waiting_s, choice, life_s, state.stretch.get(event.task, 1.0))
+        if deadline_s is None:  # or somebody took it in already, and may have all but done it
+            _admit(waiting_s, choice, life_s, state.stretch.get(event.task, 1.0))
     except RequestFailed as error:
-        yield Reply(event.reply_to, event.correlation, _error(state, request, event.task, error))
+        told = _error(state, request, event.task, error)
+        yield Reply(event.reply_to, event.correlation, told, now_s + life_s)
         yield from _tell_second_door(state, request, event.task, now_s + life_s)
         return
     taken = Coordinated(request, event.task, inputs, event.reply_to, event.correlation, now_s + life_s)
@@ -386,7 +388,8 @@ def _suspect(state: AgentState, request: Coordinated, now_s: float) -> Iterable[
 
 def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> Iterable[Action]:
     _forget(state, request)
-    yield Reply(request.reply_to, request.correlation, _error(state, request.request, request.task, error))
+    told = _error(state, request.request, request.task, error)
+    yield Reply(request.reply_to, request.correlation, told, request.deadline_s)
     yield from _tell_second_door(state, request.request, request.task, request.deadline_s)
 
 

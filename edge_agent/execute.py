@@ -260,7 +260,7 @@ def _forward(
         )
         yield Send(plan.nodes[consumer].device, following, tensors, deadline_s)
     if message.node == plan.output:
-        yield _answer(message, finished)
+        yield _answer(message, finished, deadline_s)
     more_s = state.measured_s.get(plan.nodes[message.node].key, 0.0)
     done = NodeDone(**_envelope(message), queue_s=own_s(state, now_s, task=message.task, more_s=more_s))
     yield Send(message.coordinator, done, {}, deadline_s)
@@ -277,7 +277,7 @@ def _rounded(message: NodeInputs, output: Output) -> Output:
     return output if message.node == message.plan.output else Output(given, output.answer)
 
 
-def _answer(message: NodeInputs, finished: Finished) -> Reply:
+def _answer(message: NodeInputs, finished: Finished, deadline_s: float) -> Reply:
     output = finished.output
     result = Result(
         request=message.request,
@@ -289,7 +289,7 @@ def _answer(message: NodeInputs, finished: Finished) -> Reply:
         timings=finished.timings,
     )
     tensors = output.tensors if output.answer is None else None
-    return Reply(message.reply_to, bytes.fromhex(message.correlation), result, tensors)
+    return Reply(message.reply_to, bytes.fromhex(message.correlation), result, deadline_s, tensors)
 
 
 def _report(state: AgentState, message: NodeInputs, error: Exception | None, now_s: float) -> Iterable[Action]:

@@ -281,7 +281,7 @@ class Agent:
 
     def _reply(self, reply: Reply) -> None:
         try:
-            self._data.publish(wire.result_message(reply))
+            self._data.publish(wire.result_message(reply, time.monotonic()))
         except TransportError as error:  # too many wait already; the sensor's retry covers it
             self._state.dropped["result_not_sent"] += 1
             self._log.warning("result_not_sent", reply_to=reply.reply_to, error=type(error).__name__)
@@ -290,7 +290,7 @@ class Agent:
             if reply.result.error is None:
                 body = ErrorBody(code=ErrorCode.TOO_LARGE, message=f"the answer can't be sent: {error}"[:500])
                 result = reply.result.model_copy(update={"answer": None, "error": body})
-                self._reply(Reply(reply.reply_to, reply.correlation, result))
+                self._reply(Reply(reply.reply_to, reply.correlation, result, reply.deadline_s))
 
     # --- the loader's and the compute thread ---
 

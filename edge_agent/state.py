@@ -26,11 +26,14 @@ from broker.messages import (
 )
 from broker.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName
 from broker.tensors import Array, Tensors
+from broker.transport import RECONNECT_S
 from edge_agent.modules import Output, Value
 from edge_agent.turns import Turns
 
 DEFAULT_DEADLINE_S = 30.0  # for a sensor that sets no Message Expiry
-CONFIRM_S = 3.0  # after a leader shows on a new link, until routes that it didn't say again count as cleared
+CONFIRM_S = (
+    RECONNECT_S + 2.0
+)  # from a leader's word on a new link: it may be the broker's memory, and who leads be late
 LEAVE_S = 1.0  # until who is a front door no more leaves its share group: the new one must have joined, or nobody hears
 MAX_COORDINATED = 256  # requests in flight here; a task may hold as many of them as are left free
 MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # their inputs, kept until the answer is out; the same
@@ -236,6 +239,7 @@ class Reply:
     reply_to: str
     correlation: bytes
     result: Result
+    deadline_s: float  # on this device's clock
     tensors: Tensors | None = None
 
 

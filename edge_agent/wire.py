@@ -22,7 +22,7 @@ from broker.topics import (
     TASK_ROUTE,
     TENSORS,
 )
-from broker.transport import Delivery, Outgoing, Undelivered
+from broker.transport import RECONNECT_S, Delivery, Outgoing, Undelivered
 from edge_agent.state import (
     Assigned,
     Event,
@@ -36,7 +36,7 @@ from edge_agent.state import (
     Send,
 )
 
-RESULT_EXPIRY_S = 60  # a sensor that is away longer has given up
+LATE_S = RECONNECT_S  # after its deadline an answer may still come: the link that it waits for may be back by then
 
 
 def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ def failure(message: NodeInputs, device: DeviceId, code: ErrorCode, text: str, *
     )
 
 
-def result_message(reply: Reply) -> Outgoing:
+def result_message(reply: Reply, now_s: float) -> Outgoing:
     """Write an answer: JSON, or safetensors with the JSON as metadata when the output is a tensor."""
     result = encode(reply.result)
     payload, content_type = result, JSON
@@ -169,6 +169,6 @@ def result_message(reply: Reply) -> Outgoing:
         payload,
         correlation=reply.correlation or None,
         content_type=content_type,
-        expiry_s=RESULT_EXPIRY_S,
+        expiry_s=max(1, math.ceil(reply.deadline_s + LATE_S - now_s)),
         lasting=True,  # the request is over: nobody but its sensor would ask again
     )

@@ -46,6 +46,7 @@ from edge_agent.modules import Output, Value
 from edge_agent.service import Agent
 from edge_agent.state import LeaderSeen
 from edge_agent.store import Store
+from edge_agent.wire import LATE_S
 
 PREFIX = "s2m3/v1"
 WAIT_S = 20.0
@@ -199,6 +200,15 @@ def test_asked_to_it_is_born_again_with_its_profile_and_beats(start: Callable[..
     assert (state.status, state.profile is not None) == ("online", True)
     assert world.beat().session == state.session
     assert DEVICE_REBIRTH.at(PREFIX, device="gw-a") not in world.broker.switch.retained
+
+
+def test_an_answer_expires_a_little_after_its_request(start: Callable[..., World]) -> None:
+    world = start()
+    world.serve()
+    world.ask()
+    answers = [seen.expiry_s for seen in world.heard.deliveries if "/results/" in seen.topic]
+    assert answers
+    assert all(expiry_s is not None and 20 < expiry_s <= 20 + LATE_S for expiry_s in answers)
 
 
 def test_an_answer_that_the_broker_does_not_take_ends_in_an_error(start: Callable[..., World]) -> None:

@@ -25,6 +25,7 @@ from broker.messages import (
     RouteNode,
 )
 from broker.specs import InputSpec, ModuleSpec
+from broker.transport import RECONNECT_S
 from edge_agent import coordinate, execute
 from edge_agent.decide import decide
 from edge_agent.modules import Output
@@ -874,6 +875,16 @@ def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_sa
     assert due_s is not None
     assert any_of(decide(front, Tick(), due_s), Leave)
     assert not front.routes
+
+
+def test_routes_outlive_a_leader_that_connects_after_its_word_which_the_broker_remembered(front: AgentState) -> None:
+    decide(front, LinkRestored(), 10.0)
+    decide(front, LeaderSeen(1), 10.0)
+    decide(front, Tick(), 10.0 + RECONNECT_S + 0.5)
+    assert front.routes
+    decide(front, Routed(route()), 10.0 + RECONNECT_S + 1.0)
+    decide(front, Tick(), 99.0)
+    assert front.routes
 
 
 def test_a_route_said_again_on_a_new_link_stays(front: AgentState) -> None:

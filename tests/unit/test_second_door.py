@@ -164,6 +164,16 @@ def test_what_nobody_answers_in_time_is_taken_over(doors: Doors) -> None:
     assert not doors.second.held
 
 
+def test_what_is_taken_over_was_admitted_before_and_is_not_turned_away(doors: Doors) -> None:
+    doors.second.reported["gw-a", "encode"] = (0.9, 50.0)  # a queue in which this very request may stand first
+    decide(doors.second, asked(), 0.0)
+    due_s = doors.second.next_deadline_s()
+    assert due_s is not None
+    actions = decide(doors.second, Tick(), due_s)
+    assert len(all_of(actions, Send)) == 1
+    assert not all_of(actions, Reply)
+
+
 def test_a_short_request_is_taken_over_while_half_of_its_time_is_left(doors: Doors) -> None:
     decide(doors.second, asked(deadline_s=1), 0.0)
     assert doors.second.next_deadline_s() == pytest.approx(0.5)
