@@ -49,9 +49,9 @@ max_inflight_messages 20
 max_queued_messages 1000
 max_queued_bytes 134217728
 
-# The broker forgets retained messages when it ends: every development run starts clean. A site lets it keep them, so that
-# deployed tasks outlive a restart, and write them more often than every half hour. (Not `autosave_on_changes`: with that
-# it writes at each request.)
+# The broker forgets retained messages when it ends: every development run starts clean. A site lets it keep them, so
+# that deployed tasks outlive a restart, and write them more often than every half hour. (Not `autosave_on_changes`:
+# with that it writes at each request.)
 #     persistence true
 #     autosave_interval 5
 #     persistence_location /var/lib/mosquitto/
