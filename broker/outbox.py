@@ -65,9 +65,9 @@ class Outbox:
         """
         with self._lock:
             self._limit_bytes, now_s = limit_bytes, self._clock()
-            waited = list(self._queue)
-            self._keep(w for w in waited if w.message.packet_bytes <= limit_bytes and now_s < w.until_s)
-            return [waiting.message for waiting in waited if waiting not in self._queue]
+            forgotten = [w for w in self._queue if w.message.packet_bytes > limit_bytes or w.until_s <= now_s]
+            self._keep(waiting for waiting in self._queue if waiting not in forgotten)
+            return [waiting.message for waiting in forgotten]
 
     def shut(self) -> None:
         """The connection is gone: accept only what is lasting, and forget all else that waits.

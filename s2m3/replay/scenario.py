@@ -210,13 +210,15 @@ class Scenario(Spec):
         known = devices | ({ORCHESTRATOR} if kind in {"kill", "start", "pause", "partition", "restart"} else set())
         known |= {BROKER} if kind == "restart" else set()
         known |= {KILLED} if kind in {"kill", "start"} else set()
-        by_name = (f"{MODULE}NAME", f"{STANDBY}NAME", f"{WITHOUT}NAME", f"{FRONT_DOOR}TASK")
-        found = () if kind in {"start", "restart"} else by_name
-        if target.startswith(FRONT_DOOR) and kind != "start":
+        if kind != "start" and target.startswith((MODULE, STANDBY, WITHOUT)):
+            return  # which modules there are is in the tasks' specs
+        if kind != "start" and target.startswith(FRONT_DOOR):
             if (task := target.removeprefix(FRONT_DOOR)) not in self._tasks:
                 raise _unsound(place, f"names the task {task}, which is {self._none_of}")
-        elif not (target.startswith((MODULE, STANDBY, WITHOUT)) and kind != "start") and target not in known:
-            raise _unsound(place, f"names {target}, which is none of: {', '.join([*sorted(known), *found])}")
+        elif target not in known:
+            by_name = (f"{MODULE}NAME", f"{STANDBY}NAME", f"{WITHOUT}NAME", f"{FRONT_DOOR}TASK")
+            may = [*sorted(known), *(by_name if kind != "start" else ())]
+            raise _unsound(place, f"names {target}, which is none of: {', '.join(may)}")
 
     @property
     def _tasks(self) -> set[TaskName]:
