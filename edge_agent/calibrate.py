@@ -138,10 +138,6 @@ class Calibration:
             if each.compute_s is not None and is_here(each.spec.source)
         }
 
-    def give_back(self) -> None:
-        """Give memory that was freed back to the system, so that others have it."""
-        self._resident_bytes()
-
     def _check_free(self, spec: ModuleSpec) -> None:
         free = self._free_bytes()
         if free is not None and free < spec.memory_bytes + FRESH_BYTES:

@@ -34,8 +34,9 @@ def free_bytes(
 ) -> int | None:
     """What this process may still take: free as the kernel estimates it, within its container's limits and its own.
 
-    None when the system doesn't say.
+    None when the system doesn't say. What was freed here is given back first, as in ``resident_bytes``.
     """
+    give_back()
     free = _kilobytes(memory, "MemAvailable")
     if free is None:
         return None
@@ -49,11 +50,12 @@ def resident_bytes(status: Path = STATUS_FILE) -> int | None:
     pass took for a moment doesn't count. Pages of files, a library's code above all, aren't counted: they can be read
     again.
     """
-    _give_back()
+    give_back()
     return _kilobytes(status, "RssAnon")
 
 
-def _give_back() -> None:
+def give_back() -> None:
+    """Give memory that was freed back to the system, so that others have it. Takes milliseconds."""
     with suppress(OSError, AttributeError):  # another C library than glibc has no such function
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -43,7 +43,7 @@ from broker.transport import (
     Will,
     WillFor,
 )
-from edge_agent import modules, wire
+from edge_agent import footprint, modules, wire
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.link_meter import LinkMeter
@@ -79,6 +79,7 @@ MakeTransport = Callable[[str, Inbox, WillFor | None], Transport]
 """Makes a transport from a client id, an inbox and a will."""
 
 HUNG_S = 5.0  # without a turn of the loop, or beyond a forward pass's deadline: far longer than any garbage collection
+GIVE_BACK_S = 60.0  # what a burst took goes back then; the next pass must fetch it anew, and is a little slower
 LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung one is told from an idle one
 
 
@@ -132,6 +133,7 @@ class Agent:
         self._data_up = False
         self._progress = 0
         self._computing: set[NodeRun] = set()  # handed to the compute thread
+        self._gives_back_at_s = time.monotonic() + GIVE_BACK_S
         self._hangs_at_s: float | None = None  # when the forward pass that runs now counts as hung
         self._meter = LinkMeter(config, DEVICE_ECHO.at(self._prefix, device=config.id), self._data.publish)
         self._log = log.bind(device=config.id)
@@ -184,6 +186,9 @@ class Agent:
         due_s = self._state.next_deadline_s()
         if due_s is not None and now_s >= due_s:
             self._handle(Tick(), now_s)
+        if now_s >= self._gives_back_at_s:
+            self._gives_back_at_s = now_s + GIVE_BACK_S
+            self._compute.submit(footprint.give_back)  # between passes
 
     def _handle(self, event: Event, now_s: float) -> None:
         if isinstance(event, Ran):

@@ -28,7 +28,7 @@ import structlog
 from broker.errors import ModuleRefused
 from broker.messages import AssignedModule, HeldModule
 from broker.specs import ModuleKey, ModuleSpec
-from edge_agent import modules
+from edge_agent import footprint, modules
 from edge_agent.calibrate import Calibration, Loaded
 from edge_agent.measured import averaged
 from edge_agent.modules import Module
@@ -239,8 +239,8 @@ class Store:
 
     def _tidy(self) -> None:
         """After a load or an unload: what was freed goes back to the system, and the disk is looked at again."""
+        footprint.give_back()
         if self._calibration is not None:
-            self._calibration.give_back()
             self._calibration.look()
 
     def _alive(self, key: ModuleKey) -> _Entry | None:

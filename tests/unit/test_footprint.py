@@ -6,6 +6,7 @@ import resource
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from edge_agent.footprint import free_bytes, resident_bytes, share_one_heap
@@ -83,6 +84,17 @@ def test_resident_memory_grows_with_what_is_held_and_shrinks_when_it_is_let_go()
     after = resident_bytes()
     assert after is not None
     assert after - before < 4 * MIB
+
+
+def test_what_was_freed_here_counts_as_free() -> None:
+    process = psutil.Process()
+    burst = [np.ones(60_000, np.uint8) for _ in range(1000)]
+    full = process.memory_info().rss
+    last = burst.pop()  # at the end of the heap, so that the allocator alone can't shrink it
+    burst.clear()
+    assert free_bytes() is not None
+    assert process.memory_info().rss < full - 50 * MIB
+    assert last.all()
 
 
 def test_where_the_system_does_not_say_what_is_resident_nobody_knows(tmp_path: Path) -> None:
