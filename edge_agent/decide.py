@@ -190,6 +190,7 @@ def _routed(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
         first = front_door_filter(state.prefix, route.task, route.epoch, route.group)
     elif state.device in route.second_door:
         second = second_door_filter(state.prefix, route.task, route.epoch, route.group)
+    # Who isn't a door any more leaves later: who is may not have joined yet, and a request must reach somebody.
     leave_s = now_s if first or second or not route.front_door else now_s + LEAVE_S
     yield from _change_group(state, state.groups, route.task, first, leave_s)
     yield from _change_group(state, state.second_groups, route.task, second, leave_s)
@@ -201,11 +202,7 @@ def _routed(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
 def _change_group(
     state: AgentState, groups: dict[TaskName, str], task: TaskName, new: str | None, leave_s: float
 ) -> Iterable[Action]:
-    """Join the new group and leave the old one at ``leave_s``; None is none.
-
-    Who isn't a member of the new one leaves later: others may not have joined it yet, and a request must reach
-    somebody.
-    """
+    """Join the new group now and leave the old one at ``leave_s``; None is none."""
     old = groups.pop(task, None)
     if new:
         groups[task] = new

@@ -31,10 +31,8 @@ from edge_agent.modules import Output, Value
 from edge_agent.turns import Turns
 
 DEFAULT_DEADLINE_S = 30.0  # for a sensor that sets no Message Expiry
-CONFIRM_S = (
-    RECONNECT_S + 2.0
-)  # from a leader's word on a new link: it may be the broker's memory, and who leads be late
-LEAVE_S = 1.0  # until who is a front door no more leaves its share group: the new one must have joined, or nobody hears
+CONFIRM_S = RECONNECT_S + 2.0  # for routes to be said again: what is heard of a leader may be the broker's memory
+LEAVE_S = 1.0  # until who is a front door no more leaves its share group
 MAX_COORDINATED = 256  # requests in flight here; a task may hold as many of them as are left free
 MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # their inputs, kept until the answer is out; the same
 MAX_HELD = 1024  # requests that this second door holds until they are answered
