@@ -65,9 +65,14 @@ class Outbox:
         """
         with self._lock:
             self._limit_bytes, now_s = limit_bytes, self._clock()
-            forgotten = [w for w in self._queue if w.message.packet_bytes > limit_bytes or w.until_s <= now_s]
-            self._keep(waiting for waiting in self._queue if waiting not in forgotten)
-            return [waiting.message for waiting in forgotten]
+            kept, forgotten = list[_Waiting](), list[Outgoing]()
+            for waiting in self._queue:
+                if waiting.message.packet_bytes <= limit_bytes and now_s < waiting.until_s:
+                    kept.append(waiting)
+                else:
+                    forgotten.append(waiting.message)
+            self._keep(kept)
+            return forgotten
 
     def shut(self) -> None:
         """The connection is gone: accept only what is lasting, and forget all else that waits.
