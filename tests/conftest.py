@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import structlog
 
@@ -219,6 +221,20 @@ def own_log() -> Iterator[None]:
     """A command that a test runs in this process sets up the log; the next test starts without that."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def burst() -> Iterator[Callable[[], int]]:
+    """Fills 60 MB and frees them; returns what this process held meanwhile, in bytes. They stay with the allocator."""
+    ends: list[Any] = []
+
+    def make() -> int:
+        parts = [np.ones(60_000, np.uint8) for _ in range(1000)]
+        ends.append(parts[-1])  # at the end of the heap, so that the allocator alone can't shrink it
+        return int(psutil.Process().memory_info().rss)
+
+    yield make
+    assert all(part.all() for part in ends)
 
 
 @pytest.fixture(scope="session")

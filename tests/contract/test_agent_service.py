@@ -291,21 +291,16 @@ def test_a_loop_that_hangs_is_told_by_silence(start: Callable[..., World], monke
 
 
 def test_what_a_burst_took_goes_back_to_the_system(
-    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., World], burst: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "GIVE_BACK_S", 0.2)
     world = start()
     world.heard.wait_for(lambda event: getattr(event, "topic", "") == world.agent._meter.topic, count=SMALL + LARGE)
-    burst = [np.ones(60_000, np.uint8) for _ in range(1000)]
-    process = psutil.Process()
-    full = process.memory_info().rss
-    last = burst.pop()  # at the end of the heap, so that the allocator alone can't shrink it
-    burst.clear()
+    full, process = burst(), psutil.Process()
     end_s = time.monotonic() + WAIT_S
     while process.memory_info().rss > full - 50e6:
         assert time.monotonic() < end_s
         time.sleep(0.05)
-    assert last.all()
 
 
 def test_a_loaded_module_is_reported_with_what_it_really_costs_before_anybody_asks_for_it(
