@@ -149,8 +149,8 @@ class AlignmentModule:
     def typical(self) -> tuple[Value, ...]:
         """Embeddings of a sound, a picture and four texts, and these."""
         width, texts = self._network.width, typical.TEXTS
-        towers = ({"audio_embeds": (1, width)}, {"image_embeds": (1, width)}, {"text_embeds": (texts, width)})
-        return *(typical.arrays(each) for each in towers), typical.texts()
+        embeddings = ({"audio_embeds": (1, width)}, {"image_embeds": (1, width)}, {"text_embeds": (texts, width)})
+        return *(typical.arrays(each) for each in embeddings), typical.texts()
 
     def __call__(self, *values: Value) -> Output:
         """Embeddings of a sound, a picture and n texts, and the texts, to ``logits`` (1, n), ``similarity`` (1, 1)."""

@@ -100,10 +100,10 @@ def test_ties_stay_in_the_order_sent() -> None:
 
 def test_a_question_turns_the_picture_towards_what_it_asks_for(head: Module, text: Module) -> None:
     seen = probabilities(class_names().index("tripod"), class_names().index("banana"))
-    answers = RawInput(b"banana\ntripod")
+    offered = RawInput(b"banana\ntripod")
     for question, expected in ((b"Which fruit is this?", "banana"), (b"What holds the camera?", "tripod")):
         asked = text(RawInput(question)).tensors
-        answer = head(seen, asked, text(answers).tensors, answers).answer
+        answer = head(seen, asked, text(offered).tensors, answers).answer
         assert answer is not None
         assert answer["answer"] == expected
         assert isinstance(answer["score"], float)

@@ -72,7 +72,7 @@ def test_goals_that_were_not_measured_end_with_1(answering: Answering, capsys: p
     answering([RIGHT])
     assert main(["replay", "--goals", "--json", "slow-device"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert all(replay["ok"] for replay in found["replays"] if replay["name"].startswith("goal"))
+    assert all(each["ok"] for each in found["replays"] if replay["name"].startswith("goal"))
     assert not all(goal["holds"] for goal in found["goals"])
 
 
