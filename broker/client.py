@@ -23,16 +23,16 @@ from typing import Self
 
 import structlog
 
-from broker.asking import FIRST_RETRY_S, Asking, Question
-from broker.codec import MAX_CONTROL_BYTES, SAFETENSORS, RawInput, decode, encode_request
-from broker.errors import ErrorCode, LocalProtocolError, MessageTooLarge, RemoteProtocolError, TransportError
-from broker.mailbox import Mailbox
-from broker.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
-from broker.mqtt import MqttTransport
-from broker.specs import RequestId, TaskName
-from broker.tensors import Tensors, unpack
-from broker.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of
-from broker.transport import Delivery, Denied, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Undelivered
+from broker.pending_requests import FIRST_RETRY_S, Asking, Question
+from broker.protocol.codec import MAX_CONTROL_BYTES, SAFETENSORS, RawInput, decode, encode_request
+from broker.protocol.errors import ErrorCode, LocalProtocolError, MessageTooLarge, RemoteProtocolError, TransportError
+from broker.protocol.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
+from broker.protocol.specs import RequestId, TaskName
+from broker.protocol.tensors import Tensors, unpack
+from broker.protocol.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of
+from broker.transport.mailbox import Mailbox
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, Denied, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Undelivered
 
 log = structlog.get_logger()
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from broker.errors import BadFile
-from broker.specs import describe, place_of
+from broker.protocol.errors import BadFile
+from broker.protocol.specs import describe, place_of
 
 M = TypeVar("M", bound=BaseModel)
 _MERGE = "tag:yaml.org,2002:merge"

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import structlog
 
-from broker.specs import SITE_PATTERN
+from broker.protocol.specs import SITE_PATTERN
 
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 

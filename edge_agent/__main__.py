@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.errors import BadFile, IdInUse
 from broker.files import load_spec
 from broker.process import OneLineParser, log_to_stderr, stopped_by_signals
+from broker.protocol.errors import BadFile, IdInUse
 from edge_agent.config import STATE_DIR, AgentConfig
-from edge_agent.footprint import share_one_heap
-from edge_agent.modules.hub import DIRECTORY_VARIABLE
+from edge_agent.device.footprint import share_one_heap
+from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise BadFile(file="agent", problem="torch is not installed here", fix="install the [agent] extra") from error
 
-    from edge_agent.calibrate import Calibration  # noqa: PLC0415 - the same
-    from edge_agent.measured import Measured, setting  # noqa: PLC0415 - the same
-    from edge_agent.profile import profile  # noqa: PLC0415 - the same
+    from edge_agent.device.calibration import Calibration  # noqa: PLC0415 - the same
+    from edge_agent.device.measurements import Measured, setting  # noqa: PLC0415 - the same
+    from edge_agent.device.profile import profile  # noqa: PLC0415 - the same
+    from edge_agent.runtime.store import Store  # noqa: PLC0415 - the same
     from edge_agent.service import Agent  # noqa: PLC0415 - the same
-    from edge_agent.store import Store  # noqa: PLC0415 - the same
 
     torch.set_num_threads(config.threads)
     offered = profile(

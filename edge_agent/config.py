@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from broker.specs import Bytes, DeviceId, NotNegative, Rate, SitePrefix, Spec
+from broker.protocol.specs import Bytes, DeviceId, NotNegative, Rate, SitePrefix, Spec
 
 STATE_DIR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"  # losing it costs time, no more
 

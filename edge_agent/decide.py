@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from broker.messages import AssignedModule, Assignment, NodeDone, NodeFailed, NodeInputs, Route
-from broker.specs import TaskName
-from broker.topics import front_door_filter, second_door_filter
-from edge_agent import coordinate, execute, second_door
+from broker.protocol.messages import AssignedModule, Assignment, NodeDone, NodeFailed, NodeInputs, Route
+from broker.protocol.specs import TaskName
+from broker.protocol.topics import front_door_filter, second_door_filter
+from edge_agent.requests import backup_coordinator, coordinate, execute
 from edge_agent.state import (
     CONFIRM_S,
     LEAVE_S,
@@ -89,7 +89,7 @@ def _requested(state: AgentState, event: Requested, now_s: float) -> Iterable[Ac
     """A front door coordinates a request, a second door holds it."""
     route = state.routes.get(event.task)
     if route and state.device in route.second_door and state.device not in route.front_door:
-        return second_door.on_request(state, event, route, now_s)
+        return backup_coordinator.on_request(state, event, route, now_s)
     return coordinate.on_request(state, event, now_s)
 
 
@@ -99,7 +99,7 @@ def _received(state: AgentState, event: Received, now_s: float) -> Iterable[Acti
         case NodeInputs():
             yield from execute.on_inputs(state, event, event.message, now_s)
         case NodeDone():
-            second_door.on_done(state, event.sender, event.message)
+            backup_coordinator.on_done(state, event.sender, event.message)
             coordinate.on_done(state, event.sender, event.message, now_s)
         case NodeFailed():
             yield from coordinate.on_failed(state, event.message, now_s)
@@ -109,7 +109,7 @@ def _tick(state: AgentState, now_s: float) -> Iterable[Action]:
     execute.on_tick(state, now_s)
     yield from _leave(state, now_s)
     yield from _forget_unconfirmed(state, now_s)
-    yield from second_door.on_tick(state, now_s)
+    yield from backup_coordinator.on_tick(state, now_s)
     yield from coordinate.on_tick(state, now_s)
 
 
@@ -195,7 +195,7 @@ def _routed(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
     yield from _change_group(state, state.groups, route.task, first, leave_s)
     yield from _change_group(state, state.second_groups, route.task, second, leave_s)
     yield from _leave(state, now_s)
-    yield from second_door.on_route(state, route, now_s)
+    yield from backup_coordinator.on_route(state, route, now_s)
     yield from coordinate.on_route(state, route, now_s)
 
 
@@ -236,5 +236,5 @@ def _cleared(state: AgentState, task: str, now_s: float) -> Iterable[Action]:
     yield from _change_group(state, state.groups, task, None, now_s)
     yield from _change_group(state, state.second_groups, task, None, now_s)
     yield from _leave(state, now_s)
-    yield from second_door.on_cleared(state, task, now_s)
+    yield from backup_coordinator.on_cleared(state, task, now_s)
     yield from coordinate.on_cleared(state, task)

@@ -16,8 +16,8 @@ from typing import Literal
 
 import structlog
 
-from broker.codec import encode
-from broker.errors import (
+from broker.protocol.codec import encode
+from broker.protocol.errors import (
     ErrorCode,
     IdInUse,
     LocalProtocolError,
@@ -26,11 +26,11 @@ from broker.errors import (
     RequestFailed,
     TransportError,
 )
-from broker.mailbox import Mailbox
-from broker.messages import DeviceProfile, DeviceState, ErrorBody, Heartbeat, NodeInputs
-from broker.mqtt import MqttTransport
-from broker.topics import DEVICE_ECHO, DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
-from broker.transport import (
+from broker.protocol.messages import DeviceProfile, DeviceState, ErrorBody, Heartbeat, NodeInputs
+from broker.protocol.topics import DEVICE_ECHO, DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
+from broker.transport.mailbox import Mailbox
+from broker.transport.paho import MqttTransport
+from broker.transport.port import (
     Delivery,
     Denied,
     Inbox,
@@ -43,12 +43,14 @@ from broker.transport import (
     Will,
     WillFor,
 )
-from edge_agent import footprint, modules, wire
+from edge_agent import modules, wire
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
-from edge_agent.link_meter import LinkMeter
+from edge_agent.device import footprint
+from edge_agent.device.client_takeover import Rivals
+from edge_agent.device.link_probe import LinkMeter
 from edge_agent.modules import Output
-from edge_agent.rivals import Rivals
+from edge_agent.runtime.store import Store
 from edge_agent.state import (
     Action,
     AgentState,
@@ -71,7 +73,6 @@ from edge_agent.state import (
     Tick,
     Unload,
 )
-from edge_agent.store import Store
 
 log = structlog.get_logger()
 

@@ -11,8 +11,8 @@ import math
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
-from broker.codec import RawInput
-from broker.messages import (
+from broker.protocol.codec import RawInput
+from broker.protocol.messages import (
     SUSPECTED_FOR_S,
     AssignedModule,
     Assignment,
@@ -24,11 +24,11 @@ from broker.messages import (
     TensorMessage,
     Timing,
 )
-from broker.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName
-from broker.tensors import Array, Tensors
-from broker.transport import RECONNECT_S
+from broker.protocol.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName
+from broker.protocol.tensors import Array, Tensors
+from broker.transport.port import RECONNECT_S
 from edge_agent.modules import Output, Value
-from edge_agent.turns import Turns
+from edge_agent.requests.fair_queue import Turns
 
 DEFAULT_DEADLINE_S = 30.0  # for a sensor that sets no Message Expiry
 CONFIRM_S = RECONNECT_S + 2.0  # for routes to be said again: what is heard of a leader may be the broker's memory

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import math
 
-from broker.codec import JSON, SAFETENSORS, decode, decode_tensors, encode, encode_tensors
-from broker.errors import ErrorCode, RemoteProtocolError
-from broker.messages import Assignment, DeviceState, ErrorBody, NodeFailed, NodeInputs, OrchestratorState, Route
-from broker.specs import DeviceId
-from broker.tensors import pack
-from broker.topics import (
+from broker.protocol.codec import JSON, SAFETENSORS, decode, decode_tensors, encode, encode_tensors
+from broker.protocol.errors import ErrorCode, RemoteProtocolError
+from broker.protocol.messages import (
+    Assignment,
+    DeviceState,
+    ErrorBody,
+    NodeFailed,
+    NodeInputs,
+    OrchestratorState,
+    Route,
+)
+from broker.protocol.specs import DeviceId
+from broker.protocol.tensors import pack
+from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_ECHO,
     DEVICE_REBIRTH,
@@ -22,7 +30,7 @@ from broker.topics import (
     TASK_ROUTE,
     TENSORS,
 )
-from broker.transport import RECONNECT_S, Delivery, Outgoing, Undelivered
+from broker.transport.port import RECONNECT_S, Delivery, Outgoing, Undelivered
 from edge_agent.state import (
     Assigned,
     Event,

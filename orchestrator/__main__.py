@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.errors import BadFile
 from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_prefix, stopped_by_signals
+from broker.protocol.errors import BadFile
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace
 

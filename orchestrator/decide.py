@@ -21,21 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from broker.specs import TaskName, TaskSpec
-from broker.transport import RECONNECT_S, LinkDown, LinkUp
-from orchestrator import cluster as devices
-from orchestrator.admission import unroutable
-from orchestrator.announce import (
-    ask_strangers,
-    clear_what_is_gone,
-    everything,
-    make_up_for_silence,
-    publish_assignments,
-    publish_routes,
-    undeployed,
-)
-from orchestrator.cluster import Cluster, ClusterEvent, DrainSeen, HeartbeatSeen
-from orchestrator.drain import drain_again_s, empty_drained
+from broker.protocol.specs import TaskName, TaskSpec
+from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.events import (
     Action,
     Event,
@@ -49,14 +36,27 @@ from orchestrator.events import (
     TaskInvalid,
     TaskUndeployed,
 )
-from orchestrator.facts import grown
-from orchestrator.lead import heed, lead, obeys_another
-from orchestrator.lobby import answer
-from orchestrator.moves import give_up_at_s, review, review_at_s
+from orchestrator.leadership.leader import heed, lead, obeys_another
+from orchestrator.leadership.standby import READ_RETAINED_S
+from orchestrator.membership import cluster as devices
+from orchestrator.membership.cluster import Cluster, ClusterEvent, DrainSeen, HeartbeatSeen
+from orchestrator.placement.deployability import unroutable
+from orchestrator.placement.drain import drain_again_s, empty_drained
+from orchestrator.placement.planner_input import grown
+from orchestrator.placement.publish import (
+    ask_strangers,
+    clear_what_is_gone,
+    everything,
+    make_up_for_silence,
+    publish_assignments,
+    publish_routes,
+    undeployed,
+)
+from orchestrator.placement.rebalance import give_up_at_s, review, review_at_s
+from orchestrator.placement.reconcile import choose_spares, place_modules, spares_at_s, take_over, tell_of_placement
 from orchestrator.planner.placement import never
-from orchestrator.reconcile import choose_spares, place_modules, spares_at_s, take_over, tell_of_placement
 from orchestrator.state import Before, Moment, State
-from orchestrator.watch import READ_RETAINED_S
+from orchestrator.unrouted_requests import answer
 
 _V = TypeVar("_V")
 _SESSIONS_KEPT = 16  # of our own links: more than the broker can have words of under way

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from broker.messages import Assignment, OrchestratorState, Result, Route
-from broker.specs import DeviceId, ModuleKey, TaskName, TaskSpec
-from orchestrator.cluster import ClusterEvent
+from broker.protocol.messages import Assignment, OrchestratorState, Result, Route
+from broker.protocol.specs import DeviceId, ModuleKey, TaskName, TaskSpec
+from orchestrator.membership.cluster import ClusterEvent
 
 # --- events ---
 

@@ -24,16 +24,25 @@ from typing import Protocol
 
 import structlog
 
-from broker import topics
-from broker.codec import encode
-from broker.errors import MessageTooLarge, NotConnected, QueueFull, RemoteProtocolError, TransportError
-from broker.mailbox import Mailbox
-from broker.messages import OrchestratorState, Route
-from broker.mqtt import MqttTransport
-from broker.transport import Delivery, Denied, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Will, WillFor
-from orchestrator.cluster import Overslept, Tick
+from broker.protocol import topics
+from broker.protocol.codec import encode
+from broker.protocol.errors import MessageTooLarge, NotConnected, QueueFull, RemoteProtocolError, TransportError
+from broker.protocol.messages import OrchestratorState, Route
+from broker.transport.mailbox import Mailbox
+from broker.transport.paho import MqttTransport
+from broker.transport.port import (
+    Delivery,
+    Denied,
+    Inbox,
+    LinkDown,
+    LinkEvent,
+    LinkUp,
+    Outgoing,
+    Transport,
+    Will,
+    WillFor,
+)
 from orchestrator.decide import decide, next_deadline_s
-from orchestrator.epoch import read_epoch, store_epoch
 from orchestrator.events import (
     Action,
     AnswerError,
@@ -48,8 +57,8 @@ from orchestrator.events import (
     PublishState,
     Resign,
 )
-from orchestrator.state import Pace, State, initial
-from orchestrator.watch import (
+from orchestrator.leadership.epoch import read_epoch, store_epoch
+from orchestrator.leadership.standby import (
     LEADER_INTERVAL_S,
     READ_RETAINED_S,
     Watch,
@@ -58,6 +67,8 @@ from orchestrator.watch import (
     own_interval_s,
     take_over_at_s,
 )
+from orchestrator.membership.cluster import Overslept, Tick
+from orchestrator.state import Pace, State, initial
 from orchestrator.wire import HEARD, event_of, outgoing_of
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full

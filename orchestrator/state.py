@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from broker.messages import Assignment, DeviceProfile, Route
-from broker.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
-from broker.transport import LinkUp
-from orchestrator.cluster import Cluster
+from broker.protocol.messages import Assignment, DeviceProfile, Route
+from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
+from broker.transport.port import LinkUp
 from orchestrator.events import RouteSeen
+from orchestrator.leadership.standby import own_interval_s
+from orchestrator.membership.cluster import Cluster
+from orchestrator.placement.routes import Term
 from orchestrator.planner.placement import never
 from orchestrator.planner.spares import NO_SPARES, Spares
-from orchestrator.routes import Term
-from orchestrator.watch import own_interval_s
 
 Role = Literal["active", "standby"]
 

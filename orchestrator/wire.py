@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from broker.codec import JSON, decode, encode
-from broker.errors import RemoteProtocolError
-from broker.messages import DeviceState, Drain, Heartbeat, OrchestratorState, Route
-from broker.specs import TaskSpec
-from broker.topics import (
+from broker.protocol.codec import JSON, decode, encode
+from broker.protocol.errors import RemoteProtocolError
+from broker.protocol.messages import DeviceState, Drain, Heartbeat, OrchestratorState, Route
+from broker.protocol.specs import TaskSpec
+from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_DRAIN,
     DEVICE_HEARTBEAT,
@@ -26,8 +26,7 @@ from broker.topics import (
     Topic,
     may_reply_to,
 )
-from broker.transport import Delivery, Outgoing
-from orchestrator.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen
+from broker.transport.port import Delivery, Outgoing
 from orchestrator.events import (
     AnswerError,
     AskRebirth,
@@ -47,6 +46,7 @@ from orchestrator.events import (
     TaskInvalid,
     TaskUndeployed,
 )
+from orchestrator.membership.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen
 
 
 def event_of(prefix: str, delivery: Delivery) -> Event | None:

@@ -1,1 +1,1 @@
-"""The face: command line, demo."""
+"""The face of S2M3: the command line and the client, over a testbed, benchmarks and reference models."""

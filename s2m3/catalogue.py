@@ -13,10 +13,10 @@ from typing import Annotated
 import yaml
 from pydantic import Field
 
-import catalog
-from broker.errors import BadFile
 from broker.files import bad_field, load_spec
-from broker.specs import DeviceId, Positive, Spec, TaskSpec
+from broker.protocol.errors import BadFile
+from broker.protocol.specs import DeviceId, Positive, Spec, TaskSpec
+from edge_agent import catalog
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 

@@ -26,10 +26,10 @@ import psutil
 import pytest
 import structlog
 
-from broker.address import parse_url
-from broker.embedded import EmbeddedBroker
-from broker.mosquitto import MosquittoBroker
-from broker.transport import Delivery, LinkEvent
+from broker.servers.embedded import EmbeddedBroker
+from broker.servers.mosquitto import MosquittoBroker
+from broker.transport.address import parse_url
+from broker.transport.port import Delivery, LinkEvent
 
 PATIENCE_S = 10.0 * float(os.environ.get("S2M3_TEST_PATIENCE", "1"))
 CONFIG = Path(__file__).parents[1] / "deploy" / "mosquitto" / "development.conf"

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from s2m3.pictures import REQUESTS, picture
+from s2m3.reference.pictures import REQUESTS, picture
 
 QUESTIONS = Path(__file__).parents[2] / "tests" / "equivalence" / "questions.yaml"
 

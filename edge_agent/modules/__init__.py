@@ -10,23 +10,24 @@ which outputs cross the wire, is another. Only what a use's consumers need is gi
 
 How to add a family whose weights are published as a model repository (``clip.py`` is the example):
 
-1. ``edge_agent/modules/FAMILY.py``, imported lazily by its lines in ``FAMILIES``. Its docstring has the table of parts:
-   weights, what each takes, what it gives (name, dtype, shape). It has
-   - ``PARTS: cut.Parts``: for each part its prefixes in the published layouts, how transformers builds it from
-     config.json, its identity, its typical pass, and the module around it (``cut.Part`` says all of it);
-   - a module a part: one of ``towers`` where it is a picture, texts, a sound or an array in, arrays out; else a class,
-     whose ``__call__(*values)`` prepares raw inputs, runs ``forward`` (tensors to tensors; the typical pass calls the
-     same function), and gives ``Output``; one with several uses has ``uses`` and takes ``use=``; its ``typical()``
-     gives values for such a call, from ``typical.py``: by them a device measures it. Tokenizers and image processors
-     come from ``prepare``;
-   - ``load = cut.loader(PARTS)``.
+1. ``edge_agent/modules/families/FAMILY.py``, imported lazily by its lines in ``FAMILIES``. Its docstring has the table
+   of parts: weights, what each takes, what it gives (name, dtype, shape). It has
+   - ``PARTS: model_parts.Parts``: for each part its prefixes in the published layouts, how transformers builds it from
+     config.json, its identity, its typical pass, and the module around it (``model_parts.Part`` says all of it);
+   - a module a part: one of ``adapters`` where it is a picture, texts, a sound or an array in, arrays out; else a
+     class, whose ``__call__(*values)`` prepares raw inputs, runs ``forward`` (tensors to tensors; the typical pass
+     calls the same function), and gives ``Output``; one with several uses has ``uses`` and takes ``use=``; its
+     ``typical()`` gives values for such a call, from ``sample_inputs.py``: by them a device measures it. Tokenizers
+     and image processors come from ``prepare``;
+   - ``load = model_parts.loader(PARTS)``.
    A family's name is FILE.PART or FILE.SOMETHING; ``source.part`` in a spec is the key in ``PARTS``, and two families
    that use the same weights differently are two entries only if they can't be one module with two uses.
-   Weights are held in the spec's dtype and computed in it: cast inputs with ``inputs.tensor(...).to(dtype)``, and give
-   float32 (``.float()``): the wire has no bfloat16. Nothing may draw random numbers.
-2. ``catalog/hub/configs/ORG--NAME.json`` for each repository that the family's tasks name (fields: see ``zoo.py`` in
-   ``s2m3``), and ``catalog/hub/TASK-MODEL.yaml``; its numbers are written by ``python -m s2m3 models numbers --write``.
-3. ``s2m3/whole/FAMILY.py``: each task as one whole transformers model: what split answers must equal, bit for bit.
+   Weights are held in the spec's dtype and computed in it: cast inputs with ``decoding.tensor(...).to(dtype)``, and
+   give float32 (``.float()``): the wire has no bfloat16. Nothing may draw random numbers.
+2. ``edge_agent/catalog/hub/configs/ORG--NAME.json`` for each repository that the family's tasks name (fields: see
+   ``s2m3/reference/zoo.py``), and ``edge_agent/catalog/hub/TASK-MODEL.yaml``; ``python -m s2m3 models numbers --write``
+   writes its numbers.
+3. ``s2m3/reference/whole/FAMILY.py``: each task as one whole transformers model: what split answers must equal.
 4. ``tests/equivalence/zoo/FAMILY.py``: ``ENTRIES``, one a catalogue task: a tiny configuration and the inputs.
 """
 
@@ -41,10 +42,10 @@ from typing import Protocol, cast
 
 from pydantic import JsonValue
 
-from broker.codec import RawInput
-from broker.errors import ErrorCode, ModuleRefused, RequestFailed
-from broker.specs import ModuleSpec
-from broker.tensors import Array, Tensors
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.protocol.specs import ModuleSpec
+from broker.protocol.tensors import Array, Tensors
 
 # transformers imports torchao where it is installed, which then tells of libraries for other machines.
 for _name in ("torchao", "torch.utils._pytree"):
@@ -91,48 +92,48 @@ class VersatileModule(Protocol):
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
-        "align.head": "edge_agent.modules.align",
-        "align.text": "edge_agent.modules.align",
-        "align.vision": "edge_agent.modules.align",
-        "audio_spectrogram.alignment_head": "edge_agent.modules.audio_spectrogram",
-        "audio_spectrogram.encoder": "edge_agent.modules.audio_spectrogram",
-        "audio_spectrogram.projection": "edge_agent.modules.audio_spectrogram",
-        "blip.decoder": "edge_agent.modules.blip",
-        "blip.question": "edge_agent.modules.blip",
-        "blip.vision": "edge_agent.modules.blip",
-        "clap.audio": "edge_agent.modules.clap",
-        "clap.head": "edge_agent.modules.clap",
-        "clap.text": "edge_agent.modules.clap",
-        "clip.head": "edge_agent.modules.clip",
-        "clip.image_projection": "edge_agent.modules.clip",
-        "clip.text": "edge_agent.modules.clip",
-        "clip.vision": "edge_agent.modules.clip",
-        "clipseg.decoder": "edge_agent.modules.clipseg",
-        "clipseg.reduce": "edge_agent.modules.clipseg",
-        "conse.head": "edge_agent.modules.conse",
-        "efficientnet.classifier": "edge_agent.modules.efficientnet",
-        "efficientnet.encoder": "edge_agent.modules.efficientnet",
-        "heads.answer": "edge_agent.modules.heads",
-        "heads.linear": "edge_agent.modules.heads",
-        "llava.language": "edge_agent.modules.llava",
-        "llava.projector": "edge_agent.modules.llava",
-        "llava.tied_language": "edge_agent.modules.llava",
-        "llava.vision": "edge_agent.modules.llava",
-        "sentence.encoder": "edge_agent.modules.sentence",
-        "siglip.head": "edge_agent.modules.siglip",
-        "siglip.text": "edge_agent.modules.siglip",
-        "siglip.vision": "edge_agent.modules.siglip",
-        "smolvlm.language": "edge_agent.modules.smolvlm",
-        "smolvlm.vision": "edge_agent.modules.smolvlm",
-        "vilt.answer": "edge_agent.modules.vilt",
-        "vit.classifier": "edge_agent.modules.vit",
-        "vit.encoder": "edge_agent.modules.vit",
-        "vit_gpt2.decoder": "edge_agent.modules.vit_gpt2",
-        "vit_gpt2.encoder": "edge_agent.modules.vit_gpt2",
-        "whisper.decoder": "edge_agent.modules.whisper",
-        "whisper.encoder": "edge_agent.modules.whisper",
-        "whisper_ctranslate2.decoder": "edge_agent.modules.whisper_ctranslate2",
-        "whisper_ctranslate2.encoder": "edge_agent.modules.whisper_ctranslate2",
+        "align.head": "edge_agent.modules.families.align",
+        "align.text": "edge_agent.modules.families.align",
+        "align.vision": "edge_agent.modules.families.align",
+        "audio_spectrogram.alignment_head": "edge_agent.modules.families.audio_spectrogram",
+        "audio_spectrogram.encoder": "edge_agent.modules.families.audio_spectrogram",
+        "audio_spectrogram.projection": "edge_agent.modules.families.audio_spectrogram",
+        "blip.decoder": "edge_agent.modules.families.blip",
+        "blip.question": "edge_agent.modules.families.blip",
+        "blip.vision": "edge_agent.modules.families.blip",
+        "clap.audio": "edge_agent.modules.families.clap",
+        "clap.head": "edge_agent.modules.families.clap",
+        "clap.text": "edge_agent.modules.families.clap",
+        "clip.head": "edge_agent.modules.families.clip",
+        "clip.image_projection": "edge_agent.modules.families.clip",
+        "clip.text": "edge_agent.modules.families.clip",
+        "clip.vision": "edge_agent.modules.families.clip",
+        "clipseg.decoder": "edge_agent.modules.families.clipseg",
+        "clipseg.reduce": "edge_agent.modules.families.clipseg",
+        "conse.head": "edge_agent.modules.families.conse",
+        "efficientnet.classifier": "edge_agent.modules.families.efficientnet",
+        "efficientnet.encoder": "edge_agent.modules.families.efficientnet",
+        "heads.answer": "edge_agent.modules.families.heads",
+        "heads.linear": "edge_agent.modules.families.heads",
+        "llava.language": "edge_agent.modules.families.llava",
+        "llava.projector": "edge_agent.modules.families.llava",
+        "llava.tied_language": "edge_agent.modules.families.llava",
+        "llava.vision": "edge_agent.modules.families.llava",
+        "sentence.encoder": "edge_agent.modules.families.sentence",
+        "siglip.head": "edge_agent.modules.families.siglip",
+        "siglip.text": "edge_agent.modules.families.siglip",
+        "siglip.vision": "edge_agent.modules.families.siglip",
+        "smolvlm.language": "edge_agent.modules.families.smolvlm",
+        "smolvlm.vision": "edge_agent.modules.families.smolvlm",
+        "vilt.answer": "edge_agent.modules.families.vilt",
+        "vit.classifier": "edge_agent.modules.families.vit",
+        "vit.encoder": "edge_agent.modules.families.vit",
+        "vit_gpt2.decoder": "edge_agent.modules.families.vit_gpt2",
+        "vit_gpt2.encoder": "edge_agent.modules.families.vit_gpt2",
+        "whisper.decoder": "edge_agent.modules.families.whisper",
+        "whisper.encoder": "edge_agent.modules.families.whisper",
+        "whisper_ctranslate2.decoder": "edge_agent.modules.families.whisper_ctranslate2",
+        "whisper_ctranslate2.encoder": "edge_agent.modules.families.whisper_ctranslate2",
     }
 )
 """Family -> the file whose ``load(spec)`` makes its modules. A spec chooses a family, never a path."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from broker.specs import DeviceId, DeviceSpec, ModuleKey, NodeName, TaskSpec
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, NodeName, TaskSpec
 from orchestrator.planner.costs import compute_s, transfer_s
 
 Seconds = npt.NDArray[np.float64]

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from broker.errors import S2M3Error
-from broker.specs import DeviceId, ModuleKey, TaskName
+from broker.protocol.errors import S2M3Error
+from broker.protocol.specs import DeviceId, ModuleKey, TaskName
 from orchestrator.planner.candidates import Candidates, Integers
 
 STEPS = 1e12

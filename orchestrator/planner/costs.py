@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from broker.links import transfer_s
-from broker.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, NodeName, TaskName, TaskSpec
+from broker.cost_model import transfer_s
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, NodeName, TaskName, TaskSpec
 
 # Where requests start that no planned device publishes: the broker's side of every link. Its empty id can't be a
 # device's, and it holds no modules.

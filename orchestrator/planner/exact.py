@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from broker.errors import NoDeviceFits, Refusal
-from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
+from broker.protocol.errors import NoDeviceFits, Refusal
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
 from orchestrator.planner.candidates import Candidates, Graph, Integers, TooMany
 from orchestrator.planner.choice import Chosen, Instance, choose
 from orchestrator.planner.costs import objective_s, source_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.costs import objective_s, source_of
 from orchestrator.planner.placement import Bars, distinct_modules
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from broker.specs import DeviceId, ModuleKey, ModuleName
+from broker.protocol.specs import DeviceId, ModuleKey, ModuleName
 from orchestrator.planner.fleet import NOWHERE
 from orchestrator.planner.greedy import Board
 from orchestrator.planner.problem import Placement

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from broker.links import Linked
-from broker.specs import DeviceId, DeviceSpec, ModuleName, ModuleSpec
+from broker.cost_model import Linked
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleName, ModuleSpec
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

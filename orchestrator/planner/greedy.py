@@ -23,8 +23,8 @@ from itertools import product
 
 import numpy as np
 
-from broker.errors import NoDeviceFits
-from broker.specs import DeviceId, ModuleKey
+from broker.protocol.errors import NoDeviceFits
+from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.planner.fleet import NOWHERE, Integers, Row
 from orchestrator.planner.packing import GaveUp, packed
 from orchestrator.planner.problem import Problem, Where, nowhere

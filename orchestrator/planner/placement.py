@@ -16,8 +16,8 @@ import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-from broker.errors import NoDeviceFits
-from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
+from broker.protocol.errors import NoDeviceFits
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
 from orchestrator.planner.fleet import Fleet
 from orchestrator.planner.greedy import Board, greedy
 from orchestrator.planner.problem import AT_HAND_SHARE, AtHand, Bars, DeviceUse, Placement, Problem, distinct_modules

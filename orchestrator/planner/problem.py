@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from broker.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
 from orchestrator.planner.costs import source_of
 from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
 from orchestrator.planner.timing import Timing

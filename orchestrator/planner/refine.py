@@ -13,8 +13,8 @@ from itertools import combinations, islice
 
 import numpy as np
 
-from broker.errors import NoDeviceFits
-from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
+from broker.protocol.errors import NoDeviceFits
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.descent import FEW, GAIN, Budget, Descent
 from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers
 from orchestrator.planner.greedy import Board, greedy

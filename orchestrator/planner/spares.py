@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from broker.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.costs import compute_s, objective_s, source_of
 from orchestrator.planner.placement import AT_HAND_SHARE, AtHand, Bars, distinct_modules
 

@@ -14,8 +14,8 @@ from functools import reduce
 
 import numpy as np
 
-from broker.links import transfer_s
-from broker.specs import DeviceSpec, ModuleKey, TaskSpec
+from broker.cost_model import transfer_s
+from broker.protocol.specs import DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.costs import compute_s
 from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from edge_agent.config import AgentConfig
-from s2m3 import tasks
 from s2m3.catalogue import load_task
-from s2m3.observe import Observer
-from s2m3.pictures import picture
-from s2m3.site import Site
+from s2m3.reference.pictures import picture
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.site import Site
 
 START_S = 90.0
 COMMAND_S = 60.0

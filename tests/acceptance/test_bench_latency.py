@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from s2m3.__main__ import main
+from s2m3.cli.main import main
 
 SETTINGS = """
 name: a slow line

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from s2m3.__main__ import main
-from s2m3.memory import mixes
+from s2m3.bench.memory import mixes
+from s2m3.cli.main import main
 
 
 def test_both_sides_are_measured_and_answer_the_same(

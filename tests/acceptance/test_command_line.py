@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from s2m3.pictures import picture
+from s2m3.reference.pictures import picture
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

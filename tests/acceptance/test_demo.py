@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from broker.mqtt import MqttTransport
-from broker.transport import Delivery, LinkUp, Outgoing
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, LinkUp, Outgoing
 
 DEMO_S = 150.0
 COMMAND = (sys.executable, "-m", "s2m3", "demo")

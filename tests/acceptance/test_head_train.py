@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from broker.codec import RawInput
-from broker.messages import HeldModule
+from broker.protocol.codec import RawInput
+from broker.protocol.messages import HeldModule
 from edge_agent.config import AgentConfig
-from s2m3 import tasks
-from s2m3.__main__ import main
-from s2m3.accuracy import reference
+from s2m3.bench.accuracy import reference
+from s2m3.bench.datasets import digits
 from s2m3.catalogue import load_task
-from s2m3.datasets import digits
-from s2m3.observe import Observer
-from s2m3.pictures import picture
-from s2m3.site import Site
+from s2m3.cli.main import main
+from s2m3.reference.pictures import picture
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.site import Site
 
 WAIT_S = 60.0
 HEAD_BYTES = 4 * (10 * 1280 + 10)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from broker.address import parse_url
-from s2m3.site import Site
+from broker.transport.address import parse_url
+from s2m3.testbed.site import Site
 
 WAIT_S = "20"
 SAFETENSORS = ("-D", "publish", "content-type", "application/vnd.safetensors")

@@ -21,17 +21,17 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from broker.codec import decode, encode
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.messages import AssignedModule, Assignment, DeviceProfile, Heartbeat, HeldModule
-from broker.specs import ModuleSpec
-from broker.topics import DEVICE_ASSIGNMENT
-from broker.transport import Delivery, Outgoing
+from broker.protocol.codec import decode, encode
+from broker.protocol.messages import AssignedModule, Assignment, DeviceProfile, Heartbeat, HeldModule
+from broker.protocol.specs import ModuleSpec
+from broker.protocol.topics import DEVICE_ASSIGNMENT
+from broker.transport.memory import MemoryBroker, MemoryTransport
+from broker.transport.port import Delivery, Outgoing
 from edge_agent.config import AgentConfig
-from edge_agent.modules import hub
+from edge_agent.modules.weights import hub
+from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
-from edge_agent.store import Store
-from s2m3 import random_weights, zoo
+from s2m3.reference import random_weights, zoo
 
 PREFIX = "s2m3/v1"
 WAIT_S = 60.0

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from broker.codec import decode
-from broker.messages import DeviceProfile, DeviceState
-from broker.mqtt import MqttTransport
-from broker.topics import DEVICE_STATE, prefix_of
-from broker.transport import Delivery
+from broker.protocol.codec import decode
+from broker.protocol.messages import DeviceProfile, DeviceState
+from broker.protocol.topics import DEVICE_STATE, prefix_of
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery
 from edge_agent.config import AgentConfig
-from edge_agent.profile import ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S
+from edge_agent.device.profile import ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S
+from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
-from edge_agent.store import Store
 
 ASSUMED = DeviceProfile(
     memory_bytes=100,

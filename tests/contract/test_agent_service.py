@@ -11,10 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-from broker.codec import RawInput, decode, encode
-from broker.errors import ErrorCode
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.messages import (
+from broker.protocol.codec import RawInput, decode, encode
+from broker.protocol.errors import ErrorCode
+from broker.protocol.messages import (
     AssignedModule,
     Assignment,
     DeviceProfile,
@@ -26,8 +25,8 @@ from broker.messages import (
     RouteDevice,
     RouteNode,
 )
-from broker.specs import InputSpec, ModuleSpec
-from broker.topics import (
+from broker.protocol.specs import InputSpec, ModuleSpec
+from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_ECHO,
     DEVICE_REBIRTH,
@@ -36,17 +35,18 @@ from broker.topics import (
     TASK_REQUESTS,
     TASK_ROUTE,
 )
-from broker.transport import Delivery, Inbox, Outgoing, WillFor
+from broker.transport.memory import MemoryBroker, MemoryTransport
+from broker.transport.port import Delivery, Inbox, Outgoing, WillFor
 from edge_agent import service
-from edge_agent.calibrate import Calibration
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide as sound
-from edge_agent.echo import LARGE, SMALL
-from edge_agent.measured import Measured
+from edge_agent.device.calibration import Calibration
+from edge_agent.device.link_estimate import LARGE, SMALL
+from edge_agent.device.measurements import Measured
 from edge_agent.modules import Output, Value
+from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from edge_agent.state import LeaderSeen
-from edge_agent.store import Store
 from edge_agent.wire import LATE_S
 
 PREFIX = "s2m3/v1"

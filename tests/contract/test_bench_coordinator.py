@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from broker.codec import decode_tensors, encode, encode_tensors
-from broker.errors import ErrorCode
-from broker.messages import ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Route, RouteDevice, RouteNode
-from broker.mqtt import MqttTransport
-from broker.specs import InputSpec
-from broker.topics import TENSORS, prefix_of
-from broker.transport import Delivery, LinkEvent, LinkUp, Outgoing
-from s2m3.latency import branches
-from s2m3.latency.branches import COORDINATOR, Coordinator
-from s2m3.latency.trial import TrialFailed
-from s2m3.latency.workloads import text
+from broker.protocol.codec import decode_tensors, encode, encode_tensors
+from broker.protocol.errors import ErrorCode
+from broker.protocol.messages import ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Route, RouteDevice, RouteNode
+from broker.protocol.specs import InputSpec
+from broker.protocol.topics import TENSORS, prefix_of
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, LinkEvent, LinkUp, Outgoing
+from s2m3.bench.latency import branches
+from s2m3.bench.latency.branches import COORDINATOR, Coordinator
+from s2m3.bench.latency.trial import TrialFailed
+from s2m3.bench.latency.workloads import text
 
 PREFIX = prefix_of(None)
 DEVICE = "gw-bench"

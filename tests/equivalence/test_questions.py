@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from broker.codec import RawInput
-from s2m3.pictures import picture
-from s2m3.unsplit import Unsplit
+from broker.protocol.codec import RawInput
+from s2m3.reference.pictures import picture
+from s2m3.reference.unsplit import Unsplit
 
 
 @pytest.mark.parametrize(

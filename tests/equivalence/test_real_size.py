@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from s2m3 import __main__ as command_line
-from s2m3 import random_weights
-from s2m3.accuracy import equivalence
+from s2m3.bench.accuracy import equivalence
 from s2m3.catalogue import load_task
+from s2m3.cli import main as command_line
+from s2m3.reference import random_weights
 
 TINY = {
     "config.json": {

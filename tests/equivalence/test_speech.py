@@ -19,12 +19,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from broker.codec import RawInput
-from broker.errors import ModuleRefused
-from edge_agent.modules import audio, ctranslate2_file, load, whisper_ctranslate2
-from s2m3.pictures import picture
-from s2m3.speech import SENTENCES, spoken
-from s2m3.unsplit import Unsplit
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import ModuleRefused
+from edge_agent.modules import load
+from edge_agent.modules.families import whisper_ctranslate2
+from edge_agent.modules.inputs import audio
+from edge_agent.modules.weights import ctranslate2_file
+from s2m3.reference.pictures import picture
+from s2m3.reference.speech import SENTENCES, spoken
+from s2m3.reference.unsplit import Unsplit
 
 TYPICAL = "pump"
 QUESTIONS = {  # spoken question -> picture, the answer a person would give, the others

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from broker.codec import RawInput
-from s2m3.pictures import REQUESTS, DemoRequest, names, picture
-from s2m3.unsplit import Unsplit
+from broker.protocol.codec import RawInput
+from s2m3.reference.pictures import REQUESTS, DemoRequest, names, picture
+from s2m3.reference.unsplit import Unsplit
 
 TEXTS = {
     "classify": {},

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import yaml
 
-import catalog
-from edge_agent import modules
-from s2m3 import random_weights, whole, zoo
+from edge_agent import catalog, modules
 from s2m3.catalogue import load_task
-from s2m3.split import Split
+from s2m3.reference import random_weights, whole, zoo
+from s2m3.reference.split import Split
 
 
 def _entries() -> dict[str, dict[str, Any]]:

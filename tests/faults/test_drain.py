@@ -8,12 +8,12 @@ import pytest
 
 from broker.client import Client
 from edge_agent.config import AgentConfig
-from s2m3 import tasks
-from s2m3.__main__ import main
 from s2m3.catalogue import load_task
-from s2m3.observe import Observer
-from s2m3.pictures import REQUESTS
-from s2m3.site import Site
+from s2m3.cli.main import main
+from s2m3.reference.pictures import REQUESTS
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.site import Site
 
 START_S = 90.0
 ANSWER_S = 60.0

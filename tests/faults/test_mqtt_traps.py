@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker.embedded import EmbeddedBroker
-from broker.errors import MessageTooLarge, QueueFull
-from broker.mailbox import Mailbox
-from broker.mqtt import MqttTransport
-from broker.transport import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered, Will
+from broker.protocol.errors import MessageTooLarge, QueueFull
+from broker.servers.embedded import EmbeddedBroker
+from broker.transport.mailbox import Mailbox
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered, Will
 
 if TYPE_CHECKING:
-    from broker.mosquitto import MosquittoBroker
+    from broker.servers.mosquitto import MosquittoBroker
     from tests.conftest import Recorder, TcpProxy
 
 MB = 1_000_000

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker.errors import BadFile, NotConnected
-from broker.mqtt import MqttTransport
-from broker.transport import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing
+from broker.protocol.errors import BadFile, NotConnected
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing
 
 if TYPE_CHECKING:
-    from broker.mosquitto import MosquittoBroker
+    from broker.servers.mosquitto import MosquittoBroker
     from tests.conftest import Recorder
 
 CONNACK = bytes.fromhex("20 03 00 00 00")

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-import scenarios
-from broker.messages import OrchestratorState
-from s2m3.__main__ import main
-from s2m3.observe import Observer
-from s2m3.replay.command import load_scenario
-from s2m3.replay.report import report
-from s2m3.replay.run import play
-from s2m3.replay.scenario import Scenario
-from s2m3.replay.stage import Stage, make_of
+from broker.protocol.messages import OrchestratorState
+from s2m3 import scenarios
+from s2m3.cli.main import main
+from s2m3.cli.replay import load_scenario
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.replay.report import report
+from s2m3.testbed.replay.run import play
+from s2m3.testbed.replay.scenario import Scenario
+from s2m3.testbed.replay.stage import Stage, make_of
 
 THROUGH_THE_COMMAND = "hung-front-door"  # alone of its make, so it costs no site more
 

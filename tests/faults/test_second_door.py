@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from broker.codec import decode, encode
-from broker.messages import (
+from broker.protocol.codec import decode, encode
+from broker.protocol.messages import (
     AssignedModule,
     Assignment,
     DeviceProfile,
@@ -25,14 +25,14 @@ from broker.messages import (
     RouteDevice,
     RouteNode,
 )
-from broker.mqtt import MqttTransport
-from broker.specs import InputSpec, ModuleSpec
-from broker.topics import DEVICE_ASSIGNMENT, DEVICE_HEARTBEAT, RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of
-from broker.transport import Delivery, LinkUp, Outgoing
+from broker.protocol.specs import InputSpec, ModuleSpec
+from broker.protocol.topics import DEVICE_ASSIGNMENT, DEVICE_HEARTBEAT, RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, LinkUp, Outgoing
 from edge_agent.config import AgentConfig
 from edge_agent.modules import Module, Output, Value
+from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
-from edge_agent.store import Store
 
 PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
 SPEC = ModuleSpec.model_validate(

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from broker.client import Client, Response
-from broker.codec import encode, encode_tensors
-from broker.messages import Assignment, NodeInputs, Plan, PlannedNode, Route
-from broker.mqtt import MqttTransport
-from broker.topics import DEVICE_ASSIGNMENT, TASK_REQUESTS, TASK_ROUTE, TENSORS
-from broker.transport import LinkUp, Outgoing
+from broker.protocol.codec import encode, encode_tensors
+from broker.protocol.messages import Assignment, NodeInputs, Plan, PlannedNode, Route
+from broker.protocol.topics import DEVICE_ASSIGNMENT, TASK_REQUESTS, TASK_ROUTE, TENSORS
+from broker.transport.paho import MqttTransport
+from broker.transport.port import LinkUp, Outgoing
 from edge_agent.config import AgentConfig
-from s2m3 import tasks
 from s2m3.catalogue import load_task
-from s2m3.observe import Observer
-from s2m3.pictures import REQUESTS
-from s2m3.site import Site
+from s2m3.reference.pictures import REQUESTS
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.site import Site
 
 START_S = 90.0
 ANSWER_S = 60.0

@@ -8,12 +8,12 @@ import pytest
 
 from broker.client import Client
 from edge_agent.config import AgentConfig
-from s2m3 import tasks
 from s2m3.catalogue import load_task
-from s2m3.link import UNSHAPED, LinkShape
-from s2m3.observe import Observer
-from s2m3.pictures import REQUESTS
-from s2m3.site import ORCHESTRATOR, Site, SiteFailed
+from s2m3.reference.pictures import REQUESTS
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.proxy import UNSHAPED, LinkShape
+from s2m3.testbed.site import ORCHESTRATOR, Site, SiteFailed
 
 PATIENCE_S = 90.0
 ASKED = REQUESTS[0]  # a classification: it needs the vision encoder only

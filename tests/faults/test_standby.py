@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from broker.client import Client
-from broker.messages import Assignment, Heartbeat
+from broker.protocol.messages import Assignment, Heartbeat
 from edge_agent.config import AgentConfig
-from s2m3 import tasks
 from s2m3.catalogue import load_task
-from s2m3.observe import Observer
-from s2m3.pictures import REQUESTS
-from s2m3.site import Site
+from s2m3.reference.pictures import REQUESTS
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.site import Site
 
 START_S = 90.0
 ANSWER_S = 60.0

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker.errors import NoDeviceFits
-from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.protocol.errors import NoDeviceFits
+from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from orchestrator.planner.exact import Optimum, exact
 from orchestrator.planner.exhaustive import exhaustive
 from orchestrator.planner.placement import place

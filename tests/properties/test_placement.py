@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from broker.errors import NoDeviceFits
-from broker.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.protocol.errors import NoDeviceFits
+from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from orchestrator.planner.costs import latency_s, objective_s, source_of
 from orchestrator.planner.explain import explain
 from orchestrator.planner.fleet import NOWHERE, Fleet

@@ -15,12 +15,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from broker.errors import NoDeviceFits
-from broker.messages import Assignment, DeviceProfile, DeviceState, Heartbeat, HeldModule, OrchestratorState, Route
-from broker.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from broker.transport import LinkDown, LinkUp
-from orchestrator.admission import MAX_REFUSALS
-from orchestrator.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen, Overslept, Tick
+from broker.protocol.errors import NoDeviceFits
+from broker.protocol.messages import (
+    Assignment,
+    DeviceProfile,
+    DeviceState,
+    Heartbeat,
+    HeldModule,
+    OrchestratorState,
+    Route,
+)
+from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.transport.port import LinkDown, LinkUp
 from orchestrator.decide import decide
 from orchestrator.events import (
     Action,
@@ -38,10 +44,12 @@ from orchestrator.events import (
     TaskInvalid,
     TaskUndeployed,
 )
-from orchestrator.facts import as_measured
+from orchestrator.leadership.standby import READ_RETAINED_S
+from orchestrator.membership.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen, Overslept, Tick
+from orchestrator.placement.deployability import MAX_REFUSALS
+from orchestrator.placement.planner_input import as_measured
 from orchestrator.planner.placement import place
 from orchestrator.state import Pace, State, initial
-from orchestrator.watch import READ_RETAINED_S
 
 DEVICES = ("a", "b", "c", "d")
 INTERVAL_S = 1.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from broker.codec import RawInput
-from s2m3.pictures import picture
+from broker.protocol.codec import RawInput
+from s2m3.reference.pictures import picture
 
 ENTRIES = {
     "hub/retrieval-align": {

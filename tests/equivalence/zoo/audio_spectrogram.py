@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from broker.codec import RawInput
-from s2m3.pictures import picture
+from broker.protocol.codec import RawInput
+from s2m3.reference.pictures import picture
 
 
 def tone(hz: float, seconds: float, rate_hz: int, channels: int = 1) -> RawInput:

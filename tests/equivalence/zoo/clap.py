@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from broker.codec import RawInput
+from broker.protocol.codec import RawInput
 
 
 def tone(hz: float, seconds: float, rate_hz: int, channels: int = 1) -> RawInput:

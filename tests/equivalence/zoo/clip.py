@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from broker.codec import RawInput
-from s2m3.pictures import picture
+from broker.protocol.codec import RawInput
+from s2m3.reference.pictures import picture
 
 TINY: dict[str, Any] = {
     "projection_dim": 24,

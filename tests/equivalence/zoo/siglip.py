@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from broker.codec import RawInput
-from s2m3.pictures import picture
+from broker.protocol.codec import RawInput
+from s2m3.reference.pictures import picture
 
 SIZES = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3}
 

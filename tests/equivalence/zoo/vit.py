@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from s2m3.pictures import picture
+from s2m3.reference.pictures import picture
 
 ENTRIES = {
     "hub/classification-vit-b16": {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from s2m3.pictures import picture
+from s2m3.reference.pictures import picture
 
 END = 599
 TINY: dict[str, Any] = {

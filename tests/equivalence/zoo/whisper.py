@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from broker.codec import RawInput
+from broker.protocol.codec import RawInput
 
 TINY: dict[str, Any] = {
     "d_model": 16,

@@ -1,0 +1,188 @@
+"""Messages to bytes and back, with limits; no I/O.
+
+Owns the two encodings: JSON for control messages and results, safetensors for everything that carries arrays. The
+limits are checked before parsing. What can't be read is a ``RemoteProtocolError`` between processes, and a
+``RequestFailed`` with a sentence for a sensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from broker.protocol.errors import ErrorCode, RemoteProtocolError, RequestFailed
+from broker.protocol.messages import Message, TensorMessage
+from broker.protocol.specs import InputSpec, RequestId, describe
+from broker.protocol.tensors import Array, Tensors, pack, unpack
+
+MAX_CONTROL_BYTES = 1024 * 1024  # a device's assignment of 1,000 modules has about half of that
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one float32 batch of LLaVA's image tokens has 9.4 MB
+MAX_INPUT_BYTES = 8 * 1024 * 1024  # a 24-megapixel JPEG; room is left for the other inputs
+SAFETENSORS = "application/vnd.safetensors"
+JSON = "application/json"
+
+M = TypeVar("M", bound=BaseModel)
+_TENSOR_MESSAGE: TypeAdapter[TensorMessage] = TypeAdapter(TensorMessage)
+
+
+@dataclass(frozen=True)
+class RawInput:
+    """One input of a request as the sensor sent it."""
+
+    data: bytes
+    content_type: str = ""
+
+
+def encode(message: BaseModel) -> bytes:
+    """Write a control message or a result as JSON."""
+    return message.model_dump_json(exclude_none=True).encode()
+
+
+def decode(kind: type[M], payload: bytes) -> M:
+    """Read a control message or a result.
+
+    Raises:
+        RemoteProtocolError: too large, not JSON, or a needed field is missing or wrong.
+    """
+    if len(payload) > MAX_CONTROL_BYTES:
+        raise RemoteProtocolError(f"{kind.__name__} of {len(payload)} bytes, at most {MAX_CONTROL_BYTES} are allowed")
+    try:
+        return kind.model_validate_json(payload)
+    except ValidationError as error:
+        raise RemoteProtocolError(_first_problem(kind.__name__, error)) from error
+
+
+def encode_tensors(message: TensorMessage, tensors: Tensors) -> bytes:
+    """Write arrays with their envelope as metadata: strings as they are, everything else as JSON text."""
+    return pack(tensors, _to_metadata(message))
+
+
+def decode_tensors(payload: bytes) -> tuple[TensorMessage, dict[str, Array]]:
+    """Read a message between agents.
+
+    Raises:
+        RemoteProtocolError: too large, truncated, malformed, or its envelope lacks a field.
+    """
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise RemoteProtocolError(f"{len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are allowed")
+    tensors, metadata = unpack(payload)
+    try:
+        return _TENSOR_MESSAGE.validate_python(metadata), tensors
+    except (ValidationError, RecursionError) as error:
+        raise RemoteProtocolError("the document's metadata are no envelope of this protocol") from error
+    except json.JSONDecodeError as error:  # pragma: no cover - pydantic wraps it today
+        raise RemoteProtocolError("a field of the envelope is not JSON") from error
+
+
+def encode_request(inputs: Mapping[str, RawInput]) -> tuple[bytes, str]:
+    """Write a sensor's inputs: one alone as it is, several as one safetensors document.
+
+    Returns:
+        The payload and its content type.
+    """
+    if len(inputs) == 1:
+        (only,) = inputs.values()
+        if only.content_type:
+            return only.data, only.content_type
+    arrays = {name: np.frombuffer(raw.data, dtype=np.uint8) for name, raw in inputs.items()}
+    return pack(arrays, {name: raw.content_type for name, raw in inputs.items()}), SAFETENSORS
+
+
+def decode_request(payload: bytes, content_type: str, expected: Mapping[str, InputSpec]) -> dict[str, RawInput]:
+    """Read what a sensor sent for a task with these inputs.
+
+    Raises:
+        RequestFailed: ``bad_input`` or ``too_large``, with a sentence that says what to send instead.
+    """
+    wanted = ", ".join(f"{name} ({spec.kind})" for name, spec in expected.items())
+    if not payload:
+        raise RequestFailed(ErrorCode.BAD_INPUT, f"the payload is empty: this task takes {wanted}")
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise RequestFailed(
+            ErrorCode.TOO_LARGE,
+            f"the request has {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are allowed",
+        )
+    if content_type.split(";", maxsplit=1)[0].strip() == SAFETENSORS:
+        inputs = _named_inputs(payload, expected, wanted)
+    else:
+        inputs = {_only_input(content_type, expected, wanted): RawInput(payload, content_type)}
+    if missing := [name for name in expected if name not in inputs]:
+        raise RequestFailed(
+            ErrorCode.BAD_INPUT,
+            f"the input {missing[0]} is missing: this task takes {wanted}; send several inputs as one "
+            f"safetensors document of byte arrays, with content type {SAFETENSORS}",
+        )
+    for name, raw in inputs.items():
+        _check_input(name, raw, expected[name])
+    return inputs
+
+
+def request_id(task: str, reply_to: str, correlation: bytes, payload: bytes) -> RequestId:
+    """The id by which agents know a request: equal for each copy of it, and for nothing else.
+
+    All four count: sensors that count from 1 don't meet, nor do the requests of one before and after its restart.
+    """
+    digest = hashlib.sha256()
+    for part in (task.encode(), reply_to.encode(), correlation):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    digest.update(payload)
+    return digest.hexdigest()[:32]
+
+
+def _named_inputs(payload: bytes, expected: Mapping[str, InputSpec], wanted: str) -> dict[str, RawInput]:
+    try:
+        arrays, content_types = unpack(payload)
+    except RemoteProtocolError as error:
+        raise RequestFailed(
+            ErrorCode.BAD_INPUT, f"{error}; write it with the safetensors library and send all of it"
+        ) from error
+    if unknown := sorted(arrays.keys() - expected.keys()):
+        raise RequestFailed(ErrorCode.BAD_INPUT, f"unknown input {unknown[0]!r}: this task takes {wanted}")
+    if wrong := [name for name, array in arrays.items() if array.dtype != np.uint8]:
+        raise RequestFailed(
+            ErrorCode.BAD_INPUT, f"input {wrong[0]} must be an array of bytes (U8): the encoded file itself"
+        )
+    return {name: RawInput(array.tobytes(), content_types.get(name, "")) for name, array in arrays.items()}
+
+
+def _only_input(content_type: str, expected: Mapping[str, InputSpec], wanted: str) -> str:
+    if len(expected) == 1:
+        return next(iter(expected))
+    kind = content_type.split("/", maxsplit=1)[0]
+    if fitting := [name for name, spec in expected.items() if spec.kind == kind]:
+        return fitting[0]
+    raise RequestFailed(
+        ErrorCode.BAD_INPUT,
+        f"this task takes {wanted}: send them as one safetensors document of byte arrays, with content type "
+        f"{SAFETENSORS}, not {content_type or 'without a content type'}",
+    )
+
+
+def _check_input(name: str, raw: RawInput, spec: InputSpec) -> None:
+    if not raw.data:
+        raise RequestFailed(ErrorCode.BAD_INPUT, f"the input {name} is empty: send a {spec.kind}")
+    if len(raw.data) > MAX_INPUT_BYTES:
+        raise RequestFailed(
+            ErrorCode.TOO_LARGE,
+            f"the input {name} has {len(raw.data)} bytes, at most {MAX_INPUT_BYTES} are allowed: send a smaller one",
+        )
+    sent = raw.content_type.split("/")[0]
+    if sent in {"image", "text", "audio"} and sent != spec.kind:
+        text = f"the input {name} must be {spec.kind}, not {raw.content_type}: send one of that kind"
+        raise RequestFailed(ErrorCode.BAD_INPUT, text)
+
+
+def _to_metadata(message: Message) -> dict[str, str]:
+    fields = message.model_dump(mode="json", exclude_none=True)
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+
+
+def _first_problem(name: str, error: ValidationError) -> str:
+    field, sentence = describe(error.errors()[0])
+    return f"{name}: {field}: {sentence}" if field else f"{name}: {sentence}"

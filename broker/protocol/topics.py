@@ -1,0 +1,119 @@
+"""The topic table: one constant per topic, and nothing else spells one.
+
+Owns templates, QoS, retain, who writes, who reads, and the message. ``topics.md`` is this table for people; a test
+holds them equal. Knows nothing of connections.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel
+
+from broker.protocol.errors import LocalProtocolError
+from broker.protocol.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Result, Route
+from broker.protocol.specs import ID_PATTERN, TaskSpec
+
+VERSION = "s2m3/v1"
+_ID = re.compile(ID_PATTERN.removesuffix("$") + r"\Z")
+_LEVEL = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One row of the contract. ``message`` is None where the payload is not a JSON message of ours."""
+
+    template: str
+    qos: Literal[0, 1]
+    retain: bool
+    writer: str
+    reader: str
+    message: type[BaseModel] | None
+
+    def at(self, prefix: str, **ids: str) -> str:
+        """The topic for these ids.
+
+        Raises:
+            LocalProtocolError: an id is not one.
+        """
+        for name, value in ids.items():
+            if not _ID.match(value):
+                raise LocalProtocolError(f"{name} {value!r} is no id: use a-z, 0-9 and -, at most 63 characters")
+        return f"{prefix}/{self.template.format(**ids)}"
+
+    def filter(self, prefix: str, **ids: str) -> str:
+        """The subscription filter: what is not given matches anything."""
+        levels = dict.fromkeys(_LEVEL.findall(self.template), "+")
+        return f"{prefix}/{self.template.format(**(levels | ids))}"
+
+    def match(self, prefix: str, topic: str) -> dict[str, str] | None:
+        """The ids in a received topic, or None when it is another topic or an id is not one."""
+        if not topic.startswith(prefix + "/"):
+            return None
+        expected, levels = self.template.split("/"), topic[len(prefix) + 1 :].split("/")
+        if len(expected) != len(levels):
+            return None
+        ids: dict[str, str] = {}
+        for pattern, level in zip(expected, levels, strict=True):
+            if name := _LEVEL.fullmatch(pattern):
+                if not _ID.match(level):
+                    return None
+                ids[name[1]] = level
+            elif pattern != level:
+                return None
+        return ids
+
+
+ORCHESTRATOR_STATE = Topic("orchestrator/state", 1, True, "orchestrator", "all", OrchestratorState)
+ORCHESTRATOR_HEARTBEAT = Topic("orchestrator/heartbeat", 0, False, "orchestrator", "orchestrator", OrchestratorState)
+TASK_SPEC = Topic("tasks/{task}/spec", 1, True, "deployer, orchestrator", "orchestrator", TaskSpec)
+TASK_ROUTE = Topic("tasks/{task}/route", 1, True, "orchestrator", "agents, clients", Route)
+DEVICE_STATE = Topic("devices/{device}/state", 1, True, "agent", "all", DeviceState)
+DEVICE_ASSIGNMENT = Topic("devices/{device}/assignment", 1, True, "orchestrator", "agent", Assignment)
+DEVICE_HEARTBEAT = Topic("devices/{device}/heartbeat", 0, False, "agent", "orchestrator", Heartbeat)
+DEVICE_DRAIN = Topic("devices/{device}/drain", 1, True, "operator, orchestrator", "orchestrator", Drain)
+DEVICE_REBIRTH = Topic("devices/{device}/rebirth", 1, False, "orchestrator", "agent", None)
+DEVICE_ECHO = Topic("devices/{device}/echo", 0, False, "agent", "agent", None)
+TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor", "front door", None)
+TENSORS = Topic("tensors/{sender}/{receiver}/{request}/{node}", 1, False, "agent", "agent", None)
+RESULTS = Topic("clients/{client}/results/{request}", 1, False, "agent", "sensor", Result)
+
+TOPICS = (
+    ORCHESTRATOR_STATE,
+    ORCHESTRATOR_HEARTBEAT,
+    TASK_SPEC,
+    TASK_ROUTE,
+    DEVICE_STATE,
+    DEVICE_ASSIGNMENT,
+    DEVICE_HEARTBEAT,
+    DEVICE_DRAIN,
+    DEVICE_REBIRTH,
+    DEVICE_ECHO,
+    TASK_REQUESTS,
+    TENSORS,
+    RESULTS,
+)
+
+
+def prefix_of(site: str | None = None) -> str:
+    """The prefix of all topics, behind the site's own prefix when there is one."""
+    return f"{site.strip('/')}/{VERSION}" if site else VERSION
+
+
+def front_door_filter(prefix: str, task: str, epoch: int, group: int) -> str:
+    """The shared subscription of a task's front door. A new set of members is a new group: a hung member stays in
+    the old one."""  # noqa: D205, D209 - one thought
+    return f"$share/{task}-{epoch}-{group}/{TASK_REQUESTS.at(prefix, task=task)}"
+
+
+def second_door_filter(prefix: str, task: str, epoch: int, group: int) -> str:
+    """The shared subscription of a task's second front door: each request reaches it as well as the front door."""
+    return f"$share/{task}-{epoch}-{group}-second/{TASK_REQUESTS.at(prefix, task=task)}"
+
+
+def may_reply_to(prefix: str, reply_to: str) -> bool:
+    """Whether an answer may go there: below ``clients/`` and no wildcard, so nobody makes an agent write elsewhere."""
+    inside = reply_to.startswith(f"{prefix}/clients/")
+    return inside and not any(sign in reply_to for sign in "+#\0") and len(reply_to.encode()) <= 1024  # noqa: PLR2004

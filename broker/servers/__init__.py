@@ -1,0 +1,1 @@
+"""Brokers that this project starts itself: the embedded one and Mosquitto."""

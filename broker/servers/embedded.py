@@ -1,0 +1,119 @@
+"""The broker that pip installs (iotcore, which is rumqttd in a wheel), as a child process.
+
+Owns its configuration, start and end. For the demo, tests and a single trusted box: it listens on 127.0.0.1 only, has
+no access rules, no sessions that outlive a connection, and keeps retained messages in memory. The child ends with its
+parent, also when that is killed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from broker.protocol.errors import TransportError
+from broker.servers.ports import HOST, free_port
+from broker.transport.port import MAX_PACKET_BYTES
+
+if TYPE_CHECKING:
+    from iotcore import Broker
+
+_FREE_PORT_ATTEMPTS = 5  # another process may take a free port before the broker does
+
+# Its default payload limit, 20,480 bytes, takes no tensor.
+# It keeps a log per filter, which reading does not empty: by default up to 10 segments of 100 MB each.
+_CONFIG = """\
+id = 0
+
+[router]
+id = 0
+max_connections = 10010
+max_outgoing_packet_count = 200
+max_segment_size = 16777216
+max_segment_count = 2
+
+[v5.1]
+name = "v5-1"
+listen = "{host}:{port}"
+next_connection_delay_ms = 1
+    [v5.1.connections]
+    connection_timeout_ms = 5000
+    max_payload_size = {max_packet_bytes}
+    max_inflight_count = 100
+    dynamic_filters = true
+"""
+
+
+class EmbeddedBroker:
+    """An MQTT 5 broker in a child process, as a context manager.
+
+    Args:
+        port: where to listen on 127.0.0.1; 0 takes a free port.
+
+    Raises:
+        TransportError: on ``start``, when iotcore isn't installed, the port is taken, or the broker doesn't come up.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._wanted_port = port
+        self._port = port
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._broker: Broker | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect; known once it is started."""
+        return f"mqtt://{HOST}:{self._port}"
+
+    def start(self) -> Self:
+        """Start it and wait until it listens; does nothing when it runs already. Again, it takes the port it had."""
+        if self._broker is not None and self._broker.is_running:
+            return self
+        attempts = 1 if self._wanted_port else _FREE_PORT_ATTEMPTS
+        for attempt in range(1, attempts + 1):
+            self._port = self._wanted_port or free_port()
+            try:
+                self._launch()
+            except OSError as error:
+                self.stop()
+                if attempt == attempts:
+                    raise TransportError(
+                        f"port {self._port} on {HOST} is taken ({error}): end what listens there, or name another port"
+                    ) from error
+            else:
+                self._wanted_port = self._port
+                break
+        return self
+
+    def stop(self) -> None:
+        """End it and remove its files. Safe to call twice, or before ``start``."""
+        if self._broker is not None:
+            self._broker.stop()
+            self._broker = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _launch(self) -> None:
+        try:
+            from iotcore import Broker  # noqa: PLC0415 - an extra: only who runs this broker needs it
+        except ImportError as error:
+            raise TransportError("the embedded broker is not installed: install the [embedded] extra") from error
+        self._folder = tempfile.TemporaryDirectory(prefix="s2m3-broker-")
+        config = Path(self._folder.name) / "rumqttd.toml"
+        config.write_text(_CONFIG.format(host=HOST, port=self._port, max_packet_bytes=MAX_PACKET_BYTES))
+        broker = Broker(config_path=str(config))
+        try:
+            broker.start()
+        except RuntimeError as error:
+            raise TransportError(f"the embedded broker did not start: {error}") from error
+        self._broker = broker

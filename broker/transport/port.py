@@ -1,0 +1,167 @@
+"""The port to the broker: publish, subscribe, will. No implementation here.
+
+Owns what both implementations (``memory``, ``mqtt``) promise:
+- Events arrive by calling the inbox, which must only put them on a queue and return.
+- ``LinkUp`` comes after the connection is there *and* every remembered subscription is acknowledged, so that a birth
+  published then is never ahead of its own ears. It comes anew at each reconnection, with a new session number.
+- Publishing never waits. A message that can't go is an error at once; QoS 1 that finds no subscriber comes back as
+  ``Undelivered`` where the broker says so (a hint: not every broker does).
+- Delivery is at most once per hop here, and end to end by those who ask: request id, deadline, retry. But for messages
+  that are ``lasting``, which nobody would send again: those are at least once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from broker.protocol.codec import MAX_MESSAGE_BYTES
+from broker.protocol.errors import LocalProtocolError
+
+LONGEST_RETRY_S = 5.0  # between two attempts to reach a broker that is away
+RECONNECT_S = LONGEST_RETRY_S + 1.0  # until everybody is back that a broker which was away lets in, one by one
+MAX_TOPIC_BYTES = 65_535  # MQTT strings count their bytes in 16 bits
+MAX_PROPERTY_BYTES = 65_535  # of a content type or of correlation data
+MAX_EXPIRY_S = 2**32 - 1
+MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 64 * 1024  # room for the topic and the properties
+_PACKET_OVERHEAD_BYTES = 64  # fixed header, lengths, packet id, property ids, expiry: less than this
+
+
+def _check_topic(topic: str) -> None:
+    if not topic or any(sign in topic for sign in "+#\0") or len(topic.encode()) > MAX_TOPIC_BYTES:
+        raise LocalProtocolError(f"{topic[:80]!r} is no topic to publish to: use a short name without +, # and NUL")
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A message to publish. ``token`` comes back in ``Undelivered``.
+
+    One that is ``lasting`` waits for the next connection, no longer than it would expire, and goes again unless the
+    broker has acknowledged it.
+
+    Raises:
+        LocalProtocolError: a topic or a property that MQTT forbids, or a lasting message that nobody acknowledges.
+    """
+
+    topic: str
+    payload: bytes
+    qos: Literal[0, 1] = 1
+    retain: bool = False
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    content_type: str | None = None
+    expiry_s: int | None = None  # whole seconds, at least 1
+    token: str | None = None
+    lasting: bool = False
+
+    def __post_init__(self) -> None:
+        _check_topic(self.topic)
+        if self.lasting and self.qos == 0:
+            raise LocalProtocolError(f"{self.topic} can't last with QoS 0, which nobody acknowledges: use QoS 1")
+        if self.response_topic is not None:
+            _check_topic(self.response_topic)
+        if self.expiry_s is not None and not 1 <= self.expiry_s <= MAX_EXPIRY_S:
+            raise LocalProtocolError(f"an expiry of {self.expiry_s} s is none: use 1 to {MAX_EXPIRY_S} whole seconds")
+        if "\0" in (self.content_type or "") or len((self.content_type or "").encode()) > MAX_PROPERTY_BYTES:
+            raise LocalProtocolError(f"a content type has at most {MAX_PROPERTY_BYTES} bytes and no NUL")
+        if len(self.correlation or b"") > MAX_PROPERTY_BYTES:
+            raise LocalProtocolError(f"correlation data have at most {MAX_PROPERTY_BYTES} bytes")
+
+    @property
+    def packet_bytes(self) -> int:
+        """An upper bound of what this takes on the wire; brokers limit the packet, not the payload."""
+        texts = (self.topic, self.response_topic or "", self.content_type or "")
+        headers = sum(len(text.encode()) for text in texts) + len(self.correlation or b"")
+        return len(self.payload) + headers + _PACKET_OVERHEAD_BYTES
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message that arrived."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    content_type: str | None = None
+    expiry_s: int | None = None  # what the broker left of it
+
+
+@dataclass(frozen=True)
+class LinkUp:
+    """Connected and subscribed. ``max_packet_bytes`` is the broker's word, None where it gives none."""
+
+    session: int
+    max_packet_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class LinkDown:
+    """The connection is gone; the transport tries again by itself."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Undelivered:
+    """The broker has a message that nobody subscribes to."""
+
+    topic: str
+    token: str
+
+
+@dataclass(frozen=True)
+class Denied:
+    """The broker refused a publish or a subscription: an access rule, or a quota."""
+
+    topic: str
+    reason: str
+
+
+LinkEvent = Delivery | LinkUp | LinkDown | Undelivered | Denied
+Inbox = Callable[[LinkEvent], None]
+
+
+@dataclass(frozen=True)
+class Will:
+    """What the broker publishes for us when we vanish."""
+
+    topic: str
+    payload: bytes
+    qos: Literal[0, 1] = 1
+    retain: bool = True
+
+
+WillFor = Callable[[int], Will]
+"""Makes the will for a session number: a new one at each connection."""
+
+
+class Transport(Protocol):
+    """A connection that repairs itself."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether a publish has a chance now."""
+
+    def start(self) -> None:
+        """Begin to connect, and go on for ever; returns at once. ``LinkUp`` tells of success."""
+
+    def publish(self, message: Outgoing) -> None:
+        """Hand a message to the broker without waiting.
+
+        Raises:
+            NotConnected: there is no connection, and the message isn't lasting.
+            MessageTooLarge: beyond the broker's or our own limit.
+            QueueFull: too many messages wait already.
+        """
+
+    def subscribe(self, *filters: str) -> None:
+        """Add filters, QoS 1; they are remembered and made again at each connection."""
+
+    def unsubscribe(self, *filters: str) -> None:
+        """Take filters away."""
+
+    def close(self) -> None:
+        """Disconnect cleanly (no will) and stop; what was published before is sent first. Safe to call twice."""

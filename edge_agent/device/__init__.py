@@ -1,0 +1,1 @@
+"""What a device is and measures of itself: profile, footprint, calibration, link."""

@@ -1,0 +1,192 @@
+"""What a module really costs on this device: its footprint and its seconds, measured when it is loaded.
+
+Owns the procedure. After the imports, so that they don't count: resident memory, load, one pass to warm up, some more
+passes against the clock, resident memory again. What was measured is kept on disk, so a module that comes back is ready
+as soon as its weights are read. Runs on the loader's thread; a measurement waits, though not for long, until no forward
+pass is under way (``quiet``), so that neither disturbs the other.
+
+Not measured: a module whose family gives no typical values, and a pass that by its operations would take longer than
+``LONGEST_S``, for the device has better things to do. The bytes of such a module are those of its weights at rest, its
+seconds come with its first requests.
+
+A footprint is the growth of resident memory, at least what the spec says. Pages that a library keeps for the next
+module count for the one that came first. What a pass takes for a moment doesn't count: the device's headroom is for
+that.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.specs import ModuleKey, ModuleSpec
+from edge_agent import modules
+from edge_agent.device import footprint
+from edge_agent.device.measurements import Measured, Measurement
+from edge_agent.modules import Module, Value
+from edge_agent.runtime.out_of_memory import is_out_of_memory
+
+MEASURE_S = 0.3  # of passes against the clock, after the one that warms up
+PASSES = 5  # at most
+LONGEST_S = 10.0  # a pass that takes longer, by its operations, isn't made only to be measured
+PATIENCE_S = 0.5  # how long a measurement waits for a quiet moment, before it is made all the same
+FRESH_BYTES = 64 * 1024 * 1024  # what must be left over beside a module's weights while they are read
+
+Clock = Callable[[], float]
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A module in memory, and what it costs there."""
+
+    module: Module
+    memory_bytes: int
+    load_s: float  # until it can be used, without the imports of its family, which come once
+    compute_s: float | None  # None: not measured
+
+
+class Calibration:
+    """Measures the modules of one device.
+
+    Args:
+        measured: What was measured before, and where it is kept.
+        speed: Share of its speed that the device offers: an emulated slower one's passes take longer.
+        flops_per_s: What the device computes about, at full speed; to leave out what would take too long.
+        clock: Seconds, rising.
+        resident_bytes: What the process holds; None when nobody knows.
+        free_bytes: What the process may still take; None when nobody knows.
+    """
+
+    def __init__(
+        self,
+        measured: Measured,
+        *,
+        speed: float = 1.0,
+        flops_per_s: float = 1e9,
+        clock: Clock = time.perf_counter,
+        resident_bytes: Callable[[], int | None] = footprint.resident_bytes,
+        free_bytes: Callable[[], int | None] = footprint.free_bytes,
+    ) -> None:
+        self.passing = threading.Lock()
+        """Whoever runs a forward pass holds it meanwhile."""
+        self._measured = measured
+        self._speed = speed
+        self._flops_per_s = flops_per_s
+        self._clock = clock
+        self._resident_bytes = resident_bytes
+        self._free_bytes = free_bytes
+        self._here: dict[ModuleKey, float] = {}
+        self.look()
+
+    def expected_bytes(self, spec: ModuleSpec) -> int:
+        """What a module will occupy: as it was measured, or as its spec says."""
+        known = self._measured.modules.get(spec.key)
+        return max(spec.memory_bytes, known.memory_bytes if known else 0)
+
+    @property
+    def cached(self) -> Mapping[ModuleKey, float]:
+        """Modules that were measured and whose weights are on this machine -> seconds of a pass."""
+        return self._here
+
+    def load(self, spec: ModuleSpec, load: Callable[[ModuleSpec], Module]) -> Loaded:
+        """Load a module and measure it, but for what is known of it already.
+
+        Raises:
+            ModuleRefused: there is no such memory.
+            Exception: whatever the family's loading or its first pass raises.
+        """
+        self._check_free(spec)
+        if spec.family in modules.FAMILIES:
+            modules.import_family(spec)
+        known = self._measured.modules.get(spec.key)
+        before, began_s = self._resident(), self._clock()
+        module = load(spec)
+        compute_s = known.compute_s if known else None
+        if compute_s is None:
+            compute_s = self._calibrated(spec, module)
+        after = self._resident()
+        grown = after - before if before is not None and after is not None else 0
+        memory_bytes = known.memory_bytes if known and known.compute_s else max(spec.memory_bytes, grown)
+        load_s = self._clock() - began_s
+        return Loaded(module, memory_bytes, load_s, None if compute_s is None else compute_s / self._speed)
+
+    def keep(self, spec: ModuleSpec, loaded: Loaded) -> None:
+        """Keep what a module costs that has room here: one that hasn't may have been measured in a bad moment."""
+        compute_s = None if loaded.compute_s is None else loaded.compute_s * self._speed
+        self._measured.keep(Measurement(spec=spec, memory_bytes=loaded.memory_bytes, compute_s=compute_s))
+
+    def remember(self, key: ModuleKey, compute_s: float) -> None:
+        """Keep what a module's passes took on average, as it goes."""
+        known = self._measured.modules.get(key)
+        if known is not None and compute_s > 0:
+            self._measured.keep(known.model_copy(update={"compute_s": compute_s * self._speed}))
+
+    def look(self) -> None:
+        """See which measured modules' weights are on this machine. Reads the disk; asks nobody else."""
+        from edge_agent.modules.weights.cache_probe import is_here  # noqa: PLC0415 - torch comes with it
+
+        self._here = {
+            key: each.compute_s / self._speed
+            for key, each in self._measured.modules.items()
+            if each.compute_s is not None and is_here(each.spec.source)
+        }
+
+    def _check_free(self, spec: ModuleSpec) -> None:
+        free = self._free_bytes()
+        if free is not None and free < spec.memory_bytes + FRESH_BYTES:
+            raise ModuleRefused(
+                f"its weights are {spec.memory_bytes} bytes and this machine has only {free} left: end what else runs "
+                "here, or place it elsewhere"
+            )
+
+    def _calibrated(self, spec: ModuleSpec, module: Module) -> float | None:
+        """Seconds of a typical pass: the median of a few."""
+        values = modules.typical_values(module)
+        if values is None or spec.flops / self._flops_per_s > LONGEST_S:
+            log.info("module_not_calibrated", family=spec.family, why="no typical values" if values is None else "long")
+            return None
+        try:
+            return self._clocked(module, values)
+        except Exception as error:  # what it can't do with made-up values it may do with real ones
+            if is_out_of_memory(error):
+                raise
+            log.warning("module_not_calibrated", family=spec.family, why=f"{type(error).__name__}: {error}")
+            return None
+
+    def _clocked(self, module: Module, values: tuple[Value, ...]) -> float:
+        began_s = self._clock()
+        modules.run(module, values, None)  # what is made once is made now, and no request waits for it
+        if (first_s := self._clock() - began_s) > MEASURE_S:
+            return first_s
+        took_s: list[float] = []
+        while len(took_s) < PASSES and sum(took_s) < MEASURE_S:
+            took_s.append(self._timed(module, values))
+        return max(statistics.median(took_s), 1e-9)
+
+    def _timed(self, module: Module, values: tuple[Value, ...]) -> float:
+        with self._quiet():
+            began_s = self._clock()
+            modules.run(module, values, None)
+            return self._clock() - began_s
+
+    def _resident(self) -> int | None:
+        with self._quiet():
+            return self._resident_bytes()
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """A moment without a forward pass, if one comes soon."""
+        got = self.passing.acquire(timeout=PATIENCE_S)
+        try:
+            yield
+        finally:
+            if got:
+                self.passing.release()

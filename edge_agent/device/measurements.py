@@ -1,0 +1,109 @@
+"""What this device measured, kept on its disk: seconds and bytes of each module that it ever ran.
+
+Owns the file, and how passes are averaged. A measurement holds for one device, one module (its identity has the dtype
+in it) and one setting: the threads, the processor, the libraries. Another setting's file is overwritten. A file that is
+damaged, or can't be read or written, costs the measurements and nothing else.
+
+Knows neither models nor messages. Used by one thread at a time: the store's lock, or the loader's thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+from pydantic import Field, ValidationError
+
+from broker.protocol.specs import Bytes, ModuleKey, ModuleSpec, Positive, Spec
+
+PROCESSOR_FILE = Path("/proc/cpuinfo")
+MAX_MODULES = 256  # the newest are kept; the heartbeat names them all, in less than its 1 MiB
+MAX_FILE_BYTES = 4 * 1024 * 1024
+NEWEST_SHARE = 0.2  # of the newest pass in the average: one slow pass, times all that waits, would turn requests away
+
+log = structlog.get_logger()
+
+
+def averaged(before_s: float | None, newest_s: float) -> float:
+    """The moving average of a module's passes with the newest one, seconds; None: it is the first."""
+    return newest_s if before_s is None else before_s + NEWEST_SHARE * (newest_s - before_s)
+
+
+class Measurement(Spec):
+    """What one module cost here."""
+
+    spec: ModuleSpec
+    memory_bytes: Bytes  # its footprint: weights and all that came with them
+    compute_s: Positive | None = None  # of one pass at this device's full speed; None: never measured
+
+
+class _File(Spec):
+    setting: str
+    modules: dict[ModuleKey, Measurement] = Field(max_length=MAX_MODULES)
+
+
+def setting(threads: int, libraries: str) -> str:
+    """What a measurement holds for, besides the device's id: the processor, the threads of a pass, the libraries."""
+    model = ""
+    with suppress(OSError):
+        lines = PROCESSOR_FILE.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))), "")
+    return f"{model or platform.machine()}, {threads} threads, {libraries}"
+
+
+class Measured:
+    """The measurements of one device.
+
+    Args:
+        path: The file; None keeps them for this run only.
+        setting: What they hold for, in one line.
+    """
+
+    def __init__(self, path: Path | None = None, setting: str = "") -> None:
+        self._path = path
+        self._setting = setting
+        self.modules: dict[ModuleKey, Measurement] = self._read()
+
+    def keep(self, measurement: Measurement) -> None:
+        """Remember a measurement, in place of an older one of the same module."""
+        self.modules.pop(measurement.spec.key, None)
+        self.modules[measurement.spec.key] = measurement
+        for key in list(self.modules)[:-MAX_MODULES]:
+            del self.modules[key]
+        self._write()
+
+    def _read(self) -> dict[ModuleKey, Measurement]:
+        if self._path is None:
+            return {}
+        try:
+            if self._path.stat().st_size > MAX_FILE_BYTES:
+                raise ValueError("too large")  # noqa: TRY301 - as any other damage
+            found = _File.model_validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError, ValueError) as error:
+            log.warning("measurements_not_read", file=str(self._path), error=type(error).__name__)
+            return {}
+        return dict(found.modules) if found.setting == self._setting else {}
+
+    def _write(self) -> None:
+        """Replace the file as a whole, so that nobody ever reads a half of it."""
+        if self._path is None:
+            return
+        content = {
+            "setting": self._setting,
+            "modules": {key: each.model_dump(mode="json") for key, each in self.modules.items()},
+        }
+        fresh = self._path.with_suffix(f".{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_text(json.dumps(content), encoding="utf-8")
+            fresh.replace(self._path)
+        except OSError as error:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            log.warning("measurements_not_kept", file=str(self._path), error=error.strerror or type(error).__name__)

@@ -1,0 +1,111 @@
+"""What this device has to offer: memory and speed, measured; the link, as the operator states it or as it is assumed.
+
+Owns the measurement at start. Knows no model: the speed is that of layers as small networks have them, at the thread
+count set. It only serves until forward passes are measured themselves (``calibrate``); so does the assumed link, until
+it is (``echo``).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+from broker.protocol.errors import BadFile
+from broker.protocol.messages import DeviceProfile
+from edge_agent.device.footprint import free_bytes
+
+MEASURE_S = 0.15
+# Left to the system when no budget is stated, and to what families import with their first module: transformers and
+# what it brings take 170 MB, which belong to no module.
+RESERVE_BYTES = (256 + 192) * 1024 * 1024
+ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S = 100e6, 0.001  # of a link that nobody stated or measured: a wired one
+CHANNELS, EXPANDED, SIDE = 24, 144, 56  # of the bottleneck
+TOKENS, WIDTH = 28, 384  # of the feed-forward layer
+
+Clock = Callable[[], float]
+
+
+def profile(
+    *,
+    memory_bytes: int | None = None,
+    headroom: float = 0.0,
+    speed: float = 1.0,
+    bandwidth_bits_per_s: float | None = None,
+    latency_s: float | None = None,
+    clock: Clock = time.perf_counter,
+) -> DeviceProfile:
+    """Measure this device.
+
+    Args:
+        memory_bytes: The budget for modules; None for what is really free, less the system's reserve and the headroom.
+        headroom: Share of that for activations. A stated budget is for modules alone, and taken as it is.
+        speed: Share of its speed that the device offers, for emulating slower ones.
+        bandwidth_bits_per_s: Of the device's link; None assumes one until it is measured.
+        latency_s: Of the device's link, one way to the broker; None likewise.
+        clock: Seconds, rising.
+
+    Raises:
+        BadFile: no budget is stated, and the system doesn't say what is free.
+    """
+    return DeviceProfile(
+        memory_bytes=memory_bytes if memory_bytes is not None else spare_memory_bytes(free_bytes(), headroom),
+        compute_flops_per_s=compute_flops_per_s(clock) * speed,
+        bandwidth_bits_per_s=ASSUMED_BANDWIDTH_BITS_PER_S if bandwidth_bits_per_s is None else bandwidth_bits_per_s,
+        latency_s=ASSUMED_LATENCY_S if latency_s is None else latency_s,
+    )
+
+
+def spare_memory_bytes(free: int | None, headroom: float) -> int:
+    """What is left for modules of free bytes: less the system's reserve, less the headroom of the rest; at least 1.
+
+    Raises:
+        BadFile: nobody knows what is free; then an operator must state the budget.
+    """
+    if free is None:
+        raise BadFile(
+            file="agent",
+            field="memory",
+            problem="this system doesn't say how much is free",
+            fix="state the device's `memory`",
+        )
+    return max(1, round((free - RESERVE_BYTES) * (1 - headroom)))
+
+
+def compute_flops_per_s(clock: Clock = time.perf_counter, measure_s: float = MEASURE_S) -> float:
+    """Floating-point operations a second (two a multiply-add) at the thread count set.
+
+    Runs in turn a mobile inverted bottleneck (Sandler et al. 2018) and a transformer's feed-forward layer over a few
+    captions, once to warm up and then until the time is over. The fastest round counts, so that what else the machine
+    does at that moment (other programs that start) doesn't make the device look slow. Such layers move more memory than
+    one big product, so the figure is far below the processor's peak: it is what small models reach.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def weights(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator)
+
+    image, tokens = weights(1, CHANNELS, SIDE, SIDE), weights(TOKENS, WIDTH)
+    expand, depthwise = weights(EXPANDED, CHANNELS, 1, 1), weights(EXPANDED, 1, 3, 3)
+    project = weights(CHANNELS, EXPANDED, 1, 1)
+    widen, narrow = weights(WIDTH, 4 * WIDTH), weights(4 * WIDTH, WIDTH)
+    flops = 2 * SIDE * SIDE * EXPANDED * (2 * CHANNELS + 9) + 2 * TOKENS * 8 * WIDTH * WIDTH  # of one round
+
+    def one_round() -> None:
+        x = functional.relu6(functional.conv2d(image, expand))  # (1, 144, 56, 56)
+        x = functional.relu6(functional.conv2d(x, depthwise, padding=1, groups=EXPANDED))  # (1, 144, 56, 56)
+        functional.conv2d(x, project)  # (1, 24, 56, 56)
+        functional.gelu(tokens @ widen) @ narrow  # (28, 384)
+
+    with torch.inference_mode():
+        one_round()
+        fastest_s, began_s = math.inf, clock()
+        before_s = began_s
+        while before_s - began_s < measure_s:
+            one_round()
+            now_s = clock()
+            fastest_s, before_s = min(fastest_s, now_s - before_s), now_s
+    return flops / max(fastest_s, 1e-9)

@@ -1,0 +1,1 @@
+"""One file per model family: its parts, their shapes, and how each runs."""

@@ -1,0 +1,194 @@
+"""A causal language model that answers a prompt with a picture in it: what LLaVA and SmolVLM share.
+
+Owns the network that transformers builds from ``text_config``, the picture's vectors in the place of its tokens, and
+greedy decoding with the KV cache, all inside one module: neither the cache nor logits ever cross the wire. Knows no
+family's prompt.
+
+    takes                                            gives
+    the picture's vectors float32 (1, p, d), the     ``tokens`` int64 (1, t), the new ones and the end among them, and
+    question                                         the answer that they spell
+
+Invariant: the tokens are those of the whole model's ``generate`` with the same limit. Nothing is sampled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from broker.protocol.errors import ErrorCode, RequestFailed
+from edge_agent.modules import Output, Value
+from edge_agent.modules.families import generation
+from edge_agent.modules.inputs import decoding, prepare
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
+
+IMAGE = "<image>"
+"""What stands for the picture in a prompt, once for each of its vectors."""
+MOST_TOKENS = 64  # of an answer
+TYPICAL_PROMPT, TYPICAL_ANSWER = 24, 16  # tokens, besides the picture's
+_GENERATION = "generation_config.json"
+# Of a text_config: neither arithmetic, nor read here.
+_HISTORY = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
+
+Language = LlamaForCausalLM | Qwen2ForCausalLM
+
+
+def text_config(config: Config) -> LlamaConfig | Qwen2Config:
+    """The language model's configuration, from a whole model's; its dtype is the spec's, not the publisher's."""
+    fields = {name: value for name, value in config["text_config"].items() if name not in _HISTORY}
+    kind = fields.get("model_type", "llama")
+    kinds: dict[str, type[LlamaConfig | Qwen2Config]] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
+    if kind not in kinds:
+        msg = f"text_config names {kind}, and only {', '.join(kinds)} are known"
+        raise ValueError(msg)
+    return kinds[kind].from_dict(fields)
+
+
+def build(config: Config) -> Language:
+    """The network, with its own generation settings left empty: ``complete`` says all."""
+    own = text_config(config)
+    network: Language = LlamaForCausalLM(own) if isinstance(own, LlamaConfig) else Qwen2ForCausalLM(own)
+    network.generation_config = cast("Any", GenerationConfig)()
+    return network
+
+
+def tied(config: Config) -> bool:
+    """Whether the output matrix is the embedding."""
+    own: dict[str, Any] = config["text_config"]
+    return bool(config.get("tie_word_embeddings") or own.get("tie_word_embeddings"))
+
+
+def image_token(config: Config) -> int:
+    """The id of ``IMAGE``."""
+    return int(config["image_token_index"] if "image_token_index" in config else config["image_token_id"])
+
+
+def ends(checkpoint: Checkpoint) -> list[int]:
+    """The tokens that end an answer: generation_config.json's, else config.json's.
+
+    Raises:
+        ModuleRefused: a file is no JSON.
+    """
+    path = checkpoint.repository.path(_GENERATION)
+    found = read_object(path).get("eos_token_id") if path is not None else None
+    if found is None:
+        found = text_config(checkpoint.config).eos_token_id
+    return [] if found is None else [int(each) for each in (found if isinstance(found, list) else [found])]
+
+
+def identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    """What of the configuration changes the answer."""
+    own = text_config(checkpoint.config)
+    wanted = (
+        "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+        "hidden_act rms_norm_eps rope_parameters max_position_embeddings head_dim attention_bias "
+        "mlp_bias use_sliding_window"
+    )
+    fields: dict[str, JsonValue] = {name: getattr(own, name, None) for name in wanted.split()}
+    return fields | {
+        "tied": tied(checkpoint.config),
+        "image": image_token(checkpoint.config),
+        "ends": [*ends(checkpoint)],
+        "most": MOST_TOKENS,
+        "vocabulary": prepare.vocabulary(checkpoint),
+    }
+
+
+def complete(network: PreTrainedModel, ids: Tensor, picture: Tensor, image: int, end: list[int]) -> Tensor:
+    """The most probable tokens after a prompt, one after the other.
+
+    Args:
+        network: The language model.
+        ids: The prompt (1, n), in which ``image`` stands p times.
+        picture: The picture's vectors (1, p, d).
+        image: The token that stands for one of them.
+        end: The tokens that end an answer.
+
+    Returns:
+        The new token ids (1, t), int64.
+    """
+    embedded = cast("Any", network).get_input_embeddings()(ids)  # (1, n, d)
+    place = (ids == image).unsqueeze(-1)  # (1, n, 1)
+    embedded = embedded.masked_scatter(place, picture.to(embedded.dtype))
+    found = cast("Any", network).generate(
+        inputs_embeds=embedded,
+        attention_mask=torch.ones_like(ids),
+        eos_token_id=end or None,
+        pad_token_id=end[0] if end else 0,
+        **generation.limits(MOST_TOKENS),
+    )
+    return cast("Tensor", found)
+
+
+def typical(network: Language, picture: int) -> dict[str, Tensor]:
+    """The pass of a prompt with this many picture tokens, and of an answer: each token once, as with the cache."""
+    length = picture + TYPICAL_PROMPT + TYPICAL_ANSWER
+    logits = network(
+        inputs_embeds=torch.empty(1, length, network.config.hidden_size),
+        attention_mask=torch.zeros(1, 1, length, length),
+        use_cache=False,
+        logits_to_keep=TYPICAL_ANSWER,
+    ).logits
+    return {"tokens": logits.argmax(dim=-1)}
+
+
+class Answering:
+    """A language model with its weights and its tokenizer.
+
+    Args:
+        network: The model.
+        checkpoint: Whose tokenizer, and whose token for a picture's vector, it takes.
+
+    Raises:
+        ModuleRefused: a file is missing or wrong.
+    """
+
+    def __init__(self, network: Language, checkpoint: Checkpoint) -> None:
+        self._network = network
+        self._tokenizer = prepare.tokenizer(checkpoint, AutoTokenizer)
+        self._image = image_token(checkpoint.config)
+        self._end = ends(checkpoint)
+
+    @property
+    def width(self) -> int:
+        """The length of one of the picture's vectors."""
+        return self._network.config.hidden_size
+
+    def answer(self, prompt: str, picture: Tensor) -> Output:
+        """The answer to a prompt that names ``IMAGE`` as often as the picture (1, p, d) has vectors.
+
+        Raises:
+            RequestFailed: ``bad_input`` when the question names it, too.
+        """
+        ids = cast("Tensor", self._tokenizer(prompt, return_tensors="pt")["input_ids"])
+        if int((ids == self._image).sum()) != picture.shape[1]:
+            raise RequestFailed(
+                ErrorCode.BAD_INPUT, f"the question has {IMAGE} in it, which stands for the picture: leave it out"
+            )
+        with torch.inference_mode():
+            tokens = complete(self._network, ids, picture, self._image, self._end)
+        return generation.spelled(self._tokenizer, tokens, "answer")
+
+
+def question(value: Value) -> str:
+    """The one line of a question.
+
+    Raises:
+        RequestFailed: ``bad_input`` when it isn't one.
+    """
+    lines = decoding.lines(value)
+    if len(lines) != 1:
+        raise RequestFailed(ErrorCode.BAD_INPUT, f"the question has {len(lines)} lines: send one question on one line")
+    return lines[0]

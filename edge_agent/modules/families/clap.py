@@ -1,0 +1,215 @@
+"""CLAP (Wu et al. 2023, arXiv:2211.06687) as LAION published it without fusion: two towers and the head.
+
+    part    weights                                   takes                    gives (and nothing else crosses the wire)
+    audio   ``audio_model.``, ``audio_projection.``   a sound's wav bytes      ``audio_embeds`` float32 (1, e)
+    text    ``text_model.``, ``text_projection.``     a text, one a line (n)   ``text_embeds`` float32 (n, e)
+    head    ``logit_scale_a``                         ``audio_embeds``,        ``logits`` float32 (1, n), and the answer
+                                                      ``text_embeds``, texts
+
+Each tower keeps its projection: nobody takes it without. Of a sound longer than the ten seconds that CLAP hears, the
+first ten are taken: the published processor takes ten at random, and nothing here may be random. Shorter ones are
+repeated, as published. ``logit_scale_t`` only scales the texts' side of the training loss, and is not held.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import MappingProxyType
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import JsonValue
+from torch import Tensor, nn
+from transformers import (
+    ClapAudioConfig,
+    ClapAudioModelWithProjection,
+    ClapFeatureExtractor,
+    ClapTextConfig,
+    ClapTextModelWithProjection,
+    RobertaTokenizer,
+)
+
+from broker.protocol.errors import ModuleRefused
+from edge_agent.modules import Value
+from edge_agent.modules.families import adapters
+from edge_agent.modules.families.contrast import ContrastHead, HeadModule
+from edge_agent.modules.inputs import audio, prepare
+from edge_agent.modules.weights import model_parts
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
+
+MOST_S = 60.0  # seconds of the longest sound that is read
+TYPICAL_TEXTS, TYPICAL_TOKENS = 4, 9  # "this is a sound of a dog" with start and end
+# Fields of the feature extractor's file that don't change what it gives.
+_HISTORY = frozenset({"feature_extractor_type", "processor_class", "nb_max_samples", "nb_frequency_bins"})
+
+
+def audio_config(config: Config) -> ClapAudioConfig:
+    """The audio tower's configuration. The whole model's projection wins over the section's, as in ClapModel."""
+    return ClapAudioConfig(**_section(config, "audio_config"))
+
+
+def text_config(config: Config) -> ClapTextConfig:
+    """The text tower's configuration; likewise."""
+    return ClapTextConfig(**_section(config, "text_config"))
+
+
+def _section(config: Config, name: str) -> dict[str, Any]:
+    projection = {
+        "projection_dim": config.get("projection_dim", 512),
+        "projection_hidden_act": config.get("projection_hidden_act", "relu"),
+    }
+    own = {key: value for key, value in config.get(name, {}).items() if key not in {"dtype", "torch_dtype"}}
+    return own | projection
+
+
+def hear(network: ClapAudioModelWithProjection, features: Tensor) -> dict[str, Tensor]:
+    """The embedding (1, e) of a sound's spectrogram (1, 1, frames, mels)."""
+    return {"audio_embeds": network(input_features=features).audio_embeds}
+
+
+def read(network: ClapTextModelWithProjection, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Embeddings (n, e) of tokens (n, t); no mask means that all are real."""
+    return {"text_embeds": network(input_ids=ids, attention_mask=mask).text_embeds}
+
+
+class Head(ContrastHead):
+    """Cosines of sounds and texts, scaled."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.logit_scale_a = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
+        """In the arithmetic of transformers' ClapModel; the first is the sound."""
+        audio_embeds = image_embeds / image_embeds.norm(p=2, dim=-1, keepdim=True)
+        text_embeds = text_embeds / text_embeds.norm(p=2, dim=-1, keepdim=True)
+        return {"logits": torch.matmul(audio_embeds, text_embeds.t()) * self.logit_scale_a.exp()}  # (1, n)
+
+
+def _text(config: Config) -> ClapTextModelWithProjection:
+    network = ClapTextModelWithProjection(text_config(config))
+    embeddings = network.text_model.embeddings
+    for name in ("position_ids", "token_type_ids"):  # counters that old checkpoints store, no weights
+        embeddings.register_buffer(name, getattr(embeddings, name), persistent=False)
+    return network
+
+
+def extractor(checkpoint: Checkpoint) -> ClapFeatureExtractor:
+    """The repository's feature extractor.
+
+    Raises:
+        ModuleRefused: its file isn't there, makes none, or is of a CLAP with fusion.
+    """
+    path = checkpoint.repository.required(prepare.PREPROCESSOR)
+    fields = {name: value for name, value in read_object(path).items() if name not in _HISTORY}
+    try:
+        made: ClapFeatureExtractor = cast("Any", ClapFeatureExtractor)(**fields)
+    except Exception as error:  # its fields may be wrong in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModuleRefused(f"{path} makes no feature extractor ({reason}): fetch it again") from error
+    if made.truncation != "rand_trunc" or audio_config(checkpoint.config).enable_fusion:
+        raise ModuleRefused(
+            f"{path} is of a CLAP with fusion, which takes random parts of long sounds: name one without, such as "
+            "laion/clap-htsat-unfused"
+        )
+    return made
+
+
+def spectrogram(made: ClapFeatureExtractor, samples: NDArray[np.float32]) -> Tensor:
+    """The network's input (1, 1, frames, mels), float32, of samples (n,), at most ``nb_max_samples`` of them."""
+    found = made(samples, sampling_rate=made.sampling_rate, return_tensors="np")["input_features"]
+    return torch.tensor(np.ascontiguousarray(found, dtype=np.float32))
+
+
+def beginning(made: ClapFeatureExtractor, value: Value) -> NDArray[np.float32]:
+    """The samples (n,) of what a sensor sent, as long as the tower hears.
+
+    Raises:
+        RequestFailed: it is no sound that can be read.
+    """
+    return audio.samples(value, made.sampling_rate, MOST_S)[: made.nb_max_samples]
+
+
+def _features(made: ClapFeatureExtractor, value: Value) -> Tensor:
+    """The tower's input (1, 1, frames, mels), float32, of what a sensor sent."""
+    return spectrogram(made, beginning(made, value))
+
+
+def _audio_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    config = audio_config(checkpoint.config)
+    wanted = (
+        "window_size num_mel_bins spec_size hidden_act patch_size patch_stride hidden_size projection_dim depths "
+        "num_attention_heads enable_fusion patch_embed_input_channels flatten_patch_embeds patch_embeds_hidden_size "
+        "enable_patch_layer_norm qkv_bias mlp_ratio projection_hidden_act layer_norm_eps"
+    )
+    features = extractor(checkpoint).to_dict()
+    used = "sampling_rate hop_length max_length_s fft_window_size frequency_min frequency_max feature_size padding"
+    return prepare.fields(config, wanted) | {"sounds": {name: features[name] for name in used.split()}}
+
+
+def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    config = text_config(checkpoint.config)
+    wanted = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+        "hidden_act layer_norm_eps pad_token_id projection_dim projection_hidden_act"
+    )
+    return prepare.fields(config, wanted) | {"vocabulary": prepare.vocabulary(checkpoint)}
+
+
+def _typical_audio(network: ClapAudioModelWithProjection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+    """Ten seconds of sound."""
+    frames, mels = 1001, network.config.num_mel_bins  # ten seconds in steps of ten milliseconds, both ends included
+    return hear(network, torch.empty(1, 1, frames, mels))
+
+
+def _typical_text(network: ClapTextModelWithProjection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+    """Four captions of nine tokens."""
+    ids = torch.zeros(TYPICAL_TEXTS, TYPICAL_TOKENS, dtype=torch.int64)
+    mask = torch.zeros(TYPICAL_TEXTS, 1, TYPICAL_TOKENS, TYPICAL_TOKENS)  # all real, in the form that isn't looked into
+    return read(network, ids, mask)
+
+
+def _typical_head(network: Head, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+    """One sound and four captions."""
+    return network.typical(TYPICAL_TEXTS)
+
+
+def _longest(config: ClapTextConfig) -> int:
+    """Tokens of the longest text: RoBERTa's positions start after the padding token's id."""
+    return config.max_position_embeddings - cast("int", config.pad_token_id) - 1
+
+
+PARTS: model_parts.Parts = MappingProxyType(
+    {
+        "audio": model_parts.Part(
+            prefixes={"clap": [{"audio_model.": "audio_model.", "audio_projection.": "audio_projection."}]},
+            build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
+            identity=_audio_identity,
+            typical=_typical_audio,
+            module=lambda network, checkpoint: adapters.Sounds(
+                hear, network, partial(_features, extractor(checkpoint))
+            ),
+        ),
+        "text": model_parts.Part(
+            prefixes={"clap": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
+            build=_text,
+            identity=_text_identity,
+            typical=_typical_text,
+            module=lambda network, checkpoint: adapters.Texts(
+                read, network, prepare.tokenizer(checkpoint, RobertaTokenizer), _longest(network.config)
+            ),
+            unread=(".position_ids", ".token_type_ids"),
+        ),
+        "head": model_parts.Part(
+            prefixes={"clap": [{"logit_scale_a": "logit_scale_a"}]},
+            build=lambda config: Head(text_config(config).projection_dim),
+            identity=lambda _: {},
+            typical=_typical_head,
+            module=lambda network, _: HeadModule(network, name="audio_embeds"),
+        ),
+    }
+)
+
+load = model_parts.loader(PARTS)

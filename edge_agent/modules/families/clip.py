@@ -1,0 +1,287 @@
+"""CLIP (Radford et al. 2021, arXiv:2103.00020), cut into its two towers, the picture's projection, and the head.
+
+    part              weights                   takes                       gives (and nothing else crosses the wire)
+    vision            ``vision_model.``         a picture's bytes           see below
+    image_projection  ``visual_projection.``    ``pooled``                  ``image_embeds`` float32 (1, e)
+    text              ``text_model.``,          a text, one a line (n)      ``text_embeds`` float32 (n, e)
+                      ``text_projection.``
+    head              ``logit_scale``           ``image_embeds``,           ``logits`` float32 (1, n), and the answer
+                                                ``text_embeds``, the texts
+
+    use of vision     picture                   gives                                         for
+    (ordinary)        shorter side s, cut s x s ``pooled`` (1, d), normed class token         retrieval, VQA
+    patch-mean        the same                  ``features`` (1, d), mean of the patches      linear classification
+    llava             the same                  ``patches`` (1, p, d), last layer but one     LLaVA's projector
+    clipseg           squeezed to 352 x 352     ``layer-3``, ``-6``, ``-9`` (1, 485, d)       CLIPSeg's decoder
+
+The projection is a module of its own because others took the tower without it (LLaVA) or take its features before it:
+so the tower is the same bytes everywhere, and is held once. It weighs under 1 % of the tower. The text tower's
+projection stays with it: everybody who takes that tower takes its projection.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import cast
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    ViTImageProcessorPil,
+)
+from transformers.image_processing_backends import PilBackend
+
+from broker.protocol.errors import ModuleRefused
+from edge_agent.modules import Output, Value
+from edge_agent.modules.families import adapters
+from edge_agent.modules.families.contrast import ContrastHead, HeadModule
+from edge_agent.modules.inputs import decoding, outputs, prepare, sample_inputs
+from edge_agent.modules.weights import model_parts
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+
+CLIPSEG_SIZE = 352  # pixels, the side of CLIPSeg's pictures
+CLIPSEG_LAYERS = (3, 6, 9)  # of which CLIPSeg's decoder takes the outputs, counted from 0
+TYPICAL_TEXTS, TYPICAL_TOKENS = 4, 7  # "a photo of a dog" with start and end
+_OLD_END = 2  # what old configurations say for "the highest id of the vocabulary"
+
+
+def vision_config(config: Config) -> CLIPVisionConfig:
+    """The vision tower's configuration: all of a tower's own config.json, or a section of a whole model's."""
+    return CLIPVisionConfig(**config["vision_config"]) if "vision_config" in config else CLIPVisionConfig(**config)
+
+
+def text_config(config: Config) -> CLIPTextConfig:
+    """The text tower's configuration. The whole model's projection_dim wins over the section's, as in CLIPModel."""
+    return CLIPTextConfig(**(config["text_config"] | {"projection_dim": config.get("projection_dim", 512)}))
+
+
+def see(network: CLIPVisionModel, pixels: Tensor, use: str | None = None) -> dict[str, Tensor]:
+    """What a picture (1, 3, height, width) gives in a use of the vision tower; no layer runs that isn't needed."""
+    if use is None:
+        return {"pooled": network(pixel_values=pixels).pooler_output}  # (1, d)
+    if use == "patch-mean":
+        hidden = network(pixel_values=pixels).last_hidden_state  # (1, 1 + p, d)
+        return {"features": torch.mean(hidden[:, 1:, :], dim=1)}  # (1, d)
+    if use == "llava":
+        before_last = len(network.encoder.layers) - 2
+        return {"patches": _layers(network, pixels, (before_last,))[before_last][:, 1:]}  # (1, p, d)
+    return {f"layer-{index}": hidden for index, hidden in _layers(network, pixels, CLIPSEG_LAYERS).items()}
+
+
+def _layers(network: CLIPVisionModel, pixels: Tensor, wanted: tuple[int, ...]) -> dict[int, Tensor]:
+    """Outputs (1, 1 + p, d) of some layers; positions are interpolated where the picture's size demands it."""
+    hidden = network.embeddings(pixels, interpolate_pos_encoding=True)  # (1, 1 + p, d)
+    hidden = network.pre_layrnorm(hidden)
+    found = {}
+    for index, layer in enumerate(network.encoder.layers[: max(wanted) + 1]):
+        hidden = layer(hidden, None)
+        if index in wanted:
+            found[index] = hidden
+    return found
+
+
+def read(network: CLIPTextModelWithProjection, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Embeddings (n, e) of tokens (n, t); no mask means that all are real."""
+    return {"text_embeds": network(input_ids=ids, attention_mask=mask).text_embeds}
+
+
+class Head(ContrastHead):
+    """Cosines of pictures and texts, scaled."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.logit_scale = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
+        """In the arithmetic of transformers' CLIPModel."""
+        image_embeds = image_embeds / _norm(image_embeds)
+        text_embeds = text_embeds / _norm(text_embeds)
+        logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * self.logit_scale.exp()  # (n, 1)
+        return {"logits": logits_per_text.t()}  # (1, n)
+
+
+def _norm(rows: Tensor) -> Tensor:
+    return torch.pow(torch.sum(torch.pow(rows, 2), dim=-1, keepdim=True), 0.5)
+
+
+class Projection(nn.Module):
+    """A linear map without bias."""
+
+    def __init__(self, width: int, projected: int) -> None:
+        super().__init__()
+        self.visual_projection = nn.Linear(width, projected, bias=False)
+
+    def forward(self, pooled: Tensor) -> dict[str, Tensor]:
+        """Pooled pictures (1, d) to ``image_embeds`` (1, e)."""
+        return {"image_embeds": self.visual_projection(pooled)}
+
+
+def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    config = vision_config(checkpoint.config)
+    wanted = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size "
+        "hidden_act layer_norm_eps"
+    )
+    return prepare.fields(config, wanted)
+
+
+def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    config = text_config(checkpoint.config)
+    wanted = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+        "hidden_act layer_norm_eps projection_dim"
+    )
+    end = config.vocab_size - 1 if config.eos_token_id == _OLD_END else config.eos_token_id
+    rest: dict[str, JsonValue] = {"end": cast("int", end), "vocabulary": prepare.vocabulary(checkpoint)}
+    return prepare.fields(config, wanted) | rest
+
+
+def _typical_vision(network: CLIPVisionModel, use: str | None) -> dict[str, Tensor]:
+    """One picture."""
+    side = CLIPSEG_SIZE if use == "clipseg" else prepare.side(network.config.image_size)
+    return see(network, torch.empty(1, network.config.num_channels, side, side), use)
+
+
+def _typical_text(network: CLIPTextModelWithProjection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+    """Four captions of seven tokens."""
+    ids = torch.zeros(TYPICAL_TEXTS, TYPICAL_TOKENS, dtype=torch.int64)
+    return read(network, ids, None)
+
+
+def _typical_projection(network: Projection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+    """One picture."""
+    return network.forward(torch.empty(1, network.visual_projection.in_features))
+
+
+def _typical_head(network: Head, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+    """One picture and four captions."""
+    return network.typical(TYPICAL_TEXTS)
+
+
+def _projected(config: Config) -> int:
+    return int(config.get("projection_dim", 512))
+
+
+def _projection(config: Config) -> Projection:
+    return Projection(vision_config(config).hidden_size, _projected(config))
+
+
+class VisionModule:
+    """The vision tower with its weights, and the ways to prepare a picture for it."""
+
+    uses = frozenset({"patch-mean", "llava", "clipseg"})
+
+    def __init__(self, network: CLIPVisionModel) -> None:
+        self._network = network
+        self._ordinary = ordinary_processor(network.config)
+        self._clipseg = clipseg_processor()
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (sample_inputs.picture(),)
+
+    def __call__(self, *values: Value, use: str | None = None) -> Output:
+        """A picture's bytes to what the use gives."""
+        decoding.count(values, 1)
+        processor = self._clipseg if use == "clipseg" else self._ordinary
+        pixels = prepare.pixels(processor, decoding.picture(values[0])).to(self._network.dtype)
+        with torch.inference_mode():
+            return Output(outputs.arrays(see(self._network, pixels, use)))
+
+
+def ordinary_processor(config: CLIPVisionConfig) -> CLIPImageProcessorPil:
+    """What every published CLIP does to a picture: shorter side to the tower's, bicubic, centre cut, normalised."""
+    side = prepare.side(config.image_size)
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def clipseg_processor() -> ViTImageProcessorPil:
+    """What CLIPSeg does to a picture: squeezed to 352 x 352, bilinear, normalised as for ImageNet."""
+    return ViTImageProcessorPil(
+        size={"height": CLIPSEG_SIZE, "width": CLIPSEG_SIZE},
+        resample=2,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
+
+
+def _check_preprocessing(checkpoint: Checkpoint, config: CLIPVisionConfig) -> None:
+    """Refuse a CLIP whose pictures are prepared in another way: the tower's identity says nothing of that."""
+    if checkpoint.model_type != "clip" or checkpoint.repository.path(prepare.PREPROCESSOR) is None:
+        return
+    own: PilBackend = prepare.image_processor(checkpoint, CLIPImageProcessorPil)
+    ours, theirs = prepare.effective(ordinary_processor(config)), prepare.effective(own)
+    if different := sorted(name for name in ours if ours[name] != theirs.get(name)):
+        raise ModuleRefused(
+            f"{prepare.PREPROCESSOR} of {checkpoint.repository} says {different[0]} = {theirs.get(different[0])}, and "
+            f"clip.vision prepares pictures with {ours[different[0]]}: mend the file, or give this model a family of "
+            "its own"
+        )
+
+
+def _seeing(network: CLIPVisionModel, checkpoint: Checkpoint) -> VisionModule:
+    _check_preprocessing(checkpoint, network.config)
+    return VisionModule(network)
+
+
+PARTS: model_parts.Parts = MappingProxyType(
+    {
+        "vision": model_parts.Part(
+            prefixes={
+                "clip": [{"vision_model.": ""}],
+                "clip_vision_model": [{"vision_model.": ""}],
+                "clipseg": [{"clip.vision_model.": ""}],
+                "llava": [
+                    {"vision_tower.vision_model.": ""},
+                    {"model.vision_tower.vision_model.": ""},
+                    {"vision_tower.": ""},
+                    {"model.vision_tower.": ""},
+                ],
+            },
+            build=lambda config: CLIPVisionModel(vision_config(config)),
+            identity=_vision_identity,
+            typical=_typical_vision,
+            module=_seeing,
+        ),
+        "image_projection": model_parts.Part(
+            prefixes={
+                "clip": [{"visual_projection.": "visual_projection."}],
+                "clipseg": [{"clip.visual_projection.": "visual_projection."}],
+            },
+            build=_projection,
+            identity=lambda _: {},
+            typical=_typical_projection,
+            module=lambda network, _: adapters.Arrays(
+                Projection.forward, network, "pooled", (1, network.visual_projection.in_features)
+            ),
+        ),
+        "text": model_parts.Part(
+            prefixes={
+                "clip": [{"text_model.": "text_model.", "text_projection.": "text_projection."}],
+                "clipseg": [{"clip.text_model.": "text_model.", "clip.text_projection.": "text_projection."}],
+            },
+            build=lambda config: CLIPTextModelWithProjection(text_config(config)),
+            identity=_text_identity,
+            typical=_typical_text,
+            module=lambda network, checkpoint: adapters.Texts(
+                read, network, prepare.tokenizer(checkpoint, CLIPTokenizer), network.config.max_position_embeddings
+            ),
+        ),
+        "head": model_parts.Part(
+            prefixes={"clip": [{"logit_scale": "logit_scale"}], "clipseg": [{"clip.logit_scale": "logit_scale"}]},
+            build=lambda config: Head(_projected(config)),
+            identity=lambda _: {},
+            typical=_typical_head,
+            module=lambda network, _: HeadModule(network),
+        ),
+    }
+)
+
+load = model_parts.loader(PARTS)

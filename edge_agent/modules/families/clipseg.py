@@ -1,0 +1,243 @@
+"""CLIPSeg (Lüddecke & Ecker 2022, arXiv:2112.10003): what it adds to a frozen CLIP B/16, cut in two.
+
+Its towers are CLIP's own (``clip.vision`` in the use ``clipseg``, ``clip.text``), bytes and all.
+
+    part      weights                     takes                              gives (and nothing else crosses the wire)
+    reduce    ``decoder.reduces.``        ``layer-9``, ``-6``, ``-3``        ``reduced-0``, ``-1``, ``-2``
+                                          (1, 485, 768)                      float32 (1, 485, 64)
+    decoder   ``decoder.`` but these      the reduced layers,                ``logits`` float32 (n, 352, 352), and the
+                                          ``text_embeds`` (n, 512), texts    answer: a mask a text
+
+The decoder needs three hidden layers of the picture: 4.5 MB of float32. What it does with each first is a linear map
+from 768 to 64, which needs no text: cut after it, a twelfth of that crosses the wire. That map is a module of its own,
+of 0.6 MB, and placement puts it beside the tower when that is faster. Each text is decoded alone, as one query of the
+whole model.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import JsonValue
+from torch import Tensor, nn
+from transformers import CLIPSegConfig, CLIPSegVisionConfig
+from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
+
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from edge_agent.modules import Output, Value
+from edge_agent.modules.families import clip
+from edge_agent.modules.inputs import decoding, outputs, prepare, sample_inputs
+from edge_agent.modules.weights import model_parts
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+
+MAX_TEXTS = 16  # a mask takes up to 21 kB of an answer
+TYPICAL_TEXTS = 1
+_MASKED = 0.5  # probability from which a pixel belongs to a text
+
+
+def _config(config: Config) -> CLIPSegConfig:
+    made = CLIPSegConfig.from_dict(dict(config))
+    if tuple(made.extract_layers) != clip.CLIPSEG_LAYERS:
+        raise ModuleRefused(f"extract_layers are {made.extract_layers}, and clip.vision gives {clip.CLIPSEG_LAYERS}")
+    return made
+
+
+def _tower(config: CLIPSegConfig) -> CLIPSegVisionConfig:
+    return cast("CLIPSegVisionConfig", config.vision_config)
+
+
+class Reduce(nn.Module):
+    """The linear maps of the hidden layers, the last layer's first. ``width`` is that of the tower."""
+
+    def __init__(self, width: int, reduced: int, depth: int) -> None:
+        super().__init__()
+        self.width = width
+        self.reduces = nn.ModuleList([nn.Linear(width, reduced) for _ in range(depth)])
+
+    def forward(self, layers: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Hidden layers (1, 1 + p, d), the last first, to as many (1, 1 + p, r)."""
+        return {
+            f"reduced-{index}": reduce(hidden)
+            for index, (reduce, hidden) in enumerate(zip(self.reduces, layers, strict=True))
+        }
+
+
+def decode(network: CLIPSegDecoder, reduced: Sequence[Tensor], condition: Tensor) -> Tensor:
+    """Logits (1, s, s) of one text's embedding (1, e), in the arithmetic of transformers' CLIPSegDecoder."""
+    output = torch.zeros(())
+    for index, (hidden, layer) in enumerate(zip(reduced, network.layers, strict=True)):
+        output = hidden if index == 0 else hidden + output  # (1, 1 + p, r)
+        if index == network.conditional_layer:
+            by_token = network.film_mul(condition) * output.permute(1, 0, 2) + network.film_add(condition)
+            output = by_token.permute(1, 0, 2)
+        output = layer(output, attention_mask=None)
+    patches = output[:, 1:, :].transpose(1, 2)  # (1, r, p): without the class token
+    side = math.isqrt(patches.shape[2])
+    logits: Tensor = network.transposed_convolution(patches.reshape(1, patches.shape[1], side, side))  # (1, 1, s, s)
+    return logits.squeeze(1)
+
+
+def _reduce(config: Config) -> Reduce:
+    made = _config(config)
+    return Reduce(_tower(made).hidden_size, made.reduce_dim, len(made.extract_layers))
+
+
+def _decoder(config: Config) -> CLIPSegDecoder:
+    network = CLIPSegDecoder(_config(config))
+    network.reduces = nn.ModuleList()  # a module of its own
+    for layer in network.layers:  # their configuration is a copy, made before the whole model's choice reaches it
+        cast("Any", layer).self_attn.config._attn_implementation = network.config._attn_implementation  # noqa: SLF001
+    return network
+
+
+def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    config = _config(checkpoint.config)
+    wanted = "projection_dim reduce_dim conditional_layer decoder_num_attention_heads decoder_intermediate_size"
+    more: dict[str, JsonValue] = {
+        "use_complex_transposed_convolution": config.use_complex_transposed_convolution,
+        "patch_size": prepare.side(_tower(config).patch_size),
+        "layer_norm_eps": _tower(config).layer_norm_eps,
+        "depth": len(config.extract_layers),
+    }
+    return prepare.fields(config, wanted) | more
+
+
+def _tokens(config: CLIPSegConfig) -> int:
+    return 1 + (clip.CLIPSEG_SIZE // prepare.side(_tower(config).patch_size)) ** 2
+
+
+def _typical_reduce(network: Reduce, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+    """One picture of 352 x 352, in patches of 16."""
+    return network.forward([torch.empty(1, 1 + (clip.CLIPSEG_SIZE // 16) ** 2, network.width) for _ in network.reduces])
+
+
+def _typical_decoder(network: CLIPSegDecoder, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+    """One picture of 352 x 352, and one text."""
+    config = network.config
+    reduced = [torch.empty(1, _tokens(config), config.reduce_dim) for _ in network.layers]
+    return {"logits": decode(network, reduced, torch.empty(TYPICAL_TEXTS, config.projection_dim or 0))}
+
+
+class ReduceModule:
+    """The linear maps with their weights."""
+
+    def __init__(self, network: Reduce) -> None:
+        self._network = network
+
+    def typical(self) -> tuple[Value, ...]:
+        """Three layers of the tower."""
+        shape = (1, 1 + (clip.CLIPSEG_SIZE // 16) ** 2, self._network.width)
+        return (sample_inputs.arrays({f"layer-{index}": shape for index in clip.CLIPSEG_LAYERS}),)
+
+    def __call__(self, *values: Value) -> Output:
+        """``layer-9``, ``-6`` and ``-3`` (1, 1 + p, d) to ``reduced-0``, ``-1`` and ``-2`` (1, 1 + p, r)."""
+        decoding.count(values, 1)
+        dtype = next(self._network.parameters()).dtype
+        shape = (1, None, self._network.width)
+        layers = [decoding.tensor(values[0], f"layer-{index}", shape).to(dtype) for index in clip.CLIPSEG_LAYERS[::-1]]
+        with torch.inference_mode():
+            return Output(outputs.arrays(self._network.forward(layers)))
+
+
+class DecoderModule:
+    """The decoder with its weights."""
+
+    def __init__(self, network: CLIPSegDecoder) -> None:
+        self._network = network
+
+    def typical(self) -> tuple[Value, ...]:
+        """The reduced layers, and one text with its embedding."""
+        config = self._network.config
+        shape = (1, _tokens(config), config.reduce_dim)
+        reduced = sample_inputs.arrays({f"reduced-{index}": shape for index in range(len(config.extract_layers))})
+        return (
+            reduced,
+            sample_inputs.arrays({"text_embeds": (1, cast("int", config.projection_dim))}),
+            sample_inputs.question(),
+        )
+
+    def __call__(self, *values: Value) -> Output:
+        """The reduced layers, ``text_embeds`` (n, e) and the texts to ``logits`` (n, s, s) and a mask a text."""
+        decoding.count(values, 3)
+        texts = decoding.lines(values[2])
+        if len(texts) > MAX_TEXTS:
+            raise RequestFailed(
+                ErrorCode.BAD_INPUT, f"{len(texts)} texts, at most {MAX_TEXTS} are segmented at once: send fewer"
+            )
+        config, dtype = self._network.config, self._network.dtype
+        embeds = decoding.tensor(values[1], "text_embeds", (len(texts), config.projection_dim)).to(dtype)
+        shape = (1, _tokens(config), config.reduce_dim)
+        reduced = [
+            decoding.tensor(values[0], f"reduced-{index}", shape).to(dtype)
+            for index in range(len(config.extract_layers))
+        ]
+        with torch.inference_mode():
+            logits = torch.cat(
+                [decode(self._network, reduced, each) for each in torch.split(embeds, 1)]
+            ).float()  # (n, s, s)
+        return Output(outputs.arrays({"logits": logits}), answer(texts, logits))
+
+
+def answer(texts: Sequence[str], logits: Tensor) -> dict[str, JsonValue]:
+    """What a sensor reads of logits (n, s, s): for each text its share of the picture, its box, and its mask.
+
+    ``score`` is the highest probability of a pixel, ``area`` the share of pixels of at least one half, ``box`` their
+    bounds (left, top, right, bottom) as shares of the picture's sides, null when there are none, and ``mask`` a PNG of
+    one bit a pixel, s x s, in base64.
+    """
+    segments: list[JsonValue] = []
+    for text, one in zip(texts, logits.sigmoid(), strict=True):
+        mask = (one >= _MASKED).numpy()  # (s, s)
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        box: list[JsonValue] | None = None
+        if len(rows):
+            height, width = mask.shape
+            box = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+            box = [float(cast("float", side)) for side in box]
+        png = io.BytesIO()
+        Image.fromarray(mask).save(png, "PNG")
+        segments.append(
+            {
+                "label": text,
+                "score": float(one.max()),
+                "area": float(mask.mean()),
+                "box": box,
+                "mask": base64.b64encode(png.getvalue()).decode(),
+            }
+        )
+    return {"segments": segments}
+
+
+PARTS: model_parts.Parts = MappingProxyType(
+    {
+        "reduce": model_parts.Part(
+            prefixes={"clipseg": [{"decoder.reduces.": "reduces."}]},
+            build=_reduce,
+            identity=lambda _: {"layers": [*clip.CLIPSEG_LAYERS]},
+            typical=_typical_reduce,
+            module=lambda network, _: ReduceModule(network),
+        ),
+        "decoder": model_parts.Part(
+            prefixes={
+                "clipseg": [
+                    {f"decoder.{name}.": f"{name}." for name in ("film_mul", "film_add", "layers")}
+                    | {"decoder.transposed_convolution.": "transposed_convolution."}
+                ]
+            },
+            build=_decoder,
+            identity=_decoder_identity,
+            typical=_typical_decoder,
+            module=lambda network, _: DecoderModule(network),
+        ),
+    }
+)
+
+load = model_parts.loader(PARTS)

@@ -1,0 +1,114 @@
+"""Sentence encoders of the BERT kind: all-MiniLM-L6-v2 (Reimers & Gurevych 2019, arXiv:1908.10084).
+
+Not cut further: the whole encoder is one module, for its layers are small against its 47 MB of word embeddings.
+
+    part      weights                takes                      gives (this and nothing else crosses the wire)
+    encoder   all but ``pooler.``    a text, one a line (n)     ``embeddings`` float32 (n, 384), of length 1
+
+The text is an input, or another node's array ``text`` (``inputs.TEXT``), such as a transcription: the same either way.
+The published pooler takes no part in the sentence embedding, so it is neither held nor counted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+from transformers import BertConfig, BertModel
+
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.specs import ModuleSpec
+from edge_agent.modules import Module, Output, Value
+from edge_agent.modules.inputs import decoding, sample_inputs
+from edge_agent.modules.weights import packaged, precision
+
+WIDTH = 384
+MAX_TOKENS = 256  # the length the model was published for; more is cut off
+
+
+class Encoder:
+    """The encoder with its weights and its tokenizer."""
+
+    def __init__(self, model: BertModel, tokenizer: Tokenizer) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+
+    def typical(self) -> tuple[Value, ...]:
+        """Four captions."""
+        return (sample_inputs.texts(),)
+
+    def __call__(self, *values: Value) -> Output:
+        """A text, one a line (n), to ``embeddings`` (n, 384)."""
+        decoding.count(values, 1)
+        return Output({"embeddings": self.embed(decoding.lines(values[0])).numpy()})
+
+    def embed(self, texts: list[str]) -> Tensor:
+        """Embeddings (n, 384) of n texts, encoded as one batch."""
+        tokens = self._tokenizer.encode_batch(texts)
+        ids = torch.tensor([t.ids for t in tokens])  # (n, longest)
+        mask = torch.tensor([t.attention_mask for t in tokens])  # (n, longest)
+        with torch.inference_mode():
+            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # (n, longest, 384)
+            return pool(hidden.float(), mask)
+
+
+def pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real tokens of hidden states (n, t, d), scaled to length 1: (n, d)."""
+    real = mask.unsqueeze(-1).to(hidden.dtype)  # (n, t, 1)
+    mean = (hidden * real).sum(1) / real.sum(1)  # (n, d); every text has tokens: its start and end
+    return functional.normalize(mean, dim=1)
+
+
+def load(spec: ModuleSpec) -> Module:
+    """Load the encoder.
+
+    Raises:
+        ModuleRefused: the weights aren't there or don't fit.
+    """
+    return load_encoder(spec)
+
+
+def load_encoder(spec: ModuleSpec) -> Encoder:
+    """Load the encoder as its own type, for what embeds texts besides requests.
+
+    Raises:
+        ModuleRefused: the weights aren't there or don't fit.
+    """
+    if spec.source is None:
+        raise ModuleRefused(f"{spec.family} needs a source of weights")
+    path = packaged.path_of(spec.source)
+    directory = path.parent
+    if missing := [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]:
+        raise ModuleRefused(f"{path.name} lies without {missing[0]}: these are not the weights of {spec.family}")
+    model = BertModel(BertConfig.from_json_file(directory / "config.json"), add_pooling_layer=False)
+    model.train(mode=False)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+    model.load_state_dict(packaged.read(spec, "encoder", shapes, others=("pooler.", ".position_ids")), assign=True)
+    if spec.dtype == precision.INT8:
+        precision.quantise(model.requires_grad_(requires_grad=False))
+        precision.check(spec, precision.memory_bytes(model.state_dict().values()))
+    return Encoder(model, tokenizer(directory))
+
+
+def memory_bytes(spec: ModuleSpec) -> int:
+    """Bytes of the encoder's weights in the spec's dtype.
+
+    Raises:
+        ModuleRefused: its configuration isn't there.
+    """
+    if spec.source is None:
+        raise ModuleRefused(f"{spec.family} needs a source of weights")
+    config = BertConfig.from_json_file(packaged.path_of(spec.source).parent / "config.json")
+    with torch.device("meta"):
+        return precision.network_bytes(BertModel(config, add_pooling_layer=False), spec.dtype)
+
+
+def tokenizer(directory: Path) -> Tokenizer:
+    """The published tokenizer with the published length: cut at 256 tokens, padded to the longest text."""
+    made = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    made.enable_truncation(MAX_TOKENS)
+    made.enable_padding()
+    return made

@@ -1,0 +1,180 @@
+"""SmolVLM (Marafioti et al. 2025, arXiv:2504.05299), published as an Idefics 3: what sees, and what answers.
+
+    part       weights                             takes                    gives (nothing else crosses the wire)
+    vision     ``model.vision_model.``,            a picture's bytes        ``image_embeds`` float32 (1, p, h) and
+               ``model.connector.``                                         ``grid`` float32 (2,): rows, columns
+    language   ``model.text_model.``, ``lm_head.`` both, and the question   ``tokens`` int64 (1, t), and the answer
+
+A picture is cut into rows x columns tiles, and all of it makes one more, as published; 0 x 0 when it isn't cut. The
+connector stays with the tower, which was trained with it and which nobody else has: it makes a sixteenth of the
+vectors, and a twenty-first of the bytes. ``causal`` has the rest of the language model.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+from transformers import Idefics3Config, Idefics3ImageProcessorPil
+from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector, Idefics3VisionTransformer
+
+from broker.protocol.errors import ErrorCode, RequestFailed
+from edge_agent.modules import Output, Value
+from edge_agent.modules.families import causal, siglip
+from edge_agent.modules.inputs import decoding, outputs, prepare, sample_inputs
+from edge_agent.modules.weights import model_parts
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+
+PROMPT = "<|im_start|>User:{image}{question}<end_of_utterance>\nAssistant:"
+_AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
+TYPICAL_GRID = (3, 4)  # rows and columns of tiles, of a picture of 4:3
+TYPICAL_TILES = 13  # these, and the whole
+
+
+class Seeing(nn.Module):
+    """The tower and the connector, transformers' own."""
+
+    def __init__(self, config: Idefics3Config) -> None:
+        super().__init__()
+        vision: Any = config.vision_config
+        self.vision_model = Idefics3VisionTransformer(vision)
+        self.connector = cast("Any", Idefics3Connector)(config)
+        self.side = int(vision.image_size)
+        self.patches = self.side // int(vision.patch_size)  # a side
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Tiles (n, 3, s, s), all of their patches real, to vectors (1, p, h)."""
+        real = torch.ones(len(pixels), self.patches, self.patches, dtype=torch.bool)
+        hidden = self.vision_model.embeddings(pixel_values=pixels, patch_attention_mask=real)
+        hidden = self.vision_model.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
+        made: Tensor = self.connector(self.vision_model.post_layernorm(hidden))  # (n, p / n, h)
+        return made.reshape(1, -1, made.shape[-1])
+
+
+def _config(config: Config) -> Idefics3Config:
+    return Idefics3Config.from_dict(config)
+
+
+def tile_vectors(config: Config) -> int:
+    """How many vectors one tile makes."""
+    vision, factor = config["vision_config"], int(config["scale_factor"])
+    return int((vision["image_size"] // vision["patch_size"]) ** 2) // factor**2
+
+
+def placeholder(rows: int, columns: int, vectors: int) -> str:
+    """What stands for a picture in the prompt."""
+    tile = causal.IMAGE * vectors
+    lines = [
+        "".join(f"{_AROUND}<row_{row}_col_{column}>{tile}" for column in range(1, columns + 1)) + "\n"
+        for row in range(1, rows + 1)
+    ]
+    return "".join([*lines, "\n" if rows else "", _AROUND, _WHOLE, tile, _AROUND])
+
+
+def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    config = _config(checkpoint.config)
+    pictures = prepare.pictures(checkpoint, Idefics3ImageProcessorPil)
+    return prepare.fields(config.vision_config, siglip.VISION) | {
+        "scale_factor": config.scale_factor,
+        "pictures": pictures,
+    }
+
+
+def _language_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    return causal.identity(checkpoint) | {"prompt": PROMPT, "vectors": tile_vectors(checkpoint.config)}
+
+
+def _language(config: Config) -> causal.Language:
+    network = causal.build(config)
+    network.config.picture_tokens = TYPICAL_TILES * tile_vectors(config)  # of the typical pass
+    return network
+
+
+def _typical_vision(network: Seeing, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+    """One picture of 4:3, in thirteen tiles."""
+    embeds = network.forward(torch.empty(TYPICAL_TILES, 3, network.side, network.side))
+    return {"image_embeds": embeds, "grid": torch.empty(2)}
+
+
+def _typical_language(network: causal.Language, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+    """One picture in thirteen tiles, a prompt of 24 tokens besides it, and an answer of 16."""
+    return causal.typical(network, network.config.picture_tokens)
+
+
+class VisionModule:
+    """The tower and the connector with their weights, and the image processor."""
+
+    def __init__(self, network: Seeing, processor: Idefics3ImageProcessorPil) -> None:
+        self._network = network
+        self._processor = processor
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture."""
+        return (sample_inputs.picture(),)
+
+    def __call__(self, *values: Value) -> Output:
+        """A picture's bytes to ``image_embeds`` (1, p, h) and ``grid`` (2,)."""
+        decoding.count(values, 1)
+        picture = decoding.picture(values[0])
+        made = cast("Any", self._processor)(images=[[picture]], return_row_col_info=True, return_tensors="np")
+        tiles = torch.tensor(np.ascontiguousarray(made["pixel_values"][0], dtype=np.float32))  # (n, 3, s, s)
+        grid = torch.tensor([float(made["rows"][0][0]), float(made["cols"][0][0])])
+        with torch.inference_mode():
+            embeds = self._network.forward(tiles.to(next(self._network.parameters()).dtype))
+        return Output(outputs.arrays({"image_embeds": embeds, "grid": grid}))
+
+
+class LanguageModule(causal.Answering):
+    """The language model with its weights, its tokenizer and its prompt."""
+
+    def __init__(self, network: causal.Language, checkpoint: Checkpoint) -> None:
+        super().__init__(network, checkpoint)
+        self._vectors = tile_vectors(checkpoint.config)
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture in thirteen tiles, and a question."""
+        rows, columns = TYPICAL_GRID
+        vectors = sample_inputs.arrays({"image_embeds": (1, (rows * columns + 1) * self._vectors, self.width)})
+        return dict(vectors) | {"grid": np.array(TYPICAL_GRID, np.float32)}, sample_inputs.question()
+
+    def __call__(self, *values: Value) -> Output:
+        """``image_embeds`` (1, p, h), ``grid`` (2,) and the question to ``tokens`` (1, t) and the answer."""
+        decoding.count(values, 2)
+        picture = decoding.tensor(values[0], "image_embeds", (1, None, self.width))
+        rows, columns = (int(each) for each in decoding.tensor(values[0], "grid", (2,)))
+        if picture.shape[1] != (rows * columns + 1) * self._vectors:
+            raise RequestFailed(
+                ErrorCode.MODULE_FAILED,
+                f"{picture.shape[1]} vectors are not those of {rows} x {columns} tiles and one: mend the task's needs",
+            )
+        image = placeholder(rows, columns, self._vectors)
+        return self.answer(PROMPT.format(image=image, question=causal.question(values[1])), picture)
+
+
+PARTS: model_parts.Parts = MappingProxyType(
+    {
+        "vision": model_parts.Part(
+            prefixes={"idefics3": [{"model.vision_model.": "vision_model.", "model.connector.": "connector."}]},
+            build=lambda config: Seeing(_config(config)),
+            identity=_vision_identity,
+            typical=_typical_vision,
+            module=lambda network, checkpoint: VisionModule(
+                network, prepare.image_processor(checkpoint, Idefics3ImageProcessorPil)
+            ),
+        ),
+        "language": model_parts.Part(
+            prefixes={"idefics3": [{"model.text_model.": "model.", "lm_head.": "lm_head."}]},
+            build=_language,
+            identity=_language_identity,
+            typical=_typical_language,
+            module=LanguageModule,
+            unread=(".rotary_emb.inv_freq",),
+        ),
+    }
+)
+
+load = model_parts.loader(PARTS)

@@ -1,0 +1,148 @@
+"""ViLT (Kim et al. 2021, arXiv:2102.03334), an answerer of questions about pictures, as one fused module.
+
+    part    weights                     takes                          gives (and nothing else crosses the wire)
+    answer  ``vilt.``, ``classifier.``  a picture's bytes, a question  ``logits`` float32 (1, c), and the answers
+
+ViLT has one stream: words and patches meet in the first layer, so there is no cut between modalities at which less
+would cross than what a sensor sends. A device holds all of it or none.
+
+transformers draws the order of a picture's patches at random. An order changes rounding only; here it is the picture's
+own, so that the same values give the same bits.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import cast
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    BertTokenizer,
+    PreTrainedTokenizerBase,
+    ViltConfig,
+    ViltForQuestionAnswering,
+    ViltImageProcessorPil,
+)
+
+from edge_agent.modules import Output, Value
+from edge_agent.modules.inputs import decoding, outputs, prepare, sample_inputs
+from edge_agent.modules.weights import model_parts
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+
+RANKED = 5  # answers named
+TYPICAL_PICTURE = (384, 512)  # pixels: 4 by 3, its shorter side as published
+TYPICAL_QUESTION = 10  # tokens: "what is the cat looking at" with start, end and question mark
+
+
+def see(network: ViltForQuestionAnswering, pixels: Tensor) -> Tensor:
+    """A picture (1, 3, h, w) to its embedded patches (1, 1 + p, d), class token first, row by row.
+
+    ``ViltEmbeddings.visual_embed`` for one picture without padding, in order.
+    """
+    embeddings = network.vilt.embeddings
+    patches = embeddings.patch_embeddings(pixels)  # (1, d, rows, columns)
+    config = network.config
+    side = cast("int", config.image_size) // cast("int", config.patch_size)
+    learnt = embeddings.position_embeddings  # (1, 1 + side * side, d)
+    spread = functional.interpolate(
+        learnt[:, 1:, :].transpose(1, 2).view(1, -1, side, side),
+        size=patches.shape[2:],
+        mode="bilinear",
+        align_corners=True,
+    )
+    seen = torch.cat((embeddings.cls_token, patches.flatten(2).transpose(1, 2)), dim=1)
+    places = torch.cat((learnt[:, :1, :], spread.flatten(2).transpose(1, 2)), dim=1)
+    return seen + places
+
+
+def answer(network: ViltForQuestionAnswering, ids: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+    """A question (1, t) about a picture (1, 3, h, w) to ``logits`` (1, c)."""
+    patches = see(network, pixels)
+    every = torch.ones(patches.shape[:2], dtype=torch.int64)
+    joined, _ = network.vilt.embeddings(ids, torch.ones_like(ids), None, None, every, None, patches)
+    hidden = network.vilt.layernorm(network.vilt.encoder(joined, attention_mask=None)[0])  # (1, t + 1 + p, d)
+    pooler = cast("nn.Module", network.vilt.pooler)  # answering has one; other uses of ViLT don't
+    return {"logits": network.classifier(pooler(hidden))}
+
+
+def _config(config: Config) -> ViltConfig:
+    return ViltConfig(**config)
+
+
+def _labels(config: Config) -> list[str]:
+    names = cast("dict[int, str]", _config(config).id2label)
+    return [names[index] for index in range(len(names))]
+
+
+def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    config = _config(checkpoint.config)
+    wanted = (
+        "vocab_size type_vocab_size modality_type_vocab_size max_position_embeddings hidden_size num_hidden_layers "
+        "num_attention_heads intermediate_size image_size patch_size num_channels qkv_bias hidden_act layer_norm_eps"
+    )
+    return prepare.fields(config, wanted) | {
+        "pictures": prepare.pictures(checkpoint, ViltImageProcessorPil),
+        "vocabulary": prepare.vocabulary(checkpoint),
+        "labels": [*_labels(checkpoint.config)],
+    }
+
+
+def _typical(network: ViltForQuestionAnswering, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+    """One picture of 384 x 512 pixels and a question of ten tokens."""
+    ids = torch.zeros(1, TYPICAL_QUESTION, dtype=torch.int64)
+    return answer(network, ids, torch.empty(1, network.config.num_channels, *TYPICAL_PICTURE))
+
+
+class AnswerModule:
+    """All of ViLT with its weights, its tokenizer and its image processor."""
+
+    def __init__(
+        self,
+        network: ViltForQuestionAnswering,
+        tokenizer: PreTrainedTokenizerBase,
+        processor: ViltImageProcessorPil,
+        labels: list[str],
+    ) -> None:
+        self._network = network
+        self._tokenizer = tokenizer
+        self._processor = processor
+        self._labels = labels
+
+    def typical(self) -> tuple[Value, ...]:
+        """A picture and a question."""
+        return sample_inputs.picture(), sample_inputs.question()
+
+    def __call__(self, *values: Value) -> Output:
+        """A picture's bytes and a question to ``logits`` (1, c) and the likeliest answers; lines are one question."""
+        decoding.count(values, 2)
+        question = " ".join(decoding.lines(values[1]))
+        longest = self._network.config.max_position_embeddings
+        tokens = self._tokenizer(question, truncation=True, max_length=longest, return_tensors="pt")
+        pixels = prepare.pixels(self._processor, decoding.picture(values[0])).to(self._network.dtype)
+        with torch.inference_mode():
+            given = outputs.arrays(answer(self._network, tokens["input_ids"], pixels))
+            scores = torch.from_numpy(given["logits"]).sigmoid()[0]
+        return Output(given, outputs.ranking("answer", self._labels, scores, RANKED))
+
+
+PARTS: model_parts.Parts = MappingProxyType(
+    {
+        "answer": model_parts.Part(
+            prefixes={"vilt": [{"vilt.": "vilt.", "classifier.": "classifier."}]},
+            build=lambda config: ViltForQuestionAnswering(_config(config)),
+            identity=_identity,
+            typical=_typical,
+            module=lambda network, checkpoint: AnswerModule(
+                network,
+                prepare.tokenizer(checkpoint, BertTokenizer),
+                prepare.image_processor(checkpoint, ViltImageProcessorPil),
+                _labels(checkpoint.config),
+            ),
+        ),
+    }
+)
+
+load = model_parts.loader(PARTS)

@@ -1,0 +1,91 @@
+"""ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) as an image classifier, cut before its classifier.
+
+    part         weights           takes                      gives (and nothing else crosses the wire)
+    encoder      ``vit.``          a picture's bytes          ``features`` float32 (1, d), the normed class token
+    classifier   ``classifier.``   ``features``               ``logits`` float32 (1, c), and the answer
+
+Old checkpoints hold a pooler that classification doesn't use: it is neither held nor counted.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import cast
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+from edge_agent.modules.families import adapters, heads
+from edge_agent.modules.inputs import prepare
+from edge_agent.modules.weights import model_parts
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+
+RENAMES = (
+    (r"^encoder\.layer\.", "layers."),
+    (r"\.attention\.attention\.(query|key|value)\.", lambda found: f".attention.{found[1][0]}_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
+
+
+def see(network: ViTModel, pixels: Tensor) -> dict[str, Tensor]:
+    """The normed class token (1, d) of a picture (1, 3, s, s)."""
+    return {"features": network(pixel_values=pixels).last_hidden_state[:, 0, :]}
+
+
+def _config(config: Config) -> ViTConfig:
+    return ViTConfig.from_dict(dict(config))
+
+
+def identity_of(config: ViTConfig, checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    """What of a tower's configuration, and of its repository, changes what it gives."""
+    wanted = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size "
+        "hidden_act layer_norm_eps qkv_bias"
+    )
+    return prepare.fields(config, wanted) | {"pictures": prepare.pictures(checkpoint, ViTImageProcessorPil)}
+
+
+def _labels(config: Config) -> list[str]:
+    names = cast("dict[int, str]", _config(config).id2label)
+    return [names[index] for index in range(len(names))]
+
+
+def _typical_encoder(network: ViTModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+    """One picture."""
+    return see(network, prepare.blank(network.config))
+
+
+def _typical_classifier(network: heads.Linear, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+    """One picture."""
+    return network.forward(torch.empty(1, network.width))
+
+
+PARTS: model_parts.Parts = MappingProxyType(
+    {
+        "encoder": model_parts.Part(
+            prefixes={"vit": [{"vit.": ""}]},
+            build=lambda config: ViTModel(_config(config), add_pooling_layer=False),
+            identity=lambda checkpoint: identity_of(_config(checkpoint.config), checkpoint),
+            typical=_typical_encoder,
+            module=lambda network, checkpoint: adapters.Pictures(
+                see, network, prepare.image_processor(checkpoint, ViTImageProcessorPil)
+            ),
+            renames=RENAMES,
+            unread=(".position_ids", "vit.pooler.dense.weight", "vit.pooler.dense.bias"),
+        ),
+        "classifier": model_parts.Part(
+            prefixes={"vit": [{"classifier.": "classifier."}]},
+            build=lambda config: heads.Linear(_config(config).hidden_size, len(_labels(config))),
+            identity=lambda checkpoint: {"labels": [*_labels(checkpoint.config)]},
+            typical=_typical_classifier,
+            module=lambda network, checkpoint: heads.LinearModule(network, "features", _labels(checkpoint.config)),
+        ),
+    }
+)
+
+
+load = model_parts.loader(PARTS)

@@ -1,0 +1,254 @@
+"""Whisper (Radford et al. 2022, arXiv:2212.04356), speech to text, cut between its encoder and its decoder.
+
+    part       weights              takes                   gives (and nothing else crosses the wire)
+    encoder    ``model.encoder.``   a wav's bytes           ``states`` float32 (1, s, d), s = 1500 for 30 s
+    decoder    ``model.decoder.``   ``states``              ``tokens`` int64 (1, t), and the text
+
+All of the text is generated inside the decoder, with its KV cache, greedily, without timestamps: the language is that
+of the likeliest language token, then the tokens of transcription. ``tokens`` are those after these and before the end,
+as transformers' ``generate`` gives them; but were a model to write a timestamp all the same, ``generate`` would listen
+again from there, and this decoder goes on. What a token means stands in generation_config.json.
+The decoder's matrix of words is its output layer too, and is held once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import JsonValue
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
+
+from broker.protocol.errors import ModuleRefused
+from edge_agent.modules import Output, Value
+from edge_agent.modules.families import adapters, generation
+from edge_agent.modules.inputs import audio, decoding, prepare, sample_inputs
+from edge_agent.modules.weights import identity, model_parts
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
+
+MOST_TOKENS = 224  # of 30 s, as its authors generate: half of what the decoder can hold
+GENERATION = "generation_config.json"
+# What of preprocessor_config.json says how sound is prepared.
+SOUND = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value", "dither")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens that mean something, from generation_config.json."""
+
+    start: int
+    end: int
+    languages: tuple[int, ...]  # empty: the model has one language, and its prompt names none
+    prompt: tuple[int, ...]  # after start and language
+    never: tuple[int, ...]
+    never_first: tuple[int, ...]
+
+
+def tokens_of(fields: Mapping[str, JsonValue]) -> Tokens:
+    """Read the tokens of generation_config.json.
+
+    Raises:
+        KeyError, TypeError, ValueError: they aren't there, or no numbers.
+    """
+
+    def ids(value: JsonValue) -> tuple[int, ...]:
+        return tuple(int(each) for each in cast("list[int]", value or []))
+
+    languages = ids([*cast("dict[str, JsonValue]", fields.get("lang_to_id") or {}).values()])
+    task = (cast("dict[str, int]", fields["task_to_id"])["transcribe"],) if languages else ()
+    return Tokens(
+        start=int(cast("int", fields["decoder_start_token_id"])),
+        end=int(cast("int", fields["eos_token_id"])),
+        languages=languages,
+        prompt=ids([*task, fields["no_timestamps_token_id"]]),
+        never=ids(fields.get("suppress_tokens")),
+        never_first=ids(fields.get("begin_suppress_tokens")),
+    )
+
+
+def hear(network: WhisperEncoder, features: Tensor) -> dict[str, Tensor]:
+    """Mel features (1, m, 2 s) to ``states`` (1, s, d)."""
+    return {"states": network(features).last_hidden_state}
+
+
+class Decoder(nn.Module):
+    """The decoder under its output layer."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.decoder = WhisperDecoder(config)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (1, t, d) to the scores (1, t, v) of all words."""
+        return functional.linear(hidden, self.decoder.embed_tokens.weight)
+
+    def write(self, states: Tensor, tokens: Tokens) -> Tensor:
+        """States (1, s, d) to the likeliest tokens (1, t), one after the other."""
+        prompt = [tokens.start, *self._language(states, tokens), *tokens.prompt]
+        given, cache = torch.tensor([prompt]), None
+        found: list[int] = []
+        while len(found) < MOST_TOKENS:
+            step = self.decoder(input_ids=given, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
+            scores = self.forward(step.last_hidden_state[:, -1:])[0, -1].float()  # (v,)
+            scores[list(tokens.never if found else {*tokens.never, *tokens.never_first})] = -torch.inf
+            best = int(scores.argmax())
+            if best == tokens.end:
+                break
+            found.append(best)
+            given, cache = torch.tensor([[best]]), step.past_key_values
+        return torch.tensor([found], dtype=torch.int64)
+
+    def _language(self, states: Tensor, tokens: Tokens) -> list[int]:
+        if not tokens.languages:
+            return []
+        first = self.decoder(input_ids=torch.tensor([[tokens.start]]), encoder_hidden_states=states, use_cache=False)
+        scores = self.forward(first.last_hidden_state)[0, -1]  # (v,)
+        ids = torch.tensor(sorted(tokens.languages))
+        return [int(ids[scores[ids].argmax()])]
+
+
+def _config(config: Config) -> WhisperConfig:
+    return WhisperConfig(**config)
+
+
+def _extractor(checkpoint: Checkpoint) -> WhisperFeatureExtractor:
+    path = checkpoint.repository.required(prepare.PREPROCESSOR)
+    found = read_object(path)
+    try:
+        known = {name: found[name] for name in SOUND if name in found}
+        return WhisperFeatureExtractor(**known)  # type: ignore[no-untyped-call]  # transformers is partly typed
+    except Exception as error:  # its fields may be wrong in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModuleRefused(f"{path} makes no feature extractor ({reason}): fetch it again") from error
+
+
+def _tokens(checkpoint: Checkpoint) -> Tokens:
+    path = checkpoint.repository.required(GENERATION)
+    try:
+        found = tokens_of(read_object(path))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModuleRefused(
+            f"{path} doesn't say which tokens start and end a text ({error}): fetch it again"
+        ) from error
+    size = _config(checkpoint.config).vocab_size
+    every = (found.start, found.end, *found.languages, *found.prompt, *found.never, *found.never_first)
+    if strange := [token for token in every if not 0 <= token < size]:
+        raise ModuleRefused(
+            f"{path} names the token {strange[0]}, and config.json has {size} tokens: they are of different models; "
+            "fetch both again"
+        )
+    return found
+
+
+def _shape(config: WhisperConfig, side: str) -> dict[str, JsonValue]:
+    return prepare.fields(
+        config, f"{side}_layers {side}_attention_heads {side}_ffn_dim d_model activation_function scale_embedding"
+    )
+
+
+def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    config, extractor = _config(checkpoint.config), _extractor(checkpoint)
+    sound = prepare.fields(extractor, " ".join(SOUND))
+    bins, positions = config.num_mel_bins, config.max_source_positions
+    return _shape(config, "encoder") | {"num_mel_bins": bins, "max_source_positions": positions, "sound": sound}
+
+
+def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    config, tokens = _config(checkpoint.config), _tokens(checkpoint)
+    fields: dict[str, JsonValue] = {
+        "vocab_size": config.vocab_size,
+        "max_target_positions": config.max_target_positions,
+        "tokens": identity.fingerprint(cast("dict[str, JsonValue]", asdict(tokens))),
+        "most": MOST_TOKENS,
+        "vocabulary": prepare.vocabulary(checkpoint),
+    }
+    return _shape(config, "decoder") | fields
+
+
+def _typical_encoder(network: WhisperEncoder, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+    """One sound, padded to 30 seconds."""
+    return hear(network, torch.empty(1, network.config.num_mel_bins, 2 * network.config.max_source_positions))
+
+
+def _typical_decoder(network: Decoder, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+    """A text of 16 tokens, the start's among them, each computed once, as with the cache."""
+    config, length = network.decoder.config, generation.TYPICAL_TOKENS
+    hidden = network.decoder(
+        input_ids=torch.zeros(1, length, dtype=torch.int64),
+        attention_mask=torch.zeros(1, 1, length, length),
+        encoder_hidden_states=torch.empty(1, config.max_source_positions, config.d_model),
+        use_cache=False,
+    ).last_hidden_state
+    return {"tokens": network.forward(hidden).argmax(dim=-1)}
+
+
+class DecoderModule:
+    """The decoder with its weights, its tokenizer, and the tokens that mean something."""
+
+    def __init__(self, network: Decoder, tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> None:
+        self._network = network
+        self._tokenizer = tokenizer
+        self._tokens = tokens
+
+    def typical(self) -> tuple[Value, ...]:
+        """The encoder's array."""
+        config = self._network.decoder.config
+        return (sample_inputs.arrays({"states": (1, config.max_source_positions, config.d_model)}),)
+
+    def __call__(self, *values: Value) -> Output:
+        """``states`` (1, s, d) to ``tokens`` (1, t), and the text."""
+        decoding.count(values, 1)
+        config = self._network.decoder.config
+        states = decoding.tensor(values[0], "states", (1, config.max_source_positions, config.d_model))
+        with torch.inference_mode():
+            tokens = self._network.write(states.to(self._network.decoder.dtype), self._tokens)
+        return generation.spelled(self._tokenizer, tokens, "text")
+
+
+def features(extractor: WhisperFeatureExtractor, sound: NDArray[np.float32]) -> Tensor:
+    """Samples (n,) to mel features, float32 (1, m, 2 s): padded with silence to all that the encoder hears."""
+    made = extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="np")["input_features"]
+    return torch.tensor(np.ascontiguousarray(made, dtype=np.float32))
+
+
+def _features(extractor: WhisperFeatureExtractor, value: Value) -> Tensor:
+    """The encoder's input of a wav's bytes, of at most 30 s."""
+    return features(extractor, audio.samples(value, extractor.sampling_rate, extractor.chunk_length))
+
+
+def _writing(network: Decoder, checkpoint: Checkpoint) -> DecoderModule:
+    generation.check_tied(checkpoint, "proj_out.weight", "model.decoder.embed_tokens.weight")
+    return DecoderModule(network, prepare.tokenizer(checkpoint, WhisperTokenizer), _tokens(checkpoint))
+
+
+PARTS: model_parts.Parts = MappingProxyType(
+    {
+        "encoder": model_parts.Part(
+            prefixes={"whisper": [{"model.encoder.": ""}]},
+            build=lambda config: WhisperEncoder(_config(config)),
+            identity=_encoder_identity,
+            typical=_typical_encoder,
+            module=lambda network, checkpoint: adapters.Sounds(
+                hear, network, partial(_features, _extractor(checkpoint))
+            ),
+        ),
+        "decoder": model_parts.Part(
+            prefixes={"whisper": [{"model.decoder.": "decoder."}]},
+            build=lambda config: Decoder(_config(config)),
+            identity=_decoder_identity,
+            typical=_typical_decoder,
+            module=_writing,
+        ),
+    }
+)
+
+load = model_parts.loader(PARTS)

@@ -1,0 +1,272 @@
+"""Whisper (Radford et al. 2022, arXiv:2212.04356), tiny.en, run by CTranslate2 and cut between encoder and decoder.
+
+    part      weights       takes                                  gives (this and nothing else crosses the wire)
+    encoder   ``encoder/``  a wav file's bytes, at most 30 s       ``hidden`` float32 (1, 1500, 384)
+    decoder   ``decoder/``  ``hidden``                             ``text`` U8 (n,), UTF-8, for nodes that take a text;
+                                                                   the answer {"text": ...}
+
+The encoder pads every sound to its window of 30 s, as the network was trained, and all of it is sent: the decoder
+attends to the padding too. The decoder is greedy, without time stamps, with the published suppressed tokens; there is
+no fallback to other temperatures. So one sound has one text. Silence or noise gives whatever the network hears in it.
+
+The published weights are float16; both parts hold and compute them in float32 (CTranslate2's compute type of that name,
+never ``auto`` or ``int8``, which choose by the processor). Same bits at the same thread count on processors for which
+CTranslate2 picks the same kernels; its threads are torch's count at the time of loading.
+
+Memory. CTranslate2 knows no half of a Whisper: it loads one ``model.bin`` with an encoder and a decoder. So each part
+gives it a reduced file, written to a temporary directory and deleted after loading: its own half as published, and of
+the other half what the library's constructor asks for and never runs: its settings, one layer of arrays of one element,
+and for the decoder the encoder's last norm, by whose width ``generate`` knows an encoder's output. These are less than
+4 kB and not in ``memory_bytes``, which counts the half's weights in float32. A test holds the halves equal to the
+whole model, and another holds them to the file's names and shapes, for the library drops a layer that lacks a tensor
+without a word. (Giving the file from memory instead would keep a float16 copy for as long as the model lives.)
+Measured as growth of a process's resident memory on loading: encoder 34 MB, decoder 134 MB with its tokenizer, the
+whole model without one 153 MB; a pass of the encoder keeps 20 to 33 MB more for activations and features.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import ctranslate2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import JsonValue
+from tokenizers import Tokenizer
+from transformers import WhisperFeatureExtractor
+
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.specs import ModuleSpec
+from edge_agent.modules import Module, Output, Value
+from edge_agent.modules.inputs import audio, decoding, sample_inputs
+from edge_agent.modules.weights import ctranslate2_file, identity, packaged
+from edge_agent.modules.weights.ctranslate2_file import ModelFile, Variable
+from edge_agent.modules.weights.packaged import Shape
+
+PARTS = ("encoder", "decoder")
+WIDTH = 384
+POSITIONS = 1500  # of the encoder: one for 20 ms
+MELS = 80
+RATE_HZ = 16_000
+WINDOW_S = 30.0
+PROMPT = ("<|startoftranscript|>", "<|notimestamps|>")  # an English model takes no language and no task
+MOST_TOKENS = 224  # half the decoder's positions, as in the published decoding
+GREEDY = 1  # beams
+_LAYERS = 4
+_VOCABULARY = 51_864
+_TEXT_POSITIONS = 448
+_FLOAT32_BYTES = 4
+_SETTINGS = {
+    "encoder": ("num_heads",),
+    "decoder": (
+        "activation",
+        "alibi",
+        "alignment_heads",
+        "alignment_layer",
+        "num_heads",
+        "pre_norm",
+        "scale_embeddings",
+        "start_from_zero_embedding",
+    ),
+}
+_ALIASES = {"decoder/projection/weight": "decoder/embeddings/weight"}
+_KEPT = {"encoder": (), "decoder": ("encoder/layer_norm/beta", "encoder/layer_norm/gamma")}  # of the other half
+
+
+def shapes(part: str) -> dict[str, Shape]:
+    """Every variable of a part with its shape, () for a setting."""
+    found: dict[str, Shape] = {f"{part}/{name}": () for name in _SETTINGS[part]}
+    if part == "encoder":
+        found |= {"encoder/conv1/weight": (WIDTH, MELS, 3), "encoder/conv1/bias": (WIDTH,)}
+        found |= {"encoder/conv2/weight": (WIDTH, WIDTH, 3), "encoder/conv2/bias": (WIDTH,)}
+        found["encoder/position_encodings/encodings"] = (POSITIONS, WIDTH)
+    else:
+        found["decoder/embeddings/weight"] = (_VOCABULARY, WIDTH)
+        found["decoder/position_encodings/encodings"] = (_TEXT_POSITIONS, WIDTH)
+    for layer in (f"{part}/layer_{index}" for index in range(_LAYERS)):
+        found |= _norm(f"{layer}/self_attention") | _norm(f"{layer}/ffn")
+        found |= _linear(f"{layer}/self_attention/linear_0", 3 * WIDTH) | _linear(f"{layer}/self_attention/linear_1")
+        found |= _linear(f"{layer}/ffn/linear_0", 4 * WIDTH) | _linear(f"{layer}/ffn/linear_1", width=4 * WIDTH)
+        if part == "decoder":
+            found |= _norm(f"{layer}/attention") | _linear(f"{layer}/attention/linear_0")
+            found |= _linear(f"{layer}/attention/linear_1", 2 * WIDTH) | _linear(f"{layer}/attention/linear_2")
+    return found | _norm(part)
+
+
+class Encoder:
+    """The encoder with its weights."""
+
+    def __init__(self, model: ctranslate2.models.Whisper) -> None:
+        self._model = model
+        self._extractor = WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
+            feature_size=MELS, sampling_rate=RATE_HZ, chunk_length=int(WINDOW_S)
+        )
+
+    def typical(self) -> tuple[Value, ...]:
+        """A sound."""
+        return (sample_inputs.sound(),)
+
+    def __call__(self, *values: Value) -> Output:
+        """A wav file's bytes to ``hidden`` (1, 1500, 384)."""
+        decoding.count(values, 1)
+        sound = audio.samples(values[0], RATE_HZ, WINDOW_S)  # (n,)
+        features = self.features(sound)  # (1, 80, 3000)
+        hidden = self._model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True)
+        return Output({"hidden": np.array(hidden, dtype=np.float32)})
+
+    def features(self, sound: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log-mel features (1, 80, 3000) of samples (n,), padded to the window."""
+        found = self._extractor(sound, sampling_rate=RATE_HZ, return_tensors="np")["input_features"]
+        return np.ascontiguousarray(found, dtype=np.float32)
+
+
+class Decoder:
+    """The decoder with its weights and its tokenizer."""
+
+    def __init__(self, model: ctranslate2.models.Whisper, tokenizer: Tokenizer) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+
+    def typical(self) -> tuple[Value, ...]:
+        """The encoder's array."""
+        return (sample_inputs.arrays({"hidden": (1, POSITIONS, WIDTH)}),)
+
+    def __call__(self, *values: Value) -> Output:
+        """``hidden`` (1, 1500, 384) to ``text`` (n,), one line, with the answer."""
+        decoding.count(values, 1)
+        hidden = decoding.tensor(values[0], "hidden", (1, POSITIONS, WIDTH)).numpy()
+        view = ctranslate2.StorageView.from_array(hidden)  # of its memory, which must live as long
+        found = self._model.generate(view, [list(PROMPT)], beam_size=GREEDY, max_length=MOST_TOKENS)
+        spoken = self._tokenizer.decode(found[0].sequences_ids[0], skip_special_tokens=True)
+        text = " ".join(spoken.split())
+        return Output({decoding.TEXT: decoding.text_array(text)}, {"text": text})
+
+
+def load(spec: ModuleSpec) -> Module:
+    """Load one of the two parts.
+
+    Raises:
+        ModuleRefused: the weights aren't there or don't fit, or the temporary directory has no room for them.
+    """
+    part = spec.family.partition(".")[2]
+    if spec.dtype != "float32":
+        raise ModuleRefused(f"{spec.family} computes in float32, not {spec.dtype}: set dtype to float32")
+    if spec.source is None or spec.source.part != part:
+        raise ModuleRefused(f"{spec.family} takes its weights from a source with part: {part}, not {spec.source}")
+    path = packaged.path_of(spec.source)
+    if missing := [name for name in ("config.json", "tokenizer.json") if not (path.parent / name).is_file()]:
+        raise ModuleRefused(f"{path.name} lies without {missing[0]}: these are not the weights of {spec.family}")
+    whole = read_file(path)
+    held = _checked(whole, path.name, spec, part)
+    if spec.digest is not None and (real := _digest(held, path.parent, part)) != spec.digest:
+        raise ModuleRefused(f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}")
+    model = _model(reduced(whole, part), path.parent, part)
+    return Encoder(model) if part == "encoder" else Decoder(model, _tokenizer(path.parent))
+
+
+def read_file(path: Path) -> ModelFile:
+    """The weights file, mapped into memory and not yet read.
+
+    Raises:
+        ModuleRefused: it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return ctranslate2_file.parse(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), path.name)
+    except (OSError, ValueError) as error:  # ValueError: an empty file can't be mapped
+        raise ModuleRefused(
+            f"{path.name} can't be read as weights ({type(error).__name__}): install it again"
+        ) from error
+
+
+def reduced(whole: ModelFile, part: str) -> ModelFile:
+    """A file with one half as it is, and of the other what the library's constructor asks for."""
+
+    def kept(name: str, variable: Variable) -> Variable:
+        if name.startswith(f"{part}/") or name in _KEPT[part] or not variable.shape:
+            return variable
+        return Variable((1,) * len(variable.shape), "float16", bytes(2))
+
+    left_out = tuple(f"{other}/layer_{index}/" for other in PARTS if other != part for index in range(1, _LAYERS))
+    variables = {n: kept(n, variable) for n, variable in whole.variables.items() if not n.startswith(left_out)}
+    return replace(whole, variables=variables)
+
+
+def _checked(whole: ModelFile, name: str, spec: ModuleSpec, part: str) -> dict[str, Variable]:
+    """The part's variables, when the file is exactly the published layout."""
+    wanted = {variable: shape for each in PARTS for variable, shape in shapes(each).items()}
+    if missing := sorted(wanted.keys() - whole.variables.keys()):
+        raise ModuleRefused(f"{name} lacks {missing[0]}: these are not the weights of {spec.family}")
+    if extra := sorted(whole.variables.keys() - wanted.keys()):
+        raise ModuleRefused(f"{name} has {extra[0]} besides: these are not the weights of {spec.family}")
+    for variable, shape in wanted.items():
+        found = whole.variables[variable]
+        if found.shape != shape or (shape and found.dtype != "float16"):
+            raise ModuleRefused(
+                f"{variable} in {name} is {found.dtype} {found.shape}, {spec.family} takes float16 {shape}"
+            )
+    if dict(whole.aliases) != _ALIASES:
+        raise ModuleRefused(f"{name} doesn't share its embeddings: these are not the weights of {spec.family}")
+    held = {variable: whole.variables[variable] for variable in shapes(part)}
+    if (size_bytes := ctranslate2_file.size_bytes(held.values(), _FLOAT32_BYTES)) > spec.memory_bytes:
+        raise ModuleRefused(
+            f"the weights of {spec.source} have {size_bytes} bytes and the spec says {spec.memory_bytes}: "
+            "correct memory_bytes"
+        )
+    return held
+
+
+def _digest(held: Mapping[str, Variable], directory: Path, part: str) -> str:
+    """The identity: the weights as held, the settings, and for the decoder what turns its numbers into a text."""
+    tensors = {
+        name: torch.tensor(variable.array.astype(np.float32) if variable.shape else variable.array.astype(np.int16))
+        for name, variable in held.items()
+    }
+    files = ("config.json", "tokenizer.json") if part == "decoder" else ()
+    config: dict[str, JsonValue] = {
+        name: identity.fingerprint(json.loads((directory / name).read_text(encoding="utf-8"))) for name in files
+    }
+    return identity.digest(tensors, config)
+
+
+def _model(file: ModelFile, directory: Path, part: str) -> ctranslate2.models.Whisper:
+    """Have the library load a reduced file."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="s2m3-") as name:
+            temporary = Path(name)
+            with (temporary / "model.bin").open("wb") as out:
+                out.writelines(ctranslate2_file.chunks(file))
+            (temporary / "config.json").write_bytes((directory / "config.json").read_bytes())
+            vocabulary = (directory / "vocabulary.txt").read_bytes() if part == "decoder" else b"none\n"
+            (temporary / "vocabulary.txt").write_bytes(vocabulary)
+            return ctranslate2.models.Whisper(
+                name, device="cpu", compute_type="float32", inter_threads=1, intra_threads=torch.get_num_threads()
+            )
+    except OSError as error:
+        raise ModuleRefused(
+            f"the {part}'s file can't be written to {tempfile.gettempdir()} ({error.strerror or error}): "
+            "free some room there, or set TMPDIR to another directory"
+        ) from error
+    except (RuntimeError, ValueError, IndexError) as error:  # what the library raises for a file it doesn't like
+        raise ModuleRefused(f"CTranslate2 {ctranslate2.__version__} can't load the {part}: {error}") from error
+
+
+def _tokenizer(directory: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # the library raises Exception itself
+        raise ModuleRefused(f"tokenizer.json can't be read ({error}): install it again") from error
+
+
+def _norm(name: str) -> dict[str, Shape]:
+    return {f"{name}/layer_norm/{each}": (WIDTH,) for each in ("beta", "gamma")}
+
+
+def _linear(name: str, out: int = WIDTH, width: int = WIDTH) -> dict[str, Shape]:
+    return {f"{name}/weight": (out, width), f"{name}/bias": (out,)}

@@ -1,0 +1,90 @@
+"""Sound that a sensor sent: wav bytes to samples at the rate a network was trained with.
+
+Owns what a wav file may be, and the sentences that tell it. Knows no network. Read with the standard library's
+``wave``: plain PCM (its format tag 1) of 16 bits, one or two channels, 8 to 96 kHz. Other rates are changed by a
+polyphase filter (``scipy.signal.resample_poly``); a file that has the wanted rate already is taken as it is.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import wave
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import resample_poly
+
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import ErrorCode, RequestFailed
+from edge_agent.modules import Value
+from edge_agent.modules.inputs import decoding
+from edge_agent.runtime.out_of_memory import is_out_of_memory
+
+SLOWEST_HZ = 8_000
+FASTEST_HZ = 96_000
+_SAMPLE_BYTES = 2
+_CHANNELS = (1, 2)
+_FULL_SCALE = 32768
+_WANTED = "send a wav file of 16-bit PCM, mono or stereo"
+
+
+def samples(value: Value, rate_hz: int, most_s: float) -> NDArray[np.float32]:
+    """Decode a wav file: one channel (n,) at ``rate_hz``, from -1 to 1; two channels become their mean.
+
+    Args:
+        value: What the sensor sent.
+        rate_hz: The rate to give.
+        most_s: The longest sound that is taken, in seconds.
+
+    Raises:
+        RequestFailed: ``bad_input`` when it isn't such a file, is truncated, has no samples, or is too long;
+            ``module_failed`` when the task gives something else than an input.
+    """
+    if not isinstance(value, RawInput):
+        raise RequestFailed(
+            ErrorCode.MODULE_FAILED,
+            f"this module needs a sound and was given {decoding.describe(value)}: mend the task's needs",
+        )
+    pcm, file_rate_hz = _decode(value.data)  # (n, channels)
+    if (length_s := len(pcm) / file_rate_hz) > most_s:
+        raise _bad(f"this sound lasts {length_s:.1f} s, at most {most_s:g} s are allowed: send a shorter part of it")
+    mono = pcm.astype(np.float32).mean(axis=1, dtype=np.float32) / _FULL_SCALE  # (n,)
+    if file_rate_hz != rate_hz:
+        common = math.gcd(file_rate_hz, rate_hz)
+        mono = resample_poly(mono, rate_hz // common, file_rate_hz // common)  # float32 stays float32
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _decode(data: bytes) -> tuple[NDArray[np.int16], int]:
+    """Samples (n, channels), n at least 1, and their rate."""
+    try:
+        with wave.open(io.BytesIO(data)) as sound:
+            told = sound.getparams()
+            content = sound.readframes(told.nframes)
+    except Exception as error:  # hostile bytes make a decoder raise anything
+        if is_out_of_memory(error):
+            raise
+        raise _bad(f"this is not a wav file that can be read ({_kind(error)}): {_WANTED}") from error
+    if told.sampwidth != _SAMPLE_BYTES:
+        raise _bad(f"this wav file has {8 * told.sampwidth} bits a sample: {_WANTED}")
+    if told.nchannels not in _CHANNELS:
+        raise _bad(f"this wav file has {told.nchannels} channels: {_WANTED}")
+    if not SLOWEST_HZ <= told.framerate <= FASTEST_HZ:
+        raise _bad(f"this wav file has {told.framerate} samples a second: send {SLOWEST_HZ} to {FASTEST_HZ}")
+    if not told.nframes:
+        raise _bad(f"this wav file has no samples: {_WANTED}")
+    if len(content) != told.nframes * told.nchannels * _SAMPLE_BYTES:
+        raise _bad("this wav file is truncated, or its header says a wrong length: send all of a finished file")
+    return np.frombuffer(content, "<i2").reshape(-1, told.nchannels), told.framerate
+
+
+def _kind(error: Exception) -> str:
+    """What is wrong, in a few words: ``wave`` says it well, other libraries' messages may name an object in memory."""
+    if isinstance(error, wave.Error):
+        return str(error)
+    return "truncated" if isinstance(error, EOFError) else "damaged"
+
+
+def _bad(sentence: str) -> RequestFailed:
+    return RequestFailed(ErrorCode.BAD_INPUT, sentence)

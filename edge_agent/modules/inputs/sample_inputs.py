@@ -1,0 +1,70 @@
+"""What a module is typically given: for a device that measures how long a pass takes it, before anybody asks.
+
+Owns the pictures, sounds, texts and arrays; which of them a module takes, its family says (``typical`` of its class).
+They are made here, always the same, of about the sizes that the catalogue plans with. What a pass takes hardly depends
+on what is seen or said, but for decoders, whose texts may be longer or shorter than for these: the first requests
+correct it.
+"""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from broker.protocol.codec import RawInput
+from broker.protocol.tensors import Array, Tensors
+
+PICTURE = (1280, 720)  # pixels; about 250 kB as JPEG
+TEXTS = 4  # of seven tokens with start and end
+SOUND_S, SOUND_HZ = 2.0, 16_000
+
+
+@cache
+def picture() -> RawInput:
+    """A JPEG as a camera sends it: large soft shapes, and as much fine grain as makes its size."""
+    numbers = np.random.default_rng(0)
+    width, height = PICTURE
+    shapes = Image.fromarray(numbers.integers(0, 256, (9, 16, 3), dtype=np.uint8)).resize(PICTURE)
+    grain = numbers.normal(0, 7, (height, width, 1))
+    pixels = (np.asarray(shapes) + grain).clip(0, 255).astype(np.uint8)  # (720, 1280, 3)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=85)
+    return RawInput(out.getvalue(), "image/jpeg")
+
+
+def texts() -> RawInput:
+    """Four captions, one a line."""
+    return RawInput("\n".join(f"a photo of a {what}" for what in ("dog", "cat", "cup", "boat")).encode(), "text/plain")
+
+
+def question() -> RawInput:
+    """One question on one line."""
+    return RawInput(b"what is there on the table?", "text/plain")
+
+
+@cache
+def sound() -> RawInput:
+    """A wav file of two seconds, a tone that rises and falls."""
+    at_s = np.arange(int(SOUND_S * SOUND_HZ)) / SOUND_HZ
+    tone = 0.3 * np.sin(2 * np.pi * (220 * at_s + 20 * np.sin(3 * at_s)))
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SOUND_HZ)
+        file.writeframes((tone * 32767).astype("<i2").tobytes())
+    return RawInput(out.getvalue(), "audio/wav")
+
+
+def arrays(shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+    """Another node's arrays, float32, by name: small numbers, none of them zero."""
+    made: dict[str, Array] = {}
+    for name, shape in shapes.items():
+        count = int(np.prod(shape))
+        made[name] = (np.sin(np.arange(1, count + 1)) / 10).astype(np.float32).reshape(shape)
+    return made

@@ -1,0 +1,168 @@
+"""A published checkpoint: its configuration, and its tensors by name, from one or several safetensors files.
+
+Owns reading; knows no network and no part. Only safetensors are opened: a pickle that is offered instead is refused
+by name, and one that lies beside them is passed over. Tensors are read one by one, by name, so that a part costs what
+it weighs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from broker.protocol.errors import ModuleRefused
+from edge_agent.modules.weights.hub import Repository
+
+T = TypeVar("T")
+Config = dict[str, Any]
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
+_MAX_JSON_BYTES = 64 * 1024 * 1024
+
+
+class Checkpoint:
+    """The weights and the configuration in a repository."""
+
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+
+    @cached_property
+    def config(self) -> Config:
+        """``config.json``.
+
+        Raises:
+            ModuleRefused: it isn't there, or is no JSON object.
+        """
+        return read_object(self.repository.required("config.json"))
+
+    @cached_property
+    def model_type(self) -> str:
+        """The kind of model that the configuration names."""
+        return str(self.config.get("model_type", ""))
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Tensor name -> the file that holds it.
+
+        Raises:
+            ModuleRefused: there are no safetensors, or they and their index contradict each other.
+        """
+        index = self.repository.path(INDEX)
+        if index is not None:
+            found = read_object(index).get("weight_map")
+            if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+                raise ModuleRefused(f"{index} has no weight_map of names and files: fetch it again")
+            if strange := sorted(file for file in set(found.values()) if not _plain(file)):
+                raise ModuleRefused(
+                    f"{index} names {strange[0]}, which is no safetensors file beside it: fetch it again"
+                )
+            return dict(found)
+        files: dict[str, str] = {}
+        for file in self._without_index():
+            for name in tensor_names(self.repository.required(file)):
+                if name in files:
+                    raise ModuleRefused(
+                        f"{self.repository} has {name} in {files[name]} and in {file}: leave one of them, or add "
+                        f"{INDEX}"
+                    )
+                files[name] = file
+        return files
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors by name, row-major in memory of their own.
+
+        Raises:
+            ModuleRefused: a file is missing or damaged.
+        """
+        return self._each(
+            names, lambda opened, name: opened.get_tensor(name).clone(memory_format=torch.contiguous_format)
+        )
+
+    def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Shapes of tensors by name, from the files' headers.
+
+        Raises:
+            ModuleRefused: a file is missing or damaged.
+        """
+        return self._each(names, lambda opened, name: tuple(opened.get_slice(name).get_shape()))
+
+    def _each(self, names: Iterable[str], take: Callable[[Any, str], T]) -> dict[str, T]:
+        """What is taken of each name, from the open file that holds it; each file is opened once."""
+        by_file: dict[str, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.files[name], []).append(name)
+        found: dict[str, T] = {}
+        for file, wanted in sorted(by_file.items()):
+            path = self.repository.required(file)
+            try:
+                with safe_open(path, "pt") as opened:
+                    for name in wanted:
+                        found[name] = take(opened, name)
+            except (SafetensorError, OSError, ValueError) as error:
+                raise ModuleRefused(f"{path} can't be read ({_first_line(error)}): fetch it again") from error
+        return found
+
+    def _without_index(self) -> tuple[str, ...]:
+        names = self.repository.names()
+        found = tuple(name for name in names if name.endswith(".safetensors"))
+        if not names and self.repository.directory is None and self.repository.path(SINGLE) is not None:
+            found = (SINGLE,)
+        if found:
+            return found
+        pickles = [name for name in names if name.endswith(PICKLES)]
+        if pickles:
+            raise ModuleRefused(
+                f"{self.repository}/{pickles[0]} is a pickle or the like, which may run code when it is read: convert "
+                f"it to {SINGLE} where you trust it, and remove it"
+            )
+        raise ModuleRefused(
+            f"{self.repository} has no safetensors: pickles aren't read, so name a revision that has {SINGLE}, or "
+            "convert it where you trust it"
+        )
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names in a safetensors file.
+
+    Raises:
+        ModuleRefused: it is damaged, or no safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModuleRefused(f"{path} is no whole safetensors file ({_first_line(error)}): fetch it again") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a file.
+
+    Raises:
+        ModuleRefused: it is none, or too large.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ModuleRefused(f"{path} has more than {_MAX_JSON_BYTES} bytes: it is not what its name says")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModuleRefused(f"{path} is not JSON ({_first_line(error)}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise ModuleRefused(f"{path} is no JSON object: fetch it again")
+    return content
+
+
+def _plain(file: str) -> bool:
+    return file.endswith(".safetensors") and "/" not in file and "\\" not in file and not file.startswith(".")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,136 @@
+"""The weights file of CTranslate2, ``model.bin``: read, and written again with some variables left small.
+
+Owns the byte format, which the library writes in ``ctranslate2/specs/model_spec.py`` (``ModelSpec._serialize``) and
+reads in ``src/models/model.cc``. Knows no network. Nothing in such a file is code. All numbers are little-endian; a
+text is its length with a final zero byte (2 bytes), its bytes, the zero byte:
+- the version of the format (4 bytes), 6 here; the model's kind, a text; the kind's revision (4 bytes);
+- the number of variables (4 bytes), then each: name, rank (1 byte), lengths (4 bytes each), dtype (1 byte, an index
+  into ``DTYPES``), size in bytes (4 bytes), elements;
+- the number of aliases (4 bytes), then each: the alias and the variable it stands for, two texts.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.tensors import Array
+
+VERSION = 6
+DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
+_ITEM_BYTES = {"float32": 4, "int8": 1, "int16": 2, "int32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One array of the file, its elements as they stand there."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: bytes | memoryview
+
+    @property
+    def array(self) -> Array:
+        """Its elements; bfloat16, which NumPy doesn't have, as 16-bit integers."""
+        dtype = "uint16" if self.dtype == "bfloat16" else self.dtype
+        return np.frombuffer(self.data, np.dtype(dtype).newbyteorder("<")).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a ``model.bin`` says."""
+
+    kind: str
+    revision: int
+    variables: Mapping[str, Variable]
+    aliases: Mapping[str, str]
+
+
+def parse(content: bytes | memoryview, name: str) -> ModelFile:
+    """Read a file's content, without copying its variables.
+
+    Args:
+        content: All of the file.
+        name: What the file is called, for sentences.
+
+    Raises:
+        ModuleRefused: another version of the format, truncated, or malformed.
+    """
+    try:
+        return _parse(_Reader(memoryview(content)), name)
+    except (struct.error, IndexError, ValueError) as error:
+        raise ModuleRefused(f"{name} is truncated or damaged: install it again") from error
+
+
+def chunks(file: ModelFile) -> Iterator[bytes | memoryview]:
+    """The bytes of a file, piece by piece, so that no second copy of the weights is made."""
+    yield struct.pack("<I", VERSION) + _text(file.kind) + struct.pack("<II", file.revision, len(file.variables))
+    for name, variable in file.variables.items():
+        shape = variable.shape
+        yield _text(name) + struct.pack(f"<B{len(shape)}I", len(shape), *shape)
+        yield struct.pack("<BI", DTYPES.index(variable.dtype), len(variable.data))
+        yield variable.data
+    yield struct.pack("<I", len(file.aliases))
+    yield b"".join(_text(text) for pair in file.aliases.items() for text in pair)
+
+
+def size_bytes(variables: Iterable[Variable], item_bytes: int) -> int:
+    """Bytes of variables when each element takes ``item_bytes`` in memory; scalars, which are settings, don't count."""
+    return sum(math.prod(variable.shape) * item_bytes for variable in variables if variable.shape)
+
+
+class _Reader:
+    """Takes numbers, texts and arrays off the front of bytes."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content = content
+        self._at = 0
+
+    @property
+    def left_bytes(self) -> int:
+        return len(self._content) - self._at
+
+    def take(self, length: int) -> memoryview:
+        if length > self.left_bytes:
+            msg = "the content ends before what it announces"
+            raise ValueError(msg)
+        self._at += length
+        return self._content[self._at - length : self._at]
+
+    def number(self, kind: str) -> int:
+        return int(struct.unpack(f"<{kind}", self.take(struct.calcsize(f"<{kind}")))[0])
+
+    def text(self) -> str:
+        return bytes(self.take(self.number("H"))[:-1]).decode()
+
+    def variable(self) -> Variable:
+        shape = tuple(self.number("I") for _ in range(self.number("B")))
+        dtype = DTYPES[self.number("B")]
+        data = self.take(self.number("I"))
+        if len(data) != math.prod(shape) * _ITEM_BYTES[dtype]:
+            msg = "a variable's size is not that of its shape"
+            raise ValueError(msg)
+        return Variable(shape, dtype, data)
+
+
+def _parse(reader: _Reader, name: str) -> ModelFile:
+    if (version := reader.number("I")) != VERSION:
+        raise ModuleRefused(f"{name} is no CTranslate2 file of version {VERSION} (it begins with {version})")
+    kind, revision = reader.text(), reader.number("I")
+    # Dictionaries evaluate a key before its value: the order in which the file has them.
+    variables = {reader.text(): reader.variable() for _ in range(reader.number("I"))}
+    aliases = {reader.text(): reader.text() for _ in range(reader.number("I"))}
+    if reader.left_bytes:
+        msg = "something follows the last alias"
+        raise ValueError(msg)
+    return ModelFile(kind, revision, variables, aliases)
+
+
+def _text(text: str) -> bytes:
+    content = text.encode() + b"\0"
+    return struct.pack("<H", len(content)) + content

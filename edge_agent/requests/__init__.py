@@ -1,0 +1,1 @@
+"""The life of a request on a device: coordinate, execute, back up, route, queue."""

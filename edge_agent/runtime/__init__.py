@@ -1,0 +1,1 @@
+"""What holds modules in memory and runs them."""

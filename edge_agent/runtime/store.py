@@ -1,0 +1,285 @@
+"""The modules this device holds: each once, within the memory budget, as long as somebody uses it.
+
+Owns the budget and the reference counts. Knows no family and no message but the two it speaks: what is assigned and
+what is held. Thread-safe: a loader thread loads, compute threads use, the heartbeat's thread looks.
+
+A module's bytes are its real ones: measured once it is loaded (``calibrate``), before that as measured earlier, or as
+its spec says. One that turns out larger than what is left is let go again, and refused with both numbers.
+
+Invariants:
+- The bytes of all modules loading, ready or on their way out never exceed the budget. (Those of one that is larger than
+  its spec says are known only when it is there: it is let go at once.)
+- Equal keys are one module: loading twice holds it once.
+- A module in use is never taken away; unloading waits for the last use, and frees its bytes then.
+- A failed module stays listed with its reason, at no bytes, until it is unloaded or loaded again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import structlog
+
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.messages import AssignedModule, HeldModule
+from broker.protocol.specs import ModuleKey, ModuleSpec
+from edge_agent import modules
+from edge_agent.device import footprint
+from edge_agent.device.calibration import Calibration, Loaded
+from edge_agent.device.measurements import averaged
+from edge_agent.modules import Module
+from edge_agent.runtime.out_of_memory import is_out_of_memory
+
+_log = structlog.get_logger()
+
+Load = Callable[[ModuleSpec], Module]
+
+MAX_WAIT_S = 10.0  # for modules on their way out: longer than any forward pass of a sensible deadline
+
+
+@dataclass
+class _Entry:
+    """What is known of one key. Its bytes count while it is loading or ready."""
+
+    name: str
+    spec: ModuleSpec
+    size_bytes: int
+    state: Literal["loading", "ready", "failed"] = "loading"
+    module: Module | None = None
+    error: str | None = None
+    load_s: float | None = None
+    compute_s: float | None = None
+    uses: int = 0
+    leaving: bool = False  # unloaded, but still used or still loading
+
+    @property
+    def memory_bytes(self) -> int:
+        return 0 if self.state == "failed" else self.size_bytes
+
+
+class Store:
+    """Holds modules.
+
+    Args:
+        budget_bytes: What all modules together may occupy.
+        load: Makes a module of its spec; the families' table by default.
+        wait_s: How long a load waits for memory that is on its way out.
+        calibration: Measures what modules really cost; None takes their specs' word for it.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        load: Load = modules.load,
+        *,
+        wait_s: float = MAX_WAIT_S,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.budget_bytes = budget_bytes
+        self._load = load
+        self._wait_s = wait_s
+        self._calibration = calibration
+        self._entries: dict[ModuleKey, _Entry] = {}
+        self._changed = threading.Condition()
+
+    def load(self, assigned: AssignedModule) -> HeldModule:
+        """Hold a module; blocks until its weights are in memory. One that is held already only takes the new name.
+
+        Raises:
+            ModuleRefused: over the budget, it can't be loaded, or it was unloaded meanwhile.
+        """
+        entry, ours = self._claim(assigned)
+        if ours:
+            try:
+                loaded = self._loaded(assigned.spec)
+            except Exception as error:  # a loader runs a family's and a library's code: anything may come
+                self._finish(entry, None, _reason(assigned, error))
+                raise ModuleRefused(_reason(assigned, error)) from error
+            self._finish(entry, loaded, None)
+            with _harmless():
+                if entry.state == "ready" and self._calibration is not None:
+                    self._calibration.keep(assigned.spec, loaded)
+                del loaded  # a module that was refused or unloaded meanwhile is held by nobody now
+                self._tidy()
+        with self._changed:
+            self._changed.wait_for(lambda: entry.state != "loading")
+            if entry.error is not None:
+                raise ModuleRefused(entry.error)
+            return _held(entry)
+
+    def unload(self, key: ModuleKey) -> None:
+        """Let go of a module, now or when its last use or its loading ends; a key that isn't held is fine."""
+        with self._changed:
+            entry = self._entries.get(key)
+            if entry is None:
+                return
+            compute_s = entry.compute_s
+            if entry.uses or entry.state == "loading":
+                entry.leaving = True
+            else:
+                del self._entries[key]
+            del entry
+            self._changed.notify_all()
+        with _harmless():
+            if self._calibration is not None and compute_s is not None:
+                self._calibration.remember(key, compute_s)
+            self._tidy()
+
+    @contextmanager
+    def use(self, key: ModuleKey) -> Iterator[Module]:
+        """Keep a module in memory while it is used.
+
+        Raises:
+            ModuleRefused: it isn't held, or not ready.
+        """
+        with self._changed:
+            entry = self._entries.get(key)
+            if entry is None or entry.module is None or entry.leaving:
+                state = "not held" if entry is None else "on its way out" if entry.leaving else entry.state
+                raise ModuleRefused(f"the module {key} is {state} on this device: ask another, or try again later")
+            entry.uses += 1
+            module = entry.module
+        try:
+            yield module
+        finally:
+            with self._changed:
+                entry.uses -= 1
+                if entry.leaving and not entry.uses:
+                    del self._entries[key]
+                self._changed.notify_all()
+
+    def record(self, key: ModuleKey, compute_s: float) -> None:
+        """Add a measured forward pass to the module's moving average; a key that is gone is fine."""
+        with self._changed:
+            entry = self._entries.get(key)
+            if entry is not None:
+                entry.compute_s = averaged(entry.compute_s, compute_s)
+
+    def held(self) -> dict[ModuleKey, HeldModule]:
+        """Everything held, loading or failed, for the heartbeat; without what is on its way out."""
+        with self._changed:
+            return {key: _held(entry) for key, entry in self._entries.items() if not entry.leaving}
+
+    def cached(self) -> dict[ModuleKey, float]:
+        """Modules that aren't held, were measured here, and have their weights on this machine -> seconds of a pass."""
+        if self._calibration is None:
+            return {}
+        cached = self._calibration.cached
+        with self._changed:
+            return {key: seconds for key, seconds in cached.items() if key not in self._entries}
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """For the time of a forward pass: nothing is measured meanwhile."""
+        if self._calibration is None:
+            yield
+        else:
+            with self._calibration.passing:
+                yield
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all modules loading, ready or on their way out."""
+        with self._changed:
+            return self._used()
+
+    def _used(self) -> int:
+        return sum(entry.memory_bytes for entry in self._entries.values())
+
+    def _claim(self, assigned: AssignedModule) -> tuple[_Entry, bool]:
+        """The key's entry, and whether the caller must load it. Waits for memory that is on its way out."""
+        key, size_bytes = assigned.spec.key, assigned.spec.memory_bytes
+        if self._calibration is not None:
+            size_bytes = self._calibration.expected_bytes(assigned.spec)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._alive(key) or self._fits(size_bytes) or not self._leaving(), self._wait_s
+            )
+            if known := self._alive(key):
+                known.name, known.leaving = assigned.module, False
+                return known, False
+            entry = self._entries[key] = _Entry(assigned.module, assigned.spec, size_bytes)
+            if self._used() <= self.budget_bytes:
+                return entry, True
+            entry.state = "failed"
+            entry.error = (
+                f"{assigned.module} needs {size_bytes} bytes and {self.budget_bytes - self._used()} of "
+                f"{self.budget_bytes} are free: raise the device's memory, or place it elsewhere"
+            )
+            raise ModuleRefused(entry.error)
+
+    def _loaded(self, spec: ModuleSpec) -> Loaded:
+        if self._calibration is None:
+            began_s = perf_counter()
+            return Loaded(self._load(spec), spec.memory_bytes, perf_counter() - began_s, None)
+        return self._calibration.load(spec, self._load)
+
+    def _finish(self, entry: _Entry, loaded: Loaded | None, error: str | None) -> None:
+        """The end of loading: well, badly, too large, or too late for an unload that came meanwhile."""
+        with self._changed:
+            if entry.leaving:
+                error = f"{entry.name} was unloaded while it was loading"
+                del self._entries[entry.spec.key]
+            elif loaded is not None:
+                free_bytes = self.budget_bytes - self._used() + entry.size_bytes
+                entry.size_bytes, entry.load_s, entry.compute_s = loaded.memory_bytes, loaded.load_s, loaded.compute_s
+                if loaded.memory_bytes > free_bytes:
+                    error = (
+                        f"{entry.name} really occupies {loaded.memory_bytes} bytes and {free_bytes} of "
+                        f"{self.budget_bytes} are free: raise the device's memory, or place it elsewhere"
+                    )
+            entry.module = loaded.module if loaded is not None and error is None else None
+            entry.error = error
+            entry.state = "ready" if error is None else "failed"
+            self._changed.notify_all()
+
+    def _tidy(self) -> None:
+        """After a load or an unload: what was freed goes back to the system, and the disk is looked at again."""
+        footprint.give_back()
+        if self._calibration is not None:
+            self._calibration.look()
+
+    def _alive(self, key: ModuleKey) -> _Entry | None:
+        entry = self._entries.get(key)
+        return entry if entry is not None and entry.state != "failed" else None
+
+    def _fits(self, size_bytes: int) -> bool:
+        return self._used() + size_bytes <= self.budget_bytes
+
+    def _leaving(self) -> bool:
+        return any(entry.leaving for entry in self._entries.values())
+
+
+def _held(entry: _Entry) -> HeldModule:
+    return HeldModule(
+        module=entry.name,
+        state=entry.state,
+        error=entry.error,
+        memory_bytes=entry.memory_bytes,
+        load_s=entry.load_s,
+        compute_s=entry.compute_s,
+        uses=entry.uses,
+    )
+
+
+def _reason(assigned: AssignedModule, error: Exception) -> str:
+    if is_out_of_memory(error):
+        return f"{assigned.module} needs {assigned.spec.memory_bytes} bytes, which this device doesn't really have"
+    if isinstance(error, ModuleRefused):
+        return f"{assigned.module}: {error}"
+    first = (str(error).strip() or "no reason given").splitlines()[0]
+    return f"{assigned.module} can't be loaded ({type(error).__name__}: {first})"
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """For what comes after a load or an unload: it is done, and measuring for the next one must not undo that."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - where memory is short, any line may fail
+        _log.exception("measuring_failed")

@@ -1,0 +1,1 @@
+"""Keeping modules where they should be: reconcile, drain, rebalance, routes, and what is published of it."""

@@ -1,0 +1,73 @@
+"""Requests that no front door takes: what the orchestrator answers them, so that nobody meets silence.
+
+Owns when it answers and in which words. Changes nothing. Knows nothing of topics or connections.
+
+Invariants:
+- a request whose task has a front door is the agents' to answer, also while we settle: they serve without us;
+- nothing is said before the routes that the broker remembers had time to arrive: they may name a front door.
+"""
+
+from __future__ import annotations
+
+import math
+
+from broker.protocol.codec import request_id
+from broker.protocol.errors import ErrorCode
+from broker.protocol.messages import ErrorBody, Result, Route
+from broker.protocol.specs import TaskName
+from orchestrator.events import Action, AnswerError, RequestSeen
+from orchestrator.state import State
+
+RETAINED_WITHIN_S = 0.5  # a broker sends what it remembers at once after the subscription
+RETRY_LOADING_S = 1.0
+
+
+def answer(state: State, request: RequestSeen, now_s: float) -> list[Action]:
+    """The answer to a request, if it is ours to answer."""
+    refusal = _refusal(state, request.task, now_s)
+    if refusal is None:
+        return []
+    correlation = request.correlation or b""
+    result = Result(
+        request=request_id(request.task, request.reply_to, correlation, request.payload),
+        task=request.task,
+        epoch=state.epoch,
+        generation=state.generation,
+        error=refusal,
+    )
+    return [AnswerError(request.reply_to, request.correlation, result)]
+
+
+def _refusal(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
+    route = state.routes.get(task)
+    if state.link is None or (route is not None and route.front_door):
+        return None
+    if state.settles_at_s is not None:
+        return _settling(state, task, now_s)
+    if route is None:
+        deployed = ", ".join(sorted(state.routes)) or "none"
+        return _no_route(f"no task is called {task}; deployed tasks: {deployed}; deploy it with `s2m3 deploy FILE`")
+    if route.unavailable is not None:
+        return _no_route(route.unavailable)
+    return _no_route(f"its modules are being loaded: {_loading(state, route)}; try again", RETRY_LOADING_S)
+
+
+def _settling(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
+    remembered = state.remembered.get(task)
+    if (remembered is not None and remembered.front_door) or now_s < state.cluster.up_s + RETAINED_WITHIN_S:
+        return None
+    left_s = (state.settles_at_s or now_s) - now_s
+    return _no_route("the orchestrator has just started; try again", float(max(1, math.ceil(left_s))))
+
+
+def _loading(state: State, route: Route) -> str:
+    """Which device loads what of a route's modules."""
+    waits: dict[str, set[str]] = {}
+    for node in route.nodes.values():
+        if not node.devices:
+            waits.setdefault(state.standing.where.get(node.key, "a device"), set()).add(node.module)
+    return ", ".join(f"{device} loads {' and '.join(sorted(modules))}" for device, modules in sorted(waits.items()))
+
+
+def _no_route(sentence: str, retry_after_s: float | None = None) -> ErrorBody:
+    return ErrorBody(code=ErrorCode.NO_ROUTE, message=sentence, retry_after_s=retry_after_s)

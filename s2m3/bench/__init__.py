@@ -1,0 +1,1 @@
+"""What measures: accuracy, latency, memory, placement, throughput, and campaigns of replays."""

@@ -1,0 +1,126 @@
+"""Split against whole at real size: ``s2m3 bench accuracy --equivalence``.
+
+Owns which weights are taken, what is asked, and a row a model. Real weights where they are on this machine (pip's, a
+models directory, the hub's cache); else random ones of the real configuration, written into a temporary directory,
+one model at a time, and removed. Nothing is downloaded. Random weights prove the arithmetic as well as real ones, and
+nothing about accuracy.
+
+Two outputs are equal when the answers are, and all arrays, bit for bit; for what generates, the token ids are an array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.specs import TaskSpec
+from edge_agent import catalog
+from edge_agent.modules.weights import hub
+from s2m3.bench.accuracy import reference, run
+from s2m3.bench.accuracy.questions import ANSWERS_QUESTIONS
+from s2m3.catalogue import load_task
+from s2m3.reference import random_weights, zoo
+from s2m3.reference.pictures import picture
+from s2m3.reference.speech import spoken
+from s2m3.reference.split import Split
+
+MOST_PARAMETERS = 500_000_000  # of a model that is tried: its split and its whole fit into 8 GB together
+PICTURES = ("chelsea.png", "coffee.png", "rocket.jpg")
+SOUNDS = ("pump", "what-animal", "window")
+CAPTIONS = ("a photo of a cat", "a cup of coffee", "a rocket at its launch", "somebody speaks")
+QUESTIONS = ("What is this?", "What is in the cup?", "What is taking off?")
+
+
+def names() -> tuple[str, ...]:
+    """The tasks that have a whole model to compare with."""
+    return tuple(name for name in catalog.names() if name != reference.FEATURES)
+
+
+def requests(task: TaskSpec) -> list[dict[str, RawInput]]:
+    """Three requests: photographs, spoken sentences, and the kind of text that the task takes."""
+    captions = RawInput("\n".join(CAPTIONS).encode(), "text/plain")
+    answers = task.module_of(task.output).family in ANSWERS_QUESTIONS
+    found = []
+    for photograph, sound, words in zip(PICTURES, SOUNDS, QUESTIONS, strict=True):
+        question = RawInput(words.encode(), "text/plain")
+        given = {"image": picture(photograph).raw, "audio": spoken(sound), "text": question if answers else captions}
+        given |= {"question": question, "answers": captions}  # inputs of these names
+        found.append({name: given.get(name, given[spec.kind]) for name, spec in task.inputs.items()})
+    return found
+
+
+def rows(wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One model after the other: how many of its outputs differ, or why it was left out.
+
+    Raises:
+        BadFile: the catalogue is wrong.
+    """
+    for name in wanted:
+        task = load_task(name)
+        sizes = {spec.key: zoo.count(task, module).parameters for module, spec in task.modules.items()}
+        row: dict[str, Any] = {"task": name, "parameters": sum(sizes.values())}
+        if row["parameters"] >= MOST_PARAMETERS:
+            yield row | {"skipped": f"{MOST_PARAMETERS:,} parameters or more"}
+            continue
+        began_s = time.monotonic()
+        try:
+            with _weights(task) as kind:
+                row |= {"weights": kind} | _compare(name, task)
+        except ModuleRefused as error:
+            row["error"] = str(error)
+        gc.collect()  # before the next model comes into memory
+        yield row | {"seconds": round(time.monotonic() - began_s, 1)}
+
+
+def _compare(name: str, task: TaskSpec) -> dict[str, Any]:
+    asked = requests(task)
+    split = Split()
+    outputs = [split.run(task, inputs) for inputs in asked]
+    whole = reference.load(name, task)
+    differing = sum(not run.same(one, whole(inputs)) for one, inputs in zip(outputs, asked, strict=True))
+    arrays = {(repr(one.answer), *(array.tobytes() for array in one.tensors.values())) for one in outputs}
+    return {"inputs": len(asked), "distinct": len(arrays), "differing": differing}
+
+
+def _without_timestamps(published: zoo.Published) -> dict[str, Any]:
+    """Have Whisper's random weights write no timestamps, which trained ones don't after the prompt that forbids them.
+
+    transformers' ``generate`` would listen again from each; see ``edge_agent/modules/whisper.py``.
+    """
+    fields = published.files.get("generation_config.json", {})
+    if "no_timestamps_token_id" not in fields:
+        return {}
+    timestamps = range(fields["no_timestamps_token_id"] + 1, published.config["vocab_size"])
+    never = [*fields.get("suppress_tokens", ()), *timestamps]
+    return {"generation_config.json": {"suppress_tokens": never}}
+
+
+@contextlib.contextmanager
+def _weights(task: TaskSpec) -> Iterator[str]:
+    """Have the weights of a task where its modules look for them; says whether they are real."""
+    sources = {module.source.hub: module.source for module in task.modules.values() if module.source}
+    sources.pop(None, None)  # pip's and the catalogue's are real
+    if all(hub.is_here(source) for source in sources.values()):
+        yield "real"
+        return
+    with tempfile.TemporaryDirectory(prefix="s2m3-models-") as directory:
+        published = sorted(map(zoo.published, sources), key=lambda each: each.frozen is not None)
+        for seed, each in enumerate(published):  # frozen copies come after what they are copies of
+            random_weights.write(each, Path(directory), seed=seed, changes=_without_timestamps(each))
+        before = os.environ.get(hub.DIRECTORY_VARIABLE)
+        os.environ[hub.DIRECTORY_VARIABLE] = directory
+        try:
+            yield "random"
+        finally:
+            if before is None:
+                del os.environ[hub.DIRECTORY_VARIABLE]
+            else:
+                os.environ[hub.DIRECTORY_VARIABLE] = before

@@ -1,0 +1,104 @@
+"""What an option that trades accuracy for bytes costs, and what it saves: ``s2m3 bench accuracy --dtype --wire``.
+
+Owns the options and the table's rows. The first row is float32 everywhere, compared bit for bit with the unsplit model;
+an option's answers are compared with that model's answers: what is named, not its score, which always differs a little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from broker.protocol.errors import BadFile
+from broker.protocol.specs import ModuleSpec, TaskSpec, Wire
+from s2m3.bench.accuracy import questions, run
+from s2m3.bench.datasets import Dataset
+from s2m3.reference import zoo
+
+
+@dataclass(frozen=True)
+class Option:
+    """A dtype of the weights, and one of what crosses from node to node."""
+
+    dtype: str = "float32"
+    wire: Wire = "float32"
+
+    def __str__(self) -> str:
+        return f"{self.dtype} weights, {self.wire} wire"
+
+
+def chosen(dtypes: Sequence[str], wires: Sequence[Wire]) -> list[Option]:
+    """All pairs of dtypes and wires, float32 everywhere first; none named is float32."""
+    wanted: Sequence[Wire] = wires or ["float32"]
+    pairs = [Option(dtype, wire) for dtype, wire in product(dtypes or ["float32"], wanted)]
+    return list(dict.fromkeys([Option(), *pairs]))
+
+
+def applied(task: TaskSpec, option: Option) -> TaskSpec:
+    """A task with an option: each module in the dtype, where its family computes in it and it makes it smaller.
+
+    Raises:
+        BadFile: no module becomes smaller.
+        ModuleRefused: a module's configuration can't be had.
+    """
+    modules: dict[str, ModuleSpec] = {}
+    for name, spec in task.modules.items():
+        size_bytes = zoo.memory_bytes(task, name, option.dtype)
+        smaller = size_bytes is not None and size_bytes < spec.memory_bytes
+        changes = {"dtype": option.dtype, "memory_bytes": size_bytes, "digest": None}
+        modules[name] = spec.model_copy(update=changes) if smaller else spec
+    if option.dtype != "float32" and modules == task.modules:
+        fix = "name another dtype, or leave it out"
+        raise BadFile(file=task.task, problem=f"has no module that {option.dtype} makes smaller", fix=fix)
+    return task.model_copy(update={"modules": modules, "wire": option.wire})
+
+
+def rows(
+    name: str,
+    task: TaskSpec,
+    dataset: Dataset,
+    settings: run.Settings,
+    options: Sequence[Option],
+    *,
+    results: Path | None = None,
+    progress: run.Progress = run.nobody,
+) -> list[dict[str, Any]]:
+    """Run one benchmark with each option.
+
+    Args:
+        name: The task's name in the catalogue, or its file.
+        task: The task, in float32.
+        dataset: The benchmark.
+        settings: What to leave out.
+        options: The first is ``Option()``.
+        results: A directory with one results file an option; None keeps nothing.
+        progress: Is told the records done and their number.
+
+    Returns:
+        A row an option: its summary, and ``weight_bytes``, ``wire_bytes`` (a record, from nodes to nodes, arrays alone)
+        and ``differing``.
+
+    Raises:
+        BadFile, ModuleRefused: as ``run.run`` does.
+    """
+    found: list[dict[str, Any]] = []
+    expected: list[dict[str, Any]] = []
+    for option in options:
+        changed = applied(task, option)
+        file = results / f"{option.dtype}-{option.wire}.jsonl" if results else None
+        own = settings if not found else settings.without_unsplit()
+        summary, records = run.run(name, changed, dataset, own, results=file, progress=progress)
+        row = {"option": str(option), "dtype": option.dtype, "wire": option.wire} | summary
+        row["weight_bytes"] = sum({spec.key: spec.memory_bytes for spec in changed.modules.values()}.values())
+        if not found:
+            compared = records[: summary["compared"]]
+            expected = [record["split"] if record["unsplit"] is None else record["unsplit"] for record in compared]
+        else:
+            row["compared"] = len(expected)
+            pairs = zip((record["split"] for record in records), expected, strict=False)
+            row["differing"] = sum(questions.named(one) != questions.named(other) for one, other in pairs)
+        found.append(row)
+    return found

@@ -1,0 +1,188 @@
+"""Parallel against sequential routing: one request's branches leave at once, or one after the other.
+
+Owns a coordinator of its own, which differs between the two in nothing but when it sends: at once, or each branch when
+the one before it has reported ``done``. The site is real: two agents, the plan as ``choose_plan`` makes it, the wire as
+agents write it. Beside them the same request through the front door, whose coordinator is the agent's.
+
+The task is CLIP B/16 with as many captions as make its text encoder cost about what its vision encoder costs.
+"""
+
+from __future__ import annotations
+
+import queue
+import statistics
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from broker.protocol.codec import RawInput, decode, decode_tensors
+from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
+from broker.protocol.specs import NodeName
+from broker.protocol.topics import RESULTS, TENSORS, prefix_of
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, LinkEvent, LinkUp
+from edge_agent import wire
+from edge_agent.requests.coordinate import RAW
+from edge_agent.requests.routing import choose_plan
+from edge_agent.state import Send
+from s2m3.bench.latency.compare import WARM_UP, Progress
+from s2m3.bench.latency.settings import Machine
+from s2m3.bench.latency.trial import DEADLINE_S, Trial, TrialFailed, percentiles
+from s2m3.bench.latency.workloads import Workload, text
+from s2m3.reference.pictures import picture
+from s2m3.testbed.proxy import UNSHAPED
+
+COORDINATOR = "bench-coordinator"
+MEMORY_BYTES = 450 * 1024**2  # one of the encoders, not both: neither device has a copy of the other's
+THINGS = ("cat", "dog", "horse", "cup", "photo", "picture", "coffee", "a", "what", "this")
+PLACES = ("a cup", "a picture", "this photo", "coffee", "a dog")
+LINES = tuple(f"a photo of the {thing} in {place}" for thing in THINGS for place in PLACES)
+"""Captions of about equal length."""
+
+
+class Coordinator:
+    """Sends requests to agents as a front door does, at once or one branch after the other; a context manager.
+
+    Args:
+        url: the broker.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._prefix = prefix_of(None)
+        self._events: queue.Queue[LinkEvent] = queue.Queue()
+        self._transport = MqttTransport(url=url, client_id=COORDINATOR, inbox=self._events.put)
+        self._transport.subscribe(
+            TENSORS.filter(self._prefix, receiver=COORDINATOR), RESULTS.filter(self._prefix, client=COORDINATOR)
+        )
+
+    def __enter__(self) -> Self:
+        self._transport.start()
+        self._wait(lambda event: isinstance(event, LinkUp))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._transport.close()
+
+    def ask(self, route: Route, inputs: Mapping[str, RawInput], *, sequential: bool) -> float:
+        """Run one request; returns the seconds until its answer.
+
+        Raises:
+            TrialFailed: a node failed, or the time was over.
+        """
+        sizes = {name: len(raw.data) for name, raw in inputs.items()}
+        choice = choose_plan(route, here=COORDINATOR, input_bytes=sizes)
+        if choice is None:
+            raise TrialFailed("the route has no device for a node any more")
+        plan, request = choice[0], uuid.uuid4().hex
+        began_s = time.monotonic()
+        branches = _branches(plan, inputs)
+        for node in branches:
+            message, tensors = self._message(route, plan, request, node, inputs)
+            send = Send(plan.nodes[node].device, message, tensors, began_s + DEADLINE_S)
+            self._transport.publish(wire.tensors_message(self._prefix, COORDINATOR, send, began_s))
+            if sequential and node != plan.output:
+                self._wait(lambda event, node=node: self._is_done(event, request, node))
+        self._wait(lambda event: self._is_answer(event, request))
+        return time.monotonic() - began_s
+
+    def _message(
+        self, route: Route, plan: Plan, request: str, node: NodeName, inputs: Mapping[str, RawInput]
+    ) -> tuple[NodeInputs, dict[str, np.ndarray[Any, Any]]]:
+        taken = [need for need in plan.nodes[node].needs if need in inputs]
+        message = NodeInputs(
+            request=request,
+            task=route.task,
+            node=node,
+            epoch=route.epoch,
+            generation=route.generation,
+            attempt=0,
+            coordinator=COORDINATOR,
+            deadline_s=DEADLINE_S,
+            reply_to=RESULTS.at(self._prefix, client=COORDINATOR, request=request),
+            plan=plan,
+            content_types={name: inputs[name].content_type for name in taken},
+        )
+        return message, {f"{name}/{RAW}": np.frombuffer(inputs[name].data, dtype=np.uint8) for name in taken}
+
+    def _wait(self, wanted: Any) -> None:  # noqa: ANN401 - a predicate on an event
+        until_s = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                event = self._events.get(timeout=max(0.0, until_s - time.monotonic()))
+            except queue.Empty:
+                raise TrialFailed(f"no answer within {DEADLINE_S:g} s") from None
+            if wanted(event):
+                return
+
+    def _is_done(self, event: LinkEvent, request: str, node: NodeName) -> bool:
+        if not isinstance(event, Delivery) or not TENSORS.match(self._prefix, event.topic):
+            return False
+        message, _ = decode_tensors(event.payload)
+        if isinstance(message, NodeFailed):
+            raise TrialFailed(f"{message.node} failed on {message.device}: {message.error.message}")
+        return isinstance(message, NodeDone) and (message.request, message.node) == (request, node)
+
+    def _is_answer(self, event: LinkEvent, request: str) -> bool:
+        if not isinstance(event, Delivery):
+            return False
+        ids = RESULTS.match(self._prefix, event.topic)
+        if ids and ids["request"] == request:
+            result = decode(Result, event.payload)
+            if result.error:
+                raise TrialFailed(f"a request failed: {result.error.message}")
+            return True
+        return self._is_done(event, "", "")
+
+
+def _branches(plan: Plan, inputs: Mapping[str, RawInput]) -> Sequence[NodeName]:
+    """The nodes that take an input of the request; what only waits for branches comes last, for it costs nothing."""
+    takers = [name for name, node in plan.nodes.items() if any(need in inputs for need in node.needs)]
+    return sorted(takers, key=lambda name: name == plan.output)
+
+
+def compare_branches(*, models: Path, requests: int, captions: int, progress: Progress) -> dict[str, Any]:
+    """Measure both on one site of two equal devices.
+
+    Args:
+        models: the models directory.
+        requests: how many count, of each.
+        captions: how many the request has.
+        progress: told what happens.
+
+    Raises:
+        TrialFailed: the site doesn't serve, or the encoders stand on one device.
+    """
+    workload = Workload("hub/retrieval-clip-b16", dict)
+    inputs = {"image": picture("china.jpg").raw, "text": text(*LINES[:captions])}
+    agents = [Machine(id=name, memory=MEMORY_BYTES).config(UNSHAPED, str(models)) for name in ("gw-a", "gw-b")]
+    latency_s: dict[str, list[float]] = {"parallel": [], "sequential": []}
+    with Trial("routing", agents, {}, workload.task) as trial:
+        progress("routing: starting")
+        trial.deploy()
+        trial.settle()
+        where = trial.placement
+        if where["clip-b16/vision"] == where["clip-b16/text"]:
+            raise TrialFailed(f"both encoders stand on {where['clip-b16/text']}: nothing to compare")
+        with Coordinator(trial.site.url) as coordinator:
+            for number in range(-WARM_UP, requests):
+                progress(f"routing: request {max(0, number + 1)} of {requests}")
+                trial.ask(inputs, counts=number >= 0)
+                for name, times in latency_s.items():
+                    seconds = coordinator.ask(trial.route, inputs, sequential=name == "sequential")
+                    if number >= 0:
+                        times.append(seconds)
+        report = trial.report()
+    medians = {name: statistics.median(times) for name, times in latency_s.items()}
+    return {
+        "workload": workload.name,
+        "captions": captions,
+        "placement": where,
+        "encoder_s": {name: report["nodes"][name]["compute_s"] for name in ("image-encoder", "text-encoder")},
+        "front_door_s": report["latency_s"],
+        **{f"{name}_s": percentiles(times) for name, times in latency_s.items()},
+        "reduction": 1 - medians["parallel"] / medians["sequential"],
+    }

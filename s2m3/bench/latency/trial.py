@@ -1,0 +1,167 @@
+"""One site that serves one task, to be asked again and again: what a comparison sets against another.
+
+Owns starting the site, waiting until it serves, and what one request cost. Compares nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from broker.client import Client, Response
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import S2M3Error
+from broker.protocol.messages import Route
+from broker.protocol.specs import TaskSpec
+from edge_agent.config import AgentConfig
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.proxy import LinkShape
+from s2m3.testbed.site import Site
+
+START_S = 180.0  # several agents import torch and read gigabytes of weights on two cores
+SETTLE_S = 3.0  # without a new route: the placement stands
+DEADLINE_S = 120.0
+
+
+class TrialFailed(S2M3Error):
+    """A site of a comparison didn't serve."""
+
+
+@dataclass
+class Trial:
+    """A running site with one task, as a context manager.
+
+    Args:
+        name: what it is called in reports.
+        agents: its devices.
+        links: of those that reach the broker over one.
+        task: what it serves.
+    """
+
+    name: str
+    agents: Sequence[AgentConfig]
+    links: Mapping[str, LinkShape]
+    task: TaskSpec
+    responses: list[Response] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.site = stack.enter_context(Site("mosquitto", self.agents, links=self.links))
+            self.observer = stack.enter_context(Observer(self.site.url, client_id="bench-observer"))
+            self.client = stack.enter_context(Client(self.site.url, client_id="bench-sensor"))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    @property
+    def route(self) -> Route:
+        """The task's route, as it was last seen."""
+        self.observer.look()
+        return self.observer.routes[self.task.task]
+
+    @property
+    def placement(self) -> dict[str, list[str]]:
+        """Module -> the devices that run it."""
+        nodes = self.route.nodes.values()
+        return {node.module: [device.device for device in node.devices] for node in nodes}
+
+    def deploy(self) -> None:
+        """Wait for the devices, deploy the task, and wait until it is served.
+
+        Raises:
+            TrialFailed: it isn't, in time; with the reason.
+            SiteFailed: a process ended.
+        """
+        until_s = time.monotonic() + START_S
+
+        def all_there(seen: Observer) -> bool:
+            return seen.beats(self.site.devices) and bool(seen.leader and seen.leader.online)
+
+        if not self.site.wait_for(self.observer, all_there, START_S):
+            raise TrialFailed(f"{self.name}: not all processes were online within {START_S:g} s")
+        tasks.deploy(self.observer, [self.task], START_S)
+        # A refusal may pass: a busy device comes back.
+        if not self.site.wait_for(self.observer, self._served, until_s - time.monotonic()):
+            route = self.observer.routes.get(self.task.task)
+            why = (route and route.unavailable) or f"not served within {START_S:g} s"
+            raise TrialFailed(f"{self.name}: {self.task.task} could not be deployed: {why}")
+
+    def _served(self, seen: Observer) -> bool:
+        route = seen.routes.get(self.task.task)
+        return route is not None and route.complete
+
+    def settle(self) -> None:
+        """Wait until nothing loads and the route has stood for a while: standbys load late, measurements move modules.
+
+        Raises:
+            TrialFailed: it goes on for too long.
+        """
+        until_s = time.monotonic() + START_S
+        while True:
+            self.observer.look()
+            routes = [seen.at_s for seen in self.observer.sightings if isinstance(seen.message, Route)]
+            remaining_s = SETTLE_S if self._loads() else max(routes) + SETTLE_S - time.monotonic()
+            if remaining_s <= 0:
+                return
+            if time.monotonic() > until_s:
+                raise TrialFailed(f"{self.name}: modules still load or move after {START_S:g} s")
+            self.observer.wait_for(lambda _: False, remaining_s)
+
+    def _loads(self) -> bool:
+        """Whether a module is assigned and neither ready nor failed, by the newest heartbeats."""
+        beats = self.observer.heartbeats
+        held = {(device, key): each.state for device, beat in beats.items() for key, each in beat.modules.items()}
+        assigned = [
+            (device, each.spec.key) for device, all_ in self.observer.assignments.items() for each in all_.modules
+        ]
+        return any(held.get(each, "loading") == "loading" for each in assigned)
+
+    def ask(self, inputs: Mapping[str, RawInput], *, counts: bool = True) -> Response:
+        """Ask once and wait for the answer.
+
+        Args:
+            inputs: the request's.
+            counts: whether it belongs to what is reported; the first ones, that warm caches up, don't.
+
+        Raises:
+            TrialFailed: it ended in an error.
+        """
+        response = self.client.request(self.task.task, inputs, deadline_s=DEADLINE_S)
+        if not response.ok:
+            raise TrialFailed(f"{self.name}: a request failed: {response.result.error}")
+        if counts:
+            self.responses.append(response)
+        return response
+
+    def report(self) -> dict[str, Any]:
+        """What its requests cost: percentiles of the latency, and the median of each node's part in it."""
+        nodes: dict[str, dict[str, Any]] = {}
+        for name in self.task.order:
+            timings = [t for response in self.responses for t in response.result.timings if t.node == name]
+            nodes[name] = {
+                "devices": sorted({timing.device for timing in timings}),
+                "compute_s": statistics.median(timing.compute_s for timing in timings),
+                "queue_s": statistics.median(timing.queue_s for timing in timings),
+            }
+        return {
+            "requests": len(self.responses),
+            "retried": sum(response.attempts > 1 for response in self.responses),
+            "latency_s": percentiles([response.latency_s for response in self.responses]),
+            "placement": self.placement,
+            "nodes": nodes,
+        }
+
+
+def percentiles(latency_s: Sequence[float]) -> dict[str, float]:
+    """The median and the 95th percentile, by linear interpolation, and the extremes."""
+    p50, p95 = (float(value) for value in np.percentile(latency_s, (50, 95)))
+    return {"p50": p50, "p95": p95, "min": min(latency_s), "max": max(latency_s)}

@@ -1,0 +1,93 @@
+"""What is asked in a latency comparison: tasks of the catalogue, each with one real input.
+
+Owns the table. Pictures and sounds are files as a sensor would send them: photographs that pip delivers, and the
+spoken questions and noises of ``catalog/pocket``. The time of a pass doesn't depend on what a picture shows,
+so hub models may have random weights of their real size.
+"""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import BadFile
+from broker.protocol.specs import TaskSpec
+from edge_agent import catalog
+from s2m3.catalogue import load_task
+from s2m3.reference.pictures import REQUESTS, picture
+
+SOUNDS = ("window.wav", "pump.wav")
+SOUND_S = 10.0  # what CLAP hears at once
+CAPTIONS = ("a photo of a cat", "a photo of a dog", "a photo of a horse", "a photo of a cup")
+NOISES = ("a dog in this picture", "a cat in this picture", "what is this", "a cup of coffee")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One task of the catalogue, and what it is asked."""
+
+    name: str  # in the catalogue
+    inputs: Callable[[], Mapping[str, RawInput]]
+
+    @property
+    def task(self) -> TaskSpec:
+        """The task."""
+        return load_task(self.name)
+
+
+def text(*lines: str) -> RawInput:
+    """Texts, one a line."""
+    return RawInput("\n".join(lines).encode(), "text/plain")
+
+
+def sound(seconds: float = SOUND_S) -> RawInput:
+    """The catalogue's noises, one after the other and again, for so long: 16-bit PCM."""
+    frames, rate = b"", 0
+    for name in SOUNDS:
+        with wave.open(str(catalog.DIRECTORY / "pocket" / name)) as recorded:
+            frames += recorded.readframes(recorded.getnframes())
+            rate = recorded.getframerate()
+    size = 2 * round(seconds * rate)
+    made = io.BytesIO()
+    with wave.open(made, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes((frames * (size // len(frames) + 1))[:size])
+    return RawInput(made.getvalue(), "audio/wav")
+
+
+def _vqa() -> Mapping[str, RawInput]:
+    return next(request.inputs for request in REQUESTS if request.task == "vqa")
+
+
+def _retrieval() -> Mapping[str, RawInput]:
+    return {"image": picture("china.jpg").raw, "text": text(*CAPTIONS)}
+
+
+def _alignment() -> Mapping[str, RawInput]:
+    return {"audio": sound(), "text": text(*NOISES)}
+
+
+WORKLOADS = (
+    Workload("pocket/vqa", _vqa),
+    Workload("hub/retrieval-clip-b16", _retrieval),
+    Workload("hub/alignment-clap", _alignment),
+)
+"""A question about a photograph, captions for a photograph, texts for ten seconds of sound."""
+
+
+def named(names: list[str] | None) -> tuple[Workload, ...]:
+    """Workloads by their catalogue names; all of them by default.
+
+    Raises:
+        BadFile: there is none of that name.
+    """
+    known = {workload.name: workload for workload in WORKLOADS}
+    for name in names or ():
+        if name not in known:
+            raise BadFile(file="--workload", problem=f"{name!r} is none", fix=f"use one of {', '.join(known)}")
+    return tuple(known[name] for name in names) if names else WORKLOADS

@@ -1,0 +1,215 @@
+"""The two sides that are measured: a site of agents, and a process a task that holds its whole model.
+
+Owns starting and ending them, asking each task the same question, and when every process's memory is read: before it
+holds a weight, with all weights loaded, and after every task answered; all processes of a side at the same moments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from broker.client import Client
+from broker.protocol.errors import S2M3Error
+from broker.protocol.specs import TaskSpec
+from broker.servers.mosquitto import MosquittoBroker
+from edge_agent.config import AgentConfig
+from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
+from s2m3.bench.memory import counts
+from s2m3.bench.memory.examples import example
+from s2m3.bench.memory.processes import Memory, memory_of
+from s2m3.bench.memory.unsplit import ANSWERED, EMPTY, IMPORTED, LOADED, TORCH, TRANSFORMERS
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.site import Site
+
+START_S = 90.0
+DEPLOY_S = 300.0  # reading gigabytes
+DEADLINE_S = 120.0
+GOODBYE_S = 10.0
+IDLE = "idle"  # an agent before it holds a module
+
+Answers = dict[str, Any]
+"""Task -> its answer, as a sensor reads it."""
+
+
+class MeasurementFailed(S2M3Error):
+    """One side couldn't be measured."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of one side.
+
+    Args:
+        holds: The modules, or tasks, whose weights it has.
+        weights_bytes: Of these, counted exactly.
+        memory: Stage -> its memory then.
+    """
+
+    holds: list[str]
+    weights_bytes: int
+    memory: dict[str, Memory]
+
+
+Processes = dict[str, Process]
+
+
+def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_bytes: int) -> tuple[Processes, Answers]:
+    """A site that serves the tasks: the agents, which hold modules, the orchestrator, and a Mosquitto.
+
+    Args:
+        chosen: The tasks by catalogue name.
+        models: The models directory.
+        agents: How many.
+        budget_bytes: Of each, for modules.
+
+    Raises:
+        BadFile: there is no Mosquitto, or no ``/proc``.
+        MeasurementFailed: a process ended, or a task isn't served, or it fails.
+    """
+    configs = [
+        AgentConfig(id=f"device-{number}", memory=budget_bytes, models=str(models.resolve()))
+        for number in range(1, agents + 1)
+    ]
+    with (
+        MosquittoBroker() as broker,
+        Site(broker.url, configs, spares=False) as site,
+        Observer(site.url, client_id="bench-memory") as observer,
+        Client(site.url) as client,
+    ):
+        _await_devices(site, observer)
+        pids = {"broker (mosquitto)": broker.pid, "orchestrator": site.pid("orchestrator")}
+        pids |= {device: site.pid(device) for device in site.devices}
+        memory = {name: {IDLE: memory_of(pid)} for name, pid in pids.items()}
+        _deploy(site, observer, chosen)
+        for name, pid in pids.items():
+            memory[name][LOADED] = memory_of(pid)
+        answers = {name: _ask(client, task, name) for name, task in chosen.items()}
+        for name, pid in pids.items():
+            memory[name][ANSWERED] = memory_of(pid)
+        observer.look()
+        held = {device: beat.modules for device, beat in observer.heartbeats.items()}
+    weights = {spec.key: spec.memory_bytes for task in chosen.values() for spec in task.modules.values()}
+    processes = {
+        name: Process(
+            holds=sorted(module.module for module in held.get(name, {}).values()),
+            weights_bytes=sum(weights[key] for key in held.get(name, {})),
+            memory=stages,
+        )
+        for name, stages in memory.items()
+    }
+    return processes, answers
+
+
+def _await_devices(site: Site, observer: Observer) -> None:
+    tasks.connect(observer, site.url)
+    if not site.wait_for(observer, lambda seen: seen.leader is not None and seen.beats(site.devices), START_S):
+        there = ", ".join(observer.devices) or "none"
+        raise MeasurementFailed(f"of {len(site.devices)} agents these were there after {START_S:.0f} s: {there}")
+
+
+def _deploy(site: Site, observer: Observer, chosen: Mapping[str, TaskSpec]) -> None:
+    routes = tasks.deploy(observer, list(chosen.values()), DEPLOY_S)
+    site.check()
+    for task, route in routes.items():
+        if route is None or not route.complete:
+            why = route.unavailable if route and route.unavailable else "its modules aren't loaded"
+            raise MeasurementFailed(f"{task} is not served: {why}; take another number with --agents")
+
+
+def _ask(client: Client, task: TaskSpec, name: str) -> Any:  # noqa: ANN401 - JSON
+    response = client.request(task.task, example(name, task), deadline_s=DEADLINE_S)
+    if response.result.error is not None:
+        raise MeasurementFailed(f"{name}: {response.result.error.code}: {response.result.error.message}")
+    return response.result.answer
+
+
+def unsplit(chosen: Mapping[str, TaskSpec], models: Path) -> tuple[Processes, Answers]:
+    """A process a task, and an empty one, under the name ``EMPTY``.
+
+    Raises:
+        BadFile: there is no ``/proc``.
+        MeasurementFailed: a process ended.
+    """
+    with ExitStack() as stack:
+        children = {name: stack.enter_context(_Child(name, models)) for name in (EMPTY, *chosen)}
+        answers: Answers = {}
+        memory: dict[str, dict[str, Memory]] = {name: {} for name in children}
+        for stage, of_empty in ((IMPORTED, TORCH), (LOADED, TRANSFORMERS), (ANSWERED, None)):
+            for name in chosen:
+                answers[name] = children[name].reach(stage)
+            if of_empty is not None:
+                children[EMPTY].reach(of_empty)
+            for name in chosen:  # all at once, so that shared pages are divided alike
+                memory[name][stage] = memory_of(children[name].pid)
+            if of_empty is not None:
+                memory[EMPTY][of_empty] = memory_of(children[EMPTY].pid)
+    processes = {
+        name: Process(
+            holds=[name] if name in chosen else [],
+            weights_bytes=counts.single(name, chosen[name])["unsplit_bytes"] if name in chosen else 0,
+            memory=stages,
+        )
+        for name, stages in memory.items()
+    }
+    return processes, answers
+
+
+class _Child:
+    """A child that runs ``s2m3.bench.memory.unsplit``; gone when the ``with`` block ends."""
+
+    def __init__(self, name: str, models: Path) -> None:
+        self._name = name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process is gone
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "s2m3.bench.memory.unsplit", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=os.environ | {DIRECTORY_VARIABLE: str(models.resolve())},
+            start_new_session=True,  # a Ctrl-C in the terminal reaches only us, and we end it
+        )
+        self._begun = False
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
+
+    def reach(self, stage: str) -> Any:  # noqa: ANN401 - JSON
+        """Let it go on to its next stage, and wait for that; what it answered there."""
+        if self._child.stdin is None or self._child.stdout is None:
+            raise MeasurementFailed(f"{self._name} has no pipes")
+        try:
+            if self._begun:
+                self._child.stdin.write(b"\n")
+                self._child.stdin.flush()
+            self._begun = True
+            said = json.loads(self._child.stdout.readline())
+        except (OSError, ValueError) as error:
+            self._errors.seek(0)
+            last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            raise MeasurementFailed(f"the unsplit process of {self._name} ended before {stage}: {last[0]}") from error
+        if said["stage"] != stage:
+            raise MeasurementFailed(f"the unsplit process of {self._name} is at {said['stage']}, not {stage}")
+        return said["answer"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            self._child.communicate(timeout=GOODBYE_S)  # closes its input, and it ends
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.communicate()
+        self._errors.close()

@@ -1,0 +1,125 @@
+"""Solves instances with all three solvers and counts how far each is from the optimum.
+
+Owns what "optimal" and "gap" mean: a plan is optimal when its objective is within ``EQUAL`` of the proven optimum; the
+gap is how much it is above that optimum, as a share of it. Where the optimum isn't proven, neither is said.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, median
+from typing import Any
+
+from broker.protocol.specs import FleetSpec, TaskSpec
+from orchestrator.planner.choice import fits
+from orchestrator.planner.placement import distinct_modules
+from s2m3.bench.placement.inputs import with_sources
+from s2m3.bench.placement.solve import SOLVERS, Solver, solve
+
+EQUAL = 1e-9
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One solver on one instance.
+
+    ``gap``: a share of the optimum; None without a plan, or without a proven optimum. ``solve_s``: processor time, so
+    that other programs on the machine don't count; the solvers use one thread.
+    """
+
+    objective_s: float | None
+    solve_s: float
+    optimal: bool | None
+    gap: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """All solvers on one instance."""
+
+    instance: str
+    tasks: int
+    modules: int
+    devices: int
+    solvers: Mapping[Solver, Outcome]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One solver on all instances: ``no_plan`` counts those of which it says that nothing fits."""
+
+    solver: Solver
+    instances: int
+    optimal: int
+    no_plan: int
+    mean_gap: float
+    worst_gap: float
+    median_solve_s: float
+    worst_solve_s: float
+
+
+def compare(
+    instances: Iterable[tuple[str, FleetSpec, Sequence[TaskSpec]]],
+    *,
+    time_limit_s: float,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Result]:
+    """Solve each instance with every solver.
+
+    Args:
+        instances: name, fleet and tasks of each.
+        time_limit_s: of the exact solver, for each instance.
+        progress: told each instance's name before it is solved.
+    """
+    results = []
+    fits([1], [1])  # the exact solver's library is loaded, and nobody's time
+    for name, fleet, tasks in instances:
+        progress(name)
+        wanted = with_sources(tasks, fleet)
+        solved, times_s = {}, {}
+        for solver in SOLVERS:
+            start_s = time.process_time()
+            solved[solver] = solve(solver, fleet.devices, wanted, time_limit_s=time_limit_s)
+            times_s[solver] = time.process_time() - start_s
+        proven = solved["exact"].optimal and solved["exact"].placement
+        least_s = proven.objective_s if proven else None
+        outcomes = {}
+        for solver, solution in solved.items():
+            cost_s = solution.placement.objective_s if solution.placement else None
+            gap = cost_s / least_s - 1 if cost_s is not None and least_s is not None else None
+            optimal = None if least_s is None else gap is not None and gap <= EQUAL
+            outcomes[solver] = Outcome(cost_s, times_s[solver], optimal, gap)
+        results.append(Result(name, len(tasks), len(distinct_modules(tasks)), len(fleet.devices), outcomes))
+    return results
+
+
+def summarise(results: Sequence[Result]) -> list[Summary]:
+    """One line a solver."""
+    made = []
+    for solver in SOLVERS:
+        outcomes = [result.solvers[solver] for result in results]
+        gaps = [max(0.0, outcome.gap) for outcome in outcomes if outcome.gap is not None] or [0.0]
+        times = [outcome.solve_s for outcome in outcomes] or [0.0]
+        made.append(
+            Summary(
+                solver=solver,
+                instances=len(outcomes),
+                optimal=sum(bool(outcome.optimal) for outcome in outcomes),
+                no_plan=sum(outcome.objective_s is None for outcome in outcomes),
+                mean_gap=mean(gaps),
+                worst_gap=max(gaps),
+                median_solve_s=median(times),
+                worst_solve_s=max(times),
+            )
+        )
+    return made
+
+
+def document(results: Sequence[Result]) -> dict[str, Any]:
+    """What ``bench placement --json`` prints."""
+    return {
+        "summary": [asdict(line) for line in summarise(results)],
+        "instances": [asdict(result) for result in results],
+    }

@@ -1,0 +1,129 @@
+"""A real site under loads from a quarter to three times its capacity. Owns the site and the order of the trials.
+
+The devices are real agents in processes of their own. Their compute is slowed by waiting (``speed``), so that what is
+measured is the queueing and not how the machine's few cores are shared between devices, broker and load generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from broker.client import Client
+from broker.protocol.errors import S2M3Error
+from broker.protocol.specs import TaskName
+from edge_agent.config import AgentConfig
+from s2m3.bench.throughput.load import Inputs, Outcome, offer, saturate
+from s2m3.catalogue import load_task
+from s2m3.reference.pictures import REQUESTS
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.site import Site
+
+FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+TASKS = ("classify", "zero-shot")
+GREEDY = 5.0  # times what the other task asks, in the trial of fairness
+START_S = 120.0
+IN_FLIGHT = 6  # enough to keep every device busy, few enough not to be refused
+FIRST_REQUESTS_S = 15.0
+GOAL = 0.9  # of the peak goodput, at the greatest load
+
+Progress = Callable[[str], None]
+
+
+class NotServed(S2M3Error):
+    """The site of the benchmark didn't serve its tasks."""
+
+
+def measure(
+    *, devices: int, speed: float, seconds: float, deadline_s: float, broker: str, progress: Progress
+) -> dict[str, Any]:
+    """Find the capacity, offer multiples of it, and look at the shares of unequal tasks.
+
+    Args:
+        devices: how many agents.
+        speed: of each, relative to this machine; below 1 by waiting.
+        seconds: of each trial.
+        deadline_s: of each request.
+        broker: ``mosquitto``, ``embedded`` or a URL.
+        progress: is told what is going on.
+
+    Returns:
+        The settings, the capacity, one row for each load, the fairness, and whether the goal is met.
+
+    Raises:
+        NotServed: the tasks could not be served.
+    """
+    agents = [AgentConfig(id=f"gw-{chr(97 + number)}", speed=speed) for number in range(devices)]
+    inputs = {task: next(each.inputs for each in REQUESTS if each.task == task) for task in TASKS}
+    with (
+        Site(broker, agents) as site,
+        Observer(site.url, client_id="bench-observer") as observer,
+        Client(site.url, client_id="bench-sensor", first_retry_s=2 * deadline_s) as client,
+    ):
+        tasks.connect(observer, site.url)
+        progress("waiting for the devices")
+        if not site.wait_for(observer, lambda seen: seen.leader is not None and seen.beats(site.devices), START_S):
+            raise NotServed("not every agent beats; see whether the machine is overloaded")
+        routes = tasks.deploy(observer, [load_task(f"pocket/{task}") for task in TASKS], START_S)
+        if not all(route and route.complete for route in routes.values()):
+            raise NotServed(f"the tasks are not served: {[r.unavailable for r in routes.values() if r]}")
+        progress("warming up")  # standbys are still being loaded and measured, which holds forward passes up
+        saturate(client, TASKS, inputs, seconds=max(FIRST_REQUESTS_S, seconds), in_flight=2)
+        progress("measuring the capacity")
+        capacity = saturate(client, TASKS, inputs, seconds=seconds, in_flight=IN_FLIGHT)
+        rows = []
+        for factor in FACTORS:
+            progress(f"offering {factor:g} times {capacity:.1f} requests/s")
+            rates = {task: factor * capacity / len(TASKS) for task in TASKS}
+            rows.append(
+                {"factor": factor} | _row(offer(client, rates, inputs, seconds=seconds, deadline_s=deadline_s), seconds)
+            )
+        progress("offering unequal shares")
+        shares = _fairness(client, capacity, inputs, seconds=seconds, deadline_s=deadline_s)
+    peak = max(row["goodput_per_s"] for row in rows)
+    kept = rows[-1]["goodput_per_s"] / peak if peak else 0.0
+    settings = {"devices": devices, "speed": speed, "seconds": seconds, "deadline_s": deadline_s, "broker": broker}
+    return {
+        "settings": settings,
+        "capacity_per_s": capacity,
+        "loads": rows,
+        "peak_goodput_per_s": peak,
+        "goodput_kept_at_most_load": kept,
+        "fairness": shares,
+        "ok": kept >= GOAL,
+    }
+
+
+def _fairness(
+    client: Client, capacity: float, inputs: Mapping[TaskName, Inputs], *, seconds: float, deadline_s: float
+) -> dict[str, Any]:
+    """Three times the capacity, one task asking ``GREEDY`` times what the other asks."""
+    rate = FACTORS[-1] * capacity / (1 + GREEDY)
+    rates = dict(zip(TASKS, (GREEDY * rate, rate), strict=True))
+    outcomes = offer(client, rates, inputs, seconds=seconds, deadline_s=deadline_s)
+    return {
+        task: {"offered_per_s": each.offered / seconds, "answered_per_s": each.in_time / seconds}
+        for task, each in outcomes.items()
+    }
+
+
+def _row(outcomes: Mapping[TaskName, Outcome], seconds: float) -> dict[str, Any]:
+    offered = sum(each.offered for each in outcomes.values())
+    in_time = sum(each.in_time for each in outcomes.values())
+    errors: dict[str, int] = {}
+    for each in outcomes.values():
+        for code, times in each.errors.items():
+            errors[str(code)] = errors.get(str(code), 0) + times
+    latency_s: Sequence[float] = [seconds for each in outcomes.values() for seconds in each.latency_s]
+    p50, p95 = (float(value) for value in np.percentile(latency_s, (50, 95))) if latency_s else (None, None)
+    return {
+        "offered_per_s": offered / seconds,
+        "goodput_per_s": in_time / seconds,
+        "late": sum(each.late for each in outcomes.values()),
+        "errors": errors,
+        "latency_s": {"p50": p50, "p95": p95},
+        "tasks": {task: each.in_time / seconds for task, each in outcomes.items()},
+    }

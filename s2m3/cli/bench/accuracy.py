@@ -1,0 +1,259 @@
+"""``s2m3 bench accuracy``: one benchmark, or with ``--table`` all that lie below a directory.
+
+With ``--equivalence`` every model at real size, split against whole; ``options`` has what trades accuracy for bytes.
+
+Owns the command line and the tables. The table of benchmarks asks every task about every benchmark that it can be asked
+about, writes the results of each pair into a file of its own, and goes on where those files end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from broker.protocol.errors import BadFile, ModuleRefused
+from broker.protocol.specs import ModuleSpec, Wire
+from edge_agent import catalog
+from s2m3.catalogue import load_task
+
+RESULTS = "s2m3-accuracy"
+PROGRESS_S = 5.0
+DTYPES = get_args(ModuleSpec.model_fields["dtype"].annotation)
+WIRES = get_args(Wire)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``s2m3 bench accuracy``."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", metavar="DIR", help="one benchmark, or digits (scikit-learn's)")
+    what.add_argument("--table", metavar="DIR", help="every benchmark below a directory, resumed where it stopped")
+    what.add_argument(
+        "--equivalence", action="store_true", help="split against whole, at real size: every model below 500 M"
+    )
+    parser.add_argument(
+        "--task", action="append", metavar="T", help="a catalogue name or a file; again for more; default all"
+    )
+    parser.add_argument("--format", metavar="NAME", help="of --data; by default what it looks like")
+    parser.add_argument("--limit", type=int, metavar="N", help="records of each benchmark, evenly from all of them")
+    parser.add_argument(
+        "--unsplit", type=int, metavar="N", help="compare with the unsplit model on N records; default all"
+    )
+    parser.add_argument("--templates", type=int, metavar="N", help="prompts a class; default all of the usual ones")
+    parser.add_argument(
+        "--results",
+        metavar="PATH",
+        help=f"to resume; --data: a file, with options a directory; --table: default DIR/{RESULTS}",
+    )
+    parser.add_argument(
+        "--dtype", action="append", default=[], choices=DTYPES, help="--data: of the weights; again for more rows"
+    )
+    parser.add_argument(
+        "--wire", action="append", default=[], choices=WIRES, help="--data: of what nodes send; again for more rows"
+    )
+    parser.add_argument("--options", choices=("all",), help="--data: every dtype with every wire")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(run=bench)
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Run; 0 when everything asked for was run and no answer differs.
+
+    Raises:
+        BadFile: the data, a task or an option is wrong.
+    """
+    for name, least in (("limit", 1), ("unsplit", 0), ("templates", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise BadFile(file=f"--{name}", problem=f"{value} is too few", fix=f"take at least {least}")
+    if arguments.equivalence:
+        return _equivalence(arguments)
+    return _table(arguments) if arguments.table else _one(arguments)
+
+
+def _one(arguments: argparse.Namespace) -> int:
+    from s2m3.bench.accuracy import run  # noqa: PLC0415 - torch is imported when a command needs it
+
+    if not arguments.task or len(arguments.task) != 1:
+        raise BadFile(file="--task", problem="one is wanted with --data", fix="name one, such as pocket/classify")
+    (name,) = arguments.task
+    dataset = run.open_data(arguments.data, arguments.format)
+    results = Path(arguments.results) if arguments.results else None
+    if arguments.options or arguments.dtype or arguments.wire:
+        return _options(arguments, name, dataset, results)
+    summary, _ = run.run(
+        name,
+        load_task(name),
+        dataset,
+        _settings(arguments),
+        results=results,
+        progress=_Progress(f"{arguments.data} {name}"),
+    )
+    if arguments.json:
+        print(json.dumps(summary))
+    else:
+        print(f"{name} on {summary['records']} records of {summary['benchmark']}: split {_metrics(summary['split'])}")
+        if summary["compared"]:
+            both = f"split {_metrics(summary['split_of_compared'])}, unsplit {_metrics(summary['unsplit'])}"
+            print(f"compared on {summary['compared']}: {both}; {summary['differing']} answers differ")
+    return 1 if summary["differing"] else 0
+
+
+def _options(arguments: argparse.Namespace, name: str, dataset: Any, results: Path | None) -> int:  # noqa: ANN401 - see below
+    from s2m3.bench.accuracy import options  # noqa: PLC0415 - see above
+
+    dtypes, wires = (DTYPES, WIRES) if arguments.options else (arguments.dtype, arguments.wire)
+    if results:
+        _make(results)
+    rows = options.rows(
+        name,
+        load_task(name),
+        dataset,
+        _settings(arguments),
+        options.chosen(dtypes, wires),
+        results=results,
+        progress=_Progress(f"{arguments.data} {name}"),
+    )
+    if arguments.json:
+        print(json.dumps({"rows": rows, "ok": not rows[0]["differing"]}))
+        return 1 if rows[0]["differing"] else 0
+    table = Table("weights", "wire", "split", "differing", "weights (bytes)", "sent a record (bytes)", "split (s)")
+    for row in rows:
+        differing = f"{row['differing']} of {row['compared']}" if row["compared"] else ""
+        sizes = (f"{row['weight_bytes']:,}", f"{row['wire_bytes']:,}", str(row["split_seconds"]))
+        table.add_row(row["dtype"], row["wire"], _metrics(row["split"]), differing, *sizes)
+    Console().print(table)
+    if rows[0]["compared"]:
+        print(
+            f"{name} on {rows[0]['records']} records of {rows[0]['benchmark']}; unsplit {_metrics(rows[0]['unsplit'])}"
+        )
+        print(
+            "differing: from the unsplit model in float32; bit for bit in the first row, by what is named in the others"
+        )
+    return 1 if rows[0]["differing"] else 0
+
+
+def _make(results: Path) -> None:
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = error.strerror or "can't be made"
+        raise BadFile(file=str(results), problem=problem, fix="name a directory with --results") from error
+
+
+def _equivalence(arguments: argparse.Namespace) -> int:
+    from s2m3.bench.accuracy import equivalence  # noqa: PLC0415 - see above
+
+    rows = []
+    for row in equivalence.rows(arguments.task or equivalence.names()):
+        rows.append(row)
+        print(f"{row['task']}: {_equality(row)}", file=sys.stderr, flush=True)
+    tried = [row for row in rows if "skipped" not in row]
+    ok = bool(tried) and not any("error" in row or row["differing"] for row in tried)
+    if arguments.json:
+        print(json.dumps({"rows": rows, "ok": ok}))
+        return 0 if ok else 1
+    table = Table("model", "parameters", "weights", "outputs compared", "differing", "seconds")
+    for row in rows:
+        left_out = row.get("skipped") or row.get("error")
+        numbers = (left_out,) if left_out else (str(row["inputs"]), str(row["differing"]), str(row["seconds"]))
+        table.add_row(row["task"], f"{row['parameters']:,}", row.get("weights", ""), *numbers)
+    Console().print(table)
+    return 0 if ok else 1
+
+
+def _equality(row: dict[str, Any]) -> str:
+    if left_out := row.get("skipped") or row.get("error"):
+        return str(left_out)
+    return f"{row['differing']} of {row['inputs']} outputs differ, {row['weights']} weights, {row['seconds']} s"
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    from s2m3.bench import datasets  # noqa: PLC0415 - see above
+    from s2m3.bench.accuracy import run  # noqa: PLC0415
+
+    top = Path(arguments.table)
+    found = datasets.find(top)
+    results = Path(arguments.results) if arguments.results else top / RESULTS
+    _make(results)
+    rows: list[dict[str, Any]] = []
+    for name in arguments.task or catalog.names():
+        task = load_task(name)
+        for benchmark, (directory, format_) in found.items():
+            row: dict[str, Any] = {"data": benchmark, "task": name}
+            file = results / f"{benchmark}--{name}.jsonl".replace("/", "-")
+            try:
+                dataset = run.open_data(str(directory), format_)
+                row |= {"benchmark": format_, **_fits(task, dataset, _settings(arguments))}
+                if "unfit" not in row:
+                    summary, _ = run.run(
+                        name,
+                        task,
+                        dataset,
+                        _settings(arguments),
+                        results=file,
+                        progress=_Progress(f"{benchmark} {name}"),
+                    )
+                    row |= summary
+            except (BadFile, ModuleRefused) as error:
+                row["error"] = str(error)
+            rows.append(row)
+    asked = [row for row in rows if "unfit" not in row]
+    ok = bool(asked) and not any(row.get("error") or row.get("differing") for row in asked)
+    if arguments.json:
+        print(json.dumps({"rows": rows, "ok": ok}))
+    else:
+        _print(asked, rows)
+    return 0 if ok else 1
+
+
+def _settings(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - run is imported when a command needs it
+    from s2m3.bench.accuracy.run import Settings  # noqa: PLC0415
+
+    return Settings(limit=arguments.limit, unsplit=arguments.unsplit, templates=arguments.templates)
+
+
+def _fits(task: Any, dataset: Any, settings: Any) -> dict[str, str]:  # noqa: ANN401 - the same
+    from s2m3.bench.accuracy import questions, run  # noqa: PLC0415
+
+    try:
+        questions.about(dataset, task, run.evenly(dataset.size, settings.limit), templates=settings.templates)
+    except BadFile as error:
+        return {"unfit": error.problem}
+    return {}
+
+
+def _print(asked: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    table = Table("data", "task", "records", "split", "compared", "unsplit", "differing")
+    for row in asked:
+        if "error" in row:
+            table.add_row(row["data"], row["task"], "", row["error"])
+            continue
+        compared = (str(row["compared"]), _metrics(row["unsplit"]), str(row["differing"])) if row["compared"] else ()
+        table.add_row(row["data"], row["task"], str(row["records"]), _metrics(row["split"]), *compared)
+    Console().print(table)
+    if len(asked) < len(rows):
+        print(f"{len(rows) - len(asked)} pairs of data and task don't fit each other; --json names them and says why")
+
+
+def _metrics(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2%}" for name, value in found.items())
+
+
+class _Progress:
+    """A line on stderr now and then."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._told_s = time.monotonic()
+
+    def __call__(self, done: int, size: int) -> None:
+        if time.monotonic() - self._told_s > PROGRESS_S:
+            self._told_s = time.monotonic()
+            print(f"{self._what}: {done} of {size}", file=sys.stderr, flush=True)

@@ -1,0 +1,186 @@
+"""``s2m3 bench latency``: its command line, its tables, and the weights it needs.
+
+Owns what is printed. The measurements are in ``compare`` and ``branches``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from broker.files import load_spec
+from broker.protocol.errors import BadFile
+from broker.protocol.specs import TaskSpec
+from s2m3.bench.latency.settings import LatencySettings
+from s2m3.bench.latency.workloads import WORKLOADS, Workload, named
+
+REQUESTS = 20
+CAPTIONS, MOST_CAPTIONS = 44, 50
+MODES = ("cloud", "local", "split")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``s2m3 bench latency``."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--compare", choices=["cloud"], help="split against all on a cloud machine, and all on one device"
+    )
+    what.add_argument("--routing", action="store_true", help="branches at once against one after the other")
+    parser.add_argument(
+        "--settings",
+        action="append",
+        metavar="FILE",
+        help="machines and links; again for more; default: 20 Mbit/s, 50 ms",
+    )
+    names = ", ".join(workload.name for workload in WORKLOADS)
+    parser.add_argument("--workload", action="append", metavar="NAME", help=f"of {names}; again for more; default all")
+    parser.add_argument(
+        "--requests", type=int, default=REQUESTS, metavar="N", help="that count, to each; default %(default)s"
+    )
+    parser.add_argument(
+        "--captions", type=int, default=CAPTIONS, metavar="N", help="--routing: of the request; default %(default)s"
+    )
+    parser.add_argument(
+        "--models",
+        metavar="DIR",
+        help="weights; random ones are written there where some are missing; default: none kept",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(run=bench)
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Measure and print; 0 when every answer was the same wherever it was computed.
+
+    Raises:
+        BadFile: an option or a file is wrong.
+        TrialFailed: a site didn't serve.
+    """
+    for name in ("requests", "captions"):
+        if getattr(arguments, name) < 1:
+            raise BadFile(file=f"--{name}", problem=f"{getattr(arguments, name)} is too few", fix="take at least 1")
+    if arguments.captions > MOST_CAPTIONS:
+        problem = f"{arguments.captions} is too many"
+        raise BadFile(file="--captions", problem=problem, fix=f"take at most {MOST_CAPTIONS}")
+    settings = [load_spec(file, LatencySettings) for file in arguments.settings or ()] or [LatencySettings()]
+    workloads = named(arguments.workload)
+    with ExitStack() as stack:
+        directory = arguments.models or stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-models-"))
+        return (
+            _routing(arguments, Path(directory))
+            if arguments.routing
+            else _compare(arguments, settings, workloads, Path(directory))
+        )
+
+
+def _compare(
+    arguments: argparse.Namespace, settings: Iterable[LatencySettings], workloads: Iterable[Workload], models: Path
+) -> int:
+    from s2m3.bench.latency.compare import compare  # noqa: PLC0415 - after the arguments: a wrong one is told at once
+
+    provide(models, [workload.task for workload in workloads])
+    found, same = [], True
+    for setting in settings:
+        rows = [
+            compare(workload, setting, models=models, requests=arguments.requests, progress=_progress)
+            for workload in workloads
+        ]
+        same = same and all(row["same_answers"] for row in rows)
+        found.append({"settings": setting.model_dump(), "machine": machine(), "workloads": rows})
+        if not arguments.json:
+            _show(setting, rows)
+    if arguments.json:
+        print(json.dumps(found))
+    return 0 if same else 1
+
+
+def _routing(arguments: argparse.Namespace, models: Path) -> int:
+    from s2m3.bench.latency.branches import compare_branches  # noqa: PLC0415 - see above
+
+    provide(models, [workload.task for workload in named(["hub/retrieval-clip-b16"])])
+    found = compare_branches(
+        models=models, requests=arguments.requests, captions=arguments.captions, progress=_progress
+    )
+    if arguments.json:
+        print(json.dumps(found | {"machine": machine()}))
+        return 0
+    table = Table("routing", "p50 ms", "p95 ms", title=f"{found['workload']}, {found['captions']} captions")
+    for name in ("sequential", "parallel", "front_door"):
+        latency_s = found[f"{name}_s"]
+        table.add_row(name.replace("_", " "), *(f"{1000 * latency_s[each]:.0f}" for each in ("p50", "p95")))
+    console = Console()
+    console.print(table)
+    encoders = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in found["encoder_s"].items())
+    console.print(f"medians: {encoders}; parallel takes {100 * found['reduction']:.1f} % less than sequential")
+    return 0
+
+
+def provide(models: Path, tasks: Iterable[TaskSpec]) -> None:
+    """See that a models directory has what tasks take from the hub; write random weights of real size where not."""
+    wanted = {
+        module.source.hub for task in tasks for module in task.modules.values() if module.source and module.source.hub
+    }
+    missing = sorted(name for name in wanted if not (models / name).is_dir())
+    if not missing:
+        return
+    from s2m3.reference import random_weights, zoo  # noqa: PLC0415 - torch, and only when something is missing
+
+    for name in missing:
+        _progress(f"writing random weights of {name}")
+        random_weights.write(zoo.published(name), models)
+
+
+def machine() -> dict[str, Any]:
+    """What this was measured on."""
+    model = platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": sys.version.split()[0],
+    }
+
+
+def _show(setting: LatencySettings, rows: Iterable[dict[str, Any]]) -> None:
+    up, link = setting.uplink, setting.network
+    speeds = ", ".join(f"{each.id} {each.speed:g}" for each in (setting.cloud, *setting.devices))
+    title = (
+        f"{setting.name}\nuplink {up.up_bits_per_s / 1e6:g} Mbit/s up, {up.down_bits_per_s / 1e6:g} down, "
+        f"{1000 * up.round_trip_s:g} ms; site {link.bits_per_s / 1e6:g} Mbit/s, {1000 * link.round_trip_s:g} ms; "
+        f"speeds: {speeds}"
+    )
+    columns = ["workload", *(f"{mode} p50/p95 ms" for mode in MODES), "split against cloud", "fastest", "split on"]
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        times = [row[mode]["latency_s"] for mode in MODES]
+        less = row["reduction_against_cloud"]
+        used = sorted({device for node in row["split"]["nodes"].values() for device in node["devices"]})
+        table.add_row(
+            row["workload"],
+            *(f"{1000 * each['p50']:.0f} / {1000 * each['p95']:.0f}" for each in times),
+            f"{-100 * less['p50']:+.1f} % / {-100 * less['p95']:+.1f} %",
+            row["fastest"] + ("" if row["same_answers"] else " (ANSWERS DIFFER)"),
+            ", ".join(used),
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

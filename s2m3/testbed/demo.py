@@ -1,0 +1,327 @@
+"""The demo: a whole site on this machine, a camera with real photographs, every answer checked, one device killed.
+
+Owns the order of what is shown. Everything printed was measured or published in this run; nothing is computed here that
+the system should have computed. ``--json`` prints the same as one document (DESIGN section 7).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from broker.client import Client, Response
+from broker.protocol.errors import S2M3Error
+from broker.protocol.messages import AssignedModule, Route
+from edge_agent.config import AgentConfig
+from s2m3.catalogue import load_task
+from s2m3.reference.pictures import REQUESTS, DemoRequest
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.site import Site
+
+TASKS = ("pocket/classify", "pocket/zero-shot", "pocket/vqa")
+AGENTS = (  # three gateways: a fast small one, a slower large one, the slowest
+    AgentConfig.model_validate({"id": "gw-a", "memory": "48MiB"}),
+    AgentConfig.model_validate({"id": "gw-b", "memory": "160MiB", "speed": 0.5}),
+    AgentConfig.model_validate({"id": "gw-c", "memory": "128MiB", "speed": 0.25}),
+)
+START_S = 60.0  # three agents import torch on two cores
+DEPLOY_S = 60.0
+DEADLINE_S = 30.0
+PIPED_WIDTH = 140  # columns, where there is no terminal to ask
+RATE_PER_S = 10.0  # of the camera, while a device is killed
+BEFORE_KILL, AFTER_KILL = 8, 16  # requests
+
+
+class DemoFailed(S2M3Error):
+    """The demo could not go on."""
+
+
+@dataclass
+class Report:
+    """What the demo found; becomes the JSON document."""
+
+    placement: dict[str, list[str]] = field(default_factory=dict)
+    standby: dict[str, list[str]] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    placement_after: dict[str, list[str]] = field(default_factory=dict)
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+    requests: list[dict[str, object]] = field(default_factory=list)
+    failure: dict[str, object] = field(default_factory=dict)
+    ok: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The demo's command line."""
+    parser.add_argument(
+        "--broker", default="embedded", metavar="BROKER", help="embedded (default), mosquitto, or mqtt://host:port"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo; 0 when every answer was equal and no request was lost."""
+    quiet = arguments.json and not sys.stderr.isatty()
+    console = Console(stderr=arguments.json, quiet=quiet, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    with ExitStack() as stack:
+        report = Demo(arguments.broker, console, stack).run()
+    if arguments.json:
+        print(json.dumps(report.__dict__))
+    return 0 if report.ok else 1
+
+
+class Demo:
+    """One run, step by step."""
+
+    def __init__(self, broker: str, console: Console, stack: ExitStack) -> None:
+        self._console = console
+        self._report = Report()
+        self._specs = [load_task(name) for name in TASKS]
+        self._inputs = [request.inputs for request in REQUESTS]
+        foreign = broker.startswith("mqtt://")
+        if foreign:
+            with Observer(broker, client_id="demo-probe") as probe:
+                tasks.connect(probe, broker)
+        prefix = f"demo-{uuid.uuid4().hex[:8]}" if foreign else None
+        console.print(f"starting a broker ({broker}), an orchestrator and {len(AGENTS)} agents ...")
+        self._site = stack.enter_context(Site(broker, AGENTS, site=prefix))
+        self._observer = stack.enter_context(Observer(self._site.url, client_id="demo-observer", site=prefix))
+        if foreign:
+            stack.callback(self._clear_retained)
+        tasks.connect(self._observer, self._site.url)
+        self._client = stack.enter_context(Client(self._site.url, client_id="camera-1", site=prefix))
+
+    def run(self) -> Report:
+        """All steps; the report says whether they held."""
+        expected = self._unsplit_answers()
+        self._await_devices()
+        self._deploy()
+        self._show_placement()
+        equal = self._ask_everything(expected)
+        survived = self._kill_and_go_on(expected)
+        self._report.ok = equal and survived
+        verdict = (
+            "every answer equals the unsplit models', no request was lost" if self._report.ok else "it does NOT hold"
+        )
+        self._console.print(f"\n[bold]{verdict}[/bold]")
+        return self._report
+
+    def _unsplit_answers(self) -> list[dict[str, object]]:
+        self._console.print("meanwhile: the same requests on the unsplit models, in this one process ...")
+        import torch  # noqa: PLC0415 - after the processes were started: it takes seconds, and so do they
+
+        from s2m3.reference.unsplit import Unsplit  # noqa: PLC0415 - the same
+
+        torch.set_num_threads(AGENTS[0].threads)  # bits are equal at the same thread count
+        unsplit = Unsplit()
+        self._report.memory_bytes["unshared"] = sum(unsplit.weight_bytes(spec.task) for spec in self._specs)
+        return [dict(unsplit.answer(r.task, inputs)) for r, inputs in zip(REQUESTS, self._inputs, strict=True)]
+
+    def _await_devices(self) -> None:
+        def all_there(seen: Observer) -> bool:
+            return seen.beats(self._site.devices) and bool(seen.leader and seen.leader.online)
+
+        if not self._site.wait_for(self._observer, all_there, START_S):
+            raise DemoFailed(f"not all processes were online within {START_S:g} s: is this machine very busy?")
+
+    def _deploy(self) -> None:
+        for task, route in tasks.deploy(self._observer, self._specs, DEPLOY_S).items():
+            if route is None or not route.complete:
+                why = route.unavailable if route else f"not served within {DEPLOY_S:g} s"
+                raise DemoFailed(f"{task} could not be deployed: {why}")
+
+    def _show_placement(self) -> None:
+        table = Table(title="placement", title_justify="left")
+        for name in ("module", "device", "MB", "used by", "why there"):
+            table.add_column(name, overflow="fold")
+        shared = footprint = 0
+        for device, assigned in self._assigned("active"):
+            users = [s.task for s in self._specs if any(m.key == assigned.spec.key for m in s.modules.values())]
+            self._report.placement.setdefault(assigned.module, []).append(device)
+            self._report.why[assigned.module] = assigned.why
+            shared += assigned.spec.memory_bytes
+            held = self._observer.heartbeats[device].modules.get(assigned.spec.key)
+            footprint += held.memory_bytes if held else assigned.spec.memory_bytes
+            size = f"{assigned.spec.memory_bytes / 1e6:.1f}"
+            table.add_row(assigned.module, device, size, ", ".join(users), assigned.why)
+        unshared = self._report.memory_bytes["unshared"]
+        self._report.memory_bytes |= {"shared": shared, "footprint": footprint}
+        self._console.print(table)
+        self._console.print(
+            f"memory held for {len(self._specs)} tasks: {shared / 1e6:.1f} MB of weights, {unshared / 1e6:.1f} if "
+            f"each task held its own: {100 * (1 - shared / unshared):.0f} % saved; they really occupy "
+            f"{footprint / 1e6:.1f} MB, as the devices measured it"
+        )
+        for device, assigned in self._assigned("standby"):
+            self._report.standby.setdefault(assigned.module, []).append(device)
+        if self._report.standby:
+            spare = (f"{module} on {', '.join(devices)}" for module, devices in self._report.standby.items())
+            self._console.print(f"standby copies in memory left over: {'; '.join(spare)}")
+        self._console.print()
+
+    def _assigned(self, role: str) -> list[tuple[str, AssignedModule]]:
+        """What devices are to hold in a role, by device."""
+        return [
+            (device, assigned)
+            for device, assignment in sorted(self._observer.assignments.items())
+            for assigned in assignment.modules
+            if assigned.role == role
+        ]
+
+    def _ask_everything(self, expected: Sequence[dict[str, object]]) -> bool:
+        rows = []
+        with self._progress() as progress:
+            bar = progress.add_task("requests on real photographs", total=len(REQUESTS))
+            for request, inputs in zip(REQUESTS, self._inputs, strict=True):
+                rows.append(self._client.request(request.task, inputs, deadline_s=DEADLINE_S))
+                progress.advance(bar)
+        table = Table(title="answers", title_justify="left")
+        for name in ("picture", "task", "answer", "score", "ms", "path", "equal"):
+            table.add_column(name, overflow="fold")
+        for request, response, wanted in zip(REQUESTS, rows, expected, strict=True):
+            row = _row(request, response, wanted)
+            self._report.requests.append(row)
+            table.add_row(
+                request.picture,
+                request.task,
+                str(row["answer"]),
+                f"{row['score']:.3f}" if row["score"] is not None else "",
+                f"{1000 * response.latency_s:.0f}",
+                " > ".join(_devices(response)),
+                "yes" if row["equal"] else "NO",
+            )
+            if not row["equal"]:
+                self._console.print(
+                    f"not equal: {request.picture}, {request.task}: {response.result}, expected {wanted}"
+                )
+        self._console.print(table)
+        return all(bool(row["equal"]) for row in self._report.requests)
+
+    def _kill_and_go_on(self, expected: Sequence[dict[str, object]]) -> bool:
+        victim = self._vision_holder()
+        self._console.print(
+            f"\nkilling {victim}, which holds the shared vision encoder, while requests are in flight ..."
+        )
+        sent: list[tuple[int, Future[Response]]] = []
+        with self._progress() as progress:
+            bar = progress.add_task("requests", total=BEFORE_KILL + AFTER_KILL)
+            self._stream(sent, BEFORE_KILL, pause_s=1 / RATE_PER_S)
+            progress.update(bar, completed=len(sent))
+            self._stream(sent, 3, pause_s=0.0)
+            killed_s = time.monotonic()  # before it is gone: the broker may tell of it before the system does
+            self._site.kill(victim)
+            in_flight = sum(not future.done() for _, future in sent)
+            self._stream(sent, AFTER_KILL - 3, pause_s=1 / RATE_PER_S)
+            progress.update(bar, completed=len(sent))
+            responses = [(index, future.result(DEADLINE_S + 5)) for index, future in sent]
+        replaced = self._observer.wait_for(lambda seen: _all_replaced(seen.routes, victim), timeout_s=DEADLINE_S)
+        lost = sum(not response.ok for _, response in responses)
+        wrong = sum(response.ok and response.result.answer != expected[index] for index, response in responses)
+        self._report.failure = {
+            "killed": victim,
+            "in_flight": in_flight,
+            "sent": len(responses),
+            "detected_after_s": self._first_route_without(victim, killed_s, complete=False),
+            "replaced_after_s": self._first_route_without(victim, killed_s, complete=True) if replaced else None,
+            "lost": lost,
+            "wrong": wrong,
+            "retried": sum(response.attempts > 1 for _, response in responses),
+            "slowest_s": max(response.latency_s for _, response in responses),
+        }
+        self._show_failure()
+        return replaced and lost == 0 and wrong == 0
+
+    def _stream(self, sent: list[tuple[int, Future[Response]]], count: int, *, pause_s: float) -> None:
+        for _ in range(count):
+            index = len(sent) % len(REQUESTS)
+            task, inputs = REQUESTS[index].task, self._inputs[index]
+            sent.append((index, self._client.submit(task, inputs, deadline_s=DEADLINE_S)))
+            time.sleep(pause_s)
+
+    def _vision_holder(self) -> str:
+        for device, assignment in self._observer.assignments.items():
+            if any(m.spec.family == "efficientnet.encoder" and m.role == "active" for m in assignment.modules):
+                return device
+        raise DemoFailed("no device is assigned the vision encoder")
+
+    def _first_route_without(self, victim: str, killed_s: float, *, complete: bool) -> float | None:
+        """Seconds from the kill until the orchestrator's routes left the dead device out, or were whole again."""
+        self._observer.look()
+        routes: dict[str, Route] = {}
+        for sighting in self._observer.sightings:
+            if not isinstance(sighting.message, Route):
+                continue
+            routes[sighting.id] = sighting.message
+            if sighting.at_s < killed_s:
+                continue
+            holds = _all_replaced(routes, victim) if complete else victim not in _named(sighting.message)
+            if holds:
+                return sighting.at_s - killed_s
+        return None
+
+    def _show_failure(self) -> None:
+        found = self._report.failure
+        for name, text in (("detected_after_s", "detected"), ("replaced_after_s", "every task served again")):
+            seconds = found[name]
+            self._console.print(f"  {text} after {seconds:.3f} s" if isinstance(seconds, float) else f"  NOT {text}")
+        self._console.print(
+            f"  {found['sent']} requests, {found['in_flight']} in flight at the kill, {found['retried']} sent again, "
+            f"{found['lost']} lost, {found['wrong']} wrong; the slowest took {found['slowest_s']:.2f} s"
+        )
+        table = Table("module", "device", title="placement after the failure", title_justify="left")
+        for device, assigned in self._assigned("active"):
+            self._report.placement_after.setdefault(assigned.module, []).append(device)
+            table.add_row(assigned.module, device)
+        self._console.print(table)
+
+    def _progress(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        return Progress(*columns, console=self._console)
+
+    def _clear_retained(self) -> None:
+        """Leave nothing behind at a broker that isn't ours."""
+        self._site.stop()
+        tasks.clear(self._observer, [config.id for config in AGENTS], [spec.task for spec in self._specs])
+
+
+def _row(request: DemoRequest, response: Response, wanted: dict[str, object]) -> dict[str, object]:
+    answer = response.result.answer or {}
+    error = response.result.error
+    return {
+        "task": request.task,
+        "picture": request.picture,
+        "answer": answer.get("label", answer.get("answer")) if error is None else f"{error.code}: {error.message}",
+        "score": answer.get("score"),
+        "latency_s": response.latency_s,
+        "path": _devices(response),
+        "equal": response.ok and answer == wanted,
+    }
+
+
+def _devices(response: Response) -> list[str]:
+    """The devices a request travelled through, in order."""
+    devices: list[str] = []
+    for timing in response.result.timings:
+        if not devices or devices[-1] != timing.device:
+            devices.append(timing.device)
+    return devices
+
+
+def _named(route: Route) -> set[str]:
+    return {device.device for node in route.nodes.values() for device in node.devices} | set(route.front_door)
+
+
+def _all_replaced(routes: dict[str, Route], victim: str) -> bool:
+    return bool(routes) and all(route.complete and victim not in _named(route) for route in routes.values())

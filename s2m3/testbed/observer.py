@@ -1,0 +1,160 @@
+"""What an operator can see: a read-only picture of a running site, built from its state topics.
+
+Owns the picture and waiting for it to change. Decides nothing, and what it shows is only what was really published.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import structlog
+
+from broker.protocol.codec import decode
+from broker.protocol.errors import RemoteProtocolError
+from broker.protocol.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Route
+from broker.protocol.topics import (
+    DEVICE_ASSIGNMENT,
+    DEVICE_DRAIN,
+    DEVICE_HEARTBEAT,
+    DEVICE_STATE,
+    ORCHESTRATOR_STATE,
+    TASK_ROUTE,
+    prefix_of,
+)
+from broker.transport.mailbox import Mailbox
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, LinkEvent, LinkUp, Outgoing
+
+log = structlog.get_logger()
+
+Observed = OrchestratorState | DeviceState | Assignment | Heartbeat | Route | None
+"""A state message; None when its topic was cleared."""
+
+
+M = TypeVar("M", DeviceState, Assignment, Heartbeat, Route)
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One state message, with the time it arrived here."""
+
+    at_s: float
+    id: str  # of its device or task; "" for the orchestrator
+    message: Observed
+
+
+class Observer:
+    """A connection that listens to a site. Call ``wait_for`` or ``look``; nothing changes in between.
+
+    Args:
+        url: the broker.
+        site: the site's topic prefix, when it has one.
+        client_id: its name at the broker.
+    """
+
+    def __init__(self, url: str, *, client_id: str, site: str | None = None) -> None:
+        self.prefix = prefix_of(site)
+        self.leader: OrchestratorState | None = None
+        self.devices: dict[str, DeviceState] = {}
+        self.heartbeats: dict[str, Heartbeat] = {}
+        self.assignments: dict[str, Assignment] = {}
+        self.routes: dict[str, Route] = {}
+        self.drained: set[str] = set()  # devices that an operator takes out of service
+        self.sightings: list[Sighting] = []
+        self._mailbox: Mailbox[tuple[float, LinkEvent]] = Mailbox()
+        self._up = False
+        self._transport = MqttTransport(url=url, client_id=client_id, inbox=self._put)
+        topics = (ORCHESTRATOR_STATE, DEVICE_STATE, DEVICE_HEARTBEAT, DEVICE_ASSIGNMENT, DEVICE_DRAIN, TASK_ROUTE)
+        self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
+        self._transport.start()
+
+    def beats(self, devices: Collection[str] | None = None) -> bool:
+        """Whether each of these devices, by default all (and any) that aren't offline, was heard to beat."""
+        here = {name for name, state in self.devices.items() if state.status != "offline"}
+        wanted = here if devices is None else set(devices)
+        return bool(wanted) and wanted <= here & self.heartbeats.keys()
+
+    def publish(self, message: Outgoing) -> None:
+        """Publish for the operator: a task's spec, or the clearing of a retained topic."""
+        self._transport.publish(message)
+
+    def connected(self, timeout_s: float) -> bool:
+        """Wait until the broker is reached and this observer hears it."""
+        return self.wait_for(lambda _: self._up, timeout_s)
+
+    def wait_for(self, holds: Callable[[Self], bool], timeout_s: float) -> bool:
+        """Look until something holds, or the time is over; says whether it holds."""
+        until_s = time.monotonic() + timeout_s
+        while not holds(self):
+            remaining_s = until_s - time.monotonic()
+            if remaining_s <= 0:
+                return False
+            if item := self._mailbox.get(remaining_s):
+                self._see(*item)
+        return True
+
+    def listen(self, for_s: float) -> None:
+        """Take in what arrives during this time."""
+        self.wait_for(lambda _: False, for_s)
+
+    def look(self) -> None:
+        """Take in what has already arrived."""
+        while item := self._mailbox.get(0.0):
+            self._see(*item)
+
+    def close(self) -> None:
+        """Disconnect; what was published is sent first."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _put(self, event: LinkEvent) -> None:
+        self._mailbox.put_control((time.monotonic(), event))
+
+    def _see(self, at_s: float, event: LinkEvent) -> None:
+        if isinstance(event, LinkUp):
+            self._up = True
+        if not isinstance(event, Delivery):
+            return
+        try:
+            self._note(at_s, event)
+        except RemoteProtocolError as error:
+            log.warning("message_refused", topic=event.topic, error=str(error))
+
+    def _note(self, at_s: float, delivery: Delivery) -> None:
+        topic, payload, prefix = delivery.topic, delivery.payload, self.prefix
+        if ORCHESTRATOR_STATE.match(prefix, topic) is not None:
+            self.leader = decode(OrchestratorState, payload) if payload else None
+            self.sightings.append(Sighting(at_s, "", self.leader))
+        elif ids := DEVICE_STATE.match(prefix, topic):
+            self._store(at_s, self.devices, ids["device"], decode(DeviceState, payload) if payload else None)
+        elif ids := DEVICE_HEARTBEAT.match(prefix, topic):
+            self._store(at_s, self.heartbeats, ids["device"], decode(Heartbeat, payload) if payload else None)
+        elif ids := DEVICE_ASSIGNMENT.match(prefix, topic):
+            self._store(at_s, self.assignments, ids["device"], decode(Assignment, payload) if payload else None)
+        elif ids := DEVICE_DRAIN.match(prefix, topic):
+            drains = bool(payload) and decode(Drain, payload).drain
+            (self.drained.add if drains else self.drained.discard)(ids["device"])
+        elif ids := TASK_ROUTE.match(prefix, topic):
+            self._store(at_s, self.routes, ids["task"], decode(Route, payload) if payload else None)
+
+    def _store(self, at_s: float, where: dict[str, M], name: str, message: M | None) -> None:
+        self.sightings.append(Sighting(at_s, name, message))
+        if message is None:
+            where.pop(name, None)
+        elif not _is_stale(message, where.get(name)):
+            where[name] = message
+
+
+def _is_stale(message: Observed, known: Observed) -> bool:
+    """Whether nobody obeys it any more: of an older epoch or generation than what is known."""
+    if not isinstance(message, (Route, Assignment)) or not isinstance(known, (Route, Assignment)):
+        return False
+    return (message.epoch, message.generation) < (known.epoch, known.generation)

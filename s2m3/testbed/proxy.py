@@ -1,0 +1,312 @@
+"""The way from one process to the broker, as a TCP proxy: with the delay and bandwidth of a real link, and to be cut.
+
+Owns what happens to bytes between a client and the broker. Knows nothing of MQTT: it never loses, adds, changes or
+reorders a byte of a connection; it delays them, or ends the connection.
+
+The model of a link: each direction sends one byte after the other at its bandwidth, all connections in turn, and what
+left arrives ``delay_s`` later. Not modelled: loss and congestion control within a TCP connection, and the round trip
+of TCP's own handshake. A cut link passes nothing and says nothing, as when a cable is pulled: connections stay open at
+both ends until their owners give up. After ``restore`` what TCP would have sent again arrives, late, even the end of a
+connection; connections begun during the cut never reached the broker, and end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import quote
+
+from broker.protocol.specs import NotNegative, Rate, Spec
+from broker.servers.ports import HOST
+from broker.transport.address import parse_url
+
+CHUNK_BYTES = 8 * 1024  # connections take turns at this size: 3 ms at 20 Mbit/s
+AHEAD_S = 0.005  # of a lane's time, that may be taken before it comes: a thread that wakes late loses no bandwidth
+MAX_WAITING_BYTES = 16 * 1024 * 1024  # of one direction of a connection, on the way; then its sender waits
+CONNECT_S = 5.0
+
+
+class LinkShape(Spec):
+    """What a link is like."""
+
+    delay_s: NotNegative = 0.0  # each way: a ping takes twice that
+    up_bits_per_s: Rate | None = None  # towards the broker; None: as fast as this machine
+    down_bits_per_s: Rate | None = None  # from the broker
+
+
+UNSHAPED = LinkShape()
+
+
+class Lane:
+    """One direction of a link as arithmetic: when bytes that enter come out. Its owner brings the clock and a lock."""
+
+    def __init__(self, delay_s: float, bits_per_s: float | None) -> None:
+        self.free_s = 0.0  # when the last byte that entered has left the sender
+        self.reshape(delay_s, bits_per_s)
+
+    def reshape(self, delay_s: float, bits_per_s: float | None) -> None:
+        """Change delay and bandwidth for what enters from now on."""
+        self._delay_s = delay_s
+        self._bits_per_s = bits_per_s
+
+    def enter(self, now_s: float, size_bytes: int) -> float:
+        """Take these bytes; returns when the last of them arrives, in seconds of the same clock."""
+        self.free_s = max(self.free_s, now_s)
+        if self._bits_per_s is not None:
+            self.free_s += 8 * size_bytes / self._bits_per_s
+        return self.free_s + self._delay_s
+
+
+class Link:
+    """A proxy in front of a broker, on a port of its own; its threads end with ``close``.
+
+    Args:
+        target_url: the broker.
+        shape: what the link is like.
+    """
+
+    def __init__(self, target_url: str, shape: LinkShape = UNSHAPED) -> None:
+        self._target = parse_url(target_url)
+        self._changed = threading.Condition()  # guards all below, and the directions
+        self._up = _Direction(self._changed, Lane(shape.delay_s, shape.up_bits_per_s))
+        self._down = _Direction(self._changed, Lane(shape.delay_s, shape.down_bits_per_s))
+        self._pairs: set[_Pair] = set()
+        self._held: list[socket.socket] = []  # begun during a cut
+        self._closed = False
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server((HOST, 0))
+        self._port = int(self._listener.getsockname()[1])
+        self._start("accept", self._accept)
+
+    @property
+    def url(self) -> str:
+        """Where clients connect instead of at the broker; with the same name and password."""
+        user, password = self._target.username, self._target.password
+        login = f"{quote(user, safe='')}:{quote(password or '', safe='')}@" if user else ""
+        return f"mqtt://{login}{HOST}:{self._port}"
+
+    @property
+    def connections(self) -> int:
+        """How many are open to the broker now."""
+        with self._changed:
+            return len(self._pairs)
+
+    @property
+    def passed_bytes(self) -> tuple[int, int]:
+        """Bytes that arrived at the broker, and from it, since the start."""
+        with self._changed:
+            return self._up.passed_bytes, self._down.passed_bytes
+
+    @property
+    def waiting_bytes(self) -> tuple[int, int]:
+        """Bytes on their way to the broker, and from it."""
+        with self._changed:
+            return sum(pair.up.waiting_bytes for pair in self._pairs), sum(p.down.waiting_bytes for p in self._pairs)
+
+    def cut(self) -> None:
+        """Let nothing pass, in silence, until ``restore``."""
+        with self._changed:
+            self._up.cut = self._down.cut = True
+
+    def restore(self) -> None:
+        """Let everything pass again: what waited arrives at once."""
+        with self._changed:
+            self._up.cut = self._down.cut = False
+            held, self._held = self._held, []
+            self._changed.notify_all()
+        for client in held:
+            _end(client)
+
+    def reshape(self, shape: LinkShape) -> None:
+        """Change what the link is like, for bytes that enter from now on."""
+        with self._changed:
+            self._up.lane.reshape(shape.delay_s, shape.up_bits_per_s)
+            self._down.lane.reshape(shape.delay_s, shape.down_bits_per_s)
+            self._changed.notify_all()
+
+    def disconnect(self) -> None:
+        """End every connection at both ends, at once, without a word of MQTT; new ones are taken."""
+        with self._changed:
+            for pair in self._pairs:
+                pair.end()
+
+    def close(self) -> None:
+        """End every connection and take no new one. Safe to call twice."""
+        with self._changed:
+            self._closed = True
+            threads, self._threads = self._threads, []
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self.restore()
+        self.disconnect()
+        for thread in threads:
+            thread.join()
+        self._listener.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._changed:
+                if self._up.cut and not self._closed:
+                    self._held.append(client)
+                    self._changed.notify_all()
+                    continue
+            try:
+                broker = socket.create_connection((self._target.host, self._target.port), CONNECT_S)
+            except OSError:  # the broker is down: the client sees its connection end, and tries again
+                _end(client)
+                continue
+            broker.settimeout(None)
+            self._join(client, broker)
+
+    def _join(self, client: socket.socket, broker: socket.socket) -> None:
+        for end in (client, broker):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self._changed:
+            if self._closed:
+                _end(client)
+                _end(broker)
+                return
+            pair = _Pair(client, broker, self._up, self._down, self._pairs.discard)
+            self._pairs.add(pair)
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            for name, flow in (("up", pair.up), ("down", pair.down)):
+                self._start(f"{name}.read", flow.read)
+                self._start(f"{name}.write", flow.write)
+
+    def _start(self, name: str, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name=f"link[{self._port}].{name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+
+@dataclass
+class _Direction:
+    """What all connections share in one direction."""
+
+    changed: threading.Condition  # guards this and the flows; notified whenever any of it changes
+    lane: Lane
+    cut: bool = False
+    passed_bytes: int = 0
+
+
+class _Pair:
+    """A client's connection and the one made for it to the broker."""
+
+    def __init__(
+        self,
+        client: socket.socket,
+        broker: socket.socket,
+        up: _Direction,
+        down: _Direction,
+        forget: Callable[[_Pair], None],
+    ) -> None:
+        self._ends = (client, broker)
+        self._forget = forget
+        self.ended = False  # at once, whatever still waits
+        self.up = _Flow(self, up, client, broker)
+        self.down = _Flow(self, down, broker, client)
+
+    def end(self) -> None:
+        """End both connections now. Call it with the link's lock."""
+        self.ended = True
+        self.up.way.changed.notify_all()
+        for each in self._ends:
+            with contextlib.suppress(OSError):  # closed already
+                each.shutdown(socket.SHUT_RDWR)
+
+    def leave(self) -> None:
+        """One direction is over; with the second one, the connection is. Call it with the link's lock."""
+        if self.up.done and self.down.done:
+            self.end()
+            for each in self._ends:
+                each.close()
+            self._forget(self)
+
+
+class _Flow:
+    """One direction of one connection: a reader books each chunk's arrival on the lane, a writer keeps to it."""
+
+    def __init__(self, pair: _Pair, way: _Direction, source: socket.socket, sink: socket.socket) -> None:
+        self.way = way
+        self.waiting_bytes = 0
+        self.done = False
+        self._pair = pair
+        self._source = source
+        self._sink = sink
+        self._chunks: deque[tuple[float, bytes]] = deque()  # (when it arrives, the bytes); no bytes: the end
+
+    def read(self) -> None:
+        """Take chunks in, as fast as the lane takes them."""
+        chunk = b"begin"
+        while True:
+            try:
+                chunk = self._source.recv(CHUNK_BYTES)
+            except OSError:
+                chunk = b""
+            with self.way.changed:
+                self._chunks.append((self.way.lane.enter(time.monotonic(), len(chunk)), chunk))
+                self.waiting_bytes += len(chunk)
+                self.way.changed.notify_all()
+                if not chunk or not self._room():
+                    return
+
+    def write(self) -> None:
+        """Let chunks out when it is their time, in their order."""
+        try:
+            while chunk := self._next():
+                self._sink.sendall(chunk)
+                with self.way.changed:
+                    self.waiting_bytes -= len(chunk)
+                    self.way.passed_bytes += len(chunk)
+                    self.way.changed.notify_all()
+            self._sink.shutdown(socket.SHUT_WR)  # the other direction may still have something to say
+        except OSError:
+            with self.way.changed:
+                self._pair.end()
+        with self.way.changed:
+            self.done = True
+            self._pair.leave()
+
+    def _room(self) -> bool:
+        """Wait until the lane can take more; says whether the connection still stands."""
+        while not self._pair.ended:
+            early_s = self.way.lane.free_s - time.monotonic() - AHEAD_S
+            if early_s <= 0 and self.waiting_bytes <= MAX_WAITING_BYTES:
+                return True
+            self.way.changed.wait(early_s if early_s > 0 else None)
+        return False
+
+    def _next(self) -> bytes:
+        """The next chunk, once it is time; nothing at the end."""
+        with self.way.changed:
+            while not self._pair.ended:
+                if not self._chunks or self.way.cut:
+                    self.way.changed.wait()
+                    continue
+                early_s = self._chunks[0][0] - time.monotonic()
+                if early_s <= 0:
+                    return self._chunks.popleft()[1]
+                self.way.changed.wait(early_s)
+            return b""
+
+
+def _end(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()

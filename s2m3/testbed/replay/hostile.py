@@ -1,0 +1,142 @@
+"""Messages that nobody honest sends, from a client that any MQTT program could be.
+
+Owns what they are: malformed, short, oversized, stale, and duplicated. They are drawn with a seed, so that a replay can
+be repeated; only the duplicates depend on what was really on the wire.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from broker.protocol.codec import MAX_CONTROL_BYTES, MAX_INPUT_BYTES, encode, encode_tensors
+from broker.protocol.messages import Assignment, NodeInputs, Plan, PlannedNode, Route
+from broker.protocol.specs import DeviceId, TaskName
+from broker.protocol.topics import DEVICE_ASSIGNMENT, RESULTS, TASK_REQUESTS, TASK_ROUTE, TENSORS
+from broker.transport.port import Delivery, Outgoing
+
+STRANGER = "hostile"  # its client id, and the device that it pretends to be
+OVERSIZED_EVERY = 100  # messages: each takes megabytes, at the broker, at every front door and here
+
+Make = Callable[[random.Random], Outgoing]
+
+
+class Hostile:
+    """Makes such messages for one device.
+
+    Args:
+        prefix: of the site's topics.
+        device: whom they are for.
+        tasks: the site's tasks.
+        seed: of all that is drawn.
+    """
+
+    def __init__(self, prefix: str, device: DeviceId, tasks: Sequence[TaskName], seed: int) -> None:
+        self._prefix = prefix
+        self._device = device
+        self._tasks = sorted(tasks)
+        self._chance = random.Random(seed)  # noqa: S311 - a load, not a secret
+        self._count = 0
+
+    def next(self, recent: Sequence[Delivery]) -> Outgoing:
+        """One more; ``recent`` are messages that were really sent, of which one may come again."""
+        self._count += 1
+        if self._count % OVERSIZED_EVERY == 0:
+            return self._chance.choice((self._oversized_control, self._oversized_input))()
+        honest = [each for each in recent if not each.topic.startswith(f"{self._prefix}/tensors/{STRANGER}/")]
+        makers = [self._malformed_tensors, self._short_tensors, self._malformed_control, self._bad_request, self._stale]
+        if honest and self._chance.random() < 1 / (len(makers) + 1):
+            return _again(self._chance.choice(honest))
+        return self._chance.choice(makers)()
+
+    def _tensors_topic(self) -> str:
+        request = f"r{self._chance.randrange(10**6)}"
+        return TENSORS.at(self._prefix, sender=STRANGER, receiver=self._device, request=request, node="image-encoder")
+
+    def _malformed_tensors(self) -> Outgoing:
+        payload = self._chance.choice(
+            (b"", b"\0", b"\xff" * 8, (2**63).to_bytes(8, "little"), b"{}" * 50, self._chance.randbytes(300))
+        )
+        return Outgoing(self._tensors_topic(), payload)
+
+    def _short_tensors(self) -> Outgoing:
+        whole = self._stale_tensors()
+        return Outgoing(self._tensors_topic(), whole[: self._chance.randrange(1, len(whole))])
+
+    def _malformed_control(self) -> Outgoing:
+        payload = self._chance.choice((b"{", b'{"epoch": "x"}', b"[]", b"\xff\xfe", b"null", b'{"epoch": 1e999}'))
+        return Outgoing(self._control_topic(), payload)
+
+    def _control_topic(self) -> str:
+        assignment = DEVICE_ASSIGNMENT.at(self._prefix, device=self._device)
+        return self._chance.choice((assignment, TASK_ROUTE.at(self._prefix, task=self._chance.choice(self._tasks))))
+
+    def _bad_request(self) -> Outgoing:
+        payload, kind = self._chance.choice(
+            (
+                (b"\xff\xd8\xff\xe0 no picture", "image/jpeg"),
+                (b"", "image/png"),
+                (b"\x89PNG\r\n\x1a\n" + b"\0" * 64, "image/png"),
+                (b"\0" * 32, "application/x-safetensors"),
+                (b"{}", "text/plain"),
+            )
+        )
+        return self._request(payload, kind)
+
+    def _request(self, payload: bytes, content_type: str) -> Outgoing:
+        return Outgoing(
+            TASK_REQUESTS.at(self._prefix, task=self._chance.choice(self._tasks)),
+            payload,
+            response_topic=RESULTS.at(self._prefix, client=STRANGER, request="0"),
+            correlation=self._chance.randbytes(8),
+            content_type=content_type,
+            expiry_s=5,
+        )
+
+    def _oversized_control(self) -> Outgoing:
+        return Outgoing(self._control_topic(), b'{"epoch": 1, "x": "' + b"x" * MAX_CONTROL_BYTES + b'"}')
+
+    def _oversized_input(self) -> Outgoing:
+        return self._request(b"\xff\xd8\xff" + b"\0" * MAX_INPUT_BYTES, "image/jpeg")
+
+    def _stale(self) -> Outgoing:
+        old = self._chance.choice(("tensors", "assignment", "route"))
+        if old == "assignment":
+            topic = DEVICE_ASSIGNMENT.at(self._prefix, device=self._device)
+            return Outgoing(topic, encode(Assignment(epoch=0, generation=0)))
+        if old == "route":
+            task = self._chance.choice(self._tasks)
+            route = Route(task=task, epoch=0, generation=0, group=0, unavailable="so says somebody of long ago")
+            return Outgoing(TASK_ROUTE.at(self._prefix, task=task), encode(route))
+        return Outgoing(self._tensors_topic(), self._stale_tensors())
+
+    def _stale_tensors(self) -> bytes:
+        planned = PlannedNode(key="k", needs=("image",), device=self._device)
+        message = NodeInputs(
+            request=f"r{self._chance.randrange(10**6)}",
+            task=self._chance.choice(self._tasks),
+            node="image-encoder",
+            epoch=0,
+            generation=0,
+            attempt=0,
+            coordinator=STRANGER,
+            deadline_s=5.0,
+            reply_to=RESULTS.at(self._prefix, client=STRANGER, request="0"),
+            plan=Plan(nodes={"image-encoder": planned}, output="image-encoder"),
+            content_types={"image": "image/png"},
+        )
+        return encode_tensors(message, {"image/raw": np.zeros(64, dtype=np.uint8)})
+
+
+def _again(delivery: Delivery) -> Outgoing:
+    """The very same message once more."""
+    return Outgoing(
+        delivery.topic,
+        delivery.payload,
+        response_topic=delivery.response_topic,
+        correlation=delivery.correlation,
+        content_type=delivery.content_type,
+        expiry_s=delivery.expiry_s or None,
+    )

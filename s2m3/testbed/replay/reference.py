@@ -1,0 +1,88 @@
+"""The questions of a replay and the answers of the unsplit models to them.
+
+Owns which requests a scenario may ask (the demo's table, by task) and that each is answered once a process, before any
+clock runs. Imports torch only when an answer is wanted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+
+from pydantic import JsonValue
+
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import BadFile
+from broker.protocol.specs import TaskSpec
+from s2m3.catalogue import load_task
+from s2m3.reference.pictures import REQUESTS, DemoRequest
+
+THREADS = 1  # of a forward pass, here and in every agent: bits are equal at the same number
+
+Inputs = Mapping[str, RawInput]
+Answer = Mapping[str, JsonValue]
+
+_answers: dict[DemoRequest, Answer] = {}
+_inputs: dict[DemoRequest, Inputs] = {}
+
+
+def requests_for(names: Sequence[str]) -> dict[str, list[DemoRequest]]:
+    """The requests that can be asked of these tasks, by the name under which each is deployed.
+
+    Raises:
+        BadFile: no such task, or one that the replay knows no requests for.
+    """
+    found: dict[str, list[DemoRequest]] = {}
+    for name in names:
+        spec = load_task(name)
+        requests = [request for request in REQUESTS if request.task == spec.task]
+        if not requests or name != f"pocket/{spec.task}":
+            known = ", ".join(sorted({f"pocket/{request.task}" for request in REQUESTS}))
+            raise BadFile(file=name, problem="is a task that the replay has no requests for", fix=f"use {known}")
+        found[spec.task] = requests
+    return found
+
+
+def specs_of(names: Sequence[str], redundancy: int) -> list[TaskSpec]:
+    """The tasks as they are deployed.
+
+    Raises:
+        BadFile: no such task.
+    """
+    specs = [load_task(name) for name in names]
+    if redundancy == 1:
+        return specs
+    return [TaskSpec.model_validate(spec.model_dump() | {"redundancy": redundancy}) for spec in specs]
+
+
+def in_order(requests: Mapping[str, Sequence[DemoRequest]], seed: int) -> Iterator[DemoRequest]:
+    """Requests without end: the tasks in turn, each task's requests shuffled anew whenever all were asked."""
+    chance = random.Random(seed)  # noqa: S311 - a load, not a secret
+    decks: dict[str, list[DemoRequest]] = {task: [] for task in requests}
+    while True:
+        for task, deck in decks.items():
+            if not deck:
+                deck.extend(requests[task])
+                chance.shuffle(deck)
+            yield deck.pop()
+
+
+def inputs_of(request: DemoRequest) -> Inputs:
+    """The request's inputs, read once."""
+    if request not in _inputs:
+        _inputs[request] = request.inputs
+    return _inputs[request]
+
+
+def answers(requests: Sequence[DemoRequest]) -> dict[DemoRequest, Answer]:
+    """What the whole models answer, in this process, each once."""
+    if missing := [request for request in requests if request not in _answers]:
+        import torch  # noqa: PLC0415 - seconds; and a scenario that is wrong is told before
+
+        from s2m3.reference.unsplit import Unsplit  # noqa: PLC0415 - the same
+
+        torch.set_num_threads(THREADS)
+        unsplit = Unsplit()
+        for request in missing:
+            _answers[request] = dict(unsplit.answer(request.task, inputs_of(request)))
+    return {request: _answers[request] for request in requests}

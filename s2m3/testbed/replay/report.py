@@ -1,0 +1,234 @@
+"""From what happened to the report: counts, percentiles, what each fault cost, and whether the expectations hold. Pure.
+
+Owns the JSON of a replay and the meaning of its fields:
+- *sent* = *answered* + the errors + *lost*; *lost* is a request with no answer and no error by its deadline;
+- *wrong* is an answer that differs from the unsplit model's in any bit;
+- *duplicates* are answers to requests that already had one: delivery is at least once, and the client drops them;
+- latencies are those of the answers, from the request to the answer at the client, its retries included;
+- of a fault, *detected*, *replaced* and *moves* are as ``timeline`` says. *first_answer* is the first right answer of a
+  task that depended on the target: to a request sent after the fault, or one on whose way the target does not stand.
+  Each is seconds after the fault, null where it doesn't apply or didn't happen. So is *over*, as ``timeline`` says;
+- who is taken away and *affected* a task is *replaced* in time when that is before the fault is over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from broker.protocol.specs import DeviceId, TaskName
+from s2m3.testbed.observer import Sighting
+from s2m3.testbed.replay import timeline
+from s2m3.testbed.replay.scenario import Expect
+from s2m3.testbed.replay.timeline import Injected, Signal
+
+SAME_MOMENT_S = 1.0  # faults so close to each other are one
+Ending = Literal["right", "wrong", "error", "lost"]
+REPLACED_KINDS = timeline.TAKES_AWAY | {"drain"}  # after which somebody else must serve
+QUIET_KINDS = frozenset({"start", "hostile", "undrain", "squeeze", "slow"})  # what no answer has to wait for
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one request ended, as its sensor saw it. Times are seconds of the observer's clock."""
+
+    task: TaskName
+    sent_s: float
+    ended_s: float
+    ending: Ending
+    code: str | None = None  # of an error
+    sentence: str | None = None  # of an error, or what is wrong
+    devices: tuple[DeviceId, ...] = ()  # its way, the coordinator among them
+    attempts: int = 1
+
+    @property
+    def latency_s(self) -> float:
+        """From the request to its end."""
+        return self.ended_s - self.sent_s
+
+
+@dataclass(frozen=True)
+class FaultReport:
+    """One fault and what it cost; times in seconds after it."""
+
+    at_s: float  # after the first request
+    kind: str
+    target: str
+    affected: Sequence[TaskName]  # the tasks that depended on the target, sorted
+    over_after_s: float | None
+    detected_after_s: float | None
+    detected_by: Signal | None
+    replaced_after_s: float | None
+    first_answer_after_s: float | None
+    in_flight: int  # requests sent and not ended when it came
+    moves: int  # until the next fault
+    load_s: float | None  # the longest loading of a newly active module until the next fault, from its assignment on
+    stood_by: bool | None  # whether all modules that it served were ready elsewhere too; null if it served none
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one replay found."""
+
+    name: str
+    sent: int
+    answered: int
+    errors: Mapping[str, int]
+    lost: int
+    wrong: int
+    duplicates: int
+    latency_s: Mapping[str, float | None]
+    faults: Sequence[FaultReport]
+    moves: int
+    refusals: int
+    leaders: int
+    seed: int
+    ok: bool
+    why_not: Sequence[str] = field(default=())
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document."""
+        document = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return document | {
+            "errors": dict(self.errors),
+            "latency_s": dict(self.latency_s),
+            "faults": [fault.__dict__ for fault in self.faults],
+            "why_not": list(self.why_not),
+        }
+
+
+@dataclass(frozen=True)
+class Recording:
+    """All that one replay recorded."""
+
+    name: str
+    seed: int
+    began_s: float  # the first request
+    ended_s: float
+    outcomes: Sequence[Outcome]  # in the order sent
+    faults: Sequence[Injected]  # in the order of time
+    sightings: Sequence[Sighting]  # in the order of time; from before the load
+    duplicates: int
+    troubles: Sequence[str] = ()  # a fault that could not be injected, a process that ended by itself
+
+
+def report(recording: Recording, expect: Expect) -> Report:
+    """What the recording shows."""
+    outcomes = recording.outcomes
+    endings = Counter(outcome.ending for outcome in outcomes)
+    errors = Counter(outcome.code for outcome in outcomes if outcome.ending == "error" and outcome.code)
+    answered = [outcome for outcome in outcomes if outcome.ending in {"right", "wrong"}]
+    latencies = sorted(outcome.latency_s for outcome in answered)
+    found = Report(
+        name=recording.name,
+        sent=len(outcomes),
+        answered=len(answered),
+        errors=dict(sorted(errors.items())),
+        lost=endings["lost"],
+        wrong=endings["wrong"],
+        duplicates=recording.duplicates,
+        latency_s={f"p{share}": percentile(latencies, share) for share in (50, 95, 99)},
+        faults=[_fault(recording, position) for position in range(len(recording.faults))],
+        moves=len(timeline.moves(recording.sightings, recording.began_s, math.inf)),
+        refusals=len(timeline.refusals(recording.sightings, recording.began_s)),
+        leaders=len(timeline.leaders(recording.sightings, recording.began_s)),
+        seed=recording.seed,
+        ok=True,
+    )
+    why_not = [*recording.troubles, *_broken(found, recording, expect)]
+    return Report(**{**found.__dict__, "ok": not why_not, "why_not": why_not})
+
+
+def percentile(ordered: Sequence[float], share: float) -> float | None:
+    """The nearest-rank percentile: the least value that ``share`` percent don't exceed; None of nothing."""
+    if not ordered:
+        return None
+    return ordered[max(0, math.ceil(share / 100 * len(ordered)) - 1)]
+
+
+def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:
+    allowed = {"lost": expect.lost, "wrong": expect.wrong, "errors": expect.errors, "moves": expect.moves}
+    counted = {"lost": found.lost, "wrong": found.wrong, "errors": sum(found.errors.values()), "moves": found.moves}
+    broken = [
+        f"{name}: {counted[name]}, expected at most {most}"
+        for name, most in allowed.items()
+        if most is not None and counted[name] > most
+    ]
+    least = {
+        "errors": (counted["errors"], expect.errors_at_least),
+        "refusals": (found.refusals, expect.refusals_at_least),
+        "leaders": (found.leaders, expect.leaders_at_least),
+    }
+    broken += [f"{name}: {count}, expected at least {few}" for name, (count, few) in least.items() if count < few]
+    if expect.error_codes is not None:
+        other = sorted(found.errors.keys() - set(expect.error_codes))
+        broken += [f"{code}: {found.errors[code]}, expected none of this code" for code in other]
+    if expect.replaced:
+        broken += _unreplaced(found.faults)
+    if expect.served_at_end:
+        last = {outcome.task: outcome for outcome in recording.outcomes}
+        unserved = sorted(task for task, outcome in last.items() if outcome.ending != "right")
+        broken += [f"the last request for {task} was not answered" for task in unserved]
+    return broken
+
+
+def _unreplaced(faults: Sequence[FaultReport]) -> list[str]:
+    """Who served or led, was taken away, and not replaced in time. A replay without any such fault shows nothing."""
+    judged = [fault for fault in faults if fault.kind in REPLACED_KINDS and fault.affected]
+    late = [
+        f"{fault.kind} of {fault.target} at {fault.at_s:.1f} s: not replaced"
+        + ("" if fault.over_after_s is None else f" before it was over after {fault.over_after_s:.1f} s")
+        for fault in judged
+        if fault.replaced_after_s is None
+        or (fault.over_after_s is not None and fault.replaced_after_s >= fault.over_after_s)
+    ]
+    return late if judged else ["replaced: no fault took away a device that served, or the orchestrator"]
+
+
+def _fault(recording: Recording, position: int) -> FaultReport:
+    fault = recording.faults[position]
+    following = recording.faults[position + 1 : position + 2]
+    until_s = following[0].at_s if following else math.inf
+    seen = timeline.look_at(fault, recording.sightings)
+
+    def after(at_s: float | None) -> float | None:
+        return None if at_s is None else at_s - fault.at_s
+
+    return FaultReport(
+        at_s=fault.at_s - recording.began_s,
+        kind=fault.kind,
+        target=fault.target,
+        affected=sorted(seen.affected),
+        over_after_s=after(timeline.over_s(fault, recording.faults)),
+        detected_after_s=after(seen.detected_s),
+        detected_by=seen.detected_by,
+        replaced_after_s=after(seen.replaced_s),
+        first_answer_after_s=after(_first_answer_s(recording, fault, seen.affected)),
+        in_flight=sum(outcome.sent_s < fault.at_s <= outcome.ended_s for outcome in recording.outcomes),
+        moves=len(timeline.moves(recording.sightings, fault.at_s, until_s)),
+        load_s=timeline.load_s(recording.sightings, fault.at_s, until_s),
+        stood_by=timeline.stood_by(recording.sightings, fault.target, fault.at_s, _hit(recording, fault)),
+    )
+
+
+def _hit(recording: Recording, fault: Injected) -> dict[DeviceId, float]:
+    """When each device was last hit by a fault, until this one or in the same moment."""
+    hits = (each for each in recording.faults if each.kind in timeline.TAKES_AWAY)
+    return {each.target: each.at_s for each in hits if each.at_s <= fault.at_s + SAME_MOMENT_S}
+
+
+def _first_answer_s(recording: Recording, fault: Injected, affected: frozenset[TaskName]) -> float | None:
+    if fault.kind in QUIET_KINDS:
+        return None
+    times = [
+        outcome.ended_s
+        for outcome in recording.outcomes
+        if outcome.ending == "right"
+        and outcome.task in affected
+        and outcome.ended_s >= fault.at_s
+        and (outcome.sent_s >= fault.at_s or fault.target not in outcome.devices)
+    ]
+    return min(times, default=None)

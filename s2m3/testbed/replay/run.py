@@ -1,0 +1,115 @@
+"""Plays one scenario on a stage: the load and the faults side by side, and then the comparison with the unsplit models.
+
+Owns the clock of the load. Answers are computed before it starts and compared after it ended.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+
+from broker.client import Response
+from broker.protocol.errors import ErrorCode
+from s2m3.reference.pictures import DemoRequest
+from s2m3.testbed.replay import reference
+from s2m3.testbed.replay.inject import Injector
+from s2m3.testbed.replay.report import Ending, Outcome, Recording
+from s2m3.testbed.replay.scenario import Scenario
+from s2m3.testbed.replay.stage import Stage
+from s2m3.testbed.replay.timeline import fenced
+
+TAIL_S = 1.0  # of load after all faults are over and every task is served again, when that took longer than planned
+PATIENCE_S = 60.0  # for that
+GRACE_S = 5.0  # after a deadline, for the client to say that it is over
+
+Asked = tuple[DemoRequest, float, Future[Response]]
+
+
+def play(scenario: Scenario, stage: Stage) -> Recording:
+    """Play it, and record everything.
+
+    Raises:
+        ReplayFailed: the site did not come up.
+    """
+    requests = reference.requests_for(scenario.tasks)
+    expected = reference.answers([request for each in requests.values() for request in each])
+    stage.restore(standby=scenario.standby)
+    before = stage.client.duplicates
+    injector = Injector(stage, scenario)
+    began_s = time.monotonic()
+    injector.start(began_s)
+    try:
+        asked = _load(scenario, stage, injector, began_s)
+        ended = [_wait(scenario, one) for one in asked]
+    finally:
+        injector.stop()
+    stage.observer.look()
+    return Recording(
+        name=scenario.name,
+        seed=scenario.seed,
+        began_s=began_s,
+        ended_s=time.monotonic(),
+        outcomes=[_outcome(one, response, expected[one[0]]) for one, response in zip(asked, ended, strict=True)],
+        faults=injector.done,
+        sightings=fenced(stage.observer.sightings),
+        duplicates=stage.client.duplicates - before,
+        troubles=[*injector.troubles, *stage.troubles()],
+    )
+
+
+def nothing(scenario: Scenario, trouble: str) -> Recording:
+    """The recording of a scenario that could not be played."""
+    return Recording(scenario.name, scenario.seed, 0.0, 0.0, [], [], [], 0, troubles=[trouble])
+
+
+def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) -> list[Asked]:
+    """Send requests evenly until the load's time is over, all faults are, and every task is served again."""
+    asked: list[Asked] = []
+    questions = reference.in_order(reference.requests_for(scenario.tasks), scenario.seed)
+    end_s = began_s + scenario.load.duration_s
+    latest_s = end_s + PATIENCE_S
+    for turn, request in enumerate(questions):
+        due_s = began_s + turn / scenario.load.rate_per_s
+        stage.observer.listen(due_s - time.monotonic())
+        if due_s < latest_s and not (injector.finished and _served(stage)):
+            end_s = max(end_s, due_s + TAIL_S)
+        if due_s >= end_s:
+            return asked
+        sent_s = time.monotonic()
+        inputs = reference.inputs_of(request)
+        future = stage.client.submit(request.task, inputs, deadline_s=scenario.load.deadline_s)
+        asked.append((request, sent_s, future))
+    return asked  # pragma: no cover - the questions never end
+
+
+def _served(stage: Stage) -> bool:
+    routes = stage.observer.routes
+    return all(spec.task in routes and routes[spec.task].complete for spec in stage.specs)
+
+
+def _wait(scenario: Scenario, asked: Asked) -> Response | None:
+    """How a request ended; None when the client broke its word to end it by the deadline."""
+    _, sent_s, future = asked
+    try:
+        return future.result(max(0.0, sent_s + scenario.load.deadline_s + GRACE_S - time.monotonic()))
+    except TimeoutError:
+        return None
+
+
+def _outcome(asked: Asked, response: Response | None, expected: reference.Answer) -> Outcome:
+    request, sent_s, _ = asked
+    if response is None:
+        return Outcome(request.task, sent_s, time.monotonic(), "lost", sentence="the client never ended it")
+    result = response.result
+    ended_s = sent_s + response.latency_s
+    devices = tuple({timing.device: None for timing in result.timings} | {result.coordinator or "": None})
+    way = tuple(device for device in devices if device)
+    if result.error is None:
+        right = result.answer == expected
+        sentence = None if right else f"{request.picture}: {result.answer}, expected {dict(expected)}"
+        ending: Ending = "right" if right else "wrong"
+        return Outcome(request.task, sent_s, ended_s, ending, None, sentence, way, response.attempts)
+    # Nobody at the site said so: the client gave up at the deadline.
+    lost = result.error.code == ErrorCode.DEADLINE_EXCEEDED and result.coordinator is None
+    code, text = str(result.error.code), result.error.message
+    return Outcome(request.task, sent_s, ended_s, "lost" if lost else "error", code, text, way, response.attempts)

@@ -1,0 +1,261 @@
+"""A replay scenario: what a person writes in ``s2m3/scenarios/*.yaml``, as frozen values.
+
+Owns the format of the file and which fault may say what. Knows nothing of processes, brokers or clocks. An illegal
+scenario can't exist: every rule is checked at construction, and the error names the field.
+
+A fault has exactly one kind, and its target is one of: a device's id; ``orchestrator`` (the one that leads);
+``module:NAME`` (the device that serves this module when the fault comes); ``standby:NAME`` (one that holds a standby
+copy of it then); ``without:NAME`` (the first of the fleet that holds no copy of it then); ``front-door:TASK`` (the
+first device of that task's front door then); ``killed`` (for ``start`` every device that is dead, for ``kill`` and in
+``when`` the one killed last).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from broker.protocol.errors import ErrorCode
+from broker.protocol.specs import Bytes, DeviceId, NodeName, NotNegative, Spec, TaskName
+
+Kind = Literal["kill", "start", "pause", "partition", "slow", "restart", "hostile", "drain", "undrain", "squeeze"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ORCHESTRATOR = "orchestrator"
+BROKER = "broker"
+KILLED = "killed"
+MODULE, STANDBY, WITHOUT, FRONT_DOOR = "module:", "standby:", "without:", "front-door:"
+MAX_FAULTS = 10_000  # of a scenario, when all that repeat are written out
+SHORT_TIMES = 0.4  # of all times of the load and the faults, in a short form
+SHORT_INTERVAL = 0.5  # of the heartbeat's: less, and a busy machine's devices look dead
+
+Target = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Times = Annotated[int, Field(ge=1, le=MAX_FAULTS)]
+Limit = Annotated[int, Field(ge=0)]
+
+# which other fields a kind needs, and which it may have
+_NEEDS: dict[str, frozenset[str]] = {
+    "pause": frozenset({"for_s"}),
+    "partition": frozenset({"for_s"}),
+    "slow": frozenset({"for_s", "factor"}),
+    "hostile": frozenset({"messages"}),
+    "squeeze": frozenset({"memory", "for_s"}),
+}
+_MAY: dict[str, frozenset[str]] = {"partition": frozenset({"disconnect"}), "restart": frozenset({"for_s", "gently"})}
+_PARAMETERS = ("for_s", "factor", "messages", "memory", "disconnect", "gently")
+
+
+class When(Spec):
+    """What a fault waits for, from its ``at_s`` on: exactly one of these, seen on the wire."""
+
+    node: NodeName | None = None  # inputs of this node, on their way to another device
+    request: TaskName | None = None  # a request for this task
+    online: Target | None = None  # the first heartbeat of this device since it was started last
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(value is not None for value in (self.node, self.request, self.online)) != 1:
+            raise _unsound((), "names not exactly one event; write one of node, request, online")
+        return self
+
+
+class Fault(Spec):
+    """One thing that befalls the site. Times are seconds since the first request."""
+
+    at_s: NotNegative
+    kill: Target | None = None  # SIGKILL
+    start: Target | None = None  # of a device that was killed
+    pause: Target | None = None  # SIGSTOP, and SIGCONT after for_s: alive but hung
+    partition: Target | None = None  # nothing passes on its link for for_s; the process lives
+    slow: Target | None = None  # stopped and continued, so that it has 1/factor of its time
+    restart: Literal["broker", "orchestrator"] | None = None  # SIGKILL unless gently, and started again after for_s
+    hostile: Target | None = None  # malformed, short, oversized, stale and duplicated messages to this device
+    drain: Target | None = None  # an operator takes the device out of service
+    undrain: Target | None = None  # and back
+    squeeze: Target | None = None  # its process gets no more than `memory` on top of what it has
+    for_s: Seconds | None = None
+    factor: Annotated[float, Field(gt=1, le=1000)] | None = None
+    messages: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    memory: Bytes | None = None
+    disconnect: bool | None = None  # of a partition: the connections end at once, as when a router restarts
+    gently: bool | None = None  # of a restart: SIGTERM. Mosquitto then says everybody's will before it ends
+    when: When | None = None
+    every_s: Seconds | None = None  # it comes again and again
+    times: Times | None = None  # so often in all
+
+    @model_validator(mode="after")
+    def _one_kind_with_its_parameters(self) -> Self:
+        kinds = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            found = f"has {len(kinds)} kinds ({', '.join(kinds)})" if kinds else "has no kind"
+            raise _unsound((), f"{found}; write one of {', '.join(KINDS)} a fault")
+        kind = kinds[0]
+        given = {name for name in _PARAMETERS if getattr(self, name) is not None}
+        needs, may = _NEEDS.get(kind, frozenset()), _MAY.get(kind, frozenset())
+        if missing := sorted(needs - given):
+            raise _unsound((), f"of kind {kind} needs {missing[0]}")
+        if extra := sorted(given - needs - may):
+            raise _unsound((extra[0],), f"means nothing to a fault of kind {kind}")
+        if (self.every_s is None) != (self.times is None):
+            raise _unsound((), "repeats with every_s and times together")
+        return self
+
+    @cached_property
+    def kind(self) -> Kind:
+        """Its kind."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @cached_property
+    def target(self) -> str:
+        """Whom it befalls, as written."""
+        return str(getattr(self, self.kind))
+
+    @property
+    def last_s(self) -> float:
+        """When it comes for the last time."""
+        return self.at_s + (self.every_s or 0.0) * ((self.times or 1) - 1)
+
+
+class FleetDevice(Spec):
+    """One device of the scenario."""
+
+    id: DeviceId
+    memory: Bytes | None = None  # for modules; None: what is really free, less a reserve
+    speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting
+
+
+class Load(Spec):
+    """The requests: photographs and questions in a seeded order, evenly spaced.
+
+    They go on for ``duration_s``, and for longer where it takes longer until all faults are over and every task is
+    served again (``run.PATIENCE_S`` at most).
+    """
+
+    rate_per_s: Annotated[float, Field(gt=0, le=1000)]
+    duration_s: Seconds
+    deadline_s: Seconds
+
+
+class Expect(Spec):
+    """What must hold: each is the most that is allowed, unless its name says otherwise."""
+
+    lost: Limit = 0
+    wrong: Limit = 0
+    errors: Limit | None = None  # of all codes together; None: any number
+    error_codes: tuple[ErrorCode, ...] | None = None  # which may come; None: any
+    errors_at_least: Limit = 0  # where they are what the scenario is about
+    moves: Limit | None = None  # modules newly active on a device; None: any number
+    refusals_at_least: Limit = 0  # modules that a device said it can't hold: where this is what the scenario is about
+    served_at_end: bool = True  # whether each task's last request must be answered
+    replaced: bool = False  # whether who is taken away while serving, or leading, must be replaced before the return
+    leaders_at_least: Limit = 0  # orchestrators that led, one an epoch, from the one at the first request on
+
+
+class Scenario(Spec):
+    """One replay: a site, a load, faults, and what must hold."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    broker: str = "mosquitto"
+    persistence: bool = False  # whether the broker keeps retained messages over its restart; Mosquitto only
+    seed: int = 0
+    heartbeat_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+    orchestrators: Literal[1, 2] = 1  # the second one is a hot spare
+    spares: bool = True  # whether the orchestrator uses leftover memory for standby copies and replicas
+    standby: bool = False  # wait before the load until every module has a standby copy that is ready
+    fleet: Annotated[tuple[FleetDevice, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    redundancy: Literal[1, 2] = 1  # of every task
+    load: Load
+    faults: tuple[Fault, ...] = ()
+    expect: Expect = Expect()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.broker not in {"mosquitto", "embedded"} and not self.broker.startswith("mqtt://"):
+            raise _unsound(("broker",), "is none: use mosquitto, embedded or mqtt://host:port")
+        if self.persistence and self.broker != "mosquitto":
+            raise _unsound(("persistence",), f"is a setting of mosquitto, and the broker is {self.broker}")
+        if self.standby and not self.spares:
+            raise _unsound(("standby",), "waits for standby copies, and spares: false means that there are none")
+        ids = [device.id for device in self.fleet]
+        for position, name in enumerate(ids):
+            if name in ids[:position]:
+                raise _unsound(("fleet", position, "id"), f"names {name} a second time")
+        if sum(fault.times or 1 for fault in self.faults) > MAX_FAULTS:
+            raise _unsound(("faults",), f"are more than {MAX_FAULTS}, with all that repeat")
+        for position, fault in enumerate(self.faults):
+            self._check(fault, ("faults", position), set(ids))
+        return self
+
+    def _check(self, fault: Fault, place: tuple[int | str, ...], devices: set[DeviceId]) -> None:
+        if fault.last_s >= self.load.duration_s:
+            end = f"comes at {fault.last_s:g} s, and the load ends at {self.load.duration_s:g} s"
+            raise _unsound((*place, "at_s"), f"{end}; let it come before, or load for longer")
+        if fault.target == BROKER and self.broker.startswith("mqtt://"):
+            raise _unsound(
+                (*place, "restart"), f"can't restart the broker at {self.broker}, which is not the replay's own"
+            )
+        if fault.target == BROKER and fault.gently and self.broker == "embedded":
+            raise _unsound((*place, "gently"), "changes nothing: the embedded broker ends without a word in any case")
+        self._check_target(fault.kind, fault.target, (*place, fault.kind), devices)
+        if fault.when and fault.when.request and fault.when.request not in self._tasks:
+            raise _unsound((*place, "when", "request"), f"names {fault.when.request}, which is {self._none_of}")
+        if fault.when and fault.when.online:
+            self._check_target("start", fault.when.online, (*place, "when", "online"), devices)
+
+    def _check_target(self, kind: Kind, target: str, place: tuple[int | str, ...], devices: set[DeviceId]) -> None:
+        known = devices | ({ORCHESTRATOR} if kind in {"kill", "start", "pause", "partition", "restart"} else set())
+        known |= {BROKER} if kind == "restart" else set()
+        known |= {KILLED} if kind in {"kill", "start"} else set()
+        if kind != "start" and target.startswith((MODULE, STANDBY, WITHOUT)):
+            return  # which modules there are is in the tasks' specs
+        if kind != "start" and target.startswith(FRONT_DOOR):
+            if (task := target.removeprefix(FRONT_DOOR)) not in self._tasks:
+                raise _unsound(place, f"names the task {task}, which is {self._none_of}")
+        elif target not in known:
+            by_name = (f"{MODULE}NAME", f"{STANDBY}NAME", f"{WITHOUT}NAME", f"{FRONT_DOOR}TASK")
+            may = [*sorted(known), *(by_name if kind != "start" else ())]
+            raise _unsound(place, f"names {target}, which is none of: {', '.join(may)}")
+
+    @property
+    def _tasks(self) -> set[TaskName]:
+        return {task.rpartition("/")[2].removesuffix(".yaml") for task in self.tasks}
+
+    @property
+    def _none_of(self) -> str:
+        return f"none of the scenario's: {', '.join(sorted(self._tasks))}"
+
+    def shortened(self) -> Scenario:
+        """The same faults in less time: the heartbeat's interval shrinks nearly as much, the deadlines don't."""
+
+        def less(seconds: float | None) -> float | None:
+            return None if seconds is None else seconds * SHORT_TIMES
+
+        faults = tuple(
+            fault.model_copy(
+                update={"at_s": less(fault.at_s), "for_s": less(fault.for_s), "every_s": less(fault.every_s)}
+            )
+            for fault in self.faults
+        )
+        load = self.load.model_copy(update={"duration_s": less(self.load.duration_s)})
+        beat_s = max(0.05, self.heartbeat_interval_s * SHORT_INTERVAL)
+        return self.model_copy(update={"faults": faults, "load": load, "heartbeat_interval_s": beat_s})
+
+    def timeline(self) -> list[Fault]:
+        """Every single fault in the order of time, those that repeat written out."""
+        singles = [
+            fault.model_copy(
+                update={"at_s": fault.at_s + turn * (fault.every_s or 0.0), "every_s": None, "times": None}
+            )
+            for fault in self.faults
+            for turn in range(fault.times or 1)
+        ]
+        return sorted(singles, key=lambda fault: fault.at_s)
+
+
+def _unsound(place: tuple[int | str, ...], sentence: str) -> PydanticCustomError:
+    """A problem between fields, with the place where a person mends it."""
+    return PydanticCustomError("unsound_scenario", "{sentence}", {"sentence": sentence, "place": place})

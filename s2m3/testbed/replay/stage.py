@@ -1,0 +1,227 @@
+"""The site on which a scenario plays: real processes behind links, somebody who watches, and a camera.
+
+Owns starting it, waiting until it serves, and putting it back into order for the next scenario of the same make.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from broker.client import Client
+from broker.protocol.codec import encode
+from broker.protocol.errors import S2M3Error
+from broker.protocol.messages import Drain, Heartbeat
+from broker.protocol.topics import DEVICE_DRAIN
+from broker.transport.port import Outgoing
+from edge_agent.config import AgentConfig
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+from s2m3.testbed.proxy import UNSHAPED
+from s2m3.testbed.replay.reference import THREADS, specs_of
+from s2m3.testbed.replay.scenario import Scenario
+from s2m3.testbed.replay.timeline import named
+from s2m3.testbed.replay.tripwire import Tripwire
+from s2m3.testbed.site import ORCHESTRATOR, SPARE, Site, SiteFailed
+
+START_S = 90.0  # agents import torch, all at once, on as few cores as there are
+SERVE_S = 90.0  # until every task is served
+SETTLED_INTERVALS = 2  # heartbeats without a new assignment: then nothing is about to move
+PERSISTENCE = ("persistence true", "autosave_interval 5")  # as deploy/mosquitto/development.conf says to sites
+
+
+class ReplayFailed(S2M3Error):
+    """The replay could not be carried out; it says nothing about the site."""
+
+
+class Stage:
+    """A running site for scenarios of one make; a context manager.
+
+    Args:
+        scenario: what site it needs.
+        logs: a directory for what the processes print; by default it goes with the site.
+    """
+
+    def __init__(self, scenario: Scenario, logs: Path | None = None) -> None:
+        self.make = make_of(scenario)
+        self._scenario = scenario
+        self._foreign = scenario.broker.startswith("mqtt://")
+        self._stack = ExitStack()
+        self._logs = logs
+        self._used = False
+        self.leader = ORCHESTRATOR
+        self.others: tuple[str, ...] = (SPARE,) if scenario.orchestrators > 1 else ()
+        self.specs = specs_of(scenario.tasks, scenario.redundancy)
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    @property
+    def silence_s(self) -> float:
+        """After how long without a heartbeat the orchestrator takes a device for dead, about."""
+        return 3.5 * self._scenario.heartbeat_interval_s
+
+    def fits(self, scenario: Scenario) -> bool:
+        """Whether this site is one as the scenario wants it."""
+        return make_of(scenario) == self.make
+
+    def restore(self, *, standby: bool) -> None:
+        """Start what was killed, and wait until everything is served and nothing moves any more.
+
+        A single orchestrator is started anew after an earlier scenario, whose deaths would keep devices on probation.
+
+        Args:
+            standby: wait also until every module has a standby copy that is ready.
+
+        Raises:
+            ReplayFailed: it doesn't come into order.
+        """
+        for device in self.observer.drained:
+            self.drain(device, drain=False)
+        if self._used and not self.others and self.leader in self.site.running:
+            self.site.end(self.leader)
+            self._await(lambda seen: not (seen.leader and seen.leader.online), START_S, "the orchestrator still leads")
+        self._used = True
+        running = set(self.site.running)
+        for name in {self.leader, *self.others} - running:
+            self.site.start_orchestrator(name)
+        for device in set(self.site.devices) - running:
+            self.observer.heartbeats.pop(device, None)
+            self.site.start_agent(device)
+        self._await(self._all_beat, START_S, "not all processes came up: is this machine very busy?")
+        tasks.deploy(self.observer, self.specs, SERVE_S)  # again: who ended last may have known them alone
+        self._await(self._served, SERVE_S, "not every task could be served")
+        if standby:
+            self._await(self._stood_by, SERVE_S, "not every module has a standby that is ready")
+        self._await(self._settled, SERVE_S, "assignments didn't come to rest")
+
+    def drain(self, device: str, *, drain: bool) -> None:
+        """Take a device out of service, as an operator does, or put it back."""
+        topic = DEVICE_DRAIN.at(self.observer.prefix, device=device)
+        self.observer.publish(Outgoing(topic, encode(Drain(drain=True)) if drain else b"", retain=True))
+
+    def troubles(self) -> list[str]:
+        """A process that ended by itself."""
+        try:
+            self.site.check()
+        except SiteFailed as error:
+            return [str(error)]
+        return []
+
+    def _start(self) -> None:
+        scenario = self._scenario
+        configs = [
+            AgentConfig.model_validate(
+                device.model_dump(exclude_none=True)
+                | {"threads": THREADS, "heartbeat_interval_s": scenario.heartbeat_interval_s}
+            )
+            for device in scenario.fleet
+        ]
+        prefix = f"replay-{uuid.uuid4().hex[:8]}" if self._foreign else None
+        if self._foreign:
+            with Observer(scenario.broker, client_id="replay-probe") as probe:
+                tasks.connect(probe, scenario.broker)
+        self.site = self._stack.enter_context(
+            Site(
+                scenario.broker,
+                configs,
+                site=prefix,
+                links=dict.fromkeys([*(config.id for config in configs), ORCHESTRATOR, *self.others], UNSHAPED),
+                heartbeat_interval_s=scenario.heartbeat_interval_s,
+                mosquitto_settings=self._settings(),
+                logs=self._logs,
+                spares=scenario.spares,
+            )
+        )
+        url = self.site.url
+        self.observer = self._stack.enter_context(Observer(url, client_id="replay-observer", site=prefix))
+        if self._foreign:
+            self._stack.callback(self._clear)
+        self.tripwire = self._stack.enter_context(Tripwire(url, client_id="replay-tripwire", site=prefix))
+        tasks.connect(self.observer, url)
+        if not self.tripwire.ready(START_S):
+            raise ReplayFailed(f"the broker at {url} gives no second connection")
+        self._await(lambda seen: bool(seen.leader and seen.leader.online), START_S, "no orchestrator leads")
+        for name in self.others:
+            self.site.start_orchestrator(name)
+        self.client = self._stack.enter_context(Client(url, client_id="replay-camera", site=prefix))
+
+    def _settings(self) -> tuple[str, ...]:
+        if not self._scenario.persistence:
+            return ()
+        directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-retained-"))
+        return (*PERSISTENCE, f"persistence_location {directory}/")
+
+    def _await(self, holds: Callable[[Observer], bool], timeout_s: float, trouble: str) -> None:
+        if not self.site.wait_for(self.observer, holds, timeout_s):
+            reasons = sorted({route.unavailable for route in self.observer.routes.values() if route.unavailable})
+            raise ReplayFailed("; ".join([f"{trouble} ({timeout_s:g} s)", *reasons]))
+
+    def _all_beat(self, seen: Observer) -> bool:
+        newest_s = time.monotonic() - self.silence_s
+        beating = {s.id for s in reversed(seen.sightings) if s.at_s > newest_s and isinstance(s.message, Heartbeat)}
+        online = {name for name, state in seen.devices.items() if state.status == "online"}
+        return set(self.site.devices) <= beating & online and bool(seen.leader and seen.leader.online)
+
+    def _served(self, seen: Observer) -> bool:
+        routes = [seen.routes.get(spec.task) for spec in self.specs]
+        epoch = seen.leader.epoch if seen.leader else 0
+        return all(
+            route and route.complete and route.epoch >= epoch and named(route) <= set(self.site.devices)
+            for route in routes
+        )
+
+    def _stood_by(self, seen: Observer) -> bool:
+        roles: dict[str, set[str]] = {}
+        for device, assignment in seen.assignments.items():
+            held = seen.heartbeats[device].modules if device in seen.heartbeats else {}
+            for assigned in assignment.modules:
+                found = held.get(assigned.spec.key)
+                if found is not None and found.state == "ready":
+                    roles.setdefault(assigned.spec.key, set()).add(assigned.role)
+        wanted = {module.key for spec in self.specs for module in spec.modules.values()}
+        return all("standby" in roles.get(key, set()) for key in wanted)
+
+    def _settled(self, seen: Observer) -> bool:
+        """Whether every device obeys its assignment, all of it is ready, and nobody has heard a new one for a while."""
+        for device, assignment in seen.assignments.items():
+            beat = seen.heartbeats.get(device)
+            if beat is None:
+                return False
+            ready = {key for key, held in beat.modules.items() if held.state == "ready"}
+            if {assigned.spec.key for assigned in assignment.modules} - ready:
+                return False
+        last_s = max((s.at_s for s in seen.sightings if not isinstance(s.message, Heartbeat)), default=0.0)
+        return time.monotonic() - last_s > SETTLED_INTERVALS * self._scenario.heartbeat_interval_s
+
+    def _clear(self) -> None:
+        """Leave nothing behind at a broker that isn't ours."""
+        self.site.stop()
+        tasks.clear(self.observer, self.site.devices, [spec.task for spec in self.specs])
+
+
+def make_of(scenario: Scenario) -> tuple[object, ...]:
+    """What of a scenario the processes are started with: scenarios of one make can share them."""
+    return (
+        scenario.broker,
+        scenario.persistence,
+        scenario.heartbeat_interval_s,
+        scenario.orchestrators,
+        scenario.spares,
+        scenario.fleet,
+        scenario.tasks,
+        scenario.redundancy,
+    )

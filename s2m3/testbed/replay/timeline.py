@@ -1,0 +1,342 @@
+"""What the wire shows of a fault: when it was noticed, made good, and what moved. Pure.
+
+Owns these definitions. Sees only state messages that were really published, with the time at which they arrived at one
+observer; knows nothing of processes and reads no clock. Times are seconds of the observer's clock.
+
+- *detected*: a device that routes name: the first route published without it. One that no route names: its state
+  ``offline``. The orchestrator: its state offline, or that of another that leads. A device that starts: its first
+  heartbeat.
+- *detected by*: `will` when the target's state offline came before, `timeouts` when a coordinator's heartbeat had named
+  it as one whose calls time out, which makes silence tell sooner, and `heartbeats` when nothing but silence told it.
+- *replaced*: from detection on, every task that was served before is served again, without the device unless it beats
+  again. For the orchestrator: one of a higher epoch is online. For the broker: the orchestrator and every route have
+  been published again.
+- *over*: when the fault ends by itself: after its time, or when its target is started again or drained no more.
+- *moves*: modules newly active on a device, by the assignments.
+- *refusals*: modules that a device newly lists as failed.
+- *leaders*: the epochs in which an orchestrator said that it leads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from broker.protocol.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Route
+from broker.protocol.specs import DeviceId, TaskName
+from s2m3.testbed.observer import Sighting
+from s2m3.testbed.replay.scenario import BROKER, ORCHESTRATOR, Kind
+
+Routes = Mapping[TaskName, Route]
+Signal = Literal["will", "timeouts", "heartbeats"]
+TAKES_AWAY: frozenset[Kind] = frozenset({"kill", "pause", "partition"})  # the device, from the site
+_UNDONE_BY: Mapping[Kind, Kind] = {"kill": "start", "drain": "undrain"}
+
+
+@dataclass(frozen=True)
+class Injected:
+    """A fault that really came: when, and whom it befell."""
+
+    at_s: float
+    kind: Kind
+    target: str  # a device, or orchestrator, or broker
+    for_s: float | None = None  # as long as it lasts, where it ends by itself
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the wire shows of one fault; None where it doesn't apply or didn't happen."""
+
+    affected: frozenset[TaskName]  # the tasks that depended on the target
+    detected_s: float | None = None
+    detected_by: Signal | None = None
+    replaced_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Band:
+    """A module ready on a device, from when to when."""
+
+    device: DeviceId
+    module: str
+    role: str  # active or standby, as assigned then
+    from_s: float
+    to_s: float
+
+
+def named(route: Route) -> set[DeviceId]:
+    """The devices that a route leads to."""
+    return {device.device for node in route.nodes.values() for device in node.devices} | set(route.front_door)
+
+
+def fenced(sightings: Iterable[Sighting]) -> list[Sighting]:
+    """The sightings without routes and assignments of an older epoch or generation, which nobody obeys."""
+    latest: dict[tuple[type, str], tuple[int, int]] = {}
+    kept: list[Sighting] = []
+    for sighting in sightings:
+        message = sighting.message
+        if isinstance(message, (Route, Assignment)):
+            which, fence = (type(message), sighting.id), (message.epoch, message.generation)
+            if fence < latest.get(which, fence):
+                continue
+            latest[which] = fence
+        kept.append(sighting)
+    return kept
+
+
+def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
+    """What the wire shows of this fault; the sightings are in the order of time."""
+    before = routes_before(sightings, fault.at_s)
+    after = [sighting for sighting in sightings if sighting.at_s >= fault.at_s]
+    if fault.target == BROKER:
+        return Seen(frozenset(before), replaced_s=_said_again(after, before))
+    if fault.target == ORCHESTRATOR:
+        anew_s = _orchestrator_anew(sightings, after)
+        gone = (anew_s, None) if fault.kind == "start" else _orchestrator_gone(after, anew_s)
+        return Seen(frozenset(before), *gone, replaced_s=anew_s)
+    if fault.kind == "start":
+        return Seen(frozenset(), _first(after, fault.target, Heartbeat))
+    affected = frozenset(task for task, route in before.items() if fault.target in named(route))
+    if fault.kind == "drain":
+        return Seen(affected, replaced_s=_replaced(after, before, fault.target, may_return=False))
+    if fault.kind in TAKES_AWAY and (detected_s := _detected(after, before, fault.target)) is not None:
+        later = [sighting for sighting in after if sighting.at_s >= detected_s]
+        known = routes_before(sightings, detected_s)
+        signal = _signal((s for s in after if s.at_s <= detected_s), fault.target)
+        return Seen(affected, detected_s, signal, _replaced(later, known, fault.target, may_return=True))
+    return Seen(affected)
+
+
+def over_s(fault: Injected, faults: Iterable[Injected]) -> float | None:
+    """When this fault is over, of the faults that came; None when it lasts to the end."""
+    if fault.for_s is not None:
+        return fault.at_s + fault.for_s
+    undone = (fault.target, _UNDONE_BY.get(fault.kind))
+    return min(
+        (each.at_s for each in faults if (each.target, each.kind) == undone and each.at_s >= fault.at_s), default=None
+    )
+
+
+def leaders(sightings: Sequence[Sighting], from_s: float) -> list[int]:
+    """The epochs of those who led from this time on, the one that leads then among them."""
+    led = [
+        (s.at_s, s.message.epoch) for s in sightings if isinstance(s.message, OrchestratorState) and s.message.online
+    ]
+    first = max((epoch for at_s, epoch in led if at_s < from_s), default=0)
+    return sorted({epoch for _, epoch in led if epoch >= first})
+
+
+def routes_before(sightings: Iterable[Sighting], at_s: float) -> dict[TaskName, Route]:
+    """The routes as they stood at a time."""
+    routes: dict[TaskName, Route] = {}
+    for sighting in sightings:
+        if sighting.at_s >= at_s:
+            break
+        if isinstance(sighting.message, Route):
+            routes[sighting.id] = sighting.message
+    return routes
+
+
+def _detected(after: Iterable[Sighting], before: Routes, device: DeviceId) -> float | None:
+    routes = dict(before)
+    on_duty = any(device in named(route) for route in routes.values())
+    for sighting in after:
+        message = sighting.message
+        if isinstance(message, Route):
+            was_named = sighting.id in routes and device in named(routes[sighting.id])
+            routes[sighting.id] = message
+            if was_named and device not in named(message):
+                return sighting.at_s
+        elif not on_duty and _is_offline(sighting, device):
+            return sighting.at_s
+    return None
+
+
+def _signal(until_detected: Iterable[Sighting], device: DeviceId) -> Signal:
+    signal: Signal = "heartbeats"
+    for sighting in until_detected:
+        if _is_offline(sighting, device):
+            return "will"
+        if isinstance(sighting.message, Heartbeat) and device in sighting.message.suspects:
+            signal = "timeouts"
+    return signal
+
+
+def _is_offline(sighting: Sighting, device: DeviceId) -> bool:
+    message = sighting.message
+    return isinstance(message, DeviceState) and sighting.id == device and message.status == "offline"
+
+
+def _replaced(after: Iterable[Sighting], before: Routes, device: DeviceId, *, may_return: bool) -> float | None:
+    """When every task is served without the device, or with it after it came back, if it may."""
+    routes, back = dict(before), False
+    wanted = {task for task, route in before.items() if route.complete or device in named(route)}
+    for sighting in after:
+        message = sighting.message
+        back |= may_return and isinstance(message, Heartbeat) and sighting.id == device
+        if not isinstance(message, Route):
+            continue
+        routes[sighting.id] = message
+        if all(routes[task].complete and (back or device not in named(routes[task])) for task in wanted):
+            return sighting.at_s
+    return None
+
+
+def _orchestrator_gone(after: Iterable[Sighting], anew_s: float | None) -> tuple[float | None, Signal | None]:
+    """By its will, unless a spare that missed its heartbeats leads before that comes."""
+    for sighting in after:
+        if anew_s is not None and sighting.at_s >= anew_s:
+            return anew_s, "heartbeats"
+        if isinstance(sighting.message, OrchestratorState) and not sighting.message.online:
+            return sighting.at_s, "will"
+    return None, None
+
+
+def _orchestrator_anew(sightings: Iterable[Sighting], after: Sequence[Sighting]) -> float | None:
+    begin_s = after[0].at_s if after else 0.0
+    states = [s.message for s in sightings if s.at_s < begin_s and isinstance(s.message, OrchestratorState)]
+    epoch = max((state.epoch for state in states), default=0)
+    for sighting in after:
+        message = sighting.message
+        if isinstance(message, OrchestratorState) and message.online and message.epoch > epoch:
+            return sighting.at_s
+    return None
+
+
+def _said_again(after: Iterable[Sighting], before: Routes) -> float | None:
+    leads, missing = False, {task for task, route in before.items() if route.complete}
+    for sighting in after:
+        message = sighting.message
+        if isinstance(message, OrchestratorState):
+            leads = message.online
+        elif isinstance(message, Route) and message.complete:
+            missing.discard(sighting.id)
+        if leads and not missing:
+            return sighting.at_s
+    return None
+
+
+def _first(after: Iterable[Sighting], device: DeviceId, kind: type[Heartbeat]) -> float | None:
+    return next((s.at_s for s in after if s.id == device and isinstance(s.message, kind)), None)
+
+
+def moves(sightings: Iterable[Sighting], from_s: float, to_s: float) -> list[tuple[float, DeviceId, str]]:
+    """(when, device, module) for every module newly active on a device in this time: half-open, from included."""
+    active: dict[DeviceId, set[str]] = {}
+    found: list[tuple[float, DeviceId, str]] = []
+    for sighting in sightings:
+        if sighting.at_s >= to_s:
+            break
+        if not isinstance(sighting.message, Assignment):
+            continue
+        now = {assigned.module for assigned in sighting.message.modules if assigned.role == "active"}
+        new = sorted(now - active.get(sighting.id, set()))
+        active[sighting.id] = now
+        if sighting.at_s >= from_s:
+            found += [(sighting.at_s, sighting.id, module) for module in new]
+    return found
+
+
+def refusals(sightings: Iterable[Sighting], from_s: float) -> list[tuple[float, DeviceId, str]]:
+    """(when, device, module) for every module that a device began to list as failed since then."""
+    failed: dict[DeviceId, set[str]] = {}
+    found: list[tuple[float, DeviceId, str]] = []
+    for sighting in sightings:
+        if not isinstance(sighting.message, Heartbeat):
+            continue
+        now = {held.module for held in sighting.message.modules.values() if held.state == "failed"}
+        if sighting.at_s >= from_s:
+            found += [(sighting.at_s, sighting.id, name) for name in sorted(now - failed.get(sighting.id, set()))]
+        failed[sighting.id] = now
+    return found
+
+
+def load_s(sightings: Iterable[Sighting], from_s: float, to_s: float) -> float | None:
+    """The longest that a device took in this time from an assignment to have a new active module ready; None if none.
+
+    With all that it takes there: the imports of the module's family, reading its weights, the first passes.
+    """
+    ready: dict[DeviceId, set[str]] = {}
+    awaited: dict[tuple[DeviceId, str], float] = {}  # since when
+    longest: float | None = None
+    for sighting in sightings:
+        if sighting.at_s >= to_s:
+            break
+        message, device = sighting.message, sighting.id
+        if isinstance(message, Assignment):
+            active = {assigned.module for assigned in message.modules if assigned.role == "active"}
+            for name in active - ready.get(device, set()) if sighting.at_s >= from_s else ():
+                awaited.setdefault((device, name), sighting.at_s)
+        elif isinstance(message, Heartbeat):
+            ready[device] = {held.module for held in message.modules.values() if held.state == "ready"}
+            for name in ready[device]:
+                if (since_s := awaited.pop((device, name), None)) is not None:
+                    longest = max(longest or 0.0, sighting.at_s - since_s)
+    return longest
+
+
+def stood_by(
+    sightings: Iterable[Sighting], device: DeviceId, at_s: float, hit: Mapping[DeviceId, float]
+) -> bool | None:
+    """Whether each module that a device served at a time was ready on another one too; None if it served nothing.
+
+    Args:
+        sightings: in the order of time.
+        device: the one.
+        at_s: the time.
+        hit: devices that a fault befell until then -> when it last did; who hasn't beaten since is no help.
+    """
+    served: dict[DeviceId, set[str]] = {}
+    ready: dict[DeviceId, set[str]] = {}
+    for sighting in sightings:
+        if sighting.at_s >= at_s:
+            break
+        message = sighting.message
+        if isinstance(message, Assignment):
+            served[sighting.id] = {assigned.module for assigned in message.modules if assigned.role == "active"}
+        elif isinstance(message, Heartbeat) and sighting.at_s > hit.get(sighting.id, -math.inf):
+            ready[sighting.id] = {held.module for held in message.modules.values() if held.state == "ready"}
+        elif isinstance(message, DeviceState) and message.status == "offline":
+            ready.pop(sighting.id, None)
+    if not served.get(device):
+        return None
+    others = [modules for other, modules in ready.items() if other != device]
+    return all(any(name in modules for modules in others) for name in served[device])
+
+
+def bands(sightings: Sequence[Sighting], silence_s: float, end_s: float) -> list[Band]:
+    """Where which module was ready; a device that is silent for longer than ``silence_s`` holds nothing any more."""
+    found: list[Band] = []
+    for device in sorted({s.id for s in sightings if isinstance(s.message, Heartbeat)}):
+        open_: dict[tuple[str, str], float] = {}  # (module, role) -> since when
+        last_s: float | None = None
+        for at_s, held in _holdings([s for s in sightings if s.id == device], end_s):
+            if last_s is not None and at_s - last_s > silence_s:
+                found += [Band(device, *what, since, last_s + silence_s) for what, since in open_.items()]
+                open_.clear()
+            for what in [what for what in open_ if what not in held]:
+                found.append(Band(device, *what, open_.pop(what), at_s))
+            for what in held:
+                open_.setdefault(what, at_s)
+            last_s = at_s
+        if last_s is not None:
+            found += [Band(device, *what, since, min(end_s, last_s + silence_s)) for what, since in open_.items()]
+    return found
+
+
+def _holdings(sightings: Iterable[Sighting], end_s: float) -> Iterator[tuple[float, set[tuple[str, str]]]]:
+    """What a device really holds, with the role assigned, whenever it says so or is gone."""
+    roles: dict[str, str] = {}
+    for sighting in sightings:
+        message = sighting.message
+        if sighting.at_s > end_s:
+            return
+        if isinstance(message, Assignment):
+            roles = {assigned.module: assigned.role for assigned in message.modules}
+        elif isinstance(message, Heartbeat):
+            ready = [held.module for held in message.modules.values() if held.state == "ready"]
+            yield sighting.at_s, {(name, roles.get(name, "active")) for name in ready}
+        elif isinstance(message, DeviceState) and message.status == "offline":
+            yield sighting.at_s, set()

@@ -1,0 +1,93 @@
+"""Waits for what a fault waits for: a request, tensors for a node, a device that beats again.
+
+Owns one connection that sees the data topics, and remembers the last few messages as they were, for those who replay
+them. Its network thread only compares and calls back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Self
+
+from broker.protocol.topics import DEVICE_HEARTBEAT, TASK_REQUESTS, TENSORS, prefix_of
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, LinkEvent, LinkUp
+from s2m3.testbed.replay.scenario import When
+
+REMEMBERED = 40  # messages
+MAX_REMEMBERED_BYTES = 1_000_000  # of one message
+
+Spring = Callable[[], None]
+
+
+class Tripwire:
+    """Watches the data topics of a site.
+
+    Args:
+        url: the broker.
+        client_id: its name at the broker.
+        site: the site's topic prefix, when it has one.
+    """
+
+    def __init__(self, url: str, *, client_id: str, site: str | None = None) -> None:
+        self._prefix = prefix_of(site)
+        self._lock = threading.Lock()
+        self._set: list[tuple[When, Spring]] = []
+        self._recent: deque[Delivery] = deque(maxlen=REMEMBERED)
+        self._up = threading.Event()
+        self._transport = MqttTransport(url=url, client_id=client_id, inbox=self._see)
+        topics = (TASK_REQUESTS, TENSORS, DEVICE_HEARTBEAT)
+        self._transport.subscribe(*(topic.filter(self._prefix) for topic in topics))
+        self._transport.start()
+
+    def ready(self, timeout_s: float) -> bool:
+        """Wait until it sees; says whether it does."""
+        return self._up.wait(timeout_s)
+
+    def arm(self, when: When, spring: Spring) -> None:
+        """Call ``spring`` once, from the network's thread, at the next such event."""
+        with self._lock:
+            self._set.append((when, spring))
+
+    @property
+    def recent(self) -> list[Delivery]:
+        """The last requests and tensors, oldest first."""
+        with self._lock:
+            return list(self._recent)
+
+    def close(self) -> None:
+        """Stop."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _see(self, event: LinkEvent) -> None:
+        if isinstance(event, LinkUp):
+            self._up.set()
+        if not isinstance(event, Delivery):
+            return
+        happened = self._what(event)
+        if happened is None:
+            return
+        with self._lock:
+            if happened.online is None and len(event.payload) <= MAX_REMEMBERED_BYTES:
+                self._recent.append(event)
+            due = [spring for when, spring in self._set if when == happened]
+            self._set = [(when, spring) for when, spring in self._set if when != happened]
+        for spring in due:
+            spring()
+
+    def _what(self, event: Delivery) -> When | None:
+        if ids := TENSORS.match(self._prefix, event.topic):
+            return When(node=ids["node"])
+        if ids := TASK_REQUESTS.match(self._prefix, event.topic):
+            return When(request=ids["task"])
+        if ids := DEVICE_HEARTBEAT.match(self._prefix, event.topic):
+            return When(online=ids["device"])
+        return None

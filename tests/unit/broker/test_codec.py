@@ -1,0 +1,340 @@
+"""Envelopes and requests to bytes and back; what a sensor sends wrong comes back as a sentence it can act on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.protocol.codec import (
+    MAX_CONTROL_BYTES,
+    MAX_INPUT_BYTES,
+    MAX_MESSAGE_BYTES,
+    SAFETENSORS,
+    RawInput,
+    decode,
+    decode_request,
+    decode_tensors,
+    encode_request,
+    encode_tensors,
+    request_id,
+)
+from broker.protocol.errors import ErrorCode, RemoteProtocolError, RequestFailed
+from broker.protocol.messages import (
+    ErrorBody,
+    NodeDone,
+    NodeFailed,
+    NodeInputs,
+    OrchestratorState,
+    Plan,
+    PlannedNode,
+    TensorMessage,
+    Timing,
+)
+from broker.protocol.specs import InputSpec
+from broker.protocol.tensors import pack, unpack
+
+IMAGE = {"image": InputSpec(kind="image", bytes=1000)}
+BOTH = IMAGE | {"text": InputSpec(kind="text", bytes=10)}
+FEATURES = np.array([1.0, 2.0], dtype=np.float32)
+INPUTS = NodeInputs(
+    request="r-1",
+    task="pick",
+    node="head",
+    epoch=1,
+    generation=2,
+    attempt=0,
+    coordinator="gw-a",
+    deadline_s=4.5,
+    reply_to="s2m3/v1/clients/c/results/r-1",
+    correlation="00ff",
+    plan=Plan(nodes={"head": PlannedNode(key="k", needs=("image",), device="gw-b")}, output="head"),
+    content_types={"image": "image/jpeg"},
+    timings=(Timing(node="e", device="gw-a", queue_s=0, compute_s=0.5, output_bytes=8, attempt=0),),
+    second_door=("gw-c",),
+)
+DONE = NodeDone(request="r-1", task="pick", node="head", epoch=1, generation=2, attempt=0, queue_s=0.25)
+FAILED = NodeFailed(
+    request="r-1",
+    task="pick",
+    node="head",
+    epoch=1,
+    generation=2,
+    attempt=3,
+    device="gw-b",
+    retry=False,
+    error=ErrorBody(code=ErrorCode.MODULE_FAILED, message="no"),
+)
+ENVELOPES = [
+    pytest.param(
+        INPUTS,
+        {
+            "request": "r-1",
+            "task": "pick",
+            "node": "head",
+            "epoch": "1",
+            "generation": "2",
+            "attempt": "0",
+            "kind": "inputs",
+            "coordinator": "gw-a",
+            "deadline_s": "4.5",
+            "reply_to": "s2m3/v1/clients/c/results/r-1",
+            "correlation": "00ff",
+            "plan": '{"nodes": {"head": {"key": "k", "needs": ["image"], "device": "gw-b"}}, "output": "head", '
+            '"wire": "float32"}',
+            "content_types": '{"image": "image/jpeg"}',
+            "timings": '[{"node": "e", "device": "gw-a", "queue_s": 0.0, "compute_s": 0.5, "output_bytes": 8, '
+            '"attempt": 0}]',
+            "second_door": '["gw-c"]',
+        },
+        id="inputs",
+    ),
+    pytest.param(
+        DONE,
+        {
+            "request": "r-1",
+            "task": "pick",
+            "node": "head",
+            "epoch": "1",
+            "generation": "2",
+            "attempt": "0",
+            "kind": "done",
+            "queue_s": "0.25",
+        },
+        id="done",
+    ),
+    pytest.param(
+        FAILED,
+        {
+            "request": "r-1",
+            "task": "pick",
+            "node": "head",
+            "epoch": "1",
+            "generation": "2",
+            "attempt": "3",
+            "kind": "failed",
+            "device": "gw-b",
+            "retry": "false",
+            "error": '{"code": "module_failed", "message": "no"}',
+        },
+        id="failed",
+    ),
+]
+
+
+# --- between agents ---
+
+
+@pytest.mark.parametrize(("message", "metadata"), ENVELOPES)
+def test_an_envelope_is_exactly_these_strings_and_comes_back_with_its_arrays(
+    message: TensorMessage, metadata: dict[str, str]
+) -> None:
+    written = encode_tensors(message, {"image/features": FEATURES})
+    assert unpack(written)[1] == metadata
+    read, arrays = decode_tensors(pack({"image/features": FEATURES}, metadata))
+    assert read == message
+    np.testing.assert_array_equal(arrays["image/features"], FEATURES)
+    assert decode_tensors(written)[0] == message
+
+
+@pytest.mark.parametrize(("message", "metadata"), ENVELOPES)
+def test_every_truncation_of_a_tensor_message_is_refused(message: TensorMessage, metadata: dict[str, str]) -> None:
+    del metadata
+    whole = encode_tensors(message, {"image/features": FEATURES})
+    for length in range(len(whole)):
+        with pytest.raises(RemoteProtocolError):
+            decode_tensors(whole[:length])
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("kind", "other"),
+        ("request", "No Id"),
+        ("epoch", "-1"),
+        ("epoch", "9" * 5_000),
+        ("attempt", "many"),
+        ("deadline_s", "nan"),
+        ("deadline_s", "-1"),
+        ("deadline_s", "1e300"),
+        ("correlation", "xyz"),
+        ("plan", "{"),
+        ("plan", "[" * 50_000),
+        ("plan", "{}"),
+        ("timings", '{"a": 1}'),
+        ("content_types", "[]"),
+    ],
+)
+def test_an_envelope_with_one_wrong_field_is_refused(field: str, text: str) -> None:
+    metadata = unpack(encode_tensors(INPUTS, {}))[1] | {field: text}
+    with pytest.raises(RemoteProtocolError, match="no envelope of this protocol"):
+        decode_tensors(pack({}, metadata))
+
+
+@given(st.dictionaries(st.sampled_from([*NodeInputs.model_fields, *NodeFailed.model_fields]), st.text(max_size=30)))
+def test_metadata_of_nonsense_are_refused_or_read_and_nothing_else(nonsense: dict[str, str]) -> None:
+    metadata = unpack(encode_tensors(INPUTS, {}))[1] | nonsense
+    try:
+        decode_tensors(pack({}, metadata))
+    except RemoteProtocolError:
+        return
+
+
+@given(st.binary(max_size=100))
+def test_random_bytes_are_no_tensor_message(data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode_tensors(data)
+
+
+# --- limits, checked before anything is parsed ---
+
+
+def test_a_control_message_beyond_its_limit_is_refused() -> None:
+    padded = b'{"epoch":1,"online":true,"session":2}'
+    assert decode(OrchestratorState, padded.ljust(MAX_CONTROL_BYTES))
+    with pytest.raises(RemoteProtocolError, match=f"at most {MAX_CONTROL_BYTES} are allowed"):
+        decode(OrchestratorState, padded.ljust(MAX_CONTROL_BYTES + 1))
+
+
+def test_a_tensor_message_beyond_its_limit_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match=f"at most {MAX_MESSAGE_BYTES} are allowed"):
+        decode_tensors(bytes(MAX_MESSAGE_BYTES + 1))
+
+
+# --- from a sensor ---
+
+
+def test_one_input_travels_as_it_is() -> None:
+    payload, content_type = encode_request({"image": RawInput(b"\xff\xd8", "image/jpeg")})
+    assert (payload, content_type) == (b"\xff\xd8", "image/jpeg")
+    assert decode_request(payload, content_type, IMAGE) == {"image": RawInput(b"\xff\xd8", "image/jpeg")}
+
+
+def test_several_inputs_travel_as_one_document_of_byte_arrays() -> None:
+    inputs = {"image": RawInput(b"\xff\xd8", "image/jpeg"), "text": RawInput("größer?".encode(), "text/plain")}
+    payload, content_type = encode_request(inputs)
+    assert content_type == SAFETENSORS
+    assert unpack(payload)[1] == {"image": "image/jpeg", "text": "text/plain"}
+    assert decode_request(payload, content_type, BOTH) == inputs
+    assert decode_request(payload, f"{SAFETENSORS}; v=1", BOTH) == inputs
+
+
+def test_one_input_without_a_content_type_travels_in_a_document() -> None:
+    payload, content_type = encode_request({"image": RawInput(b"\xff\xd8")})
+    assert content_type == SAFETENSORS
+    assert decode_request(payload, content_type, IMAGE) == {"image": RawInput(b"\xff\xd8", "")}
+
+
+def test_a_payload_without_a_content_type_is_the_only_input() -> None:
+    assert decode_request(b"\xff\xd8", "", IMAGE) == {"image": RawInput(b"\xff\xd8", "")}
+
+
+def _bytes(**inputs: bytes) -> bytes:
+    return pack({name: np.frombuffer(data, dtype=np.uint8) for name, data in inputs.items()})
+
+
+@pytest.mark.parametrize(
+    ("payload", "content_type", "code", "sentences"),
+    [
+        pytest.param(
+            b"", "image/jpeg", ErrorCode.BAD_INPUT, ["payload is empty", "image (image), text (text)"], id="empty"
+        ),
+        pytest.param(
+            b"x",
+            "image/jpeg",
+            ErrorCode.BAD_INPUT,
+            ["text is missing", "send several inputs", SAFETENSORS],
+            id="one of two",
+        ),
+        pytest.param(
+            b"x",
+            "audio/wav",
+            ErrorCode.BAD_INPUT,
+            ["takes image (image), text (text)", "not audio/wav"],
+            id="a kind nobody asked",
+        ),
+        pytest.param(b"x", "", ErrorCode.BAD_INPUT, ["not without a content type"], id="no content type"),
+        pytest.param(b"x", SAFETENSORS, ErrorCode.BAD_INPUT, ["truncated", "send all of it"], id="no document"),
+        pytest.param(
+            _bytes(image=b"x", text=b"y")[:-1], SAFETENSORS, ErrorCode.BAD_INPUT, ["send all of it"], id="truncated"
+        ),
+        pytest.param(
+            _bytes(image=b"x", txet=b"y"),
+            SAFETENSORS,
+            ErrorCode.BAD_INPUT,
+            ["unknown input 'txet'", "text (text)"],
+            id="unknown",
+        ),
+        pytest.param(_bytes(image=b"x"), SAFETENSORS, ErrorCode.BAD_INPUT, ["text is missing"], id="missing"),
+        pytest.param(
+            _bytes(image=b"x", text=b""),
+            SAFETENSORS,
+            ErrorCode.BAD_INPUT,
+            ["text is empty", "send a text"],
+            id="an empty input",
+        ),
+        pytest.param(
+            pack({"image": FEATURES, "text": FEATURES}),
+            SAFETENSORS,
+            ErrorCode.BAD_INPUT,
+            ["image must be an array of bytes", "the encoded file itself"],
+            id="floats",
+        ),
+        pytest.param(
+            pack({n: np.zeros(1, dtype=np.uint8) for n in BOTH}, {"image": "text/plain"}),
+            SAFETENSORS,
+            ErrorCode.BAD_INPUT,
+            ["image must be image, not text/plain"],
+            id="a wrong kind",
+        ),
+        pytest.param(
+            bytes(MAX_MESSAGE_BYTES + 1),
+            SAFETENSORS,
+            ErrorCode.TOO_LARGE,
+            [f"at most {MAX_MESSAGE_BYTES}"],
+            id="too large",
+        ),
+        pytest.param(
+            _bytes(image=bytes(MAX_INPUT_BYTES + 1), text=b"x"),
+            SAFETENSORS,
+            ErrorCode.TOO_LARGE,
+            ["image has", "send a smaller one"],
+            id="a large input",
+        ),
+    ],
+)
+def test_a_wrong_request_ends_in_a_code_and_a_sentence_that_says_what_to_do(
+    payload: bytes, content_type: str, code: ErrorCode, sentences: list[str]
+) -> None:
+    with pytest.raises(RequestFailed) as caught:
+        decode_request(payload, content_type, BOTH)
+    assert caught.value.code == code
+    for sentence in sentences:
+        assert sentence in caught.value.message
+
+
+@given(st.binary(max_size=100), st.sampled_from(["", "image/png", SAFETENSORS, "text", ";"]) | st.text(max_size=10))
+def test_random_requests_are_read_or_refused_and_nothing_else(payload: bytes, content_type: str) -> None:
+    for expected in (IMAGE, BOTH):
+        try:
+            inputs: Any = decode_request(payload, content_type, expected)
+        except RequestFailed:
+            continue
+        assert inputs.keys() == expected.keys()
+
+
+def test_a_request_has_the_id_of_its_copies_and_of_nothing_else() -> None:
+    asked = ("classify", "s2m3/v1/clients/cam/results/1", b"1", b"picture")
+    others = [
+        ("vqa", *asked[1:]),
+        (asked[0], "elsewhere", *asked[2:]),
+        (*asked[:2], b"2", asked[3]),
+        (*asked[:3], b"x"),
+    ]
+    ids = {request_id(*fields) for fields in (asked, *others)}
+    assert len(ids) == 5
+    assert request_id(*asked) in ids
+    assert request_id("a", "b", b"c", b"") != request_id("a", "", b"bc", b"")

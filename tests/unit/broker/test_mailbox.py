@@ -1,0 +1,74 @@
+"""The mailbox keeps its bounds, and control never waits behind data."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from broker.transport import mailbox as module
+from broker.transport.mailbox import MAX_CONTROL_EVENTS, MAX_DATA_EVENTS, Mailbox
+
+
+def test_control_overtakes_data_and_both_keep_their_order() -> None:
+    mailbox: Mailbox[str] = Mailbox()
+    for event in ("data 1", "data 2"):
+        assert mailbox.put_data(event, 10)
+    for event in ("control 1", "control 2"):
+        assert mailbox.put_control(event)
+    assert [mailbox.get(0) for _ in range(5)] == ["control 1", "control 2", "data 1", "data 2", None]
+
+
+def test_data_beyond_its_bytes_is_refused_and_counted_and_room_comes_back() -> None:
+    mailbox: Mailbox[str] = Mailbox(max_data_bytes=100)
+    assert mailbox.put_data("a", 60)
+    assert not mailbox.put_data("b", 41)
+    assert mailbox.put_data("c", 40)
+    assert mailbox.dropped == 1
+    assert mailbox.get(0) == "a"
+    assert mailbox.put_data("d", 60)
+    assert [mailbox.get(0), mailbox.get(0)] == ["c", "d"]
+
+
+def test_data_beyond_its_number_is_refused_and_control_still_has_room() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    assert all(mailbox.put_data(number, 0) for number in range(MAX_DATA_EVENTS))
+    assert not mailbox.put_data(-1, 0)
+    assert mailbox.put_control(7)
+    assert mailbox.get(0) == 7
+
+
+def test_even_control_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_CONTROL_EVENTS >= 1_000
+    monkeypatch.setattr(module, "MAX_CONTROL_EVENTS", 2)
+    mailbox: Mailbox[int] = Mailbox()
+    assert [mailbox.put_control(number) for number in range(3)] == [True, True, False]
+    assert mailbox.dropped == 1
+
+
+def test_get_wakes_when_something_comes() -> None:
+    mailbox: Mailbox[str] = Mailbox()
+    got: list[str | None] = []
+    waiting = threading.Thread(target=lambda: got.append(mailbox.get(10)))
+    waiting.start()
+    mailbox.put_data("late", 1)
+    waiting.join(10)
+    assert got == ["late"]
+
+
+def test_get_gives_none_when_the_time_is_over() -> None:
+    assert Mailbox[str]().get(0.001) is None
+
+
+def test_nothing_is_lost_between_many_threads() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    writers = [
+        threading.Thread(target=lambda base=base: [mailbox.put_control(base + n) for n in range(100)])
+        for base in range(0, 400, 100)
+    ]
+    for writer in writers:
+        writer.start()
+    got = [mailbox.get(10) for _ in range(400)]
+    for writer in writers:
+        writer.join()
+    assert sorted(number for number in got if number is not None) == list(range(400))

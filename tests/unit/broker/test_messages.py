@@ -1,0 +1,241 @@
+"""Every message and its exact bytes, both ways; what lacks a needed field is refused, what is unknown is ignored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from broker.protocol.codec import decode, encode
+from broker.protocol.errors import ErrorCode, RemoteProtocolError
+from broker.protocol.messages import (
+    AssignedModule,
+    Assignment,
+    DeviceProfile,
+    DeviceState,
+    ErrorBody,
+    Heartbeat,
+    HeldModule,
+    OrchestratorState,
+    Plan,
+    PlannedNode,
+    Result,
+    Route,
+    RouteDevice,
+    RouteNode,
+    Timing,
+)
+from broker.protocol.specs import InputSpec, ModuleSpec, Source, Wire
+
+MODULE = ModuleSpec(
+    family="clip.vision", source=Source(hub="openai/clip", part="vision"), memory_bytes=100, flops=2.5, output_bytes=8
+)
+MODULE_JSON = (
+    b'{"family":"clip.vision","source":{"hub":"openai/clip","part":"vision"},"dtype":"float32",'
+    b'"memory_bytes":100,"flops":2.5,"output_bytes":8}'
+)
+GOLDEN: list[tuple[BaseModel, bytes]] = [
+    (OrchestratorState(epoch=3, online=True, session=9), b'{"epoch":3,"online":true,"session":9}'),
+    (DeviceState(status="offline", session=9), b'{"status":"offline","session":9}'),
+    (
+        DeviceState(
+            status="online",
+            session=2**53 - 1,
+            profile=DeviceProfile(memory_bytes=300, compute_flops_per_s=2e9, bandwidth_bits_per_s=1e8, latency_s=0.001),
+        ),
+        (
+            b'{"status":"online","session":9007199254740991,"profile":{"memory_bytes":300,'
+            b'"compute_flops_per_s":2000000000.0,"bandwidth_bits_per_s":100000000.0,"latency_s":0.001}}'
+        ),
+    ),
+    (
+        Assignment(epoch=1, generation=2, modules=(AssignedModule(module="clip/vision", spec=MODULE, why="it fits"),)),
+        b'{"epoch":1,"generation":2,"modules":[{"module":"clip/vision","spec":' + MODULE_JSON + b',"role":"active",'
+        b'"why":"it fits"}]}',
+    ),
+    (
+        Heartbeat(
+            session=9,
+            seq=4,
+            epoch=1,
+            generation=2,
+            modules={"k": HeldModule(module="clip/vision", state="ready", memory_bytes=70, load_s=0.5, compute_s=0.25)},
+            cached={"other": 0.125},
+            dropped={"stale": 2},
+            suspects={"b": 1.5},
+        ),
+        (
+            b'{"session":9,"seq":4,"epoch":1,"generation":2,"modules":{"k":{"module":"clip/vision","state":"ready",'
+            b'"memory_bytes":70,"load_s":0.5,"compute_s":0.25,"uses":0,"queue":0}},"memory_used_bytes":0,'
+            b'"memory_bytes":0,"cached":{"other":0.125},"in_flight":0,"progress":0,"dropped":{"stale":2},"suspects":{"b":1.5}}'
+        ),
+    ),
+    (
+        Route(
+            task="pick",
+            epoch=1,
+            generation=2,
+            group=3,
+            inputs={"image": InputSpec(kind="image", bytes=10)},
+            nodes={
+                "head": RouteNode(
+                    module="cosine",
+                    key="k",
+                    needs=("image",),
+                    output_bytes=8,
+                    devices=(RouteDevice(device="a", compute_s=0.1, latency_s=0, bandwidth_bits_per_s=1e8),),
+                )
+            },
+            output="head",
+            front_door=("a",),
+            second_door=("b",),
+        ),
+        (
+            b'{"task":"pick","epoch":1,"generation":2,"group":3,"inputs":{"image":{"kind":"image","bytes":10}},'
+            b'"nodes":{"head":{"module":"cosine","key":"k","needs":["image"],"output_bytes":8,"devices":[{"device":"a",'
+            b'"compute_s":0.1,"latency_s":0.0,"bandwidth_bits_per_s":100000000.0}]}},"output":"head","wire":"float32",'
+            b'"front_door":["a"],"second_door":["b"]}'
+        ),
+    ),
+    (
+        Result(
+            request="r-1",
+            task="pick",
+            epoch=1,
+            generation=2,
+            coordinator="a",
+            answer={"label": "a cat", "scores": [0.5, None]},
+            timings=(Timing(node="head", device="a", queue_s=0, compute_s=0.5, output_bytes=8, attempt=1),),
+        ),
+        (
+            b'{"request":"r-1","task":"pick","epoch":1,"generation":2,"coordinator":"a","answer":{"label":"a cat",'
+            b'"scores":[0.5,null]},"timings":[{"node":"head","device":"a","queue_s":0.0,"compute_s":0.5,'
+            b'"output_bytes":8,"attempt":1}]}'
+        ),
+    ),
+    (
+        Result(request="r", task="t", error=ErrorBody(code=ErrorCode.OVERLOADED, message="später", retry_after_s=1)),
+        (
+            b'{"request":"r","task":"t","epoch":0,"generation":0,"error":{"code":"overloaded","message":"sp\xc3\xa4ter",'
+            b'"retry_after_s":1.0},"timings":[]}'
+        ),
+    ),
+]
+ROWS = [pytest.param(message, data, id=type(message).__name__ + str(n)) for n, (message, data) in enumerate(GOLDEN)]
+
+
+@pytest.mark.parametrize(("message", "data"), ROWS)
+def test_a_message_has_exactly_these_bytes_and_comes_back(message: BaseModel, data: bytes) -> None:
+    assert encode(message) == data
+    assert decode(type(message), data) == message
+
+
+@pytest.mark.parametrize(("message", "data"), ROWS)
+def test_every_truncation_is_refused(message: BaseModel, data: bytes) -> None:
+    for length in range(len(data)):
+        with pytest.raises(RemoteProtocolError, match=type(message).__name__):
+            decode(type(message), data[:length])
+
+
+@pytest.mark.parametrize(("message", "data"), ROWS)
+def test_an_unknown_field_is_ignored_so_that_a_newer_sender_is_understood(message: BaseModel, data: bytes) -> None:
+    newer = json.loads(data) | {"added_in_2030": {"x": [1]}}
+    assert decode(type(message), json.dumps(newer).encode()) == message
+
+
+@pytest.mark.parametrize(("message", "data"), ROWS)
+def test_each_needed_field_that_lacks_is_named(message: BaseModel, data: bytes) -> None:
+    needed = [name for name, field in type(message).model_fields.items() if field.is_required()]
+    assert needed
+    for name in needed:
+        lacking = {key: value for key, value in json.loads(data).items() if key != name}
+        with pytest.raises(RemoteProtocolError, match=f"{type(message).__name__}: {name}: Field required"):
+            decode(type(message), json.dumps(lacking).encode())
+
+
+@pytest.mark.parametrize(("message", "data"), ROWS)
+def test_a_message_cant_be_changed(message: BaseModel, data: bytes) -> None:
+    del data
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(message, next(iter(type(message).model_fields)), None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "complaint"),
+    [
+        (OrchestratorState, {"epoch": -1, "online": True, "session": 1}, "epoch: Input should be greater"),
+        (OrchestratorState, {"epoch": "x", "online": True, "session": 1}, "epoch: Input should be a valid integer"),
+        (DeviceState, {"status": "sleeping", "session": 1}, "status: Input should be 'online'"),
+        (Result, {"request": "No Id", "task": "t"}, "request: is no id"),
+        (Result, {"request": "r\n", "task": "t"}, "request: is no id"),
+        (Result, {"request": "r" * 64, "task": "t"}, "request: is no id"),
+        (Result, {"request": "r", "task": "t", "error": {"code": "odd", "message": ""}}, "error.code: Input should be"),
+    ],
+)
+def test_a_wrong_field_is_named(kind: type[BaseModel], fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=complaint):
+        decode(kind, json.dumps(fields).encode())
+
+
+KINDS = sorted({type(message) for message, _ in GOLDEN}, key=lambda kind: kind.__name__)
+
+
+@given(st.sampled_from(KINDS), st.binary(max_size=100))
+def test_random_bytes_are_refused(kind: type[BaseModel], data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode(kind, data)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from([data for _, data in GOLDEN]), st.data())
+def test_a_message_with_one_field_of_nonsense_is_refused_or_read_and_nothing_else(
+    data: bytes, draw: st.DataObject
+) -> None:
+    kind = next(type(message) for message, golden in GOLDEN if golden == data)
+    fields = json.loads(data)
+    fields[draw.draw(st.sampled_from(sorted(fields)))] = draw.draw(_VALUES)
+    try:
+        decode(kind, json.dumps(fields).encode())
+    except RemoteProtocolError:
+        return
+
+
+def test_a_route_is_complete_when_every_node_has_a_device_and_there_is_a_front_door() -> None:
+    node = RouteNode(module="m", key="k", needs=("i",), output_bytes=1)
+    device = RouteDevice(device="a", compute_s=1, latency_s=0, bandwidth_bits_per_s=1)
+    served = node.model_copy(update={"devices": (device,)})
+    route = Route(task="t", epoch=1, generation=1, group=1, nodes={"n": served}, output="n", front_door=("a",))
+    assert route.complete
+    assert not route.model_copy(update={"nodes": {"n": served, "other": node}}).complete
+    assert not route.model_copy(update={"front_door": ()}).complete
+    assert not route.model_copy(update={"unavailable": "no memory"}).complete
+
+
+def test_a_plan_knows_who_takes_a_nodes_output() -> None:
+    def planned(*needs: str) -> PlannedNode:
+        return PlannedNode(key="k", needs=needs, device="a")
+
+    plan = Plan(nodes={"a": planned("image"), "b": planned("a"), "c": planned("text", "a")}, output="c")
+    assert plan.consumers("a") == ["b", "c"]
+    assert plan.consumers("c") == []
+
+
+def test_another_module_graph_or_use_is_another_work_and_another_device_is_not() -> None:
+    def work(output: str = "a", wire: Wire = "float32", **changed: Any) -> str:
+        planned = PlannedNode.model_validate({"key": "k", "needs": ("image",), "device": "gw-a"} | changed)
+        second = PlannedNode(key="k2", needs=("a",), device="gw-a")
+        return Plan(nodes={"a": planned, "b": second}, output=output, wire=wire).work
+
+    assert work(device="gw-b") == work()
+    others = {work(key="k3"), work(needs=("text",)), work(use="caption"), work(output="b"), work(wire="float16")}
+    assert len(others | {work()}) == 6

@@ -1,0 +1,50 @@
+"""Mosquitto's development configuration, and finding and ending the program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker.protocol.errors import BadFile, TransportError
+from broker.servers import mosquitto
+from broker.servers.mosquitto import MosquittoBroker, configuration
+from s2m3.testbed.replay.stage import PERSISTENCE
+
+DEPLOYED = Path(__file__).parents[3] / "deploy" / "mosquitto" / "development.conf"
+
+
+def test_the_file_to_deploy_is_what_the_code_runs() -> None:
+    assert DEPLOYED.read_text(encoding="utf-8") == configuration(1883)
+
+
+def test_scenarios_play_with_the_settings_that_sites_are_told() -> None:
+    said = {line.removeprefix("#").strip() for line in DEPLOYED.read_text(encoding="utf-8").splitlines()}
+    assert set(PERSISTENCE) <= said
+
+
+def test_a_missing_program_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mosquitto, "find_mosquitto", lambda: None)
+    with pytest.raises(BadFile, match="apt-get install mosquitto"):
+        MosquittoBroker().start()
+
+
+def test_a_taken_port_is_told() -> None:
+    with MosquittoBroker() as running, pytest.raises(TransportError, match=f"port {running.port} is taken"):
+        MosquittoBroker(running.port).start()
+
+
+def test_a_start_that_fails_is_told_with_what_mosquitto_said() -> None:
+    with pytest.raises(TransportError, match="Unknown configuration variable"):
+        MosquittoBroker(settings=["nonsense true"]).start()
+
+
+def test_it_starts_again_on_the_same_port_after_a_kill() -> None:
+    with MosquittoBroker() as broker:
+        url, pid = broker.url, broker.pid
+        broker.kill()
+        with pytest.raises(TransportError, match="isn't running"):
+            _ = broker.pid
+        broker.start()
+        assert broker.url == url
+        assert broker.pid != pid

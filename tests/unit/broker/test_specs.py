@@ -1,0 +1,173 @@
+"""What a person writes: sizes, identities, sound graphs; an illegal spec can't exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from broker.protocol.specs import DeviceSpec, ModuleSpec, Source, TaskSpec, describe, parse_bytes
+
+MODULE = {"family": "clip.vision", "memory_bytes": 100, "flops": 1e9, "output_bytes": 8}
+TASK: dict[str, Any] = {
+    "task": "pick",
+    "inputs": {"image": {"kind": "image", "bytes": 1000}, "text": {"kind": "text", "bytes": 10}},
+    "nodes": {
+        "head": {"module": "m", "needs": ["vision", "words"]},
+        "vision": {"module": "m", "needs": ["image"]},
+        "words": {"module": "m", "needs": ["text"]},
+    },
+    "output": "head",
+    "modules": {"m": MODULE},
+}
+
+
+def problem(kind: Any, content: Any) -> tuple[str, str]:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(content)
+    return describe(caught.value.errors()[0])
+
+
+@pytest.mark.parametrize(
+    ("written", "size_bytes"),
+    [
+        (7, 7),
+        (1.0e9, 10**9),
+        ("1.0e9", 10**9),
+        ("35e+3", 35_000),
+        ("300MiB", 300 * 2**20),
+        ("300 mib", 300 * 2**20),
+        ("1.5GB", 1_500_000_000),
+        ("2KiB", 2_048),
+        ("2kb", 2_000),
+        ("1TiB", 2**40),
+        (" 12 B ", 12),
+    ],
+)
+def test_a_size_may_be_written_like_this(written: object, size_bytes: int) -> None:
+    assert parse_bytes(written) == size_bytes
+    assert ModuleSpec.model_validate(MODULE | {"memory_bytes": written}).memory_bytes == size_bytes
+
+
+@pytest.mark.parametrize(
+    "written", ["lots", "", "MiB", "1.2.3MB", "0x10", "1e999", "-5MB", "5 parsecs", True, None, []]
+)
+def test_what_is_no_size_is_refused(written: object) -> None:
+    field, _ = problem(ModuleSpec, MODULE | {"memory_bytes": written})
+    assert field == "memory_bytes"
+
+
+@pytest.mark.parametrize("written", [0, -1, 0.5, float("nan"), float("inf"), "0", "0.1"])
+def test_a_size_is_a_positive_whole_number(written: object) -> None:
+    assert problem(ModuleSpec, MODULE | {"memory_bytes": written})[0] == "memory_bytes"
+
+
+@given(st.text() | st.floats() | st.integers() | st.booleans())
+def test_any_scalar_is_a_size_or_a_value_error(written: object) -> None:
+    try:
+        parse_bytes(written)
+    except ValueError:
+        return
+
+
+@pytest.mark.parametrize("field", ["flops", "memory_bytes", "output_bytes"])
+@pytest.mark.parametrize("number", [0, -1, float("nan"), float("inf"), float("-inf")])
+def test_numbers_of_a_module_are_positive_and_finite(field: str, number: float) -> None:
+    assert problem(ModuleSpec, MODULE | {field: number})[0] == field
+
+
+def test_a_modules_identity_is_its_digest_when_known_else_its_source_part_and_dtype() -> None:
+    digest = "sha256:" + "ab" * 32
+    vision = ModuleSpec.model_validate(MODULE | {"source": {"hub": "openai/clip", "part": "vision"}})
+    text = ModuleSpec.model_validate(MODULE | {"source": {"hub": "openai/clip", "part": "text"}})
+    half = vision.model_copy(update={"dtype": "float16"})
+    pinned = ModuleSpec.model_validate(MODULE | {"source": {"hub": "openai/clip", "part": "vision", "revision": "v2"}})
+    assert vision.key == "hub:openai/clip#vision:float32"
+    assert pinned.key == "hub:openai/clip@v2#vision:float32"
+    assert len({vision.key, text.key, pinned.key, ModuleSpec.model_validate(half.model_dump()).key}) == 4
+    assert ModuleSpec.model_validate(MODULE | {"digest": digest}).key == digest
+    assert ModuleSpec.model_validate(MODULE).key == "weightless:clip.vision:float32"
+
+
+@pytest.mark.parametrize("places", [{}, {"hub": "a", "pip": "b"}, {"hub": "a", "pip": "b", "catalog": "c.safetensors"}])
+def test_a_source_is_exactly_one_place(places: dict[str, str]) -> None:
+    assert problem(Source, {"part": "vision"} | places)[1] == "name exactly one of hub, pip, catalog"
+
+
+@pytest.mark.parametrize(
+    "path", ["../x.safetensors", "/etc/x.safetensors", "a/../b.safetensors", "x.pt", "A.safetensors"]
+)
+def test_a_catalogue_file_stays_inside_the_catalogue(path: str) -> None:
+    assert problem(Source, {"part": "vision", "catalog": path})[0] == "catalog"
+
+
+def test_nodes_are_ordered_after_what_they_need() -> None:
+    task = TaskSpec.model_validate(TASK)
+    assert task.order == ("vision", "words", "head")
+    assert task.module_of("head").family == "clip.vision"
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return TASK | changes
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "sentence"),
+    [
+        (changed(task="No Id"), "task", "is no id: use a-z, 0-9 and -"),
+        (changed(task="a" * 64), "task", "is no id: use a-z, 0-9 and -"),
+        (changed(inputs={}), "inputs", "at least 1 item"),
+        (changed(nodes={}), "nodes", "at least 1 item"),
+        (changed(weight=0), "weight", "greater than 0"),
+        (changed(colour="red"), "colour", "not permitted"),
+        (changed(output="nowhere"), "output", "names nowhere, which is no node"),
+        (changed(output="image"), "output", "names image, which is no node"),
+        (changed(modules={}), "nodes.head.module", "names m, which modules does not describe"),
+        (
+            changed(nodes=TASK["nodes"] | {"head": {"module": "m", "needs": ["visoin"]}}),
+            "nodes.head.needs",
+            "names visoin, which is no input and no node",
+        ),
+        (changed(nodes=TASK["nodes"] | {"head": {"module": "m", "needs": []}}), "nodes.head.needs", "at least 1 item"),
+        (
+            changed(nodes=TASK["nodes"] | {"vision": {"module": "m", "needs": ["head"]}}),
+            "nodes.head",
+            "nodes need each other in a circle: head, vision",
+        ),
+        (
+            changed(nodes=TASK["nodes"] | {"head": {"module": "m", "needs": ["head"]}}),
+            "nodes.head",
+            "nodes need each other in a circle: head",
+        ),
+        (
+            changed(nodes=TASK["nodes"] | {"image": {"module": "m", "needs": ["text"]}}),
+            "nodes.image",
+            "is the name of an input too; rename one",
+        ),
+    ],
+)
+def test_an_unsound_task_names_the_place_and_the_problem(content: dict[str, Any], field: str, sentence: str) -> None:
+    named, said = problem(TaskSpec, content)
+    assert named == field
+    assert sentence in said
+
+
+def test_a_device_may_be_infinitely_near_and_not_infinitely_fast() -> None:
+    device = {
+        "id": "gw",
+        "memory_bytes": "1GB",
+        "compute_flops_per_s": 1e9,
+        "bandwidth_bits_per_s": 1e6,
+        "latency_s": 0,
+    }
+    assert DeviceSpec.model_validate(device).latency_s == 0
+    assert problem(DeviceSpec, device | {"compute_flops_per_s": float("inf")})[0] == "compute_flops_per_s"
+    assert problem(DeviceSpec, device | {"compute_s": {"m": -1}})[0] == "compute_s.m"
+
+
+def test_a_spec_cant_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        TaskSpec.model_validate(TASK).output = "other"  # type: ignore[misc]

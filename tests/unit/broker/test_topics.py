@@ -1,0 +1,120 @@
+"""The topic table: what is written there is what is matched, and nothing that is no id comes through."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.protocol.errors import LocalProtocolError
+from broker.protocol.topics import (
+    DEVICE_HEARTBEAT,
+    DEVICE_STATE,
+    RESULTS,
+    TASK_REQUESTS,
+    TENSORS,
+    TOPICS,
+    VERSION,
+    Topic,
+    front_door_filter,
+    may_reply_to,
+    prefix_of,
+)
+from broker.transport.memory import matches
+
+IDS = {name: f"{name}-1" for name in ("device", "task", "client", "sender", "receiver", "request", "node")}
+TABLE = [
+    ("orchestrator/state", 1, True),
+    ("orchestrator/heartbeat", 0, False),
+    ("tasks/{task}/spec", 1, True),
+    ("tasks/{task}/route", 1, True),
+    ("devices/{device}/state", 1, True),
+    ("devices/{device}/assignment", 1, True),
+    ("devices/{device}/heartbeat", 0, False),
+    ("devices/{device}/drain", 1, True),
+    ("devices/{device}/rebirth", 1, False),
+    ("devices/{device}/echo", 0, False),
+    ("tasks/{task}/requests", 1, False),
+    ("tensors/{sender}/{receiver}/{request}/{node}", 1, False),
+    ("clients/{client}/results/{request}", 1, False),
+]
+EACH = pytest.mark.parametrize("topic", TOPICS, ids=[topic.template for topic in TOPICS])
+
+
+def used(topic: Topic) -> dict[str, str]:
+    return {name: value for name, value in IDS.items() if f"{{{name}}}" in topic.template}
+
+
+def test_the_table_is_the_contract() -> None:
+    assert [(topic.template, topic.qos, topic.retain) for topic in TOPICS] == TABLE
+    assert VERSION == "s2m3/v1"
+
+
+@EACH
+def test_what_is_written_is_matched_and_subscribed(topic: Topic) -> None:
+    for prefix in ("s2m3/v1", "plant/hall-2/s2m3/v1"):
+        name = topic.at(prefix, **used(topic))
+        assert topic.match(prefix, name) == used(topic)
+        assert matches(topic.filter(prefix), name)
+        assert matches(topic.filter(prefix, **used(topic)), name)
+        assert [other for other in TOPICS if other.match(prefix, name) is not None] == [topic]
+
+
+@EACH
+def test_what_is_near_a_topic_is_not_it(topic: Topic) -> None:
+    name = topic.at(VERSION, **used(topic))
+    for other in (f"{name}/more", f"{name}/", name.removeprefix("s2m3/"), f"x/{name}", name.rsplit("/", 1)[0], ""):
+        assert topic.match(VERSION, other) is None
+
+
+@pytest.mark.parametrize("wrong", ["", "A", "-a", "a/b", "a+", "#", "+", "a\n", "ä", "a" * 64, "a b", "a\0"])
+def test_what_is_no_id_is_neither_written_nor_matched(wrong: str) -> None:
+    with pytest.raises(LocalProtocolError, match="use a-z, 0-9 and -, at most 63 characters"):
+        DEVICE_STATE.at(VERSION, device=wrong)
+    assert DEVICE_STATE.match(VERSION, f"{VERSION}/devices/{wrong}/state") is None
+
+
+def test_a_filter_leaves_open_what_is_not_given() -> None:
+    assert DEVICE_HEARTBEAT.filter(VERSION) == "s2m3/v1/devices/+/heartbeat"
+    assert TENSORS.filter(VERSION, receiver="gw-a") == "s2m3/v1/tensors/+/gw-a/+/+"
+
+
+@pytest.mark.parametrize(
+    ("site", "prefix"),
+    [(None, "s2m3/v1"), ("", "s2m3/v1"), ("plant", "plant/s2m3/v1"), ("/plant/hall/", "plant/hall/s2m3/v1")],
+)
+def test_a_sites_prefix_stands_in_front(site: str | None, prefix: str) -> None:
+    assert prefix_of(site) == prefix
+
+
+def test_a_new_front_door_set_is_a_new_group_on_the_same_topic() -> None:
+    first, second = (front_door_filter(VERSION, "pick", 3, group) for group in (1, 2))
+    assert first == "$share/pick-3-1/s2m3/v1/tasks/pick/requests"
+    assert second == "$share/pick-3-2/s2m3/v1/tasks/pick/requests"
+    assert first.split("/", 2)[2] == TASK_REQUESTS.at(VERSION, task="pick")
+
+
+@pytest.mark.parametrize(
+    ("reply_to", "allowed"),
+    [
+        (RESULTS.at(VERSION, client="camera-1", request="r-1"), True),
+        ("s2m3/v1/clients/any/where", True),
+        ("s2m3/v1/devices/gw-a/assignment", False),
+        ("s2m3/v1/clientsx/a", False),
+        ("other/v1/clients/a", False),
+        ("s2m3/v1/clients/+/results", False),
+        ("s2m3/v1/clients/#", False),
+        ("s2m3/v1/clients/a\0b", False),
+        ("s2m3/v1/clients/" + "a" * 1_024, False),
+        ("", False),
+    ],
+)
+def test_an_answer_goes_below_clients_only(reply_to: str, *, allowed: bool) -> None:
+    assert may_reply_to(VERSION, reply_to) is allowed
+
+
+@given(st.text(max_size=40), st.sampled_from(TOPICS))
+def test_any_received_topic_is_matched_or_not_and_nothing_else(name: str, topic: Topic) -> None:
+    for received in (name, f"{VERSION}/{name}"):
+        ids = topic.match(VERSION, received)
+        assert ids is None or topic.at(VERSION, **ids) == received

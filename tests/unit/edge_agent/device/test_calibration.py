@@ -1,0 +1,301 @@
+"""What a module really costs, measured when it is loaded: seconds on a clock of the test's, bytes on its books."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.messages import AssignedModule
+from broker.protocol.specs import ModuleKey, ModuleSpec, Source
+from edge_agent.device.calibration import FRESH_BYTES, LONGEST_S, PASSES, Calibration
+from edge_agent.device.measurements import Measured
+from edge_agent.modules import Module, Output, Value
+from edge_agent.runtime.store import Store
+
+NAMES = "pocket/imagenet-names.safetensors"  # weights that lie in the catalogue
+GB = 10**9
+
+
+def spec(part: str = "embeddings", *, memory_bytes: int = 1000, flops: float = 1e6, place: str = NAMES) -> ModuleSpec:
+    source = Source(catalog=place, part=part)
+    return ModuleSpec(family="made.up", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=1)
+
+
+def assigned(made: ModuleSpec) -> AssignedModule:
+    return AssignedModule(module="a", spec=made)
+
+
+class Bench:
+    """A device on which loading and passes take as much time and memory as the test says."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.resident: int | None = 50_000
+        self.free: int | None = 100 * GB
+        self.load_s, self.grows = 2.0, 1500
+        self.passes_s = [0.4, 0.05, 0.06, 0.07, 0.05, 0.06]
+        self.passes = 0
+        self.failure: Exception | None = None
+
+    def calibration(self, measured: Measured | None = None, speed: float = 1.0) -> Calibration:
+        return Calibration(
+            measured or Measured(),
+            speed=speed,
+            flops_per_s=1e9,
+            clock=lambda: self.now_s,
+            resident_bytes=lambda: self.resident,
+            free_bytes=lambda: self.free,
+        )
+
+    def store(self, budget_bytes: int = 10_000, calibration: Calibration | None = None) -> Store:
+        return Store(budget_bytes, self.load, wait_s=0, calibration=calibration or self.calibration())
+
+    def load(self, _: ModuleSpec) -> Module:
+        self.now_s += self.load_s
+        if self.resident is not None:
+            self.resident += self.grows
+        return Measurable(self)
+
+
+class Measurable:
+    """A module that knows what it is typically given."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def typical(self) -> tuple[Value, ...]:
+        return ({},)
+
+    def __call__(self, *values: Value) -> Output:
+        assert values == ({},)
+        bench = self._bench
+        if bench.failure is not None:
+            raise bench.failure
+        bench.now_s += bench.passes_s[bench.passes % len(bench.passes_s)]
+        bench.passes += 1
+        return Output({})
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def key(made: ModuleSpec) -> ModuleKey:
+    return made.key
+
+
+def test_the_first_pass_warms_up_and_the_median_of_the_next_ones_counts(bench: Bench) -> None:
+    bench.passes_s = [0.2, 0.05, 0.06, 0.9, 0.05, 0.06]
+    held = bench.store().load(assigned(spec()))
+    assert held.compute_s == pytest.approx(0.06)
+    assert bench.passes == 4, "the slow one used up the time"
+    bench.passes, bench.passes_s = 0, [0.01]
+    bench.store().load(assigned(spec()))
+    assert bench.passes == 1 + PASSES
+
+
+def test_a_slow_module_is_run_once_and_that_counts(bench: Bench) -> None:
+    bench.passes_s = [3.0]
+    assert bench.store().load(assigned(spec())).compute_s == 3.0
+    assert bench.passes == 1
+
+
+def test_an_emulated_slower_device_says_what_its_passes_will_take(bench: Bench) -> None:
+    bench.passes_s = [0.01]
+    held = bench.store(calibration=bench.calibration(speed=0.25)).load(assigned(spec()))
+    assert held.compute_s == pytest.approx(0.04)
+
+
+def test_a_module_is_there_though_its_measurement_cannot_be_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    measured = Measured()
+    monkeypatch.setattr(measured, "keep", no_memory)
+    store = bench.store(calibration=bench.calibration(measured))
+    made = spec()
+    assert store.load(assigned(made)).state == "ready"
+    assert store.held()[made.key].state == "ready"
+    store.unload(made.key)
+    assert not store.held()
+
+
+def test_seconds_of_loading_are_measured_with_the_calibration(bench: Bench) -> None:
+    bench.passes_s = [0.2, 0.1]
+    assert bench.store().load(assigned(spec())).load_s == pytest.approx(2.0 + 0.2 + 0.1 + 0.2)
+
+
+def test_a_module_that_would_run_too_long_is_not_run_only_to_be_measured(bench: Bench) -> None:
+    held = bench.store().load(assigned(spec(flops=1e9 * (LONGEST_S + 1))))
+    assert (held.state, held.compute_s, bench.passes) == ("ready", None, 0)
+    assert held.memory_bytes == 1500, "its memory is known all the same"
+
+
+def test_a_module_without_typical_values_is_ready_unmeasured(bench: Bench) -> None:
+    store = Store(10_000, lambda _: lambda *_: Output({}), calibration=bench.calibration())
+    held = store.load(assigned(spec()))
+    assert (held.state, held.compute_s) == ("ready", None)
+
+
+def test_a_typical_pass_that_fails_does_not_cost_the_module(bench: Bench) -> None:
+    bench.failure = RuntimeError("odd")
+    held = bench.store().load(assigned(spec()))
+    assert (held.state, held.compute_s) == ("ready", None)
+
+
+def test_a_typical_pass_without_memory_does(bench: Bench) -> None:
+    bench.failure = MemoryError()
+    store = bench.store()
+    with pytest.raises(ModuleRefused, match="which this device doesn't really have"):
+        store.load(assigned(spec()))
+    assert store.used_bytes == 0
+
+
+def test_a_footprint_is_what_really_grew_and_never_less_than_the_weights(bench: Bench) -> None:
+    store = bench.store()
+    assert store.load(assigned(spec("big"))).memory_bytes == 1500
+    bench.grows = -700  # its weights took the place of what others had let go
+    assert store.load(assigned(spec("small"))).memory_bytes == 1000
+    assert store.used_bytes == 2500
+
+
+def test_where_nobody_knows_what_is_resident_the_spec_counts(bench: Bench) -> None:
+    bench.resident = None
+    assert bench.store().load(assigned(spec())).memory_bytes == 1000
+
+
+def test_a_module_that_turns_out_too_large_is_let_go_and_refused_with_both_numbers(bench: Bench) -> None:
+    store = bench.store(2000)
+    bench.grows = 900
+    store.load(assigned(spec("first", memory_bytes=900)))
+    bench.grows = 1101
+    with pytest.raises(ModuleRefused, match=r"a really occupies 1101 bytes and 1100 of 2000 are free: .*raise"):
+        store.load(assigned(spec("second", memory_bytes=900)))
+    failed = store.held()[key(spec("second"))]
+    assert (failed.state, failed.memory_bytes, store.used_bytes) == ("failed", 0, 900)
+    with pytest.raises(ModuleRefused, match="failed"), store.use(key(spec("second"))):
+        pass
+    bench.grows = 1100
+    assert store.load(assigned(spec("second", memory_bytes=900))).state == "ready", "it was a bad moment"
+
+
+def test_a_known_footprint_is_counted_before_anything_is_loaded(bench: Bench) -> None:
+    calibration = bench.calibration()
+    store = bench.store(2000, calibration)
+    store.load(assigned(spec()))
+    store.unload(key(spec()))
+    small, loads = bench.store(1400, calibration), bench.now_s
+    with pytest.raises(ModuleRefused, match="a needs 1500 bytes and 1400 of 1400 are free"):
+        small.load(assigned(spec()))
+    assert bench.now_s == loads
+
+
+def test_what_the_machine_does_not_really_have_is_refused_before_it_is_read(bench: Bench) -> None:
+    bench.free = FRESH_BYTES + 999
+    with pytest.raises(ModuleRefused, match=rf"its weights are 1000 bytes and this machine has only {bench.free} left"):
+        bench.store().load(assigned(spec()))
+    assert bench.now_s == 0
+    bench.free = None
+    assert bench.store().load(assigned(spec())).state == "ready"
+
+
+def test_what_was_measured_once_is_ready_as_soon_as_it_is_loaded_in_every_later_life(
+    bench: Bench, tmp_path: Path
+) -> None:
+    path = tmp_path / "gw-a.json"
+    first = bench.store(calibration=bench.calibration(Measured(path), speed=0.5)).load(assigned(spec()))
+    passes = bench.passes
+    bench.grows = 1200
+    again = bench.store(calibration=bench.calibration(Measured(path), speed=0.5)).load(assigned(spec()))
+    assert bench.passes == passes
+    assert (again.compute_s, again.memory_bytes) == (first.compute_s, first.memory_bytes)
+    assert again.load_s == pytest.approx(2.0)
+
+
+def test_an_unloaded_module_whose_weights_are_here_is_cached_with_its_average(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "gw-a.json"
+    store = bench.store(calibration=bench.calibration(Measured(path), speed=0.5))
+    here, gone = spec(memory_bytes=1001), spec("x", place="pocket/nowhere.safetensors")
+    for each in (here, gone):
+        store.load(assigned(each))
+    assert store.cached() == {}, "it is held"
+    store.record(here.key, 1.0)
+    average = store.held()[here.key].compute_s
+    for each in (here, gone):
+        store.unload(each.key)
+    assert store.cached() == {here.key: pytest.approx(average)}
+    assert bench.calibration(Measured(path), speed=0.5).cached == {here.key: pytest.approx(average)}
+    assert bench.calibration(Measured(path)).cached == {here.key: pytest.approx(average / 2 if average else 0)}
+
+
+def test_nothing_is_measured_while_a_forward_pass_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_agent.device.calibration.PATIENCE_S", 30.0)
+    order: list[str] = []
+    about_to_measure = threading.Event()
+    calibration = bench.calibration()
+
+    def free() -> int:
+        about_to_measure.set()
+        return GB
+
+    def resident() -> int:
+        order.append("measured")
+        return 0
+
+    calibration._free_bytes, calibration._resident_bytes = free, resident
+    store = bench.store(calibration=calibration)
+    thread = threading.Thread(target=store.load, args=(assigned(spec()),))
+    with store.passing():
+        thread.start()
+        assert about_to_measure.wait(30)
+        order.append("passed")
+    thread.join(30)
+    assert order[:2] == ["passed", "measured"]
+
+
+def test_a_measurement_does_not_wait_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_agent.device.calibration.PATIENCE_S", 0.0)
+    store = bench.store()
+    with store.passing():
+        assert store.load(assigned(spec())).state == "ready"
+
+
+@pytest.fixture
+def pocket_loads() -> Callable[[str], tuple[ModuleSpec, Store]]:
+    from s2m3.catalogue import load_task  # noqa: PLC0415 - of this test alone
+
+    def make(name: str) -> tuple[ModuleSpec, Store]:
+        measured = Calibration(Measured(), flops_per_s=1e10)
+        return load_task("pocket/ask").modules[name], Store(GB, calibration=measured)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientnet-lite0/encoder",
+        "efficientnet-lite0/classifier",
+        "minilm/text",
+        "conse/head",
+        "whisper-tiny.en/encoder",
+        "whisper-tiny.en/decoder",
+    ],
+)
+def test_the_pocket_modules_are_measured_for_real(
+    name: str, pocket_loads: Callable[[str], tuple[ModuleSpec, Store]]
+) -> None:
+    made, store = pocket_loads(name)
+    held = store.load(AssignedModule(module=name, spec=made))
+    assert held.compute_s is not None
+    assert held.compute_s > 0
+    assert held.load_s is not None
+    assert held.load_s >= held.compute_s
+    assert made.memory_bytes <= held.memory_bytes < made.memory_bytes + 100 * 2**20
+    store.unload(made.key)
+    assert store.cached() == {made.key: held.compute_s}

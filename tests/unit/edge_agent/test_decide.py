@@ -1,0 +1,895 @@
+"""The agent's rules, event by event, without a clock, a socket or a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from broker.protocol.codec import RawInput, encode_request
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.protocol.messages import (
+    AssignedModule,
+    Assignment,
+    ErrorBody,
+    NodeDone,
+    NodeFailed,
+    NodeInputs,
+    Plan,
+    PlannedNode,
+    Route,
+    RouteDevice,
+    RouteNode,
+)
+from broker.protocol.specs import InputSpec, ModuleSpec
+from broker.transport.port import RECONNECT_S
+from edge_agent.decide import decide
+from edge_agent.modules import Output
+from edge_agent.requests import coordinate, execute
+from edge_agent.requests.load_estimate import queues_s
+from edge_agent.state import (
+    LEAVE_S,
+    SWEEP_S,
+    Action,
+    AgentState,
+    Assigned,
+    Beat,
+    Join,
+    LeaderSeen,
+    Leave,
+    LinkRestored,
+    Load,
+    ModuleFailed,
+    ModuleReady,
+    NotReceived,
+    Ran,
+    Received,
+    Reply,
+    Requested,
+    RouteCleared,
+    Routed,
+    Run,
+    Send,
+    Tick,
+    Unload,
+)
+
+PREFIX = "s2m3/v1"
+REPLY_TO = f"{PREFIX}/clients/camera/results/1"
+A = TypeVar("A", bound=Action)
+
+
+def spec(part: str) -> ModuleSpec:
+    return ModuleSpec.model_validate(
+        {
+            "family": "test.part",
+            "source": {"pip": "weights", "part": part},
+            "memory_bytes": 1000,
+            "flops": 1e6,
+            "output_bytes": 8,
+        }
+    )
+
+
+ENCODER, HEAD = spec("encoder"), spec("head")
+
+
+def assignment(*specs: ModuleSpec, generation: int = 1, epoch: int = 1) -> Assigned:
+    modules = tuple(AssignedModule(module=f"m/{s.source.part}", spec=s) for s in specs if s.source)
+    return Assigned(Assignment(epoch=epoch, generation=generation, modules=modules))
+
+
+def route(encoder: tuple[str, ...] = ("gw-a",), head: tuple[str, ...] = ("gw-b",), **changed: object) -> Route:
+    """image -> encoder -> head (which also takes the text), with the front door where the encoder is."""
+
+    def node(module: ModuleSpec, needs: tuple[str, ...], devices: tuple[str, ...]) -> RouteNode:
+        able = tuple(RouteDevice(device=d, compute_s=0.01, latency_s=0.001, bandwidth_bits_per_s=1e8) for d in devices)
+        return RouteNode(module="m/x", key=module.key, needs=needs, output_bytes=8, devices=able)
+
+    fields: dict[str, object] = {
+        "task": "zero-shot",
+        "epoch": 1,
+        "generation": 1,
+        "group": 1,
+        "inputs": {"image": InputSpec(kind="image", bytes=1000), "text": InputSpec(kind="text", bytes=10)},
+        "nodes": {"encoder": node(ENCODER, ("image",), encoder), "head": node(HEAD, ("encoder", "text"), head)},
+        "output": "head",
+        "front_door": encoder,
+    }
+    return Route.model_validate(fields | changed)
+
+
+def request(inputs: dict[str, RawInput] | None = None, **changed: Any) -> Requested:
+    payload, content_type = encode_request(
+        inputs or {"image": RawInput(b"\x89PNG", "image/png"), "text": RawInput(b"a cat", "text/plain")}
+    )
+    asked = Requested("zero-shot", payload, content_type, REPLY_TO, b"1", expiry_s=10)
+    return replace(asked, **changed)
+
+
+def only(actions: list[Action], kind: type[A]) -> A:
+    found = [action for action in actions if isinstance(action, kind)]
+    assert len(found) == 1, actions
+    return found[0]
+
+
+def any_of(actions: list[Action], kind: type[A]) -> list[A]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+ASKED = request()  # the same bytes each time, as a retry sends them
+
+
+@pytest.fixture
+def front() -> AgentState:
+    """gw-a: holds the encoder, is the front door; gw-b holds the head."""
+    state = AgentState("gw-a", PREFIX)
+    decide(state, assignment(ENCODER), 0.0)
+    decide(state, ModuleReady(ENCODER.key), 0.0)
+    decide(state, Routed(route()), 0.0)
+    return state
+
+
+@pytest.fixture
+def back() -> AgentState:
+    """gw-b: holds the head."""
+    state = AgentState("gw-b", PREFIX)
+    decide(state, assignment(HEAD), 0.0)
+    decide(state, ModuleReady(HEAD.key), 0.0)
+    decide(state, Routed(route()), 0.0)
+    return state
+
+
+def features(value: float = 1.0) -> Output:
+    return Output({"features": np.full((1, 2), value, dtype=np.float32)})
+
+
+def encoded(front: AgentState) -> list[Action]:
+    """A request's encoder ran on the front door."""
+    run = only(decide(front, request(), 0.0), Run)
+    return decide(front, Ran(run.run, features(), None, 0.0, 0.02), 0.1)
+
+
+# --- assignments ---
+
+
+def test_what_is_assigned_is_loaded_and_what_is_not_is_let_go_first() -> None:
+    state = AgentState("gw-a", PREFIX)
+    assert only(decide(state, assignment(ENCODER), 0.0), Load).assigned.spec == ENCODER
+    actions = decide(state, assignment(HEAD, generation=2), 0.0)
+    assert [type(action) for action in actions] == [Unload, Load, Beat]
+
+
+def test_the_same_assignment_again_loads_nothing(front: AgentState) -> None:
+    assert not any_of(decide(front, assignment(ENCODER), 0.0), Load)
+
+
+def test_an_older_assignment_is_dropped_and_counted(front: AgentState) -> None:
+    decide(front, assignment(ENCODER, generation=5), 0.0)
+    assert decide(front, assignment(generation=4), 0.0) == []
+    assert front.dropped["stale_assignment"] == 1
+    assert ENCODER.key in front.assigned
+
+
+def test_an_assignment_of_an_older_epoch_is_dropped_even_with_a_higher_generation(front: AgentState) -> None:
+    decide(front, LeaderSeen(7), 0.0)
+    assert decide(front, assignment(generation=99, epoch=6), 0.0) == []
+    assert ENCODER.key in front.assigned
+
+
+def test_a_new_leader_is_told_at_once_what_is_held(front: AgentState) -> None:
+    assert decide(front, LeaderSeen(2), 0.0) == [Beat()]
+    assert decide(front, LeaderSeen(2), 0.0) == []
+
+
+def test_a_module_that_failed_is_reported_and_its_requests_go_back(front: AgentState) -> None:
+    decide(front, ModuleFailed(ENCODER.key), 0.0)
+    actions = decide(front, request(), 0.0)
+    assert not any_of(actions, Run)
+    assert front.coordinated  # not given up: a new route may come
+
+
+# --- routes ---
+
+
+def test_the_front_door_joins_its_share_group() -> None:
+    state = AgentState("gw-a", PREFIX)
+    assert (
+        only(decide(state, Routed(route()), 0.0), Join).filter
+        == f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests"
+    )
+
+
+def test_a_new_front_door_set_joins_the_new_group_before_leaving_the_old(front: AgentState) -> None:
+    actions = decide(front, Routed(route(group=2, generation=2)), 0.0)
+    assert [type(action) for action in actions] == [Join, Leave]
+
+
+def test_a_device_that_is_no_front_door_any_more_leaves_when_the_new_one_had_time_to_join(front: AgentState) -> None:
+    decide(front, Routed(route(encoder=("gw-c",), group=2, generation=2)), 0.0)
+    assert decide(front, Tick(), 0.5) == []
+    assert any_of(decide(front, request(), 0.5), Send), "a request in between is coordinated here"
+    assert front.next_deadline_s() == LEAVE_S
+    old = f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests"
+    assert only(decide(front, Tick(), LEAVE_S), Leave).filter == old
+    assert not any_of(decide(front, Tick(), 2 * LEAVE_S), Leave)
+
+
+def test_a_front_door_that_returns_to_its_group_meanwhile_does_not_leave_it(front: AgentState) -> None:
+    decide(front, Routed(route(encoder=("gw-c",), group=2, generation=2)), 0.0)
+    decide(front, Routed(route(generation=3)), 0.5)
+    assert not any_of(decide(front, Tick(), 2 * LEAVE_S), Leave)
+
+
+def test_a_device_leaves_at_once_where_nobody_serves(front: AgentState) -> None:
+    nobody = Route(task="zero-shot", epoch=1, generation=2, group=2, unavailable="no device can hold it")
+    assert any_of(decide(front, Routed(nobody), 0.0), Leave)
+
+
+def test_an_older_route_is_dropped_and_counted(front: AgentState) -> None:
+    decide(front, Routed(route(generation=3)), 0.0)
+    assert decide(front, Routed(route(encoder=("gw-c",), generation=2)), 0.0) == []
+    assert front.dropped["stale_route"] == 1
+
+
+def test_an_undeployed_task_leaves_its_group_and_ends_its_requests(front: AgentState) -> None:
+    decide(front, request(), 0.0)
+    actions = decide(front, RouteCleared("zero-shot"), 0.0)
+    assert only(actions, Leave)
+    body = only(actions, Reply).result.error
+    assert body is not None
+    assert body.code == ErrorCode.NO_ROUTE
+    assert not front.coordinated
+
+
+# --- a request's way ---
+
+
+def test_both_branches_leave_at_once(front: AgentState) -> None:
+    actions = decide(front, request(), 0.0)
+    run = only(actions, Run)
+    assert run.key == ENCODER.key
+    assert run.values == (RawInput(b"\x89PNG", "image/png"),)
+    sent = only(actions, Send)
+    assert (sent.receiver, sent.message.node) == ("gw-b", "head")
+    assert isinstance(sent.message, NodeInputs)
+    assert sent.message.content_types == {"text": "text/plain"}
+
+
+def test_an_output_goes_to_the_device_of_the_consuming_node(front: AgentState) -> None:
+    sent = only(encoded(front), Send)
+    assert (sent.receiver, sent.message.node) == ("gw-b", "head")
+    assert list(sent.tensors) == ["encoder/features"]
+
+
+def test_the_consuming_device_joins_what_arrives_in_any_order(front: AgentState, back: AgentState) -> None:
+    asked = decide(front, request(), 0.0)
+    text = only(asked, Send)
+    run = only(asked, Run)
+    image = only(decide(front, Ran(run.run, features(), None, 0.0, 0.02), 0.1), Send)
+    assert decide(back, Received("gw-a", image.message, image.tensors), 0.2) == []
+    joined = only(decide(back, Received("gw-a", text.message, text.tensors), 0.3), Run)
+    assert joined.key == HEAD.key
+    assert joined.values[1] == RawInput(b"a cat", "text/plain")
+    assert isinstance(joined.values[0], dict)
+    assert joined.values[0]["features"].tolist() == [[1.0, 1.0]]
+
+
+def answered(front: AgentState, back: AgentState) -> tuple[list[Action], list[Send]]:
+    asked = decide(front, ASKED, 0.0)
+    sends = any_of(asked, Send)
+    sends += any_of(decide(front, Ran(only(asked, Run).run, features(), None, 0.0, 0.02), 0.1), Send)
+    runs = [only(actions, Run) for s in sends if (actions := decide(back, Received("gw-a", s.message, s.tensors), 0.2))]
+    answer = Output({"scores": np.ones(1, dtype=np.float32)}, {"label": "a cat"})
+    return decide(back, Ran(runs[0].run, answer, None, 0.01, 0.02), 0.3), sends
+
+
+def test_the_output_node_answers_the_sensor_and_tells_the_coordinator(front: AgentState, back: AgentState) -> None:
+    actions, _ = answered(front, back)
+    reply = only(actions, Reply)
+    assert (reply.reply_to, reply.correlation) == (REPLY_TO, b"1")
+    assert reply.result.answer == {"label": "a cat"}
+    assert [(t.node, t.device) for t in reply.result.timings] == [("encoder", "gw-a"), ("head", "gw-b")]
+    done = only(actions, Send)
+    assert (done.receiver, isinstance(done.message, NodeDone)) == ("gw-a", True)
+    decide(front, Received("gw-b", done.message, {}), 0.4)
+    assert not front.coordinated
+
+
+THIRD = float(np.float32(1 / 3))
+
+
+@pytest.mark.parametrize("device", ["gw-a", "gw-b"])
+def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_runs(device: str) -> None:
+    state = AgentState("gw-a", PREFIX)
+    decide(state, assignment(ENCODER, HEAD), 0.0)
+    for module in (ENCODER, HEAD):
+        decide(state, ModuleReady(module.key), 0.0)
+    decide(state, Routed(route(head=(device,), wire="float16")), 0.0)
+    encoder = only(decide(state, ASKED, 0.0), Run)
+    actions = decide(state, Ran(encoder.run, features(THIRD), None, 0.0, 0.0), 0.1)
+    if device == "gw-a":
+        taken = only(actions, Run).values[0]
+        assert isinstance(taken, dict)
+        found = taken["features"]
+    else:
+        sent = only(actions, Send)
+        found = sent.tensors["encoder/features"]
+        assert found.dtype == np.float16, "half the bytes cross the border"
+        assert isinstance(sent.message, NodeInputs)
+        assert sent.message.plan.wire == "float16"
+        found = found.astype(np.float32)
+    assert found.dtype == np.float32
+    assert found.tolist() == [[float(np.float16(THIRD))] * 2] != [[THIRD] * 2]
+
+
+def test_what_the_sensor_gets_is_never_rounded(front: AgentState, back: AgentState) -> None:
+    decide(front, Routed(route(generation=2, wire="float16")), 0.0)
+    _, sends = answered(front, back)
+    (run,) = back.finished
+    back.finished.clear()
+    for send in sends:
+        decide(back, Received("gw-a", send.message, send.tensors), 0.5)
+    mask = np.full((2, 2), THIRD, dtype=np.float32)
+    reply = only(decide(back, Ran(run, Output({"mask": mask}), None, 0.0, 0.0), 0.6), Reply)
+    assert reply.tensors is not None
+    assert reply.tensors["mask"].tolist() == mask.tolist()
+
+
+def test_a_number_beyond_float16_ends_the_request_with_what_to_do(front: AgentState) -> None:
+    decide(front, Routed(route(generation=2, wire="float16")), 0.0)
+    run = only(decide(front, ASKED, 0.1), Run)
+    reply = only(decide(front, Ran(run.run, features(7e4), None, 0.0, 0.0), 0.2), Reply)
+    assert reply.result.error is not None
+    assert reply.result.error.code == ErrorCode.MODULE_FAILED
+    assert "features has numbers beyond float16's 65504.0: set the task's wire to float32" in reply.result.error.message
+
+
+def test_a_tensor_output_is_answered_as_a_tensor(front: AgentState, back: AgentState) -> None:
+    _, sends = answered(front, back)
+    (run,) = back.finished
+    back.finished.clear()
+    for send in sends:
+        decide(back, Received("gw-a", send.message, send.tensors), 0.5)
+    mask = np.zeros((2, 2), dtype=np.float32)
+    reply = only(decide(back, Ran(run, Output({"mask": mask}), None, 0.0, 0.0), 0.6), Reply)
+    assert reply.result.answer is None
+    assert reply.tensors is not None
+    assert reply.tensors["mask"].shape == (2, 2)
+
+
+def test_a_copy_of_a_request_in_flight_is_not_run_again(front: AgentState) -> None:
+    decide(front, ASKED, 0.0)
+    assert decide(front, ASKED, 0.1) == []
+    assert front.dropped["duplicate_request"] == 1
+
+
+def test_a_retry_of_an_answered_request_is_answered_without_computing_again(
+    front: AgentState, back: AgentState
+) -> None:
+    first, _ = answered(front, back)
+    done = only(first, Send)
+    decide(front, Received("gw-b", done.message, {}), 0.4)
+    again = decide(front, ASKED, 1.0)
+    assert not any_of(again, Run)
+    received = [decide(back, Received("gw-a", s.message, s.tensors), 1.1) for s in any_of(again, Send)]
+    replies = [reply for actions in received for reply in any_of(actions, Reply)]
+    assert replies
+    assert replies[0].result.answer == only(first, Reply).result.answer
+
+
+def test_a_duplicate_message_does_not_run_a_node_twice(front: AgentState) -> None:
+    asked = decide(front, request(), 0.0)
+    assert only(asked, Run)
+    run = front.joining[(only(asked, Run).run)]
+    again = decide(front, Received("gw-a", run.message, {"image/raw": np.frombuffer(b"\x89PNG", dtype=np.uint8)}), 0.1)
+    assert not any_of(again, Run)
+
+
+# --- failures ---
+
+
+def test_a_missing_node_is_sent_to_the_device_of_the_new_route_and_finished_ones_are_not_computed_again(
+    front: AgentState,
+) -> None:
+    encoded(front)
+    moved = decide(front, Routed(route(head=("gw-c",), generation=2)), 0.5)
+    assert not any_of(moved, Run)
+    assert {(s.receiver, s.message.node, s.message.attempt) for s in any_of(moved, Send)} == {("gw-c", "head", 1)}
+    arrays = {name for s in any_of(moved, Send) for name in s.tensors}
+    assert arrays == {"encoder/features", "text/raw"}
+
+
+# gw-a is only the front door, and the first of two equal replicas is taken: what stays on gw-d stays for a reason.
+
+
+def elsewhere(state: AgentState, now_s: float, encoder: str, head: str) -> list[Send]:
+    """What is sent when the route names these devices: none, one or, with spaces between, more."""
+    known = state.routes["zero-shot"].generation
+    made = route(tuple(encoder.split()), tuple(head.split()), generation=known + 1, front_door=("gw-a",))
+    return any_of(decide(state, Routed(made), now_s), Send)
+
+
+def encoded_on(state: AgentState, device: str, now_s: float) -> None:
+    (request,) = state.coordinated.values()
+    epoch, generation = request.fence
+    told = {"request": request.request, "task": "zero-shot", "epoch": epoch, "generation": generation, "attempt": 0}
+    decide(state, Received(device, NodeDone(**told, node="encoder"), {}), now_s)
+
+
+def receivers(sends: list[Send]) -> dict[str, str]:
+    return {send.message.node: send.receiver for send in sends if isinstance(send.message, NodeInputs)}
+
+
+@pytest.fixture
+def asked() -> AgentState:
+    """gw-a asked gw-d for the encoder and gw-b for the head."""
+    state = AgentState("gw-a", PREFIX)
+    decide(state, Routed(route(("gw-d",), front_door=("gw-a",))), 0.0)
+    assert receivers(any_of(decide(state, ASKED, 0.0), Send)) == {"encoder": "gw-d", "head": "gw-b"}
+    return state
+
+
+def test_what_finished_stays_where_it_is_kept_though_the_route_was_incomplete_meanwhile(asked: AgentState) -> None:
+    encoded_on(asked, "gw-d", 0.1)
+    assert not elsewhere(asked, 0.2, "gw-c gw-d", "")
+    assert receivers(elsewhere(asked, 0.3, "gw-c gw-d", "gw-e")) == {"encoder": "gw-d", "head": "gw-e"}
+
+
+def test_what_finished_while_the_route_was_incomplete_stays_where_it_is_kept(asked: AgentState) -> None:
+    assert not elsewhere(asked, 0.1, "gw-c gw-d", "")
+    encoded_on(asked, "gw-d", 0.2)
+    assert receivers(elsewhere(asked, 0.3, "gw-c gw-d", "gw-e")) == {"encoder": "gw-d", "head": "gw-e"}
+
+
+def test_what_finished_where_nobody_is_any_more_is_computed_anew_and_waits_there(asked: AgentState) -> None:
+    encoded_on(asked, "gw-d", 0.1)
+    assert not elsewhere(asked, 0.2, "gw-c", "")
+    assert receivers(elsewhere(asked, 0.3, "gw-c", "gw-e")) == {"encoder": "gw-c", "head": "gw-e"}
+    assert set(queues_s(asked, 0.3, task="zero-shot")) == {"gw-c", "gw-e"}
+
+
+def test_who_gave_its_output_may_leave_the_route(asked: AgentState) -> None:
+    encoded_on(asked, "gw-d", 0.1)
+    assert not elsewhere(asked, 0.2, "gw-c", "gw-b")
+
+
+def test_who_leaves_the_route_before_it_gave_again_what_it_keeps_is_replaced_at_once(asked: AgentState) -> None:
+    encoded_on(asked, "gw-d", 0.1)
+    assert receivers(elsewhere(asked, 0.2, "gw-d", "gw-e")) == {"encoder": "gw-d", "head": "gw-e"}
+    assert receivers(elsewhere(asked, 0.3, "gw-c", "gw-e")) == {"encoder": "gw-c", "head": "gw-e"}
+
+
+def test_the_late_word_of_who_was_asked_before_does_not_hide_that_the_new_one_left(asked: AgentState) -> None:
+    assert receivers(elsewhere(asked, 0.1, "gw-f", "gw-e")) == {"encoder": "gw-f", "head": "gw-e"}
+    encoded_on(asked, "gw-d", 0.2)  # its output went to gw-b
+    assert receivers(elsewhere(asked, 0.3, "gw-c", "gw-e")) == {"encoder": "gw-c", "head": "gw-e"}
+
+
+def test_the_late_word_of_who_was_asked_before_does_not_hide_where_the_output_is_kept_now(asked: AgentState) -> None:
+    elsewhere(asked, 0.1, "gw-f", "gw-e")
+    encoded_on(asked, "gw-f", 0.2)
+    encoded_on(asked, "gw-d", 0.3)
+    assert receivers(elsewhere(asked, 0.4, "gw-c gw-f", "gw-b")) == {"encoder": "gw-f", "head": "gw-b"}
+
+
+def test_what_finished_on_a_device_that_refuses_it_now_is_computed_anew_elsewhere(asked: AgentState) -> None:
+    encoded_on(asked, "gw-d", 0.1)
+    sent = next(send for send in elsewhere(asked, 0.2, "gw-c gw-d", "gw-e") if send.receiver == "gw-d")
+    kept = {name: getattr(sent.message, name) for name in ("request", "task", "epoch", "generation", "attempt")}
+    nobody = ErrorBody(code=ErrorCode.MODULE_FAILED, message="nobody took it")
+    failed = NodeFailed(**kept, node="encoder", device="gw-d", retry=True, error=nobody)
+    decide(asked, Received("gw-a", failed, {}), 0.3)
+    due_s = asked.next_deadline_s()
+    assert due_s is not None
+    again = any_of(decide(asked, Tick(), due_s), Send)
+    assert receivers(again) == {"encoder": "gw-c", "head": "gw-e"}
+
+
+def test_a_route_that_changes_elsewhere_sends_nothing_again(front: AgentState) -> None:
+    decide(front, request(), 0.0)
+    assert not any_of(decide(front, Routed(route(generation=2)), 0.1), Send)
+
+
+def test_while_a_module_is_loading_requests_wait_and_then_go(front: AgentState) -> None:
+    decide(front, Routed(route(head=(), generation=2)), 0.0)
+    assert not any_of(decide(front, request(), 0.1), Send)
+    assert any_of(decide(front, Routed(route(head=("gw-c",), generation=2)), 0.5), Send)
+
+
+def test_an_unavailable_task_ends_its_requests_with_the_reason(front: AgentState) -> None:
+    decide(front, request(), 0.0)
+    withdrawn = Route(task="zero-shot", epoch=1, generation=2, group=1, unavailable="no device fits m/head")
+    body = only(decide(front, Routed(withdrawn), 0.1), Reply).result.error
+    assert body == ErrorBody(code=ErrorCode.NO_ROUTE, message="no device fits m/head")
+
+
+def test_a_refusal_is_tried_again_soon_and_elsewhere(front: AgentState) -> None:
+    decide(front, Routed(route(head=("gw-b", "gw-c"), generation=2)), 0.0)
+    sent = only(decide(front, request(), 0.0), Send)
+    assert sent.receiver == "gw-b"
+    refused = NodeFailed(
+        request=sent.message.request,
+        task="zero-shot",
+        node="head",
+        epoch=1,
+        generation=2,
+        attempt=0,
+        device="gw-b",
+        retry=True,
+        error=ErrorBody(code=ErrorCode.MODULE_FAILED, message="not here"),
+    )
+    decide(front, Received("gw-b", refused, {}), 0.05)
+    due_s = front.next_deadline_s()
+    assert due_s is not None
+    assert due_s < 1.0
+    assert {s.receiver for s in any_of(decide(front, Tick(), due_s), Send)} == {"gw-c"}
+
+
+def test_a_refusal_of_an_older_attempt_is_ignored(front: AgentState) -> None:
+    sent = only(decide(front, request(), 0.0), Send)
+    decide(front, Routed(route(head=("gw-c",), generation=2)), 0.1)
+    late = NotReceived(
+        "gw-a",
+        NodeFailed(
+            request=sent.message.request,
+            task="zero-shot",
+            node="head",
+            epoch=1,
+            generation=1,
+            attempt=0,
+            device="gw-b",
+            retry=True,
+            error=ErrorBody(code=ErrorCode.MODULE_FAILED, message="nobody"),
+        ),
+        1.0,
+    )
+    decide(front, late, 0.2)
+    assert "gw-b" not in next(iter(front.coordinated.values())).avoid
+
+
+def test_silence_is_answered_by_sending_again(front: AgentState) -> None:
+    decide(front, request(), 0.0)
+    due_s = front.next_deadline_s()
+    assert due_s is not None
+    assert any_of(decide(front, Tick(), due_s), Send)
+    assert next(iter(front.coordinated.values())).attempt == 1
+
+
+def test_the_deadline_ends_a_request_with_an_error(front: AgentState) -> None:
+    decide(front, request(), 0.0)
+    body = only(decide(front, Tick(), 10.0), Reply).result.error
+    assert body is not None
+    assert body.code == ErrorCode.DEADLINE_EXCEEDED
+    assert not front.coordinated
+    assert front.coordinated_bytes == 0
+    (run,) = front.joining  # its module is running: what comes of it is dropped
+    assert not decide(front, Ran(run, features(), None, 0.0, 11.0), 11.0)
+    assert not front.joining
+    assert front.next_deadline_s() is None
+    assert front.join_bytes == 0
+
+
+def test_a_module_that_cannot_read_its_input_ends_the_request(front: AgentState) -> None:
+    run = only(decide(front, request(), 0.0), Run)
+    error = RequestFailed(ErrorCode.BAD_INPUT, "not a picture: send a JPEG")
+    body = only(decide(front, Ran(run.run, None, error, 0.0, 0.0), 0.1), Reply).result.error
+    assert body == ErrorBody(code=ErrorCode.BAD_INPUT, message="not a picture: send a JPEG")
+
+
+def test_a_module_that_crashes_ends_the_request_and_not_the_agent(front: AgentState) -> None:
+    run = only(decide(front, request(), 0.0), Run)
+    body = only(decide(front, Ran(run.run, None, ValueError("shape"), 0.0, 0.0), 0.1), Reply).result.error
+    assert body is not None
+    assert body.code == ErrorCode.MODULE_FAILED
+    assert "encoder failed on gw-a" in body.message
+
+
+def test_a_module_that_gets_no_memory_is_tried_elsewhere_or_again(front: AgentState) -> None:
+    run = only(decide(front, request(), 0.0), Run)
+    assert not any_of(decide(front, Ran(run.run, None, MemoryError(), 0.0, 0.0), 0.1), Reply)
+    assert front.coordinated
+
+
+def test_a_module_unloaded_while_its_work_waited_is_tried_elsewhere(front: AgentState) -> None:
+    run = only(decide(front, request(), 0.0), Run)
+    assert not any_of(decide(front, Ran(run.run, None, ModuleRefused("gone"), 0.0, 0.0), 0.1), Reply)
+    assert front.coordinated
+
+
+def test_a_tensor_of_an_older_generation_is_refused_and_its_coordinator_told(
+    front: AgentState, back: AgentState
+) -> None:
+    sent = only(decide(front, request(), 0.0), Send)
+    decide(back, assignment(HEAD, generation=4), 0.0)
+    failed = only(decide(back, Received("gw-a", sent.message, sent.tensors), 0.1), Send)
+    assert failed.receiver == "gw-a"
+    assert isinstance(failed.message, NodeFailed)
+    assert failed.message.retry
+    assert back.dropped["stale"] == 1
+
+
+def test_a_tensor_for_a_module_that_is_not_here_is_refused(front: AgentState) -> None:
+    sent = only(decide(front, request(), 0.0), Send)
+    stranger = AgentState("gw-b", PREFIX)
+    failed = only(decide(stranger, Received("gw-a", sent.message, sent.tensors), 0.1), Send)
+    assert isinstance(failed.message, NodeFailed)
+    assert failed.message.device == "gw-b"
+
+
+def test_inputs_wait_for_a_module_that_is_still_loading(front: AgentState) -> None:
+    asked = decide(front, request(), 0.0)
+    sends = [only(asked, Send), only(decide(front, Ran(only(asked, Run).run, features(), None, 0, 0.02), 0.1), Send)]
+    state = AgentState("gw-b", PREFIX)
+    decide(state, assignment(HEAD), 0.0)
+    for send in sends:
+        assert not any_of(decide(state, Received("gw-a", send.message, send.tensors), 0.1), Run)
+    assert only(decide(state, ModuleReady(HEAD.key), 0.2), Run).key == HEAD.key
+
+
+def test_a_module_runs_in_the_use_that_its_node_names(front: AgentState) -> None:
+    used = route(generation=2)
+    encoder = used.nodes["encoder"].model_copy(update={"use": "patch-mean"})
+    decide(front, assignment(ENCODER, generation=2), 0.0)
+    decide(front, Routed(used.model_copy(update={"nodes": used.nodes | {"encoder": encoder}})), 0.0)
+    assert only(decide(front, request(), 0.0), Run).use == "patch-mean"
+
+
+# --- bad requests ---
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ({"payload": b"", "content_type": "image/png"}, ErrorCode.BAD_INPUT, "empty"),
+        ({"payload": b"\x89PNG", "content_type": "image/png"}, ErrorCode.BAD_INPUT, "text is missing"),
+        ({"payload": b"\x89PNG", "content_type": ""}, ErrorCode.BAD_INPUT, "safetensors"),
+        ({"payload": b"\x08\x00\x00", "content_type": "application/vnd.safetensors"}, ErrorCode.BAD_INPUT, "truncated"),
+        ({"task": "nope"}, ErrorCode.NO_ROUTE, "not deployed"),
+    ],
+)
+def test_a_bad_request_is_answered_at_once(
+    front: AgentState, change: dict[str, Any], code: ErrorCode, says: str
+) -> None:
+    body = only(decide(front, request(**change), 0.0), Reply).result.error
+    assert body is not None
+    assert body.code == code
+    assert says in body.message
+
+
+def test_an_input_that_is_too_large_is_answered_with_the_limit(front: AgentState) -> None:
+    huge = {"image": RawInput(bytes(9 * 1024 * 1024), "image/png"), "text": RawInput(b"x", "text/plain")}
+    body = only(decide(front, request(inputs=huge), 0.0), Reply).result.error
+    assert body is not None
+    assert body.code == ErrorCode.TOO_LARGE
+    assert "8388608" in body.message
+
+
+@pytest.mark.parametrize("reply_to", ["", "elsewhere/x", f"{PREFIX}/devices/gw-a/assignment", f"{PREFIX}/clients/#"])
+def test_a_reply_topic_outside_the_allowed_prefix_is_refused(front: AgentState, reply_to: str) -> None:
+    actions = decide(front, request(reply_to=reply_to), 0.0)
+    assert not any_of(actions, Reply)
+    assert not any_of(actions, Run)
+    assert front.dropped["reply_topic"] == 1
+
+
+def test_beyond_its_capacity_a_front_door_says_when_to_come_back(front: AgentState) -> None:
+    for number in range(256):
+        decide(front, request(correlation=str(number).encode() + b"x"), 0.0)
+    body = only(decide(front, request(correlation=b"one-more"), 0.0), Reply).result.error
+    assert body is not None
+    assert body.code == ErrorCode.OVERLOADED
+    assert body.retry_after_s
+
+
+# --- what a review found ---
+
+
+def test_the_same_correlation_with_another_picture_is_another_request(front: AgentState) -> None:
+    decide(front, Ran(only(decide(front, ASKED, 0.0), Run).run, features(1.0), None, 0.0, 0.0), 0.1)
+    other = request({"image": RawInput(b"\x89PNG2", "image/png"), "text": RawInput(b"a cat", "text/plain")})
+    assert only(decide(front, other, 0.2), Run).values == (RawInput(b"\x89PNG2", "image/png"),)
+
+
+def test_an_output_of_another_module_is_not_taken_for_this_ones(front: AgentState) -> None:
+    decide(front, Ran(only(decide(front, ASKED, 0.0), Run).run, features(1.0), None, 0.0, 0.0), 0.1)
+    newer = spec("encoder-2")
+    decide(front, assignment(newer, generation=2), 1.0)
+    decide(front, ModuleReady(newer.key), 1.0)
+    changed = route(generation=2).model_dump()
+    changed["nodes"]["encoder"]["key"] = newer.key
+    actions = decide(front, Routed(Route.model_validate(changed)), 1.0)
+    actions += decide(front, Tick(), 9.0)
+    assert {run.key for run in any_of(actions, Run)} == {newer.key}
+
+
+def test_a_kept_output_ends_with_its_request(front: AgentState) -> None:
+    decide(front, Ran(only(decide(front, ASKED, 0.0), Run).run, features(1.0), None, 0.0, 0.0), 0.1)
+    assert not any_of(decide(front, ASKED, 9.0), Run)
+    decide(front, Tick(), 10.0)
+    assert only(decide(front, ASKED, 86_400.0), Run)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"a": PlannedNode(key="k", needs=("a",), device="gw-a")},
+        {
+            "a": PlannedNode(key="k", needs=("b",), device="gw-a"),
+            "b": PlannedNode(key="k", needs=("a",), device="gw-b"),
+        },
+        {"b": PlannedNode(key="k", needs=("image",), device="gw-a")},
+    ],
+    ids=["itself", "each-other", "no-output"],
+)
+def test_a_plan_that_leads_nowhere_cannot_exist(nodes: dict[str, PlannedNode]) -> None:
+    with pytest.raises(ValidationError):
+        Plan(nodes=nodes, output="a")
+
+
+def test_a_route_whose_output_is_no_node_cannot_exist() -> None:
+    with pytest.raises(ValidationError, match="no node"):
+        route(output="nothing")
+
+
+def test_a_deadline_of_a_day_and_more_is_a_day(front: AgentState) -> None:
+    for number in range(0, 20_000, 163):
+        sent = only(decide(front, request(expiry_s=2**32 - 1, correlation=b"%d" % number), 0.1 * number), Send)
+        assert isinstance(sent.message, NodeInputs)
+        assert sent.message.deadline_s <= 86_400
+
+
+def test_only_who_was_asked_can_say_that_a_node_is_done(front: AgentState) -> None:
+    sent = only(decide(front, ASKED, 0.0), Send)
+    done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=1, generation=1, attempt=0)
+    decide(front, Received("gw-evil", done, {}), 0.1)
+    assert front.coordinated
+    assert front.dropped["not_asked"] == 1
+    decide(front, Received("gw-b", done, {}), 0.2)
+    assert not front.coordinated
+
+
+def test_the_done_of_the_output_ends_a_request_though_its_route_is_incomplete_by_now(front: AgentState) -> None:
+    sent = only(decide(front, ASKED, 0.0), Send)
+    decide(front, Routed(route(head=(), generation=2)), 0.1)  # it came first: routes have a lane of their own
+    assert next(iter(front.coordinated.values())).plan is None
+    done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=1, generation=1, attempt=0)
+    decide(front, Received("gw-a", done.model_copy(update={"node": "encoder"}), {}), 0.2)
+    decide(front, Received("gw-evil", done, {}), 0.2)
+    assert front.coordinated, "neither another node nor another device ends it"
+    decide(front, Received("gw-b", done, {}), 0.3)
+    assert not front.coordinated
+    assert not any_of(decide(front, Tick(), 10.0), Reply)
+
+
+def test_inputs_come_from_the_coordinator_or_from_a_node_that_is_needed(front: AgentState, back: AgentState) -> None:
+    sent = only(decide(front, ASKED, 0.0), Send)
+    assert decide(back, Received("gw-evil", sent.message, sent.tensors), 0.1) == []
+    assert back.dropped["bad_envelope"] == 1
+    assert not back.joining
+
+
+def test_waiting_inputs_are_bounded_in_number_and_bytes(
+    front: AgentState, back: AgentState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = only(decide(front, ASKED, 0.0), Send)
+    for limit, value in (("MAX_JOINS", 0), ("MAX_JOIN_BYTES", 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(execute, limit, value)
+            refused = only(decide(back, Received("gw-a", sent.message, sent.tensors), 0.1), Send).message
+        assert isinstance(refused, NodeFailed)
+        assert refused.error.code == ErrorCode.OVERLOADED
+    assert not back.joining
+    assert back.join_bytes == 0
+
+
+def test_inputs_in_flight_are_bounded_in_bytes(front: AgentState, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = request(correlation=b"2")
+    monkeypatch.setattr(coordinate, "MAX_COORDINATED_BYTES", len(asked.payload) + 1)
+    assert not any_of(decide(front, ASKED, 0.0), Reply)
+    body = only(decide(front, asked, 0.0), Reply).result.error
+    assert body is not None
+    assert body.code == ErrorCode.OVERLOADED
+
+
+def test_kept_outputs_are_bounded_and_the_oldest_goes_first(front: AgentState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "MAX_OUTPUTS", 2)
+    runs = []
+    for number in (b"1", b"2", b"3"):
+        runs.append(only(decide(front, request(correlation=number), 0.0), Run).run)
+        decide(front, Ran(runs[-1], features(), None, 0.0, 0.0), 0.1)
+    assert list(front.finished) == runs[1:]
+    monkeypatch.setattr(execute, "MAX_OUTPUT_BYTES", 0)
+    run = only(decide(front, request(correlation=b"4"), 0.0), Run).run
+    decide(front, Ran(run, features(), None, 0.0, 0.0), 0.1)
+    assert not front.finished
+    assert front.finished_bytes == 0
+
+
+def test_kept_outputs_go_when_their_time_is_over_though_nothing_comes(front: AgentState) -> None:
+    run = only(decide(front, ASKED, 0.0), Run).run
+    decide(front, Ran(run, features(), None, 0.0, 0.0), 0.1)
+    deadline_s = front.finished[run].deadline_s
+    now_s = 0.1
+    while front.finished and now_s < 2 * deadline_s:
+        due_s = front.next_deadline_s()
+        assert due_s is not None, "somebody must look"
+        now_s = max(due_s, now_s + 0.01)
+        decide(front, Tick(), now_s)
+    assert deadline_s <= now_s <= deadline_s + SWEEP_S
+    assert front.finished_bytes == 0
+
+
+def test_the_answer_goes_where_the_newest_attempt_says(front: AgentState, back: AgentState) -> None:
+    asked = decide(front, ASKED, 0.0)
+    old = only(asked, Send)
+    image = only(decide(front, Ran(only(asked, Run).run, features(), None, 0.0, 0.0), 0.1), Send)
+    newer = image.message.model_copy(update={"attempt": 3, "generation": 2})
+    decide(back, Received("gw-a", newer, image.tensors), 0.2)
+    run = only(decide(back, Received("gw-a", old.message, old.tensors), 0.3), Run).run
+    answer = Output({"scores": np.ones(1, dtype=np.float32)}, {"label": "a cat"})
+    assert only(decide(back, Ran(run, answer, None, 0.0, 0.0), 0.4), Reply).result.generation == 2
+
+
+def test_a_failed_module_is_let_go_when_it_is_not_assigned_any_more_and_tried_again_when_it_is() -> None:
+    state = AgentState("gw-a", PREFIX)
+    decide(state, assignment(ENCODER), 0.0)
+    decide(state, ModuleFailed(ENCODER.key), 0.0)
+    assert not any_of(decide(state, assignment(ENCODER), 0.0), Load)  # the same word again
+    assert only(decide(state, assignment(ENCODER, generation=2), 0.0), Load)
+    decide(state, ModuleFailed(ENCODER.key), 0.0)
+    assert only(decide(state, assignment(generation=3), 0.0), Unload).key == ENCODER.key
+    assert not state.failed
+
+
+def test_a_module_assigned_anew_before_its_failure_was_known_is_tried_again(front: AgentState) -> None:
+    decide(front, assignment(ENCODER, HEAD, generation=2), 0.0)
+    decide(front, assignment(ENCODER, HEAD, generation=3), 0.1)
+    assert only(decide(front, ModuleFailed(HEAD.key), 0.2), Load).assigned.spec == HEAD
+    assert not any_of(decide(front, ModuleFailed(HEAD.key), 0.3), Load)
+    assert front.failed == {HEAD.key}
+
+
+def test_a_module_whose_older_load_failed_late_is_held_when_its_newer_one_succeeds(front: AgentState) -> None:
+    decide(front, assignment(ENCODER, HEAD, generation=2), 0.0)
+    decide(front, assignment(ENCODER, generation=3), 0.1)
+    decide(front, assignment(ENCODER, HEAD, generation=4), 0.2)  # while the first load of it is under way
+    decide(front, ModuleFailed(HEAD.key), 0.3)
+    decide(front, ModuleReady(HEAD.key), 0.4)
+    assert HEAD.key in front.ready
+    assert not front.failed
+
+
+def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_said_all_its_routes(
+    front: AgentState,
+) -> None:
+    decide(front, LinkRestored(), 10.0)
+    assert front.next_deadline_s() is None  # without a leader, serving goes on
+    decide(front, LeaderSeen(1, online=False), 11.0)
+    assert front.next_deadline_s() is None
+    decide(front, LeaderSeen(1), 12.0)
+    due_s = front.next_deadline_s()
+    assert due_s is not None
+    assert any_of(decide(front, Tick(), due_s), Leave)
+    assert not front.routes
+
+
+def test_routes_outlive_a_leader_that_connects_after_its_word_which_the_broker_remembered(front: AgentState) -> None:
+    decide(front, LinkRestored(), 10.0)
+    decide(front, LeaderSeen(1), 10.0)
+    decide(front, Tick(), 10.0 + RECONNECT_S + 0.5)
+    assert front.routes
+    decide(front, Routed(route()), 10.0 + RECONNECT_S + 1.0)
+    decide(front, Tick(), 99.0)
+    assert front.routes
+
+
+def test_a_route_said_again_on_a_new_link_stays(front: AgentState) -> None:
+    decide(front, LinkRestored(), 10.0)
+    decide(front, LeaderSeen(1), 12.0)
+    decide(front, Routed(route()), 12.1)
+    assert not any_of(decide(front, Tick(), 99.0), Leave)
+    assert front.routes

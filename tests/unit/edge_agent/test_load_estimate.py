@@ -1,0 +1,235 @@
+"""What an agent knows of the work that waits, here and elsewhere, and that its requests go where less waits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from broker.protocol.codec import RawInput, encode_request
+from broker.protocol.errors import ErrorCode, RequestFailed
+from broker.protocol.messages import AssignedModule, Assignment, NodeDone, NodeInputs, Route, RouteDevice, RouteNode
+from broker.protocol.specs import InputSpec, ModuleSpec
+from edge_agent.decide import decide
+from edge_agent.modules import Output
+from edge_agent.requests.load_estimate import own_s, queues_s
+from edge_agent.state import (
+    Action,
+    AgentState,
+    Assigned,
+    ModuleReady,
+    Ran,
+    Received,
+    Reply,
+    Requested,
+    Routed,
+    Run,
+    Send,
+    Tick,
+    Unload,
+)
+
+PREFIX = "s2m3/v1"
+ENCODER = ModuleSpec.model_validate(
+    {
+        "family": "test.part",
+        "source": {"pip": "weights", "part": "encoder"},
+        "memory_bytes": 1000,
+        "flops": 1e6,
+        "output_bytes": 8,
+    }
+)
+FAR = ("gw-b", "gw-c")
+
+
+def route(devices: tuple[str, ...], compute_s: float = 1.0) -> Route:
+    """One encoder on these devices; gw-a is the front door, whoever runs it."""
+    able = tuple(RouteDevice(device=d, compute_s=compute_s, latency_s=0.0, bandwidth_bits_per_s=1e12) for d in devices)
+    node = RouteNode(module="m/x", key=ENCODER.key, needs=("text",), output_bytes=8, devices=able)
+    return Route(
+        task="encode",
+        epoch=1,
+        generation=1,
+        group=1,
+        inputs={"text": InputSpec(kind="text", bytes=10)},
+        nodes={"encoder": node},
+        output="encoder",
+        front_door=("gw-a",),
+    )
+
+
+def front(devices: tuple[str, ...], compute_s: float = 1.0) -> AgentState:
+    state = AgentState("gw-a", PREFIX)
+    if "gw-a" in devices:
+        decide(
+            state, Assigned(Assignment(epoch=1, generation=1, modules=(AssignedModule(module="m", spec=ENCODER),))), 0
+        )
+        decide(state, ModuleReady(ENCODER.key), 0.0)
+    decide(state, Routed(route(devices, compute_s)), 0.0)
+    return state
+
+
+def waiting(state: AgentState, now_s: float) -> Mapping[str, float]:
+    return queues_s(state, now_s, task="encode")
+
+
+def ask(state: AgentState, number: int, now_s: float) -> list[Action]:
+    payload, content_type = encode_request({"text": RawInput(b"a cat", "text/plain")})
+    correlation = str(number).encode()
+    reply_to = f"{PREFIX}/clients/camera/results/{number}"
+    return decide(state, Requested("encode", payload, content_type, reply_to, correlation, expiry_s=60), now_s)
+
+
+def receivers(actions: list[Action]) -> list[str]:
+    return [action.receiver for action in actions if isinstance(action, Send)]
+
+
+def sent(actions: list[Action]) -> NodeInputs:
+    (message,) = [action.message for action in actions if isinstance(action, Send)]
+    assert isinstance(message, NodeInputs)
+    return message
+
+
+def done(message: NodeInputs, queue_s: float) -> NodeDone:
+    return NodeDone(
+        request=message.request,
+        task=message.task,
+        node=message.node,
+        epoch=message.epoch,
+        generation=message.generation,
+        attempt=message.attempt,
+        queue_s=queue_s,
+    )
+
+
+def the_run(actions: list[Action]) -> Run:
+    (run,) = [action for action in actions if isinstance(action, Run)]
+    return run
+
+
+def refusals(actions: list[Action]) -> list[Reply]:
+    return [action for action in actions if isinstance(action, Reply) and action.result.error is not None]
+
+
+def features() -> Output:
+    return Output({"features": np.ones((1, 2), dtype=np.float32)})
+
+
+def test_requests_take_turns_on_equal_replicas_while_nothing_has_finished() -> None:
+    state = front(FAR)
+    assert [receivers(ask(state, number, 0.0)) for number in range(4)] == [["gw-b"], ["gw-c"], ["gw-b"], ["gw-c"]]
+
+
+def test_what_a_device_reports_counts_until_its_time_is_over() -> None:
+    state = front(FAR)
+    message = sent(ask(state, 1, 0.0))
+    decide(state, Received("gw-b", done(message, queue_s=5.0), {}), 1.0)
+    assert waiting(state, 1.0) == {"gw-b": 5.0}
+    assert waiting(state, 3.0) == {"gw-b": pytest.approx(3.0)}
+    assert waiting(state, 6.5) == {}
+    assert receivers(ask(state, 2, 3.0)) == ["gw-c"]
+
+
+def test_what_was_asked_after_a_report_comes_on_top_of_it() -> None:
+    state = front(("gw-b",))
+    first, second = sent(ask(state, 1, 0.0)), sent(ask(state, 2, 0.5))
+    decide(state, Received("gw-b", done(first, queue_s=4.0), {}), 1.0)  # the second is among these 4 s
+    ask(state, 3, 2.0)
+    assert waiting(state, 2.0) == {"gw-b": pytest.approx(4.0 - 1.0 + 1.0)}
+    decide(state, Received("gw-b", done(second, queue_s=3.0), {}), 3.0)
+    assert waiting(state, 3.0) == {"gw-b": pytest.approx(3.0)}
+
+
+def test_a_device_that_does_not_finish_what_it_was_asked_never_looks_free() -> None:
+    state = front(("gw-b",))
+    for number in range(3):
+        ask(state, number, 0.0)
+    assert waiting(state, 0.9) == {"gw-b": pytest.approx(3.0)}
+    decide(state, Received("gw-b", done(sent(ask(state, 9, 0.9)), queue_s=0.0), {}), 0.95)
+    assert waiting(state, 0.95) == {"gw-b": pytest.approx(3.0)}
+
+
+def test_what_ended_waits_no_more() -> None:
+    state = front(("gw-b",))
+    ask(state, 1, 0.0)
+    decide(state, Tick(), 61.0)  # its deadline
+    assert waiting(state, 61.0) == {}
+
+
+def test_a_late_request_goes_to_another_replica() -> None:
+    state = front(FAR, compute_s=0.1)
+    assert receivers(ask(state, 1, 0.0)) == ["gw-b"]
+    late_s = state.next_deadline_s()
+    assert late_s is not None
+    assert receivers(decide(state, Tick(), late_s)) == ["gw-c"]
+
+
+def test_a_request_whose_route_changes_does_not_run_from_its_own_work() -> None:
+    state = front(("gw-b", "gw-d"))
+    assert receivers(ask(state, 1, 0.0)) == ["gw-b"]
+    state.coordinated[next(iter(state.coordinated))].plan = None  # as while nobody was able
+    assert receivers(decide(state, Routed(route(("gw-b", "gw-c")).model_copy(update={"generation": 2})), 0.1)) == [
+        "gw-b"
+    ]
+
+
+def test_the_own_queue_is_what_was_given_to_the_compute_thread_less_the_time_it_runs() -> None:
+    state = front(("gw-a",))
+    first = the_run(ask(state, 1, 0.0))
+    decide(state, Ran(first.run, features(), None, 0.0, 2.0), 2.0)
+    assert own_s(state, 2.0, task="encode") == 0
+    second = the_run(ask(state, 2, 10.0))
+    ask(state, 3, 10.5)
+    assert own_s(state, 10.5, task="encode") == pytest.approx(1.5 + 2.0)
+    assert own_s(state, 13.0, task="encode") == pytest.approx(2.0)  # the first is overdue
+    decide(state, Ran(second.run, features(), None, 0.0, 3.0), 13.0)
+    assert own_s(state, 13.0, task="encode") == pytest.approx(2.2)  # on average; the newest counts a fifth
+    assert waiting(state, 14.0) == {"gw-a": pytest.approx(1.2)}
+
+
+def test_one_slow_pass_turns_nobody_away() -> None:
+    """All that waited for a broker comes at once, and is decoded beside the first pass of many."""
+    state = front(("gw-a",), compute_s=0.02)
+    for number in range(2):
+        decide(state, Ran(the_run(ask(state, number, number)).run, features(), None, 0.0, 0.02), number + 0.02)
+    slow = the_run(ask(state, 100, 10.0))
+    for number in range(101, 150):
+        assert not refusals(ask(state, number, 10.0))
+    decide(state, Ran(slow.run, features(), None, 10.0, 0.5), 10.5)
+    for number in range(150, 200):
+        assert not refusals(ask(state, number, 10.5))
+
+
+def test_who_finishes_a_node_says_how_much_still_waits_there() -> None:
+    asking, working = front(("gw-b",)), AgentState("gw-b", PREFIX)
+    decide(working, Assigned(Assignment(epoch=1, generation=1, modules=(AssignedModule(module="m", spec=ENCODER),))), 0)
+    decide(working, ModuleReady(ENCODER.key), 0.0)
+    runs: list[Action] = []
+    for number in range(3):
+        message = next(action for action in ask(asking, number, 0.0) if isinstance(action, Send))
+        runs += decide(working, Received("gw-a", message.message, message.tensors), 0.0)
+    assert [type(run) for run in runs] == [Run, Run], "the third waits for its turn"
+    told = [
+        action.message
+        for action in decide(working, Ran(the_run(runs[:1]).run, features(), None, 0.0, 0.7), 0.7)
+        if isinstance(action, Send) and isinstance(action.message, NodeDone)
+    ]
+    assert [message.queue_s for message in told] == [pytest.approx(1.4)]
+
+
+def test_a_pass_that_failed_is_no_measurement() -> None:
+    state = front(("gw-a",))
+    decide(state, Ran(the_run(ask(state, 1, 0.0)).run, features(), None, 0.0, 2.0), 2.0)
+    bad = RequestFailed(ErrorCode.BAD_INPUT, "no picture")
+    decide(state, Ran(the_run(ask(state, 2, 3.0)).run, None, bad, 3.0, 0.001), 3.0)
+    assert state.measured_s == {ENCODER.key: 2.0}
+
+
+def test_a_module_that_is_let_go_leaves_no_measurement() -> None:
+    state = front(("gw-a",))
+    decide(state, Ran(the_run(ask(state, 1, 0.0)).run, features(), None, 0.0, 2.0), 2.0)
+    assert state.measured_s == {ENCODER.key: 2.0}
+    actions = decide(state, Assigned(Assignment(epoch=1, generation=2)), 3.0)
+    assert any(isinstance(action, Unload) for action in actions)
+    assert state.measured_s == {}

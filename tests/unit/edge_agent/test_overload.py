@@ -1,0 +1,255 @@
+"""More is asked than can be done: who is refused, when, and what they are told."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from broker.protocol.codec import RawInput, encode_request
+from broker.protocol.errors import ErrorCode
+from broker.protocol.messages import (
+    AssignedModule,
+    Assignment,
+    ErrorBody,
+    NodeFailed,
+    NodeInputs,
+    Route,
+    RouteDevice,
+    RouteNode,
+)
+from broker.protocol.specs import InputSpec, ModuleSpec
+from edge_agent.decide import decide
+from edge_agent.modules import Output
+from edge_agent.requests import coordinate
+from edge_agent.requests.load_estimate import queues_s
+from edge_agent.state import (
+    Action,
+    AgentState,
+    Assigned,
+    ModuleFailed,
+    ModuleReady,
+    Ran,
+    Received,
+    Reply,
+    Requested,
+    Routed,
+    Run,
+    Send,
+    Tick,
+)
+
+PREFIX = "s2m3/v1"
+A = TypeVar("A", bound=Action)
+SPEC = ModuleSpec.model_validate(
+    {"family": "test.part", "source": {"pip": "w", "part": "e"}, "memory_bytes": 1000, "flops": 1e6, "output_bytes": 8}
+)
+
+
+def route(task: str, devices: tuple[str, ...] = ("gw-a",), **changed: object) -> Route:
+    """One module that takes a text, one second on each of these devices."""
+    able = tuple(RouteDevice(device=d, compute_s=1.0, latency_s=0.0, bandwidth_bits_per_s=1e12) for d in devices)
+    node = RouteNode(module="m/x", key=SPEC.key, needs=("text",), output_bytes=8, devices=able)
+    known = Route(
+        task=task,
+        epoch=1,
+        generation=1,
+        group=1,
+        inputs={"text": InputSpec(kind="text", bytes=10)},
+        nodes={"encoder": node},
+        output="encoder",
+        front_door=("gw-a",),
+    )
+    return known.model_copy(update=changed)
+
+
+def asked(task: str, number: int, deadline_s: int = 10) -> Requested:
+    payload, content_type = encode_request({"text": RawInput(b"a cat", "text/plain")})
+    reply_to = f"{PREFIX}/clients/{task}/results/{number}"
+    return Requested(task, payload, content_type, reply_to, str(number).encode(), expiry_s=deadline_s)
+
+
+def all_of(actions: list[Action], kind: type[A]) -> list[A]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def refused(actions: list[Action]) -> ErrorBody:
+    (reply,) = all_of(actions, Reply)
+    assert reply.result.error is not None
+    return reply.result.error
+
+
+@pytest.fixture
+def state() -> AgentState:
+    """gw-a holds the module, which takes a second, and is the front door of two tasks."""
+    state = AgentState("gw-a", PREFIX)
+    decide(state, Assigned(Assignment(epoch=1, generation=1, modules=(AssignedModule(module="m", spec=SPEC),))), 0.0)
+    decide(state, ModuleReady(SPEC.key, compute_s=1.0), 0.0)
+    for task in ("greedy", "modest"):
+        decide(state, Routed(route(task)), 0.0)
+    return state
+
+
+def flood(state: AgentState, task: str, count: int, now_s: float = 0.0) -> list[Action]:
+    return [action for number in range(count) for action in decide(state, asked(task, number), now_s)]
+
+
+def ran(state: AgentState, run: Run, now_s: float) -> list[Action]:
+    output = Output({"features": np.ones(1, dtype=np.float32)})
+    return decide(state, Ran(run.run, output, None, now_s - 1.0, 1.0), now_s)
+
+
+def test_a_request_that_would_be_late_because_of_others_is_refused_at_once_with_when_to_come_back(
+    state: AgentState,
+) -> None:
+    assert not all_of(flood(state, "greedy", 7), Reply)  # less than eight seconds of ten: ADMITTED_SHARE
+    assert refused(decide(state, asked("greedy", 7), 0.0)).code == ErrorCode.OVERLOADED
+    assert len(state.coordinated) == 7
+    assert not all_of(decide(state, asked("greedy", 8, deadline_s=60), 0.0), Reply), "who has time may wait"
+    assert refused(decide(state, asked("greedy", 9), 0.0)).retry_after_s == pytest.approx(1.0)
+
+
+def test_after_what_it_was_told_the_same_request_is_taken(state: AgentState) -> None:
+    flood(state, "greedy", 7)
+    wait_s = refused(decide(state, asked("greedy", 7), 0.0)).retry_after_s
+    assert wait_s is not None
+    assert not all_of(decide(state, asked("greedy", 7), wait_s), Reply)
+
+
+def test_what_is_slow_by_itself_is_not_overload(state: AgentState) -> None:
+    actions = decide(state, asked("greedy", 1, deadline_s=1), 0.0)
+    assert all_of(actions, Run)
+    assert not all_of(actions, Reply)
+
+
+def test_a_task_that_floods_does_not_keep_another_out(state: AgentState) -> None:
+    first = all_of(flood(state, "greedy", 9), Run)
+    assert not all_of(decide(state, asked("modest", 1, deadline_s=6), 0.0), Reply), "ahead of what the greedy one has"
+    order = [state.passes[run.run][0] for run in first]
+    for position in range(3):
+        first += all_of(ran(state, first[position], 1.0 + position), Run)
+        order.append(state.passes[first[-1].run][0])
+    assert "modest" in order[:4], order
+
+
+def test_what_waits_here_counts_once_while_its_request_waits_for_a_route(state: AgentState) -> None:
+    encoder = route("greedy").nodes["encoder"]
+    head = encoder.model_copy(update={"needs": ("encoder",)})
+    decide(state, Routed(route("greedy", generation=2, nodes={"encoder": encoder, "head": head}, output="head")), 0.0)
+    flood(state, "greedy", 1)
+    before = queues_s(state, 0.0, task="greedy")
+    assert before == {"gw-a": pytest.approx(2.0)}
+    lost = {"encoder": encoder, "head": head.model_copy(update={"devices": ()})}
+    decide(state, Routed(route("greedy", generation=3, nodes=lost, output="head")), 0.0)
+    assert queues_s(state, 0.0, task="greedy") == {"gw-a": pytest.approx(1.0)}, "its encoder; its head may never come"
+
+
+def test_the_room_that_one_task_may_take_leaves_room_for_others(
+    state: AgentState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinate, "MAX_COORDINATED", 8)
+    for number in range(9):
+        decide(state, asked("greedy", number, deadline_s=1000), 0.0)
+    assert len(state.coordinated) == 4
+    assert refused(decide(state, asked("greedy", 9, deadline_s=1000), 0.0)).code == ErrorCode.OVERLOADED
+    assert not all_of(decide(state, asked("modest", 1, deadline_s=1000), 0.0), Reply)
+
+
+def test_what_expired_while_it_waited_is_dropped_before_it_is_computed(state: AgentState) -> None:
+    runs = all_of(flood(state, "greedy", 8), Run)
+    assert len(runs) == 2, "the thread has one, and one at hand"
+    after = ran(state, runs[0], 11.0)
+    assert not all_of(after, Run)
+    assert state.dropped["expired"] >= 6
+    assert not state.turns.waiting
+    assert state.queued[SPEC.key] == 0
+
+
+def inputs_for(device: str, number: int, deadline_s: float) -> Received:
+    asking = AgentState("gw-f", PREFIX)
+    decide(asking, Routed(route("greedy", (device,), front_door=("gw-f",))), 0.0)
+    (send,) = all_of(decide(asking, asked("greedy", number), 0.0), Send)
+    assert isinstance(send.message, NodeInputs)
+    return Received("gw-f", send.message.model_copy(update={"deadline_s": deadline_s}), send.tensors)
+
+
+def test_a_device_refuses_work_that_it_cannot_do_in_time_and_another_may_help(state: AgentState) -> None:
+    for number in range(5):
+        decide(state, inputs_for("gw-a", number, 5.0), 0.0)
+    (send,) = all_of(decide(state, inputs_for("gw-a", 9, 5.0), 0.0), Send)
+    assert isinstance(send.message, NodeFailed)
+    assert (send.message.retry, send.message.error.code) == (True, ErrorCode.OVERLOADED)
+    assert send.message.error.retry_after_s == pytest.approx(5.0 + 1.0 - 5.0)
+    assert state.dropped["overloaded"] == 1
+    urgent = decide(state, inputs_for("gw-a", 10, 3.5), 0.0)
+    assert not all_of(urgent, Send), "what is more urgent goes before, and there is time for it"
+
+
+@pytest.mark.parametrize("others", [(), ("gw-c",)], ids=["nobody-else", "a-replica"])
+def test_an_overloaded_device_ends_a_request_only_when_nobody_else_could_run_it(
+    others: tuple[str, ...],
+) -> None:
+    asking = AgentState("gw-a", PREFIX)
+    decide(asking, Routed(route("greedy", ("gw-b", *others))), 0.0)
+    (send,) = all_of(decide(asking, asked("greedy", 1), 0.0), Send)
+    message = send.message
+    failed = NodeFailed(
+        **{name: getattr(message, name) for name in ("request", "task", "node", "epoch", "generation", "attempt")},
+        device="gw-b",
+        retry=True,
+        error=ErrorBody(code=ErrorCode.OVERLOADED, message="full", retry_after_s=2.5),
+    )
+    actions = decide(asking, Received("gw-b", failed, {}), 0.1)
+    if not others:
+        assert refused(actions).retry_after_s == 2.5
+    else:
+        due_s = asking.next_deadline_s()
+        assert due_s is not None
+        (again,) = all_of(decide(asking, Tick(), due_s), Send)
+        assert again.receiver == "gw-c"
+
+
+def test_a_module_that_goes_leaves_no_turns_behind(state: AgentState) -> None:
+    flood(state, "greedy", 8)
+    decide(state, ModuleFailed(SPEC.key), 0.5)
+    assert not state.turns.waiting
+    assert state.queued[SPEC.key] == 0
+
+
+def test_thousands_of_requests_leave_nothing_behind(state: AgentState) -> None:
+    """Answered, refused, copied and expired ones: what is kept in memory stays within its bounds."""
+    now_s, under_way, kept_outputs = 0.0, 0, 0
+    waiting: list[Run] = []
+    for number in range(4000):
+        now_s += 0.5
+        task = ("greedy", "modest")[number % 2]
+        waiting += all_of(decide(state, asked(task, number, deadline_s=5), now_s), Run)
+        decide(state, asked(task, number, deadline_s=5), now_s)
+        if number % 2 and waiting:
+            waiting += all_of(ran(state, waiting.pop(0), now_s), Run)
+        waiting += all_of(decide(state, Tick(), now_s), Run)
+        under_way = max(under_way, len(state.coordinated) + len(state.joining))
+        kept_outputs = max(kept_outputs, len(state.finished))
+    assert under_way < 40
+    assert 0 < kept_outputs < 40, "none is kept for longer than anybody can ask for it"
+    while waiting:
+        now_s += 1.0
+        waiting += all_of(ran(state, waiting.pop(0), now_s), Run)
+    decide(state, Tick(), now_s + 100)
+    sizes = {name: len(value) for name, value in vars(state).items() if hasattr(value, "__len__")}
+    kept = {
+        "device",
+        "prefix",
+        "fence",
+        "assigned",
+        "ready",
+        "routes",
+        "groups",
+        "measured_s",
+        "dropped",
+        "stretch",
+    }
+    assert {name: size for name, size in sizes.items() if size and name not in kept} == {}
+    assert (state.coordinated_bytes, state.join_bytes, state.finished_bytes) == (0, 0, 0)
+    assert not state.turns.waiting

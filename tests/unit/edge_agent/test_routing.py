@@ -1,0 +1,294 @@
+"""Choosing a device per node, against every possible choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.protocol.messages import Route, RouteDevice, RouteNode
+from broker.protocol.specs import InputSpec
+from edge_agent.requests import routing
+from edge_agent.requests.routing import choose_plan
+
+DEVICES = ("gw-a", "gw-b", "gw-c")
+
+
+def device(name: str, compute_s: float = 0.1, latency_s: float = 0.0, bandwidth: float = 1e9) -> RouteDevice:
+    return RouteDevice(device=name, compute_s=compute_s, latency_s=latency_s, bandwidth_bits_per_s=bandwidth)
+
+
+def route(devices: Mapping[str, tuple[RouteDevice, ...]]) -> Route:
+    """Two encoders and a head, over the devices given for each."""
+    needs = {"image-encoder": ("image",), "text-encoder": ("text",), "head": ("image-encoder", "text-encoder")}
+    nodes = {
+        name: RouteNode(module=name, key=name, needs=needs[name], output_bytes=1000, devices=devices[name])
+        for name in needs
+    }
+    inputs = {"image": InputSpec(kind="image", bytes=100_000), "text": InputSpec(kind="text", bytes=100)}
+    return Route(
+        task="zero-shot",
+        epoch=1,
+        generation=1,
+        group=1,
+        inputs=inputs,
+        nodes=nodes,
+        output="head",
+        front_door=("gw-a",),
+    )
+
+
+def everywhere(**compute_s: float) -> dict[str, tuple[RouteDevice, ...]]:
+    return {
+        name: tuple(device(d, compute_s.get(name.replace("-", "_"), 0.1)) for d in DEVICES)
+        for name in ("image-encoder", "text-encoder", "head")
+    }
+
+
+SIZES = {"image": 100_000, "text": 100}
+
+
+def test_independent_encoders_go_to_different_devices() -> None:
+    choice = choose_plan(route(everywhere(image_encoder=1.0, text_encoder=1.0)), here="gw-a", input_bytes=SIZES)
+    assert choice is not None
+    plan, expected_s = choice
+    assert plan.nodes["image-encoder"].device != plan.nodes["text-encoder"].device
+    assert 1.0 < expected_s < 1.3
+
+
+def test_a_node_without_a_device_means_no_plan() -> None:
+    assert choose_plan(route(everywhere() | {"head": ()}), here="gw-a", input_bytes=SIZES) is None
+
+
+def test_an_unavailable_route_means_no_plan() -> None:
+    withdrawn = route(everywhere()).model_copy(update={"unavailable": "no memory"})
+    assert choose_plan(withdrawn, here="gw-a", input_bytes=SIZES) is None
+
+
+def test_a_large_input_stays_where_it_is_when_the_link_is_slow() -> None:
+    slow = {name: tuple(device(d, 0.1, bandwidth=1e5) for d in DEVICES) for name in everywhere()}
+    choice = choose_plan(route(slow), here="gw-b", input_bytes=SIZES)
+    assert choice is not None
+    assert choice[0].nodes["image-encoder"].device == "gw-b"
+
+
+def test_a_finished_node_keeps_its_device() -> None:
+    choice = choose_plan(route(everywhere()), here="gw-a", input_bytes=SIZES, finished={"head": "gw-c"})
+    assert choice is not None
+    assert choice[0].nodes["head"].device == "gw-c"
+
+
+def test_an_avoided_device_is_taken_only_when_nobody_else_is_able() -> None:
+    only_a = everywhere() | {"head": (device("gw-a"),)}
+    choice = choose_plan(route(only_a), here="gw-a", input_bytes=SIZES, avoid=frozenset({"gw-a"}))
+    assert choice is not None
+    plan = choice[0]
+    assert plan.nodes["head"].device == "gw-a"
+    assert plan.nodes["image-encoder"].device != "gw-a"
+
+
+def test_equal_choices_are_made_by_name() -> None:
+    choice = choose_plan(route(everywhere()), here="elsewhere", input_bytes={})
+    assert choice is not None
+    assert choice[0].nodes["image-encoder"].device == "gw-a"
+
+
+seconds = st.floats(0.001, 2.0, allow_nan=False)
+
+
+@given(st.lists(seconds, min_size=3, max_size=3), st.lists(seconds, min_size=3, max_size=3), st.floats(1e4, 1e9))
+def test_a_chain_of_one_node_takes_the_device_that_finishes_first(
+    compute_s: list[float], latency_s: list[float], bandwidth: float
+) -> None:
+    candidates = tuple(device(name, compute_s[i], latency_s[i], bandwidth) for i, name in enumerate(DEVICES))
+    node = RouteNode(module="m", key="m", needs=("image",), output_bytes=8, devices=candidates)
+    single = Route(
+        task="t",
+        epoch=1,
+        generation=1,
+        group=1,
+        inputs={"image": InputSpec(kind="image", bytes=1000)},
+        nodes={"node": node},
+        output="node",
+        front_door=("gw-a",),
+    )
+    choice = choose_plan(single, here="gw-a", input_bytes={"image": 1000})
+    assert choice is not None
+
+    def finish_s(index: int) -> float:
+        sent = 0.0 if index == 0 else latency_s[0] + latency_s[index] + 8000 / bandwidth
+        return sent + compute_s[index] + latency_s[index] + 64 / min(bandwidth, 1e12)  # and the answer to the broker
+
+    assert choice[1] == pytest.approx(min(finish_s(i) for i in range(3)))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([f"{n}@{d}" for n, d in product(("image-encoder", "text-encoder", "head"), DEVICES)]), seconds
+    )
+)
+def test_every_plan_is_possible_and_the_same_for_the_same_input(times: dict[str, float]) -> None:
+    devices = {
+        name: tuple(device(d, times[f"{name}@{d}"]) for d in DEVICES if f"{name}@{d}" in times)
+        for name in ("image-encoder", "text-encoder", "head")
+    }
+    built = route(devices)
+    choice = choose_plan(built, here="gw-a", input_bytes=SIZES)
+    assert (choice is None) == any(not able for able in devices.values())
+    assert choice == choose_plan(built, here="gw-a", input_bytes=SIZES)
+    if choice:
+        for name, planned in choice[0].nodes.items():
+            assert planned.device in {able.device for able in devices[name]}
+
+
+def test_equal_work_goes_to_the_replica_with_the_shorter_queue() -> None:
+    queues = {"gw-a": 0.5, "gw-b": 0.2, "gw-c": 0.4}
+    choice = choose_plan(route(everywhere()), here="elsewhere", input_bytes={}, queue_s=queues)
+    assert choice is not None
+    assert choice[0].nodes["image-encoder"].device == "gw-b"
+
+
+def test_a_faster_device_is_taken_in_spite_of_its_queue_when_it_still_finishes_first() -> None:
+    devices = everywhere() | {"image-encoder": (device("gw-a", 1.0), device("gw-b", 0.1))}
+    for queue_s, expected in ((0.8, "gw-b"), (0.95, "gw-a")):
+        choice = choose_plan(route(devices), here="elsewhere", input_bytes={}, queue_s={"gw-b": queue_s})
+        assert choice is not None
+        assert choice[0].nodes["image-encoder"].device == expected
+
+
+def test_a_finished_node_costs_nothing_again() -> None:
+    devices = {name: (device("gw-a", 1.0),) for name in everywhere()}
+    again = choose_plan(route(devices), here="gw-a", input_bytes={}, finished={"image-encoder": "gw-a"})
+    assert again is not None
+    assert 2.0 <= again[1] < 2.1
+
+
+def test_a_finished_node_whose_device_is_gone_is_chosen_anew() -> None:
+    choice = choose_plan(route(everywhere()), here="gw-a", input_bytes={}, finished={"image-encoder": "gw-z"})
+    assert choice is not None
+    assert choice[0].nodes["image-encoder"].device in DEVICES
+
+
+Graph = dict[str, tuple[str, ...]]
+GRAPHS: tuple[Graph, ...] = (
+    {"a": ("image",)},
+    {"a": ("image",), "b": ("a",), "c": ("b", "text")},
+    {"a": ("image",), "b": ("text",), "c": ("a", "b")},
+    {"a": ("image",), "b": ("a",), "c": ("text",), "d": ("b", "c", "text")},
+    {"a": ("image",), "b": ("text",), "c": ("image", "text"), "d": ("a", "b", "c")},
+)
+BYTES = {"image": 150_000, "text": 90}
+figures = st.tuples(st.floats(0.001, 1.0), st.floats(0.0, 0.2), st.floats(1e5, 1e9))
+
+
+@st.composite
+def requests(draw: st.DrawFn, most: int) -> tuple[Route, dict[str, float], dict[str, str]]:
+    """A route over one of the graphs, with at most ``most`` replicas a node; queues; what has finished, and where."""
+    graph = draw(st.sampled_from(GRAPHS))
+    links = {name: draw(figures)[1:] for name in DEVICES}
+    nodes = {}
+    for name, needs in graph.items():
+        able = draw(st.lists(st.sampled_from(DEVICES), min_size=1, max_size=most, unique=True))
+        devices = tuple(device(each, draw(figures)[0], *links[each]) for each in able)
+        size = draw(st.integers(1, 100_000))
+        nodes[name] = RouteNode(module=name, key=name, needs=needs, output_bytes=size, devices=devices)
+    inputs = {"image": InputSpec(kind="image", bytes=150_000), "text": InputSpec(kind="text", bytes=90)}
+    taken = {need for needs in graph.values() for need in needs}
+    built = Route(
+        task="t",
+        epoch=1,
+        generation=1,
+        group=1,
+        inputs={name: given for name, given in inputs.items() if name in taken},
+        nodes=nodes,
+        output=max(graph),
+        front_door=("gw-a",),
+    )
+    queues = draw(st.dictionaries(st.sampled_from(DEVICES), st.floats(0, 2)))
+    finished = {"a": draw(st.sampled_from(nodes["a"].devices)).device} if draw(st.booleans()) else {}
+    return built, queues, {} if len(graph) == 1 else finished
+
+
+def expected_s(
+    route: Route, at: dict[str, str], queues: dict[str, float], finished: dict[str, str], here: str = "gw-a"
+) -> float:
+    """DESIGN section 6 once more, written another way: time goes on, and who can start first, starts."""
+    able = {(name, each.device): each for name, node in route.nodes.items() for each in node.devices}
+    links = {each.device: (each.latency_s, each.bandwidth_bits_per_s) for each in able.values()}
+
+    def sent_s(size: int, a: str, b: str) -> float:
+        (la, ba), (lb, bb) = links.get(a, (0.0, 1e12)), links.get(b, (0.0, 1e12))
+        return 0.0 if a == b else la + lb + 8 * size / min(ba, bb)
+
+    done: dict[str, float] = {}
+    busy = dict(queues)
+    while len(done) < len(route.nodes):
+        options = []
+        for name, node in route.nodes.items():
+            if name in done or any(need in route.nodes and need not in done for need in node.needs):
+                continue
+            arrivals = [
+                done[need] + sent_s(route.nodes[need].output_bytes, at[need], at[name])
+                if need in route.nodes
+                else sent_s(BYTES[need], here, at[name])
+                for need in node.needs
+            ]
+            kept = finished.get(name) == at[name]
+            seconds = 0.0 if kept else able[name, at[name]].compute_s
+            start = max(arrivals) if kept else max(*arrivals, busy.get(at[name], 0.0))
+            options.append((start, -seconds, name, kept))
+        start, minus, name, kept = min(options)
+        done[name] = start - minus
+        if not kept:
+            busy[at[name]] = done[name]
+    output = route.output or ""
+    return done[output] + sent_s(route.nodes[output].output_bytes, at[output], "")
+
+
+@given(requests(most=2))
+def test_among_few_choices_the_best_of_all_is_taken(drawn: tuple[Route, dict[str, float], dict[str, str]]) -> None:
+    built, queues, finished = drawn
+    choice = choose_plan(built, here="gw-a", input_bytes=BYTES, queue_s=queues, finished=finished)
+    assert choice is not None
+    able = [[each.device for each in built.nodes[name].devices] for name in built.nodes]
+    options = [dict(zip(built.nodes, devices, strict=True)) for devices in product(*able)]
+    options = [at for at in options if all(at[name] == where for name, where in finished.items())]
+    best = min(expected_s(built, at, queues, finished) for at in options)
+    planned = {name: node.device for name, node in choice[0].nodes.items()}
+    assert choice[1] == pytest.approx(best, rel=1e-12)
+    assert expected_s(built, planned, queues, finished) == pytest.approx(best, rel=1e-12)
+
+
+@given(requests(most=3))
+def test_among_many_choices_one_at_a_time_is_made_and_its_seconds_are_right(
+    drawn: tuple[Route, dict[str, float], dict[str, str]],
+) -> None:
+    built, queues, finished = drawn
+    limit, routing.MAX_ENUMERATED = routing.MAX_ENUMERATED, 0
+    try:
+        choice = choose_plan(built, here="gw-a", input_bytes=BYTES, queue_s=queues, finished=finished)
+    finally:
+        routing.MAX_ENUMERATED = limit
+    assert choice is not None
+    planned = {name: node.device for name, node in choice[0].nodes.items()}
+    assert choice[1] == pytest.approx(expected_s(built, planned, queues, finished), rel=1e-12)
+    first = built.order[0]  # the one that is placed before any other: nothing but itself decides
+    if not finished:
+        alone = {each.device: each for each in built.nodes[first].devices}
+        size = BYTES[built.nodes[first].needs[0]]
+
+        def finish_s(name: str) -> float:
+            a = next((e for node in built.nodes.values() for e in node.devices if e.device == "gw-a"), None)
+            near = (a.latency_s, a.bandwidth_bits_per_s) if a else (0.0, 1e12)
+            far = alone[name]
+            slow = min(near[1], far.bandwidth_bits_per_s)
+            sent = 0.0 if name == "gw-a" else near[0] + far.latency_s + 8 * size / slow
+            answer = 0.0
+            if len(built.nodes) == 1:
+                answer = far.latency_s + 8 * built.nodes[first].output_bytes / far.bandwidth_bits_per_s
+            return max(sent, queues.get(name, 0.0)) + far.compute_s + answer
+
+        assert finish_s(planned[first]) == pytest.approx(min(finish_s(name) for name in alone))

@@ -1,0 +1,184 @@
+"""The exact solver where its answer is known, and where its time is over."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+import orchestrator.planner.candidates
+import orchestrator.planner.exact
+from broker.protocol.errors import NoDeviceFits
+from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from orchestrator.planner.candidates import Graph
+from orchestrator.planner.choice import fits
+from orchestrator.planner.costs import latency_s
+from orchestrator.planner.exact import Undecided, exact
+from orchestrator.planner.exhaustive import exhaustive
+from orchestrator.planner.placement import place
+
+
+def device(name: str, memory_bytes: int = 100, **figures: float) -> DeviceSpec:
+    link = {"compute_flops_per_s": 1e9, "bandwidth_bits_per_s": 8e6, "latency_s": 0.0} | figures
+    return DeviceSpec(id=name, memory_bytes=memory_bytes, **link)
+
+
+def module(part: str, memory_bytes: int = 10, flops: float = 1e9, output_bytes: int = 1) -> ModuleSpec:
+    return ModuleSpec(
+        family="any.kind",
+        source=Source(pip="weights", part=part),
+        memory_bytes=memory_bytes,
+        flops=flops,
+        output_bytes=output_bytes,
+    )
+
+
+def task(
+    name: str, nodes: dict[str, tuple[ModuleSpec, tuple[str, ...]]], *, output: str, weight: float = 1
+) -> TaskSpec:
+    return TaskSpec(
+        task=name,
+        source="a",
+        inputs={"image": InputSpec(kind="image", bytes=1_000_000), "text": InputSpec(kind="text", bytes=1_000)},
+        nodes={node: NodeSpec(module=node, needs=needs) for node, (_, needs) in nodes.items()},
+        output=output,
+        weight=weight,
+        modules={node: spec for node, (spec, _) in nodes.items()},
+    )
+
+
+def two_encoders(name: str = "retrieval") -> TaskSpec:
+    return task(
+        name,
+        {
+            "see": (module("see", flops=4e9), ("image",)),
+            "read": (module("read", flops=3e9), ("text",)),
+            "join": (module("join", memory_bytes=1, flops=1e3), ("see", "read")),
+        },
+        output="join",
+    )
+
+
+@pytest.fixture
+def pair() -> list[DeviceSpec]:
+    return [device("a"), device("b")]
+
+
+def test_two_encoders_of_similar_cost_go_to_two_devices(pair: list[DeviceSpec]) -> None:
+    found = exact(pair, [two_encoders()])
+    at = {key.split("#")[1].split(":")[0]: where for key, where in found.where.items()}
+    assert (at["see"], at["read"]) == ("a", "b")
+    assert found.proven
+    assert found.objective_s == found.bound_s
+    assert found.objective_s == pytest.approx(4.0, abs=1e-3)
+
+
+def test_what_fits_on_one_device_and_is_faster_there_is_not_split() -> None:
+    devices = [device("a", compute_flops_per_s=1e9), device("b", compute_flops_per_s=1e11)]
+    assert set(exact(devices, [two_encoders()]).where.values()) == {"b"}
+
+
+def test_many_assignments_at_once_have_the_latencies_of_the_cost_model_bit_for_bit() -> None:
+    devices = [device("a", latency_s=0.001), device("b", compute_flops_per_s=3.3e9), device("c", latency_s=0.02)]
+    wanted = two_encoders()
+    graph = Graph(wanted, devices, devices[0], {})
+    rows = np.array(list(product(range(3), repeat=len(graph.keys))), dtype=np.int16)
+    expected = [
+        latency_s(wanted, dict(zip(graph.keys, (devices[d] for d in row), strict=True)), devices[0]) for row in rows
+    ]
+    assert graph.latencies(rows).tolist() == expected
+
+
+def test_when_nothing_fits_the_refusal_names_the_module() -> None:
+    with pytest.raises(NoDeviceFits, match="see"):
+        exact([device("a", memory_bytes=9)], [two_encoders()])
+
+
+def test_a_tight_packing_that_the_greedy_order_misses_is_found() -> None:
+    big = task("big", {"one": (module("one", memory_bytes=60, flops=1e9), ("image",))}, output="one")
+    small = task("small", {"two": (module("two", memory_bytes=40, flops=9e9), ("image",))}, output="two")
+    devices = [device("a", memory_bytes=60), device("b", memory_bytes=40, compute_flops_per_s=1e8)]
+    found = exact(devices, [big, small])
+    assert sorted(found.where.values()) == ["a", "b"]
+    assert found.proven
+
+
+def test_without_time_the_heuristic_placement_is_returned_with_a_bound_and_no_proof(pair: list[DeviceSpec]) -> None:
+    wanted = [two_encoders()]
+    hurried, sure = exact(pair, wanted, time_limit_s=0), exact(pair, wanted)
+    assert not hurried.proven
+    assert hurried.bound_s <= sure.objective_s <= hurried.objective_s
+
+
+def test_too_many_assignments_to_list_end_without_proof(
+    pair: list[DeviceSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrator.planner.candidates, "MOST_ROWS", 0)
+    found = exact(pair, [two_encoders()])
+    assert not found.proven
+    assert 0 < found.bound_s <= found.objective_s
+
+
+@pytest.fixture
+def no_heuristic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refined search finds nothing."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NoDeviceFits(module="any", memory_bytes=1, short_bytes={})
+
+    monkeypatch.setattr(orchestrator.planner.exact, "refined", refuse)
+
+
+@pytest.mark.usefixtures("no_heuristic")
+def test_without_time_and_without_a_heuristic_placement_nothing_is_claimed(pair: list[DeviceSpec]) -> None:
+    with pytest.raises(Undecided, match="give it more time") as refusal:
+        exact(pair, [two_encoders()], time_limit_s=0)
+    assert refusal.value.bound_s <= exact(pair, [two_encoders()]).objective_s
+
+
+@pytest.mark.usefixtures("no_heuristic")
+def test_the_optimum_is_found_without_a_heuristic_placement(pair: list[DeviceSpec]) -> None:
+    wanted = [two_encoders(), two_encoders("again")]
+    best = exhaustive(pair, wanted)
+    assert best is not None
+    found = exact(pair, wanted)
+    assert found.proven
+    assert found.objective_s == pytest.approx(best[1], rel=1e-12)
+
+
+def test_a_faster_device_can_make_even_the_best_plan_slower() -> None:
+    """List scheduling has anomalies (Graham 1969), so that speed alone promises nothing; here memory leaves one plan.
+
+    On b, ``late`` waits for ``first`` on a, and ``answer`` for its picture until 1.0 s. While a needs 1.1 s for
+    ``first``, ``answer`` begins first; when a is faster, ``late`` is there before, and ``answer`` waits for it.
+    """
+    wanted = task(
+        "anomaly",
+        {
+            "first": (module("first", memory_bytes=80, flops=1.1e9), ("text",)),
+            "late": (module("late", memory_bytes=90, flops=2e9), ("first",)),
+            "answer": (module("answer", memory_bytes=10, flops=1e9), ("image",)),
+        },
+        output="answer",
+    )
+    slow, fast = (device("a", memory_bytes=85, compute_flops_per_s=speed) for speed in (1e9, 1.4e9))
+    b = device("b", memory_bytes=100)
+    barred = {key: {"a": "kept away"} for key in [wanted.module_of("answer").key]}
+    before, after = exact([slow, b], [wanted], barred=barred), exact([fast, b], [wanted], barred=barred)
+    assert before.proven
+    assert after.proven
+    assert before.where == after.where
+    assert before.objective_s == pytest.approx(2.0, abs=0.01)
+    assert after.objective_s == pytest.approx(3.8, abs=0.02)
+
+
+def test_fits_packs_what_first_fit_does_not() -> None:
+    assert fits([5, 5, 4, 3, 3], [10, 10])
+    assert not fits([6, 6, 6], [10, 10])
+    assert not fits([11], [10, 10])
+
+
+def test_the_greedy_plan_is_never_better(pair: list[DeviceSpec]) -> None:
+    wanted = [two_encoders(), two_encoders("again")]
+    assert exact(pair, wanted).objective_s <= place(pair, wanted).objective_s

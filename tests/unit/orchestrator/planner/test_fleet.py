@@ -1,0 +1,58 @@
+"""Devices as arrays say what their specs say, and keep their rows when one goes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from broker.cost_model import Link, transfer_s
+from broker.protocol.specs import DeviceSpec, ModuleSpec, Source
+from orchestrator.planner.costs import OUTSIDE, compute_s
+from orchestrator.planner.fleet import NOWHERE, Fleet
+
+MODULE = ModuleSpec(
+    family="any.kind", source=Source(pip="weights", part="p"), memory_bytes=5, flops=3e9, output_bytes=700
+)
+
+
+def device(name: str, *, speed: float, measured: dict[str, float] | None = None) -> DeviceSpec:
+    return DeviceSpec(
+        id=name,
+        memory_bytes=100,
+        compute_flops_per_s=speed,
+        bandwidth_bits_per_s=speed / 100,
+        latency_s=1e-3 + speed / 1e15,
+        compute_s=measured or {},
+    )
+
+
+DEVICES = [
+    device("c", speed=7e9),
+    device("a", speed=1e9, measured={"name": 0.5}),
+    device("b", speed=3e9, measured={MODULE.key: 0.25, "name": 0.5}),
+]
+
+
+@pytest.mark.parametrize("end", [*DEVICES, OUTSIDE, Link("elsewhere", 0.02, 1e5)])
+def test_arrays_say_what_the_specs_say_bit_for_bit(end: DeviceSpec | Link) -> None:
+    fleet = Fleet.of(DEVICES)
+    assert [spec.id for spec in fleet] == ["a", "b", "c"]
+    assert fleet.compute_s("name", MODULE).tolist() == [compute_s(spec, "name", MODULE) for spec in fleet]
+    there = fleet.transfer_s(1234, end, fleet.rows.get(end.id, NOWHERE))
+    assert there.tolist() == [transfer_s(1234, end, spec) for spec in fleet]
+
+
+def test_who_is_gone_has_no_memory_and_the_others_keep_their_rows() -> None:
+    fleet = Fleet.of(DEVICES)
+    left = fleet.without("b")
+    assert left.rows == {"a": 0, "c": 2}
+    assert left.memory_bytes.tolist() == [100, 0, 100]
+    assert [spec.id for spec in left] == ["a", "c"]
+    assert len(left) == 2
+    assert len(fleet) == 3
+    assert np.array_equal(fleet.memory_bytes, [100, 100, 100])
+
+
+def test_a_fleet_is_taken_as_it_is() -> None:
+    fleet = Fleet.of(DEVICES)
+    assert Fleet.of(fleet) is fleet

@@ -1,0 +1,917 @@
+"""The reconciler, sentence by sentence: events in, actions out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+
+from broker.protocol.codec import MAX_MESSAGE_BYTES, request_id
+from broker.protocol.errors import ErrorCode
+from broker.protocol.messages import (
+    DeviceProfile,
+    DeviceState,
+    ErrorBody,
+    Heartbeat,
+    HeldModule,
+    OrchestratorState,
+    Route,
+)
+from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
+from orchestrator.decide import decide, next_deadline_s
+from orchestrator.events import (
+    Action,
+    AnswerError,
+    AskRebirth,
+    ClearAssignment,
+    ClearRoute,
+    Event,
+    Note,
+    OrchestratorSeen,
+    PublishAssignment,
+    PublishDrain,
+    PublishRoute,
+    PublishSpec,
+    PublishState,
+    RequestSeen,
+    Resign,
+    RouteSeen,
+    TaskDeployed,
+    TaskInvalid,
+    TaskUndeployed,
+)
+from orchestrator.leadership.standby import READ_RETAINED_S
+from orchestrator.membership.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen, Tick
+from orchestrator.state import State, initial
+
+REPLY_TO = "s2m3/v1/clients/cam/results/request-1"
+A = TypeVar("A", bound=Action)
+
+
+def module(part: str, *, memory_bytes: int, flops: float = 1e9, output_bytes: int = 100) -> ModuleSpec:
+    source = Source(pip="weights", part=part)
+    return ModuleSpec(
+        family="any.kind", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=output_bytes
+    )
+
+
+def task(name: str, *modules: ModuleSpec, image_bytes: int = 100_000) -> TaskSpec:
+    """A chain of nodes; the modules are called by their part."""
+    names = [str(spec.source).rsplit("#", 1)[1] for spec in modules]
+    needs = ["image", *(f"n-{part}" for part in names)]
+    return TaskSpec(
+        task=name,
+        inputs={"image": InputSpec(kind="image", bytes=image_bytes)},
+        nodes={f"n-{part}": NodeSpec(module=part, needs=(needs[i],)) for i, part in enumerate(names)},
+        output=f"n-{names[-1]}",
+        modules=dict(zip(names, modules, strict=True)),
+    )
+
+
+VISION = module("vision", memory_bytes=60, flops=30e9)
+TEXT = module("text", memory_bytes=40, flops=10e9)
+HEAD = module("head", memory_bytes=10)
+CLASSIFY = task("classify", VISION, HEAD)
+CAPTION = task("caption", VISION, TEXT)
+
+
+class Site:
+    """An orchestrator with a clock, and agents that obey when told to."""
+
+    def __init__(self, *, epoch: int = 1) -> None:
+        self.state: State = initial(epoch=epoch, heartbeat_interval_s=1.0, settle_s=1.5)
+        self.now_s = 0.0
+        self.sessions: dict[str, int] = {}
+        self.seq = 0
+        self.feed(LinkUp(1))
+
+    def feed(self, event: Event) -> list[Action]:
+        self.state, actions = decide(self.state, event, self.now_s)
+        return actions
+
+    def settle(self) -> list[Action]:
+        self.now_s += 1.5
+        return self.feed(Tick())
+
+    def born(self, device: str, memory_bytes: int = 1000, speed: float = 10e9) -> list[Action]:
+        self.sessions[device] = self.sessions.get(device, 0) + 1
+        profile = DeviceProfile(
+            memory_bytes=memory_bytes, compute_flops_per_s=speed, bandwidth_bits_per_s=100e6, latency_s=0.001
+        )
+        birth = DeviceState(status="online", session=self.sessions[device], profile=profile)
+        return [*self.feed(DeviceStateSeen(device, birth)), *self.beat(device)]
+
+    def beat(self, device: str, held: dict[str, HeldModule] | None = None) -> list[Action]:
+        """A heartbeat; without ``held`` it reports as ready all that was assigned."""
+        if held is None:
+            said = self.state.assignments.get(device)
+            held = {m.spec.key: HeldModule(module=m.module, state="ready") for m in said.modules} if said else {}
+        said = self.state.assignments.get(device)
+        epoch, generation = (said.epoch, said.generation) if said else (0, 0)
+        return self.report(device, epoch, generation, held)
+
+    def report(self, device: str, epoch: int, generation: int, held: dict[str, HeldModule]) -> list[Action]:
+        self.seq += 1
+        session = self.sessions[device]
+        beat = Heartbeat(session=session, seq=self.seq, epoch=epoch, generation=generation, modules=held)
+        return self.feed(HeartbeatSeen(device, beat))
+
+    def beats(self) -> list[Action]:
+        return [action for device in sorted(self.sessions) for action in self.beat(device)]
+
+    def calm(self) -> list[Action]:
+        """Nothing happens for so long that spares are chosen; they are ready at once."""
+        actions: list[Action] = []
+        for _ in range(2):
+            self.now_s += self.state.pace.calm_s / 2
+            actions += [*self.feed(Tick()), *self.beats()]
+        return actions
+
+    def gone(self, device: str, session: int | None = None) -> list[Action]:
+        ended = self.sessions[device] if session is None else session
+        return self.feed(DeviceStateSeen(device, DeviceState(status="offline", session=ended)))
+
+    def where(self) -> dict[str, str]:
+        return {self.state.standing.modules[key][0]: home for key, home in self.state.standing.where.items()}
+
+    def route(self, name: str) -> Route:
+        return self.state.routes[name]
+
+
+def only(actions: list[Action], kind: type[A]) -> list[A]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def said(actions: list[Action]) -> list[Action]:
+    return [action for action in actions if not isinstance(action, Note)]
+
+
+def events(actions: list[Action]) -> list[str]:
+    return [note.event for note in only(actions, Note)]
+
+
+def serving(*tasks: TaskSpec, **memory_bytes: int) -> Site:
+    """A site with these devices (a is the fastest, then b, then c), whose modules are ready."""
+    site = Site()
+    for rank, (device, size) in enumerate(memory_bytes.items()):
+        site.born(device, size, speed=10e9 / (rank + 1))
+    for spec in tasks:
+        site.feed(TaskDeployed(spec))
+    site.settle()
+    site.beats()
+    return site
+
+
+def test_a_deployed_task_gets_its_modules_placed_and_a_complete_route_once_they_are_ready() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    assert site.where() == {"vision": "a", "head": "a"}
+    assert site.route("classify").complete
+    assert site.route("classify").front_door == ("a",)
+
+
+def test_nothing_is_placed_before_the_retained_messages_had_time_to_arrive() -> None:
+    site = Site()
+    site.born("a")
+    assert said(site.feed(TaskDeployed(CLASSIFY))) == []
+    assert next_deadline_s(site.state) == 1.5
+    assert len(only(site.settle(), PublishAssignment)) == 1
+
+
+def test_routes_come_before_assignments_and_carry_the_same_generation() -> None:
+    site = Site()
+    site.born("a", 100)
+    site.born("b", 100)
+    site.feed(TaskDeployed(CLASSIFY))
+    site.feed(TaskDeployed(CAPTION))
+    actions = said(site.settle())
+    kinds = [type(action) for action in actions]
+    assert kinds == [PublishRoute, PublishRoute, PublishAssignment, PublishAssignment]
+    assert {action.route.generation for action in only(actions, PublishRoute)} == {1}
+    assert {action.assignment.generation for action in only(actions, PublishAssignment)} == {1}
+
+
+def test_while_modules_load_the_route_is_pending() -> None:
+    site = Site()
+    site.born("a")
+    site.feed(TaskDeployed(CLASSIFY))
+    site.settle()
+    route = site.route("classify")
+    assert (route.unavailable, route.front_door, route.complete) == (None, (), False)
+
+
+def test_shared_modules_are_placed_once_and_their_memory_is_counted_once() -> None:
+    site = serving(CLASSIFY, CAPTION, a=110)
+    assert site.where() == {"vision": "a", "text": "a", "head": "a"}
+    assert len(site.state.assignments["a"].modules) == 3
+
+
+def test_the_same_event_twice_changes_nothing_the_second_time() -> None:
+    site = serving(CLASSIFY, CAPTION, a=100, b=100)
+    birth = DeviceStateSeen(
+        "c", DeviceState(status="online", session=9, profile=site.state.cluster.devices["a"].profile)
+    )
+    failed = {VISION.key: HeldModule(module="vision", state="failed", error="no weights")}
+    beat = HeartbeatSeen("a", Heartbeat(session=1, seq=99, epoch=1, generation=1, modules=failed))
+    happening: list[Event] = [
+        TaskDeployed(CLASSIFY),
+        TaskInvalid("broken", "because"),
+        RouteSeen("old", available=True),
+        birth,
+        beat,
+        DeviceStateSeen("b", DeviceState(status="draining", session=1)),
+        DeviceStateSeen("b", DeviceState(status="offline", session=1)),
+        TaskUndeployed("caption"),
+        Tick(),
+    ]
+    for event in happening:
+        site.feed(event)
+        before = site.state
+        assert site.feed(event) == [] or isinstance(event, RouteSeen)
+        assert site.state == before
+
+
+def test_one_late_beat_moves_nothing() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.now_s += 2.9
+    site.beat("b")
+    assert said(site.feed(Tick())) == []
+    assert site.state.cluster.devices["a"].health == "suspect"
+    assert said(site.beat("a")) == []
+    assert site.where() == {"vision": "a", "head": "a"}
+
+
+def test_a_late_will_of_an_older_session_moves_nothing() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.born("a", 100)
+    site.beat("a", {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)})
+    generation = site.state.generation
+    assert site.gone("a", session=1) == []
+    assert site.route("classify").complete
+    assert site.state.generation == generation
+
+
+def test_a_dead_devices_modules_move_and_the_others_stay() -> None:
+    site = serving(CLASSIFY, CAPTION, a=70, b=100, c=200)
+    assert site.where() == {"vision": "a", "text": "b", "head": "a"}
+    actions = site.gone("a")
+    assert site.where() == {"vision": "b", "text": "b", "head": "c"}
+    assigned = {action.device: action.assignment for action in only(actions, PublishAssignment)}
+    assert assigned["a"].modules == ()
+    assert {action.route.task for action in only(actions, PublishRoute)} == {"classify", "caption"}
+    site.sessions.pop("a")
+    site.beats()
+    assert site.route("classify").complete
+    assert site.route("caption").complete
+
+
+def test_a_silent_device_is_dead_after_three_and_a_quarter_intervals_and_then_its_modules_move() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    for _ in range(3):
+        site.now_s += 1.0
+        site.beat("b")
+        assert site.where() == {"vision": "a", "head": "a"}
+    assert next_deadline_s(site.state) == site.now_s + 0.25
+    site.now_s += 0.25
+    site.feed(Tick())
+    assert site.where() == {"vision": "b", "head": "b"}
+
+
+def test_devices_whose_modules_did_not_change_hear_nothing() -> None:
+    site = serving(CLASSIFY, CAPTION, a=70, b=100, c=200)
+    actions = site.gone("c")
+    assert only(actions, PublishAssignment) == []
+    assert only(actions, PublishRoute) == []
+
+
+def test_a_returning_device_takes_nothing_back() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.gone("a")
+    generation = site.state.generation
+    assert said(site.born("a", 100)) == []
+    assert site.where() == {"vision": "b", "head": "b"}
+    assert site.state.generation == generation
+
+
+def test_a_failed_module_goes_to_the_next_device_and_not_back_while_the_session_lasts() -> None:
+    site = serving(CLASSIFY, a=100, b=100, c=100)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="no weights")})
+    assert site.where()["vision"] == "b"
+    site.gone("b")
+    site.gone("c")
+    route = site.route("classify")
+    assert route.unavailable is not None
+    assert "a: it failed there: no weights" in route.unavailable
+    site.born("a", 100)
+    assert site.where()["vision"] == "a"
+
+
+def test_a_task_that_does_not_fit_is_unavailable_with_the_missing_bytes_and_the_others_go_on() -> None:
+    site = serving(CLASSIFY, a=100)
+    actions = site.feed(TaskDeployed(CAPTION))
+    assert "a lacks 10" in (site.route("caption").unavailable or "")
+    assert site.route("classify").complete
+    assert only(actions, PublishAssignment) == []
+    assert [action.route.task for action in only(actions, PublishRoute)] == ["caption"]
+
+
+def test_when_capacity_returns_the_task_returns() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.feed(TaskDeployed(CAPTION))
+    assert site.route("caption").unavailable
+    site.born("b", 40)
+    assert site.route("caption").unavailable is None
+    site.beats()
+    assert site.route("caption").complete
+    assert site.where() == {"vision": "a", "head": "a", "text": "b"}
+
+
+def test_without_devices_every_task_says_so() -> None:
+    site = serving(CLASSIFY)
+    assert "there are no devices" in (site.route("classify").unavailable or "")
+
+
+def test_a_birth_without_a_heartbeat_gets_no_modules_for_it_may_be_a_ghost() -> None:
+    site = serving(CLASSIFY)
+    profile = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.0)
+    site.feed(DeviceStateSeen("ghost", DeviceState(status="online", session=4, profile=profile)))
+    assert site.route("classify").unavailable
+
+
+def test_a_draining_devices_modules_move_once_they_are_loaded_elsewhere() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.feed(DeviceStateSeen("a", DeviceState(status="draining", session=1)))
+    assert site.where() == {"vision": "a", "head": "a"}
+    site.beat("b")
+    assert site.where() == {"vision": "b", "head": "b"}
+    assert site.state.assignments["a"].modules == ()
+
+
+def test_a_restart_adopts_what_devices_hold_instead_of_moving_it() -> None:
+    site = Site(epoch=2)
+    site.born("a", 100)
+    site.born("b", 100, speed=1e9)
+    site.beat("b", {VISION.key: HeldModule(module="vision", state="ready")})
+    site.feed(TaskDeployed(CLASSIFY))
+    site.settle()
+    assert site.where() == {"vision": "b", "head": "a"}
+    assert site.route("classify").nodes["n-vision"].devices[0].device == "b"
+
+
+def test_of_two_holders_the_one_that_is_ready_is_adopted() -> None:
+    site = Site(epoch=2)
+    site.born("a", 100)
+    site.born("b", 100, speed=1e9)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="loading")})
+    site.beat("b", {VISION.key: HeldModule(module="vision", state="ready")})
+    site.feed(TaskDeployed(CLASSIFY))
+    site.settle()
+    assert site.where()["vision"] == "b"
+
+
+def test_after_a_restart_the_tasks_that_were_served_go_first() -> None:
+    site = Site(epoch=2)
+    site.born("a", 100)
+    site.feed(TaskDeployed(CAPTION))
+    site.feed(TaskDeployed(CLASSIFY))
+    site.feed(RouteSeen("caption", available=False))
+    site.feed(RouteSeen("classify", available=True))
+    site.settle()
+    assert site.route("caption").unavailable
+    assert site.route("classify").unavailable is None
+
+
+def test_every_live_device_hears_of_this_term_even_if_it_holds_nothing() -> None:
+    site = Site(epoch=2)
+    site.born("a", 100)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="ready")})
+    (action,) = only(site.settle(), PublishAssignment)
+    assert (action.device, action.assignment.epoch, action.assignment.modules) == ("a", 2, ())
+
+
+def test_an_undeployed_tasks_route_is_cleared_and_only_its_own_modules_are_unloaded() -> None:
+    site = serving(CLASSIFY, CAPTION, a=110)
+    actions = site.feed(TaskUndeployed("caption"))
+    assert only(actions, ClearRoute) == [ClearRoute("caption")]
+    assert site.where() == {"vision": "a", "head": "a"}
+    assert len(site.state.assignments["a"].modules) == 2
+
+
+def test_routes_of_earlier_terms_without_a_task_are_cleared_after_settling() -> None:
+    site = Site()
+    site.feed(TaskDeployed(CLASSIFY))
+    assert said(site.feed(RouteSeen("forgotten", available=True))) == []
+    site.feed(RouteSeen("classify", available=True))
+    assert only(site.settle(), ClearRoute) == [ClearRoute("forgotten")]
+
+
+def test_an_invalid_spec_makes_the_task_unavailable_until_it_is_mended() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.feed(TaskInvalid("classify", "its spec is wrong: TaskSpec: nodes: Field required"))
+    assert "nodes: Field required" in (site.route("classify").unavailable or "")
+    assert site.where() == {}
+    site.feed(TaskDeployed(CLASSIFY))
+    site.beats()
+    assert site.route("classify").complete
+
+
+def test_a_task_whose_inputs_cannot_pass_the_broker_is_refused_with_the_sizes() -> None:
+    site = Site()
+    site.feed(LinkUp(2, max_packet_bytes=1_000_000))
+    site.born("a", 1000)
+    site.feed(TaskDeployed(task("huge", VISION, image_bytes=950_000)))
+    site.feed(TaskDeployed(task("just", VISION, image_bytes=1_000_000 - 64 * 1024)))
+    site.settle()
+    assert "950000 bytes" in (site.route("huge").unavailable or "")
+    assert site.route("just").unavailable is None
+
+
+def test_our_own_limit_holds_where_the_broker_names_none() -> None:
+    site = serving(task("huge", VISION, image_bytes=MAX_MESSAGE_BYTES), a=1000)
+    assert str(MAX_MESSAGE_BYTES) in (site.route("huge").unavailable or "")
+
+
+def test_a_route_goes_out_again_when_a_module_becomes_ready_but_not_when_its_seconds_drift() -> None:
+    site = serving(CLASSIFY, a=100)
+    held = {
+        spec.key: HeldModule(module=name, state="ready", compute_s=0.5)
+        for name, spec in (("vision", VISION), ("head", HEAD))
+    }
+    assert said(site.beat("a", held)) == []
+    held[VISION.key] = HeldModule(module="vision", state="loading")
+    (pending,) = said(site.beat("a", held))
+    assert isinstance(pending, PublishRoute)
+    assert not pending.route.complete
+    held[VISION.key] = HeldModule(module="vision", state="ready", compute_s=0.7)
+    (complete,) = said(site.beat("a", held))
+    assert isinstance(complete, PublishRoute)
+    assert complete.route.nodes["n-vision"].devices[0].compute_s == 0.7
+
+
+def test_the_group_counts_changes_of_the_front_door_and_never_comes_back() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    first = site.route("classify").group
+    site.gone("a")
+    site.beat("b")
+    second = site.route("classify").group
+    assert second > first
+    site.feed(TaskUndeployed("classify"))
+    site.feed(TaskDeployed(CLASSIFY))
+    site.beat("b")
+    assert site.route("classify").group >= second
+
+
+def test_the_generation_grows_by_one_for_each_change_of_the_placement() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    assert site.state.generation == 1
+    site.beats()
+    assert site.state.generation == 1
+    site.gone("a")
+    assert site.state.generation == 2
+    site.gone("b")
+    assert site.state.generation == 3
+
+
+def test_an_assignment_says_why() -> None:
+    site = Site()
+    site.born("a", 100)
+    site.born("b", 50)
+    site.feed(TaskDeployed(CLASSIFY))
+    site.settle()
+    whys = {m.module: m.why for m in site.state.assignments["a"].modules}
+    assert whys["vision"].endswith("b: memory short by 10 bytes")
+
+
+def test_when_the_link_is_back_all_is_said_again_and_nothing_moves() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.calm()
+    routes, assignments = site.state.routes, site.state.assignments
+    site.feed(LinkDown("broker restarted"))
+    site.now_s += 60
+    assert said(site.feed(Tick())) == []
+    assert said(site.feed(LinkUp(7))) == [], "somebody newer may lead"
+    actions = said(site.feed(OrchestratorSeen(OrchestratorState(epoch=1, online=False, session=1))))
+    assert actions[0] == PublishState(OrchestratorState(epoch=1, online=True, session=7))
+    assert actions[1] == PublishRoute(routes["classify"])
+    assert actions[2:] == [PublishAssignment(device, assignments[device]) for device in ("a", "b")]
+    site.feed(TaskDeployed(CLASSIFY))
+    site.born("a", 100)
+    site.born("b", 100, speed=5e9)
+    site.beats()
+    assert said(site.settle()) == []
+    assert site.route("classify").complete
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_the_wills_that_a_broker_says_when_it_ends_move_nothing(devices: int) -> None:
+    names = ("a", "b", "c")[:devices]
+    site = serving(CLASSIFY, **dict.fromkeys(names, 100))
+    site.calm()
+    before = site.state
+    for name in names:
+        site.gone(name)
+        site.now_s += 0.001
+        site.feed(leader(1, 1, online=False))  # ours among them: no sign that the broker lives
+    site.feed(LinkDown("broker restarted"))
+    site.now_s += 4
+    site.feed(LinkUp(7))
+    for name in names:
+        site.gone(name)  # the broker kept its memory: what it said last
+    site.now_s += READ_RETAINED_S
+    actions = site.feed(Tick())
+    site.now_s += site.state.settle_s
+    actions += site.feed(Tick())
+    assert not [route for route in only(actions, PublishRoute) if not route.route.complete]
+    assert (site.state.standing, site.route("classify").nodes) == (before.standing, before.routes["classify"].nodes)
+    assert {name: said.modules for name, said in site.state.assignments.items()} == {
+        name: said.modules for name, said in before.assignments.items()
+    }
+    assert site.state.generation >= before.generation
+    for name in names:
+        site.sessions[name] += 10
+        profile = site.state.cluster.devices[name].profile
+        birth = DeviceState(status="online", session=site.sessions[name], profile=profile)
+        actions = said(site.feed(DeviceStateSeen(name, birth)) + site.beat(name))
+        assert actions == []
+
+
+def test_a_better_placement_is_looked_for_only_a_while_after_an_outage() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.feed(LinkDown("broker restarted"))
+    site.now_s += 40
+    site.feed(LinkUp(7))
+    assert site.state.reviewed_s == site.now_s
+
+
+def test_a_task_deployed_among_the_wills_is_kept() -> None:
+    site = serving(CLASSIFY, a=200, b=200)
+    site.gone("a")
+    site.feed(TaskDeployed(CAPTION))
+    site.feed(LinkDown("broker restarted"))
+    site.now_s += 4
+    site.feed(LinkUp(7))
+    for _ in range(3):
+        site.now_s += 1.0
+        site.beats()
+    assert site.where() == {"vision": "a", "head": "a", "text": "a"}
+    assert site.route("caption").complete
+
+
+def test_who_comes_up_with_the_broker_waits_for_the_devices_that_served() -> None:
+    site = Site(epoch=2)
+    site.state = replace(site.state, linked_s=0.0)
+    site.feed(TaskDeployed(CLASSIFY))
+    site.feed(RouteSeen("classify", available=True, front_door=True, serving={VISION.key: ("b",), HEAD.key: ("b",)}))
+    site.born("a", 100)
+    assert said(site.settle()) == []
+    assert site.state.settles_at_s == RECONNECT_S
+    site.now_s = 4.0
+    site.beat("a")
+    late = Site(epoch=2)
+    late.state, late.sessions, late.seq, late.now_s = site.state, {"a": 1}, site.seq, RECONNECT_S
+    late.beat("a")
+    assert late.where() == {"vision": "a", "head": "a"}, "but not for ever"
+    held = {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)}
+    profile = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
+    site.sessions["b"] = 1
+    site.feed(DeviceStateSeen("b", DeviceState(status="online", session=1, profile=profile)))
+    site.report("b", 1, 1, held)
+    assert site.where() == {"vision": "b", "head": "b"}
+
+
+def test_a_higher_epoch_makes_it_resign_and_its_own_echo_does_not() -> None:
+    site = Site(epoch=3)
+    assert only(site.feed(OrchestratorSeen(OrchestratorState(epoch=4, online=True, session=8))), Resign)
+    assert site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=True, session=1))) == []
+
+
+def leader(epoch: int, session: int, *, online: bool = True) -> OrchestratorSeen:
+    return OrchestratorSeen(OrchestratorState(epoch=epoch, online=online, session=session))
+
+
+def test_of_two_orchestrators_with_one_epoch_the_lower_session_resigns() -> None:
+    low, high = Site(epoch=3), Site(epoch=3)
+    high.feed(LinkUp(8))
+    (resigned,) = only(low.feed(leader(3, 8)), Resign)
+    assert "same epoch 3" in resigned.why
+    assert high.feed(leader(3, 1)) == [PublishState(leader(3, 8).message)], "a late word of its own earlier link"
+    assert high.feed(leader(3, 1)) == []
+    assert high.feed(leader(3, 5)) == [PublishState(OrchestratorState(epoch=3, online=True, session=8))]
+
+
+def test_it_resigns_when_a_device_obeys_a_term_that_it_did_not_reach() -> None:
+    site = serving(CLASSIFY, a=100)
+    before = site.state
+    (lost,) = only(site.report("a", 7, 0, {}), Resign)
+    assert (lost.epoch, site.state) == (7, before)
+    assert "device a obeys epoch 7" in lost.why
+    (reused,) = only(site.report("a", 1, 40, {}), Resign)
+    assert reused.epoch == 1
+    assert not only(site.report("a", 1, 1, {}), Resign)
+
+
+def reconnected(site: Site, *, outlived: bool, routes: bool) -> list[Action]:
+    """The link goes and comes; no spec is delivered anew. What happens at the end of settling."""
+    site.feed(LinkDown("lost"))
+    site.now_s += 5
+    site.feed(LinkUp(2))
+    if outlived:
+        site.feed(leader(1, 1, online=False))
+    if routes:
+        site.feed(RouteSeen("classify", available=True, front_door=True))
+    site.now_s += READ_RETAINED_S
+    site.beats()
+    return said(site.settle())
+
+
+def test_a_task_that_was_undeployed_while_the_link_was_down_is_taken_away() -> None:
+    site = serving(CLASSIFY, a=100)
+    actions = reconnected(site, outlived=True, routes=True)
+    assert ClearRoute("classify") in actions
+    assert site.where() == {}
+    assert not only(actions, PublishSpec)
+
+
+def test_a_broker_that_lost_its_memory_is_given_the_specs_back_and_the_task_stays() -> None:
+    site = serving(CLASSIFY, a=100)
+    assert reconnected(site, outlived=False, routes=False) == [PublishSpec(CLASSIFY)]
+    assert site.route("classify").complete
+    assert said(site.feed(Tick())) == []
+
+
+def test_a_broker_with_an_old_memory_from_before_the_task_was_deployed_is_given_the_spec_back() -> None:
+    site = serving(CLASSIFY, a=100)
+    assert reconnected(site, outlived=True, routes=False) == [PublishSpec(CLASSIFY)]
+
+
+def test_a_broker_that_lost_its_memory_is_given_the_drain_back_and_the_device_stays_empty() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.feed(DrainSeen("a", drain=True))
+    site.beats()
+    assert PublishDrain("a") in reconnected(site, outlived=False, routes=False)
+    site.beats()
+    assert set(site.where().values()) == {"b"}
+    assert PublishDrain("a") not in site.feed(Tick())
+
+
+def test_a_drain_that_was_taken_back_while_the_link_was_down_is_not_given_back() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.feed(DrainSeen("a", drain=True))
+    assert not only(reconnected(site, outlived=True, routes=True), PublishDrain)
+    assert not site.state.cluster.devices["a"].draining
+
+
+def test_a_device_that_does_not_report_its_assignment_is_told_again_at_most_every_five_seconds() -> None:
+    site = Site()
+    site.born("a", 100)
+    site.feed(TaskDeployed(CLASSIFY))
+    told = only(site.settle(), PublishAssignment)
+    repeats_s = []
+    for _ in range(12):
+        site.now_s += 1.0
+        again = only(site.report("a", 0, 0, {}), PublishAssignment)
+        if again:
+            assert again == told
+            repeats_s.append(site.now_s - 1.5)
+    assert repeats_s == [5.0, 10.0]
+
+
+def test_a_device_that_lost_one_module_is_told_again_and_one_that_says_why_it_lacks_it_is_not() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.now_s += 5.0
+    held = {VISION.key: HeldModule(module="vision", state="ready")}
+    assert len(only(site.beat("a", held), PublishAssignment)) == 1
+    for state in ("loading", "ready"):
+        site.now_s += 5.0
+        held[HEAD.key] = HeldModule(module="head", state=state)
+        assert only(site.beat("a", held), PublishAssignment) == []
+
+
+def test_a_device_that_obeys_an_older_assignment_is_told_again() -> None:
+    site = serving(CLASSIFY, a=100)
+    held = {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)}
+    site.now_s += 5.0
+    assert only(site.report("a", 1, 1, held), PublishAssignment) == []
+    assert len(only(site.report("a", 1, 0, held), PublishAssignment)) == 1
+
+
+def test_the_assignment_of_a_forgotten_device_is_cleared() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.gone("a")
+    site.now_s += 3600.0
+    assert only(site.beat("b"), ClearAssignment) == [ClearAssignment("a")]
+    assert "a" not in site.state.assignments
+    assert "a" not in site.state.told_s
+
+
+def test_a_task_whose_route_cannot_be_written_is_unavailable_and_the_others_go_on() -> None:
+    endless = module("text", memory_bytes=10).model_copy(update={"source": None, "family": "x." + "y" * 600})
+    slow = module("slow", memory_bytes=10).model_copy(update={"flops": 1e300})
+    odd = [
+        task("odd", VISION).model_copy(update={"task": name, "modules": {"vision": spec}})
+        for name, spec in (("odd", endless), ("slow", slow))
+    ]
+    site = serving(CLASSIFY, *odd, a=1000)
+    assert "its route can't be written" in (site.route("odd").unavailable or "")
+    assert endless.key not in site.state.standing.where, "no device could even report it"
+    assert "its route can't be written" in (site.route("slow").unavailable or "")
+    assert site.route("classify").complete
+
+
+def test_a_failed_module_is_tried_again_where_it_failed_after_a_while() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="disk full")})
+    assert "disk full" in (site.route("classify").unavailable or "")
+    site.now_s += 29.0
+    site.beat("a", {})
+    assert site.route("classify").unavailable
+    site.now_s += 1.0
+    assert len(only(site.feed(Tick()), PublishAssignment)) == 1
+    assert site.where()["vision"] == "a"
+
+
+def test_a_mended_spec_is_tried_at_once_where_the_module_failed() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="unknown family")})
+    site.beat("a", {})
+    assert site.route("classify").unavailable
+    site.feed(TaskDeployed(CLASSIFY))
+    assert site.route("classify").unavailable, "nothing was mended"
+    mended = VISION.model_copy(update={"family": "other.kind"})
+    assert mended.key == VISION.key
+    site.feed(TaskDeployed(task("classify", mended, HEAD)))
+    site.beat("a")
+    assert site.route("classify").complete
+
+
+def test_a_task_that_was_taken_away_and_deployed_again_is_tried_at_once() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="its file is torn")})
+    site.beat("a", {})
+    site.feed(TaskUndeployed("classify"))
+    site.feed(TaskDeployed(CLASSIFY))
+    site.beat("a")
+    assert site.route("classify").complete
+
+
+def test_a_device_that_beats_and_whose_birth_is_not_known_is_asked_for_it_but_not_at_every_beat() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.sessions["b"] = 4
+    assert site.beat("b") == [AskRebirth("b")]
+    site.now_s += 1
+    assert site.beat("b") == []
+    site.beat("a")
+    site.now_s += 1.9
+    site.beat("a")
+    site.now_s += 1.9
+    site.beat("a")
+    site.now_s += 1
+    assert AskRebirth("b") in site.beat("b")
+    site.born("b", 100)
+    assert not only(site.beat("b"), AskRebirth)
+
+
+def test_a_task_with_redundancy_has_a_second_door_outside_the_first_and_keeps_it() -> None:
+    spec = CLASSIFY.model_copy(update={"redundancy": 2})
+    site = serving(spec, a=100, b=10, c=10)
+    first = site.route("classify")
+    assert (first.front_door, first.second_door) == (("a",), ("b",))
+    site.gone("b")
+    second = site.route("classify")
+    assert second.second_door == ("c",)
+    assert second.group > first.group, "a new set is a new share group"
+    site.born("b", 10)
+    assert site.route("classify").second_door == ("c",)
+    assert serving(CLASSIFY, a=100, b=10).route("classify").second_door == ()
+
+
+def test_what_most_tasks_need_is_listed_first_and_standbys_last() -> None:
+    site = Site()
+    site.born("a", 200)
+    for spec in (task("a-first", HEAD, TEXT), CAPTION):
+        site.feed(TaskDeployed(spec))
+    site.settle()
+    assert site.state.assignments["a"].modules[0].module == "text"
+    site.beats()
+    site.born("b", 200, speed=1e9)
+    site.beats()
+    site.calm()
+    roles = [told.role for told in site.state.assignments["b"].modules]
+    assert roles == sorted(roles)
+    assert site.state.assignments["b"].modules[0].module == "text"
+
+
+def test_a_late_will_of_ours_or_an_older_orchestrator_is_overwritten() -> None:
+    site = Site(epoch=3)
+    truth = [PublishState(OrchestratorState(epoch=3, online=True, session=1))]
+    assert site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=False, session=0))) == truth
+    assert site.feed(OrchestratorSeen(OrchestratorState(epoch=2, online=True, session=5))) == truth
+
+
+def ask(site: Site, name: str, correlation: bytes | None = b"request-1") -> list[Action]:
+    return site.feed(RequestSeen(name, REPLY_TO, correlation, b"a picture"))
+
+
+def refusal(actions: list[Action]) -> ErrorBody:
+    (answer,) = only(actions, AnswerError)
+    assert answer.result.error is not None
+    return answer.result.error
+
+
+def test_a_request_for_an_unknown_task_is_answered_at_once_with_what_is_deployed() -> None:
+    site = serving(CLASSIFY, CAPTION, a=200)
+    (answer,) = ask(site, "clasify")
+    assert isinstance(answer, AnswerError)
+    assert answer.result.error is not None
+    assert answer.result.error.code == ErrorCode.NO_ROUTE
+    assert answer.result.error.message == (
+        "no task is called clasify; deployed tasks: caption, classify; deploy it with `s2m3 deploy FILE`"
+    )
+    assert answer.correlation == b"request-1"
+
+
+def test_a_request_for_an_unavailable_task_is_answered_with_the_reason() -> None:
+    site = serving(CAPTION, a=50)
+    (answer,) = ask(site, "caption")
+    assert isinstance(answer, AnswerError)
+    assert answer.result.error is not None
+    assert answer.result.error.message == site.route("caption").unavailable
+
+
+def test_requests_for_tasks_with_a_front_door_are_left_to_the_agents() -> None:
+    site = serving(CLASSIFY, a=60, b=10)
+    assert ask(site, "classify") == []
+    site.beat("b", {})
+    assert not site.route("classify").complete
+    assert ask(site, "classify") == []
+
+
+def test_before_the_broker_could_say_what_it_remembers_no_request_is_answered() -> None:
+    assert ask(Site(), "classify") == []
+
+
+def test_while_it_settles_a_request_is_told_when_to_try_again_unless_agents_serve_its_task() -> None:
+    site = Site()
+    site.feed(RouteSeen("classify", available=True, front_door=True))
+    site.feed(RouteSeen("caption", available=True, front_door=False))
+    site.now_s += 0.5
+    assert ask(site, "classify") == []
+    for name in ("caption", "unknown"):
+        error = refusal(ask(site, name))
+        assert (error.message, error.retry_after_s) == ("the orchestrator has just started; try again", 1.0)
+
+
+def test_while_the_front_door_loads_a_request_is_told_who_loads_what() -> None:
+    site = Site()
+    site.born("a", 60)
+    site.born("b", 10, speed=1e9)
+    site.feed(TaskDeployed(CLASSIFY))
+    site.settle()
+    error = refusal(ask(site, "classify"))
+    assert error.message == "its modules are being loaded: a loads vision, b loads head; try again"
+    assert (error.code, error.retry_after_s) == (ErrorCode.NO_ROUTE, 1.0)
+
+
+def test_the_answer_carries_the_id_by_which_agents_know_the_request() -> None:
+    site = serving()
+    payloads = [b"one picture", b"another picture"]
+    answers = [only(site.feed(RequestSeen("nothing", REPLY_TO, None, payload)), AnswerError) for payload in payloads]
+    ids = [answer.result.request for (answer,) in answers]
+    assert ids == [request_id("nothing", REPLY_TO, b"", payload) for payload in payloads]
+    assert ids[0] != ids[1]
+
+
+def test_the_log_tells_of_devices_placements_and_withdrawn_tasks() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    assert events(site.gone("a")) == ["device_changed", "placed"]
+    assert events(site.gone("b")) == ["device_changed", "placed", "task_withdrawn"]
+    assert events(site.feed(Tick())) == []
+
+
+def test_a_task_that_describes_a_shared_module_differently_is_refused_and_disturbs_nobody() -> None:
+    site = serving(CLASSIFY, a=1000)
+    before = site.where()
+    for changed in ({"family": "wrong.family"}, {"memory_bytes": 1}):
+        wrong = task("another", VISION.model_copy(update=changed), TEXT)
+        site.feed(TaskDeployed(TaskSpec.model_validate(wrong.model_dump())))
+        reason = site.route("another").unavailable
+        assert reason is not None
+        assert next(iter(changed)) in reason
+        assert "classify" in reason
+        assert site.where() == before
+        assert site.route("classify").complete
+    site.feed(TaskDeployed(task("another", VISION, TEXT)))
+    assert site.route("another").unavailable is None
+
+
+def test_our_own_word_that_comes_back_over_this_link_proves_it_and_no_other_does() -> None:
+    site = Site(epoch=3)
+    site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=True, session=77)))
+    assert site.state.cluster.echo_s is None
+    site.now_s = 4.0
+    site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=True, session=1)))
+    assert site.state.cluster.echo_s == 4.0
+    site.feed(LinkDown("cut"))
+    site.feed(LinkUp(2))
+    assert site.state.cluster.echo_s is None

@@ -1,0 +1,352 @@
+"""Suspicion, probation, hold and sleep: whom the orchestrator relies on."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.protocol.messages import SUSPECTED_FOR_S, DeviceProfile, DeviceState, Heartbeat
+from broker.transport.port import LinkDown, LinkUp
+from orchestrator.membership.cluster import (
+    ECHO_GIVEN_UP_S,
+    HOLD_INTERVALS,
+    Cluster,
+    ClusterEvent,
+    DeviceStateSeen,
+    DrainSeen,
+    HeartbeatSeen,
+    Overslept,
+    Tick,
+    apply,
+    echoed,
+    next_deadline_s,
+)
+from orchestrator.membership.flap_damping import FORGIVE_AFTER_S, PROBATION_BEATS
+
+PROFILE = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.002)
+
+
+class Fleet:
+    """Devices that beat once a second until a test stops them."""
+
+    def __init__(self, *names: str) -> None:
+        self.cluster = apply(Cluster(heartbeat_interval_s=1.0), LinkUp(1), 0.0)
+        self.now_s = 100.0
+        self.seq = 0
+        self.sessions: dict[str, int] = {}
+        self.beating: set[str] = set()
+        self.suspects: dict[str, dict[str, float]] = {}  # by whom, whom -> since when
+        for name in names:
+            self.join(name)
+
+    def feed(self, event: ClusterEvent) -> None:
+        self.cluster = apply(self.cluster, event, self.now_s)
+        assert apply(self.cluster, event, self.now_s) == self.cluster, "the same event again changes nothing"
+
+    def join(self, name: str) -> None:
+        self.sessions[name] = self.sessions.get(name, 0) + 1
+        born = DeviceState(status="online", session=self.sessions[name], profile=PROFILE)
+        self.feed(DeviceStateSeen(name, born))
+        self.beating.add(name)
+        self.beat(name)
+
+    def beat(self, name: str) -> None:
+        self.seq += 1
+        suspects = {other: self.now_s - at_s for other, at_s in self.suspects.get(name, {}).items()}
+        beat = Heartbeat(session=self.sessions[name], seq=self.seq, epoch=1, generation=1, suspects=suspects)
+        self.feed(HeartbeatSeen(name, beat))
+
+    def die(self, name: str) -> None:
+        self.beating.discard(name)
+        self.feed(DeviceStateSeen(name, DeviceState(status="offline", session=self.sessions[name])))
+
+    def echo(self) -> None:
+        self.cluster = echoed(self.cluster, self.now_s)
+
+    def blame(self, by: str, whom: str) -> None:
+        self.suspects.setdefault(by, {})[whom] = self.now_s
+        self.beat(by)
+
+    def go_on(self, seconds: float) -> None:
+        for _ in range(round(seconds * 4)):
+            self.now_s += 0.25
+            if self.now_s % 1 == 0:
+                for name in sorted(self.beating):
+                    self.beat(name)
+            self.feed(Tick())
+
+    def doubt(self, name: str) -> str | None:
+        return self.cluster.devices[name].doubt
+
+    def alive(self) -> set[str]:
+        return {device.id for device in self.cluster.alive()}
+
+
+# --- what others say ---
+
+
+def test_beats_between_the_regular_ones_prove_nothing() -> None:
+    fleet = Fleet("a", "b")
+    fleet.die("b")
+    fleet.now_s += 1.0
+    fleet.join("b")
+    for _ in range(3 * PROBATION_BEATS):
+        fleet.now_s += 0.01
+        fleet.beat("b")
+    assert fleet.cluster.devices["b"].doubt is not None
+
+
+def test_one_report_of_one_coordinator_moves_nothing() -> None:
+    fleet = Fleet("a", "b")
+    fleet.blame("a", "b")
+    fleet.go_on(3)
+    assert not fleet.cluster.devices["b"].hung
+
+
+def test_a_device_that_beats_and_is_suspected_by_two_or_twice_by_one_hangs_until_it_is_taken_back() -> None:
+    fleet = Fleet("a", "b", "c")
+    fleet.blame("a", "c")
+    fleet.blame("b", "c")
+    assert fleet.cluster.devices["c"].hung
+    assert fleet.doubt("c") == "calls to it time out"
+    fleet.suspects.clear()
+    fleet.beat("a")
+    assert not fleet.cluster.devices["c"].hung
+    fleet.blame("a", "c")
+    fleet.go_on(2)
+    fleet.blame("a", "c")
+    fleet.suspects["b"] = {}
+    fleet.beat("b")
+    assert fleet.cluster.devices["c"].hung
+
+
+def test_a_suspicion_ends_by_itself() -> None:
+    fleet = Fleet("a", "b", "c")
+    fleet.blame("a", "c")
+    fleet.blame("b", "c")
+    fleet.go_on(SUSPECTED_FOR_S + 1)
+    assert not fleet.cluster.devices["c"].hung
+
+
+def test_a_silent_device_is_dead_sooner_when_a_coordinator_suspects_it() -> None:
+    fleet = Fleet("a", "b")
+    fleet.beating.discard("b")
+    fleet.blame("a", "b")
+    fleet.go_on(2)
+    assert fleet.alive() == {"a", "b"}
+    fleet.go_on(0.25)
+    assert fleet.alive() == {"a"}
+
+
+# --- probation ---
+
+
+def test_who_comes_back_is_on_probation_for_some_beats_and_longer_after_each_further_death() -> None:
+    fleet = Fleet("a", "b")
+    for round_, beats in enumerate((PROBATION_BEATS, 2 * PROBATION_BEATS)):
+        fleet.go_on(5)
+        fleet.die("b")
+        fleet.go_on(2)
+        fleet.join("b")
+        fleet.go_on(beats - 1)
+        assert fleet.doubt("b") == "it died and came back a moment ago", round_
+        fleet.go_on(1)
+        assert fleet.doubt("b") is None, round_
+
+
+def test_a_device_that_dies_and_returns_every_two_seconds_is_never_trusted() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(5)
+    for _ in range(20):
+        fleet.die("b")
+        fleet.go_on(2)
+        fleet.join("b")
+        fleet.go_on(2)
+        assert fleet.doubt("b") is not None
+    assert fleet.cluster.devices["b"].record.to_prove > 50 * PROBATION_BEATS, "by now it takes minutes"
+
+
+def test_a_gap_begins_the_probation_anew() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(5)
+    fleet.die("b")
+    fleet.join("b")
+    fleet.go_on(PROBATION_BEATS - 1)
+    fleet.beating.discard("b")
+    fleet.go_on(2.5)
+    fleet.beating.add("b")
+    fleet.go_on(PROBATION_BEATS - 1)
+    assert fleet.doubt("b") is not None
+
+
+def test_deaths_long_ago_are_forgiven() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(5)
+    for _ in range(6):
+        fleet.die("b")
+        fleet.join("b")
+    fleet.go_on(FORGIVE_AFTER_S)
+    fleet.die("b")
+    fleet.join("b")
+    assert fleet.cluster.devices["b"].record.to_prove == PROBATION_BEATS
+
+
+def test_a_new_device_and_a_broker_that_restarts_put_nobody_on_probation() -> None:
+    fleet = Fleet("a", "b")
+    fleet.feed(LinkDown("the broker restarts"))
+    fleet.go_on(3)
+    fleet.feed(LinkUp(2))
+    fleet.die("b")  # the broker says its will as it begins
+    fleet.join("b")
+    assert fleet.doubt("a") is None
+    assert fleet.doubt("b") is None
+
+
+# --- when most vanish ---
+
+
+def test_when_most_devices_fall_silent_at_once_nobody_is_dead_before_the_hold_is_over() -> None:
+    fleet = Fleet("a", "b", "c", "d", "e")
+    fleet.go_on(1)
+    fleet.beating -= {"a", "b", "c"}
+    fleet.go_on(3.25 + HOLD_INTERVALS - 0.25)
+    assert fleet.alive() == {"a", "b", "c", "d", "e"}
+    fleet.go_on(0.25)
+    assert fleet.alive() == {"d", "e"}
+
+
+def test_once_one_is_back_the_others_have_an_interval_and_a_quarter_to_be_heard() -> None:
+    fleet = Fleet("a", "b", "c", "d", "e")
+    fleet.go_on(1)
+    fleet.beating -= {"a", "b", "c"}
+    fleet.go_on(4)
+    fleet.beating |= {"a", "b"}
+    fleet.go_on(2)  # a is back after the first of these
+    assert fleet.alive() == {"a", "b", "c", "d", "e"}
+    fleet.go_on(0.25)
+    assert fleet.alive() == {"a", "b", "d", "e"}
+
+
+def test_while_our_own_words_do_not_come_back_no_time_passes_for_the_silent() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(3)
+    fleet.echo()
+    fleet.beating.clear()
+    fleet.go_on(6)
+    assert fleet.alive() == {"a", "b"}, "our link stalls: who else would know whether they beat?"
+    fleet.beating.add("a")
+    fleet.beat("a")  # what was queued arrives, in any order
+    fleet.echo()
+    fleet.go_on(1.5)
+    assert fleet.alive() == {"a", "b"}
+    fleet.echo()
+    fleet.go_on(0.75)
+    assert fleet.alive() == {"a", "b"}
+    fleet.go_on(0.25)
+    assert fleet.alive() == {"a"}, "3.25 intervals after its last beat, without the 5.1 that our link stood still"
+
+
+def test_a_stall_of_our_link_kills_no_device_that_somebody_accuses() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(3.75)
+    fleet.blame("b", "a")
+    fleet.echo()
+    fleet.beating.clear()
+    fleet.go_on(8)
+    assert fleet.alive() == {"a", "b"}
+
+
+def test_a_broker_that_never_echoes_stops_the_detector_for_a_while_only() -> None:
+    fleet = Fleet("a", "b")
+    fleet.echo()
+    fleet.beating.discard("b")
+    fleet.go_on(ECHO_GIVEN_UP_S)
+    assert fleet.alive() == {"a", "b"}
+    fleet.go_on(3.25)
+    assert fleet.alive() == {"a"}
+
+
+def test_a_stall_is_no_reason_to_look_again_and_again() -> None:
+    fleet = Fleet("a")
+    fleet.echo()
+    fleet.beating.clear()
+    fleet.go_on(2)
+    due_s = next_deadline_s(fleet.cluster)
+    assert due_s is not None
+    assert due_s > fleet.now_s
+
+
+def test_two_silent_devices_are_dead_in_time_even_if_they_are_most() -> None:
+    fleet = Fleet("a", "b", "c")
+    fleet.go_on(1)
+    fleet.beating -= {"a", "b"}
+    fleet.go_on(3.25)
+    assert fleet.alive() == {"c"}
+
+
+def test_when_most_devices_say_goodbye_at_once_placing_waits_until_they_are_back_or_the_time_is_over() -> None:
+    for come_back in (False, True):
+        fleet = Fleet("a", "b", "c", "d")
+        fleet.go_on(5)
+        for name in ("a", "b", "c"):
+            fleet.die(name)
+        assert fleet.alive() == {"d"}, "nothing is routed to them"
+        assert fleet.cluster.hold is not None
+        if come_back:
+            fleet.join("a")
+            fleet.join("b")
+        else:
+            fleet.go_on(HOLD_INTERVALS)
+        assert fleet.cluster.hold is None
+
+
+def test_devices_that_go_one_after_the_other_hold_nothing_up() -> None:
+    fleet = Fleet("a", "b", "c", "d")
+    for name in ("a", "b", "c"):
+        fleet.go_on(2)
+        fleet.die(name)
+        assert fleet.cluster.hold is None
+
+
+# --- ourselves, and the operator ---
+
+
+def test_when_our_own_process_stood_still_everybody_has_the_full_time_anew() -> None:
+    fleet = Fleet("a", "b")
+    fleet.now_s += 60
+    fleet.feed(Overslept())
+    assert fleet.alive() == {"a", "b"}
+    assert {device.health for device in fleet.cluster.alive()} == {"well"}
+    fleet.now_s += 3.25
+    fleet.feed(Tick())
+    assert fleet.alive() == set()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_drain_holds_for_a_device_that_restarts_and_for_one_that_is_not_known_yet(known: bool) -> None:  # noqa: FBT001 - pytest passes names
+    fleet = Fleet("a", *(["b"] if known else []))
+    fleet.feed(DrainSeen("b", drain=True))
+    fleet.join("b")
+    assert fleet.cluster.devices["b"].draining
+    assert not fleet.cluster.devices["b"].may_hold
+    fleet.feed(DrainSeen("b", drain=False))
+    assert fleet.cluster.devices["b"].may_hold
+
+
+def test_a_drain_that_was_taken_back_while_our_link_was_down_is_over() -> None:
+    fleet = Fleet("a", "b")
+    for device in ("a", "b"):
+        fleet.feed(DrainSeen(device, drain=True))
+    fleet.feed(LinkDown("lost"))
+    fleet.feed(LinkUp(2))
+    fleet.feed(DrainSeen("b", drain=True))  # the broker remembers only this one
+    assert [device.draining for device in fleet.cluster.alive()] == [False, True]
+
+
+def test_a_device_that_only_fell_silent_is_forgotten_as_well() -> None:
+    fleet = Fleet("a", "b")
+    fleet.beating.discard("b")
+    fleet.go_on(4)
+    fleet.beating.discard("a")
+    fleet.now_s += 3600.0
+    fleet.feed(Tick())
+    assert "b" not in fleet.cluster.devices

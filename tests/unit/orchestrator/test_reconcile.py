@@ -1,0 +1,651 @@
+"""Standbys, replicas, take-overs, planned moves, refusals and measured values: the reconciler over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from broker.protocol.messages import AssignedModule, DeviceProfile, DeviceState, Heartbeat, HeldModule, Route
+from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.transport.port import LinkUp
+from orchestrator.decide import decide, next_deadline_s
+from orchestrator.events import Action, Event, Note, PublishAssignment, PublishRoute, RouteSeen, TaskDeployed
+from orchestrator.membership.cluster import HOLD_INTERVALS, DeviceStateSeen, DrainSeen, HeartbeatSeen, Tick
+from orchestrator.placement.rebalance import GAIN_S, GAIN_SHARE
+from orchestrator.state import Pace, State, initial
+
+PACE = Pace(calm_s=2.0, review_s=10.0, round_s=60.0)
+A = TypeVar("A", bound=Action)
+
+
+def module(part: str, memory_bytes: int, flops: float) -> ModuleSpec:
+    source = Source(pip="weights", part=part)
+    return ModuleSpec(family="any.kind", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=100)
+
+
+VISION = module("vision", 60, 2e9)
+TEXT = module("text", 40, 1e9)
+HEAD = module("head", 10, 1e7)
+
+
+def task(name: str, *modules: ModuleSpec, weight: float = 1.0) -> TaskSpec:
+    """A chain of nodes; the modules are called by their part."""
+    names = [spec.source.part if spec.source else "" for spec in modules]
+    needs = ["image", *names]
+    return TaskSpec(
+        task=name,
+        inputs={"image": InputSpec(kind="image", bytes=1000)},
+        nodes={f"{part}": NodeSpec(module=part, needs=(needs[i],)) for i, part in enumerate(names)},
+        output=names[-1],
+        weight=weight,
+        modules=dict(zip(names, modules, strict=True)),
+    )
+
+
+CLASSIFY = task("classify", VISION, HEAD)
+CAPTION = task("caption", VISION, TEXT)
+
+
+@dataclass
+class Agent:
+    """What a device really is; it obeys when it beats."""
+
+    session: int = 1
+    seq: int = 0
+    loaded: set[str] = field(default_factory=set)
+    loads: int = 0
+    up: bool = True
+    slow: bool = False  # it never gets a module ready
+    refuses: dict[str, str] = field(default_factory=dict)
+    compute_s: dict[str, float] = field(default_factory=dict)
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+    cached: dict[str, float] = field(default_factory=dict)
+    suspects: dict[str, float] = field(default_factory=dict)  # seconds since a call to it timed out
+
+
+class Site:
+    """An orchestrator with a clock, and agents that do what agents do."""
+
+    def __init__(self, *tasks: TaskSpec, speed: float = 10e9, **memory_bytes: int) -> None:
+        self.state: State = initial(epoch=1, heartbeat_interval_s=1.0, settle_s=1.5, pace=PACE)
+        self.now_s = 0.0
+        self.agents: dict[str, Agent] = {}
+        self.notes: list[Note] = []
+        self.feed(LinkUp(1))
+        for device, size in memory_bytes.items():
+            self.join(device, size, speed)
+        for spec in tasks:
+            self.feed(TaskDeployed(spec))
+
+    def feed(self, event: Event) -> list[Action]:
+        self.state, actions = decide(self.state, event, self.now_s)
+        self.notes += only(actions, Note)
+        return actions
+
+    def join(self, device: str, memory_bytes: int, speed: float, agent: Agent | None = None) -> list[Action]:
+        known = self.agents.get(device)
+        self.agents[device] = agent or Agent(session=known.session + 1 if known else 1)
+        profile = DeviceProfile(
+            memory_bytes=memory_bytes, compute_flops_per_s=speed, bandwidth_bits_per_s=100e6, latency_s=0.001
+        )
+        birth = DeviceState(status="online", session=self.agents[device].session, profile=profile)
+        return [*self.feed(DeviceStateSeen(device, birth)), *self.beat(device)]
+
+    def beat(self, device: str) -> list[Action]:
+        """Obey the assignment and report."""
+        agent, said = self.agents[device], self.state.assignments.get(device)
+        wanted = {told.spec.key: told for told in said.modules} if said else {}
+        now = {key for key in wanted if key not in agent.refuses and (key in agent.loaded or not agent.slow)}
+        agent.loads += len(now - agent.loaded)
+        agent.loaded, agent.seq = now, agent.seq + 1
+        held = {key: self._held(agent, told) for key, told in wanted.items()}
+        beat = Heartbeat(
+            session=agent.session,
+            seq=agent.seq,
+            epoch=said.epoch if said else 0,
+            generation=said.generation if said else 0,
+            modules=held,
+            cached=agent.cached,
+            suspects=agent.suspects,
+        )
+        return self.feed(HeartbeatSeen(device, beat))
+
+    def _held(self, agent: Agent, told: AssignedModule) -> HeldModule:
+        key = told.spec.key
+        if key in agent.refuses:
+            return HeldModule(module=told.module, state="failed", error=agent.refuses[key])
+        if key not in agent.loaded:
+            return HeldModule(module=told.module, state="loading", memory_bytes=told.spec.memory_bytes)
+        return HeldModule(
+            module=told.module,
+            state="ready",
+            memory_bytes=agent.memory_bytes.get(key, told.spec.memory_bytes),
+            compute_s=agent.compute_s.get(key),
+        )
+
+    def go_on(self, seconds: float) -> list[Action]:
+        """Time passes, everybody beats every second."""
+        actions = []
+        for _ in range(round(seconds)):
+            self.now_s += 1.0
+            actions += self.feed(Tick())
+            for device, agent in self.agents.items():
+                actions += self.beat(device) if agent.up else []
+        return actions
+
+    def kill(self, device: str) -> list[Action]:
+        self.agents[device].up = False
+        gone = DeviceState(status="offline", session=self.agents[device].session)
+        return self.feed(DeviceStateSeen(device, gone))
+
+    def roles(self) -> dict[str, dict[str, list[str]]]:
+        """As assigned: role -> module -> devices."""
+        found: dict[str, dict[str, list[str]]] = {"active": {}, "standby": {}}
+        for device, said in sorted(self.state.assignments.items()):
+            for told in said.modules:
+                found[told.role].setdefault(told.module, []).append(device)
+        return found
+
+    def route(self, name: str) -> Route:
+        return self.state.routes[name]
+
+    def able(self, name: str, node: str) -> list[str]:
+        return [device.device for device in self.route(name).nodes[node].devices]
+
+    def told(self, event: str) -> list[Note]:
+        return [note for note in self.notes if note.event == event]
+
+
+def only(actions: list[Action], kind: type[A]) -> list[A]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def calm(*tasks: TaskSpec, **memory_bytes: int) -> Site:
+    """A site that serves, with its spares chosen and loaded; not yet due for a review."""
+    site = Site(*tasks, **memory_bytes)
+    site.go_on(6)
+    return site
+
+
+# --- standbys and replicas ---
+
+
+def test_leftover_memory_holds_a_standby_of_each_module_and_no_route_names_it() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    assert site.roles() == {
+        "active": {"vision": ["a"], "head": ["a"]},
+        "standby": {"vision": ["b"], "head": ["b"]},
+    }
+    assert site.able("classify", "vision") == ["a"]
+    assert site.agents["b"].loaded == {VISION.key, HEAD.key}
+
+
+def test_spares_wait_for_some_calm() -> None:
+    site = Site(CLASSIFY, a=100, b=100)
+    site.go_on(3)
+    assert site.route("classify").complete
+    assert site.roles()["standby"] == {}
+    site.go_on(1)
+    assert site.roles()["standby"] == {"vision": ["b"], "head": ["b"]}
+
+
+def test_spares_wait_until_every_active_copy_serves() -> None:
+    site = Site(CLASSIFY, a=100, b=100)
+    site.agents["a"].slow = True
+    site.go_on(20)
+    assert site.roles()["standby"] == {}
+    site.agents["a"].slow = False
+    site.go_on(1)
+    assert site.roles()["standby"] == {"vision": ["b"], "head": ["b"]}
+
+
+def test_a_standby_that_comes_changes_no_route_and_no_generation() -> None:
+    site = Site(CLASSIFY, a=100, b=100)
+    site.go_on(3)
+    before = site.route("classify"), site.state.generation
+    site.go_on(6)
+    assert site.roles()["standby"]
+    assert (site.route("classify"), site.state.generation) == before
+
+
+def test_spares_settle() -> None:
+    site = calm(CLASSIFY, CAPTION, a=100, b=150, c=80)
+    assert only(site.go_on(60), PublishAssignment) == []
+
+
+def test_a_rate_beyond_one_copy_makes_the_standby_a_replica_that_serves() -> None:
+    busy = task("classify", VISION, HEAD, weight=10.0)  # vision takes 0.2 s: twice what one copy can do
+    site = calm(busy, a=100, b=100, c=100, d=100)
+    assert len(site.able("classify", "vision")) == 3, "0.2 s x 10/s is 2 copies' time, and 0.7 of a copy's may be used"
+    assert site.route("classify").front_door == tuple(site.able("classify", "vision"))
+    assert "vision" not in site.roles()["standby"]
+    assert site.roles()["standby"]["head"]
+
+
+def test_a_measured_second_is_what_decides_about_replicas() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    assert site.able("classify", "vision") == ["a"]
+    for agent in site.agents.values():
+        agent.compute_s[VISION.key] = 0.9
+    site.go_on(PACE.review_s)
+    assert site.able("classify", "vision") == ["a", "b"]
+
+
+def test_a_new_task_takes_the_memory_of_spares_and_is_served() -> None:
+    site = calm(CLASSIFY, a=100, b=70)
+    assert site.roles()["standby"] == {"vision": ["b"], "head": ["b"]}
+    site.feed(TaskDeployed(task("read", TEXT, HEAD)))
+    site.go_on(1)
+    assert site.route("read").complete
+    assert sum(told.spec.memory_bytes for told in site.state.assignments["b"].modules) <= 70
+
+
+def test_a_standby_that_is_refused_goes_elsewhere_and_nothing_else_happens() -> None:
+    site = Site(CLASSIFY, a=100, b=100, c=100)
+    site.agents["b"].refuses[VISION.key] = "the weights are damaged"
+    before = site.go_on(3)
+    after = site.go_on(20)
+    assert before
+    assert site.roles()["standby"]["vision"] == ["c"]
+    assert only(after, PublishRoute) == []
+
+
+# --- take-overs ---
+
+
+def test_when_the_active_copys_device_dies_its_standby_serves_at_once_without_a_load() -> None:
+    site = calm(CLASSIFY, a=100, b=100, c=100)
+    loads = {device: agent.loads for device, agent in site.agents.items()}
+    (home,) = site.able("classify", "vision")
+    (heir,) = site.roles()["standby"]["vision"]
+    actions = site.kill(home)
+    (route,) = only(actions, PublishRoute)
+    assert route.route.complete, "in the very answer to the will"
+    assert site.able("classify", "vision") == [heir]
+    assert site.agents[heir].loads == loads[heir]
+    site.go_on(5)
+    (spare,) = {"a", "b", "c"} - {home, heir}
+    assert site.roles()["standby"]["vision"] == [spare], "then a new standby is chosen"
+
+
+def test_a_device_that_connects_anew_before_it_was_missed_keeps_its_modules() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    before = site.roles()
+    agent = site.agents["a"]
+    actions = site.join("a", 100, 10e9, agent=replace(agent, session=agent.session + 1, seq=0))
+    assert not only(actions, PublishRoute)
+    site.go_on(6)
+    assert site.roles() == before
+
+
+def test_a_device_that_starts_anew_before_it_was_missed_gives_way_to_the_standby() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    site.join("a", 100, 10e9, agent=Agent(session=2, slow=True))
+    assert site.able("classify", "vision") == ["b"], "with its first beat, which lists what it must load anew"
+    site.agents["a"].slow = False
+    site.go_on(6)
+    assert site.roles() == {"active": {"vision": ["b"], "head": ["b"]}, "standby": {"vision": ["a"], "head": ["a"]}}
+
+
+def test_a_replica_takes_over_before_a_standby_does_and_the_others_go_on() -> None:
+    busy = task("classify", VISION, HEAD, weight=10.0)
+    site = calm(busy, a=100, b=100, c=100)
+    serving = site.able("classify", "vision")
+    site.kill(serving[0])
+    assert site.able("classify", "vision") == serving[1:]
+    assert site.route("classify").complete
+
+
+def test_after_a_restart_of_the_orchestrator_active_copies_and_standbys_stay_what_they_were() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    site.kill("a")
+    site.join("a", 100, 10e9)
+    site.go_on(12)  # its probation, and calm
+    roles, route = site.roles(), site.route("classify")
+    assert roles["active"]["vision"] == ["b"]
+    again = Site(CLASSIFY, a=100, b=100)
+    serving = {node.key: tuple(able.device for able in node.devices) for node in route.nodes.values()}
+    again.feed(RouteSeen("classify", available=True, front_door=True, serving=serving))
+    for device, agent in site.agents.items():
+        held = {key: HeldModule(module="m", state="ready", memory_bytes=10) for key in sorted(agent.loaded)}
+        beat = Heartbeat(session=1, seq=50, epoch=1, generation=0, modules=held)
+        again.feed(HeartbeatSeen(device, beat))
+        again.agents[device].loaded, again.agents[device].seq = set(agent.loaded), 50
+    again.now_s += 1.5
+    again.feed(Tick())
+    assert again.roles() == roles
+    again.go_on(5)
+    assert again.roles() == roles
+    assert [agent.loads for agent in again.agents.values()] == [0, 0]
+
+
+# --- planned moves ---
+
+
+def moving() -> Site:
+    """A much faster device joined, and the review is about to begin."""
+    site = calm(CLASSIFY, a=100)
+    site.agents["a"].compute_s |= {VISION.key: 0.2, HEAD.key: 0.001}
+    site.join("fast", 100, 100e9)
+    site.agents["fast"].slow = True
+    site.go_on(PACE.review_s)
+    return site
+
+
+def test_a_much_better_device_gets_the_modules_after_they_are_loaded_there() -> None:
+    site = moving()
+    assert site.able("classify", "vision") == ["a"], "the old copy serves"
+    assert site.roles()["standby"]["vision"] == ["fast"]
+    assert len(site.told("moves_planned")) == 1
+    site.agents["fast"].slow = False
+    actions = site.go_on(1)
+    assert site.able("classify", "vision") == ["fast"]
+    assert all(action.route.complete for action in only(actions, PublishRoute)), "make before break"
+    routes_then_assignments = [
+        type(action) for action in actions if isinstance(action, PublishRoute | PublishAssignment)
+    ]
+    assert routes_then_assignments[0] is PublishRoute
+    site.go_on(60)
+    assert site.roles()["active"]["vision"] == ["fast"]
+    assert len(site.told("moves_planned")) == 1
+
+
+def test_a_move_whose_device_turns_out_slow_is_not_made_and_not_planned_again() -> None:
+    site = moving()
+    site.agents["fast"].compute_s[VISION.key] = 0.3
+    site.agents["fast"].slow = False
+    site.go_on(60)
+    assert site.able("classify", "vision") == ["a"]
+    (given_up,) = site.told("moves_given_up")
+    assert "must gain" in str(given_up.fields["why"])
+    assert len(site.told("moves_planned")) == 1
+
+
+def test_a_move_whose_target_dies_is_given_up_and_leaves_nothing_behind() -> None:
+    site = moving()
+    site.kill("fast")
+    assert site.state.standing.moves is None
+    assert site.roles() == {"active": {"vision": ["a"], "head": ["a"]}, "standby": {}}
+    site.go_on(20)
+    assert site.able("classify", "vision") == ["a"]
+
+
+def test_a_move_that_is_never_ready_is_given_up_after_its_time() -> None:
+    site = moving()
+    started_s = site.now_s
+    while site.state.standing.moves is not None and site.now_s < started_s + 2 * PACE.round_s:
+        site.go_on(1)
+    (given_up,) = site.told("moves_given_up")
+    assert "weren't ready after 60 s" in str(given_up.fields["why"])
+    assert site.now_s - started_s <= PACE.round_s
+
+
+def test_a_source_that_dies_while_its_module_moves_is_replaced_by_the_copy_under_way() -> None:
+    site = moving()
+    site.kill("a")
+    assert site.roles()["active"]["vision"] == ["fast"]
+    site.agents["fast"].slow = False
+    site.go_on(1)
+    assert site.route("classify").complete
+    assert site.agents["fast"].loads == 2
+
+
+def test_nothing_moves_for_gains_below_the_thresholds() -> None:
+    for share, seconds in ((GAIN_SHARE * 0.8, 1.0), (0.9, GAIN_S * 0.9)):  # of a long task too little; of a short one
+        site = calm(task("classify", VISION, HEAD, weight=0.5), a=100)
+        site.agents["a"].compute_s |= {VISION.key: seconds, HEAD.key: 1e-6}
+        site.join("b", 100, 2e9 / (seconds * (1 - share)))
+        site.go_on(5 * PACE.review_s)
+        assert site.roles()["active"]["vision"] == ["a"]
+        assert site.told("moves_planned") == []
+
+
+def test_there_is_a_pause_between_rounds_of_moves() -> None:
+    site = moving()
+    site.agents["fast"].slow = False
+    site.go_on(1)
+    made_s = site.now_s
+    site.agents["fast"].compute_s |= {VISION.key: 0.5, HEAD.key: 0.001}  # and now it is slow after all
+    while site.able("classify", "vision") == ["fast"]:
+        site.go_on(1)
+    assert PACE.review_s <= site.now_s - made_s <= PACE.review_s + 2
+
+
+# --- measured values ---
+
+
+def test_a_task_goes_to_the_device_that_measured_its_module_as_fast_even_if_it_only_has_it_on_its_disk() -> None:
+    site = Site(a=100, b=100)
+    site.agents["b"].cached = {VISION.key: 0.01}
+    site.go_on(3)
+    site.feed(TaskDeployed(CLASSIFY))
+    assert site.state.standing.where[VISION.key] == "b"
+
+
+def test_the_largest_measured_footprint_counts_everywhere() -> None:
+    site = calm(CLASSIFY, a=200)
+    site.agents["a"].memory_bytes[VISION.key] = 95
+    site.go_on(1)
+    site.join("b", 94, 100e9)
+    site.join("c", 105, 10e9)
+    site.kill("a")
+    assert site.state.standing.where == {VISION.key: "c", HEAD.key: "c"}, "95 and 10 fit there, 95 not on b"
+    site.kill("c")
+    assert "no device fits" in (site.route("classify").unavailable or "")
+
+
+def test_a_larger_measurement_of_another_device_drives_nobody_out() -> None:
+    site = calm(CLASSIFY, a=70, b=200)
+    (home,) = site.able("classify", "vision")
+    assert home == "a"
+    site.agents["b"].memory_bytes[VISION.key] = 75
+    site.go_on(30)
+    assert site.state.footprints[VISION.key] == 75
+    assert site.roles()["active"] == {"vision": ["a"], "head": ["a"]}
+    assert site.agents["a"].loads == 2
+
+
+# --- refusals ---
+
+
+def test_at_most_three_devices_are_tried_then_the_task_is_unavailable_with_the_reasons_and_later_tried_again() -> None:
+    site = Site(CLASSIFY, a=100, b=100, c=100, d=100, e=100)
+    for agent in site.agents.values():
+        agent.refuses[VISION.key] = "needs 80 bytes, 70 are free"
+    site.go_on(5)
+    why = site.route("classify").unavailable or ""
+    assert "3 devices refused vision, and no other is tried now" in why
+    assert why.count("needs 80 bytes, 70 are free") == 3
+    for agent in site.agents.values():
+        agent.refuses.clear()
+    site.go_on(20)
+    assert site.route("classify").unavailable
+    site.go_on(15)
+    assert site.route("classify").complete
+
+
+def test_refused_standbys_never_take_a_task_away_that_is_served() -> None:
+    site = Site(CLASSIFY, a=100)
+    site.go_on(3)
+    for device in ("b", "c", "d", "e"):
+        site.join(device, 100, 10e9)
+        site.agents[device].refuses[VISION.key] = "damaged"
+    site.go_on(28)
+    assert sum(VISION.key in known.barred for known in site.state.cluster.devices.values()) == 3
+    assert site.route("classify").complete
+
+
+def test_when_nothing_is_due_no_deadline_is_near() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    due_s = next_deadline_s(site.state)
+    assert due_s is not None
+    assert due_s > site.now_s
+
+
+# --- drain ---
+
+
+def served_without_a_gap(site: Site, seconds: int, *names: str) -> None:
+    """Time passes, and at each moment every task can be served."""
+    for _ in range(seconds):
+        site.go_on(1)
+        for name in names:
+            assert site.route(name).complete, (site.now_s, site.route(name))
+
+
+def test_a_drained_device_with_standbys_elsewhere_is_left_at_once() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    site.feed(DrainSeen("a", drain=True))
+    assert site.able("classify", "vision") == ["b"]
+    assert site.state.assignments["a"].modules == ()
+    assert site.agents["b"].loads == 2, "nothing was loaded for it"
+
+
+def test_a_drained_device_serves_until_the_new_copies_are_ready() -> None:
+    site = Site(CLASSIFY, a=100, b=100)
+    site.go_on(2)
+    site.agents["b"].slow = True
+    site.feed(DrainSeen("a", drain=True))
+    served_without_a_gap(site, 3, "classify")
+    assert site.able("classify", "vision") == ["a"]
+    site.agents["b"].slow = False
+    served_without_a_gap(site, 2, "classify")
+    assert site.able("classify", "vision") == ["b"]
+    assert site.state.assignments["a"].modules == ()
+
+
+def test_a_device_whose_modules_fit_nowhere_else_serves_on_says_why_and_is_left_when_another_comes() -> None:
+    site = calm(CLASSIFY, a=100, b=30)
+    site.feed(DrainSeen("a", drain=True))
+    served_without_a_gap(site, 40, "classify")
+    stays = site.state.assignments["a"].stays
+    assert stays is not None
+    assert "vision stays" in stays
+    assert site.able("classify", "vision") == ["a"]
+    site.join("c", 100, 10e9)
+    served_without_a_gap(site, 5, "classify")
+    assert site.able("classify", "vision") == ["c"]
+    assert site.state.assignments["a"].modules == ()
+    assert site.state.assignments["a"].stays is None
+
+
+def test_a_drained_device_gets_nothing_new_and_a_task_that_fits_nowhere_else_is_refused() -> None:
+    site = Site(a=100, b=30)
+    site.feed(DrainSeen("a", drain=True))
+    site.feed(TaskDeployed(CLASSIFY))
+    site.go_on(5)
+    why = site.route("classify").unavailable
+    assert why is not None
+    site.feed(DrainSeen("a", drain=False))
+    site.go_on(2)
+    assert site.route("classify").complete
+
+
+def test_after_a_restart_of_the_orchestrator_a_drained_device_still_serves_until_it_is_replaced() -> None:
+    site = Site(CLASSIFY, a=100, b=100)
+    site.feed(DrainSeen("a", drain=True))
+    site.agents["a"].loaded, site.agents["b"].slow = {VISION.key, HEAD.key}, True
+    held = {key: HeldModule(module="m", state="ready", memory_bytes=10) for key in (VISION.key, HEAD.key)}
+    site.feed(HeartbeatSeen("a", Heartbeat(session=1, seq=50, epoch=1, generation=0, modules=held)))
+    site.agents["a"].seq = 50
+    site.now_s += 1.5
+    site.feed(Tick())
+    assert site.able("classify", "vision") == ["a"]
+    served_without_a_gap(site, 3, "classify")
+
+
+def test_a_drain_whose_copies_never_get_ready_begins_anew_in_the_same_turn_and_serves_meanwhile() -> None:
+    site = Site(CLASSIFY, a=100, b=100)
+    site.go_on(2)
+    site.agents["b"].slow = True
+    site.feed(DrainSeen("a", drain=True))
+    served_without_a_gap(site, int(PACE.round_s) + 2, "classify")
+    (given_up,) = site.told("moves_given_up")
+    assert "weren't ready" in str(given_up.fields["why"])
+    assert len(site.told("drain_moves")) == 2
+    again, nothing = decide(site.state, Tick(), site.now_s)
+    assert (again, nothing) == (site.state, [])
+    site.agents["b"].slow = False
+    served_without_a_gap(site, 2, "classify")
+    assert site.able("classify", "vision") == ["b"]
+
+
+def test_two_drains_at_once_end_with_both_empty() -> None:
+    site = calm(CLASSIFY, CAPTION, a=120, b=120, c=200)
+    for device in ("a", "b"):
+        site.feed(DrainSeen(device, drain=True))
+    served_without_a_gap(site, 10, "classify", "caption")
+    assert site.state.assignments["a"].modules == site.state.assignments["b"].modules == ()
+
+
+# --- whom to rely on ---
+
+
+def test_a_hung_device_is_routed_around_when_a_ready_copy_exists_and_not_otherwise() -> None:
+    site = calm(CLASSIFY, a=100, b=100, c=100)
+    site.agents["b"].suspects = site.agents["c"].suspects = {"a": 0.0}
+    site.go_on(1)
+    assert site.able("classify", "vision") == ["b"]
+    alone = Site(CLASSIFY, a=100, b=30, c=30)
+    alone.go_on(6)
+    alone.agents["b"].suspects = alone.agents["c"].suspects = {"a": 0.0}
+    alone.go_on(1)
+    assert alone.able("classify", "vision") == ["a"]
+    assert alone.route("classify").complete
+
+
+def test_one_suspicion_moves_nothing() -> None:
+    site = calm(CLASSIFY, a=100, b=100, c=100)
+    before = site.route("classify")
+    site.agents["b"].suspects = {"a": 0.2}
+    site.beat("b")
+    assert site.route("classify") == before
+
+
+def test_a_dead_devices_modules_go_to_no_suspect_while_another_fits() -> None:
+    site = Site(CLASSIFY, a=100)
+    site.join("b", 100, 9e9)
+    site.join("c", 100, 1e9)
+    site.go_on(1)
+    site.agents["b"].up = False  # silent, not yet dead
+    site.go_on(2)
+    assert site.able("classify", "vision") == ["a"]
+    site.kill("a")
+    assert site.roles()["active"] == {"vision": ["c"], "head": ["c"]}
+
+
+def test_a_device_on_probation_is_used_at_once_when_nothing_else_fits() -> None:
+    site = Site(CLASSIFY, a=100, b=30)
+    site.go_on(5)
+    site.kill("a")
+    assert site.route("classify").unavailable
+    site.join("a", 100, 10e9)
+    site.go_on(1)
+    assert site.route("classify").complete
+    assert site.told("doubts_waived")
+
+
+def test_a_device_that_dies_and_returns_every_two_seconds_moves_things_once() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    generation = 0
+    for round_ in range(20):
+        site.kill("a")
+        site.go_on(2)
+        site.join("a", 100, 10e9)
+        site.go_on(2)
+        assert site.able("classify", "vision") == ["b"]
+        generation = generation or site.state.generation
+        assert site.state.generation == generation, round_
+        assert site.state.assignments["a"].modules == ()
+
+
+def test_when_most_devices_vanish_at_once_standbys_take_over_and_nothing_is_loaded_before_the_hold_is_over() -> None:
+    site = calm(CLASSIFY, CAPTION, a=130, b=130, c=130, d=130)
+    loads = site.agents["d"].loads
+    for device in ("a", "b", "c"):
+        site.kill(device)
+    site.go_on(HOLD_INTERVALS - 1)
+    assert site.agents["d"].loads == loads
+    site.go_on(2)
+    assert site.agents["d"].loads > loads
+    assert all(site.route(name).complete for name in ("classify", "caption"))

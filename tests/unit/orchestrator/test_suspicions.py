@@ -1,0 +1,250 @@
+"""Who is suspected when a request is late, and what clears them."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import pytest
+
+from broker.protocol.codec import RawInput, encode_request
+from broker.protocol.messages import SUSPECTED_FOR_S, NodeDone, NodeInputs, Route, RouteDevice, RouteNode
+from broker.protocol.specs import InputSpec
+from broker.transport.port import RECONNECT_S
+from edge_agent.decide import decide
+from edge_agent.state import Action, AgentState, Beat, DataLink, Received, Requested, Routed, Send, Tick
+
+PREFIX = "s2m3/v1"
+A = TypeVar("A", bound=Action)
+
+
+def node(needs: tuple[str, ...], *devices: str) -> RouteNode:
+    able = tuple(RouteDevice(device=d, compute_s=0.1, latency_s=0.0, bandwidth_bits_per_s=1e12) for d in devices)
+    return RouteNode(module="m/x", key=f"key-of-{'-'.join(needs)}", needs=needs, output_bytes=8, devices=able)
+
+
+@pytest.fixture
+def front() -> AgentState:
+    """gw-a is the front door of encoder (gw-b) -> head (gw-c)."""
+    state = AgentState("gw-a", PREFIX)
+    route = Route(
+        task="t",
+        epoch=1,
+        generation=1,
+        group=1,
+        inputs={"text": InputSpec(kind="text", bytes=10)},
+        nodes={"encoder": node(("text",), "gw-b"), "head": node(("encoder",), "gw-c")},
+        output="head",
+        front_door=("gw-a",),
+    )
+    decide(state, Routed(route), 0.0)
+    return state
+
+
+def ask(state: AgentState, number: int, now_s: float, expiry_s: int = 60) -> NodeInputs:
+    payload, content_type = encode_request({"text": RawInput(b"a cat", "text/plain")})
+    reply_to = f"{PREFIX}/clients/c/results/{number}"
+    asked = Requested("t", payload, content_type, reply_to, b"%d" % number, expiry_s)
+    (send,) = [action for action in decide(state, asked, now_s) if isinstance(action, Send)]
+    assert isinstance(send.message, NodeInputs)
+    return send.message
+
+
+def done(message: NodeInputs, name: str) -> NodeDone:
+    kept = {field: getattr(message, field) for field in ("request", "task", "epoch", "generation", "attempt")}
+    return NodeDone(**kept, node=name)
+
+
+def late(state: AgentState) -> tuple[float, list[Action]]:
+    now_s = state.next_deadline_s()
+    assert now_s is not None
+    return now_s, decide(state, Tick(), now_s)
+
+
+def test_a_device_that_lets_a_call_time_out_is_suspected_and_reported_at_once(front: AgentState) -> None:
+    ask(front, 1, 0.0)
+    now_s, actions = late(front)
+    assert front.suspects == {"gw-b": now_s}, "not gw-c: it was never given what it needs"
+    assert Beat() in actions
+
+
+def test_while_our_own_link_is_down_and_just_after_nobody_is_blamed(front: AgentState) -> None:
+    decide(front, DataLink(up=True), 0.0)
+    ask(front, 1, 0.0)
+    decide(front, DataLink(up=False), 0.1)
+    now_s, _ = late(front)
+    decide(front, DataLink(up=True), 2.0)
+    while now_s < 2.0 + RECONNECT_S:
+        now_s, _ = late(front)
+        assert not front.suspects, "what was sent may have been lost, and others have the time to connect"
+    assert front.coordinated, "it was sent again since"
+    now_s, _ = late(front)
+    assert list(front.suspects) == ["gw-b"]
+
+
+def test_what_our_own_link_took_along_is_sent_again_when_it_is_back_with_the_first_patience(front: AgentState) -> None:
+    decide(front, DataLink(up=True), 0.0)
+    ask(front, 1, 0.0)
+    decide(front, DataLink(up=False), 0.1)
+    (request,) = front.coordinated.values()
+    _, actions = late(front)
+    assert not [action for action in actions if isinstance(action, Send)], "nothing is sent in vain"
+    assert front.next_deadline_s() == request.deadline_s
+    decide(front, DataLink(up=True), 15.0)
+    now_s, actions = late(front)
+    assert now_s < 15.2
+    assert [action.receiver for action in actions if isinstance(action, Send)] == ["gw-b"]
+    assert request.retry_s - now_s < 1.5, "who was away may come back a moment later"
+    assert front.stretch.get("t", 1.0) == 1.0
+    head = done(ask(front, 2, 15.3), "head")
+    decide(front, Received("gw-c", head, {}), 17.0)
+    assert front.stretch.get("t", 1.0) == 1.0, "what comes with all that waited tells nothing of a request's time"
+
+
+def test_of_a_chain_only_who_had_all_it_needs_is_suspected(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.0)
+    late(front)
+    assert list(front.suspects) == ["gw-c"]
+
+
+def test_who_has_had_its_inputs_for_a_moment_only_is_not_suspected(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.95)
+    late(front)
+    assert not front.suspects
+
+
+def test_a_device_that_answered_others_meanwhile_is_slow_and_not_silent(front: AgentState) -> None:
+    ask(front, 1, 0.0)
+    other = ask(front, 2, 0.1)
+    decide(front, Received("gw-b", done(other, "encoder"), {}), 0.5)
+    late(front)
+    assert "gw-b" not in front.suspects
+
+
+def test_the_next_sign_of_life_clears_a_suspect_and_is_reported_at_once(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    now_s, _ = late(front)
+    assert Beat() in decide(front, Received("gw-b", done(message, "encoder"), {}), now_s + 0.1)
+    assert not front.suspects
+
+
+def test_each_further_timeout_renews_the_suspicion_and_an_old_one_is_forgotten(front: AgentState) -> None:
+    ask(front, 1, 0.0)
+    first_s, _ = late(front)
+    second_s, _ = late(front)
+    assert front.suspects == {"gw-b": second_s}
+    assert second_s > first_s
+    front.suspects["gw-z"] = second_s - SUSPECTED_FOR_S
+    late(front)
+    assert list(front.suspects) == ["gw-b"]
+
+
+def test_an_old_suspicion_is_forgotten_though_nothing_comes(front: AgentState) -> None:
+    ask(front, 1, 0.0, expiry_s=8)
+    while front.coordinated:
+        now_s, _ = late(front)
+    suspected_s = front.suspects["gw-b"]
+    assert suspected_s < now_s
+    assert late(front) == (suspected_s + SUSPECTED_FOR_S, [])
+    assert not front.suspects
+    assert front.next_deadline_s() is None
+
+
+def test_a_sign_of_life_clears_a_suspect_that_nothing_is_asked_of_any_more(front: AgentState) -> None:
+    message = ask(front, 1, 0.0, expiry_s=8)
+    while front.coordinated:
+        now_s, _ = late(front)
+    assert decide(front, Received("gw-b", done(message, "encoder"), {}), now_s + 0.1) == [Beat()]
+    assert not front.suspects
+
+
+def test_while_the_route_is_incomplete_nobody_is_suspected_of_what_it_was_never_given(front: AgentState) -> None:
+    ask(front, 1, 0.0)
+    known = front.routes["t"]
+    pending = known.model_copy(update={"generation": 2, "nodes": known.nodes | {"encoder": node(("text",))}})
+    decide(front, Routed(pending), 0.05)  # gw-b died, its module loads elsewhere
+    now_s = 0.05
+    while now_s < 3.0:
+        now_s, _ = late(front)
+        assert not front.suspects
+    loaded = known.model_copy(update={"generation": 3, "nodes": known.nodes | {"encoder": node(("text",), "gw-d")}})
+    (send,) = [action for action in decide(front, Routed(loaded), now_s + 0.5) if isinstance(action, Send)]
+    assert send.receiver == "gw-d"
+    late(front)
+    assert list(front.suspects) == ["gw-d"], "it was given what it needs"
+
+
+def changed(state: AgentState, now_s: float, **able: str) -> list[Send]:
+    """What is sent when the route names other devices: none, one or, with spaces between, more."""
+    known = state.routes["t"]
+    nodes = {name: node(known.nodes[name].needs, *devices.split()) for name, devices in able.items()}
+    route = known.model_copy(update={"generation": known.generation + 1, "nodes": known.nodes | nodes})
+    return [action for action in decide(state, Routed(route), now_s) if isinstance(action, Send)]
+
+
+def test_who_is_asked_anew_for_what_another_finished_is_suspected_and_not_who_waits_for_it(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.1)
+    assert not changed(front, 0.2, encoder="", head="")  # gw-b and gw-c died
+    (send,) = changed(front, 0.3, encoder="gw-d", head="gw-e")
+    assert send.receiver == "gw-d", "what gw-b kept is lost"
+    late(front)
+    assert list(front.suspects) == ["gw-d"]
+
+
+def test_the_late_word_of_who_was_asked_before_acquits_nobody(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    changed(front, 0.1, encoder="gw-d", head="gw-e")
+    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.2)  # its output went to gw-c
+    late(front)
+    assert list(front.suspects) == ["gw-d"]
+
+
+def test_who_does_not_give_again_what_it_keeps_is_suspected_and_not_who_waits_for_it(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.1)
+    (send,) = changed(front, 0.2, head="gw-e")
+    assert send.receiver == "gw-b"
+    late(front)
+    assert list(front.suspects) == ["gw-b"]
+
+
+def test_who_was_given_what_another_kept_is_suspected(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.1)
+    (send,) = changed(front, 0.2, head="gw-e")
+    assert isinstance(send.message, NodeInputs)
+    decide(front, Received("gw-b", done(send.message, "encoder"), {}), 0.3)
+    late(front)
+    assert list(front.suspects) == ["gw-e"]
+
+
+def test_a_device_does_not_suspect_itself(front: AgentState) -> None:
+    own = front.routes["t"].model_copy(update={"generation": 2, "nodes": {"head": node(("text",), "gw-a")}})
+    decide(front, Routed(own), 0.0)
+    payload, content_type = encode_request({"text": RawInput(b"a cat", "text/plain")})
+    decide(front, Requested("t", payload, content_type, f"{PREFIX}/clients/c/results/1", b"1", expiry_s=60), 0.0)
+    late(front)
+    assert not front.suspects
+
+
+def test_a_stranger_s_word_is_no_sign_of_life_worth_keeping(front: AgentState) -> None:
+    message = ask(front, 1, 0.0)
+    for number in range(100):
+        decide(front, Received(f"stranger-{number}", done(message, "encoder"), {}), 0.1)
+    assert set(front.heard) == {"gw-b", "gw-c"}
+
+
+def test_who_is_asked_nothing_any_more_is_not_listened_to(front: AgentState) -> None:
+    first, second = ask(front, 1, 0.0), ask(front, 2, 0.0)
+    decide(front, Received("gw-c", done(first, "head"), {}), 0.1)
+    assert front.heard == {"gw-b": -math.inf, "gw-c": 0.1}, "the second request is under way"
+    for generation in range(2, 100):  # its encoder is asked of many, one after the other
+        nodes = front.routes["t"].nodes | {"encoder": node(("text",), f"gw-{generation}")}
+        route = front.routes["t"].model_copy(update={"generation": generation, "nodes": nodes})
+        decide(front, Routed(route), 0.2)
+    decide(front, Received("gw-c", done(second, "head"), {}), 0.3)
+    assert not front.coordinated
+    assert not front.heard

@@ -1,0 +1,102 @@
+"""Which messages mean something to the orchestrator, and where its actions go."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.protocol import topics
+from broker.protocol.codec import decode, encode
+from broker.protocol.errors import RemoteProtocolError
+from broker.protocol.messages import OrchestratorState, Route
+from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.transport.port import Delivery
+from orchestrator.events import (
+    ClearAssignment,
+    ClearRoute,
+    OrchestratorSeen,
+    PublishRoute,
+    PublishSpec,
+    PublishState,
+    RequestSeen,
+    RouteSeen,
+    TaskDeployed,
+    TaskUndeployed,
+)
+from orchestrator.wire import event_of, outgoing_of
+
+PREFIX = topics.prefix_of("plant")
+ROUTE = Route(task="classify", epoch=1, generation=2, group=0)
+VISION = ModuleSpec(
+    family="any.kind", source=Source(pip="weights", part="vision"), memory_bytes=60, flops=1e9, output_bytes=100
+)
+SPEC = TaskSpec(
+    task="classify",
+    inputs={"image": InputSpec(kind="image", bytes=1000)},
+    nodes={"see": NodeSpec(module="vision", needs=("image",))},
+    output="see",
+    modules={"vision": VISION},
+)
+AT = topics.TASK_ROUTE.at(PREFIX, task="classify")
+
+
+def test_our_own_route_coming_back_is_no_news_but_a_remembered_one_is() -> None:
+    assert event_of(PREFIX, Delivery(AT, encode(ROUTE))) is None
+    assert event_of(PREFIX, Delivery(AT, encode(ROUTE), retain=True)) == RouteSeen("classify", available=True)
+
+
+def test_a_remembered_route_that_nobody_can_read_is_still_there_to_be_cleared() -> None:
+    assert event_of(PREFIX, Delivery(AT, b"{", retain=True)) == RouteSeen("classify", available=False)
+
+
+@pytest.mark.parametrize("topic", [topics.DEVICE_STATE, topics.ORCHESTRATOR_STATE, topics.TASK_ROUTE])
+def test_a_retained_message_that_was_taken_away_means_nothing(topic: topics.Topic) -> None:
+    ids = {"device": "a", "task": "classify"}
+    assert event_of(PREFIX, Delivery(topic.at(PREFIX, **ids), b"", retain=True)) is None
+
+
+def test_an_empty_spec_undeploys() -> None:
+    topic = topics.TASK_SPEC.at(PREFIX, task="classify")
+    assert event_of(PREFIX, Delivery(topic, b"")) == TaskUndeployed("classify")
+
+
+def test_other_topics_and_other_sites_mean_nothing() -> None:
+    state = encode(OrchestratorState(epoch=1, online=True, session=1))
+    assert event_of(PREFIX, Delivery("s2m3/v1/orchestrator/state", state)) is None
+    assert event_of(PREFIX, Delivery(topics.DEVICE_ASSIGNMENT.at(PREFIX, device="a"), b"{}")) is None
+    assert event_of(PREFIX, Delivery(topics.DEVICE_STATE.at(PREFIX, device="a") + "/x", b"{}")) is None
+
+
+def test_a_message_that_breaks_the_contract_is_an_error_of_its_sender() -> None:
+    with pytest.raises(RemoteProtocolError, match="Heartbeat: session: Field required"):
+        event_of(PREFIX, Delivery(topics.DEVICE_HEARTBEAT.at(PREFIX, device="a"), b"{}"))
+
+
+def test_a_retained_request_is_not_answered_at_each_reconnection() -> None:
+    topic = topics.TASK_REQUESTS.at(PREFIX, task="classify")
+    reply_to = topics.RESULTS.at(PREFIX, client="cam", request="r")
+    assert event_of(PREFIX, Delivery(topic, b"", response_topic=reply_to)) is not None
+    assert event_of(PREFIX, Delivery(topic, b"", response_topic=reply_to, retain=True)) is None
+    assert event_of(PREFIX, Delivery(topic, b"")) is None
+
+
+def test_a_requests_payload_is_kept_until_it_is_known_by_what_id_agents_call_it() -> None:
+    topic = topics.TASK_REQUESTS.at(PREFIX, task="classify")
+    reply_to = topics.RESULTS.at(PREFIX, client="cam", request="r")
+    seen = event_of(PREFIX, Delivery(topic, b"a picture", response_topic=reply_to))
+    assert seen == RequestSeen("classify", reply_to, None, b"a picture")
+
+
+def test_actions_become_retained_messages_on_their_topics() -> None:
+    said = outgoing_of(PREFIX, PublishRoute(ROUTE))
+    assert (said.topic, said.retain, said.qos, decode(Route, said.payload)) == (AT, True, 1, ROUTE)
+    cleared = outgoing_of(PREFIX, ClearRoute("classify"))
+    assert (cleared.topic, cleared.retain, cleared.payload) == (AT, True, b"")
+    forgotten = outgoing_of(PREFIX, ClearAssignment("a"))
+    told = topics.DEVICE_ASSIGNMENT.at(PREFIX, device="a")
+    assert (forgotten.topic, forgotten.retain, forgotten.payload) == (told, True, b"")
+    restored = outgoing_of(PREFIX, PublishSpec(SPEC))
+    assert restored.retain
+    assert event_of(PREFIX, Delivery(restored.topic, restored.payload)) == TaskDeployed(SPEC)
+    state = OrchestratorState(epoch=1, online=True, session=1)
+    led = outgoing_of(PREFIX, PublishState(state))
+    assert event_of(PREFIX, Delivery(led.topic, led.payload)) == OrchestratorSeen(state)

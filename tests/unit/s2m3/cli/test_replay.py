@@ -1,0 +1,108 @@
+"""The exit codes of ``s2m3 replay`` and ``s2m3 soak``, and what they refuse before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from s2m3.cli import replay, soak
+from s2m3.cli.main import main
+from s2m3.testbed.replay.report import Outcome, Recording
+from s2m3.testbed.replay.scenario import Scenario
+from s2m3.testbed.site import SiteFailed
+
+Answering = Callable[[list[Outcome]], None]
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Answering:
+    """Replays without a site: each records these outcomes."""
+
+    @contextmanager
+    def stage(*_: object) -> Iterator[Any]:
+        site = SimpleNamespace(running=(), broker_pid=None)
+        yield SimpleNamespace(site=site, observer=SimpleNamespace(heartbeats={}), fits=lambda _: False)
+
+    def answer(outcomes: list[Outcome]) -> None:
+        def play(scenario: Scenario, _: object) -> Recording:
+            return Recording(scenario.name, scenario.seed, 0.0, 1.0, outcomes, [], [], 0)
+
+        for module in (replay, soak):
+            monkeypatch.setattr(module, "Stage", stage)
+            monkeypatch.setattr(module, "play", play)
+
+    return answer
+
+
+RIGHT = Outcome("classify", 0.0, 0.1, "right")
+LOST = Outcome("classify", 0.2, 9.0, "lost")
+WRONG = Outcome("classify", 0.2, 0.3, "wrong")
+
+
+@pytest.mark.parametrize(("outcomes", "code"), [([RIGHT], 0), ([LOST, RIGHT], 1), ([WRONG, RIGHT], 1)])
+def test_a_replay_ends_with_1_when_an_expectation_does_not_hold(
+    answering: Answering, capsys: pytest.CaptureFixture[str], outcomes: list[Outcome], code: int
+) -> None:
+    answering(outcomes)
+    assert main(["replay", "--json", "slow-device"]) == code
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] is (code == 0)
+    assert main(["replay", "--json", "slow-device", "hostile-messages"]) == code
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+def test_a_site_that_does_not_come_up_does_not_hold(
+    answering: Answering, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_stage(*_: object) -> None:
+        raise SiteFailed("no broker")
+
+    answering([RIGHT])
+    monkeypatch.setattr(replay, "Stage", no_stage)
+    assert main(["replay", "--json", "slow-device"]) == 1
+    assert json.loads(capsys.readouterr().out)["why_not"][0] == "no broker"
+
+
+def test_goals_that_were_not_measured_end_with_1(answering: Answering, capsys: pytest.CaptureFixture[str]) -> None:
+    answering([RIGHT])
+    assert main(["replay", "--goals", "--json", "slow-device"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert all(each["ok"] for each in found["replays"] if each["name"].startswith("goal"))
+    assert not all(goal["holds"] for goal in found["goals"])
+
+
+@pytest.mark.parametrize("outcomes", [[LOST, RIGHT], [WRONG, RIGHT], [RIGHT, RIGHT]])
+def test_a_soak_ends_with_1_when_something_was_lost_or_nothing_could_be_judged(
+    answering: Answering, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], outcomes: list[Outcome]
+) -> None:
+    answering(outcomes)
+    good = outcomes == [RIGHT, RIGHT]
+    assert main(["soak", "--minutes", "1", "--seed", "3", "--json"]) == (0 if good else 1)
+    told = capsys.readouterr()
+    assert "seed 3:" in told.err
+    assert json.loads(told.out)["ok"] is good
+    if good:
+        monkeypatch.setattr(soak, "_pids", lambda _: {"gw-a": 1})
+        assert main(["soak", "--minutes", "1", "--json"]) == 1, "no process lived long enough to be judged"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["replay", "no-such-scenario"], "is neither in the library nor a file"),
+        (["replay", "slow-device", "--plot", "timeline.txt"], "is no name of a picture"),
+        (["replay", "slow-device", "--plot", "no-such-folder/timeline.png"], "is in no folder that is there"),
+        (["soak", "--plot", "timeline"], "is no name of a picture"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_started(
+    answering: Answering, capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str
+) -> None:
+    answering([RIGHT])
+    assert main(arguments) == 2
+    assert problem in capsys.readouterr().err

@@ -1,0 +1,56 @@
+"""The photographs that pip delivers."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from broker.protocol.codec import MAX_INPUT_BYTES
+from edge_agent.modules.inputs import decoding
+from s2m3.catalogue import load_task
+from s2m3.reference import pictures
+
+
+@pytest.mark.parametrize("picture", pictures.pictures(), ids=lambda picture: picture.name)
+def test_every_picture_is_there_decodes_and_says_what_it_is(picture: pictures.Picture) -> None:
+    assert 0 < len(picture.data) <= MAX_INPUT_BYTES
+    magic = {"image/jpeg": b"\xff\xd8\xff", "image/png": b"\x89PNG"}[picture.content_type]
+    assert picture.data.startswith(magic)
+    assert decoding.picture(picture.raw).mode == "RGB"
+
+
+def test_the_demo_asks_at_least_twelve_things_over_all_three_tasks_and_eight_pictures() -> None:
+    assert len(pictures.REQUESTS) >= 12
+    assert {request.task for request in pictures.REQUESTS} == {"classify", "zero-shot", "vqa"}
+    assert len({request.picture for request in pictures.REQUESTS}) == 8
+
+
+@pytest.mark.parametrize("request_", pictures.REQUESTS, ids=lambda request: f"{request.task}-{request.picture}")
+def test_every_request_has_the_inputs_of_its_task_and_offers_the_right_answer(request_: pictures.DemoRequest) -> None:
+    spec = load_task(f"pocket/{request_.task}")
+    assert request_.inputs.keys() == spec.inputs.keys()
+    if request_.texts:
+        offered = dict(request_.texts)[list(spec.inputs)[-1]].splitlines()
+        assert offered.count(request_.expected) == 1
+        assert len(set(offered)) == len(offered) >= 3
+
+
+def test_where_the_right_answer_stands_says_nothing() -> None:
+    offered = [(request.expected, dict(request.texts)) for request in pictures.REQUESTS if request.texts]
+    places = {(texts.get("answers") or texts["text"]).splitlines().index(right) for right, texts in offered}
+    assert len(places) >= 3
+
+
+def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(pictures.PicturesMissing, match=r"chelsea.png is missing: install the \[pocket\] extra"):
+        _ = pictures.picture("chelsea.png").data
+
+
+def test_finding_a_picture_does_not_import_its_package() -> None:
+    code = "import sys; from s2m3.reference.pictures import pictures; list(pictures()); print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    assert not {"skimage", "sklearn", "torch"} & set(found)

@@ -1,0 +1,101 @@
+"""What the injector does to a site for each way of a restart."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from s2m3.testbed.replay.inject import Injector
+from s2m3.testbed.replay.scenario import Scenario
+from s2m3.testbed.site import ORCHESTRATOR
+
+
+class CalledSite:
+    """A site that only says what was asked of it."""
+
+    def __init__(self, enough: int) -> None:
+        self.calls: list[str] = []
+        self.done = threading.Event()
+        self._enough = enough
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*names: str) -> None:
+            self.calls.append(" ".join((name, *names)))
+            if len(self.calls) == self._enough:
+                self.done.set()
+
+        return call
+
+
+def injected(site: object, *faults: dict[str, Any]) -> Injector:
+    scenario = Scenario.model_validate(
+        {
+            "name": "some faults",
+            "fleet": [{"id": "gw-a"}],
+            "tasks": ["pocket/classify"],
+            "load": {"rate_per_s": 1, "duration_s": 10, "deadline_s": 1},
+            "faults": list(faults),
+        }
+    )
+    return Injector(cast("Any", SimpleNamespace(site=site, leader=ORCHESTRATOR, others=())), scenario)
+
+
+@pytest.mark.parametrize(
+    ("fault", "calls"),
+    [
+        ({"restart": "broker"}, ["kill_broker", "start_broker"]),
+        ({"restart": "broker", "gently": True}, ["end_broker", "start_broker"]),
+        ({"restart": "broker", "gently": False}, ["kill_broker", "start_broker"]),
+        ({"restart": "orchestrator"}, ["kill orchestrator", "start_orchestrator orchestrator"]),
+        ({"restart": "orchestrator", "gently": True}, ["end orchestrator", "start_orchestrator orchestrator"]),
+    ],
+)
+def test_a_restart_kills_unless_it_is_gentle_and_starts_again(
+    fault: dict[str, Any], calls: list[str], patience_s: float
+) -> None:
+    site = CalledSite(len(calls))
+    injector = injected(site, {"at_s": 0, "for_s": 0.01, **fault})
+    injector.start(began_s=0.0)
+    assert site.done.wait(patience_s)
+    injector.stop()
+    assert (site.calls, injector.troubles) == (calls, [])
+    assert [(done.kind, done.target, done.for_s) for done in injector.done] == [("restart", fault["restart"], 0.01)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "trouble"),
+    [
+        ({"restart": "broker", "when": {"online": "killed"}}, "nobody is killed"),
+        ({"start": "killed"}, "nobody that was killed is away"),
+        ({"slow": "gw-a", "factor": 2, "for_s": 1}, "gw-a is not there"),
+    ],
+)
+def test_a_fault_that_cannot_come_is_told_and_the_next_ones_come(
+    fault: dict[str, Any], trouble: str, patience_s: float
+) -> None:
+    class Site(CalledSite):
+        running = ("gw-a",)
+
+        def pid(self, name: str) -> int:
+            raise IndexError(f"{name} is not there")
+
+    site = Site(2)
+    injector = injected(site, {"at_s": 0, **fault}, {"at_s": 0, "for_s": 0.01, "restart": "broker"})
+    injector.start(began_s=0.0)
+    assert site.done.wait(patience_s)
+    injector.stop()
+    assert site.calls == ["kill_broker", "start_broker"]
+    (told,) = injector.troubles
+    assert trouble in told
+
+
+def test_a_load_that_ends_before_its_faults_did_not_show_them() -> None:
+    injector = injected(CalledSite(1), {"at_s": 9, "restart": "broker"})
+    injector.start(began_s=time.monotonic())
+    assert not injector.finished
+    injector.stop()
+    assert injector.troubles == ["the load was over before all faults were"]
