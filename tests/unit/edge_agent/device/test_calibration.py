@@ -11,13 +11,17 @@ import pytest
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.messages import AssignedModule
 from broker.protocol.specs import ModuleKey, ModuleSpec, Source
+from edge_agent import modules
 from edge_agent.device.calibration import FRESH_BYTES, LONGEST_S, PASSES, Calibration
+from edge_agent.device.footprint import resident_bytes
 from edge_agent.device.measurements import Measured
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
+from s2m3.catalogue import load_task
 
 NAMES = "pocket/imagenet-names.safetensors"  # weights that lie in the catalogue
 GB = 10**9
+NOISE_BYTES = 16 * 2**20  # what else a process allocates and frees meanwhile
 
 
 def spec(part: str = "embeddings", *, memory_bytes: int = 1000, flops: float = 1e6, place: str = NAMES) -> ModuleSpec:
@@ -266,14 +270,9 @@ def test_a_measurement_does_not_wait_for_ever(bench: Bench, monkeypatch: pytest.
 
 
 @pytest.fixture
-def pocket_loads() -> Callable[[str], tuple[ModuleSpec, Store]]:
-    from s2m3.catalogue import load_task  # noqa: PLC0415 - of this test alone
-
-    def make(name: str) -> tuple[ModuleSpec, Store]:
-        measured = Calibration(Measured(), flops_per_s=1e10)
-        return load_task("pocket/ask").modules[name], Store(GB, calibration=measured)
-
-    return make
+def fresh_store() -> Callable[[], Store]:
+    """A store that has measured nothing yet, and takes the machine's own clock and memory."""
+    return lambda: Store(GB, calibration=Calibration(Measured(), flops_per_s=1e10))
 
 
 @pytest.mark.parametrize(
@@ -287,15 +286,32 @@ def pocket_loads() -> Callable[[str], tuple[ModuleSpec, Store]]:
         "whisper-tiny.en/decoder",
     ],
 )
-def test_the_pocket_modules_are_measured_for_real(
-    name: str, pocket_loads: Callable[[str], tuple[ModuleSpec, Store]]
-) -> None:
-    made, store = pocket_loads(name)
+def test_the_pocket_modules_are_measured_for_real(name: str, fresh_store: Callable[[], Store]) -> None:
+    made = load_task("pocket/ask").modules[name]
+    modules.import_family(made)
+    before = resident_bytes()
+    assert before is not None
+    store = fresh_store()
     held = store.load(AssignedModule(module=name, spec=made))
     assert held.compute_s is not None
     assert held.compute_s > 0
     assert held.load_s is not None
     assert held.load_s >= held.compute_s
-    assert made.memory_bytes <= held.memory_bytes < made.memory_bytes + 100 * 2**20
+    # No upper bound in bytes: a library may pack the weights once more for its processor (CTranslate2 with MKL does).
+    grown = (resident_bytes() or 0) - before
+    assert made.memory_bytes <= held.memory_bytes <= max(made.memory_bytes, grown + NOISE_BYTES)
     store.unload(made.key)
     assert store.cached() == {made.key: held.compute_s}
+
+
+def test_a_module_that_comes_and_goes_leaves_nothing_behind(fresh_store: Callable[[], Store]) -> None:
+    name = "whisper-tiny.en/decoder"
+    made = load_task("pocket/ask").modules[name]
+    left, measured = [], []
+    for _ in range(3):
+        store = fresh_store()
+        measured.append(store.load(AssignedModule(module=name, spec=made)).memory_bytes)
+        store.unload(made.key)
+        left.append(resident_bytes() or 0)
+    assert max(measured) <= measured[0] + NOISE_BYTES
+    assert left[-1] <= left[0] + NOISE_BYTES
