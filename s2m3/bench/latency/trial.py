@@ -5,14 +5,11 @@ Owns starting the site, waiting until it serves, and what one request cost. Comp
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self
-
-import numpy as np
 
 from broker.client import Client, Response
 from broker.protocol.codec import RawInput
@@ -22,6 +19,7 @@ from broker.protocol.specs import TaskSpec
 from edge_agent.config import AgentConfig
 from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
+from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.proxy import LinkShape
 from s2m3.testbed.site import Site
 
@@ -149,8 +147,8 @@ class Trial:
             timings = [t for response in self.responses for t in response.result.timings if t.node == name]
             nodes[name] = {
                 "devices": sorted({timing.device for timing in timings}),
-                "compute_s": statistics.median(timing.compute_s for timing in timings),
-                "queue_s": statistics.median(timing.queue_s for timing in timings),
+                "compute_s": percentile([timing.compute_s for timing in timings], 50),
+                "queue_s": percentile([timing.queue_s for timing in timings], 50),
             }
         return {
             "requests": len(self.responses),
@@ -161,7 +159,7 @@ class Trial:
         }
 
 
-def percentiles(latency_s: Sequence[float]) -> dict[str, float]:
-    """The median and the 95th percentile, by linear interpolation, and the extremes."""
-    p50, p95 = (float(value) for value in np.percentile(latency_s, (50, 95)))
-    return {"p50": p50, "p95": p95, "min": min(latency_s), "max": max(latency_s)}
+def percentiles(latency_s: Sequence[float]) -> dict[str, Any]:
+    """The median, the 95th percentile and the extremes of latencies, by nearest rank."""
+    shares = {"p50": 50, "p95": 95, "min": 0, "max": 100}
+    return {name: percentile(latency_s, share) for name, share in shares.items()}

@@ -6,10 +6,8 @@ measured is the queueing and not how the machine's few cores are shared between 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy as np
 
 from broker.client import Client
 from broker.protocol.errors import S2M3Error
@@ -20,6 +18,7 @@ from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS
 from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
+from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.site import Site
 
 FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -117,13 +116,12 @@ def _row(outcomes: Mapping[TaskName, Outcome], seconds: float) -> dict[str, Any]
     for each in outcomes.values():
         for code, times in each.errors.items():
             errors[str(code)] = errors.get(str(code), 0) + times
-    latency_s: Sequence[float] = [seconds for each in outcomes.values() for seconds in each.latency_s]
-    p50, p95 = (float(value) for value in np.percentile(latency_s, (50, 95))) if latency_s else (None, None)
+    latency_s = [seconds for each in outcomes.values() for seconds in each.latency_s]
     return {
         "offered_per_s": offered / seconds,
         "goodput_per_s": in_time / seconds,
         "late": sum(each.late for each in outcomes.values()),
         "errors": errors,
-        "latency_s": {"p50": p50, "p95": p95},
+        "latency_s": {f"p{share}": percentile(latency_s, share) for share in (50, 95)},
         "tasks": {task: each.in_time / seconds for task, each in outcomes.items()},
     }

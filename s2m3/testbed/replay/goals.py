@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from s2m3.testbed.replay.report import FaultReport, Report, percentile
+from s2m3.testbed.percentiles import percentile
+from s2m3.testbed.replay.report import FaultReport, Report
 from s2m3.testbed.replay.scenario import BROKER, ORCHESTRATOR, Scenario
 from s2m3.testbed.replay.timeline import Signal
 
@@ -63,7 +64,7 @@ def detections(played: Sequence[Played]) -> list[Detection]:
             for fault in each.report.faults
             if fault.detected_by == signal and fault.target != ORCHESTRATOR and fault.detected_after_s is not None
         ]
-        seconds = sorted(after_s for after_s, _ in told)
+        seconds = [after_s for after_s, _ in told]
         intervals = max((count for _, count in told), default=0.0)
         p50_s, p95_s, longest_s = (percentile(seconds, share) for share in (50, TAIL, 100))
         found.append(Detection(signal, len(told), p50_s, p95_s, longest_s, intervals))
@@ -112,11 +113,11 @@ def _none(name: str, counts: Sequence[int]) -> Goal:
 
 def _tail(name: str, limit_s: float, seconds: Sequence[float | None], wanted: str = "") -> Goal:
     """A 95th percentile below a limit; what never happened counts as endless."""
-    ordered = sorted(math.inf if value is None else value for value in seconds)
-    found = percentile(ordered, TAIL)
+    counted = [math.inf if value is None else value for value in seconds]
+    found = percentile(counted, TAIL)
     text = "not measured" if found is None else f"p{TAIL} {1000 * found:.0f} ms"
     return Goal(
-        name, wanted or f"p{TAIL} < {1000 * limit_s:.0f} ms", text, len(ordered), found is not None and found < limit_s
+        name, wanted or f"p{TAIL} < {1000 * limit_s:.0f} ms", text, len(counted), found is not None and found < limit_s
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from broker.protocol.specs import DeviceId, TaskName
 from s2m3.testbed.observer import Sighting
+from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.replay import timeline
 from s2m3.testbed.replay.scenario import Expect
 from s2m3.testbed.replay.timeline import Injected, Signal
@@ -121,7 +122,7 @@ def report(recording: Recording, expect: Expect) -> Report:
     endings = Counter(outcome.ending for outcome in outcomes)
     errors = Counter(outcome.code for outcome in outcomes if outcome.ending == "error" and outcome.code)
     answered = [outcome for outcome in outcomes if outcome.ending in {"right", "wrong"}]
-    latencies = sorted(outcome.latency_s for outcome in answered)
+    latencies = [outcome.latency_s for outcome in answered]
     found = Report(
         name=recording.name,
         sent=len(outcomes),
@@ -140,13 +141,6 @@ def report(recording: Recording, expect: Expect) -> Report:
     )
     why_not = [*recording.troubles, *_broken(found, recording, expect)]
     return Report(**{**found.__dict__, "ok": not why_not, "why_not": why_not})
-
-
-def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """The nearest-rank percentile: the least value that ``share`` percent don't exceed; None of nothing."""
-    if not ordered:
-        return None
-    return ordered[max(0, math.ceil(share / 100 * len(ordered)) - 1)]
 
 
 def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:

@@ -69,7 +69,7 @@ def test_the_sound_is_as_long_as_it_says() -> None:
 
 
 def test_percentiles_are_those_of_the_times() -> None:
-    assert percentiles([0.4, 0.1, 0.2, 0.3, 0.5]) == pytest.approx({"p50": 0.3, "p95": 0.48, "min": 0.1, "max": 0.5})
+    assert percentiles([0.4, 0.1, 0.2, 0.3, 0.5]) == {"p50": 0.3, "p95": 0.5, "min": 0.1, "max": 0.5}
 
 
 def test_what_only_waits_for_branches_is_sent_last() -> None:

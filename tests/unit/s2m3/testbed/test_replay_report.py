@@ -22,7 +22,7 @@ from broker.protocol.messages import (
 from broker.protocol.specs import ModuleSpec
 from s2m3.testbed.observer import Sighting
 from s2m3.testbed.replay import timeline
-from s2m3.testbed.replay.report import Outcome, Recording, percentile, report
+from s2m3.testbed.replay.report import Outcome, Recording, report
 from s2m3.testbed.replay.scenario import Expect
 from s2m3.testbed.replay.timeline import Injected
 
@@ -411,10 +411,3 @@ def test_leaders_are_the_epochs_that_led_since_the_load_began() -> None:
     recording = recorded(outcomes=[answer(113, 114)], sightings=rows)
     assert report(recording, Expect(leaders_at_least=2)).ok
     assert list(report(recording, Expect(leaders_at_least=3)).why_not) == ["leaders: 2, expected at least 3"]
-
-
-def test_percentiles_are_values_that_were_measured() -> None:
-    values = [float(value) for value in range(1, 101)]
-    assert [percentile(values, share) for share in (50, 95, 99)] == [50, 95, 99]
-    assert percentile([3.0], 99) == 3.0
-    assert percentile([], 50) is None
