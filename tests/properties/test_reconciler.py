@@ -8,7 +8,6 @@ each event the invariants hold; after calm, every task that fits is served, and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,7 +24,6 @@ from broker.protocol.messages import (
     OrchestratorState,
     Route,
 )
-from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.transport.port import LinkDown, LinkUp
 from orchestrator.decide import decide
 from orchestrator.events import (
@@ -50,49 +48,24 @@ from orchestrator.placement.deployability import MAX_REFUSALS
 from orchestrator.placement.planner_input import as_measured
 from orchestrator.planner.placement import place
 from orchestrator.state import Pace, State, initial
+from tests.builders import joined, module, part_of
 
 DEVICES = ("a", "b", "c", "d")
 INTERVAL_S = 1.0
 PACE = Pace(calm_s=1.0, review_s=4.0, round_s=9.0)
 
 
-def module(part: str, memory_bytes: int, flops: float) -> ModuleSpec:
-    source = Source(pip="weights", part=part)
-    return ModuleSpec(family="any.kind", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=100)
-
-
-MODULES = {
-    "vision": module("vision", 60, 30e9),
-    "text": module("text", 40, 10e9),
-    "audio": module("audio", 50, 20e9),
-    "head": module("head", 10, 1e9),
-    "huge": module("huge", 300, 90e9),
-}
-
+VISION, TEXT, AUDIO = module("vision", 60, 30e9), module("text", 40, 10e9), module("audio", 50, 20e9)
+HEAD, HUGE = module("head", 10, 1e9), module("huge", 300, 90e9)
+MODULES = {part_of(spec): spec for spec in (VISION, TEXT, AUDIO, HEAD, HUGE)}
 SIZES = {spec.key: spec.memory_bytes for spec in MODULES.values()}
-
-
-def task(name: str, *parts: str, weight: float = 1.0, redundancy: Literal[1, 2] = 1) -> TaskSpec:
-    nodes = {f"n{i}": NodeSpec(module=part, needs=("image",)) for i, part in enumerate(parts[:-1])}
-    nodes["last"] = NodeSpec(module=parts[-1], needs=tuple(nodes) or ("image",))
-    return TaskSpec(
-        task=name,
-        inputs={"image": InputSpec(kind="image", bytes=1000)},
-        nodes=nodes,
-        output="last",
-        weight=weight,
-        redundancy=redundancy,
-        modules={part: MODULES[part] for part in parts},
-    )
-
-
 TASKS = {
     spec.task: spec
     for spec in (
-        task("classify", "vision", "head"),
-        task("caption", "vision", "text", "head", weight=2.0),
-        task("listen", "audio", "text", redundancy=2),
-        task("dream", "huge"),
+        joined("classify", [VISION], HEAD),
+        joined("caption", [VISION, TEXT], HEAD, weight=2.0),
+        joined("listen", [AUDIO], TEXT, redundancy=2),
+        joined("dream", [], HUGE),
     )
 }
 devices = st.sampled_from(DEVICES)

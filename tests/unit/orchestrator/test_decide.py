@@ -18,7 +18,7 @@ from broker.protocol.messages import (
     OrchestratorState,
     Route,
 )
-from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.protocol.specs import TaskSpec
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
@@ -45,36 +45,17 @@ from orchestrator.events import (
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.membership.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen, Tick
 from orchestrator.state import State, initial
+from tests.builders import chain, module
 
 REPLY_TO = "s2m3/v1/clients/cam/results/request-1"
 A = TypeVar("A", bound=Action)
 
 
-def module(part: str, *, memory_bytes: int, flops: float = 1e9, output_bytes: int = 100) -> ModuleSpec:
-    source = Source(pip="weights", part=part)
-    return ModuleSpec(
-        family="any.kind", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=output_bytes
-    )
-
-
-def task(name: str, *modules: ModuleSpec, image_bytes: int = 100_000) -> TaskSpec:
-    """A chain of nodes; the modules are called by their part."""
-    names = [str(spec.source).rsplit("#", 1)[1] for spec in modules]
-    needs = ["image", *(f"n-{part}" for part in names)]
-    return TaskSpec(
-        task=name,
-        inputs={"image": InputSpec(kind="image", bytes=image_bytes)},
-        nodes={f"n-{part}": NodeSpec(module=part, needs=(needs[i],)) for i, part in enumerate(names)},
-        output=f"n-{names[-1]}",
-        modules=dict(zip(names, modules, strict=True)),
-    )
-
-
 VISION = module("vision", memory_bytes=60, flops=30e9)
 TEXT = module("text", memory_bytes=40, flops=10e9)
 HEAD = module("head", memory_bytes=10)
-CLASSIFY = task("classify", VISION, HEAD)
-CAPTION = task("caption", VISION, TEXT)
+CLASSIFY = chain("classify", VISION, HEAD)
+CAPTION = chain("caption", VISION, TEXT)
 
 
 class Site:
@@ -420,15 +401,15 @@ def test_a_task_whose_inputs_cannot_pass_the_broker_is_refused_with_the_sizes() 
     site = Site()
     site.feed(LinkUp(2, max_packet_bytes=1_000_000))
     site.born("a", 1000)
-    site.feed(TaskDeployed(task("huge", VISION, image_bytes=950_000)))
-    site.feed(TaskDeployed(task("just", VISION, image_bytes=1_000_000 - 64 * 1024)))
+    site.feed(TaskDeployed(chain("huge", VISION, image_bytes=950_000)))
+    site.feed(TaskDeployed(chain("just", VISION, image_bytes=1_000_000 - 64 * 1024)))
     site.settle()
     assert "950000 bytes" in (site.route("huge").unavailable or "")
     assert site.route("just").unavailable is None
 
 
 def test_our_own_limit_holds_where_the_broker_names_none() -> None:
-    site = serving(task("huge", VISION, image_bytes=MAX_MESSAGE_BYTES), a=1000)
+    site = serving(chain("huge", VISION, image_bytes=MAX_MESSAGE_BYTES), a=1000)
     assert str(MAX_MESSAGE_BYTES) in (site.route("huge").unavailable or "")
 
 
@@ -709,7 +690,7 @@ def test_a_task_whose_route_cannot_be_written_is_unavailable_and_the_others_go_o
     endless = module("text", memory_bytes=10).model_copy(update={"source": None, "family": "x." + "y" * 600})
     slow = module("slow", memory_bytes=10).model_copy(update={"flops": 1e300})
     odd = [
-        task("odd", VISION).model_copy(update={"task": name, "modules": {"vision": spec}})
+        chain("odd", VISION).model_copy(update={"task": name, "modules": {"vision": spec}})
         for name, spec in (("odd", endless), ("slow", slow))
     ]
     site = serving(CLASSIFY, *odd, a=1000)
@@ -740,7 +721,7 @@ def test_a_mended_spec_is_tried_at_once_where_the_module_failed() -> None:
     assert site.route("classify").unavailable, "nothing was mended"
     mended = VISION.model_copy(update={"family": "other.kind"})
     assert mended.key == VISION.key
-    site.feed(TaskDeployed(task("classify", mended, HEAD)))
+    site.feed(TaskDeployed(chain("classify", mended, HEAD)))
     site.beat("a")
     assert site.route("classify").complete
 
@@ -789,7 +770,7 @@ def test_a_task_with_redundancy_has_a_second_door_outside_the_first_and_keeps_it
 def test_what_most_tasks_need_is_listed_first_and_standbys_last() -> None:
     site = Site()
     site.born("a", 200)
-    for spec in (task("a-first", HEAD, TEXT), CAPTION):
+    for spec in (chain("a-first", HEAD, TEXT), CAPTION):
         site.feed(TaskDeployed(spec))
     site.settle()
     assert site.state.assignments["a"].modules[0].module == "text"
@@ -893,7 +874,7 @@ def test_a_task_that_describes_a_shared_module_differently_is_refused_and_distur
     site = serving(CLASSIFY, a=1000)
     before = site.where()
     for changed in ({"family": "wrong.family"}, {"memory_bytes": 1}):
-        wrong = task("another", VISION.model_copy(update=changed), TEXT)
+        wrong = chain("another", VISION.model_copy(update=changed), TEXT)
         site.feed(TaskDeployed(TaskSpec.model_validate(wrong.model_dump())))
         reason = site.route("another").unavailable
         assert reason is not None
@@ -901,7 +882,7 @@ def test_a_task_that_describes_a_shared_module_differently_is_refused_and_distur
         assert "classify" in reason
         assert site.where() == before
         assert site.route("classify").complete
-    site.feed(TaskDeployed(task("another", VISION, TEXT)))
+    site.feed(TaskDeployed(chain("another", VISION, TEXT)))
     assert site.route("another").unavailable is None
 
 

@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from broker.protocol.messages import AssignedModule, DeviceProfile, DeviceState, Heartbeat, HeldModule, Route
-from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.protocol.specs import TaskSpec
 from broker.transport.port import LinkUp
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import Action, Event, Note, PublishAssignment, PublishRoute, RouteSeen, TaskDeployed
 from orchestrator.membership.cluster import HOLD_INTERVALS, DeviceStateSeen, DrainSeen, HeartbeatSeen, Tick
 from orchestrator.placement.rebalance import GAIN_S, GAIN_SHARE
 from orchestrator.state import Pace, State, initial
+from tests.builders import chain, module
 
 PACE = Pace(calm_s=2.0, review_s=10.0, round_s=60.0)
 A = TypeVar("A", bound=Action)
 
 
-def module(part: str, memory_bytes: int, flops: float) -> ModuleSpec:
-    source = Source(pip="weights", part=part)
-    return ModuleSpec(family="any.kind", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=100)
-
-
 VISION = module("vision", 60, 2e9)
 TEXT = module("text", 40, 1e9)
 HEAD = module("head", 10, 1e7)
-
-
-def task(name: str, *modules: ModuleSpec, weight: float = 1.0) -> TaskSpec:
-    """A chain of nodes; the modules are called by their part."""
-    names = [spec.source.part if spec.source else "" for spec in modules]
-    needs = ["image", *names]
-    return TaskSpec(
-        task=name,
-        inputs={"image": InputSpec(kind="image", bytes=1000)},
-        nodes={f"{part}": NodeSpec(module=part, needs=(needs[i],)) for i, part in enumerate(names)},
-        output=names[-1],
-        weight=weight,
-        modules=dict(zip(names, modules, strict=True)),
-    )
-
-
+task = partial(chain, image_bytes=1000)
 CLASSIFY = task("classify", VISION, HEAD)
 CAPTION = task("caption", VISION, TEXT)
 
@@ -150,7 +132,7 @@ class Site:
         return self.state.routes[name]
 
     def able(self, name: str, node: str) -> list[str]:
-        return [device.device for device in self.route(name).nodes[node].devices]
+        return [device.device for device in self.route(name).nodes[f"n-{node}"].devices]
 
     def told(self, event: str) -> list[Note]:
         return [note for note in self.notes if note.event == event]

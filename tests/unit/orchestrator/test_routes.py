@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from broker.protocol.messages import DeviceProfile, HeldModule
-from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, TaskSpec
 from orchestrator.membership.device import Device
 from orchestrator.placement.routes import HEADER_ROOM_BYTES, Term, front_door_node, route_of, same_way, too_large
+from tests import builders
 
 PROFILE = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.002)
 TERM = Term(epoch=3, generation=7)
-
-
-def module(part: str, output_bytes: int = 100) -> ModuleSpec:
-    source = Source(pip="weights", part=part)
-    return ModuleSpec(family="any.kind", source=source, memory_bytes=1, flops=2e9, output_bytes=output_bytes)
-
-
+module = partial(builders.module, flops=2e9)
 VISION, TEXT, HEAD = module("vision"), module("text"), module("head")
 TASK = TaskSpec(
     task="zero-shot",
@@ -121,7 +117,11 @@ def test_an_output_that_cannot_pass_the_broker_is_named_with_its_size() -> None:
 
 
 def test_a_float16_wire_halves_what_nodes_send_in_the_route_and_against_the_brokers_limit() -> None:
-    modules = {**TASK.modules, "text": module("text", output_bytes=5_000_001), "head": module("head", 3_000_000)}
+    modules = {
+        **TASK.modules,
+        "text": module("text", output_bytes=5_000_001),
+        "head": module("head", output_bytes=3_000_000),
+    }
     task = TASK.model_copy(update={"modules": modules, "wire": "float16"})
     route = route_of(task, TERM, {}, {})
     assert (route.wire, route.nodes["read"].output_bytes) == ("float16", 2_500_001)

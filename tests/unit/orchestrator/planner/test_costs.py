@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.protocol.specs import DeviceSpec, InputSpec, NodeSpec, TaskSpec
 from orchestrator.planner.costs import OUTSIDE, compute_s, latency_s, objective_s, source_of, transfer_s
+from tests.builders import module
 
 A = DeviceSpec(id="a", memory_bytes=1, compute_flops_per_s=10e9, bandwidth_bits_per_s=8e6, latency_s=0.01)
 B = DeviceSpec(id="b", memory_bytes=1, compute_flops_per_s=20e9, bandwidth_bits_per_s=80e6, latency_s=0.02)
 
 
-def module(part: str, flops: float, output_bytes: int) -> ModuleSpec:
-    source = Source(pip="weights", part=part)
-    return ModuleSpec(family="any.kind", source=source, memory_bytes=1, flops=flops, output_bytes=output_bytes)
-
-
-VISION, TEXT, HEAD = module("vision", 20e9, 2_000), module("text", 10e9, 1_000), module("head", 0.1e9, 500)
+VISION, TEXT, HEAD = (
+    module("vision", flops=20e9, output_bytes=2_000),
+    module("text", flops=10e9, output_bytes=1_000),
+    module("head", flops=0.1e9, output_bytes=500),
+)
 TASK = TaskSpec(
     task="zero-shot",
     inputs={"image": InputSpec(kind="image", bytes=1_000_000), "text": InputSpec(kind="text", bytes=100_000)},
@@ -77,7 +77,7 @@ def test_whose_input_comes_first_starts_first() -> None:
 
 def test_of_equal_starts_and_lengths_the_smaller_name_goes_first() -> None:
     twin = TEXT.model_copy(update={"flops": 20e9})
-    after = module("after", 10e9, 100)
+    after = module("after", flops=10e9, output_bytes=100)
     task = TaskSpec(
         task="twins",
         inputs={"text": InputSpec(kind="text", bytes=100)},

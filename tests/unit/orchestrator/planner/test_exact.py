@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -10,42 +11,18 @@ import pytest
 import orchestrator.planner.candidates
 import orchestrator.planner.exact
 from broker.protocol.errors import NoDeviceFits
-from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.candidates import Graph
 from orchestrator.planner.choice import fits
 from orchestrator.planner.costs import latency_s
 from orchestrator.planner.exact import Undecided, exact
 from orchestrator.planner.exhaustive import exhaustive
 from orchestrator.planner.placement import place
+from tests import builders
 
-
-def device(name: str, memory_bytes: int = 100, **figures: float) -> DeviceSpec:
-    link = {"compute_flops_per_s": 1e9, "bandwidth_bits_per_s": 8e6, "latency_s": 0.0} | figures
-    return DeviceSpec(id=name, memory_bytes=memory_bytes, **link)
-
-
-def module(part: str, memory_bytes: int = 10, flops: float = 1e9, output_bytes: int = 1) -> ModuleSpec:
-    return ModuleSpec(
-        family="any.kind",
-        source=Source(pip="weights", part=part),
-        memory_bytes=memory_bytes,
-        flops=flops,
-        output_bytes=output_bytes,
-    )
-
-
-def task(
-    name: str, nodes: dict[str, tuple[ModuleSpec, tuple[str, ...]]], *, output: str, weight: float = 1
-) -> TaskSpec:
-    return TaskSpec(
-        task=name,
-        source="a",
-        inputs={"image": InputSpec(kind="image", bytes=1_000_000), "text": InputSpec(kind="text", bytes=1_000)},
-        nodes={node: NodeSpec(module=node, needs=needs) for node, (_, needs) in nodes.items()},
-        output=output,
-        weight=weight,
-        modules={node: spec for node, (spec, _) in nodes.items()},
-    )
+device = partial(builders.device, speed=1e9, bandwidth_bits_per_s=8e6, latency_s=0.0)
+module = partial(builders.module, memory_bytes=10, output_bytes=1)
+task = partial(builders.graph, image_bytes=1_000_000, source="a")
 
 
 def two_encoders(name: str = "retrieval") -> TaskSpec:
@@ -75,12 +52,12 @@ def test_two_encoders_of_similar_cost_go_to_two_devices(pair: list[DeviceSpec]) 
 
 
 def test_what_fits_on_one_device_and_is_faster_there_is_not_split() -> None:
-    devices = [device("a", compute_flops_per_s=1e9), device("b", compute_flops_per_s=1e11)]
+    devices = [device("a", speed=1e9), device("b", speed=1e11)]
     assert set(exact(devices, [two_encoders()]).where.values()) == {"b"}
 
 
 def test_many_assignments_at_once_have_the_latencies_of_the_cost_model_bit_for_bit() -> None:
-    devices = [device("a", latency_s=0.001), device("b", compute_flops_per_s=3.3e9), device("c", latency_s=0.02)]
+    devices = [device("a", latency_s=0.001), device("b", speed=3.3e9), device("c", latency_s=0.02)]
     wanted = two_encoders()
     graph = Graph(wanted, devices, devices[0], {})
     rows = np.array(list(product(range(3), repeat=len(graph.keys))), dtype=np.int16)
@@ -98,7 +75,7 @@ def test_when_nothing_fits_the_refusal_names_the_module() -> None:
 def test_a_tight_packing_that_the_greedy_order_misses_is_found() -> None:
     big = task("big", {"one": (module("one", memory_bytes=60, flops=1e9), ("image",))}, output="one")
     small = task("small", {"two": (module("two", memory_bytes=40, flops=9e9), ("image",))}, output="two")
-    devices = [device("a", memory_bytes=60), device("b", memory_bytes=40, compute_flops_per_s=1e8)]
+    devices = [device("a", memory_bytes=60), device("b", memory_bytes=40, speed=1e8)]
     found = exact(devices, [big, small])
     assert sorted(found.where.values()) == ["a", "b"]
     assert found.proven
@@ -162,7 +139,7 @@ def test_a_faster_device_can_make_even_the_best_plan_slower() -> None:
         },
         output="answer",
     )
-    slow, fast = (device("a", memory_bytes=85, compute_flops_per_s=speed) for speed in (1e9, 1.4e9))
+    slow, fast = (device("a", memory_bytes=85, speed=speed) for speed in (1e9, 1.4e9))
     b = device("b", memory_bytes=100)
     barred = {key: {"a": "kept away"} for key in [wanted.module_of("answer").key]}
     before, after = exact([slow, b], [wanted], barred=barred), exact([fast, b], [wanted], barred=barred)

@@ -6,30 +6,16 @@ import numpy as np
 import pytest
 
 from broker.cost_model import Link, transfer_s
-from broker.protocol.specs import DeviceSpec, ModuleSpec, Source
+from broker.protocol.specs import DeviceSpec
 from orchestrator.planner.costs import OUTSIDE, compute_s
 from orchestrator.planner.fleet import NOWHERE, Fleet
+from tests.builders import device, module
 
-MODULE = ModuleSpec(
-    family="any.kind", source=Source(pip="weights", part="p"), memory_bytes=5, flops=3e9, output_bytes=700
-)
-
-
-def device(name: str, *, speed: float, measured: dict[str, float] | None = None) -> DeviceSpec:
-    return DeviceSpec(
-        id=name,
-        memory_bytes=100,
-        compute_flops_per_s=speed,
-        bandwidth_bits_per_s=speed / 100,
-        latency_s=1e-3 + speed / 1e15,
-        compute_s=measured or {},
-    )
-
-
+MODULE = module("p", memory_bytes=5, flops=3e9, output_bytes=700)
 DEVICES = [
-    device("c", speed=7e9),
-    device("a", speed=1e9, measured={"name": 0.5}),
-    device("b", speed=3e9, measured={MODULE.key: 0.25, "name": 0.5}),
+    device("c", speed=7e9, bandwidth_bits_per_s=7e7, latency_s=0.007),
+    device("a", speed=1e9, bandwidth_bits_per_s=1e7, latency_s=0.001, compute_s={"name": 0.5}),
+    device("b", speed=3e9, bandwidth_bits_per_s=3e7, latency_s=0.003, compute_s={MODULE.key: 0.25, "name": 0.5}),
 ]
 
 

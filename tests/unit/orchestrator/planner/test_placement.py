@@ -5,36 +5,10 @@ from __future__ import annotations
 import pytest
 
 from broker.protocol.errors import NoDeviceFits
-from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from orchestrator.planner.costs import OUTSIDE, objective_s
 from orchestrator.planner.explain import explain
 from orchestrator.planner.placement import place, place_most
-
-
-def module(part: str, *, memory_bytes: int, flops: float = 1e9) -> ModuleSpec:
-    source = Source(pip="weights", part=part)
-    return ModuleSpec(family="any.kind", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=100)
-
-
-def chain(name: str, *modules: ModuleSpec, weight: float = 1.0) -> TaskSpec:
-    nodes = {
-        f"n{i}": NodeSpec(module=f"m{i}", needs=("image",) if i == 0 else (f"n{i - 1}",)) for i in range(len(modules))
-    }
-    return TaskSpec(
-        task=name,
-        inputs={"image": InputSpec(kind="image", bytes=100_000)},
-        nodes=nodes,
-        output=f"n{len(modules) - 1}",
-        weight=weight,
-        modules={f"m{i}": spec for i, spec in enumerate(modules)},
-    )
-
-
-def device(name: str, memory_bytes: int, *, speed: float = 10e9) -> DeviceSpec:
-    return DeviceSpec(
-        id=name, memory_bytes=memory_bytes, compute_flops_per_s=speed, bandwidth_bits_per_s=100e6, latency_s=0.001
-    )
-
+from tests.builders import chain, device, graph, module
 
 VISION = module("vision", memory_bytes=60, flops=30e9)
 HEAD = module("head", memory_bytes=10)
@@ -62,7 +36,7 @@ def test_a_shared_module_is_placed_once_and_counted_once() -> None:
 
 
 def test_one_task_that_uses_a_module_twice_holds_it_once_shared_or_not() -> None:
-    placement = place([device("a", 60)], [chain("t", VISION, VISION)])
+    placement = place([device("a", 60)], [graph("t", {"first": (VISION, ("image",)), "second": (VISION, ("first",))})])
     assert (placement.shared_bytes, placement.unshared_bytes) == (60, 60)
 
 

@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from broker.protocol.errors import NoDeviceFits
-from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from orchestrator.planner.exhaustive import exhaustive
 from orchestrator.planner.explain import explain
 from orchestrator.planner.fleet import Fleet
 from orchestrator.planner.placement import Placement, place, place_most
 from orchestrator.planner.refine import refined
+from tests import builders
+from tests.builders import device, joined
 
-
-def module(part: str, memory_bytes: int, flops: float = 1e9, output_bytes: int = 2_000) -> ModuleSpec:
-    source = Source(pip="weights", part=part)
-    return ModuleSpec(
-        family="any.kind", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=output_bytes
-    )
-
-
-def task(name: str, encoders: Sequence[ModuleSpec], head: ModuleSpec, *, source: str | None = None) -> TaskSpec:
-    """Encoders side by side, then a head."""
-    nodes = {f"e{number}": NodeSpec(module=f"e{number}", needs=("image",)) for number in range(len(encoders))}
-    return TaskSpec(
-        task=name,
-        source=source,
-        inputs={"image": InputSpec(kind="image", bytes=150_000)},
-        nodes={**nodes, "head": NodeSpec(module="head", needs=tuple(nodes) or ("image",))},
-        output="head",
-        modules={**{f"e{number}": encoder for number, encoder in enumerate(encoders)}, "head": head},
-    )
-
-
-def device(name: str, memory_bytes: int, *, speed: float = 10e9, bits_per_s: float = 100e6) -> DeviceSpec:
-    return DeviceSpec(
-        id=name, memory_bytes=memory_bytes, compute_flops_per_s=speed, bandwidth_bits_per_s=bits_per_s, latency_s=0.001
-    )
-
-
+module = partial(builders.module, output_bytes=2_000)
+task = partial(joined, image_bytes=150_000)
 HEAD = module("head", 1, flops=1e5, output_bytes=100)
 SEE, READ = module("see", 60, flops=30e9), module("read", 40, flops=10e9)
 

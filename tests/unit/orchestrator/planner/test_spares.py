@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.protocol.errors import NoDeviceFits
-from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from orchestrator.planner.costs import compute_s
 from orchestrator.planner.placement import place
 from orchestrator.planner.spares import NO_SPARES, UTILISATION, Spares, blast_radius, spares
+from tests import builders
+from tests.builders import chain
 
-
-def module(part: str, memory_bytes: int, flops: float = 1e8) -> ModuleSpec:
-    source = Source(pip="weights", part=part)
-    return ModuleSpec(family="any.kind", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=100)
-
-
-def task(name: str, *parts: ModuleSpec, weight: float = 1.0) -> TaskSpec:
-    names = [part.source.part if part.source else "" for part in parts]
-    return TaskSpec(
-        task=name,
-        inputs={"image": InputSpec(kind="image", bytes=1000)},
-        nodes={f"n-{part}": NodeSpec(module=part, needs=("image",)) for part in names},
-        output=f"n-{names[-1]}",
-        weight=weight,
-        modules=dict(zip(names, parts, strict=True)),
-    )
-
-
-def device(name: str, memory_bytes: int, speed: float = 1e9) -> DeviceSpec:
-    return DeviceSpec(
-        id=name, memory_bytes=memory_bytes, compute_flops_per_s=speed, bandwidth_bits_per_s=1e8, latency_s=0.001
-    )
-
-
+module = partial(builders.module, flops=1e8)
+task = partial(chain, image_bytes=1000)
+device = partial(builders.device, speed=1e9)
 VISION, TEXT, HEAD = module("vision", 60), module("text", 40), module("head", 10)
 
 
@@ -60,7 +42,7 @@ def test_measured_seconds_to_load_decide_between_modules_of_as_many_tasks() -> N
 
 
 def test_a_standby_is_never_beside_its_active_copy_nor_where_it_failed() -> None:
-    fleet = [device("a", 1000), device("b", 1000, 2e9), device("c", 1000)]
+    fleet = [device("a", 1000), device("b", 1000, speed=2e9), device("c", 1000)]
     chosen = spares(fleet, [task("one", VISION)], {VISION.key: "a"}, barred={VISION.key: {"b": "it failed there"}})
     assert chosen.standby == {VISION.key: ("c",)}
     assert spares(fleet[:1], [task("one", VISION)], {VISION.key: "a"}) == NO_SPARES
@@ -69,7 +51,12 @@ def test_a_standby_is_never_beside_its_active_copy_nor_where_it_failed() -> None
 def test_a_standby_goes_where_the_tasks_would_be_served_best_or_where_the_weights_are_if_that_is_nearly_as_good() -> (
     None
 ):
-    fleet = [device("a", 100), device("b", 100, 1.0e9), device("c", 100, 1.05e9), device("d", 100, 3e9)]
+    fleet = [
+        device("a", 100),
+        device("b", 100, speed=1.0e9),
+        device("c", 100, speed=1.05e9),
+        device("d", 100, speed=3e9),
+    ]
     tasks, where = [task("one", VISION)], {VISION.key: "a"}
     assert spares(fleet, tasks, where).standby == {VISION.key: ("d",)}
     assert spares(fleet[:3], tasks, where).standby == {VISION.key: ("c",)}
@@ -121,7 +108,7 @@ def test_a_pinned_copy_is_there_before_all_others_and_keeps_the_standby_that_was
 
 
 def test_only_named_devices_get_a_copy_when_they_are_named() -> None:
-    fleet = [device("a", 60), device("b", 60, 2e9), device("c", 60)]
+    fleet = [device("a", 60), device("b", 60, speed=2e9), device("c", 60)]
     chosen = spares(fleet, [task("one", VISION)], {VISION.key: "a"}, only={VISION.key: {"c"}})
     assert chosen.standby == {VISION.key: ("c",)}
     assert spares(fleet, [task("one", VISION)], {VISION.key: "a"}, only={}) == NO_SPARES
@@ -146,7 +133,7 @@ def test_spares_fit_are_apart_settle_and_are_needed(
         task(f"t{index}", *(parts[i % len(parts)] for i in sorted({i % len(parts) for i in group})), weight=weight)
         for index, (group, weight) in enumerate(zip(groups, weights, strict=False))
     ]
-    fleet = [device(f"d{index}", size, 1e9 * (index + 1)) for index, size in enumerate(memory)]
+    fleet = [device(f"d{index}", size, speed=1e9 * (index + 1)) for index, size in enumerate(memory)]
     try:
         placed = place(fleet, tasks)
     except NoDeviceFits:
