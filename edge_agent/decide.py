@@ -12,21 +12,13 @@ from collections.abc import Iterable
 from broker.protocol.messages import AssignedModule, Assignment, NodeDone, NodeFailed, NodeInputs, Route
 from broker.protocol.specs import TaskName
 from broker.protocol.topics import front_door_filter, second_door_filter
-from edge_agent.requests import backup_coordinator, coordinate, execute
-from edge_agent.state import (
-    CONFIRM_S,
-    LEAVE_S,
-    Action,
-    AgentState,
+from edge_agent.actions import Action, JoinGroup, LeaveGroup, Load, Send, SendHeartbeat, Unload
+from edge_agent.events import (
     Assigned,
-    Beat,
-    DataLink,
+    DataLinkChanged,
     Event,
-    Join,
     LeaderSeen,
-    Leave,
     LinkRestored,
-    Load,
     ModuleFailed,
     ModuleReady,
     NotReceived,
@@ -35,10 +27,10 @@ from edge_agent.state import (
     Requested,
     RouteCleared,
     Routed,
-    Send,
     Tick,
-    Unload,
 )
+from edge_agent.requests import backup_coordinator, coordinate, execute
+from edge_agent.state import CONFIRM_S, LEAVE_S, AgentState
 
 
 def decide(state: AgentState, event: Event, now_s: float) -> list[Action]:
@@ -48,7 +40,7 @@ def decide(state: AgentState, event: Event, now_s: float) -> list[Action]:
     while waiting:
         for action in _rule(state, waiting.popleft(), now_s):
             if isinstance(action, Send) and action.receiver == state.device:
-                waiting.append(Received(state.device, action.message, action.tensors))
+                waiting.append(Received(state.device, action.message, action.values))
             else:
                 actions.append(action)
     return actions
@@ -61,7 +53,7 @@ def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  #
         case LinkRestored():
             state.unconfirmed, state.confirm_by_s = set(state.routes), None
             return ()
-        case DataLink(up):
+        case DataLinkChanged(up):
             return coordinate.on_link(state, now_s, up=up)
         case Assigned(assignment):
             return _assigned(state, assignment, now_s)
@@ -119,7 +111,7 @@ def _obey(state: AgentState, epoch: int, seen_s: float | None) -> Iterable[Actio
         state.confirm_by_s = seen_s + CONFIRM_S
     if epoch > state.epoch:
         state.epoch = epoch
-        yield Beat()
+        yield SendHeartbeat()
 
 
 def _assigned(state: AgentState, assignment: Assignment, now_s: float) -> Iterable[Action]:
@@ -144,7 +136,7 @@ def _assigned(state: AgentState, assignment: Assignment, now_s: float) -> Iterab
         if not known:
             state.failed.discard(key)
             yield from _load(state, assigned)
-    yield Beat()
+    yield SendHeartbeat()
 
 
 def _load(state: AgentState, assigned: AssignedModule) -> Iterable[Action]:
@@ -159,7 +151,7 @@ def _ready(state: AgentState, key: str, compute_s: float | None, now_s: float) -
         state.failed.discard(key)  # an older load of it, when it had been dropped and assigned again meanwhile
         if compute_s is not None:
             state.measured_s.setdefault(key, compute_s)
-        yield Beat()
+        yield SendHeartbeat()
         yield from execute.on_module_ready(state, key, now_s)
 
 
@@ -171,7 +163,7 @@ def _failed(state: AgentState, key: str, now_s: float) -> Iterable[Action]:
         yield from _load(state, state.assigned[key])
     elif key in state.assigned:
         state.failed.add(key)
-    yield Beat()
+    yield SendHeartbeat()
     yield from execute.on_module_gone(state, key, now_s)
 
 
@@ -208,7 +200,7 @@ def _change_group(
         groups[task] = new
         state.leaving.pop(new, None)
     if new and new != old:
-        yield Join(new)
+        yield JoinGroup(new)
     if old and new != old:
         state.leaving[old] = leave_s
 
@@ -217,7 +209,7 @@ def _leave(state: AgentState, now_s: float) -> Iterable[Action]:
     """Leave the groups whose time has come."""
     for group in [group for group, at_s in state.leaving.items() if now_s >= at_s]:
         del state.leaving[group]
-        yield Leave(group)
+        yield LeaveGroup(group)
 
 
 def _forget_unconfirmed(state: AgentState, now_s: float) -> Iterable[Action]:

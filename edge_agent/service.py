@@ -44,35 +44,26 @@ from broker.transport.port import (
     WillFor,
 )
 from edge_agent import modules, wire
+from edge_agent.actions import Action, JoinGroup, LeaveGroup, Load, Log, Reply, Run, Send, SendHeartbeat, Unload
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.device import footprint
 from edge_agent.device.client_takeover import Rivals
 from edge_agent.device.link_probe import LinkMeter
-from edge_agent.modules import Output
-from edge_agent.runtime.store import Store
-from edge_agent.state import (
-    Action,
-    AgentState,
-    Beat,
-    DataLink,
+from edge_agent.events import (
+    DataLinkChanged,
     Event,
-    Join,
-    Leave,
     LinkRestored,
-    Load,
     ModuleFailed,
     ModuleReady,
     NodeRun,
-    Note,
     NotReceived,
     Ran,
-    Reply,
-    Run,
-    Send,
     Tick,
-    Unload,
 )
+from edge_agent.modules import Output
+from edge_agent.runtime.store import Store
+from edge_agent.state import AgentState
 
 log = structlog.get_logger()
 
@@ -222,11 +213,11 @@ class Agent:
             case LinkUp(session):
                 self._log.info("link_up", link=link, session=session)
                 self._link_changed(link, session)
-                return LinkRestored() if link == "control" else DataLink(up=True)
+                return LinkRestored() if link == "control" else DataLinkChanged(up=True)
             case LinkDown(reason):
                 self._log.warning("link_down", link=link, reason=reason)
                 self._link_changed(link, None)
-                return None if link == "control" else DataLink(up=False)
+                return None if link == "control" else DataLinkChanged(up=False)
             case Denied(topic, reason):
                 self._log.error("denied_by_broker", topic=topic, reason=reason)
             case Undelivered():
@@ -257,9 +248,9 @@ class Agent:
             match action:
                 case Load() | Unload():
                     self._loader.submit(self._hold, action)
-                case Join(filter_):
+                case JoinGroup(filter_):
                     self._data.subscribe(filter_)
-                case Leave(filter_):
+                case LeaveGroup(filter_):
                     self._data.unsubscribe(filter_)
                 case Run():
                     self._computing.add(action.run)
@@ -268,9 +259,9 @@ class Agent:
                     self._send(action)
                 case Reply():
                     self._reply(action)
-                case Beat():
+                case SendHeartbeat():
                     self._wake_heart.set()
-                case Note(name, fields):
+                case Log(name, fields):
                     self._log.info(name, **fields)
 
     def _send(self, send: Send) -> None:

@@ -12,21 +12,10 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from broker.protocol.codec import RawInput
-from broker.protocol.messages import (
-    SUSPECTED_FOR_S,
-    AssignedModule,
-    Assignment,
-    NodeFailed,
-    NodeInputs,
-    Plan,
-    Result,
-    Route,
-    TensorMessage,
-    Timing,
-)
+from broker.protocol.messages import SUSPECTED_FOR_S, AssignedModule, NodeInputs, Plan, Route, Timing
 from broker.protocol.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName
-from broker.protocol.tensors import Array, Tensors
 from broker.transport.port import RECONNECT_S
+from edge_agent.events import NodeRun, Requested
 from edge_agent.modules import Output, Value
 from edge_agent.requests.fair_queue import Turns
 
@@ -46,217 +35,6 @@ SWEEP_S = 1.0  # between two looks for kept outputs whose time is over
 
 Fence = tuple[int, int]
 """(epoch, generation): what is lower than the highest seen is stale."""
-
-
-@dataclass(frozen=True)
-class NodeRun:
-    """One node of one request under one graph of modules: equal runs are the same work, whatever the attempt."""
-
-    request: RequestId
-    node: NodeName
-    work: str  # ``Plan.work``
-
-
-# --- events ---
-
-
-@dataclass(frozen=True)
-class LeaderSeen:
-    """An orchestrator announced its epoch, or its end."""
-
-    epoch: int
-    online: bool = True
-
-
-@dataclass(frozen=True)
-class LinkRestored:
-    """The control link is new: what was cleared meanwhile wasn't heard."""
-
-
-@dataclass(frozen=True)
-class DataLink:
-    """The connection for requests and tensors came up, or went."""
-
-    up: bool
-
-
-@dataclass(frozen=True)
-class Assigned:
-    """An assignment for this device arrived."""
-
-    assignment: Assignment
-
-
-@dataclass(frozen=True)
-class Routed:
-    """A task's route arrived."""
-
-    route: Route
-
-
-@dataclass(frozen=True)
-class RouteCleared:
-    """A task was undeployed."""
-
-    task: TaskName
-
-
-@dataclass(frozen=True)
-class ModuleReady:
-    """A module is loaded, and a forward pass was measured to take ``compute_s``."""
-
-    key: ModuleKey
-    compute_s: float | None = None
-
-
-@dataclass(frozen=True)
-class ModuleFailed:
-    """A module can't be loaded here."""
-
-    key: ModuleKey
-
-
-@dataclass(frozen=True)
-class Requested:
-    """A sensor's request arrived at this front door."""
-
-    task: TaskName
-    payload: bytes
-    content_type: str
-    reply_to: str
-    correlation: bytes
-    expiry_s: int | None
-
-
-@dataclass(frozen=True)
-class Received:
-    """A message between agents arrived; the broker vouches for its sender."""
-
-    sender: DeviceId
-    message: TensorMessage
-    tensors: Tensors
-
-
-@dataclass(frozen=True)
-class NotReceived:
-    """The broker says that nobody took a message of ours; its coordinator must know."""
-
-    coordinator: DeviceId
-    failed: NodeFailed
-    deadline_s: float  # on this device's clock
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A forward pass ended: with an output, or with an error for the sensor."""
-
-    run: NodeRun
-    output: Output | None
-    error: Exception | None
-    began_s: float  # on this device's clock
-    compute_s: float
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time passed."""
-
-
-Event = (
-    LeaderSeen
-    | LinkRestored
-    | DataLink
-    | Assigned
-    | Routed
-    | RouteCleared
-    | ModuleReady
-    | ModuleFailed
-    | Requested
-    | Received
-    | NotReceived
-    | Ran
-    | Tick
-)
-
-# --- actions ---
-
-
-@dataclass(frozen=True)
-class Load:
-    """Load a module."""
-
-    assigned: AssignedModule
-
-
-@dataclass(frozen=True)
-class Unload:
-    """Let go of a module."""
-
-    key: ModuleKey
-
-
-@dataclass(frozen=True)
-class Join:
-    """Subscribe to a share group."""
-
-    filter: str
-
-
-@dataclass(frozen=True)
-class Leave:
-    """Unsubscribe from a share group."""
-
-    filter: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """Compute a node; the values stand in the order of its needs."""
-
-    run: NodeRun
-    key: ModuleKey
-    values: tuple[Value, ...]
-    deadline_s: float  # on this device's clock
-    use: str | None = None  # which of the module's ways of use
-
-
-@dataclass(frozen=True)
-class Send:
-    """Send a message to another agent."""
-
-    receiver: DeviceId
-    message: TensorMessage
-    tensors: Tensors
-    deadline_s: float  # on this device's clock
-
-
-@dataclass(frozen=True)
-class Reply:
-    """Answer a sensor; with tensors when the task's output is one."""
-
-    reply_to: str
-    correlation: bytes
-    result: Result
-    deadline_s: float  # on this device's clock
-    tensors: Tensors | None = None
-
-
-@dataclass(frozen=True)
-class Beat:
-    """Report at once: what is held has changed."""
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something for the log: an event name and its fields."""
-
-    action: str
-    fields: dict[str, object] = field(default_factory=dict)
-
-
-Action = Load | Unload | Join | Leave | Run | Send | Reply | Beat | Note
-
-# --- state ---
 
 
 @dataclass
@@ -375,6 +153,8 @@ class AgentState:
         return min(times, default=None)
 
 
-def size_of(tensors: dict[str, Array] | Tensors) -> int:
-    """The bytes of some arrays."""
-    return sum(int(array.nbytes) for array in tensors.values())
+def size_of(value: Value) -> int:
+    """The bytes of a raw input, or of some arrays."""
+    if isinstance(value, RawInput):
+        return len(value.data)
+    return sum(int(array.nbytes) for array in value.values())

@@ -6,8 +6,11 @@ Owns which topics an agent reads and writes. Decides nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-from broker.protocol.codec import JSON, SAFETENSORS, decode, decode_tensors, encode, encode_tensors
+import numpy as np
+
+from broker.protocol.codec import JSON, RAW, SAFETENSORS, RawInput, decode, decode_tensors, encode, encode_tensors
 from broker.protocol.errors import ErrorCode, RemoteProtocolError
 from broker.protocol.messages import (
     Assignment,
@@ -17,9 +20,10 @@ from broker.protocol.messages import (
     NodeInputs,
     OrchestratorState,
     Route,
+    TensorMessage,
 )
-from broker.protocol.specs import DeviceId
-from broker.protocol.tensors import pack
+from broker.protocol.specs import DeviceId, NodeName
+from broker.protocol.tensors import Array, Tensors, pack
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_ECHO,
@@ -31,18 +35,9 @@ from broker.protocol.topics import (
     TENSORS,
 )
 from broker.transport.port import RECONNECT_S, Delivery, Outgoing, Undelivered
-from edge_agent.state import (
-    Assigned,
-    Event,
-    LeaderSeen,
-    NotReceived,
-    Received,
-    Reply,
-    Requested,
-    RouteCleared,
-    Routed,
-    Send,
-)
+from edge_agent.actions import Reply, Send
+from edge_agent.events import Assigned, Event, LeaderSeen, NotReceived, Received, Requested, RouteCleared, Routed
+from edge_agent.modules import Value
 
 LATE_S = RECONNECT_S  # after its deadline an answer may still come: the link that it waits for may be back by then
 
@@ -113,7 +108,7 @@ def data_event(prefix: str, delivery: Delivery) -> Event | None:
         message, tensors = decode_tensors(delivery.payload)
         if (message.request, message.node) != (ids["request"], ids["node"]):
             raise RemoteProtocolError("the envelope names another request or node than the topic")
-        return Received(ids["sender"], message, tensors)
+        return Received(ids["sender"], message, _values_of(message, tensors))
     if ids := TASK_REQUESTS.match(prefix, delivery.topic):
         return Requested(
             task=ids["task"],
@@ -142,7 +137,35 @@ def tensors_message(prefix: str, device: DeviceId, send: Send, now_s: float) -> 
         failed = failure(message, send.receiver, ErrorCode.MODULE_FAILED, text, retry=True)
         token = f"{message.coordinator}|{failed.model_dump_json()}"
     expiry_s = max(1, math.ceil(send.deadline_s - now_s))
-    return Outgoing(topic, encode_tensors(message, send.tensors), expiry_s=expiry_s, token=token)
+    return Outgoing(topic, encode_tensors(message, _arrays_of(send.values)), expiry_s=expiry_s, token=token)
+
+
+def _arrays_of(values: Mapping[NodeName, Value]) -> Tensors:
+    """The arrays ``need/array`` of some values; a raw input is one array of bytes."""
+    return {
+        f"{need}/{name}": array
+        for need, value in values.items()
+        for name, array in (_raw_array(value) if isinstance(value, RawInput) else value).items()
+    }
+
+
+def _raw_array(raw: RawInput) -> Tensors:
+    return {RAW: np.frombuffer(raw.data, dtype=np.uint8)}
+
+
+def _values_of(message: TensorMessage, tensors: Tensors) -> dict[NodeName, Value]:
+    """One value per need of the arrays ``need/array``: a raw input, or the output of a node."""
+    grouped: dict[NodeName, dict[str, Array]] = {}
+    for name, array in tensors.items():
+        need, _, part = name.partition("/")
+        grouped.setdefault(need, {})[part] = array
+    content_types = message.content_types if isinstance(message, NodeInputs) else {}
+    return {
+        need: RawInput(arrays[RAW].tobytes(), content_types[need])
+        if need in content_types and RAW in arrays
+        else arrays
+        for need, arrays in grouped.items()
+    }
 
 
 def not_received(event: Undelivered, deadline_s: float) -> NotReceived:

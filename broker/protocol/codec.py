@@ -26,6 +26,8 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one float32 batch of LLaVA's image token
 MAX_INPUT_BYTES = 8 * 1024 * 1024  # a 24-megapixel JPEG; room is left for the other inputs
 SAFETENSORS = "application/vnd.safetensors"
 JSON = "application/json"
+RAW = "raw"
+"""The name of the one array that holds the bytes of a raw input between agents."""
 
 M = TypeVar("M", bound=BaseModel)
 _TENSOR_MESSAGE: TypeAdapter[TensorMessage] = TypeAdapter(TensorMessage)

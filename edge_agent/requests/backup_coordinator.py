@@ -18,10 +18,12 @@ from collections.abc import Iterable
 from broker.protocol.codec import request_id
 from broker.protocol.messages import NodeDone, Route
 from broker.protocol.specs import DeviceId, RequestId, TaskName
+from edge_agent.actions import Action, Log
+from edge_agent.events import Requested
 from edge_agent.requests import coordinate
 from edge_agent.requests.load_estimate import queues_s
 from edge_agent.requests.routing import choose_plan
-from edge_agent.state import MAX_HELD, MAX_HELD_BYTES, Action, AgentState, Held, Note, Requested
+from edge_agent.state import MAX_HELD, MAX_HELD_BYTES, AgentState, Held
 
 
 def on_request(state: AgentState, event: Requested, route: Route, now_s: float) -> Iterable[Action]:
@@ -83,7 +85,7 @@ def _expected_s(state: AgentState, route: Route, now_s: float) -> float:
 
 def _take_over(state: AgentState, request: RequestId, now_s: float) -> Iterable[Action]:
     held = _let_go(state, request)
-    yield Note("request_taken_over", {"request": request, "task": held.event.task})
+    yield Log("request_taken_over", {"request": request, "task": held.event.task})
     yield from coordinate.on_request(state, held.event, now_s, deadline_s=held.deadline_s)
 
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
 from broker.protocol.codec import RawInput, decode_request, request_id
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.messages import (
@@ -34,25 +32,18 @@ from broker.protocol.messages import (
 from broker.protocol.specs import DeviceId, NodeName, RequestId
 from broker.protocol.topics import may_reply_to
 from broker.transport.port import RECONNECT_S
+from edge_agent.actions import Action, Log, Reply, Send, SendHeartbeat
+from edge_agent.events import Requested
 from edge_agent.requests.load_estimate import queues_s
 from edge_agent.requests.routing import choose_plan
 from edge_agent.state import (
     DEFAULT_DEADLINE_S,
     MAX_COORDINATED,
     MAX_COORDINATED_BYTES,
-    Action,
     AgentState,
-    Beat,
     Coordinated,
-    Note,
-    Reply,
-    Requested,
-    Send,
     size_of,
 )
-
-RAW = "raw"
-"""Name of the one array that holds a request input's bytes."""
 
 FIRST_PATIENCE_S = 1.0  # a heartbeat, before missing nodes are sent again; doubles with each attempt: loads may be slow
 PATIENCE_FACTOR = 4.0  # times the expected seconds, when that is longer: work that comes later takes its turns
@@ -76,7 +67,7 @@ def on_request(
     """
     if not may_reply_to(state.prefix, event.reply_to):
         state.dropped["reply_topic"] += 1
-        yield Note("request_without_reply", {"task": event.task, "reply_to": event.reply_to[:200]})
+        yield Log("request_without_reply", {"task": event.task, "reply_to": event.reply_to[:200]})
         return
     request = request_id(event.task, event.reply_to, event.correlation, event.payload)
     if request in state.coordinated:
@@ -137,7 +128,7 @@ def on_life(state: AgentState, sender: DeviceId, now_s: float) -> Iterable[Actio
     if sender in state.heard:
         state.heard[sender] = now_s
     if state.suspects.pop(sender, None) is not None:
-        yield Beat()
+        yield SendHeartbeat()
 
 
 def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float) -> None:
@@ -298,9 +289,9 @@ def _dispatch(
         state.heard.setdefault(device, -math.inf)
     request.retry_s = now_s + patience_s(expected_s) * 2 ** min(request.attempt - request.in_vain, 6)
     if request.attempt:
-        yield Note("request_sent_again", {"request": request.request, "attempt": request.attempt})
+        yield Log("request_sent_again", {"request": request.request, "attempt": request.attempt})
     sends = (_inputs_for(state.device, request, request.plan, node=name, now_s=now_s) for name in request.plan.nodes)
-    yield from sorted((send for send in sends if send), key=lambda send: size_of(send.tensors))
+    yield from sorted((send for send in sends if send), key=lambda send: sum(map(size_of, send.values.values())))
 
 
 def _inputs_for(device: DeviceId, request: Coordinated, plan: Plan, *, node: NodeName, now_s: float) -> Send | None:
@@ -322,8 +313,8 @@ def _inputs_for(device: DeviceId, request: Coordinated, plan: Plan, *, node: Nod
         content_types={name: request.inputs[name].content_type for name in taken},
         second_door=request.second_door,
     )
-    tensors = {f"{name}/{RAW}": np.frombuffer(request.inputs[name].data, dtype=np.uint8) for name in taken}
-    return Send(plan.nodes[node].device, message, tensors, request.deadline_s)
+    values = {name: request.inputs[name] for name in taken}
+    return Send(plan.nodes[node].device, message, values, request.deadline_s)
 
 
 def _broken(request: Coordinated, plan: Plan, route: Route) -> bool:
@@ -382,8 +373,8 @@ def _suspect(state: AgentState, request: Coordinated, now_s: float) -> Iterable[
             continue
         if now_s - owed_s >= FIRST_PATIENCE_S and state.heard.get(device, -math.inf) < owed_s:
             state.suspects[device] = now_s
-            yield Note("device_suspected", {"suspect": device, "request": request.request, "node": name})
-            yield Beat()
+            yield Log("device_suspected", {"suspect": device, "request": request.request, "node": name})
+            yield SendHeartbeat()
 
 
 def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> Iterable[Action]:

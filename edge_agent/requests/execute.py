@@ -21,10 +21,11 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, LocalProtocolError, ModuleRefused, RequestFailed
 from broker.protocol.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Timing
 from broker.protocol.specs import DeviceId, ModuleKey, NodeName
-from broker.protocol.tensors import Array, Tensors, narrowed, widened
+from broker.protocol.tensors import narrowed, widened
 from broker.protocol.topics import may_reply_to
+from edge_agent.actions import Action, Log, Reply, Run, Send
+from edge_agent.events import NodeRun, Ran, Received
 from edge_agent.modules import Output, Value
-from edge_agent.requests.coordinate import RAW
 from edge_agent.requests.load_estimate import ended, handed, own_s
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 from edge_agent.state import (
@@ -34,17 +35,9 @@ from edge_agent.state import (
     MAX_OUTPUT_BYTES,
     MAX_OUTPUTS,
     SWEEP_S,
-    Action,
     AgentState,
     Finished,
     Joining,
-    NodeRun,
-    Note,
-    Ran,
-    Received,
-    Reply,
-    Run,
-    Send,
     size_of,
 )
 
@@ -70,7 +63,7 @@ def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: fl
     joining = state.joining.setdefault(run, Joining(message, now_s + message.deadline_s))
     if message.attempt >= joining.message.attempt:
         joining.message = message
-    if problem := _gather(state, joining, message, event.tensors, planned.needs):
+    if problem := _gather(state, joining, message, event.values, planned.needs):
         _drop_join(state, run)
         yield _failed(message, problem, retry=problem.code == ErrorCode.OVERLOADED, now_s=now_s)
         return
@@ -178,37 +171,26 @@ def _refusal(state: AgentState, message: NodeInputs, key: ModuleKey) -> str | No
 
 
 def _gather(
-    state: AgentState, joining: Joining, message: NodeInputs, tensors: Tensors, needs: tuple[NodeName, ...]
+    state: AgentState,
+    joining: Joining,
+    message: NodeInputs,
+    values: Mapping[NodeName, Value],
+    needs: tuple[NodeName, ...],
 ) -> RequestFailed | None:
     for timing in message.timings:
         joining.timings[timing.node] = timing
-    values = _values(message, tensors)
     if unknown := sorted(values.keys() - set(needs)):
         return RequestFailed(ErrorCode.MODULE_FAILED, f"{message.node} takes no {unknown[0]}")
     for need, value in values.items():
         if need in joining.values:
             continue
-        size = len(value.data) if isinstance(value, RawInput) else size_of(value)
+        size = size_of(value)
         if state.join_bytes + size > MAX_JOIN_BYTES:
             return _too_many(state)
         state.join_bytes += size
         joining.size_bytes += size
         joining.values[need] = value
     return None
-
-
-def _values(message: NodeInputs, tensors: Tensors) -> Mapping[NodeName, Value]:
-    """Arrays named ``need/array`` become one value per need: a raw input, or the tensors of a node."""
-    grouped: dict[NodeName, dict[str, Array]] = {}
-    for name, array in tensors.items():
-        need, _, part = name.partition("/")
-        grouped.setdefault(need, {})[part] = array
-    return {
-        need: RawInput(arrays[RAW].tobytes(), message.content_types[need])
-        if need in message.content_types and RAW in arrays
-        else arrays
-        for need, arrays in grouped.items()
-    }
 
 
 def _run_when_complete(state: AgentState, run: NodeRun, joining: Joining, now_s: float) -> Iterable[Action]:
@@ -248,7 +230,6 @@ def _forward(
     plan = message.plan
     consumers = plan.consumers(message.node)
     given = narrowed(finished.output.tensors, plan.wire) if consumers else {}
-    tensors = {f"{message.node}/{name}": array for name, array in given.items()}
     for consumer in consumers:
         following = message.model_copy(
             update={
@@ -258,7 +239,7 @@ def _forward(
                 "deadline_s": max(0.0, deadline_s - now_s),
             },
         )
-        yield Send(plan.nodes[consumer].device, following, tensors, deadline_s)
+        yield Send(plan.nodes[consumer].device, following, {message.node: given} if given else {}, deadline_s)
     if message.node == plan.output:
         yield _answer(message, finished, deadline_s)
     more_s = state.measured_s.get(plan.nodes[message.node].key, 0.0)
@@ -301,11 +282,11 @@ def _report(state: AgentState, message: NodeInputs, error: Exception | None, now
         return
     if is_out_of_memory(error):  # another device, or a later moment, may have it
         text = f"{state.device} has not the memory left to run {message.node}"
-        yield Note("out_of_memory", {"request": message.request, "node": message.node})
+        yield Log("out_of_memory", {"request": message.request, "node": message.node})
         yield _failed(message, RequestFailed(ErrorCode.MODULE_FAILED, text), retry=True, now_s=now_s)
         return
     text = f"{message.node} failed on {state.device}: {type(error).__name__}: {error}"
-    yield Note("module_failed", {"request": message.request, "node": message.node, "error": text})
+    yield Log("module_failed", {"request": message.request, "node": message.node, "error": text})
     yield _failed(message, RequestFailed(ErrorCode.MODULE_FAILED, text[:500]), retry=False, now_s=now_s)
 
 

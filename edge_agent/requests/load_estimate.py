@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 
 from broker.protocol.specs import DeviceId, ModuleKey, NodeName, TaskName
 from edge_agent.device.measurements import averaged
+from edge_agent.events import NodeRun
 from edge_agent.requests.fair_queue import fair_wait_s
-from edge_agent.state import AgentState, Coordinated, NodeRun
+from edge_agent.state import AgentState, Coordinated
 
 
 def handed(state: AgentState, task: TaskName, run: NodeRun, key: ModuleKey, now_s: float) -> None:

@@ -43,10 +43,10 @@ from edge_agent.decide import decide as sound
 from edge_agent.device.calibration import Calibration
 from edge_agent.device.link_estimate import LARGE, SMALL
 from edge_agent.device.measurements import Measured
+from edge_agent.events import LeaderSeen
 from edge_agent.modules import Output, Value
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
-from edge_agent.state import LeaderSeen
 from edge_agent.wire import LATE_S
 
 PREFIX = "s2m3/v1"

@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from broker.protocol.codec import RawInput, decode, decode_tensors
 from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
 from broker.protocol.specs import NodeName
@@ -25,9 +23,8 @@ from broker.protocol.topics import RESULTS, TENSORS, prefix_of
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkEvent, LinkUp
 from edge_agent import wire
-from edge_agent.requests.coordinate import RAW
+from edge_agent.actions import Send
 from edge_agent.requests.routing import choose_plan
-from edge_agent.state import Send
 from s2m3.bench.latency.compare import WARM_UP, Progress
 from s2m3.bench.latency.settings import Machine
 from s2m3.bench.latency.trial import DEADLINE_S, Trial, TrialFailed, percentiles
@@ -80,8 +77,8 @@ class Coordinator:
         began_s = time.monotonic()
         branches = _branches(plan, inputs)
         for node in branches:
-            message, tensors = self._message(route, plan, request, node, inputs)
-            send = Send(plan.nodes[node].device, message, tensors, began_s + DEADLINE_S)
+            message, values = self._message(route, plan, request, node, inputs)
+            send = Send(plan.nodes[node].device, message, values, began_s + DEADLINE_S)
             self._transport.publish(wire.tensors_message(self._prefix, COORDINATOR, send, began_s))
             if sequential and node != plan.output:
                 self._wait(lambda event, node=node: self._is_done(event, request, node))
@@ -90,7 +87,7 @@ class Coordinator:
 
     def _message(
         self, route: Route, plan: Plan, request: str, node: NodeName, inputs: Mapping[str, RawInput]
-    ) -> tuple[NodeInputs, dict[str, np.ndarray[Any, Any]]]:
+    ) -> tuple[NodeInputs, dict[NodeName, RawInput]]:
         taken = [need for need in plan.nodes[node].needs if need in inputs]
         message = NodeInputs(
             request=request,
@@ -105,7 +102,7 @@ class Coordinator:
             plan=plan,
             content_types={name: inputs[name].content_type for name in taken},
         )
-        return message, {f"{name}/{RAW}": np.frombuffer(inputs[name].data, dtype=np.uint8) for name in taken}
+        return message, {name: inputs[name] for name in taken}
 
     def _wait(self, wanted: Any) -> None:  # noqa: ANN401 - a predicate on an event
         until_s = time.monotonic() + DEADLINE_S

@@ -12,27 +12,12 @@ from broker.protocol.codec import RawInput, encode_request
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import AssignedModule, Assignment, NodeDone, NodeInputs, Route, RouteDevice, RouteNode
 from broker.protocol.specs import InputSpec, ModuleSpec
+from edge_agent.actions import Action, JoinGroup, LeaveGroup, Log, Reply, Run, Send
 from edge_agent.decide import decide
+from edge_agent.events import Assigned, ModuleReady, Ran, Received, Requested, RouteCleared, Routed, Tick
 from edge_agent.modules import Output
 from edge_agent.requests import backup_coordinator
-from edge_agent.state import (
-    Action,
-    AgentState,
-    Assigned,
-    Join,
-    Leave,
-    ModuleReady,
-    Note,
-    Ran,
-    Received,
-    Reply,
-    Requested,
-    RouteCleared,
-    Routed,
-    Run,
-    Send,
-    Tick,
-)
+from edge_agent.state import AgentState
 
 PREFIX = "s2m3/v1"
 REQUESTS = f"{PREFIX}/tasks/encode/requests"
@@ -101,14 +86,14 @@ def answer(state: AgentState, actions: list[Action], now_s: float) -> list[Actio
 
 def test_the_second_door_joins_a_share_group_of_its_own() -> None:
     state = agent("gw-b")
-    assert all_of(decide(state, Routed(route()), 0.0), Join) == [Join(f"$share/encode-1-3-second/{REQUESTS}")]
+    assert all_of(decide(state, Routed(route()), 0.0), JoinGroup) == [JoinGroup(f"$share/encode-1-3-second/{REQUESTS}")]
     moved = decide(state, Routed(route(generation=2, group=4, front_door=("gw-b",), second_door=("gw-a",))), 1.0)
-    assert [action for action in moved if isinstance(action, (Join, Leave))] == [
-        Join(f"$share/encode-1-4/{REQUESTS}"),
-        Leave(f"$share/encode-1-3-second/{REQUESTS}"),
+    assert [action for action in moved if isinstance(action, (JoinGroup, LeaveGroup))] == [
+        JoinGroup(f"$share/encode-1-4/{REQUESTS}"),
+        LeaveGroup(f"$share/encode-1-3-second/{REQUESTS}"),
     ]
     gone = decide(state, RouteCleared("encode"), 2.0)
-    assert all_of(gone, Leave) == [Leave(f"$share/encode-1-4/{REQUESTS}")]
+    assert all_of(gone, LeaveGroup) == [LeaveGroup(f"$share/encode-1-4/{REQUESTS}")]
     assert not state.groups
     assert not state.second_groups
 
@@ -133,7 +118,7 @@ def test_the_device_of_the_output_tells_the_second_door_though_it_is_not_the_fro
     (send,) = all_of(decide(front, asked(), 0.0), Send)
     assert isinstance(send.message, NodeInputs)
     assert send.message.second_door == ("gw-b",)
-    actions = answer(head, decide(head, Received("gw-a", send.message, send.tensors), 0.1), 0.2)
+    actions = answer(head, decide(head, Received("gw-a", send.message, send.values), 0.1), 0.2)
     assert [send.receiver for send in all_of(actions, Send)] == ["gw-a", "gw-b"]
 
 
@@ -155,7 +140,7 @@ def test_what_nobody_answers_in_time_is_taken_over(doors: Doors) -> None:
     assert 0 < due_s <= 1.0
     assert decide(doors.second, Tick(), due_s - 0.01) == []
     actions = decide(doors.second, Tick(), due_s)
-    assert [note.action for note in all_of(actions, Note)] == ["request_taken_over"]
+    assert [note.action for note in all_of(actions, Log)] == ["request_taken_over"]
     (send,) = all_of(actions, Send)
     assert isinstance(send.message, NodeInputs)
     assert (send.receiver, send.message.coordinator, send.message.second_door) == ("gw-a", "gw-b", ())

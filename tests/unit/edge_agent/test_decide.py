@@ -26,36 +26,26 @@ from broker.protocol.messages import (
 )
 from broker.protocol.specs import InputSpec, ModuleSpec
 from broker.transport.port import RECONNECT_S
+from edge_agent.actions import Action, JoinGroup, LeaveGroup, Load, Reply, Run, Send, SendHeartbeat, Unload
 from edge_agent.decide import decide
-from edge_agent.modules import Output
-from edge_agent.requests import coordinate, execute
-from edge_agent.requests.load_estimate import queues_s
-from edge_agent.state import (
-    LEAVE_S,
-    SWEEP_S,
-    Action,
-    AgentState,
+from edge_agent.events import (
     Assigned,
-    Beat,
-    Join,
     LeaderSeen,
-    Leave,
     LinkRestored,
-    Load,
     ModuleFailed,
     ModuleReady,
     NotReceived,
     Ran,
     Received,
-    Reply,
     Requested,
     RouteCleared,
     Routed,
-    Run,
-    Send,
     Tick,
-    Unload,
 )
+from edge_agent.modules import Output
+from edge_agent.requests import coordinate, execute
+from edge_agent.requests.load_estimate import queues_s
+from edge_agent.state import LEAVE_S, SWEEP_S, AgentState
 
 PREFIX = "s2m3/v1"
 REPLY_TO = f"{PREFIX}/clients/camera/results/1"
@@ -160,7 +150,7 @@ def test_what_is_assigned_is_loaded_and_what_is_not_is_let_go_first() -> None:
     state = AgentState("gw-a", PREFIX)
     assert only(decide(state, assignment(ENCODER), 0.0), Load).assigned.spec == ENCODER
     actions = decide(state, assignment(HEAD, generation=2), 0.0)
-    assert [type(action) for action in actions] == [Unload, Load, Beat]
+    assert [type(action) for action in actions] == [Unload, Load, SendHeartbeat]
 
 
 def test_the_same_assignment_again_loads_nothing(front: AgentState) -> None:
@@ -181,7 +171,7 @@ def test_an_assignment_of_an_older_epoch_is_dropped_even_with_a_higher_generatio
 
 
 def test_a_new_leader_is_told_at_once_what_is_held(front: AgentState) -> None:
-    assert decide(front, LeaderSeen(2), 0.0) == [Beat()]
+    assert decide(front, LeaderSeen(2), 0.0) == [SendHeartbeat()]
     assert decide(front, LeaderSeen(2), 0.0) == []
 
 
@@ -198,14 +188,14 @@ def test_a_module_that_failed_is_reported_and_its_requests_go_back(front: AgentS
 def test_the_front_door_joins_its_share_group() -> None:
     state = AgentState("gw-a", PREFIX)
     assert (
-        only(decide(state, Routed(route()), 0.0), Join).filter
+        only(decide(state, Routed(route()), 0.0), JoinGroup).filter
         == f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests"
     )
 
 
 def test_a_new_front_door_set_joins_the_new_group_before_leaving_the_old(front: AgentState) -> None:
     actions = decide(front, Routed(route(group=2, generation=2)), 0.0)
-    assert [type(action) for action in actions] == [Join, Leave]
+    assert [type(action) for action in actions] == [JoinGroup, LeaveGroup]
 
 
 def test_a_device_that_is_no_front_door_any_more_leaves_when_the_new_one_had_time_to_join(front: AgentState) -> None:
@@ -214,19 +204,19 @@ def test_a_device_that_is_no_front_door_any_more_leaves_when_the_new_one_had_tim
     assert any_of(decide(front, request(), 0.5), Send), "a request in between is coordinated here"
     assert front.next_deadline_s() == LEAVE_S
     old = f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests"
-    assert only(decide(front, Tick(), LEAVE_S), Leave).filter == old
-    assert not any_of(decide(front, Tick(), 2 * LEAVE_S), Leave)
+    assert only(decide(front, Tick(), LEAVE_S), LeaveGroup).filter == old
+    assert not any_of(decide(front, Tick(), 2 * LEAVE_S), LeaveGroup)
 
 
 def test_a_front_door_that_returns_to_its_group_meanwhile_does_not_leave_it(front: AgentState) -> None:
     decide(front, Routed(route(encoder=("gw-c",), group=2, generation=2)), 0.0)
     decide(front, Routed(route(generation=3)), 0.5)
-    assert not any_of(decide(front, Tick(), 2 * LEAVE_S), Leave)
+    assert not any_of(decide(front, Tick(), 2 * LEAVE_S), LeaveGroup)
 
 
 def test_a_device_leaves_at_once_where_nobody_serves(front: AgentState) -> None:
     nobody = Route(task="zero-shot", epoch=1, generation=2, group=2, unavailable="no device can hold it")
-    assert any_of(decide(front, Routed(nobody), 0.0), Leave)
+    assert any_of(decide(front, Routed(nobody), 0.0), LeaveGroup)
 
 
 def test_an_older_route_is_dropped_and_counted(front: AgentState) -> None:
@@ -238,7 +228,7 @@ def test_an_older_route_is_dropped_and_counted(front: AgentState) -> None:
 def test_an_undeployed_task_leaves_its_group_and_ends_its_requests(front: AgentState) -> None:
     decide(front, request(), 0.0)
     actions = decide(front, RouteCleared("zero-shot"), 0.0)
-    assert only(actions, Leave)
+    assert only(actions, LeaveGroup)
     body = only(actions, Reply).result.error
     assert body is not None
     assert body.code == ErrorCode.NO_ROUTE
@@ -262,7 +252,9 @@ def test_both_branches_leave_at_once(front: AgentState) -> None:
 def test_an_output_goes_to_the_device_of_the_consuming_node(front: AgentState) -> None:
     sent = only(encoded(front), Send)
     assert (sent.receiver, sent.message.node) == ("gw-b", "head")
-    assert list(sent.tensors) == ["encoder/features"]
+    assert {need: list(value) for need, value in sent.values.items() if isinstance(value, dict)} == {
+        "encoder": ["features"]
+    }
 
 
 def test_the_consuming_device_joins_what_arrives_in_any_order(front: AgentState, back: AgentState) -> None:
@@ -270,8 +262,8 @@ def test_the_consuming_device_joins_what_arrives_in_any_order(front: AgentState,
     text = only(asked, Send)
     run = only(asked, Run)
     image = only(decide(front, Ran(run.run, features(), None, 0.0, 0.02), 0.1), Send)
-    assert decide(back, Received("gw-a", image.message, image.tensors), 0.2) == []
-    joined = only(decide(back, Received("gw-a", text.message, text.tensors), 0.3), Run)
+    assert decide(back, Received("gw-a", image.message, image.values), 0.2) == []
+    joined = only(decide(back, Received("gw-a", text.message, text.values), 0.3), Run)
     assert joined.key == HEAD.key
     assert joined.values[1] == RawInput(b"a cat", "text/plain")
     assert isinstance(joined.values[0], dict)
@@ -282,7 +274,7 @@ def answered(front: AgentState, back: AgentState) -> tuple[list[Action], list[Se
     asked = decide(front, ASKED, 0.0)
     sends = any_of(asked, Send)
     sends += any_of(decide(front, Ran(only(asked, Run).run, features(), None, 0.0, 0.02), 0.1), Send)
-    runs = [only(actions, Run) for s in sends if (actions := decide(back, Received("gw-a", s.message, s.tensors), 0.2))]
+    runs = [only(actions, Run) for s in sends if (actions := decide(back, Received("gw-a", s.message, s.values), 0.2))]
     answer = Output({"scores": np.ones(1, dtype=np.float32)}, {"label": "a cat"})
     return decide(back, Ran(runs[0].run, answer, None, 0.01, 0.02), 0.3), sends
 
@@ -317,7 +309,9 @@ def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_r
         found = taken["features"]
     else:
         sent = only(actions, Send)
-        found = sent.tensors["encoder/features"]
+        given = sent.values["encoder"]
+        assert isinstance(given, dict)
+        found = given["features"]
         assert found.dtype == np.float16, "half the bytes cross the border"
         assert isinstance(sent.message, NodeInputs)
         assert sent.message.plan.wire == "float16"
@@ -332,7 +326,7 @@ def test_what_the_sensor_gets_is_never_rounded(front: AgentState, back: AgentSta
     (run,) = back.finished
     back.finished.clear()
     for send in sends:
-        decide(back, Received("gw-a", send.message, send.tensors), 0.5)
+        decide(back, Received("gw-a", send.message, send.values), 0.5)
     mask = np.full((2, 2), THIRD, dtype=np.float32)
     reply = only(decide(back, Ran(run, Output({"mask": mask}), None, 0.0, 0.0), 0.6), Reply)
     assert reply.tensors is not None
@@ -353,7 +347,7 @@ def test_a_tensor_output_is_answered_as_a_tensor(front: AgentState, back: AgentS
     (run,) = back.finished
     back.finished.clear()
     for send in sends:
-        decide(back, Received("gw-a", send.message, send.tensors), 0.5)
+        decide(back, Received("gw-a", send.message, send.values), 0.5)
     mask = np.zeros((2, 2), dtype=np.float32)
     reply = only(decide(back, Ran(run, Output({"mask": mask}), None, 0.0, 0.0), 0.6), Reply)
     assert reply.result.answer is None
@@ -375,7 +369,7 @@ def test_a_retry_of_an_answered_request_is_answered_without_computing_again(
     decide(front, Received("gw-b", done.message, {}), 0.4)
     again = decide(front, ASKED, 1.0)
     assert not any_of(again, Run)
-    received = [decide(back, Received("gw-a", s.message, s.tensors), 1.1) for s in any_of(again, Send)]
+    received = [decide(back, Received("gw-a", s.message, s.values), 1.1) for s in any_of(again, Send)]
     replies = [reply for actions in received for reply in any_of(actions, Reply)]
     assert replies
     assert replies[0].result.answer == only(first, Reply).result.answer
@@ -385,7 +379,7 @@ def test_a_duplicate_message_does_not_run_a_node_twice(front: AgentState) -> Non
     asked = decide(front, request(), 0.0)
     assert only(asked, Run)
     run = front.joining[(only(asked, Run).run)]
-    again = decide(front, Received("gw-a", run.message, {"image/raw": np.frombuffer(b"\x89PNG", dtype=np.uint8)}), 0.1)
+    again = decide(front, Received("gw-a", run.message, {"image": RawInput(b"\x89PNG", "image/png")}), 0.1)
     assert not any_of(again, Run)
 
 
@@ -399,8 +393,8 @@ def test_a_missing_node_is_sent_to_the_device_of_the_new_route_and_finished_ones
     moved = decide(front, Routed(route(head=("gw-c",), generation=2)), 0.5)
     assert not any_of(moved, Run)
     assert {(s.receiver, s.message.node, s.message.attempt) for s in any_of(moved, Send)} == {("gw-c", "head", 1)}
-    arrays = {name for s in any_of(moved, Send) for name in s.tensors}
-    assert arrays == {"encoder/features", "text/raw"}
+    values = {need: type(value) for s in any_of(moved, Send) for need, value in s.values.items()}
+    assert values == {"encoder": dict, "text": RawInput}
 
 
 # gw-a is only the front door, and the first of two equal replicas is taken: what stays on gw-d stays for a reason.
@@ -605,7 +599,7 @@ def test_a_tensor_of_an_older_generation_is_refused_and_its_coordinator_told(
 ) -> None:
     sent = only(decide(front, request(), 0.0), Send)
     decide(back, assignment(HEAD, generation=4), 0.0)
-    failed = only(decide(back, Received("gw-a", sent.message, sent.tensors), 0.1), Send)
+    failed = only(decide(back, Received("gw-a", sent.message, sent.values), 0.1), Send)
     assert failed.receiver == "gw-a"
     assert isinstance(failed.message, NodeFailed)
     assert failed.message.retry
@@ -615,7 +609,7 @@ def test_a_tensor_of_an_older_generation_is_refused_and_its_coordinator_told(
 def test_a_tensor_for_a_module_that_is_not_here_is_refused(front: AgentState) -> None:
     sent = only(decide(front, request(), 0.0), Send)
     stranger = AgentState("gw-b", PREFIX)
-    failed = only(decide(stranger, Received("gw-a", sent.message, sent.tensors), 0.1), Send)
+    failed = only(decide(stranger, Received("gw-a", sent.message, sent.values), 0.1), Send)
     assert isinstance(failed.message, NodeFailed)
     assert failed.message.device == "gw-b"
 
@@ -626,7 +620,7 @@ def test_inputs_wait_for_a_module_that_is_still_loading(front: AgentState) -> No
     state = AgentState("gw-b", PREFIX)
     decide(state, assignment(HEAD), 0.0)
     for send in sends:
-        assert not any_of(decide(state, Received("gw-a", send.message, send.tensors), 0.1), Run)
+        assert not any_of(decide(state, Received("gw-a", send.message, send.values), 0.1), Run)
     assert only(decide(state, ModuleReady(HEAD.key), 0.2), Run).key == HEAD.key
 
 
@@ -767,7 +761,7 @@ def test_the_done_of_the_output_ends_a_request_though_its_route_is_incomplete_by
 
 def test_inputs_come_from_the_coordinator_or_from_a_node_that_is_needed(front: AgentState, back: AgentState) -> None:
     sent = only(decide(front, ASKED, 0.0), Send)
-    assert decide(back, Received("gw-evil", sent.message, sent.tensors), 0.1) == []
+    assert decide(back, Received("gw-evil", sent.message, sent.values), 0.1) == []
     assert back.dropped["bad_envelope"] == 1
     assert not back.joining
 
@@ -779,7 +773,7 @@ def test_waiting_inputs_are_bounded_in_number_and_bytes(
     for limit, value in (("MAX_JOINS", 0), ("MAX_JOIN_BYTES", 4)):
         with monkeypatch.context() as patch:
             patch.setattr(execute, limit, value)
-            refused = only(decide(back, Received("gw-a", sent.message, sent.tensors), 0.1), Send).message
+            refused = only(decide(back, Received("gw-a", sent.message, sent.values), 0.1), Send).message
         assert isinstance(refused, NodeFailed)
         assert refused.error.code == ErrorCode.OVERLOADED
     assert not back.joining
@@ -828,8 +822,8 @@ def test_the_answer_goes_where_the_newest_attempt_says(front: AgentState, back: 
     old = only(asked, Send)
     image = only(decide(front, Ran(only(asked, Run).run, features(), None, 0.0, 0.0), 0.1), Send)
     newer = image.message.model_copy(update={"attempt": 3, "generation": 2})
-    decide(back, Received("gw-a", newer, image.tensors), 0.2)
-    run = only(decide(back, Received("gw-a", old.message, old.tensors), 0.3), Run).run
+    decide(back, Received("gw-a", newer, image.values), 0.2)
+    run = only(decide(back, Received("gw-a", old.message, old.values), 0.3), Run).run
     answer = Output({"scores": np.ones(1, dtype=np.float32)}, {"label": "a cat"})
     assert only(decide(back, Ran(run, answer, None, 0.0, 0.0), 0.4), Reply).result.generation == 2
 
@@ -873,7 +867,7 @@ def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_sa
     decide(front, LeaderSeen(1), 12.0)
     due_s = front.next_deadline_s()
     assert due_s is not None
-    assert any_of(decide(front, Tick(), due_s), Leave)
+    assert any_of(decide(front, Tick(), due_s), LeaveGroup)
     assert not front.routes
 
 
@@ -891,5 +885,5 @@ def test_a_route_said_again_on_a_new_link_stays(front: AgentState) -> None:
     decide(front, LinkRestored(), 10.0)
     decide(front, LeaderSeen(1), 12.0)
     decide(front, Routed(route()), 12.1)
-    assert not any_of(decide(front, Tick(), 99.0), Leave)
+    assert not any_of(decide(front, Tick(), 99.0), LeaveGroup)
     assert front.routes

@@ -11,24 +11,12 @@ from broker.protocol.codec import RawInput, encode_request
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.messages import AssignedModule, Assignment, NodeDone, NodeInputs, Route, RouteDevice, RouteNode
 from broker.protocol.specs import InputSpec, ModuleSpec
+from edge_agent.actions import Action, Reply, Run, Send, Unload
 from edge_agent.decide import decide
+from edge_agent.events import Assigned, ModuleReady, Ran, Received, Requested, Routed, Tick
 from edge_agent.modules import Output
 from edge_agent.requests.load_estimate import own_s, queues_s
-from edge_agent.state import (
-    Action,
-    AgentState,
-    Assigned,
-    ModuleReady,
-    Ran,
-    Received,
-    Reply,
-    Requested,
-    Routed,
-    Run,
-    Send,
-    Tick,
-    Unload,
-)
+from edge_agent.state import AgentState
 
 PREFIX = "s2m3/v1"
 ENCODER = ModuleSpec.model_validate(
@@ -208,7 +196,7 @@ def test_who_finishes_a_node_says_how_much_still_waits_there() -> None:
     runs: list[Action] = []
     for number in range(3):
         message = next(action for action in ask(asking, number, 0.0) if isinstance(action, Send))
-        runs += decide(working, Received("gw-a", message.message, message.tensors), 0.0)
+        runs += decide(working, Received("gw-a", message.message, message.values), 0.0)
     assert [type(run) for run in runs] == [Run, Run], "the third waits for its turn"
     told = [
         action.message

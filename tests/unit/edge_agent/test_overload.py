@@ -20,25 +20,13 @@ from broker.protocol.messages import (
     RouteNode,
 )
 from broker.protocol.specs import InputSpec, ModuleSpec
+from edge_agent.actions import Action, Reply, Run, Send
 from edge_agent.decide import decide
+from edge_agent.events import Assigned, ModuleFailed, ModuleReady, Ran, Received, Requested, Routed, Tick
 from edge_agent.modules import Output
 from edge_agent.requests import coordinate
 from edge_agent.requests.load_estimate import queues_s
-from edge_agent.state import (
-    Action,
-    AgentState,
-    Assigned,
-    ModuleFailed,
-    ModuleReady,
-    Ran,
-    Received,
-    Reply,
-    Requested,
-    Routed,
-    Run,
-    Send,
-    Tick,
-)
+from edge_agent.state import AgentState
 
 PREFIX = "s2m3/v1"
 A = TypeVar("A", bound=Action)
@@ -171,7 +159,7 @@ def inputs_for(device: str, number: int, deadline_s: float) -> Received:
     decide(asking, Routed(route("greedy", (device,), front_door=("gw-f",))), 0.0)
     (send,) = all_of(decide(asking, asked("greedy", number), 0.0), Send)
     assert isinstance(send.message, NodeInputs)
-    return Received("gw-f", send.message.model_copy(update={"deadline_s": deadline_s}), send.tensors)
+    return Received("gw-f", send.message.model_copy(update={"deadline_s": deadline_s}), send.values)
 
 
 def test_a_device_refuses_work_that_it_cannot_do_in_time_and_another_may_help(state: AgentState) -> None:

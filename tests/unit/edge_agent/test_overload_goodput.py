@@ -14,22 +14,11 @@ import pytest
 
 from broker.protocol.messages import AssignedModule, Assignment, Route, RouteDevice, RouteNode
 from broker.protocol.specs import InputSpec, ModuleSpec
+from edge_agent.actions import Action, Reply, Run
 from edge_agent.decide import decide
+from edge_agent.events import Assigned, Event, ModuleReady, NodeRun, Ran, Requested, Routed, Tick
 from edge_agent.modules import Output
-from edge_agent.state import (
-    Action,
-    AgentState,
-    Assigned,
-    Event,
-    ModuleReady,
-    NodeRun,
-    Ran,
-    Reply,
-    Requested,
-    Routed,
-    Run,
-    Tick,
-)
+from edge_agent.state import AgentState
 
 PREFIX = "s2m3/v1"
 SECONDS = 60.0

@@ -19,25 +19,11 @@ from broker.protocol.messages import (
     RouteNode,
 )
 from broker.protocol.specs import InputSpec, ModuleSpec
+from edge_agent.actions import Action, Load, Reply, Run, Send, Unload
 from edge_agent.decide import decide
+from edge_agent.events import Assigned, LeaderSeen, ModuleReady, Ran, Received, Requested, Routed, Tick
 from edge_agent.modules import Output
-from edge_agent.state import (
-    Action,
-    AgentState,
-    Assigned,
-    LeaderSeen,
-    Load,
-    ModuleReady,
-    Ran,
-    Received,
-    Reply,
-    Requested,
-    Routed,
-    Run,
-    Send,
-    Tick,
-    Unload,
-)
+from edge_agent.state import AgentState
 
 PREFIX = "s2m3/v1"
 EPOCH, GENERATION = 4, 7
@@ -111,7 +97,7 @@ def test_an_older_tensor_is_not_computed_and_its_coordinator_told(
     front = AgentState("gw-f", PREFIX)
     decide(front, Routed(route(epoch, generation, door="gw-f")), 0.0)
     (send,) = [action for action in decide(front, asked(), 0.0) if isinstance(action, Send)]
-    actions = decide(state, Received("gw-f", send.message, send.tensors), 1.0)
+    actions = decide(state, Received("gw-f", send.message, send.values), 1.0)
     assert not [action for action in actions if isinstance(action, Run)]
     (refused,) = [action.message for action in actions if isinstance(action, Send)]
     assert isinstance(refused, NodeFailed)

@@ -11,8 +11,10 @@ from broker.protocol.codec import RawInput, encode_request
 from broker.protocol.messages import SUSPECTED_FOR_S, NodeDone, NodeInputs, Route, RouteDevice, RouteNode
 from broker.protocol.specs import InputSpec
 from broker.transport.port import RECONNECT_S
+from edge_agent.actions import Action, Send, SendHeartbeat
 from edge_agent.decide import decide
-from edge_agent.state import Action, AgentState, Beat, DataLink, Received, Requested, Routed, Send, Tick
+from edge_agent.events import DataLinkChanged, Received, Requested, Routed, Tick
+from edge_agent.state import AgentState
 
 PREFIX = "s2m3/v1"
 A = TypeVar("A", bound=Action)
@@ -65,15 +67,15 @@ def test_a_device_that_lets_a_call_time_out_is_suspected_and_reported_at_once(fr
     ask(front, 1, 0.0)
     now_s, actions = late(front)
     assert front.suspects == {"gw-b": now_s}, "not gw-c: it was never given what it needs"
-    assert Beat() in actions
+    assert SendHeartbeat() in actions
 
 
 def test_while_our_own_link_is_down_and_just_after_nobody_is_blamed(front: AgentState) -> None:
-    decide(front, DataLink(up=True), 0.0)
+    decide(front, DataLinkChanged(up=True), 0.0)
     ask(front, 1, 0.0)
-    decide(front, DataLink(up=False), 0.1)
+    decide(front, DataLinkChanged(up=False), 0.1)
     now_s, _ = late(front)
-    decide(front, DataLink(up=True), 2.0)
+    decide(front, DataLinkChanged(up=True), 2.0)
     while now_s < 2.0 + RECONNECT_S:
         now_s, _ = late(front)
         assert not front.suspects, "what was sent may have been lost, and others have the time to connect"
@@ -83,14 +85,14 @@ def test_while_our_own_link_is_down_and_just_after_nobody_is_blamed(front: Agent
 
 
 def test_what_our_own_link_took_along_is_sent_again_when_it_is_back_with_the_first_patience(front: AgentState) -> None:
-    decide(front, DataLink(up=True), 0.0)
+    decide(front, DataLinkChanged(up=True), 0.0)
     ask(front, 1, 0.0)
-    decide(front, DataLink(up=False), 0.1)
+    decide(front, DataLinkChanged(up=False), 0.1)
     (request,) = front.coordinated.values()
     _, actions = late(front)
     assert not [action for action in actions if isinstance(action, Send)], "nothing is sent in vain"
     assert front.next_deadline_s() == request.deadline_s
-    decide(front, DataLink(up=True), 15.0)
+    decide(front, DataLinkChanged(up=True), 15.0)
     now_s, actions = late(front)
     assert now_s < 15.2
     assert [action.receiver for action in actions if isinstance(action, Send)] == ["gw-b"]
@@ -126,7 +128,7 @@ def test_a_device_that_answered_others_meanwhile_is_slow_and_not_silent(front: A
 def test_the_next_sign_of_life_clears_a_suspect_and_is_reported_at_once(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
     now_s, _ = late(front)
-    assert Beat() in decide(front, Received("gw-b", done(message, "encoder"), {}), now_s + 0.1)
+    assert SendHeartbeat() in decide(front, Received("gw-b", done(message, "encoder"), {}), now_s + 0.1)
     assert not front.suspects
 
 
@@ -156,7 +158,7 @@ def test_a_sign_of_life_clears_a_suspect_that_nothing_is_asked_of_any_more(front
     message = ask(front, 1, 0.0, expiry_s=8)
     while front.coordinated:
         now_s, _ = late(front)
-    assert decide(front, Received("gw-b", done(message, "encoder"), {}), now_s + 0.1) == [Beat()]
+    assert decide(front, Received("gw-b", done(message, "encoder"), {}), now_s + 0.1) == [SendHeartbeat()]
     assert not front.suspects
 
 

@@ -1,0 +1,147 @@
+"""The events that the agent's rules handle (``decide``): frozen values, one class each.
+
+Owns the vocabulary between ``service``, which makes events of messages, and the rules. Knows nothing of topics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from broker.protocol.messages import Assignment, NodeFailed, Route, TensorMessage
+from broker.protocol.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName
+from broker.protocol.tensors import Tensors
+from edge_agent.modules import Output, Value
+
+
+@dataclass(frozen=True)
+class NodeRun:
+    """One node of one request under one graph of modules. Equal runs are the same work in any attempt."""
+
+    request: RequestId
+    node: NodeName
+    work: str  # ``Plan.work``
+
+
+@dataclass(frozen=True)
+class LeaderSeen:
+    """An orchestrator announced its epoch, or that it goes offline."""
+
+    epoch: int
+    online: bool = True
+
+
+@dataclass(frozen=True)
+class LinkRestored:
+    """The control link is new. The agent missed all routes that were cleared while the link was down."""
+
+
+@dataclass(frozen=True)
+class DataLinkChanged:
+    """The connection for requests and tensors came up or went down."""
+
+    up: bool
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """An assignment for this device arrived."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A task's route arrived."""
+
+    route: Route
+
+
+@dataclass(frozen=True)
+class RouteCleared:
+    """A task was undeployed."""
+
+    task: TaskName
+
+
+@dataclass(frozen=True)
+class ModuleReady:
+    """A module is loaded. A measured forward pass took ``compute_s``."""
+
+    key: ModuleKey
+    compute_s: float | None = None
+
+
+@dataclass(frozen=True)
+class ModuleFailed:
+    """A module can't be loaded here."""
+
+    key: ModuleKey
+
+
+@dataclass(frozen=True)
+class Requested:
+    """A sensor's request arrived at this front door."""
+
+    task: TaskName
+    payload: bytes
+    content_type: str
+    reply_to: str
+    correlation: bytes
+    expiry_s: int | None
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message between agents arrived. The broker vouches for its sender."""
+
+    sender: DeviceId
+    message: TensorMessage
+    values: Mapping[NodeName, Value]  # need -> what the sensor sent, or the output of a node
+
+
+@dataclass(frozen=True)
+class NotReceived:
+    """The broker reports that no client took a message of ours. Its coordinator must know."""
+
+    coordinator: DeviceId
+    failed: NodeFailed
+    deadline_s: float  # on this device's clock
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A forward pass ended with an output or with an error.
+
+    ``output`` is rounded to the plan's ``wire`` unless the sensor gets it. Then ``given`` holds the rounded arrays for
+    other nodes, if any node takes them.
+    """
+
+    run: NodeRun
+    output: Output | None
+    error: Exception | None
+    began_s: float  # on this device's clock
+    compute_s: float
+    given: Tensors | None = None
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed."""
+
+
+Event = (
+    LeaderSeen
+    | LinkRestored
+    | DataLinkChanged
+    | Assigned
+    | Routed
+    | RouteCleared
+    | ModuleReady
+    | ModuleFailed
+    | Requested
+    | Received
+    | NotReceived
+    | Ran
+    | Tick
+)

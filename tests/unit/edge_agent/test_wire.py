@@ -1,0 +1,55 @@
+"""Messages between agents as bytes: the names of the arrays, and what the receiver reads of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from broker.protocol.codec import RawInput
+from broker.protocol.messages import NodeInputs, Plan, PlannedNode
+from broker.protocol.tensors import unpack
+from broker.transport.port import Delivery
+from edge_agent import wire
+from edge_agent.actions import Send
+from edge_agent.events import Received
+from edge_agent.modules import Value
+
+PREFIX = "s2m3/v1"
+MESSAGE = NodeInputs(
+    request="r",
+    task="t",
+    node="head",
+    epoch=1,
+    generation=1,
+    attempt=0,
+    coordinator="gw-a",
+    deadline_s=1.0,
+    reply_to=f"{PREFIX}/clients/c/results/1",
+    plan=Plan(nodes={"head": PlannedNode(key="k", needs=("encoder", "text"), device="gw-b")}, output="head"),
+    content_types={"text": "text/plain"},
+)
+
+
+def test_a_raw_input_is_one_array_of_bytes_on_the_wire_and_a_raw_input_again_behind_it() -> None:
+    features = np.ones((1, 2), dtype=np.float16)
+    values: Mapping[str, Value] = {"text": RawInput(b"a cat", "text/plain"), "encoder": {"features": features}}
+    sent = wire.tensors_message(PREFIX, "gw-a", Send("gw-b", MESSAGE, values, 1.0), 0.0)
+    arrays, _ = unpack(sent.payload)
+    assert sorted(arrays) == ["encoder/features", "text/raw"]
+    assert (arrays["text/raw"].dtype.name, arrays["text/raw"].tobytes()) == ("uint8", b"a cat")
+    received = wire.data_event(PREFIX, Delivery(sent.topic, sent.payload))
+    assert isinstance(received, Received)
+    assert received.message == MESSAGE
+    assert received.values["text"] == values["text"]
+    found = received.values["encoder"]
+    assert isinstance(found, dict)
+    assert found["features"].tobytes() == features.tobytes()
+
+
+def test_arrays_of_an_input_that_has_no_content_type_are_read_as_the_output_of_a_node() -> None:
+    message = MESSAGE.model_copy(update={"content_types": {}})
+    sent = wire.tensors_message(PREFIX, "gw-a", Send("gw-b", message, {"text": RawInput(b"x")}, 1.0), 0.0)
+    received = wire.data_event(PREFIX, Delivery(sent.topic, sent.payload))
+    assert isinstance(received, Received)
+    assert isinstance(received.values["text"], dict)
