@@ -23,7 +23,7 @@ from s2m3.testbed.replay.report import Recording, Report, report
 from s2m3.testbed.replay.run import nothing, play
 from s2m3.testbed.replay.scenario import MODULE, STANDBY, WITHOUT, Scenario
 from s2m3.testbed.replay.show import show, show_goals
-from s2m3.testbed.replay.stage import ReplayFailed, Stage
+from s2m3.testbed.replay.stage import Stage
 from s2m3.testbed.site import SiteFailed
 
 PIPED_WIDTH = 140  # columns, where there is no terminal to ask
@@ -149,7 +149,7 @@ def replay_all(
                     stage = stack.enter_context(Stage(scenario, _logs_of(logs, name)))
                 console.print(f"replaying: {scenario.name} ...")
                 recording = play(scenario, stage)
-            except (ReplayFailed, SiteFailed) as error:
+            except SiteFailed as error:
                 stage = None
                 recording = nothing(scenario, str(error))
             yield name, scenario, recording

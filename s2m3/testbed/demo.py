@@ -21,14 +21,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from broker.client import Client, Response
-from broker.protocol.errors import S2M3Error
 from broker.protocol.messages import AssignedModule, Route
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS, DemoRequest
 from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
-from s2m3.testbed.site import Site
+from s2m3.testbed.site import Site, SiteFailed
 
 TASKS = ("pocket/classify", "pocket/zero-shot", "pocket/vqa")
 AGENTS = (  # three gateways: a fast small one, a slower large one, the slowest
@@ -36,16 +35,10 @@ AGENTS = (  # three gateways: a fast small one, a slower large one, the slowest
     AgentConfig.model_validate({"id": "gw-b", "memory": "160MiB", "speed": 0.5}),
     AgentConfig.model_validate({"id": "gw-c", "memory": "128MiB", "speed": 0.25}),
 )
-START_S = 60.0  # three agents import torch on two cores
-DEPLOY_S = 60.0
 DEADLINE_S = 30.0
 PIPED_WIDTH = 140  # columns, where there is no terminal to ask
 RATE_PER_S = 10.0  # of the camera, while a device is killed
 BEFORE_KILL, AFTER_KILL = 8, 16  # requests
-
-
-class DemoFailed(S2M3Error):
-    """The demo could not go on."""
 
 
 @dataclass
@@ -106,8 +99,7 @@ class Demo:
     def run(self) -> Report:
         """All steps; the report says whether they held."""
         expected = self._unsplit_answers()
-        self._await_devices()
-        self._deploy()
+        self._site.serve(self._observer, self._specs)
         self._show_placement()
         equal = self._ask_everything(expected)
         survived = self._kill_and_go_on(expected)
@@ -128,19 +120,6 @@ class Demo:
         unsplit = Unsplit()
         self._report.memory_bytes["unshared"] = sum(unsplit.weight_bytes(spec.task) for spec in self._specs)
         return [dict(unsplit.answer(r.task, inputs)) for r, inputs in zip(REQUESTS, self._inputs, strict=True)]
-
-    def _await_devices(self) -> None:
-        def all_there(seen: Observer) -> bool:
-            return seen.beats(self._site.devices) and bool(seen.leader and seen.leader.online)
-
-        if not self._site.wait_for(self._observer, all_there, START_S):
-            raise DemoFailed(f"not all processes were online within {START_S:g} s: is this machine very busy?")
-
-    def _deploy(self) -> None:
-        for task, route in tasks.deploy(self._observer, self._specs, DEPLOY_S).items():
-            if route is None or not route.complete:
-                why = route.unavailable if route else f"not served within {DEPLOY_S:g} s"
-                raise DemoFailed(f"{task} could not be deployed: {why}")
 
     def _show_placement(self) -> None:
         table = Table(title="placement", title_justify="left")
@@ -254,7 +233,7 @@ class Demo:
         for device, assignment in self._observer.assignments.items():
             if any(m.spec.family == "efficientnet.encoder" and m.role == "active" for m in assignment.modules):
                 return device
-        raise DemoFailed("no device is assigned the vision encoder")
+        raise SiteFailed("no device is assigned the vision encoder")
 
     def _first_route_without(self, victim: str, killed_s: float, *, complete: bool) -> float | None:
         """Seconds from the kill until the orchestrator's routes left the dead device out, or were whole again."""

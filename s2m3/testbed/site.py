@@ -13,21 +13,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import yaml
 
+from broker.client import Client
 from broker.protocol.errors import BadFile, S2M3Error
+from broker.protocol.messages import Route
+from broker.protocol.specs import TaskName, TaskSpec
 from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker
 from edge_agent.config import AgentConfig
+from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.proxy import Link, LinkShape
 
 GOODBYE_S = 5.0
+SERVE_S = 120.0  # agents import torch, all at once, on as few cores as there are
 LOOK_S = 0.2  # between looks whether a process ended
 ORCHESTRATOR = "orchestrator"
 """The orchestrator's name among the processes and links."""
@@ -36,7 +41,15 @@ SPARE = "orchestrator-spare"
 
 
 class SiteFailed(S2M3Error):
-    """A process of the site didn't start or ended by itself."""
+    """The site didn't start, doesn't serve its tasks, or one of its processes ended by itself."""
+
+
+class Serving(NamedTuple):
+    """A site that serves, a connection that watches it, and a client that asks it."""
+
+    site: Site
+    observer: Observer
+    client: Client
 
 
 class Site:
@@ -236,6 +249,72 @@ class Site:
             if time.monotonic() > until_s:
                 return False
         return True
+
+    def require(self, observer: Observer, holds: Callable[[Observer], bool], timeout_s: float, otherwise: str) -> None:
+        """Wait until something holds.
+
+        Raises:
+            SiteFailed: it doesn't hold in time, with the reasons that the routes give; or a process ended.
+        """
+        if not self.wait_for(observer, holds, timeout_s):
+            reasons = sorted({route.unavailable for route in observer.routes.values() if route.unavailable})
+            raise SiteFailed("; ".join([f"{otherwise} within {timeout_s:.0f} s", *reasons]))
+
+    def serve(
+        self, observer: Observer, specs: Sequence[TaskSpec], timeout_s: float = SERVE_S, *, patient: bool = False
+    ) -> dict[TaskName, Route]:
+        """Deploy tasks once an orchestrator leads and every device sends heartbeats, and wait until all are served.
+
+        Args:
+            observer: watches this site.
+            specs: the tasks.
+            timeout_s: for all of it.
+            patient: wait on after a refusal, which ends when a busy device is free again.
+
+        Returns:
+            Each task's complete route.
+
+        Raises:
+            NotConnected: the broker doesn't answer.
+            SiteFailed: a task is refused or not served in time, with the reason; or a process ended.
+        """
+        until_s = time.monotonic() + timeout_s
+        tasks.connect(observer, self.url)
+
+        def all_online(seen: Observer) -> bool:
+            return bool(seen.leader and seen.leader.online) and (not self.devices or seen.beats(self.devices))
+
+        self.require(observer, all_online, timeout_s, "the orchestrator and all devices were not online")
+        routes = tasks.deploy(observer, specs, until_s - time.monotonic())
+        self.check()
+        if patient:
+            names = [spec.task for spec in specs]
+
+            def served(seen: Observer) -> bool:
+                return all(name in seen.routes and seen.routes[name].complete for name in names)
+
+            self.require(observer, served, until_s - time.monotonic(), f"{', '.join(names)} were not served")
+            return {name: observer.routes[name] for name in names}
+        for task, route in routes.items():
+            if route is None or not route.complete:
+                why = route.unavailable if route else f"not served within {timeout_s:g} s"
+                raise SiteFailed(f"{task} could not be deployed: {why}")
+        return {task: route for task, route in routes.items() if route}
+
+    @contextmanager
+    def serving(self, specs: Sequence[TaskSpec], timeout_s: float = SERVE_S) -> Iterator[Serving]:
+        """Start the site, deploy tasks, and end the site at the end of the ``with`` block.
+
+        Raises:
+            SiteFailed: as ``serve`` does.
+        """
+        with (
+            self,
+            Observer(self.url, client_id="observer", site=self.site) as observer,
+            Client(self.url, client_id="camera", site=self.site) as client,
+        ):
+            self.serve(observer, specs, timeout_s)
+            yield Serving(self, observer, client)
 
     def _start(self, name: str, arguments: list[str]) -> None:
         with self._log_of(name).open("ab") as output:

@@ -14,11 +14,8 @@ import pytest
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import picture
-from s2m3.testbed import tasks
-from s2m3.testbed.observer import Observer
 from s2m3.testbed.site import Site
 
-START_S = 90.0
 COMMAND_S = 60.0
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -29,26 +26,12 @@ def agents(**memory: str) -> list[AgentConfig]:
     return [AgentConfig.model_validate({"id": name.replace("_", "-"), "memory": size}) for name, size in memory.items()]
 
 
-def start(site: Site, observer: Observer, *names: str) -> None:
-    """Wait for all devices, deploy tasks of the pocket catalogue, and wait until they are served."""
-    tasks.connect(observer, site.url)
-    assert observer.wait_for(lambda seen: set(site.devices) <= online(seen) and seen.leader is not None, START_S)
-    routes = tasks.deploy(observer, [load_task(f"pocket/{name}") for name in names], START_S)
-    assert all(route and route.complete for route in routes.values()), routes
-
-
-def online(observer: Observer) -> set[str]:
-    """The devices that say so."""
-    return {name for name, state in observer.devices.items() if state.status == "online"}
-
-
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     """Two devices that serve all three tasks; the vision modules fit the first, the text encoder only the second."""
-    with Site("mosquitto", agents(gw_a="48MiB", gw_b="160MiB")) as running:
-        with Observer(running.url, client_id="fixture") as observer:
-            start(running, observer, "classify", "zero-shot", "vqa")
-        yield running
+    specs = [load_task(f"pocket/{name}") for name in ("classify", "zero-shot", "vqa")]
+    with Site("mosquitto", agents(gw_a="48MiB", gw_b="160MiB")).serving(specs) as running:
+        yield running.site
 
 
 @pytest.fixture(scope="module")

@@ -45,17 +45,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def site(models: Path) -> Iterator[Site]:  # noqa: ARG001 - the devices take it from the environment
     """Two devices, of which one holds the vision encoder and has used it."""
     configs = [AgentConfig(id="gw-a", memory=32 * 2**20), AgentConfig(id="gw-b", memory=8 * 2**20)]
-    with Site("embedded", configs) as running:
-        with Observer(running.url, client_id="fixture") as observer:
-            tasks.connect(observer, running.url)
-            assert observer.wait_for(lambda seen: len(seen.devices) == 2 and seen.leader is not None, WAIT_S)
-            route = tasks.deploy(observer, [load_task("pocket/vision")], WAIT_S)["vision"]
-            assert route is not None
-            assert route.complete
+    with Site("embedded", configs).serving([load_task("pocket/vision")]) as running:
         assert "features: float32 [1, 1280]" in s2m3(
-            running, "request", "vision", "--image", str(picture("coffee.png").path)
+            running.site, "request", "vision", "--image", str(picture("coffee.png").path)
         )
-        yield running
+        yield running.site
 
 
 def s2m3(site: Site, *arguments: str, expect: int = 0) -> str:

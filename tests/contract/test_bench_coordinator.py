@@ -17,8 +17,8 @@ from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkEvent, LinkUp, Outgoing
 from s2m3.bench.latency import branches
 from s2m3.bench.latency.branches import COORDINATOR, Coordinator
-from s2m3.bench.latency.trial import TrialFailed
 from s2m3.bench.latency.workloads import text
+from s2m3.testbed.site import SiteFailed
 
 PREFIX = prefix_of(None)
 DEVICE = "gw-bench"
@@ -96,7 +96,7 @@ def ask(mosquitto_url: str) -> Iterator[Ask]:
             def run() -> None:
                 try:
                     ended.put(coordinator.ask(ROUTE, INPUTS, sequential=sequential))
-                except TrialFailed as error:
+                except SiteFailed as error:
                     ended.put(error)
 
             threading.Thread(target=run, daemon=True).start()
@@ -134,12 +134,12 @@ def test_a_node_that_fails_ends_the_trial_with_the_reason(device: Device, ask: A
     told = done(message).model_dump(exclude={"kind", "queue_s"}) | {"device": DEVICE, "retry": False, "error": body}
     device.tell(message, NodeFailed.model_validate(told))
     error = ended.get(timeout=10)
-    assert isinstance(error, TrialFailed)
+    assert isinstance(error, SiteFailed)
     assert "out of memory" in str(error)
 
 
 def test_an_answer_that_never_comes_ends_the_trial(device: Device, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branches, "DEADLINE_S", 0.1)
     error = ask(sequential=False).get(timeout=10)
-    assert isinstance(error, TrialFailed)
+    assert isinstance(error, SiteFailed)
     assert device.inputs.get(timeout=10).task == "pair"

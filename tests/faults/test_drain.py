@@ -6,13 +6,10 @@ import json
 
 import pytest
 
-from broker.client import Client
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.cli.main import main
 from s2m3.reference.pictures import REQUESTS
-from s2m3.testbed import tasks
-from s2m3.testbed.observer import Observer
 from s2m3.testbed.site import Site
 
 START_S = 90.0
@@ -24,17 +21,8 @@ def test_a_drained_device_hands_over_without_an_error_and_the_last_one_goes_on_s
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configs = [AgentConfig.model_validate({"id": name, "memory": "160MiB"}) for name in ("gw-a", "gw-b")]
-    with (
-        Site("mosquitto", configs) as site,
-        Observer(site.url, client_id="watcher") as seen,
-        Client(site.url, client_id="camera") as camera,
-    ):
-        tasks.connect(seen, site.url)
-        assert seen.wait_for(lambda seen: len(seen.heartbeats) == len(configs) and seen.leader is not None, START_S)
-        route = tasks.deploy(seen, [load_task("pocket/classify")], START_S)["classify"]
-        assert route is not None
-        assert route.complete, route
-        (first,) = route.front_door
+    with Site("mosquitto", configs).serving([load_task("pocket/classify")]) as (site, seen, camera):
+        (first,) = seen.routes["classify"].front_door
         (other,) = {"gw-a", "gw-b"} - {first}
 
         # 1. drained while requests are on their way: all are answered, and the other device serves

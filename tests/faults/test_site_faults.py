@@ -20,7 +20,6 @@ from broker.transport.port import LinkUp, Outgoing
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS
-from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.site import Site
 
@@ -76,16 +75,9 @@ def named(route: Route) -> set[str]:
 
 def run(broker: str) -> Iterator[Running]:
     configs = [AgentConfig.model_validate({"id": name, "memory": memory}) for name, memory in DEVICES.items()]
-    with (
-        Site(broker, configs) as site,
-        Observer(site.url, client_id="watcher") as observer,
-        Client(site.url, client_id="camera") as client,
-    ):
-        tasks.connect(observer, site.url)
-        assert observer.wait_for(lambda seen: len(seen.devices) == len(DEVICES) and seen.leader is not None, START_S)
-        routes = tasks.deploy(observer, [load_task(f"pocket/{t}") for t in ("classify", "zero-shot", "vqa")], START_S)
-        assert all(route and route.complete for route in routes.values()), routes
-        yield Running(site, observer, client)
+    specs = [load_task(f"pocket/{task}") for task in ("classify", "zero-shot", "vqa")]
+    with Site(broker, configs).serving(specs) as serving:
+        yield Running(*serving)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from broker.client import Client
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS
@@ -22,11 +21,7 @@ ASKED = REQUESTS[0]  # a classification: it needs the vision encoder only
 def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrator() -> None:
     gateway = AgentConfig.model_validate({"id": "gw-a", "memory": "300MiB"})
     links = {"gw-a": LinkShape(delay_s=0.002), ORCHESTRATOR: UNSHAPED}
-    with (
-        Site("mosquitto", [gateway], links=links) as site,
-        Observer(site.url, client_id="faults-observer") as seen,
-        Client(site.url, client_id="faults-camera") as client,
-    ):
+    with Site("mosquitto", [gateway], links=links).serving([load_task("pocket/classify")]) as (site, seen, client):
 
         def is_online(*, online: bool) -> bool:
             def holds(observer: Observer) -> bool:
@@ -41,11 +36,7 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
             assert (response.result.answer or {}).get("label") == ASKED.expected, response
 
         # 1. everything goes through the links
-        tasks.connect(seen, site.url)
         assert is_online(online=True)
-        route = tasks.deploy(seen, [load_task("pocket/classify")], PATIENCE_S)[ASKED.task]
-        assert route is not None
-        assert route.complete, route
         answers()
         link = site.link("gw-a")
         assert link.connections == 2  # control and data

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from broker.client import Client
 from broker.protocol.messages import Assignment, Heartbeat
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS
-from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.site import Site
 
@@ -43,17 +41,9 @@ def covered(seen: Observer) -> bool:
 
 def test_a_killed_device_is_replaced_by_its_standby_through_a_route_and_nothing_is_loaded() -> None:
     configs = [AgentConfig.model_validate({"id": name, "memory": "160MiB"}) for name in ("gw-a", "gw-b")]
-    with (
-        Site("mosquitto", configs) as site,
-        Observer(site.url, client_id="watcher") as seen,
-        Client(site.url, client_id="camera") as camera,
-    ):
+    with Site("mosquitto", configs).serving([load_task("pocket/classify")]) as (site, seen, camera):
         # 1. one device serves, the other holds a warm copy of all, and no route names it
-        tasks.connect(seen, site.url)
-        assert seen.wait_for(lambda seen: len(seen.heartbeats) == len(configs) and seen.leader is not None, START_S)
-        route = tasks.deploy(seen, [load_task("pocket/classify")], START_S)["classify"]
-        assert route is not None
-        assert route.complete, route
+        route = seen.routes["classify"]
         assert seen.wait_for(covered, START_S), roles(seen)
         (victim,) = {device.device for node in route.nodes.values() for device in node.devices}
         (heir,) = {"gw-a", "gw-b"} - {victim}

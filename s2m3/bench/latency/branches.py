@@ -27,10 +27,11 @@ from edge_agent.actions import Send
 from edge_agent.requests.routing import choose_plan
 from s2m3.bench.latency.compare import WARM_UP, Progress
 from s2m3.bench.latency.settings import Machine
-from s2m3.bench.latency.trial import DEADLINE_S, Trial, TrialFailed, percentiles
+from s2m3.bench.latency.trial import DEADLINE_S, Trial, percentiles
 from s2m3.bench.latency.workloads import Workload, text
 from s2m3.reference.pictures import picture
 from s2m3.testbed.proxy import UNSHAPED
+from s2m3.testbed.site import SiteFailed
 
 COORDINATOR = "bench-coordinator"
 MEMORY_BYTES = 450 * 1024**2  # one of the encoders, not both: neither device has a copy of the other's
@@ -67,12 +68,12 @@ class Coordinator:
         """Run one request; returns the seconds until its answer.
 
         Raises:
-            TrialFailed: a node failed, or the time was over.
+            SiteFailed: a node failed, or the time was over.
         """
         sizes = {name: len(raw.data) for name, raw in inputs.items()}
         choice = choose_plan(route, here=COORDINATOR, input_bytes=sizes)
         if choice is None:
-            raise TrialFailed("the route has no device for a node any more")
+            raise SiteFailed("the route has no device for a node any more")
         plan, request = choice[0], uuid.uuid4().hex
         began_s = time.monotonic()
         branches = _branches(plan, inputs)
@@ -110,7 +111,7 @@ class Coordinator:
             try:
                 event = self._events.get(timeout=max(0.0, until_s - time.monotonic()))
             except queue.Empty:
-                raise TrialFailed(f"no answer within {DEADLINE_S:g} s") from None
+                raise SiteFailed(f"no answer within {DEADLINE_S:g} s") from None
             if wanted(event):
                 return
 
@@ -119,7 +120,7 @@ class Coordinator:
             return False
         message, _ = decode_tensors(event.payload)
         if isinstance(message, NodeFailed):
-            raise TrialFailed(f"{message.node} failed on {message.device}: {message.error.message}")
+            raise SiteFailed(f"{message.node} failed on {message.device}: {message.error.message}")
         return isinstance(message, NodeDone) and (message.request, message.node) == (request, node)
 
     def _is_answer(self, event: LinkEvent, request: str) -> bool:
@@ -129,7 +130,7 @@ class Coordinator:
         if ids and ids["request"] == request:
             result = decode(Result, event.payload)
             if result.error:
-                raise TrialFailed(f"a request failed: {result.error.message}")
+                raise SiteFailed(f"a request failed: {result.error.message}")
             return True
         return self._is_done(event, "", "")
 
@@ -150,7 +151,7 @@ def compare_branches(*, models: Path, requests: int, captions: int, progress: Pr
         progress: told what happens.
 
     Raises:
-        TrialFailed: the site doesn't serve, or the encoders stand on one device.
+        SiteFailed: the site doesn't serve, or the encoders stand on one device.
     """
     workload = Workload("hub/retrieval-clip-b16", dict)
     inputs = {"image": picture("china.jpg").raw, "text": text(*LINES[:captions])}
@@ -162,7 +163,7 @@ def compare_branches(*, models: Path, requests: int, captions: int, progress: Pr
         trial.settle()
         where = trial.placement
         if where["clip-b16/vision"] == where["clip-b16/text"]:
-            raise TrialFailed(f"both encoders stand on {where['clip-b16/text']}: nothing to compare")
+            raise SiteFailed(f"both encoders stand on {where['clip-b16/text']}: nothing to compare")
         with Coordinator(trial.site.url) as coordinator:
             for number in range(-WARM_UP, requests):
                 progress(f"routing: request {max(0, number + 1)} of {requests}")

@@ -39,7 +39,7 @@ def compare(
         The report of each, by name, and the reductions: 0.3 means that split takes 30 % less time than cloud.
 
     Raises:
-        TrialFailed: one didn't serve.
+        SiteFailed: one didn't serve.
     """
     inputs = workload.inputs()
     with ExitStack() as stack:

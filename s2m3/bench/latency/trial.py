@@ -13,23 +13,17 @@ from typing import Any, Self
 
 from broker.client import Client, Response
 from broker.protocol.codec import RawInput
-from broker.protocol.errors import S2M3Error
 from broker.protocol.messages import Route
 from broker.protocol.specs import TaskSpec
 from edge_agent.config import AgentConfig
-from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.proxy import LinkShape
-from s2m3.testbed.site import Site
+from s2m3.testbed.site import Site, SiteFailed
 
 START_S = 180.0  # several agents import torch and read gigabytes of weights on two cores
 SETTLE_S = 3.0  # without a new route: the placement stands
 DEADLINE_S = 120.0
-
-
-class TrialFailed(S2M3Error):
-    """A site of a comparison didn't serve."""
 
 
 @dataclass
@@ -76,32 +70,18 @@ class Trial:
         """Wait for the devices, deploy the task, and wait until it is served.
 
         Raises:
-            TrialFailed: it isn't, in time; with the reason.
-            SiteFailed: a process ended.
+            SiteFailed: it isn't, in time, with the reason; or a process ended.
         """
-        until_s = time.monotonic() + START_S
-
-        def all_there(seen: Observer) -> bool:
-            return seen.beats(self.site.devices) and bool(seen.leader and seen.leader.online)
-
-        if not self.site.wait_for(self.observer, all_there, START_S):
-            raise TrialFailed(f"{self.name}: not all processes were online within {START_S:g} s")
-        tasks.deploy(self.observer, [self.task], START_S)
-        # A refusal may pass: a busy device comes back.
-        if not self.site.wait_for(self.observer, self._served, until_s - time.monotonic()):
-            route = self.observer.routes.get(self.task.task)
-            why = (route and route.unavailable) or f"not served within {START_S:g} s"
-            raise TrialFailed(f"{self.name}: {self.task.task} could not be deployed: {why}")
-
-    def _served(self, seen: Observer) -> bool:
-        route = seen.routes.get(self.task.task)
-        return route is not None and route.complete
+        try:
+            self.site.serve(self.observer, [self.task], START_S, patient=True)
+        except SiteFailed as error:
+            raise SiteFailed(f"{self.name}: {error}") from error
 
     def settle(self) -> None:
         """Wait until nothing loads and the route has stood for a while: standbys load late, measurements move modules.
 
         Raises:
-            TrialFailed: it goes on for too long.
+            SiteFailed: it goes on for too long.
         """
         until_s = time.monotonic() + START_S
         while True:
@@ -111,7 +91,7 @@ class Trial:
             if remaining_s <= 0:
                 return
             if time.monotonic() > until_s:
-                raise TrialFailed(f"{self.name}: modules still load or move after {START_S:g} s")
+                raise SiteFailed(f"{self.name}: modules still load or move after {START_S:g} s")
             self.observer.wait_for(lambda _: False, remaining_s)
 
     def _loads(self) -> bool:
@@ -131,11 +111,11 @@ class Trial:
             counts: whether it belongs to what is reported; the first ones, that warm caches up, don't.
 
         Raises:
-            TrialFailed: it ended in an error.
+            SiteFailed: it ended in an error.
         """
         response = self.client.request(self.task.task, inputs, deadline_s=DEADLINE_S)
         if not response.ok:
-            raise TrialFailed(f"{self.name}: a request failed: {response.result.error}")
+            raise SiteFailed(f"{self.name}: a request failed: {response.result.error}")
         if counts:
             self.responses.append(response)
         return response

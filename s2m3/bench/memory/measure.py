@@ -24,8 +24,9 @@ from typing import Any
 from broker.protocol.specs import TaskSpec
 from s2m3.bench.memory import counts, sides
 from s2m3.bench.memory.processes import NOTHING, Memory
-from s2m3.bench.memory.sides import MeasurementFailed, Process, Processes
+from s2m3.bench.memory.sides import Process, Processes
 from s2m3.bench.memory.unsplit import ANSWERED, EMPTY, TRANSFORMERS
+from s2m3.testbed.site import SiteFailed
 
 SLACK = 1.1  # of an agent's budget over an even share: modules don't divide evenly
 ROOM_BYTES = 32 * 1024 * 1024  # beside that: a module occupies some megabytes more than its weights
@@ -45,7 +46,7 @@ def measure(chosen: Mapping[str, TaskSpec], *, agents: int, models: Path | None,
 
     Raises:
         BadFile: there is no Mosquitto, or no ``/proc``.
-        MeasurementFailed: a process ended, or the tasks don't fit the agents.
+        SiteFailed: a process ended, or the tasks don't fit the agents.
     """
     sources = [module.source for task in chosen.values() for module in task.modules.values()]
     repositories = list(dict.fromkeys(source.hub for source in sources if source and source.hub))
@@ -117,7 +118,7 @@ def _write_random(repositories: Iterable[str], models: Path, say: Say) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-            raise MeasurementFailed(f"no weights of {repository}: {last[0]}")
+            raise SiteFailed(f"no weights of {repository}: {last[0]}")
 
 
 def _machine() -> dict[str, Any]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from broker.client import Client
-from broker.protocol.errors import S2M3Error
 from broker.protocol.specs import TaskSpec
 from broker.servers.mosquitto import MosquittoBroker
 from edge_agent.config import AgentConfig
@@ -27,22 +26,16 @@ from s2m3.bench.memory import counts
 from s2m3.bench.memory.examples import example
 from s2m3.bench.memory.processes import Memory, memory_of
 from s2m3.bench.memory.unsplit import ANSWERED, EMPTY, IMPORTED, LOADED, TORCH, TRANSFORMERS
-from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
-from s2m3.testbed.site import Site
+from s2m3.testbed.site import Site, SiteFailed
 
-START_S = 90.0
-DEPLOY_S = 300.0  # reading gigabytes
+SERVE_S = 300.0  # reading gigabytes
 DEADLINE_S = 120.0
 GOODBYE_S = 10.0
 IDLE = "idle"  # an agent before it holds a module
 
 Answers = dict[str, Any]
 """Task -> its answer, as a sensor reads it."""
-
-
-class MeasurementFailed(S2M3Error):
-    """One side couldn't be measured."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_byte
 
     Raises:
         BadFile: there is no Mosquitto, or no ``/proc``.
-        MeasurementFailed: a process ended, or a task isn't served, or it fails.
+        SiteFailed: a process ended, or a task isn't served, or it fails.
     """
     configs = [
         AgentConfig(id=f"device-{number}", memory=budget_bytes, models=str(models.resolve()))
@@ -86,11 +79,11 @@ def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_byte
         Observer(site.url, client_id="bench-memory") as observer,
         Client(site.url) as client,
     ):
-        _await_devices(site, observer)
+        site.serve(observer, [], SERVE_S)
         pids = {"broker (mosquitto)": broker.pid, "orchestrator": site.pid("orchestrator")}
         pids |= {device: site.pid(device) for device in site.devices}
         memory = {name: {IDLE: memory_of(pid)} for name, pid in pids.items()}
-        _deploy(site, observer, chosen)
+        site.serve(observer, list(chosen.values()), SERVE_S)
         for name, pid in pids.items():
             memory[name][LOADED] = memory_of(pid)
         answers = {name: _ask(client, task, name) for name, task in chosen.items()}
@@ -110,26 +103,10 @@ def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_byte
     return processes, answers
 
 
-def _await_devices(site: Site, observer: Observer) -> None:
-    tasks.connect(observer, site.url)
-    if not site.wait_for(observer, lambda seen: seen.leader is not None and seen.beats(site.devices), START_S):
-        there = ", ".join(observer.devices) or "none"
-        raise MeasurementFailed(f"of {len(site.devices)} agents these were there after {START_S:.0f} s: {there}")
-
-
-def _deploy(site: Site, observer: Observer, chosen: Mapping[str, TaskSpec]) -> None:
-    routes = tasks.deploy(observer, list(chosen.values()), DEPLOY_S)
-    site.check()
-    for task, route in routes.items():
-        if route is None or not route.complete:
-            why = route.unavailable if route and route.unavailable else "its modules aren't loaded"
-            raise MeasurementFailed(f"{task} is not served: {why}; take another number with --agents")
-
-
 def _ask(client: Client, task: TaskSpec, name: str) -> Any:  # noqa: ANN401 - JSON
     response = client.request(task.task, example(name, task), deadline_s=DEADLINE_S)
     if response.result.error is not None:
-        raise MeasurementFailed(f"{name}: {response.result.error.code}: {response.result.error.message}")
+        raise SiteFailed(f"{name}: {response.result.error.code}: {response.result.error.message}")
     return response.result.answer
 
 
@@ -138,7 +115,7 @@ def unsplit(chosen: Mapping[str, TaskSpec], models: Path) -> tuple[Processes, An
 
     Raises:
         BadFile: there is no ``/proc``.
-        MeasurementFailed: a process ended.
+        SiteFailed: a process ended.
     """
     with ExitStack() as stack:
         children = {name: stack.enter_context(_Child(name, models)) for name in (EMPTY, *chosen)}
@@ -188,7 +165,7 @@ class _Child:
     def reach(self, stage: str) -> Any:  # noqa: ANN401 - JSON
         """Let it go on to its next stage, and wait for that; what it answered there."""
         if self._child.stdin is None or self._child.stdout is None:
-            raise MeasurementFailed(f"{self._name} has no pipes")
+            raise SiteFailed(f"{self._name} has no pipes")
         try:
             if self._begun:
                 self._child.stdin.write(b"\n")
@@ -198,9 +175,9 @@ class _Child:
         except (OSError, ValueError) as error:
             self._errors.seek(0)
             last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-            raise MeasurementFailed(f"the unsplit process of {self._name} ended before {stage}: {last[0]}") from error
+            raise SiteFailed(f"the unsplit process of {self._name} ended before {stage}: {last[0]}") from error
         if said["stage"] != stage:
-            raise MeasurementFailed(f"the unsplit process of {self._name} is at {said['stage']}, not {stage}")
+            raise SiteFailed(f"the unsplit process of {self._name} is at {said['stage']}, not {stage}")
         return said["answer"]
 
     def __enter__(self) -> Self:

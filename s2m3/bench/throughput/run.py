@@ -10,13 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from broker.client import Client
-from broker.protocol.errors import S2M3Error
 from broker.protocol.specs import TaskName
 from edge_agent.config import AgentConfig
 from s2m3.bench.throughput.load import Inputs, Outcome, offer, saturate
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS
-from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.site import Site
@@ -24,16 +22,11 @@ from s2m3.testbed.site import Site
 FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 TASKS = ("classify", "zero-shot")
 GREEDY = 5.0  # times what the other task asks, in the trial of fairness
-START_S = 120.0
 IN_FLIGHT = 6  # enough to keep every device busy, few enough not to be refused
 FIRST_REQUESTS_S = 15.0
 GOAL = 0.9  # of the peak goodput, at the greatest load
 
 Progress = Callable[[str], None]
-
-
-class NotServed(S2M3Error):
-    """The site of the benchmark didn't serve its tasks."""
 
 
 def measure(
@@ -53,7 +46,7 @@ def measure(
         The settings, the capacity, one row for each load, the fairness, and whether the goal is met.
 
     Raises:
-        NotServed: the tasks could not be served.
+        SiteFailed: the tasks could not be served.
     """
     agents = [AgentConfig(id=f"gw-{chr(97 + number)}", speed=speed) for number in range(devices)]
     inputs = {task: next(each.inputs for each in REQUESTS if each.task == task) for task in TASKS}
@@ -62,13 +55,8 @@ def measure(
         Observer(site.url, client_id="bench-observer") as observer,
         Client(site.url, client_id="bench-sensor", first_retry_s=2 * deadline_s) as client,
     ):
-        tasks.connect(observer, site.url)
         progress("waiting for the devices")
-        if not site.wait_for(observer, lambda seen: seen.leader is not None and seen.beats(site.devices), START_S):
-            raise NotServed("not every agent beats; see whether the machine is overloaded")
-        routes = tasks.deploy(observer, [load_task(f"pocket/{task}") for task in TASKS], START_S)
-        if not all(route and route.complete for route in routes.values()):
-            raise NotServed(f"the tasks are not served: {[r.unavailable for r in routes.values() if r]}")
+        site.serve(observer, [load_task(f"pocket/{task}") for task in TASKS])
         progress("warming up")  # standbys are still being loaded and measured, which holds forward passes up
         saturate(client, TASKS, inputs, seconds=max(FIRST_REQUESTS_S, seconds), in_flight=2)
         progress("measuring the capacity")

@@ -65,7 +65,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
     Raises:
         BadFile: an option or a file is wrong.
-        TrialFailed: a site didn't serve.
+        SiteFailed: a site didn't serve.
     """
     for name in ("requests", "captions"):
         if getattr(arguments, name) < 1:

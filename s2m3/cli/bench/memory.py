@@ -45,7 +45,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
     Raises:
         BadFile: an option, a task or the mixes are wrong.
-        MeasurementFailed: a process of the measurement failed.
+        SiteFailed: a process of the measurement failed.
     """
     if not 1 <= arguments.agents <= MOST_AGENTS:
         raise BadFile(file="--agents", problem=f"{arguments.agents} is no number of agents", fix="take 1 to 16")

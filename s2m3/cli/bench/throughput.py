@@ -31,7 +31,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
     Raises:
         BadFile: an option is wrong.
-        NotServed: the site didn't serve.
+        SiteFailed: the site didn't serve.
     """
     for name, least, most in (("devices", 1, 26), ("speed", 0.001, 1), ("seconds", 1, 3600), ("deadline", 0.1, 3600)):
         if not least <= getattr(arguments, name) <= most:

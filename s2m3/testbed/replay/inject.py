@@ -32,8 +32,9 @@ from s2m3.testbed.replay.scenario import (
     Scenario,
     When,
 )
-from s2m3.testbed.replay.stage import ReplayFailed, Stage
+from s2m3.testbed.replay.stage import Stage
 from s2m3.testbed.replay.timeline import Injected
+from s2m3.testbed.site import SiteFailed
 
 SLICE_S = 0.05  # of a slowed process: in each it runs for 1/factor and stands for the rest
 PATIENCE_S = 60.0  # for the event that a fault waits for
@@ -151,7 +152,7 @@ class Injector:
         if fault.kind == "start" and fault.target == KILLED:
             whom = [name for name in dict.fromkeys(self._killed) if name not in self._stage.site.running]
             if not whom:
-                raise ReplayFailed("nobody that was killed is away when it should start")
+                raise SiteFailed("nobody that was killed is away when it should start")
         else:
             whom = [self._whom(fault.target)]
         for target in whom:
@@ -214,7 +215,7 @@ class Injector:
         """The process behind a target, now.
 
         Raises:
-            ReplayFailed: nobody is it.
+            SiteFailed: nobody is it.
         """
         if target == ORCHESTRATOR:
             return self._stage.leader
@@ -232,7 +233,7 @@ class Injector:
         else:
             return target
         if not found:
-            raise ReplayFailed(f"nobody is {target} when it should befall it")
+            raise SiteFailed(f"nobody is {target} when it should befall it")
         return found[0]
 
     def _serving(self, module: str) -> list[str]:
@@ -307,7 +308,7 @@ class Injector:
         stranger.start()
         try:
             if not up.wait(CONNECT_S):
-                raise ReplayFailed("the hostile client could not connect")
+                raise SiteFailed("the hostile client could not connect")
             tasks = [spec.task for spec in self._stage.specs]
             makes = Hostile(self._stage.observer.prefix, target, tasks, self._scenario.seed)
             sent = 0

@@ -29,7 +29,7 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
     """Play it, and record everything.
 
     Raises:
-        ReplayFailed: the site did not come up.
+        SiteFailed: the site did not come up.
     """
     requests = reference.requests_for(scenario.tasks)
     expected = reference.answers([request for each in requests.values() for request in each])

@@ -15,7 +15,6 @@ from typing import Self
 
 from broker.client import Client
 from broker.protocol.codec import encode
-from broker.protocol.errors import S2M3Error
 from broker.protocol.messages import Drain, Heartbeat
 from broker.protocol.topics import DEVICE_DRAIN
 from broker.transport.port import Outgoing
@@ -27,16 +26,10 @@ from s2m3.testbed.replay.reference import THREADS, specs_of
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.timeline import named
 from s2m3.testbed.replay.tripwire import Tripwire
-from s2m3.testbed.site import ORCHESTRATOR, SPARE, Site, SiteFailed
+from s2m3.testbed.site import ORCHESTRATOR, SERVE_S, SPARE, Site, SiteFailed
 
-START_S = 90.0  # agents import torch, all at once, on as few cores as there are
-SERVE_S = 90.0  # until every task is served
 SETTLED_INTERVALS = 2  # heartbeats without a new assignment: then nothing is about to move
 PERSISTENCE = ("persistence true", "autosave_interval 5")  # as deploy/mosquitto/development.conf says to sites
-
-
-class ReplayFailed(S2M3Error):
-    """The replay could not be carried out; it says nothing about the site."""
 
 
 class Stage:
@@ -87,13 +80,13 @@ class Stage:
             standby: wait also until every module has a standby copy that is ready.
 
         Raises:
-            ReplayFailed: it doesn't come into order.
+            SiteFailed: it doesn't come into order.
         """
         for device in self.observer.drained:
             self.drain(device, drain=False)
         if self._used and not self.others and self.leader in self.site.running:
             self.site.end(self.leader)
-            self._await(lambda seen: not (seen.leader and seen.leader.online), START_S, "the orchestrator still leads")
+            self._require(lambda seen: not (seen.leader and seen.leader.online), "the orchestrator did not end")
         self._used = True
         running = set(self.site.running)
         for name in {self.leader, *self.others} - running:
@@ -101,12 +94,12 @@ class Stage:
         for device in set(self.site.devices) - running:
             self.observer.heartbeats.pop(device, None)
             self.site.start_agent(device)
-        self._await(self._all_beat, START_S, "not all processes came up: is this machine very busy?")
+        self._require(self._all_beat, "the orchestrator and all devices were not online")
         tasks.deploy(self.observer, self.specs, SERVE_S)  # again: who ended last may have known them alone
-        self._await(self._served, SERVE_S, "not every task could be served")
+        self._require(self._served, "not every task was served")
         if standby:
-            self._await(self._stood_by, SERVE_S, "not every module has a standby that is ready")
-        self._await(self._settled, SERVE_S, "assignments didn't come to rest")
+            self._require(self._stood_by, "not every module had a standby that is ready")
+        self._require(self._settled, "assignments did not come to rest")
 
     def drain(self, device: str, *, drain: bool) -> None:
         """Take a device out of service, as an operator does, or put it back."""
@@ -152,9 +145,9 @@ class Stage:
             self._stack.callback(self._clear)
         self.tripwire = self._stack.enter_context(Tripwire(url, client_id="replay-tripwire", site=prefix))
         tasks.connect(self.observer, url)
-        if not self.tripwire.ready(START_S):
-            raise ReplayFailed(f"the broker at {url} gives no second connection")
-        self._await(lambda seen: bool(seen.leader and seen.leader.online), START_S, "no orchestrator leads")
+        if not self.tripwire.ready(SERVE_S):
+            raise SiteFailed(f"the broker at {url} gives no second connection")
+        self._require(lambda seen: bool(seen.leader and seen.leader.online), "no orchestrator was online")
         for name in self.others:
             self.site.start_orchestrator(name)
         self.client = self._stack.enter_context(Client(url, client_id="replay-camera", site=prefix))
@@ -165,10 +158,8 @@ class Stage:
         directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-retained-"))
         return (*PERSISTENCE, f"persistence_location {directory}/")
 
-    def _await(self, holds: Callable[[Observer], bool], timeout_s: float, trouble: str) -> None:
-        if not self.site.wait_for(self.observer, holds, timeout_s):
-            reasons = sorted({route.unavailable for route in self.observer.routes.values() if route.unavailable})
-            raise ReplayFailed("; ".join([f"{trouble} ({timeout_s:g} s)", *reasons]))
+    def _require(self, holds: Callable[[Observer], bool], otherwise: str) -> None:
+        self.site.require(self.observer, holds, SERVE_S, otherwise)
 
     def _all_beat(self, seen: Observer) -> bool:
         newest_s = time.monotonic() - self.silence_s

@@ -17,9 +17,10 @@ from edge_agent import catalog
 from s2m3.bench.memory import counts, measure, mixes, processes, sides
 from s2m3.bench.memory.examples import example
 from s2m3.bench.memory.processes import Memory, memory_of
-from s2m3.bench.memory.sides import MeasurementFailed, Process
+from s2m3.bench.memory.sides import Process
 from s2m3.catalogue import load_task
 from s2m3.cli.main import main
+from s2m3.testbed.site import SiteFailed
 
 KINDS = (
     "retrieval",
@@ -229,7 +230,7 @@ def test_totals_take_every_process_and_only_one_figure_takes_the_empty_ones_off(
 
 def test_a_process_that_can_not_load_its_model_is_reported_with_its_last_words(tmp_path: Path) -> None:
     name = "pocket/vision"  # an encoder alone, which answers nothing
-    with pytest.raises(MeasurementFailed, match=rf"process of {name} ended before imported: .*no whole model of it"):
+    with pytest.raises(SiteFailed, match=rf"process of {name} ended before imported: .*no whole model of it"):
         sides.unsplit({name: load_task(name)}, tmp_path)
 
 
