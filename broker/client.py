@@ -24,12 +24,12 @@ from typing import Self
 import structlog
 
 from broker.pending_requests import FIRST_RETRY_S, Asking, Question
-from broker.protocol.codec import MAX_CONTROL_BYTES, SAFETENSORS, RawInput, decode, encode_request
+from broker.protocol.codec import MAX_CONTROL_BYTES, RawInput, decode_result, encode_request
 from broker.protocol.errors import ErrorCode, LocalProtocolError, MessageTooLarge, RemoteProtocolError, TransportError
 from broker.protocol.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
 from broker.protocol.specs import RequestId, TaskName
-from broker.protocol.tensors import Tensors, unpack
-from broker.protocol.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of
+from broker.protocol.tensors import Tensors
+from broker.protocol.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read
 from broker.transport.mailbox import Mailbox
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, Denied, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Undelivered
@@ -168,7 +168,8 @@ class Client:
 
     def _is_route(self, delivery: Delivery) -> bool:
         """Routes keep their order among the link's events: one of the old link must not be taken for the new one's."""
-        return len(delivery.payload) <= MAX_CONTROL_BYTES and bool(TASK_ROUTE.match(self._prefix, delivery.topic))
+        incoming = read(self._prefix, delivery.topic, delivery.payload)
+        return incoming is not None and incoming.topic is TASK_ROUTE and len(delivery.payload) <= MAX_CONTROL_BYTES
 
     # --- the client's own thread ---
 
@@ -216,23 +217,21 @@ class Client:
         self._asking.ask(ask.question, time.monotonic())
 
     def _receive(self, delivery: Delivery, now_s: float) -> None:
-        if ids := TASK_ROUTE.match(self._prefix, delivery.topic):
-            self._asking.follow(ids["task"], decode(Route, delivery.payload) if delivery.payload else None, now_s)
-        elif ids := RESULTS.match(self._prefix, delivery.topic):
-            if ids["request"] not in self._futures:
+        incoming = read(self._prefix, delivery.topic, delivery.payload)
+        if incoming is not None and incoming.topic is TASK_ROUTE:
+            route = incoming.decode()
+            self._asking.follow(incoming.ids["task"], route if isinstance(route, Route) else None, now_s)
+        elif incoming is not None and incoming.topic is RESULTS:
+            request = incoming.ids["request"]
+            if request not in self._futures:
                 self.duplicates += 1
                 return
-            tensors: Tensors = {}
-            body = delivery.payload
-            if delivery.content_type == SAFETENSORS:
-                tensors, metadata = unpack(body)
-                body = metadata.get("result", "").encode()
-            result = decode(Result, body)
+            result, tensors = decode_result(delivery.payload, delivery.content_type)
             wait_s = result.error.retry_after_s if result.error else None
             if result.error and result.error.code == ErrorCode.NO_ROUTE and wait_s is not None:
-                self._asking.told_to_wait(ids["request"], wait_s, now_s)
+                self._asking.told_to_wait(request, wait_s, now_s)
             else:
-                self._answer(ids["request"], result, tensors)
+                self._answer(request, result, tensors)
 
     def _advance(self, request: RequestId) -> None:
         try:

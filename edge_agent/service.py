@@ -205,11 +205,7 @@ class Agent:
         link, event = item.link, item.event
         match event:
             case Delivery():
-                if event.topic == self._meter.topic:
-                    if measured := self._meter.heard(event.payload, item.at_s, self._profile):
-                        self._link_measured(measured)
-                    return None
-                return self._read(link, event)
+                return self._read(event, item.at_s)
             case LinkUp(session):
                 self._log.info("link_up", link=link, session=session)
                 self._link_changed(link, session)
@@ -224,22 +220,25 @@ class Agent:
                 return wire.not_received(event, time.monotonic() + LONGEST_SLEEP_S)
         return None
 
-    def _read(self, link: Literal["control", "data"], delivery: Delivery) -> Event | None:
+    def _read(self, delivery: Delivery, arrived_s: float) -> Event | None:
         try:
-            if link == "control":
-                if wire.asks_for_rebirth(self._prefix, delivery):
-                    self._announce("online")
-                    self._wake_heart.set()
-                    return None
-                if state := wire.own_state(self._prefix, delivery):
-                    self._found(state)
-                    return None
-                return wire.control_event(self._prefix, delivery)
-            return wire.data_event(self._prefix, delivery)
+            event = wire.event_of(self._prefix, delivery)
         except RemoteProtocolError as error:
             self._state.dropped["malformed"] += 1
             self._log.warning("message_refused", topic=delivery.topic, error=str(error))
             return None
+        match event:
+            case wire.RebirthRequested():
+                self._announce("online")
+                self._wake_heart.set()
+            case wire.Echoed(payload):
+                if measured := self._meter.heard(payload, arrived_s, self._profile):
+                    self._link_measured(measured)
+            case DeviceState():
+                self._found(event)
+            case _:
+                return event
+        return None
 
     # --- actions out ---
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from broker.protocol.codec import JSON, RAW, SAFETENSORS, RawInput, decode, decode_tensors, encode, encode_tensors
+from broker.protocol.codec import RAW, RawInput, decode_tensors, encode_result, encode_tensors
 from broker.protocol.errors import ErrorCode, RemoteProtocolError
 from broker.protocol.messages import (
     Assignment,
@@ -23,7 +24,7 @@ from broker.protocol.messages import (
     TensorMessage,
 )
 from broker.protocol.specs import DeviceId, NodeName
-from broker.protocol.tensors import Array, Tensors, pack
+from broker.protocol.tensors import Array, Tensors
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_ECHO,
@@ -33,6 +34,8 @@ from broker.protocol.topics import (
     TASK_REQUESTS,
     TASK_ROUTE,
     TENSORS,
+    Incoming,
+    read,
 )
 from broker.transport.port import RECONNECT_S, Delivery, Outgoing, Undelivered
 from edge_agent.actions import Reply, Send
@@ -40,6 +43,18 @@ from edge_agent.events import Assigned, Event, LeaderSeen, NotReceived, Received
 from edge_agent.modules import Value
 
 LATE_S = RECONNECT_S  # after its deadline an answer may still come: the link that it waits for may be back by then
+
+
+@dataclass(frozen=True)
+class RebirthRequested:
+    """The orchestrator doesn't know this device and asks it to announce itself."""
+
+
+@dataclass(frozen=True)
+class Echoed:
+    """A message that the agent sent to itself, to measure its link."""
+
+    payload: bytes
 
 
 def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
@@ -58,67 +73,57 @@ def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     return (TENSORS.filter(prefix, receiver=device), DEVICE_ECHO.at(prefix, device=device))
 
 
-def own_state(prefix: str, delivery: Delivery) -> DeviceState | None:
-    """Our own state, as it is retained: what we said, the late will of an earlier connection, or a rival's word.
+def event_of(prefix: str, delivery: Delivery) -> Event | DeviceState | RebirthRequested | Echoed | None:
+    """Read a delivered message; None when it means nothing to an agent, such as a cleared topic.
 
     Raises:
-        RemoteProtocolError: it can't be read.
+        RemoteProtocolError: it breaks the contract.
     """
-    if DEVICE_STATE.match(prefix, delivery.topic) is None or not delivery.payload:
+    incoming = read(prefix, delivery.topic, delivery.payload)
+    if incoming is None:
         return None
-    return decode(DeviceState, delivery.payload)
+    if incoming.topic is DEVICE_REBIRTH:
+        return RebirthRequested()
+    if incoming.topic is DEVICE_ECHO:
+        return Echoed(delivery.payload)
+    if incoming.topic is TENSORS:
+        return _received(incoming)
+    if incoming.topic is TASK_REQUESTS:
+        return _requested(incoming, delivery)
+    return _control_event(incoming)
 
 
-def asks_for_rebirth(prefix: str, delivery: Delivery) -> bool:
-    """Whether the orchestrator doesn't know this device: it is to announce itself anew."""
-    return DEVICE_REBIRTH.match(prefix, delivery.topic) is not None
+def _control_event(incoming: Incoming) -> Event | DeviceState | None:
+    match incoming.decode():
+        case Assignment() as assignment:
+            return Assigned(assignment)
+        case DeviceState() as own:
+            return own
+        case OrchestratorState(epoch=epoch, online=online):
+            return LeaderSeen(epoch, online)
+        case Route() as route:
+            if route.task != incoming.ids["task"]:
+                raise RemoteProtocolError("the route names another task than its topic")
+            return Routed(route)
+    return RouteCleared(incoming.ids["task"]) if incoming.topic is TASK_ROUTE else None
 
 
-def control_event(prefix: str, delivery: Delivery) -> Event | None:
-    """Read a control message; an empty one means that the topic was cleared.
-
-    Raises:
-        RemoteProtocolError: it can't be read.
-    """
-    topic, payload = delivery.topic, delivery.payload
-    if DEVICE_ASSIGNMENT.match(prefix, topic):
-        return Assigned(decode(Assignment, payload)) if payload else None
-    if ids := TASK_ROUTE.match(prefix, topic):
-        if not payload:
-            return RouteCleared(ids["task"])
-        route = decode(Route, payload)
-        if route.task != ids["task"]:
-            raise RemoteProtocolError("the route names another task than its topic")
-        return Routed(route)
-    if ORCHESTRATOR_STATE.match(prefix, topic) is not None:
-        if not payload:
-            return None
-        leader = decode(OrchestratorState, payload)
-        return LeaderSeen(leader.epoch, leader.online)
-    return None
+def _received(incoming: Incoming) -> Received:
+    message, tensors = decode_tensors(incoming.payload)
+    if (message.request, message.node) != (incoming.ids["request"], incoming.ids["node"]):
+        raise RemoteProtocolError("the envelope names another request or node than the topic")
+    return Received(incoming.ids["sender"], message, _values_of(message, tensors))
 
 
-def data_event(prefix: str, delivery: Delivery) -> Event | None:
-    """Read a request or a message between agents.
-
-    Raises:
-        RemoteProtocolError: it can't be read.
-    """
-    if ids := TENSORS.match(prefix, delivery.topic):
-        message, tensors = decode_tensors(delivery.payload)
-        if (message.request, message.node) != (ids["request"], ids["node"]):
-            raise RemoteProtocolError("the envelope names another request or node than the topic")
-        return Received(ids["sender"], message, _values_of(message, tensors))
-    if ids := TASK_REQUESTS.match(prefix, delivery.topic):
-        return Requested(
-            task=ids["task"],
-            payload=delivery.payload,
-            content_type=delivery.content_type or "",
-            reply_to=delivery.response_topic or "",
-            correlation=delivery.correlation or b"",
-            expiry_s=delivery.expiry_s,
-        )
-    return None
+def _requested(incoming: Incoming, delivery: Delivery) -> Requested:
+    return Requested(
+        task=incoming.ids["task"],
+        payload=delivery.payload,
+        content_type=delivery.content_type or "",
+        reply_to=delivery.response_topic or "",
+        correlation=delivery.correlation or b"",
+        expiry_s=delivery.expiry_s,
+    )
 
 
 def tensors_message(prefix: str, device: DeviceId, send: Send, now_s: float) -> Outgoing:
@@ -190,11 +195,8 @@ def failure(message: NodeInputs, device: DeviceId, code: ErrorCode, text: str, *
 
 
 def result_message(reply: Reply, now_s: float) -> Outgoing:
-    """Write an answer: JSON, or safetensors with the JSON as metadata when the output is a tensor."""
-    result = encode(reply.result)
-    payload, content_type = result, JSON
-    if reply.tensors is not None:
-        payload, content_type = pack(reply.tensors, {"result": result.decode()}), SAFETENSORS
+    """Write an answer."""
+    payload, content_type = encode_result(reply.result, reply.tensors)
     return Outgoing(
         reply.reply_to,
         payload,

@@ -177,8 +177,9 @@ class Orchestrator:
         self._mailbox.put_control(_Posted(control=True, event=event))
 
     def _from_data(self, event: LinkEvent) -> None:
-        if isinstance(event, Delivery) and topics.TASK_REQUESTS.match(self._prefix, event.topic) is not None:
-            self._mailbox.put_data(_Posted(control=False, event=event), len(event.payload))
+        incoming = topics.read(self._prefix, event.topic, event.payload) if isinstance(event, Delivery) else None
+        if incoming is not None and incoming.topic is topics.TASK_REQUESTS:
+            self._mailbox.put_data(_Posted(control=False, event=event), len(incoming.payload))
         else:
             self._mailbox.put_control(_Posted(control=False, event=event))
 

@@ -6,9 +6,7 @@ and when, is elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from broker.protocol.codec import JSON, decode, encode
+from broker.protocol.codec import JSON, encode
 from broker.protocol.errors import RemoteProtocolError
 from broker.protocol.messages import DeviceState, Drain, Heartbeat, OrchestratorState, Route
 from broker.protocol.specs import TaskSpec
@@ -23,8 +21,9 @@ from broker.protocol.topics import (
     TASK_REQUESTS,
     TASK_ROUTE,
     TASK_SPEC,
-    Topic,
+    Incoming,
     may_reply_to,
+    read,
 )
 from broker.transport.port import Delivery, Outgoing
 from orchestrator.events import (
@@ -55,10 +54,16 @@ def event_of(prefix: str, delivery: Delivery) -> Event | None:
     Raises:
         RemoteProtocolError: it breaks the contract.
     """
-    for topic, read in _READERS.items():
-        if (ids := topic.match(prefix, delivery.topic)) is not None:
-            return read(prefix, ids, delivery)
-    return None
+    incoming = read(prefix, delivery.topic, delivery.payload)
+    if incoming is None or incoming.topic not in (*HEARD, TASK_REQUESTS):
+        return None
+    if incoming.topic is TASK_REQUESTS:
+        return _request(prefix, incoming, delivery)
+    if incoming.topic is TASK_SPEC:
+        return _spec(incoming)
+    if incoming.topic is TASK_ROUTE:
+        return _route(incoming) if delivery.retain and delivery.payload else None  # our own publications come back
+    return _state(incoming)
 
 
 def outgoing_of(prefix: str, action: Message) -> Outgoing:
@@ -85,66 +90,52 @@ def outgoing_of(prefix: str, action: Message) -> Outgoing:
     return Outgoing(topic.at(prefix, **ids), payload, qos=topic.qos, retain=topic.retain)
 
 
-def _heartbeat(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event:
-    return HeartbeatSeen(ids["device"], decode(Heartbeat, delivery.payload))
-
-
-def _request(prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event | None:
+def _request(prefix: str, incoming: Incoming, delivery: Delivery) -> Event | None:
     reply_to = delivery.response_topic
     if delivery.retain or not reply_to or not may_reply_to(prefix, reply_to):
-        return None  # nobody to answer, or a place where we must not write
-    return RequestSeen(ids["task"], reply_to, delivery.correlation, delivery.payload)
+        return None  # there is no sensor to answer, or its answer topic is not allowed
+    return RequestSeen(incoming.ids["task"], reply_to, delivery.correlation, delivery.payload)
 
 
-def _device(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event | None:
-    if not delivery.payload:
-        return None  # an operator took the retained message away
-    return DeviceStateSeen(ids["device"], decode(DeviceState, delivery.payload))
-
-
-def _drain(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event:
-    return DrainSeen(ids["device"], bool(delivery.payload) and decode(Drain, delivery.payload).drain)
-
-
-def _spec(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event:
-    task = ids["task"]
-    if not delivery.payload:
-        return TaskUndeployed(task)
+def _spec(incoming: Incoming) -> Event:
+    task = incoming.ids["task"]
     try:
-        spec = decode(TaskSpec, delivery.payload)
+        spec = incoming.decode()
     except RemoteProtocolError as error:
         return TaskInvalid(task, f"its spec is wrong: {error}; mend it and deploy it again")
+    if not isinstance(spec, TaskSpec):
+        return TaskUndeployed(task)
     if spec.task != task:
         why = f"its spec names the task {spec.task} and was sent to {task}; send it to tasks/{spec.task}/spec"
         return TaskInvalid(task, why)
     return TaskDeployed(spec)
 
 
-def _leader(_prefix: str, _ids: Mapping[str, str], delivery: Delivery) -> Event | None:
-    return OrchestratorSeen(decode(OrchestratorState, delivery.payload)) if delivery.payload else None
-
-
-def _route(_prefix: str, ids: Mapping[str, str], delivery: Delivery) -> Event | None:
-    if not delivery.retain or not delivery.payload:
-        return None  # our own words come back as we say them; only what the broker remembers is news
+def _route(incoming: Incoming) -> Event:
+    task = incoming.ids["task"]
     try:
-        route = decode(Route, delivery.payload)
+        route = incoming.decode()
     except RemoteProtocolError:
-        return RouteSeen(ids["task"], available=False)  # to be overwritten or cleared all the same
+        route = None
+    if not isinstance(route, Route):
+        return RouteSeen(task, available=False)  # it must be overwritten or cleared all the same
     serving = {node.key: tuple(device.device for device in node.devices) for node in route.nodes.values()}
-    return RouteSeen(ids["task"], route.unavailable is None, bool(route.front_door), serving)
+    return RouteSeen(task, route.unavailable is None, bool(route.front_door), serving)
 
 
-_READERS: Mapping[Topic, Callable[[str, Mapping[str, str], Delivery], Event | None]] = {
-    DEVICE_HEARTBEAT: _heartbeat,
-    TASK_REQUESTS: _request,
-    DEVICE_STATE: _device,
-    DEVICE_DRAIN: _drain,
-    TASK_SPEC: _spec,
-    ORCHESTRATOR_STATE: _leader,
-    ORCHESTRATOR_HEARTBEAT: _leader,
-    TASK_ROUTE: _route,
-}
+def _state(incoming: Incoming) -> Event | None:
+    match incoming.decode():
+        case Heartbeat() as heartbeat:
+            return HeartbeatSeen(incoming.ids["device"], heartbeat)
+        case DeviceState() as state:
+            return DeviceStateSeen(incoming.ids["device"], state)
+        case OrchestratorState() as leader:
+            return OrchestratorSeen(leader)
+        case Drain(drain=drain):
+            return DrainSeen(incoming.ids["device"], drain)
+    return DrainSeen(incoming.ids["device"], drain=False) if incoming.topic is DEVICE_DRAIN else None
+
+
 HEARD = (
     DEVICE_HEARTBEAT,
     DEVICE_STATE,

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from broker.protocol.errors import ErrorCode, RemoteProtocolError, RequestFailed
-from broker.protocol.messages import Message, TensorMessage
+from broker.protocol.messages import Message, Result, TensorMessage
 from broker.protocol.specs import InputSpec, RequestId, describe
 from broker.protocol.tensors import Array, Tensors, pack, unpack
 
@@ -123,6 +123,29 @@ def decode_request(payload: bytes, content_type: str, expected: Mapping[str, Inp
     for name, raw in inputs.items():
         _check_input(name, raw, expected[name])
     return inputs
+
+
+def encode_result(result: Result, tensors: Tensors | None) -> tuple[bytes, str]:
+    """Write an answer: JSON, or safetensors with the JSON as metadata when the output is a tensor.
+
+    Returns:
+        The payload and its content type.
+    """
+    text = encode(result)
+    return (text, JSON) if tensors is None else (pack(tensors, {"result": text.decode()}), SAFETENSORS)
+
+
+def decode_result(payload: bytes, content_type: str | None) -> tuple[Result, dict[str, Array]]:
+    """Read an answer and its arrays.
+
+    Raises:
+        RemoteProtocolError: it breaks the contract.
+    """
+    tensors: dict[str, Array] = {}
+    if content_type == SAFETENSORS:
+        tensors, metadata = unpack(payload)
+        payload = metadata.get("result", "").encode()
+    return decode(Result, payload), tensors
 
 
 def request_id(task: str, reply_to: str, correlation: bytes, payload: bytes) -> RequestId:

@@ -1,17 +1,19 @@
-"""The topic table: one constant per topic, and nothing else spells one.
+"""The topic table: one constant per topic; every other file uses these constants.
 
-Owns templates, QoS, retain, who writes, who reads, and the message. ``topics.md`` is this table for people; a test
-holds them equal. Knows nothing of connections.
+Owns templates, QoS, retain, writers, readers and messages, and how a delivered message is recognized (``read``).
+``topics.md`` is this table for people; a test holds them equal. Knows nothing of connections.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel
 
+from broker.protocol.codec import decode
 from broker.protocol.errors import LocalProtocolError
 from broker.protocol.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Result, Route
 from broker.protocol.specs import ID_PATTERN, TaskSpec
@@ -23,7 +25,7 @@ _LEVEL = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Topic:
-    """One row of the contract. ``message`` is None where the payload is not a JSON message of ours."""
+    """One row of the contract. ``message`` is None where the payload is not a JSON message of this protocol."""
 
     template: str
     qos: Literal[0, 1]
@@ -36,7 +38,7 @@ class Topic:
         """The topic for these ids.
 
         Raises:
-            LocalProtocolError: an id is not one.
+            LocalProtocolError: an id is not valid.
         """
         for name, value in ids.items():
             if not _ID.match(value):
@@ -44,12 +46,12 @@ class Topic:
         return f"{prefix}/{self.template.format(**ids)}"
 
     def filter(self, prefix: str, **ids: str) -> str:
-        """The subscription filter: what is not given matches anything."""
+        """The subscription filter: an id that is not given matches any id."""
         levels = dict.fromkeys(_LEVEL.findall(self.template), "+")
         return f"{prefix}/{self.template.format(**(levels | ids))}"
 
     def match(self, prefix: str, topic: str) -> dict[str, str] | None:
-        """The ids in a received topic, or None when it is another topic or an id is not one."""
+        """The ids in a delivered topic; None when it is another topic or an id is not valid."""
         if not topic.startswith(prefix + "/"):
             return None
         expected, levels = self.template.split("/"), topic[len(prefix) + 1 :].split("/")
@@ -95,6 +97,33 @@ TOPICS = (
     TENSORS,
     RESULTS,
 )
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A delivered message, recognized: its row of the table, the ids of its topic, and its bytes."""
+
+    topic: Topic
+    ids: Mapping[str, str]
+    payload: bytes
+
+    def decode(self) -> BaseModel | None:
+        """The JSON message that the table declares; None for topics without one, and when a retained topic was cleared.
+
+        Raises:
+            RemoteProtocolError: too large, not JSON, or a needed field is missing or wrong.
+        """
+        if self.topic.message is None or (self.topic.retain and not self.payload):
+            return None
+        return decode(self.topic.message, self.payload)
+
+
+def read(prefix: str, topic: str, payload: bytes) -> Incoming | None:
+    """Recognize a delivered message; None when its topic is not in the table. The payload is not decoded yet."""
+    for row in TOPICS:
+        if (ids := row.match(prefix, topic)) is not None:
+            return Incoming(row, ids, payload)
+    return None
 
 
 def prefix_of(site: str | None = None) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Any, Self
 
 import structlog
+from pydantic import BaseModel
 
-from broker.protocol.codec import decode
 from broker.protocol.errors import RemoteProtocolError
 from broker.protocol.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Route
 from broker.protocol.topics import (
@@ -22,19 +22,15 @@ from broker.protocol.topics import (
     DEVICE_STATE,
     ORCHESTRATOR_STATE,
     TASK_ROUTE,
+    Topic,
     prefix_of,
+    read,
 )
 from broker.transport.mailbox import Mailbox
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkEvent, LinkUp, Outgoing
 
 log = structlog.get_logger()
-
-Observed = OrchestratorState | DeviceState | Assignment | Heartbeat | Route | None
-"""A state message; None when its topic was cleared."""
-
-
-M = TypeVar("M", DeviceState, Assignment, Heartbeat, Route)
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Sighting:
 
     at_s: float
     id: str  # of its device or task; "" for the orchestrator
-    message: Observed
+    message: BaseModel | None  # None when its topic was cleared
 
 
 class Observer:
@@ -64,10 +60,16 @@ class Observer:
         self.routes: dict[str, Route] = {}
         self.drained: set[str] = set()  # devices that an operator takes out of service
         self.sightings: list[Sighting] = []
+        self._states: dict[Topic, dict[str, Any]] = {
+            DEVICE_STATE: self.devices,
+            DEVICE_HEARTBEAT: self.heartbeats,
+            DEVICE_ASSIGNMENT: self.assignments,
+            TASK_ROUTE: self.routes,
+        }
         self._mailbox: Mailbox[tuple[float, LinkEvent]] = Mailbox()
         self._up = False
         self._transport = MqttTransport(url=url, client_id=client_id, inbox=self._put)
-        topics = (ORCHESTRATOR_STATE, DEVICE_STATE, DEVICE_HEARTBEAT, DEVICE_ASSIGNMENT, DEVICE_DRAIN, TASK_ROUTE)
+        topics = (ORCHESTRATOR_STATE, DEVICE_DRAIN, *self._states)
         self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
         self._transport.start()
 
@@ -129,31 +131,25 @@ class Observer:
             log.warning("message_refused", topic=event.topic, error=str(error))
 
     def _note(self, at_s: float, delivery: Delivery) -> None:
-        topic, payload, prefix = delivery.topic, delivery.payload, self.prefix
-        if ORCHESTRATOR_STATE.match(prefix, topic) is not None:
-            self.leader = decode(OrchestratorState, payload) if payload else None
-            self.sightings.append(Sighting(at_s, "", self.leader))
-        elif ids := DEVICE_STATE.match(prefix, topic):
-            self._store(at_s, self.devices, ids["device"], decode(DeviceState, payload) if payload else None)
-        elif ids := DEVICE_HEARTBEAT.match(prefix, topic):
-            self._store(at_s, self.heartbeats, ids["device"], decode(Heartbeat, payload) if payload else None)
-        elif ids := DEVICE_ASSIGNMENT.match(prefix, topic):
-            self._store(at_s, self.assignments, ids["device"], decode(Assignment, payload) if payload else None)
-        elif ids := DEVICE_DRAIN.match(prefix, topic):
-            drains = bool(payload) and decode(Drain, payload).drain
-            (self.drained.add if drains else self.drained.discard)(ids["device"])
-        elif ids := TASK_ROUTE.match(prefix, topic):
-            self._store(at_s, self.routes, ids["task"], decode(Route, payload) if payload else None)
-
-    def _store(self, at_s: float, where: dict[str, M], name: str, message: M | None) -> None:
+        incoming = read(self.prefix, delivery.topic, delivery.payload)
+        if incoming is None:
+            return
+        topic, message = incoming.topic, incoming.decode()
+        name = next(iter(incoming.ids.values()), "")
+        if topic is DEVICE_DRAIN:
+            drains = isinstance(message, Drain) and message.drain
+            (self.drained.add if drains else self.drained.discard)(name)
+            return
         self.sightings.append(Sighting(at_s, name, message))
-        if message is None:
-            where.pop(name, None)
-        elif not _is_stale(message, where.get(name)):
-            where[name] = message
+        if topic is ORCHESTRATOR_STATE:
+            self.leader = message if isinstance(message, OrchestratorState) else None
+        elif message is None:
+            self._states[topic].pop(name, None)
+        elif not _is_stale(message, self._states[topic].get(name)):
+            self._states[topic][name] = message
 
 
-def _is_stale(message: Observed, known: Observed) -> bool:
+def _is_stale(message: BaseModel, known: BaseModel | None) -> bool:
     """Whether nobody obeys it any more: of an older epoch or generation than what is known."""
     if not isinstance(message, (Route, Assignment)) or not isinstance(known, (Route, Assignment)):
         return False

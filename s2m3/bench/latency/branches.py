@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from broker.protocol.codec import RawInput, decode, decode_tensors
-from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
+from broker.protocol.codec import RawInput, decode_result, decode_tensors
+from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs, Plan, Route
 from broker.protocol.specs import NodeName
-from broker.protocol.topics import RESULTS, TENSORS, prefix_of
+from broker.protocol.topics import RESULTS, TENSORS, prefix_of, read
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkEvent, LinkUp
 from edge_agent import wire
@@ -116,9 +116,10 @@ class Coordinator:
                 return
 
     def _is_done(self, event: LinkEvent, request: str, node: NodeName) -> bool:
-        if not isinstance(event, Delivery) or not TENSORS.match(self._prefix, event.topic):
+        incoming = read(self._prefix, event.topic, event.payload) if isinstance(event, Delivery) else None
+        if incoming is None or incoming.topic is not TENSORS:
             return False
-        message, _ = decode_tensors(event.payload)
+        message, _ = decode_tensors(incoming.payload)
         if isinstance(message, NodeFailed):
             raise SiteFailed(f"{message.node} failed on {message.device}: {message.error.message}")
         return isinstance(message, NodeDone) and (message.request, message.node) == (request, node)
@@ -126,9 +127,9 @@ class Coordinator:
     def _is_answer(self, event: LinkEvent, request: str) -> bool:
         if not isinstance(event, Delivery):
             return False
-        ids = RESULTS.match(self._prefix, event.topic)
-        if ids and ids["request"] == request:
-            result = decode(Result, event.payload)
+        incoming = read(self._prefix, event.topic, event.payload)
+        if incoming and incoming.topic is RESULTS and incoming.ids["request"] == request:
+            result, _ = decode_result(event.payload, event.content_type)
             if result.error:
                 raise SiteFailed(f"a request failed: {result.error.message}")
             return True

@@ -11,13 +11,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Self
 
-from broker.protocol.topics import DEVICE_HEARTBEAT, TASK_REQUESTS, TENSORS, prefix_of
+from broker.protocol.topics import DEVICE_HEARTBEAT, TASK_REQUESTS, TENSORS, prefix_of, read
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkEvent, LinkUp
 from s2m3.testbed.replay.scenario import When
 
 REMEMBERED = 40  # messages
 MAX_REMEMBERED_BYTES = 1_000_000  # of one message
+
+_FIELDS = {TENSORS: ("node", "node"), TASK_REQUESTS: ("request", "task"), DEVICE_HEARTBEAT: ("online", "device")}
+"""The topics that are watched: the field of ``When`` that each one meets, and the id in its name."""
 
 Spring = Callable[[], None]
 
@@ -38,8 +41,7 @@ class Tripwire:
         self._recent: deque[Delivery] = deque(maxlen=REMEMBERED)
         self._up = threading.Event()
         self._transport = MqttTransport(url=url, client_id=client_id, inbox=self._see)
-        topics = (TASK_REQUESTS, TENSORS, DEVICE_HEARTBEAT)
-        self._transport.subscribe(*(topic.filter(self._prefix) for topic in topics))
+        self._transport.subscribe(*(topic.filter(self._prefix) for topic in _FIELDS))
         self._transport.start()
 
     def ready(self, timeout_s: float) -> bool:
@@ -84,10 +86,8 @@ class Tripwire:
             spring()
 
     def _what(self, event: Delivery) -> When | None:
-        if ids := TENSORS.match(self._prefix, event.topic):
-            return When(node=ids["node"])
-        if ids := TASK_REQUESTS.match(self._prefix, event.topic):
-            return When(request=ids["task"])
-        if ids := DEVICE_HEARTBEAT.match(self._prefix, event.topic):
-            return When(online=ids["device"])
-        return None
+        incoming = read(self._prefix, event.topic, event.payload)
+        if incoming is None or incoming.topic not in _FIELDS:
+            return None
+        field, name = _FIELDS[incoming.topic]
+        return When.model_validate({field: incoming.ids[name]})

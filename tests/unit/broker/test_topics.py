@@ -6,10 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.protocol.errors import LocalProtocolError
+from broker.protocol.errors import LocalProtocolError, RemoteProtocolError
+from broker.protocol.messages import OrchestratorState
 from broker.protocol.topics import (
+    DEVICE_ECHO,
     DEVICE_HEARTBEAT,
     DEVICE_STATE,
+    ORCHESTRATOR_STATE,
     RESULTS,
     TASK_REQUESTS,
     TENSORS,
@@ -19,6 +22,7 @@ from broker.protocol.topics import (
     front_door_filter,
     may_reply_to,
     prefix_of,
+    read,
 )
 from broker.transport.memory import matches
 
@@ -72,6 +76,37 @@ def test_what_is_no_id_is_neither_written_nor_matched(wrong: str) -> None:
     with pytest.raises(LocalProtocolError, match="use a-z, 0-9 and -, at most 63 characters"):
         DEVICE_STATE.at(VERSION, device=wrong)
     assert DEVICE_STATE.match(VERSION, f"{VERSION}/devices/{wrong}/state") is None
+
+
+@EACH
+def test_a_delivered_message_is_recognized_by_its_topic(topic: Topic) -> None:
+    incoming = read(VERSION, topic.at(VERSION, **used(topic)), b"bytes")
+    assert incoming is not None
+    assert (incoming.topic, incoming.ids, incoming.payload) == (topic, used(topic), b"bytes")
+    assert read("plant/s2m3/v1", topic.at(VERSION, **used(topic)), b"bytes") is None
+
+
+def test_the_table_says_how_a_message_is_decoded() -> None:
+    state = read(VERSION, f"{VERSION}/orchestrator/state", b'{"epoch": 1, "online": true, "session": 2}')
+    assert state is not None
+    assert state.decode() == OrchestratorState(epoch=1, online=True, session=2)
+    broken = read(VERSION, f"{VERSION}/orchestrator/state", b"{")
+    assert broken is not None
+    with pytest.raises(RemoteProtocolError, match="OrchestratorState: "):
+        broken.decode()
+
+
+def test_an_empty_payload_clears_a_retained_topic_and_breaks_the_contract_elsewhere() -> None:
+    cleared = read(VERSION, ORCHESTRATOR_STATE.at(VERSION), b"")
+    assert cleared is not None
+    assert cleared.decode() is None
+    echo = read(VERSION, DEVICE_ECHO.at(VERSION, device="a"), b"")
+    assert echo is not None
+    assert echo.decode() is None, "it has no message"
+    heartbeat = read(VERSION, DEVICE_HEARTBEAT.at(VERSION, device="a"), b"")
+    assert heartbeat is not None
+    with pytest.raises(RemoteProtocolError, match="Heartbeat: "):
+        heartbeat.decode()
 
 
 def test_a_filter_leaves_open_what_is_not_given() -> None:

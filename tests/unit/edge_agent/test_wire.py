@@ -38,7 +38,7 @@ def test_a_raw_input_is_one_array_of_bytes_on_the_wire_and_a_raw_input_again_beh
     arrays, _ = unpack(sent.payload)
     assert sorted(arrays) == ["encoder/features", "text/raw"]
     assert (arrays["text/raw"].dtype.name, arrays["text/raw"].tobytes()) == ("uint8", b"a cat")
-    received = wire.data_event(PREFIX, Delivery(sent.topic, sent.payload))
+    received = wire.event_of(PREFIX, Delivery(sent.topic, sent.payload))
     assert isinstance(received, Received)
     assert received.message == MESSAGE
     assert received.values["text"] == values["text"]
@@ -50,6 +50,6 @@ def test_a_raw_input_is_one_array_of_bytes_on_the_wire_and_a_raw_input_again_beh
 def test_arrays_of_an_input_that_has_no_content_type_are_read_as_the_output_of_a_node() -> None:
     message = MESSAGE.model_copy(update={"content_types": {}})
     sent = wire.tensors_message(PREFIX, "gw-a", Send("gw-b", message, {"text": RawInput(b"x")}, 1.0), 0.0)
-    received = wire.data_event(PREFIX, Delivery(sent.topic, sent.payload))
+    received = wire.event_of(PREFIX, Delivery(sent.topic, sent.payload))
     assert isinstance(received, Received)
     assert isinstance(received.values["text"], dict)
