@@ -5,10 +5,29 @@ Owns these defaults. Doesn't know any test: a file that needs other defaults nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from broker.protocol.codec import RawInput, encode_request
+from broker.protocol.messages import (
+    AssignedModule,
+    Assignment,
+    NodeDone,
+    NodeInputs,
+    Route,
+    RouteDevice,
+    RouteNode,
+    TensorMessage,
+)
 from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from edge_agent.decide import decide
+from edge_agent.events import Assigned, ModuleReady, Requested, Routed
+from edge_agent.state import AgentState
+
+PREFIX = "s2m3/v1"
+T = TypeVar("T")
+
+# --- what the planner takes ---
 
 
 def module(
@@ -77,3 +96,111 @@ def joined(name: str, encoders: Sequence[ModuleSpec], head: ModuleSpec, **fields
     """A task in which encoders take an image side by side, and the head takes all their outputs."""
     nodes = {f"n-{part_of(spec)}": (spec, ("image",)) for spec in encoders}
     return graph(name, nodes | {"last": (head, tuple(nodes) or ("image",))}, **fields)
+
+
+# --- routes: which devices can run a task's nodes ---
+
+
+def able(
+    *devices: str, compute_s: float = 0.1, latency_s: float = 0.0, bandwidth_bits_per_s: float = 1e12
+) -> tuple[RouteDevice, ...]:
+    """Devices that can run a node, all at the same cost."""
+    link = {"latency_s": latency_s, "bandwidth_bits_per_s": bandwidth_bits_per_s}
+    return tuple(RouteDevice(device=name, compute_s=compute_s, **link) for name in devices)
+
+
+def route_node(
+    key: str, needs: tuple[str, ...], devices: tuple[RouteDevice, ...], *, output_bytes: int = 8
+) -> RouteNode:
+    """A node whose module has this key, and the devices that can run it."""
+    return RouteNode(module="m/x", key=key, needs=needs, output_bytes=output_bytes, devices=devices)
+
+
+def route(task: str, nodes: Mapping[str, RouteNode], /, **fields: Any) -> Route:
+    """A route whose output is its last node and whose front door is gw-a; ``fields`` may replace all of them."""
+    kinds = {"image": InputSpec(kind="image", bytes=1000), "text": InputSpec(kind="text", bytes=10)}
+    needed = {need for node in nodes.values() for need in node.needs}
+    values = {
+        "task": task,
+        "epoch": 1,
+        "generation": 1,
+        "group": 1,
+        "inputs": {name: spec for name, spec in kinds.items() if name in needed},
+        "nodes": dict(nodes),
+        "output": list(nodes)[-1],
+        "front_door": ("gw-a",),
+    }
+    return Route.model_validate(values | fields)
+
+
+ENCODER = module("encoder", memory_bytes=1000, flops=1e6, output_bytes=8)
+
+
+def encoder_route(
+    task: str, devices: tuple[str, ...] = ("gw-a",), *, key: str = ENCODER.key, compute_s: float = 0.1, **fields: Any
+) -> Route:
+    """A route of one node, ``encoder``, which takes a text and can run on any of these devices."""
+    node = route_node(key, ("text",), able(*devices, compute_s=compute_s))
+    return route(task, {"encoder": node}, **fields)
+
+
+# --- what happens to an agent ---
+
+
+def assignment(*specs: ModuleSpec, epoch: int = 1, generation: int = 1) -> Assignment:
+    """An assignment of these modules, each under the name m/PART."""
+    modules = tuple(AssignedModule(module=f"m/{part_of(spec)}", spec=spec) for spec in specs)
+    return Assignment(epoch=epoch, generation=generation, modules=modules)
+
+
+def assigned(*specs: ModuleSpec, epoch: int = 1, generation: int = 1) -> Assigned:
+    """The event of an assignment that arrived."""
+    return Assigned(assignment(*specs, epoch=epoch, generation=generation))
+
+
+def agent(device: str, *holds: ModuleSpec, routes: Iterable[Route] = (), compute_s: float | None = None) -> AgentState:
+    """The state of an agent that holds these modules and knows these routes since 0 s."""
+    state = AgentState(device, PREFIX)
+    if holds:
+        decide(state, assigned(*holds), 0.0)
+    for spec in holds:
+        decide(state, ModuleReady(spec.key, compute_s=compute_s), 0.0)
+    for known in routes:
+        decide(state, Routed(known), 0.0)
+    return state
+
+
+def requested(
+    task: str,
+    number: int = 1,
+    *,
+    inputs: Mapping[str, RawInput] | None = None,
+    client: str = "camera",
+    expiry_s: int | None = 10,
+) -> Requested:
+    """A client's request of this number arrived at a front door; without ``inputs`` it is a text."""
+    payload, content_type = encode_request(dict(inputs or {"text": RawInput(b"a cat", "text/plain")}))
+    reply_to = f"{PREFIX}/clients/{client}/results/{number}"
+    return Requested(task, payload, content_type, reply_to, str(number).encode(), expiry_s)
+
+
+def of_node(message: TensorMessage) -> dict[str, Any]:
+    """The fields by which a message says which attempt at which node of which request it is about."""
+    return {name: getattr(message, name) for name in ("request", "task", "node", "epoch", "generation", "attempt")}
+
+
+def done(message: NodeInputs, **fields: Any) -> NodeDone:
+    """The message that a device finished what these inputs asked of it."""
+    return NodeDone(**of_node(message) | fields)
+
+
+def all_of(actions: Iterable[object], kind: type[T]) -> list[T]:
+    """The actions of one kind, in order."""
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def only(actions: Iterable[object], kind: type[T]) -> T:
+    """The one action of a kind."""
+    found = all_of(actions, kind)
+    assert len(found) == 1, actions
+    return found[0]

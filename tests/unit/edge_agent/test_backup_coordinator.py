@@ -3,65 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
 
 import numpy as np
 import pytest
 
-from broker.protocol.codec import RawInput, encode_request
+from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode
-from broker.protocol.messages import AssignedModule, Assignment, NodeDone, NodeInputs, Route, RouteDevice, RouteNode
-from broker.protocol.specs import InputSpec, ModuleSpec
+from broker.protocol.messages import NodeDone, NodeInputs
 from edge_agent.actions import Action, JoinGroup, LeaveGroup, Log, Reply, Run, Send
 from edge_agent.decide import decide
-from edge_agent.events import Assigned, ModuleReady, Ran, Received, Requested, RouteCleared, Routed, Tick
+from edge_agent.events import ModuleReady, Ran, Received, RouteCleared, Routed, Tick
 from edge_agent.modules import Output
 from edge_agent.requests import backup_coordinator
 from edge_agent.state import AgentState
+from tests.builders import ENCODER, PREFIX, agent, all_of, assigned, encoder_route, requested
 
-PREFIX = "s2m3/v1"
 REQUESTS = f"{PREFIX}/tasks/encode/requests"
-A = TypeVar("A", bound=Action)
-SPEC = ModuleSpec.model_validate(
-    {"family": "test.part", "source": {"pip": "w", "part": "e"}, "memory_bytes": 1000, "flops": 1e6, "output_bytes": 8}
-)
-
-
-def route(devices: tuple[str, ...] = ("gw-a",), **changed: object) -> Route:
-    """One module, on gw-a, whose front door is gw-a; gw-b is the second door."""
-    able = tuple(RouteDevice(device=d, compute_s=0.1, latency_s=0.0, bandwidth_bits_per_s=1e12) for d in devices)
-    node = RouteNode(module="m/x", key=SPEC.key, needs=("text",), output_bytes=8, devices=able)
-    known = Route(
-        task="encode",
-        epoch=1,
-        generation=1,
-        group=3,
-        inputs={"text": InputSpec(kind="text", bytes=10)},
-        nodes={"encoder": node},
-        output="encoder",
-        front_door=("gw-a",),
-        second_door=("gw-b",),
-    )
-    return known.model_copy(update=changed)
-
-
-def asked(number: int = 1, deadline_s: int = 10, text: bytes = b"a cat") -> Requested:
-    payload, content_type = encode_request({"text": RawInput(text, "text/plain")})
-    reply_to = f"{PREFIX}/clients/camera/results/{number}"
-    return Requested("encode", payload, content_type, reply_to, str(number).encode(), expiry_s=deadline_s)
-
-
-def all_of(actions: list[Action], kind: type[A]) -> list[A]:
-    return [action for action in actions if isinstance(action, kind)]
-
-
-def agent(name: str, *, holds: bool = False) -> AgentState:
-    state = AgentState(name, PREFIX)
-    modules = (AssignedModule(module="m", spec=SPEC),) if holds else ()
-    decide(state, Assigned(Assignment(epoch=1, generation=1, modules=modules)), 0.0)
-    if holds:
-        decide(state, ModuleReady(SPEC.key, compute_s=0.1), 0.0)
-    return state
+route = partial(encoder_route, "encode", group=3, second_door=("gw-b",))
+asked = partial(requested, "encode")
 
 
 @dataclass
@@ -73,7 +33,7 @@ class Doors:
 @pytest.fixture
 def doors() -> Doors:
     """gw-a computes and is the front door; gw-b holds copies."""
-    doors = Doors(agent("gw-a", holds=True), agent("gw-b"))
+    doors = Doors(agent("gw-a", ENCODER, compute_s=0.1), agent("gw-b"))
     for state in (doors.first, doors.second):
         decide(state, Routed(route()), 0.0)
     return doors
@@ -112,7 +72,7 @@ def test_a_held_request_is_let_go_when_whoever_answers_says_done(doors: Doors) -
 
 
 def test_the_device_of_the_output_tells_the_second_door_though_it_is_not_the_front_door() -> None:
-    front, head = agent("gw-a"), agent("gw-c", holds=True)
+    front, head = agent("gw-a"), agent("gw-c", ENCODER, compute_s=0.1)
     for state in (front, head):
         decide(state, Routed(route(("gw-c",))), 0.0)
     (send,) = all_of(decide(front, asked(), 0.0), Send)
@@ -160,7 +120,7 @@ def test_what_is_taken_over_was_admitted_before_and_is_not_turned_away(doors: Do
 
 
 def test_a_short_request_is_taken_over_while_half_of_its_time_is_left(doors: Doors) -> None:
-    decide(doors.second, asked(deadline_s=1), 0.0)
+    decide(doors.second, asked(expiry_s=1), 0.0)
     assert doors.second.next_deadline_s() == pytest.approx(0.5)
 
 
@@ -186,10 +146,8 @@ def test_a_front_door_that_only_grows_lets_the_second_wait(doors: Doors) -> None
 
 
 def test_a_second_door_that_becomes_the_front_door_takes_over_what_it_holds(doors: Doors) -> None:
-    decide(
-        doors.second, Assigned(Assignment(epoch=1, generation=2, modules=(AssignedModule(module="m", spec=SPEC),))), 0
-    )
-    decide(doors.second, ModuleReady(SPEC.key), 0.0)
+    decide(doors.second, assigned(ENCODER, generation=2), 0)
+    decide(doors.second, ModuleReady(ENCODER.key), 0.0)
     decide(doors.second, asked(), 0.0)
     promoted = route(("gw-b",), generation=2, group=4, front_door=("gw-b",), second_door=())
     actions = decide(doors.second, Routed(promoted), 0.1)
@@ -238,6 +196,6 @@ def test_what_is_held_is_bounded_in_number_and_bytes(doors: Doors, monkeypatch: 
     assert [held.event.correlation for held in doors.second.held.values()] == [b"2", b"3", b"4"]
     assert doors.second.dropped["not_held_longer"] == 2
     monkeypatch.setattr(backup_coordinator, "MAX_HELD_BYTES", 35)
-    decide(doors.second, asked(9, text=b"a longer text than those before"), 0.0)
+    decide(doors.second, asked(9, inputs={"text": RawInput(b"a longer text than those before", "text/plain")}), 0.0)
     assert doors.second.held_bytes <= 35
     assert list(doors.second.held.values())[-1].event.correlation == b"9"

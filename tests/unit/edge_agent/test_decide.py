@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from broker.protocol.codec import RawInput, encode_request
+from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.protocol.messages import (
-    AssignedModule,
-    Assignment,
     ErrorBody,
     NodeDone,
     NodeFailed,
@@ -21,15 +19,11 @@ from broker.protocol.messages import (
     Plan,
     PlannedNode,
     Route,
-    RouteDevice,
-    RouteNode,
 )
-from broker.protocol.specs import InputSpec, ModuleSpec
 from broker.transport.port import RECONNECT_S
 from edge_agent.actions import Action, JoinGroup, LeaveGroup, Load, Reply, Run, Send, SendHeartbeat, Unload
 from edge_agent.decide import decide
 from edge_agent.events import (
-    Assigned,
     LeaderSeen,
     LinkRestored,
     ModuleFailed,
@@ -46,68 +40,39 @@ from edge_agent.modules import Output
 from edge_agent.requests import coordinate, execute
 from edge_agent.requests.load_estimate import queues_s
 from edge_agent.state import LEAVE_S, SWEEP_S, AgentState
+from tests import builders
+from tests.builders import (
+    ENCODER,
+    PREFIX,
+    able,
+    agent,
+    all_of,
+    assigned,
+    module,
+    only,
+    requested,
+    route_node,
+)
 
-PREFIX = "s2m3/v1"
 REPLY_TO = f"{PREFIX}/clients/camera/results/1"
-A = TypeVar("A", bound=Action)
 
 
-def spec(part: str) -> ModuleSpec:
-    return ModuleSpec.model_validate(
-        {
-            "family": "test.part",
-            "source": {"pip": "weights", "part": part},
-            "memory_bytes": 1000,
-            "flops": 1e6,
-            "output_bytes": 8,
-        }
-    )
-
-
-ENCODER, HEAD = spec("encoder"), spec("head")
-
-
-def assignment(*specs: ModuleSpec, generation: int = 1, epoch: int = 1) -> Assigned:
-    modules = tuple(AssignedModule(module=f"m/{s.source.part}", spec=s) for s in specs if s.source)
-    return Assigned(Assignment(epoch=epoch, generation=generation, modules=modules))
+HEAD = module("head", memory_bytes=1000, flops=1e6, output_bytes=8)
 
 
 def route(encoder: tuple[str, ...] = ("gw-a",), head: tuple[str, ...] = ("gw-b",), **changed: object) -> Route:
     """image -> encoder -> head (which also takes the text), with the front door where the encoder is."""
-
-    def node(module: ModuleSpec, needs: tuple[str, ...], devices: tuple[str, ...]) -> RouteNode:
-        able = tuple(RouteDevice(device=d, compute_s=0.01, latency_s=0.001, bandwidth_bits_per_s=1e8) for d in devices)
-        return RouteNode(module="m/x", key=module.key, needs=needs, output_bytes=8, devices=able)
-
-    fields: dict[str, object] = {
-        "task": "zero-shot",
-        "epoch": 1,
-        "generation": 1,
-        "group": 1,
-        "inputs": {"image": InputSpec(kind="image", bytes=1000), "text": InputSpec(kind="text", bytes=10)},
-        "nodes": {"encoder": node(ENCODER, ("image",), encoder), "head": node(HEAD, ("encoder", "text"), head)},
-        "output": "head",
-        "front_door": encoder,
+    cost = {"compute_s": 0.01, "latency_s": 0.001, "bandwidth_bits_per_s": 1e8}
+    nodes = {
+        "encoder": route_node(ENCODER.key, ("image",), able(*encoder, **cost)),
+        "head": route_node(HEAD.key, ("encoder", "text"), able(*head, **cost)),
     }
-    return Route.model_validate(fields | changed)
+    return builders.route("zero-shot", nodes, **{"front_door": encoder} | changed)
 
 
 def request(inputs: dict[str, RawInput] | None = None, **changed: Any) -> Requested:
-    payload, content_type = encode_request(
-        inputs or {"image": RawInput(b"\x89PNG", "image/png"), "text": RawInput(b"a cat", "text/plain")}
-    )
-    asked = Requested("zero-shot", payload, content_type, REPLY_TO, b"1", expiry_s=10)
-    return replace(asked, **changed)
-
-
-def only(actions: list[Action], kind: type[A]) -> A:
-    found = [action for action in actions if isinstance(action, kind)]
-    assert len(found) == 1, actions
-    return found[0]
-
-
-def any_of(actions: list[Action], kind: type[A]) -> list[A]:
-    return [action for action in actions if isinstance(action, kind)]
+    both = {"image": RawInput(b"\x89PNG", "image/png"), "text": RawInput(b"a cat", "text/plain")}
+    return replace(requested("zero-shot", inputs=inputs or both), **changed)
 
 
 ASKED = request()  # the same bytes each time, as a retry sends them
@@ -116,21 +81,13 @@ ASKED = request()  # the same bytes each time, as a retry sends them
 @pytest.fixture
 def front() -> AgentState:
     """gw-a: holds the encoder, is the front door; gw-b holds the head."""
-    state = AgentState("gw-a", PREFIX)
-    decide(state, assignment(ENCODER), 0.0)
-    decide(state, ModuleReady(ENCODER.key), 0.0)
-    decide(state, Routed(route()), 0.0)
-    return state
+    return agent("gw-a", ENCODER, routes=[route()])
 
 
 @pytest.fixture
 def back() -> AgentState:
     """gw-b: holds the head."""
-    state = AgentState("gw-b", PREFIX)
-    decide(state, assignment(HEAD), 0.0)
-    decide(state, ModuleReady(HEAD.key), 0.0)
-    decide(state, Routed(route()), 0.0)
-    return state
+    return agent("gw-b", HEAD, routes=[route()])
 
 
 def features(value: float = 1.0) -> Output:
@@ -148,25 +105,25 @@ def encoded(front: AgentState) -> list[Action]:
 
 def test_what_is_assigned_is_loaded_and_what_is_not_is_let_go_first() -> None:
     state = AgentState("gw-a", PREFIX)
-    assert only(decide(state, assignment(ENCODER), 0.0), Load).assigned.spec == ENCODER
-    actions = decide(state, assignment(HEAD, generation=2), 0.0)
+    assert only(decide(state, assigned(ENCODER), 0.0), Load).assigned.spec == ENCODER
+    actions = decide(state, assigned(HEAD, generation=2), 0.0)
     assert [type(action) for action in actions] == [Unload, Load, SendHeartbeat]
 
 
 def test_the_same_assignment_again_loads_nothing(front: AgentState) -> None:
-    assert not any_of(decide(front, assignment(ENCODER), 0.0), Load)
+    assert not all_of(decide(front, assigned(ENCODER), 0.0), Load)
 
 
 def test_an_older_assignment_is_dropped_and_counted(front: AgentState) -> None:
-    decide(front, assignment(ENCODER, generation=5), 0.0)
-    assert decide(front, assignment(generation=4), 0.0) == []
+    decide(front, assigned(ENCODER, generation=5), 0.0)
+    assert decide(front, assigned(generation=4), 0.0) == []
     assert front.dropped["stale_assignment"] == 1
     assert ENCODER.key in front.assigned
 
 
 def test_an_assignment_of_an_older_epoch_is_dropped_even_with_a_higher_generation(front: AgentState) -> None:
     decide(front, LeaderSeen(7), 0.0)
-    assert decide(front, assignment(generation=99, epoch=6), 0.0) == []
+    assert decide(front, assigned(generation=99, epoch=6), 0.0) == []
     assert ENCODER.key in front.assigned
 
 
@@ -178,7 +135,7 @@ def test_a_new_leader_is_told_at_once_what_is_held(front: AgentState) -> None:
 def test_a_module_that_failed_is_reported_and_its_requests_go_back(front: AgentState) -> None:
     decide(front, ModuleFailed(ENCODER.key), 0.0)
     actions = decide(front, request(), 0.0)
-    assert not any_of(actions, Run)
+    assert not all_of(actions, Run)
     assert front.coordinated  # not given up: a new route may come
 
 
@@ -201,22 +158,22 @@ def test_a_new_front_door_set_joins_the_new_group_before_leaving_the_old(front: 
 def test_a_device_that_is_no_front_door_any_more_leaves_when_the_new_one_had_time_to_join(front: AgentState) -> None:
     decide(front, Routed(route(encoder=("gw-c",), group=2, generation=2)), 0.0)
     assert decide(front, Tick(), 0.5) == []
-    assert any_of(decide(front, request(), 0.5), Send), "a request in between is coordinated here"
+    assert all_of(decide(front, request(), 0.5), Send), "a request in between is coordinated here"
     assert front.next_deadline_s() == LEAVE_S
     old = f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests"
     assert only(decide(front, Tick(), LEAVE_S), LeaveGroup).filter == old
-    assert not any_of(decide(front, Tick(), 2 * LEAVE_S), LeaveGroup)
+    assert not all_of(decide(front, Tick(), 2 * LEAVE_S), LeaveGroup)
 
 
 def test_a_front_door_that_returns_to_its_group_meanwhile_does_not_leave_it(front: AgentState) -> None:
     decide(front, Routed(route(encoder=("gw-c",), group=2, generation=2)), 0.0)
     decide(front, Routed(route(generation=3)), 0.5)
-    assert not any_of(decide(front, Tick(), 2 * LEAVE_S), LeaveGroup)
+    assert not all_of(decide(front, Tick(), 2 * LEAVE_S), LeaveGroup)
 
 
 def test_a_device_leaves_at_once_where_nobody_serves(front: AgentState) -> None:
     nobody = Route(task="zero-shot", epoch=1, generation=2, group=2, unavailable="no device can hold it")
-    assert any_of(decide(front, Routed(nobody), 0.0), LeaveGroup)
+    assert all_of(decide(front, Routed(nobody), 0.0), LeaveGroup)
 
 
 def test_an_older_route_is_dropped_and_counted(front: AgentState) -> None:
@@ -272,8 +229,8 @@ def test_the_consuming_device_joins_what_arrives_in_any_order(front: AgentState,
 
 def answered(front: AgentState, back: AgentState) -> tuple[list[Action], list[Send]]:
     asked = decide(front, ASKED, 0.0)
-    sends = any_of(asked, Send)
-    sends += any_of(decide(front, Ran(only(asked, Run).run, features(), None, 0.0, 0.02), 0.1), Send)
+    sends = all_of(asked, Send)
+    sends += all_of(decide(front, Ran(only(asked, Run).run, features(), None, 0.0, 0.02), 0.1), Send)
     runs = [only(actions, Run) for s in sends if (actions := decide(back, Received("gw-a", s.message, s.values), 0.2))]
     answer = Output({"scores": np.ones(1, dtype=np.float32)}, {"label": "a cat"})
     return decide(back, Ran(runs[0].run, answer, None, 0.01, 0.02), 0.3), sends
@@ -297,9 +254,9 @@ THIRD = float(np.float32(1 / 3))
 @pytest.mark.parametrize("device", ["gw-a", "gw-b"])
 def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_runs(device: str) -> None:
     state = AgentState("gw-a", PREFIX)
-    decide(state, assignment(ENCODER, HEAD), 0.0)
-    for module in (ENCODER, HEAD):
-        decide(state, ModuleReady(module.key), 0.0)
+    decide(state, assigned(ENCODER, HEAD), 0.0)
+    for spec in (ENCODER, HEAD):
+        decide(state, ModuleReady(spec.key), 0.0)
     decide(state, Routed(route(head=(device,), wire="float16")), 0.0)
     encoder = only(decide(state, ASKED, 0.0), Run)
     actions = decide(state, Ran(encoder.run, features(THIRD), None, 0.0, 0.0), 0.1)
@@ -368,9 +325,9 @@ def test_a_retry_of_an_answered_request_is_answered_without_computing_again(
     done = only(first, Send)
     decide(front, Received("gw-b", done.message, {}), 0.4)
     again = decide(front, ASKED, 1.0)
-    assert not any_of(again, Run)
-    received = [decide(back, Received("gw-a", s.message, s.values), 1.1) for s in any_of(again, Send)]
-    replies = [reply for actions in received for reply in any_of(actions, Reply)]
+    assert not all_of(again, Run)
+    received = [decide(back, Received("gw-a", s.message, s.values), 1.1) for s in all_of(again, Send)]
+    replies = [reply for actions in received for reply in all_of(actions, Reply)]
     assert replies
     assert replies[0].result.answer == only(first, Reply).result.answer
 
@@ -380,7 +337,7 @@ def test_a_duplicate_message_does_not_run_a_node_twice(front: AgentState) -> Non
     assert only(asked, Run)
     run = front.joining[(only(asked, Run).run)]
     again = decide(front, Received("gw-a", run.message, {"image": RawInput(b"\x89PNG", "image/png")}), 0.1)
-    assert not any_of(again, Run)
+    assert not all_of(again, Run)
 
 
 # --- failures ---
@@ -391,9 +348,9 @@ def test_a_missing_node_is_sent_to_the_device_of_the_new_route_and_finished_ones
 ) -> None:
     encoded(front)
     moved = decide(front, Routed(route(head=("gw-c",), generation=2)), 0.5)
-    assert not any_of(moved, Run)
-    assert {(s.receiver, s.message.node, s.message.attempt) for s in any_of(moved, Send)} == {("gw-c", "head", 1)}
-    values = {need: type(value) for s in any_of(moved, Send) for need, value in s.values.items()}
+    assert not all_of(moved, Run)
+    assert {(s.receiver, s.message.node, s.message.attempt) for s in all_of(moved, Send)} == {("gw-c", "head", 1)}
+    values = {need: type(value) for s in all_of(moved, Send) for need, value in s.values.items()}
     assert values == {"encoder": dict, "text": RawInput}
 
 
@@ -404,7 +361,7 @@ def elsewhere(state: AgentState, now_s: float, encoder: str, head: str) -> list[
     """What is sent when the route names these devices: none, one or, with spaces between, more."""
     known = state.routes["zero-shot"].generation
     made = route(tuple(encoder.split()), tuple(head.split()), generation=known + 1, front_door=("gw-a",))
-    return any_of(decide(state, Routed(made), now_s), Send)
+    return all_of(decide(state, Routed(made), now_s), Send)
 
 
 def encoded_on(state: AgentState, device: str, now_s: float) -> None:
@@ -423,7 +380,7 @@ def asked() -> AgentState:
     """gw-a asked gw-d for the encoder and gw-b for the head."""
     state = AgentState("gw-a", PREFIX)
     decide(state, Routed(route(("gw-d",), front_door=("gw-a",))), 0.0)
-    assert receivers(any_of(decide(state, ASKED, 0.0), Send)) == {"encoder": "gw-d", "head": "gw-b"}
+    assert receivers(all_of(decide(state, ASKED, 0.0), Send)) == {"encoder": "gw-d", "head": "gw-b"}
     return state
 
 
@@ -479,19 +436,19 @@ def test_what_finished_on_a_device_that_refuses_it_now_is_computed_anew_elsewher
     decide(asked, Received("gw-a", failed, {}), 0.3)
     due_s = asked.next_deadline_s()
     assert due_s is not None
-    again = any_of(decide(asked, Tick(), due_s), Send)
+    again = all_of(decide(asked, Tick(), due_s), Send)
     assert receivers(again) == {"encoder": "gw-c", "head": "gw-e"}
 
 
 def test_a_route_that_changes_elsewhere_sends_nothing_again(front: AgentState) -> None:
     decide(front, request(), 0.0)
-    assert not any_of(decide(front, Routed(route(generation=2)), 0.1), Send)
+    assert not all_of(decide(front, Routed(route(generation=2)), 0.1), Send)
 
 
 def test_while_a_module_is_loading_requests_wait_and_then_go(front: AgentState) -> None:
     decide(front, Routed(route(head=(), generation=2)), 0.0)
-    assert not any_of(decide(front, request(), 0.1), Send)
-    assert any_of(decide(front, Routed(route(head=("gw-c",), generation=2)), 0.5), Send)
+    assert not all_of(decide(front, request(), 0.1), Send)
+    assert all_of(decide(front, Routed(route(head=("gw-c",), generation=2)), 0.5), Send)
 
 
 def test_an_unavailable_task_ends_its_requests_with_the_reason(front: AgentState) -> None:
@@ -520,7 +477,7 @@ def test_a_refusal_is_tried_again_soon_and_elsewhere(front: AgentState) -> None:
     due_s = front.next_deadline_s()
     assert due_s is not None
     assert due_s < 1.0
-    assert {s.receiver for s in any_of(decide(front, Tick(), due_s), Send)} == {"gw-c"}
+    assert {s.receiver for s in all_of(decide(front, Tick(), due_s), Send)} == {"gw-c"}
 
 
 def test_a_refusal_of_an_older_attempt_is_ignored(front: AgentState) -> None:
@@ -549,7 +506,7 @@ def test_silence_is_answered_by_sending_again(front: AgentState) -> None:
     decide(front, request(), 0.0)
     due_s = front.next_deadline_s()
     assert due_s is not None
-    assert any_of(decide(front, Tick(), due_s), Send)
+    assert all_of(decide(front, Tick(), due_s), Send)
     assert next(iter(front.coordinated.values())).attempt == 1
 
 
@@ -584,13 +541,13 @@ def test_a_module_that_crashes_ends_the_request_and_not_the_agent(front: AgentSt
 
 def test_a_module_that_gets_no_memory_is_tried_elsewhere_or_again(front: AgentState) -> None:
     run = only(decide(front, request(), 0.0), Run)
-    assert not any_of(decide(front, Ran(run.run, None, MemoryError(), 0.0, 0.0), 0.1), Reply)
+    assert not all_of(decide(front, Ran(run.run, None, MemoryError(), 0.0, 0.0), 0.1), Reply)
     assert front.coordinated
 
 
 def test_a_module_unloaded_while_its_work_waited_is_tried_elsewhere(front: AgentState) -> None:
     run = only(decide(front, request(), 0.0), Run)
-    assert not any_of(decide(front, Ran(run.run, None, ModuleRefused("gone"), 0.0, 0.0), 0.1), Reply)
+    assert not all_of(decide(front, Ran(run.run, None, ModuleRefused("gone"), 0.0, 0.0), 0.1), Reply)
     assert front.coordinated
 
 
@@ -598,7 +555,7 @@ def test_a_tensor_of_an_older_generation_is_refused_and_its_coordinator_told(
     front: AgentState, back: AgentState
 ) -> None:
     sent = only(decide(front, request(), 0.0), Send)
-    decide(back, assignment(HEAD, generation=4), 0.0)
+    decide(back, assigned(HEAD, generation=4), 0.0)
     failed = only(decide(back, Received("gw-a", sent.message, sent.values), 0.1), Send)
     assert failed.receiver == "gw-a"
     assert isinstance(failed.message, NodeFailed)
@@ -618,16 +575,16 @@ def test_inputs_wait_for_a_module_that_is_still_loading(front: AgentState) -> No
     asked = decide(front, request(), 0.0)
     sends = [only(asked, Send), only(decide(front, Ran(only(asked, Run).run, features(), None, 0, 0.02), 0.1), Send)]
     state = AgentState("gw-b", PREFIX)
-    decide(state, assignment(HEAD), 0.0)
+    decide(state, assigned(HEAD), 0.0)
     for send in sends:
-        assert not any_of(decide(state, Received("gw-a", send.message, send.values), 0.1), Run)
+        assert not all_of(decide(state, Received("gw-a", send.message, send.values), 0.1), Run)
     assert only(decide(state, ModuleReady(HEAD.key), 0.2), Run).key == HEAD.key
 
 
 def test_a_module_runs_in_the_use_that_its_node_names(front: AgentState) -> None:
     used = route(generation=2)
     encoder = used.nodes["encoder"].model_copy(update={"use": "patch-mean"})
-    decide(front, assignment(ENCODER, generation=2), 0.0)
+    decide(front, assigned(ENCODER, generation=2), 0.0)
     decide(front, Routed(used.model_copy(update={"nodes": used.nodes | {"encoder": encoder}})), 0.0)
     assert only(decide(front, request(), 0.0), Run).use == "patch-mean"
 
@@ -665,8 +622,8 @@ def test_an_input_that_is_too_large_is_answered_with_the_limit(front: AgentState
 @pytest.mark.parametrize("reply_to", ["", "elsewhere/x", f"{PREFIX}/devices/gw-a/assignment", f"{PREFIX}/clients/#"])
 def test_a_reply_topic_outside_the_allowed_prefix_is_refused(front: AgentState, reply_to: str) -> None:
     actions = decide(front, request(reply_to=reply_to), 0.0)
-    assert not any_of(actions, Reply)
-    assert not any_of(actions, Run)
+    assert not all_of(actions, Reply)
+    assert not all_of(actions, Run)
     assert front.dropped["reply_topic"] == 1
 
 
@@ -690,19 +647,19 @@ def test_the_same_correlation_with_another_picture_is_another_request(front: Age
 
 def test_an_output_of_another_module_is_not_taken_for_this_ones(front: AgentState) -> None:
     decide(front, Ran(only(decide(front, ASKED, 0.0), Run).run, features(1.0), None, 0.0, 0.0), 0.1)
-    newer = spec("encoder-2")
-    decide(front, assignment(newer, generation=2), 1.0)
+    newer = module("encoder-2")
+    decide(front, assigned(newer, generation=2), 1.0)
     decide(front, ModuleReady(newer.key), 1.0)
     changed = route(generation=2).model_dump()
     changed["nodes"]["encoder"]["key"] = newer.key
     actions = decide(front, Routed(Route.model_validate(changed)), 1.0)
     actions += decide(front, Tick(), 9.0)
-    assert {run.key for run in any_of(actions, Run)} == {newer.key}
+    assert {run.key for run in all_of(actions, Run)} == {newer.key}
 
 
 def test_a_kept_output_ends_with_its_request(front: AgentState) -> None:
     decide(front, Ran(only(decide(front, ASKED, 0.0), Run).run, features(1.0), None, 0.0, 0.0), 0.1)
-    assert not any_of(decide(front, ASKED, 9.0), Run)
+    assert not all_of(decide(front, ASKED, 9.0), Run)
     decide(front, Tick(), 10.0)
     assert only(decide(front, ASKED, 86_400.0), Run)
 
@@ -756,7 +713,7 @@ def test_the_done_of_the_output_ends_a_request_though_its_route_is_incomplete_by
     assert front.coordinated, "neither another node nor another device ends it"
     decide(front, Received("gw-b", done, {}), 0.3)
     assert not front.coordinated
-    assert not any_of(decide(front, Tick(), 10.0), Reply)
+    assert not all_of(decide(front, Tick(), 10.0), Reply)
 
 
 def test_inputs_come_from_the_coordinator_or_from_a_node_that_is_needed(front: AgentState, back: AgentState) -> None:
@@ -783,7 +740,7 @@ def test_waiting_inputs_are_bounded_in_number_and_bytes(
 def test_inputs_in_flight_are_bounded_in_bytes(front: AgentState, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request(correlation=b"2")
     monkeypatch.setattr(coordinate, "MAX_COORDINATED_BYTES", len(asked.payload) + 1)
-    assert not any_of(decide(front, ASKED, 0.0), Reply)
+    assert not all_of(decide(front, ASKED, 0.0), Reply)
     body = only(decide(front, asked, 0.0), Reply).result.error
     assert body is not None
     assert body.code == ErrorCode.OVERLOADED
@@ -830,27 +787,27 @@ def test_the_answer_goes_where_the_newest_attempt_says(front: AgentState, back: 
 
 def test_a_failed_module_is_let_go_when_it_is_not_assigned_any_more_and_tried_again_when_it_is() -> None:
     state = AgentState("gw-a", PREFIX)
-    decide(state, assignment(ENCODER), 0.0)
+    decide(state, assigned(ENCODER), 0.0)
     decide(state, ModuleFailed(ENCODER.key), 0.0)
-    assert not any_of(decide(state, assignment(ENCODER), 0.0), Load)  # the same word again
-    assert only(decide(state, assignment(ENCODER, generation=2), 0.0), Load)
+    assert not all_of(decide(state, assigned(ENCODER), 0.0), Load)  # the same word again
+    assert only(decide(state, assigned(ENCODER, generation=2), 0.0), Load)
     decide(state, ModuleFailed(ENCODER.key), 0.0)
-    assert only(decide(state, assignment(generation=3), 0.0), Unload).key == ENCODER.key
+    assert only(decide(state, assigned(generation=3), 0.0), Unload).key == ENCODER.key
     assert not state.failed
 
 
 def test_a_module_assigned_anew_before_its_failure_was_known_is_tried_again(front: AgentState) -> None:
-    decide(front, assignment(ENCODER, HEAD, generation=2), 0.0)
-    decide(front, assignment(ENCODER, HEAD, generation=3), 0.1)
+    decide(front, assigned(ENCODER, HEAD, generation=2), 0.0)
+    decide(front, assigned(ENCODER, HEAD, generation=3), 0.1)
     assert only(decide(front, ModuleFailed(HEAD.key), 0.2), Load).assigned.spec == HEAD
-    assert not any_of(decide(front, ModuleFailed(HEAD.key), 0.3), Load)
+    assert not all_of(decide(front, ModuleFailed(HEAD.key), 0.3), Load)
     assert front.failed == {HEAD.key}
 
 
 def test_a_module_whose_older_load_failed_late_is_held_when_its_newer_one_succeeds(front: AgentState) -> None:
-    decide(front, assignment(ENCODER, HEAD, generation=2), 0.0)
-    decide(front, assignment(ENCODER, generation=3), 0.1)
-    decide(front, assignment(ENCODER, HEAD, generation=4), 0.2)  # while the first load of it is under way
+    decide(front, assigned(ENCODER, HEAD, generation=2), 0.0)
+    decide(front, assigned(ENCODER, generation=3), 0.1)
+    decide(front, assigned(ENCODER, HEAD, generation=4), 0.2)  # while the first load of it is under way
     decide(front, ModuleFailed(HEAD.key), 0.3)
     decide(front, ModuleReady(HEAD.key), 0.4)
     assert HEAD.key in front.ready
@@ -867,7 +824,7 @@ def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_sa
     decide(front, LeaderSeen(1), 12.0)
     due_s = front.next_deadline_s()
     assert due_s is not None
-    assert any_of(decide(front, Tick(), due_s), LeaveGroup)
+    assert all_of(decide(front, Tick(), due_s), LeaveGroup)
     assert not front.routes
 
 
@@ -885,5 +842,5 @@ def test_a_route_said_again_on_a_new_link_stays(front: AgentState) -> None:
     decide(front, LinkRestored(), 10.0)
     decide(front, LeaderSeen(1), 12.0)
     decide(front, Routed(route()), 12.1)
-    assert not any_of(decide(front, Tick(), 99.0), LeaveGroup)
+    assert not all_of(decide(front, Tick(), 99.0), LeaveGroup)
     assert front.routes

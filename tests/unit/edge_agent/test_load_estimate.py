@@ -7,55 +7,23 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from broker.protocol.codec import RawInput, encode_request
 from broker.protocol.errors import ErrorCode, RequestFailed
-from broker.protocol.messages import AssignedModule, Assignment, NodeDone, NodeInputs, Route, RouteDevice, RouteNode
-from broker.protocol.specs import InputSpec, ModuleSpec
+from broker.protocol.messages import Assignment, NodeDone, NodeInputs
 from edge_agent.actions import Action, Reply, Run, Send, Unload
 from edge_agent.decide import decide
-from edge_agent.events import Assigned, ModuleReady, Ran, Received, Requested, Routed, Tick
+from edge_agent.events import Assigned, Ran, Received, Routed, Tick
 from edge_agent.modules import Output
 from edge_agent.requests.load_estimate import own_s, queues_s
 from edge_agent.state import AgentState
+from tests.builders import ENCODER, agent, done, encoder_route, requested
 
-PREFIX = "s2m3/v1"
-ENCODER = ModuleSpec.model_validate(
-    {
-        "family": "test.part",
-        "source": {"pip": "weights", "part": "encoder"},
-        "memory_bytes": 1000,
-        "flops": 1e6,
-        "output_bytes": 8,
-    }
-)
 FAR = ("gw-b", "gw-c")
 
 
-def route(devices: tuple[str, ...], compute_s: float = 1.0) -> Route:
-    """One encoder on these devices; gw-a is the front door, whoever runs it."""
-    able = tuple(RouteDevice(device=d, compute_s=compute_s, latency_s=0.0, bandwidth_bits_per_s=1e12) for d in devices)
-    node = RouteNode(module="m/x", key=ENCODER.key, needs=("text",), output_bytes=8, devices=able)
-    return Route(
-        task="encode",
-        epoch=1,
-        generation=1,
-        group=1,
-        inputs={"text": InputSpec(kind="text", bytes=10)},
-        nodes={"encoder": node},
-        output="encoder",
-        front_door=("gw-a",),
-    )
-
-
 def front(devices: tuple[str, ...], compute_s: float = 1.0) -> AgentState:
-    state = AgentState("gw-a", PREFIX)
-    if "gw-a" in devices:
-        decide(
-            state, Assigned(Assignment(epoch=1, generation=1, modules=(AssignedModule(module="m", spec=ENCODER),))), 0
-        )
-        decide(state, ModuleReady(ENCODER.key), 0.0)
-    decide(state, Routed(route(devices, compute_s)), 0.0)
-    return state
+    """The front door, which holds the encoder where it is among these devices."""
+    holds = [ENCODER] if "gw-a" in devices else []
+    return agent("gw-a", *holds, routes=[encoder_route("encode", devices, compute_s=compute_s)])
 
 
 def waiting(state: AgentState, now_s: float) -> Mapping[str, float]:
@@ -63,10 +31,7 @@ def waiting(state: AgentState, now_s: float) -> Mapping[str, float]:
 
 
 def ask(state: AgentState, number: int, now_s: float) -> list[Action]:
-    payload, content_type = encode_request({"text": RawInput(b"a cat", "text/plain")})
-    correlation = str(number).encode()
-    reply_to = f"{PREFIX}/clients/camera/results/{number}"
-    return decide(state, Requested("encode", payload, content_type, reply_to, correlation, expiry_s=60), now_s)
+    return decide(state, requested("encode", number, expiry_s=60), now_s)
 
 
 def receivers(actions: list[Action]) -> list[str]:
@@ -77,18 +42,6 @@ def sent(actions: list[Action]) -> NodeInputs:
     (message,) = [action.message for action in actions if isinstance(action, Send)]
     assert isinstance(message, NodeInputs)
     return message
-
-
-def done(message: NodeInputs, queue_s: float) -> NodeDone:
-    return NodeDone(
-        request=message.request,
-        task=message.task,
-        node=message.node,
-        epoch=message.epoch,
-        generation=message.generation,
-        attempt=message.attempt,
-        queue_s=queue_s,
-    )
 
 
 def the_run(actions: list[Action]) -> Run:
@@ -157,9 +110,7 @@ def test_a_request_whose_route_changes_does_not_run_from_its_own_work() -> None:
     state = front(("gw-b", "gw-d"))
     assert receivers(ask(state, 1, 0.0)) == ["gw-b"]
     state.coordinated[next(iter(state.coordinated))].plan = None  # as while nobody was able
-    assert receivers(decide(state, Routed(route(("gw-b", "gw-c")).model_copy(update={"generation": 2})), 0.1)) == [
-        "gw-b"
-    ]
+    assert receivers(decide(state, Routed(encoder_route("encode", FAR, generation=2)), 0.1)) == ["gw-b"]
 
 
 def test_the_own_queue_is_what_was_given_to_the_compute_thread_less_the_time_it_runs() -> None:
@@ -190,9 +141,7 @@ def test_one_slow_pass_turns_nobody_away() -> None:
 
 
 def test_who_finishes_a_node_says_how_much_still_waits_there() -> None:
-    asking, working = front(("gw-b",)), AgentState("gw-b", PREFIX)
-    decide(working, Assigned(Assignment(epoch=1, generation=1, modules=(AssignedModule(module="m", spec=ENCODER),))), 0)
-    decide(working, ModuleReady(ENCODER.key), 0.0)
+    asking, working = front(("gw-b",)), agent("gw-b", ENCODER)
     runs: list[Action] = []
     for number in range(3):
         message = next(action for action in ask(asking, number, 0.0) if isinstance(action, Send))

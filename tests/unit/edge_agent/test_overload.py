@@ -2,64 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from functools import partial
 
 import numpy as np
 import pytest
 
-from broker.protocol.codec import RawInput, encode_request
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
-    AssignedModule,
-    Assignment,
     ErrorBody,
     NodeFailed,
     NodeInputs,
-    Route,
-    RouteDevice,
-    RouteNode,
 )
-from broker.protocol.specs import InputSpec, ModuleSpec
 from edge_agent.actions import Action, Reply, Run, Send
 from edge_agent.decide import decide
-from edge_agent.events import Assigned, ModuleFailed, ModuleReady, Ran, Received, Requested, Routed, Tick
+from edge_agent.events import ModuleFailed, Ran, Received, Requested, Routed, Tick
 from edge_agent.modules import Output
 from edge_agent.requests import coordinate
 from edge_agent.requests.load_estimate import queues_s
 from edge_agent.state import AgentState
+from tests.builders import ENCODER, agent, all_of, encoder_route, of_node, requested
 
-PREFIX = "s2m3/v1"
-A = TypeVar("A", bound=Action)
-SPEC = ModuleSpec.model_validate(
-    {"family": "test.part", "source": {"pip": "w", "part": "e"}, "memory_bytes": 1000, "flops": 1e6, "output_bytes": 8}
-)
-
-
-def route(task: str, devices: tuple[str, ...] = ("gw-a",), **changed: object) -> Route:
-    """One module that takes a text, one second on each of these devices."""
-    able = tuple(RouteDevice(device=d, compute_s=1.0, latency_s=0.0, bandwidth_bits_per_s=1e12) for d in devices)
-    node = RouteNode(module="m/x", key=SPEC.key, needs=("text",), output_bytes=8, devices=able)
-    known = Route(
-        task=task,
-        epoch=1,
-        generation=1,
-        group=1,
-        inputs={"text": InputSpec(kind="text", bytes=10)},
-        nodes={"encoder": node},
-        output="encoder",
-        front_door=("gw-a",),
-    )
-    return known.model_copy(update=changed)
+route = partial(encoder_route, compute_s=1.0)
 
 
 def asked(task: str, number: int, deadline_s: int = 10) -> Requested:
-    payload, content_type = encode_request({"text": RawInput(b"a cat", "text/plain")})
-    reply_to = f"{PREFIX}/clients/{task}/results/{number}"
-    return Requested(task, payload, content_type, reply_to, str(number).encode(), expiry_s=deadline_s)
-
-
-def all_of(actions: list[Action], kind: type[A]) -> list[A]:
-    return [action for action in actions if isinstance(action, kind)]
+    return requested(task, number, client=task, expiry_s=deadline_s)
 
 
 def refused(actions: list[Action]) -> ErrorBody:
@@ -71,12 +38,7 @@ def refused(actions: list[Action]) -> ErrorBody:
 @pytest.fixture
 def state() -> AgentState:
     """gw-a holds the module, which takes a second, and is the front door of two tasks."""
-    state = AgentState("gw-a", PREFIX)
-    decide(state, Assigned(Assignment(epoch=1, generation=1, modules=(AssignedModule(module="m", spec=SPEC),))), 0.0)
-    decide(state, ModuleReady(SPEC.key, compute_s=1.0), 0.0)
-    for task in ("greedy", "modest"):
-        decide(state, Routed(route(task)), 0.0)
-    return state
+    return agent("gw-a", ENCODER, routes=[route("greedy"), route("modest")], compute_s=1.0)
 
 
 def flood(state: AgentState, task: str, count: int, now_s: float = 0.0) -> list[Action]:
@@ -151,12 +113,11 @@ def test_what_expired_while_it_waited_is_dropped_before_it_is_computed(state: Ag
     assert not all_of(after, Run)
     assert state.dropped["expired"] >= 6
     assert not state.turns.waiting
-    assert state.queued[SPEC.key] == 0
+    assert state.queued[ENCODER.key] == 0
 
 
 def inputs_for(device: str, number: int, deadline_s: float) -> Received:
-    asking = AgentState("gw-f", PREFIX)
-    decide(asking, Routed(route("greedy", (device,), front_door=("gw-f",))), 0.0)
+    asking = agent("gw-f", routes=[route("greedy", (device,), front_door=("gw-f",))])
     (send,) = all_of(decide(asking, asked("greedy", number), 0.0), Send)
     assert isinstance(send.message, NodeInputs)
     return Received("gw-f", send.message.model_copy(update={"deadline_s": deadline_s}), send.values)
@@ -178,12 +139,11 @@ def test_a_device_refuses_work_that_it_cannot_do_in_time_and_another_may_help(st
 def test_an_overloaded_device_ends_a_request_only_when_nobody_else_could_run_it(
     others: tuple[str, ...],
 ) -> None:
-    asking = AgentState("gw-a", PREFIX)
-    decide(asking, Routed(route("greedy", ("gw-b", *others))), 0.0)
+    asking = agent("gw-a", routes=[route("greedy", ("gw-b", *others))])
     (send,) = all_of(decide(asking, asked("greedy", 1), 0.0), Send)
     message = send.message
     failed = NodeFailed(
-        **{name: getattr(message, name) for name in ("request", "task", "node", "epoch", "generation", "attempt")},
+        **of_node(message),
         device="gw-b",
         retry=True,
         error=ErrorBody(code=ErrorCode.OVERLOADED, message="full", retry_after_s=2.5),
@@ -200,9 +160,9 @@ def test_an_overloaded_device_ends_a_request_only_when_nobody_else_could_run_it(
 
 def test_a_module_that_goes_leaves_no_turns_behind(state: AgentState) -> None:
     flood(state, "greedy", 8)
-    decide(state, ModuleFailed(SPEC.key), 0.5)
+    decide(state, ModuleFailed(ENCODER.key), 0.5)
     assert not state.turns.waiting
-    assert state.queued[SPEC.key] == 0
+    assert state.queued[ENCODER.key] == 0
 
 
 def test_thousands_of_requests_leave_nothing_behind(state: AgentState) -> None:

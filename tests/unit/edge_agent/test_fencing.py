@@ -2,64 +2,37 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from broker.protocol.codec import RawInput, encode_request
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
-    AssignedModule,
-    Assignment,
     ErrorBody,
-    NodeDone,
     NodeFailed,
     NodeInputs,
     Route,
-    RouteDevice,
-    RouteNode,
 )
-from broker.protocol.specs import InputSpec, ModuleSpec
 from edge_agent.actions import Action, Load, Reply, Run, Send, Unload
 from edge_agent.decide import decide
-from edge_agent.events import Assigned, LeaderSeen, ModuleReady, Ran, Received, Requested, Routed, Tick
+from edge_agent.events import LeaderSeen, ModuleReady, Ran, Received, Routed, Tick
 from edge_agent.modules import Output
 from edge_agent.state import AgentState
+from tests.builders import PREFIX, agent, all_of, assigned, done, encoder_route, module, of_node, only, requested
 
-PREFIX = "s2m3/v1"
 EPOCH, GENERATION = 4, 7
 
 
-def spec(part: str) -> ModuleSpec:
-    values = {"family": "test.part", "source": {"pip": "w", "part": part}, "memory_bytes": 1, "flops": 1}
-    return ModuleSpec.model_validate(values | {"output_bytes": 8})
-
-
-OWN, OLD = spec("own"), spec("old")
-
-
-def assignment(*specs: ModuleSpec, epoch: int = EPOCH, generation: int = GENERATION) -> Assigned:
-    modules = tuple(AssignedModule(module="m/x", spec=each) for each in specs)
-    return Assigned(Assignment(epoch=epoch, generation=generation, modules=modules))
+OWN, OLD = module("own"), module("old")
+assignment = partial(assigned, epoch=EPOCH, generation=GENERATION)
 
 
 def route(epoch: int = EPOCH, generation: int = GENERATION, device: str = "gw-a", door: str = "gw-a") -> Route:
-    able = (RouteDevice(device=device, compute_s=0.1, latency_s=0.0, bandwidth_bits_per_s=1e9),)
-    node = RouteNode(module="m/x", key=OWN.key, needs=("text",), output_bytes=8, devices=able)
-    return Route(
-        task="t",
-        epoch=epoch,
-        generation=generation,
-        group=1,
-        inputs={"text": InputSpec(kind="text", bytes=10)},
-        nodes={"n": node},
-        output="n",
-        front_door=(door,),
-    )
+    return encoder_route("t", (device,), key=OWN.key, epoch=epoch, generation=generation, front_door=(door,))
 
 
-def asked() -> Requested:
-    payload, content_type = encode_request({"text": RawInput(b"a cat", "text/plain")})
-    return Requested("t", payload, content_type, f"{PREFIX}/clients/c/results/1", b"1", expiry_s=60)
+asked = partial(requested, "t", expiry_s=60)
 
 
 @pytest.fixture
@@ -94,11 +67,10 @@ def test_an_older_route(state: AgentState, epoch: int, generation: int) -> None:
 def test_an_older_tensor_is_not_computed_and_its_coordinator_told(
     state: AgentState, epoch: int, generation: int
 ) -> None:
-    front = AgentState("gw-f", PREFIX)
-    decide(front, Routed(route(epoch, generation, door="gw-f")), 0.0)
-    (send,) = [action for action in decide(front, asked(), 0.0) if isinstance(action, Send)]
+    front = agent("gw-f", routes=[route(epoch, generation, door="gw-f")])
+    send = only(decide(front, asked(), 0.0), Send)
     actions = decide(state, Received("gw-f", send.message, send.values), 1.0)
-    assert not [action for action in actions if isinstance(action, Run)]
+    assert not all_of(actions, Run)
     (refused,) = [action.message for action in actions if isinstance(action, Send)]
     assert isinstance(refused, NodeFailed)
     assert refused.retry
@@ -109,8 +81,7 @@ def test_an_older_tensor_is_not_computed_and_its_coordinator_told(
 @OLDER
 def test_an_older_done_ends_nothing(epoch: int, generation: int) -> None:
     front, message = asked_of_another()
-    done = NodeDone(request=message.request, task="t", node="n", epoch=epoch, generation=generation, attempt=0)
-    decide(front, Received("gw-b", done, {}), 0.1)
+    decide(front, Received("gw-b", done(message, epoch=epoch, generation=generation), {}), 0.1)
     assert front.coordinated
     assert front.dropped["stale_done"] == 1
 
@@ -119,26 +90,24 @@ def test_a_failure_of_an_older_attempt_changes_nothing() -> None:
     front, message = asked_of_another()
     decide(front, Tick(), front.next_deadline_s() or 0.0)
     error = ErrorBody(code=ErrorCode.MODULE_FAILED, message="m")
-    kept = {name: getattr(message, name) for name in ("request", "task", "node", "epoch", "generation", "attempt")}
     before = front.next_deadline_s()
-    decide(front, Received("gw-b", NodeFailed(**kept, device="gw-b", retry=False, error=error), {}), 1.1)
+    decide(front, Received("gw-b", NodeFailed(**of_node(message), device="gw-b", retry=False, error=error), {}), 1.1)
     assert front.coordinated
     assert (front.next_deadline_s(), front.dropped["stale_failure"]) == (before, 1)
 
 
 def asked_of_another() -> tuple[AgentState, NodeInputs]:
     """gw-f asked gw-b."""
-    front = AgentState("gw-f", PREFIX)
-    decide(front, Routed(route(device="gw-b", door="gw-f")), 0.0)
-    (send,) = [action for action in decide(front, asked(), 0.0) if isinstance(action, Send)]
+    front = agent("gw-f", routes=[route(device="gw-b", door="gw-f")])
+    send = only(decide(front, asked(), 0.0), Send)
     assert isinstance(send.message, NodeInputs)
     return front, send.message
 
 
 def test_every_tensor_and_every_result_carries_the_fence_of_the_route_that_it_followed(state: AgentState) -> None:
-    (run,) = [action for action in decide(state, asked(), 0.0) if isinstance(action, Run)]
+    run = only(decide(state, asked(), 0.0), Run)
     actions: list[Action] = decide(state, Ran(run.run, Output({"x": np.ones(1)}, {"a": 1}), None, 0.0, 0.1), 0.1)
-    (reply,) = [action for action in actions if isinstance(action, Reply)]
+    reply = only(actions, Reply)
     assert (reply.result.epoch, reply.result.generation) == (EPOCH, GENERATION)
     _, message = asked_of_another()
     assert (message.epoch, message.generation) == (EPOCH, GENERATION)
@@ -156,7 +125,7 @@ def test_once_a_newer_leader_was_seen_the_older_one_is_not_obeyed(state: AgentSt
 def test_a_device_that_comes_back_with_an_old_retained_assignment_unloads_what_the_new_one_does_not_name() -> None:
     """It was cut off and started again: the broker still says what it was to hold, until the orchestrator says anew."""
     state = AgentState("gw-a", PREFIX)
-    loads = [action for action in decide(state, assignment(OWN, OLD), 0.0) if isinstance(action, Load)]
+    loads = all_of(decide(state, assignment(OWN, OLD), 0.0), Load)
     assert {load.assigned.spec.key for load in loads} == {OWN.key, OLD.key}
     decide(state, ModuleReady(OLD.key), 0.1)
     actions = decide(state, assignment(OWN, epoch=EPOCH + 1, generation=0), 0.2)

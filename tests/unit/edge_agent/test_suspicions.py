@@ -3,58 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
 
 import pytest
 
-from broker.protocol.codec import RawInput, encode_request
-from broker.protocol.messages import SUSPECTED_FOR_S, NodeDone, NodeInputs, Route, RouteDevice, RouteNode
-from broker.protocol.specs import InputSpec
+from broker.protocol.messages import SUSPECTED_FOR_S, NodeInputs, RouteNode
 from broker.transport.port import RECONNECT_S
 from edge_agent.actions import Action, Send, SendHeartbeat
 from edge_agent.decide import decide
-from edge_agent.events import DataLinkChanged, Received, Requested, Routed, Tick
+from edge_agent.events import DataLinkChanged, Received, Routed, Tick
 from edge_agent.state import AgentState
-
-PREFIX = "s2m3/v1"
-A = TypeVar("A", bound=Action)
+from tests.builders import able, agent, all_of, done, only, requested, route, route_node
 
 
 def node(needs: tuple[str, ...], *devices: str) -> RouteNode:
-    able = tuple(RouteDevice(device=d, compute_s=0.1, latency_s=0.0, bandwidth_bits_per_s=1e12) for d in devices)
-    return RouteNode(module="m/x", key=f"key-of-{'-'.join(needs)}", needs=needs, output_bytes=8, devices=able)
+    return route_node(f"key-of-{'-'.join(needs)}", needs, able(*devices))
 
 
 @pytest.fixture
 def front() -> AgentState:
     """gw-a is the front door of encoder (gw-b) -> head (gw-c)."""
-    state = AgentState("gw-a", PREFIX)
-    route = Route(
-        task="t",
-        epoch=1,
-        generation=1,
-        group=1,
-        inputs={"text": InputSpec(kind="text", bytes=10)},
-        nodes={"encoder": node(("text",), "gw-b"), "head": node(("encoder",), "gw-c")},
-        output="head",
-        front_door=("gw-a",),
-    )
-    decide(state, Routed(route), 0.0)
-    return state
+    return agent("gw-a", routes=[route("t", {"encoder": node(("text",), "gw-b"), "head": node(("encoder",), "gw-c")})])
 
 
 def ask(state: AgentState, number: int, now_s: float, expiry_s: int = 60) -> NodeInputs:
-    payload, content_type = encode_request({"text": RawInput(b"a cat", "text/plain")})
-    reply_to = f"{PREFIX}/clients/c/results/{number}"
-    asked = Requested("t", payload, content_type, reply_to, b"%d" % number, expiry_s)
-    (send,) = [action for action in decide(state, asked, now_s) if isinstance(action, Send)]
-    assert isinstance(send.message, NodeInputs)
-    return send.message
-
-
-def done(message: NodeInputs, name: str) -> NodeDone:
-    kept = {field: getattr(message, field) for field in ("request", "task", "epoch", "generation", "attempt")}
-    return NodeDone(**kept, node=name)
+    message = only(decide(state, requested("t", number, expiry_s=expiry_s), now_s), Send).message
+    assert isinstance(message, NodeInputs)
+    return message
 
 
 def late(state: AgentState) -> tuple[float, list[Action]]:
@@ -90,7 +64,7 @@ def test_what_our_own_link_took_along_is_sent_again_when_it_is_back_with_the_fir
     decide(front, DataLinkChanged(up=False), 0.1)
     (request,) = front.coordinated.values()
     _, actions = late(front)
-    assert not [action for action in actions if isinstance(action, Send)], "nothing is sent in vain"
+    assert not all_of(actions, Send), "nothing is sent in vain"
     assert front.next_deadline_s() == request.deadline_s
     decide(front, DataLinkChanged(up=True), 15.0)
     now_s, actions = late(front)
@@ -98,21 +72,21 @@ def test_what_our_own_link_took_along_is_sent_again_when_it_is_back_with_the_fir
     assert [action.receiver for action in actions if isinstance(action, Send)] == ["gw-b"]
     assert request.retry_s - now_s < 1.5, "who was away may come back a moment later"
     assert front.stretch.get("t", 1.0) == 1.0
-    head = done(ask(front, 2, 15.3), "head")
+    head = done(ask(front, 2, 15.3), node="head")
     decide(front, Received("gw-c", head, {}), 17.0)
     assert front.stretch.get("t", 1.0) == 1.0, "what comes with all that waited tells nothing of a request's time"
 
 
 def test_of_a_chain_only_who_had_all_it_needs_is_suspected(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
-    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.0)
+    decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.0)
     late(front)
     assert list(front.suspects) == ["gw-c"]
 
 
 def test_who_has_had_its_inputs_for_a_moment_only_is_not_suspected(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
-    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.95)
+    decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.95)
     late(front)
     assert not front.suspects
 
@@ -120,7 +94,7 @@ def test_who_has_had_its_inputs_for_a_moment_only_is_not_suspected(front: AgentS
 def test_a_device_that_answered_others_meanwhile_is_slow_and_not_silent(front: AgentState) -> None:
     ask(front, 1, 0.0)
     other = ask(front, 2, 0.1)
-    decide(front, Received("gw-b", done(other, "encoder"), {}), 0.5)
+    decide(front, Received("gw-b", done(other, node="encoder"), {}), 0.5)
     late(front)
     assert "gw-b" not in front.suspects
 
@@ -128,7 +102,7 @@ def test_a_device_that_answered_others_meanwhile_is_slow_and_not_silent(front: A
 def test_the_next_sign_of_life_clears_a_suspect_and_is_reported_at_once(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
     now_s, _ = late(front)
-    assert SendHeartbeat() in decide(front, Received("gw-b", done(message, "encoder"), {}), now_s + 0.1)
+    assert SendHeartbeat() in decide(front, Received("gw-b", done(message, node="encoder"), {}), now_s + 0.1)
     assert not front.suspects
 
 
@@ -158,7 +132,7 @@ def test_a_sign_of_life_clears_a_suspect_that_nothing_is_asked_of_any_more(front
     message = ask(front, 1, 0.0, expiry_s=8)
     while front.coordinated:
         now_s, _ = late(front)
-    assert decide(front, Received("gw-b", done(message, "encoder"), {}), now_s + 0.1) == [SendHeartbeat()]
+    assert decide(front, Received("gw-b", done(message, node="encoder"), {}), now_s + 0.1) == [SendHeartbeat()]
     assert not front.suspects
 
 
@@ -172,7 +146,7 @@ def test_while_the_route_is_incomplete_nobody_is_suspected_of_what_it_was_never_
         now_s, _ = late(front)
         assert not front.suspects
     loaded = known.model_copy(update={"generation": 3, "nodes": known.nodes | {"encoder": node(("text",), "gw-d")}})
-    (send,) = [action for action in decide(front, Routed(loaded), now_s + 0.5) if isinstance(action, Send)]
+    send = only(decide(front, Routed(loaded), now_s + 0.5), Send)
     assert send.receiver == "gw-d"
     late(front)
     assert list(front.suspects) == ["gw-d"], "it was given what it needs"
@@ -182,13 +156,13 @@ def changed(state: AgentState, now_s: float, **able: str) -> list[Send]:
     """What is sent when the route names other devices: none, one or, with spaces between, more."""
     known = state.routes["t"]
     nodes = {name: node(known.nodes[name].needs, *devices.split()) for name, devices in able.items()}
-    route = known.model_copy(update={"generation": known.generation + 1, "nodes": known.nodes | nodes})
-    return [action for action in decide(state, Routed(route), now_s) if isinstance(action, Send)]
+    moved = known.model_copy(update={"generation": known.generation + 1, "nodes": known.nodes | nodes})
+    return all_of(decide(state, Routed(moved), now_s), Send)
 
 
 def test_who_is_asked_anew_for_what_another_finished_is_suspected_and_not_who_waits_for_it(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
-    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.1)
+    decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.1)
     assert not changed(front, 0.2, encoder="", head="")  # gw-b and gw-c died
     (send,) = changed(front, 0.3, encoder="gw-d", head="gw-e")
     assert send.receiver == "gw-d", "what gw-b kept is lost"
@@ -199,14 +173,14 @@ def test_who_is_asked_anew_for_what_another_finished_is_suspected_and_not_who_wa
 def test_the_late_word_of_who_was_asked_before_acquits_nobody(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
     changed(front, 0.1, encoder="gw-d", head="gw-e")
-    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.2)  # its output went to gw-c
+    decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.2)  # its output went to gw-c
     late(front)
     assert list(front.suspects) == ["gw-d"]
 
 
 def test_who_does_not_give_again_what_it_keeps_is_suspected_and_not_who_waits_for_it(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
-    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.1)
+    decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.1)
     (send,) = changed(front, 0.2, head="gw-e")
     assert send.receiver == "gw-b"
     late(front)
@@ -215,10 +189,10 @@ def test_who_does_not_give_again_what_it_keeps_is_suspected_and_not_who_waits_fo
 
 def test_who_was_given_what_another_kept_is_suspected(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
-    decide(front, Received("gw-b", done(message, "encoder"), {}), 0.1)
+    decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.1)
     (send,) = changed(front, 0.2, head="gw-e")
     assert isinstance(send.message, NodeInputs)
-    decide(front, Received("gw-b", done(send.message, "encoder"), {}), 0.3)
+    decide(front, Received("gw-b", done(send.message, node="encoder"), {}), 0.3)
     late(front)
     assert list(front.suspects) == ["gw-e"]
 
@@ -226,8 +200,7 @@ def test_who_was_given_what_another_kept_is_suspected(front: AgentState) -> None
 def test_a_device_does_not_suspect_itself(front: AgentState) -> None:
     own = front.routes["t"].model_copy(update={"generation": 2, "nodes": {"head": node(("text",), "gw-a")}})
     decide(front, Routed(own), 0.0)
-    payload, content_type = encode_request({"text": RawInput(b"a cat", "text/plain")})
-    decide(front, Requested("t", payload, content_type, f"{PREFIX}/clients/c/results/1", b"1", expiry_s=60), 0.0)
+    decide(front, requested("t", expiry_s=60), 0.0)
     late(front)
     assert not front.suspects
 
@@ -235,18 +208,18 @@ def test_a_device_does_not_suspect_itself(front: AgentState) -> None:
 def test_a_stranger_s_word_is_no_sign_of_life_worth_keeping(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
     for number in range(100):
-        decide(front, Received(f"stranger-{number}", done(message, "encoder"), {}), 0.1)
+        decide(front, Received(f"stranger-{number}", done(message, node="encoder"), {}), 0.1)
     assert set(front.heard) == {"gw-b", "gw-c"}
 
 
 def test_who_is_asked_nothing_any_more_is_not_listened_to(front: AgentState) -> None:
     first, second = ask(front, 1, 0.0), ask(front, 2, 0.0)
-    decide(front, Received("gw-c", done(first, "head"), {}), 0.1)
+    decide(front, Received("gw-c", done(first, node="head"), {}), 0.1)
     assert front.heard == {"gw-b": -math.inf, "gw-c": 0.1}, "the second request is under way"
     for generation in range(2, 100):  # its encoder is asked of many, one after the other
         nodes = front.routes["t"].nodes | {"encoder": node(("text",), f"gw-{generation}")}
-        route = front.routes["t"].model_copy(update={"generation": generation, "nodes": nodes})
-        decide(front, Routed(route), 0.2)
-    decide(front, Received("gw-c", done(second, "head"), {}), 0.3)
+        moved = front.routes["t"].model_copy(update={"generation": generation, "nodes": nodes})
+        decide(front, Routed(moved), 0.2)
+    decide(front, Received("gw-c", done(second, node="head"), {}), 0.3)
     assert not front.coordinated
     assert not front.heard
