@@ -133,7 +133,7 @@ def _heed(state: State, seen: OrchestratorSeen, now_s: float) -> tuple[State, li
     outdated = seen.message.epoch < state.epoch and seen.message.online
     if state.unsaid_at_s is None and not outdated:
         return state, actions
-    return replace(state, unsaid_at_s=None), everything(state)
+    return everything(replace(state, unsaid_at_s=None))
 
 
 def _say_again(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
@@ -144,7 +144,7 @@ def _say_again(state: State, event: Event, now_s: float) -> tuple[State, list[Ac
         return replace(state, unsaid_at_s=now_s + min(READ_RETAINED_S, state.settle_s)), []
     if state.unsaid_at_s is None or now_s < state.unsaid_at_s:
         return state, []
-    return replace(state, unsaid_at_s=None), everything(state)
+    return everything(replace(state, unsaid_at_s=None))
 
 
 # --- what we know ---

@@ -5,7 +5,8 @@ Owns the two connections, the mailbox between their threads and this one, and th
 Invariants:
 - one thread, the one that calls ``run``, touches the state; inboxes only leave events in the mailbox;
 - who starts while another leads waits as its spare; who resigns becomes a spare again, and never ends by itself;
-- the epoch is on the disk before anybody hears of it, and greater than all that was stored or heard;
+- the epoch is on the disk before anybody hears of it, and greater than all that was stored or heard; a change of the
+  deployed tasks is on the disk before any message follows from it;
 - when this process stood still, no device is blamed for what it didn't hear meanwhile;
 - state topics are said by the control connection only; requests arrive on the other one, so that a picture never
   delays a heartbeat;
@@ -26,7 +27,14 @@ import structlog
 
 from broker.protocol import topics
 from broker.protocol.codec import encode
-from broker.protocol.errors import MessageTooLarge, NotConnected, QueueFull, RemoteProtocolError, TransportError
+from broker.protocol.errors import (
+    BadFile,
+    MessageTooLarge,
+    NotConnected,
+    QueueFull,
+    RemoteProtocolError,
+    TransportError,
+)
 from broker.protocol.messages import OrchestratorState, Route
 from broker.transport.mailbox import Mailbox
 from broker.transport.paho import MqttTransport
@@ -57,6 +65,7 @@ from orchestrator.events import (
     PublishState,
     Resign,
 )
+from orchestrator.leadership.deployed_tasks import DeployedTasks
 from orchestrator.leadership.epoch import read_epoch, store_epoch
 from orchestrator.leadership.standby import (
     LEADER_INTERVAL_S,
@@ -104,7 +113,8 @@ class Orchestrator:
 
     Args:
         url: the broker, as ``mqtt://host:port``.
-        state_dir: a directory of its own, where the epoch outlives the process; it is made when missing.
+        state_dir: a directory of its own, where the epoch and the deployed tasks outlive the process; it is made when
+            missing.
         site: the prefix in front of all topics.
         heartbeat_interval_s: how often agents report.
         settle_s: how long retained messages and first heartbeats may take to arrive after a connection.
@@ -133,6 +143,7 @@ class Orchestrator:
         self._epoch_file = state_dir / "epoch"
         read_epoch(self._epoch_file)
         self._prefix = topics.prefix_of(site)
+        self._deployed = DeployedTasks(state_dir / "tasks.json", url, self._prefix)
         self._heartbeat_interval_s = heartbeat_interval_s
         self._settle_s = settle_s
         self._pace = pace
@@ -226,7 +237,9 @@ class Orchestrator:
 
     def _lead(self, seen: int) -> None:
         """Lead until told to stop, or until somebody newer does."""
-        epoch = max(read_epoch(self._epoch_file), seen) + 1
+        last = max(read_epoch(self._epoch_file), seen)
+        epoch, tasks = last + 1, self._deployed.read(last)
+        self._deployed.store(epoch, tasks.values())  # before the epoch, or a crash in between would make it outdated
         store_epoch(self._epoch_file, epoch)
         state = initial(
             epoch=epoch,
@@ -234,6 +247,7 @@ class Orchestrator:
             settle_s=self._settle_s,
             pace=self._pace,
             linked_s=self._linked_s,
+            tasks=tasks,
         )
         self._state, self.resigned, self._beat_at_s = state, None, time.monotonic()
         _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
@@ -313,6 +327,7 @@ class Orchestrator:
     def _step(self, event: Event) -> None:
         if self._state is None:
             return
+        tasks = self._state.tasks
         try:
             now_s = time.monotonic()
             self._state, actions = decide(self._state, event, now_s, lambda: time.monotonic() > now_s + PLANNING_S)
@@ -321,11 +336,19 @@ class Orchestrator:
             if isinstance(event, Tick):
                 self._tick_from_s = time.monotonic() + RETRY_FAILED_S
             return
+        if self._state.tasks != tasks:
+            self._store_tasks(self._state)
         for action in actions:
             try:
                 self._do(action)
             except Exception:  # noqa: BLE001 - the other actions are due all the same
                 self._failed("action_failed", action)
+
+    def _store_tasks(self, state: State) -> None:
+        try:
+            self._deployed.store(state.epoch, state.tasks.values())
+        except BadFile as error:
+            _log.error("tasks_not_stored", reason=str(error))
 
     def _failed(self, what: str, cause: object) -> None:
         """Count and log the exception under way."""

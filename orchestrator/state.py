@@ -177,7 +177,10 @@ def initial(
     settle_s: float = 1.5,
     pace: Pace | None = None,
     linked_s: float = -math.inf,
+    tasks: Mapping[TaskName, TaskSpec] | None = None,
 ) -> State:
-    """The state before anything is known."""
+    """The state before anything is known but the tasks that an earlier term stored."""
     cluster = Cluster(heartbeat_interval_s, own_interval_s(heartbeat_interval_s))
-    return State(epoch=epoch, settle_s=settle_s, cluster=cluster, pace=pace or Pace(), linked_s=linked_s)
+    return State(
+        epoch=epoch, settle_s=settle_s, cluster=cluster, pace=pace or Pace(), linked_s=linked_s, tasks=tasks or {}
+    )

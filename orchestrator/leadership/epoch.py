@@ -1,7 +1,7 @@
 """The durable epoch: one whole number in a file, which only grows.
 
-Owns the file and how it is written, so that neither a crash nor a power cut brings an old epoch back. Knows nothing of
-the broker.
+Owns the epoch's file, and how the orchestrator writes a file so that neither a crash nor a power cut leaves an old or
+a half-written one. Doesn't know the broker.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from broker.protocol.errors import BadFile
 
 
 def read_epoch(file: Path) -> int:
-    """The epoch stored there, 0 when the file isn't there yet; its directory is made.
+    """The stored epoch; 0 when the file doesn't exist. Makes the file's directory.
 
     Raises:
-        BadFile: it can't be read, or holds no whole number.
+        BadFile: the file can't be read, or holds no whole number.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -33,15 +33,24 @@ def read_epoch(file: Path) -> int:
 
 
 def store_epoch(file: Path, epoch: int) -> None:
-    """Write the epoch so that it outlives a power cut.
+    """Write the epoch durably.
 
     Raises:
-        BadFile: it can't be written.
+        BadFile: the file can't be written.
+    """
+    write_durably(file, f"{epoch}\n")
+
+
+def write_durably(file: Path, text: str) -> None:
+    """Replace a file's content so that it outlives a power cut.
+
+    Raises:
+        BadFile: the file can't be written.
     """
     fresh = file.with_suffix(".new")
     try:
-        with fresh.open("w", encoding="ascii") as written:
-            written.write(f"{epoch}\n")
+        with fresh.open("w", encoding="utf-8") as written:
+            written.write(text)
             written.flush()
             os.fsync(written.fileno())
         fresh.replace(file)

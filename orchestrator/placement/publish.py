@@ -46,11 +46,17 @@ def ask_strangers(state: State, seen: Event, now_s: float) -> tuple[State, list[
     return replace(state, asked_s={**asked_s, seen.device: now_s}), [AskRebirth(seen.device)]
 
 
-def everything(state: State) -> list[Action]:
-    """Say all again: the broker may have lost its memory."""
-    return [
+def everything(state: State) -> tuple[State, list[Action]]:
+    """Publish all again: the broker may have lost its memory.
+
+    Each spec goes before its route, here as everywhere: a route without a spec means that the task was undeployed.
+    """
+    lost = [] if state.outlived else sorted(state.tasks.keys() - state.delivered)
+    state = replace(state, delivered=state.delivered | set(lost))
+    return state, [
         *lead(state),
-        *(PublishRoute(route) for _, route in sorted(state.routes.items())),
+        *(PublishSpec(state.tasks[task]) for task in lost),
+        *(PublishRoute(route) for task, route in sorted(state.routes.items()) if task in state.delivered),
         *(PublishAssignment(device, said) for device, said in sorted(state.assignments.items())),
     ]
 
@@ -60,7 +66,7 @@ def make_up_for_silence(state: State, moment: Moment) -> tuple[State, list[Actio
 
     A broker sends specs before routes, and got each spec before our route. So if it kept its memory and has the route
     without the spec, the spec was taken away while we were deaf. A broker that lost its memory gets the spec back, and
-    the order to drain a device.
+    the order to drain a device. The tasks may be those that an earlier term stored.
     """
     actions: list[Action] = []
     if state.drains:
@@ -70,10 +76,11 @@ def make_up_for_silence(state: State, moment: Moment) -> tuple[State, list[Actio
             cluster = apply(cluster, DrainSeen(device, drain=True), moment.now_s)
         state = replace(state, cluster=cluster, drains=frozenset())
     for task in sorted((state.tasks.keys() | state.invalid.keys()) - state.delivered):
-        if task in state.invalid or (state.outlived and task in state.remembered):
+        if task in state.invalid or task in state.remembered:
             state = undeployed(state, task)
         else:
             actions.append(PublishSpec(state.tasks[task]))
+            actions += [PublishRoute(state.routes[task])] if task in state.routes else []
     return replace(state, delivered=frozenset(state.tasks.keys() | state.invalid.keys())), actions
 
 

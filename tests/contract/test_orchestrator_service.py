@@ -469,6 +469,69 @@ def test_a_broker_that_lost_its_memory_is_given_the_specs_back(memory: World, me
     assert memory.hear(topics.TASK_SPEC, lambda spec: spec.task == "classify") == TASK
 
 
+def test_tasks_outlive_the_ends_of_broker_and_orchestrator_in_the_same_moment(
+    memory: World, memory_broker: MemoryBroker
+) -> None:
+    memory.deploy()
+    memory.lead()
+    memory.hear_route(lambda route: route.unavailable is not None)
+    with memory_broker.partitioned(memory.made[-1]), memory_broker.partitioned(memory.made[-2]):
+        memory_broker.restart()
+        memory.heard.clear()
+        memory.lead()
+        assert memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online).epoch == 2
+        assert memory.hear(topics.TASK_SPEC, lambda spec: spec.task == "classify") == TASK
+        assert memory.hear_route(lambda route: route.epoch == 2).task == "classify"
+
+
+@pytest.mark.parametrize("led", [True, False])
+def test_an_undeployed_task_does_not_come_back_after_restarts(
+    memory: World, memory_broker: MemoryBroker, *, led: bool
+) -> None:
+    memory.deploy()
+    first = memory.lead()
+    memory.hear_route(lambda route: route.unavailable is not None)
+    if not led:
+        memory.stop(first)
+    memory.say(topics.TASK_SPEC, b"", task="classify")
+    if led:
+        memory.hear_cleared(topics.TASK_ROUTE, task="classify")
+        memory.stop(first)
+    memory_broker.restart(keep_retained=not led)
+    memory.heard.clear()
+    memory.deploy(TASK.model_copy(update={"task": "fence"}))
+    memory.lead()
+    memory.hear_route(lambda route: route.epoch == 2 and route.task == "fence")
+    if not led:
+        memory.hear_cleared(topics.TASK_ROUTE, task="classify")
+    heard = [event for event in memory.heard.deliveries if event.topic.endswith("/tasks/classify/spec")]
+    assert not [event for event in heard if event.payload]
+
+
+@pytest.mark.parametrize("stored", ["of another broker", "of an earlier term", "damaged"])
+def test_stored_tasks_of_another_broker_or_an_earlier_term_and_damaged_ones_are_left_out(
+    memory: World, memory_broker: MemoryBroker, stored: str
+) -> None:
+    memory.deploy()
+    first = memory.lead()
+    memory.hear_route(lambda route: route.unavailable is not None)
+    memory.stop(first)
+    file = memory.folder / "tasks.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert [spec["task"] for spec in content["tasks"]] == ["classify"]
+    if stored == "damaged":
+        file.write_text('{"tasks": [', encoding="utf-8")
+    else:
+        content |= {"broker": "mqtt://other"} if stored == "of another broker" else {"epoch": 0}
+        file.write_text(json.dumps(content), encoding="utf-8")
+    memory_broker.restart()
+    memory.heard.clear()
+    memory.deploy(TASK.model_copy(update={"task": "fence"}))
+    memory.lead()
+    memory.hear_route(lambda route: route.epoch == 2 and route.task == "fence")
+    assert not [event for event in memory.heard.deliveries if event.topic.endswith("/tasks/classify/spec")]
+
+
 def test_a_silent_device_is_given_up(memory: World, make_recorder: MakeRecorder) -> None:
     memory.deploy()
     memory.lead(heartbeat_interval_s=0.05)

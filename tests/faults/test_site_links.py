@@ -35,6 +35,11 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
             response = client.request(ASKED.task, ASKED.inputs, deadline_s=PATIENCE_S)
             assert (response.result.answer or {}).get("label") == ASKED.expected, response
 
+        def is_led_again() -> None:
+            epoch = seen.leader.epoch if seen.leader else 0
+            assert seen.wait_for(lambda s: s.leader is not None and s.leader.epoch > epoch, PATIENCE_S)
+            assert seen.wait_for(lambda s: ASKED.task in s.routes and s.routes[ASKED.task].epoch > epoch, PATIENCE_S)
+
         # 1. everything goes through the links
         assert is_online(online=True)
         answers()
@@ -61,9 +66,14 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
         assert seen.wait_for(lambda _: link.connections == 2, PATIENCE_S)
         answers()
         # 5. a new term
-        epoch = seen.leader.epoch if seen.leader else 0
         site.restart_orchestrator()
-        assert seen.wait_for(lambda s: s.leader is not None and s.leader.epoch > epoch, PATIENCE_S)
+        is_led_again()
+        answers()
+        # 6. a broker that forgot everything, and a new term, in the same moment: nobody could give the task back
+        site.kill(ORCHESTRATOR)
+        site.restart_broker()
+        site.start_orchestrator()
+        is_led_again()
         answers()
         site.pause("gw-a")  # and ends in good order even so
 

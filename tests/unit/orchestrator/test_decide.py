@@ -472,11 +472,11 @@ def test_when_the_link_is_back_all_is_said_again_and_nothing_moves() -> None:
     site.now_s += 60
     assert said(site.feed(Tick())) == []
     assert said(site.feed(LinkUp(7))) == [], "somebody newer may lead"
+    assert said(site.feed(TaskDeployed(CLASSIFY))) == []
     actions = said(site.feed(OrchestratorSeen(OrchestratorState(epoch=1, online=False, session=1))))
     assert actions[0] == PublishState(OrchestratorState(epoch=1, online=True, session=7))
     assert actions[1] == PublishRoute(routes["classify"])
     assert actions[2:] == [PublishAssignment(device, assignments[device]) for device in ("a", "b")]
-    site.feed(TaskDeployed(CLASSIFY))
     site.born("a", 100)
     site.born("b", 100, speed=5e9)
     site.beats()
@@ -593,7 +593,7 @@ def test_it_resigns_when_a_device_obeys_a_term_that_it_did_not_reach() -> None:
 
 
 def reconnected(site: Site, *, outlived: bool, routes: bool) -> list[Action]:
-    """The link goes and comes; no spec is delivered anew. What happens at the end of settling."""
+    """The link goes and comes; no spec is delivered again. What the orchestrator says after the retained messages."""
     site.feed(LinkDown("lost"))
     site.now_s += 5
     site.feed(LinkUp(2))
@@ -602,8 +602,9 @@ def reconnected(site: Site, *, outlived: bool, routes: bool) -> list[Action]:
     if routes:
         site.feed(RouteSeen("classify", available=True, front_door=True))
     site.now_s += READ_RETAINED_S
+    actions = said(site.feed(Tick()))
     site.beats()
-    return said(site.settle())
+    return actions + said(site.settle())
 
 
 def test_a_task_that_was_undeployed_while_the_link_was_down_is_taken_away() -> None:
@@ -612,18 +613,51 @@ def test_a_task_that_was_undeployed_while_the_link_was_down_is_taken_away() -> N
     assert ClearRoute("classify") in actions
     assert site.where() == {}
     assert not only(actions, PublishSpec)
+    assert not only(actions, PublishRoute)
 
 
 def test_a_broker_that_lost_its_memory_is_given_the_specs_back_and_the_task_stays() -> None:
     site = serving(CLASSIFY, a=100)
-    assert reconnected(site, outlived=False, routes=False) == [PublishSpec(CLASSIFY)]
+    actions = reconnected(site, outlived=False, routes=False)
+    assert actions == [
+        PublishState(leader(1, 2).message),
+        PublishSpec(CLASSIFY),
+        PublishRoute(site.route("classify")),
+        PublishAssignment("a", site.state.assignments["a"]),
+    ], "the spec is there before the route, whenever we end"
     assert site.route("classify").complete
     assert said(site.feed(Tick())) == []
 
 
 def test_a_broker_with_an_old_memory_from_before_the_task_was_deployed_is_given_the_spec_back() -> None:
     site = serving(CLASSIFY, a=100)
-    assert reconnected(site, outlived=True, routes=False) == [PublishSpec(CLASSIFY)]
+    actions = reconnected(site, outlived=True, routes=False)
+    assert actions[-2:] == [PublishSpec(CLASSIFY), PublishRoute(site.route("classify"))]
+    assert len(only(actions, PublishRoute)) == 1
+
+
+def restarted(*, route_remembered: bool) -> tuple[Site, list[Action]]:
+    """A new term that begins with stored tasks, at a broker without specs; what it says after it settled."""
+    site = Site(epoch=2)
+    site.state = replace(initial(epoch=2, tasks={"classify": CLASSIFY}), link=site.state.link, settles_at_s=1.5)
+    if route_remembered:
+        site.feed(RouteSeen("classify", available=True, front_door=True))
+    site.born("a", 100)
+    return site, site.settle()
+
+
+def test_a_stored_task_is_given_back_to_a_broker_that_lost_its_memory() -> None:
+    site, actions = restarted(route_remembered=False)
+    assert only(actions, PublishSpec) == [PublishSpec(CLASSIFY)]
+    site.beats()
+    assert site.route("classify").complete
+
+
+def test_a_stored_task_that_was_undeployed_while_nobody_led_does_not_come_back() -> None:
+    site, actions = restarted(route_remembered=True)
+    assert not only(actions, PublishSpec)
+    assert only(actions, ClearRoute) == [ClearRoute("classify")]
+    assert (site.state.tasks, site.where()) == ({}, {})
 
 
 def test_a_broker_that_lost_its_memory_is_given_the_drain_back_and_the_device_stays_empty() -> None:
