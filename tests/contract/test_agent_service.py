@@ -14,18 +14,13 @@ import pytest
 from broker.protocol.codec import RawInput, decode, encode
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
-    AssignedModule,
-    Assignment,
     DeviceProfile,
     DeviceState,
     Heartbeat,
     OrchestratorState,
     Result,
-    Route,
-    RouteDevice,
-    RouteNode,
 )
-from broker.protocol.specs import InputSpec, ModuleSpec
+from broker.protocol.specs import ModuleSpec
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_ECHO,
@@ -48,12 +43,10 @@ from edge_agent.modules import Output, Value
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from edge_agent.wire import LATE_S
+from tests.builders import PREFIX, able, assignment, module, route, route_node
 
-PREFIX = "s2m3/v1"
 WAIT_S = 20.0
-SPEC = ModuleSpec.model_validate(
-    {"family": "test.echo", "source": {"pip": "x", "part": "y"}, "memory_bytes": 10, "flops": 1, "output_bytes": 8}
-)
+SPEC = module("y", memory_bytes=10, output_bytes=8)
 PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
 
 
@@ -85,27 +78,13 @@ class World:
         return MemoryTransport(self.broker, client_id=client_id, inbox=inbox, will=will)
 
     def assign(self, *specs: ModuleSpec, generation: int = 1) -> None:
-        modules = tuple(AssignedModule(module="test/echo", spec=spec) for spec in specs)
-        assignment = Assignment(epoch=1, generation=generation, modules=modules)
-        self.publish(DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(assignment))
+        self.publish(DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(assignment(*specs, generation=generation)))
 
     def serve(self) -> None:
         self.assign(SPEC)
         self.beat(lambda beat: any(held.state == "ready" for held in beat.modules.values()))
-        able = RouteDevice(device="gw-a", compute_s=0.01, latency_s=0.0, bandwidth_bits_per_s=1e9)
-        node = RouteNode(module="test/echo", key=SPEC.key, needs=("image",), output_bytes=8, devices=(able,))
-        inputs = {"image": InputSpec(kind="image", bytes=10)}
-        route = Route(
-            task="echo",
-            epoch=1,
-            generation=1,
-            group=1,
-            inputs=inputs,
-            nodes={"node": node},
-            output="node",
-            front_door=("gw-a",),
-        )
-        self.publish(TASK_ROUTE.at(PREFIX, task="echo"), encode(route))
+        served = route("echo", {"node": route_node(SPEC.key, ("image",), able("gw-a", compute_s=0.01))})
+        self.publish(TASK_ROUTE.at(PREFIX, task="echo"), encode(served))
 
     def ask(self, payload: bytes = b"x") -> Result:
         topic = f"{PREFIX}/clients/ear/results/1"

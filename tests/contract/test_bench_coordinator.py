@@ -10,7 +10,7 @@ import pytest
 
 from broker.protocol.codec import decode_tensors, encode, encode_tensors
 from broker.protocol.errors import ErrorCode
-from broker.protocol.messages import ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Route, RouteDevice, RouteNode
+from broker.protocol.messages import ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, RouteNode
 from broker.protocol.specs import InputSpec
 from broker.protocol.topics import TENSORS, prefix_of
 from broker.transport.paho import MqttTransport
@@ -19,25 +19,21 @@ from s2m3.bench.latency import branches
 from s2m3.bench.latency.branches import COORDINATOR, Coordinator
 from s2m3.bench.latency.workloads import text
 from s2m3.testbed.site import SiteFailed
+from tests.builders import able, done, route, route_node
 
 PREFIX = prefix_of(None)
 DEVICE = "gw-bench"
 INPUTS = {"left": text("l"), "right": text("r")}
-ABLE = (RouteDevice(device=DEVICE, compute_s=0.1, latency_s=0, bandwidth_bits_per_s=1e9),)
 
 
 def node(*needs: str) -> RouteNode:
-    return RouteNode(module="m", key="k", needs=needs, output_bytes=8, devices=ABLE)
+    return route_node("k", needs, able(DEVICE))
 
 
-ROUTE = Route(
-    task="pair",
-    epoch=1,
-    generation=1,
-    group=1,
+ROUTE = route(
+    "pair",
+    {"a": node("left"), "b": node("right"), "head": node("a", "b")},
     inputs={name: InputSpec(kind="text", bytes=1) for name in INPUTS},
-    nodes={"a": node("left"), "b": node("right"), "head": node("a", "b")},
-    output="head",
     front_door=(DEVICE,),
 )
 
@@ -69,10 +65,6 @@ class Device:
     def answer(self, message: NodeInputs) -> None:
         result = Result(request=message.request, task=message.task, answer={"label": "x"})
         self.transport.publish(Outgoing(message.reply_to, encode(result)))
-
-
-def done(message: NodeInputs) -> NodeDone:
-    return NodeDone(request=message.request, task="pair", node=message.node, epoch=1, generation=1, attempt=0)
 
 
 Ask = Callable[..., queue.Queue[object]]

@@ -19,12 +19,12 @@ from broker.client import Client, Response
 from broker.pending_requests import FIRST_RETRY_S
 from broker.protocol.codec import SAFETENSORS, RawInput, encode
 from broker.protocol.errors import ErrorCode, LocalProtocolError
-from broker.protocol.messages import ErrorBody, Result, Route, RouteDevice, RouteNode
-from broker.protocol.specs import InputSpec
+from broker.protocol.messages import ErrorBody, Result, Route
 from broker.protocol.tensors import pack, unpack
 from broker.protocol.topics import RESULTS, TASK_ROUTE, front_door_filter
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, Outgoing
+from tests.builders import able, route, route_node
 
 PREFIX = "s2m3/v1"
 WAIT_S = 20.0
@@ -44,19 +44,8 @@ class FrontDoor:
 
     def serve(self, group: int = 1, **changed: object) -> None:
         self.transport.subscribe(front_door_filter(PREFIX, "classify", 1, group))
-        able = RouteDevice(device="gw-a", compute_s=0.01, latency_s=0.0, bandwidth_bits_per_s=1e9)
-        node = RouteNode(module="m", key="m", needs=("image",), output_bytes=8, devices=(able,))
-        fields: dict[str, object] = {
-            "task": "classify",
-            "epoch": 1,
-            "generation": group,
-            "group": group,
-            "inputs": {"image": InputSpec(kind="image", bytes=10)},
-            "nodes": {"node": node},
-            "output": "node",
-            "front_door": ("gw-a",),
-        }
-        self.announce(Route.model_validate(fields | changed))
+        nodes = {"node": route_node("m", ("image",), able("gw-a"))}
+        self.announce(route("classify", nodes, **{"generation": group, "group": group} | changed))
 
     def announce(self, route: Route) -> None:
         self.transport.publish(Outgoing(TASK_ROUTE.at(PREFIX, task=route.task), encode(route), retain=True))

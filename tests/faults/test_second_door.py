@@ -15,17 +15,12 @@ import pytest
 
 from broker.protocol.codec import decode, encode
 from broker.protocol.messages import (
-    AssignedModule,
-    Assignment,
     DeviceProfile,
     Heartbeat,
     Message,
     Result,
-    Route,
-    RouteDevice,
-    RouteNode,
 )
-from broker.protocol.specs import InputSpec, ModuleSpec
+from broker.protocol.specs import ModuleSpec
 from broker.protocol.topics import DEVICE_ASSIGNMENT, DEVICE_HEARTBEAT, RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkUp, Outgoing
@@ -33,11 +28,10 @@ from edge_agent.config import AgentConfig
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
+from tests.builders import assignment, encoder_route, module
 
 PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
-SPEC = ModuleSpec.model_validate(
-    {"family": "test.echo", "source": {"pip": "x", "part": "y"}, "memory_bytes": 10, "flops": 1, "output_bytes": 8}
-)
+SPEC = module("y", memory_bytes=10, output_bytes=8)
 FIRST, SECOND = "gw-a", "gw-b"
 
 
@@ -52,32 +46,24 @@ class Doors:
         self.ear.subscribe(DEVICE_HEARTBEAT.filter(self.prefix), RESULTS.filter(self.prefix))
         self.ear.start()
         recorder.wait_for(LinkUp)
-        for name, way, module in ((FIRST, proxy.url, self._hangs), (SECOND, url, answers)):
+        for name, way, compute in ((FIRST, proxy.url, self._hangs), (SECOND, url, answers)):
             config = AgentConfig(id=f"{site}-{name}", broker=way, site=site, heartbeat_interval_s=0.05)
-            store = Store(100, load=partial(_loaded, module))
+            store = Store(100, load=partial(_loaded, compute))
             stack.enter_context(running(Agent(config, profile=PROFILE, store=store)))
         stack.callback(self._release.set)  # first of all, or the agent could not end
         self.first, self.second = f"{site}-{FIRST}", f"{site}-{SECOND}"
-        assignment = Assignment(epoch=1, generation=1, modules=(AssignedModule(module="test/echo", spec=SPEC),))
         for device in (self.first, self.second):
-            self._say(DEVICE_ASSIGNMENT.at(self.prefix, device=device), assignment)
+            self._say(DEVICE_ASSIGNMENT.at(self.prefix, device=device), assignment(SPEC))
         for device in (self.first, self.second):
             self._await_ready(device)
 
     def route(self, generation: int, front_door: str, second_door: tuple[str, ...]) -> None:
-        able = tuple(
-            RouteDevice(device=device, compute_s=0.01, latency_s=0.001, bandwidth_bits_per_s=1e9)
-            for device in dict.fromkeys((front_door, *second_door))
-        )
-        node = RouteNode(module="test/echo", key=SPEC.key, needs=("text",), output_bytes=8, devices=able)
-        known = Route(
-            task="echo",
-            epoch=1,
+        known = encoder_route(
+            "echo",
+            tuple(dict.fromkeys((front_door, *second_door))),
+            key=SPEC.key,
             generation=generation,
             group=generation,
-            inputs={"text": InputSpec(kind="text", bytes=10)},
-            nodes={"node": node},
-            output="node",
             front_door=(front_door,),
             second_door=second_door,
         )

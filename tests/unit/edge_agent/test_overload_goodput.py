@@ -12,59 +12,38 @@ from itertools import count
 import numpy as np
 import pytest
 
-from broker.protocol.messages import AssignedModule, Assignment, Route, RouteDevice, RouteNode
-from broker.protocol.specs import InputSpec, ModuleSpec
+from broker.protocol.messages import Route
 from edge_agent.actions import Action, Reply, Run
 from edge_agent.decide import decide
-from edge_agent.events import Assigned, Event, ModuleReady, NodeRun, Ran, Requested, Routed, Tick
+from edge_agent.events import Event, ModuleReady, NodeRun, Ran, Requested, Tick
 from edge_agent.modules import Output
-from edge_agent.state import AgentState
+from tests import builders
+from tests.builders import PREFIX, able, agent, module, route_node
 
-PREFIX = "s2m3/v1"
 SECONDS = 60.0
 DEADLINE_S = 2.0
 COSTS_S = {"encoder": 0.08, "head": 0.02}
 CAPACITY_PER_S = 1 / sum(COSTS_S.values())
 
 
-def spec(part: str) -> ModuleSpec:
-    values = {"family": "test.part", "source": {"pip": "w", "part": part}, "memory_bytes": 1, "flops": 1}
-    return ModuleSpec.model_validate(values | {"output_bytes": 8})
-
-
-SPECS = {part: spec(part) for part in COSTS_S}
+SPECS = {part: module(part) for part in COSTS_S}
 COST_OF = {each.key: COSTS_S[part] for part, each in SPECS.items()}
 
 
 def route(task: str) -> Route:
-    def node(part: str, need: str) -> RouteNode:
-        able = (RouteDevice(device="gw-a", compute_s=COSTS_S[part], latency_s=0.0, bandwidth_bits_per_s=1e9),)
-        return RouteNode(module=f"m/{part}", key=SPECS[part].key, needs=(need,), output_bytes=8, devices=able)
-
-    return Route(
-        task=task,
-        epoch=1,
-        generation=1,
-        group=1,
-        inputs={"text": InputSpec(kind="text", bytes=10)},
-        nodes={"encoder": node("encoder", "text"), "head": node("head", "encoder")},
-        output="head",
-        front_door=("gw-a",),
-    )
+    cost = {part: able("gw-a", compute_s=seconds) for part, seconds in COSTS_S.items()}
+    needs = {"encoder": ("text",), "head": ("encoder",)}
+    return builders.route(task, {part: route_node(SPECS[part].key, needs[part], cost[part]) for part in COSTS_S})
 
 
 class Simulation:
     """One device that serves two tasks with the same two modules."""
 
     def __init__(self, slow_from_s: float = float("inf"), factor: float = 1.0) -> None:
-        self.state = AgentState("gw-a", PREFIX)
+        self.state = agent("gw-a", *SPECS.values(), routes=[route("one"), route("other")])
         self._slow_from_s, self._factor = slow_from_s, factor
-        modules = tuple(AssignedModule(module=f"m/{part}", spec=each) for part, each in SPECS.items())
-        decide(self.state, Assigned(Assignment(epoch=1, generation=1, modules=modules)), 0.0)
         for key, seconds in COST_OF.items():
             decide(self.state, ModuleReady(key, seconds), 0.0)
-        for task in ("one", "other"):
-            decide(self.state, Routed(route(task)), 0.0)
         self._agenda: list[tuple[float, int, Event]] = []
         self._order = count()
         self._free_s = 0.0  # when the compute thread is

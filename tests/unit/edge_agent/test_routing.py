@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.protocol.messages import Route, RouteDevice, RouteNode
-from broker.protocol.specs import InputSpec
+from broker.protocol.messages import Route, RouteDevice
 from edge_agent.requests import routing
 from edge_agent.requests.routing import choose_plan
+from tests.builders import route, route_node
 
 DEVICES = ("gw-a", "gw-b", "gw-c")
 
@@ -21,24 +21,11 @@ def device(name: str, compute_s: float = 0.1, latency_s: float = 0.0, bandwidth:
     return RouteDevice(device=name, compute_s=compute_s, latency_s=latency_s, bandwidth_bits_per_s=bandwidth)
 
 
-def route(devices: Mapping[str, tuple[RouteDevice, ...]]) -> Route:
+def two_encoders(devices: Mapping[str, tuple[RouteDevice, ...]]) -> Route:
     """Two encoders and a head, over the devices given for each."""
     needs = {"image-encoder": ("image",), "text-encoder": ("text",), "head": ("image-encoder", "text-encoder")}
-    nodes = {
-        name: RouteNode(module=name, key=name, needs=needs[name], output_bytes=1000, devices=devices[name])
-        for name in needs
-    }
-    inputs = {"image": InputSpec(kind="image", bytes=100_000), "text": InputSpec(kind="text", bytes=100)}
-    return Route(
-        task="zero-shot",
-        epoch=1,
-        generation=1,
-        group=1,
-        inputs=inputs,
-        nodes=nodes,
-        output="head",
-        front_door=("gw-a",),
-    )
+    nodes = {name: route_node(name, needs[name], devices[name], output_bytes=1000) for name in needs}
+    return route("zero-shot", nodes)
 
 
 def everywhere(**compute_s: float) -> dict[str, tuple[RouteDevice, ...]]:
@@ -52,7 +39,7 @@ SIZES = {"image": 100_000, "text": 100}
 
 
 def test_independent_encoders_go_to_different_devices() -> None:
-    choice = choose_plan(route(everywhere(image_encoder=1.0, text_encoder=1.0)), here="gw-a", input_bytes=SIZES)
+    choice = choose_plan(two_encoders(everywhere(image_encoder=1.0, text_encoder=1.0)), here="gw-a", input_bytes=SIZES)
     assert choice is not None
     plan, expected_s = choice
     assert plan.nodes["image-encoder"].device != plan.nodes["text-encoder"].device
@@ -60,30 +47,30 @@ def test_independent_encoders_go_to_different_devices() -> None:
 
 
 def test_a_node_without_a_device_means_no_plan() -> None:
-    assert choose_plan(route(everywhere() | {"head": ()}), here="gw-a", input_bytes=SIZES) is None
+    assert choose_plan(two_encoders(everywhere() | {"head": ()}), here="gw-a", input_bytes=SIZES) is None
 
 
 def test_an_unavailable_route_means_no_plan() -> None:
-    withdrawn = route(everywhere()).model_copy(update={"unavailable": "no memory"})
+    withdrawn = two_encoders(everywhere()).model_copy(update={"unavailable": "no memory"})
     assert choose_plan(withdrawn, here="gw-a", input_bytes=SIZES) is None
 
 
 def test_a_large_input_stays_where_it_is_when_the_link_is_slow() -> None:
     slow = {name: tuple(device(d, 0.1, bandwidth=1e5) for d in DEVICES) for name in everywhere()}
-    choice = choose_plan(route(slow), here="gw-b", input_bytes=SIZES)
+    choice = choose_plan(two_encoders(slow), here="gw-b", input_bytes=SIZES)
     assert choice is not None
     assert choice[0].nodes["image-encoder"].device == "gw-b"
 
 
 def test_a_finished_node_keeps_its_device() -> None:
-    choice = choose_plan(route(everywhere()), here="gw-a", input_bytes=SIZES, finished={"head": "gw-c"})
+    choice = choose_plan(two_encoders(everywhere()), here="gw-a", input_bytes=SIZES, finished={"head": "gw-c"})
     assert choice is not None
     assert choice[0].nodes["head"].device == "gw-c"
 
 
 def test_an_avoided_device_is_taken_only_when_nobody_else_is_able() -> None:
     only_a = everywhere() | {"head": (device("gw-a"),)}
-    choice = choose_plan(route(only_a), here="gw-a", input_bytes=SIZES, avoid=frozenset({"gw-a"}))
+    choice = choose_plan(two_encoders(only_a), here="gw-a", input_bytes=SIZES, avoid=frozenset({"gw-a"}))
     assert choice is not None
     plan = choice[0]
     assert plan.nodes["head"].device == "gw-a"
@@ -91,7 +78,7 @@ def test_an_avoided_device_is_taken_only_when_nobody_else_is_able() -> None:
 
 
 def test_equal_choices_are_made_by_name() -> None:
-    choice = choose_plan(route(everywhere()), here="elsewhere", input_bytes={})
+    choice = choose_plan(two_encoders(everywhere()), here="elsewhere", input_bytes={})
     assert choice is not None
     assert choice[0].nodes["image-encoder"].device == "gw-a"
 
@@ -104,17 +91,7 @@ def test_a_chain_of_one_node_takes_the_device_that_finishes_first(
     compute_s: list[float], latency_s: list[float], bandwidth: float
 ) -> None:
     candidates = tuple(device(name, compute_s[i], latency_s[i], bandwidth) for i, name in enumerate(DEVICES))
-    node = RouteNode(module="m", key="m", needs=("image",), output_bytes=8, devices=candidates)
-    single = Route(
-        task="t",
-        epoch=1,
-        generation=1,
-        group=1,
-        inputs={"image": InputSpec(kind="image", bytes=1000)},
-        nodes={"node": node},
-        output="node",
-        front_door=("gw-a",),
-    )
+    single = route("t", {"node": route_node("m", ("image",), candidates)})
     choice = choose_plan(single, here="gw-a", input_bytes={"image": 1000})
     assert choice is not None
 
@@ -135,7 +112,7 @@ def test_every_plan_is_possible_and_the_same_for_the_same_input(times: dict[str,
         name: tuple(device(d, times[f"{name}@{d}"]) for d in DEVICES if f"{name}@{d}" in times)
         for name in ("image-encoder", "text-encoder", "head")
     }
-    built = route(devices)
+    built = two_encoders(devices)
     choice = choose_plan(built, here="gw-a", input_bytes=SIZES)
     assert (choice is None) == any(not able for able in devices.values())
     assert choice == choose_plan(built, here="gw-a", input_bytes=SIZES)
@@ -146,7 +123,7 @@ def test_every_plan_is_possible_and_the_same_for_the_same_input(times: dict[str,
 
 def test_equal_work_goes_to_the_replica_with_the_shorter_queue() -> None:
     queues = {"gw-a": 0.5, "gw-b": 0.2, "gw-c": 0.4}
-    choice = choose_plan(route(everywhere()), here="elsewhere", input_bytes={}, queue_s=queues)
+    choice = choose_plan(two_encoders(everywhere()), here="elsewhere", input_bytes={}, queue_s=queues)
     assert choice is not None
     assert choice[0].nodes["image-encoder"].device == "gw-b"
 
@@ -154,20 +131,20 @@ def test_equal_work_goes_to_the_replica_with_the_shorter_queue() -> None:
 def test_a_faster_device_is_taken_in_spite_of_its_queue_when_it_still_finishes_first() -> None:
     devices = everywhere() | {"image-encoder": (device("gw-a", 1.0), device("gw-b", 0.1))}
     for queue_s, expected in ((0.8, "gw-b"), (0.95, "gw-a")):
-        choice = choose_plan(route(devices), here="elsewhere", input_bytes={}, queue_s={"gw-b": queue_s})
+        choice = choose_plan(two_encoders(devices), here="elsewhere", input_bytes={}, queue_s={"gw-b": queue_s})
         assert choice is not None
         assert choice[0].nodes["image-encoder"].device == expected
 
 
 def test_a_finished_node_costs_nothing_again() -> None:
     devices = {name: (device("gw-a", 1.0),) for name in everywhere()}
-    again = choose_plan(route(devices), here="gw-a", input_bytes={}, finished={"image-encoder": "gw-a"})
+    again = choose_plan(two_encoders(devices), here="gw-a", input_bytes={}, finished={"image-encoder": "gw-a"})
     assert again is not None
     assert 2.0 <= again[1] < 2.1
 
 
 def test_a_finished_node_whose_device_is_gone_is_chosen_anew() -> None:
-    choice = choose_plan(route(everywhere()), here="gw-a", input_bytes={}, finished={"image-encoder": "gw-z"})
+    choice = choose_plan(two_encoders(everywhere()), here="gw-a", input_bytes={}, finished={"image-encoder": "gw-z"})
     assert choice is not None
     assert choice[0].nodes["image-encoder"].device in DEVICES
 
@@ -194,22 +171,10 @@ def requests(draw: st.DrawFn, most: int) -> tuple[Route, dict[str, float], dict[
         able = draw(st.lists(st.sampled_from(DEVICES), min_size=1, max_size=most, unique=True))
         devices = tuple(device(each, draw(figures)[0], *links[each]) for each in able)
         size = draw(st.integers(1, 100_000))
-        nodes[name] = RouteNode(module=name, key=name, needs=needs, output_bytes=size, devices=devices)
-    inputs = {"image": InputSpec(kind="image", bytes=150_000), "text": InputSpec(kind="text", bytes=90)}
-    taken = {need for needs in graph.values() for need in needs}
-    built = Route(
-        task="t",
-        epoch=1,
-        generation=1,
-        group=1,
-        inputs={name: given for name, given in inputs.items() if name in taken},
-        nodes=nodes,
-        output=max(graph),
-        front_door=("gw-a",),
-    )
+        nodes[name] = route_node(name, needs, devices, output_bytes=size)
     queues = draw(st.dictionaries(st.sampled_from(DEVICES), st.floats(0, 2)))
     finished = {"a": draw(st.sampled_from(nodes["a"].devices)).device} if draw(st.booleans()) else {}
-    return built, queues, {} if len(graph) == 1 else finished
+    return route("t", nodes), queues, {} if len(graph) == 1 else finished
 
 
 def expected_s(

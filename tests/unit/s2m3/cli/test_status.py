@@ -7,28 +7,24 @@ from typing import Any, cast
 
 import pytest
 
-from broker.protocol.messages import DeviceState, Route, RouteDevice, RouteNode
-from broker.protocol.specs import InputSpec
+from broker.protocol.messages import DeviceState, Route
 from s2m3.cli.commands import _state_of
+from tests.builders import encoder_route
 
 UNAVAILABLE = Route(task="t", epoch=1, generation=1, group=1, unavailable="no device fits m")
 
 
-def route(*devices: str) -> Route:
-    able = tuple(RouteDevice(device=d, compute_s=0.0, latency_s=0.0, bandwidth_bits_per_s=1e6) for d in devices)
-    node = RouteNode(module="m", key="k", needs=("image",), output_bytes=8, devices=able)
-    inputs = {"image": InputSpec(kind="image", bytes=1)}
-    served = {"unavailable": None, "inputs": inputs, "nodes": {"n": node}, "output": "n", "front_door": devices[:1]}
-    return UNAVAILABLE.model_copy(update=served)
+def served(*devices: str) -> Route:
+    return encoder_route("t", devices, front_door=devices[:1])
 
 
 @pytest.mark.parametrize(
     ("route", "state"),
     [
-        (route("gw-a"), "not served: gw-a offline"),
-        (route("gw-a", "gw-b"), "served"),
-        (route("gw-c"), "served"),  # not heard yet
-        (route(), "loading"),
+        (served("gw-a"), "not served: gw-a offline"),
+        (served("gw-a", "gw-b"), "served"),
+        (served("gw-c"), "served"),  # not heard yet
+        (served(), "loading"),
         (UNAVAILABLE, "unavailable: no device fits m"),
     ],
 )

@@ -25,6 +25,7 @@ from s2m3.testbed.replay import timeline
 from s2m3.testbed.replay.report import Outcome, Recording, report
 from s2m3.testbed.replay.scenario import Expect
 from s2m3.testbed.replay.timeline import Injected
+from tests.builders import encoder_route
 
 MODULE = ModuleSpec(family="f.m", memory_bytes=1, flops=1, output_bytes=1)
 FAULT_KEYS = {"at_s", "kind", "target", "detected_after_s", "replaced_after_s", "first_answer_after_s"}
@@ -32,20 +33,7 @@ KEYS = {"name", "sent", "answered", "errors", "lost", "wrong", "duplicates", "la
 
 
 def route(task: str, *devices: str, generation: int = 1, epoch: int = 1) -> Route:
-    able = tuple({"device": d, "compute_s": 0, "latency_s": 0, "bandwidth_bits_per_s": 1e6} for d in devices)
-    node = {"module": "m", "key": "k", "needs": ("image",), "output_bytes": 1, "devices": able}
-    return Route.model_validate(
-        {
-            "task": task,
-            "epoch": epoch,
-            "generation": generation,
-            "group": 0,
-            "inputs": {"image": {"kind": "image", "bytes": 1}},
-            "nodes": {"n": node},
-            "output": "n",
-            "front_door": devices[:1],
-        }
-    )
+    return encoder_route(task, devices, epoch=epoch, generation=generation, front_door=devices[:1])
 
 
 def assignment(*modules: str, generation: int = 1, role: Any = "active") -> Assignment:
