@@ -16,7 +16,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Self
@@ -30,14 +30,11 @@ from broker.protocol.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
 from broker.protocol.specs import RequestId, TaskName
 from broker.protocol.tensors import Tensors
 from broker.protocol.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read
+from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
-from broker.transport.paho import MqttTransport
-from broker.transport.port import Delivery, Denied, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Undelivered
+from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, MakeTransport, Outgoing, Undelivered
 
 log = structlog.get_logger()
-
-MakeTransport = Callable[[str, Inbox], Transport]
-"""Makes a transport from a client id and an inbox."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Client:
         site: the site's topic prefix, when it has one.
         first_retry_s: how long to wait for an answer before the same request is sent again; this doubles each time,
             up to 5 s. Raise it where answers take long.
-        make_transport: for tests over the in-memory twin; paho by default.
+        make_transport: a test passes that of the in-memory broker.
 
     Raises:
         LocalProtocolError: the client id is none.
@@ -88,7 +85,7 @@ class Client:
         client_id: str | None = None,
         site: str | None = None,
         first_retry_s: float = FIRST_RETRY_S,
-        make_transport: MakeTransport | None = None,
+        make_transport: MakeTransport = connect,
     ) -> None:
         self.client_id = client_id or f"client-{uuid.uuid4().hex[:12]}"
         self.duplicates = 0
@@ -99,8 +96,7 @@ class Client:
         self._asking = Asking(self._prefix, self.client_id, url, first_retry_s=first_retry_s)
         self._futures: dict[RequestId, Future[Response]] = {}
         self._watched: frozenset[TaskName] = frozenset()
-        make = make_transport or (lambda name, inbox: MqttTransport(url=url, client_id=name, inbox=inbox))
-        self._transport = make(self.client_id, self._put)
+        self._transport = make_transport(url=url, client_id=self.client_id, inbox=self._put)
         self._thread = threading.Thread(target=self._run, name=f"client[{self.client_id}]", daemon=True)
         self._closing = threading.Lock()  # nothing is put in between asking whether it is closed and closing it
         self._closed = False

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -28,20 +27,18 @@ from broker.protocol.errors import (
 )
 from broker.protocol.messages import DeviceProfile, DeviceState, ErrorBody, Heartbeat, NodeInputs
 from broker.protocol.topics import DEVICE_ECHO, DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
+from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
-from broker.transport.paho import MqttTransport
 from broker.transport.port import (
     Delivery,
     Denied,
-    Inbox,
     LinkDown,
     LinkEvent,
     LinkUp,
+    MakeTransport,
     Outgoing,
-    Transport,
     Undelivered,
     Will,
-    WillFor,
 )
 from edge_agent import modules, wire
 from edge_agent.actions import Action, JoinGroup, LeaveGroup, Load, Log, Reply, Run, Send, SendHeartbeat, Unload
@@ -67,9 +64,6 @@ from edge_agent.state import AgentState
 
 log = structlog.get_logger()
 
-MakeTransport = Callable[[str, Inbox, WillFor | None], Transport]
-"""Makes a transport from a client id, an inbox and a will."""
-
 HUNG_S = 5.0  # without a turn of the loop, or beyond a forward pass's deadline: far longer than any garbage collection
 GIVE_BACK_S = 60.0  # what a burst took goes back then; the next pass must fetch it anew, and is a little slower
 LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung one is told from an idle one
@@ -94,7 +88,7 @@ class Agent:
         config: what the operator says about the device.
         profile: what the device has to offer.
         store: holds its modules.
-        make_transport: for tests over the in-memory twin; paho by default.
+        make_transport: a test passes that of the in-memory broker.
     """
 
     def __init__(
@@ -103,7 +97,7 @@ class Agent:
         *,
         profile: DeviceProfile,
         store: Store,
-        make_transport: MakeTransport | None = None,
+        make_transport: MakeTransport = connect,
     ) -> None:
         self._config = config
         self._profile = profile
@@ -111,9 +105,9 @@ class Agent:
         self._prefix = prefix_of(config.site)
         self._state = AgentState(config.id, self._prefix)
         self._mailbox: Mailbox[Event | _FromLink | _Stop] = Mailbox()
-        make = make_transport or self._mqtt
-        self._control = make(config.id, self._from_control, self._will)
-        self._data = make(f"{config.id}-data", self._from_data, None)
+        url = config.broker
+        self._control = make_transport(url=url, client_id=config.id, inbox=self._from_control, will=self._will)
+        self._data = make_transport(url=url, client_id=f"{config.id}-data", inbox=self._from_data)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].load")
         self._compute = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].compute")
         self._heart = threading.Thread(target=self._beat_forever, name=f"agent[{config.id}].heartbeat", daemon=True)
@@ -384,9 +378,6 @@ class Agent:
         return True
 
     # --- the links ---
-
-    def _mqtt(self, client_id: str, inbox: Inbox, will: WillFor | None) -> Transport:
-        return MqttTransport(url=self._config.broker, client_id=client_id, inbox=inbox, will=will)
 
     def _will(self, session: int) -> Will:
         return Will(

@@ -21,7 +21,6 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 
@@ -36,19 +35,18 @@ from broker.protocol.errors import (
     TransportError,
 )
 from broker.protocol.messages import OrchestratorState, Route
+from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
-from broker.transport.paho import MqttTransport
 from broker.transport.port import (
     Delivery,
     Denied,
-    Inbox,
     LinkDown,
     LinkEvent,
     LinkUp,
+    MakeTransport,
     Outgoing,
     Transport,
     Will,
-    WillFor,
 )
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
@@ -88,13 +86,6 @@ MAX_WAITING_BYTES = 32 * 1024 * 1024  # of requests that wait for the loop's nex
 _log = structlog.get_logger("orchestrator")
 
 
-class MakeTransport(Protocol):
-    """Makes a connection; tests pass one to the in-memory twin."""
-
-    def __call__(self, *, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:
-        """Make it, not yet started."""
-
-
 @dataclass(frozen=True)
 class _Posted:
     """What a connection left in the mailbox."""
@@ -121,7 +112,7 @@ class Orchestrator:
         pace: how soon spares are chosen and better placements are looked for.
         answer_unknown_tasks: answer requests for tasks that nobody serves. It costs one more copy of each request from
             the broker; without it such a request ends at its sender's deadline.
-        make_transport: makes the two connections.
+        make_transport: makes the two connections; a test passes that of the in-memory broker.
 
     Raises:
         BadFile: the state directory can't be used, or the url isn't one.
@@ -137,7 +128,7 @@ class Orchestrator:
         settle_s: float = 1.5,
         pace: Pace | None = None,
         answer_unknown_tasks: bool = True,
-        make_transport: MakeTransport = MqttTransport,
+        make_transport: MakeTransport = connect,
     ) -> None:
         self._url = url
         self._epoch_file = state_dir / "epoch"

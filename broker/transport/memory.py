@@ -241,6 +241,10 @@ class MemoryBroker:
                 switch.cut.discard(client_id)
                 switch.link_waiting()
 
+    def connect(self, url: str = "", *, client_id: str, inbox: Inbox, will: WillFor | None = None) -> MemoryTransport:  # noqa: ARG002
+        """A transport to this broker, whatever the ``url`` (see ``MakeTransport``)."""
+        return MemoryTransport(self, client_id=client_id, inbox=inbox, will=will)
+
     def crash(self, client_id: str) -> None:
         """End a client as a killed process ends: its will is published, and it hears and says nothing any more.
 

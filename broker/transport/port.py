@@ -165,3 +165,10 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Disconnect cleanly (no will) and stop; what was published before is sent first. Safe to call twice."""
+
+
+class MakeTransport(Protocol):
+    """Makes a transport, not yet started: ``connect``, or a twin's for tests."""
+
+    def __call__(self, *, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:
+        """Make it."""

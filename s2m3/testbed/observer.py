@@ -26,8 +26,8 @@ from broker.protocol.topics import (
     prefix_of,
     read,
 )
+from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
-from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkEvent, LinkUp, Outgoing
 
 log = structlog.get_logger()
@@ -68,7 +68,7 @@ class Observer:
         }
         self._mailbox: Mailbox[tuple[float, LinkEvent]] = Mailbox()
         self._up = False
-        self._transport = MqttTransport(url=url, client_id=client_id, inbox=self._put)
+        self._transport = connect(url, client_id=client_id, inbox=self._put)
         topics = (ORCHESTRATOR_STATE, DEVICE_DRAIN, *self._states)
         self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
         self._transport.start()

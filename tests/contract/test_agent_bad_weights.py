@@ -103,7 +103,7 @@ def reported(recorder: Any) -> Iterator[Callable[..., dict[str, HeldModule]]]:
         AgentConfig(id="gw-a", heartbeat_interval_s=0.05),
         profile=profile,
         store=Store(10**9),
-        make_transport=lambda client, inbox, will: MemoryTransport(broker, client_id=client, inbox=inbox, will=will),
+        make_transport=broker.connect,
     )
     thread = threading.Thread(target=agent.run)
     thread.start()

@@ -31,7 +31,7 @@ from broker.protocol.topics import (
     TASK_ROUTE,
 )
 from broker.transport.memory import MemoryBroker, MemoryTransport
-from broker.transport.port import Delivery, Inbox, Outgoing, WillFor
+from broker.transport.port import Delivery, Outgoing
 from edge_agent import service
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide as sound
@@ -66,16 +66,13 @@ class World:
         self.calibration = Calibration(Measured(), resident_bytes=lambda: self.resident, free_bytes=lambda: None)
         self.resident = 0
         store = Store(100, load=lambda _: self._load(module), calibration=self.calibration)
-        self.agent = Agent(config, profile=PROFILE, store=store, make_transport=self._transport)
+        self.agent = Agent(config, profile=PROFILE, store=store, make_transport=self.broker.connect)
         self._thread = threading.Thread(target=self.agent.run)
         self._thread.start()
 
     def _load(self, module: Callable[..., Output]) -> Callable[..., Output]:
         self.resident += self.footprint
         return module
-
-    def _transport(self, client_id: str, inbox: Inbox, will: WillFor | None) -> MemoryTransport:
-        return MemoryTransport(self.broker, client_id=client_id, inbox=inbox, will=will)
 
     def assign(self, *specs: ModuleSpec, generation: int = 1) -> None:
         self.publish(DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(assignment(*specs, generation=generation)))

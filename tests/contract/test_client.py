@@ -23,7 +23,7 @@ from broker.protocol.messages import ErrorBody, Result, Route
 from broker.protocol.tensors import pack, unpack
 from broker.protocol.topics import RESULTS, TASK_ROUTE, front_door_filter
 from broker.transport.memory import MemoryBroker, MemoryTransport
-from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, Outgoing
+from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, Outgoing, WillFor
 from tests.builders import able, route, route_node
 
 PREFIX = "s2m3/v1"
@@ -92,8 +92,8 @@ def make_client(broker: MemoryBroker) -> Iterator[MakeClient]:
     def make(
         transport: type[MemoryTransport] = MemoryTransport, name: str = "camera", first_retry_s: float = NEVER_S
     ) -> Client:
-        def connect(client_id: str, inbox: Inbox) -> MemoryTransport:
-            return transport(broker, client_id=client_id, inbox=inbox)
+        def connect(*, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> MemoryTransport:  # noqa: ARG001
+            return transport(broker, client_id=client_id, inbox=inbox, will=will)
 
         made.append(Client(client_id=name, first_retry_s=first_retry_s, make_transport=connect))
         return made[-1]

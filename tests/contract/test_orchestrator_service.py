@@ -29,13 +29,24 @@ from broker.protocol.messages import (
     Route,
 )
 from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from broker.transport.memory import MemoryBroker, MemoryTransport
+from broker.transport.memory import MemoryBroker
 from broker.transport.paho import MqttTransport
-from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport, Will, WillFor
+from broker.transport.port import (
+    Delivery,
+    Inbox,
+    LinkDown,
+    LinkEvent,
+    LinkUp,
+    MakeTransport,
+    Outgoing,
+    Transport,
+    Will,
+    WillFor,
+)
 from orchestrator.__main__ import main
 from orchestrator.decide import decide
 from orchestrator.events import Action, Event, TaskDeployed
-from orchestrator.service import MakeTransport, Orchestrator
+from orchestrator.service import Orchestrator
 from orchestrator.state import Pace, State
 
 NEVER_SILENT_S = 600.0  # a heartbeat interval that no test reaches
@@ -203,13 +214,6 @@ def memory_broker() -> MemoryBroker:
     return MemoryBroker()
 
 
-def in_memory(broker: MemoryBroker) -> MakeTransport:
-    def make(*, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:  # noqa: ARG001
-        return MemoryTransport(broker, client_id=client_id, inbox=inbox, will=will)
-
-    return make
-
-
 @pytest.fixture
 def build(
     unique_prefix: str, recorder: Any, tmp_path: Path, patience_s: float
@@ -227,7 +231,7 @@ def build(
 
 @pytest.fixture
 def memory(build: Callable[[MakeTransport], World], memory_broker: MemoryBroker) -> World:
-    return build(in_memory(memory_broker))
+    return build(memory_broker.connect)
 
 
 @pytest.fixture(params=["memory", "mosquitto", "embedded"])
@@ -235,7 +239,7 @@ def world(
     request: pytest.FixtureRequest, build: Callable[[MakeTransport], World], memory_broker: MemoryBroker
 ) -> World:
     if request.param == "memory":
-        return build(in_memory(memory_broker))
+        return build(memory_broker.connect)
     real = str(request.getfixturevalue(f"{request.param}_url"))
 
     def make(*, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:  # noqa: ARG001

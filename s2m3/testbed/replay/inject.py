@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from broker.protocol.errors import TransportError
-from broker.transport.paho import MqttTransport
+from broker.transport.connect import connect
 from broker.transport.port import LinkEvent, LinkUp
 from s2m3.testbed.replay.hostile import STRANGER, Hostile
 from s2m3.testbed.replay.scenario import (
@@ -304,7 +304,7 @@ class Injector:
             if isinstance(event, LinkUp):
                 up.set()
 
-        stranger = MqttTransport(url=site.url, client_id=STRANGER, inbox=inbox)
+        stranger = connect(site.url, client_id=STRANGER, inbox=inbox)
         stranger.start()
         try:
             if not up.wait(CONNECT_S):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Self
 
 from broker.protocol.topics import DEVICE_HEARTBEAT, TASK_REQUESTS, TENSORS, prefix_of, read
-from broker.transport.paho import MqttTransport
+from broker.transport.connect import connect
 from broker.transport.port import Delivery, LinkEvent, LinkUp
 from s2m3.testbed.replay.scenario import When
 
@@ -40,7 +40,7 @@ class Tripwire:
         self._set: list[tuple[When, Spring]] = []
         self._recent: deque[Delivery] = deque(maxlen=REMEMBERED)
         self._up = threading.Event()
-        self._transport = MqttTransport(url=url, client_id=client_id, inbox=self._see)
+        self._transport = connect(url, client_id=client_id, inbox=self._see)
         self._transport.subscribe(*(topic.filter(self._prefix) for topic in _FIELDS))
         self._transport.start()
 

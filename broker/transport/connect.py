@@ -1,0 +1,15 @@
+"""The choice of the transport: the only product file that names an implementation of the port."""
+
+from __future__ import annotations
+
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Inbox, Transport, WillFor
+
+
+def connect(url: str, *, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:
+    """A transport to the broker at ``url``, not yet started (see ``MakeTransport``).
+
+    Raises:
+        BadFile: the url is not valid.
+    """
+    return MqttTransport(url=url, client_id=client_id, inbox=inbox, will=will)
