@@ -26,6 +26,11 @@ from enum import StrEnum
 _DEVICES_NAMED = 8  # in one sentence; all of them are in the attribute
 
 
+def first_line(error: BaseException, default: str = "") -> str:
+    """The first line of an error's text; the default, or else the error's class, when it has none."""
+    return (str(error).strip() or default or type(error).__name__).splitlines()[0]
+
+
 class S2M3Error(Exception):
     """Root of all errors raised on purpose."""
 

@@ -25,7 +25,7 @@ from typing import Literal
 
 import structlog
 
-from broker.protocol.errors import ModuleRefused
+from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.messages import AssignedModule, HeldModule
 from broker.protocol.specs import ModuleKey, ModuleSpec
 from edge_agent import modules
@@ -272,7 +272,7 @@ def _reason(assigned: AssignedModule, error: Exception) -> str:
         return f"{assigned.module} needs {assigned.spec.memory_bytes} bytes, which this device doesn't really have"
     if isinstance(error, ModuleRefused):
         return f"{assigned.module}: {error}"
-    first = (str(error).strip() or "no reason given").splitlines()[0]
+    first = first_line(error, "no reason given")
     return f"{assigned.module} can't be loaded ({type(error).__name__}: {first})"
 
 

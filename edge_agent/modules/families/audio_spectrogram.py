@@ -29,7 +29,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
-from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed, first_line
 from edge_agent.modules import Output, Value
 from edge_agent.modules.families import adapters, vit
 from edge_agent.modules.inputs import audio, decoding, outputs, prepare, sample_inputs
@@ -93,8 +93,7 @@ def extractor(checkpoint: Checkpoint) -> ASTFeatureExtractor:
     try:
         made: ASTFeatureExtractor = cast("Any", ASTFeatureExtractor)(**fields)
     except Exception as error:  # its fields may be wrong in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModuleRefused(f"{path} makes no feature extractor ({reason}): fetch it again") from error
+        raise ModuleRefused(f"{path} makes no feature extractor ({first_line(error)}): fetch it again") from error
     return made
 
 

@@ -31,7 +31,7 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from broker.protocol.errors import ModuleRefused
+from broker.protocol.errors import ModuleRefused, first_line
 from edge_agent.modules import Value
 from edge_agent.modules.families import adapters
 from edge_agent.modules.families.contrast import ContrastHead, HeadModule
@@ -107,8 +107,7 @@ def extractor(checkpoint: Checkpoint) -> ClapFeatureExtractor:
     try:
         made: ClapFeatureExtractor = cast("Any", ClapFeatureExtractor)(**fields)
     except Exception as error:  # its fields may be wrong in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModuleRefused(f"{path} makes no feature extractor ({reason}): fetch it again") from error
+        raise ModuleRefused(f"{path} makes no feature extractor ({first_line(error)}): fetch it again") from error
     if made.truncation != "rand_trunc" or audio_config(checkpoint.config).enable_fusion:
         raise ModuleRefused(
             f"{path} is of a CLAP with fusion, which takes random parts of long sounds: name one without, such as "

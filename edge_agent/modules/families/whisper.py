@@ -28,7 +28,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
-from broker.protocol.errors import ModuleRefused
+from broker.protocol.errors import ModuleRefused, first_line
 from edge_agent.modules import Output, Value
 from edge_agent.modules.families import adapters, generation
 from edge_agent.modules.inputs import audio, decoding, prepare, sample_inputs
@@ -127,8 +127,7 @@ def _extractor(checkpoint: Checkpoint) -> WhisperFeatureExtractor:
         known = {name: found[name] for name in SOUND if name in found}
         return WhisperFeatureExtractor(**known)  # type: ignore[no-untyped-call]  # transformers is partly typed
     except Exception as error:  # its fields may be wrong in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModuleRefused(f"{path} makes no feature extractor ({reason}): fetch it again") from error
+        raise ModuleRefused(f"{path} makes no feature extractor ({first_line(error)}): fetch it again") from error
 
 
 def _tokens(checkpoint: Checkpoint) -> Tokens:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_backends import PilBackend
 
-from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed, first_line
 from edge_agent.modules.weights import identity
 from edge_agent.modules.weights.checkpoint import Checkpoint, read_object
 
@@ -60,9 +60,8 @@ def tokenizer(
     try:
         made: PreTrainedTokenizerBase = kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # its files may be wrong in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModuleRefused(
-            f"the tokenizer files in {directory} make no tokenizer ({reason}): fetch them again"
+            f"the tokenizer files in {directory} make no tokenizer ({first_line(error)}): fetch them again"
         ) from error
     return made
 
@@ -100,8 +99,7 @@ def image_processor(checkpoint: Checkpoint, kind: type[P]) -> P:
     try:
         return kind(**fields)
     except Exception as error:  # its fields may be wrong in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModuleRefused(f"{path} makes no image processor ({reason}): fetch it again") from error
+        raise ModuleRefused(f"{path} makes no image processor ({first_line(error)}): fetch it again") from error
 
 
 def effective(processor: PilBackend) -> dict[str, JsonValue]:

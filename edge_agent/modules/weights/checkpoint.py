@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from broker.protocol.errors import ModuleRefused
+from broker.protocol.errors import ModuleRefused, first_line
 from edge_agent.modules.weights.hub import Repository
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ class Checkpoint:
                     for name in wanted:
                         found[name] = take(opened, name)
             except (SafetensorError, OSError, ValueError) as error:
-                raise ModuleRefused(f"{path} can't be read ({_first_line(error)}): fetch it again") from error
+                raise ModuleRefused(f"{path} can't be read ({first_line(error)}): fetch it again") from error
         return found
 
     def _without_index(self) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, "pt") as opened:
             return list(opened.keys())
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModuleRefused(f"{path} is no whole safetensors file ({_first_line(error)}): fetch it again") from error
+        raise ModuleRefused(f"{path} is no whole safetensors file ({first_line(error)}): fetch it again") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def read_object(path: Path) -> dict[str, Any]:
             raise ModuleRefused(f"{path} has more than {_MAX_JSON_BYTES} bytes: it is not what its name says")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModuleRefused(f"{path} is not JSON ({_first_line(error)}): fetch it again") from error
+        raise ModuleRefused(f"{path} is not JSON ({first_line(error)}): fetch it again") from error
     if not isinstance(content, dict):
         raise ModuleRefused(f"{path} is no JSON object: fetch it again")
     return content
@@ -162,7 +162,3 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _plain(file: str) -> bool:
     return file.endswith(".safetensors") and "/" not in file and "\\" not in file and not file.startswith(".")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

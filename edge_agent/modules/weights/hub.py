@@ -16,7 +16,7 @@ import os
 import re
 from pathlib import Path
 
-from broker.protocol.errors import ModuleRefused
+from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.specs import Source
 
 DIRECTORY_VARIABLE = "S2M3_MODELS"
@@ -172,7 +172,7 @@ def _download(name: str, revision: str | None, file: str, *, cache_only: bool) -
 def _reason(error: OSError, what: str, elsewhere: str) -> str:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return f"the disk is full: {what} doesn't fit; free some room, or set HF_HOME to a larger disk"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = first_line(error)
     if isinstance(error, ConnectionError | TimeoutError) or error.errno is None:
         return f"no network for the hub, or it refuses: {what}: {first}; try again later, or {elsewhere}"
     return f"{what} can't be stored ({first}): mend the disk or the rights of HF_HOME"
