@@ -12,6 +12,9 @@ from broker.protocol.codec import RawInput, encode_request
 from broker.protocol.messages import (
     AssignedModule,
     Assignment,
+    DeviceProfile,
+    DeviceState,
+    Heartbeat,
     NodeDone,
     NodeInputs,
     Route,
@@ -30,12 +33,16 @@ T = TypeVar("T")
 # --- what the planner takes ---
 
 
-def module(
-    part: str, memory_bytes: int = 1, flops: float = 1e9, output_bytes: int = 100, *, family: str = "any.kind"
-) -> ModuleSpec:
-    """A module of float32 weights that its part identifies."""
-    source = Source(pip="weights", part=part)
-    return ModuleSpec(family=family, source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=output_bytes)
+def module(part: str, memory_bytes: int = 1, flops: float = 1e9, output_bytes: int = 100, **fields: Any) -> ModuleSpec:
+    """A module of float32 weights that its part identifies; ``fields`` may replace its family, source and all else."""
+    values = {
+        "family": "any.kind",
+        "source": Source(pip="weights", part=part),
+        "memory_bytes": memory_bytes,
+        "flops": flops,
+        "output_bytes": output_bytes,
+    }
+    return ModuleSpec.model_validate(values | fields)
 
 
 def part_of(spec: ModuleSpec) -> str:
@@ -142,6 +149,30 @@ def encoder_route(
     """A route of one node, ``encoder``, which takes a text and can run on any of these devices."""
     node = route_node(key, ("text",), able(*devices, compute_s=compute_s))
     return route(task, {"encoder": node}, **fields)
+
+
+# --- what a device reports ---
+
+
+def profile(memory_bytes: int = 100, **fields: Any) -> DeviceProfile:
+    """What a device says of itself at its birth."""
+    link = {"bandwidth_bits_per_s": 1e8, "latency_s": 0.001}
+    return DeviceProfile.model_validate({"memory_bytes": memory_bytes, "compute_flops_per_s": 1e9} | link | fields)
+
+
+def online(session: int = 1, known: DeviceProfile | None = None) -> DeviceState:
+    """The birth of a device, with its profile."""
+    return DeviceState(status="online", session=session, profile=known or profile())
+
+
+def offline(session: int = 1) -> DeviceState:
+    """The will of a device."""
+    return DeviceState(status="offline", session=session)
+
+
+def heartbeat(seq: int = 1, session: int = 1, **fields: Any) -> Heartbeat:
+    """A heartbeat of a device that follows the first assignment of the first epoch."""
+    return Heartbeat.model_validate({"session": session, "seq": seq, "epoch": 1, "generation": 1} | fields)
 
 
 # --- what happens to an agent ---

@@ -22,8 +22,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from broker.protocol.codec import decode, encode
-from broker.protocol.messages import AssignedModule, Assignment, DeviceProfile, Heartbeat, HeldModule
-from broker.protocol.specs import ModuleSpec
+from broker.protocol.messages import AssignedModule, Assignment, Heartbeat, HeldModule
+from broker.protocol.specs import ModuleSpec, Source
 from broker.protocol.topics import DEVICE_ASSIGNMENT
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
@@ -32,6 +32,7 @@ from edge_agent.modules.weights import hub
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from s2m3.reference import random_weights, zoo
+from tests.builders import module, profile
 
 PREFIX = "s2m3/v1"
 WAIT_S = 60.0
@@ -98,10 +99,9 @@ def reported(recorder: Any) -> Iterator[Callable[..., dict[str, HeldModule]]]:
     ear = MemoryTransport(broker, client_id="ear", inbox=recorder)
     ear.subscribe(f"{PREFIX}/#")
     ear.start()
-    profile = DeviceProfile(memory_bytes=10**9, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
     agent = Agent(
         AgentConfig(id="gw-a", heartbeat_interval_s=0.05),
-        profile=profile,
+        profile=profile(10**9),
         store=Store(10**9),
         make_transport=broker.connect,
     )
@@ -135,8 +135,7 @@ def reported(recorder: Any) -> Iterator[Callable[..., dict[str, HeldModule]]]:
 
 
 def vision(name: str) -> ModuleSpec:
-    fields = {"family": "clip.vision", "source": {"hub": name, "part": "vision"}}
-    return ModuleSpec.model_validate(fields | {"memory_bytes": 10**7, "flops": 1, "output_bytes": 1})
+    return module("vision", 10**7, family="clip.vision", source=Source(hub=name, part="vision"))
 
 
 def spoiled(models: Path, name: str) -> Path:

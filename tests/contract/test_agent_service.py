@@ -14,13 +14,12 @@ import pytest
 from broker.protocol.codec import RawInput, decode, encode
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
-    DeviceProfile,
     DeviceState,
     Heartbeat,
     OrchestratorState,
     Result,
 )
-from broker.protocol.specs import ModuleSpec
+from broker.protocol.specs import ModuleSpec, Source
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_ECHO,
@@ -43,11 +42,11 @@ from edge_agent.modules import Output, Value
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from edge_agent.wire import LATE_S
-from tests.builders import PREFIX, able, assignment, module, route, route_node
+from tests.builders import PREFIX, able, assignment, module, profile, route, route_node
 
 WAIT_S = 20.0
 SPEC = module("y", memory_bytes=10, output_bytes=8)
-PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
+PROFILE = profile()
 
 
 class World:
@@ -297,9 +296,7 @@ def test_a_module_that_it_lets_go_is_reported_as_cached_while_its_weights_are_he
     start: Callable[..., World],
 ) -> None:
     world = start(Measurable())
-    here = ModuleSpec.model_validate(
-        SPEC.model_dump() | {"source": {"catalog": "pocket/imagenet-names.safetensors", "part": "y"}}
-    )
+    here = module("y", memory_bytes=10, source=Source(catalog="pocket/imagenet-names.safetensors", part="y"))
     world.assign(SPEC, here)
     world.beat(lambda beat: len(beat.modules) == 2 and all(each.state == "ready" for each in beat.modules.values()))
     world.assign(generation=2)

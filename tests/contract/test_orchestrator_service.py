@@ -20,7 +20,6 @@ from broker.protocol.codec import JSON, decode, encode
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import (
     Assignment,
-    DeviceProfile,
     DeviceState,
     Heartbeat,
     HeldModule,
@@ -28,7 +27,7 @@ from broker.protocol.messages import (
     Result,
     Route,
 )
-from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.protocol.specs import ModuleSpec, TaskSpec
 from broker.transport.memory import MemoryBroker
 from broker.transport.paho import MqttTransport
 from broker.transport.port import (
@@ -48,20 +47,13 @@ from orchestrator.decide import decide
 from orchestrator.events import Action, Event, TaskDeployed
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace, State
+from tests.builders import chain, module, profile
 
 NEVER_SILENT_S = 600.0  # a heartbeat interval that no test reaches
 UNHURRIED = Pace(calm_s=600.0, review_s=600.0)  # without spares and planned moves
-VISION = ModuleSpec(
-    family="any.kind", source=Source(pip="weights", part="vision"), memory_bytes=60, flops=1e9, output_bytes=100
-)
-TASK = TaskSpec(
-    task="classify",
-    inputs={"image": InputSpec(kind="image", bytes=1000)},
-    nodes={"see": NodeSpec(module="vision", needs=("image",))},
-    output="see",
-    modules={"vision": VISION},
-)
-PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
+VISION = module("vision", memory_bytes=60)
+TASK = chain("classify", VISION, image_bytes=1000)
+PROFILE = profile()
 
 
 class World:

@@ -15,7 +15,6 @@ import pytest
 
 from broker.protocol.codec import decode, encode
 from broker.protocol.messages import (
-    DeviceProfile,
     Heartbeat,
     Message,
     Result,
@@ -28,9 +27,9 @@ from edge_agent.config import AgentConfig
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
-from tests.builders import assignment, encoder_route, module
+from tests.builders import assignment, encoder_route, module, profile
 
-PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
+PROFILE = profile()
 SPEC = module("y", memory_bytes=10, output_bytes=8)
 FIRST, SECOND = "gw-a", "gw-b"
 

@@ -12,14 +12,15 @@ from typing import Any
 
 from broker.protocol.codec import decode
 from broker.protocol.errors import IdInUse
-from broker.protocol.messages import DeviceProfile, DeviceState, Heartbeat
+from broker.protocol.messages import DeviceState, Heartbeat
 from broker.protocol.topics import DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
 from broker.transport.paho import MqttTransport
 from edge_agent.config import AgentConfig
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
+from tests.builders import profile
 
-PROFILE = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
+PROFILE = profile()
 
 
 class Running:

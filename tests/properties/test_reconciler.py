@@ -17,7 +17,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.messages import (
     Assignment,
-    DeviceProfile,
     DeviceState,
     Heartbeat,
     HeldModule,
@@ -48,7 +47,7 @@ from orchestrator.placement.deployability import MAX_REFUSALS
 from orchestrator.placement.planner_input import as_measured
 from orchestrator.planner.placement import place
 from orchestrator.state import Pace, State, initial
-from tests.builders import joined, module, part_of
+from tests.builders import joined, module, offline, online, part_of, profile
 
 DEVICES = ("a", "b", "c", "d")
 INTERVAL_S = 1.0
@@ -178,10 +177,8 @@ class Reconciler(RuleBasedStateMachine):
         agent.suspects.clear()
         agent.compute_s.clear()
         agent.footprints.clear()
-        profile = DeviceProfile(
-            memory_bytes=memory_bytes, compute_flops_per_s=100e9, bandwidth_bits_per_s=1e8, latency_s=0.001
-        )
-        birth = DeviceStateSeen(device, DeviceState(status="online", session=agent.session, profile=profile))
+        known = profile(memory_bytes, compute_flops_per_s=100e9)
+        birth = DeviceStateSeen(device, online(agent.session, known))
         self.births[device] = birth
         self.announced_dead.discard(device)
         self.say(birth)
@@ -191,7 +188,7 @@ class Reconciler(RuleBasedStateMachine):
         agent = self.agents[device]
         if agent.up:
             agent.up = False
-            will = DeviceStateSeen(device, DeviceState(status="offline", session=agent.session))
+            will = DeviceStateSeen(device, offline(agent.session))
             if heard == "now":
                 self.births.pop(device, None)
                 self.announced_dead.add(device)

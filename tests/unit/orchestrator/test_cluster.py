@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from broker.protocol.messages import DeviceProfile, DeviceState, Heartbeat, HeldModule
+from broker.protocol.messages import DeviceProfile, DeviceState, HeldModule
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.membership.cluster import (
     Cluster,
@@ -16,8 +16,9 @@ from orchestrator.membership.cluster import (
     next_deadline_s,
 )
 from orchestrator.membership.device import WILLS_S
+from tests.builders import heartbeat, offline, profile
 
-PROFILE = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.002)
+PROFILE = profile(1000, latency_s=0.002)
 OTHER = PROFILE.model_copy(update={"memory_bytes": 500})
 
 
@@ -26,7 +27,7 @@ def birth(session: int = 1, profile: DeviceProfile | None = PROFILE) -> DeviceSt
 
 
 def will(session: int = 1) -> DeviceStateSeen:
-    return DeviceStateSeen("gw", DeviceState(status="offline", session=session))
+    return DeviceStateSeen("gw", offline(session))
 
 
 def drain(session: int = 1) -> DeviceStateSeen:
@@ -34,7 +35,7 @@ def drain(session: int = 1) -> DeviceStateSeen:
 
 
 def beat(seq: int, session: int = 1, **modules: HeldModule) -> HeartbeatSeen:
-    return HeartbeatSeen("gw", Heartbeat(session=session, seq=seq, epoch=1, generation=1, modules=modules))
+    return HeartbeatSeen("gw", heartbeat(seq, session, modules=modules))
 
 
 def listening() -> Cluster:

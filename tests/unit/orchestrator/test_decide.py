@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 import pytest
 
@@ -45,10 +44,9 @@ from orchestrator.events import (
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.membership.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen, Tick
 from orchestrator.state import State, initial
-from tests.builders import chain, module
+from tests.builders import all_of, chain, module
 
 REPLY_TO = "s2m3/v1/clients/cam/results/request-1"
-A = TypeVar("A", bound=Action)
 
 
 VISION = module("vision", memory_bytes=60, flops=30e9)
@@ -121,16 +119,12 @@ class Site:
         return self.state.routes[name]
 
 
-def only(actions: list[Action], kind: type[A]) -> list[A]:
-    return [action for action in actions if isinstance(action, kind)]
-
-
 def said(actions: list[Action]) -> list[Action]:
     return [action for action in actions if not isinstance(action, Note)]
 
 
 def events(actions: list[Action]) -> list[str]:
-    return [note.event for note in only(actions, Note)]
+    return [note.event for note in all_of(actions, Note)]
 
 
 def serving(*tasks: TaskSpec, **memory_bytes: int) -> Site:
@@ -157,7 +151,7 @@ def test_nothing_is_placed_before_the_retained_messages_had_time_to_arrive() -> 
     site.born("a")
     assert said(site.feed(TaskDeployed(CLASSIFY))) == []
     assert next_deadline_s(site.state) == 1.5
-    assert len(only(site.settle(), PublishAssignment)) == 1
+    assert len(all_of(site.settle(), PublishAssignment)) == 1
 
 
 def test_routes_come_before_assignments_and_carry_the_same_generation() -> None:
@@ -169,8 +163,8 @@ def test_routes_come_before_assignments_and_carry_the_same_generation() -> None:
     actions = said(site.settle())
     kinds = [type(action) for action in actions]
     assert kinds == [PublishRoute, PublishRoute, PublishAssignment, PublishAssignment]
-    assert {action.route.generation for action in only(actions, PublishRoute)} == {1}
-    assert {action.assignment.generation for action in only(actions, PublishAssignment)} == {1}
+    assert {action.route.generation for action in all_of(actions, PublishRoute)} == {1}
+    assert {action.assignment.generation for action in all_of(actions, PublishAssignment)} == {1}
 
 
 def test_while_modules_load_the_route_is_pending() -> None:
@@ -238,9 +232,9 @@ def test_a_dead_devices_modules_move_and_the_others_stay() -> None:
     assert site.where() == {"vision": "a", "text": "b", "head": "a"}
     actions = site.gone("a")
     assert site.where() == {"vision": "b", "text": "b", "head": "c"}
-    assigned = {action.device: action.assignment for action in only(actions, PublishAssignment)}
+    assigned = {action.device: action.assignment for action in all_of(actions, PublishAssignment)}
     assert assigned["a"].modules == ()
-    assert {action.route.task for action in only(actions, PublishRoute)} == {"classify", "caption"}
+    assert {action.route.task for action in all_of(actions, PublishRoute)} == {"classify", "caption"}
     site.sessions.pop("a")
     site.beats()
     assert site.route("classify").complete
@@ -262,8 +256,8 @@ def test_a_silent_device_is_dead_after_three_and_a_quarter_intervals_and_then_it
 def test_devices_whose_modules_did_not_change_hear_nothing() -> None:
     site = serving(CLASSIFY, CAPTION, a=70, b=100, c=200)
     actions = site.gone("c")
-    assert only(actions, PublishAssignment) == []
-    assert only(actions, PublishRoute) == []
+    assert all_of(actions, PublishAssignment) == []
+    assert all_of(actions, PublishRoute) == []
 
 
 def test_a_returning_device_takes_nothing_back() -> None:
@@ -293,8 +287,8 @@ def test_a_task_that_does_not_fit_is_unavailable_with_the_missing_bytes_and_the_
     actions = site.feed(TaskDeployed(CAPTION))
     assert "a lacks 10" in (site.route("caption").unavailable or "")
     assert site.route("classify").complete
-    assert only(actions, PublishAssignment) == []
-    assert [action.route.task for action in only(actions, PublishRoute)] == ["caption"]
+    assert all_of(actions, PublishAssignment) == []
+    assert [action.route.task for action in all_of(actions, PublishRoute)] == ["caption"]
 
 
 def test_when_capacity_returns_the_task_returns() -> None:
@@ -367,14 +361,14 @@ def test_every_live_device_hears_of_this_term_even_if_it_holds_nothing() -> None
     site = Site(epoch=2)
     site.born("a", 100)
     site.beat("a", {VISION.key: HeldModule(module="vision", state="ready")})
-    (action,) = only(site.settle(), PublishAssignment)
+    (action,) = all_of(site.settle(), PublishAssignment)
     assert (action.device, action.assignment.epoch, action.assignment.modules) == ("a", 2, ())
 
 
 def test_an_undeployed_tasks_route_is_cleared_and_only_its_own_modules_are_unloaded() -> None:
     site = serving(CLASSIFY, CAPTION, a=110)
     actions = site.feed(TaskUndeployed("caption"))
-    assert only(actions, ClearRoute) == [ClearRoute("caption")]
+    assert all_of(actions, ClearRoute) == [ClearRoute("caption")]
     assert site.where() == {"vision": "a", "head": "a"}
     assert len(site.state.assignments["a"].modules) == 2
 
@@ -384,7 +378,7 @@ def test_routes_of_earlier_terms_without_a_task_are_cleared_after_settling() -> 
     site.feed(TaskDeployed(CLASSIFY))
     assert said(site.feed(RouteSeen("forgotten", available=True))) == []
     site.feed(RouteSeen("classify", available=True))
-    assert only(site.settle(), ClearRoute) == [ClearRoute("forgotten")]
+    assert all_of(site.settle(), ClearRoute) == [ClearRoute("forgotten")]
 
 
 def test_an_invalid_spec_makes_the_task_unavailable_until_it_is_mended() -> None:
@@ -503,7 +497,7 @@ def test_the_wills_that_a_broker_says_when_it_ends_move_nothing(devices: int) ->
     actions = site.feed(Tick())
     site.now_s += site.state.settle_s
     actions += site.feed(Tick())
-    assert not [route for route in only(actions, PublishRoute) if not route.route.complete]
+    assert not [route for route in all_of(actions, PublishRoute) if not route.route.complete]
     assert (site.state.standing, site.route("classify").nodes) == (before.standing, before.routes["classify"].nodes)
     assert {name: said.modules for name, said in site.state.assignments.items()} == {
         name: said.modules for name, said in before.assignments.items()
@@ -563,7 +557,7 @@ def test_who_comes_up_with_the_broker_waits_for_the_devices_that_served() -> Non
 
 def test_a_higher_epoch_makes_it_resign_and_its_own_echo_does_not() -> None:
     site = Site(epoch=3)
-    assert only(site.feed(OrchestratorSeen(OrchestratorState(epoch=4, online=True, session=8))), Resign)
+    assert all_of(site.feed(OrchestratorSeen(OrchestratorState(epoch=4, online=True, session=8))), Resign)
     assert site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=True, session=1))) == []
 
 
@@ -574,7 +568,7 @@ def leader(epoch: int, session: int, *, online: bool = True) -> OrchestratorSeen
 def test_of_two_orchestrators_with_one_epoch_the_lower_session_resigns() -> None:
     low, high = Site(epoch=3), Site(epoch=3)
     high.feed(LinkUp(8))
-    (resigned,) = only(low.feed(leader(3, 8)), Resign)
+    (resigned,) = all_of(low.feed(leader(3, 8)), Resign)
     assert "same epoch 3" in resigned.why
     assert high.feed(leader(3, 1)) == [PublishState(leader(3, 8).message)], "a late word of its own earlier link"
     assert high.feed(leader(3, 1)) == []
@@ -584,12 +578,12 @@ def test_of_two_orchestrators_with_one_epoch_the_lower_session_resigns() -> None
 def test_it_resigns_when_a_device_obeys_a_term_that_it_did_not_reach() -> None:
     site = serving(CLASSIFY, a=100)
     before = site.state
-    (lost,) = only(site.report("a", 7, 0, {}), Resign)
+    (lost,) = all_of(site.report("a", 7, 0, {}), Resign)
     assert (lost.epoch, site.state) == (7, before)
     assert "device a obeys epoch 7" in lost.why
-    (reused,) = only(site.report("a", 1, 40, {}), Resign)
+    (reused,) = all_of(site.report("a", 1, 40, {}), Resign)
     assert reused.epoch == 1
-    assert not only(site.report("a", 1, 1, {}), Resign)
+    assert not all_of(site.report("a", 1, 1, {}), Resign)
 
 
 def reconnected(site: Site, *, outlived: bool, routes: bool) -> list[Action]:
@@ -612,8 +606,8 @@ def test_a_task_that_was_undeployed_while_the_link_was_down_is_taken_away() -> N
     actions = reconnected(site, outlived=True, routes=True)
     assert ClearRoute("classify") in actions
     assert site.where() == {}
-    assert not only(actions, PublishSpec)
-    assert not only(actions, PublishRoute)
+    assert not all_of(actions, PublishSpec)
+    assert not all_of(actions, PublishRoute)
 
 
 def test_a_broker_that_lost_its_memory_is_given_the_specs_back_and_the_task_stays() -> None:
@@ -633,7 +627,7 @@ def test_a_broker_with_an_old_memory_from_before_the_task_was_deployed_is_given_
     site = serving(CLASSIFY, a=100)
     actions = reconnected(site, outlived=True, routes=False)
     assert actions[-2:] == [PublishSpec(CLASSIFY), PublishRoute(site.route("classify"))]
-    assert len(only(actions, PublishRoute)) == 1
+    assert len(all_of(actions, PublishRoute)) == 1
 
 
 def restarted(*, route_remembered: bool) -> tuple[Site, list[Action]]:
@@ -648,15 +642,15 @@ def restarted(*, route_remembered: bool) -> tuple[Site, list[Action]]:
 
 def test_a_stored_task_is_given_back_to_a_broker_that_lost_its_memory() -> None:
     site, actions = restarted(route_remembered=False)
-    assert only(actions, PublishSpec) == [PublishSpec(CLASSIFY)]
+    assert all_of(actions, PublishSpec) == [PublishSpec(CLASSIFY)]
     site.beats()
     assert site.route("classify").complete
 
 
 def test_a_stored_task_that_was_undeployed_while_nobody_led_does_not_come_back() -> None:
     site, actions = restarted(route_remembered=True)
-    assert not only(actions, PublishSpec)
-    assert only(actions, ClearRoute) == [ClearRoute("classify")]
+    assert not all_of(actions, PublishSpec)
+    assert all_of(actions, ClearRoute) == [ClearRoute("classify")]
     assert (site.state.tasks, site.where()) == ({}, {})
 
 
@@ -673,7 +667,7 @@ def test_a_broker_that_lost_its_memory_is_given_the_drain_back_and_the_device_st
 def test_a_drain_that_was_taken_back_while_the_link_was_down_is_not_given_back() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.feed(DrainSeen("a", drain=True))
-    assert not only(reconnected(site, outlived=True, routes=True), PublishDrain)
+    assert not all_of(reconnected(site, outlived=True, routes=True), PublishDrain)
     assert not site.state.cluster.devices["a"].draining
 
 
@@ -681,11 +675,11 @@ def test_a_device_that_does_not_report_its_assignment_is_told_again_at_most_ever
     site = Site()
     site.born("a", 100)
     site.feed(TaskDeployed(CLASSIFY))
-    told = only(site.settle(), PublishAssignment)
+    told = all_of(site.settle(), PublishAssignment)
     repeats_s = []
     for _ in range(12):
         site.now_s += 1.0
-        again = only(site.report("a", 0, 0, {}), PublishAssignment)
+        again = all_of(site.report("a", 0, 0, {}), PublishAssignment)
         if again:
             assert again == told
             repeats_s.append(site.now_s - 1.5)
@@ -696,26 +690,26 @@ def test_a_device_that_lost_one_module_is_told_again_and_one_that_says_why_it_la
     site = serving(CLASSIFY, a=100)
     site.now_s += 5.0
     held = {VISION.key: HeldModule(module="vision", state="ready")}
-    assert len(only(site.beat("a", held), PublishAssignment)) == 1
+    assert len(all_of(site.beat("a", held), PublishAssignment)) == 1
     for state in ("loading", "ready"):
         site.now_s += 5.0
         held[HEAD.key] = HeldModule(module="head", state=state)
-        assert only(site.beat("a", held), PublishAssignment) == []
+        assert all_of(site.beat("a", held), PublishAssignment) == []
 
 
 def test_a_device_that_obeys_an_older_assignment_is_told_again() -> None:
     site = serving(CLASSIFY, a=100)
     held = {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)}
     site.now_s += 5.0
-    assert only(site.report("a", 1, 1, held), PublishAssignment) == []
-    assert len(only(site.report("a", 1, 0, held), PublishAssignment)) == 1
+    assert all_of(site.report("a", 1, 1, held), PublishAssignment) == []
+    assert len(all_of(site.report("a", 1, 0, held), PublishAssignment)) == 1
 
 
 def test_the_assignment_of_a_forgotten_device_is_cleared() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.gone("a")
     site.now_s += 3600.0
-    assert only(site.beat("b"), ClearAssignment) == [ClearAssignment("a")]
+    assert all_of(site.beat("b"), ClearAssignment) == [ClearAssignment("a")]
     assert "a" not in site.state.assignments
     assert "a" not in site.state.told_s
 
@@ -742,7 +736,7 @@ def test_a_failed_module_is_tried_again_where_it_failed_after_a_while() -> None:
     site.beat("a", {})
     assert site.route("classify").unavailable
     site.now_s += 1.0
-    assert len(only(site.feed(Tick()), PublishAssignment)) == 1
+    assert len(all_of(site.feed(Tick()), PublishAssignment)) == 1
     assert site.where()["vision"] == "a"
 
 
@@ -784,7 +778,7 @@ def test_a_device_that_beats_and_whose_birth_is_not_known_is_asked_for_it_but_no
     site.now_s += 1
     assert AskRebirth("b") in site.beat("b")
     site.born("b", 100)
-    assert not only(site.beat("b"), AskRebirth)
+    assert not all_of(site.beat("b"), AskRebirth)
 
 
 def test_a_task_with_redundancy_has_a_second_door_outside_the_first_and_keeps_it() -> None:
@@ -829,7 +823,7 @@ def ask(site: Site, name: str, correlation: bytes | None = b"request-1") -> list
 
 
 def refusal(actions: list[Action]) -> ErrorBody:
-    (answer,) = only(actions, AnswerError)
+    (answer,) = all_of(actions, AnswerError)
     assert answer.result.error is not None
     return answer.result.error
 
@@ -891,7 +885,7 @@ def test_while_the_front_door_loads_a_request_is_told_who_loads_what() -> None:
 def test_the_answer_carries_the_id_by_which_agents_know_the_request() -> None:
     site = serving()
     payloads = [b"one picture", b"another picture"]
-    answers = [only(site.feed(RequestSeen("nothing", REPLY_TO, None, payload)), AnswerError) for payload in payloads]
+    answers = [all_of(site.feed(RequestSeen("nothing", REPLY_TO, None, payload)), AnswerError) for payload in payloads]
     ids = [answer.result.request for (answer,) in answers]
     assert ids == [request_id("nothing", REPLY_TO, b"", payload) for payload in payloads]
     assert ids[0] != ids[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.protocol.messages import SUSPECTED_FOR_S, DeviceProfile, DeviceState, Heartbeat
+from broker.protocol.messages import SUSPECTED_FOR_S
 from broker.transport.port import LinkDown, LinkUp
 from orchestrator.membership.cluster import (
     ECHO_GIVEN_UP_S,
@@ -21,8 +21,9 @@ from orchestrator.membership.cluster import (
     next_deadline_s,
 )
 from orchestrator.membership.flap_damping import FORGIVE_AFTER_S, PROBATION_BEATS
+from tests.builders import heartbeat, offline, online, profile
 
-PROFILE = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.002)
+PROFILE = profile(1000, latency_s=0.002)
 
 
 class Fleet:
@@ -44,20 +45,18 @@ class Fleet:
 
     def join(self, name: str) -> None:
         self.sessions[name] = self.sessions.get(name, 0) + 1
-        born = DeviceState(status="online", session=self.sessions[name], profile=PROFILE)
-        self.feed(DeviceStateSeen(name, born))
+        self.feed(DeviceStateSeen(name, online(self.sessions[name], PROFILE)))
         self.beating.add(name)
         self.beat(name)
 
     def beat(self, name: str) -> None:
         self.seq += 1
         suspects = {other: self.now_s - at_s for other, at_s in self.suspects.get(name, {}).items()}
-        beat = Heartbeat(session=self.sessions[name], seq=self.seq, epoch=1, generation=1, suspects=suspects)
-        self.feed(HeartbeatSeen(name, beat))
+        self.feed(HeartbeatSeen(name, heartbeat(self.seq, self.sessions[name], suspects=suspects)))
 
     def die(self, name: str) -> None:
         self.beating.discard(name)
-        self.feed(DeviceStateSeen(name, DeviceState(status="offline", session=self.sessions[name])))
+        self.feed(DeviceStateSeen(name, offline(self.sessions[name])))
 
     def echo(self) -> None:
         self.cluster = echoed(self.cluster, self.now_s)

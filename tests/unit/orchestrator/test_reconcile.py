@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
 
-from broker.protocol.messages import AssignedModule, DeviceProfile, DeviceState, Heartbeat, HeldModule, Route
+from broker.protocol.messages import AssignedModule, Heartbeat, HeldModule, Route
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import LinkUp
 from orchestrator.decide import decide, next_deadline_s
@@ -14,10 +13,9 @@ from orchestrator.events import Action, Event, Note, PublishAssignment, PublishR
 from orchestrator.membership.cluster import HOLD_INTERVALS, DeviceStateSeen, DrainSeen, HeartbeatSeen, Tick
 from orchestrator.placement.rebalance import GAIN_S, GAIN_SHARE
 from orchestrator.state import Pace, State, initial
-from tests.builders import chain, module
+from tests.builders import all_of, chain, module, offline, online, profile
 
 PACE = Pace(calm_s=2.0, review_s=10.0, round_s=60.0)
-A = TypeVar("A", bound=Action)
 
 
 VISION = module("vision", 60, 2e9)
@@ -61,16 +59,13 @@ class Site:
 
     def feed(self, event: Event) -> list[Action]:
         self.state, actions = decide(self.state, event, self.now_s)
-        self.notes += only(actions, Note)
+        self.notes += all_of(actions, Note)
         return actions
 
     def join(self, device: str, memory_bytes: int, speed: float, agent: Agent | None = None) -> list[Action]:
         known = self.agents.get(device)
         self.agents[device] = agent or Agent(session=known.session + 1 if known else 1)
-        profile = DeviceProfile(
-            memory_bytes=memory_bytes, compute_flops_per_s=speed, bandwidth_bits_per_s=100e6, latency_s=0.001
-        )
-        birth = DeviceState(status="online", session=self.agents[device].session, profile=profile)
+        birth = online(self.agents[device].session, profile(memory_bytes, compute_flops_per_s=speed))
         return [*self.feed(DeviceStateSeen(device, birth)), *self.beat(device)]
 
     def beat(self, device: str) -> list[Action]:
@@ -117,8 +112,7 @@ class Site:
 
     def kill(self, device: str) -> list[Action]:
         self.agents[device].up = False
-        gone = DeviceState(status="offline", session=self.agents[device].session)
-        return self.feed(DeviceStateSeen(device, gone))
+        return self.feed(DeviceStateSeen(device, offline(self.agents[device].session)))
 
     def roles(self) -> dict[str, dict[str, list[str]]]:
         """As assigned: role -> module -> devices."""
@@ -136,10 +130,6 @@ class Site:
 
     def told(self, event: str) -> list[Note]:
         return [note for note in self.notes if note.event == event]
-
-
-def only(actions: list[Action], kind: type[A]) -> list[A]:
-    return [action for action in actions if isinstance(action, kind)]
 
 
 def calm(*tasks: TaskSpec, **memory_bytes: int) -> Site:
@@ -192,7 +182,7 @@ def test_a_standby_that_comes_changes_no_route_and_no_generation() -> None:
 
 def test_spares_settle() -> None:
     site = calm(CLASSIFY, CAPTION, a=100, b=150, c=80)
-    assert only(site.go_on(60), PublishAssignment) == []
+    assert all_of(site.go_on(60), PublishAssignment) == []
 
 
 def test_a_rate_beyond_one_copy_makes_the_standby_a_replica_that_serves() -> None:
@@ -229,7 +219,7 @@ def test_a_standby_that_is_refused_goes_elsewhere_and_nothing_else_happens() -> 
     after = site.go_on(20)
     assert before
     assert site.roles()["standby"]["vision"] == ["c"]
-    assert only(after, PublishRoute) == []
+    assert all_of(after, PublishRoute) == []
 
 
 # --- take-overs ---
@@ -241,7 +231,7 @@ def test_when_the_active_copys_device_dies_its_standby_serves_at_once_without_a_
     (home,) = site.able("classify", "vision")
     (heir,) = site.roles()["standby"]["vision"]
     actions = site.kill(home)
-    (route,) = only(actions, PublishRoute)
+    (route,) = all_of(actions, PublishRoute)
     assert route.route.complete, "in the very answer to the will"
     assert site.able("classify", "vision") == [heir]
     assert site.agents[heir].loads == loads[heir]
@@ -255,7 +245,7 @@ def test_a_device_that_connects_anew_before_it_was_missed_keeps_its_modules() ->
     before = site.roles()
     agent = site.agents["a"]
     actions = site.join("a", 100, 10e9, agent=replace(agent, session=agent.session + 1, seq=0))
-    assert not only(actions, PublishRoute)
+    assert not all_of(actions, PublishRoute)
     site.go_on(6)
     assert site.roles() == before
 
@@ -322,7 +312,7 @@ def test_a_much_better_device_gets_the_modules_after_they_are_loaded_there() -> 
     site.agents["fast"].slow = False
     actions = site.go_on(1)
     assert site.able("classify", "vision") == ["fast"]
-    assert all(action.route.complete for action in only(actions, PublishRoute)), "make before break"
+    assert all(action.route.complete for action in all_of(actions, PublishRoute)), "make before break"
     routes_then_assignments = [
         type(action) for action in actions if isinstance(action, PublishRoute | PublishAssignment)
     ]

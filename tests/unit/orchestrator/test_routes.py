@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from broker.protocol.messages import DeviceProfile, HeldModule
+from broker.protocol.messages import HeldModule
 from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, TaskSpec
 from orchestrator.membership.device import Device
 from orchestrator.placement.routes import HEADER_ROOM_BYTES, Term, front_door_node, route_of, same_way, too_large
 from tests import builders
+from tests.builders import profile
 
-PROFILE = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.002)
+PROFILE = profile(1000, latency_s=0.002)
 TERM = Term(epoch=3, generation=7)
 module = partial(builders.module, flops=2e9)
 VISION, TEXT, HEAD = module("vision"), module("text"), module("head")

@@ -8,7 +8,6 @@ from broker.protocol import topics
 from broker.protocol.codec import decode, encode
 from broker.protocol.errors import RemoteProtocolError
 from broker.protocol.messages import OrchestratorState, Route
-from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.transport.port import Delivery
 from orchestrator.events import (
     ClearAssignment,
@@ -23,19 +22,12 @@ from orchestrator.events import (
     TaskUndeployed,
 )
 from orchestrator.wire import event_of, outgoing_of
+from tests.builders import chain, module
 
 PREFIX = topics.prefix_of("plant")
 ROUTE = Route(task="classify", epoch=1, generation=2, group=0)
-VISION = ModuleSpec(
-    family="any.kind", source=Source(pip="weights", part="vision"), memory_bytes=60, flops=1e9, output_bytes=100
-)
-SPEC = TaskSpec(
-    task="classify",
-    inputs={"image": InputSpec(kind="image", bytes=1000)},
-    nodes={"see": NodeSpec(module="vision", needs=("image",))},
-    output="see",
-    modules={"vision": VISION},
-)
+VISION = module("vision", memory_bytes=60)
+SPEC = chain("classify", VISION, image_bytes=1000)
 AT = topics.TASK_ROUTE.at(PREFIX, task="classify")
 
 

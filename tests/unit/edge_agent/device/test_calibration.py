@@ -18,6 +18,7 @@ from edge_agent.device.measurements import Measured
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from s2m3.catalogue import load_task
+from tests.builders import module
 
 NAMES = "pocket/imagenet-names.safetensors"  # weights that lie in the catalogue
 GB = 10**9
@@ -25,8 +26,7 @@ NOISE_BYTES = 16 * 2**20  # what else a process allocates and frees meanwhile
 
 
 def spec(part: str = "embeddings", *, memory_bytes: int = 1000, flops: float = 1e6, place: str = NAMES) -> ModuleSpec:
-    source = Source(catalog=place, part=part)
-    return ModuleSpec(family="made.up", source=source, memory_bytes=memory_bytes, flops=flops, output_bytes=1)
+    return module(part, memory_bytes, flops, family="made.up", source=Source(catalog=place, part=part))
 
 
 def assigned(made: ModuleSpec) -> AssignedModule:

@@ -12,8 +12,9 @@ from broker.transport.port import Outgoing
 from edge_agent.config import AgentConfig
 from edge_agent.device.link_estimate import FASTEST_S, LARGE, LARGE_BYTES, SMALL, Echo, Link
 from edge_agent.device.link_probe import LinkMeter
+from tests.builders import profile
 
-PROFILE = DeviceProfile(memory_bytes=1, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
+PROFILE = profile(1)
 
 
 def through(echo: Echo, took_s: Callable[[int, int], float]) -> list[int]:

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from broker.protocol.specs import ModuleSpec, Source
 from edge_agent.device.measurements import MAX_FILE_BYTES, MAX_MODULES, Measured, Measurement, setting
+from tests.builders import module
 
 
 def measurement(name: str = "a", compute_s: float | None = 0.5) -> Measurement:
-    source = Source(pip="made-up", part=name)
-    spec = ModuleSpec(family="made.up", source=source, memory_bytes=100, flops=1, output_bytes=1)
-    return Measurement(spec=spec, memory_bytes=120, compute_s=compute_s)
+    return Measurement(spec=module(name, memory_bytes=100), memory_bytes=120, compute_s=compute_s)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from edge_agent.modules.weights.checkpoint import Checkpoint
 from edge_agent.runtime.store import Store
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
+from tests.builders import module
 
 NAME = "openai/clip-vit-base-patch16"
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -49,14 +50,8 @@ def own(models: Path) -> Path:
 
 
 def spec(part: str = "vision", name: str = NAME, **changes: Any) -> ModuleSpec:
-    fields = {
-        "family": f"clip.{part}",
-        "source": Source(hub=name, part=part),
-        "memory_bytes": 10**7,
-        "flops": 1,
-        "output_bytes": 1,
-    }
-    return ModuleSpec.model_validate(fields | changes)
+    fields: dict[str, Any] = {"memory_bytes": 10**7, "family": f"clip.{part}", "source": Source(hub=name, part=part)}
+    return module(part, **fields | changes)
 
 
 def change_config(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -18,6 +18,7 @@ from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent import catalog
 from edge_agent.modules.weights import identity, packaged
+from tests.builders import module
 
 SHAPES = {"a": (2, 3), "b": (3,)}
 
@@ -30,14 +31,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def spec(file: str = "w.safetensors", **changes: Any) -> ModuleSpec:
-    fields = {
-        "family": "made.up",
-        "source": Source(catalog=file, part="all"),
-        "memory_bytes": 36,
-        "flops": 1,
-        "output_bytes": 1,
-    }
-    return ModuleSpec.model_validate(fields | changes)
+    fields: dict[str, Any] = {"memory_bytes": 36, "family": "made.up", "source": Source(catalog=file, part="all")}
+    return module("all", **fields | changes)
 
 
 def tensors() -> dict[str, torch.Tensor]:

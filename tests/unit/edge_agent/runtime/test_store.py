@@ -10,15 +10,14 @@ import pytest
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.messages import AssignedModule
-from broker.protocol.specs import ModuleSpec, Source
+from broker.protocol.specs import ModuleSpec
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
+from tests.builders import module
 
 
 def assigned(name: str, memory_bytes: int = 100) -> AssignedModule:
-    source = Source(pip="made-up", part=name)
-    spec = ModuleSpec(family="made.up", source=source, memory_bytes=memory_bytes, flops=1, output_bytes=1)
-    return AssignedModule(module=name, spec=spec)
+    return AssignedModule(module=name, spec=module(name, memory_bytes))
 
 
 class Loads:

@@ -13,21 +13,19 @@ from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
     AssignedModule,
     Assignment,
-    DeviceState,
     Heartbeat,
     HeldModule,
     OrchestratorState,
     Route,
 )
-from broker.protocol.specs import ModuleSpec
 from s2m3.testbed.observer import Sighting
 from s2m3.testbed.replay import timeline
 from s2m3.testbed.replay.report import Outcome, Recording, report
 from s2m3.testbed.replay.scenario import Expect
 from s2m3.testbed.replay.timeline import Injected
-from tests.builders import encoder_route
+from tests.builders import encoder_route, heartbeat, module, offline
 
-MODULE = ModuleSpec(family="f.m", memory_bytes=1, flops=1, output_bytes=1)
+MODULE = module("m")
 FAULT_KEYS = {"at_s", "kind", "target", "detected_after_s", "replaced_after_s", "first_answer_after_s"}
 KEYS = {"name", "sent", "answered", "errors", "lost", "wrong", "duplicates", "latency_s", "faults", "ok"}
 
@@ -42,16 +40,11 @@ def assignment(*modules: str, generation: int = 1, role: Any = "active") -> Assi
 
 
 def beat(*ready: str) -> Heartbeat:
-    modules = {name: HeldModule(module=name, state="ready") for name in ready}
-    return Heartbeat(session=1, seq=1, epoch=1, generation=1, modules=modules)
+    return heartbeat(modules={name: HeldModule(module=name, state="ready") for name in ready})
 
 
 def accuse(device: str) -> Heartbeat:
-    return Heartbeat(session=1, seq=2, epoch=1, generation=1, suspects={device: 0.1})
-
-
-def offline() -> DeviceState:
-    return DeviceState(status="offline", session=1)
+    return heartbeat(2, suspects={device: 0.1})
 
 
 def leader(epoch: int, *, online: bool) -> OrchestratorState:
