@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -25,6 +26,7 @@ import numpy as np
 import psutil
 import pytest
 import structlog
+from hypothesis import settings
 
 from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker
@@ -34,6 +36,12 @@ from broker.transport.port import Delivery, LinkEvent
 PATIENCE_S = 10.0 * float(os.environ.get("S2M3_TEST_PATIENCE", "1"))
 CONFIG = Path(__file__).parents[1] / "deploy" / "mosquitto" / "development.conf"
 HOST = "127.0.0.1"
+# Seconds are no property: an example may take long on a machine that is busy.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
+# A shell that starts this run in the background has it ignore SIGINT, and so would every process under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _INSTALL = "install Mosquitto (apt-get install mosquitto mosquitto-clients), or start a Docker engine"
 
 
