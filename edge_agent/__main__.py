@@ -1,4 +1,4 @@
-"""One device's agent: ``python -m edge_agent --config FILE``. Arguments and the device's file, then the loop."""
+"""The agent of one device: ``python -m edge_agent --config FILE``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="the device's YAML file")
     parser.add_argument("--broker", metavar="URL", help="instead of the file's broker")
     parser.add_argument(
-        "--until-stdin-closes", action="store_true", help="end when standard input does, so as not to outlive a parent"
+        "--until-stdin-closes",
+        action="store_true",
+        help="end when standard input does, so that the agent doesn't outlive its parent",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal comes.
+    """Serve until a signal arrives.
 
     Raises:
         BadFile: the configuration is wrong.
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if config.models:
         os.environ[DIRECTORY_VARIABLE] = config.models
     try:
-        import torch  # noqa: PLC0415 - after the configuration, so that a wrong one is told at once
+        import torch  # noqa: PLC0415 - after the configuration, so that its errors come at once
     except ImportError as error:
         raise BadFile(file="agent", problem="torch is not installed here", fix="install the [agent] extra") from error
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker.protocol.messages import AssignedModule, Result, TensorMessage
-from broker.protocol.specs import DeviceId, ModuleKey, NodeName
+from broker.protocol.specs import DeviceId, ModuleKey, NodeName, Wire
 from broker.protocol.tensors import Tensors
 from edge_agent.events import NodeRun
 from edge_agent.modules import Value
@@ -52,6 +52,8 @@ class Run:
     values: tuple[Value, ...]
     deadline_s: float  # on this device's clock
     use: str | None = None  # which of the module's uses
+    wire: Wire | None = None  # the dtype to which the output is rounded for other nodes; None: no node takes it
+    answers: bool = False  # the sensor gets the output, unrounded
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""What an operator says about a device: the agent's file.
+"""The agent's file, in which an operator describes a device.
 
-Owns the fields and their defaults. ``broker.files.load_spec`` reads it and names file, line and field when it is wrong.
+Owns the fields and their defaults. ``broker.files.load_spec`` reads it and names file, line and field of an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from pydantic import Field
 
 from broker.protocol.specs import Bytes, DeviceId, NotNegative, Rate, SitePrefix, Spec
 
-STATE_DIR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"  # losing it costs time, no more
+STATE_DIR = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"
+)  # may be deleted: the measurements are repeated
 
 
 class AgentConfig(Spec):
@@ -23,7 +25,7 @@ class AgentConfig(Spec):
     broker: str = "mqtt://127.0.0.1:1883"
     site: SitePrefix | None = None  # a prefix in front of all topics, when several sites share a broker
     models: str | None = None  # the models directory: DIR/org/name/{config.json, *.safetensors}; before the hub
-    memory: Bytes | None = None  # for modules; None: what is really free, less the system's reserve and the headroom
+    memory: Bytes | None = None  # for modules; None: the free memory, less the system's reserve and the headroom
     headroom: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the free memory kept for activations
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # of one forward pass
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting

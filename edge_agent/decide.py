@@ -1,232 +1,240 @@
-"""What an agent does about an event: ``decide(state, event, now_s) -> actions``. Pure; changes the state in place.
+"""The agent's decisions: ``decide(state, event, now_s) -> actions``. Sans-I/O, deterministic.
 
-Owns the order of the rules and the fence. Every event has exactly one rule; a message that stays on this device never
-becomes bytes. Deterministic: same state, event and time, same actions.
+Owns the fence and the table of rules: one for each event. A rule changes the state in place and returns a list of
+actions; it is done when it returns. A message that stays on this device never becomes bytes: it is the next event.
+
+Three messages bypass ``decide``, and ``service`` handles them: the device's echo, a rebirth request and the device's
+own retained state. They concern the connections (session, measured link, client id), which only ``service`` knows.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
-from broker.protocol.messages import AssignedModule, Assignment, NodeDone, NodeFailed, NodeInputs, Route
+from broker.protocol.messages import AssignedModule, NodeDone, NodeFailed, NodeInputs
 from broker.protocol.specs import TaskName
 from broker.protocol.topics import front_door_filter, second_door_filter
+from broker.transport.port import RECONNECT_S
+from edge_agent import events
 from edge_agent.actions import Action, JoinGroup, LeaveGroup, Load, Send, SendHeartbeat, Unload
-from edge_agent.events import (
-    Assigned,
-    DataLinkChanged,
-    Event,
-    LeaderSeen,
-    LinkRestored,
-    ModuleFailed,
-    ModuleReady,
-    NotReceived,
-    Ran,
-    Received,
-    Requested,
-    RouteCleared,
-    Routed,
-    Tick,
-)
 from edge_agent.requests import backup_coordinator, coordinate, execute
-from edge_agent.state import CONFIRM_S, LEAVE_S, AgentState
+from edge_agent.state import AgentState
+
+CONFIRM_S = RECONNECT_S + 2.0  # for routes to arrive again: the leader's topic may be the broker's memory of a dead one
+LEAVE_S = 1.0  # a removed front door stays in its share group so long: the new one may not have joined yet
 
 
-def decide(state: AgentState, event: Event, now_s: float) -> list[Action]:
-    """Apply one event and say what to do about it."""
+def decide(state: AgentState, event: events.Event, now_s: float) -> list[Action]:
+    """Apply one event and return what to do about it."""
     actions: list[Action] = []
-    waiting: deque[Event] = deque([event])
+    waiting: deque[events.Event] = deque([event])
     while waiting:
-        for action in _rule(state, waiting.popleft(), now_s):
+        event = waiting.popleft()
+        for action in RULES[type(event)](state, event, now_s):
             if isinstance(action, Send) and action.receiver == state.device:
-                waiting.append(Received(state.device, action.message, action.values))
+                waiting.append(events.Received(state.device, action.message, action.values))
             else:
                 actions.append(action)
     return actions
 
 
-def _rule(state: AgentState, event: Event, now_s: float) -> Iterable[Action]:  # noqa: C901, PLR0911, PLR0912 - one table
-    match event:
-        case LeaderSeen(epoch, online):
-            return _obey(state, epoch, now_s if online else None)
-        case LinkRestored():
-            state.unconfirmed, state.confirm_by_s = set(state.routes), None
-            return ()
-        case DataLinkChanged(up):
-            return coordinate.on_link(state, now_s, up=up)
-        case Assigned(assignment):
-            return _assigned(state, assignment, now_s)
-        case Routed(route):
-            return _routed(state, route, now_s)
-        case RouteCleared(task):
-            return _cleared(state, task, now_s)
-        case ModuleReady(key, compute_s):
-            return _ready(state, key, compute_s, now_s)
-        case ModuleFailed(key):
-            return _failed(state, key, now_s)
-        case Requested():
-            return _requested(state, event, now_s)
-        case Received():
-            return _received(state, event, now_s)
-        case NotReceived(coordinator, failed, deadline_s):
-            return (Send(coordinator, failed, {}, deadline_s),)
-        case Ran():
-            return execute.on_ran(state, event, now_s)
-        case Tick():
-            return _tick(state, now_s)
-
-
-def _requested(state: AgentState, event: Requested, now_s: float) -> Iterable[Action]:
-    """A front door coordinates a request, a second door holds it."""
+def _on_request(state: AgentState, event: events.Requested, now_s: float) -> list[Action]:
+    """A front door coordinates a request; a backup coordinator keeps a copy."""
     route = state.routes.get(event.task)
     if route and state.device in route.second_door and state.device not in route.front_door:
         return backup_coordinator.on_request(state, event, route, now_s)
     return coordinate.on_request(state, event, now_s)
 
 
-def _received(state: AgentState, event: Received, now_s: float) -> Iterable[Action]:
-    yield from coordinate.on_life(state, event.sender, now_s)
+def _on_message(state: AgentState, event: events.Received, now_s: float) -> list[Action]:
+    actions = coordinate.on_activity(state, event.sender, now_s)
     match event.message:
         case NodeInputs():
-            yield from execute.on_inputs(state, event, event.message, now_s)
+            actions += execute.on_inputs(state, event, event.message, now_s)
         case NodeDone():
-            backup_coordinator.on_done(state, event.sender, event.message)
-            coordinate.on_done(state, event.sender, event.message, now_s)
+            actions += backup_coordinator.on_done(state, event.sender, event.message)
+            actions += coordinate.on_done(state, event.sender, event.message, now_s)
         case NodeFailed():
-            yield from coordinate.on_failed(state, event.message, now_s)
+            actions += coordinate.on_failed(state, event.message, now_s)
+    return actions
 
 
-def _tick(state: AgentState, now_s: float) -> Iterable[Action]:
-    execute.on_tick(state, now_s)
-    yield from _leave(state, now_s)
-    yield from _forget_unconfirmed(state, now_s)
-    yield from backup_coordinator.on_tick(state, now_s)
-    yield from coordinate.on_tick(state, now_s)
+def _on_not_received(_: AgentState, event: events.NotReceived, __: float) -> list[Action]:
+    return [Send(event.coordinator, event.failed, {}, event.deadline_s)]
 
 
-def _obey(state: AgentState, epoch: int, seen_s: float | None) -> Iterable[Action]:
-    """A new leader wants to know at once what is held here; one that is online says all its routes."""
-    if seen_s is not None and state.unconfirmed and state.confirm_by_s is None:
-        state.confirm_by_s = seen_s + CONFIRM_S
-    if epoch > state.epoch:
-        state.epoch = epoch
-        yield SendHeartbeat()
+def _on_tick(state: AgentState, _: events.Tick, now_s: float) -> list[Action]:
+    return [
+        *execute.on_tick(state, now_s),
+        *_leave_due_groups(state, now_s),
+        *_forget_unconfirmed_tasks(state, now_s),
+        *backup_coordinator.on_tick(state, now_s),
+        *coordinate.on_tick(state, now_s),
+    ]
 
 
-def _assigned(state: AgentState, assignment: Assignment, now_s: float) -> Iterable[Action]:
-    """Hold what is assigned and nothing else; let go first, so that there is room."""
+def _on_leader(state: AgentState, event: events.LeaderSeen, now_s: float) -> list[Action]:
+    """Report at once to a new leader which modules are held. A leader that is online publishes all its routes."""
+    if event.online and state.unconfirmed_tasks and state.confirm_by_s is None:
+        state.confirm_by_s = now_s + CONFIRM_S
+    if event.epoch <= state.epoch:
+        return []
+    state.epoch = event.epoch
+    return [SendHeartbeat()]
+
+
+def _on_link_restored(state: AgentState, _: events.LinkRestored, __: float) -> list[Action]:
+    state.unconfirmed_tasks, state.confirm_by_s = set(state.routes), None
+    return []
+
+
+def _on_data_link(state: AgentState, event: events.DataLinkChanged, now_s: float) -> list[Action]:
+    return coordinate.on_data_link(state, now_s, up=event.up)
+
+
+def _on_assignment(state: AgentState, event: events.Assigned, now_s: float) -> list[Action]:
+    """Load the assigned modules and unload all others; unload first, to make room."""
+    assignment = event.assignment
     fence = (assignment.epoch, assignment.generation)
     if fence < state.fence or assignment.epoch < state.epoch:
         state.dropped["stale_assignment"] += 1
-        return
-    newer = fence > state.fence
+        return []
+    is_newer = fence > state.fence
     state.fence, state.epoch = fence, assignment.epoch
     wanted = {assigned.spec.key: assigned for assigned in assignment.modules}
+    actions: list[Action] = []
     for key in [key for key in state.assigned if key not in wanted]:
         del state.assigned[key]
         state.ready.discard(key)
         state.failed.discard(key)
         state.measured_s.pop(key, None)
-        yield Unload(key)
-        yield from execute.on_module_gone(state, key, now_s)
+        actions += [Unload(key), *execute.on_module_gone(state, key, now_s)]
     for key, assigned in wanted.items():
-        known = key in state.assigned and not (newer and key in state.failed)
+        is_known = key in state.assigned and not (is_newer and key in state.failed)
         state.assigned[key] = assigned
-        if not known:
+        if not is_known:
             state.failed.discard(key)
-            yield from _load(state, assigned)
-    yield SendHeartbeat()
+            actions.append(_load(state, assigned))
+    return [*actions, SendHeartbeat()]
 
 
-def _load(state: AgentState, assigned: AssignedModule) -> Iterable[Action]:
+def _load(state: AgentState, assigned: AssignedModule) -> Load:
     state.loading[assigned.spec.key] = state.fence
-    yield Load(assigned)
+    return Load(assigned)
 
 
-def _ready(state: AgentState, key: str, compute_s: float | None, now_s: float) -> Iterable[Action]:
+def _on_module_ready(state: AgentState, event: events.ModuleReady, now_s: float) -> list[Action]:
+    key = event.key
     state.loading.pop(key, None)
-    if key in state.assigned:
-        state.ready.add(key)
-        state.failed.discard(key)  # an older load of it, when it had been dropped and assigned again meanwhile
-        if compute_s is not None:
-            state.measured_s.setdefault(key, compute_s)
-        yield SendHeartbeat()
-        yield from execute.on_module_ready(state, key, now_s)
+    if key not in state.assigned:
+        return []
+    state.ready.add(key)
+    state.failed.discard(key)  # an older load failed when the module had been unassigned and assigned again meanwhile
+    if event.compute_s is not None:
+        state.measured_s.setdefault(key, event.compute_s)
+    return [SendHeartbeat(), *execute.on_module_ready(state, key, now_s)]
 
 
-def _failed(state: AgentState, key: str, now_s: float) -> Iterable[Action]:
-    """What can't be loaded is not here; the orchestrator reads why in the heartbeat and tries another device."""
+def _on_module_failed(state: AgentState, event: events.ModuleFailed, now_s: float) -> list[Action]:
+    """Report a module that can't be loaded. The orchestrator reads the reason in the heartbeat and tries elsewhere."""
+    key = event.key
+    actions: list[Action] = []
     state.ready.discard(key)
     since = state.loading.pop(key, state.fence)
-    if key in state.assigned and since < state.fence:  # assigned anew before its failure was known
-        yield from _load(state, state.assigned[key])
+    if key in state.assigned and since < state.fence:  # assigned again before its failure was known
+        actions.append(_load(state, state.assigned[key]))
     elif key in state.assigned:
         state.failed.add(key)
-    yield SendHeartbeat()
-    yield from execute.on_module_gone(state, key, now_s)
+    return [*actions, SendHeartbeat(), *execute.on_module_gone(state, key, now_s)]
 
 
-def _routed(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
+def _on_route(state: AgentState, event: events.Routed, now_s: float) -> list[Action]:
     """Follow the newest route: join the task's new share group before leaving the old one."""
+    route = event.route
     known = state.routes.get(route.task)
-    too_old = known is not None and (route.epoch, route.generation) < (known.epoch, known.generation)
-    state.unconfirmed -= {route.task} if known == route else set()
-    if too_old or route.epoch < state.epoch:
+    is_older = known is not None and (route.epoch, route.generation) < (known.epoch, known.generation)
+    state.unconfirmed_tasks -= {route.task} if known == route else set()
+    if is_older or route.epoch < state.epoch:
         state.dropped["stale_route"] += 1
-        return
+        return []
     state.routes[route.task] = route
-    state.unconfirmed.discard(route.task)
-    first = second = None
+    state.unconfirmed_tasks.discard(route.task)
+    front = backup = None
     if state.device in route.front_door:
-        first = front_door_filter(state.prefix, route.task, route.epoch, route.group)
+        front = front_door_filter(state.prefix, route.task, route.epoch, route.group)
     elif state.device in route.second_door:
-        second = second_door_filter(state.prefix, route.task, route.epoch, route.group)
-    # Who isn't a door any more leaves later: who is may not have joined yet, and a request must reach somebody.
-    leave_s = now_s if first or second or not route.front_door else now_s + LEAVE_S
-    yield from _change_group(state, state.groups, route.task, first, leave_s)
-    yield from _change_group(state, state.second_groups, route.task, second, leave_s)
-    yield from _leave(state, now_s)
-    yield from backup_coordinator.on_route(state, route, now_s)
-    yield from coordinate.on_route(state, route, now_s)
+        backup = second_door_filter(state.prefix, route.task, route.epoch, route.group)
+    leave_s = now_s if front or backup or not route.front_door else now_s + LEAVE_S
+    return [
+        *_change_group(state, state.share_groups, route.task, front, leave_s),
+        *_change_group(state, state.backup_groups, route.task, backup, leave_s),
+        *_leave_due_groups(state, now_s),
+        *backup_coordinator.on_route(state, route, now_s),
+        *coordinate.on_route(state, route, now_s),
+    ]
 
 
 def _change_group(
     state: AgentState, groups: dict[TaskName, str], task: TaskName, new: str | None, leave_s: float
-) -> Iterable[Action]:
-    """Join the new group now and leave the old one at ``leave_s``; None is none."""
+) -> list[Action]:
+    """Join a task's new share group, if there is one, now and leave the old one at ``leave_s``."""
     old = groups.pop(task, None)
-    if new:
-        groups[task] = new
-        state.leaving.pop(new, None)
-    if new and new != old:
-        yield JoinGroup(new)
     if old and new != old:
-        state.leaving[old] = leave_s
+        state.leave_at_s[old] = leave_s
+    if new is None:
+        return []
+    groups[task] = new
+    state.leave_at_s.pop(new, None)
+    return [JoinGroup(new)] if new != old else []
 
 
-def _leave(state: AgentState, now_s: float) -> Iterable[Action]:
-    """Leave the groups whose time has come."""
-    for group in [group for group, at_s in state.leaving.items() if now_s >= at_s]:
-        del state.leaving[group]
-        yield LeaveGroup(group)
+def _leave_due_groups(state: AgentState, now_s: float) -> list[Action]:
+    due = [group for group, at_s in state.leave_at_s.items() if now_s >= at_s]
+    for group in due:
+        del state.leave_at_s[group]
+    return [LeaveGroup(group) for group in due]
 
 
-def _forget_unconfirmed(state: AgentState, now_s: float) -> Iterable[Action]:
-    """Tasks that were undeployed while the link was down."""
+def _forget_unconfirmed_tasks(state: AgentState, now_s: float) -> list[Action]:
+    """Forget the tasks that were undeployed while the link was down."""
     if state.confirm_by_s is None or now_s < state.confirm_by_s:
-        return
-    gone, state.unconfirmed, state.confirm_by_s = sorted(state.unconfirmed), set(), None
-    for task in gone:
-        yield from _cleared(state, task, now_s)
+        return []
+    gone, state.unconfirmed_tasks, state.confirm_by_s = sorted(state.unconfirmed_tasks), set(), None
+    return [action for task in gone for action in _on_task_cleared(state, events.RouteCleared(task), now_s)]
 
 
-def _cleared(state: AgentState, task: str, now_s: float) -> Iterable[Action]:
+def _on_task_cleared(state: AgentState, event: events.RouteCleared, now_s: float) -> list[Action]:
+    task = event.task
     state.routes.pop(task, None)
-    state.stretch.pop(task, None)
-    state.unconfirmed.discard(task)
-    yield from _change_group(state, state.groups, task, None, now_s)
-    yield from _change_group(state, state.second_groups, task, None, now_s)
-    yield from _leave(state, now_s)
-    yield from backup_coordinator.on_cleared(state, task, now_s)
-    yield from coordinate.on_cleared(state, task)
+    state.latency_inflation.pop(task, None)
+    state.unconfirmed_tasks.discard(task)
+    return [
+        *_change_group(state, state.share_groups, task, None, now_s),
+        *_change_group(state, state.backup_groups, task, None, now_s),
+        *_leave_due_groups(state, now_s),
+        *backup_coordinator.on_task_cleared(state, task, now_s),
+        *coordinate.on_task_cleared(state, task),
+    ]
+
+
+RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Action]]] = MappingProxyType(
+    {
+        events.LeaderSeen: _on_leader,
+        events.LinkRestored: _on_link_restored,
+        events.DataLinkChanged: _on_data_link,
+        events.Assigned: _on_assignment,
+        events.Routed: _on_route,
+        events.RouteCleared: _on_task_cleared,
+        events.ModuleReady: _on_module_ready,
+        events.ModuleFailed: _on_module_failed,
+        events.Requested: _on_request,
+        events.Received: _on_message,
+        events.NotReceived: _on_not_received,
+        events.Ran: execute.on_ran,
+        events.Tick: _on_tick,
+    }
+)
+"""Event -> its rule."""

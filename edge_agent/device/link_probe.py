@@ -1,13 +1,18 @@
-"""This device's link, measured at each new data connection: ``Echo`` with a clock and a transport.
+"""The quality of this device's link to the broker, measured with messages that the device sends to itself. Pure.
 
-Owns when a link is measured and when the outcome is news. What an operator stated is never overruled.
+Owns the size and the order of the messages, what their times mean, and when a new result is announced. Values that the
+operator stated are never overruled. Knows no transport: the service passes in the times and a function that publishes
+on the data connection.
+
+One message is under way at a time, so none waits for another. A link that never answers gives no result, and the
+assumed values stay. The least of several times counts: other traffic, a busy broker or a busy processor can only make a
+message slower. (Ping does the same, and NTP's clock filter: Mills, RFC 5905 section 10.)
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import structlog
 
@@ -15,67 +20,113 @@ from broker.protocol.errors import LocalProtocolError, TransportError
 from broker.protocol.messages import DeviceProfile
 from broker.transport.port import Outgoing
 from edge_agent.config import AgentConfig
-from edge_agent.device.link_estimate import Echo, Link
+
+SMALL, LARGE = 8, 3  # how many messages
+LARGE_BYTES = 128 * 1024  # beyond TCP's first window: about a photograph
+SLOW_S = 1.0  # a large message that takes longer is the last one: the link has other work
+ALIKE_FACTOR = 2.0
+MIN_TRANSFER_S = 50e-6  # a shorter time can't be measured: 128 KiB up and down in it are 42 Gbit/s
 
 log = structlog.get_logger()
 
 
-class LinkMeter:
-    """Measures the link to the broker.
+@dataclass(frozen=True)
+class Estimate:
+    """What was measured: the latency one way to the broker, and the bandwidth."""
+
+    latency_s: float
+    bandwidth_bits_per_s: float
+
+    def resembles(self, other: Estimate) -> bool:
+        """Whether both figures are within ``ALIKE_FACTOR``: two measurements of one link always differ a little."""
+        pairs = ((self.latency_s, other.latency_s), (self.bandwidth_bits_per_s, other.bandwidth_bits_per_s))
+        return all(max(pair) <= ALIKE_FACTOR * min(pair) for pair in pairs)
+
+
+class Measurement:
+    """One measurement of a link. ``estimate`` is its result after the last message.
 
     Args:
-        config: What the operator says about it.
-        topic: The device's own, for messages to itself.
-        publish: Of the data connection; never waits.
-        clock: Seconds, rising; the same as that of ``heard``'s times.
+        nonce: tells the messages of this measurement from those of an earlier one.
     """
 
-    def __init__(
-        self,
-        config: AgentConfig,
-        topic: str,
-        publish: Callable[[Outgoing], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.topic = topic
+    def __init__(self, nonce: int) -> None:
+        self.estimate: Estimate | None = None
+        self._nonce = nonce
+        self._sent_s = 0.0
+        self._small_s: list[float] = []
+        self._large_s: list[float] = []
+
+    def next_payload(self, now_s: float) -> bytes:
+        """The message to send now."""
+        self._sent_s = now_s
+        return self._head() if len(self._small_s) < SMALL else self._head().ljust(LARGE_BYTES, b".")
+
+    def on_echo(self, payload: bytes, heard_s: float) -> bool:
+        """Record a message that came back at ``heard_s``; True when another one must be sent."""
+        if self.estimate is not None or not payload.startswith(self._head()):
+            return False
+        took_s = max(0.0, heard_s - self._sent_s)
+        (self._small_s if len(self._small_s) < SMALL else self._large_s).append(took_s)
+        if len(self._large_s) < LARGE and not (self._large_s and took_s > SLOW_S):
+            return True
+        round_trip_s = min(self._small_s)
+        transfer_s = max(min(self._large_s) - round_trip_s, MIN_TRANSFER_S)  # up, and down again
+        self.estimate = Estimate(round_trip_s / 2, 2 * 8 * LARGE_BYTES / transfer_s)
+        return False
+
+    def _head(self) -> bytes:
+        return f"{self._nonce}-{len(self._small_s) + len(self._large_s)} ".encode()
+
+
+class LinkProbe:
+    """Measures the link at each new data connection.
+
+    Args:
+        config: what the operator states about the link.
+        topic: the device's own topic for messages to itself.
+        publish: of the data connection; never blocks.
+    """
+
+    def __init__(self, config: AgentConfig, topic: str, publish: Callable[[Outgoing], None]) -> None:
+        self._topic = topic
         self._publish = publish
-        self._clock = clock
-        self._said = config.model_dump(include={"latency_s", "bandwidth_bits_per_s"}, exclude_none=True)
-        self._echo: Echo | None = None  # while it measures
-        self._measured: Link | None = None  # what was announced
+        self._stated = config.model_dump(include=set(Estimate.__dataclass_fields__), exclude_none=True)
+        self._measurement: Measurement | None = None
+        self._announced: Estimate | None = None
 
-    def begin(self, session: int) -> None:
-        """Measure a new connection, unless the operator said all about it."""
-        if len(self._said) < len(asdict(Link(0, 0))):
-            self._echo = Echo(session)
-            self._send(self._echo.begin(self._clock()))
+    def begin(self, session: int, now_s: float) -> None:
+        """Measure a new connection, unless the operator stated all values."""
+        if len(self._stated) < len(Estimate.__dataclass_fields__):
+            self._measurement = Measurement(session)
+            self._send(self._measurement, now_s)
 
-    def heard(self, payload: bytes, heard_s: float, profile: DeviceProfile) -> DeviceProfile | None:
-        """A message came back.
+    def on_echo(self, payload: bytes, heard_s: float, now_s: float, profile: DeviceProfile) -> DeviceProfile | None:
+        """Handle a message that came back.
 
         Args:
-            payload: What came.
-            heard_s: When it came.
-            profile: What the device says of itself by now.
+            payload: what came.
+            heard_s: when it came.
+            now_s: when the next message goes.
+            profile: the device's present one.
 
         Returns:
-            What it must say from now on; None while the measurement goes on, and when it brought nothing new.
+            The profile to announce from now on; None while the measurement goes on, or when it gives nothing new.
         """
-        if self._echo is None:
+        if self._measurement is None:
             return None
-        following = self._echo.heard(payload, heard_s, self._clock())
-        if following is not None:
-            self._send(following)
-        if (link := self._echo.link) is None:
+        if self._measurement.on_echo(payload, heard_s):
+            self._send(self._measurement, now_s)
+        if (estimate := self._measurement.estimate) is None:
             return None
-        self._echo = None
-        if self._measured is not None and link.resembles(self._measured):
+        self._measurement = None
+        if self._announced is not None and estimate.resembles(self._announced):
             return None
-        self._measured = link
-        return profile.model_copy(update=asdict(link) | self._said)
+        self._announced = estimate
+        return profile.model_copy(update=asdict(estimate) | self._stated)
 
-    def _send(self, payload: bytes) -> None:
+    def _send(self, measurement: Measurement, now_s: float) -> None:
         try:
-            self._publish(Outgoing(self.topic, payload, qos=0))
-        except (TransportError, LocalProtocolError) as error:  # what is assumed of the link stays
+            self._publish(Outgoing(self._topic, measurement.next_payload(now_s), qos=0))
+        except (TransportError, LocalProtocolError) as error:  # the assumed values stay
             log.info("link_not_measured", reason=str(error) or type(error).__name__)

@@ -1,8 +1,8 @@
-"""What this device has to offer: memory and speed, measured; the link, as the operator states it or as it is assumed.
+"""The profile of this device: its memory and speed, measured, and its link, stated by the operator or assumed.
 
-Owns the measurement at start. Knows no model: the speed is that of layers as small networks have them, at the thread
-count set. It only serves until forward passes are measured themselves (``calibrate``); so does the assumed link, until
-it is (``echo``).
+Owns the measurement at start. Knows no model: the speed is that of layers as small networks have them, at the
+configured thread count. It counts until forward passes are measured (``calibration``), and the assumed link until that
+is measured (``link_probe``).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from broker.protocol.messages import DeviceProfile
 from edge_agent.device.footprint import free_bytes
 
 MEASURE_S = 0.15
-# Left to the system when no budget is stated, and to what families import with their first module: transformers and
-# what it brings take 170 MB, which belong to no module.
+# For the system when no budget is stated, and for the packages that a family imports with its first module:
+# transformers and its imports take 170 MB, which belong to no module.
 RESERVE_BYTES = (256 + 192) * 1024 * 1024
-ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S = 100e6, 0.001  # of a link that nobody stated or measured: a wired one
+ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S = 100e6, 0.001  # until the link is stated or measured: a wired one
 CHANNELS, EXPANDED, SIDE = 24, 144, 56  # of the bottleneck
 TOKENS, WIDTH = 28, 384  # of the feed-forward layer
 
@@ -41,15 +41,16 @@ def profile(
     """Measure this device.
 
     Args:
-        memory_bytes: The budget for modules; None for what is really free, less the system's reserve and the headroom.
-        headroom: Share of that for activations. A stated budget is for modules alone, and taken as it is.
-        speed: Share of its speed that the device offers, for emulating slower ones.
-        bandwidth_bits_per_s: Of the device's link; None assumes one until it is measured.
-        latency_s: Of the device's link, one way to the broker; None likewise.
-        clock: Seconds, rising.
+        memory_bytes: the budget for modules, taken as it is; None measures the free memory, less the system's reserve
+            and the headroom.
+        headroom: share of the measured memory for activations.
+        speed: share of its speed that the device offers, to emulate a slower one.
+        bandwidth_bits_per_s: of the device's link; None assumes a value until it is measured.
+        latency_s: of the device's link, one way to the broker; None as above.
+        clock: seconds, rising.
 
     Raises:
-        BadFile: no budget is stated, and the system doesn't say what is free.
+        BadFile: no budget is stated, and the system doesn't report its free memory.
     """
     return DeviceProfile(
         memory_bytes=memory_bytes if memory_bytes is not None else spare_memory_bytes(free_bytes(), headroom),
@@ -60,28 +61,24 @@ def profile(
 
 
 def spare_memory_bytes(free: int | None, headroom: float) -> int:
-    """What is left for modules of free bytes: less the system's reserve, less the headroom of the rest; at least 1.
+    """The bytes for modules: the free ones less the system's reserve, less the headroom of the rest; at least 1.
 
     Raises:
-        BadFile: nobody knows what is free; then an operator must state the budget.
+        BadFile: the free memory is unknown; the operator must state the budget.
     """
     if free is None:
-        raise BadFile(
-            file="agent",
-            field="memory",
-            problem="this system doesn't say how much is free",
-            fix="state the device's `memory`",
-        )
+        problem, fix = "this system doesn't report its free memory", "state the device's `memory`"
+        raise BadFile(file="agent", field="memory", problem=problem, fix=fix)
     return max(1, round((free - RESERVE_BYTES) * (1 - headroom)))
 
 
 def compute_flops_per_s(clock: Clock = time.perf_counter, measure_s: float = MEASURE_S) -> float:
-    """Floating-point operations a second (two a multiply-add) at the thread count set.
+    """Floating-point operations per second (two per multiply-add) at the configured thread count.
 
-    Runs in turn a mobile inverted bottleneck (Sandler et al. 2018) and a transformer's feed-forward layer over a few
-    captions, once to warm up and then until the time is over. The fastest round counts, so that what else the machine
-    does at that moment (other programs that start) doesn't make the device look slow. Such layers move more memory than
-    one big product, so the figure is far below the processor's peak: it is what small models reach.
+    A round is a mobile inverted bottleneck (Sandler et al. 2018) and a transformer's feed-forward layer over a few
+    captions. After one round to warm up, rounds run for ``measure_s``. The fastest one counts, so that other programs
+    that start at that moment don't make the device look slow. Such layers move more memory than one big product, so the
+    figure is far below the processor's peak: small models reach it.
     """
     generator = torch.Generator().manual_seed(0)
 

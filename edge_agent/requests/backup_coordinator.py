@@ -1,19 +1,17 @@
-"""The rules of a second front door: it holds each request until somebody else has answered it. Pure.
+"""The backup coordinator's rules: keep a copy of each request until another device has answered it. Sans-I/O.
 
-Owns the requests held. A task with ``redundancy: 2`` delivers every request to two devices, in two share groups: the
-front door, which coordinates it (``coordinate``), and a second door. Whoever ends the request tells the second door
-``done``. When that doesn't come in time, or a device that was the front door then is none any more, the second door
-takes the request over as if it had just arrived: the death of a coordinator costs a sensor no answer, though it
-publishes only once. At least once: an answer may come twice.
+Owns the copies. A task with ``redundancy: 2`` delivers every request to two devices, through two share groups: to a
+front door, which coordinates it (``coordinate``), and to a backup coordinator (``second_door`` on the wire). The device
+that ends the request sends ``done`` to the backup. If that doesn't arrive in time, or if a front door is removed
+meanwhile, the backup takes the request over as if it had just arrived. So a sensor that publishes once gets its answer
+although a coordinator dies. Delivery is at least once: an answer may come twice.
 
 Invariants:
-- What is held is bounded in number and bytes; the oldest goes first, and is counted.
-- A request is held no longer than half of its time: whoever takes it over needs the other half.
+- The copies are bounded in number and bytes. The oldest is dropped first, and counted.
+- A copy waits for at most half of the request's time: the device that takes it over needs the other half.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from broker.protocol.codec import request_id
 from broker.protocol.messages import NodeDone, Route
@@ -21,75 +19,76 @@ from broker.protocol.specs import DeviceId, RequestId, TaskName
 from edge_agent.actions import Action, Log
 from edge_agent.events import Requested
 from edge_agent.requests import coordinate
-from edge_agent.requests.load_estimate import queues_s
+from edge_agent.requests.load_estimate import waits_s
 from edge_agent.requests.routing import choose_plan
-from edge_agent.state import MAX_HELD, MAX_HELD_BYTES, AgentState, Held
+from edge_agent.state import AgentState, BackedUp
+
+MAX_BACKUPS = 1024
+MAX_BACKUP_BYTES = 64 * 1024 * 1024  # of their payloads
 
 
-def on_request(state: AgentState, event: Requested, route: Route, now_s: float) -> Iterable[Action]:
-    """A copy of a request arrived at this second door: hold it. One that is held already is the sensor's retry."""
+def on_request(state: AgentState, event: Requested, route: Route, now_s: float) -> list[Action]:
+    """Keep a copy of a request. A copy that is kept already is the sensor's retry."""
     request = request_id(event.task, event.reply_to, event.correlation, event.payload)
-    if request in state.held or request in state.coordinated:
-        return
-    life_s = coordinate.life_of(event)
-    expected_s = _expected_s(state, route, now_s)
-    wait_s = min(coordinate.patience_s(expected_s), life_s / 2)
-    state.held[request] = Held(event, route.front_door, now_s + wait_s, now_s + life_s)
-    state.held_bytes += len(event.payload)
-    while state.held_bytes > MAX_HELD_BYTES or len(state.held) > MAX_HELD:
-        _let_go(state, next(iter(state.held)))
+    if request in state.backups or request in state.coordinated:
+        return []
+    life_s = coordinate.lifetime_s(event)
+    wait_s = min(coordinate.timeout_s(_expected_s(state, route, now_s)), life_s / 2)
+    state.backups[request] = BackedUp(event, route.front_door, now_s + wait_s, now_s + life_s)
+    state.backup_bytes += len(event.payload)
+    while state.backup_bytes > MAX_BACKUP_BYTES or len(state.backups) > MAX_BACKUPS:
+        _release(state, next(iter(state.backups)))
         state.dropped["not_held_longer"] += 1
-    yield from ()
+    return []
 
 
-def on_done(state: AgentState, sender: DeviceId, message: NodeDone) -> None:
-    """Somebody ended a request: it is held no longer. Only who serves its task can say so."""
-    held = state.held.get(message.request)
+def on_done(state: AgentState, sender: DeviceId, message: NodeDone) -> list[Action]:
+    """Drop the copy of a request that has ended. Only devices that serve its task can end it."""
+    backup = state.backups.get(message.request)
     route = state.routes.get(message.task)
-    if held is None or route is None or message.task != held.event.task:
-        return
+    if backup is None or route is None or message.task != backup.event.task:
+        return []
     able = {each.device for node in route.nodes.values() for each in node.devices}
-    if sender in able.union(route.front_door, held.front_door):
-        _let_go(state, message.request)
+    if sender in able.union(route.front_door, backup.front_door):
+        _release(state, message.request)
     else:
         state.dropped["not_asked"] += 1
+    return []
 
 
-def on_route(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
-    """A task's front door changed: what its former members may have taken with them is taken over."""
-    for request, held in list(state.held.items()):
-        if held.event.task == route.task and not set(held.front_door) <= set(route.front_door):
-            yield from _take_over(state, request, now_s)
+def on_route(state: AgentState, route: Route, now_s: float) -> list[Action]:
+    """Take over the requests that a removed front door may have had."""
+    of_task = [(name, backup) for name, backup in state.backups.items() if backup.event.task == route.task]
+    return _take_over(state, now_s, [name for name, b in of_task if not set(b.front_door) <= set(route.front_door)])
 
 
-def on_cleared(state: AgentState, task: TaskName, now_s: float) -> Iterable[Action]:
-    """A task was undeployed: the sensors that wait are told."""
-    for request, held in list(state.held.items()):
-        if held.event.task == task:
-            yield from _take_over(state, request, now_s)
+def on_task_cleared(state: AgentState, task: TaskName, now_s: float) -> list[Action]:
+    """Answer the requests of an undeployed task: the coordinator's rules refuse them with an error."""
+    return _take_over(state, now_s, [name for name, backup in state.backups.items() if backup.event.task == task])
 
 
-def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
-    """Requests that nobody has answered in time are taken over."""
-    for request, held in list(state.held.items()):
-        if now_s >= held.due_s:
-            yield from _take_over(state, request, now_s)
+def on_tick(state: AgentState, now_s: float) -> list[Action]:
+    """Take over the requests that no device has answered in time."""
+    return _take_over(state, now_s, [name for name, backup in state.backups.items() if now_s >= backup.due_s])
 
 
 def _expected_s(state: AgentState, route: Route, now_s: float) -> float:
-    """What a request of typical size takes, as far as this device knows."""
+    """The expected duration of a request of typical size; 0 when it is unknown."""
     sizes = {name: spec.bytes for name, spec in route.inputs.items()}
-    choice = choose_plan(route, here=state.device, input_bytes=sizes, queue_s=queues_s(state, now_s, task=route.task))
+    choice = choose_plan(route, here=state.device, input_bytes=sizes, queue_s=waits_s(state, now_s, task=route.task))
     return choice[1] if choice else 0.0
 
 
-def _take_over(state: AgentState, request: RequestId, now_s: float) -> Iterable[Action]:
-    held = _let_go(state, request)
-    yield Log("request_taken_over", {"request": request, "task": held.event.task})
-    yield from coordinate.on_request(state, held.event, now_s, deadline_s=held.deadline_s)
+def _take_over(state: AgentState, now_s: float, requests: list[RequestId]) -> list[Action]:
+    actions: list[Action] = []
+    for request in requests:
+        backup = _release(state, request)
+        actions.append(Log("request_taken_over", {"request": request, "task": backup.event.task}))
+        actions += coordinate.on_request(state, backup.event, now_s, deadline_s=backup.deadline_s)
+    return actions
 
 
-def _let_go(state: AgentState, request: RequestId) -> Held:
-    held = state.held.pop(request)
-    state.held_bytes -= len(held.event.payload)
-    return held
+def _release(state: AgentState, request: RequestId) -> BackedUp:
+    backup = state.backups.pop(request)
+    state.backup_bytes -= len(backup.event.payload)
+    return backup

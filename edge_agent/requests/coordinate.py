@@ -1,20 +1,20 @@
-"""The rules of a front door: a request's life from arrival to answer. Pure; changes the state in place.
+"""The coordinator's rules: the life of a request from its arrival to its answer. Sans-I/O, deterministic.
 
-Owns every request that this device coordinates: its inputs, its plan, which nodes have finished, when to try again.
-Each request ends in exactly one answer or error from here or from its output's device, never in silence. Knows
-nothing of running modules (``execute``).
+Owns every request that this device coordinates: its inputs, its plan, its completed nodes and the time of its next
+attempt. Knows nothing about running modules (``execute``).
 
-Overload is answered at once: a request that is not expected to be answered before its deadline is refused with the
-seconds after which it is worth another try, and no task may crowd out others (``_admit``). What was taken is finished.
-
-A retry sends the inputs again, with a new attempt and a new plan. Agents that have already computed a node answer from
-what they keep, so only the missing nodes are computed again.
+Invariants:
+- A request ends with exactly one answer or error, from here or from the device of its output node; never in silence.
+- A request that is not expected to be answered before its deadline is refused at once, with the seconds after which a
+  retry may succeed. An admitted request is finished. No task crowds out the others (``_accept``, ``_admit``).
+- A retry sends the inputs again under a new plan. Devices that have already computed a node answer from the outputs
+  that they keep, so only the missing nodes are computed again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from broker.protocol.codec import RawInput, decode_request, request_id
 from broker.protocol.errors import ErrorCode, RequestFailed
@@ -29,274 +29,260 @@ from broker.protocol.messages import (
     Result,
     Route,
 )
-from broker.protocol.specs import DeviceId, NodeName, RequestId
+from broker.protocol.specs import DeviceId, NodeName, TaskName
 from broker.protocol.topics import may_reply_to
 from broker.transport.port import RECONNECT_S
 from edge_agent.actions import Action, Log, Reply, Send, SendHeartbeat
 from edge_agent.events import Requested
-from edge_agent.requests.load_estimate import queues_s
+from edge_agent.requests.load_estimate import waits_s
 from edge_agent.requests.routing import choose_plan
-from edge_agent.state import (
-    DEFAULT_DEADLINE_S,
-    MAX_COORDINATED,
-    MAX_COORDINATED_BYTES,
-    AgentState,
-    Coordinated,
-    size_of,
-)
+from edge_agent.state import AgentState, Coordinated, size_of
 
-FIRST_PATIENCE_S = 1.0  # a heartbeat, before missing nodes are sent again; doubles with each attempt: loads may be slow
-PATIENCE_FACTOR = 4.0  # times the expected seconds, when that is longer: work that comes later takes its turns
-REFUSED_PATIENCE_S = 0.1  # after a device said that it can't: a new route is on its way
-ADMITTED_SHARE = 0.8  # of the deadline: what is expected to take longer because of others isn't begun; estimates err
-NEWEST_SHARE = 0.1  # of the newest request in the average by which requests take longer than expected
-MAX_STRETCH = 8.0  # of it; one request that died with a device says nothing about the others
-SHORTEST_RETRY_S = 0.1  # what an overloaded device tells sensors at least
+DEFAULT_DEADLINE_S = 30.0  # for a sensor that sets no Message Expiry
+MAX_COORDINATED = 256  # requests; a task may hold as many of them as are left free
+MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # of their inputs, kept until the answer is delivered; shared the same way
+FIRST_TIMEOUT_S = 1.0  # a heartbeat; doubles with each attempt, as loading a module may be slow
+TIMEOUT_FACTOR = 4.0  # times the expected seconds, when that is longer: later work takes its share meanwhile
+REFUSED_BACKOFF_S = 0.1  # after a device refused: a new route is on its way
+ADMITTED_SHARE = 0.8  # of the deadline that an estimate may fill when others' work is part of it; estimates err
+NEWEST_SHARE = 0.1  # of the newest request in a task's latency inflation
+MAX_LATENCY_INFLATION = 8.0  # of one request; one that died with a device says nothing about the others
+MIN_RETRY_AFTER_S = 0.1  # in an ``overloaded`` answer
 
 
-def on_request(
-    state: AgentState, event: Requested, now_s: float, *, deadline_s: float | None = None
-) -> Iterable[Action]:
-    """A sensor asks: take the request, or say at once why not.
+def on_request(state: AgentState, event: Requested, now_s: float, *, deadline_s: float | None = None) -> list[Action]:
+    """Coordinate a request, or refuse it at once with the reason.
 
-    Args:
-        state: what is known; changed.
-        event: the request.
-        now_s: the time.
-        deadline_s: of a request that isn't new; by default it has all its time left.
+    A backup coordinator takes over a request with the ``deadline_s`` that it has left; it was admitted before.
     """
     if not may_reply_to(state.prefix, event.reply_to):
         state.dropped["reply_topic"] += 1
-        yield Log("request_without_reply", {"task": event.task, "reply_to": event.reply_to[:200]})
-        return
-    request = request_id(event.task, event.reply_to, event.correlation, event.payload)
-    if request in state.coordinated:
+        return [Log("request_without_reply", {"task": event.task, "reply_to": event.reply_to[:200]})]
+    name = request_id(event.task, event.reply_to, event.correlation, event.payload)
+    if name in state.coordinated:
         state.dropped["duplicate_request"] += 1
-        return
-    life_s = life_of(event) if deadline_s is None else deadline_s - now_s
+        return []
+    is_new = deadline_s is None
+    ends_s = now_s + lifetime_s(event) if deadline_s is None else deadline_s
+    request = Coordinated(name, event.task, {}, event.reply_to, event.correlation, ends_s)
     try:
-        route, inputs = _accept(state, event)
-        waiting_s = queues_s(state, now_s, task=event.task)
-        choice = _choose(state, route, inputs, waiting_s)
-        if deadline_s is None:  # or somebody took it in already, and may have all but done it
-            _admit(waiting_s, choice, life_s, state.stretch.get(event.task, 1.0))
+        route, request.inputs = _accept(state, event)
+        waiting_s = waits_s(state, now_s, task=event.task)
+        choice = _choose(state, route, request, waiting_s)
+        if is_new:
+            _admit(waiting_s, choice, ends_s - now_s, state.latency_inflation.get(event.task, 1.0))
     except RequestFailed as error:
-        told = _error(state, request, event.task, error)
-        yield Reply(event.reply_to, event.correlation, told, now_s + life_s)
-        yield from _tell_second_door(state, request, event.task, now_s + life_s)
-        return
-    taken = Coordinated(request, event.task, inputs, event.reply_to, event.correlation, now_s + life_s)
-    state.coordinated[request] = taken
-    state.coordinated_bytes += taken.size_bytes
-    if choice and deadline_s is None:
-        taken.began_s, taken.expected_s = now_s, choice[1]
-    yield from _dispatch(state, taken, now_s, choice)
+        return _error_reply(state, request, error)
+    state.coordinated[name] = request
+    state.coordinated_bytes += request.size_bytes
+    if choice and is_new:
+        request.began_s, request.expected_s = now_s, choice[1]
+    return _dispatch(state, request, now_s, choice)
 
 
-def on_route(state: AgentState, route: Route, now_s: float) -> Iterable[Action]:
-    """The way of a task changed: requests whose plan no longer holds are sent again."""
-    for request in [c for c in state.coordinated.values() if c.task == route.task]:
+def on_route(state: AgentState, route: Route, now_s: float) -> list[Action]:
+    """Resend the requests of a task whose plan no longer holds under its new route."""
+    actions: list[Action] = []
+    for request in _requests_of(state, route.task):
         if route.unavailable:
-            yield from _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable))
-        elif request.plan is None or _broken(request, request.plan, route):
-            yield from _dispatch(state, request, now_s, _choose_again(state, request, now_s))
+            actions += _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable))
+        elif request.plan is None or _is_broken(request, request.plan, route):
+            actions += _dispatch(state, request, now_s, _choose_again(state, request, now_s))
+    return actions
 
 
-def on_cleared(state: AgentState, task: str) -> Iterable[Action]:
-    """A task was undeployed: its requests end."""
-    for request in [c for c in state.coordinated.values() if c.task == task]:
-        yield from _end(state, request, _no_task(task))
+def on_task_cleared(state: AgentState, task: TaskName) -> list[Action]:
+    """End the requests of an undeployed task with an error."""
+    return [action for request in _requests_of(state, task) for action in _end(state, request, _no_task(task))]
 
 
-def on_link(state: AgentState, now_s: float, *, up: bool) -> Iterable[Action]:
-    """Our data link went: nothing is sent again before it is back. Then all is, with the first patience.
+def on_data_link(state: AgentState, now_s: float, *, up: bool) -> list[Action]:
+    """Resend nothing while our data link is down, and everything, with the first timeout, once it is up.
 
-    The broker may have been away for all: others need the time to connect, too.
+    The broker may have been away for all devices. The others need the time to reconnect, too.
     """
     if not up:
-        state.blame_from_s = math.inf
-    elif state.blame_from_s == math.inf:
-        state.blame_from_s = now_s + RECONNECT_S
+        state.suspect_only_after_s = math.inf
+    elif state.suspect_only_after_s == math.inf:
+        state.suspect_only_after_s = now_s + RECONNECT_S
         for request in state.coordinated.values():
-            request.retry_s = min(request.retry_s, now_s + REFUSED_PATIENCE_S)
-            request.in_vain = request.attempt + 1
-    return ()
+            request.retry_at_s = min(request.retry_at_s, now_s + REFUSED_BACKOFF_S)
+            request.attempts_lost_to_own_link = request.attempt + 1
+    return []
 
 
-def on_life(state: AgentState, sender: DeviceId, now_s: float) -> Iterable[Action]:
-    """A device that was asked something sent anything: it lives."""
-    if sender in state.heard:
-        state.heard[sender] = now_s
-    if state.suspects.pop(sender, None) is not None:
-        yield SendHeartbeat()
+def on_activity(state: AgentState, sender: DeviceId, now_s: float) -> list[Action]:
+    """Clear the suspicion against a device that sent anything."""
+    if sender in state.last_heard_s:
+        state.last_heard_s[sender] = now_s
+    return [SendHeartbeat()] if state.suspects.pop(sender, None) is not None else []
 
 
-def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float) -> None:
-    """A node finished; with the output node, the request is over. Only who was asked can say so."""
+def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float) -> list[Action]:
+    """Record a completed node. The output node ends the request. Only a device that was assigned the node counts."""
     request = state.coordinated.get(message.request)
     if request is None:
-        return
-    if (message.node, sender) not in request.asked:
+        return []
+    if (message.node, sender) not in request.ever_assigned:
         state.dropped["not_asked"] += 1
-        return
+        return []
     if request.first_fence is not None and (message.epoch, message.generation) < request.first_fence:
         state.dropped["stale_done"] += 1
-        return
-    planned, _ = request.sent.get(message.node, (sender, now_s))
-    if sender == planned or message.node not in request.finished:
-        request.finished[message.node] = sender, now_s
+        return []
+    assignee, _ = request.current_assignees.get(message.node, (sender, now_s))
+    if sender == assignee or message.node not in request.completed:
+        request.completed[message.node] = sender, now_s
     if sender != state.device:
-        _report(state, sender, request.task, message.queue_s, now_s)
+        _record_queue(state, sender, request.task, message.queue_s, now_s)
     if message.node == request.output:
-        _learn(state, request, now_s)
+        _update_latency_inflation(state, request, now_s)
         _forget(state, request)
+    return []
 
 
-def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> Iterable[Action]:
-    """A node can't run there: try elsewhere, or tell the sensor."""
+def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> list[Action]:
+    """Retry a node that a device can't run, or send the error to the sensor."""
     request = state.coordinated.get(message.request)
     if request is None:
-        return
+        return []
+    body = message.error
     if message.attempt < request.attempt:
         state.dropped["stale_failure"] += 1
-        return
-    body = message.error
-    if (message.node, message.device) not in request.asked:
+    elif (message.node, message.device) not in request.ever_assigned:
         state.dropped["not_asked"] += 1
-    elif message.retry and (body.code != ErrorCode.OVERLOADED or _elsewhere(state, request, message)):
-        _soon_again(request, message, now_s)
+    elif message.retry and (body.code != ErrorCode.OVERLOADED or _has_alternative(state, request, message)):
+        _schedule_retry(request, message, now_s)
     else:
-        yield from _end(state, request, RequestFailed(body.code, body.message, retry_after_s=body.retry_after_s))
+        return _end(state, request, RequestFailed(body.code, body.message, retry_after_s=body.retry_after_s))
+    return []
 
 
-def on_tick(state: AgentState, now_s: float) -> Iterable[Action]:
-    """Requests whose time is over end; those that wait too long are sent again; old suspicions are forgotten."""
+def on_tick(state: AgentState, now_s: float) -> list[Action]:
+    """End requests at their deadline, resend those that time out, and drop old suspicions."""
     state.suspects = {d: at_s for d, at_s in state.suspects.items() if now_s < at_s + SUSPECTED_FOR_S}
+    actions: list[Action] = []
     for request in list(state.coordinated.values()):
         if now_s >= request.deadline_s:
-            _learn(state, request, now_s)
+            _update_latency_inflation(state, request, now_s)
             text = f"no answer in time after {request.attempt + 1} attempts; allow more time or add devices"
-            yield from _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
-        elif now_s >= request.retry_s and state.blame_from_s == math.inf:
-            request.retry_s = math.inf  # until our link is back
-        elif now_s >= request.retry_s:
-            yield from _suspect(state, request, now_s)
-            yield from _dispatch(state, request, now_s, _choose_again(state, request, now_s, late=True))
+            actions += _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
+        elif now_s >= request.retry_at_s and state.suspect_only_after_s == math.inf:
+            request.retry_at_s = math.inf  # until our link is up
+        elif now_s >= request.retry_at_s:
+            actions += _suspect_silent_devices(state, request, now_s)
+            actions += _dispatch(state, request, now_s, _choose_again(state, request, now_s, late=True))
+    return actions
 
 
-def life_of(event: Requested) -> float:
+def lifetime_s(event: Requested) -> float:
     """The seconds that a request has when it arrives."""
     return min(MAX_DEADLINE_S, float(event.expiry_s or DEFAULT_DEADLINE_S))
 
 
-def patience_s(expected_s: float) -> float:
-    """How long to wait for what is expected to take so long."""
-    return max(FIRST_PATIENCE_S, PATIENCE_FACTOR * expected_s)
+def timeout_s(expected_s: float) -> float:
+    """The seconds after which an attempt with this expected duration times out."""
+    return max(FIRST_TIMEOUT_S, TIMEOUT_FACTOR * expected_s)
+
+
+def _requests_of(state: AgentState, task: TaskName) -> list[Coordinated]:
+    return [request for request in state.coordinated.values() if request.task == task]
 
 
 def _accept(state: AgentState, event: Requested) -> tuple[Route, dict[NodeName, RawInput]]:
-    """The task's route, and the inputs, if there is room for them.
+    """The task's route and the request's inputs. ``RequestFailed`` when there is no route, no room, or a bad input.
 
-    A task may hold as many requests and bytes as are left free (dynamic thresholds; Choudhury, Hahne 1998): one alone
-    has half of all, and however many requests it sends, there is room for those of others.
+    A task may hold as many requests and bytes as are left free (dynamic thresholds; Choudhury, Hahne 1998). One task
+    alone gets half of the room, and however many requests it sends, some room is left for the others.
     """
     route = state.routes.get(event.task)
     if route is None:
         raise _no_task(event.task)
     if route.unavailable:
         raise RequestFailed(ErrorCode.NO_ROUTE, route.unavailable)
-    own = [request for request in state.coordinated.values() if request.task == event.task]
-    if len(own) >= MAX_COORDINATED - len(state.coordinated):
-        text = f"{len(own)} requests of {event.task} are in flight here already; send more slowly"
-        raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
+    own = _requests_of(state, event.task)
     own_bytes = sum(request.size_bytes for request in own)
-    if own_bytes + len(event.payload) > MAX_COORDINATED_BYTES - state.coordinated_bytes:
-        text = f"the requests of {event.task} in flight here have {own_bytes} bytes already; send more slowly"
+    free_bytes = MAX_COORDINATED_BYTES - state.coordinated_bytes
+    if len(own) >= MAX_COORDINATED - len(state.coordinated) or own_bytes + len(event.payload) > free_bytes:
+        text = f"{len(own)} requests of {event.task}, {own_bytes} bytes, are in flight here already; send more slowly"
         raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
     return route, decode_request(event.payload, event.content_type, route.inputs)
 
 
 def _admit(
-    waiting_s: Mapping[DeviceId, float], choice: tuple[Plan, float] | None, life_s: float, stretch: float
+    waiting_s: Mapping[DeviceId, float], choice: tuple[Plan, float] | None, life_s: float, inflation: float
 ) -> None:
-    """Refuse what others' work would make late. What is slow by itself, or waits for a module, may try."""
+    """Refuse a request that others' work would make late. One that is slow by itself or waits for a module may try."""
     if choice is None or not any(planned.device in waiting_s for planned in choice[0].nodes.values()):
         return
-    expected_s = choice[1] * stretch
+    expected_s = choice[1] * inflation
     late_s = expected_s - ADMITTED_SHARE * life_s
     if late_s > 0:
         text = f"an answer is expected after {expected_s:.1f} s and the deadline is {life_s:.1f} s; come back later"
-        raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=max(SHORTEST_RETRY_S, round(late_s, 3)))
+        raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=max(MIN_RETRY_AFTER_S, round(late_s, 3)))
 
 
-def _learn(state: AgentState, request: Coordinated, now_s: float) -> None:
-    """How much longer requests take than expected: later work of other tasks, or devices that became slow.
+def _update_latency_inflation(state: AgentState, request: Coordinated, now_s: float) -> None:
+    """Learn how much longer requests take than expected: later work of other tasks, or devices that became slow.
 
-    What waited for our link, or came with all that had, tells nothing of that.
+    A request that waited for our own link, or arrived in the burst after it, says nothing about that.
     """
-    if request.expected_s > 0 and request.began_s >= state.blame_from_s:
-        before = state.stretch.get(request.task, 1.0)
-        factor = min(MAX_STRETCH, max(1.0, (now_s - request.began_s) / request.expected_s))
-        state.stretch[request.task] = before + NEWEST_SHARE * (factor - before)
+    if request.expected_s > 0 and request.began_s >= state.suspect_only_after_s:
+        known = state.latency_inflation.get(request.task, 1.0)
+        newest = min(MAX_LATENCY_INFLATION, max(1.0, (now_s - request.began_s) / request.expected_s))
+        state.latency_inflation[request.task] = known + NEWEST_SHARE * (newest - known)
 
 
 def _choose(
-    state: AgentState,
-    route: Route,
-    inputs: Mapping[NodeName, RawInput],
-    waiting_s: Mapping[DeviceId, float],
-    *,
-    finished: Mapping[NodeName, DeviceId] | None = None,
-    avoid: frozenset[DeviceId] = frozenset(),
+    state: AgentState, route: Route, request: Coordinated, waiting_s: Mapping[DeviceId, float]
 ) -> tuple[Plan, float] | None:
-    sizes = {name: len(raw.data) for name, raw in inputs.items()}
-    return choose_plan(route, here=state.device, input_bytes=sizes, queue_s=waiting_s, finished=finished, avoid=avoid)
+    """A plan for the missing nodes and its expected seconds. Completed nodes stay on their device while it is able."""
+    return choose_plan(
+        route,
+        here=state.device,
+        input_bytes={name: len(raw.data) for name, raw in request.inputs.items()},
+        queue_s=waiting_s,
+        finished={name: device for name, (device, _) in request.completed.items()},
+        avoid=request.avoid,
+    )
 
 
 def _choose_again(
     state: AgentState, request: Coordinated, now_s: float, *, late: bool = False
 ) -> tuple[Plan, float] | None:
-    """A plan for what is still missing. What has finished stays where it is kept, while that device is able.
-
-    What this request itself asked before counts as waiting only when it is late: it speaks against who didn't do it.
-    """
-    finished = {name: device for name, (device, _) in request.finished.items()}
-    waiting_s = queues_s(state, now_s, task=request.task, besides=None if late else request)
-    route = state.routes[request.task]
-    return _choose(state, route, request.inputs, waiting_s, finished=finished, avoid=request.avoid)
+    """A new plan. The request's own unfinished work counts only when it is late: it speaks against its device."""
+    waiting_s = waits_s(state, now_s, task=request.task, without=None if late else request)
+    return _choose(state, state.routes[request.task], request, waiting_s)
 
 
-def _dispatch(
-    state: AgentState, request: Coordinated, now_s: float, choice: tuple[Plan, float] | None
-) -> Iterable[Action]:
+def _dispatch(state: AgentState, request: Coordinated, now_s: float, choice: tuple[Plan, float] | None) -> list[Action]:
     """Send every input to the nodes that take it, small ones first; without a plan, wait for a complete route."""
-    route = state.routes[request.task]
     if choice is None:
-        request.plan, request.sent = None, {}  # nobody owes anything: what they need may never reach them
-        request.retry_s = now_s + FIRST_PATIENCE_S
-        return
+        request.plan, request.current_assignees = None, {}  # what a node needs may never reach it: no device is late
+        request.retry_at_s = now_s + FIRST_TIMEOUT_S
+        return []
+    route = state.routes[request.task]
     request.plan, expected_s = choice
     request.output = request.plan.output
-    request.asked.update((name, planned.device) for name, planned in request.plan.nodes.items())
-    request.sent = {name: (planned.device, now_s) for name, planned in request.plan.nodes.items()}
     planned_on = {name: planned.device for name, planned in request.plan.nodes.items()}
-    request.finished = {name: kept for name, kept in request.finished.items() if kept[0] == planned_on.get(name)}
+    request.ever_assigned.update(planned_on.items())
+    request.current_assignees = {name: (device, now_s) for name, device in planned_on.items()}
+    request.completed = {name: kept for name, kept in request.completed.items() if kept[0] == planned_on.get(name)}
     request.attempt += 1
     request.fence = (route.epoch, route.generation)
     request.first_fence = request.first_fence or request.fence
-    request.second_door = tuple(device for device in route.second_door if device != state.device)
-    for device in {planned.device for planned in request.plan.nodes.values()} - {state.device}:
-        state.heard.setdefault(device, -math.inf)
-    request.retry_s = now_s + patience_s(expected_s) * 2 ** min(request.attempt - request.in_vain, 6)
-    if request.attempt:
-        yield Log("request_sent_again", {"request": request.request, "attempt": request.attempt})
-    sends = (_inputs_for(state.device, request, request.plan, node=name, now_s=now_s) for name in request.plan.nodes)
-    yield from sorted((send for send in sends if send), key=lambda send: sum(map(size_of, send.values.values())))
+    for device in set(planned_on.values()) - {state.device}:
+        state.last_heard_s.setdefault(device, -math.inf)
+    doublings = min(request.attempt - request.attempts_lost_to_own_link, 6)
+    request.retry_at_s = now_s + timeout_s(expected_s) * 2**doublings
+    logs = [Log("request_sent_again", {"request": request.request, "attempt": request.attempt})]
+    sends = [send for name in planned_on if (send := _inputs_for(state, request, request.plan, name, now_s))]
+    sends.sort(key=lambda send: sum(map(size_of, send.values.values())))
+    return [*(logs if request.attempt else ()), *sends]
 
 
-def _inputs_for(device: DeviceId, request: Coordinated, plan: Plan, *, node: NodeName, now_s: float) -> Send | None:
-    taken = [need for need in plan.nodes[node].needs if need in request.inputs]
-    if not taken:
+def _inputs_for(state: AgentState, request: Coordinated, plan: Plan, node: NodeName, now_s: float) -> Send | None:
+    values = {need: request.inputs[need] for need in plan.nodes[node].needs if need in request.inputs}
+    if not values:
         return None
     message = NodeInputs(
         request=request.request,
@@ -305,113 +291,109 @@ def _inputs_for(device: DeviceId, request: Coordinated, plan: Plan, *, node: Nod
         epoch=request.fence[0],
         generation=request.fence[1],
         attempt=request.attempt,
-        coordinator=device,
+        coordinator=state.device,
         deadline_s=min(MAX_DEADLINE_S, max(0.0, request.deadline_s - now_s)),
         reply_to=request.reply_to,
         correlation=request.correlation.hex(),
         plan=plan,
-        content_types={name: request.inputs[name].content_type for name in taken},
-        second_door=request.second_door,
+        content_types={name: raw.content_type for name, raw in values.items()},
+        second_door=_other_backups(state, request.task),
     )
-    values = {name: request.inputs[name] for name in taken}
     return Send(plan.nodes[node].device, message, values, request.deadline_s)
 
 
-def _broken(request: Coordinated, plan: Plan, route: Route) -> bool:
-    """Whether a node that is still missing was planned on a device that the route no longer names."""
+def _is_broken(request: Coordinated, plan: Plan, route: Route) -> bool:
+    """Whether a missing node was planned on a device that the route no longer names."""
     return any(
-        planned.device not in {device.device for device in route.nodes[name].devices} if name in route.nodes else True
+        name not in route.nodes or planned.device not in {each.device for each in route.nodes[name].devices}
         for name, planned in plan.nodes.items()
-        if not _given(request, name)
+        if not _delivered(request, name)
     )
 
 
-def _given(request: Coordinated, node: NodeName) -> bool:
-    """Whether who is asked for a node by the plan has finished it since, and thereby sent it where the plan says."""
-    if node not in request.sent or node not in request.finished:
+def _delivered(request: Coordinated, node: NodeName) -> bool:
+    """Whether the current assignee completed a node under this plan, and so sent the output where the plan says."""
+    if node not in request.current_assignees or node not in request.completed:
         return False
-    (asked, sent_s), (device, told_s) = request.sent[node], request.finished[node]
-    return device == asked and told_s >= sent_s
+    (assignee, sent_s), (device, done_s) = request.current_assignees[node], request.completed[node]
+    return device == assignee and done_s >= sent_s
 
 
-def _elsewhere(state: AgentState, request: Coordinated, failed: NodeFailed) -> bool:
+def _has_alternative(state: AgentState, request: Coordinated, failed: NodeFailed) -> bool:
     """Whether a device that hasn't refused yet could run this node."""
     route = state.routes.get(request.task)
     able = {each.device for each in route.nodes[failed.node].devices} if route and failed.node in route.nodes else set()
     return bool(able - request.avoid - {failed.device})
 
 
-def _report(state: AgentState, sender: DeviceId, task: str, queue_s: float, now_s: float) -> None:
-    """Remember how much waits on a device, as long as it can still wait."""
-    state.reported[sender, task] = now_s, queue_s
-    for key in [key for key, (at_s, seconds) in state.reported.items() if now_s - at_s >= seconds]:
-        del state.reported[key]
+def _record_queue(state: AgentState, sender: DeviceId, task: TaskName, queue_s: float, now_s: float) -> None:
+    """Remember a device's reported queue, as long as it can still be there."""
+    state.reported_s[sender, task] = now_s, queue_s
+    state.reported_s = {key: told for key, told in state.reported_s.items() if now_s - told[0] < told[1]}
 
 
-def _soon_again(request: Coordinated, failed: NodeFailed, now_s: float) -> None:
-    """Elsewhere, if possible, even when it was that device that had finished the node: it can't give it any more."""
+def _schedule_retry(request: Coordinated, failed: NodeFailed, now_s: float) -> None:
+    """Retry soon, on another device if possible. What the failed device has completed can't be had from it any more."""
     request.avoid |= {failed.device}
-    if failed.node in request.finished and request.finished[failed.node][0] == failed.device:
-        del request.finished[failed.node]
-    pause_s = REFUSED_PATIENCE_S * 2 ** min(max(request.attempt, 0), 5)
-    request.retry_s = min(request.retry_s, now_s + pause_s)
+    if request.completed.get(failed.node, (None, 0.0))[0] == failed.device:
+        del request.completed[failed.node]
+    backoff_s = REFUSED_BACKOFF_S * 2 ** min(max(request.attempt, 0), 5)
+    request.retry_at_s = min(request.retry_at_s, now_s + backoff_s)
 
 
-def _no_task(task: str) -> RequestFailed:
+def _no_task(task: TaskName) -> RequestFailed:
     return RequestFailed(ErrorCode.NO_ROUTE, f"the task {task} is not deployed; deploy it with `s2m3 deploy FILE`")
 
 
-def _suspect(state: AgentState, request: Coordinated, now_s: float) -> Iterable[Action]:
-    """Which devices to blame for a request that is late: those that had all they needed, and have kept silent since."""
-    for name, (device, sent_s) in request.sent.items():
+def _suspect_silent_devices(state: AgentState, request: Coordinated, now_s: float) -> list[Action]:
+    """Suspect the devices that had all inputs of a late node and have sent nothing since."""
+    actions: list[Action] = []
+    for name, (device, sent_s) in request.current_assignees.items():
         needs = request.plan.nodes[name].needs if request.plan else ()
         nodes = [need for need in needs if need not in request.inputs]
-        if device == state.device or _given(request, name) or not all(_given(request, need) for need in nodes):
+        if device == state.device or _delivered(request, name) or not all(_delivered(request, n) for n in nodes):
             continue
-        owed_s = max([sent_s, *(request.finished[need][1] for need in nodes)])
-        if owed_s < state.blame_from_s:
-            continue
-        if now_s - owed_s >= FIRST_PATIENCE_S and state.heard.get(device, -math.inf) < owed_s:
+        due_from_s = max([sent_s, *(request.completed[need][1] for need in nodes)])
+        is_silent = state.last_heard_s.get(device, -math.inf) < due_from_s
+        if due_from_s >= state.suspect_only_after_s and now_s - due_from_s >= FIRST_TIMEOUT_S and is_silent:
             state.suspects[device] = now_s
-            yield Log("device_suspected", {"suspect": device, "request": request.request, "node": name})
-            yield SendHeartbeat()
+            fields: dict[str, object] = {"suspect": device, "request": request.request, "node": name}
+            actions += [Log("device_suspected", fields), SendHeartbeat()]
+    return actions
 
 
-def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> Iterable[Action]:
+def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> list[Action]:
     _forget(state, request)
-    told = _error(state, request.request, request.task, error)
-    yield Reply(request.reply_to, request.correlation, told, request.deadline_s)
-    yield from _tell_second_door(state, request.request, request.task, request.deadline_s)
+    return _error_reply(state, request, error)
 
 
-def _tell_second_door(state: AgentState, request: RequestId, task: str, deadline_s: float) -> Iterable[Send]:
-    """A request ended in an error from here: nobody need take it over."""
-    route = state.routes.get(task)
-    if route is None or route.output is None:
-        return
-    done = NodeDone(
-        request=request, task=task, node=route.output, epoch=route.epoch, generation=route.generation, attempt=0
-    )
-    for device in route.second_door:
-        if device != state.device:
-            yield Send(device, done, {}, deadline_s)
-
-
-def _forget(state: AgentState, request: Coordinated) -> None:
-    """It is over; so is listening to devices that nothing else was sent to."""
-    del state.coordinated[request.request]
-    state.coordinated_bytes -= request.size_bytes
-    for device in {device for _, device in request.asked}:
-        if not any(device == busy for other in state.coordinated.values() for busy, _ in other.sent.values()):
-            state.heard.pop(device, None)
-
-
-def _error(state: AgentState, request: RequestId, task: str, error: RequestFailed) -> Result:
-    return Result(
-        request=request,
-        task=task,
+def _error_reply(state: AgentState, request: Coordinated, error: RequestFailed) -> list[Action]:
+    """Answer a request with an error, and tell its backup coordinators that it has ended."""
+    result = Result(
+        request=request.request,
+        task=request.task,
         epoch=state.fence[0],
         generation=state.fence[1],
         coordinator=state.device,
         error=ErrorBody(code=error.code, message=error.message, retry_after_s=error.retry_after_s),
     )
+    actions: list[Action] = [Reply(request.reply_to, request.correlation, result, request.deadline_s)]
+    route = state.routes.get(request.task)
+    if route is None or route.output is None:
+        return actions
+    fields = {"request": request.request, "task": request.task, "epoch": route.epoch, "generation": route.generation}
+    done = NodeDone(**fields, node=route.output, attempt=0)
+    return actions + [Send(each, done, {}, request.deadline_s) for each in _other_backups(state, request.task)]
+
+
+def _other_backups(state: AgentState, task: TaskName) -> tuple[DeviceId, ...]:
+    return tuple(device for device in state.routes[task].second_door if device != state.device)
+
+
+def _forget(state: AgentState, request: Coordinated) -> None:
+    """Drop a request, and the last signs of life of devices that have no other work of ours."""
+    del state.coordinated[request.request]
+    state.coordinated_bytes -= request.size_bytes
+    busy = {device for other in state.coordinated.values() for device, _ in other.current_assignees.values()}
+    for device in {device for _, device in request.ever_assigned} - busy:
+        state.last_heard_s.pop(device, None)

@@ -35,7 +35,7 @@ from edge_agent import service
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide as sound
 from edge_agent.device.calibration import Calibration
-from edge_agent.device.link_estimate import LARGE, SMALL
+from edge_agent.device.link_probe import LARGE, SMALL
 from edge_agent.device.measurements import Measured
 from edge_agent.events import LeaderSeen
 from edge_agent.modules import Output, Value
@@ -103,6 +103,10 @@ class World:
 
         return decode(Heartbeat, self.heard.wait_for(fitting, count=count).payload)
 
+    def await_link_measured(self) -> None:
+        topic = DEVICE_ECHO.at(PREFIX, device="gw-a")
+        self.heard.wait_for(lambda event: getattr(event, "topic", "") == topic, count=SMALL + LARGE)
+
     def publish(self, topic: str, payload: bytes) -> None:
         self.ear.publish(Outgoing(topic, payload, retain=True))
 
@@ -165,7 +169,9 @@ def test_a_late_will_of_an_earlier_life_is_corrected(start: Callable[..., World]
 
 def test_asked_to_it_is_born_again_with_its_profile_and_beats(start: Callable[..., World]) -> None:
     world = start()
-    world.heard.wait_for(lambda event: getattr(event, "topic", "") == world.agent._meter.topic, count=SMALL + LARGE)
+    world.heard.wait_for(
+        lambda event: getattr(event, "topic", "") == DEVICE_ECHO.at(PREFIX, device="gw-a"), count=SMALL + LARGE
+    )
     world.beat()
     world.ear.publish(Outgoing(DEVICE_STATE.at(PREFIX, device="gw-a"), b"", retain=True))  # whoever forgot it
     world.heard.clear()
@@ -270,7 +276,9 @@ def test_what_a_burst_took_goes_back_to_the_system(
 ) -> None:
     monkeypatch.setattr(service, "GIVE_BACK_S", 0.2)
     world = start()
-    world.heard.wait_for(lambda event: getattr(event, "topic", "") == world.agent._meter.topic, count=SMALL + LARGE)
+    world.heard.wait_for(
+        lambda event: getattr(event, "topic", "") == DEVICE_ECHO.at(PREFIX, device="gw-a"), count=SMALL + LARGE
+    )
     full, process = burst(), psutil.Process()
     end_s = time.monotonic() + WAIT_S
     while process.memory_info().rss > full - 50e6:

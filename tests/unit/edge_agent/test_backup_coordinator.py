@@ -54,20 +54,20 @@ def test_the_second_door_joins_a_share_group_of_its_own() -> None:
     ]
     gone = decide(state, RouteCleared("encode"), 2.0)
     assert all_of(gone, LeaveGroup) == [LeaveGroup(f"$share/encode-1-4/{REQUESTS}")]
-    assert not state.groups
-    assert not state.second_groups
+    assert not state.share_groups
+    assert not state.backup_groups
 
 
 def test_a_held_request_is_let_go_when_whoever_answers_says_done(doors: Doors) -> None:
     assert decide(doors.second, asked(), 0.0) == []
-    assert len(doors.second.held) == 1
+    assert len(doors.second.backups) == 1
     actions = answer(doors.first, decide(doors.first, asked(), 0.0), 0.1)
     assert all_of(actions, Reply)
     (done,) = all_of(actions, Send)
     assert (done.receiver, type(done.message)) == ("gw-b", NodeDone)
     assert decide(doors.second, Received("gw-a", done.message, {}), 0.2) == []
-    assert not doors.second.held
-    assert doors.second.held_bytes == 0
+    assert not doors.second.backups
+    assert doors.second.backup_bytes == 0
     assert doors.second.next_deadline_s() is None
 
 
@@ -90,7 +90,7 @@ def test_an_error_ends_what_is_held_too(doors: Doors) -> None:
     assert reply.result.error is not None
     (done,) = all_of(actions, Send)
     decide(doors.second, Received("gw-a", done.message, {}), 0.1)
-    assert not doors.second.held
+    assert not doors.second.backups
 
 
 def test_what_nobody_answers_in_time_is_taken_over(doors: Doors) -> None:
@@ -106,11 +106,11 @@ def test_what_nobody_answers_in_time_is_taken_over(doors: Doors) -> None:
     assert (send.receiver, send.message.coordinator, send.message.second_door) == ("gw-a", "gw-b", ())
     assert send.message.deadline_s == pytest.approx(10.0 - due_s)
     assert send.deadline_s == pytest.approx(10.0), "it has no more time than it had"
-    assert not doors.second.held
+    assert not doors.second.backups
 
 
 def test_what_is_taken_over_was_admitted_before_and_is_not_turned_away(doors: Doors) -> None:
-    doors.second.reported["gw-a", "encode"] = (0.9, 50.0)  # a queue in which this very request may stand first
+    doors.second.reported_s["gw-a", "encode"] = (0.9, 50.0)  # a queue in which this very request may stand first
     decide(doors.second, asked(), 0.0)
     due_s = doors.second.next_deadline_s()
     assert due_s is not None
@@ -133,7 +133,7 @@ def test_the_death_of_the_front_door_lets_the_second_take_over_at_once(doors: Do
         0.05,
     )
     assert [send.receiver for send in all_of(actions, Send)] == ["gw-c"] * 3
-    assert not doors.second.held
+    assert not doors.second.backups
     assert len(doors.second.coordinated) == 3
 
 
@@ -142,7 +142,7 @@ def test_a_front_door_that_only_grows_lets_the_second_wait(doors: Doors) -> None
     assert not all_of(
         decide(doors.second, Routed(route(generation=2, group=4, front_door=("gw-a", "gw-c"))), 0.1), Send
     )
-    assert len(doors.second.held) == 1
+    assert len(doors.second.backups) == 1
 
 
 def test_a_second_door_that_becomes_the_front_door_takes_over_what_it_holds(doors: Doors) -> None:
@@ -158,10 +158,10 @@ def test_a_second_door_that_becomes_the_front_door_takes_over_what_it_holds(door
 def test_a_retry_of_what_is_held_or_taken_over_is_no_second_request(doors: Doors) -> None:
     decide(doors.second, asked(), 0.0)
     decide(doors.second, asked(), 0.1)
-    assert len(doors.second.held) == 1
+    assert len(doors.second.backups) == 1
     decide(doors.second, Tick(), 1.0)
     decide(doors.second, asked(), 1.1)
-    assert (len(doors.second.held), len(doors.second.coordinated)) == (0, 1)
+    assert (len(doors.second.backups), len(doors.second.coordinated)) == (0, 1)
 
 
 def test_what_the_first_plan_answers_late_ends_what_was_taken_over(doors: Doors) -> None:
@@ -175,10 +175,10 @@ def test_what_the_first_plan_answers_late_ends_what_was_taken_over(doors: Doors)
 
 def test_only_who_serves_the_task_can_end_what_is_held(doors: Doors) -> None:
     decide(doors.second, asked(), 0.0)
-    (request,) = doors.second.held
+    (request,) = doors.second.backups
     done = NodeDone(request=request, task="encode", node="encoder", epoch=1, generation=1, attempt=0)
     decide(doors.second, Received("gw-evil", done, {}), 0.1)
-    assert len(doors.second.held) == 1
+    assert len(doors.second.backups) == 1
     assert doors.second.dropped["not_asked"] == 1
 
 
@@ -190,12 +190,12 @@ def test_an_undeployed_task_ends_what_is_held_with_an_error(doors: Doors) -> Non
 
 
 def test_what_is_held_is_bounded_in_number_and_bytes(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backup_coordinator, "MAX_HELD", 3)
+    monkeypatch.setattr(backup_coordinator, "MAX_BACKUPS", 3)
     for number in range(5):
         decide(doors.second, asked(number), 0.0)
-    assert [held.event.correlation for held in doors.second.held.values()] == [b"2", b"3", b"4"]
+    assert [backup.event.correlation for backup in doors.second.backups.values()] == [b"2", b"3", b"4"]
     assert doors.second.dropped["not_held_longer"] == 2
-    monkeypatch.setattr(backup_coordinator, "MAX_HELD_BYTES", 35)
+    monkeypatch.setattr(backup_coordinator, "MAX_BACKUP_BYTES", 35)
     decide(doors.second, asked(9, inputs={"text": RawInput(b"a longer text than those before", "text/plain")}), 0.0)
-    assert doors.second.held_bytes <= 35
-    assert list(doors.second.held.values())[-1].event.correlation == b"9"
+    assert doors.second.backup_bytes <= 35
+    assert list(doors.second.backups.values())[-1].event.correlation == b"9"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from inspect import isfunction, isgeneratorfunction
+from types import ModuleType
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from broker.protocol.codec import RawInput
-from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.protocol.errors import ErrorCode, LocalProtocolError, ModuleRefused, RequestFailed
 from broker.protocol.messages import (
     ErrorBody,
     NodeDone,
@@ -21,8 +23,10 @@ from broker.protocol.messages import (
     Route,
 )
 from broker.transport.port import RECONNECT_S
+from edge_agent import decide as decide_module
+from edge_agent import events
 from edge_agent.actions import Action, JoinGroup, LeaveGroup, Load, Reply, Run, Send, SendHeartbeat, Unload
-from edge_agent.decide import decide
+from edge_agent.decide import LEAVE_S, decide
 from edge_agent.events import (
     LeaderSeen,
     LinkRestored,
@@ -37,9 +41,11 @@ from edge_agent.events import (
     Tick,
 )
 from edge_agent.modules import Output
-from edge_agent.requests import coordinate, execute
-from edge_agent.requests.load_estimate import queues_s
-from edge_agent.state import LEAVE_S, SWEEP_S, AgentState
+from edge_agent.requests import backup_coordinator, coordinate, execute
+from edge_agent.requests.execute import SWEEP_S
+from edge_agent.requests.load_estimate import waits_s
+from edge_agent.requests.rounding import rounded_output, widened_values
+from edge_agent.state import AgentState
 from tests import builders
 from tests.builders import (
     ENCODER,
@@ -94,10 +100,58 @@ def features(value: float = 1.0) -> Output:
     return Output({"features": np.full((1, 2), value, dtype=np.float32)})
 
 
+def computed(run: Run, output: Output) -> Ran:
+    """The end of a pass, as the compute thread reports it."""
+    kept, given = rounded_output(run, output)
+    return Ran(run.run, kept, None, 0.0, 0.0, given)
+
+
 def encoded(front: AgentState) -> list[Action]:
     """A request's encoder ran on the front door."""
     run = only(decide(front, request(), 0.0), Run)
     return decide(front, Ran(run.run, features(), None, 0.0, 0.02), 0.1)
+
+
+# --- rules ---
+
+
+def test_every_event_has_one_rule() -> None:
+    assert set(decide_module.RULES) == set(get_args(events.Event))
+
+
+@pytest.mark.parametrize("rules", [decide_module, backup_coordinator, coordinate, execute])
+def test_every_rule_returns_a_list_and_none_is_a_generator(rules: ModuleType) -> None:
+    """A generator would change the state only when its actions are consumed."""
+    found = {name: each for name, each in vars(rules).items() if isfunction(each) and each.__module__ == rules.__name__}
+    assert not [name for name, each in found.items() if isgeneratorfunction(each)]
+    entries = [name for name in found if name.startswith(("on_", "_on_"))]
+    assert entries
+    assert {name: get_type_hints(found[name])["return"] for name in entries} == dict.fromkeys(entries, list[Action])
+
+
+def test_a_rule_has_its_effect_though_its_actions_are_dropped(front: AgentState) -> None:
+    coordinate.on_request(front, ASKED, 0.0)
+    assert len(front.coordinated) == 1
+    coordinate.on_task_cleared(front, "zero-shot")
+    assert not front.coordinated
+
+
+def test_the_same_events_give_the_same_actions_and_the_same_state() -> None:
+    history: list[events.Event] = [
+        assigned(ENCODER),
+        ModuleReady(ENCODER.key, 0.1),
+        Routed(route()),
+        ASKED,
+        ASKED,
+        Tick(),
+        Tick(),
+    ]
+    states = [AgentState("gw-a", PREFIX), AgentState("gw-a", PREFIX)]
+    for now_s, event in enumerate(history):
+        first, second = (decide(state, event, float(now_s)) for state in states)
+        assert first == second
+    seen = [{name: value for name, value in vars(state).items() if name != "fair_queue"} for state in states]
+    assert seen[0] == seen[1]
 
 
 # --- assignments ---
@@ -259,9 +313,9 @@ def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_r
         decide(state, ModuleReady(spec.key), 0.0)
     decide(state, Routed(route(head=(device,), wire="float16")), 0.0)
     encoder = only(decide(state, ASKED, 0.0), Run)
-    actions = decide(state, Ran(encoder.run, features(THIRD), None, 0.0, 0.0), 0.1)
+    actions = decide(state, computed(encoder, features(THIRD)), 0.1)
     if device == "gw-a":
-        taken = only(actions, Run).values[0]
+        taken = widened_values(only(actions, Run))[0]
         assert isinstance(taken, dict)
         found = taken["features"]
     else:
@@ -280,20 +334,32 @@ def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_r
 def test_what_the_sensor_gets_is_never_rounded(front: AgentState, back: AgentState) -> None:
     decide(front, Routed(route(generation=2, wire="float16")), 0.0)
     _, sends = answered(front, back)
-    (run,) = back.finished
-    back.finished.clear()
-    for send in sends:
-        decide(back, Received("gw-a", send.message, send.values), 0.5)
+    back.kept.clear()
+    actions = [a for send in sends for a in decide(back, Received("gw-a", send.message, send.values), 0.5)]
     mask = np.full((2, 2), THIRD, dtype=np.float32)
-    reply = only(decide(back, Ran(run, Output({"mask": mask}), None, 0.0, 0.0), 0.6), Reply)
+    reply = only(decide(back, computed(only(actions, Run), Output({"mask": mask})), 0.6), Reply)
     assert reply.tensors is not None
     assert reply.tensors["mask"].tolist() == mask.tolist()
+
+
+def test_an_output_for_the_sensor_and_for_another_node_is_rounded_for_the_node_alone() -> None:
+    state = agent("gw-a", ENCODER, routes=[route(wire="float16", output="encoder")])
+    actions = decide(state, computed(only(decide(state, ASKED, 0.0), Run), features(THIRD)), 0.1)
+    reply, sent = only(actions, Reply), only(actions, Send)
+    assert reply.tensors is not None
+    assert reply.tensors["features"].tolist() == [[THIRD] * 2]
+    given = sent.values["encoder"]
+    assert isinstance(given, dict)
+    assert (given["features"].dtype, given["features"].tolist()) == (np.float16, [[float(np.float16(THIRD))] * 2])
+    assert state.kept_bytes >= reply.tensors["features"].nbytes + given["features"].nbytes
 
 
 def test_a_number_beyond_float16_ends_the_request_with_what_to_do(front: AgentState) -> None:
     decide(front, Routed(route(generation=2, wire="float16")), 0.0)
     run = only(decide(front, ASKED, 0.1), Run)
-    reply = only(decide(front, Ran(run.run, features(7e4), None, 0.0, 0.0), 0.2), Reply)
+    with pytest.raises(LocalProtocolError) as error:
+        rounded_output(run, features(7e4))
+    reply = only(decide(front, Ran(run.run, None, error.value, 0.0, 0.0), 0.2), Reply)
     assert reply.result.error is not None
     assert reply.result.error.code == ErrorCode.MODULE_FAILED
     assert "features has numbers beyond float16's 65504.0: set the task's wire to float32" in reply.result.error.message
@@ -301,8 +367,8 @@ def test_a_number_beyond_float16_ends_the_request_with_what_to_do(front: AgentSt
 
 def test_a_tensor_output_is_answered_as_a_tensor(front: AgentState, back: AgentState) -> None:
     _, sends = answered(front, back)
-    (run,) = back.finished
-    back.finished.clear()
+    (run,) = back.kept
+    back.kept.clear()
     for send in sends:
         decide(back, Received("gw-a", send.message, send.values), 0.5)
     mask = np.zeros((2, 2), dtype=np.float32)
@@ -335,7 +401,7 @@ def test_a_retry_of_an_answered_request_is_answered_without_computing_again(
 def test_a_duplicate_message_does_not_run_a_node_twice(front: AgentState) -> None:
     asked = decide(front, request(), 0.0)
     assert only(asked, Run)
-    run = front.joining[(only(asked, Run).run)]
+    run = front.pending[(only(asked, Run).run)]
     again = decide(front, Received("gw-a", run.message, {"image": RawInput(b"\x89PNG", "image/png")}), 0.1)
     assert not all_of(again, Run)
 
@@ -400,7 +466,7 @@ def test_what_finished_where_nobody_is_any_more_is_computed_anew_and_waits_there
     encoded_on(asked, "gw-d", 0.1)
     assert not elsewhere(asked, 0.2, "gw-c", "")
     assert receivers(elsewhere(asked, 0.3, "gw-c", "gw-e")) == {"encoder": "gw-c", "head": "gw-e"}
-    assert set(queues_s(asked, 0.3, task="zero-shot")) == {"gw-c", "gw-e"}
+    assert set(waits_s(asked, 0.3, task="zero-shot")) == {"gw-c", "gw-e"}
 
 
 def test_who_gave_its_output_may_leave_the_route(asked: AgentState) -> None:
@@ -517,11 +583,11 @@ def test_the_deadline_ends_a_request_with_an_error(front: AgentState) -> None:
     assert body.code == ErrorCode.DEADLINE_EXCEEDED
     assert not front.coordinated
     assert front.coordinated_bytes == 0
-    (run,) = front.joining  # its module is running: what comes of it is dropped
+    (run,) = front.pending  # its module is running: what comes of it is dropped
     assert not decide(front, Ran(run, features(), None, 0.0, 11.0), 11.0)
-    assert not front.joining
+    assert not front.pending
     assert front.next_deadline_s() is None
-    assert front.join_bytes == 0
+    assert front.pending_bytes == 0
 
 
 def test_a_module_that_cannot_read_its_input_ends_the_request(front: AgentState) -> None:
@@ -720,21 +786,21 @@ def test_inputs_come_from_the_coordinator_or_from_a_node_that_is_needed(front: A
     sent = only(decide(front, ASKED, 0.0), Send)
     assert decide(back, Received("gw-evil", sent.message, sent.values), 0.1) == []
     assert back.dropped["bad_envelope"] == 1
-    assert not back.joining
+    assert not back.pending
 
 
 def test_waiting_inputs_are_bounded_in_number_and_bytes(
     front: AgentState, back: AgentState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = only(decide(front, ASKED, 0.0), Send)
-    for limit, value in (("MAX_JOINS", 0), ("MAX_JOIN_BYTES", 4)):
+    for limit, value in (("MAX_PENDING", 0), ("MAX_PENDING_BYTES", 4)):
         with monkeypatch.context() as patch:
             patch.setattr(execute, limit, value)
             refused = only(decide(back, Received("gw-a", sent.message, sent.values), 0.1), Send).message
         assert isinstance(refused, NodeFailed)
         assert refused.error.code == ErrorCode.OVERLOADED
-    assert not back.joining
-    assert back.join_bytes == 0
+    assert not back.pending
+    assert back.pending_bytes == 0
 
 
 def test_inputs_in_flight_are_bounded_in_bytes(front: AgentState, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -747,31 +813,31 @@ def test_inputs_in_flight_are_bounded_in_bytes(front: AgentState, monkeypatch: p
 
 
 def test_kept_outputs_are_bounded_and_the_oldest_goes_first(front: AgentState, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute, "MAX_OUTPUTS", 2)
+    monkeypatch.setattr(execute, "MAX_KEPT", 2)
     runs = []
     for number in (b"1", b"2", b"3"):
         runs.append(only(decide(front, request(correlation=number), 0.0), Run).run)
         decide(front, Ran(runs[-1], features(), None, 0.0, 0.0), 0.1)
-    assert list(front.finished) == runs[1:]
-    monkeypatch.setattr(execute, "MAX_OUTPUT_BYTES", 0)
+    assert list(front.kept) == runs[1:]
+    monkeypatch.setattr(execute, "MAX_KEPT_BYTES", 0)
     run = only(decide(front, request(correlation=b"4"), 0.0), Run).run
     decide(front, Ran(run, features(), None, 0.0, 0.0), 0.1)
-    assert not front.finished
-    assert front.finished_bytes == 0
+    assert not front.kept
+    assert front.kept_bytes == 0
 
 
 def test_kept_outputs_go_when_their_time_is_over_though_nothing_comes(front: AgentState) -> None:
     run = only(decide(front, ASKED, 0.0), Run).run
     decide(front, Ran(run, features(), None, 0.0, 0.0), 0.1)
-    deadline_s = front.finished[run].deadline_s
+    deadline_s = front.kept[run].deadline_s
     now_s = 0.1
-    while front.finished and now_s < 2 * deadline_s:
+    while front.kept and now_s < 2 * deadline_s:
         due_s = front.next_deadline_s()
         assert due_s is not None, "somebody must look"
         now_s = max(due_s, now_s + 0.01)
         decide(front, Tick(), now_s)
     assert deadline_s <= now_s <= deadline_s + SWEEP_S
-    assert front.finished_bytes == 0
+    assert front.kept_bytes == 0
 
 
 def test_the_answer_goes_where_the_newest_attempt_says(front: AgentState, back: AgentState) -> None:

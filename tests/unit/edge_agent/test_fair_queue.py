@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.requests.fair_queue import Turns, fair_wait_s
+from edge_agent.requests.fair_queue import FairQueue, fair_wait_s
 
 
-def taken(turns: Turns[str], times: int, *, cost_s: dict[str, float] | None = None) -> list[str]:
+def taken(turns: FairQueue[str], times: int, *, cost_s: dict[str, float] | None = None) -> list[str]:
     """What goes next, so often, each at its task's cost."""
     order = []
     for _ in range(times):
@@ -21,7 +21,7 @@ def taken(turns: Turns[str], times: int, *, cost_s: dict[str, float] | None = No
 
 
 def test_a_task_that_asks_more_gets_no_more_turns_than_another() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     for number in range(10):
         turns.add("greedy", f"g{number}", 1.0)
     for number in range(3):
@@ -32,7 +32,7 @@ def test_a_task_that_asks_more_gets_no_more_turns_than_another() -> None:
 
 
 def test_shares_are_of_time_and_not_of_turns() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     for number in range(40):
         turns.add("heavy", f"h{number}", 1.0)
         turns.add("light", f"l{number}", 1.0)
@@ -41,7 +41,7 @@ def test_shares_are_of_time_and_not_of_turns() -> None:
 
 
 def test_who_returns_after_a_pause_starts_level_and_not_with_credit() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     turns.add("late", "first", 1.0)
     taken(turns, 1)
     for number in range(100):
@@ -53,7 +53,7 @@ def test_who_returns_after_a_pause_starts_level_and_not_with_credit() -> None:
 
 
 def test_the_nearest_deadline_goes_first_within_a_task_and_what_was_given_up_never() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     turns.add("t", "later", 5.0)
     turns.add("t", "soon", 2.0)
     turns.add("t", "given-up", 1.0)
@@ -63,7 +63,7 @@ def test_the_nearest_deadline_goes_first_within_a_task_and_what_was_given_up_nev
 
 
 def test_what_is_over_leaves_nothing_behind() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     for number in range(1000):
         turns.add(f"task-{number}", "x", 1.0)
         taken(turns, 1)
@@ -78,7 +78,7 @@ def test_what_is_over_leaves_nothing_behind() -> None:
 def test_everything_has_its_turn_once_and_nobody_who_waits_falls_behind_by_more_than_one_turn(
     asked: list[tuple[str, float]], cost_s: dict[str, float]
 ) -> None:
-    turns: Turns[int] = Turns()
+    turns: FairQueue[int] = FairQueue()
     for number, (task, deadline_s) in enumerate(asked):
         turns.add(task, number, deadline_s)
     had_s = dict.fromkeys(turns.waiting, 0.0)

@@ -13,7 +13,7 @@ from edge_agent.actions import Action, Reply, Run, Send, Unload
 from edge_agent.decide import decide
 from edge_agent.events import Assigned, Ran, Received, Routed, Tick
 from edge_agent.modules import Output
-from edge_agent.requests.load_estimate import own_s, queues_s
+from edge_agent.requests.load_estimate import own_wait_s, waits_s
 from edge_agent.state import AgentState
 from tests.builders import ENCODER, agent, done, encoder_route, requested
 
@@ -27,7 +27,7 @@ def front(devices: tuple[str, ...], compute_s: float = 1.0) -> AgentState:
 
 
 def waiting(state: AgentState, now_s: float) -> Mapping[str, float]:
-    return queues_s(state, now_s, task="encode")
+    return waits_s(state, now_s, task="encode")
 
 
 def ask(state: AgentState, number: int, now_s: float) -> list[Action]:
@@ -117,13 +117,13 @@ def test_the_own_queue_is_what_was_given_to_the_compute_thread_less_the_time_it_
     state = front(("gw-a",))
     first = the_run(ask(state, 1, 0.0))
     decide(state, Ran(first.run, features(), None, 0.0, 2.0), 2.0)
-    assert own_s(state, 2.0, task="encode") == 0
+    assert own_wait_s(state, 2.0, task="encode") == 0
     second = the_run(ask(state, 2, 10.0))
     ask(state, 3, 10.5)
-    assert own_s(state, 10.5, task="encode") == pytest.approx(1.5 + 2.0)
-    assert own_s(state, 13.0, task="encode") == pytest.approx(2.0)  # the first is overdue
+    assert own_wait_s(state, 10.5, task="encode") == pytest.approx(1.5 + 2.0)
+    assert own_wait_s(state, 13.0, task="encode") == pytest.approx(2.0)  # the first is overdue
     decide(state, Ran(second.run, features(), None, 0.0, 3.0), 13.0)
-    assert own_s(state, 13.0, task="encode") == pytest.approx(2.2)  # on average; the newest counts a fifth
+    assert own_wait_s(state, 13.0, task="encode") == pytest.approx(2.2)  # on average; the newest counts a fifth
     assert waiting(state, 14.0) == {"gw-a": pytest.approx(1.2)}
 
 

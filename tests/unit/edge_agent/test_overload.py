@@ -18,7 +18,7 @@ from edge_agent.decide import decide
 from edge_agent.events import ModuleFailed, Ran, Received, Requested, Routed, Tick
 from edge_agent.modules import Output
 from edge_agent.requests import coordinate
-from edge_agent.requests.load_estimate import queues_s
+from edge_agent.requests.load_estimate import waits_s
 from edge_agent.state import AgentState
 from tests.builders import ENCODER, agent, all_of, encoder_route, of_node, requested
 
@@ -88,11 +88,11 @@ def test_what_waits_here_counts_once_while_its_request_waits_for_a_route(state: 
     head = encoder.model_copy(update={"needs": ("encoder",)})
     decide(state, Routed(route("greedy", generation=2, nodes={"encoder": encoder, "head": head}, output="head")), 0.0)
     flood(state, "greedy", 1)
-    before = queues_s(state, 0.0, task="greedy")
+    before = waits_s(state, 0.0, task="greedy")
     assert before == {"gw-a": pytest.approx(2.0)}
     lost = {"encoder": encoder, "head": head.model_copy(update={"devices": ()})}
     decide(state, Routed(route("greedy", generation=3, nodes=lost, output="head")), 0.0)
-    assert queues_s(state, 0.0, task="greedy") == {"gw-a": pytest.approx(1.0)}, "its encoder; its head may never come"
+    assert waits_s(state, 0.0, task="greedy") == {"gw-a": pytest.approx(1.0)}, "its encoder; its head may never come"
 
 
 def test_the_room_that_one_task_may_take_leaves_room_for_others(
@@ -112,8 +112,8 @@ def test_what_expired_while_it_waited_is_dropped_before_it_is_computed(state: Ag
     after = ran(state, runs[0], 11.0)
     assert not all_of(after, Run)
     assert state.dropped["expired"] >= 6
-    assert not state.turns.waiting
-    assert state.queued[ENCODER.key] == 0
+    assert not state.fair_queue.waiting
+    assert state.queue_lengths[ENCODER.key] == 0
 
 
 def inputs_for(device: str, number: int, deadline_s: float) -> Received:
@@ -161,8 +161,8 @@ def test_an_overloaded_device_ends_a_request_only_when_nobody_else_could_run_it(
 def test_a_module_that_goes_leaves_no_turns_behind(state: AgentState) -> None:
     flood(state, "greedy", 8)
     decide(state, ModuleFailed(ENCODER.key), 0.5)
-    assert not state.turns.waiting
-    assert state.queued[ENCODER.key] == 0
+    assert not state.fair_queue.waiting
+    assert state.queue_lengths[ENCODER.key] == 0
 
 
 def test_thousands_of_requests_leave_nothing_behind(state: AgentState) -> None:
@@ -177,8 +177,8 @@ def test_thousands_of_requests_leave_nothing_behind(state: AgentState) -> None:
         if number % 2 and waiting:
             waiting += all_of(ran(state, waiting.pop(0), now_s), Run)
         waiting += all_of(decide(state, Tick(), now_s), Run)
-        under_way = max(under_way, len(state.coordinated) + len(state.joining))
-        kept_outputs = max(kept_outputs, len(state.finished))
+        under_way = max(under_way, len(state.coordinated) + len(state.pending))
+        kept_outputs = max(kept_outputs, len(state.kept))
     assert under_way < 40
     assert 0 < kept_outputs < 40, "none is kept for longer than anybody can ask for it"
     while waiting:
@@ -193,11 +193,11 @@ def test_thousands_of_requests_leave_nothing_behind(state: AgentState) -> None:
         "assigned",
         "ready",
         "routes",
-        "groups",
+        "share_groups",
         "measured_s",
         "dropped",
-        "stretch",
+        "latency_inflation",
     }
     assert {name: size for name, size in sizes.items() if size and name not in kept} == {}
-    assert (state.coordinated_bytes, state.join_bytes, state.finished_bytes) == (0, 0, 0)
-    assert not state.turns.waiting
+    assert (state.coordinated_bytes, state.pending_bytes, state.kept_bytes) == (0, 0, 0)
+    assert not state.fair_queue.waiting

@@ -70,11 +70,11 @@ def test_what_our_own_link_took_along_is_sent_again_when_it_is_back_with_the_fir
     now_s, actions = late(front)
     assert now_s < 15.2
     assert [action.receiver for action in actions if isinstance(action, Send)] == ["gw-b"]
-    assert request.retry_s - now_s < 1.5, "who was away may come back a moment later"
-    assert front.stretch.get("t", 1.0) == 1.0
+    assert request.retry_at_s - now_s < 1.5, "who was away may come back a moment later"
+    assert front.latency_inflation.get("t", 1.0) == 1.0
     head = done(ask(front, 2, 15.3), node="head")
     decide(front, Received("gw-c", head, {}), 17.0)
-    assert front.stretch.get("t", 1.0) == 1.0, "what comes with all that waited tells nothing of a request's time"
+    assert front.latency_inflation.get("t", 1.0) == 1.0, "a burst says nothing about latency"
 
 
 def test_of_a_chain_only_who_had_all_it_needs_is_suspected(front: AgentState) -> None:
@@ -209,17 +209,17 @@ def test_a_stranger_s_word_is_no_sign_of_life_worth_keeping(front: AgentState) -
     message = ask(front, 1, 0.0)
     for number in range(100):
         decide(front, Received(f"stranger-{number}", done(message, node="encoder"), {}), 0.1)
-    assert set(front.heard) == {"gw-b", "gw-c"}
+    assert set(front.last_heard_s) == {"gw-b", "gw-c"}
 
 
 def test_who_is_asked_nothing_any_more_is_not_listened_to(front: AgentState) -> None:
     first, second = ask(front, 1, 0.0), ask(front, 2, 0.0)
     decide(front, Received("gw-c", done(first, node="head"), {}), 0.1)
-    assert front.heard == {"gw-b": -math.inf, "gw-c": 0.1}, "the second request is under way"
+    assert front.last_heard_s == {"gw-b": -math.inf, "gw-c": 0.1}, "the second request is under way"
     for generation in range(2, 100):  # its encoder is asked of many, one after the other
         nodes = front.routes["t"].nodes | {"encoder": node(("text",), f"gw-{generation}")}
         moved = front.routes["t"].model_copy(update={"generation": generation, "nodes": nodes})
         decide(front, Routed(moved), 0.2)
     decide(front, Received("gw-c", done(second, node="head"), {}), 0.3)
     assert not front.coordinated
-    assert not front.heard
+    assert not front.last_heard_s
