@@ -30,8 +30,8 @@ from hypothesis import settings
 
 from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker
-from broker.transport.address import parse_url
 from broker.transport.port import Delivery, LinkEvent
+from s2m3.testbed.proxy import LinkShape, Proxy
 
 PATIENCE_S = 10.0 * float(os.environ.get("S2M3_TEST_PATIENCE", "1"))
 CONFIG = Path(__file__).parents[1] / "deploy" / "mosquitto" / "development.conf"
@@ -89,91 +89,6 @@ class Recorder:
 
     def _brief(self) -> list[str]:
         return [repr(event)[:200] for event in self._events[-20:]]
-
-
-class TcpProxy:
-    """A way to a broker that tests can cut, close, or make slow."""
-
-    def __init__(self, target_url: str) -> None:
-        address = parse_url(target_url)
-        self._target = (address.host, address.port)
-        self.bytes_per_s: float | None = None  # each way; set it before connecting
-        self._listener = socket.create_server((HOST, 0))
-        self.port: int = self._listener.getsockname()[1]
-        self.url = f"mqtt://{HOST}:{self.port}"
-        self._lock = threading.Lock()
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._closed = threading.Event()
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    @property
-    def connections(self) -> int:
-        """How many are open now."""
-        with self._lock:
-            return len(self._pairs)
-
-    def cut(self) -> None:
-        """End every connection without a word of MQTT; new ones are taken."""
-        with self._lock:
-            pairs = self._pairs
-            self._pairs = []
-        for end in (end for pair in pairs for end in pair):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """End every connection and take no new one."""
-        self._closed.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self.cut()
-        for thread in self._threads:
-            thread.join(PATIENCE_S)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while not self._closed.is_set():
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                broker = socket.create_connection(self._target, timeout=PATIENCE_S)
-            except OSError:
-                client.close()
-                continue
-            broker.settimeout(None)
-            for end in (client, broker):
-                if self.bytes_per_s:  # or the kernel's buffers take megabytes at once
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                self._pairs.append((client, broker))
-            up = threading.Thread(target=self._pump, args=(client, broker), daemon=True)
-            down = threading.Thread(target=self._pump, args=(broker, client), daemon=True)
-            ender = threading.Thread(target=self._end, args=(client, broker, up, down), daemon=True)
-            for thread in (up, down, ender):
-                thread.start()
-            self._threads.append(ender)
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(16 * 1024):
-                if self.bytes_per_s:
-                    self._closed.wait(len(data) / self.bytes_per_s)
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def _end(self, client: socket.socket, broker: socket.socket, *pumps: threading.Thread) -> None:
-        for pump in pumps:
-            pump.join()
-        with self._lock, contextlib.suppress(ValueError):
-            self._pairs.remove((client, broker))
-        client.close()
-        broker.close()
 
 
 def development_config(listener: str) -> str:
@@ -287,14 +202,14 @@ def mosquitto_process(start_mosquitto: Callable[..., MosquittoBroker]) -> Mosqui
 
 
 @pytest.fixture
-def proxy_to() -> Iterator[Callable[[str], TcpProxy]]:
-    """Makes ways to a broker that can be cut, closed or made slow."""
+def proxy_to() -> Iterator[Callable[..., Proxy]]:
+    """Makes proxies to a broker, to be cut or closed; ``bytes_per_s`` is the bandwidth of each direction."""
     with contextlib.ExitStack() as stack:
 
-        def make(url: str) -> TcpProxy:
-            proxy = TcpProxy(url)
-            stack.callback(proxy.close)
-            return proxy
+        def make(url: str, bytes_per_s: float | None = None) -> Proxy:
+            bits_per_s = None if bytes_per_s is None else 8 * bytes_per_s
+            shape = LinkShape(up_bits_per_s=bits_per_s, down_bits_per_s=bits_per_s)
+            return stack.enter_context(Proxy(url, shape, buffer_bytes=None if bits_per_s is None else 16 * 1024))
 
         yield make
 

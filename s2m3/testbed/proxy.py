@@ -1,13 +1,15 @@
-"""The way from one process to the broker, as a TCP proxy: with the delay and bandwidth of a real link, and to be cut.
+"""A TCP proxy between one process and the broker: it has the delay and bandwidth of a real link, and can be cut.
 
-Owns what happens to bytes between a client and the broker. Knows nothing of MQTT: it never loses, adds, changes or
-reorders a byte of a connection; it delays them, or ends the connection.
+Owns the bytes between a client and the broker. Doesn't know MQTT. Never loses, adds, changes or reorders a byte of a
+connection; it only delays bytes, or ends the connection.
 
-The model of a link: each direction sends one byte after the other at its bandwidth, all connections in turn, and what
-left arrives ``delay_s`` later. Not modelled: loss and congestion control within a TCP connection, and the round trip
-of TCP's own handshake. A cut link passes nothing and says nothing, as when a cable is pulled: connections stay open at
-both ends until their owners give up. After ``restore`` what TCP would have sent again arrives, late, even the end of a
-connection; connections begun during the cut never reached the broker, and end.
+The model of a link: each direction sends one byte after the other at its bandwidth; its connections take turns. Each
+byte arrives ``delay_s`` after it was sent. Not modelled: loss and congestion control within a TCP connection, and the
+round trip of TCP's own handshake.
+
+The model of a cut: nothing passes, as when a cable is pulled, and connections stay open at both ends until their owners
+give up. After ``restore`` all waiting bytes arrive, late, also the end of a connection, as TCP would resend them.
+Connections that began during the cut never reached the broker, and end.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ from broker.servers.ports import HOST
 from broker.transport.address import parse_url
 
 CHUNK_BYTES = 8 * 1024  # connections take turns at this size: 3 ms at 20 Mbit/s
-AHEAD_S = 0.005  # of a lane's time, that may be taken before it comes: a thread that wakes late loses no bandwidth
-MAX_WAITING_BYTES = 16 * 1024 * 1024  # of one direction of a connection, on the way; then its sender waits
+AHEAD_S = 0.005  # how early a lane takes bytes: a thread that wakes late loses no bandwidth
+MAX_WAITING_BYTES = 16 * 1024 * 1024  # under way in one direction of a connection; then its sender waits
 CONNECT_S = 5.0
 
 
 class LinkShape(Spec):
-    """What a link is like."""
+    """The delay and the bandwidth of a link."""
 
-    delay_s: NotNegative = 0.0  # each way: a ping takes twice that
+    delay_s: NotNegative = 0.0  # each way: a ping takes twice as long
     up_bits_per_s: Rate | None = None  # towards the broker; None: as fast as this machine
     down_bits_per_s: Rate | None = None  # from the broker
 
@@ -44,40 +46,43 @@ UNSHAPED = LinkShape()
 
 
 class Lane:
-    """One direction of a link as arithmetic: when bytes that enter come out. Its owner brings the clock and a lock."""
+    """The arithmetic of one direction of a link: when entering bytes arrive. Its owner brings the clock and a lock."""
 
     def __init__(self, delay_s: float, bits_per_s: float | None) -> None:
         self.free_s = 0.0  # when the last byte that entered has left the sender
         self.reshape(delay_s, bits_per_s)
 
     def reshape(self, delay_s: float, bits_per_s: float | None) -> None:
-        """Change delay and bandwidth for what enters from now on."""
+        """Change delay and bandwidth for bytes that enter from now on."""
         self._delay_s = delay_s
         self._bits_per_s = bits_per_s
 
     def enter(self, now_s: float, size_bytes: int) -> float:
-        """Take these bytes; returns when the last of them arrives, in seconds of the same clock."""
+        """Take these bytes; returns when the last one arrives, in seconds of the same clock."""
         self.free_s = max(self.free_s, now_s)
         if self._bits_per_s is not None:
             self.free_s += 8 * size_bytes / self._bits_per_s
         return self.free_s + self._delay_s
 
 
-class Link:
+class Proxy:
     """A proxy in front of a broker, on a port of its own; its threads end with ``close``.
 
     Args:
         target_url: the broker.
-        shape: what the link is like.
+        shape: delay and bandwidth.
+        buffer_bytes: the system's receive buffer of each connection; None: as large as the system likes. A sender takes
+            these bytes for sent.
     """
 
-    def __init__(self, target_url: str, shape: LinkShape = UNSHAPED) -> None:
+    def __init__(self, target_url: str, shape: LinkShape = UNSHAPED, buffer_bytes: int | None = None) -> None:
         self._target = parse_url(target_url)
+        self._buffer_bytes = buffer_bytes
         self._changed = threading.Condition()  # guards all below, and the directions
         self._up = _Direction(self._changed, Lane(shape.delay_s, shape.up_bits_per_s))
         self._down = _Direction(self._changed, Lane(shape.delay_s, shape.down_bits_per_s))
         self._pairs: set[_Pair] = set()
-        self._held: list[socket.socket] = []  # begun during a cut
+        self._begun_while_cut: list[socket.socket] = []
         self._closed = False
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server((HOST, 0))
@@ -86,14 +91,14 @@ class Link:
 
     @property
     def url(self) -> str:
-        """Where clients connect instead of at the broker; with the same name and password."""
+        """The address for clients, instead of the broker's; with the same name and password."""
         user, password = self._target.username, self._target.password
         login = f"{quote(user, safe='')}:{quote(password or '', safe='')}@" if user else ""
         return f"mqtt://{login}{HOST}:{self._port}"
 
     @property
     def connections(self) -> int:
-        """How many are open to the broker now."""
+        """The number of open connections to the broker."""
         with self._changed:
             return len(self._pairs)
 
@@ -110,34 +115,34 @@ class Link:
             return sum(pair.up.waiting_bytes for pair in self._pairs), sum(p.down.waiting_bytes for p in self._pairs)
 
     def cut(self) -> None:
-        """Let nothing pass, in silence, until ``restore``."""
+        """Let nothing pass until ``restore``; connections stay open."""
         with self._changed:
             self._up.cut = self._down.cut = True
 
     def restore(self) -> None:
-        """Let everything pass again: what waited arrives at once."""
+        """Let everything pass again: waiting bytes arrive at once."""
         with self._changed:
             self._up.cut = self._down.cut = False
-            held, self._held = self._held, []
+            stale, self._begun_while_cut = self._begun_while_cut, []
             self._changed.notify_all()
-        for client in held:
+        for client in stale:
             _end(client)
 
     def reshape(self, shape: LinkShape) -> None:
-        """Change what the link is like, for bytes that enter from now on."""
+        """Change delay and bandwidth for bytes that enter from now on."""
         with self._changed:
             self._up.lane.reshape(shape.delay_s, shape.up_bits_per_s)
             self._down.lane.reshape(shape.delay_s, shape.down_bits_per_s)
             self._changed.notify_all()
 
     def disconnect(self) -> None:
-        """End every connection at both ends, at once, without a word of MQTT; new ones are taken."""
+        """End every connection at both ends, at once, without an MQTT packet; new ones are accepted."""
         with self._changed:
             for pair in self._pairs:
                 pair.end()
 
     def close(self) -> None:
-        """End every connection and take no new one. Safe to call twice."""
+        """End every connection and accept no new one. Safe to call twice."""
         with self._changed:
             self._closed = True
             threads, self._threads = self._threads, []
@@ -163,12 +168,12 @@ class Link:
                 return
             with self._changed:
                 if self._up.cut and not self._closed:
-                    self._held.append(client)
+                    self._begun_while_cut.append(client)
                     self._changed.notify_all()
                     continue
             try:
                 broker = socket.create_connection((self._target.host, self._target.port), CONNECT_S)
-            except OSError:  # the broker is down: the client sees its connection end, and tries again
+            except OSError:  # the broker is down: the client's connection ends, and the client tries again
                 _end(client)
                 continue
             broker.settimeout(None)
@@ -177,6 +182,8 @@ class Link:
     def _join(self, client: socket.socket, broker: socket.socket) -> None:
         for end in (client, broker):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._buffer_bytes is not None:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
         with self._changed:
             if self._closed:
                 _end(client)
@@ -190,23 +197,23 @@ class Link:
                 self._start(f"{name}.write", flow.write)
 
     def _start(self, name: str, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name=f"link[{self._port}].{name}", daemon=True)
+        thread = threading.Thread(target=work, name=f"proxy[{self._port}].{name}", daemon=True)
         self._threads.append(thread)
         thread.start()
 
 
 @dataclass
 class _Direction:
-    """What all connections share in one direction."""
+    """The state of one direction that all connections share."""
 
-    changed: threading.Condition  # guards this and the flows; notified whenever any of it changes
+    changed: threading.Condition  # guards this object and the flows; notified at each change
     lane: Lane
     cut: bool = False
     passed_bytes: int = 0
 
 
 class _Pair:
-    """A client's connection and the one made for it to the broker."""
+    """A client's connection and its connection to the broker."""
 
     def __init__(
         self,
@@ -218,12 +225,12 @@ class _Pair:
     ) -> None:
         self._ends = (client, broker)
         self._forget = forget
-        self.ended = False  # at once, whatever still waits
+        self.ended = False  # bytes that still wait are dropped
         self.up = _Flow(self, up, client, broker)
         self.down = _Flow(self, down, broker, client)
 
     def end(self) -> None:
-        """End both connections now. Call it with the link's lock."""
+        """End both connections now. Call it with the proxy's lock."""
         self.ended = True
         self.up.way.changed.notify_all()
         for each in self._ends:
@@ -231,7 +238,7 @@ class _Pair:
                 each.shutdown(socket.SHUT_RDWR)
 
     def leave(self) -> None:
-        """One direction is over; with the second one, the connection is. Call it with the link's lock."""
+        """End the connection if both directions are done. Call it with the proxy's lock."""
         if self.up.done and self.down.done:
             self.end()
             for each in self._ends:
@@ -252,7 +259,7 @@ class _Flow:
         self._chunks: deque[tuple[float, bytes]] = deque()  # (when it arrives, the bytes); no bytes: the end
 
     def read(self) -> None:
-        """Take chunks in, as fast as the lane takes them."""
+        """Receive chunks, as fast as the lane takes them."""
         chunk = b"begin"
         while True:
             try:
@@ -267,7 +274,7 @@ class _Flow:
                     return
 
     def write(self) -> None:
-        """Let chunks out when it is their time, in their order."""
+        """Send each chunk at its time of arrival, in order."""
         try:
             while chunk := self._next():
                 self._sink.sendall(chunk)
@@ -275,7 +282,7 @@ class _Flow:
                     self.waiting_bytes -= len(chunk)
                     self.way.passed_bytes += len(chunk)
                     self.way.changed.notify_all()
-            self._sink.shutdown(socket.SHUT_WR)  # the other direction may still have something to say
+            self._sink.shutdown(socket.SHUT_WR)  # the other direction goes on
         except OSError:
             with self.way.changed:
                 self._pair.end()
@@ -284,7 +291,7 @@ class _Flow:
             self._pair.leave()
 
     def _room(self) -> bool:
-        """Wait until the lane can take more; says whether the connection still stands."""
+        """Wait until the lane can take more; False when the connection ended."""
         while not self._pair.ended:
             early_s = self.way.lane.free_s - time.monotonic() - AHEAD_S
             if early_s <= 0 and self.waiting_bytes <= MAX_WAITING_BYTES:
@@ -293,7 +300,7 @@ class _Flow:
         return False
 
     def _next(self) -> bytes:
-        """The next chunk, once it is time; nothing at the end."""
+        """The next chunk, at its time of arrival; empty at the end."""
         with self.way.changed:
             while not self._pair.ended:
                 if not self._chunks or self.way.cut:

@@ -29,7 +29,7 @@ from broker.servers.mosquitto import MosquittoBroker
 from edge_agent.config import AgentConfig
 from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
-from s2m3.testbed.proxy import Link, LinkShape
+from s2m3.testbed.proxy import LinkShape, Proxy
 
 GOODBYE_S = 5.0
 SERVE_S = 120.0  # agents import torch, all at once, on as few cores as there are
@@ -88,7 +88,7 @@ class Site:
         self._logs = logs
         self._spares = spares
         self._shapes = dict(links or {})
-        self._links: dict[str, Link] = {}
+        self._proxies: dict[str, Proxy] = {}
         self._own_broker: EmbeddedBroker | MosquittoBroker | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._stack = ExitStack()
@@ -104,7 +104,7 @@ class Site:
             self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-")))
             self.url = self._start_broker()
             for name, shape in self._shapes.items():
-                self._links[name] = self._stack.enter_context(Link(self.url, shape))
+                self._proxies[name] = self._stack.enter_context(Proxy(self.url, shape))
             self._stack.callback(self.stop)
             self.start_orchestrator()
             for device in self._configs:
@@ -147,9 +147,9 @@ class Site:
         """The process id of this site's own Mosquitto; None of another broker."""
         return self._own_broker.pid if isinstance(self._own_broker, MosquittoBroker) else None
 
-    def link(self, name: str) -> Link:
-        """The link of a device or the orchestrator, to be cut or measured; only of those named in ``links``."""
-        return self._links[name]
+    def proxy(self, name: str) -> Proxy:
+        """The proxy of a device or the orchestrator, to be cut or measured; only of those named in ``links``."""
+        return self._proxies[name]
 
     def kill(self, name: str) -> None:
         """End a process without warning (SIGKILL), as a power failure would."""
@@ -334,7 +334,7 @@ class Site:
         return (self._logs or self._directory) / f"{name}.log"
 
     def _way(self, name: str) -> str:
-        return self._links[name].url if name in self._links else self.url
+        return self._proxies[name].url if name in self._proxies else self.url
 
     def _broker_of_ours(self) -> MosquittoBroker | EmbeddedBroker:
         if self._own_broker is None:

@@ -69,10 +69,9 @@ def test_an_agent_measures_its_link_to_mosquitto(measured: Callable[..., DeviceP
 
 
 def test_an_agent_behind_a_slow_link_says_that_it_is_slow(
-    measured: Callable[..., DeviceProfile], proxy_to: Callable[[str], Any], mosquitto_url: str
+    measured: Callable[..., DeviceProfile], proxy_to: Callable[..., Any], mosquitto_url: str
 ) -> None:
-    way = proxy_to(mosquitto_url)
-    way.bytes_per_s = SLOW_BYTES_PER_S
-    found = measured(way.url, latency_s=0.123)
+    proxy = proxy_to(mosquitto_url, bytes_per_s=SLOW_BYTES_PER_S)
+    found = measured(proxy.url, latency_s=0.123)
     assert found.bandwidth_bits_per_s < ASSUMED_BANDWIDTH_BITS_PER_S
     assert found.latency_s == 0.123, "as the operator says"

@@ -26,7 +26,8 @@ from broker.transport.port import (
 )
 
 if TYPE_CHECKING:
-    from tests.conftest import Recorder, TcpProxy
+    from s2m3.testbed.proxy import Proxy
+    from tests.conftest import Recorder
 
 MAX_PACKET_BYTES = 2_000_000  # of the transports here, so that "too large" is cheap to test
 
@@ -63,11 +64,11 @@ class MemoryWorld:
 class MqttWorld:
     """Transports over a real broker, each by way of a proxy that can be cut."""
 
-    def __init__(self, url: str, proxy_to: Callable[[str], TcpProxy], *, reports_undelivered: bool) -> None:
+    def __init__(self, url: str, proxy_to: Callable[..., Proxy], *, reports_undelivered: bool) -> None:
         self.reports_undelivered = reports_undelivered
         self._url = url
         self._proxy_to = proxy_to
-        self._proxies: dict[str, TcpProxy] = {}
+        self._proxies: dict[str, Proxy] = {}
         self._stack = ExitStack()
 
     def make(self, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:
@@ -79,7 +80,7 @@ class MqttWorld:
         return transport
 
     def cut(self, client_id: str) -> None:
-        self._proxies[client_id].cut()
+        self._proxies[client_id].disconnect()
 
     def crash(self, client_id: str) -> None:
         self._proxies[client_id].close()
@@ -92,7 +93,7 @@ World = MemoryWorld | MqttWorld
 
 
 @pytest.fixture(params=["memory", "mosquitto", "embedded"])
-def world(request: pytest.FixtureRequest, proxy_to: Callable[[str], TcpProxy]) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, proxy_to: Callable[..., Proxy]) -> Iterator[World]:
     made: World
     if request.param == "memory":
         made = MemoryWorld()

@@ -20,7 +20,8 @@ from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp,
 
 if TYPE_CHECKING:
     from broker.servers.mosquitto import MosquittoBroker
-    from tests.conftest import Recorder, TcpProxy
+    from s2m3.testbed.proxy import Proxy
+    from tests.conftest import Recorder
 
 MB = 1_000_000
 RSS_LIMIT_BYTES = 200 * MB
@@ -101,7 +102,7 @@ def test_a_subscriber_that_went_away_is_reported_to_the_publisher(
     connect: Connect,
     make_recorder: Callable[[], Recorder],
     unique_prefix: str,
-    proxy_to: Callable[[str], TcpProxy],
+    proxy_to: Callable[..., Proxy],
 ) -> None:
     topic, way = f"{unique_prefix}/next-hop", proxy_to(mosquitto_url)
     told, heard = make_recorder(), make_recorder()
@@ -120,10 +121,9 @@ def test_more_than_the_bound_is_an_error_that_the_publisher_sees_and_the_rest_ar
     connect: Connect,
     make_recorder: Callable[[], Recorder],
     unique_prefix: str,
-    proxy_to: Callable[[str], TcpProxy],
+    proxy_to: Callable[..., Proxy],
 ) -> None:
-    slow = proxy_to(mosquitto_url)
-    slow.bytes_per_s = 4 * MB
+    slow = proxy_to(mosquitto_url, bytes_per_s=4 * MB)
     topic, heard = f"{unique_prefix}/x", make_recorder()
     connect(mosquitto_url, f"{unique_prefix}-subscriber", heard, topic)
     publisher = connect(slow.url, f"{unique_prefix}-publisher", make_recorder(), max_queued_bytes=2 * MB)
@@ -198,14 +198,13 @@ def test_a_transfer_that_takes_longer_than_the_keepalive_keeps_its_link(
     connect: Connect,
     make_recorder: Callable[[], Recorder],
     unique_prefix: str,
-    proxy_to: Callable[[str], TcpProxy],
+    proxy_to: Callable[..., Proxy],
     *,
     slow_side: str,
     patience_s: float,
 ) -> None:
     # The ping, or its answer, waits behind the message and comes seconds late.
-    slow = proxy_to(mosquitto_url)
-    slow.bytes_per_s = 4 * MB
+    slow = proxy_to(mosquitto_url, bytes_per_s=4 * MB)
     urls = {"publisher": mosquitto_url, "subscriber": mosquitto_url, slow_side: slow.url}
     topic = f"{unique_prefix}/x"
     heard, mine = make_recorder(), make_recorder()
@@ -265,12 +264,11 @@ def test_a_control_message_on_its_own_connection_overtakes_a_tensor(
     connect: Connect,
     recorder: Recorder,
     unique_prefix: str,
-    proxy_to: Callable[[str], TcpProxy],
+    proxy_to: Callable[..., Proxy],
     *,
     patience_s: float,
 ) -> None:
-    slow = proxy_to(mosquitto_url)  # both connections of the agent share one slow line
-    slow.bytes_per_s = 8 * MB
+    slow = proxy_to(mosquitto_url, bytes_per_s=8 * MB)  # both connections of the agent share one slow line
     ignore: Callable[[LinkEvent], None] = lambda _event: None  # noqa: E731
     connect(mosquitto_url, f"{unique_prefix}-all", recorder, f"{unique_prefix}/#")
     data = connect(slow.url, f"{unique_prefix}-data", ignore)

@@ -43,13 +43,13 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
         # 1. everything goes through the links
         assert is_online(online=True)
         answers()
-        link = site.link("gw-a")
-        assert link.connections == 2  # control and data
-        assert link.passed_bytes[1] > len(ASKED.inputs["image"].data)
+        proxy = site.proxy("gw-a")
+        assert proxy.connections == 2  # control and data
+        assert proxy.passed_bytes[1] > len(ASKED.inputs["image"].data)
         # 2. a cut: the broker misses the device; restored: it is back
-        link.cut()
+        proxy.cut()
         assert is_online(online=False)
-        link.restore()
+        proxy.restore()
         assert is_online(online=True)
         answers()
         # 3. a pause: it stands still while a request waits for it
@@ -63,7 +63,7 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
         assert waiting.result(PATIENCE_S).ok
         # 4. a broker that forgot everything, at the same address
         site.restart_broker()
-        assert seen.wait_for(lambda _: link.connections == 2, PATIENCE_S)
+        assert seen.wait_for(lambda _: proxy.connections == 2, PATIENCE_S)
         answers()
         # 5. a new term
         site.restart_orchestrator()

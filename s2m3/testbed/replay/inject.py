@@ -262,11 +262,11 @@ class Injector:
             self._later(time.monotonic() + fault.for_s, end)
 
     def _partition(self, target: str, fault: Fault) -> None:
-        link = self._stage.site.link(target)
-        link.cut()
+        proxy = self._stage.site.proxy(target)
+        proxy.cut()
         if fault.disconnect:
-            link.disconnect()
-        self._ends(fault, link.restore)
+            proxy.disconnect()
+        self._ends(fault, proxy.restore)
         self._led(target)
 
     def _squeeze(self, target: str, fault: Fault) -> None:

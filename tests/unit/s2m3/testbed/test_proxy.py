@@ -1,4 +1,4 @@
-"""The proxy that stands for a link: no byte lost or moved, delay and bandwidth as stated, cuts that are silent."""
+"""The proxy: it loses and reorders no byte, keeps delay and bandwidth, and its cuts are silent."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from broker.transport.address import parse_url
-from s2m3.testbed import proxy as link_module
-from s2m3.testbed.proxy import CHUNK_BYTES, UNSHAPED, Lane, Link, LinkShape
+from s2m3.testbed import proxy as proxy_module
+from s2m3.testbed.proxy import CHUNK_BYTES, UNSHAPED, Lane, LinkShape, Proxy
 
 PATIENCE_S = 20.0
 HOST = "127.0.0.1"
 
 
 class Far:
-    """The far end of links: takes connections, and hands them out in the order they came."""
+    """The far end of proxies: takes connections, and hands them out in the order they came."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server((HOST, 0))
@@ -36,7 +36,7 @@ class Far:
         return connection
 
 
-Opened = tuple[Link, socket.socket, socket.socket]
+Opened = tuple[Proxy, socket.socket, socket.socket]
 Open = Callable[[LinkShape], Opened]
 
 
@@ -49,19 +49,19 @@ def far() -> Iterator[Far]:
 
 @pytest.fixture
 def opened(far: Far) -> Iterator[Open]:
-    """Opens a link with one connection through it: the link, the near end, the far end."""
+    """Opens a proxy with one connection through it: the proxy, the near end, the far end."""
     with ExitStack() as stack:
 
         def make(shape: LinkShape) -> Opened:
-            link = stack.enter_context(Link(far.url, shape))
-            near = stack.enter_context(dial(link))
-            return link, near, stack.enter_context(far.take())
+            proxy = stack.enter_context(Proxy(far.url, shape))
+            near = stack.enter_context(dial(proxy))
+            return proxy, near, stack.enter_context(far.take())
 
         yield make
 
 
-def dial(link: Link) -> socket.socket:
-    return socket.create_connection((HOST, parse_url(link.url).port), PATIENCE_S)
+def dial(proxy: Proxy) -> socket.socket:
+    return socket.create_connection((HOST, parse_url(proxy.url).port), PATIENCE_S)
 
 
 def receive(end: socket.socket, size_bytes: int) -> bytes:
@@ -71,9 +71,9 @@ def receive(end: socket.socket, size_bytes: int) -> bytes:
     return bytes(got)
 
 
-def until(link: Link, holds: Callable[[], bool]) -> None:
-    with link._changed:
-        assert link._changed.wait_for(holds, PATIENCE_S)
+def until(proxy: Proxy, holds: Callable[[], bool]) -> None:
+    with proxy._changed:
+        assert proxy._changed.wait_for(holds, PATIENCE_S)
 
 
 sizes = st.lists(st.integers(1, 10**7), min_size=1, max_size=20)
@@ -125,7 +125,7 @@ def test_a_link_that_cannot_be_is_refused(field: str, value: float) -> None:
     ids=["unshaped", "delayed", "narrow"],
 )
 def test_bytes_arrive_whole_and_in_order_both_ways_at_once(opened: Open, shape: LinkShape) -> None:
-    link, near, far = opened(shape)
+    proxy, near, far = opened(shape)
     chance = random.Random(7)  # noqa: S311 - the same each time
     up, down = chance.randbytes(700_001), chance.randbytes(400_003)
 
@@ -141,7 +141,7 @@ def test_bytes_arrive_whole_and_in_order_both_ways_at_once(opened: Open, shape: 
         assert (arrived[0].result(), arrived[1].result()) == (up, down)
         for sending in sends:
             sending.result()
-    until(link, lambda: link.passed_bytes == (len(up), len(down)) and link.waiting_bytes == (0, 0))
+    until(proxy, lambda: proxy.passed_bytes == (len(up), len(down)) and proxy.waiting_bytes == (0, 0))
 
 
 def test_a_shorter_link_overtakes_a_longer_one(opened: Open) -> None:
@@ -158,86 +158,86 @@ def test_a_shorter_link_overtakes_a_longer_one(opened: Open) -> None:
 
 
 def test_each_way_has_its_own_bandwidth(opened: Open) -> None:
-    link, near, far = opened(LinkShape(up_bits_per_s=80_000))  # 10 kB a second
+    proxy, near, far = opened(LinkShape(up_bits_per_s=80_000))  # 10 kB a second
     near.sendall(bytes(100_000))
     far.sendall(bytes(100_000))
     assert len(receive(near, 100_000)) == 100_000
-    assert link.passed_bytes[0] < 100_000
+    assert proxy.passed_bytes[0] < 100_000
 
 
 def test_connections_share_one_bandwidth_in_turn(far: Far, opened: Open) -> None:
-    link, bulk, _ = opened(LinkShape(up_bits_per_s=8_000_000))
-    with dial(link) as small, far.take() as small_end:
+    proxy, bulk, _ = opened(LinkShape(up_bits_per_s=8_000_000))
+    with dial(proxy) as small, far.take() as small_end:
         bulk.sendall(bytes(2_000_000))
-        until(link, lambda: link.passed_bytes[0] > 0)
-        small.sendall(b"beat")
-        assert receive(small_end, 4) == b"beat"
-        assert link.passed_bytes[0] < 2_000_000
+        until(proxy, lambda: proxy.passed_bytes[0] > 0)
+        small.sendall(b"ping")
+        assert receive(small_end, 4) == b"ping"
+        assert proxy.passed_bytes[0] < 2_000_000
 
 
 def test_a_sender_waits_when_too_much_is_on_the_way(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "MAX_WAITING_BYTES", 100_000)
-    link, near, far = opened(UNSHAPED)
-    link.cut()
+    monkeypatch.setattr(proxy_module, "MAX_WAITING_BYTES", 100_000)
+    proxy, near, far = opened(UNSHAPED)
+    proxy.cut()
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(near.sendall, bytes(40_000_000))  # more than the system's own buffers hold
-        until(link, lambda: link.waiting_bytes[0] > 100_000)
-        assert link.waiting_bytes[0] <= 100_000 + CHUNK_BYTES
+        until(proxy, lambda: proxy.waiting_bytes[0] > 100_000)
+        assert proxy.waiting_bytes[0] <= 100_000 + CHUNK_BYTES
         assert not sending.done()
-        link.restore()
+        proxy.restore()
         assert len(receive(far, 40_000_000)) == 40_000_000
         sending.result()
 
 
 def test_nothing_passes_a_cut_link_and_all_of_it_after(opened: Open) -> None:
-    link, near, far = opened(UNSHAPED)
+    proxy, near, far = opened(UNSHAPED)
     near.sendall(b"before")
     assert receive(far, 6) == b"before"
-    link.cut()
+    proxy.cut()
     near.sendall(b"during")
     far.sendall(b"answer")
-    until(link, lambda: link.waiting_bytes == (6, 6))
-    assert link.passed_bytes == (6, 0)
-    link.restore()
+    until(proxy, lambda: proxy.waiting_bytes == (6, 6))
+    assert proxy.passed_bytes == (6, 0)
+    proxy.restore()
     assert (receive(far, 6), receive(near, 6)) == (b"during", b"answer")
 
 
 def test_the_end_of_a_connection_is_not_told_across_a_cut(opened: Open) -> None:
-    link, near, far = opened(UNSHAPED)
-    link.cut()
+    proxy, near, far = opened(UNSHAPED)
+    proxy.cut()
     near.sendall(b"last words")
     near.close()
-    until(link, lambda: link.waiting_bytes[0] == 10)
+    until(proxy, lambda: proxy.waiting_bytes[0] == 10)
     far.setblocking(False)
     with pytest.raises(BlockingIOError):
         far.recv(1)
     far.settimeout(PATIENCE_S)
-    link.restore()
+    proxy.restore()
     assert receive(far, 1000) == b"last words"
     far.close()
-    until(link, lambda: link.connections == 0)
+    until(proxy, lambda: proxy.connections == 0)
 
 
 def test_connections_begun_during_a_cut_never_reach_the_broker(far: Far) -> None:
-    with Link(far.url) as link:
-        link.cut()
-        with dial(link) as stale:
+    with Proxy(far.url) as proxy:
+        proxy.cut()
+        with dial(proxy) as stale:
             stale.settimeout(PATIENCE_S)
-            until(link, lambda: bool(link._held))
-            link.restore()
+            until(proxy, lambda: bool(proxy._begun_while_cut))
+            proxy.restore()
             assert receive(stale, 1) == b""
-        with dial(link) as fresh, far.take() as end:
+        with dial(proxy) as fresh, far.take() as end:
             fresh.sendall(b"hello")
             assert receive(end, 5) == b"hello"
 
 
 def test_a_disconnected_link_ends_both_ends_and_takes_new_connections(far: Far, opened: Open) -> None:
-    link, near, end = opened(UNSHAPED)
+    proxy, near, end = opened(UNSHAPED)
     near.settimeout(PATIENCE_S)
-    link.disconnect()
+    proxy.disconnect()
     assert (receive(near, 1), receive(end, 1)) == (b"", b"")
-    until(link, lambda: link.connections == 0)
-    with dial(link) as again, far.take() as new_end:
+    until(proxy, lambda: proxy.connections == 0)
+    with dial(proxy) as again, far.take() as new_end:
         again.sendall(b"x")
         assert receive(new_end, 1) == b"x"
 
@@ -253,25 +253,25 @@ def test_half_a_close_passes_and_the_other_half_goes_on(opened: Open) -> None:
 
 
 def test_a_broker_that_is_down_ends_the_connection(far: Far) -> None:
-    with Link(far.url) as link:
+    with Proxy(far.url) as proxy:
         far.listener.close()
-        with dial(link) as near:
+        with dial(proxy) as near:
             assert receive(near, 1) == b""
 
 
 def test_a_closed_link_leaves_no_thread_and_takes_nobody(far: Far) -> None:
     before = set(threading.enumerate())
-    link = Link(far.url)
-    with dial(link) as near, far.take():
-        link.close()
-        link.close()
+    proxy = Proxy(far.url)
+    with dial(proxy) as near, far.take():
+        proxy.close()
+        proxy.close()
         assert receive(near, 1) == b""
         assert set(threading.enumerate()) <= before
         with pytest.raises(OSError, match="refused"):
-            dial(link)
+            dial(proxy)
 
 
 def test_the_name_and_password_of_the_broker_stay_in_the_url() -> None:
-    with Link("mqtt://gw%40a:p%2Fw@127.0.0.1:1") as link:
-        address = parse_url(link.url)
+    with Proxy("mqtt://gw%40a:p%2Fw@127.0.0.1:1") as proxy:
+        address = parse_url(proxy.url)
     assert (address.username, address.password, address.host) == ("gw@a", "p/w", HOST)
