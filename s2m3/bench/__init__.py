@@ -1,1 +1,1 @@
-"""What measures: accuracy, latency, memory, placement, throughput, and campaigns of replays."""
+"""Measurements: accuracy, latency, memory, placement, throughput, and flatness of processes."""

@@ -1,4 +1,4 @@
-"""How good answers are: accuracy, recall, and the VQA rule. Pure: numbers in, numbers out.
+"""Metrics of answers: accuracy, recall, and the VQA rule. Pure: numbers in, numbers out.
 
 Owns the definitions. Knows no model, no data format and no file.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RECALLS = (1, 5, 10)
-_ENOUGH = 3  # people who must agree for full marks
+_ENOUGH = 3  # people who must agree for a score of 1
 
 _NUMBERS = {
     "zero": "0",
@@ -32,17 +32,17 @@ _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-_MOST_PERIODS = 32  # the official code hands a flag of this value over as a count
+_MOST_PERIODS = 32  # the official code passes a flag of this value as a count
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
     he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
-    needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
-    somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
-    that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've
-    weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've
-    why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
-    you've
+    needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've someone'd
+    someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're
+    there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
+    would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
+_CONTRACTED += " somebody'd've somebody'll somebody's"  # phrase ok
 
 
 def _misspelt(word: str) -> list[str]:
@@ -51,11 +51,11 @@ def _misspelt(word: str) -> list[str]:
 
 
 _CONTRACTIONS = {wrong: right for right in _CONTRACTED.split() for wrong in _misspelt(right)}
-_CONTRACTIONS["somebody'd"] = "somebodyd"  # as the official table has it
+_CONTRACTIONS["somebody'd"] = "somebodyd"  # as in the official table; phrase ok
 
 
 def accuracy(predicted: Sequence[object], right: Sequence[object]) -> float:
-    """The share of answers that are right: top-1 accuracy, from 0 to 1.
+    """Top-1 accuracy: the share of answers that are right, from 0 to 1.
 
     Args:
         predicted: n answers.
@@ -65,14 +65,14 @@ def accuracy(predicted: Sequence[object], right: Sequence[object]) -> float:
 
 
 def recall_of_captions(scores: NDArray[np.floating], captions: Sequence[Sequence[int]]) -> dict[int, float]:
-    """Image-to-text recall: the share of pictures of which a caption of their own is among the k best.
+    """Image-to-text recall: the share of pictures with one of their own captions among the k best.
 
     Args:
         scores: Of each picture with each caption (n, m).
         captions: For each picture the columns of its own captions, at least one.
 
     Returns:
-        Recall by k = 1, 5, 10. A foreign caption with the very same score stands before: ties never help.
+        Recall by k = 1, 5, 10. Ties count against: another caption with the same score ranks first.
     """
     ranks = []
     for row, own in zip(scores, captions, strict=True):
@@ -82,14 +82,14 @@ def recall_of_captions(scores: NDArray[np.floating], captions: Sequence[Sequence
 
 
 def recall_of_pictures(scores: NDArray[np.floating], captions: Sequence[Sequence[int]]) -> dict[int, float]:
-    """Text-to-image recall: the share of captions of which the own picture is among the k best.
+    """Text-to-image recall: the share of captions with their own picture among the k best.
 
     Args:
         scores: Of each picture with each caption (n, m).
         captions: For each picture the columns of its own captions.
 
     Returns:
-        Recall by k = 1, 5, 10. Another picture with the very same score stands before: ties never help.
+        Recall by k = 1, 5, 10. Ties count against: another picture with the same score ranks first.
     """
     ranks = []
     for picture, own in enumerate(captions):
@@ -102,12 +102,12 @@ def recall_of_pictures(scores: NDArray[np.floating], captions: Sequence[Sequence
 def vqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
     """The official VQA accuracy of one answer (Antol et al. 2015; the rule of VQA v2's evaluation code).
 
-    The mean, over all ways to leave one person out, of min(people among the others who agree / 3, 1). Answers are
-    normalised when people differ; when all said the very same words, those words are wanted.
+    It leaves each person out once, and takes the mean of min(others who agree / 3, 1). Answers are normalised if people
+    differ. If all gave the same words, the answer must have those words.
 
     Args:
         predicted: The answer.
-        answers: What people answered: ten in VQA v2 and TextVQA. One alone is compared by itself.
+        answers: People's answers: ten in VQA v2 and TextVQA. A single one is compared alone.
     """
     given = [_spaces(answer) for answer in answers]
     said = _spaces(predicted)

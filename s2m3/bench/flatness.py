@@ -1,10 +1,10 @@
-"""Whether what a process uses grows: a slope test on samples of its memory, threads and open files. Pure.
+"""A test of growth: a slope test on samples of a process's memory, threads and open files. Pure.
 
-Owns the criterion. A process's first part is left out: caches and allocators fill up. Then memory, what is resident, is
-flat when the slope of Theil (1950) and Sen (1968), the median of the slopes between pairs of samples, which a few
-outliers don't move, means less than 3 % of its median, or less than 4 MiB, over the time sampled. Modules come and go
-as they are placed, and with each what its passes work on, so only samples are paired in which the process held modules
-of the same size by its own account. Threads and open files are flat when the median of the last third is not above
+Owns the criterion. The first quarter of a process's samples is left out, for caches and allocators fill up then.
+Resident memory is flat if its slope over the time sampled means less than 3 % of its median, or less than 4 MiB. The
+slope is that of Theil (1950) and Sen (1968): the median of the slopes between pairs of samples, which a few outliers
+don't move. Modules come and go, each with the working memory of its passes. So only samples are paired in which the
+process reports modules of the same size. Threads and open files are flat if the median of the last third is not above
 that of the first third.
 """
 
@@ -18,38 +18,38 @@ import numpy as np
 WARM_UP_SHARE = 0.25  # of a process's samples
 FLAT_SHARE = 0.03
 FLAT_BYTES = 4 * 2**20
-LEAST_SAMPLES = 20  # fewer say nothing
+LEAST_SAMPLES = 20  # fewer show nothing
 MOST_SAMPLES = 500  # pairs of these are compared
-SAME_BYTES = 4 * 2**20  # modules whose sizes differ by less are the same, measured anew
+SAME_BYTES = 4 * 2**20  # modules whose sizes differ by less are the same, measured again
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a process uses at a moment."""
+    """A process's memory, threads and files at one moment."""
 
     at_s: float
     memory_bytes: int  # resident
     threads: int
     files: int  # open file descriptors
-    held_bytes: int = 0  # the modules of an agent, by its own account
+    held_bytes: int = 0  # an agent's modules, as it reports them
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether one process stayed flat, and the numbers that say so."""
+    """Whether one process stayed flat, and the numbers behind it."""
 
     process: str
     seconds: float  # sampled, without the warm-up
     memory_bytes: int  # resident, median
     resident_growth_bytes: float  # slope times seconds
-    growth_bytes: float  # the same between samples with the same modules
+    growth_bytes: float  # the same, between samples with the same modules
     threads: tuple[float, float]  # median of the first and of the last third
     files: tuple[float, float]
     flat: bool
 
 
 def judge(process: str, samples: Sequence[Sample], least_s: float = 0.0) -> Verdict | None:
-    """Whether a process stayed flat; None when it lived for less than ``least_s``, or there are too few samples."""
+    """The verdict on a process; None if it lived for less than ``least_s``, or has too few samples."""
     kept = list(samples[round(len(samples) * WARM_UP_SHARE) :])
     if len(kept) < LEAST_SAMPLES or samples[-1].at_s - samples[0].at_s < least_s:
         return None
@@ -69,12 +69,12 @@ def judge(process: str, samples: Sequence[Sample], least_s: float = 0.0) -> Verd
 
 
 def slope(x: Sequence[float], y: Sequence[float], like: Sequence[float] | None = None) -> float:
-    """The median of the slopes between all pairs of points, or those that are alike; x rises strictly.
+    """The median of the slopes between all pairs of points, or all pairs of alike points.
 
     Args:
-        x: of each point.
-        y: of each point.
-        like: of each point: those that differ by less than ``SAME_BYTES`` are alike. Some must be.
+        x: Of each point; it rises strictly.
+        y: Of each point.
+        like: Of each point. Points are alike if these differ by less than ``SAME_BYTES``; at least two must be.
     """
     at, value = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     first, second = np.triu_indices(len(at), k=1)

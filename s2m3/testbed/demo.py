@@ -24,6 +24,7 @@ from broker.client import Client, Response
 from broker.protocol.messages import AssignedModule, Route
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
+from s2m3.reference import whole
 from s2m3.reference.pictures import REQUESTS, DemoRequest
 from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
@@ -114,12 +115,11 @@ class Demo:
         self._console.print("meanwhile: the same requests on the unsplit models, in this one process ...")
         import torch  # noqa: PLC0415 - after the processes were started: it takes seconds, and so do they
 
-        from s2m3.reference.unsplit import Unsplit  # noqa: PLC0415 - the same
-
         torch.set_num_threads(AGENTS[0].threads)  # bits are equal at the same thread count
-        unsplit = Unsplit()
-        self._report.memory_bytes["unshared"] = sum(unsplit.weight_bytes(spec.task) for spec in self._specs)
-        return [dict(unsplit.answer(r.task, inputs)) for r, inputs in zip(REQUESTS, self._inputs, strict=True)]
+        modules = [module for spec in self._specs for module in spec.modules.values()]
+        self._report.memory_bytes["unshared"] = sum(module.memory_bytes for module in modules)
+        models = {spec.task: whole.load(f"pocket/{spec.task}", spec) for spec in self._specs}
+        return [dict(models[r.task](inputs).answer or {}) for r, inputs in zip(REQUESTS, self._inputs, strict=True)]
 
     def _show_placement(self) -> None:
         table = Table(title="placement", title_justify="left")

@@ -17,10 +17,10 @@ import torch
 from broker.protocol.codec import RawInput
 from broker.protocol.messages import HeldModule
 from edge_agent.config import AgentConfig
-from s2m3.bench.accuracy import reference
 from s2m3.bench.datasets import digits
 from s2m3.catalogue import load_task
 from s2m3.cli.main import main
+from s2m3.reference import whole
 from s2m3.reference.pictures import picture
 from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
@@ -113,7 +113,7 @@ def test_a_head_is_trained_and_deployed_for_its_own_bytes_and_the_encoder_stays(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the devices compute
     try:
-        expected = reference.load("digits", task)({"image": raw}).answer
+        expected = whole.load("digits", task)({"image": raw}).answer
     finally:
         torch.set_num_threads(threads)
     assert answer["answer"] == expected

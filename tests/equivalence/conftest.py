@@ -1,8 +1,9 @@
-"""The pocket zoo, loaded once: split modules and the unsplit reference, at one thread."""
+"""The pocket zoo, loaded once: split modules and the whole models, at one thread."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from pydantic import JsonValue
 from broker.protocol.codec import RawInput
 from edge_agent import catalog
 from s2m3.catalogue import load_task
+from s2m3.reference import whole
 from s2m3.reference.split import Split
-from s2m3.reference.unsplit import Unsplit
 
 
 class PocketSplit:
@@ -32,6 +33,19 @@ class PocketSplit:
         return answer
 
 
+class PocketWhole:
+    """The pocket tasks by name, each as a whole model."""
+
+    def __init__(self) -> None:
+        self.model = cache(lambda task: whole.load(f"pocket/{task}", load_task(f"pocket/{task}")))
+
+    def answer(self, task: str, inputs: Mapping[str, RawInput]) -> dict[str, JsonValue]:
+        """The whole model's answer."""
+        answer = self.model(task)(inputs).answer
+        assert answer is not None
+        return answer
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """The order of sums depends on the thread count, so that is fixed."""
@@ -47,5 +61,5 @@ def split(one_thread: None) -> PocketSplit:  # noqa: ARG001 - loads at one threa
 
 
 @pytest.fixture(scope="session")
-def unsplit(one_thread: None) -> Unsplit:  # noqa: ARG001 - the same
-    return Unsplit()
+def unsplit(one_thread: None) -> PocketWhole:  # noqa: ARG001 - the same
+    return PocketWhole()

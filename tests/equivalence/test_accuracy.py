@@ -18,7 +18,7 @@ CLASSES = {
     "a_cat_having_a_striped_coat": "chelsea.png",
     "espresso": "coffee.png",
     "palace": "china.jpg",
-    "tripod": "rocket.jpg",  # wrong on purpose: a rocket is no tripod
+    "tripod": "rocket.jpg",  # wrong on purpose
 }
 
 
@@ -189,4 +189,4 @@ def test_the_command_starts_as_a_program(benchmarks: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert "is no directory" in done.stderr
+    assert "is not a directory" in done.stderr

@@ -1,5 +1,5 @@
-"""How right answers are, split and unsplit, on labelled data: ``s2m3 bench accuracy``.
+"""Accuracy of the split and the unsplit model on labelled data: ``s2m3 bench accuracy``.
 
-``questions`` turns records into requests and answers into scores, ``reference`` is the unsplit model, ``run`` goes
-through one benchmark, ``journal`` remembers where it was, ``command`` is the command line and the table.
+``questions`` turns records into requests and answers into scores. ``run`` goes through one benchmark, and ``journal``
+keeps its results so that it can be resumed. ``options`` and ``equivalence`` are tables of several runs.
 """

@@ -1,11 +1,11 @@
 """Split against whole at real size: ``s2m3 bench accuracy --equivalence``.
 
-Owns which weights are taken, what is asked, and a row a model. Real weights where they are on this machine (pip's, a
-models directory, the hub's cache); else random ones of the real configuration, written into a temporary directory,
-one model at a time, and removed. Nothing is downloaded. Random weights prove the arithmetic as well as real ones, and
-nothing about accuracy.
+Owns the choice of weights, the requests, and a row for each model. Weights are real if they are on this machine (pip's,
+a models directory, the hub's cache). Otherwise they are random ones of the real configuration, written into a temporary
+directory, one model at a time, and removed. Nothing is downloaded. Random weights prove the arithmetic as well as real
+ones, and nothing about accuracy.
 
-Two outputs are equal when the answers are, and all arrays, bit for bit; for what generates, the token ids are an array.
+Two outputs are equal if their answers and all their arrays are, bit for bit. Generated token ids are an array.
 """
 
 from __future__ import annotations
@@ -24,24 +24,23 @@ from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import TaskSpec
 from edge_agent import catalog
 from edge_agent.modules.weights import hub
-from s2m3.bench.accuracy import reference, run
 from s2m3.bench.accuracy.questions import ANSWERS_QUESTIONS
 from s2m3.catalogue import load_task
-from s2m3.reference import random_weights, zoo
+from s2m3.reference import random_weights, whole, zoo
 from s2m3.reference.pictures import picture
 from s2m3.reference.speech import spoken
 from s2m3.reference.split import Split
 
-MOST_PARAMETERS = 500_000_000  # of a model that is tried: its split and its whole fit into 8 GB together
+MOST_PARAMETERS = 500_000_000  # larger models are left out: split and whole must fit into 8 GB together
 PICTURES = ("chelsea.png", "coffee.png", "rocket.jpg")
 SOUNDS = ("pump", "what-animal", "window")
-CAPTIONS = ("a photo of a cat", "a cup of coffee", "a rocket at its launch", "somebody speaks")
+CAPTIONS = ("a photo of a cat", "a cup of coffee", "a rocket at its launch", "somebody speaks")  # phrase ok
 QUESTIONS = ("What is this?", "What is in the cup?", "What is taking off?")
 
 
 def names() -> tuple[str, ...]:
     """The tasks that have a whole model to compare with."""
-    return tuple(name for name in catalog.names() if name != reference.FEATURES)
+    return tuple(name for name in catalog.names() if name in whole.FILES)
 
 
 def requests(task: TaskSpec) -> list[dict[str, RawInput]]:
@@ -58,10 +57,10 @@ def requests(task: TaskSpec) -> list[dict[str, RawInput]]:
 
 
 def rows(wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One model after the other: how many of its outputs differ, or why it was left out.
+    """A row for each model in turn: how many of its outputs differ, or why it was left out.
 
     Raises:
-        BadFile: the catalogue is wrong.
+        BadFile: a file of the catalogue is wrong.
     """
     for name in wanted:
         task = load_task(name)
@@ -84,16 +83,16 @@ def _compare(name: str, task: TaskSpec) -> dict[str, Any]:
     asked = requests(task)
     split = Split()
     outputs = [split.run(task, inputs) for inputs in asked]
-    whole = reference.load(name, task)
-    differing = sum(not run.same(one, whole(inputs)) for one, inputs in zip(outputs, asked, strict=True))
+    model = whole.load(name, task)
+    differing = sum(not whole.same(one, model(inputs)) for one, inputs in zip(outputs, asked, strict=True))
     arrays = {(repr(one.answer), *(array.tobytes() for array in one.tensors.values())) for one in outputs}
     return {"inputs": len(asked), "distinct": len(arrays), "differing": differing}
 
 
 def _without_timestamps(published: zoo.Published) -> dict[str, Any]:
-    """Have Whisper's random weights write no timestamps, which trained ones don't after the prompt that forbids them.
+    """The changes that stop random Whisper weights from writing timestamps, which trained ones don't after this prompt.
 
-    transformers' ``generate`` would listen again from each; see ``edge_agent/modules/whisper.py``.
+    transformers' ``generate`` would listen again from each; see ``edge_agent/modules/families/whisper.py``.
     """
     fields = published.files.get("generation_config.json", {})
     if "no_timestamps_token_id" not in fields:
@@ -105,7 +104,7 @@ def _without_timestamps(published: zoo.Published) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _weights(task: TaskSpec) -> Iterator[str]:
-    """Have the weights of a task where its modules look for them; says whether they are real."""
+    """Keeps a task's weights where its modules look for them; says whether they are real or random."""
     sources = {module.source.hub: module.source for module in task.modules.values() if module.source}
     sources.pop(None, None)  # pip's and the catalogue's are real
     if all(hub.is_here(source) for source in sources.values()):
@@ -113,7 +112,7 @@ def _weights(task: TaskSpec) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="s2m3-models-") as directory:
         published = sorted(map(zoo.published, sources), key=lambda each: each.frozen is not None)
-        for seed, each in enumerate(published):  # frozen copies come after what they are copies of
+        for seed, each in enumerate(published):  # frozen copies come after their originals
             random_weights.write(each, Path(directory), seed=seed, changes=_without_timestamps(each))
         before = os.environ.get(hub.DIRECTORY_VARIABLE)
         os.environ[hub.DIRECTORY_VARIABLE] = directory

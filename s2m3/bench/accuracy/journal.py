@@ -1,7 +1,8 @@
-"""One run's results as JSON lines: what it was, its records, its summary; so that it can go on where it stopped.
+"""One run's results as JSON lines, so that the run can be resumed where it stopped.
 
-Owns the file. Knows no model. ``{"run": ...}`` is the first line, then one a record in their order, then
-``{"summary": ...}``. A line is written whole and flushed; what a crash left half-written at the end is cut off.
+Owns the file. Knows no model. The first line is ``{"run": ...}`` with the run's settings, then comes a line for each
+record in their order, then ``{"summary": ...}``. A line is written whole and flushed. A line that a crash left
+half-written at the end is cut off.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ class Journal:
     """The results of one run.
 
     Args:
-        path: Its file; None keeps them in memory only.
-        run: What is run, with all settings that change a result.
+        path: The file; None keeps the results in memory only.
+        run: All settings that change a result.
 
     Raises:
-        BadFile: the file is another run's, or no results file.
+        BadFile: the file has another run's results, or is not a results file.
     """
 
     def __init__(self, path: Path | None, run: Line) -> None:
@@ -45,12 +46,12 @@ class Journal:
                 self.records.append(line)
 
     def add(self, record: Line) -> None:
-        """Keep a record's result."""
+        """Adds a record's result."""
         self.records.append(record)
         self._append(record)
 
     def finish(self, summary: Line) -> None:
-        """Keep the summary: the run is over."""
+        """Adds the summary: the run is complete."""
         self.summary = summary
         self._append({"summary": summary})
 
@@ -63,7 +64,7 @@ class Journal:
         except OSError as error:
             problem = error.strerror or "can't be written"
             raise BadFile(
-                file=str(self._path), problem=problem, fix="name another --results, or free some room"
+                file=str(self._path), problem=problem, fix="name another --results, or free disk space"
             ) from error
 
     def _lines(self) -> list[Line]:
@@ -82,7 +83,7 @@ class Journal:
                 raise BadFile(
                     file=str(self._path),
                     line=number,
-                    problem="is no result",
+                    problem="is not a result",
                     fix="name another --results, or remove it",
                 ) from error
         return found

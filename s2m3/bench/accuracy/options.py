@@ -1,7 +1,8 @@
-"""What an option that trades accuracy for bytes costs, and what it saves: ``s2m3 bench accuracy --dtype --wire``.
+"""The cost and the gain of options that trade accuracy for bytes: ``s2m3 bench accuracy --dtype --wire``.
 
-Owns the options and the table's rows. The first row is float32 everywhere, compared bit for bit with the unsplit model;
-an option's answers are compared with that model's answers: what is named, not its score, which always differs a little.
+Owns the options and the table's rows. The first row is float32 everywhere, compared bit for bit with the unsplit model.
+An option's answers are compared with that model's by the name that each gives. Scores always differ a little, so they
+are not compared.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from s2m3.reference import zoo
 
 @dataclass(frozen=True)
 class Option:
-    """A dtype of the weights, and one of what crosses from node to node."""
+    """A dtype of the weights, and one of the arrays between nodes."""
 
     dtype: str = "float32"
     wire: Wire = "float32"
@@ -31,18 +32,18 @@ class Option:
 
 
 def chosen(dtypes: Sequence[str], wires: Sequence[Wire]) -> list[Option]:
-    """All pairs of dtypes and wires, float32 everywhere first; none named is float32."""
+    """All pairs of dtypes and wires, float32 everywhere first. An empty list means float32."""
     wanted: Sequence[Wire] = wires or ["float32"]
     pairs = [Option(dtype, wire) for dtype, wire in product(dtypes or ["float32"], wanted)]
     return list(dict.fromkeys([Option(), *pairs]))
 
 
 def applied(task: TaskSpec, option: Option) -> TaskSpec:
-    """A task with an option: each module in the dtype, where its family computes in it and it makes it smaller.
+    """A task with an option: a module gets the dtype if its family computes in it and it makes the module smaller.
 
     Raises:
         BadFile: no module becomes smaller.
-        ModuleRefused: a module's configuration can't be had.
+        ModuleRefused: a module's configuration is missing.
     """
     modules: dict[str, ModuleSpec] = {}
     for name, spec in task.modules.items():
@@ -64,22 +65,22 @@ def rows(
     options: Sequence[Option],
     *,
     results: Path | None = None,
-    progress: run.Progress = run.nobody,
+    progress: run.Progress = run.silent,
 ) -> list[dict[str, Any]]:
-    """Run one benchmark with each option.
+    """One row an option: one benchmark run with each of them.
 
     Args:
         name: The task's name in the catalogue, or its file.
         task: The task, in float32.
         dataset: The benchmark.
-        settings: What to leave out.
+        settings: The parts of it to use.
         options: The first is ``Option()``.
-        results: A directory with one results file an option; None keeps nothing.
-        progress: Is told the records done and their number.
+        results: A directory for one results file an option; None keeps nothing.
+        progress: Called with the number of records done, and of all.
 
     Returns:
-        A row an option: its summary, and ``weight_bytes``, ``wire_bytes`` (a record, from nodes to nodes, arrays alone)
-        and ``differing``.
+        Each option's summary, with ``weight_bytes``, ``wire_bytes`` (the arrays between nodes, for one record) and
+        ``differing``.
 
     Raises:
         BadFile, ModuleRefused: as ``run.run`` does.

@@ -1,9 +1,9 @@
-"""Records into requests for a task, and answers into what is right: one class a kind of question.
+"""Records into requests for a task, and answers into scores: one class for each kind of question.
 
-Owns which task can be asked about which data, and how its answers are scored. Knows no model, and not who answers.
+Owns which data fits which task, and how answers are scored. Knows no model, and not whether it is split.
 
-What can't be asked, and is refused in one line: a classifier about classes that it doesn't name; a chooser among
-answers about data that names no choices; a task about media that the data hasn't.
+Refused in one line: a classifier with classes that it doesn't know; a task that chooses among given answers, with data
+that has none; a task for media that the data doesn't have.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from s2m3.bench import accuracy_metrics
 from s2m3.bench.datasets import Dataset, Record, prompts
 
 Requests = list[dict[str, RawInput]]
-Verdict = dict[str, Any]  # as it stands in a results file
+Verdict = dict[str, Any]  # as in a results file
 
-# What a task's last module does, by its family; a family that isn't here answers nothing that has a metric here.
+# The kind of a task's answer, by the family of its last module. Answers of other families have no metric here.
 NAMES_CLASSES = {"efficientnet.classifier", "heads.linear", "vit.classifier"}
 RANKS_TEXTS = {"align.head", "clap.head", "clip.head", "conse.head", "siglip.head"}
 ANSWERS_QUESTIONS = {
@@ -44,13 +44,13 @@ ANSWERS_QUESTIONS = {
 
 
 class Questions(Protocol):
-    """How one dataset is asked of one task."""
+    """The questions of one dataset to one task."""
 
     def requests(self, record: Record) -> Requests:
-        """What is sent for a record."""
+        """The requests for a record."""
 
     def verdict(self, record: Record, outputs: Sequence[Output]) -> Verdict:
-        """What the answers say; with ``score`` from 0 to 1 where a record has one by itself."""
+        """A record's result; it has a ``score`` from 0 to 1 if one record alone can have one."""
 
     def summary(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
         """The metrics of all records, by name, from 0 to 1."""
@@ -60,13 +60,13 @@ def about(dataset: Dataset, task: TaskSpec, positions: Sequence[int], *, templat
     """The questions of a dataset to a task.
 
     Args:
-        dataset: What is asked about.
-        task: Who is asked.
-        positions: The records that will be asked about, for retrieval: their captions are the candidates.
-        templates: How many prompts a class gets; all by default.
+        dataset: The data.
+        task: The task.
+        positions: The records in question. For retrieval, their captions are the candidates.
+        templates: How many prompts each class gets; all by default.
 
     Raises:
-        BadFile: this task can't be asked about this data, with the reason.
+        BadFile: the data doesn't fit the task, with the reason.
     """
     media = [name for name, spec in task.inputs.items() if spec.kind == dataset.medium]
     texts = [name for name, spec in task.inputs.items() if spec.kind == "text"]
@@ -87,7 +87,7 @@ def about(dataset: Dataset, task: TaskSpec, positions: Sequence[int], *, templat
 
 
 def named(verdict: Verdict) -> Any:  # noqa: ANN401 - a text, or a position
-    """What a verdict names, without its score: the answer, or the best caption's position."""
+    """The answer in a verdict without its score: a text, or the best caption's position."""
     if "predicted" in verdict:
         return verdict["predicted"]
     return int(np.frombuffer(base64.b64decode(verdict["row"]), "<f4").argmax())
@@ -106,7 +106,7 @@ def _sent(lines: Sequence[str]) -> RawInput:
 
 
 def _portions(lines: Sequence[str]) -> Iterator[Sequence[str]]:
-    """As many lines as one request may have."""
+    """Parts of the lines, each as long as one request may have."""
     for start in range(0, len(lines), MAX_LINES):
         yield lines[start : start + MAX_LINES]
 
@@ -128,7 +128,7 @@ def scores_of(output: Output, lines: Sequence[str]) -> NDArray[np.float32]:
 
 
 class Named:
-    """Classification by a task that names what it sees: right when it names the record's class."""
+    """Classification by a task with classes of its own: right if it names the record's class."""
 
     def __init__(self, dataset: Dataset, task: TaskSpec, media: NodeName) -> None:
         self._dataset, self._media = dataset, media
@@ -143,7 +143,7 @@ class Named:
         return [{self._media: record.media}]
 
     def verdict(self, record: Record, outputs: Sequence[Output]) -> Verdict:
-        """The label that was named."""
+        """The label of the answer."""
         predicted = str((outputs[0].answer or {}).get("label", ""))
         right = bool(_names(predicted) & _names(self._dataset.classes[_label(record)]))
         return {"predicted": predicted, "score": float(right)}
@@ -154,7 +154,7 @@ class Named:
 
 
 class Prompted:
-    """Zero-shot classification: each class as prompts, of which the task ranks all; the best mean is its answer."""
+    """Zero-shot classification: the task scores prompts for every class; the class with the best mean is its answer."""
 
     def __init__(self, dataset: Dataset, media: NodeName, text: NodeName, templates: int | None) -> None:
         self._dataset, self._media, self._text = dataset, media, text
@@ -162,11 +162,11 @@ class Prompted:
         self._lines = [_line(template.format(name)) for name in dataset.classes for template in self._templates]
 
     def requests(self, record: Record) -> Requests:
-        """The picture or sound with all prompts, a portion at a time."""
+        """The picture or sound with all prompts, in several requests where one can't hold them."""
         return [{self._media: record.media, self._text: _sent(lines)} for lines in _portions(self._lines)]
 
     def verdict(self, record: Record, outputs: Sequence[Output]) -> Verdict:
-        """The class whose prompts have the highest mean score; of equals the first."""
+        """The class whose prompts have the highest mean score; ties go to the first."""
         found = np.concatenate(
             [scores_of(output, lines) for output, lines in zip(outputs, _portions(self._lines), strict=True)]
         )
@@ -192,16 +192,16 @@ class Retrieval:
             self._lines += captions
 
     def requests(self, record: Record) -> Requests:
-        """The picture with all captions, a portion at a time."""
+        """The picture with all captions, in several requests where one can't hold them."""
         return [{self._media: record.media, self._text: _sent(lines)} for lines in _portions(self._lines)]
 
-    def verdict(self, record: Record, outputs: Sequence[Output]) -> Verdict:  # noqa: ARG002 - the row says all
+    def verdict(self, record: Record, outputs: Sequence[Output]) -> Verdict:  # noqa: ARG002 - the scores are the result
         """The picture's row of scores, as base64 of little-endian float32."""
         found = [scores_of(output, lines) for output, lines in zip(outputs, _portions(self._lines), strict=True)]
         return {"row": base64.b64encode(np.concatenate(found).astype("<f4").tobytes()).decode()}
 
     def summary(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
-        """Recall at 1, 5 and 10, both ways; of the first verdicts with all captions of their own."""
+        """Recall at 1, 5 and 10, in both directions, among the pictures of these verdicts and their captions."""
         own = self._own[: len(verdicts)]
         wanted = own[-1].stop
         rows = np.stack([np.frombuffer(base64.b64decode(each["row"]), "<f4")[:wanted] for each in verdicts])
@@ -228,10 +228,10 @@ class Asked:
             raise _unfit(dataset, task, f"has open questions, and the task chooses among given {self._choices}")
 
     def requests(self, record: Record) -> Requests:
-        """The picture and the question, and the choices for a task that needs them.
+        """The picture and the question, with the choices if the task needs them.
 
         Raises:
-            BadFile: it needs them, and the record has none.
+            BadFile: the task needs choices, and the record has none.
         """
         inputs = {self._media: record.media, self._question: _sent([_line(record.question)])}
         if self._choices:
@@ -242,7 +242,7 @@ class Asked:
         return [inputs]
 
     def verdict(self, record: Record, outputs: Sequence[Output]) -> Verdict:
-        """The answer and how many people agree."""
+        """The answer, and how well people agree with it."""
         answer = outputs[0].answer or {}
         predicted = str(answer.get("answer", answer.get("text", "")))
         return {"predicted": predicted, "score": accuracy_metrics.vqa_accuracy(predicted, record.answers)}
@@ -253,7 +253,7 @@ class Asked:
 
 
 def labels_of(task: TaskSpec) -> tuple[str, ...]:
-    """What a classifying task can name; nothing when its weights' configuration isn't at hand to say it."""
+    """The labels of a classifying task; empty when the configuration that has them is not on this machine."""
     module = task.module_of(task.output)
     if module.family == "efficientnet.classifier":
         from edge_agent.modules.inputs.imagenet import class_names  # noqa: PLC0415 - its package may be missing
@@ -269,7 +269,7 @@ def labels_of(task: TaskSpec) -> tuple[str, ...]:
 
 
 def _names(label: str) -> set[str]:
-    """How a label may be written: ImageNet's have several names with commas between."""
+    """The spellings of a label: those of ImageNet have several names, with commas between."""
     whole = _line(label.replace("_", " ")).casefold()
     return {whole, *(part.strip() for part in whole.split(","))}
 

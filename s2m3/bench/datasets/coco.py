@@ -3,50 +3,37 @@
     annotations/captions_val2017.json    {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
     val2017/*.jpg
 
-Pictures come in the order of the index; each with its captions in the order of theirs.
+Pictures come in the order of the index, each with its captions in the order of theirs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from broker.protocol.errors import BadFile
-from s2m3.bench.datasets import Dataset, disk, retrieval
+from s2m3.bench.datasets import disk
+from s2m3.bench.datasets.records import Dataset, Reader, of_files
 
-INDEX, PICTURES = "annotations/captions_val2017.json", "val2017"
-
-
-def recognises(directory: Path) -> bool:
-    """Whether its index is there."""
-    return (directory / INDEX).is_file()
+INDEX = "annotations/captions_val2017.json"
 
 
-def open(directory: Path) -> Dataset:  # noqa: A001 - a reader's word
-    """Open the pictures and their captions.
-
-    Raises:
-        BadFile: the index is missing or malformed, or a picture has no captions.
-    """
-    file = directory / INDEX
-    index = disk.json_object(file)
-    paths: dict[int, Path] = {}
-    for at, image in enumerate(disk.entry(index, "images", list, file=file)):
-        field = f"images.{at}"
-        name = disk.entry(image, "file_name", str, file=file, field=field)
-        number = disk.entry(image, "id", int, file=file, field=field)
-        paths[number] = disk.inside(directory / PICTURES, name, file=file, field=f"{field}.file_name")
+def _open(directory: Path) -> Dataset:
+    index = disk.index(directory / INDEX)
+    paths = {image.number("id"): image.path(directory / "val2017", "file_name") for image in index.entries("images")}
     captions: dict[int, list[str]] = {number: [] for number in paths}
-    for at, annotation in enumerate(disk.entry(index, "annotations", list, file=file)):
-        field = f"annotations.{at}"
-        number = disk.entry(annotation, "image_id", int, file=file, field=field)
+    for annotation in index.entries("annotations"):
+        number = annotation.number("image_id")
         if number not in captions:
-            problem = f"names picture {number}, which images doesn't"
-            raise BadFile(file=str(file), field=f"{field}.image_id", problem=problem, fix=disk.AGAIN)
-        captions[number].append(disk.entry(annotation, "caption", str, file=file, field=field))
+            raise annotation.error("image_id", f"names picture {number}, which images doesn't")
+        captions[number].append(annotation.text("caption"))
     if not paths:
-        raise BadFile(file=str(file), field="images", problem="is empty", fix=disk.AGAIN)
-    found = [
-        (path, disk.texts(captions[number], file=file, field=f"captions of picture {number}"))
-        for number, path in paths.items()
-    ]
-    return retrieval.dataset("coco-captions", found)
+        raise index.error("images", "is empty")
+    found = []
+    for number, path in paths.items():
+        own = index.checked(f"captions of picture {number}", captions[number])
+        found.append((path, {"id": path.name, "captions": own}))
+    return of_files("coco-captions", "retrieval", found)
+
+
+READERS: Mapping[str, Reader] = MappingProxyType({"coco-captions": Reader(_open, files=(INDEX,))})

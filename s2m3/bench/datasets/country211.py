@@ -2,15 +2,17 @@
 
     test/CODE/*.jpg    a folder a country, by its ISO 3166 code; ``train`` and ``valid`` are alike
 
-The folders are codes; prompts need the countries' names, which are those of the CLIP paper.
+Folders have codes. Prompts need the countries' names, which are those of the CLIP paper.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from broker.protocol.errors import BadFile
-from s2m3.bench.datasets import Dataset, disk, folders
+from s2m3.bench.datasets import disk, folders
+from s2m3.bench.datasets.records import Dataset, Reader
 
 _NAMES = """
 AD Andorra; AE United Arab Emirates; AF Afghanistan; AG Antigua and Barbuda; AI Anguilla; AL Albania; AM
@@ -45,7 +47,7 @@ South Africa; ZM Zambia; ZW Zimbabwe
 COUNTRIES = {entry.split()[0]: " ".join(entry.split()[1:]) for entry in _NAMES.split(";")}
 
 
-def recognises(directory: Path) -> bool:
+def _recognises(directory: Path) -> bool:
     """Whether it has the three splits, of folders of known codes."""
     splits = [directory / split for split in ("train", "valid", "test")]
     if not all(split.is_dir() for split in splits):
@@ -54,14 +56,12 @@ def recognises(directory: Path) -> bool:
     return bool(found) and found <= COUNTRIES.keys()
 
 
-def open(directory: Path) -> Dataset:  # noqa: A001 - a reader's word
-    """Open the test pictures; a sample may lack countries, and their names are prompts all the same.
-
-    Raises:
-        BadFile: there are no folders, or one is no country's code.
-    """
+def _open(directory: Path) -> Dataset:
+    """A sample may lack countries; their names are prompts nevertheless."""
     test = directory / "test"
-    found = folders.folder_names(test)
-    if unknown := [name for name in found if name not in COUNTRIES]:
-        raise BadFile(file=str(test / unknown[0]), problem="is no country's code of this dataset", fix=disk.AGAIN)
+    if unknown := [name for name in folders.folder_names(test) if name not in COUNTRIES]:
+        raise disk.damaged(test / unknown[0], "is not a country code of this dataset")
     return folders.dataset("country-211", test, tuple(COUNTRIES), tuple(COUNTRIES.values()))
+
+
+READERS: Mapping[str, Reader] = MappingProxyType({"country-211": Reader(_open, recognised=_recognises)})

@@ -1,7 +1,7 @@
 """The 1,797 handwritten digits that scikit-learn delivers (Alpaydin & Kaynak 1998, UCI): labels without a download.
 
-8 x 8 pixels of 0 to 16. Each becomes a PNG with a margin of one pixel: vision encoders cut off about an eighth at the
-centre crop, and the digits fill their square.
+A digit has 8 x 8 pixels of 0 to 16. It becomes a PNG with a margin of one pixel: the centre crop of a vision encoder
+cuts off about an eighth, and the digits fill their square.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from broker.protocol.errors import BadFile
-from s2m3.bench.datasets import Dataset, Record, disk
+from s2m3.bench.datasets import disk
+from s2m3.bench.datasets.records import Dataset, Record
 
 NAME = "digits"
 MARGIN = 1

@@ -1,4 +1,4 @@
-"""What all readers take from a disk, each with its one clear error: bytes, media, JSON, lines, names.
+"""Reading for all formats, each step with one clear error: bytes, media, text, lines of names, JSON.
 
 Owns those errors. Knows no format.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ from broker.protocol.errors import BadFile
 PICTURES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 SOUNDS = {".wav": "audio/wav"}
 AGAIN = "unpack the published archive again"
+OBJECTS = "write one object a line"
+_MAGIC = {"image/jpeg": b"\xff\xd8\xff", "image/png": b"\x89PNG\r\n\x1a\n", "audio/wav": b"RIFF"}
+
+
+def damaged(file: Path, problem: str, *, field: str = "", line: int | None = None) -> BadFile:
+    """The error of a published file that is not as published."""
+    return BadFile(file=str(file), line=line, field=field, problem=problem, fix=AGAIN)
 
 
 def contents(path: Path) -> bytes:
@@ -32,25 +40,33 @@ def contents(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadFile(file=str(path), problem=error.strerror or "can't be read", fix=AGAIN) from error
+        raise damaged(path, error.strerror or "can't be read") from error
 
 
 def media(path: Path) -> RawInput:
     """A picture or a sound as a sensor would send it: the file itself.
 
     Raises:
-        BadFile: it is missing, empty, or begins like another kind of file.
+        BadFile: it is missing or empty, or its first bytes are those of another kind of file.
+    """
+    content_type = media_type(path)
+    data = contents(path)
+    actual = next((kind for kind, magic in _MAGIC.items() if data.startswith(magic)), None)
+    if actual is None or actual.split("/")[0] != content_type.split("/")[0]:
+        raise damaged(path, "is empty" if not data else f"is not {content_type}, whatever its name says")
+    return RawInput(data, actual)  # Food-101 and others name a few pictures wrongly: the first bytes decide
+
+
+def media_type(path: Path) -> str:
+    """The content type that a file's name says.
+
+    Raises:
+        BadFile: it says none that is known.
     """
     content_type = (PICTURES | SOUNDS).get(path.suffix.lower())
     if content_type is None:
-        raise BadFile(file=str(path), problem="is no JPEG, PNG or WAV by its name", fix="convert it, or remove it")
-    data = contents(path)
-    begins = {"image/jpeg": b"\xff\xd8\xff", "image/png": b"\x89PNG\r\n\x1a\n", "audio/wav": b"RIFF"}
-    actual = next((kind for kind, magic in begins.items() if data.startswith(magic)), None)
-    if actual is None or actual.split("/")[0] != content_type.split("/")[0]:
-        problem = "is empty" if not data else f"is not {content_type}, whatever its name says"
-        raise BadFile(file=str(path), problem=problem, fix=AGAIN)
-    return RawInput(data, actual)  # Food-101 and others name a few pictures wrongly: what it begins with counts
+        raise BadFile(file=str(path), problem="has no name of a JPEG, PNG or WAV file", fix="convert it, or remove it")
+    return content_type
 
 
 def png(pixels: NDArray[np.uint8]) -> RawInput:
@@ -69,79 +85,143 @@ def text(path: Path) -> str:
     try:
         return contents(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadFile(file=str(path), problem="is not UTF-8 text", fix=AGAIN) from error
+        raise damaged(path, "is not UTF-8 text") from error
 
 
 def names(path: Path) -> tuple[str, ...]:
-    """A file of names, one a line, without the empty ones at its end.
+    """The names in a file, one a line; empty lines are skipped.
 
     Raises:
         BadFile: it can't be read, or names one twice.
     """
     found = tuple(line.strip() for line in text(path).splitlines() if line.strip())
     if twice := [name for at, name in enumerate(found) if name in found[:at]]:
-        raise BadFile(file=str(path), line=found.index(twice[0]) + 1, problem=f"names {twice[0]} twice", fix=AGAIN)
+        raise damaged(path, f"names {twice[0]} twice", line=found.index(twice[0]) + 1)
     return found
 
 
-def json_object(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Entry:
+    """A JSON object of an index, and where it is in its file. Its fields are read with their types checked.
+
+    Args:
+        found: The object; anything that isn't an object has no fields.
+        file: The index.
+        field: Its place in the index, such as ``images.3``; empty at the top.
+        line: Its line, in a file of lines.
+    """
+
+    found: Any
+    file: Path
+    field: str = ""
+    line: int | None = None
+
+    def error(self, name: str, problem: str, fix: str = AGAIN) -> BadFile:
+        """The error of one field."""
+        return BadFile(file=str(self.file), line=self.line, field=self._place(name), problem=problem, fix=fix)
+
+    def text(self, name: str) -> str:
+        """A field that is a text.
+
+        Raises:
+            BadFile: it is missing, or of another type; so do ``number``, ``items`` and ``entries``.
+        """
+        return str(self._typed(name, str, "a text"))
+
+    def number(self, name: str) -> int:
+        """A field that is a whole number."""
+        return int(self._typed(name, int, "a whole number"))
+
+    def items(self, name: str) -> list[Any]:
+        """A field that is a list."""
+        return list(self._typed(name, list, "a list"))
+
+    def entries(self, name: str) -> list[Entry]:
+        """A field that is a list of objects."""
+        return [Entry(each, self.file, f"{self._place(name)}.{at}") for at, each in enumerate(self.items(name))]
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A field that is a list of texts, as ``checked`` gives them."""
+        return self.checked(name, self.items(name))
+
+    def checked(self, name: str, values: Sequence[object]) -> tuple[str, ...]:
+        """Values that must be texts, each with single blanks between its words.
+
+        Raises:
+            BadFile: the list is empty, or one value is blank or of another type.
+        """
+        if not values:
+            raise self.error(name, "is empty", "write at least one text")
+        for value in values:
+            if not isinstance(value, str) or not value.strip():
+                raise self.error(name, f"holds {value!r:.60}", "write only texts")
+        return tuple(" ".join(str(value).split()) for value in values)
+
+    def path(self, directory: Path, name: str, suffix: str = "") -> Path:
+        """A file that a field names, below a directory.
+
+        Raises:
+            BadFile: the name leads outside the directory.
+        """
+        path = Path(self.text(name) + suffix)
+        if path.is_absolute() or ".." in path.parts:
+            raise self.error(name, f"leads outside: {path}", "name a file below")
+        return directory / path
+
+    def _typed(self, name: str, kind: type, wanted: str) -> Any:  # noqa: ANN401 - JSON
+        if not isinstance(self.found, Mapping) or name not in self.found:
+            raise self.error(name, "is missing", f"add it, or {AGAIN}")
+        value = self.found[name]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self.error(name, f"is not {wanted}: {value!r:.60}", "correct it")
+        return value
+
+    def _place(self, name: str) -> str:
+        return f"{self.field}.{name}" if self.field else name
+
+
+def index(path: Path) -> Entry:
     """A file that holds one JSON object.
 
     Raises:
-        BadFile: it can't be read, or holds none.
+        BadFile: it can't be read, or isn't one.
     """
     try:
         found = json.loads(text(path))
     except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else None
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
-        raise BadFile(file=str(path), line=line, problem=f"is not JSON ({reason})", fix=AGAIN) from error
+        raise damaged(path, f"is not JSON ({reason})", line=line) from error
     if not isinstance(found, dict):
-        raise BadFile(file=str(path), problem="is not a JSON object", fix=AGAIN)
-    return found
+        raise damaged(path, "is not a JSON object")
+    return Entry(found, path)
 
 
-def entry(
-    where: Mapping[str, Any], name: str, kind: type, *, file: Path, field: str = "", line: int | None = None
-) -> Any:  # noqa: ANN401 - JSON
-    """One field of a JSON object, of a type.
+def lines(path: Path, fields: Sequence[str]) -> Iterator[Entry]:
+    """The objects of a file of JSON lines; empty lines are skipped.
 
-    Raises:
-        BadFile: it is missing, or of another type.
-    """
-    place = f"{field}.{name}" if field else name
-    if not isinstance(where, Mapping) or name not in where:
-        raise BadFile(file=str(file), line=line, field=place, problem="is missing", fix=f"add it, or {AGAIN}")
-    value = where[name]
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        wanted = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}[kind]
-        raise BadFile(
-            file=str(file), line=line, field=place, problem=f"is not {wanted}: {value!r:.60}", fix="correct it"
-        )
-    return value
-
-
-def texts(value: Sequence[object], *, file: Path, field: str, line: int | None = None) -> tuple[str, ...]:
-    """A list of texts that aren't blank, at least one.
+    Args:
+        path: The file.
+        fields: Those that an object may have: another one is a misspelt one.
 
     Raises:
-        BadFile: it is empty, or holds something else.
+        BadFile: the file can't be read or is empty, or the next line isn't such an object.
     """
-    if not value:
-        raise BadFile(file=str(file), line=line, field=field, problem="is empty", fix="write at least one text")
-    for item in value:
-        if not isinstance(item, str) or not item.strip():
-            raise BadFile(file=str(file), line=line, field=field, problem=f"holds {item!r:.60}", fix="write only texts")
-    return tuple(" ".join(str(item).split()) for item in value)
-
-
-def inside(directory: Path, name: str, *, file: Path, field: str, line: int | None = None) -> Path:
-    """A file that an index names, inside the data's directory.
-
-    Raises:
-        BadFile: the name leads outside.
-    """
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise BadFile(file=str(file), line=line, field=field, problem=f"leads outside: {name}", fix="name a file below")
-    return directory / path
+    empty = True
+    for line, content in enumerate(text(path).splitlines(), start=1):
+        if not content.strip():
+            continue
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise BadFile(file=str(path), line=line, problem="is not JSON", fix=OBJECTS) from error
+        if not isinstance(found, dict):
+            raise BadFile(file=str(path), line=line, problem="is not an object", fix=OBJECTS)
+        entry = Entry(found, path, line=line)
+        if strange := sorted(found.keys() - set(fields)):
+            fix = f"remove it or correct its spelling; known: {', '.join(fields)}"
+            raise entry.error(strange[0], "is not a known field", fix)
+        empty = False
+        yield entry
+    if empty:
+        raise BadFile(file=str(path), problem="is empty", fix=OBJECTS)

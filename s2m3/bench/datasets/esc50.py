@@ -8,48 +8,38 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from broker.protocol.errors import BadFile
-from s2m3.bench.datasets import Dataset, Record, disk
+from s2m3.bench.datasets import disk
+from s2m3.bench.datasets.records import Dataset, Reader, of_files
 
 INDEX = "meta/esc50.csv"
 COLUMNS = ("filename", "target", "category")
 
 
-def recognises(directory: Path) -> bool:
-    """Whether its index is there."""
-    return (directory / INDEX).is_file()
-
-
-def open(directory: Path) -> Dataset:  # noqa: A001 - a reader's word
-    """Open the sounds.
-
-    Raises:
-        BadFile: the index is missing, lacks a column, or contradicts itself.
-    """
+def _open(directory: Path) -> Dataset:
     file = directory / INDEX
     rows = csv.DictReader(io.StringIO(disk.text(file)))
     if missing := [column for column in COLUMNS if column not in (rows.fieldnames or ())]:
-        raise BadFile(file=str(file), line=1, field=missing[0], problem="is no column", fix=disk.AGAIN)
-    sounds: list[tuple[Path, int]] = []
+        raise disk.damaged(file, "is not a column", field=missing[0], line=1)
+    sounds: list[tuple[Path, dict[str, Any]]] = []
     names: dict[int, str] = {}
     for row in rows:
-        line = rows.line_num
-        target, name = row["target"] or "", row["category"] or ""
+        entry = disk.Entry(row, file, line=rows.line_num)
+        target, name = entry.text("target"), entry.text("category")
         if not target.isdecimal():
-            raise BadFile(file=str(file), line=line, field="target", problem=f"{target!r} is no class", fix=disk.AGAIN)
+            raise entry.error("target", f"{target!r} is not the number of a class")
         if names.setdefault(int(target), name) != name or not name:
-            problem = f"{name!r} for class {target}, which was {names[int(target)]!r}"
-            raise BadFile(file=str(file), line=line, field="category", problem=problem, fix=disk.AGAIN)
-        path = disk.inside(directory / "audio", row["filename"] or "", file=file, field="filename", line=line)
-        sounds.append((path, int(target)))
+            raise entry.error("category", f"{name!r} for class {target}, which was {names[int(target)]!r}")
+        path = entry.path(directory / "audio", "filename")
+        sounds.append((path, {"id": path.name, "label": int(target)}))
     if not sounds or set(names) != set(range(len(names))):
-        raise BadFile(file=str(file), field="target", problem="doesn't count classes from 0 on", fix=disk.AGAIN)
-
-    def read(position: int) -> Record:
-        path, label = sounds[position]
-        return Record(path.name, disk.media(path), label)
-
+        raise disk.damaged(file, "doesn't count classes from 0 on", field="target")
     classes = tuple(names[label].replace("_", " ") for label in range(len(names)))
-    return Dataset("esc-50", "classification", "audio", len(sounds), read, classes)
+    return of_files("esc-50", "classification", sounds, medium="audio", classes=classes)
+
+
+READERS: Mapping[str, Reader] = MappingProxyType({"esc-50": Reader(_open, files=(INDEX,))})

@@ -3,44 +3,33 @@
     dataset_flickr30k.json    {"images": [{"filename", "split", "sentences": [{"raw"}, ...]}, ...]}
     flickr30k-images/*.jpg
 
-The dataset's own results file has captions and no splits; the retrieval numbers that are published are all on the test
-split of this file, so this is the form that is read.
+The dataset's own results file has captions and no splits. Published retrieval numbers are all on the test split of this
+file, so this form is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from broker.protocol.errors import BadFile
-from s2m3.bench.datasets import Dataset, disk, retrieval
+from s2m3.bench.datasets import disk
+from s2m3.bench.datasets.records import Dataset, Reader, of_files
 
-INDEX, PICTURES = "dataset_flickr30k.json", "flickr30k-images"
-
-
-def recognises(directory: Path) -> bool:
-    """Whether its index is there."""
-    return (directory / INDEX).is_file()
+INDEX = "dataset_flickr30k.json"
 
 
-def open(directory: Path) -> Dataset:  # noqa: A001 - a reader's word
-    """Open the test pictures and their captions.
+def _open(directory: Path) -> Dataset:
+    index = disk.index(directory / INDEX)
+    found = []
+    for image in index.entries("images"):
+        if image.text("split") == "test":
+            path = image.path(directory / "flickr30k-images", "filename")
+            captions = image.checked("sentences", [sentence.text("raw") for sentence in image.entries("sentences")])
+            found.append((path, {"id": path.name, "captions": captions}))
+    if not found:
+        raise index.error("images", "has none of the split test")
+    return of_files("flickr30k", "retrieval", found)
 
-    Raises:
-        BadFile: the index is missing or malformed.
-    """
-    file = directory / INDEX
-    pictures: list[tuple[Path, tuple[str, ...]]] = []
-    for at, image in enumerate(disk.entry(disk.json_object(file), "images", list, file=file)):
-        field = f"images.{at}"
-        if disk.entry(image, "split", str, file=file, field=field) != "test":
-            continue
-        name = disk.entry(image, "filename", str, file=file, field=field)
-        sentences = disk.entry(image, "sentences", list, file=file, field=field)
-        raw = [
-            disk.entry(each, "raw", str, file=file, field=f"{field}.sentences.{n}") for n, each in enumerate(sentences)
-        ]
-        path = disk.inside(directory / PICTURES, name, file=file, field=f"{field}.filename")
-        pictures.append((path, disk.texts(raw, file=file, field=f"{field}.sentences")))
-    if not pictures:
-        raise BadFile(file=str(file), field="images", problem="has none of the split test", fix=disk.AGAIN)
-    return retrieval.dataset("flickr30k", pictures)
+
+READERS: Mapping[str, Reader] = MappingProxyType({"flickr30k": Reader(_open, files=(INDEX,))})

@@ -4,20 +4,23 @@
     imagelabels.mat    ``labels``: the class of each picture, 1 to 102
     jpg/image_NNNNN.jpg
 
-The files have numbers and no names. The names are the list that everybody uses, in the order of the numbers.
+The files have numbers and no names. The names are the usual list, in the order of the numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
 
-from broker.protocol.errors import BadFile
-from s2m3.bench.datasets import Dataset, Record, disk
+from s2m3.bench.datasets import disk
+from s2m3.bench.datasets.records import Dataset, Reader, of_files
 
+FILES = ("imagelabels.mat", "setid.mat")
 _NAMES = """
 pink primrose; hard-leaved pocket orchid; canterbury bells; sweet pea; english marigold; tiger lily; moon
 orchid; bird of paradise; monkshood; globe thistle; snapdragon; colt's foot; king protea; spear thistle;
@@ -37,43 +40,31 @@ blackberry lily
 CLASSES = tuple(" ".join(name.split()) for name in _NAMES.split(";"))
 
 
-def recognises(directory: Path) -> bool:
-    """Whether its two indexes are there."""
-    return (directory / "setid.mat").is_file() and (directory / "imagelabels.mat").is_file()
-
-
-def open(directory: Path) -> Dataset:  # noqa: A001 - a reader's word
-    """Open the test pictures.
-
-    Raises:
-        BadFile: an index is missing, damaged, or out of range.
-    """
-    labels = _array(directory / "imagelabels.mat", "labels")
-    chosen = _array(directory / "setid.mat", "tstid")
+def _open(directory: Path) -> Dataset:
+    labels_file, splits_file = (directory / name for name in FILES)
+    labels, chosen = _array(labels_file, "labels"), _array(splits_file, "tstid")
     if wrong := [int(label) for label in labels if not 1 <= label <= len(CLASSES)]:
-        problem = f"holds {wrong[0]}, and the classes are 1 to {len(CLASSES)}"
-        raise BadFile(file=str(directory / "imagelabels.mat"), field="labels", problem=problem, fix=disk.AGAIN)
+        raise disk.damaged(labels_file, f"holds {wrong[0]}, and the classes are 1 to {len(CLASSES)}", field="labels")
     if wrong := [int(number) for number in chosen if not 1 <= number <= len(labels)]:
-        problem = f"names picture {wrong[0]}, and imagelabels.mat has {len(labels)}"
-        raise BadFile(file=str(directory / "setid.mat"), field="tstid", problem=problem, fix=disk.AGAIN)
-
-    def read(position: int) -> Record:
-        number = int(chosen[position])
-        name = f"image_{number:05}.jpg"
-        return Record(name, disk.media(directory / "jpg" / name), int(labels[number - 1]) - 1)
-
-    return Dataset("flowers-102", "classification", "image", len(chosen), read, CLASSES)
+        problem = f"names picture {wrong[0]}, and {labels_file.name} has {len(labels)}"
+        raise disk.damaged(splits_file, problem, field="tstid")
+    names = {f"image_{number:05}.jpg": int(labels[number - 1]) - 1 for number in chosen.tolist()}
+    files = [(directory / "jpg" / name, {"id": name, "label": label}) for name, label in names.items()]
+    return of_files("flowers-102", "classification", files, classes=CLASSES)
 
 
 def _array(path: Path, name: str) -> NDArray[np.int64]:
     """The numbers of one MATLAB array, as one row; a MATLAB file holds arrays and runs nothing."""
-    disk.contents(path)  # a missing file is told as such
+    disk.contents(path)  # has the clear error of a missing file
     try:
         found = np.asarray(loadmat(path, variable_names=[name])[name]).ravel().astype(np.int64)
     except KeyError as error:
-        raise BadFile(file=str(path), field=name, problem="is missing", fix=disk.AGAIN) from error
+        raise disk.damaged(path, "is missing", field=name) from error
     except Exception as error:  # a damaged file makes its reader raise anything
-        raise BadFile(file=str(path), problem="can't be read as a MATLAB file", fix=disk.AGAIN) from error
+        raise disk.damaged(path, "can't be read as a MATLAB file") from error
     if not len(found):
-        raise BadFile(file=str(path), field=name, problem="is empty", fix=disk.AGAIN)
+        raise disk.damaged(path, "is empty", field=name)
     return found
+
+
+READERS: Mapping[str, Reader] = MappingProxyType({"flowers-102": Reader(_open, files=FILES)})

@@ -8,40 +8,29 @@ images/FOLDER/NUMBER.jpg
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from broker.protocol.errors import BadFile
-from s2m3.bench.datasets import Dataset, Record, disk
-
-
-def recognises(directory: Path) -> bool:
-    """Whether its folders are there."""
-    return (directory / "meta" / "classes.txt").is_file() and (directory / "images").is_dir()
+from s2m3.bench.datasets import disk
+from s2m3.bench.datasets.records import Dataset, Reader, of_files
 
 
-def open(directory: Path) -> Dataset:  # noqa: A001 - a reader's word
-    """Open the test pictures.
-
-    Raises:
-        BadFile: an index is missing, or names what the others don't.
-    """
+def _open(directory: Path) -> Dataset:
     meta = directory / "meta"
     folders = {name: label for label, name in enumerate(disk.names(meta / "classes.txt"))}
     labels = disk.names(meta / "labels.txt")
     if len(labels) != len(folders):
-        problem = f"has {len(labels)} names, and classes.txt {len(folders)}"
-        raise BadFile(file=str(meta / "labels.txt"), problem=problem, fix=disk.AGAIN)
-    index = meta / "test.txt"
-    pictures = disk.names(index)
-    for line, picture in enumerate(pictures, start=1):
-        if picture.count("/") != 1 or picture.partition("/")[0] not in folders:
-            problem = f"{picture!r:.60} is no picture of a folder of classes.txt"
-            raise BadFile(file=str(index), line=line, problem=problem, fix=disk.AGAIN)
-
-    def read(position: int) -> Record:
-        name = pictures[position]
-        path = disk.inside(directory / "images", f"{name}.jpg", file=index, field="picture", line=position + 1)
-        return Record(name, disk.media(path), folders[name.partition("/")[0]])
-
+        raise disk.damaged(meta / "labels.txt", f"has {len(labels)} names, and classes.txt {len(folders)}")
+    found = []
+    for line, picture in enumerate(disk.names(meta / "test.txt"), start=1):
+        folder, _, number = picture.partition("/")
+        if folder not in folders or not number or "/" in number:
+            problem = f"{picture!r:.60} is not a picture in a folder of classes.txt"
+            raise disk.damaged(meta / "test.txt", problem, line=line)
+        found.append((directory / "images" / f"{picture}.jpg", {"id": picture, "label": folders[folder]}))
     classes = tuple(label.lower() for label in labels)
-    return Dataset("food-101", "classification", "image", len(pictures), read, classes)
+    return of_files("food-101", "classification", found, classes=classes)
+
+
+READERS: Mapping[str, Reader] = MappingProxyType({"food-101": Reader(_open, files=("meta/classes.txt", "images"))})

@@ -1,7 +1,7 @@
-"""The usual prompts of zero-shot classification: what is written around a class's name.
+"""The usual prompts of zero-shot classification: the text around a class's name.
 
-Those of the CLIP paper (Radford et al. 2021, section 3.1.4; published with its code as data/prompts.md) for the picture
-datasets, and that of CLAP (Elizalde et al. 2022) for sounds. A class's score is the mean over its prompts.
+Picture datasets have the prompts of the CLIP paper (Radford et al. 2021, section 3.1.4; published with its code as
+data/prompts.md), sounds that of CLAP (Elizalde et al. 2022). A class's score is the mean over its prompts.
 """
 
 from __future__ import annotations

@@ -6,43 +6,30 @@ train_images/IMAGE.jpg    the published archive holds the pictures of both split
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from broker.protocol.errors import BadFile
-from s2m3.bench.datasets import Dataset, Record, disk
+from s2m3.bench.datasets import disk
+from s2m3.bench.datasets.records import Dataset, Reader, of_files
 
-INDEX, PICTURES = "TextVQA_0.5.1_val.json", "train_images"
+INDEX = "TextVQA_0.5.1_val.json"
 PEOPLE = 10
 
 
-def recognises(directory: Path) -> bool:
-    """Whether its index is there."""
-    return (directory / INDEX).is_file()
-
-
-def open(directory: Path) -> Dataset:  # noqa: A001 - a reader's word
-    """Open the questions with their answers.
-
-    Raises:
-        BadFile: the index is missing or malformed.
-    """
-    file = directory / INDEX
-    asked: list[tuple[str, Path, str, tuple[str, ...]]] = []
-    for at, question in enumerate(disk.entry(disk.json_object(file), "data", list, file=file)):
-        field = f"data.{at}"
-        number = disk.entry(question, "question_id", int, file=file, field=field)
-        name = disk.entry(question, "image_id", str, file=file, field=field)
-        answers = disk.entry(question, "answers", list, file=file, field=field)
+def _open(directory: Path) -> Dataset:
+    index = disk.index(directory / INDEX)
+    found = []
+    for entry in index.entries("data"):
+        answers = entry.items("answers")
         if len(answers) != PEOPLE or not all(isinstance(answer, str) for answer in answers):
-            problem = f"is not {PEOPLE} texts"
-            raise BadFile(file=str(file), field=f"{field}.answers", problem=problem, fix=disk.AGAIN)
-        path = disk.inside(directory / PICTURES, f"{name}.jpg", file=file, field=f"{field}.image_id")
-        asked.append((str(number), path, disk.entry(question, "question", str, file=file, field=field), tuple(answers)))
-    if not asked:
-        raise BadFile(file=str(file), field="data", problem="is empty", fix=disk.AGAIN)
+            raise entry.error("answers", f"is not {PEOPLE} texts")
+        fields = {"question": entry.text("question"), "answers": tuple(answers)}
+        path = entry.path(directory / "train_images", "image_id", ".jpg")
+        found.append((path, {"id": str(entry.number("question_id"))} | fields))
+    if not found:
+        raise index.error("data", "is empty")
+    return of_files("textvqa", "vqa", found)
 
-    def read(position: int) -> Record:
-        number, path, question, answers = asked[position]
-        return Record(number, disk.media(path), question=question, answers=answers)
 
-    return Dataset("textvqa", "vqa", "image", len(asked), read)
+READERS: Mapping[str, Reader] = MappingProxyType({"textvqa": Reader(_open, files=(INDEX,))})

@@ -9,59 +9,41 @@ Each question has ten answers. Questions come in the order of their file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from broker.protocol.errors import BadFile
-from s2m3.bench.datasets import Dataset, Record, disk
+from s2m3.bench.datasets import disk
+from s2m3.bench.datasets.records import Dataset, Reader, of_files
 
 QUESTIONS = "v2_OpenEndedQuestions_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 PEOPLE = 10
 
 
-def recognises(directory: Path) -> bool:
-    """Whether its questions are there."""
-    return (directory / QUESTIONS).is_file()
-
-
-def open(directory: Path) -> Dataset:  # noqa: A001 - a reader's word
-    """Open the questions with their answers.
-
-    Raises:
-        BadFile: a file is missing or malformed, or a question has no answers.
-    """
+def _open(directory: Path) -> Dataset:
     answers = _answers(directory / ANNOTATIONS)
-    file = directory / QUESTIONS
-    asked: list[tuple[int, int, str]] = []
-    for at, question in enumerate(disk.entry(disk.json_object(file), "questions", list, file=file)):
-        field = f"questions.{at}"
-        number = disk.entry(question, "question_id", int, file=file, field=field)
+    index = disk.index(directory / QUESTIONS)
+    found = []
+    for entry in index.entries("questions"):
+        number = entry.number("question_id")
         if number not in answers:
-            problem = f"{number} is not in {ANNOTATIONS}"
-            raise BadFile(file=str(file), field=f"{field}.question_id", problem=problem, fix=disk.AGAIN)
-        picture = disk.entry(question, "image_id", int, file=file, field=field)
-        asked.append((number, picture, disk.entry(question, "question", str, file=file, field=field)))
-    if not asked:
-        raise BadFile(file=str(file), field="questions", problem="is empty", fix=disk.AGAIN)
-
-    def read(position: int) -> Record:
-        number, picture, question = asked[position]
-        path = directory / "val2014" / f"COCO_val2014_{picture:012}.jpg"
-        return Record(str(number), disk.media(path), question=question, answers=answers[number])
-
-    return Dataset("vqa-v2", "vqa", "image", len(asked), read)
+            raise entry.error("question_id", f"{number} is not in {ANNOTATIONS}")
+        path = directory / "val2014" / f"COCO_val2014_{entry.number('image_id'):012}.jpg"
+        found.append((path, {"id": str(number), "question": entry.text("question"), "answers": answers[number]}))
+    if not found:
+        raise index.error("questions", "is empty")
+    return of_files("vqa-v2", "vqa", found)
 
 
 def _answers(file: Path) -> dict[int, tuple[str, ...]]:
     found: dict[int, tuple[str, ...]] = {}
-    for at, annotation in enumerate(disk.entry(disk.json_object(file), "annotations", list, file=file)):
-        field = f"annotations.{at}"
-        number = disk.entry(annotation, "question_id", int, file=file, field=field)
-        given = disk.entry(annotation, "answers", list, file=file, field=field)
+    for annotation in disk.index(file).entries("annotations"):
+        given = annotation.entries("answers")
         if len(given) != PEOPLE:
-            problem = f"holds {len(given)} answers, not {PEOPLE}"
-            raise BadFile(file=str(file), field=f"{field}.answers", problem=problem, fix=disk.AGAIN)
-        found[number] = tuple(
-            disk.entry(each, "answer", str, file=file, field=f"{field}.answers.{n}") for n, each in enumerate(given)
-        )
+            raise annotation.error("answers", f"holds {len(given)} answers, not {PEOPLE}")
+        found[annotation.number("question_id")] = tuple(each.text("answer") for each in given)
     return found
+
+
+READERS: Mapping[str, Reader] = MappingProxyType({"vqa-v2": Reader(_open, files=(QUESTIONS,))})

@@ -78,12 +78,13 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def _one(arguments: argparse.Namespace) -> int:
-    from s2m3.bench.accuracy import run  # noqa: PLC0415 - torch is imported when a command needs it
+    from s2m3.bench import datasets  # noqa: PLC0415 - torch is imported when a command needs it
+    from s2m3.bench.accuracy import run  # noqa: PLC0415
 
     if not arguments.task or len(arguments.task) != 1:
         raise BadFile(file="--task", problem="one is wanted with --data", fix="name one, such as pocket/classify")
     (name,) = arguments.task
-    dataset = run.open_data(arguments.data, arguments.format)
+    dataset = datasets.open_data(arguments.data, arguments.format)
     results = Path(arguments.results) if arguments.results else None
     if arguments.options or arguments.dtype or arguments.wire:
         return _options(arguments, name, dataset, results)
@@ -189,7 +190,7 @@ def _table(arguments: argparse.Namespace) -> int:
             row: dict[str, Any] = {"data": benchmark, "task": name}
             file = results / f"{benchmark}--{name}.jsonl".replace("/", "-")
             try:
-                dataset = run.open_data(str(directory), format_)
+                dataset = datasets.open_data(str(directory), format_)
                 row |= {"benchmark": format_, **_fits(task, dataset, _settings(arguments))}
                 if "unfit" not in row:
                     summary, _ = run.run(
@@ -220,10 +221,11 @@ def _settings(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - run is im
 
 
 def _fits(task: Any, dataset: Any, settings: Any) -> dict[str, str]:  # noqa: ANN401 - the same
-    from s2m3.bench.accuracy import questions, run  # noqa: PLC0415
+    from s2m3.bench import datasets  # noqa: PLC0415
+    from s2m3.bench.accuracy import questions  # noqa: PLC0415
 
     try:
-        questions.about(dataset, task, run.evenly(dataset.size, settings.limit), templates=settings.templates)
+        questions.about(dataset, task, datasets.evenly(dataset.size, settings.limit), templates=settings.templates)
     except BadFile as error:
         return {"unfit": error.problem}
     return {}

@@ -50,7 +50,7 @@ def train_head(arguments: argparse.Namespace) -> int:
         BadFile: the data, the encoder or a name is wrong.
         NotServed: it was to be deployed, and isn't.
     """
-    from s2m3.bench.accuracy.run import evenly, open_data  # noqa: PLC0415 - torch is imported when a command needs it
+    from s2m3.bench.datasets import evenly, open_data  # noqa: PLC0415 - torch is imported when a command needs it
     from s2m3.cli.head import fit, rollout  # noqa: PLC0415 - the same
     from s2m3.reference.split import Split  # noqa: PLC0415 - the same
 
@@ -103,12 +103,11 @@ def _write_task(path: Path, task: TaskSpec) -> None:
 
 def _try(task: TaskSpec, dataset: Any, positions: list[int], split: Any) -> dict[str, Any]:  # noqa: ANN401 - see train
     """Accuracy on records that the head never saw, split and unsplit."""
-    from s2m3.bench.accuracy import reference  # noqa: PLC0415
-    from s2m3.bench.accuracy.run import same  # noqa: PLC0415
     from s2m3.bench.accuracy_metrics import accuracy  # noqa: PLC0415
+    from s2m3.reference.whole import load, same  # noqa: PLC0415
 
     try:
-        whole = reference.load(task.task, task)
+        whole = load(task.task, task)
     except BadFile:
         whole = None
     ((input_, _),) = task.inputs.items()

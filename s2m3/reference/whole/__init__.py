@@ -1,8 +1,12 @@
-"""The reference: each task of catalog/hub as one whole model in this process. Split answers must equal these.
+"""Tasks as one whole model in this process: the reference that split answers must equal.
 
-One file a family. Owns the table and the interface. A whole model is read by transformers' own ``from_pretrained``
-and run by transformers' own ``forward`` or ``generate``: no graph, no codec, no cut, no module objects. It shares with
-the split path only the decoding of pictures and lines (``inputs``), and the form of an answer (``answers``).
+Owns the protocol, the table of families and the one way to load the whole model of a task: the pocket's, the hub's,
+and linear heads that were fitted on an encoder of either. One file a family. A whole model is the published library's
+own code with its own weights: no graph, no codec, no parts, and nothing shared with another task. It shares with the
+split path only the decoding of pictures, sounds and lines (``inputs``), the form of an answer (``outputs``), the
+constants of our own rules (ConSE, prompts, limits of generation), and EfficientNet's arithmetic.
+
+Imports neither torch nor transformers: a family's file does, when its model is wanted.
 """
 
 from __future__ import annotations
@@ -10,32 +14,38 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, cast
 
-import torch
-from transformers import PreTrainedModel
+import numpy as np
 
 from broker.protocol.codec import RawInput
+from broker.protocol.errors import BadFile
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
-from edge_agent.modules.weights import hub
+from s2m3.catalogue import load_task
 
-M = TypeVar("M", bound=PreTrainedModel)
+LINEAR_HEAD = "a linear head on pocket/vision"
 
 
 class Whole(Protocol):
     """A whole model with its weights in memory."""
 
     def __call__(self, inputs: Mapping[str, RawInput], /) -> Output:
-        """Answer one request: the arrays of the task's output node, and its answer.
+        """Answers one request: the arrays of the task's output node, where the model has them, and its answer.
 
         Raises:
-            RequestFailed: ``bad_input``.
+            RequestFailed: ``bad_input`` when an input can't be read.
         """
 
 
 FILES: Mapping[str, str] = MappingProxyType(
     {
+        "pocket/ask": "whisper_ctranslate2",
+        "pocket/classify": "efficientnet",
+        "pocket/speech": "whisper_ctranslate2",
+        "pocket/vqa": "conse",
+        "pocket/zero-shot": "conse",
+        LINEAR_HEAD: "efficientnet",
         "hub/alignment-clap": "clap",
         "hub/alignment-clip-b16-ast": "audio_spectrogram",
         "hub/captioning-blip": "blip",
@@ -64,53 +74,54 @@ FILES: Mapping[str, str] = MappingProxyType(
 
 
 def load(name: str, task: TaskSpec) -> Whole:
-    """Load the whole model of a task of edge_agent/catalog/hub.
-
-    Raises:
-        KeyError: no such task.
-        ModuleRefused: a repository is missing.
-    """
-    return family(name)[name](task)
-
-
-def family(name: str) -> Mapping[str, Callable[[TaskSpec], Whole]]:
-    """Import the file that has a task's whole model; catalogue name -> what loads it.
-
-    Raises:
-        KeyError: no such task.
-    """
-    file = importlib.import_module(f"s2m3.reference.whole.{FILES[name]}")
-    return cast("Mapping[str, Callable[[TaskSpec], Whole]]", file.WHOLE)
-
-
-def read(kind: type[M], where: str, **how: Any) -> M:  # noqa: ANN401 - what from_pretrained takes
-    """A whole model by its own ``from_pretrained``, its weights in aligned memory of their own.
-
-    transformers leaves them where the file's mapping has them, and the kernels' order of sums depends on alignment.
+    """The whole model of a task, loaded.
 
     Args:
-        kind: transformers' class.
-        where: As ``place`` says.
-        how: The same.
-    """
-    model = kind.from_pretrained(where, **how)
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    model.train(mode=False)
-    return model
-
-
-def place(task: TaskSpec, module: str) -> tuple[str, dict[str, Any]]:
-    """Where transformers finds a module's repository: its first argument, and keyword arguments.
+        name: The task's name in the catalogue, or its file's.
+        task: The task. Its graph decides which model it is when the catalogue doesn't have the name.
 
     Raises:
-        ModuleRefused: the repository is missing.
+        BadFile: no whole model of such a graph is known.
+        ModuleRefused: a repository is missing.
     """
-    source = task.modules[module].source
-    if source is None:
-        raise KeyError(module)
-    found = hub.repository(source)
-    if found.directory is not None:
-        return str(found.directory), {"local_files_only": True}
-    return found.name, {"revision": found.revision}
+    return importer(name, task)(task)
+
+
+def importer(name: str, task: TaskSpec) -> Callable[[TaskSpec], Whole]:
+    """The loader of a task's whole model. The libraries that the model needs are imported.
+
+    Args:
+        name: As for ``load``.
+        task: The same.
+
+    Raises:
+        BadFile: as ``load`` raises it.
+    """
+    known = name if name in FILES else _with_graph_of(name, task)
+    file = importlib.import_module(f"{__name__}.{FILES[known]}")
+    return cast("Callable[[TaskSpec], Whole]", file.WHOLE[known])
+
+
+def same(split: Output, whole: Output) -> bool:
+    """Whether two outputs are equal bit for bit: the answers, and every array that the whole model gives."""
+    return split.answer == whole.answer and all(
+        name in split.tensors
+        and np.array_equal(array, split.tensors[name])
+        and array.dtype == split.tensors[name].dtype
+        for name, array in whole.tensors.items()
+    )
+
+
+def _with_graph_of(name: str, task: TaskSpec) -> str:
+    graph = _graph(task)
+    if graph == [("efficientnet.encoder", None), ("heads.linear", None)]:
+        return LINEAR_HEAD
+    for known in FILES:
+        if known != LINEAR_HEAD and graph == _graph(load_task(known)):
+            return known
+    fix = "name a task of the catalogue, or compare nothing with --unsplit 0"
+    raise BadFile(file=name, problem="no whole model is known for this graph", fix=fix)
+
+
+def _graph(task: TaskSpec) -> list[tuple[str, str | None]]:
+    return [(task.module_of(node).family, task.nodes[node].use) for node in task.order]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -18,37 +17,37 @@ from edge_agent.modules import Output
 from edge_agent.modules.families import audio_spectrogram
 from edge_agent.modules.inputs import decoding
 from edge_agent.modules.weights.checkpoint import SINGLE
-from s2m3.reference.whole import Whole, place, read
+from s2m3.reference.whole import Whole
+from s2m3.reference.whole.pretrained import Pretrained, Repository
 
 
-class Alignment:
-    """Texts ranked by how well they tell what a sound is, and how well a picture goes with it."""
+class Alignment(Pretrained):
+    """Texts ranked by how well each describes a sound; and how well a picture fits it."""
+
+    part, architecture = "clip-b16/vision", CLIPModel
+    tokenizer, processor = CLIPTokenizer, CLIPImageProcessorPil
 
     def __init__(self, task: TaskSpec) -> None:
-        where, how = place(task, "clip-b16/vision")
-        self._clip = read(CLIPModel, where, **how)
-        self._tokenizer = CLIPTokenizer.from_pretrained(where, **how)
-        self._processor = CLIPImageProcessorPil.from_pretrained(where, **how)
-        where, how = place(task, "ast/encoder")
-        self._ast = read(ASTForAudioClassification, where, **how).audio_spectrogram_transformer
-        self._extractor = cast("Any", ASTFeatureExtractor).from_pretrained(where, **how)
-        where, _ = place(task, "ast/clip-b16-projection")
-        self._projection = {name: each.clone() for name, each in load_file(Path(where) / SINGLE).items()}
+        super().__init__(task)
+        sound = Repository(task, "ast/encoder")
+        self._ast = sound.model(ASTForAudioClassification).audio_spectrogram_transformer
+        self._extractor = sound.read(ASTFeatureExtractor)
+        projection = load_file(Path(Repository(task, "ast/clip-b16-projection").where) / SINGLE)
+        self._projection = {name: each.clone() for name, each in projection.items()}
 
-    def __call__(self, given: Mapping[str, RawInput]) -> Output:
+    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
         """Sound, picture and texts to logits (1, n), the similarity (1, 1) and the ranked texts."""
-        texts = decoding.lines(given["text"])
-        picture = self._processor(images=decoding.picture(given["image"]), return_tensors="pt")
+        texts = decoding.lines(inputs["text"])
         tokens = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        sound = audio_spectrogram.samples(self._extractor, given["audio"])
+        sound = audio_spectrogram.samples(self._extractor, inputs["audio"])
         features = self._extractor(sound, sampling_rate=self._extractor.sampling_rate, return_tensors="pt")
         weight, bias = (self._projection[f"audio_projection.{name}"] for name in ("weight", "bias"))
         with torch.inference_mode():
             heard = functional.linear(self._ast(features["input_values"].float()).pooler_output, weight, bias)
-            seen = self._clip.get_image_features(**picture).pooler_output  # (1, e)
-            said = self._clip.get_text_features(**tokens).pooler_output  # (n, e)
+            seen = self._model.get_image_features(**self._pixels(inputs)).pooler_output  # (1, e)
+            said = self._model.get_text_features(**tokens).pooler_output  # (n, e)
             heard, seen, said = (each / each.norm(dim=-1, keepdim=True) for each in (heard, seen, said))
-            logits, similarity = heard @ said.t() * self._clip.logit_scale.exp(), heard @ seen.t()
+            logits, similarity = heard @ said.t() * self._model.logit_scale.exp(), heard @ seen.t()
         return audio_spectrogram.answer({"logits": logits, "similarity": similarity}, texts)
 
 

@@ -1,4 +1,4 @@
-"""Whole BLIP models: transformers' own classes with their own ``generate``."""
+"""The whole BLIP models: transformers' own classes with their own ``generate``."""
 
 from __future__ import annotations
 
@@ -9,26 +9,22 @@ import torch
 from transformers import BertTokenizer, BlipForConditionalGeneration, BlipForQuestionAnswering, BlipImageProcessorPil
 
 from broker.protocol.codec import RawInput
-from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import blip, generation
 from edge_agent.modules.inputs import decoding
-from s2m3.reference.whole import Whole, place, read
+from s2m3.reference.whole import Whole
+from s2m3.reference.whole.pretrained import Pretrained, generated
 
 
-class Answering:
+class Answering(Pretrained):
     """A question's answer by BlipForQuestionAnswering."""
 
-    def __init__(self, task: TaskSpec) -> None:
-        where, how = place(task, "blip-vqa/vision")
-        self._model = read(BlipForQuestionAnswering, where, **how)
-        self._tokenizer = BertTokenizer.from_pretrained(where, **how)
-        self._processor = BlipImageProcessorPil.from_pretrained(where, **how)
+    part, architecture = "blip-vqa/vision", BlipForQuestionAnswering
+    tokenizer, processor = BertTokenizer, BlipImageProcessorPil
 
-    def __call__(self, given: Mapping[str, RawInput]) -> Output:
+    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
         """Picture and question to tokens (1, t), start included, and the answer."""
-        picture = self._processor(images=decoding.picture(given["image"]), return_tensors="pt")
-        question = " ".join(decoding.lines(given["question"]))
+        question = " ".join(decoding.lines(inputs["question"]))
         longest = self._model.text_encoder.config.max_position_embeddings
         asked = self._tokenizer(question, truncation=True, max_length=longest, return_tensors="pt")
         with torch.inference_mode():
@@ -37,28 +33,22 @@ class Answering:
                 blip.MOST_TOKENS[None],
                 input_ids=asked["input_ids"],
                 attention_mask=asked["attention_mask"],
-                pixel_values=picture["pixel_values"],
+                **self._pixels(inputs),
             )
-        answer = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
-        return Output({"tokens": tokens.contiguous().numpy()}, {"answer": answer.strip()})
+        return generated("answer", tokens, self._tokenizer)
 
 
-class Captioning:
+class Captioning(Pretrained):
     """A sentence by BlipForConditionalGeneration."""
 
-    def __init__(self, task: TaskSpec) -> None:
-        where, how = place(task, "blip-captioning/vision")
-        self._model = read(BlipForConditionalGeneration, where, **how)
-        self._tokenizer = BertTokenizer.from_pretrained(where, **how)
-        self._processor = BlipImageProcessorPil.from_pretrained(where, **how)
+    part, architecture = "blip-captioning/vision", BlipForConditionalGeneration
+    tokenizer, processor = BertTokenizer, BlipImageProcessorPil
 
-    def __call__(self, given: Mapping[str, RawInput]) -> Output:
+    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
         """Picture to tokens (1, t), start included, and the caption."""
-        picture = self._processor(images=decoding.picture(given["image"]), return_tensors="pt")
         with torch.inference_mode():
-            tokens = generation.whole(self._model, blip.MOST_TOKENS["caption"], pixel_values=picture["pixel_values"])
-        caption = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
-        return Output({"tokens": tokens.contiguous().numpy()}, {"caption": caption.strip()})
+            tokens = generation.whole(self._model, blip.MOST_TOKENS["caption"], **self._pixels(inputs))
+        return generated("caption", tokens, self._tokenizer)
 
 
 WHOLE: Mapping[str, type[Whole]] = MappingProxyType(

@@ -1,8 +1,7 @@
-"""Whole models around CLIP: CLIPModel with its processor, CLIPForImageClassification, CLIPModel with answers."""
+"""The whole models around CLIP: CLIPModel with its processor, CLIPForImageClassification, CLIPModel with answers."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -23,85 +22,69 @@ from broker.protocol.codec import RawInput
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families.heads import RANKED
-from edge_agent.modules.inputs import decoding, outputs
-from s2m3.reference.whole import Whole, place, read
+from edge_agent.modules.inputs import decoding
+from edge_agent.modules.weights.checkpoint import SINGLE, read_object
+from s2m3.reference.whole import Whole, pretrained
+from s2m3.reference.whole.pretrained import Pretrained, Repository, ranked
 
 
-class Retrieval:
-    """Captions ranked by CLIPModel."""
+class Retrieval(pretrained.Retrieval):
+    """Texts ranked by CLIPModel."""
 
-    def __init__(self, task: TaskSpec) -> None:
-        where, how = place(task, next(name for name in task.modules if name.endswith("/vision")))
-        self._model = read(CLIPModel, where, **how)
-        self._tokenizer = CLIPTokenizer.from_pretrained(where, **how)
-        self._processor = CLIPImageProcessorPil.from_pretrained(where, **how)
-
-    def __call__(self, given: Mapping[str, RawInput]) -> Output:
-        """Picture and texts to logits (1, n) and the ranked texts."""
-        texts = decoding.lines(given["text"])
-        picture = self._processor(images=decoding.picture(given["image"]), return_tensors="pt")
-        tokens = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            logits = self._model(**tokens, **picture).logits_per_image  # (1, n)
-        ranked = outputs.ranking("label", texts, logits.softmax(dim=1)[0])
-        return Output({"logits": logits.contiguous().numpy()}, ranked)
+    architecture = CLIPModel
+    tokenizer, processor = CLIPTokenizer, CLIPImageProcessorPil
 
 
-class Classification:
-    """CLIPForImageClassification: CLIP's tower, and the linear classifier."""
+class Classification(Pretrained):
+    """CLIPForImageClassification: CLIP's vision encoder, and the linear classifier."""
+
+    part, architecture, processor = "/vision", CLIPModel, CLIPImageProcessorPil
 
     def __init__(self, task: TaskSpec) -> None:
-        where, how = place(task, "clip-b16/vision")
-        head, names = read_head(task, "clip-b16/linear")
-        config = CLIPConfig.from_pretrained(where, **how)
-        config.num_labels = len(names)
-        self._model = CLIPForImageClassification(config)
-        self._model.vision_model.load_state_dict(read(CLIPModel, where, **how).vision_model.state_dict())
-        self._model.classifier.load_state_dict({"weight": head["classifier.weight"], "bias": head["classifier.bias"]})
-        self._model.train(mode=False)
-        self._names = names
-        self._processor = CLIPImageProcessorPil.from_pretrained(where, **how)
+        super().__init__(task)
+        head, self._names = read_head(task, "/linear")
+        config = Repository(task, self.part).read(CLIPConfig)
+        config.num_labels = len(self._names)
+        classifier = CLIPForImageClassification(config)
+        classifier.vision_model.load_state_dict(self._model.vision_model.state_dict())
+        classifier.classifier.load_state_dict({"weight": head["classifier.weight"], "bias": head["classifier.bias"]})
+        self._model = classifier.train(mode=False)
 
-    def __call__(self, given: Mapping[str, RawInput]) -> Output:
+    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
         """Picture to logits (1, c) and the likeliest labels."""
-        picture = self._processor(images=decoding.picture(given["image"]), return_tensors="pt")
         with torch.inference_mode():
-            logits = self._model(**picture).logits  # (1, c)
-        ranked = outputs.ranking("label", self._names, logits.softmax(dim=1)[0], RANKED)
-        return Output({"logits": logits.numpy()}, ranked)
+            logits = self._model(**self._pixels(inputs)).logits  # (1, c)
+        return ranked("label", self._names, logits, logits.softmax(dim=1), RANKED)
 
 
-class QuestionAnswering:
+class QuestionAnswering(Pretrained):
     """CLIPModel's pooled picture and embedded question, and the answer head, in one process."""
 
-    def __init__(self, task: TaskSpec) -> None:
-        where, how = place(task, next(name for name in task.modules if name.endswith("/vision")))
-        self._model = read(CLIPModel, where, **how)
-        self._head, self._names = read_head(task, next(name for name in task.modules if name.endswith("/answers")))
-        self._tokenizer = CLIPTokenizer.from_pretrained(where, **how)
-        self._processor = CLIPImageProcessorPil.from_pretrained(where, **how)
+    part, architecture = "/vision", CLIPModel
+    tokenizer, processor = CLIPTokenizer, CLIPImageProcessorPil
 
-    def __call__(self, given: Mapping[str, RawInput]) -> Output:
+    def __init__(self, task: TaskSpec) -> None:
+        super().__init__(task)
+        self._head, self._names = read_head(task, "/answers")
+
+    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
         """Picture and question to logits (1, c) and the likeliest answers."""
-        picture = self._processor(images=decoding.picture(given["image"]), return_tensors="pt")
-        tokens = self._tokenizer(decoding.lines(given["question"]), padding=True, truncation=True, return_tensors="pt")
+        tokens = self._tokenizer(decoding.lines(inputs["question"]), padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
-            seen = self._model.vision_model(**picture).pooler_output  # (1, d)
+            seen = self._model.vision_model(**self._pixels(inputs)).pooler_output  # (1, d)
             asked = self._model.get_text_features(**tokens).pooler_output  # (1, e)
             joined = torch.cat([seen, asked], dim=1)
             hidden = functional.gelu(functional.linear(joined, self._head["fuse.weight"], self._head["fuse.bias"]))
             logits = functional.linear(hidden, self._head["classify.weight"], self._head["classify.bias"])
-        ranked = outputs.ranking("answer", self._names, logits.softmax(dim=1)[0], RANKED)
-        return Output({"logits": logits.numpy()}, ranked)
+        return ranked("answer", self._names, logits, logits.softmax(dim=1), RANKED)
 
 
-def read_head(task: TaskSpec, module: str) -> tuple[dict[str, Tensor], list[str]]:
+def read_head(task: TaskSpec, part: str) -> tuple[dict[str, Tensor], list[str]]:
     """A local head's tensors, in memory of their own, and its labels."""
-    where, _ = place(task, module)
-    tensors = load_file(Path(where) / "model.safetensors")
-    config = json.loads((Path(where) / "config.json").read_text(encoding="utf-8"))
+    directory = Path(Repository(task, part).where)
+    config = read_object(directory / "config.json")
     names = config.get("id2label") or {str(index): f"label {index}" for index in range(config["labels"])}
-    return {name: tensor.clone() for name, tensor in tensors.items()}, list(names.values())
+    return {name: tensor.clone() for name, tensor in load_file(directory / SINGLE).items()}, list(names.values())
 
 
 WHOLE: Mapping[str, type[Whole]] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""Whole CLIPSeg: transformers' CLIPSegForImageSegmentation, from its own checkpoint, frozen CLIP and all."""
+"""The whole CLIPSeg: transformers' CLIPSegForImageSegmentation, from its own checkpoint, with its frozen CLIP."""
 
 from __future__ import annotations
 
@@ -9,34 +9,32 @@ import torch
 from transformers import CLIPSegForImageSegmentation, CLIPTokenizer, ViTImageProcessorPil
 
 from broker.protocol.codec import RawInput
-from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families.clipseg import answer
 from edge_agent.modules.inputs import decoding
-from s2m3.reference.whole import Whole, place, read
+from s2m3.reference.whole import Whole
+from s2m3.reference.whole.pretrained import Pretrained
 
 
-class Segmentation:
+class Segmentation(Pretrained):
     """Texts found in a picture by CLIPSegForImageSegmentation, one query a text, as the split model answers.
 
-    The texts are embedded as one batch, for a row of a batch differs from a batch of one in its last bits.
+    The texts are embedded as one batch: a row of a batch differs from a batch of one in its last bits.
     """
 
-    def __init__(self, task: TaskSpec) -> None:
-        where, how = place(task, "clipseg/decoder")
-        self._model = read(CLIPSegForImageSegmentation, where, **how)
-        self._tokenizer = CLIPTokenizer.from_pretrained(where, **how)
-        self._processor = ViTImageProcessorPil.from_pretrained(where, **how)
+    part = "clipseg/decoder"
+    architecture = CLIPSegForImageSegmentation
+    tokenizer, processor = CLIPTokenizer, ViTImageProcessorPil
 
-    def __call__(self, given: Mapping[str, RawInput]) -> Output:
+    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
         """Picture and texts to logits (n, s, s) and a mask a text."""
-        texts = decoding.lines(given["text"])
-        picture = self._processor(images=decoding.picture(given["image"]), return_tensors="pt")
+        texts = decoding.lines(inputs["text"])
         tokens = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        pixels = self._pixels(inputs)
         with torch.inference_mode():
             conditions = self._model.clip.get_text_features(**tokens).pooler_output  # (n, e)
             logits = torch.cat(
-                [self._model(**picture, conditional_embeddings=each).logits for each in conditions.split(1)]
+                [self._model(**pixels, conditional_embeddings=each).logits for each in conditions.split(1)]
             )
         return Output({"logits": logits.numpy()}, answer(texts, logits))
 

@@ -15,9 +15,10 @@ from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from s2m3.bench.accuracy import questions
 from s2m3.bench.accuracy.journal import Journal
-from s2m3.bench.accuracy.run import Settings, evenly, same
-from s2m3.bench.datasets import Dataset, Record
+from s2m3.bench.accuracy.run import Settings
+from s2m3.bench.datasets import Dataset, Record, evenly
 from s2m3.catalogue import load_task
+from s2m3.reference.whole import same
 
 PICTURE = RawInput(b"picture", "image/png")
 ZERO_SHOT = load_task("pocket/zero-shot")
@@ -148,7 +149,7 @@ def test_a_journal_that_is_another_runs_or_none_is_refused(tmp_path: Path) -> No
     with pytest.raises(BadFile, match=r"r\.jsonl:1: holds results of another run \(limit differs\)"):
         Journal(path, {"task": "t", "limit": 2})
     path.write_text("no json\n")
-    with pytest.raises(BadFile, match=r"r\.jsonl:1: is no result"):
+    with pytest.raises(BadFile, match=r"r\.jsonl:1: is not a result"):
         Journal(path, {"task": "t"})
     with pytest.raises(BadFile, match="No such file or directory"):
         Journal(tmp_path / "none" / "r.jsonl", {"task": "t"})

@@ -308,7 +308,7 @@ BROKEN = [
     ("cifar-10", removed("batches.meta.txt"), r"batches\.meta\.txt: No such file"),
     ("cifar-100", cut("test.bin", 3074 * 2), r"test\.bin: has 0 bytes"),
     ("cifar-100", label("test.bin", 1, 100), r"test\.bin: record 0: has label 100"),
-    ("food-101", replaced("meta/test.txt", "apple_pie/12", "pie/12"), r"test\.txt:2: 'pie/12' is no picture"),
+    ("food-101", replaced("meta/test.txt", "apple_pie/12", "pie/12"), r"test\.txt:2: 'pie/12' is not a picture"),
     ("food-101", replaced("meta/labels.txt", "Baby back ribs\n", ""), r"labels\.txt: has 1 names, and classes\.txt 2"),
     ("food-101", removed("images/apple_pie/12.jpg"), r"12\.jpg: No such file"),
     ("food-101", garbage("meta/test.txt"), r"test\.txt: is not UTF-8"),
@@ -317,7 +317,7 @@ BROKEN = [
     ("flowers-102", mat("setid.mat", tstid=[[4]]), r"setid\.mat: tstid: names picture 4, and imagelabels\.mat has 3"),
     ("flowers-102", mat("imagelabels.mat", labels=[[1, 103, 2]]), r"imagelabels\.mat: labels: holds 103"),
     ("flowers-102", removed("jpg/image_00003.jpg"), r"image_00003\.jpg: No such file"),
-    ("country-211", lambda top: (top / "test" / "QQ").mkdir(), r"QQ: is no country's code"),
+    ("country-211", lambda top: (top / "test" / "QQ").mkdir(), r"QQ: is not a country code"),
     ("country-211", removed("test/AD/1.jpg"), r"AD: is an empty class"),
     ("flickr30k", replaced(_FLICKR, '"raw"', '"text"'), r"images\.1\.sentences\.0\.raw: is missing"),
     ("flickr30k", replaced(_FLICKR, '"test"', '"val"'), r"images: has none of the split test"),
@@ -339,15 +339,15 @@ BROKEN = [
     ("textvqa", replaced("TextVQA_0.5.1_val.json", '"nous", ', ""), r"data\.0\.answers: is not 10 texts"),
     ("textvqa", replaced("TextVQA_0.5.1_val.json", '"003a', '"../003a'), r"data\.0\.image_id: leads outside"),
     ("textvqa", lambda top: write(top / "TextVQA_0.5.1_val.json", "[1]"), r"is not a JSON object"),
-    ("esc-50", replaced("meta/esc50.csv", "target", "label"), r"esc50\.csv:1: target: is no column"),
-    ("esc-50", replaced("meta/esc50.csv", ",0,", ",dog,"), r"esc50\.csv:3: target: 'dog' is no class"),
+    ("esc-50", replaced("meta/esc50.csv", "target", "label"), r"esc50\.csv:1: target: is not a column"),
+    ("esc-50", replaced("meta/esc50.csv", ",0,", ",dog,"), r"esc50\.csv:3: target: 'dog' is not the number of a class"),
     ("esc-50", replaced("meta/esc50.csv", ",0,", ",1,"), r"esc50\.csv:3: category: 'dog_bark' for class 1"),
     ("esc-50", replaced("meta/esc50.csv", "1-2-A-0", "/1-2-A-0"), r"esc50\.csv:3: filename: leads outside"),
     ("esc-50", garbage("audio/1-1-A-1.wav"), r"1-1-A-1\.wav: is not audio/wav"),
     (
         "captions",
         replaced("captions.jsonl", '"captions": ["a cat"]', '"caption": "a cat"'),
-        r"captions\.jsonl:2: caption: is no known field",
+        r"captions\.jsonl:2: caption: is not a known field",
     ),
     ("captions", replaced("captions.jsonl", '["a cat"]', "[]"), r"captions\.jsonl:2: captions: is empty"),
     ("captions", replaced("captions.jsonl", '["a cat"]', "[7]"), r"captions\.jsonl:2: captions: holds 7"),
@@ -358,7 +358,7 @@ BROKEN = [
     ("vqa", replaced("vqa.jsonl", '["1", "2"]', '["2", "2"]'), r"vqa\.jsonl:1: choices: names one twice"),
     ("vqa", replaced("vqa.jsonl", '"answers": ["2"], ', ""), r"vqa\.jsonl:1: answers: is missing"),
     ("vqa", replaced("vqa.jsonl", '{"image"', '[{"image"'), r"vqa\.jsonl:1: is not JSON"),
-    ("folders", lambda top: write(top / "dog" / "notes.txt", ""), r"notes\.txt: is no JPEG"),
+    ("folders", lambda top: write(top / "dog" / "notes.txt", ""), r"notes\.txt: has no name of a JPEG"),
     ("folders", lambda top: (top / "empty").mkdir(), r"empty: is an empty class"),
     ("folders", lambda top: wav(top / "dog" / "bark.wav"), r"both pictures and sounds"),
     ("folders", lambda top: write(top / "dog" / "1.jpg", ""), r"1\.jpg: is empty"),
@@ -391,12 +391,12 @@ def test_a_record_before_the_broken_one_is_still_read(tmp_path: Path) -> None:
         next(records)
 
 
-def test_what_is_no_data_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="is no directory"):
+def test_a_directory_without_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="is not a directory"):
         open_dataset(tmp_path / "none")
     with pytest.raises(BadFile, match=r"looks like no known format; .*cifar-10, .*folders"):
         open_dataset(tmp_path)
-    with pytest.raises(BadFile, match=r"--format: 'imagenet' is no format"):
+    with pytest.raises(BadFile, match=r"--format: 'imagenet' is not a format"):
         open_dataset(tmp_path, "imagenet")
     with pytest.raises(BadFile, match="holds no benchmark"):
         datasets.find(tmp_path)

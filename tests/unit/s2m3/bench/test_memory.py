@@ -230,7 +230,7 @@ def test_totals_take_every_process_and_only_one_figure_takes_the_empty_ones_off(
 
 def test_a_process_that_can_not_load_its_model_is_reported_with_its_last_words(tmp_path: Path) -> None:
     name = "pocket/vision"  # an encoder alone, which answers nothing
-    with pytest.raises(SiteFailed, match=rf"process of {name} ended before imported: .*no whole model of it"):
+    with pytest.raises(SiteFailed, match=rf"process of {name} ended before imported: .*no whole model is known"):
         sides.unsplit({name: load_task(name)}, tmp_path)
 
 

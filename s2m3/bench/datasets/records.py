@@ -1,0 +1,118 @@
+"""Labelled records, and what a reader of a published format gives.
+
+Owns the types. Knows no format, no model and no metric.
+
+A reader opens a directory. It reads names and indexes at once, and a picture or a sound when its record is read.
+Records always come in the order in which the format lists them, so that a run can go on at a position. Malformed data
+is one ``BadFile`` with file, line or field, problem and fix: at opening when the index shows it, else at its record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from broker.protocol.codec import RawInput
+from s2m3.bench.datasets import disk
+
+Kind = Literal["classification", "retrieval", "vqa"]
+Medium = Literal["image", "audio"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture or sound with its labels."""
+
+    id: str
+    media: RawInput
+    label: int | None = None  # classification: an index into the dataset's classes
+    captions: tuple[str, ...] = ()  # retrieval
+    question: str = ""  # vqa
+    choices: tuple[str, ...] = ()  # vqa: the possible answers, when the data names them
+    answers: tuple[str, ...] = ()  # vqa: people's answers
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened directory.
+
+    Args:
+        format: The name of its format, one of ``FORMATS``.
+        kind: The kind of its labels.
+        medium: The kind of its media.
+        size: How many records it has.
+        read: Makes the record at a position; raises BadFile when it is malformed.
+        classes: The classes' names, for classification.
+        texts: All captions, record by record, for retrieval.
+    """
+
+    format: str
+    kind: Kind
+    medium: Medium
+    size: int
+    read: Callable[[int], Record]
+    classes: tuple[str, ...] = ()
+    texts: tuple[tuple[str, ...], ...] = ()
+
+    def records(self, start: int = 0, stop: int | None = None) -> Iterator[Record]:
+        """The records from one position to another, one at a time.
+
+        Raises:
+            BadFile: the next one is malformed.
+        """
+        for position in range(start, self.size if stop is None else min(stop, self.size)):
+            yield self.read(position)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A format: how a directory of it is recognised and opened.
+
+    Args:
+        open: Opens a directory; raises BadFile when its index is missing or malformed.
+        files: Names below a directory of this format, by which it is recognised.
+        recognised: Recognises it instead, where names are not enough.
+    """
+
+    open: Callable[[Path], Dataset]
+    files: tuple[str, ...] = ()
+    recognised: Callable[[Path], bool] | None = None
+
+    def recognises(self, directory: Path) -> bool:
+        """Whether a directory looks like this format. Looks at names only."""
+        return (
+            self.recognised(directory) if self.recognised else all((directory / each).exists() for each in self.files)
+        )
+
+
+def of_files(
+    format_: str,
+    kind: Kind,
+    files: Sequence[tuple[Path, Mapping[str, Any]]],
+    *,
+    medium: Medium = "image",
+    classes: tuple[str, ...] = (),
+) -> Dataset:
+    """A dataset of media files in this order.
+
+    Args:
+        format_: As ``Dataset`` has it.
+        kind: The same.
+        files: Each file with its record's other fields.
+        medium: As ``Dataset`` has it.
+        classes: The same.
+
+    Raises:
+        BadFile: there are no files.
+    """
+    if not files:
+        raise disk.damaged(Path(format_), "has no records")
+
+    def read(position: int) -> Record:
+        path, fields = files[position]
+        return Record(media=disk.media(path), **fields)
+
+    texts = tuple(fields["captions"] for _, fields in files) if kind == "retrieval" else ()
+    return Dataset(format_, kind, medium, len(files), read, classes, texts)

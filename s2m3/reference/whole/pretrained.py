@@ -1,0 +1,117 @@
+"""Whole models that transformers reads with ``from_pretrained`` and runs with ``forward`` or ``generate``.
+
+Owns reading a repository of a task with transformers, and what the families' files have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from broker.protocol.codec import RawInput
+from broker.protocol.specs import TaskSpec
+from edge_agent.modules import Output
+from edge_agent.modules.families import causal
+from edge_agent.modules.families.generation import limits
+from edge_agent.modules.inputs import decoding, outputs
+from edge_agent.modules.weights import hub
+
+M = TypeVar("M", bound=PreTrainedModel)
+
+
+class Repository:
+    """The repository of one of a task's modules, as transformers reads it.
+
+    Args:
+        task: The task.
+        part: The end of the module's name, such as ``/vision``.
+
+    Raises:
+        KeyError: no module has such a name, or it has no source.
+        ModuleRefused: the repository is missing.
+    """
+
+    def __init__(self, task: TaskSpec, part: str) -> None:
+        found = [module.source for name, module in task.modules.items() if name.endswith(part) and module.source]
+        if not found:
+            raise KeyError(part)
+        repository = hub.repository(found[0])
+        self.where = str(repository.directory or repository.name)
+        self._how = {"revision": repository.revision} if repository.directory is None else {"local_files_only": True}
+
+    def read(self, kind: Any) -> Any:  # noqa: ANN401 - any class of transformers
+        """A tokenizer, a processor or a configuration of transformers' class ``kind``."""
+        return kind.from_pretrained(self.where, **self._how)
+
+    def model(self, kind: type[M], **how: Any) -> M:  # noqa: ANN401 - what from_pretrained takes
+        """A model of transformers' class ``kind``, its weights in aligned memory of their own.
+
+        transformers leaves them where the file's mapping has them, and the kernels' order of sums depends on alignment.
+        """
+        model = kind.from_pretrained(self.where, **self._how, **how)
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+        model.train(mode=False)
+        return model
+
+
+class Pretrained:
+    """A whole model of one repository with its tokenizer and its processor of pictures or sounds.
+
+    A subclass names transformers' classes, and answers requests.
+    """
+
+    part: ClassVar[str]  # whose repository it is: as for ``Repository``
+    architecture: ClassVar[type[PreTrainedModel]]
+    tokenizer: ClassVar[Any] = None
+    processor: ClassVar[Any] = None
+
+    def __init__(self, task: TaskSpec) -> None:
+        repository = Repository(task, self.part)
+        self._model: Any = repository.model(self.architecture)
+        self._tokenizer: Any = repository.read(self.tokenizer) if self.tokenizer else None
+        self._processor: Any = repository.read(self.processor) if self.processor else None
+
+    def _pixels(self, inputs: Mapping[str, RawInput]) -> Any:  # noqa: ANN401 - transformers' batch of arrays
+        return self._processor(images=decoding.picture(inputs["image"]), return_tensors="pt")
+
+
+class Retrieval(Pretrained):
+    """Texts ranked by how well each fits a picture, by a model of two encoders."""
+
+    part = "/vision"
+    padding: ClassVar[Mapping[str, Any]] = {"padding": True, "truncation": True}
+
+    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
+        """Picture and texts to logits (1, n) and the ranked texts."""
+        texts = decoding.lines(inputs["text"])
+        tokens = self._tokenizer(texts, return_tensors="pt", **self.padding)
+        with torch.inference_mode():
+            logits = self._model(**tokens, **self._pixels(inputs)).logits_per_image  # (1, n)
+        return ranked("label", texts, logits, self._scores(logits))
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=1)
+
+
+def ranked(what: str, texts: Sequence[str], logits: Tensor, scores: Tensor, most: int | None = None) -> Output:
+    """Logits (1, n), and n texts ranked by their scores (1, n): ``outputs.ranking`` says how."""
+    return Output({"logits": logits.contiguous().numpy()}, outputs.ranking(what, texts, scores[0], most))
+
+
+def generated(what: str, tokens: Tensor, decoder: Any) -> Output:  # noqa: ANN401 - any tokenizer
+    """Generated tokens (1, t), and their text under the name ``what``."""
+    text = cast("str", decoder.batch_decode(tokens, skip_special_tokens=True)[0])
+    return Output({"tokens": tokens.contiguous().numpy()}, {what: text.strip()})
+
+
+def prompted(model: Any, processor: Any, ready: Any) -> Output:  # noqa: ANN401 - transformers' own
+    """The tokens (1, t) that a model writes behind a prepared prompt, and the answer that they are."""
+    with torch.inference_mode():
+        tokens = model.generate(**ready, **limits(causal.MOST_TOKENS))
+    return generated("answer", tokens[:, ready["input_ids"].shape[1] :], processor.tokenizer)

