@@ -47,21 +47,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadFile(file="agent", problem="torch is not installed here", fix="install the [agent] extra") from error
 
     from edge_agent.device.calibration import Calibration  # noqa: PLC0415 - the same
-    from edge_agent.device.measurements import Measured, setting  # noqa: PLC0415 - the same
+    from edge_agent.device.measurements import Measurements, setting  # noqa: PLC0415 - the same
     from edge_agent.device.profile import profile  # noqa: PLC0415 - the same
     from edge_agent.runtime.store import Store  # noqa: PLC0415 - the same
     from edge_agent.service import Agent  # noqa: PLC0415 - the same
 
     torch.set_num_threads(config.threads)
-    offered = profile(
-        memory_bytes=config.memory,
-        headroom=config.headroom,
-        speed=config.speed,
-        bandwidth_bits_per_s=config.bandwidth_bits_per_s,
-        latency_s=config.latency_s,
-    )
+    offered = profile(config)
     directory = Path(config.state_dir).expanduser() if config.state_dir else STATE_DIR
-    measured = Measured(directory / f"{config.id}.json", setting(config.threads, f"torch {torch.__version__}"))
+    measured = Measurements(directory / f"{config.id}.json", setting(config.threads, f"torch {torch.__version__}"))
     calibration = Calibration(measured, speed=config.speed, flops_per_s=offered.compute_flops_per_s / config.speed)
     agent = Agent(config, profile=offered, store=Store(offered.memory_bytes, calibration=calibration))
     with stopped_by_signals(agent.stop, until_stdin_closes=arguments.until_stdin_closes):

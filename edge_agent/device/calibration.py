@@ -29,7 +29,7 @@ from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleKey, ModuleSpec
 from edge_agent import modules
 from edge_agent.device import footprint
-from edge_agent.device.measurements import Measured, Measurement
+from edge_agent.device.measurements import Measurement, Measurements
 from edge_agent.modules import Module, Value
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 
@@ -67,7 +67,7 @@ class Calibration:
 
     def __init__(
         self,
-        measured: Measured,
+        measured: Measurements,
         *,
         speed: float = 1.0,
         flops_per_s: float = 1e9,

@@ -55,7 +55,7 @@ def setting(threads: int, libraries: str) -> str:
     return f"{model or platform.machine()}, {threads} threads, {libraries}"
 
 
-class Measured:
+class Measurements:
     """The measurements of one device.
 
     Args:

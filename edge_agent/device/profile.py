@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import DeviceProfile
+from edge_agent.config import AgentConfig
 from edge_agent.device.footprint import free_bytes
 
 MEASURE_S = 0.15
@@ -29,32 +30,23 @@ TOKENS, WIDTH = 28, 384  # of the feed-forward layer
 Clock = Callable[[], float]
 
 
-def profile(
-    *,
-    memory_bytes: int | None = None,
-    headroom: float = 0.0,
-    speed: float = 1.0,
-    bandwidth_bits_per_s: float | None = None,
-    latency_s: float | None = None,
-    clock: Clock = time.perf_counter,
-) -> DeviceProfile:
-    """Measure this device.
+def profile(config: AgentConfig, clock: Clock = time.perf_counter) -> DeviceProfile:
+    """Measure this device. What the operator states in ``config`` is taken as it is.
+
+    Without a stated budget it is the free memory, less the system's reserve and the headroom. The speed is the share
+    that ``config.speed`` offers. A link that is not stated is assumed until it is measured.
 
     Args:
-        memory_bytes: the budget for modules, taken as it is; None measures the free memory, less the system's reserve
-            and the headroom.
-        headroom: share of the measured memory for activations.
-        speed: share of its speed that the device offers, to emulate a slower one.
-        bandwidth_bits_per_s: of the device's link; None assumes a value until it is measured.
-        latency_s: of the device's link, one way to the broker; None as above.
+        config: the agent's file.
         clock: seconds, rising.
 
     Raises:
         BadFile: no budget is stated, and the system doesn't report its free memory.
     """
+    memory_bytes, bandwidth_bits_per_s, latency_s = config.memory, config.bandwidth_bits_per_s, config.latency_s
     return DeviceProfile(
-        memory_bytes=memory_bytes if memory_bytes is not None else spare_memory_bytes(free_bytes(), headroom),
-        compute_flops_per_s=compute_flops_per_s(clock) * speed,
+        memory_bytes=spare_memory_bytes(free_bytes(), config.headroom) if memory_bytes is None else memory_bytes,
+        compute_flops_per_s=compute_flops_per_s(clock) * config.speed,
         bandwidth_bits_per_s=ASSUMED_BANDWIDTH_BITS_PER_S if bandwidth_bits_per_s is None else bandwidth_bits_per_s,
         latency_s=ASSUMED_LATENCY_S if latency_s is None else latency_s,
     )

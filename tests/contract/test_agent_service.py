@@ -36,7 +36,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.decide import decide as sound
 from edge_agent.device.calibration import Calibration
 from edge_agent.device.link_probe import LARGE, SMALL
-from edge_agent.device.measurements import Measured
+from edge_agent.device.measurements import Measurements
 from edge_agent.events import LeaderSeen
 from edge_agent.modules import Output, Value
 from edge_agent.runtime.store import Store
@@ -62,7 +62,7 @@ class World:
         self.ear.subscribe(f"{PREFIX}/#")
         self.ear.start()
         config = AgentConfig(id="gw-a", heartbeat_interval_s=0.05)
-        self.calibration = Calibration(Measured(), resident_bytes=lambda: self.resident, free_bytes=lambda: None)
+        self.calibration = Calibration(Measurements(), resident_bytes=lambda: self.resident, free_bytes=lambda: None)
         self.resident = 0
         store = Store(100, load=lambda _: self._load(module), calibration=self.calibration)
         self.agent = Agent(config, profile=PROFILE, store=store, make_transport=self.broker.connect)

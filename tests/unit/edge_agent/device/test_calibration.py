@@ -14,7 +14,7 @@ from broker.protocol.specs import ModuleKey, ModuleSpec, Source
 from edge_agent import modules
 from edge_agent.device.calibration import FRESH_BYTES, LONGEST_S, PASSES, Calibration
 from edge_agent.device.footprint import resident_bytes
-from edge_agent.device.measurements import Measured
+from edge_agent.device.measurements import Measurements
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from s2m3.catalogue import load_task
@@ -45,9 +45,9 @@ class Bench:
         self.passes = 0
         self.failure: Exception | None = None
 
-    def calibration(self, measured: Measured | None = None, speed: float = 1.0) -> Calibration:
+    def calibration(self, measured: Measurements | None = None, speed: float = 1.0) -> Calibration:
         return Calibration(
-            measured or Measured(),
+            measured or Measurements(),
             speed=speed,
             flops_per_s=1e9,
             clock=lambda: self.now_s,
@@ -119,7 +119,7 @@ def test_a_module_is_there_though_its_measurement_cannot_be_kept(bench: Bench, m
     def no_memory(*_: object) -> None:
         raise MemoryError
 
-    measured = Measured()
+    measured = Measurements()
     monkeypatch.setattr(measured, "keep", no_memory)
     store = bench.store(calibration=bench.calibration(measured))
     made = spec()
@@ -212,10 +212,10 @@ def test_what_was_measured_once_is_ready_as_soon_as_it_is_loaded_in_every_later_
     bench: Bench, tmp_path: Path
 ) -> None:
     path = tmp_path / "gw-a.json"
-    first = bench.store(calibration=bench.calibration(Measured(path), speed=0.5)).load(assigned(spec()))
+    first = bench.store(calibration=bench.calibration(Measurements(path), speed=0.5)).load(assigned(spec()))
     passes = bench.passes
     bench.grows = 1200
-    again = bench.store(calibration=bench.calibration(Measured(path), speed=0.5)).load(assigned(spec()))
+    again = bench.store(calibration=bench.calibration(Measurements(path), speed=0.5)).load(assigned(spec()))
     assert bench.passes == passes
     assert (again.compute_s, again.memory_bytes) == (first.compute_s, first.memory_bytes)
     assert again.load_s == pytest.approx(2.0)
@@ -223,7 +223,7 @@ def test_what_was_measured_once_is_ready_as_soon_as_it_is_loaded_in_every_later_
 
 def test_an_unloaded_module_whose_weights_are_here_is_cached_with_its_average(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "gw-a.json"
-    store = bench.store(calibration=bench.calibration(Measured(path), speed=0.5))
+    store = bench.store(calibration=bench.calibration(Measurements(path), speed=0.5))
     here, gone = spec(memory_bytes=1001), spec("x", place="pocket/nowhere.safetensors")
     for each in (here, gone):
         store.load(assigned(each))
@@ -233,8 +233,8 @@ def test_an_unloaded_module_whose_weights_are_here_is_cached_with_its_average(be
     for each in (here, gone):
         store.unload(each.key)
     assert store.cached() == {here.key: pytest.approx(average)}
-    assert bench.calibration(Measured(path), speed=0.5).cached == {here.key: pytest.approx(average)}
-    assert bench.calibration(Measured(path)).cached == {here.key: pytest.approx(average / 2 if average else 0)}
+    assert bench.calibration(Measurements(path), speed=0.5).cached == {here.key: pytest.approx(average)}
+    assert bench.calibration(Measurements(path)).cached == {here.key: pytest.approx(average / 2 if average else 0)}
 
 
 def test_nothing_is_measured_while_a_forward_pass_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +272,7 @@ def test_a_measurement_does_not_wait_for_ever(bench: Bench, monkeypatch: pytest.
 @pytest.fixture
 def fresh_store() -> Callable[[], Store]:
     """A store that has measured nothing yet, and takes the machine's own clock and memory."""
-    return lambda: Store(GB, calibration=Calibration(Measured(), flops_per_s=1e10))
+    return lambda: Store(GB, calibration=Calibration(Measurements(), flops_per_s=1e10))
 
 
 @pytest.mark.parametrize(

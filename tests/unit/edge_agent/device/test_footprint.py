@@ -19,20 +19,20 @@ class Machine:
     """The files of one machine."""
 
     def __init__(self, root: Path) -> None:
-        self.meminfo, self.cgroup, self.share_groups = root / "meminfo", root / "cgroup", root / "share_groups"
-        self.share_groups.mkdir()
+        self.meminfo, self.cgroup, self.groups = root / "meminfo", root / "cgroup", root / "groups"
+        self.groups.mkdir()
         self.meminfo.write_text("MemTotal:  99999999 kB\nMemFree:  1 kB\nMemAvailable:   2048 kB\n")
         self.cgroup.write_text("0::/site/agent\n")
 
     def limit(self, group: str, limit: str, current: int, stat: str = "") -> None:
-        directory = self.share_groups / group
+        directory = self.groups / group
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "memory.max").write_text(f"{limit}\n")
         (directory / "memory.current").write_text(f"{current}\n")
         (directory / "memory.stat").write_text(stat)
 
     def free(self) -> int | None:
-        return free_bytes(self.meminfo, self.cgroup, self.share_groups)
+        return free_bytes(self.meminfo, self.cgroup, self.groups)
 
 
 @pytest.fixture
@@ -110,4 +110,4 @@ def test_the_limits_of_the_process_itself_count(
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     limits = {getattr(resource, kind): (1500 * KIB, unlimited[1])}
     monkeypatch.setattr(resource, "getrlimit", lambda limit: limits.get(limit, unlimited))
-    assert free_bytes(machine.meminfo, machine.cgroup, machine.share_groups, status) == 476 * KIB
+    assert free_bytes(machine.meminfo, machine.cgroup, machine.groups, status) == 476 * KIB

@@ -1,4 +1,4 @@
-"""What a device says it has to offer."""
+"""The profile that a device measures of itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import itertools
 import pytest
 
 from broker.protocol.errors import BadFile
+from broker.protocol.messages import DeviceProfile
+from edge_agent.config import AgentConfig
 from edge_agent.device.profile import (
     ASSUMED_BANDWIDTH_BITS_PER_S,
     ASSUMED_LATENCY_S,
@@ -33,29 +35,24 @@ def test_the_fastest_round_counts_whatever_else_the_machine_does() -> None:
     assert compute_flops_per_s(clock=lambda: next(ticks), measure_s=10) == 2 * ROUND_FLOPS
 
 
+def offered(**config: float) -> DeviceProfile:
+    return profile(AgentConfig.model_validate({"id": "gw-a"} | config), itertools.count(0, 0.1).__next__)
+
+
 def test_a_configured_budget_wins_over_what_is_free_and_speed_scales() -> None:
-    full, half = (
-        profile(
-            memory_bytes=123,
-            speed=speed,
-            bandwidth_bits_per_s=1e6,
-            latency_s=0.01,
-            clock=itertools.count(0, 0.1).__next__,
-        )
-        for speed in (1.0, 0.5)
-    )
+    full, half = (offered(memory=123, speed=speed, bandwidth_bits_per_s=1e6, latency_s=0.01) for speed in (1.0, 0.5))
     assert (full.memory_bytes, full.bandwidth_bits_per_s, full.latency_s) == (123, 1e6, 0.01)
     assert half.compute_flops_per_s == full.compute_flops_per_s / 2
 
 
 def test_a_stated_budget_is_for_modules_alone_and_no_headroom_is_taken_off_it() -> None:
-    assert profile(memory_bytes=1000, headroom=0.5, clock=itertools.count(0, 0.1).__next__).memory_bytes == 1000
+    assert offered(memory=1000, headroom=0.5).memory_bytes == 1000
 
 
 def test_a_link_that_nobody_stated_is_assumed_until_it_is_measured() -> None:
-    assumed = profile(memory_bytes=1, clock=itertools.count(0, 0.1).__next__)
+    assumed = offered(memory=1)
     assert (assumed.latency_s, assumed.bandwidth_bits_per_s) == (ASSUMED_LATENCY_S, ASSUMED_BANDWIDTH_BITS_PER_S)
-    stated = profile(memory_bytes=1, latency_s=0.0, clock=itertools.count(0, 0.1).__next__)
+    stated = offered(memory=1, latency_s=0.0)
     assert (stated.latency_s, stated.bandwidth_bits_per_s) == (0.0, ASSUMED_BANDWIDTH_BITS_PER_S)
 
 
