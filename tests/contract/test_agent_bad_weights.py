@@ -32,18 +32,12 @@ from edge_agent.modules.weights import hub
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from s2m3.reference import random_weights, zoo
-from tests.builders import module, profile
+from tests.builders import SMALLEST_CLIP, module, profile
 
 PREFIX = "s2m3/v1"
 WAIT_S = 60.0
 GOOD = "openai/clip-vit-base-patch16"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-TINY: dict[str, Any] = {
-    "projection_dim": 16,
-    "text_config": TOWER | {"vocab_size": 600, "projection_dim": 16},
-    "vision_config": TOWER | {"image_size": 32, "projection_dim": 16},
-}
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -87,7 +81,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A models directory that holds a tiny CLIP."""
     monkeypatch.setenv(hub.DIRECTORY_VARIABLE, str(tmp_path / "models"))
-    changes = {"config.json": TINY, "preprocessor_config.json": {"size": 32, "crop_size": 32}}
+    changes = {"config.json": SMALLEST_CLIP, "preprocessor_config.json": {"size": 32, "crop_size": 32}}
     random_weights.write(zoo.published(GOOD), tmp_path / "models", changes=changes)
     return tmp_path / "models"
 

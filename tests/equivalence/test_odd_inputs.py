@@ -6,9 +6,7 @@ rates, texts that name the network's own tokens.
 
 from __future__ import annotations
 
-import io
 import runpy
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,36 +23,29 @@ from edge_agent.modules.inputs.decoding import MAX_SIDES
 from s2m3.catalogue import load_task
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.split import Split
+from tests.builders import picture_bytes, wav
 
 FAMILIES = {path.stem: runpy.run_path(str(path))["ENTRIES"] for path in (Path(__file__).parent / "zoo").glob("*.py")}
 
 
 def png(width: int, height: int) -> RawInput:
-    out = io.BytesIO()
-    Image.new("RGB", (width, height), "teal").save(out, "PNG")
-    return RawInput(out.getvalue(), "image/png")
+    return RawInput(picture_bytes(Image.new("RGB", (width, height), "teal")), "image/png")
 
 
-def wav(samples: int, rate_hz: int = 16_000, channels: int = 1, loud: int = 0) -> RawInput:
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(2)
-        file.setframerate(rate_hz)
-        noise = np.random.default_rng(0).integers(-loud, loud + 1, samples * channels)
-        file.writeframes(noise.astype("<i2").tobytes())
-    return RawInput(out.getvalue(), "audio/wav")
+def noise(samples: int, rate_hz: int = 16_000, channels: int = 1, loud: int = 0) -> RawInput:
+    drawn = np.random.default_rng(0).integers(-loud, loud + 1, samples * channels)
+    return RawInput(wav(drawn.astype("<i2"), rate_hz, channels), "audio/wav")
 
 
 # What must be answered, and what may be refused.
 ANSWERED = {
     "image": [png(1, 1), png(4, 1), png(3, 12)],
-    "audio": [wav(8000), wav(8000, 8000, loud=3000), wav(9600, 96_000, channels=2, loud=3000)],
+    "audio": [noise(8000), noise(8000, 8000, loud=3000), noise(9600, 96_000, channels=2, loud=3000)],
     "text": [RawInput("\U0001f600\u200d\u202e x".encode()), RawInput(b"{image} {0} %s"), RawInput(b"word " * 390)],
 }
 EITHER = {
     "image": [png(MAX_SIDES, 1), png(3, 3 * MAX_SIDES), png(1, MAX_SIDES + 1), png(3000, 1)],
-    "audio": [wav(1), wav(1, 96_000), wav(399)],
+    "audio": [noise(1), noise(1, 96_000), noise(399)],
     "text": [
         RawInput(b"what is <image> here?"),
         RawInput(b"<|endoftext|> <|im_end|> </s> [SEP] <pad> <row_1_col_1> <global-img> <fake_token_around_image>"),

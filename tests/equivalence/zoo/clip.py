@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from broker.protocol.codec import RawInput
 from s2m3.reference.pictures import picture
+from tests.builders import tiny_clip
 
-TINY: dict[str, Any] = {
-    "projection_dim": 24,
-    "text_config": {
-        "vocab_size": 600,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "projection_dim": 24,
-    },
-    "vision_config": {
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 3,
-        "image_size": 64,
-        "projection_dim": 24,
-    },
-}
+TINY = tiny_clip(projection_dim=24)
 PREPROCESSOR = {"size": 64, "crop_size": 64}
 REPOSITORIES = {
     "b16": "openai/clip-vit-base-patch16",

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from broker.protocol.codec import RawInput
 from s2m3.reference.pictures import picture
+from tests.builders import tiny_clip
 
-TOWERS: dict[str, Any] = {
-    "projection_dim": 24,
-    "text_config": {
-        "vocab_size": 600,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    },
-    "vision_config": {
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 11,
-        "num_attention_heads": 3,
-        "image_size": 64,
-    },
-}
+TOWERS = tiny_clip(layers=11)
 DECODER = {"reduce_dim": 16, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 32}
 
 ENTRIES = {

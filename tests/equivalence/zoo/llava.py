@@ -9,6 +9,7 @@ from typing import Any
 
 from broker.protocol.codec import RawInput
 from s2m3.reference.pictures import picture
+from tests.builders import TINY_TEXT_TOWER
 
 VISION: dict[str, Any] = {
     "hidden_size": 48,
@@ -34,13 +35,7 @@ GENERATION = {"bos_token_id": 597, "eos_token_id": 599, "pad_token_id": 599}
 CLIP: dict[str, Any] = {
     "projection_dim": 24,
     "vision_config": VISION,
-    "text_config": {
-        "vocab_size": 600,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    },
+    "text_config": TINY_TEXT_TOWER,
 }
 REQUESTS = [
     {"image": picture("chelsea.png").raw, "text": RawInput(b"what animal is this?")},

@@ -5,13 +5,12 @@ Wide initial weights: with the usual narrow ones a random decoder says the same 
 
 from __future__ import annotations
 
-import io
-import wave
 from typing import Any
 
 import numpy as np
 
 from broker.protocol.codec import RawInput
+from tests.builders import wav
 
 TINY: dict[str, Any] = {
     "d_model": 16,
@@ -29,15 +28,9 @@ SOON = 40964  # a token that this random decoder gives after a few others: as th
 ENDS = {"tiny": {}, "base": {"generation_config.json": {"eos_token_id": SOON, "pad_token_id": SOON}}}
 
 
-def wav(rate_hz: int, *channels: np.ndarray[Any, Any]) -> RawInput:
+def sound(rate_hz: int, *channels: np.ndarray[Any, Any]) -> RawInput:
     """A file of 16 bits of samples from -1 to 1."""
-    made = io.BytesIO()
-    with wave.open(made, "wb") as file:
-        file.setnchannels(len(channels))
-        file.setsampwidth(2)
-        file.setframerate(rate_hz)
-        file.writeframes((np.stack(channels, axis=1) * 32767).astype("<i2").tobytes())
-    return RawInput(made.getvalue())
+    return RawInput(wav((np.stack(channels, axis=1) * 32767).astype("<i2"), rate_hz, len(channels)))
 
 
 def tone(hertz: float, rate_hz: int, length_s: float) -> np.ndarray[Any, Any]:
@@ -47,15 +40,15 @@ def tone(hertz: float, rate_hz: int, length_s: float) -> np.ndarray[Any, Any]:
 
 
 SOUNDS = [
-    wav(16_000, tone(220, 16_000, 1.5)),
-    wav(8_000, tone(600, 8_000, 1.0), tone(90, 8_000, 1.0)),
-    wav(16_000, np.random.default_rng(1).uniform(-0.8, 0.8, 32_000)),
+    sound(16_000, tone(220, 16_000, 1.5)),
+    sound(8_000, tone(600, 8_000, 1.0), tone(90, 8_000, 1.0)),
+    sound(16_000, np.random.default_rng(1).uniform(-0.8, 0.8, 32_000)),
 ]
 
 ENTRIES = {
     f"hub/speech-whisper-{size}": {
         "changes": {f"openai/whisper-{size}": FILES | ends},
-        "requests": [{"audio": sound} for sound in SOUNDS],
+        "requests": [{"audio": each} for each in SOUNDS],
     }
     for size, ends in ENDS.items()
 }

@@ -17,16 +17,9 @@ from broker.protocol.tensors import Array
 from edge_agent.modules import Value
 from edge_agent.modules.inputs import audio
 from s2m3.reference.speech import SENTENCES, spoken
+from tests.builders import wav
 
 RATE_HZ = 16_000
-
-
-def wav(pcm: Array, rate_hz: int = RATE_HZ, channels: int = 1, width: int = 2) -> bytes:
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setparams((channels, width, rate_hz, 0, "NONE", ""))
-        file.writeframes(pcm.tobytes())
-    return out.getvalue()
 
 
 def tone(rate_hz: int, length_s: float = 0.5) -> Array:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -16,6 +14,7 @@ from edge_agent.modules import Module, Value, load
 from edge_agent.modules.inputs import outputs
 from edge_agent.modules.inputs.imagenet import class_names
 from s2m3.catalogue import load_task
+from tests.builders import picture_bytes
 
 CAPTIONS = RawInput(b"a cat\na dog\na cat")
 
@@ -54,9 +53,8 @@ def test_the_class_names_are_those_of_imagenet_in_order() -> None:
 
 
 def test_efficientnet_is_cut_after_its_pooling() -> None:
-    out = io.BytesIO()
-    Image.new("RGB", (20, 320), "green").save(out, "PNG")  # as thin as a picture can be
-    encoded = module("efficientnet-lite0/encoder")(RawInput(out.getvalue(), "image/png"))
+    thin = Image.new("RGB", (20, 320), "green")  # as thin as a picture can be
+    encoded = module("efficientnet-lite0/encoder")(RawInput(picture_bytes(thin), "image/png"))
     (features,) = encoded.tensors.values()
     assert_plain(features, (1, 1280))
     assert encoded.answer is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 import zlib
 
@@ -16,12 +15,7 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
 from edge_agent.modules import Value
 from edge_agent.modules.inputs import decoding
-
-
-def picture_bytes(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
+from tests.builders import picture_bytes
 
 
 def refused(call: object, *arguments: object) -> RequestFailed:

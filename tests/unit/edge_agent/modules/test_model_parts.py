@@ -23,22 +23,16 @@ from edge_agent.modules.weights.checkpoint import Checkpoint
 from edge_agent.runtime.store import Store
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
-from tests.builders import module
+from tests.builders import SMALLEST_CLIP, module
 
 NAME = "openai/clip-vit-base-patch16"
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-TINY: dict[str, Any] = {
-    "projection_dim": 16,
-    "text_config": TOWER | {"vocab_size": 600, "projection_dim": 16},
-    "vision_config": TOWER | {"image_size": 32, "projection_dim": 16},
-}
 
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A models directory that holds a tiny CLIP."""
     monkeypatch.setenv(hub.DIRECTORY_VARIABLE, str(tmp_path))
-    changes = {"config.json": TINY, "preprocessor_config.json": {"size": 32, "crop_size": 32}}
+    changes = {"config.json": SMALLEST_CLIP, "preprocessor_config.json": {"size": 32, "crop_size": 32}}
     random_weights.write(zoo.published(NAME), tmp_path, changes=changes)
     return tmp_path
 
@@ -207,7 +201,7 @@ def test_a_repository_without_any_weights_says_so(own: Path) -> None:
 
 def test_several_files_with_an_index_are_one_checkpoint(models: Path) -> None:
     one = digest()
-    changes = {"config.json": TINY}
+    changes = {"config.json": SMALLEST_CLIP}
     random_weights.write(zoo.published(NAME), models / "cut", changes=changes, max_shard_size="40KB")
     directory = models / "cut" / NAME
     assert len(list(directory.glob("*.safetensors"))) > 2
@@ -285,8 +279,8 @@ def test_clipsegs_frozen_towers_are_the_very_modules_of_clip(own: Path, models: 
     config = {
         "model_type": "clipseg",
         "projection_dim": 16,
-        "text_config": TINY["text_config"] | {"model_type": "clipseg_text_model", "eos_token_id": 599},
-        "vision_config": TINY["vision_config"] | {"model_type": "clipseg_vision_model", "patch_size": 16},
+        "text_config": SMALLEST_CLIP["text_config"] | {"model_type": "clipseg_text_model", "eos_token_id": 599},
+        "vision_config": SMALLEST_CLIP["vision_config"] | {"model_type": "clipseg_vision_model", "patch_size": 16},
     }
     renamed(own, models / "org" / "clipseg", config, lambda name: f"clip.{name}")
     for part in ("vision", "text", "image_projection", "head"):
@@ -297,7 +291,7 @@ def test_clipsegs_frozen_towers_are_the_very_modules_of_clip(own: Path, models: 
     "prefix", ["vision_tower.vision_model.", "model.vision_tower.vision_model.", "model.vision_tower."]
 )
 def test_llavas_frozen_tower_is_the_very_module_of_clip(own: Path, models: Path, prefix: str) -> None:
-    vision = TINY["vision_config"] | {"model_type": "clip_vision_model", "patch_size": 16, "vocab_size": 32000}
+    vision = SMALLEST_CLIP["vision_config"] | {"model_type": "clip_vision_model", "patch_size": 16, "vocab_size": 32000}
     config = {"model_type": "llava", "vision_config": vision, "text_config": {"model_type": "llama"}}
 
     def rename(name: str) -> str | None:

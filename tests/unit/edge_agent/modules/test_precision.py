@@ -22,15 +22,9 @@ from s2m3.catalogue import load_task
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
 from s2m3.reference.split import Split
-from tests.builders import module
+from tests.builders import SMALLEST_CLIP, module
 
 NAME = "openai/clip-vit-base-patch16"
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-TINY: dict[str, Any] = {
-    "projection_dim": 16,
-    "text_config": TOWER | {"vocab_size": 600, "projection_dim": 16},
-    "vision_config": TOWER | {"image_size": 32, "projection_dim": 16},
-}
 # 2 layers, each with four 32 x 32 matrices, one 64 x 32 and one 32 x 64: rows and numbers.
 ROWS, NUMBERS = 2 * (4 * 32 + 64 + 32), 2 * (4 * 32 * 32 + 2 * 64 * 32)
 
@@ -42,9 +36,11 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(precision, "SMALLEST", 1)
     published = zoo.published(NAME)
     random_weights.write(
-        published, tmp_path, changes={"config.json": TINY, "preprocessor_config.json": {"size": 32, "crop_size": 32}}
+        published,
+        tmp_path,
+        changes={"config.json": SMALLEST_CLIP, "preprocessor_config.json": {"size": 32, "crop_size": 32}},
     )
-    return random_weights.merged(published.config, TINY)
+    return random_weights.merged(published.config, SMALLEST_CLIP)
 
 
 def spec(config: dict[str, Any], dtype: str, **changes: Any) -> ModuleSpec:

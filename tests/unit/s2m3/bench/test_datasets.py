@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from scipy.io import savemat
 from broker.protocol.errors import BadFile
 from s2m3.bench import datasets
 from s2m3.bench.datasets import Dataset, Record, digits, open_dataset, prompts
+from tests.builders import wav
 
 
 def jpeg(path: Path, colour: int = 0) -> None:
@@ -26,13 +26,9 @@ def jpeg(path: Path, colour: int = 0) -> None:
     Image.new("RGB", (8, 8), (colour, 0, 0)).save(path, format="JPEG")
 
 
-def wav(path: Path) -> None:
+def write_wav(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as sound:
-        sound.setnchannels(1)
-        sound.setsampwidth(2)
-        sound.setframerate(8000)
-        sound.writeframes(b"\0\1" * 80)
+    path.write_bytes(wav(np.ones(80, ">i2"), 8000))
 
 
 def write(path: Path, content: Any) -> None:
@@ -123,7 +119,7 @@ def esc50(top: Path) -> None:
     writer.writerows(rows)
     write(top / "meta" / "esc50.csv", buffer.getvalue())
     for name, *_ in rows:
-        wav(top / "audio" / name)
+        write_wav(top / "audio" / name)
 
 
 def captions(top: Path) -> None:
@@ -360,7 +356,7 @@ BROKEN = [
     ("vqa", replaced("vqa.jsonl", '{"image"', '[{"image"'), r"vqa\.jsonl:1: is not JSON"),
     ("folders", lambda top: write(top / "dog" / "notes.txt", ""), r"notes\.txt: has no name of a JPEG"),
     ("folders", lambda top: (top / "empty").mkdir(), r"empty: is an empty class"),
-    ("folders", lambda top: wav(top / "dog" / "bark.wav"), r"both pictures and sounds"),
+    ("folders", lambda top: write_wav(top / "dog" / "bark.wav"), r"both pictures and sounds"),
     ("folders", lambda top: write(top / "dog" / "1.jpg", ""), r"1\.jpg: is empty"),
     ("folders", lambda top: write(top / "dog" / "1.jpg", "<html>"), r"1\.jpg: is not image/jpeg"),
 ]
