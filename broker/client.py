@@ -201,8 +201,8 @@ class Client:
                 self._asking.link_up(now_s)
             case LinkDown():
                 self._asking.link_down()
-            case Undelivered(_, token):
-                self._asking.undelivered(token, now_s)
+            case Undelivered(token=str(request)):
+                self._asking.undelivered(request, now_s)
             case Denied(topic, reason):
                 log.error("denied_by_broker", client=self.client_id, topic=topic, reason=reason)
             case _:

@@ -46,6 +46,14 @@ LATE_S = RECONNECT_S  # after its deadline an answer may still come: the link th
 
 
 @dataclass(frozen=True)
+class SentInputs:
+    """The token of a message with node inputs, without their arrays."""
+
+    receiver: DeviceId
+    message: NodeInputs
+
+
+@dataclass(frozen=True)
 class RebirthRequested:
     """The orchestrator doesn't know this device and asks it to announce itself."""
 
@@ -127,20 +135,14 @@ def _requested(incoming: Incoming, delivery: Delivery) -> Requested:
 
 
 def tensors_message(prefix: str, device: DeviceId, send: Send, now_s: float) -> Outgoing:
-    """Write a message to another agent.
-
-    It carries, as its token, what the coordinator must hear when nobody takes it.
+    """Write a message to another agent. The token of node inputs is read again by ``not_received``.
 
     Raises:
         LocalProtocolError: its arrays can't be written.
     """
     message = send.message
     topic = TENSORS.at(prefix, sender=device, receiver=send.receiver, request=message.request, node=message.node)
-    token = None
-    if isinstance(message, NodeInputs):
-        text = f"nobody receives messages for {send.receiver}"
-        failed = failure(message, send.receiver, ErrorCode.MODULE_FAILED, text, retry=True)
-        token = f"{message.coordinator}|{failed.model_dump_json()}"
+    token = SentInputs(send.receiver, message) if isinstance(message, NodeInputs) else None
     expiry_s = max(1, math.ceil(send.deadline_s - now_s))
     return Outgoing(topic, encode_tensors(message, _arrays_of(send.values)), expiry_s=expiry_s, token=token)
 
@@ -173,10 +175,14 @@ def _values_of(message: TensorMessage, tensors: Tensors) -> dict[NodeName, Value
     }
 
 
-def not_received(event: Undelivered, deadline_s: float) -> NotReceived:
-    """Read back the token of a message that nobody took."""
-    coordinator, _, failed = event.token.partition("|")
-    return NotReceived(coordinator, NodeFailed.model_validate_json(failed), deadline_s)
+def not_received(event: Undelivered, deadline_s: float) -> NotReceived | None:
+    """The event of node inputs that no client received; None for any other message."""
+    if not isinstance(event.token, SentInputs):
+        return None
+    receiver, message = event.token.receiver, event.token.message
+    text = f"nobody receives messages for {receiver}"
+    failed = failure(message, receiver, ErrorCode.MODULE_FAILED, text, retry=True)
+    return NotReceived(message.coordinator, failed, deadline_s)
 
 
 def failure(message: NodeInputs, device: DeviceId, code: ErrorCode, text: str, *, retry: bool) -> NodeFailed:

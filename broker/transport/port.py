@@ -35,7 +35,7 @@ def _check_topic(topic: str) -> None:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A message to publish. ``token`` comes back in ``Undelivered``.
+    """A message to publish. ``token`` stays in this process and comes back in ``Undelivered``.
 
     One that is ``lasting`` waits for the next connection, no longer than it would expire, and goes again unless the
     broker has acknowledged it.
@@ -52,7 +52,7 @@ class Outgoing:
     correlation: bytes | None = None
     content_type: str | None = None
     expiry_s: int | None = None  # whole seconds, at least 1
-    token: str | None = None
+    token: object = None
     lasting: bool = False
 
     def __post_init__(self) -> None:
@@ -106,10 +106,10 @@ class LinkDown:
 
 @dataclass(frozen=True)
 class Undelivered:
-    """The broker has a message that nobody subscribes to."""
+    """The broker accepted a message, and no client subscribes to its topic."""
 
     topic: str
-    token: str
+    token: object
 
 
 @dataclass(frozen=True)

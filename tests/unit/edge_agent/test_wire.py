@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from broker.protocol.codec import RawInput
-from broker.protocol.messages import NodeInputs, Plan, PlannedNode
+from broker.protocol.messages import NodeDone, NodeInputs, Plan, PlannedNode
 from broker.protocol.tensors import unpack
-from broker.transport.port import Delivery
+from broker.transport.port import Delivery, Undelivered
 from edge_agent import wire
 from edge_agent.actions import Send
 from edge_agent.events import Received
@@ -53,3 +53,14 @@ def test_arrays_of_an_input_that_has_no_content_type_are_read_as_the_output_of_a
     received = wire.event_of(PREFIX, Delivery(sent.topic, sent.payload))
     assert isinstance(received, Received)
     assert isinstance(received.values["text"], dict)
+
+
+def test_the_coordinator_learns_of_inputs_that_no_device_received() -> None:
+    sent = wire.tensors_message(PREFIX, "gw-c", Send("gw-b", MESSAGE, {}, 1.0), 0.0)
+    event = wire.not_received(Undelivered(sent.topic, sent.token), 2.0)
+    assert event is not None
+    assert (event.coordinator, event.failed.device, event.failed.retry, event.deadline_s) == ("gw-a", "gw-b", True, 2.0)
+    assert event.failed.error.message == "nobody receives messages for gw-b"
+    done = NodeDone(request="r", task="t", node="head", epoch=1, generation=1, attempt=0)
+    token = wire.tensors_message(PREFIX, "gw-b", Send("gw-a", done, {}, 1.0), 0.0).token
+    assert wire.not_received(Undelivered("any", token), 2.0) is None
