@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from broker.arguments import OneLineParser, add_until_stdin_closes
 from broker.files import load_spec
-from broker.process import OneLineParser, log_to_stderr, stopped_by_signals
+from broker.process import log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile, IdInUse
 from edge_agent.config import STATE_DIR, AgentConfig
 from edge_agent.device.footprint import share_one_heap
@@ -17,14 +18,11 @@ from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the agent's arguments to a parser, this program's or another's subcommand."""
+    """Add the agent's arguments to the parser of this program or of a command of another one."""
     parser.add_argument("--config", required=True, metavar="FILE", help="the device's YAML file")
     parser.add_argument("--broker", metavar="URL", help="instead of the file's broker")
-    parser.add_argument(
-        "--until-stdin-closes",
-        action="store_true",
-        help="end when standard input does, so that the agent doesn't outlive its parent",
-    )
+    add_until_stdin_closes(parser)
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     if config.models:
         os.environ[DIRECTORY_VARIABLE] = config.models
     try:
-        import torch  # noqa: PLC0415 - after the configuration, so that its errors come at once
+        import torch  # noqa: PLC0415 - after the configuration, so that a wrong one is refused at once
     except ImportError as error:
         raise BadFile(file="agent", problem="torch is not installed here", fix="install the [agent] extra") from error
 

@@ -6,13 +6,13 @@ Owns how the process begins and ends. Knows nothing of devices or tasks.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.process import DEFAULT_BROKER, OneLineParser, log_to_stderr, site_prefix, stopped_by_signals
+from broker.arguments import OneLineParser, add_broker, add_until_stdin_closes, number
+from broker.process import log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace
@@ -22,8 +22,8 @@ SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.05, 60.0  # as in the agents' files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the orchestrator's arguments to a parser, this program's or another's subcommand."""
-    parser.add_argument("--broker", default=DEFAULT_BROKER, metavar="URL", help="default %(default)s")
+    """Add the orchestrator's arguments to the parser of this program or of a command of another one."""
+    add_broker(parser)
     parser.add_argument(
         "--state-dir",
         default=STATE_DIR,
@@ -31,10 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where the epoch is kept; it must survive restarts; default %(default)s",
     )
-    parser.add_argument("--site", type=site_prefix, metavar="PREFIX", help="in front of all topics")
     parser.add_argument(
         "--heartbeat-interval",
-        type=_interval,
+        type=number(SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S, unit="seconds"),
         default=1.0,
         metavar="S",
         help="seconds between the agents' heartbeats, as their files say; default %(default)g",
@@ -51,13 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="give leftover memory to standby copies and replicas; without, it stays free",
     )
-    parser.add_argument(
-        "--until-stdin-closes", action="store_true", help="end when standard input does, so as not to outlive a parent"
-    )
+    add_until_stdin_closes(parser)
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Lead, or wait as the spare of who leads, until a signal comes.
+    """Lead, or stand by for the orchestrator that leads, until a signal comes.
 
     Args:
         arguments: those of ``add_arguments``.
@@ -80,17 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
     with stopped_by_signals(orchestrator.stop, until_stdin_closes=arguments.until_stdin_closes):
         orchestrator.run()
     return 0
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not SHORTEST_INTERVAL_S <= seconds <= LONGEST_INTERVAL_S:
-        bounds = f"{SHORTEST_INTERVAL_S:g} to {LONGEST_INTERVAL_S:g}"
-        raise argparse.ArgumentTypeError(f"{text!r} is no heartbeat interval: use {bounds} seconds")
-    return seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,24 +1,39 @@
-"""Finds task specs by name: the catalogue that is installed, files, directories, and lists of them.
+"""Task specs by name: of the installed catalogue, files, directories, and lists of them; and the catalogue's numbers.
 
-Owns how a person names tasks, and remembers where each was written, so that what is wrong between two files can be
-shown. Knows nothing of what a spec means.
+Owns how a person names tasks, and remembers where each was written, so that an error between two files can show the
+place. Imports no torch: the sizes of a model are read, not counted.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field
 
 from broker.files import bad_field, load_spec
 from broker.protocol.errors import BadFile
-from broker.protocol.specs import DeviceId, Positive, Spec, TaskSpec
+from broker.protocol.specs import DeviceId, ModuleName, ModuleSpec, Positive, Spec, TaskSpec
 from edge_agent import catalog
 
+KINDS = (
+    "retrieval",
+    "segmentation",
+    "encoder-vqa",
+    "decoder-vqa",
+    "captioning",
+    "alignment",
+    "classification",
+    "speech",
+)
+"""The tasks of the catalogue; a file in edge_agent/catalog/hub is named KIND-MODEL.yaml."""
+
 _SUFFIXES = (".yaml", ".yml", ".json")
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of one parameter
 
 
 class TaskUse(Spec):
@@ -81,6 +96,69 @@ def load_tasks(name: str | Path) -> list[Written]:
         spec = load_task(str(beside) if beside.is_file() else use.task)
         found.append(Written(use.applied(spec), str(path), ("tasks", position)))
     return found
+
+
+def kind_of(name: str) -> str:
+    """The kind of task of a catalogue name: the beginning of the last part for hub/, all of the last part elsewhere."""
+    last = name.rpartition("/")[2]
+    return next((kind for kind in KINDS if name.startswith("hub/") and last.startswith(f"{kind}-")), last)
+
+
+def models() -> list[dict[str, Any]]:
+    """The entries of ``s2m3 models list``: the catalogue's models with the numbers that its files have.
+
+    Raises:
+        BadFile: a file of the catalogue is wrong.
+    """
+    tasks = {name: load_task(name) for name in catalog.names()}
+    return [
+        entry(name, task, {module: numbers(spec) for module, spec in task.modules.items()})
+        for name, task in tasks.items()
+    ]
+
+
+def entry(name: str, task: TaskSpec, numbers: Mapping[ModuleName, Mapping[str, Any]]) -> dict[str, Any]:
+    """A model's entry in ``s2m3 models list``.
+
+    Args:
+        name: of the model.
+        task: its spec.
+        numbers: of each module: parameters, memory_bytes, flops and output_bytes.
+    """
+    sizes = [found["memory_bytes"] for found in numbers.values()]
+    return {
+        "name": name,
+        "task": kind_of(name),
+        "modules": [
+            {"module": module, "family": task.modules[module].family, **found} for module, found in numbers.items()
+        ],
+        "unsplit_bytes": sum(sizes),
+        "largest_module_bytes": max(sizes),
+    }
+
+
+def numbers(spec: ModuleSpec) -> dict[str, Any]:
+    """Parameters, memory_bytes, flops and output_bytes of a module of the catalogue."""
+    weights_bytes = spec.memory_bytes - _buffer_bytes(spec) if spec.source else 0
+    return {
+        "parameters": weights_bytes // _BYTES[spec.dtype],
+        "memory_bytes": spec.memory_bytes,
+        "flops": round(spec.flops),
+        "output_bytes": spec.output_bytes,
+    }
+
+
+def _buffer_bytes(spec: ModuleSpec) -> int:
+    """The bytes of a module beside its parameters, such as running means, by the catalogue's file of its repository."""
+    if spec.source is None or spec.source.hub is None:
+        return 0
+    content = json.loads(config_path(spec.source.hub).read_text(encoding="utf-8"))
+    return int(content.get("buffer_bytes", {}).get(spec.source.part, 0))
+
+
+def config_path(repository: str) -> Path:
+    """The catalogue's file about a repository of the hub."""
+    return catalog.DIRECTORY / "hub" / "configs" / f"{repository.replace('/', '--')}.json"
 
 
 def _file_of(name: str) -> Path:

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from hypothesis import settings
 from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker
 from broker.transport.port import Delivery, LinkEvent
+from s2m3.cli.main import main
 from s2m3.testbed.proxy import LinkShape, Proxy
 
 PATIENCE_S = 10.0 * float(os.environ.get("S2M3_TEST_PATIENCE", "1"))
@@ -144,6 +145,19 @@ def own_log() -> Iterator[None]:
     """A command that a test runs in this process sets up the log; the next test starts without that."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def exit_code() -> Callable[[Sequence[str]], int]:
+    """Runs the command line in this process; returns its exit code, that of a refused argument too."""
+
+    def run(arguments: Sequence[str]) -> int:
+        try:
+            return main(arguments)
+        except SystemExit as error:
+            return int(error.code or 0)
+
+    return run
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ Owns ``edge_agent/catalog/hub/configs/ORG--NAME.json``, one a repository, with t
 - ``tokenizer``: the kind of tokenizer (``s2m3.reference.tokenizers``), or null;
 - ``frozen``: another repository of which this one holds unchanged copies, and its prefixes for those of the other:
   random weights are copied too, so that what is shared in the published weights is shared in those;
+- ``buffer_bytes``: of parts that store more than parameters, such as running means: how many bytes;
 - ``files``: its JSON files by name, ``config.json`` among them, with the fields that matter.
 
 Counts need no weights: parts are built on the meta device. Knows no family.
@@ -20,9 +21,8 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 from broker.protocol.errors import BadFile
@@ -31,19 +31,7 @@ from edge_agent import catalog
 from edge_agent.modules import FAMILIES
 from edge_agent.modules.weights import hub, model_parts, precision
 from edge_agent.modules.weights.checkpoint import Checkpoint
-from s2m3.catalogue import load_task
-
-KINDS = (
-    "retrieval",
-    "segmentation",
-    "encoder-vqa",
-    "decoder-vqa",
-    "captioning",
-    "alignment",
-    "classification",
-    "speech",
-)
-"""The tasks of the catalogue; a file in edge_agent/catalog/hub is named KIND-MODEL.yaml."""
+from s2m3.catalogue import config_path, entry, load_task
 
 
 @dataclass(frozen=True)
@@ -71,12 +59,6 @@ def hub_names() -> tuple[str, ...]:
     return tuple(name for name in catalog.names() if name.startswith("hub/"))
 
 
-def kind_of(name: str) -> str:
-    """The kind of task of a catalogue name: the last part's beginning for hub/, all of it elsewhere."""
-    last = name.rpartition("/")[2]
-    return next((kind for kind in KINDS if name.startswith("hub/") and last.startswith(f"{kind}-")), last)
-
-
 @cache
 def published(repository: str) -> Published:
     """What the catalogue knows of a repository.
@@ -84,7 +66,7 @@ def published(repository: str) -> Published:
     Raises:
         BadFile: nothing, or the file is wrong.
     """
-    path = _config_path(repository)
+    path = config_path(repository)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Published(
@@ -102,10 +84,6 @@ def published(repository: str) -> Published:
         raise BadFile(
             file=str(path), problem=f"can't be read ({error})", fix="write the repository's fields"
         ) from error
-
-
-def _config_path(repository: str) -> Path:
-    return catalog.DIRECTORY / "hub" / "configs" / f"{repository.replace('/', '--')}.json"
 
 
 def part_of(module: ModuleSpec) -> model_parts.AnyPart:
@@ -173,36 +151,19 @@ def memory_bytes(task: TaskSpec, name: ModuleName, dtype: str) -> int | None:
 def _hub_bytes(family: str, source: Source, dtype: str) -> int:
     """By the catalogue's configuration, or by the repository's own when the catalogue doesn't know it."""
     part = _part(family, source.part)
-    if _config_path(source.hub or "").is_file():
+    if config_path(source.hub or "").is_file():
         return model_parts.weight_bytes(part, published(source.hub or "").config, dtype)
     return model_parts.weight_bytes(part, Checkpoint(hub.repository(source)).config, dtype)
 
 
 def inventory(name: str) -> dict[str, Any]:
-    """One entry of ``s2m3 models list``, as DESIGN section 7 says.
+    """A model's entry as in ``s2m3 models list``, with numbers that are counted.
 
     Raises:
         BadFile: no such task, or its catalogue files are wrong.
     """
     task = load_task(name)
-    counts = {module: count(task, module) for module in task.modules}
-    return {
-        "name": name,
-        "task": kind_of(name),
-        "modules": [
-            {
-                "module": module,
-                "family": task.modules[module].family,
-                "parameters": found.parameters,
-                "memory_bytes": found.memory_bytes,
-                "flops": found.flops,
-                "output_bytes": found.output_bytes,
-            }
-            for module, found in counts.items()
-        ],
-        "unsplit_bytes": sum(found.memory_bytes for found in counts.values()),
-        "largest_module_bytes": max(found.memory_bytes for found in counts.values()),
-    }
+    return entry(name, task, {module: asdict(count(task, module)) for module in task.modules})
 
 
 def details(name: str) -> dict[str, Any]:
@@ -212,12 +173,12 @@ def details(name: str) -> dict[str, Any]:
         BadFile: no such task, or its catalogue files are wrong.
     """
     task, found = load_task(name), inventory(name)
-    for entry in found["modules"]:
-        module = task.modules[entry["module"]]
-        nodes = {node: spec for node, spec in task.nodes.items() if spec.module == entry["module"]}
+    for each in found["modules"]:
+        module = task.modules[each["module"]]
+        nodes = {node: spec for node, spec in task.nodes.items() if spec.module == each["module"]}
         published_there = module.source is not None and module.source.hub is not None
-        in_dtypes = {dtype: memory_bytes(task, entry["module"], dtype) for dtype in precision.DTYPES}
-        entry |= {
+        in_dtypes = {dtype: memory_bytes(task, each["module"], dtype) for dtype in precision.DTYPES}
+        each |= {
             "source": str(module.source) if module.source else None,
             "weights": _kind_of_weights(module),
             "dtype": module.dtype,
@@ -232,7 +193,7 @@ def details(name: str) -> dict[str, Any]:
 def _kind_of_weights(module: ModuleSpec) -> str | None:
     """What the pinned revision of a hub source holds, when that is known."""
     source = module.source
-    if source is None or source.hub is None or not _config_path(source.hub).is_file():
+    if source is None or source.hub is None or not config_path(source.hub).is_file():
         return None
     return published(source.hub).weights
 

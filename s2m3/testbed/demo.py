@@ -1,14 +1,11 @@
 """The demo: a whole site on this machine, a camera with real photographs, every answer checked, one device killed.
 
 Owns the order of what is shown. Everything printed was measured or published in this run; nothing is computed here that
-the system should have computed. ``--json`` prints the same as one document (DESIGN section 7).
+the system should have computed. The ``Report`` has the same as one document.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -37,7 +34,6 @@ AGENTS = (  # three gateways: a fast small one, a slower large one, the slowest
     AgentConfig.model_validate({"id": "gw-c", "memory": "128MiB", "speed": 0.25}),
 )
 DEADLINE_S = 30.0
-PIPED_WIDTH = 140  # columns, where there is no terminal to ask
 RATE_PER_S = 10.0  # of the camera, while a device is killed
 BEFORE_KILL, AFTER_KILL = 8, 16  # requests
 
@@ -56,28 +52,14 @@ class Report:
     ok: bool = False
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The demo's command line."""
-    parser.add_argument(
-        "--broker", default="embedded", metavar="BROKER", help="embedded (default), mosquitto, or mqtt://host:port"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    parser.set_defaults(run=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Run the demo; 0 when every answer was equal and no request was lost."""
-    quiet = arguments.json and not sys.stderr.isatty()
-    console = Console(stderr=arguments.json, quiet=quiet, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    with ExitStack() as stack:
-        report = Demo(arguments.broker, console, stack).run()
-    if arguments.json:
-        print(json.dumps(report.__dict__))
-    return 0 if report.ok else 1
-
-
 class Demo:
-    """One run, step by step."""
+    """One run, step by step.
+
+    Args:
+        broker: ``embedded``, ``mosquitto``, or the URL of a running one.
+        console: where the steps are printed.
+        stack: ends the processes and connections.
+    """
 
     def __init__(self, broker: str, console: Console, stack: ExitStack) -> None:
         self._console = console

@@ -73,8 +73,13 @@ class Observer:
         self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
         self._transport.start()
 
-    def beats(self, devices: Collection[str] | None = None) -> bool:
-        """Whether each of these devices, by default all (and any) that aren't offline, was heard to beat."""
+    @property
+    def leads(self) -> bool:
+        """Whether an orchestrator is online."""
+        return self.leader is not None and self.leader.online
+
+    def has_heartbeats(self, devices: Collection[str] | None = None) -> bool:
+        """Whether each of these devices is online and sent a heartbeat; by default all (and at least one) online."""
         here = {name for name, state in self.devices.items() if state.status != "offline"}
         wanted = here if devices is None else set(devices)
         return bool(wanted) and wanted <= here & self.heartbeats.keys()

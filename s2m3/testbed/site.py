@@ -282,7 +282,7 @@ class Site:
         tasks.connect(observer, self.url)
 
         def all_online(seen: Observer) -> bool:
-            return bool(seen.leader and seen.leader.online) and (not self.devices or seen.beats(self.devices))
+            return seen.leads and (not self.devices or seen.has_heartbeats(self.devices))
 
         self.require(observer, all_online, timeout_s, "the orchestrator and all devices were not online")
         routes = tasks.deploy(observer, specs, until_s - time.monotonic())

@@ -1,4 +1,4 @@
-"""Deploying and undeploying: what a deployer publishes, and how it hears what came of it."""
+"""What an operator publishes, and how to see that it is carried out: tasks deployed or undeployed, devices drained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from broker.protocol.codec import encode
 from broker.protocol.errors import NotConnected
-from broker.protocol.messages import Route
+from broker.protocol.messages import Drain, Route
 from broker.protocol.specs import DeviceId, TaskName, TaskSpec
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
@@ -70,6 +70,28 @@ def undeploy(observer: Observer, task: str, timeout_s: float) -> bool:
     """Clear a task's spec and wait until its route is gone; says whether it is."""
     observer.publish(Outgoing(TASK_SPEC.at(observer.prefix, task=task), b"", retain=True))
     return observer.wait_for(lambda seen: task not in seen.routes, timeout_s)
+
+
+def set_drain(observer: Observer, device: DeviceId, *, drain: bool) -> None:
+    """Order a device out of service, or back."""
+    topic = DEVICE_DRAIN.at(observer.prefix, device=device)
+    observer.publish(Outgoing(topic, encode(Drain(drain=True)) if drain else b"", retain=True))
+
+
+def is_empty(observer: Observer, device: DeviceId) -> bool:
+    """Whether a device holds nothing, need hold nothing, and no route names it."""
+    state, assignment = observer.devices.get(device), observer.assignments.get(device)
+    if assignment and assignment.modules:
+        return False
+    if state is not None and state.status != "offline":
+        heartbeat = observer.heartbeats.get(device)
+        if heartbeat is None or heartbeat.modules:
+            return False
+    return not any(
+        device in route.front_door + route.second_door
+        or any(able.device == device for node in route.nodes.values() for able in node.devices)
+        for route in observer.routes.values()
+    )
 
 
 def clear(observer: Observer, devices: Sequence[DeviceId], tasks: Sequence[TaskName]) -> None:

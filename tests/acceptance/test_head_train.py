@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from broker.protocol.messages import HeldModule
 from edge_agent.config import AgentConfig
 from s2m3.bench.datasets import digits
 from s2m3.catalogue import load_task
-from s2m3.cli.main import main
 from s2m3.reference import whole
 from s2m3.reference.pictures import picture
 from s2m3.testbed import tasks
@@ -152,15 +151,19 @@ def test_a_device_without_the_heads_files_says_so_and_stays_up(site: Site, model
         (("--data", "digits", "--encoder", "pocket/zero-shot"), "head takes image, text; name the encoder of one"),
         (("--data", "digits", "--encoder", "pocket/vqa:hed"), "vqa has no node hed"),
         (("--data", "digits", "--name", "My Head"), "--name: 'My Head' is no name"),
-        (("--data", "digits", "--limit", "0"), "--limit: 0 is too few"),
+        (("--data", "digits", "--limit", "0"), "argument --limit: must be a whole number of at least 1, got '0'"),
         (("--data", "digits", "--encoder", "pocket/zero-shot:text-encoder"), "holds images, and zero-shot takes text"),
         (("--data", "digits", "--limit", "5"), "give each class at least two records"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    arguments: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    exit_code: Callable[[list[str]], int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["head", "train", *arguments, "--models", str(tmp_path)]) == 2
+    assert exit_code(["head", "train", *arguments, "--models", str(tmp_path)]) == 2
     (line,) = (line for line in io.StringIO(capsys.readouterr().err) if not line.endswith("through vision\n"))
     assert says in line
 

@@ -650,7 +650,10 @@ def test_a_state_directory_that_cannot_be_made_is_named(memory: World) -> None:
     ("arguments", "said"),
     [
         (["--broker"], "argument --broker: expected one argument"),
-        (["--broker", "mqtt://h", "--state-dir", "x", "--site", "a/#"], "'a/#' is no prefix"),
+        (
+            ["--broker", "mqtt://h", "--state-dir", "x", "--site", "a/#"],
+            "must consist of a-z, 0-9 and -, with / between levels, got 'a/#'",
+        ),
         (["--broker", "mqtt://h", "--state-dir", "x", "--sight", "a"], "unrecognized arguments: --sight a"),
     ],
 )

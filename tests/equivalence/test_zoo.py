@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from edge_agent import catalog, modules
-from s2m3.catalogue import load_task
+from s2m3.catalogue import KINDS, kind_of, load_task, numbers
 from s2m3.reference import random_weights, whole, zoo
 from s2m3.reference.split import Split
 
@@ -77,11 +77,12 @@ def test_every_task_of_the_hub_has_an_entry_and_a_whole_model() -> None:
 @pytest.mark.parametrize("name", zoo.hub_names())
 def test_the_catalogues_numbers_are_those_of_the_real_configurations(name: str) -> None:
     task = load_task(name)
-    assert zoo.kind_of(name) in zoo.KINDS
+    assert kind_of(name) in KINDS
     for module, spec in task.modules.items():
         counted = zoo.count(task, module)
         written = (spec.memory_bytes, spec.flops, spec.output_bytes)
         assert written == (counted.memory_bytes, counted.flops or 1, counted.output_bytes), module
+        assert numbers(spec)["parameters"] == counted.parameters, module
 
 
 @pytest.mark.parametrize("name", zoo.hub_names())

@@ -18,8 +18,8 @@ import pytest
 from broker.protocol.messages import OrchestratorState
 from s2m3 import scenarios
 from s2m3.cli.main import main
-from s2m3.cli.replay import load_scenario
 from s2m3.testbed.observer import Observer
+from s2m3.testbed.replay.library import load_scenario
 from s2m3.testbed.replay.report import report
 from s2m3.testbed.replay.run import play
 from s2m3.testbed.replay.scenario import Scenario

@@ -9,22 +9,19 @@ about, writes the results of each pair into a file of its own, and goes on where
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.console import Console
-from rich.table import Table
-
+from broker.arguments import count
 from broker.protocol.errors import BadFile, ModuleRefused
 from broker.protocol.specs import ModuleSpec, Wire
 from edge_agent import catalog
 from s2m3.catalogue import load_task
+from s2m3.cli.arguments import add_json, positive
+from s2m3.cli.output import ProgressLines, console, print_json, table
 
 RESULTS = "s2m3-accuracy"
-PROGRESS_S = 5.0
 DTYPES = get_args(ModuleSpec.model_fields["dtype"].annotation)
 WIRES = get_args(Wire)
 
@@ -41,11 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task", action="append", metavar="T", help="a catalogue name or a file; again for more; default all"
     )
     parser.add_argument("--format", metavar="NAME", help="of --data; by default what it looks like")
-    parser.add_argument("--limit", type=int, metavar="N", help="records of each benchmark, evenly from all of them")
     parser.add_argument(
-        "--unsplit", type=int, metavar="N", help="compare with the unsplit model on N records; default all"
+        "--limit", type=positive, metavar="N", help="records of each benchmark, evenly from all of them"
     )
-    parser.add_argument("--templates", type=int, metavar="N", help="prompts a class; default all of the usual ones")
+    parser.add_argument(
+        "--unsplit", type=count(0), metavar="N", help="compare with the unsplit model on N records; default all"
+    )
+    parser.add_argument(
+        "--templates", type=positive, metavar="N", help="prompts a class; default all of the usual ones"
+    )
     parser.add_argument(
         "--results",
         metavar="PATH",
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--wire", action="append", default=[], choices=WIRES, help="--data: of what nodes send; again for more rows"
     )
     parser.add_argument("--options", choices=("all",), help="--data: every dtype with every wire")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
     parser.set_defaults(run=bench)
 
 
@@ -68,10 +69,6 @@ def bench(arguments: argparse.Namespace) -> int:
     Raises:
         BadFile: the data, a task or an option is wrong.
     """
-    for name, least in (("limit", 1), ("unsplit", 0), ("templates", 1)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise BadFile(file=f"--{name}", problem=f"{value} is too few", fix=f"take at least {least}")
     if arguments.equivalence:
         return _equivalence(arguments)
     return _table(arguments) if arguments.table else _one(arguments)
@@ -94,10 +91,10 @@ def _one(arguments: argparse.Namespace) -> int:
         dataset,
         _settings(arguments),
         results=results,
-        progress=_Progress(f"{arguments.data} {name}"),
+        progress=ProgressLines(f"{arguments.data} {name}"),
     )
     if arguments.json:
-        print(json.dumps(summary))
+        print_json(summary)
     else:
         print(f"{name} on {summary['records']} records of {summary['benchmark']}: split {_metrics(summary['split'])}")
         if summary["compared"]:
@@ -119,17 +116,17 @@ def _options(arguments: argparse.Namespace, name: str, dataset: Any, results: Pa
         _settings(arguments),
         options.chosen(dtypes, wires),
         results=results,
-        progress=_Progress(f"{arguments.data} {name}"),
+        progress=ProgressLines(f"{arguments.data} {name}"),
     )
     if arguments.json:
-        print(json.dumps({"rows": rows, "ok": not rows[0]["differing"]}))
+        print_json({"rows": rows, "ok": not rows[0]["differing"]})
         return 1 if rows[0]["differing"] else 0
-    table = Table("weights", "wire", "split", "differing", "weights (bytes)", "sent a record (bytes)", "split (s)")
+    made = table("weights", "wire", "split", "differing", "weights (bytes)", "sent a record (bytes)", "split (s)")
     for row in rows:
         differing = f"{row['differing']} of {row['compared']}" if row["compared"] else ""
         sizes = (f"{row['weight_bytes']:,}", f"{row['wire_bytes']:,}", str(row["split_seconds"]))
-        table.add_row(row["dtype"], row["wire"], _metrics(row["split"]), differing, *sizes)
-    Console().print(table)
+        made.add_row(row["dtype"], row["wire"], _metrics(row["split"]), differing, *sizes)
+    console().print(made)
     if rows[0]["compared"]:
         print(
             f"{name} on {rows[0]['records']} records of {rows[0]['benchmark']}; unsplit {_metrics(rows[0]['unsplit'])}"
@@ -158,14 +155,14 @@ def _equivalence(arguments: argparse.Namespace) -> int:
     tried = [row for row in rows if "skipped" not in row]
     ok = bool(tried) and not any("error" in row or row["differing"] for row in tried)
     if arguments.json:
-        print(json.dumps({"rows": rows, "ok": ok}))
+        print_json({"rows": rows, "ok": ok})
         return 0 if ok else 1
-    table = Table("model", "parameters", "weights", "outputs compared", "differing", "seconds")
+    made = table("model", "parameters", "weights", "outputs compared", "differing", "seconds")
     for row in rows:
         left_out = row.get("skipped") or row.get("error")
         numbers = (left_out,) if left_out else (str(row["inputs"]), str(row["differing"]), str(row["seconds"]))
-        table.add_row(row["task"], f"{row['parameters']:,}", row.get("weights", ""), *numbers)
-    Console().print(table)
+        made.add_row(row["task"], f"{row['parameters']:,}", row.get("weights", ""), *numbers)
+    console().print(made)
     return 0 if ok else 1
 
 
@@ -199,7 +196,7 @@ def _table(arguments: argparse.Namespace) -> int:
                         dataset,
                         _settings(arguments),
                         results=file,
-                        progress=_Progress(f"{benchmark} {name}"),
+                        progress=ProgressLines(f"{benchmark} {name}"),
                     )
                     row |= summary
             except (BadFile, ModuleRefused) as error:
@@ -208,7 +205,7 @@ def _table(arguments: argparse.Namespace) -> int:
     asked = [row for row in rows if "unfit" not in row]
     ok = bool(asked) and not any(row.get("error") or row.get("differing") for row in asked)
     if arguments.json:
-        print(json.dumps({"rows": rows, "ok": ok}))
+        print_json({"rows": rows, "ok": ok})
     else:
         _print(asked, rows)
     return 0 if ok else 1
@@ -232,30 +229,17 @@ def _fits(task: Any, dataset: Any, settings: Any) -> dict[str, str]:  # noqa: AN
 
 
 def _print(asked: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    table = Table("data", "task", "records", "split", "compared", "unsplit", "differing")
+    made = table("data", "task", "records", "split", "compared", "unsplit", "differing")
     for row in asked:
         if "error" in row:
-            table.add_row(row["data"], row["task"], "", row["error"])
+            made.add_row(row["data"], row["task"], "", row["error"])
             continue
         compared = (str(row["compared"]), _metrics(row["unsplit"]), str(row["differing"])) if row["compared"] else ()
-        table.add_row(row["data"], row["task"], str(row["records"]), _metrics(row["split"]), *compared)
-    Console().print(table)
+        made.add_row(row["data"], row["task"], str(row["records"]), _metrics(row["split"]), *compared)
+    console().print(made)
     if len(asked) < len(rows):
         print(f"{len(rows) - len(asked)} pairs of data and task don't fit each other; --json names them and says why")
 
 
 def _metrics(found: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.2%}" for name, value in found.items())
-
-
-class _Progress:
-    """A line on stderr now and then."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._told_s = time.monotonic()
-
-    def __call__(self, done: int, size: int) -> None:
-        if time.monotonic() - self._told_s > PROGRESS_S:
-            self._told_s = time.monotonic()
-            print(f"{self._what}: {done} of {size}", file=sys.stderr, flush=True)

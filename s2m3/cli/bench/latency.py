@@ -6,7 +6,6 @@ Owns what is printed. The measurements are in ``compare`` and ``branches``.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -16,14 +15,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from broker.arguments import count
 from broker.files import load_spec
-from broker.protocol.errors import BadFile
 from broker.protocol.specs import TaskSpec
 from s2m3.bench.latency.settings import LatencySettings
 from s2m3.bench.latency.workloads import WORKLOADS, Workload, named
+from s2m3.cli.arguments import add_json, positive
+from s2m3.cli.output import console, print_json, show_progress, table
 
 REQUESTS = 20
 CAPTIONS, MOST_CAPTIONS = 44, 50
@@ -46,17 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(workload.name for workload in WORKLOADS)
     parser.add_argument("--workload", action="append", metavar="NAME", help=f"of {names}; again for more; default all")
     parser.add_argument(
-        "--requests", type=int, default=REQUESTS, metavar="N", help="that count, to each; default %(default)s"
+        "--requests", type=positive, default=REQUESTS, metavar="N", help="that count, to each; default %(default)s"
     )
     parser.add_argument(
-        "--captions", type=int, default=CAPTIONS, metavar="N", help="--routing: of the request; default %(default)s"
+        "--captions",
+        type=count(1, MOST_CAPTIONS),
+        default=CAPTIONS,
+        metavar="N",
+        help="--routing: of the request; default %(default)s",
     )
     parser.add_argument(
         "--models",
         metavar="DIR",
         help="weights; random ones are written there where some are missing; default: none kept",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
     parser.set_defaults(run=bench)
 
 
@@ -67,12 +69,6 @@ def bench(arguments: argparse.Namespace) -> int:
         BadFile: an option or a file is wrong.
         SiteFailed: a site didn't serve.
     """
-    for name in ("requests", "captions"):
-        if getattr(arguments, name) < 1:
-            raise BadFile(file=f"--{name}", problem=f"{getattr(arguments, name)} is too few", fix="take at least 1")
-    if arguments.captions > MOST_CAPTIONS:
-        problem = f"{arguments.captions} is too many"
-        raise BadFile(file="--captions", problem=problem, fix=f"take at most {MOST_CAPTIONS}")
     settings = [load_spec(file, LatencySettings) for file in arguments.settings or ()] or [LatencySettings()]
     workloads = named(arguments.workload)
     with ExitStack() as stack:
@@ -87,13 +83,13 @@ def bench(arguments: argparse.Namespace) -> int:
 def _compare(
     arguments: argparse.Namespace, settings: Iterable[LatencySettings], workloads: Iterable[Workload], models: Path
 ) -> int:
-    from s2m3.bench.latency.compare import compare  # noqa: PLC0415 - after the arguments: a wrong one is told at once
+    from s2m3.bench.latency.compare import compare  # noqa: PLC0415 - after the arguments: a wrong one is refused at once
 
     provide(models, [workload.task for workload in workloads])
     found, same = [], True
     for setting in settings:
         rows = [
-            compare(workload, setting, models=models, requests=arguments.requests, progress=_progress)
+            compare(workload, setting, models=models, requests=arguments.requests, progress=show_progress)
             for workload in workloads
         ]
         same = same and all(row["same_answers"] for row in rows)
@@ -101,7 +97,7 @@ def _compare(
         if not arguments.json:
             _show(setting, rows)
     if arguments.json:
-        print(json.dumps(found))
+        print_json(found)
     return 0 if same else 1
 
 
@@ -110,19 +106,19 @@ def _routing(arguments: argparse.Namespace, models: Path) -> int:
 
     provide(models, [workload.task for workload in named(["hub/retrieval-clip-b16"])])
     found = compare_branches(
-        models=models, requests=arguments.requests, captions=arguments.captions, progress=_progress
+        models=models, requests=arguments.requests, captions=arguments.captions, progress=show_progress
     )
     if arguments.json:
-        print(json.dumps(found | {"machine": machine()}))
+        print_json(found | {"machine": machine()})
         return 0
-    table = Table("routing", "p50 ms", "p95 ms", title=f"{found['workload']}, {found['captions']} captions")
+    made = table("routing", "p50 ms", "p95 ms", title=f"{found['workload']}, {found['captions']} captions")
     for name in ("sequential", "parallel", "front_door"):
         latency_s = found[f"{name}_s"]
-        table.add_row(name.replace("_", " "), *(f"{1000 * latency_s[each]:.0f}" for each in ("p50", "p95")))
-    console = Console()
-    console.print(table)
+        made.add_row(name.replace("_", " "), *(f"{1000 * latency_s[each]:.0f}" for each in ("p50", "p95")))
+    printed = console()
+    printed.print(made)
     encoders = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in found["encoder_s"].items())
-    console.print(f"medians: {encoders}; parallel takes {100 * found['reduction']:.1f} % less than sequential")
+    printed.print(f"medians: {encoders}; parallel takes {100 * found['reduction']:.1f} % less than sequential")
     return 0
 
 
@@ -137,7 +133,7 @@ def provide(models: Path, tasks: Iterable[TaskSpec]) -> None:
     from s2m3.reference import random_weights, zoo  # noqa: PLC0415 - torch, and only when something is missing
 
     for name in missing:
-        _progress(f"writing random weights of {name}")
+        show_progress(f"writing random weights of {name}")
         random_weights.write(zoo.published(name), models)
 
 
@@ -166,21 +162,16 @@ def _show(setting: LatencySettings, rows: Iterable[dict[str, Any]]) -> None:
         f"speeds: {speeds}"
     )
     columns = ["workload", *(f"{mode} p50/p95 ms" for mode in MODES), "split against cloud", "fastest", "split on"]
-    table = Table(*columns, title=title, title_justify="left")
+    made = table(*columns, title=title)
     for row in rows:
         times = [row[mode]["latency_s"] for mode in MODES]
         less = row["reduction_against_cloud"]
         used = sorted({device for node in row["split"]["nodes"].values() for device in node["devices"]})
-        table.add_row(
+        made.add_row(
             row["workload"],
             *(f"{1000 * each['p50']:.0f} / {1000 * each['p95']:.0f}" for each in times),
             f"{-100 * less['p50']:+.1f} % / {-100 * less['p95']:+.1f} %",
             row["fastest"] + ("" if row["same_answers"] else " (ANSWERS DIFFER)"),
             ", ".join(used),
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    console().print(made)

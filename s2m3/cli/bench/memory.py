@@ -6,18 +6,19 @@ Owns the command line, the tables, and what the paper claims.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from broker.arguments import count
 from broker.protocol.errors import BadFile
 from edge_agent import catalog
 from s2m3.bench.memory import counts, mixes
 from s2m3.catalogue import load_task
+from s2m3.cli.arguments import add_json
+from s2m3.cli.output import console, megabytes, print_json, table
 
 PAPER_MIX = "paper"
 PAPER_MULTI_PERCENT = 61.5  # "-62 %" before rounding
@@ -30,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure", metavar="MIX", help="also run a mix, split and unsplit, and measure the processes: paper, pocket"
     )
-    parser.add_argument("--agents", type=int, default=3, metavar="N", help="of --measure; default %(default)s")
+    parser.add_argument("--agents", type=count(1, MOST_AGENTS), default=3, metavar="N", help="of --measure; default 3")
     parser.add_argument(
         "--models",
         metavar="DIR",
         help="of --measure: its weights; by default random ones of the real sizes are written",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
     parser.set_defaults(run=bench)
 
 
@@ -47,11 +48,9 @@ def bench(arguments: argparse.Namespace) -> int:
         BadFile: an option, a task or the mixes are wrong.
         SiteFailed: a process of the measurement failed.
     """
-    if not 1 <= arguments.agents <= MOST_AGENTS:
-        raise BadFile(file="--agents", problem=f"{arguments.agents} is no number of agents", fix="take 1 to 16")
     if arguments.models and not Path(arguments.models).is_dir():
         raise BadFile(
-            file=arguments.models, problem="is no directory", fix="name the models directory, or leave it out"
+            file=arguments.models, problem="must be a directory", fix="name the models directory, or leave it out"
         )
     chosen = mixes.named(arguments.measure).load() if arguments.measure else None
     report = counted()
@@ -64,7 +63,7 @@ def bench(arguments: argparse.Namespace) -> int:
         )
         report["ok"] = report["ok"] and all(report["measured"]["answers_equal"].values())
     if arguments.json:
-        print(json.dumps(report))
+        print_json(report)
     else:
         _print(report)
     return 0 if report["ok"] else 1
@@ -97,60 +96,60 @@ def _claim(what: str, wanted: float, found: float) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console()
-    table = Table("task", "whole (MB)", "largest share (MB)", "saved", title="one task, split")
+    printed = console()
+    made = table("task", "whole (MB)", "largest share (MB)", "saved", title="one task, split")
     for each in report["single"]:
-        table.add_row(
+        made.add_row(
             each["name"],
-            _mb(each["unsplit_bytes"]),
-            _mb(each["largest_module_bytes"]),
+            megabytes(each["unsplit_bytes"]),
+            megabytes(each["largest_module_bytes"]),
             f"{each['saved_percent']:.1f} %",
         )
-    console.print(table)
-    table = Table("mix", "tasks", "unshared (MB)", "shared (MB)", "saved", title="several tasks, shared")
+    printed.print(made)
+    made = table("mix", "tasks", "unshared (MB)", "shared (MB)", "saved", title="several tasks, shared")
     for name, each in report["mixes"].items():
         tasks = "\n".join(each["tasks"])
-        sizes = (_mb(each["unshared_bytes"]), _mb(each["shared_bytes"]))
-        table.add_row(name, tasks, *sizes, f"{each['saved_percent']:.1f} %", end_section=True)
-    console.print(table)
+        sizes = (megabytes(each["unshared_bytes"]), megabytes(each["shared_bytes"]))
+        made.add_row(name, tasks, *sizes, f"{each['saved_percent']:.1f} %", end_section=True)
+    printed.print(made)
     if report["measured"]:
-        _print_measured(console, report["measured"])
+        _print_measured(printed, report["measured"])
     for claim in report["paper"]:
         verdict = "holds" if claim["holds"] else "does NOT hold"
         print(f"{claim['what']}: -{claim['found_percent']} %; the paper's -{claim['paper_percent']} % {verdict}")
 
 
-def _print_measured(console: Console, measured: dict[str, Any]) -> None:
+def _print_measured(printed: Console, measured: dict[str, Any]) -> None:
     title = f"{measured['mix']}, measured after every task answered (MB); weights: {measured['weights']}"
-    table = Table("process", "holds", "weights", "USS", "of it before", "PSS", "RSS", "peak RSS", title=title)
+    made = table("process", "holds", "weights", "USS", "of it before", "PSS", "RSS", "peak RSS", title=title)
     for stage, memory in measured["empty"].items():
-        table.add_row(f"empty, {stage}", "", "0.0", _mb(memory["uss_bytes"]), "", *_rest(memory))
+        made.add_row(f"empty, {stage}", "", "0.0", megabytes(memory["uss_bytes"]), "", *_rest(memory))
     for side in ("split", "unsplit"):
-        table.add_section()
+        made.add_section()
         for name, process in measured[side].items():
             first, *_, last = process["memory"].values()
             holds = "\n".join(process["holds"]) if side == "split" else "the whole model"
-            weights, uss, before = (_mb(process["weights_bytes"]), _mb(last["uss_bytes"]), _mb(first["uss_bytes"]))
-            table.add_row(name, holds, weights, uss, before, *_rest(last))
+            weights, uss, before = (
+                megabytes(process["weights_bytes"]),
+                megabytes(last["uss_bytes"]),
+                megabytes(first["uss_bytes"]),
+            )
+            made.add_row(name, holds, weights, uss, before, *_rest(last))
         total = measured["total"][side]
-        weights = _mb(sum(process["weights_bytes"] for process in measured[side].values()))
-        table.add_row(f"{side}, all", "", weights, _mb(total["uss_bytes"]), "", *_rest(total), style="bold")
-    console.print(table)
+        weights = megabytes(sum(process["weights_bytes"] for process in measured[side].values()))
+        made.add_row(f"{side}, all", "", weights, megabytes(total["uss_bytes"]), "", *_rest(total), style="bold")
+    printed.print(made)
     total = measured["total"]
     saved = ", ".join(f"{name.removesuffix('_bytes')} {value} %" for name, value in total["saved_percent"].items())
     print(f"saved: {saved}; exact weights {measured['exact']['saved_percent']} %")
     above = total["uss_above_empty_bytes"]
     print(
-        f"USS above as many empty processes: unsplit {_mb(above['unsplit'])} MB, "
-        f"agents {_mb(above['split'])} MB, saved {total['uss_above_empty_saved_percent']} %"
+        f"USS above as many empty processes: unsplit {megabytes(above['unsplit'])} MB, "
+        f"agents {megabytes(above['split'])} MB, saved {total['uss_above_empty_saved_percent']} %"
     )
     differing = [name for name, equal in measured["answers_equal"].items() if not equal]
     print(f"answers that differ: {', '.join(differing) or 'none'}")
 
 
 def _rest(memory: dict[str, int]) -> tuple[str, str, str]:
-    return _mb(memory["pss_bytes"]), _mb(memory["rss_bytes"]), _mb(memory["peak_rss_bytes"])
-
-
-def _mb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:,.1f}"
+    return megabytes(memory["pss_bytes"]), megabytes(memory["rss_bytes"]), megabytes(memory["peak_rss_bytes"])

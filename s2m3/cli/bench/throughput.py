@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from broker.protocol.errors import BadFile
+from broker.arguments import count, number
+from s2m3.cli.arguments import add_json
 from s2m3.cli.bench.latency import machine
+from s2m3.cli.output import console, print_json, show_progress, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``s2m3 bench throughput``."""
-    parser.add_argument("--devices", type=int, default=2, metavar="N", help="default %(default)s")
+    parser.add_argument("--devices", type=count(1, 26), default=2, metavar="N", help="default %(default)s")
     text = "of each device, relative to this machine; below 1 by waiting; default %(default)s"
-    parser.add_argument("--speed", type=float, default=0.5, metavar="X", help=text)
-    parser.add_argument("--seconds", type=float, default=15.0, metavar="S", help="of each load; default %(default)s")
-    parser.add_argument("--deadline", type=float, default=3.0, metavar="S", help="of each request; default %(default)s")
+    parser.add_argument("--speed", type=number(0.001, 1), default=0.5, metavar="X", help=text)
+    seconds, deadline = number(1, 3600, unit="seconds"), number(0.1, 3600, unit="seconds")
+    parser.add_argument("--seconds", type=seconds, default=15.0, metavar="S", help="of each load; default %(default)s")
+    text = "of each request; default %(default)s"
+    parser.add_argument("--deadline", type=deadline, default=3.0, metavar="S", help=text)
     parser.add_argument("--broker", default="mosquitto", metavar="B", help="mosquitto, embedded or a URL")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
     parser.set_defaults(run=bench)
 
 
@@ -30,14 +29,9 @@ def bench(arguments: argparse.Namespace) -> int:
     """Measure and print; 0 when the goodput at three times the capacity is at least 90 % of its peak.
 
     Raises:
-        BadFile: an option is wrong.
         SiteFailed: the site didn't serve.
     """
-    for name, least, most in (("devices", 1, 26), ("speed", 0.001, 1), ("seconds", 1, 3600), ("deadline", 0.1, 3600)):
-        if not least <= getattr(arguments, name) <= most:
-            fix = f"use {least} to {most}"
-            raise BadFile(file=f"--{name}", problem=f"{getattr(arguments, name)} is out of range", fix=fix)
-    from s2m3.bench.throughput.run import measure  # noqa: PLC0415 - after the arguments: a wrong one is told at once
+    from s2m3.bench.throughput.run import measure  # noqa: PLC0415 - after the arguments: a wrong one is refused at once
 
     found = measure(
         devices=arguments.devices,
@@ -45,10 +39,10 @@ def bench(arguments: argparse.Namespace) -> int:
         seconds=arguments.seconds,
         deadline_s=arguments.deadline,
         broker=arguments.broker,
-        progress=_progress,
+        progress=show_progress,
     ) | {"machine": machine()}
     if arguments.json:
-        print(json.dumps(found))
+        print_json(found)
     else:
         _show(found)
     return 0 if found["ok"] else 1
@@ -60,10 +54,10 @@ def _show(found: dict[str, Any]) -> None:
         f"{settings['devices']} devices of speed {settings['speed']:g}, deadline {settings['deadline_s']:g} s, "
         f"{settings['seconds']:g} s each; capacity {found['capacity_per_s']:.1f} requests/s"
     )
-    table = Table("load", "offered/s", "answered in time/s", "p50 ms", "p95 ms", "late", "errors", title=title)
+    made = table("load", "offered/s", "answered in time/s", "p50 ms", "p95 ms", "late", "errors", title=title)
     for row in found["loads"]:
         times = (row["latency_s"][name] for name in ("p50", "p95"))
-        table.add_row(
+        made.add_row(
             f"{row['factor']:g}x",
             f"{row['offered_per_s']:.1f}",
             f"{row['goodput_per_s']:.1f}",
@@ -71,15 +65,10 @@ def _show(found: dict[str, Any]) -> None:
             str(row["late"]),
             ", ".join(f"{code} {times}" for code, times in row["errors"].items()) or "-",
         )
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    console.print(f"goodput at 3x: {100 * found['goodput_kept_at_most_load']:.0f} % of its peak")
+    printed = console()
+    printed.print(made)
+    printed.print(f"goodput at 3x: {100 * found['goodput_kept_at_most_load']:.0f} % of its peak")
     for task, share in found["fairness"].items():
         asked, answered = share["offered_per_s"], share["answered_per_s"]
         text = f"3x again, in unequal shares: {task} asks {asked:.1f}/s and is answered {answered:.1f}/s"
-        console.print(text)
-
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        printed.print(text)

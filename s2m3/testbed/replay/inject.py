@@ -19,6 +19,7 @@ from collections.abc import Callable
 from broker.protocol.errors import TransportError
 from broker.transport.connect import connect
 from broker.transport.port import LinkEvent, LinkUp
+from s2m3.testbed import tasks
 from s2m3.testbed.replay.hostile import STRANGER, Hostile
 from s2m3.testbed.replay.scenario import (
     BROKER,
@@ -182,7 +183,7 @@ class Injector:
             case "squeeze":
                 self._squeeze(target, fault)
             case "drain" | "undrain":
-                self._stage.drain(target, drain=fault.kind == "drain")
+                tasks.set_drain(self._stage.observer, target, drain=fault.kind == "drain")
 
     def _kill(self, target: str) -> None:
         """Kill it now; that the system takes it away, which takes its time, must not delay the next fault."""
@@ -309,8 +310,8 @@ class Injector:
         try:
             if not up.wait(CONNECT_S):
                 raise SiteFailed("the hostile client could not connect")
-            tasks = [spec.task for spec in self._stage.specs]
-            makes = Hostile(self._stage.observer.prefix, target, tasks, self._scenario.seed)
+            names = [spec.task for spec in self._stage.specs]
+            makes = Hostile(self._stage.observer.prefix, target, names, self._scenario.seed)
             sent = 0
             while sent < messages and not self._stopping:
                 try:

@@ -1,12 +1,16 @@
-"""Plays one scenario on a stage: the load and the faults side by side, and then the comparison with the unsplit models.
+"""Plays scenarios: the load and the faults at the same time, then the comparison with the unsplit models.
 
-Owns the clock of the load. Answers are computed before it starts and compared after it ended.
+Owns the clock of the load, and which scenarios share a site. The expected answers are computed before the load starts,
+and compared after it ended.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
 
 from broker.client import Response
 from broker.protocol.errors import ErrorCode
@@ -17,6 +21,7 @@ from s2m3.testbed.replay.report import Ending, Outcome, Recording
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.stage import Stage
 from s2m3.testbed.replay.timeline import fenced
+from s2m3.testbed.site import SiteFailed
 
 TAIL_S = 1.0  # of load after all faults are over and every task is served again, when that took longer than planned
 PATIENCE_S = 60.0  # for that
@@ -25,8 +30,39 @@ GRACE_S = 5.0  # after a deadline, for the client to say that it is over
 Asked = tuple[DemoRequest, float, Future[Response]]
 
 
+def play_all(
+    loaded: Mapping[str, Scenario], say: Callable[[str], object], *, short: bool, logs: Path | None
+) -> Iterator[tuple[str, Scenario, Recording]]:
+    """Play scenarios one after the other; short ones share the processes of a site where they fit.
+
+    A scenario whose site doesn't come up is recorded with that, and the next one gets a new site.
+
+    Args:
+        loaded: the scenarios by name.
+        say: called with each step.
+        short: play the short form of each.
+        logs: a directory for what the processes print, in a directory for each scenario.
+    """
+    with ExitStack() as stack:
+        stage: Stage | None = None
+        for name, written in loaded.items():
+            scenario = written.shortened() if short else written
+            try:
+                if stage is None or not short or not stage.fits(scenario):
+                    stack.close()
+                    say(f"starting a site ({scenario.broker}, {len(scenario.fleet)} agents) ...")
+                    directory = logs / Path(name).stem if logs else None
+                    stage = stack.enter_context(Stage(scenario, directory))
+                say(f"replaying: {scenario.name} ...")
+                recording = play(scenario, stage)
+            except SiteFailed as error:
+                stage = None
+                recording = Recording(scenario.name, scenario.seed, 0.0, 0.0, [], [], [], 0, troubles=[str(error)])
+            yield name, scenario, recording
+
+
 def play(scenario: Scenario, stage: Stage) -> Recording:
-    """Play it, and record everything.
+    """Play one scenario, and record everything.
 
     Raises:
         SiteFailed: the site did not come up.
@@ -55,11 +91,6 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
         duplicates=stage.client.duplicates - before,
         troubles=[*injector.troubles, *stage.troubles()],
     )
-
-
-def nothing(scenario: Scenario, trouble: str) -> Recording:
-    """The recording of a scenario that could not be played."""
-    return Recording(scenario.name, scenario.seed, 0.0, 0.0, [], [], [], 0, troubles=[trouble])
 
 
 def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) -> list[Asked]:

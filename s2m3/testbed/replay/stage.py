@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from broker.client import Client
-from broker.protocol.codec import encode
-from broker.protocol.messages import Drain, Heartbeat
-from broker.protocol.topics import DEVICE_DRAIN
-from broker.transport.port import Outgoing
+from broker.protocol.messages import Heartbeat
 from edge_agent.config import AgentConfig
 from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
@@ -53,6 +50,8 @@ class Stage:
 
     def __enter__(self) -> Self:
         try:
+            if self._logs:
+                self._logs.mkdir(parents=True, exist_ok=True)
             self._start()
         except BaseException:
             self._stack.close()
@@ -83,10 +82,10 @@ class Stage:
             SiteFailed: it doesn't come into order.
         """
         for device in self.observer.drained:
-            self.drain(device, drain=False)
+            tasks.set_drain(self.observer, device, drain=False)
         if self._used and not self.others and self.leader in self.site.running:
             self.site.end(self.leader)
-            self._require(lambda seen: not (seen.leader and seen.leader.online), "the orchestrator did not end")
+            self._require(lambda seen: not seen.leads, "the orchestrator did not end")
         self._used = True
         running = set(self.site.running)
         for name in {self.leader, *self.others} - running:
@@ -100,11 +99,6 @@ class Stage:
         if standby:
             self._require(self._stood_by, "not every module had a standby that is ready")
         self._require(self._settled, "assignments did not come to rest")
-
-    def drain(self, device: str, *, drain: bool) -> None:
-        """Take a device out of service, as an operator does, or put it back."""
-        topic = DEVICE_DRAIN.at(self.observer.prefix, device=device)
-        self.observer.publish(Outgoing(topic, encode(Drain(drain=True)) if drain else b"", retain=True))
 
     def troubles(self) -> list[str]:
         """A process that ended by itself."""
@@ -147,7 +141,7 @@ class Stage:
         tasks.connect(self.observer, url)
         if not self.tripwire.ready(SERVE_S):
             raise SiteFailed(f"the broker at {url} gives no second connection")
-        self._require(lambda seen: bool(seen.leader and seen.leader.online), "no orchestrator was online")
+        self._require(lambda seen: seen.leads, "no orchestrator was online")
         for name in self.others:
             self.site.start_orchestrator(name)
         self.client = self._stack.enter_context(Client(url, client_id="replay-camera", site=prefix))
@@ -165,7 +159,7 @@ class Stage:
         newest_s = time.monotonic() - self.silence_s
         beating = {s.id for s in reversed(seen.sightings) if s.at_s > newest_s and isinstance(s.message, Heartbeat)}
         online = {name for name, state in seen.devices.items() if state.status == "online"}
-        return set(self.site.devices) <= beating & online and bool(seen.leader and seen.leader.online)
+        return set(self.site.devices) <= beating & online and seen.leads
 
     def _served(self, seen: Observer) -> bool:
         routes = [seen.routes.get(spec.task) for spec in self.specs]

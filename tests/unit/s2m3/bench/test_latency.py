@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,15 +111,20 @@ def test_bad_settings_are_one_line_that_names_file_and_field(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--compare", "cloud", "--requests", "0"], "--requests: 0 is too few"),
-        (["--routing", "--captions", "0"], "--captions: 0 is too few"),
-        (["--routing", "--captions", "51"], "--captions: 51 is too many"),
+        (
+            ["--compare", "cloud", "--requests", "0"],
+            "argument --requests: must be a whole number of at least 1, got '0'",
+        ),
+        (["--routing", "--captions", "0"], "argument --captions: must be a whole number from 1 to 50, got '0'"),
+        (["--routing", "--captions", "51"], "argument --captions: must be a whole number from 1 to 50, got '51'"),
         (["--compare", "cloud", "--workload", "pocket/none"], "--workload: 'pocket/none' is none"),
         (["--compare", "cloud", "--settings", "missing.yaml"], "missing.yaml: No such file"),
     ],
 )
-def test_a_bad_option_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
-    assert main(["bench", "latency", *arguments]) == 2
+def test_a_bad_option_is_one_line(
+    exit_code: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert exit_code(["bench", "latency", *arguments]) == 2
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1

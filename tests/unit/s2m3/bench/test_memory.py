@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -133,14 +134,14 @@ def test_the_exit_code_says_when_the_papers_figure_is_not_reached(
     ("arguments", "sentence"),
     [
         (["--measure", "papers"], "papers: is no mix; name one of paper, eight, "),
-        (["--agents", "0"], "--agents: 0 is no number of agents; take 1 to 16"),
-        (["--models", "nowhere"], "nowhere: is no directory; name the models directory"),
+        (["--agents", "0"], "argument --agents: must be a whole number from 1 to 16, got '0'"),
+        (["--models", "nowhere"], "nowhere: must be a directory; name the models directory"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_code_2(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], sentence: str, exit_code: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", "memory", *arguments]) == 2
+    assert exit_code(["bench", "memory", *arguments]) == 2
     assert sentence in capsys.readouterr().err
 
 

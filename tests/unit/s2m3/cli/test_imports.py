@@ -1,13 +1,39 @@
-"""What a small box doesn't have, the control plane doesn't import."""
+"""What a small box doesn't have, the control plane doesn't import; and help imports no service."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
+from s2m3.cli.bench import COMMANDS as BENCHES
+from s2m3.cli.main import COMMANDS
+
 HEAVY = ("torch", "transformers", "tokenizers", "PIL", "iotcore", "huggingface_hub")
+SLOW = {*HEAVY, "numpy", "paho", "pydantic", "pydantic_core", "rich", "safetensors", "structlog", "yaml"}
+PROGRAM = """
+import contextlib, io, json, sys
+sys.modules.update(dict.fromkeys({without!r}))
+from s2m3.cli.main import main
+printed = {{}}
+for arguments in {lines!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
+        main(arguments.split())
+    printed[arguments] = output.getvalue()
+print(json.dumps([printed, [name for name, module in sys.modules.items() if module is not None]]))
+"""
+
+
+def run(*lines: str, without: tuple[str, ...] = ()) -> tuple[dict[str, str], set[str]]:
+    """What the command line prints in a new process for each of these arguments, and all modules it imports."""
+    program = PROGRAM.format(lines=lines, without=without)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    printed, imported = json.loads(done.stdout)
+    return printed, set(imported)
 
 
 @pytest.mark.parametrize("module", ["s2m3.cli.main", "orchestrator.__main__", "edge_agent.__main__", "broker.client"])
@@ -15,3 +41,35 @@ def test_the_command_line_starts_without_the_extras(module: str) -> None:
     program = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); import {module}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_help_of_every_command_needs_none_of_the_extras() -> None:
+    lines = [*COMMANDS, *(f"bench {name}" for name in BENCHES)]
+    printed, _ = run(*(f"{line} --help" for line in lines), without=HEAVY)
+    for line in lines:
+        assert printed[f"{line} --help"].startswith(f"usage: s2m3 {line} "), line
+
+
+def test_help_and_version_import_no_service() -> None:
+    printed, imported = run("--help", "--version")
+    assert all(f"\n    {name}" in printed["--help"] for name in COMMANDS)
+    assert printed["--version"] == f"s2m3 {version('s2m3')}\n"
+    assert not SLOW & imported
+    ours = {name for name in imported if name.split(".")[0] in {"broker", "edge_agent", "orchestrator", "s2m3"}}
+    assert ours == {
+        *("broker", "broker.arguments", "broker.protocol", "broker.protocol.errors"),
+        *("s2m3", "s2m3.cli", "s2m3.cli.commands", "s2m3.cli.main"),
+    }
+
+
+def test_the_help_of_a_command_imports_no_other_command() -> None:
+    _, imported = run("status --help")
+    assert {name for name in imported if name.startswith("s2m3.cli.")} == {
+        *("s2m3.cli.arguments", "s2m3.cli.commands", "s2m3.cli.main", "s2m3.cli.output", "s2m3.cli.status"),
+    }
+
+
+def test_the_list_of_models_is_read_without_torch() -> None:
+    printed, imported = run("models list --json")
+    assert len(json.loads(printed["models list --json"])) > 20
+    assert not {"torch", "transformers"} & imported

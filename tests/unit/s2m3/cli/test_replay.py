@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from s2m3.cli import replay, soak
+from s2m3.bench import soak
 from s2m3.cli.main import main
+from s2m3.testbed.replay import run
 from s2m3.testbed.replay.report import Outcome, Recording
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.site import SiteFailed
@@ -32,7 +33,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Answering:
         def play(scenario: Scenario, _: object) -> Recording:
             return Recording(scenario.name, scenario.seed, 0.0, 1.0, outcomes, [], [], 0)
 
-        for module in (replay, soak):
+        for module in (run, soak):
             monkeypatch.setattr(module, "Stage", stage)
             monkeypatch.setattr(module, "play", play)
 
@@ -63,7 +64,7 @@ def test_a_site_that_does_not_come_up_does_not_hold(
         raise SiteFailed("no broker")
 
     answering([RIGHT])
-    monkeypatch.setattr(replay, "Stage", no_stage)
+    monkeypatch.setattr(run, "Stage", no_stage)
     assert main(["replay", "--json", "slow-device"]) == 1
     assert json.loads(capsys.readouterr().out)["why_not"][0] == "no broker"
 
@@ -95,9 +96,9 @@ def test_a_soak_ends_with_1_when_something_was_lost_or_nothing_could_be_judged(
     ("arguments", "problem"),
     [
         (["replay", "no-such-scenario"], "is neither in the library nor a file"),
-        (["replay", "slow-device", "--plot", "timeline.txt"], "is no name of a picture"),
-        (["replay", "slow-device", "--plot", "no-such-folder/timeline.png"], "is in no folder that is there"),
-        (["soak", "--plot", "timeline"], "is no name of a picture"),
+        (["replay", "slow-device", "--plot", "timeline.txt"], "must end in .png, .svg or .pdf"),
+        (["replay", "slow-device", "--plot", "no-such-folder/timeline.png"], "is in a folder that does not exist"),
+        (["soak", "--plot", "timeline"], "must end in .png, .svg or .pdf"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_started(

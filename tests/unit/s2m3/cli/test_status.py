@@ -1,4 +1,4 @@
-"""What ``s2m3 status`` makes of the last word on a task."""
+"""The state of a task in ``s2m3 status``, by its last route."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from broker.protocol.messages import DeviceState, Route
-from s2m3.cli.commands import _state_of
+from s2m3.cli.status import state_of
 from tests.builders import encoder_route
 
 UNAVAILABLE = Route(task="t", epoch=1, generation=1, group=1, unavailable="no device fits m")
@@ -28,7 +28,7 @@ def served(*devices: str) -> Route:
         (UNAVAILABLE, "unavailable: no device fits m"),
     ],
 )
-def test_a_task_is_served_when_somebody_can_serve_it(route: Route, state: str) -> None:
+def test_a_task_is_served_while_a_device_can_run_each_node(route: Route, state: str) -> None:
     states = {"gw-a": "offline", "gw-b": "online"}
     devices = {name: DeviceState.model_validate({"status": said, "session": 1}) for name, said in states.items()}
-    assert _state_of(cast("Any", SimpleNamespace(devices=devices)), route) == state
+    assert state_of(cast("Any", SimpleNamespace(devices=devices)), route) == state

@@ -14,11 +14,11 @@ from broker.protocol.errors import RemoteProtocolError
 from broker.protocol.messages import Assignment
 from broker.transport.port import MAX_PACKET_BYTES, Delivery
 from s2m3.bench.flatness import Sample, judge, slope
-from s2m3.cli.replay import load_scenario
-from s2m3.cli.soak import draw_scenario, judge_errors, with_errors
+from s2m3.bench.soak import draw_scenario, judge_errors, with_errors
 from s2m3.testbed.replay import goals, reference
 from s2m3.testbed.replay.goals import Played
 from s2m3.testbed.replay.hostile import OVERSIZED_EVERY, Hostile
+from s2m3.testbed.replay.library import load_scenario
 from s2m3.testbed.replay.report import FaultReport, Report
 
 MB = 10**6

@@ -11,7 +11,7 @@ import yaml
 from broker.files import load_spec
 from broker.protocol.errors import BadFile
 from s2m3 import scenarios
-from s2m3.cli.replay import load_scenario
+from s2m3.testbed.replay.library import load_scenario
 from s2m3.testbed.replay.report import REPLACED_KINDS
 from s2m3.testbed.replay.scenario import KINDS, Scenario
 

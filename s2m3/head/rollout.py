@@ -1,6 +1,6 @@
-"""Deploying a head into a running site, and what that really cost, by the devices' own heartbeats.
+"""Deploys a head into a running site, and measures what that costs by the devices' heartbeats.
 
-Owns the watching. Nothing here is computed that a device didn't report.
+Owns what is read from the heartbeats. Reports nothing that a device didn't report.
 """
 
 from __future__ import annotations
@@ -34,18 +34,16 @@ class Rollout:
         return asdict(self)
 
 
-def deploy(observer: Observer, url: str, task: TaskSpec, timeout_s: float) -> Rollout:
-    """Deploy a task whose output is a new head, and see what it adds.
+def deploy(observer: Observer, task: TaskSpec, timeout_s: float) -> Rollout:
+    """Deploy a task whose output is a new head, and measure what it adds.
 
     Raises:
-        NotConnected: there is no broker.
         NotServed: there is no orchestrator, no device, or no room; or it took too long.
     """
-    tasks.connect(observer, url)
-    if not observer.wait_for(lambda seen: seen.leader is not None and seen.leader.online, HEARTBEAT_S):
+    if not observer.wait_for(lambda seen: seen.leads, HEARTBEAT_S):
         raise NotServed("no orchestrator is online: start one (`s2m3 orchestrator`), then deploy the task file")
-    observer.wait_for(lambda seen: seen.beats(), HEARTBEAT_S)
-    before = {device: beat.memory_used_bytes for device, beat in observer.heartbeats.items()}
+    observer.wait_for(lambda seen: seen.has_heartbeats(), HEARTBEAT_S)
+    before = {device: heartbeat.memory_used_bytes for device, heartbeat in observer.heartbeats.items()}
     head = task.module_of(task.output).key
     encoder = {module.key for module in task.modules.values()} - {head}
     had = _ready(observer, encoder)
@@ -56,7 +54,7 @@ def deploy(observer: Observer, url: str, task: TaskSpec, timeout_s: float) -> Ro
         raise NotServed(f"{task.task} is not served: {why}")
     if not observer.wait_for(lambda seen: bool(_ready(seen, {head})), HEARTBEAT_S):
         raise NotServed(f"{task.task} is served, but no device reports its head: look at `s2m3 status`")
-    after = {device: beat.memory_used_bytes for device, beat in observer.heartbeats.items()}
+    after = {device: heartbeat.memory_used_bytes for device, heartbeat in observer.heartbeats.items()}
     added = {device: used - before.get(device, 0) for device, used in after.items()}
     return Rollout(
         head_on=tuple(sorted(device for device, _ in _ready(observer, {head}))),
@@ -70,8 +68,8 @@ def deploy(observer: Observer, url: str, task: TaskSpec, timeout_s: float) -> Ro
 def _ready(observer: Observer, keys: set[ModuleKey]) -> set[tuple[DeviceId, ModuleKey]]:
     return {
         (device, key)
-        for device, beat in observer.heartbeats.items()
-        for key, held in beat.modules.items()
+        for device, heartbeat in observer.heartbeats.items()
+        for key, held in heartbeat.modules.items()
         if key in keys and held.state == "ready"
     }
 

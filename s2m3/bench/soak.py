@@ -1,0 +1,235 @@
+"""Faults at random for a long time: nothing may be lost, and no process may grow.
+
+Owns which faults come when (drawn with a seed, so that a run can be repeated), how many errors are too many, and the
+sampling of processes. Whether they stayed flat is decided in ``flatness``. Faults that end a process come in the first
+part of the time only: so every process has one life that is long enough to see it grow. Shorter lives aren't judged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from broker.protocol.errors import ErrorCode, TransportError
+from s2m3.bench.flatness import Sample, Verdict, judge
+from s2m3.testbed.replay.report import Recording, Report, report
+from s2m3.testbed.replay.run import play
+from s2m3.testbed.replay.scenario import KINDS, Scenario
+from s2m3.testbed.replay.stage import Stage
+
+DEATHS_UNTIL = 0.4  # of the time
+LIFE_SHARE = 1 / 3  # of the time: a life that is judged lasts at least as long
+GAP_S = (4.0, 12.0)  # between the end of a fault and the next one
+RECOVERY_S = 12.0  # for a killed device's agent to be up again, with torch
+SAMPLE_S = 2.0
+FLEET: tuple[dict[str, Any], ...] = (
+    {"id": "gw-a", "memory": "64MiB"},
+    {"id": "gw-b", "memory": "180MiB", "speed": 0.8},
+    {"id": "gw-c", "memory": "180MiB", "speed": 0.8},
+)
+SHED = frozenset({ErrorCode.NO_ROUTE, ErrorCode.OVERLOADED})  # the site says at once that it can't serve now
+SHED_SHARE = 0.01  # of the requests that may end so; none may end in another error
+DEADLY = ("kill", "restart broker", "restart orchestrator")
+BENIGN = ("pause", "partition", "drop", "slow", "hostile", "drain")
+
+
+@dataclass(frozen=True)
+class Soaked:
+    """What a soak found."""
+
+    recording: Recording
+    report: Report  # judged by its errors too
+    errors: Sequence[ErrorVerdict]
+    processes: Sequence[Verdict]
+    unjudged: Sequence[str]  # processes of which no life was long enough
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was lost or wrong, few requests ended in errors, and every process stayed flat."""
+        return self.report.ok and not self.unjudged and all(verdict.flat for verdict in self.processes)
+
+
+def soak(scenario: Scenario, logs: Path | None) -> Soaked:
+    """Play a scenario of ``draw_scenario`` while the processes are sampled.
+
+    Args:
+        scenario: the load and the faults.
+        logs: a directory for what the processes print, and for the samples.
+
+    Raises:
+        SiteFailed: the site did not come up.
+    """
+    with Stage(scenario, logs) as stage, Sampler(lambda: _pids(stage), lambda: _held(stage)) as sampler:
+        recording = play(scenario, stage)
+        processes = set(_pids(stage))
+    if logs:
+        write_samples(logs / "samples.csv", sampler.lives())
+    found = report(recording, scenario.expect)
+    errors = judge_errors(found)
+    least_s = LIFE_SHARE * scenario.load.duration_s
+    verdicts = [verdict for name, life in sampler.lives() if (verdict := judge(name, life, least_s))]
+    unjudged = sorted(processes - {verdict.process.split()[0] for verdict in verdicts})
+    return Soaked(recording, with_errors(found, errors), errors, verdicts, unjudged)
+
+
+def draw_scenario(duration_s: float, seed: int) -> Scenario:
+    """Faults one after the other, each over before the next begins."""
+    chance = random.Random(seed)  # noqa: S311 - a load, not a secret
+    faults: list[dict[str, Any]] = []
+    at_s = GAP_S[1]
+    while at_s < duration_s - 2 * RECOVERY_S:
+        kinds = [*BENIGN, *(DEADLY if at_s < DEATHS_UNTIL * duration_s else ())]
+        drawn, lasts_s = _fault(chance.choice([kind for kind in kinds if _known(kind)]), at_s, chance)
+        faults += drawn
+        at_s += lasts_s + chance.uniform(*GAP_S)
+    return Scenario.model_validate(
+        {
+            "name": f"{duration_s / 60:g} minutes of faults at random",
+            "seed": seed,
+            "fleet": FLEET,
+            "tasks": ["pocket/classify", "pocket/zero-shot", "pocket/vqa"],
+            "load": {"rate_per_s": 5, "duration_s": duration_s, "deadline_s": 15},
+            "faults": faults,
+        }
+    )
+
+
+def _known(kind: str) -> bool:
+    return kind.split(maxsplit=1)[0] in {*KINDS, "drop"}
+
+
+def _fault(kind: str, at_s: float, chance: random.Random) -> tuple[list[dict[str, Any]], float]:
+    """One fault and, where it needs one, its end; and how long it lasts."""
+    device = chance.choice(FLEET)["id"]
+    for_s = round(chance.uniform(1, 8), 2)
+    gentleness = chance.choice(({}, {"gently": True})) if kind == "restart broker" else {}
+    parts: dict[str, list[dict[str, Any]]] = {
+        "kill": [{"kill": device}, {"start": device}],
+        "drain": [{"drain": device}, {"undrain": device}],
+        "hostile": [{"hostile": device, "messages": 300}],
+        "slow": [{"slow": device, "factor": 5, "for_s": for_s}],
+        "drop": [{"partition": device, "for_s": for_s, "disconnect": True}],
+        "partition": [{"partition": device, "for_s": for_s}],
+        "pause": [{"pause": device, "for_s": for_s}],
+        "restart broker": [{"restart": "broker", "for_s": min(3.0, for_s)} | gentleness],
+        "restart orchestrator": [{"restart": "orchestrator", "for_s": min(3.0, for_s)}],
+    }
+    times = (at_s, at_s + for_s)
+    drawn = [{"at_s": when_s, **part} for when_s, part in zip(times, parts[kind], strict=False)]
+    return drawn, for_s + (RECOVERY_S if kind in DEADLY else 0.0)
+
+
+@dataclass(frozen=True)
+class ErrorVerdict:
+    """How many requests ended in some errors, and how many may."""
+
+    errors: str
+    count: int
+    most: int
+    allowed: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether they are few enough."""
+        return self.count <= self.most
+
+
+def judge_errors(found: Report) -> list[ErrorVerdict]:
+    """Those that tell a sensor at once to come again, and all others: a deadline missed, a module that failed."""
+    shed = sum(count for code, count in found.errors.items() if code in SHED)
+    most = int(SHED_SHARE * found.sent)
+    return [
+        ErrorVerdict(" or ".join(sorted(SHED)), shed, most, f"{100 * SHED_SHARE:g} % of {found.sent}"),
+        ErrorVerdict("any other error", sum(found.errors.values()) - shed, 0, "0"),
+    ]
+
+
+def with_errors(found: Report, verdicts: Sequence[ErrorVerdict]) -> Report:
+    """The report, judged by its errors too."""
+    broken = [f"{each.errors}: {each.count}, expected at most {each.allowed}" for each in verdicts if not each.holds]
+    return replace(found, ok=found.ok and not broken, why_not=[*found.why_not, *broken])
+
+
+class Sampler:
+    """Looks at processes now and then; a context manager.
+
+    Args:
+        pids: the processes to look at now, by name.
+        held: what those that hold modules say that these occupy now, in bytes, by name.
+        every_s: how often.
+    """
+
+    def __init__(
+        self,
+        pids: Callable[[], dict[str, int]],
+        held: Callable[[], dict[str, int]] = dict,
+        every_s: float = SAMPLE_S,
+    ) -> None:
+        self._pids = pids
+        self._held = held
+        self._every_s = every_s
+        self._samples: dict[tuple[str, int], list[Sample]] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def lives(self) -> list[tuple[str, list[Sample]]]:
+        """Each process's name and samples, one after the other."""
+        return [(f"{name} ({pid})", life) for (name, pid), life in sorted(self._samples.items())]
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._every_s):
+            held = self._held()
+            for name, pid in self._pids().items():
+                if (sample := look_at(pid, held.get(name, 0))) is not None:
+                    self._samples.setdefault((name, pid), []).append(sample)
+
+
+def write_samples(file: Path, lives: Sequence[tuple[str, Sequence[Sample]]]) -> None:
+    """Write every sample as a line, for who wants to see where something grew."""
+    with file.open("w", newline="", encoding="utf-8") as target:
+        rows = csv.writer(target)
+        rows.writerow(["process", *Sample.__dataclass_fields__])
+        rows.writerows([name, *astuple(sample)] for name, life in lives for sample in life)
+
+
+def look_at(pid: int, held_bytes: int = 0) -> Sample | None:
+    """What a process uses now; None when it is gone."""
+    import psutil  # noqa: PLC0415 - an extra
+
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            memory = process.memory_info().rss
+            return Sample(time.monotonic(), memory, process.num_threads(), process.num_fds(), held_bytes)
+    except psutil.Error:
+        return None
+
+
+def _pids(stage: Stage) -> dict[str, int]:
+    site, found = stage.site, dict[str, int]()
+    for name in site.running:
+        with contextlib.suppress(KeyError):  # killed meanwhile
+            found[name] = site.pid(name)
+    with contextlib.suppress(TransportError):  # it is being restarted
+        if (broker := site.broker_pid) is not None:
+            found["broker"] = broker
+    return found
+
+
+def _held(stage: Stage) -> dict[str, int]:
+    return {name: beat.memory_used_bytes for name, beat in dict(stage.observer.heartbeats).items()}

@@ -1,0 +1,42 @@
+"""Types of arguments and options that commands share, and the connection that ``--broker`` and ``--site`` name."""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from broker.arguments import add_broker, count, number
+from broker.protocol.messages import MAX_DEADLINE_S
+from s2m3.testbed import tasks
+from s2m3.testbed.observer import Observer
+
+LAST_PORT = 65_535
+
+seconds = number(0, MAX_DEADLINE_S, above=True, unit="seconds")
+positive = count(1)
+port = count(0, LAST_PORT)
+
+
+def add_json(parser: argparse.ArgumentParser, text: str = "print one JSON document") -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Add ``--broker``, ``--site`` and ``--json``."""
+    add_broker(parser)
+    add_json(parser)
+
+
+@contextmanager
+def connected(arguments: argparse.Namespace) -> Iterator[Observer]:
+    """Watch the site that the arguments name.
+
+    Raises:
+        NotConnected: the broker doesn't answer.
+    """
+    with Observer(arguments.broker, client_id=f"s2m3-{uuid.uuid4().hex[:12]}", site=arguments.site) as observer:
+        tasks.connect(observer, arguments.broker)
+        yield observer

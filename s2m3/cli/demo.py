@@ -1,0 +1,28 @@
+"""``s2m3 demo``: the demonstration's arguments and its JSON document. The demonstration is in ``s2m3.testbed.demo``."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+
+from s2m3.cli.arguments import add_json
+from s2m3.cli.output import console, print_json
+from s2m3.testbed.demo import Demo
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "--broker", default="embedded", metavar="BROKER", help="embedded (default), mosquitto, or mqtt://host:port"
+    )
+    add_json(parser, "print one JSON document and nothing else")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demonstration; 0 when every answer was equal and no request was lost."""
+    with ExitStack() as stack:
+        report = Demo(arguments.broker, console(to_stderr=arguments.json, quiet=arguments.json), stack).run()
+    if arguments.json:
+        print_json(report.__dict__)
+    return 0 if report.ok else 1

@@ -1,0 +1,74 @@
+"""What commands print: one JSON document, tables, and the progress of what takes long."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Collection
+
+from rich.console import Console
+from rich.table import Table
+
+PIPED_WIDTH = 140  # columns, where there is no terminal to ask
+PROGRESS_S = 5.0
+
+
+def print_json(document: object) -> None:
+    """Print one JSON document on one line of standard output."""
+    print(json.dumps(document))
+
+
+def console(*, to_stderr: bool = False, quiet: bool = False) -> Console:
+    """A console as wide as the terminal, or ``PIPED_WIDTH`` columns where standard output is none.
+
+    Args:
+        to_stderr: because standard output is for a JSON document.
+        quiet: print only where standard error is a terminal.
+    """
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    return Console(stderr=to_stderr, quiet=quiet and not sys.stderr.isatty(), width=width)
+
+
+def table(*columns: str, title: str | None = None, right: Collection[str] = ()) -> Table:
+    """An empty table whose long cells are folded.
+
+    Args:
+        columns: their names.
+        title: of the table.
+        right: the columns whose cells are aligned to the right.
+    """
+    made = Table(title=title, title_justify="left")
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def megabytes(size_bytes: float) -> str:
+    """A size in megabytes with one digit after the point."""
+    return f"{size_bytes / 1e6:,.1f}"
+
+
+def yes_or_no(*, holds: bool) -> str:
+    """A table's cell for whether something holds."""
+    return "yes" if holds else "[bold]NO[/bold]"
+
+
+def show_progress(text: str) -> None:
+    """Replace the terminal's last line of standard error; without a terminal, print nothing."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+class ProgressLines:
+    """Prints ``WHAT: DONE of SIZE`` to standard error, at most once in ``PROGRESS_S``."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._printed_s = time.monotonic()
+
+    def __call__(self, done: int, size: int) -> None:
+        """Print a line, unless one was printed a moment ago."""
+        if time.monotonic() - self._printed_s > PROGRESS_S:
+            self._printed_s = time.monotonic()
+            print(f"{self._what}: {done} of {size}", file=sys.stderr, flush=True)
