@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Estimate:
-    """What was measured: the latency one way to the broker, and the bandwidth."""
+    """The measured latency, one way to the broker, and the measured bandwidth."""
 
     latency_s: float
     bandwidth_bits_per_s: float

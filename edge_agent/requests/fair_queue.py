@@ -5,7 +5,7 @@ charges the seconds.
 
 Between tasks this is start-time fair queueing (Goyal, Vin and Cheng 1996). The task that has used the least compute
 time goes next: a task that asks ten times as much gets no larger share while both wait. A task that returns after a
-pause starts level with the others: idle time is no credit. Within a task the earliest deadline goes first, so that a
+pause starts level with the others: idle time earns no credit. Within a task the earliest deadline goes first, so that a
 begun request finishes before a later one begins.
 """
 

@@ -31,15 +31,15 @@ SLOW_BYTES_PER_S = 1e6  # each way: less than a tenth of what is assumed
 def measured(mosquitto_url: str, unique_prefix: str, make_recorder: Any, patience_s: float) -> Iterator[Any]:
     """Starts an agent whose link is at a url, and gives the first profile that isn't the assumed one."""
     running: list[tuple[Agent, threading.Thread]] = []
-    heard = make_recorder()
-    ear = MqttTransport(url=mosquitto_url, client_id=f"{unique_prefix}-ear", inbox=heard)
+    received = make_recorder()
+    observer = MqttTransport(url=mosquitto_url, client_id=f"{unique_prefix}-observer", inbox=received)
 
-    def start(url: str, **said: float) -> DeviceProfile:
-        config = AgentConfig.model_validate({"id": unique_prefix, "broker": url, "site": unique_prefix} | said)
-        profile = ASSUMED.model_copy(update=said)
+    def start(url: str, **stated: float) -> DeviceProfile:
+        config = AgentConfig.model_validate({"id": unique_prefix, "broker": url, "site": unique_prefix} | stated)
+        profile = ASSUMED.model_copy(update=stated)
         topic = DEVICE_STATE.at(prefix_of(unique_prefix), device=config.id)
-        ear.subscribe(topic)
-        ear.start()
+        observer.subscribe(topic)
+        observer.start()
         agent = Agent(config, profile=profile, store=Store(100))
         thread = threading.Thread(target=agent.run)
         thread.start()
@@ -49,7 +49,7 @@ def measured(mosquitto_url: str, unique_prefix: str, make_recorder: Any, patienc
             state = decode(DeviceState, event.payload) if isinstance(event, Delivery) and event.topic == topic else None
             return state is not None and state.profile not in {None, profile}
 
-        found = decode(DeviceState, heard.wait_for(new).payload).profile
+        found = decode(DeviceState, received.wait_for(new).payload).profile
         assert found is not None
         return found
 
@@ -58,7 +58,7 @@ def measured(mosquitto_url: str, unique_prefix: str, make_recorder: Any, patienc
         agent.stop()
         thread.join(patience_s)
         assert not thread.is_alive()
-    ear.close()
+    observer.close()
 
 
 def test_an_agent_measures_its_link_to_mosquitto(measured: Callable[..., DeviceProfile], mosquitto_url: str) -> None:
@@ -68,7 +68,7 @@ def test_an_agent_measures_its_link_to_mosquitto(measured: Callable[..., DeviceP
     assert (found.memory_bytes, found.compute_flops_per_s) == (ASSUMED.memory_bytes, ASSUMED.compute_flops_per_s)
 
 
-def test_an_agent_behind_a_slow_link_says_that_it_is_slow(
+def test_an_agent_behind_a_slow_link_announces_a_lower_bandwidth(
     measured: Callable[..., DeviceProfile], proxy_to: Callable[..., Any], mosquitto_url: str
 ) -> None:
     proxy = proxy_to(mosquitto_url, bytes_per_s=SLOW_BYTES_PER_S)

@@ -1,4 +1,4 @@
-"""The agent's loop over the in-memory twin: what its threads do, and when it keeps silent."""
+"""The agent's loop over the in-memory broker: the work of its threads, and when it sends no heartbeats."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
 from edge_agent import service
 from edge_agent.config import AgentConfig
-from edge_agent.decide import decide as sound
+from edge_agent.decide import decide
 from edge_agent.device.calibration import Calibration
 from edge_agent.device.link_probe import LARGE, SMALL
 from edge_agent.device.measurements import Measurements
@@ -50,17 +50,17 @@ PROFILE = profile()
 
 
 class World:
-    """One agent, and somebody who plays the orchestrator and the sensor."""
+    """One agent, and a client that plays the orchestrator and the sensor."""
 
     def __init__(
-        self, heard: Any, module: Callable[..., Output], *, packet_bytes: int = 2**20, footprint: int = 12
+        self, received: Any, module: Callable[..., Output], *, packet_bytes: int = 2**20, footprint: int = 12
     ) -> None:
         self.footprint = footprint
         self.broker = MemoryBroker(max_packet_bytes=packet_bytes)
-        self.heard = heard
-        self.ear = MemoryTransport(self.broker, client_id="ear", inbox=heard)
-        self.ear.subscribe(f"{PREFIX}/#")
-        self.ear.start()
+        self.received = received
+        self.observer = MemoryTransport(self.broker, client_id="observer", inbox=received)
+        self.observer.subscribe(f"{PREFIX}/#")
+        self.observer.start()
         config = AgentConfig(id="gw-a", heartbeat_interval_s=0.05)
         self.calibration = Calibration(Measurements(), resident_bytes=lambda: self.resident, free_bytes=lambda: None)
         self.resident = 0
@@ -78,42 +78,48 @@ class World:
 
     def serve(self) -> None:
         self.assign(SPEC)
-        self.beat(lambda beat: any(held.state == "ready" for held in beat.modules.values()))
+        self.heartbeat(lambda seen: any(held.state == "ready" for held in seen.modules.values()))
         served = route("echo", {"node": route_node(SPEC.key, ("image",), able("gw-a", compute_s=0.01))})
         self.publish(TASK_ROUTE.at(PREFIX, task="echo"), encode(served))
 
     def ask(self, payload: bytes = b"x") -> Result:
-        topic = f"{PREFIX}/clients/ear/results/1"
-        self.heard.clear()
-        # the agent joins its share group in its own thread: ask until somebody takes it
+        topic = f"{PREFIX}/clients/observer/results/1"
+        self.received.clear()
+        # the agent joins its share group in its own thread: publish until it takes the request
         while True:
             message = Outgoing(TASK_REQUESTS.at(PREFIX, task="echo"), payload, response_topic=topic, expiry_s=20)
-            self.ear.publish(message)
+            self.observer.publish(message)
             with self.broker.switch.lock:
-                if self.broker.switch.receivers(message.topic) != [self.broker.switch.linked["ear"]]:
+                if self.broker.switch.receivers(message.topic) != [self.broker.switch.linked["observer"]]:
                     break
-        self.ear.publish(message)
-        found = self.heard.wait_for(lambda event: getattr(event, "topic", "") == topic)
+        self.observer.publish(message)
+        found = self.received.wait_for(lambda event: getattr(event, "topic", "") == topic)
         return decode(Result, found.payload)
 
-    def beat(self, fits: Callable[[Heartbeat], object] = lambda _: True, count: int = 1) -> Heartbeat:
+    def heartbeat(self, fits: Callable[[Heartbeat], object] = lambda _: True, count: int = 1) -> Heartbeat:
         def fitting(event: object) -> bool:
-            beats = isinstance(event, Delivery) and event.topic.endswith("/heartbeat")
-            return beats and isinstance(event, Delivery) and bool(fits(decode(Heartbeat, event.payload)))
+            if not isinstance(event, Delivery) or not event.topic.endswith("/heartbeat"):
+                return False
+            return bool(fits(decode(Heartbeat, event.payload)))
 
-        return decode(Heartbeat, self.heard.wait_for(fitting, count=count).payload)
+        return decode(Heartbeat, self.received.wait_for(fitting, count=count).payload)
 
     def await_link_measured(self) -> None:
         topic = DEVICE_ECHO.at(PREFIX, device="gw-a")
-        self.heard.wait_for(lambda event: getattr(event, "topic", "") == topic, count=SMALL + LARGE)
+        self.received.wait_for(lambda event: getattr(event, "topic", "") == topic, count=SMALL + LARGE)
 
     def publish(self, topic: str, payload: bytes) -> None:
-        self.ear.publish(Outgoing(topic, payload, retain=True))
+        self.observer.publish(Outgoing(topic, payload, retain=True))
 
     def stop(self) -> None:
         self.agent.stop()
         self._thread.join(WAIT_S)
         assert not self._thread.is_alive()
+
+
+def state_of(seen: Heartbeat) -> str | None:
+    """The state of the module that the world serves."""
+    return seen.modules[SPEC.key].state if SPEC.key in seen.modules else None
 
 
 def echo(value: Value) -> Output:
@@ -122,7 +128,7 @@ def echo(value: Value) -> Output:
 
 
 class Measurable:
-    """An echo that knows what it is typically given."""
+    """An echo with sample inputs, so that it can be measured."""
 
     def typical(self) -> tuple[Value, ...]:
         return (RawInput(b"typical"),)
@@ -144,43 +150,41 @@ def start(recorder: Any) -> Iterator[Callable[..., World]]:
         world.stop()
 
 
-def test_it_is_born_holds_what_is_assigned_serves_and_says_goodbye(start: Callable[..., World]) -> None:
+def test_it_announces_itself_loads_serves_and_announces_its_end(start: Callable[..., World]) -> None:
     world = start()
     world.serve()
     assert world.ask().answer == {"label": "echo"}
-    world.heard.clear()
+    world.received.clear()
     world.stop()
     state = DEVICE_STATE.at(PREFIX, device="gw-a")
-    said = [decode(DeviceState, event.payload).status for event in world.heard.deliveries if event.topic == state]
-    assert said[-1] == "offline"
+    states = [decode(DeviceState, event.payload) for event in world.received.deliveries if event.topic == state]
+    assert states[-1].status == "offline"
 
 
-def test_a_late_will_of_an_earlier_life_is_corrected(start: Callable[..., World]) -> None:
+def test_a_late_will_of_an_earlier_process_is_corrected(start: Callable[..., World]) -> None:
     world = start()
-    world.beat()
+    world.heartbeat()
     state = DEVICE_STATE.at(PREFIX, device="gw-a")
-    world.heard.clear()
+    world.received.clear()
     world.publish(state, encode(DeviceState(status="offline", session=1)))
     wanted = "online"
-    world.heard.wait_for(
+    world.received.wait_for(
         lambda event: getattr(event, "topic", "") == state and decode(DeviceState, event.payload).status == wanted
     )
 
 
-def test_asked_to_it_is_born_again_with_its_profile_and_beats(start: Callable[..., World]) -> None:
+def test_a_rebirth_request_is_answered_with_the_profile_and_a_heartbeat(start: Callable[..., World]) -> None:
     world = start()
-    world.heard.wait_for(
-        lambda event: getattr(event, "topic", "") == DEVICE_ECHO.at(PREFIX, device="gw-a"), count=SMALL + LARGE
-    )
-    world.beat()
-    world.ear.publish(Outgoing(DEVICE_STATE.at(PREFIX, device="gw-a"), b"", retain=True))  # whoever forgot it
-    world.heard.clear()
-    world.ear.publish(Outgoing(DEVICE_REBIRTH.at(PREFIX, device="gw-a"), b""))
+    world.await_link_measured()
+    world.heartbeat()
+    world.observer.publish(Outgoing(DEVICE_STATE.at(PREFIX, device="gw-a"), b"", retain=True))  # the broker forgot it
+    world.received.clear()
+    world.observer.publish(Outgoing(DEVICE_REBIRTH.at(PREFIX, device="gw-a"), b""))
     topic = DEVICE_STATE.at(PREFIX, device="gw-a")
-    born = world.heard.wait_for(lambda event: getattr(event, "topic", "") == topic)
-    state = decode(DeviceState, born.payload)
+    birth = world.received.wait_for(lambda event: getattr(event, "topic", "") == topic)
+    state = decode(DeviceState, birth.payload)
     assert (state.status, state.profile is not None) == ("online", True)
-    assert world.beat().session == state.session
+    assert world.heartbeat().session == state.session
     assert DEVICE_REBIRTH.at(PREFIX, device="gw-a") not in world.broker.switch.retained
 
 
@@ -188,7 +192,7 @@ def test_an_answer_expires_a_little_after_its_request(start: Callable[..., World
     world = start()
     world.serve()
     world.ask()
-    answers = [seen.expiry_s for seen in world.heard.deliveries if "/results/" in seen.topic]
+    answers = [seen.expiry_s for seen in world.received.deliveries if "/results/" in seen.topic]
     assert answers
     assert all(expiry_s is not None and 20 < expiry_s <= 20 + LATE_S for expiry_s in answers)
 
@@ -225,27 +229,27 @@ def test_an_answer_that_is_ready_while_the_link_is_down_comes_when_it_is_back(st
     assert [result.answer for result in answers] == [{"label": "echo"}]
 
 
-def test_it_does_not_beat_while_its_data_link_is_down(start: Callable[..., World]) -> None:
+def test_it_sends_no_heartbeats_while_its_data_link_is_down(start: Callable[..., World]) -> None:
     world = start()
-    world.beat()
+    world.heartbeat()
     with world.broker.partitioned("gw-a-data"):
-        world.agent._data_up = False  # as its loop will have it in a moment
-        world.heard.clear()
-        before = len(world.heard.deliveries)
-        world.publish(f"{PREFIX}/probe", b"")  # whatever was being sent has arrived before
-        during = [e for e in world.heard.deliveries[before:] if e.topic.endswith("/heartbeat")]
+        world.agent._data_up = False  # as its loop will set it in a moment
+        world.received.clear()
+        before = len(world.received.deliveries)
+        world.publish(f"{PREFIX}/probe", b"")  # everything sent earlier has arrived by then
+        during = [e for e in world.received.deliveries[before:] if e.topic.endswith("/heartbeat")]
         assert len(during) <= 1
-    world.beat()
+    world.heartbeat()
 
 
-def test_a_loop_that_hangs_is_told_by_silence(start: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hung_loop_sends_no_heartbeats(start: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
     released, hung, silent = threading.Event(), threading.Event(), threading.Event()
 
     def hang(state: Any, event: Any, now_s: float) -> Any:
         if event == LeaderSeen(9):
             hung.set()
             released.wait(WAIT_S)
-        return sound(state, event, now_s)
+        return decide(state, event, now_s)
 
     class Log:
         def bind(self, **_: object) -> Log:
@@ -262,23 +266,21 @@ def test_a_loop_that_hangs_is_told_by_silence(start: Callable[..., World], monke
     monkeypatch.setattr(service, "HUNG_S", 0.7)
     monkeypatch.setattr(service, "log", Log())
     world = start()
-    world.beat()
+    world.heartbeat()
     world.publish(f"{PREFIX}/orchestrator/state", encode(OrchestratorState(epoch=9, online=True, session=1)))
     assert hung.wait(WAIT_S)
     assert silent.wait(WAIT_S)
     released.set()
-    world.heard.clear()
-    world.beat()
+    world.received.clear()
+    world.heartbeat()
 
 
-def test_what_a_burst_took_goes_back_to_the_system(
+def test_memory_that_a_burst_took_returns_to_the_system(
     start: Callable[..., World], burst: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "GIVE_BACK_S", 0.2)
     world = start()
-    world.heard.wait_for(
-        lambda event: getattr(event, "topic", "") == DEVICE_ECHO.at(PREFIX, device="gw-a"), count=SMALL + LARGE
-    )
+    world.await_link_measured()
     full, process = burst(), psutil.Process()
     end_s = time.monotonic() + WAIT_S
     while process.memory_info().rss > full - 50e6:
@@ -286,12 +288,12 @@ def test_what_a_burst_took_goes_back_to_the_system(
         time.sleep(0.05)
 
 
-def test_a_loaded_module_is_reported_with_what_it_really_costs_before_anybody_asks_for_it(
+def test_a_loaded_module_is_reported_with_its_measured_cost_before_the_first_request(
     start: Callable[..., World],
 ) -> None:
     world = start(Measurable())
     world.assign(SPEC)
-    ready = world.beat(lambda beat: beat.modules and beat.modules[SPEC.key].state == "ready")
+    ready = world.heartbeat(lambda seen: state_of(seen) == "ready")
     held = ready.modules[SPEC.key]
     assert (held.memory_bytes, ready.memory_used_bytes) == (12, 12)
     assert held.compute_s is not None
@@ -300,31 +302,33 @@ def test_a_loaded_module_is_reported_with_what_it_really_costs_before_anybody_as
     assert ready.cached == {}
 
 
-def test_a_module_that_it_lets_go_is_reported_as_cached_while_its_weights_are_here(
+def test_an_unloaded_module_is_reported_as_cached_while_its_weights_are_on_the_disk(
     start: Callable[..., World],
 ) -> None:
     world = start(Measurable())
     here = module("y", memory_bytes=10, source=Source(catalog="pocket/imagenet-names.safetensors", part="y"))
     world.assign(SPEC, here)
-    world.beat(lambda beat: len(beat.modules) == 2 and all(each.state == "ready" for each in beat.modules.values()))
+    world.heartbeat(
+        lambda seen: len(seen.modules) == 2 and all(each.state == "ready" for each in seen.modules.values())
+    )
     world.assign(generation=2)
-    assert list(world.beat(lambda beat: beat.cached).cached) == [here.key], "nobody has weights of the other"
+    assert list(world.heartbeat(lambda seen: seen.cached).cached) == [here.key], "not the other one"
 
 
-def test_a_module_larger_than_it_said_is_refused_with_the_reason_and_the_agent_goes_on(
+def test_a_module_larger_than_its_spec_is_refused_with_the_reason_and_the_agent_goes_on(
     start: Callable[..., World],
 ) -> None:
     world = start(Measurable(), footprint=101)
     world.assign(SPEC)
-    failed = world.beat(lambda beat: beat.modules and beat.modules[SPEC.key].state == "failed")
+    failed = world.heartbeat(lambda seen: state_of(seen) == "failed")
     assert "really occupies 101 bytes and 100 of 100 are free" in str(failed.modules[SPEC.key].error)
     assert failed.memory_used_bytes == 0
     world.footprint = 100
     world.assign(SPEC, generation=2)
-    world.beat(lambda beat: beat.modules and beat.modules[SPEC.key].state == "ready")
+    world.heartbeat(lambda seen: state_of(seen) == "ready")
 
 
-def test_the_heart_beats_and_the_loop_turns_while_a_module_is_calibrated(start: Callable[..., World]) -> None:
+def test_heartbeats_and_the_loop_go_on_while_a_module_is_calibrated(start: Callable[..., World]) -> None:
     running, may_end = threading.Event(), threading.Event()
 
     class Slow(Measurable):
@@ -337,12 +341,12 @@ def test_the_heart_beats_and_the_loop_turns_while_a_module_is_calibrated(start: 
     world.assign(SPEC)
     try:
         assert running.wait(WAIT_S)
-        first = world.beat(lambda beat: beat.modules[SPEC.key].state == "loading" if beat.modules else False)
+        first = world.heartbeat(lambda seen: state_of(seen) == "loading")
         world.publish(ORCHESTRATOR_STATE.at(PREFIX), encode(OrchestratorState(epoch=3, online=True, session=1)))
-        world.beat(lambda beat: beat.progress > first.progress and beat.seq > first.seq + 2)
+        world.heartbeat(lambda seen: seen.progress > first.progress and seen.seq > first.seq + 2)
     finally:
         may_end.set()
-    world.beat(lambda beat: beat.modules[SPEC.key].state == "ready" if beat.modules else False)
+    world.heartbeat(lambda seen: state_of(seen) == "ready")
 
 
 def test_the_link_is_measured_over_the_broker_and_announced_with_the_profile(start: Callable[..., World]) -> None:
@@ -352,20 +356,20 @@ def test_the_link_is_measured_over_the_broker_and_announced_with_the_profile(sta
     def measured(event: object) -> bool:
         if not isinstance(event, Delivery) or event.topic != topic:
             return False
-        said = decode(DeviceState, event.payload).profile
-        return said is not None and said.bandwidth_bits_per_s != PROFILE.bandwidth_bits_per_s
+        announced = decode(DeviceState, event.payload).profile
+        return announced is not None and announced.bandwidth_bits_per_s != PROFILE.bandwidth_bits_per_s
 
-    said = decode(DeviceState, world.heard.wait_for(measured).payload)
-    born = decode(DeviceState, world.heard.wait_for(lambda event: getattr(event, "topic", "") == topic).payload)
-    assert (born.profile, born.session) == (PROFILE, said.session), "it didn't wait for the measurement to be born"
-    assert said.status == "online"
-    assert said.profile is not None
-    assert said.profile.memory_bytes == PROFILE.memory_bytes
-    echoes = [e for e in world.heard.deliveries if e.topic == DEVICE_ECHO.at(PREFIX, device="gw-a")]
+    announced = decode(DeviceState, world.received.wait_for(measured).payload)
+    birth = decode(DeviceState, world.received.wait_for(lambda event: getattr(event, "topic", "") == topic).payload)
+    assert (birth.profile, birth.session) == (PROFILE, announced.session), "the birth doesn't wait for the measurement"
+    assert announced.status == "online"
+    assert announced.profile is not None
+    assert announced.profile.memory_bytes == PROFILE.memory_bytes
+    echoes = [e for e in world.received.deliveries if e.topic == DEVICE_ECHO.at(PREFIX, device="gw-a")]
     assert len(echoes) == SMALL + LARGE
 
 
-def test_a_broker_that_takes_no_large_message_leaves_what_is_assumed_of_the_link(start: Callable[..., World]) -> None:
+def test_a_broker_that_refuses_large_messages_leaves_the_assumed_link(start: Callable[..., World]) -> None:
     world = start(packet_bytes=64 * 1024)
     world.serve()
     assert world.ask().answer == {"label": "echo"}

@@ -1,6 +1,7 @@
 """Two agents whose files name one id: one of them ends with a sentence, and the other one serves.
 
-On Mosquitto: the embedded broker doesn't say retained messages to a client that was thrown out, so neither can know.
+On Mosquitto: the embedded broker doesn't resend retained messages to a client whose session was taken over, so neither
+agent can know.
 """
 
 from __future__ import annotations
@@ -62,21 +63,21 @@ def test_one_of_two_agents_with_one_id_ends_with_a_sentence_and_the_other_serves
     state = DEVICE_STATE.at(prefix, device="gw-a")
     one_ended = threading.Event()
     with ExitStack() as stack:
-        ear = MqttTransport(url=mosquitto_url, client_id=f"{unique_prefix}-ear", inbox=recorder)
-        stack.callback(ear.close)
-        ear.subscribe(state, DEVICE_HEARTBEAT.at(prefix, device="gw-a"))
-        ear.start()
+        observer = MqttTransport(url=mosquitto_url, client_id=f"{unique_prefix}-observer", inbox=recorder)
+        stack.callback(observer.close)
+        observer.subscribe(state, DEVICE_HEARTBEAT.at(prefix, device="gw-a"))
+        observer.start()
         first = stack.enter_context(running(mosquitto_url, unique_prefix, one_ended))
         recorder.wait_for(lambda event: getattr(event, "topic", "").endswith("/heartbeat"))
         second = stack.enter_context(running(mosquitto_url, unique_prefix, one_ended))
-        assert one_ended.wait(patience_s), "neither gave way"
+        assert one_ended.wait(patience_s), "neither agent ended"
         stays = second if first.ended.is_set() else first
         gone = first if stays is second else second
         assert "another agent is connected to the broker as gw-a" in str(gone.refusal)
         recorder.clear()
-        beat = recorder.wait_for(lambda event: getattr(event, "topic", "").endswith("/heartbeat"), count=5)
-        session = decode(Heartbeat, beat.payload).session
+        heartbeat = recorder.wait_for(lambda event: getattr(event, "topic", "").endswith("/heartbeat"), count=5)
+        session = decode(Heartbeat, heartbeat.payload).session
         assert session == stays.agent._session
         assert not stays.ended.is_set()
-        said = [decode(DeviceState, event.payload) for event in recorder.deliveries if event.topic == state]
-        assert [each.status for each in said if each.session == session][-1:] in ([], ["online"])
+        announced = [decode(DeviceState, event.payload) for event in recorder.deliveries if event.topic == state]
+        assert [each.status for each in announced if each.session == session][-1:] in ([], ["online"])

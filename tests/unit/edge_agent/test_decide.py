@@ -157,7 +157,7 @@ def test_the_same_events_give_the_same_actions_and_the_same_state() -> None:
 # --- assignments ---
 
 
-def test_what_is_assigned_is_loaded_and_what_is_not_is_let_go_first() -> None:
+def test_assigned_modules_are_loaded_after_the_others_are_unloaded() -> None:
     state = AgentState("gw-a", PREFIX)
     assert only(decide(state, assigned(ENCODER), 0.0), Load).assigned.spec == ENCODER
     actions = decide(state, assigned(HEAD, generation=2), 0.0)
@@ -181,7 +181,7 @@ def test_an_assignment_of_an_older_epoch_is_dropped_even_with_a_higher_generatio
     assert ENCODER.key in front.assigned
 
 
-def test_a_new_leader_is_told_at_once_what_is_held(front: AgentState) -> None:
+def test_a_new_leader_gets_a_heartbeat_at_once(front: AgentState) -> None:
     assert decide(front, LeaderSeen(2), 0.0) == [SendHeartbeat()]
     assert decide(front, LeaderSeen(2), 0.0) == []
 
@@ -190,7 +190,7 @@ def test_a_module_that_failed_is_reported_and_its_requests_go_back(front: AgentS
     decide(front, ModuleFailed(ENCODER.key), 0.0)
     actions = decide(front, request(), 0.0)
     assert not all_of(actions, Run)
-    assert front.coordinated  # not given up: a new route may come
+    assert front.coordinated  # still open: a new route may come
 
 
 # --- routes ---
@@ -209,7 +209,7 @@ def test_a_new_front_door_set_joins_the_new_group_before_leaving_the_old(front: 
     assert [type(action) for action in actions] == [JoinGroup, LeaveGroup]
 
 
-def test_a_device_that_is_no_front_door_any_more_leaves_when_the_new_one_had_time_to_join(front: AgentState) -> None:
+def test_a_removed_front_door_leaves_when_the_new_one_had_time_to_join(front: AgentState) -> None:
     decide(front, Routed(route(encoder=("gw-c",), group=2, generation=2)), 0.0)
     assert decide(front, Tick(), 0.5) == []
     assert all_of(decide(front, request(), 0.5), Send), "a request in between is coordinated here"
@@ -225,7 +225,7 @@ def test_a_front_door_that_returns_to_its_group_meanwhile_does_not_leave_it(fron
     assert not all_of(decide(front, Tick(), 2 * LEAVE_S), LeaveGroup)
 
 
-def test_a_device_leaves_at_once_where_nobody_serves(front: AgentState) -> None:
+def test_a_front_door_of_an_unavailable_task_leaves_at_once(front: AgentState) -> None:
     nobody = Route(task="zero-shot", epoch=1, generation=2, group=2, unavailable="no device can hold it")
     assert all_of(decide(front, Routed(nobody), 0.0), LeaveGroup)
 
@@ -268,7 +268,7 @@ def test_an_output_goes_to_the_device_of_the_consuming_node(front: AgentState) -
     }
 
 
-def test_the_consuming_device_joins_what_arrives_in_any_order(front: AgentState, back: AgentState) -> None:
+def test_the_consuming_device_joins_inputs_that_arrive_in_any_order(front: AgentState, back: AgentState) -> None:
     asked = decide(front, request(), 0.0)
     text = only(asked, Send)
     run = only(asked, Run)
@@ -323,7 +323,7 @@ def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_r
         given = sent.values["encoder"]
         assert isinstance(given, dict)
         found = given["features"]
-        assert found.dtype == np.float16, "half the bytes cross the border"
+        assert found.dtype == np.float16, "half the bytes go over the network"
         assert isinstance(sent.message, NodeInputs)
         assert sent.message.plan.wire == "float16"
         found = found.astype(np.float32)
@@ -331,7 +331,7 @@ def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_r
     assert found.tolist() == [[float(np.float16(THIRD))] * 2] != [[THIRD] * 2]
 
 
-def test_what_the_sensor_gets_is_never_rounded(front: AgentState, back: AgentState) -> None:
+def test_the_sensor_s_output_is_never_rounded(front: AgentState, back: AgentState) -> None:
     decide(front, Routed(route(generation=2, wire="float16")), 0.0)
     _, sends = answered(front, back)
     back.kept.clear()
@@ -420,11 +420,11 @@ def test_a_missing_node_is_sent_to_the_device_of_the_new_route_and_finished_ones
     assert values == {"encoder": dict, "text": RawInput}
 
 
-# gw-a is only the front door, and the first of two equal replicas is taken: what stays on gw-d stays for a reason.
+# gw-a is only the front door. The first of two equal replicas is chosen: a node that stays on gw-d stays for a reason.
 
 
 def elsewhere(state: AgentState, now_s: float, encoder: str, head: str) -> list[Send]:
-    """What is sent when the route names these devices: none, one or, with spaces between, more."""
+    """The messages sent when the route names these devices: none, one or, separated by spaces, several."""
     known = state.routes["zero-shot"].generation
     made = route(tuple(encoder.split()), tuple(head.split()), generation=known + 1, front_door=("gw-a",))
     return all_of(decide(state, Routed(made), now_s), Send)
@@ -443,57 +443,57 @@ def receivers(sends: list[Send]) -> dict[str, str]:
 
 @pytest.fixture
 def asked() -> AgentState:
-    """gw-a asked gw-d for the encoder and gw-b for the head."""
+    """gw-a assigned the encoder to gw-d and the head to gw-b."""
     state = AgentState("gw-a", PREFIX)
     decide(state, Routed(route(("gw-d",), front_door=("gw-a",))), 0.0)
     assert receivers(all_of(decide(state, ASKED, 0.0), Send)) == {"encoder": "gw-d", "head": "gw-b"}
     return state
 
 
-def test_what_finished_stays_where_it_is_kept_though_the_route_was_incomplete_meanwhile(asked: AgentState) -> None:
+def test_a_completed_node_stays_on_its_device_though_the_route_was_incomplete_meanwhile(asked: AgentState) -> None:
     encoded_on(asked, "gw-d", 0.1)
     assert not elsewhere(asked, 0.2, "gw-c gw-d", "")
     assert receivers(elsewhere(asked, 0.3, "gw-c gw-d", "gw-e")) == {"encoder": "gw-d", "head": "gw-e"}
 
 
-def test_what_finished_while_the_route_was_incomplete_stays_where_it_is_kept(asked: AgentState) -> None:
+def test_a_node_that_completes_while_the_route_is_incomplete_stays_on_its_device(asked: AgentState) -> None:
     assert not elsewhere(asked, 0.1, "gw-c gw-d", "")
     encoded_on(asked, "gw-d", 0.2)
     assert receivers(elsewhere(asked, 0.3, "gw-c gw-d", "gw-e")) == {"encoder": "gw-d", "head": "gw-e"}
 
 
-def test_what_finished_where_nobody_is_any_more_is_computed_anew_and_waits_there(asked: AgentState) -> None:
+def test_a_node_whose_device_left_is_computed_on_another_one(asked: AgentState) -> None:
     encoded_on(asked, "gw-d", 0.1)
     assert not elsewhere(asked, 0.2, "gw-c", "")
     assert receivers(elsewhere(asked, 0.3, "gw-c", "gw-e")) == {"encoder": "gw-c", "head": "gw-e"}
     assert set(waits_s(asked, 0.3, task="zero-shot")) == {"gw-c", "gw-e"}
 
 
-def test_who_gave_its_output_may_leave_the_route(asked: AgentState) -> None:
+def test_a_device_that_delivered_its_output_may_leave_the_route(asked: AgentState) -> None:
     encoded_on(asked, "gw-d", 0.1)
     assert not elsewhere(asked, 0.2, "gw-c", "gw-b")
 
 
-def test_who_leaves_the_route_before_it_gave_again_what_it_keeps_is_replaced_at_once(asked: AgentState) -> None:
+def test_a_device_that_leaves_before_it_forwards_its_kept_output_is_replaced_at_once(asked: AgentState) -> None:
     encoded_on(asked, "gw-d", 0.1)
     assert receivers(elsewhere(asked, 0.2, "gw-d", "gw-e")) == {"encoder": "gw-d", "head": "gw-e"}
     assert receivers(elsewhere(asked, 0.3, "gw-c", "gw-e")) == {"encoder": "gw-c", "head": "gw-e"}
 
 
-def test_the_late_word_of_who_was_asked_before_does_not_hide_that_the_new_one_left(asked: AgentState) -> None:
+def test_a_late_done_of_an_earlier_assignee_does_not_hide_that_the_current_one_left(asked: AgentState) -> None:
     assert receivers(elsewhere(asked, 0.1, "gw-f", "gw-e")) == {"encoder": "gw-f", "head": "gw-e"}
     encoded_on(asked, "gw-d", 0.2)  # its output went to gw-b
     assert receivers(elsewhere(asked, 0.3, "gw-c", "gw-e")) == {"encoder": "gw-c", "head": "gw-e"}
 
 
-def test_the_late_word_of_who_was_asked_before_does_not_hide_where_the_output_is_kept_now(asked: AgentState) -> None:
+def test_a_late_done_of_an_earlier_assignee_does_not_hide_where_the_output_is_kept(asked: AgentState) -> None:
     elsewhere(asked, 0.1, "gw-f", "gw-e")
     encoded_on(asked, "gw-f", 0.2)
     encoded_on(asked, "gw-d", 0.3)
     assert receivers(elsewhere(asked, 0.4, "gw-c gw-f", "gw-b")) == {"encoder": "gw-f", "head": "gw-b"}
 
 
-def test_what_finished_on_a_device_that_refuses_it_now_is_computed_anew_elsewhere(asked: AgentState) -> None:
+def test_a_completed_node_whose_device_refuses_it_is_computed_elsewhere(asked: AgentState) -> None:
     encoded_on(asked, "gw-d", 0.1)
     sent = next(send for send in elsewhere(asked, 0.2, "gw-c gw-d", "gw-e") if send.receiver == "gw-d")
     kept = {name: getattr(sent.message, name) for name in ("request", "task", "epoch", "generation", "attempt")}
@@ -583,7 +583,7 @@ def test_the_deadline_ends_a_request_with_an_error(front: AgentState) -> None:
     assert body.code == ErrorCode.DEADLINE_EXCEEDED
     assert not front.coordinated
     assert front.coordinated_bytes == 0
-    (run,) = front.pending  # its module is running: what comes of it is dropped
+    (run,) = front.pending  # its module is running: the output will be dropped
     assert not decide(front, Ran(run, features(), None, 0.0, 11.0), 11.0)
     assert not front.pending
     assert front.next_deadline_s() is None
@@ -617,7 +617,7 @@ def test_a_module_unloaded_while_its_work_waited_is_tried_elsewhere(front: Agent
     assert front.coordinated
 
 
-def test_a_tensor_of_an_older_generation_is_refused_and_its_coordinator_told(
+def test_a_tensor_of_an_older_generation_is_refused_with_a_message_to_its_coordinator(
     front: AgentState, back: AgentState
 ) -> None:
     sent = only(decide(front, request(), 0.0), Send)
@@ -693,7 +693,7 @@ def test_a_reply_topic_outside_the_allowed_prefix_is_refused(front: AgentState, 
     assert front.dropped["reply_topic"] == 1
 
 
-def test_beyond_its_capacity_a_front_door_says_when_to_come_back(front: AgentState) -> None:
+def test_beyond_its_capacity_a_front_door_answers_with_retry_after(front: AgentState) -> None:
     for number in range(256):
         decide(front, request(correlation=str(number).encode() + b"x"), 0.0)
     body = only(decide(front, request(correlation=b"one-more"), 0.0), Reply).result.error
@@ -702,7 +702,7 @@ def test_beyond_its_capacity_a_front_door_says_when_to_come_back(front: AgentSta
     assert body.retry_after_s
 
 
-# --- what a review found ---
+# --- edge cases ---
 
 
 def test_the_same_correlation_with_another_picture_is_another_request(front: AgentState) -> None:
@@ -759,7 +759,7 @@ def test_a_deadline_of_a_day_and_more_is_a_day(front: AgentState) -> None:
         assert sent.message.deadline_s <= 86_400
 
 
-def test_only_who_was_asked_can_say_that_a_node_is_done(front: AgentState) -> None:
+def test_only_an_assignee_can_complete_a_node(front: AgentState) -> None:
     sent = only(decide(front, ASKED, 0.0), Send)
     done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=1, generation=1, attempt=0)
     decide(front, Received("gw-evil", done, {}), 0.1)
@@ -776,7 +776,7 @@ def test_the_done_of_the_output_ends_a_request_though_its_route_is_incomplete_by
     done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=1, generation=1, attempt=0)
     decide(front, Received("gw-a", done.model_copy(update={"node": "encoder"}), {}), 0.2)
     decide(front, Received("gw-evil", done, {}), 0.2)
-    assert front.coordinated, "neither another node nor another device ends it"
+    assert front.coordinated, "neither another node nor another device ends the request"
     decide(front, Received("gw-b", done, {}), 0.3)
     assert not front.coordinated
     assert not all_of(decide(front, Tick(), 10.0), Reply)
@@ -833,14 +833,14 @@ def test_kept_outputs_go_when_their_time_is_over_though_nothing_comes(front: Age
     now_s = 0.1
     while front.kept and now_s < 2 * deadline_s:
         due_s = front.next_deadline_s()
-        assert due_s is not None, "somebody must look"
+        assert due_s is not None, "a tick must be due"
         now_s = max(due_s, now_s + 0.01)
         decide(front, Tick(), now_s)
     assert deadline_s <= now_s <= deadline_s + SWEEP_S
     assert front.kept_bytes == 0
 
 
-def test_the_answer_goes_where_the_newest_attempt_says(front: AgentState, back: AgentState) -> None:
+def test_the_answer_follows_the_newest_attempt(front: AgentState, back: AgentState) -> None:
     asked = decide(front, ASKED, 0.0)
     old = only(asked, Send)
     image = only(decide(front, Ran(only(asked, Run).run, features(), None, 0.0, 0.0), 0.1), Send)
@@ -851,18 +851,18 @@ def test_the_answer_goes_where_the_newest_attempt_says(front: AgentState, back: 
     assert only(decide(back, Ran(run, answer, None, 0.0, 0.0), 0.4), Reply).result.generation == 2
 
 
-def test_a_failed_module_is_let_go_when_it_is_not_assigned_any_more_and_tried_again_when_it_is() -> None:
+def test_a_failed_module_is_unloaded_when_unassigned_and_retried_when_assigned_again() -> None:
     state = AgentState("gw-a", PREFIX)
     decide(state, assigned(ENCODER), 0.0)
     decide(state, ModuleFailed(ENCODER.key), 0.0)
-    assert not all_of(decide(state, assigned(ENCODER), 0.0), Load)  # the same word again
+    assert not all_of(decide(state, assigned(ENCODER), 0.0), Load)  # the same assignment again
     assert only(decide(state, assigned(ENCODER, generation=2), 0.0), Load)
     decide(state, ModuleFailed(ENCODER.key), 0.0)
     assert only(decide(state, assigned(generation=3), 0.0), Unload).key == ENCODER.key
     assert not state.failed
 
 
-def test_a_module_assigned_anew_before_its_failure_was_known_is_tried_again(front: AgentState) -> None:
+def test_a_module_assigned_again_before_its_failure_was_known_is_retried(front: AgentState) -> None:
     decide(front, assigned(ENCODER, HEAD, generation=2), 0.0)
     decide(front, assigned(ENCODER, HEAD, generation=3), 0.1)
     assert only(decide(front, ModuleFailed(HEAD.key), 0.2), Load).assigned.spec == HEAD
@@ -870,7 +870,7 @@ def test_a_module_assigned_anew_before_its_failure_was_known_is_tried_again(fron
     assert front.failed == {HEAD.key}
 
 
-def test_a_module_whose_older_load_failed_late_is_held_when_its_newer_one_succeeds(front: AgentState) -> None:
+def test_a_module_is_ready_when_its_newer_load_succeeds_after_a_late_failure_of_the_older(front: AgentState) -> None:
     decide(front, assigned(ENCODER, HEAD, generation=2), 0.0)
     decide(front, assigned(ENCODER, generation=3), 0.1)
     decide(front, assigned(ENCODER, HEAD, generation=4), 0.2)  # while the first load of it is under way
@@ -880,7 +880,7 @@ def test_a_module_whose_older_load_failed_late_is_held_when_its_newer_one_succee
     assert not front.failed
 
 
-def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_said_all_its_routes(
+def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_published_its_routes(
     front: AgentState,
 ) -> None:
     decide(front, LinkRestored(), 10.0)
@@ -894,7 +894,7 @@ def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_sa
     assert not front.routes
 
 
-def test_routes_outlive_a_leader_that_connects_after_its_word_which_the_broker_remembered(front: AgentState) -> None:
+def test_routes_outlive_a_leader_that_connects_after_its_retained_state_was_read(front: AgentState) -> None:
     decide(front, LinkRestored(), 10.0)
     decide(front, LeaderSeen(1), 10.0)
     decide(front, Tick(), 10.0 + RECONNECT_S + 0.5)
@@ -904,7 +904,7 @@ def test_routes_outlive_a_leader_that_connects_after_its_word_which_the_broker_r
     assert front.routes
 
 
-def test_a_route_said_again_on_a_new_link_stays(front: AgentState) -> None:
+def test_a_route_republished_on_a_new_link_stays(front: AgentState) -> None:
     decide(front, LinkRestored(), 10.0)
     decide(front, LeaderSeen(1), 12.0)
     decide(front, Routed(route()), 12.1)

@@ -1,4 +1,4 @@
-"""What is of an older epoch or generation changes nothing, and is counted: each kind of message in turn."""
+"""Messages of an older epoch or generation change nothing and are counted: each kind of message in turn."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_an_older_route(state: AgentState, epoch: int, generation: int) -> None:
 
 
 @OLDER
-def test_an_older_tensor_is_not_computed_and_its_coordinator_told(
+def test_an_older_tensor_is_refused_with_a_message_to_its_coordinator(
     state: AgentState, epoch: int, generation: int
 ) -> None:
     front = agent("gw-f", routes=[route(epoch, generation, door="gw-f")])
@@ -97,7 +97,7 @@ def test_a_failure_of_an_older_attempt_changes_nothing() -> None:
 
 
 def asked_of_another() -> tuple[AgentState, NodeInputs]:
-    """gw-f asked gw-b."""
+    """gw-f assigned the node to gw-b."""
     front = agent("gw-f", routes=[route(device="gw-b", door="gw-f")])
     send = only(decide(front, asked(), 0.0), Send)
     assert isinstance(send.message, NodeInputs)
@@ -122,8 +122,8 @@ def test_once_a_newer_leader_was_seen_the_older_one_is_not_obeyed(state: AgentSt
     assert state.epoch == EPOCH + 1
 
 
-def test_a_device_that_comes_back_with_an_old_retained_assignment_unloads_what_the_new_one_does_not_name() -> None:
-    """It was cut off and started again: the broker still says what it was to hold, until the orchestrator says anew."""
+def test_a_restarted_device_with_an_old_retained_assignment_unloads_the_modules_that_the_new_one_lacks() -> None:
+    """The broker still has the old retained assignment, until the orchestrator publishes a new one."""
     state = AgentState("gw-a", PREFIX)
     loads = all_of(decide(state, assignment(OWN, OLD), 0.0), Load)
     assert {load.assigned.spec.key for load in loads} == {OWN.key, OLD.key}
@@ -131,4 +131,4 @@ def test_a_device_that_comes_back_with_an_old_retained_assignment_unloads_what_t
     actions = decide(state, assignment(OWN, epoch=EPOCH + 1, generation=0), 0.2)
     assert [action for action in actions if isinstance(action, (Unload, Load))] == [Unload(OLD.key)]
     assert OLD.key not in state.ready
-    assert decide(state, assignment(OWN, OLD), 0.3) == [], "and the old one, said once more, brings nothing back"
+    assert decide(state, assignment(OWN, OLD), 0.3) == [], "the old one, delivered again, loads nothing"

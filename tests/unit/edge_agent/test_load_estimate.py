@@ -1,4 +1,4 @@
-"""What an agent knows of the work that waits, here and elsewhere, and that its requests go where less waits."""
+"""The estimate of the waiting work on each device; requests go to the device where they wait least."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def features() -> Output:
     return Output({"features": np.ones((1, 2), dtype=np.float32)})
 
 
-def test_requests_take_turns_on_equal_replicas_while_nothing_has_finished() -> None:
+def test_requests_alternate_between_equal_replicas_while_no_node_has_finished() -> None:
     state = front(FAR)
     assert [receivers(ask(state, number, 0.0)) for number in range(4)] == [["gw-b"], ["gw-c"], ["gw-b"], ["gw-c"]]
 
 
-def test_what_a_device_reports_counts_until_its_time_is_over() -> None:
+def test_a_reported_queue_counts_until_its_time_has_passed() -> None:
     state = front(FAR)
     message = sent(ask(state, 1, 0.0))
     decide(state, Received("gw-b", done(message, queue_s=5.0), {}), 1.0)
@@ -72,7 +72,7 @@ def test_what_a_device_reports_counts_until_its_time_is_over() -> None:
     assert receivers(ask(state, 2, 3.0)) == ["gw-c"]
 
 
-def test_what_was_asked_after_a_report_comes_on_top_of_it() -> None:
+def test_work_assigned_after_a_report_adds_to_it() -> None:
     state = front(("gw-b",))
     first, second = sent(ask(state, 1, 0.0)), sent(ask(state, 2, 0.5))
     decide(state, Received("gw-b", done(first, queue_s=4.0), {}), 1.0)  # the second is among these 4 s
@@ -82,7 +82,7 @@ def test_what_was_asked_after_a_report_comes_on_top_of_it() -> None:
     assert waiting(state, 3.0) == {"gw-b": pytest.approx(3.0)}
 
 
-def test_a_device_that_does_not_finish_what_it_was_asked_never_looks_free() -> None:
+def test_a_device_with_unfinished_work_never_looks_free() -> None:
     state = front(("gw-b",))
     for number in range(3):
         ask(state, number, 0.0)
@@ -91,7 +91,7 @@ def test_a_device_that_does_not_finish_what_it_was_asked_never_looks_free() -> N
     assert waiting(state, 0.95) == {"gw-b": pytest.approx(3.0)}
 
 
-def test_what_ended_waits_no_more() -> None:
+def test_an_ended_request_does_not_count() -> None:
     state = front(("gw-b",))
     ask(state, 1, 0.0)
     decide(state, Tick(), 61.0)  # its deadline
@@ -109,11 +109,11 @@ def test_a_late_request_goes_to_another_replica() -> None:
 def test_a_request_whose_route_changes_does_not_run_from_its_own_work() -> None:
     state = front(("gw-b", "gw-d"))
     assert receivers(ask(state, 1, 0.0)) == ["gw-b"]
-    state.coordinated[next(iter(state.coordinated))].plan = None  # as while nobody was able
+    state.coordinated[next(iter(state.coordinated))].plan = None  # as while no device was able
     assert receivers(decide(state, Routed(encoder_route("encode", FAR, generation=2)), 0.1)) == ["gw-b"]
 
 
-def test_the_own_queue_is_what_was_given_to_the_compute_thread_less_the_time_it_runs() -> None:
+def test_the_own_queue_is_the_submitted_work_less_the_time_since_it_began() -> None:
     state = front(("gw-a",))
     first = the_run(ask(state, 1, 0.0))
     decide(state, Ran(first.run, features(), None, 0.0, 2.0), 2.0)
@@ -127,8 +127,8 @@ def test_the_own_queue_is_what_was_given_to_the_compute_thread_less_the_time_it_
     assert waiting(state, 14.0) == {"gw-a": pytest.approx(1.2)}
 
 
-def test_one_slow_pass_turns_nobody_away() -> None:
-    """All that waited for a broker comes at once, and is decoded beside the first pass of many."""
+def test_one_slow_pass_causes_no_refusals() -> None:
+    """All requests that waited for a broker arrive at once, and are decoded during the first pass."""
     state = front(("gw-a",), compute_s=0.02)
     for number in range(2):
         decide(state, Ran(the_run(ask(state, number, number)).run, features(), None, 0.0, 0.02), number + 0.02)
@@ -140,13 +140,13 @@ def test_one_slow_pass_turns_nobody_away() -> None:
         assert not refusals(ask(state, number, 10.5))
 
 
-def test_who_finishes_a_node_says_how_much_still_waits_there() -> None:
+def test_a_done_message_reports_the_remaining_queue() -> None:
     asking, working = front(("gw-b",)), agent("gw-b", ENCODER)
     runs: list[Action] = []
     for number in range(3):
         message = next(action for action in ask(asking, number, 0.0) if isinstance(action, Send))
         runs += decide(working, Received("gw-a", message.message, message.values), 0.0)
-    assert [type(run) for run in runs] == [Run, Run], "the third waits for its turn"
+    assert [type(run) for run in runs] == [Run, Run], "the third one waits in the queue"
     told = [
         action.message
         for action in decide(working, Ran(the_run(runs[:1]).run, features(), None, 0.0, 0.7), 0.7)
@@ -155,7 +155,7 @@ def test_who_finishes_a_node_says_how_much_still_waits_there() -> None:
     assert [message.queue_s for message in told] == [pytest.approx(1.4)]
 
 
-def test_a_pass_that_failed_is_no_measurement() -> None:
+def test_a_failed_pass_is_not_measured() -> None:
     state = front(("gw-a",))
     decide(state, Ran(the_run(ask(state, 1, 0.0)).run, features(), None, 0.0, 2.0), 2.0)
     bad = RequestFailed(ErrorCode.BAD_INPUT, "no picture")
@@ -163,7 +163,7 @@ def test_a_pass_that_failed_is_no_measurement() -> None:
     assert state.measured_s == {ENCODER.key: 2.0}
 
 
-def test_a_module_that_is_let_go_leaves_no_measurement() -> None:
+def test_an_unloaded_module_leaves_no_measurement() -> None:
     state = front(("gw-a",))
     decide(state, Ran(the_run(ask(state, 1, 0.0)).run, features(), None, 0.0, 2.0), 2.0)
     assert state.measured_s == {ENCODER.key: 2.0}

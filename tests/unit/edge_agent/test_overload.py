@@ -1,4 +1,4 @@
-"""More is asked than can be done: who is refused, when, and what they are told."""
+"""Overload: which requests are refused, when, and with which answer."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ def test_a_request_that_would_be_late_because_of_others_is_refused_at_once_with_
     assert not all_of(flood(state, "greedy", 7), Reply)  # less than eight seconds of ten: ADMITTED_SHARE
     assert refused(decide(state, asked("greedy", 7), 0.0)).code == ErrorCode.OVERLOADED
     assert len(state.coordinated) == 7
-    assert not all_of(decide(state, asked("greedy", 8, deadline_s=60), 0.0), Reply), "who has time may wait"
+    assert not all_of(decide(state, asked("greedy", 8, deadline_s=60), 0.0), Reply), "a request with more time may wait"
     assert refused(decide(state, asked("greedy", 9), 0.0)).retry_after_s == pytest.approx(1.0)
 
 
-def test_after_what_it_was_told_the_same_request_is_taken(state: AgentState) -> None:
+def test_after_the_stated_retry_time_the_same_request_is_admitted(state: AgentState) -> None:
     flood(state, "greedy", 7)
     wait_s = refused(decide(state, asked("greedy", 7), 0.0)).retry_after_s
     assert wait_s is not None
     assert not all_of(decide(state, asked("greedy", 7), wait_s), Reply)
 
 
-def test_what_is_slow_by_itself_is_not_overload(state: AgentState) -> None:
+def test_a_request_that_is_slow_by_itself_is_not_refused(state: AgentState) -> None:
     actions = decide(state, asked("greedy", 1, deadline_s=1), 0.0)
     assert all_of(actions, Run)
     assert not all_of(actions, Reply)
@@ -75,7 +75,7 @@ def test_what_is_slow_by_itself_is_not_overload(state: AgentState) -> None:
 
 def test_a_task_that_floods_does_not_keep_another_out(state: AgentState) -> None:
     first = all_of(flood(state, "greedy", 9), Run)
-    assert not all_of(decide(state, asked("modest", 1, deadline_s=6), 0.0), Reply), "ahead of what the greedy one has"
+    assert not all_of(decide(state, asked("modest", 1, deadline_s=6), 0.0), Reply), "before the greedy task's"
     order = [state.passes[run.run][0] for run in first]
     for position in range(3):
         first += all_of(ran(state, first[position], 1.0 + position), Run)
@@ -83,7 +83,7 @@ def test_a_task_that_floods_does_not_keep_another_out(state: AgentState) -> None
     assert "modest" in order[:4], order
 
 
-def test_what_waits_here_counts_once_while_its_request_waits_for_a_route(state: AgentState) -> None:
+def test_a_node_queued_here_counts_once_while_its_request_waits_for_a_route(state: AgentState) -> None:
     encoder = route("greedy").nodes["encoder"]
     head = encoder.model_copy(update={"needs": ("encoder",)})
     decide(state, Routed(route("greedy", generation=2, nodes={"encoder": encoder, "head": head}, output="head")), 0.0)
@@ -92,7 +92,9 @@ def test_what_waits_here_counts_once_while_its_request_waits_for_a_route(state: 
     assert before == {"gw-a": pytest.approx(2.0)}
     lost = {"encoder": encoder, "head": head.model_copy(update={"devices": ()})}
     decide(state, Routed(route("greedy", generation=3, nodes=lost, output="head")), 0.0)
-    assert waits_s(state, 0.0, task="greedy") == {"gw-a": pytest.approx(1.0)}, "its encoder; its head may never come"
+    assert waits_s(state, 0.0, task="greedy") == {"gw-a": pytest.approx(1.0)}, (
+        "its encoder alone: its head has no device"
+    )
 
 
 def test_the_room_that_one_task_may_take_leaves_room_for_others(
@@ -106,9 +108,9 @@ def test_the_room_that_one_task_may_take_leaves_room_for_others(
     assert not all_of(decide(state, asked("modest", 1, deadline_s=1000), 0.0), Reply)
 
 
-def test_what_expired_while_it_waited_is_dropped_before_it_is_computed(state: AgentState) -> None:
+def test_a_node_that_expires_in_the_queue_is_not_computed(state: AgentState) -> None:
     runs = all_of(flood(state, "greedy", 8), Run)
-    assert len(runs) == 2, "the thread has one, and one at hand"
+    assert len(runs) == 2, "the compute thread has one more than it computes"
     after = ran(state, runs[0], 11.0)
     assert not all_of(after, Run)
     assert state.dropped["expired"] >= 6
@@ -132,11 +134,11 @@ def test_a_device_refuses_work_that_it_cannot_do_in_time_and_another_may_help(st
     assert send.message.error.retry_after_s == pytest.approx(5.0 + 1.0 - 5.0)
     assert state.dropped["overloaded"] == 1
     urgent = decide(state, inputs_for("gw-a", 10, 3.5), 0.0)
-    assert not all_of(urgent, Send), "what is more urgent goes before, and there is time for it"
+    assert not all_of(urgent, Send), "the earlier deadline goes first, and there is time for it"
 
 
 @pytest.mark.parametrize("others", [(), ("gw-c",)], ids=["nobody-else", "a-replica"])
-def test_an_overloaded_device_ends_a_request_only_when_nobody_else_could_run_it(
+def test_an_overloaded_device_ends_a_request_only_when_no_other_device_could_run_it(
     others: tuple[str, ...],
 ) -> None:
     asking = agent("gw-a", routes=[route("greedy", ("gw-b", *others))])
@@ -158,7 +160,7 @@ def test_an_overloaded_device_ends_a_request_only_when_nobody_else_could_run_it(
         assert again.receiver == "gw-c"
 
 
-def test_a_module_that_goes_leaves_no_turns_behind(state: AgentState) -> None:
+def test_an_unloaded_module_leaves_nothing_in_the_queue(state: AgentState) -> None:
     flood(state, "greedy", 8)
     decide(state, ModuleFailed(ENCODER.key), 0.5)
     assert not state.fair_queue.waiting
@@ -166,7 +168,7 @@ def test_a_module_that_goes_leaves_no_turns_behind(state: AgentState) -> None:
 
 
 def test_thousands_of_requests_leave_nothing_behind(state: AgentState) -> None:
-    """Answered, refused, copied and expired ones: what is kept in memory stays within its bounds."""
+    """Requests are answered, refused, duplicated and expire: the memory stays within its bounds."""
     now_s, under_way, kept_outputs = 0.0, 0, 0
     waiting: list[Run] = []
     for number in range(4000):
@@ -180,7 +182,7 @@ def test_thousands_of_requests_leave_nothing_behind(state: AgentState) -> None:
         under_way = max(under_way, len(state.coordinated) + len(state.pending))
         kept_outputs = max(kept_outputs, len(state.kept))
     assert under_way < 40
-    assert 0 < kept_outputs < 40, "none is kept for longer than anybody can ask for it"
+    assert 0 < kept_outputs < 40, "an output is kept no longer than a device can ask for it"
     while waiting:
         now_s += 1.0
         waiting += all_of(ran(state, waiting.pop(0), now_s), Run)

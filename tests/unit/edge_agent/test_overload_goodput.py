@@ -1,4 +1,4 @@
-"""A device under loads up to three times its capacity, in simulated time: what it answers in time, and for whom.
+"""A device under loads up to three times its capacity, in simulated time: its goodput, and the share of each task.
 
 The agent's own rules, one event after the other; the compute thread is a simulated one that takes what modules take.
 """
@@ -52,7 +52,7 @@ class Simulation:
         self.errors: Counter[str] = Counter()
 
     def run(self, rates: dict[str, float]) -> None:
-        """Ask at these rates for ``SECONDS``, and go on until all have ended."""
+        """Send requests at these rates for ``SECONDS``, and go on until all have ended."""
         for task, rate in rates.items():
             for number in range(round(rate * SECONDS)):
                 name = f"{task}/{number}".encode()
@@ -91,35 +91,35 @@ class Simulation:
 
 
 @pytest.mark.parametrize("load", [0.25, 0.5, 1.0, 1.5, 2.0, 3.0])
-def test_what_is_answered_in_time_does_not_fall_when_more_is_asked_than_can_be_done(load: float) -> None:
+def test_goodput_does_not_fall_under_overload(load: float) -> None:
     simulation = Simulation()
     simulation.run(dict.fromkeys(("one", "other"), load * CAPACITY_PER_S / 2))
     answered = simulation.in_time.total()
     assert answered >= 0.95 * min(1.0, load) * CAPACITY_PER_S * SECONDS, (answered, simulation.errors)
-    assert answered + simulation.errors.total() == round(load * CAPACITY_PER_S / 2 * SECONDS) * 2, "every one has ended"
-    assert set(simulation.errors) <= {"overloaded"}, "refused at once, and nothing was taken that could not be finished"
+    assert answered + simulation.errors.total() == round(load * CAPACITY_PER_S / 2 * SECONDS) * 2, "all have ended"
+    assert set(simulation.errors) <= {"overloaded"}, "refused at once; no admitted request was left unfinished"
 
 
 def test_a_device_that_becomes_four_times_slower_is_still_used_in_full() -> None:
     simulation = Simulation(slow_from_s=SECONDS / 2, factor=4.0)
     simulation.run(dict.fromkeys(("one", "other"), CAPACITY_PER_S))
     possible = CAPACITY_PER_S * SECONDS * (0.5 + 0.5 / 4)
-    assert simulation.in_time.total() >= 0.85 * possible, (  # what was taken before it became slow can't be finished
+    assert simulation.in_time.total() >= 0.85 * possible, (  # some were admitted before it became slow
         simulation.in_time,
         possible,
         simulation.errors,
     )
 
 
-def test_a_task_that_asks_ten_times_as_much_leaves_the_other_its_share() -> None:
+def test_a_task_with_ten_times_the_requests_leaves_the_other_its_share() -> None:
     simulation = Simulation()
     simulation.run({"one": 3 * CAPACITY_PER_S * 10 / 11, "other": 3 * CAPACITY_PER_S / 11})
     asked_of_other = 3 / 11 * CAPACITY_PER_S * SECONDS
-    assert simulation.in_time["other"] >= 0.9 * asked_of_other, "less than half: all of it"
+    assert simulation.in_time["other"] >= 0.9 * asked_of_other, "it asks for less than half and gets all of it"
     assert simulation.in_time.total() >= 0.9 * CAPACITY_PER_S * SECONDS
 
 
-def test_two_tasks_that_both_ask_too_much_have_equal_shares() -> None:
+def test_two_overloading_tasks_have_equal_shares() -> None:
     simulation = Simulation()
     simulation.run({"one": 2.5 * CAPACITY_PER_S, "other": CAPACITY_PER_S})
     shares = [simulation.in_time[task] / simulation.in_time.total() for task in ("one", "other")]

@@ -1,4 +1,4 @@
-"""Who is suspected when a request is late, and what clears them."""
+"""Suspicion: which devices are suspected when a request is late, and how a suspicion ends."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def late(state: AgentState) -> tuple[float, list[Action]]:
 def test_a_device_that_lets_a_call_time_out_is_suspected_and_reported_at_once(front: AgentState) -> None:
     ask(front, 1, 0.0)
     now_s, actions = late(front)
-    assert front.suspects == {"gw-b": now_s}, "not gw-c: it was never given what it needs"
+    assert front.suspects == {"gw-b": now_s}, "not gw-c: it never got its inputs"
     assert SendHeartbeat() in actions
 
 
-def test_while_our_own_link_is_down_and_just_after_nobody_is_blamed(front: AgentState) -> None:
+def test_no_device_is_suspected_while_our_own_link_is_down_and_just_after(front: AgentState) -> None:
     decide(front, DataLinkChanged(up=True), 0.0)
     ask(front, 1, 0.0)
     decide(front, DataLinkChanged(up=False), 0.1)
@@ -52,39 +52,39 @@ def test_while_our_own_link_is_down_and_just_after_nobody_is_blamed(front: Agent
     decide(front, DataLinkChanged(up=True), 2.0)
     while now_s < 2.0 + RECONNECT_S:
         now_s, _ = late(front)
-        assert not front.suspects, "what was sent may have been lost, and others have the time to connect"
-    assert front.coordinated, "it was sent again since"
+        assert not front.suspects, "messages may be lost, and the others need time to reconnect"
+    assert front.coordinated, "it was resent since"
     now_s, _ = late(front)
     assert list(front.suspects) == ["gw-b"]
 
 
-def test_what_our_own_link_took_along_is_sent_again_when_it_is_back_with_the_first_patience(front: AgentState) -> None:
+def test_attempts_lost_to_our_own_link_are_resent_with_the_first_timeout_when_it_is_back(front: AgentState) -> None:
     decide(front, DataLinkChanged(up=True), 0.0)
     ask(front, 1, 0.0)
     decide(front, DataLinkChanged(up=False), 0.1)
     (request,) = front.coordinated.values()
     _, actions = late(front)
-    assert not all_of(actions, Send), "nothing is sent in vain"
+    assert not all_of(actions, Send), "nothing is sent while the link is down"
     assert front.next_deadline_s() == request.deadline_s
     decide(front, DataLinkChanged(up=True), 15.0)
     now_s, actions = late(front)
     assert now_s < 15.2
     assert [action.receiver for action in actions if isinstance(action, Send)] == ["gw-b"]
-    assert request.retry_at_s - now_s < 1.5, "who was away may come back a moment later"
+    assert request.retry_at_s - now_s < 1.5, "a device that was away may reconnect a moment later"
     assert front.latency_inflation.get("t", 1.0) == 1.0
     head = done(ask(front, 2, 15.3), node="head")
     decide(front, Received("gw-c", head, {}), 17.0)
     assert front.latency_inflation.get("t", 1.0) == 1.0, "a burst says nothing about latency"
 
 
-def test_of_a_chain_only_who_had_all_it_needs_is_suspected(front: AgentState) -> None:
+def test_only_the_device_of_a_chain_that_had_all_inputs_is_suspected(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
     decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.0)
     late(front)
     assert list(front.suspects) == ["gw-c"]
 
 
-def test_who_has_had_its_inputs_for_a_moment_only_is_not_suspected(front: AgentState) -> None:
+def test_a_device_that_just_got_its_inputs_is_not_suspected(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
     decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.95)
     late(front)
@@ -128,7 +128,7 @@ def test_an_old_suspicion_is_forgotten_though_nothing_comes(front: AgentState) -
     assert front.next_deadline_s() is None
 
 
-def test_a_sign_of_life_clears_a_suspect_that_nothing_is_asked_of_any_more(front: AgentState) -> None:
+def test_a_sign_of_life_clears_a_suspect_that_has_no_assignment_any_more(front: AgentState) -> None:
     message = ask(front, 1, 0.0, expiry_s=8)
     while front.coordinated:
         now_s, _ = late(front)
@@ -136,7 +136,7 @@ def test_a_sign_of_life_clears_a_suspect_that_nothing_is_asked_of_any_more(front
     assert not front.suspects
 
 
-def test_while_the_route_is_incomplete_nobody_is_suspected_of_what_it_was_never_given(front: AgentState) -> None:
+def test_no_device_is_suspected_while_the_route_is_incomplete(front: AgentState) -> None:
     ask(front, 1, 0.0)
     known = front.routes["t"]
     pending = known.model_copy(update={"generation": 2, "nodes": known.nodes | {"encoder": node(("text",))}})
@@ -149,28 +149,28 @@ def test_while_the_route_is_incomplete_nobody_is_suspected_of_what_it_was_never_
     send = only(decide(front, Routed(loaded), now_s + 0.5), Send)
     assert send.receiver == "gw-d"
     late(front)
-    assert list(front.suspects) == ["gw-d"], "it was given what it needs"
+    assert list(front.suspects) == ["gw-d"], "it got its inputs"
 
 
 def changed(state: AgentState, now_s: float, **able: str) -> list[Send]:
-    """What is sent when the route names other devices: none, one or, with spaces between, more."""
+    """The messages sent when the route names these devices: none, one or, separated by spaces, several."""
     known = state.routes["t"]
     nodes = {name: node(known.nodes[name].needs, *devices.split()) for name, devices in able.items()}
     moved = known.model_copy(update={"generation": known.generation + 1, "nodes": known.nodes | nodes})
     return all_of(decide(state, Routed(moved), now_s), Send)
 
 
-def test_who_is_asked_anew_for_what_another_finished_is_suspected_and_not_who_waits_for_it(front: AgentState) -> None:
+def test_a_new_assignee_of_a_lost_output_is_suspected_and_not_the_device_that_waits_for_it(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
     decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.1)
     assert not changed(front, 0.2, encoder="", head="")  # gw-b and gw-c died
     (send,) = changed(front, 0.3, encoder="gw-d", head="gw-e")
-    assert send.receiver == "gw-d", "what gw-b kept is lost"
+    assert send.receiver == "gw-d", "the output that gw-b kept is lost"
     late(front)
     assert list(front.suspects) == ["gw-d"]
 
 
-def test_the_late_word_of_who_was_asked_before_acquits_nobody(front: AgentState) -> None:
+def test_a_late_done_of_an_earlier_assignee_does_not_clear_the_current_one(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
     changed(front, 0.1, encoder="gw-d", head="gw-e")
     decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.2)  # its output went to gw-c
@@ -178,7 +178,9 @@ def test_the_late_word_of_who_was_asked_before_acquits_nobody(front: AgentState)
     assert list(front.suspects) == ["gw-d"]
 
 
-def test_who_does_not_give_again_what_it_keeps_is_suspected_and_not_who_waits_for_it(front: AgentState) -> None:
+def test_a_device_that_does_not_forward_its_kept_output_is_suspected_and_not_its_receiver(
+    front: AgentState,
+) -> None:
     message = ask(front, 1, 0.0)
     decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.1)
     (send,) = changed(front, 0.2, head="gw-e")
@@ -187,7 +189,7 @@ def test_who_does_not_give_again_what_it_keeps_is_suspected_and_not_who_waits_fo
     assert list(front.suspects) == ["gw-b"]
 
 
-def test_who_was_given_what_another_kept_is_suspected(front: AgentState) -> None:
+def test_a_device_that_got_a_kept_output_is_suspected(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
     decide(front, Received("gw-b", done(message, node="encoder"), {}), 0.1)
     (send,) = changed(front, 0.2, head="gw-e")
@@ -205,18 +207,18 @@ def test_a_device_does_not_suspect_itself(front: AgentState) -> None:
     assert not front.suspects
 
 
-def test_a_stranger_s_word_is_no_sign_of_life_worth_keeping(front: AgentState) -> None:
+def test_messages_of_devices_without_an_assignment_are_not_remembered(front: AgentState) -> None:
     message = ask(front, 1, 0.0)
     for number in range(100):
         decide(front, Received(f"stranger-{number}", done(message, node="encoder"), {}), 0.1)
     assert set(front.last_heard_s) == {"gw-b", "gw-c"}
 
 
-def test_who_is_asked_nothing_any_more_is_not_listened_to(front: AgentState) -> None:
+def test_signs_of_life_of_devices_without_an_assignment_are_forgotten(front: AgentState) -> None:
     first, second = ask(front, 1, 0.0), ask(front, 2, 0.0)
     decide(front, Received("gw-c", done(first, node="head"), {}), 0.1)
     assert front.last_heard_s == {"gw-b": -math.inf, "gw-c": 0.1}, "the second request is under way"
-    for generation in range(2, 100):  # its encoder is asked of many, one after the other
+    for generation in range(2, 100):  # its encoder is assigned to many devices, one after the other
         nodes = front.routes["t"].nodes | {"encoder": node(("text",), f"gw-{generation}")}
         moved = front.routes["t"].model_copy(update={"generation": generation, "nodes": nodes})
         decide(front, Routed(moved), 0.2)

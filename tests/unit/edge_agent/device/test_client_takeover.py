@@ -1,4 +1,4 @@
-"""When an agent concludes that another one has its id."""
+"""An agent concludes that another one has its id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edge_agent.device.client_takeover import (
 
 
 def fight(agents: dict[str, ClientTakeover], now_s: float) -> list[str]:
-    """They throw each other out in turn until only one is left: who ended, in order."""
+    """The agents take over each other's session until one is left. Returns those that ended, in order."""
     sessions, ended = count(1), []
     retained, inside, waiting = 0, "", list(agents)
     for now in range(100):
@@ -36,20 +36,20 @@ def fight(agents: dict[str, ClientTakeover], now_s: float) -> list[str]:
     return ended
 
 
-def test_of_two_that_have_just_started_exactly_one_ends() -> None:
+def test_exactly_one_of_two_agents_that_have_just_started_ends() -> None:
     assert len(fight({"one": ClientTakeover(0.0), "other": ClientTakeover(4.0)}, 5.0)) == 1
 
 
-def test_of_one_that_served_before_and_a_newcomer_the_newcomer_ends() -> None:
+def test_the_newcomer_ends_and_not_the_agent_that_served_before() -> None:
     assert fight({"old": ClientTakeover(0.0), "new": ClientTakeover(SETTLED_S + 9.0)}, SETTLED_S + 10.0) == ["new"]
 
 
-def test_of_two_that_served_before_exactly_one_ends() -> None:
+def test_exactly_one_of_two_agents_that_served_before_ends() -> None:
     assert MAX_FOREIGN_SETTLED > MAX_FOREIGN
     assert len(fight({"one": ClientTakeover(0.0), "other": ClientTakeover(0.0)}, SETTLED_S + 10.0)) == 1
 
 
-def test_an_earlier_life_found_at_the_start_and_its_late_will_are_no_rival() -> None:
+def test_the_session_of_an_earlier_process_and_its_late_will_are_not_a_takeover() -> None:
     takeover = ClientTakeover(0.0)
     for turn in range(20):
         takeover.on_connected(turn, float(turn))
@@ -57,7 +57,7 @@ def test_an_earlier_life_found_at_the_start_and_its_late_will_are_no_rival() -> 
         assert not takeover.on_disconnected(turn + 0.5)
 
 
-def test_one_s_own_sessions_are_no_rival_however_often_the_link_breaks() -> None:
+def test_own_sessions_are_not_a_takeover_however_often_the_link_breaks() -> None:
     takeover = ClientTakeover(0.0)
     for session in range(50):
         takeover.on_connected(session, float(session))
@@ -66,7 +66,7 @@ def test_one_s_own_sessions_are_no_rival_however_often_the_link_breaks() -> None
     assert takeover.suspected
 
 
-def test_a_connection_that_lasted_clears_what_was_seen_before() -> None:
+def test_a_long_connection_clears_the_evidence() -> None:
     takeover = ClientTakeover(0.0)
     for session in range(MAX_FOREIGN - 1):
         takeover.on_connected(session, float(session))
@@ -77,7 +77,7 @@ def test_a_connection_that_lasted_clears_what_was_seen_before() -> None:
     assert not takeover.on_disconnected(10.0 + CALM_S + 1)
 
 
-def test_of_all_its_sessions_an_agent_remembers_those_that_it_met_last() -> None:
+def test_an_agent_remembers_the_sessions_that_it_saw_last() -> None:
     takeover = ClientTakeover(0.0)
     for session in range(2, 10 * MAX_KNOWN):
         takeover.on_connected(session, float(session))

@@ -1,4 +1,4 @@
-"""The link, measured with messages to oneself: what follows from their times, and what is announced."""
+"""The link, measured with messages to oneself: the estimate from their times, and the announced profile."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(measurement: Measurement, took_s: Callable[[int, int], float]) -> list[i
     return sizes
 
 
-def test_latency_is_half_of_there_and_back_and_bandwidth_what_a_large_message_takes_besides() -> None:
+def test_latency_is_half_the_round_trip_and_bandwidth_the_extra_time_of_a_large_message() -> None:
     measurement = Measurement(7)
     sizes = run(measurement, lambda _, size: 0.02 + 2 * 8 * size / 20e6 if size == LARGE_BYTES else 0.02)
     assert [size == LARGE_BYTES for size in sizes] == [False] * SMALL + [True] * LARGE
@@ -44,7 +44,7 @@ def test_the_least_of_several_times_counts_so_other_traffic_is_not_taken_for_the
     assert quiet.estimate == busy.estimate
 
 
-def test_a_link_too_fast_to_be_measured_has_the_highest_figure_that_can_be_told() -> None:
+def test_a_link_too_fast_to_be_measured_has_the_highest_measurable_bandwidth() -> None:
     measurement = Measurement(1)
     run(measurement, lambda _, __: 0.0)
     assert measurement.estimate == Estimate(0.0, 2 * 8 * LARGE_BYTES / MIN_TRANSFER_S)
@@ -55,7 +55,7 @@ def test_a_slow_link_is_not_held_up_with_more_than_one_large_message() -> None:
 
 
 @pytest.mark.parametrize("stray", [b"", b"\xff", b"8-0 ", b"7-1 ", b"7-00 "])
-def test_what_is_not_the_awaited_message_is_passed_over(stray: bytes) -> None:
+def test_an_unexpected_message_is_ignored(stray: bytes) -> None:
     measurement = Measurement(7)
     first = measurement.next_payload(0.0)
     assert not measurement.on_echo(stray, 5.0)
@@ -107,7 +107,7 @@ def test_a_measured_link_is_announced_once_and_again_when_it_is_another() -> Non
     assert again.latency_s == pytest.approx(0.06)
 
 
-def test_what_the_operator_stated_is_not_overruled() -> None:
+def test_a_value_stated_by_the_operator_is_not_overruled() -> None:
     (said,) = Loop(latency_s=0.5).measure(PROFILE.model_copy(update={"latency_s": 0.5}))
     assert said.latency_s == 0.5
     assert said.bandwidth_bits_per_s == pytest.approx(2 * 8 * LARGE_BYTES / 0.1)

@@ -24,7 +24,7 @@ GIB = 1024**3
 ROUND_FLOPS = 2 * 56 * 56 * 144 * 57 + 2 * 28 * 8 * 384 * 384
 
 
-def test_speed_is_operations_over_the_seconds_that_the_clock_says() -> None:
+def test_speed_is_operations_per_second_of_the_clock() -> None:
     slow, fast = itertools.count(0, 1.0), itertools.count(0, 0.25)
     assert compute_flops_per_s(clock=lambda: next(slow), measure_s=4) == ROUND_FLOPS
     assert compute_flops_per_s(clock=lambda: next(fast), measure_s=1) == 4 * ROUND_FLOPS
@@ -49,7 +49,7 @@ def test_a_stated_budget_is_for_modules_alone_and_no_headroom_is_taken_off_it() 
     assert offered(memory=1000, headroom=0.5).memory_bytes == 1000
 
 
-def test_a_link_that_nobody_stated_is_assumed_until_it_is_measured() -> None:
+def test_a_link_that_is_not_stated_is_assumed() -> None:
     assumed = offered(memory=1)
     assert (assumed.latency_s, assumed.bandwidth_bits_per_s) == (ASSUMED_LATENCY_S, ASSUMED_BANDWIDTH_BITS_PER_S)
     stated = offered(memory=1, latency_s=0.0)
@@ -71,6 +71,6 @@ def test_the_default_budget_is_what_is_free_less_the_reserve_less_the_headroom(
     assert spare_memory_bytes(free_bytes, headroom) == expected
 
 
-def test_a_system_that_does_not_say_asks_for_a_budget() -> None:
+def test_a_system_that_does_not_report_its_free_memory_needs_a_budget() -> None:
     with pytest.raises(BadFile, match="state the device's `memory`"):
         spare_memory_bytes(None, 0.2)
