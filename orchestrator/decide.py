@@ -26,34 +26,34 @@ from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.events import (
     Action,
     Event,
+    LeaderStateReceived,
     Note,
-    OrchestratorSeen,
-    RequestSeen,
+    RequestReceived,
     Resign,
-    RouteSeen,
+    RetainedRouteReceived,
     TaskDeployed,
     TaskEvent,
-    TaskInvalid,
+    TaskRejected,
     TaskUndeployed,
 )
 from orchestrator.leadership.leader import heed, lead, obeys_another
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.membership import cluster as devices
-from orchestrator.membership.cluster import Cluster, ClusterEvent, DrainSeen, HeartbeatSeen
-from orchestrator.placement.deployability import unroutable
-from orchestrator.placement.drain import drain_again_s, empty_drained
+from orchestrator.membership.cluster import Cluster, DrainReceived, HeartbeatReceived, MembershipEvent
+from orchestrator.placement.deployability import why_unroutable
+from orchestrator.placement.drain import drain_retry_at_s, empty_draining_devices
 from orchestrator.placement.planner_input import grown
 from orchestrator.placement.publish import (
-    ask_strangers,
-    clear_what_is_gone,
+    clear_outdated_topics,
     everything,
-    make_up_for_silence,
     publish_assignments,
     publish_routes,
+    request_rebirth,
+    restore_lost_retained_topics,
     undeployed,
 )
 from orchestrator.placement.rebalance import give_up_at_s, review, review_at_s
-from orchestrator.placement.reconcile import choose_spares, place_modules, spares_at_s, take_over, tell_of_placement
+from orchestrator.placement.reconcile import choose_spares, log_placement_changes, place_modules, spares_at_s, take_over
 from orchestrator.planner.placement import never
 from orchestrator.state import Before, Moment, State
 from orchestrator.unrouted_requests import answer
@@ -63,23 +63,23 @@ _SESSIONS_KEPT = 16  # of our own links: more than the broker can have words of 
 
 Rule = Callable[[State, Moment], tuple[State, list[Action]]]
 PLANNING: Sequence[Rule] = (
-    make_up_for_silence,
+    restore_lost_retained_topics,
     take_over,
     place_modules,
     take_over,  # again: of the copies that were found, one may serve sooner
     review,
-    empty_drained,
+    empty_draining_devices,
     choose_spares,
 )
 """The reconciler: what should be held where."""
-SAYING: Sequence[Rule] = (publish_routes, publish_assignments, clear_what_is_gone)
+SAYING: Sequence[Rule] = (publish_routes, publish_assignments, clear_outdated_topics)
 
 
 def next_deadline_s(state: State) -> float | None:
     """When a ``Tick`` is due if nothing happens before."""
-    due = [state.settles_at_s, state.unsaid_at_s, devices.next_deadline_s(state.cluster)]
+    due = [state.settles_at_s, state.republish_at_s, devices.next_deadline_s(state.cluster)]
     if state.settled:
-        due += [spares_at_s(state), review_at_s(state), give_up_at_s(state), drain_again_s(state)]
+        due += [spares_at_s(state), review_at_s(state), give_up_at_s(state), drain_retry_at_s(state)]
     return min((at_s for at_s in due if at_s is not None), default=None)
 
 
@@ -95,18 +95,18 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
     Returns:
         What is known now, and what to do, in this order.
     """
-    if isinstance(event, RequestSeen):
+    if isinstance(event, RequestReceived):
         return state, answer(state, event, now_s)
-    if isinstance(event, OrchestratorSeen):
+    if isinstance(event, LeaderStateReceived):
         return _heed(state, event, now_s)
-    if isinstance(event, HeartbeatSeen) and (resign := obeys_another(state, event.device, event.message)):
+    if isinstance(event, HeartbeatReceived) and (resign := obeys_another(state, event.device, event.message)):
         return state, resign
     before, state = state, _absorb(state, event, now_s)
     state = _mindful(before, state, now_s)
     actions: list[Action] = _tell_of_devices(before.cluster, state.cluster)
     state, said = _say_again(state, event, now_s)
     actions += said
-    state, asked = ask_strangers(state, event, now_s)
+    state, asked = request_rebirth(state, event, now_s)
     actions += asked
     if not state.settled:
         return state, actions
@@ -116,14 +116,14 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
         actions += more
     if state.standing.serving != before.standing.serving:
         state = replace(state, generation=state.generation + 1)
-    actions += tell_of_placement(before.standing, state.standing, state.generation)
+    actions += log_placement_changes(before.standing, state.standing, state.generation)
     for rule in SAYING:
         state, more = rule(state, moment)
         actions += more
     return state, actions
 
 
-def _heed(state: State, seen: OrchestratorSeen, now_s: float) -> tuple[State, list[Action]]:
+def _heed(state: State, seen: LeaderStateReceived, now_s: float) -> tuple[State, list[Action]]:
     """What the leader's topic says; an older leader that came back may have overwritten all that we said."""
     state, actions = heed(state, seen.message)
     if state.link is not None and seen.message.online and seen.message.session == state.link.session:
@@ -131,9 +131,9 @@ def _heed(state: State, seen: OrchestratorSeen, now_s: float) -> tuple[State, li
     if state.link is None or any(isinstance(action, Resign) for action in actions):
         return state, actions
     outdated = seen.message.epoch < state.epoch and seen.message.online
-    if state.unsaid_at_s is None and not outdated:
+    if state.republish_at_s is None and not outdated:
         return state, actions
-    return everything(replace(state, unsaid_at_s=None))
+    return everything(replace(state, republish_at_s=None))
 
 
 def _say_again(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
@@ -141,10 +141,10 @@ def _say_again(state: State, event: Event, now_s: float) -> tuple[State, list[Ac
     if isinstance(event, LinkUp):
         if len(state.sessions) == 1:
             return state, lead(state)  # nobody can have led after this term before it began
-        return replace(state, unsaid_at_s=now_s + min(READ_RETAINED_S, state.settle_s)), []
-    if state.unsaid_at_s is None or now_s < state.unsaid_at_s:
+        return replace(state, republish_at_s=now_s + min(READ_RETAINED_S, state.settle_s)), []
+    if state.republish_at_s is None or now_s < state.republish_at_s:
         return state, []
-    return everything(replace(state, unsaid_at_s=None))
+    return everything(replace(state, republish_at_s=None))
 
 
 # --- what we know ---
@@ -193,35 +193,35 @@ def _settled(state: State, now_s: float) -> State:
     return replace(state, settles_at_s=patient_s if waits else None)
 
 
-def _absorb(state: State, event: ClusterEvent | TaskEvent, now_s: float) -> State:  # noqa: C901 - one table
+def _absorb(state: State, event: MembershipEvent | TaskEvent, now_s: float) -> State:  # noqa: C901 - one table
     match event:
         case LinkUp():
             sessions = (*state.sessions, event.session)[-_SESSIONS_KEPT:]
             state = replace(state, link=event, settles_at_s=now_s + state.settle_s, sessions=sessions)
             drains = state.drains | state.cluster.drained
-            state = replace(state, delivered=frozenset(), drains=drains, outlived=False, remembered={})
+            state = replace(state, delivered=frozenset(), drains=drains, broker_kept_memory=False, remembered={})
             state = replace(state, reviewed_s=now_s)  # what devices measure just after an outage is of its backlog
         case LinkDown():
-            state = _undone(replace(state, link=None, settles_at_s=None, unsaid_at_s=None), now_s)
+            state = _undone(replace(state, link=None, settles_at_s=None, republish_at_s=None), now_s)
         case TaskDeployed(spec):
-            if (why := unroutable(spec)) is not None:
-                return _absorb(state, TaskInvalid(spec.task, why), now_s)
+            if (why := why_unroutable(spec)) is not None:
+                return _absorb(state, TaskRejected(spec.task, why), now_s)
             tasks, invalid = {**state.tasks, spec.task: spec}, _less(state.invalid, spec.task)
             state = _pardon(state, spec)
             state = replace(state, tasks=tasks, invalid=invalid, delivered=state.delivered | {spec.task})
-        case TaskInvalid(task, why):
+        case TaskRejected(task, why):
             invalid = {**state.invalid, task: why}
             delivered = state.delivered | {task}
             state = replace(state, tasks=_less(state.tasks, task), invalid=invalid, delivered=delivered)
         case TaskUndeployed(task):
             state = undeployed(state, task)
-        case DrainSeen(device):
+        case DrainReceived(device):
             state = replace(state, drains=state.drains - {device})
-        case RouteSeen(task):
+        case RetainedRouteReceived(task):
             state = replace(state, remembered={**state.remembered, task: event})
-    if isinstance(event, ClusterEvent):
+    if isinstance(event, MembershipEvent):
         state = replace(state, cluster=devices.apply(state.cluster, event, now_s))
-    if isinstance(event, HeartbeatSeen):
+    if isinstance(event, HeartbeatReceived):
         state = replace(state, footprints=grown(state, event.device))
     return _settled(state, now_s)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from broker.protocol.messages import Assignment, OrchestratorState, Result, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName, TaskSpec
-from orchestrator.membership.cluster import ClusterEvent
+from orchestrator.membership.cluster import MembershipEvent
 
 # --- events ---
 
@@ -24,7 +24,7 @@ class TaskDeployed:
 
 
 @dataclass(frozen=True)
-class TaskInvalid:
+class TaskRejected:
     """A spec arrived that is none; ``why`` is a sentence for who deployed it."""
 
     task: TaskName
@@ -39,7 +39,7 @@ class TaskUndeployed:
 
 
 @dataclass(frozen=True)
-class RouteSeen:
+class RetainedRouteReceived:
     """The broker remembers a route, of an earlier term or of an earlier link of ours."""
 
     task: TaskName
@@ -49,7 +49,7 @@ class RouteSeen:
 
 
 @dataclass(frozen=True)
-class RequestSeen:
+class RequestReceived:
     """A sensor asks for a task; ``reply_to`` is allowed already."""
 
     task: TaskName
@@ -59,14 +59,14 @@ class RequestSeen:
 
 
 @dataclass(frozen=True)
-class OrchestratorSeen:
+class LeaderStateReceived:
     """Somebody, perhaps we, said who leads."""
 
     message: OrchestratorState
 
 
-TaskEvent = TaskDeployed | TaskInvalid | TaskUndeployed | RouteSeen
-Event = ClusterEvent | TaskEvent | RequestSeen | OrchestratorSeen
+TaskEvent = TaskDeployed | TaskRejected | TaskUndeployed | RetainedRouteReceived
+Event = MembershipEvent | TaskEvent | RequestReceived | LeaderStateReceived
 
 # --- actions ---
 
@@ -122,7 +122,7 @@ class PublishDrain:
 
 
 @dataclass(frozen=True)
-class AskRebirth:
+class RequestRebirth:
     """Make a device announce itself: it beats, and its birth isn't known."""
 
     device: DeviceId
@@ -161,7 +161,7 @@ Message = (
     | PublishAssignment
     | ClearAssignment
     | PublishDrain
-    | AskRebirth
+    | RequestRebirth
     | AnswerError
 )
 """The actions that are messages."""

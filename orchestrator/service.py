@@ -55,8 +55,8 @@ from orchestrator.events import (
     ClearAssignment,
     ClearRoute,
     Event,
+    LeaderStateReceived,
     Note,
-    OrchestratorSeen,
     PublishAssignment,
     PublishRoute,
     PublishSpec,
@@ -217,7 +217,7 @@ class Orchestrator:
         if isinstance(event, LinkDown):
             _log.warning("waiting_for_broker", broker=self._url, reason=event.reason)
         seen = self._event_of(event) if isinstance(event, Delivery) else None
-        said = seen.message if isinstance(seen, OrchestratorSeen) else event
+        said = seen.message if isinstance(seen, LeaderStateReceived) else event
         if not isinstance(said, LinkUp | LinkDown | OrchestratorState):
             return watch
         remembered = isinstance(event, Delivery) and event.retain
@@ -310,7 +310,7 @@ class Orchestrator:
             return
         self._beat_at_s = time.monotonic() + own_interval_s(self._heartbeat_interval_s)
         if self._state is not None and self._state.link is not None and self.resigned is None:
-            if self._state.unsaid_at_s is not None:
+            if self._state.republish_at_s is not None:
                 return  # this term may be over
             alive = OrchestratorState(epoch=self._state.epoch, online=True, session=self._state.link.session)
             self._unsent.append(Outgoing(topics.ORCHESTRATOR_HEARTBEAT.at(self._prefix), encode(alive), qos=0))

@@ -14,7 +14,7 @@ from typing import Literal
 from broker.protocol.messages import Assignment, DeviceProfile, Route
 from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
 from broker.transport.port import LinkUp
-from orchestrator.events import RouteSeen
+from orchestrator.events import RetainedRouteReceived
 from orchestrator.leadership.standby import own_interval_s
 from orchestrator.membership.cluster import Cluster
 from orchestrator.placement.routes import Term
@@ -140,12 +140,14 @@ class State:
     linked_s: float = -math.inf  # since when this process is linked to the broker: it didn't start later
     sessions: tuple[int, ...] = ()  # of our links, the present one last; only the latest are kept
     delivered: frozenset[TaskName] = frozenset()  # tasks whose specs came since the link is up
-    unsaid_at_s: float | None = None  # when all is said again after a new link, if nobody newer is heard of before
+    republish_at_s: float | None = None  # when all is said again after a new link, if nobody newer is heard of before
     drains: frozenset[DeviceId] = frozenset()  # ordered before this link, and not heard of anew over it yet
-    outlived: bool = False  # whether the broker still knows an earlier link of ours: it kept its memory
+    broker_kept_memory: bool = False  # whether the broker still knows an earlier link of ours: it kept its memory
     tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)
     invalid: Mapping[TaskName, str] = field(default_factory=dict)
-    remembered: Mapping[TaskName, RouteSeen] = field(default_factory=dict)  # routes that the broker had at our link
+    remembered: Mapping[TaskName, RetainedRouteReceived] = field(
+        default_factory=dict
+    )  # what the broker retained at our link
     footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # the most bytes that any device measured
     standing: Standing = Standing()
     before: Before | None = None  # in case that the goodbyes were the broker's end

@@ -15,14 +15,14 @@ from broker.protocol.codec import request_id
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import ErrorBody, Result, Route
 from broker.protocol.specs import TaskName
-from orchestrator.events import Action, AnswerError, RequestSeen
+from orchestrator.events import Action, AnswerError, RequestReceived
 from orchestrator.state import State
 
 RETAINED_WITHIN_S = 0.5  # a broker sends what it remembers at once after the subscription
 RETRY_LOADING_S = 1.0
 
 
-def answer(state: State, request: RequestSeen, now_s: float) -> list[Action]:
+def answer(state: State, request: RequestReceived, now_s: float) -> list[Action]:
     """The answer to a request, if it is ours to answer."""
     refusal = _refusal(state, request.task, now_s)
     if refusal is None:

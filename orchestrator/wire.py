@@ -28,24 +28,24 @@ from broker.protocol.topics import (
 from broker.transport.port import Delivery, Outgoing
 from orchestrator.events import (
     AnswerError,
-    AskRebirth,
     ClearAssignment,
     ClearRoute,
     Event,
+    LeaderStateReceived,
     Message,
-    OrchestratorSeen,
     PublishAssignment,
     PublishDrain,
     PublishRoute,
     PublishSpec,
     PublishState,
-    RequestSeen,
-    RouteSeen,
+    RequestRebirth,
+    RequestReceived,
+    RetainedRouteReceived,
     TaskDeployed,
-    TaskInvalid,
+    TaskRejected,
     TaskUndeployed,
 )
-from orchestrator.membership.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen
+from orchestrator.membership.cluster import DeviceStateReceived, DrainReceived, HeartbeatReceived
 
 
 def event_of(prefix: str, delivery: Delivery) -> Event | None:
@@ -85,7 +85,7 @@ def outgoing_of(prefix: str, action: Message) -> Outgoing:
             topic, payload, ids = DEVICE_ASSIGNMENT, b"", {"device": device}
         case PublishDrain(device):
             topic, payload, ids = DEVICE_DRAIN, encode(Drain(drain=True)), {"device": device}
-        case AskRebirth(device):
+        case RequestRebirth(device):
             topic, payload, ids = DEVICE_REBIRTH, b"", {"device": device}
     return Outgoing(topic.at(prefix, **ids), payload, qos=topic.qos, retain=topic.retain)
 
@@ -94,7 +94,7 @@ def _request(prefix: str, incoming: Incoming, delivery: Delivery) -> Event | Non
     reply_to = delivery.response_topic
     if delivery.retain or not reply_to or not may_reply_to(prefix, reply_to):
         return None  # there is no sensor to answer, or its answer topic is not allowed
-    return RequestSeen(incoming.ids["task"], reply_to, delivery.correlation, delivery.payload)
+    return RequestReceived(incoming.ids["task"], reply_to, delivery.correlation, delivery.payload)
 
 
 def _spec(incoming: Incoming) -> Event:
@@ -102,12 +102,12 @@ def _spec(incoming: Incoming) -> Event:
     try:
         spec = incoming.decode()
     except RemoteProtocolError as error:
-        return TaskInvalid(task, f"its spec is wrong: {error}; mend it and deploy it again")
+        return TaskRejected(task, f"its spec is wrong: {error}; mend it and deploy it again")
     if not isinstance(spec, TaskSpec):
         return TaskUndeployed(task)
     if spec.task != task:
         why = f"its spec names the task {spec.task} and was sent to {task}; send it to tasks/{spec.task}/spec"
-        return TaskInvalid(task, why)
+        return TaskRejected(task, why)
     return TaskDeployed(spec)
 
 
@@ -118,22 +118,22 @@ def _route(incoming: Incoming) -> Event:
     except RemoteProtocolError:
         route = None
     if not isinstance(route, Route):
-        return RouteSeen(task, available=False)  # it must be overwritten or cleared all the same
+        return RetainedRouteReceived(task, available=False)  # it must be overwritten or cleared all the same
     serving = {node.key: tuple(device.device for device in node.devices) for node in route.nodes.values()}
-    return RouteSeen(task, route.unavailable is None, bool(route.front_door), serving)
+    return RetainedRouteReceived(task, route.unavailable is None, bool(route.front_door), serving)
 
 
 def _state(incoming: Incoming) -> Event | None:
     match incoming.decode():
         case Heartbeat() as heartbeat:
-            return HeartbeatSeen(incoming.ids["device"], heartbeat)
+            return HeartbeatReceived(incoming.ids["device"], heartbeat)
         case DeviceState() as state:
-            return DeviceStateSeen(incoming.ids["device"], state)
+            return DeviceStateReceived(incoming.ids["device"], state)
         case OrchestratorState() as leader:
-            return OrchestratorSeen(leader)
+            return LeaderStateReceived(leader)
         case Drain(drain=drain):
-            return DrainSeen(incoming.ids["device"], drain)
-    return DrainSeen(incoming.ids["device"], drain=False) if incoming.topic is DEVICE_DRAIN else None
+            return DrainReceived(incoming.ids["device"], drain)
+    return DrainReceived(incoming.ids["device"], drain=False) if incoming.topic is DEVICE_DRAIN else None
 
 
 HEARD = (

@@ -32,7 +32,7 @@ def heed(state: State, seen: OrchestratorState) -> tuple[State, list[Action]]:
         return state, [Resign(why, seen.epoch)]
     ours = seen.epoch == state.epoch and seen.session in state.sessions
     if ours and seen.session != state.sessions[-1]:
-        state = replace(state, outlived=True)
+        state = replace(state, broker_kept_memory=True)
     if seen.epoch < state.epoch or not seen.online:
         return state, lead(state)  # a late will, or somebody who doesn't know us yet, overwrote the truth
     if ours or state.link is None:

@@ -42,7 +42,7 @@ FORGET_AFTER_S = 3600.0  # a device that is offline so long is no device of ours
 
 
 @dataclass(frozen=True)
-class DeviceStateSeen:
+class DeviceStateReceived:
     """A device's birth, drain or death."""
 
     device: DeviceId
@@ -50,7 +50,7 @@ class DeviceStateSeen:
 
 
 @dataclass(frozen=True)
-class HeartbeatSeen:
+class HeartbeatReceived:
     """A device's periodic report."""
 
     device: DeviceId
@@ -58,7 +58,7 @@ class HeartbeatSeen:
 
 
 @dataclass(frozen=True)
-class DrainSeen:
+class DrainReceived:
     """An operator takes a device out of service, or puts it back."""
 
     device: DeviceId
@@ -103,10 +103,10 @@ class Cluster:
         return [device for _, device in sorted(self.devices.items()) if device.alive]
 
 
-ClusterEvent = DeviceStateSeen | HeartbeatSeen | DrainSeen | Overslept | Tick | LinkUp | LinkDown
+MembershipEvent = DeviceStateReceived | HeartbeatReceived | DrainReceived | Overslept | Tick | LinkUp | LinkDown
 
 
-def apply(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
+def apply(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:
     """The cluster after this event; the detector looks at everybody too."""
     before, cluster = cluster, _heard(cluster, event, now_s)
     if _most_silent(before) and not _most_silent(cluster):
@@ -116,18 +116,18 @@ def apply(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
     return _held(_recorded(before, cluster, now_s), now_s)
 
 
-def _heard(cluster: Cluster, event: ClusterEvent, now_s: float) -> Cluster:
+def _heard(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:
     match event:
-        case DeviceStateSeen(name, message):
+        case DeviceStateReceived(name, message):
             if message.status == "offline" and cluster.returning.get(name) == message.session:
                 return replace(cluster, doubted=cluster.doubted | {name})
             return _with(cluster, reported(cluster.devices.get(name), name, message, now_s))
-        case HeartbeatSeen(name, message):
+        case HeartbeatReceived(name, message):
             known = cluster.devices.get(name)
             cluster = _with(cluster, beaten(known, message, now_s, cluster.heartbeat_interval_s))
             if cluster.devices.get(name) is not known:
                 cluster = _accuse(_returned(cluster, name, message.session, now_s), name, message, now_s)
-        case DrainSeen(name, drain):
+        case DrainReceived(name, drain):
             drained = cluster.drained | {name} if drain else cluster.drained - {name}
             cluster = replace(cluster, drained=drained)
         case LinkUp():

@@ -25,7 +25,7 @@ from orchestrator.state import State
 MAX_REFUSALS = 3  # one device may be odd and two may be short of memory; beyond that the module or its spec is wrong
 
 
-def unroutable(spec: TaskSpec) -> str | None:
+def why_unroutable(spec: TaskSpec) -> str | None:
     """Why no route could ever be written for a task: then no device must be told of its modules either."""
     try:
         route_of(spec, Term(0, 0), {}, {})
@@ -39,7 +39,7 @@ def unservable(state: State, task: TaskSpec, barred: Bars) -> str | None:
     return _contradiction(state, task) or _too_large(state, task) or _refused_too_often(state, task, barred)
 
 
-def no_fit(error: NoDeviceFits, tasks: Sequence[TaskSpec], barred: Bars) -> str:
+def no_fit_reason(error: NoDeviceFits, tasks: Sequence[TaskSpec], barred: Bars) -> str:
     """Why a task found no place: what lacks, and which devices had refused.
 
     Args:

@@ -18,15 +18,20 @@ from dataclasses import replace
 
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
-from orchestrator.placement.deployability import no_fit
-from orchestrator.placement.planner_input import as_measured, at_hand, guarded, specs_of
+from orchestrator.placement.deployability import no_fit_reason
+from orchestrator.placement.planner_input import (
+    at_hand,
+    candidate_specs,
+    placement_constraints,
+    with_measured_footprints,
+)
 from orchestrator.placement.rebalance import finish_moves
-from orchestrator.placement.reconcile import respared
+from orchestrator.placement.reconcile import with_spares
 from orchestrator.planner.placement import distinct_modules, place_most
 from orchestrator.state import Draining, Moment, Moves, Standing, State
 
 
-def empty_drained(state: State, moment: Moment) -> tuple[State, list[Action]]:
+def empty_draining_devices(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Take the next step of every drain, as far as it goes now."""
     notes: list[Action] = []
     while True:
@@ -38,7 +43,7 @@ def empty_drained(state: State, moment: Moment) -> tuple[State, list[Action]]:
         state = after
 
 
-def drain_again_s(state: State) -> float | None:
+def drain_retry_at_s(state: State) -> float | None:
     """When to look again for what couldn't go, if nothing changes before."""
     if state.draining is None or (state.standing.moves is not None and state.standing.moves.drains):
         return None
@@ -47,7 +52,7 @@ def drain_again_s(state: State) -> float | None:
 
 def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Begin the round that empties the draining devices, if there is anything to be moved and it wasn't just tried."""
-    leaving = leaving_of(state)
+    leaving = modules_to_move(state)
     if not leaving:
         return (state if state.draining is None else replace(state, draining=None)), []
     standing, tried = state.standing, state.draining
@@ -61,7 +66,7 @@ def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
     if to:
         origin = {key: standing.where[key] for key in to}
         moves = Moves(to, origin, until_s=moment.now_s + state.pace.round_s, gain_s=0.0, drains=True)
-        moving = respared(state, replace(standing, moves=moves), anew=False)
+        moving = with_spares(state, replace(standing, moves=moves), anew=False)
         if all(device in moving.spares.standby.get(key, ()) for key, device in to.items()):
             names = {standing.modules[key][0]: device for key, device in to.items()}
             state = replace(state, standing=moving, draining=Draining(standing.facts, standing.where, again_s))
@@ -73,7 +78,7 @@ def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
     return replace(state, draining=blocked), (notes if tried is None or tried.stays != stays else [])
 
 
-def leaving_of(state: State) -> dict[ModuleKey, DeviceId]:
+def modules_to_move(state: State) -> dict[ModuleKey, DeviceId]:
     """What draining devices serve."""
     devices = state.cluster.devices
     return {
@@ -88,19 +93,19 @@ def _places(
 ) -> tuple[dict[ModuleKey, DeviceId], dict[ModuleKey, str]]:
     """Where modules could go, and of the others why not; all that serves now keeps its memory meanwhile."""
     standing, facts = state.standing, state.standing.facts
-    candidates = specs_of(state, facts)
+    candidates = candidate_specs(state, facts)
     staying = [spec for name, spec in candidates.items() if not state.cluster.devices[name].draining]
-    tasks = as_measured(standing.tasks, facts.footprints)
+    tasks = with_measured_footprints(standing.tasks, facts.footprints)
     modules = distinct_modules(tasks)
     keep = {key: home for key, home in standing.where.items() if key not in leaving}
     served = [task.task for task in tasks]
-    for bars in (guarded(state, facts), guarded(state, facts, only_drained=True)):
+    for bars in (placement_constraints(state, facts), placement_constraints(state, facts, only_drained=True)):
         target, errors = place_most(
             staying, tasks, keep=keep, served=served, barred=bars, at_hand=at_hand(state), enough=moment.enough
         )
         if not errors:
             break
-    reasons = [no_fit(error, standing.tasks, bars) for error in errors.values()]
+    reasons = [no_fit_reason(error, standing.tasks, bars) for error in errors.values()]
     room = {spec.id: spec.memory_bytes for spec in staying}
     for key, homes in standing.actives.items():
         for home in homes:

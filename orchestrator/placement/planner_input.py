@@ -39,7 +39,9 @@ def facts_of(state: State) -> Facts:
     )
 
 
-def guarded(state: State, facts: Facts, *more: Mapping[ModuleKey, DeviceId], only_drained: bool = False) -> Bars:
+def placement_constraints(
+    state: State, facts: Facts, *more: Mapping[ModuleKey, DeviceId], only_drained: bool = False
+) -> Bars:
     """``facts.barred``, and what doubtful devices don't hold yet.
 
     A device that is drained keeps what only it serves; the others keep all that they were told to hold.
@@ -78,17 +80,17 @@ def grown(state: State, name: DeviceId) -> Mapping[ModuleKey, int]:
     return {**state.footprints, **larger} if larger else state.footprints
 
 
-def specs_of(state: State, facts: Facts) -> dict[DeviceId, DeviceSpec]:
+def candidate_specs(state: State, facts: Facts) -> dict[DeviceId, DeviceSpec]:
     """The candidates as planning sees them."""
     return {name: state.cluster.devices[name].spec for name, _ in facts.candidates}
 
 
-def as_measured(tasks: Sequence[TaskSpec], footprints: Mapping[ModuleKey, int]) -> list[TaskSpec]:
+def with_measured_footprints(tasks: Sequence[TaskSpec], footprints: Mapping[ModuleKey, int]) -> list[TaskSpec]:
     """The tasks with the bytes that their modules really occupy."""
     return [_as_measured(task, footprints) for task in tasks]
 
 
-def credited(state: State, standing: Standing, facts: Facts) -> dict[DeviceId, int]:
+def memory_credit(state: State, standing: Standing, facts: Facts) -> dict[DeviceId, int]:
     """Bytes to add to a device's memory for active copies that are ready there in less than their footprint."""
     credit: dict[DeviceId, int] = {}
     for key, home in standing.where.items():
@@ -144,10 +146,10 @@ def load_s(state: State) -> dict[ModuleKey, float]:
     return longest
 
 
-def spare_bars(state: State, facts: Facts, where: Mapping[ModuleKey, DeviceId]) -> Bars:
-    """As ``guarded``; what was refused too often gets no further copies at all."""
+def spare_constraints(state: State, facts: Facts, where: Mapping[ModuleKey, DeviceId]) -> Bars:
+    """As ``placement_constraints``; what was refused too often gets no further copies at all."""
     stays = state.standing.held_by
-    bars: dict[ModuleKey, Mapping[DeviceId, str]] = dict(guarded(state, facts, where))
+    bars: dict[ModuleKey, Mapping[DeviceId, str]] = dict(placement_constraints(state, facts, where))
     for key in facts.barred:
         if refused_too_often(key, facts.barred):
             others = {name: "" for name, _ in facts.candidates if key not in stays.get(name, {})}

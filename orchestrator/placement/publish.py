@@ -17,7 +17,6 @@ from broker.protocol.messages import AssignedModule, Assignment, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName
 from orchestrator.events import (
     Action,
-    AskRebirth,
     ClearAssignment,
     ClearRoute,
     Event,
@@ -25,25 +24,26 @@ from orchestrator.events import (
     PublishDrain,
     PublishRoute,
     PublishSpec,
+    RequestRebirth,
 )
 from orchestrator.leadership.leader import lead
-from orchestrator.membership.cluster import DrainSeen, HeartbeatSeen, apply
+from orchestrator.membership.cluster import DrainReceived, HeartbeatReceived, apply
 from orchestrator.placement.deployability import odd
-from orchestrator.placement.routes import no_route, route_of, same_way, second_door
+from orchestrator.placement.routes import no_route, route_of, same_route, second_door
 from orchestrator.state import Moment, Role, Standing, State
 
 _MISSED_AFTER_INTERVALS = 3.0  # a device that doesn't report its assignment by then didn't get it
 _REPEAT_S = 5.0  # at most that often
 
 
-def ask_strangers(state: State, seen: Event, now_s: float) -> tuple[State, list[Action]]:
+def request_rebirth(state: State, seen: Event, now_s: float) -> tuple[State, list[Action]]:
     """Ask a device that beats, and whose birth isn't known, to announce itself; not more often than it may take."""
-    if not isinstance(seen, HeartbeatSeen) or seen.device in state.cluster.devices or not state.settled:
+    if not isinstance(seen, HeartbeatReceived) or seen.device in state.cluster.devices or not state.settled:
         return state, []
     asked_s = {name: at_s for name, at_s in state.asked_s.items() if now_s - at_s < _REPEAT_S}
     if seen.device in asked_s:
         return state, []
-    return replace(state, asked_s={**asked_s, seen.device: now_s}), [AskRebirth(seen.device)]
+    return replace(state, asked_s={**asked_s, seen.device: now_s}), [RequestRebirth(seen.device)]
 
 
 def everything(state: State) -> tuple[State, list[Action]]:
@@ -51,7 +51,7 @@ def everything(state: State) -> tuple[State, list[Action]]:
 
     Each spec goes before its route, here as everywhere: a route without a spec means that the task was undeployed.
     """
-    lost = [] if state.outlived else sorted(state.tasks.keys() - state.delivered)
+    lost = [] if state.broker_kept_memory else sorted(state.tasks.keys() - state.delivered)
     state = replace(state, delivered=state.delivered | set(lost))
     return state, [
         *lead(state),
@@ -61,7 +61,7 @@ def everything(state: State) -> tuple[State, list[Action]]:
     ]
 
 
-def make_up_for_silence(state: State, moment: Moment) -> tuple[State, list[Action]]:
+def restore_lost_retained_topics(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Ask what became of the specs and drains that didn't come anew with this link.
 
     A broker sends specs before routes, and got each spec before our route. So if it kept its memory and has the route
@@ -71,9 +71,9 @@ def make_up_for_silence(state: State, moment: Moment) -> tuple[State, list[Actio
     actions: list[Action] = []
     if state.drains:
         cluster = state.cluster
-        for device in () if state.outlived else sorted(state.drains):
+        for device in () if state.broker_kept_memory else sorted(state.drains):
             actions.append(PublishDrain(device))
-            cluster = apply(cluster, DrainSeen(device, drain=True), moment.now_s)
+            cluster = apply(cluster, DrainReceived(device, drain=True), moment.now_s)
         state = replace(state, cluster=cluster, drains=frozenset())
     for task in sorted((state.tasks.keys() | state.invalid.keys()) - state.delivered):
         if task in state.invalid or task in state.remembered:
@@ -100,7 +100,7 @@ def publish_routes(state: State, _moment: Moment) -> tuple[State, list[Action]]:
         new_door = said is None or (said.front_door, said.second_door) != (route.front_door, route.second_door)
         group = highest + 1 if said is None or new_door else said.group
         route = route.model_copy(update={"group": group})
-        if said is None or not same_way(said, route):
+        if said is None or not same_route(said, route):
             actions.append(PublishRoute(route))
             routes[task], highest = route, max(highest, group)
     return replace(state, routes=routes, group=highest), actions
@@ -132,7 +132,7 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
     return replace(state, assignments=assignments, told_s={**state.told_s, **told_s}), actions
 
 
-def clear_what_is_gone(state: State, _moment: Moment) -> tuple[State, list[Action]]:
+def clear_outdated_topics(state: State, _moment: Moment) -> tuple[State, list[Action]]:
     """Take away the routes, ours and those of earlier terms, without a task, and assignments of forgotten devices."""
     without = sorted((state.routes.keys() | state.remembered.keys()) - state.tasks.keys() - state.invalid.keys())
     forgotten = sorted(state.assignments.keys() - state.cluster.devices.keys())

@@ -18,8 +18,13 @@ from dataclasses import dataclass, replace
 
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.events import Action, Note
-from orchestrator.placement.planner_input import as_measured, at_hand, guarded, specs_of
-from orchestrator.placement.reconcile import calm, respared, restood
+from orchestrator.placement.planner_input import (
+    at_hand,
+    candidate_specs,
+    placement_constraints,
+    with_measured_footprints,
+)
+from orchestrator.placement.reconcile import calm, with_placement, with_spares
 from orchestrator.planner.costs import objective_s, source_of
 from orchestrator.planner.placement import distinct_modules, place_most
 from orchestrator.state import Moment, Moves, Standing, State
@@ -48,8 +53,8 @@ def finish_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
         reasons = {key: f"moved from {moves.origin[key]}: {because}" for key in moves.to}
         standing = replace(standing, where={**standing.where, **moves.to}, why={**standing.why, **reasons})
         note = Note("moves_made", {"modules": names, "gain_s": gain_s})
-    standing = respared(state, standing, anew=False)
-    return replace(restood(state, standing, moment.now_s), reviewed_s=moment.now_s), [note]
+    standing = with_spares(state, standing, anew=False)
+    return replace(with_placement(state, standing, moment.now_s), reviewed_s=moment.now_s), [note]
 
 
 def review(state: State, moment: Moment) -> tuple[State, list[Action]]:
@@ -62,7 +67,7 @@ def review(state: State, moment: Moment) -> tuple[State, list[Action]]:
     placement, refused = place_most(
         list(board.devices.values()),
         board.tasks,
-        barred=guarded(state, state.standing.facts),
+        barred=placement_constraints(state, state.standing.facts),
         at_hand=at_hand(state),
         enough=moment.enough,
     )
@@ -72,7 +77,7 @@ def review(state: State, moment: Moment) -> tuple[State, list[Action]]:
     gain_s, _ = board.gain_s(to)
     origin = {key: state.standing.where[key] for key in to}
     moves = Moves(to, origin, until_s=moment.now_s + state.pace.round_s, gain_s=gain_s)
-    standing = respared(state, replace(state.standing, moves=moves), anew=False)
+    standing = with_spares(state, replace(state.standing, moves=moves), anew=False)
     if not _begun(standing, moves):
         return state, []
     names = {standing.modules[key][0]: device for key, device in to.items()}
@@ -121,8 +126,8 @@ class _Board:
     @classmethod
     def of(cls, state: State) -> _Board:
         standing = state.standing
-        devices = specs_of(state, standing.facts)
-        tasks = as_measured(standing.tasks, standing.facts.footprints)
+        devices = candidate_specs(state, standing.facts)
+        tasks = with_measured_footprints(standing.tasks, standing.facts.footprints)
         return cls(devices, tasks, {task.task: source_of(task, devices) for task in tasks}, standing)
 
     def cost_s(self, moves: Mapping[ModuleKey, DeviceId], *, of: Mapping[ModuleKey, DeviceId]) -> float:

@@ -15,18 +15,18 @@ from dataclasses import replace
 
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
-from orchestrator.placement.deployability import no_fit
+from orchestrator.placement.deployability import no_fit_reason
 from orchestrator.placement.planner_input import (
     adopted,
-    as_measured,
     at_hand,
-    credited,
+    candidate_specs,
     existing,
     facts_of,
-    guarded,
     load_s,
-    spare_bars,
-    specs_of,
+    memory_credit,
+    placement_constraints,
+    spare_constraints,
+    with_measured_footprints,
 )
 from orchestrator.planner.explain import Explanation, explain
 from orchestrator.planner.placement import Bars, Placement, distinct_modules, place_most
@@ -50,8 +50,8 @@ def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
     why = {key: f"took over from {standing.where[key]}" for key in heirs}
     standing = replace(standing, where={**standing.where, **heirs}, why={**standing.why, **why})
     named = {standing.modules[key][0]: device for key, device in heirs.items()}
-    standing = respared(state, standing, anew=False)
-    return restood(state, standing, moment.now_s), [Note("took_over", {"modules": named})]
+    standing = with_spares(state, standing, anew=False)
+    return with_placement(state, standing, moment.now_s), [Note("took_over", {"modules": named})]
 
 
 def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
@@ -60,7 +60,7 @@ def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
     if facts == state.standing.facts or state.cluster.hold is not None:
         return state, []
     standing, notes = _placed(state, facts, moment)
-    return restood(state, respared(state, standing, anew=False), moment.now_s), notes
+    return with_placement(state, with_spares(state, standing, anew=False), moment.now_s), notes
 
 
 def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
@@ -68,7 +68,7 @@ def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
     due_s = spares_at_s(state)
     if due_s is None or moment.now_s < due_s:
         return state, []
-    return replace(state, standing=respared(state, state.standing, anew=True), spares_due_s=None), []
+    return replace(state, standing=with_spares(state, state.standing, anew=True), spares_due_s=None), []
 
 
 def spares_at_s(state: State) -> float | None:
@@ -76,7 +76,7 @@ def spares_at_s(state: State) -> float | None:
     return state.spares_due_s if state.pace.spares and state.standing.moves is None and calm(state) else None
 
 
-def restood(state: State, standing: Standing, now_s: float) -> State:
+def with_placement(state: State, standing: Standing, now_s: float) -> State:
     """With another standing placement; where it holds something else, what is merely better waits its time anew."""
     before, due_s = state.standing, now_s + state.pace.calm_s
     if standing.where != before.where:
@@ -91,15 +91,15 @@ def calm(state: State) -> bool:
     return all(_serves(state, home, key) for key, home in state.standing.where.items())
 
 
-def respared(state: State, standing: Standing, *, anew: bool) -> Standing:
+def with_spares(state: State, standing: Standing, *, anew: bool) -> Standing:
     """The standing placement with the spares that go with it: new ones too, or only of copies that are there."""
     facts = standing.facts
     chosen = spares(
-        list(specs_of(state, facts).values()),
-        as_measured(standing.tasks, facts.footprints),
+        list(candidate_specs(state, facts).values()),
+        with_measured_footprints(standing.tasks, facts.footprints),
         standing.where,
         load_s=load_s(state),
-        barred=spare_bars(state, facts, standing.where),
+        barred=spare_constraints(state, facts, standing.where),
         at_hand=at_hand(state),
         kept=standing.spares,
         pinned=standing.moves.to if standing.moves else None,
@@ -108,7 +108,7 @@ def respared(state: State, standing: Standing, *, anew: bool) -> Standing:
     return replace(standing, spares=chosen if chosen != standing.spares else standing.spares)
 
 
-def tell_of_placement(before: Standing, after: Standing, generation: int) -> list[Action]:
+def log_placement_changes(before: Standing, after: Standing, generation: int) -> list[Action]:
     """What changed, for the log."""
     notes: list[Action] = []
     moved = {after.modules[key][0]: home for key, home in after.where.items() if before.where.get(key) != home}
@@ -141,7 +141,7 @@ def _may_stay(state: State, device: DeviceId, key: ModuleKey) -> bool:
 
 def _placed(state: State, facts: Facts, moment: Moment) -> tuple[Standing, list[Action]]:
     before = state.standing
-    candidates = specs_of(state, facts)
+    candidates = candidate_specs(state, facts)
     served = {task.task for task in before.tasks}
     served |= {task for task, route in state.remembered.items() if route.available}
     keep = adopted(state, facts.barred)
@@ -154,27 +154,27 @@ def _placed(state: State, facts: Facts, moment: Moment) -> tuple[Standing, list[
         ]
         placement, errors = place_most(
             devices,
-            as_measured(facts.tasks, facts.footprints),
+            with_measured_footprints(facts.tasks, facts.footprints),
             keep=keep,
             served=served,
             barred=bars,
             at_hand=at_hand(state),
             enough=moment.enough,
         )
-        return placement, {name: no_fit(error, facts.tasks, bars) for name, error in errors.items()}
+        return placement, {name: no_fit_reason(error, facts.tasks, bars) for name, error in errors.items()}
 
     def placed_with(bars: Bars) -> tuple[Placement, dict[str, str]]:
-        credit = credited(state, before, facts)
+        credit = memory_credit(state, before, facts)
         placement, refused = attempt(credit, bars)
         if any(placement.where.get(key) != home for key, home in before.where.items() if home in credit):
             return attempt({}, bars)  # it was given for copies that stay
         return placement, refused
 
-    placement, refused = placed_with(guarded(state, facts, keep))
+    placement, refused = placed_with(placement_constraints(state, facts, keep))
     notes: list[Action] = []
     doubtful = {name for name in facts.doubts if not state.cluster.devices[name].draining}
     if refused and doubtful:
-        waived = placed_with(guarded(state, facts, keep, only_drained=True))
+        waived = placed_with(placement_constraints(state, facts, keep, only_drained=True))
         if len(waived[1]) < len(refused):
             notes.append(Note("doubts_waived", {"devices": {name: facts.doubts[name] for name in sorted(doubtful)}}))
             placement, refused = waived

@@ -112,7 +112,7 @@ def no_route(task: str, term: Term, why: str) -> Route:
     return Route(task=task, epoch=term.epoch, generation=term.generation, group=0, unavailable=why)
 
 
-def same_way(a: Route, b: Route) -> bool:
+def same_route(a: Route, b: Route) -> bool:
     """Whether two routes say the same but for measured seconds: those drift, and count only where there is a choice."""
     if _without_seconds(a) != _without_seconds(b):
         return False

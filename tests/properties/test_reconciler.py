@@ -29,22 +29,22 @@ from orchestrator.events import (
     Action,
     ClearRoute,
     Event,
+    LeaderStateReceived,
     Note,
-    OrchestratorSeen,
     PublishAssignment,
     PublishDrain,
     PublishRoute,
     PublishSpec,
     PublishState,
-    RouteSeen,
+    RetainedRouteReceived,
     TaskDeployed,
-    TaskInvalid,
+    TaskRejected,
     TaskUndeployed,
 )
 from orchestrator.leadership.standby import READ_RETAINED_S
-from orchestrator.membership.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen, Overslept, Tick
+from orchestrator.membership.cluster import DeviceStateReceived, DrainReceived, HeartbeatReceived, Overslept, Tick
 from orchestrator.placement.deployability import MAX_REFUSALS
-from orchestrator.placement.planner_input import as_measured
+from orchestrator.placement.planner_input import with_measured_footprints
 from orchestrator.planner.placement import place
 from orchestrator.state import Pace, State, initial
 from tests.builders import joined, module, offline, online, part_of, profile
@@ -101,7 +101,7 @@ class Reconciler(RuleBasedStateMachine):
         self.announced_dead: set[str] = set()  # devices whose current session's will was delivered
         self.routes: dict[str, Route] = {}  # what the broker remembers
         self.assignments: dict[str, Assignment] = {}
-        self.births: dict[str, DeviceStateSeen] = {}
+        self.births: dict[str, DeviceStateReceived] = {}
         self.specs: dict[str, Event] = {}
         self.drained: dict[str, Event] = {}  # by an operator, as the broker remembers it
         self.restored: set[str] = set()  # specs given back to a broker without memory
@@ -138,7 +138,7 @@ class Reconciler(RuleBasedStateMachine):
             elif isinstance(action, PublishState):
                 assert action.message.epoch == self.epoch
                 self.leader = action.message
-        if not isinstance(event, LinkUp | OrchestratorSeen | RouteSeen):
+        if not isinstance(event, LinkUp | LeaderStateReceived | RetainedRouteReceived):
             again, nothing = decide(self.state, event, self.now_s)
             assert nothing == [], nothing
             assert again == self.state
@@ -178,7 +178,7 @@ class Reconciler(RuleBasedStateMachine):
         agent.compute_s.clear()
         agent.footprints.clear()
         known = profile(memory_bytes, compute_flops_per_s=100e9)
-        birth = DeviceStateSeen(device, online(agent.session, known))
+        birth = DeviceStateReceived(device, online(agent.session, known))
         self.births[device] = birth
         self.announced_dead.discard(device)
         self.say(birth)
@@ -188,7 +188,7 @@ class Reconciler(RuleBasedStateMachine):
         agent = self.agents[device]
         if agent.up:
             agent.up = False
-            will = DeviceStateSeen(device, offline(agent.session))
+            will = DeviceStateReceived(device, offline(agent.session))
             if heard == "now":
                 self.births.pop(device, None)
                 self.announced_dead.add(device)
@@ -203,12 +203,12 @@ class Reconciler(RuleBasedStateMachine):
         if agent.up and not agent.draining:
             agent.draining = True
             said = self.births[device].message.model_copy(update={"status": "draining"})
-            self.births[device] = DeviceStateSeen(device, said)
+            self.births[device] = DeviceStateReceived(device, said)
             self.say(self.births[device])
 
     @rule(device=devices)
     def drain_by_an_operator(self, device: str) -> None:
-        self.drained[device] = DrainSeen(device, drain=True)
+        self.drained[device] = DrainReceived(device, drain=True)
         self.agents[device].draining = True
         self.feed(self.drained[device])
 
@@ -219,7 +219,7 @@ class Reconciler(RuleBasedStateMachine):
         del self.drained[device]
         birth = self.births.get(device)
         self.agents[device].draining = birth is not None and birth.message.status == "draining"
-        self.feed(DrainSeen(device, drain=False))
+        self.feed(DrainReceived(device, drain=False))
 
     @rule(device=devices, other=devices, since_s=st.sampled_from([0.0, 0.3, 2.0]))
     def suspect(self, device: str, other: str, since_s: float) -> None:
@@ -254,7 +254,7 @@ class Reconciler(RuleBasedStateMachine):
         held |= {key: HeldModule(module="m", state="failed", error="no") for key in sorted(agent.failing)}
         suspects = {other: self.now_s - at_s for other, at_s in agent.suspects.items()}
         beat = Heartbeat(session=agent.session, seq=agent.seq, epoch=0, generation=0, modules=held, suspects=suspects)
-        self.say(HeartbeatSeen(device, beat))
+        self.say(HeartbeatReceived(device, beat))
 
     @rule(device=devices, part=parts, compute_s=st.sampled_from([0.01, 1.0, 60.0]))
     def measure_seconds(self, device: str, part: str, compute_s: float) -> None:
@@ -306,7 +306,7 @@ class Reconciler(RuleBasedStateMachine):
         """From then on time passes only as long as the next one isn't late."""
         if self.state.link is not None:
             session = self.state.link.session
-            self.feed(OrchestratorSeen(OrchestratorState(epoch=self.epoch, online=True, session=session)))
+            self.feed(LeaderStateReceived(OrchestratorState(epoch=self.epoch, online=True, session=session)))
 
     @rule()
     def everything_loads_for_long(self) -> None:
@@ -322,7 +322,7 @@ class Reconciler(RuleBasedStateMachine):
 
     @rule(name=task_names)
     def deploy_nonsense(self, name: str) -> None:
-        self.specs[name] = TaskInvalid(name, "its spec is wrong")
+        self.specs[name] = TaskRejected(name, "its spec is wrong")
         self.feed(self.specs[name])
 
     @rule(name=task_names)
@@ -342,7 +342,7 @@ class Reconciler(RuleBasedStateMachine):
         event = data.draw(st.sampled_from(self.old))
         if isinstance(event, TaskDeployed) and self.specs.get(event.spec.task) != event:
             return  # specs come in order: an older one can't overtake
-        if isinstance(event, DeviceStateSeen) and event.message.status == "offline":
+        if isinstance(event, DeviceStateReceived) and event.message.status == "offline":
             agent = self.agents[event.device]
             if agent.session == event.message.session:
                 self.announced_dead.add(event.device)
@@ -351,7 +351,7 @@ class Reconciler(RuleBasedStateMachine):
     @rule(other=st.sampled_from([True, False]))
     def the_leaders_topic_says_something_old(self, other: bool) -> None:  # noqa: FBT001 - hypothesis passes names
         epoch = self.epoch - 1 if other and self.epoch else self.epoch
-        self.feed(OrchestratorSeen(OrchestratorState(epoch=epoch, online=False, session=0)))
+        self.feed(LeaderStateReceived(OrchestratorState(epoch=epoch, online=False, session=0)))
 
     @rule(seconds=st.sampled_from([0.5, 10.0]))
     def lose_the_link(self, seconds: float) -> None:
@@ -366,7 +366,8 @@ class Reconciler(RuleBasedStateMachine):
         """It says everybody's will when it ends, of which we hear some; all come back, and nothing moves."""
         up = [device for device in DEVICES if self.agents[device].up]
         wills = [
-            DeviceStateSeen(device, DeviceState(status="offline", session=self.agents[device].session)) for device in up
+            DeviceStateReceived(device, DeviceState(status="offline", session=self.agents[device].session))
+            for device in up
         ]
         self.work()
         where = self.state.standing.where
@@ -386,7 +387,7 @@ class Reconciler(RuleBasedStateMachine):
             self.sessions += 1
             agent.session = self.sessions
             born = self.births[device].message.model_copy(update={"session": agent.session})
-            self.births[device] = DeviceStateSeen(device, born)
+            self.births[device] = DeviceStateReceived(device, born)
             self.feed(self.births[device])
             self.beat(device)
         assert self.state.standing.where == where
@@ -433,12 +434,12 @@ class Reconciler(RuleBasedStateMachine):
         said = self.leader
         self.feed(LinkUp(self.sessions))
         if said is not None:
-            self.feed(OrchestratorSeen(said.model_copy(update={"online": False})))
+            self.feed(LeaderStateReceived(said.model_copy(update={"online": False})))
         for event in (*self.births.values(), *self.drained.values(), *self.specs.values()):
             self.feed(event)
         for name, route in sorted(self.routes.items()):
             serving = {node.key: tuple(able.device for able in node.devices) for node in route.nodes.values()}
-            self.feed(RouteSeen(name, route.unavailable is None, bool(route.front_door), serving))
+            self.feed(RetainedRouteReceived(name, route.unavailable is None, bool(route.front_door), serving))
 
     # --- what always holds ---
 
@@ -543,7 +544,7 @@ class Reconciler(RuleBasedStateMachine):
                     continue
                 for keep in ({}, self.state.standing.where):
                     with pytest.raises(NoDeviceFits):
-                        place(fleet, as_measured([*served, spec], footprints), keep=keep, barred=barred)
+                        place(fleet, with_measured_footprints([*served, spec], footprints), keep=keep, barred=barred)
         for device in self.drained:
             if self.agents[device].up and (told := self.assignments.get(device)):
                 assert not told.modules or told.stays

@@ -8,8 +8,8 @@ from broker.protocol.messages import DeviceProfile, DeviceState, HeldModule
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.membership.cluster import (
     Cluster,
-    DeviceStateSeen,
-    HeartbeatSeen,
+    DeviceStateReceived,
+    HeartbeatReceived,
     Tick,
     apply,
     echoed,
@@ -22,20 +22,20 @@ PROFILE = profile(1000, latency_s=0.002)
 OTHER = PROFILE.model_copy(update={"memory_bytes": 500})
 
 
-def birth(session: int = 1, profile: DeviceProfile | None = PROFILE) -> DeviceStateSeen:
-    return DeviceStateSeen("gw", DeviceState(status="online", session=session, profile=profile))
+def birth(session: int = 1, profile: DeviceProfile | None = PROFILE) -> DeviceStateReceived:
+    return DeviceStateReceived("gw", DeviceState(status="online", session=session, profile=profile))
 
 
-def will(session: int = 1) -> DeviceStateSeen:
-    return DeviceStateSeen("gw", offline(session))
+def will(session: int = 1) -> DeviceStateReceived:
+    return DeviceStateReceived("gw", offline(session))
 
 
-def drain(session: int = 1) -> DeviceStateSeen:
-    return DeviceStateSeen("gw", DeviceState(status="draining", session=session))
+def drain(session: int = 1) -> DeviceStateReceived:
+    return DeviceStateReceived("gw", DeviceState(status="draining", session=session))
 
 
-def beat(seq: int, session: int = 1, **modules: HeldModule) -> HeartbeatSeen:
-    return HeartbeatSeen("gw", heartbeat(seq, session, modules=modules))
+def beat(seq: int, session: int = 1, **modules: HeldModule) -> HeartbeatReceived:
+    return HeartbeatReceived("gw", heartbeat(seq, session, modules=modules))
 
 
 def listening() -> Cluster:
@@ -149,7 +149,7 @@ def test_whom_a_broker_that_was_away_let_in_late_is_not_on_probation_for_it() ->
     assert again.devices["gw"].doubt is None
 
 
-def other(event: DeviceStateSeen | HeartbeatSeen) -> DeviceStateSeen | HeartbeatSeen:
+def other(event: DeviceStateReceived | HeartbeatReceived) -> DeviceStateReceived | HeartbeatReceived:
     """The same of another device."""
     return replace(event, device="gw-2")
 

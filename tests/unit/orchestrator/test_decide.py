@@ -23,26 +23,26 @@ from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
     Action,
     AnswerError,
-    AskRebirth,
     ClearAssignment,
     ClearRoute,
     Event,
+    LeaderStateReceived,
     Note,
-    OrchestratorSeen,
     PublishAssignment,
     PublishDrain,
     PublishRoute,
     PublishSpec,
     PublishState,
-    RequestSeen,
+    RequestRebirth,
+    RequestReceived,
     Resign,
-    RouteSeen,
+    RetainedRouteReceived,
     TaskDeployed,
-    TaskInvalid,
+    TaskRejected,
     TaskUndeployed,
 )
 from orchestrator.leadership.standby import READ_RETAINED_S
-from orchestrator.membership.cluster import DeviceStateSeen, DrainSeen, HeartbeatSeen, Tick
+from orchestrator.membership.cluster import DeviceStateReceived, DrainReceived, HeartbeatReceived, Tick
 from orchestrator.state import State, initial
 from tests.builders import all_of, chain, module
 
@@ -80,7 +80,7 @@ class Site:
             memory_bytes=memory_bytes, compute_flops_per_s=speed, bandwidth_bits_per_s=100e6, latency_s=0.001
         )
         birth = DeviceState(status="online", session=self.sessions[device], profile=profile)
-        return [*self.feed(DeviceStateSeen(device, birth)), *self.beat(device)]
+        return [*self.feed(DeviceStateReceived(device, birth)), *self.beat(device)]
 
     def beat(self, device: str, held: dict[str, HeldModule] | None = None) -> list[Action]:
         """A heartbeat; without ``held`` it reports as ready all that was assigned."""
@@ -95,7 +95,7 @@ class Site:
         self.seq += 1
         session = self.sessions[device]
         beat = Heartbeat(session=session, seq=self.seq, epoch=epoch, generation=generation, modules=held)
-        return self.feed(HeartbeatSeen(device, beat))
+        return self.feed(HeartbeatReceived(device, beat))
 
     def beats(self) -> list[Action]:
         return [action for device in sorted(self.sessions) for action in self.beat(device)]
@@ -110,7 +110,7 @@ class Site:
 
     def gone(self, device: str, session: int | None = None) -> list[Action]:
         ended = self.sessions[device] if session is None else session
-        return self.feed(DeviceStateSeen(device, DeviceState(status="offline", session=ended)))
+        return self.feed(DeviceStateReceived(device, DeviceState(status="offline", session=ended)))
 
     def where(self) -> dict[str, str]:
         return {self.state.standing.modules[key][0]: home for key, home in self.state.standing.where.items()}
@@ -184,26 +184,26 @@ def test_shared_modules_are_placed_once_and_their_memory_is_counted_once() -> No
 
 def test_the_same_event_twice_changes_nothing_the_second_time() -> None:
     site = serving(CLASSIFY, CAPTION, a=100, b=100)
-    birth = DeviceStateSeen(
+    birth = DeviceStateReceived(
         "c", DeviceState(status="online", session=9, profile=site.state.cluster.devices["a"].profile)
     )
     failed = {VISION.key: HeldModule(module="vision", state="failed", error="no weights")}
-    beat = HeartbeatSeen("a", Heartbeat(session=1, seq=99, epoch=1, generation=1, modules=failed))
+    beat = HeartbeatReceived("a", Heartbeat(session=1, seq=99, epoch=1, generation=1, modules=failed))
     happening: list[Event] = [
         TaskDeployed(CLASSIFY),
-        TaskInvalid("broken", "because"),
-        RouteSeen("old", available=True),
+        TaskRejected("broken", "because"),
+        RetainedRouteReceived("old", available=True),
         birth,
         beat,
-        DeviceStateSeen("b", DeviceState(status="draining", session=1)),
-        DeviceStateSeen("b", DeviceState(status="offline", session=1)),
+        DeviceStateReceived("b", DeviceState(status="draining", session=1)),
+        DeviceStateReceived("b", DeviceState(status="offline", session=1)),
         TaskUndeployed("caption"),
         Tick(),
     ]
     for event in happening:
         site.feed(event)
         before = site.state
-        assert site.feed(event) == [] or isinstance(event, RouteSeen)
+        assert site.feed(event) == [] or isinstance(event, RetainedRouteReceived)
         assert site.state == before
 
 
@@ -310,13 +310,13 @@ def test_without_devices_every_task_says_so() -> None:
 def test_a_birth_without_a_heartbeat_gets_no_modules_for_it_may_be_a_ghost() -> None:
     site = serving(CLASSIFY)
     profile = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.0)
-    site.feed(DeviceStateSeen("ghost", DeviceState(status="online", session=4, profile=profile)))
+    site.feed(DeviceStateReceived("ghost", DeviceState(status="online", session=4, profile=profile)))
     assert site.route("classify").unavailable
 
 
 def test_a_draining_devices_modules_move_once_they_are_loaded_elsewhere() -> None:
     site = serving(CLASSIFY, a=100, b=100)
-    site.feed(DeviceStateSeen("a", DeviceState(status="draining", session=1)))
+    site.feed(DeviceStateReceived("a", DeviceState(status="draining", session=1)))
     assert site.where() == {"vision": "a", "head": "a"}
     site.beat("b")
     assert site.where() == {"vision": "b", "head": "b"}
@@ -350,8 +350,8 @@ def test_after_a_restart_the_tasks_that_were_served_go_first() -> None:
     site.born("a", 100)
     site.feed(TaskDeployed(CAPTION))
     site.feed(TaskDeployed(CLASSIFY))
-    site.feed(RouteSeen("caption", available=False))
-    site.feed(RouteSeen("classify", available=True))
+    site.feed(RetainedRouteReceived("caption", available=False))
+    site.feed(RetainedRouteReceived("classify", available=True))
     site.settle()
     assert site.route("caption").unavailable
     assert site.route("classify").unavailable is None
@@ -376,14 +376,14 @@ def test_an_undeployed_tasks_route_is_cleared_and_only_its_own_modules_are_unloa
 def test_routes_of_earlier_terms_without_a_task_are_cleared_after_settling() -> None:
     site = Site()
     site.feed(TaskDeployed(CLASSIFY))
-    assert said(site.feed(RouteSeen("forgotten", available=True))) == []
-    site.feed(RouteSeen("classify", available=True))
+    assert said(site.feed(RetainedRouteReceived("forgotten", available=True))) == []
+    site.feed(RetainedRouteReceived("classify", available=True))
     assert all_of(site.settle(), ClearRoute) == [ClearRoute("forgotten")]
 
 
 def test_an_invalid_spec_makes_the_task_unavailable_until_it_is_mended() -> None:
     site = serving(CLASSIFY, a=100)
-    site.feed(TaskInvalid("classify", "its spec is wrong: TaskSpec: nodes: Field required"))
+    site.feed(TaskRejected("classify", "its spec is wrong: TaskSpec: nodes: Field required"))
     assert "nodes: Field required" in (site.route("classify").unavailable or "")
     assert site.where() == {}
     site.feed(TaskDeployed(CLASSIFY))
@@ -467,7 +467,7 @@ def test_when_the_link_is_back_all_is_said_again_and_nothing_moves() -> None:
     assert said(site.feed(Tick())) == []
     assert said(site.feed(LinkUp(7))) == [], "somebody newer may lead"
     assert said(site.feed(TaskDeployed(CLASSIFY))) == []
-    actions = said(site.feed(OrchestratorSeen(OrchestratorState(epoch=1, online=False, session=1))))
+    actions = said(site.feed(LeaderStateReceived(OrchestratorState(epoch=1, online=False, session=1))))
     assert actions[0] == PublishState(OrchestratorState(epoch=1, online=True, session=7))
     assert actions[1] == PublishRoute(routes["classify"])
     assert actions[2:] == [PublishAssignment(device, assignments[device]) for device in ("a", "b")]
@@ -507,7 +507,7 @@ def test_the_wills_that_a_broker_says_when_it_ends_move_nothing(devices: int) ->
         site.sessions[name] += 10
         profile = site.state.cluster.devices[name].profile
         birth = DeviceState(status="online", session=site.sessions[name], profile=profile)
-        actions = said(site.feed(DeviceStateSeen(name, birth)) + site.beat(name))
+        actions = said(site.feed(DeviceStateReceived(name, birth)) + site.beat(name))
         assert actions == []
 
 
@@ -537,7 +537,11 @@ def test_who_comes_up_with_the_broker_waits_for_the_devices_that_served() -> Non
     site = Site(epoch=2)
     site.state = replace(site.state, linked_s=0.0)
     site.feed(TaskDeployed(CLASSIFY))
-    site.feed(RouteSeen("classify", available=True, front_door=True, serving={VISION.key: ("b",), HEAD.key: ("b",)}))
+    site.feed(
+        RetainedRouteReceived(
+            "classify", available=True, front_door=True, serving={VISION.key: ("b",), HEAD.key: ("b",)}
+        )
+    )
     site.born("a", 100)
     assert said(site.settle()) == []
     assert site.state.settles_at_s == RECONNECT_S
@@ -550,19 +554,19 @@ def test_who_comes_up_with_the_broker_waits_for_the_devices_that_served() -> Non
     held = {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)}
     profile = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
     site.sessions["b"] = 1
-    site.feed(DeviceStateSeen("b", DeviceState(status="online", session=1, profile=profile)))
+    site.feed(DeviceStateReceived("b", DeviceState(status="online", session=1, profile=profile)))
     site.report("b", 1, 1, held)
     assert site.where() == {"vision": "b", "head": "b"}
 
 
 def test_a_higher_epoch_makes_it_resign_and_its_own_echo_does_not() -> None:
     site = Site(epoch=3)
-    assert all_of(site.feed(OrchestratorSeen(OrchestratorState(epoch=4, online=True, session=8))), Resign)
-    assert site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=True, session=1))) == []
+    assert all_of(site.feed(LeaderStateReceived(OrchestratorState(epoch=4, online=True, session=8))), Resign)
+    assert site.feed(LeaderStateReceived(OrchestratorState(epoch=3, online=True, session=1))) == []
 
 
-def leader(epoch: int, session: int, *, online: bool = True) -> OrchestratorSeen:
-    return OrchestratorSeen(OrchestratorState(epoch=epoch, online=online, session=session))
+def leader(epoch: int, session: int, *, online: bool = True) -> LeaderStateReceived:
+    return LeaderStateReceived(OrchestratorState(epoch=epoch, online=online, session=session))
 
 
 def test_of_two_orchestrators_with_one_epoch_the_lower_session_resigns() -> None:
@@ -586,15 +590,15 @@ def test_it_resigns_when_a_device_obeys_a_term_that_it_did_not_reach() -> None:
     assert not all_of(site.report("a", 1, 1, {}), Resign)
 
 
-def reconnected(site: Site, *, outlived: bool, routes: bool) -> list[Action]:
+def reconnected(site: Site, *, broker_kept_memory: bool, routes: bool) -> list[Action]:
     """The link goes and comes; no spec is delivered again. What the orchestrator says after the retained messages."""
     site.feed(LinkDown("lost"))
     site.now_s += 5
     site.feed(LinkUp(2))
-    if outlived:
+    if broker_kept_memory:
         site.feed(leader(1, 1, online=False))
     if routes:
-        site.feed(RouteSeen("classify", available=True, front_door=True))
+        site.feed(RetainedRouteReceived("classify", available=True, front_door=True))
     site.now_s += READ_RETAINED_S
     actions = said(site.feed(Tick()))
     site.beats()
@@ -603,7 +607,7 @@ def reconnected(site: Site, *, outlived: bool, routes: bool) -> list[Action]:
 
 def test_a_task_that_was_undeployed_while_the_link_was_down_is_taken_away() -> None:
     site = serving(CLASSIFY, a=100)
-    actions = reconnected(site, outlived=True, routes=True)
+    actions = reconnected(site, broker_kept_memory=True, routes=True)
     assert ClearRoute("classify") in actions
     assert site.where() == {}
     assert not all_of(actions, PublishSpec)
@@ -612,7 +616,7 @@ def test_a_task_that_was_undeployed_while_the_link_was_down_is_taken_away() -> N
 
 def test_a_broker_that_lost_its_memory_is_given_the_specs_back_and_the_task_stays() -> None:
     site = serving(CLASSIFY, a=100)
-    actions = reconnected(site, outlived=False, routes=False)
+    actions = reconnected(site, broker_kept_memory=False, routes=False)
     assert actions == [
         PublishState(leader(1, 2).message),
         PublishSpec(CLASSIFY),
@@ -625,7 +629,7 @@ def test_a_broker_that_lost_its_memory_is_given_the_specs_back_and_the_task_stay
 
 def test_a_broker_with_an_old_memory_from_before_the_task_was_deployed_is_given_the_spec_back() -> None:
     site = serving(CLASSIFY, a=100)
-    actions = reconnected(site, outlived=True, routes=False)
+    actions = reconnected(site, broker_kept_memory=True, routes=False)
     assert actions[-2:] == [PublishSpec(CLASSIFY), PublishRoute(site.route("classify"))]
     assert len(all_of(actions, PublishRoute)) == 1
 
@@ -635,7 +639,7 @@ def restarted(*, route_remembered: bool) -> tuple[Site, list[Action]]:
     site = Site(epoch=2)
     site.state = replace(initial(epoch=2, tasks={"classify": CLASSIFY}), link=site.state.link, settles_at_s=1.5)
     if route_remembered:
-        site.feed(RouteSeen("classify", available=True, front_door=True))
+        site.feed(RetainedRouteReceived("classify", available=True, front_door=True))
     site.born("a", 100)
     return site, site.settle()
 
@@ -656,9 +660,9 @@ def test_a_stored_task_that_was_undeployed_while_nobody_led_does_not_come_back()
 
 def test_a_broker_that_lost_its_memory_is_given_the_drain_back_and_the_device_stays_empty() -> None:
     site = serving(CLASSIFY, a=100, b=100)
-    site.feed(DrainSeen("a", drain=True))
+    site.feed(DrainReceived("a", drain=True))
     site.beats()
-    assert PublishDrain("a") in reconnected(site, outlived=False, routes=False)
+    assert PublishDrain("a") in reconnected(site, broker_kept_memory=False, routes=False)
     site.beats()
     assert set(site.where().values()) == {"b"}
     assert PublishDrain("a") not in site.feed(Tick())
@@ -666,8 +670,8 @@ def test_a_broker_that_lost_its_memory_is_given_the_drain_back_and_the_device_st
 
 def test_a_drain_that_was_taken_back_while_the_link_was_down_is_not_given_back() -> None:
     site = serving(CLASSIFY, a=100, b=100)
-    site.feed(DrainSeen("a", drain=True))
-    assert not all_of(reconnected(site, outlived=True, routes=True), PublishDrain)
+    site.feed(DrainReceived("a", drain=True))
+    assert not all_of(reconnected(site, broker_kept_memory=True, routes=True), PublishDrain)
     assert not site.state.cluster.devices["a"].draining
 
 
@@ -767,7 +771,7 @@ def test_a_task_that_was_taken_away_and_deployed_again_is_tried_at_once() -> Non
 def test_a_device_that_beats_and_whose_birth_is_not_known_is_asked_for_it_but_not_at_every_beat() -> None:
     site = serving(CLASSIFY, a=100)
     site.sessions["b"] = 4
-    assert site.beat("b") == [AskRebirth("b")]
+    assert site.beat("b") == [RequestRebirth("b")]
     site.now_s += 1
     assert site.beat("b") == []
     site.beat("a")
@@ -776,9 +780,9 @@ def test_a_device_that_beats_and_whose_birth_is_not_known_is_asked_for_it_but_no
     site.now_s += 1.9
     site.beat("a")
     site.now_s += 1
-    assert AskRebirth("b") in site.beat("b")
+    assert RequestRebirth("b") in site.beat("b")
     site.born("b", 100)
-    assert not all_of(site.beat("b"), AskRebirth)
+    assert not all_of(site.beat("b"), RequestRebirth)
 
 
 def test_a_task_with_redundancy_has_a_second_door_outside_the_first_and_keeps_it() -> None:
@@ -814,12 +818,12 @@ def test_what_most_tasks_need_is_listed_first_and_standbys_last() -> None:
 def test_a_late_will_of_ours_or_an_older_orchestrator_is_overwritten() -> None:
     site = Site(epoch=3)
     truth = [PublishState(OrchestratorState(epoch=3, online=True, session=1))]
-    assert site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=False, session=0))) == truth
-    assert site.feed(OrchestratorSeen(OrchestratorState(epoch=2, online=True, session=5))) == truth
+    assert site.feed(LeaderStateReceived(OrchestratorState(epoch=3, online=False, session=0))) == truth
+    assert site.feed(LeaderStateReceived(OrchestratorState(epoch=2, online=True, session=5))) == truth
 
 
 def ask(site: Site, name: str, correlation: bytes | None = b"request-1") -> list[Action]:
-    return site.feed(RequestSeen(name, REPLY_TO, correlation, b"a picture"))
+    return site.feed(RequestReceived(name, REPLY_TO, correlation, b"a picture"))
 
 
 def refusal(actions: list[Action]) -> ErrorBody:
@@ -862,8 +866,8 @@ def test_before_the_broker_could_say_what_it_remembers_no_request_is_answered() 
 
 def test_while_it_settles_a_request_is_told_when_to_try_again_unless_agents_serve_its_task() -> None:
     site = Site()
-    site.feed(RouteSeen("classify", available=True, front_door=True))
-    site.feed(RouteSeen("caption", available=True, front_door=False))
+    site.feed(RetainedRouteReceived("classify", available=True, front_door=True))
+    site.feed(RetainedRouteReceived("caption", available=True, front_door=False))
     site.now_s += 0.5
     assert ask(site, "classify") == []
     for name in ("caption", "unknown"):
@@ -885,7 +889,9 @@ def test_while_the_front_door_loads_a_request_is_told_who_loads_what() -> None:
 def test_the_answer_carries_the_id_by_which_agents_know_the_request() -> None:
     site = serving()
     payloads = [b"one picture", b"another picture"]
-    answers = [all_of(site.feed(RequestSeen("nothing", REPLY_TO, None, payload)), AnswerError) for payload in payloads]
+    answers = [
+        all_of(site.feed(RequestReceived("nothing", REPLY_TO, None, payload)), AnswerError) for payload in payloads
+    ]
     ids = [answer.result.request for (answer,) in answers]
     assert ids == [request_id("nothing", REPLY_TO, b"", payload) for payload in payloads]
     assert ids[0] != ids[1]
@@ -916,10 +922,10 @@ def test_a_task_that_describes_a_shared_module_differently_is_refused_and_distur
 
 def test_our_own_word_that_comes_back_over_this_link_proves_it_and_no_other_does() -> None:
     site = Site(epoch=3)
-    site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=True, session=77)))
+    site.feed(LeaderStateReceived(OrchestratorState(epoch=3, online=True, session=77)))
     assert site.state.cluster.echo_s is None
     site.now_s = 4.0
-    site.feed(OrchestratorSeen(OrchestratorState(epoch=3, online=True, session=1)))
+    site.feed(LeaderStateReceived(OrchestratorState(epoch=3, online=True, session=1)))
     assert site.state.cluster.echo_s == 4.0
     site.feed(LinkDown("cut"))
     site.feed(LinkUp(2))

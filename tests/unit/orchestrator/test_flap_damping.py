@@ -11,9 +11,9 @@ from orchestrator.membership.cluster import (
     HOLD_INTERVALS,
     Cluster,
     ClusterEvent,
-    DeviceStateSeen,
-    DrainSeen,
-    HeartbeatSeen,
+    DeviceStateReceived,
+    DrainReceived,
+    HeartbeatReceived,
     Overslept,
     Tick,
     apply,
@@ -45,18 +45,18 @@ class Fleet:
 
     def join(self, name: str) -> None:
         self.sessions[name] = self.sessions.get(name, 0) + 1
-        self.feed(DeviceStateSeen(name, online(self.sessions[name], PROFILE)))
+        self.feed(DeviceStateReceived(name, online(self.sessions[name], PROFILE)))
         self.beating.add(name)
         self.beat(name)
 
     def beat(self, name: str) -> None:
         self.seq += 1
         suspects = {other: self.now_s - at_s for other, at_s in self.suspects.get(name, {}).items()}
-        self.feed(HeartbeatSeen(name, heartbeat(self.seq, self.sessions[name], suspects=suspects)))
+        self.feed(HeartbeatReceived(name, heartbeat(self.seq, self.sessions[name], suspects=suspects)))
 
     def die(self, name: str) -> None:
         self.beating.discard(name)
-        self.feed(DeviceStateSeen(name, offline(self.sessions[name])))
+        self.feed(DeviceStateReceived(name, offline(self.sessions[name])))
 
     def echo(self) -> None:
         self.cluster = echoed(self.cluster, self.now_s)
@@ -323,21 +323,21 @@ def test_when_our_own_process_stood_still_everybody_has_the_full_time_anew() -> 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_drain_holds_for_a_device_that_restarts_and_for_one_that_is_not_known_yet(known: bool) -> None:  # noqa: FBT001 - pytest passes names
     fleet = Fleet("a", *(["b"] if known else []))
-    fleet.feed(DrainSeen("b", drain=True))
+    fleet.feed(DrainReceived("b", drain=True))
     fleet.join("b")
     assert fleet.cluster.devices["b"].draining
     assert not fleet.cluster.devices["b"].may_hold
-    fleet.feed(DrainSeen("b", drain=False))
+    fleet.feed(DrainReceived("b", drain=False))
     assert fleet.cluster.devices["b"].may_hold
 
 
 def test_a_drain_that_was_taken_back_while_our_link_was_down_is_over() -> None:
     fleet = Fleet("a", "b")
     for device in ("a", "b"):
-        fleet.feed(DrainSeen(device, drain=True))
+        fleet.feed(DrainReceived(device, drain=True))
     fleet.feed(LinkDown("lost"))
     fleet.feed(LinkUp(2))
-    fleet.feed(DrainSeen("b", drain=True))  # the broker remembers only this one
+    fleet.feed(DrainReceived("b", drain=True))  # the broker remembers only this one
     assert [device.draining for device in fleet.cluster.alive()] == [False, True]
 
 

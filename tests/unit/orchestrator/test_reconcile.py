@@ -9,8 +9,16 @@ from broker.protocol.messages import AssignedModule, Heartbeat, HeldModule, Rout
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import LinkUp
 from orchestrator.decide import decide, next_deadline_s
-from orchestrator.events import Action, Event, Note, PublishAssignment, PublishRoute, RouteSeen, TaskDeployed
-from orchestrator.membership.cluster import HOLD_INTERVALS, DeviceStateSeen, DrainSeen, HeartbeatSeen, Tick
+from orchestrator.events import (
+    Action,
+    Event,
+    Note,
+    PublishAssignment,
+    PublishRoute,
+    RetainedRouteReceived,
+    TaskDeployed,
+)
+from orchestrator.membership.cluster import HOLD_INTERVALS, DeviceStateReceived, DrainReceived, HeartbeatReceived, Tick
 from orchestrator.placement.rebalance import GAIN_S, GAIN_SHARE
 from orchestrator.state import Pace, State, initial
 from tests.builders import all_of, chain, module, offline, online, profile
@@ -66,7 +74,7 @@ class Site:
         known = self.agents.get(device)
         self.agents[device] = agent or Agent(session=known.session + 1 if known else 1)
         birth = online(self.agents[device].session, profile(memory_bytes, compute_flops_per_s=speed))
-        return [*self.feed(DeviceStateSeen(device, birth)), *self.beat(device)]
+        return [*self.feed(DeviceStateReceived(device, birth)), *self.beat(device)]
 
     def beat(self, device: str) -> list[Action]:
         """Obey the assignment and report."""
@@ -85,7 +93,7 @@ class Site:
             cached=agent.cached,
             suspects=agent.suspects,
         )
-        return self.feed(HeartbeatSeen(device, beat))
+        return self.feed(HeartbeatReceived(device, beat))
 
     def _held(self, agent: Agent, told: AssignedModule) -> HeldModule:
         key = told.spec.key
@@ -112,7 +120,7 @@ class Site:
 
     def kill(self, device: str) -> list[Action]:
         self.agents[device].up = False
-        return self.feed(DeviceStateSeen(device, offline(self.agents[device].session)))
+        return self.feed(DeviceStateReceived(device, offline(self.agents[device].session)))
 
     def roles(self) -> dict[str, dict[str, list[str]]]:
         """As assigned: role -> module -> devices."""
@@ -277,11 +285,11 @@ def test_after_a_restart_of_the_orchestrator_active_copies_and_standbys_stay_wha
     assert roles["active"]["vision"] == ["b"]
     again = Site(CLASSIFY, a=100, b=100)
     serving = {node.key: tuple(able.device for able in node.devices) for node in route.nodes.values()}
-    again.feed(RouteSeen("classify", available=True, front_door=True, serving=serving))
+    again.feed(RetainedRouteReceived("classify", available=True, front_door=True, serving=serving))
     for device, agent in site.agents.items():
         held = {key: HeldModule(module="m", state="ready", memory_bytes=10) for key in sorted(agent.loaded)}
         beat = Heartbeat(session=1, seq=50, epoch=1, generation=0, modules=held)
-        again.feed(HeartbeatSeen(device, beat))
+        again.feed(HeartbeatReceived(device, beat))
         again.agents[device].loaded, again.agents[device].seq = set(agent.loaded), 50
     again.now_s += 1.5
     again.feed(Tick())
@@ -467,7 +475,7 @@ def served_without_a_gap(site: Site, seconds: int, *names: str) -> None:
 
 def test_a_drained_device_with_standbys_elsewhere_is_left_at_once() -> None:
     site = calm(CLASSIFY, a=100, b=100)
-    site.feed(DrainSeen("a", drain=True))
+    site.feed(DrainReceived("a", drain=True))
     assert site.able("classify", "vision") == ["b"]
     assert site.state.assignments["a"].modules == ()
     assert site.agents["b"].loads == 2, "nothing was loaded for it"
@@ -477,7 +485,7 @@ def test_a_drained_device_serves_until_the_new_copies_are_ready() -> None:
     site = Site(CLASSIFY, a=100, b=100)
     site.go_on(2)
     site.agents["b"].slow = True
-    site.feed(DrainSeen("a", drain=True))
+    site.feed(DrainReceived("a", drain=True))
     served_without_a_gap(site, 3, "classify")
     assert site.able("classify", "vision") == ["a"]
     site.agents["b"].slow = False
@@ -488,7 +496,7 @@ def test_a_drained_device_serves_until_the_new_copies_are_ready() -> None:
 
 def test_a_device_whose_modules_fit_nowhere_else_serves_on_says_why_and_is_left_when_another_comes() -> None:
     site = calm(CLASSIFY, a=100, b=30)
-    site.feed(DrainSeen("a", drain=True))
+    site.feed(DrainReceived("a", drain=True))
     served_without_a_gap(site, 40, "classify")
     stays = site.state.assignments["a"].stays
     assert stays is not None
@@ -503,22 +511,22 @@ def test_a_device_whose_modules_fit_nowhere_else_serves_on_says_why_and_is_left_
 
 def test_a_drained_device_gets_nothing_new_and_a_task_that_fits_nowhere_else_is_refused() -> None:
     site = Site(a=100, b=30)
-    site.feed(DrainSeen("a", drain=True))
+    site.feed(DrainReceived("a", drain=True))
     site.feed(TaskDeployed(CLASSIFY))
     site.go_on(5)
     why = site.route("classify").unavailable
     assert why is not None
-    site.feed(DrainSeen("a", drain=False))
+    site.feed(DrainReceived("a", drain=False))
     site.go_on(2)
     assert site.route("classify").complete
 
 
 def test_after_a_restart_of_the_orchestrator_a_drained_device_still_serves_until_it_is_replaced() -> None:
     site = Site(CLASSIFY, a=100, b=100)
-    site.feed(DrainSeen("a", drain=True))
+    site.feed(DrainReceived("a", drain=True))
     site.agents["a"].loaded, site.agents["b"].slow = {VISION.key, HEAD.key}, True
     held = {key: HeldModule(module="m", state="ready", memory_bytes=10) for key in (VISION.key, HEAD.key)}
-    site.feed(HeartbeatSeen("a", Heartbeat(session=1, seq=50, epoch=1, generation=0, modules=held)))
+    site.feed(HeartbeatReceived("a", Heartbeat(session=1, seq=50, epoch=1, generation=0, modules=held)))
     site.agents["a"].seq = 50
     site.now_s += 1.5
     site.feed(Tick())
@@ -530,7 +538,7 @@ def test_a_drain_whose_copies_never_get_ready_begins_anew_in_the_same_turn_and_s
     site = Site(CLASSIFY, a=100, b=100)
     site.go_on(2)
     site.agents["b"].slow = True
-    site.feed(DrainSeen("a", drain=True))
+    site.feed(DrainReceived("a", drain=True))
     served_without_a_gap(site, int(PACE.round_s) + 2, "classify")
     (given_up,) = site.told("moves_given_up")
     assert "weren't ready" in str(given_up.fields["why"])
@@ -545,7 +553,7 @@ def test_a_drain_whose_copies_never_get_ready_begins_anew_in_the_same_turn_and_s
 def test_two_drains_at_once_end_with_both_empty() -> None:
     site = calm(CLASSIFY, CAPTION, a=120, b=120, c=200)
     for device in ("a", "b"):
-        site.feed(DrainSeen(device, drain=True))
+        site.feed(DrainReceived(device, drain=True))
     served_without_a_gap(site, 10, "classify", "caption")
     assert site.state.assignments["a"].modules == site.state.assignments["b"].modules == ()
 

@@ -8,7 +8,7 @@ from functools import partial
 from broker.protocol.messages import HeldModule
 from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, TaskSpec
 from orchestrator.membership.device import Device
-from orchestrator.placement.routes import HEADER_ROOM_BYTES, Term, front_door_node, route_of, same_way, too_large
+from orchestrator.placement.routes import HEADER_ROOM_BYTES, Term, front_door_node, route_of, same_route, too_large
 from tests import builders
 from tests.builders import profile
 
@@ -88,8 +88,8 @@ def test_drifting_seconds_do_not_make_another_route_but_another_device_does() ->
     slow = route_of(TASK, TERM, WHERE, {"a": holder("a", VISION, HEAD, compute_s=0.25), "b": b})
     fast = route_of(TASK, TERM, WHERE, {"a": holder("a", VISION, HEAD, compute_s=0.20), "b": b})
     less = route_of(TASK, TERM, WHERE, {"a": holder("a", VISION, HEAD, compute_s=0.25)})
-    assert same_way(slow, fast)
-    assert not same_way(slow, less)
+    assert same_route(slow, fast)
+    assert not same_route(slow, less)
 
 
 def test_the_front_door_is_the_node_with_the_largest_raw_input() -> None:

@@ -12,12 +12,12 @@ from broker.transport.port import Delivery
 from orchestrator.events import (
     ClearAssignment,
     ClearRoute,
-    OrchestratorSeen,
+    LeaderStateReceived,
     PublishRoute,
     PublishSpec,
     PublishState,
-    RequestSeen,
-    RouteSeen,
+    RequestReceived,
+    RetainedRouteReceived,
     TaskDeployed,
     TaskUndeployed,
 )
@@ -33,11 +33,13 @@ AT = topics.TASK_ROUTE.at(PREFIX, task="classify")
 
 def test_our_own_route_coming_back_is_no_news_but_a_remembered_one_is() -> None:
     assert event_of(PREFIX, Delivery(AT, encode(ROUTE))) is None
-    assert event_of(PREFIX, Delivery(AT, encode(ROUTE), retain=True)) == RouteSeen("classify", available=True)
+    assert event_of(PREFIX, Delivery(AT, encode(ROUTE), retain=True)) == RetainedRouteReceived(
+        "classify", available=True
+    )
 
 
 def test_a_remembered_route_that_nobody_can_read_is_still_there_to_be_cleared() -> None:
-    assert event_of(PREFIX, Delivery(AT, b"{", retain=True)) == RouteSeen("classify", available=False)
+    assert event_of(PREFIX, Delivery(AT, b"{", retain=True)) == RetainedRouteReceived("classify", available=False)
 
 
 @pytest.mark.parametrize("topic", [topics.DEVICE_STATE, topics.ORCHESTRATOR_STATE, topics.TASK_ROUTE])
@@ -75,7 +77,7 @@ def test_a_requests_payload_is_kept_until_it_is_known_by_what_id_agents_call_it(
     topic = topics.TASK_REQUESTS.at(PREFIX, task="classify")
     reply_to = topics.RESULTS.at(PREFIX, client="cam", request="r")
     seen = event_of(PREFIX, Delivery(topic, b"a picture", response_topic=reply_to))
-    assert seen == RequestSeen("classify", reply_to, None, b"a picture")
+    assert seen == RequestReceived("classify", reply_to, None, b"a picture")
 
 
 def test_actions_become_retained_messages_on_their_topics() -> None:
@@ -91,4 +93,4 @@ def test_actions_become_retained_messages_on_their_topics() -> None:
     assert event_of(PREFIX, Delivery(restored.topic, restored.payload)) == TaskDeployed(SPEC)
     state = OrchestratorState(epoch=1, online=True, session=1)
     led = outgoing_of(PREFIX, PublishState(state))
-    assert event_of(PREFIX, Delivery(led.topic, led.payload)) == OrchestratorSeen(state)
+    assert event_of(PREFIX, Delivery(led.topic, led.payload)) == LeaderStateReceived(state)
