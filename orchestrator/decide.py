@@ -25,9 +25,11 @@ from broker.protocol.specs import TaskName, TaskSpec
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.events import (
     Action,
+    ClearAssignment,
     Event,
     LeaderStateReceived,
     Note,
+    PublishAssignment,
     RequestReceived,
     Resign,
     RetainedRouteReceived,
@@ -46,6 +48,7 @@ from orchestrator.placement.planner_input import grown
 from orchestrator.placement.publish import (
     clear_outdated_topics,
     everything,
+    lost_specs,
     publish_assignments,
     publish_routes,
     request_rebirth,
@@ -120,6 +123,7 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
     for rule in SAYING:
         state, more = rule(state, moment)
         actions += more
+    actions.sort(key=lambda action: isinstance(action, PublishAssignment | ClearAssignment))  # after all routes
     return state, actions
 
 
@@ -131,8 +135,8 @@ def _heed(state: State, seen: LeaderStateReceived, now_s: float) -> tuple[State,
     if state.link is None or any(isinstance(action, Resign) for action in actions):
         return state, actions
     outdated = seen.message.epoch < state.epoch and seen.message.online
-    if state.republish_at_s is None and not outdated:
-        return state, actions
+    if (state.republish_at_s is None and not outdated) or lost_specs(state):
+        return state, actions  # specs may still come: what is lost shows when the time is over
     return everything(replace(state, republish_at_s=None))
 
 

@@ -51,7 +51,7 @@ def everything(state: State) -> tuple[State, list[Action]]:
 
     Each spec goes before its route, here as everywhere: a route without a spec means that the task was undeployed.
     """
-    lost = [] if state.broker_kept_memory else sorted(state.tasks.keys() - state.delivered)
+    lost = lost_specs(state)
     state = replace(state, delivered=state.delivered | set(lost))
     return state, [
         *lead(state),
@@ -75,13 +75,16 @@ def restore_lost_retained_topics(state: State, moment: Moment) -> tuple[State, l
             actions.append(PublishDrain(device))
             cluster = apply(cluster, DrainReceived(device, drain=True), moment.now_s)
         state = replace(state, cluster=cluster, drains=frozenset())
-    for task in sorted((state.tasks.keys() | state.invalid.keys()) - state.delivered):
-        if task in state.invalid or task in state.remembered:
-            state = undeployed(state, task)
-        else:
-            actions.append(PublishSpec(state.tasks[task]))
-            actions += [PublishRoute(state.routes[task])] if task in state.routes else []
+    lost = lost_specs(state)
+    actions += [PublishSpec(state.tasks[task]) for task in lost]
+    for task in (state.tasks.keys() | state.invalid.keys()) - state.delivered - set(lost):
+        state = undeployed(state, task)
     return replace(state, delivered=frozenset(state.tasks.keys() | state.invalid.keys())), actions
+
+
+def lost_specs(state: State) -> list[TaskName]:
+    """The tasks of which the broker sent neither the spec nor a route over this link, sorted by name."""
+    return sorted(state.tasks.keys() - state.delivered - state.remembered.keys())
 
 
 def undeployed(state: State, task: TaskName) -> State:

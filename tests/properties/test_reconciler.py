@@ -422,11 +422,32 @@ class Reconciler(RuleBasedStateMachine):
         assert self.restored == self.specs.keys()
         assert self.drained_anew == self.drained.keys()
 
+    @precondition(lambda self: self.state.settled)
     @rule()
-    def restart_orchestrator(self) -> None:
+    def broker_and_orchestrator_restart_without_the_brokers_memory(self) -> None:
+        """The orchestrator stored the tasks, and no more."""
+        self.specs = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
+        for lost in (self.routes, self.assignments, self.drained):
+            lost.clear()
+        self.leader = None
+        self.restart_orchestrator(remembered=False)
+        self.restored.clear()
+        self.now_s += 1.5
+        self.feed(Tick())
+        assert self.restored == self.specs.keys()
+
+    @rule()
+    def restart_orchestrator(self, *, remembered: bool = True) -> None:
         self.epoch += 1
-        self.state = initial(epoch=self.epoch, heartbeat_interval_s=INTERVAL_S, settle_s=1.5, pace=PACE)
-        self.link()
+        stored = self.state.tasks if hasattr(self, "state") else {}
+        self.state = initial(epoch=self.epoch, heartbeat_interval_s=INTERVAL_S, settle_s=1.5, pace=PACE, tasks=stored)
+        if remembered:
+            self.link()
+            return
+        self.sessions += 1
+        self.feed(LinkUp(self.sessions))
+        for birth in self.births.values():
+            self.feed(birth)
 
     def link(self) -> None:
         """Connect; the broker sends what it remembers."""
