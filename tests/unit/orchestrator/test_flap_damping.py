@@ -10,10 +10,10 @@ from orchestrator.membership.cluster import (
     ECHO_GIVEN_UP_S,
     HOLD_INTERVALS,
     Cluster,
-    ClusterEvent,
     DeviceStateReceived,
     DrainReceived,
     HeartbeatReceived,
+    MembershipEvent,
     Overslept,
     Tick,
     apply,
@@ -39,7 +39,7 @@ class Fleet:
         for name in names:
             self.join(name)
 
-    def feed(self, event: ClusterEvent) -> None:
+    def feed(self, event: MembershipEvent) -> None:
         self.cluster = apply(self.cluster, event, self.now_s)
         assert apply(self.cluster, event, self.now_s) == self.cluster, "the same event again changes nothing"
 
