@@ -112,9 +112,10 @@ class Client:
         Raises:
             LocalProtocolError: the task's name or the deadline is none, or the client is closed.
         """
-        if not 0 < deadline_s <= MAX_DEADLINE_S:  # nor is it when not a number
-            text = f"a deadline of {deadline_s} s is none: use seconds from now, more than 0 and at most"
-            raise LocalProtocolError(f"{text} {MAX_DEADLINE_S:.0f}")
+        if not 0 < deadline_s <= MAX_DEADLINE_S:  # false for NaN, too
+            raise LocalProtocolError(
+                f"deadline_s must be greater than 0 and at most {MAX_DEADLINE_S:.0f}, got {deadline_s}"
+            )
         TASK_REQUESTS.at(self._prefix, task=task)  # refuses a name that is none, here and now
         payload, content_type = encode_request({name: _raw(value) for name, value in inputs.items()})
         now_s = time.monotonic()

@@ -38,7 +38,7 @@ def load_spec(path: Path | str, kind: type[M]) -> M:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or (str(error) if type(error) is ValueError else "not YAML")
         line = mark.line + 1 if mark else None
-        raise BadFile(file=str(path), line=line, problem=problem, fix="mend the YAML") from error
+        raise BadFile(file=str(path), line=line, problem=problem, fix="correct the YAML") from error
     if not isinstance(content, dict):
         raise BadFile(file=str(path), line=1, problem="holds no fields", fix="write `name: value` lines")
     try:
@@ -79,7 +79,7 @@ def _fix(problem: Any, kind: type[BaseModel]) -> str:  # noqa: ANN401 - pydantic
         return "add it"
     if problem["type"] == "extra_forbidden":
         known = ", ".join(_kind_at(kind, problem["loc"][:-1]).model_fields)
-        return f"remove it or mend its spelling; known fields: {known}"
+        return f"remove it or correct its spelling; known fields: {known}"
     if isinstance(problem["input"], (str, int, float)):
         return f"change {problem['input']!r}"
     return "change it"

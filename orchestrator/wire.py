@@ -102,7 +102,7 @@ def _spec(incoming: Incoming) -> Event:
     try:
         spec = incoming.decode()
     except RemoteProtocolError as error:
-        return TaskRejected(task, f"its spec is wrong: {error}; mend it and deploy it again")
+        return TaskRejected(task, f"its spec is wrong: {error}; correct it and deploy it again")
     if not isinstance(spec, TaskSpec):
         return TaskUndeployed(task)
     if spec.task != task:

@@ -77,7 +77,7 @@ def decode_tensors(payload: bytes) -> tuple[TensorMessage, dict[str, Array]]:
     try:
         return _TENSOR_MESSAGE.validate_python(metadata), tensors
     except (ValidationError, RecursionError) as error:
-        raise RemoteProtocolError("the document's metadata are no envelope of this protocol") from error
+        raise RemoteProtocolError("the document's metadata are not an envelope of this protocol") from error
     except json.JSONDecodeError as error:  # pragma: no cover - pydantic wraps it today
         raise RemoteProtocolError("a field of the envelope is not JSON") from error
 

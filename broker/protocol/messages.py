@@ -46,7 +46,7 @@ class Message(BaseModel):
 
 def _check_graph(needs: Mapping[NodeName, Sequence[NodeName]], output: NodeName | None) -> None:
     if output not in needs:
-        raise ValueError(f"output names {output}, which is no node")
+        raise ValueError(f"output names {output}, which is not a node")
     if len(in_order(needs)) < len(needs):
         raise ValueError("nodes need each other in a circle")
 

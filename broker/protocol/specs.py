@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from pydantic_core import PydanticCustomError
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+INVALID_ID = "is not a valid id: use a-z, 0-9 and -, at most 63 characters"
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 SITE_PATTERN = r"^[a-z0-9-]+(/[a-z0-9-]+)*$"
 SitePrefix = Annotated[str, StringConstraints(pattern=SITE_PATTERN)]
@@ -51,7 +52,7 @@ def parse_bytes(value: object) -> object:
         with suppress(ValueError, OverflowError):
             return round(float(match[1]) * _UNIT[(match[2] or "b").lower()])
     if isinstance(value, (str, bool)):
-        raise ValueError("is no size: write a number of bytes, or 300MiB, or 1.5GB")  # noqa: TRY004 - pydantic's rule
+        raise ValueError("is not a valid size: write a number of bytes, or 300MiB, or 1.5GB")  # noqa: TRY004 - pydantic's rule
     return value
 
 
@@ -177,11 +178,11 @@ class TaskSpec(Spec):
         known = self.inputs.keys() | self.nodes.keys()
         for name, node in self.nodes.items():
             if missing := [need for need in node.needs if need not in known]:
-                raise _unsound(("nodes", name, "needs"), f"names {missing[0]}, which is no input and no node")
+                raise _unsound(("nodes", name, "needs"), f"names {missing[0]}, which is neither an input nor a node")
             if node.module not in self.modules:
                 raise _unsound(("nodes", name, "module"), f"names {node.module}, which modules does not describe")
         if self.output not in self.nodes:
-            raise _unsound(("output",), f"names {self.output}, which is no node")
+            raise _unsound(("output",), f"names {self.output}, which is not a node")
         if len(self.order) < len(self.nodes):
             around = sorted(self.nodes.keys() - set(self.order))
             raise _unsound(("nodes", around[0]), f"nodes need each other in a circle: {', '.join(around)}")
@@ -229,7 +230,8 @@ class FleetSpec(Spec):
                 raise _unsound(("devices", position, "id"), f"names {device.id} a second time")
             seen.add(device.id)
         if self.source not in seen:
-            raise _unsound(("source",), f"names {self.source}, which is none of the devices: {', '.join(sorted(seen))}")
+            known = ", ".join(sorted(seen))
+            raise _unsound(("source",), f"names {self.source}, which is not among the devices: {known}")
         return self
 
 
@@ -248,5 +250,5 @@ def describe(problem: Any) -> tuple[str, str]:  # noqa: ANN401 - pydantic's erro
     field = ".".join(str(part) for part in place_of(problem))
     sentence = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == ID_PATTERN:
-        sentence = "is no id: use a-z, 0-9 and -, at most 63 characters"
+        sentence = INVALID_ID
     return field, sentence

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from broker.protocol.codec import decode
 from broker.protocol.errors import LocalProtocolError
 from broker.protocol.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Result, Route
-from broker.protocol.specs import ID_PATTERN, TaskSpec
+from broker.protocol.specs import ID_PATTERN, INVALID_ID, TaskSpec
 
 VERSION = "s2m3/v1"
 _ID = re.compile(ID_PATTERN.removesuffix("$") + r"\Z")
@@ -42,7 +42,7 @@ class Topic:
         """
         for name, value in ids.items():
             if not _ID.match(value):
-                raise LocalProtocolError(f"{name} {value!r} is no id: use a-z, 0-9 and -, at most 63 characters")
+                raise LocalProtocolError(f"{name} {value!r} {INVALID_ID}")
         return f"{prefix}/{self.template.format(**ids)}"
 
     def filter(self, prefix: str, **ids: str) -> str:

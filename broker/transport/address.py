@@ -48,6 +48,6 @@ def parse_url(url: str) -> BrokerAddress:
 def _bad(url: str) -> BadFile:
     return BadFile(
         file="broker address",
-        problem=f"{url.rsplit('@', maxsplit=1)[-1]!r} is none",
+        problem=f"{url.rsplit('@', maxsplit=1)[-1]!r} is not valid",
         fix="write mqtt://host, mqtt://host:port or mqtt://user:password@host:port",
     )

@@ -30,7 +30,9 @@ _PACKET_OVERHEAD_BYTES = 64  # fixed header, lengths, packet id, property ids, e
 
 def _check_topic(topic: str) -> None:
     if not topic or any(sign in topic for sign in "+#\0") or len(topic.encode()) > MAX_TOPIC_BYTES:
-        raise LocalProtocolError(f"{topic[:80]!r} is no topic to publish to: use a short name without +, # and NUL")
+        raise LocalProtocolError(
+            f"{topic[:80]!r} is not a valid topic to publish to: use a short name without +, # and NUL"
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Outgoing:
         if self.response_topic is not None:
             _check_topic(self.response_topic)
         if self.expiry_s is not None and not 1 <= self.expiry_s <= MAX_EXPIRY_S:
-            raise LocalProtocolError(f"an expiry of {self.expiry_s} s is none: use 1 to {MAX_EXPIRY_S} whole seconds")
+            raise LocalProtocolError(f"expiry_s must be 1 to {MAX_EXPIRY_S} whole seconds, got {self.expiry_s}")
         if "\0" in (self.content_type or "") or len((self.content_type or "").encode()) > MAX_PROPERTY_BYTES:
             raise LocalProtocolError(f"a content type has at most {MAX_PROPERTY_BYTES} bytes and no NUL")
         if len(self.correlation or b"") > MAX_PROPERTY_BYTES:

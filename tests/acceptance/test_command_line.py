@@ -121,7 +121,7 @@ def plain(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("id: gw-a\nspeed: 2\n", ("agent.yaml:2: speed", "change 2")),
         ("id: gw-a\nid: gw-b\n", ("agent.yaml:2: id", "second time")),
         ("- gw-a\n", ("agent.yaml:1", "holds no fields")),
-        ("id: [gw-a\n", ("agent.yaml", "mend the YAML")),
+        ("id: [gw-a\n", ("agent.yaml", "correct the YAML")),
     ],
 )
 def test_a_wrong_agent_file_is_one_line_with_file_field_and_fix(

@@ -459,12 +459,12 @@ def test_a_callback_may_close_the_client(client: Client, door: FrontDoor) -> Non
 
 
 def test_a_client_id_that_is_none_is_refused(make_client: MakeClient) -> None:
-    with pytest.raises(LocalProtocolError, match="is no id"):
+    with pytest.raises(LocalProtocolError, match="is not a valid id"):
         make_client(name="Camera 1")
 
 
 def test_a_name_that_is_no_task_is_refused_before_anything_is_sent(client: Client) -> None:
-    with pytest.raises(LocalProtocolError, match="is no id"):
+    with pytest.raises(LocalProtocolError, match="is not a valid id"):
         client.submit("no/task", IMAGE)
 
 

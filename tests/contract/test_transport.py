@@ -429,9 +429,9 @@ def test_messages_of_one_publisher_keep_their_order(connect: Connect, unique_pre
 
 @pytest.mark.parametrize("topic", ["", "a/+/b", "a/#", "a\0b", "x" * 70_000])
 def test_a_topic_that_mqtt_forbids_cant_be_published_to(topic: str) -> None:
-    with pytest.raises(LocalProtocolError, match="is no topic to publish to"):
+    with pytest.raises(LocalProtocolError, match="is not a valid topic to publish to"):
         Outgoing(topic, b"")
-    with pytest.raises(LocalProtocolError, match="is no topic to publish to"):
+    with pytest.raises(LocalProtocolError, match="is not a valid topic to publish to"):
         Outgoing("fine", b"", response_topic=topic)
 
 

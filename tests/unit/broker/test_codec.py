@@ -170,7 +170,7 @@ def test_every_truncation_of_a_tensor_message_is_refused(message: TensorMessage,
 )
 def test_an_envelope_with_one_wrong_field_is_refused(field: str, text: str) -> None:
     metadata = unpack(encode_tensors(INPUTS, {}))[1] | {field: text}
-    with pytest.raises(RemoteProtocolError, match="no envelope of this protocol"):
+    with pytest.raises(RemoteProtocolError, match="not an envelope of this protocol"):
         decode_tensors(pack({}, metadata))
 
 

@@ -56,7 +56,7 @@ def test_a_good_file_is_read(path: Path) -> None:
         pytest.param(
             "bytes: 150000",
             "bytes: many",
-            ":2: inputs.image.bytes: is no size: write a number of bytes, or 300MiB, or 1.5GB; change 'many'",
+            ":2: inputs.image.bytes: is not a valid size: write a number of bytes, or 300MiB, or 1.5GB; change 'many'",
             id="a wrong type",
         ),
         pytest.param("output: head\n", "", ": output: Field required; add it", id="a missing field"),
@@ -64,20 +64,20 @@ def test_a_good_file_is_read(path: Path) -> None:
         pytest.param(
             "output: head",
             "outptu: head",
-            ":9: outptu: Extra inputs are not permitted; remove it or mend its spelling; known fields: task,",
+            ":9: outptu: Extra inputs are not permitted; remove it or correct its spelling; known fields: task,",
             id="a misspelt needed field",
         ),
         pytest.param(
             "output: head",
             "output: head\nwieght: 2",
-            ":10: wieght: Extra inputs are not permitted; remove it or mend its spelling; known fields: task, "
+            ":10: wieght: Extra inputs are not permitted; remove it or correct its spelling; known fields: task, "
             "description, source, inputs, nodes, output, weight, wire, redundancy, modules",
             id="an unknown field",
         ),
         pytest.param(
             "      - encoder",
             "      - encodr",
-            ":7: nodes.head.needs: names encodr, which is no input and no node; change it",
+            ":7: nodes.head.needs: names encodr, which is neither an input nor a node; change it",
             id="an unknown need",
         ),
         pytest.param(
@@ -87,7 +87,7 @@ def test_a_good_file_is_read(path: Path) -> None:
             id="an unknown module",
         ),
         pytest.param(
-            "output: head", "output: haed", ":9: output: names haed, which is no node; change it", id="output"
+            "output: head", "output: haed", ":9: output: names haed, which is not a node; change it", id="output"
         ),
         pytest.param(
             "needs: [image]",
@@ -122,7 +122,7 @@ def test_a_good_file_is_read(path: Path) -> None:
         pytest.param("inputs: {", "inputs: {{", ":3: expected ',' or '}'", id="an unclosed bracket"),
         pytest.param("task: pick", "task: pick\n\tnodes: x", ":2: ", id="a tab"),
         pytest.param(
-            "task: pick", "task: 2020-99-99", ": month must be in 1..12; mend the YAML", id="a date that is none"
+            "task: pick", "task: 2020-99-99", ": month must be in 1..12; correct the YAML", id="a date that is none"
         ),
         pytest.param("task: pick", "? [a, b]\n: c", ":1: a key is a list or an object; name it", id="a strange key"),
         pytest.param(
@@ -145,9 +145,9 @@ def test_a_wrong_file_names_line_field_problem_and_fix(path: Path, old: str, new
         pytest.param("- a\n- b\n", ":1: holds no fields; write `name: value` lines", id="a list"),
         pytest.param("just text", ":1: holds no fields; write `name: value` lines", id="text"),
         pytest.param(b"\xff\xfe\x00", ": is not UTF-8 text; name a YAML file that can be read", id="no text"),
-        pytest.param("a: \0", ": not YAML; mend the YAML", id="a NUL"),
-        pytest.param("[" * 5_000, ": not YAML; mend the YAML", id="deeply nested"),
-        pytest.param("a: 1\n---\nb: 2\n", ":2: but found another document; mend the YAML", id="two documents"),
+        pytest.param("a: \0", ": not YAML; correct the YAML", id="a NUL"),
+        pytest.param("[" * 5_000, ": not YAML; correct the YAML", id="deeply nested"),
+        pytest.param("a: 1\n---\nb: 2\n", ":2: but found another document; correct the YAML", id="two documents"),
         pytest.param("a: &a [*a]\n", ":1: a: Extra inputs are not permitted; remove it", id="a list that holds itself"),
     ],
 )

@@ -170,9 +170,9 @@ def test_a_message_cant_be_changed(message: BaseModel, data: bytes) -> None:
         (OrchestratorState, {"epoch": -1, "online": True, "session": 1}, "epoch: Input should be greater"),
         (OrchestratorState, {"epoch": "x", "online": True, "session": 1}, "epoch: Input should be a valid integer"),
         (DeviceState, {"status": "sleeping", "session": 1}, "status: Input should be 'online'"),
-        (Result, {"request": "No Id", "task": "t"}, "request: is no id"),
-        (Result, {"request": "r\n", "task": "t"}, "request: is no id"),
-        (Result, {"request": "r" * 64, "task": "t"}, "request: is no id"),
+        (Result, {"request": "No Id", "task": "t"}, "request: is not a valid id"),
+        (Result, {"request": "r\n", "task": "t"}, "request: is not a valid id"),
+        (Result, {"request": "r" * 64, "task": "t"}, "request: is not a valid id"),
         (Result, {"request": "r", "task": "t", "error": {"code": "odd", "message": ""}}, "error.code: Input should be"),
     ],
 )

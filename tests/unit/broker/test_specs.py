@@ -117,19 +117,19 @@ def changed(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "field", "sentence"),
     [
-        (changed(task="No Id"), "task", "is no id: use a-z, 0-9 and -"),
-        (changed(task="a" * 64), "task", "is no id: use a-z, 0-9 and -"),
+        (changed(task="No Id"), "task", "is not a valid id: use a-z, 0-9 and -"),
+        (changed(task="a" * 64), "task", "is not a valid id: use a-z, 0-9 and -"),
         (changed(inputs={}), "inputs", "at least 1 item"),
         (changed(nodes={}), "nodes", "at least 1 item"),
         (changed(weight=0), "weight", "greater than 0"),
         (changed(colour="red"), "colour", "not permitted"),
-        (changed(output="nowhere"), "output", "names nowhere, which is no node"),
-        (changed(output="image"), "output", "names image, which is no node"),
+        (changed(output="nowhere"), "output", "names nowhere, which is not a node"),
+        (changed(output="image"), "output", "names image, which is not a node"),
         (changed(modules={}), "nodes.head.module", "names m, which modules does not describe"),
         (
             changed(nodes=TASK["nodes"] | {"head": {"module": "m", "needs": ["visoin"]}}),
             "nodes.head.needs",
-            "names visoin, which is no input and no node",
+            "names visoin, which is neither an input nor a node",
         ),
         (changed(nodes=TASK["nodes"] | {"head": {"module": "m", "needs": []}}), "nodes.head.needs", "at least 1 item"),
         (

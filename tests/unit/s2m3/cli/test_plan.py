@@ -194,7 +194,7 @@ BAD_FLEETS: list[Wrong] = [
     ("memory_bytes: 8.0e8", "memory_bytes: 0", 6, "devices.1.memory_bytes", "greater than 0"),
     ("memory_bytes: 8.0e8", "memory_bytes: -1", 6, "devices.1.memory_bytes", "greater than 0"),
     ("memory_bytes: 8.0e8", "memory_bytes: .nan", 6, "devices.1.memory_bytes", "finite number"),
-    ("memory_bytes: 8.0e8", "memory_bytes: nan", 6, "devices.1.memory_bytes", "is no size"),
+    ("memory_bytes: 8.0e8", "memory_bytes: nan", 6, "devices.1.memory_bytes", "is not a valid size"),
     ("220e9", ".nan", 7, "devices.1.compute_flops_per_s", "finite number"),
     ("220e9", "nan", 7, "devices.1.compute_flops_per_s", "finite number"),
     ("220e9", "-1", 7, "devices.1.compute_flops_per_s", "greater than or equal to 1"),
@@ -204,11 +204,11 @@ BAD_FLEETS: list[Wrong] = [
     ("see: 0.021", "see: .nan", 10, "devices.1.compute_s.see", "finite number"),
     ("see: 0.021", "see: 0", 10, "devices.1.compute_s.see", "greater than 0"),
     ("- id: gateway", "- id: camera-1", 5, "devices.1.id", "names camera-1 a second time"),
-    ("- id: gateway", "- id: Gateway", 5, "devices.1.id", "is no id"),
-    ("source: camera-1", "source: camera-2", 2, "source", "names camera-2, which is none of the devices"),
+    ("- id: gateway", "- id: Gateway", 5, "devices.1.id", "is not a valid id"),
+    ("source: camera-1", "source: camera-2", 2, "source", "names camera-2, which is not among the devices"),
     ("source: camera-1", "", None, "source", "Field required"),
-    ("devices:", "divices:", 3, "divices", "mend its spelling"),
-    ("    bandwidth_bits", "    bandwith_bits", 8, "devices.1.bandwith_bits_per_s", "mend its spelling"),
+    ("devices:", "divices:", 3, "divices", "correct its spelling"),
+    ("    bandwidth_bits", "    bandwith_bits", 8, "devices.1.bandwith_bits_per_s", "correct its spelling"),
 ]
 
 
@@ -233,7 +233,13 @@ def test_a_fleet_without_devices_says_so(plan: Run, folder: Path) -> None:
 
 BAD_TASKS: list[Wrong] = [
     ("needs: [image]", "needs: [head]", 6, "nodes.encoder", "in a circle: encoder, head"),
-    ("needs: [image]", "needs: [images]", 6, "nodes.encoder.needs", "names images, which is no input and no node"),
+    (
+        "needs: [image]",
+        "needs: [images]",
+        6,
+        "nodes.encoder.needs",
+        "names images, which is neither an input nor a node",
+    ),
     ("module: say", "module: sayy", 7, "nodes.head.module", "names sayy, which modules does not describe"),
     ("memory_bytes: 90MB", "memory_bytes: 0", 11, "modules.see.memory_bytes", "greater than 0"),
     ("memory_bytes: 90MB", "memory_bytes: -1", 11, "modules.see.memory_bytes", "greater than 0"),
@@ -243,7 +249,7 @@ BAD_TASKS: list[Wrong] = [
     ("bytes: 150000", "bytes: -1", 4, "inputs.image.bytes", "greater than 0"),
     ("weight: 2", "weight: .nan", 9, "weight", "finite number"),
     ("weight: 2", "weight: 0", 9, "weight", "greater than 0"),
-    ("output: head", "output: tail", 8, "output", "names tail, which is no node"),
+    ("output: head", "output: tail", 8, "output", "names tail, which is not a node"),
     ("output: head", "output: head\nsource: nowhere", 9, "source", "names nowhere, which is no device of"),
 ]
 
