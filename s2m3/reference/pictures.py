@@ -1,11 +1,11 @@
-"""The photographs that pip delivers, and what the demo asks about them.
+"""The photographs that pip delivers, and the demo's requests about them.
 
-Owns where they lie (in the wheels of scikit-image and scikit-learn) and the table of requests. Knows no model.
+Owns their place (in the wheels of scikit-image and scikit-learn) and the table of requests. Knows no model.
 
-The requests were chosen, not drawn: photographs of things that ImageNet's classes name, with answers on which a
-person would agree. Left out are the pictures of what those classes don't know (the moon, a page of text, a galaxy, an
-astronaut), where a classifier of 1,000 things can only guess, and the class labels of the rocket ("missile"), the
-motorcycle ("moped") and the horse's silhouette (a dog breed), which are near but wrong.
+The requests were chosen, not drawn at random: photographs of things that are among ImageNet's classes, with answers on
+which people agree. Pictures of other things (the moon, a page of text, a galaxy, an astronaut) are left out, for a
+classifier of 1,000 things can only guess there. So are the class labels of the rocket ("missile"), the motorcycle
+("moped") and the horse's silhouette (a dog breed), which are near but wrong.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """One request of the demo: a task, a photograph, what is asked, and the answer a person would give."""
+    """One request of the demo: a task, a photograph, texts, and the answer that a person would give."""
 
     task: str  # of the pocket catalogue
     picture: str
@@ -75,7 +75,7 @@ class DemoRequest:
 
 
 def _shuffled(*texts: str) -> str:
-    """The texts a line each, in the order of the alphabet: where the right one stands says nothing."""
+    """The texts, one a line in alphabetical order, so that the position of the right one tells nothing."""
     return "\n".join(sorted(texts))
 
 
@@ -106,7 +106,7 @@ REQUESTS = (
     _ask("motorcycle_left.png", "What vehicle is this?", "a motorcycle", "a car", "a bicycle", "a truck"),
     _ask("china.jpg", "What kind of building is this?", "a palace", "a factory", "a skyscraper", "a barn"),
 )
-"""What the demo asks."""
+"""The demo's requests."""
 
 
 def names() -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def picture(name: str) -> Picture:
     """One photograph by name.
 
     Raises:
-        KeyError: it is none of ``names()``.
+        KeyError: it is not in ``names()``.
         PicturesMissing: its package is not installed.
     """
     package, directory = _PLACES[name]

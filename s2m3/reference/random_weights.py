@@ -1,8 +1,8 @@
-"""Checkpoints of random weights in the published layout: for tests, and where there is no network for the hub.
+"""Checkpoints of random weights in the published layout: for tests, and for machines without access to the hub.
 
-Owns how a repository of the catalogue comes to lie in a models directory without its real weights: config.json and
-the other files as published, safetensors with the published names, a small tokenizer. The very same code then loads
-it. Every number is random, biases and normalisations included, so that nothing can be forgotten unnoticed.
+Owns writing a repository of the catalogue into a models directory without its real weights: config.json and the other
+files as published, safetensors with the published names, a small tokenizer. The same code then loads it. Every number
+is random, those of biases and normalisations too, so that a tensor that is not loaded is noticed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def write(
     changes: Mapping[str, Any] | None = None,
     max_shard_size: str = "5GB",
 ) -> Path:
-    """Write a repository into a models directory.
+    """Writes a repository into a models directory.
 
     Args:
         published: The repository.
         models: The models directory.
-        seed: Of the weights.
-        changes: File -> what to change in it, section by section: for a small model of the same architecture.
-        max_shard_size: Of one file of weights; a larger model gets several, and an index.
+        seed: The seed of the weights.
+        changes: File -> changes to it, section by section: for a small model of the same architecture.
+        max_shard_size: The largest file of weights. A larger model gets several, and an index.
 
     Returns:
         The repository's directory.
@@ -89,7 +89,7 @@ def whole_model(architecture: str, config: Mapping[str, Any]) -> transformers.Pr
 
 
 def randomise(network: nn.Module) -> None:
-    """Add noise to every number of a network; variances stay positive."""
+    """Adds noise to every number of a network; variances stay positive."""
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point():
@@ -98,10 +98,10 @@ def randomise(network: nn.Module) -> None:
 
 
 def copy_frozen(model: nn.Module, frozen: Mapping[str, Any], models: Path) -> None:
-    """Make a model's frozen parts those of another repository, when that lies in the models directory.
+    """Copies a model's frozen parts from another repository, if the models directory has it.
 
     Args:
-        model: Of which tensors are replaced, by the names of its network.
+        model: The model whose tensors are replaced, by the names of its network.
         frozen: ``repository``, and ``prefixes``: the network's prefix -> the other's published one.
         models: The models directory.
     """
@@ -117,7 +117,7 @@ def copy_frozen(model: nn.Module, frozen: Mapping[str, Any], models: Path) -> No
 
 
 def part_tensors(family: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """A part's random weights under its published names, for a part whose published names are its network's."""
+    """A part's random weights under their published names, which are its network's names."""
     name = family.partition(".")[2]
     part = cast("model_parts.Parts", importlib.import_module(FAMILIES[family]).PARTS)[name]
     network = part.build(config)

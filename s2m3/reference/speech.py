@@ -1,13 +1,13 @@
-"""Spoken sentences with what is said in them: for trying the speech tasks, and for tests.
+"""Spoken sentences with their texts: for trying the speech tasks, and for tests.
 
-Owns which they are and where they lie: ``catalog/pocket/NAME.wav``, 16 kHz, 16 bits, one channel. A machine said them
-once: Debian's flite 2.2 with its voice slt (``apt-get install flite``), each by
+Owns the list and the place: ``catalog/pocket/NAME.wav``, 16 kHz, 16 bits, one channel. They are synthetic speech, made
+once with Debian's flite 2.2 and its voice slt (``apt-get install flite``), each by
 
     flite -voice slt -t "SENTENCE" -o edge_agent/catalog/pocket/NAME.wav
 
-They are easy: one clear voice, no noise. Even so Whisper tiny.en heard one sentence wrongly that was tried for this
-table, "What vehicle is this?" ("What do you call is this?"), and it was left out; and it doesn't understand
-espeak-ng's voice. So the table shows that the parts work together, not how well the network hears.
+They are easy: one clear voice, no noise. Even so Whisper tiny.en misheard one sentence that was tried for this table,
+"What vehicle is this?" ("What do you call is this?"), which was left out. It doesn't understand espeak-ng's voice. So
+the table shows that the parts work together, not how well the network transcribes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "window": "Please close the window before the storm arrives.",
     }
 )
-"""Name -> what is said."""
+"""Name -> text."""
 
 
 def spoken(name: str) -> RawInput:
     """One sentence as a microphone would send it.
 
     Raises:
-        KeyError: it is none of ``SENTENCES``.
+        KeyError: it is not in ``SENTENCES``.
     """
     if name not in SENTENCES:
         raise KeyError(name)

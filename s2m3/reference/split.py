@@ -1,10 +1,10 @@
 """Tasks run module by module in this process, as devices run them: every value between two modules has been bytes.
 
-Owns the one way to answer as the running system does, without its processes: requests through the request codec, arrays
-through the tensor codec, answers through the result's. Modules of equal keys are loaded once. What tests, benchmarks
-and the fitting of heads call "split" is this.
+Owns the one way to answer as the running system does, without its processes: requests go through the request codec,
+arrays through the tensor codec, answers through the result's. Modules of equal keys are loaded once. Tests, benchmarks
+and the fitting of heads call this "split".
 
-With ``remembers``, a node isn't computed again for inputs that it has just had: the same values give the same bits.
+With ``remembers``, a node isn't computed again for the same inputs: the same values give the same bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from broker.protocol.tensors import Array, Tensors, narrowed, widened
 from edge_agent import modules
 from edge_agent.modules import Module, Output, Value
 
-MAX_REMEMBERED = 1024  # outputs; 64 captions' embeddings have about 130 kB
+MAX_REMEMBERED = 1024  # outputs; the embeddings of 64 captions have about 130 kB
 
 
 class Split:
@@ -36,7 +36,7 @@ class Split:
 
     Args:
         load: Makes a module of its spec; the families' table by default.
-        remembers: How many outputs of nodes are kept.
+        remembers: The number of node outputs to keep.
     """
 
     def __init__(self, load: Callable[[ModuleSpec], Module] = modules.load, *, remembers: int = 0) -> None:
@@ -47,7 +47,7 @@ class Split:
         self._memory: OrderedDict[Hashable, Output] = OrderedDict()
 
     def hold(self, tasks: Sequence[TaskSpec]) -> None:
-        """Load what tasks need and isn't held.
+        """Loads the modules of tasks that aren't loaded.
 
         Raises:
             ModuleRefused: a module can't be loaded.
@@ -57,7 +57,7 @@ class Split:
                 self.modules[spec.key] = self._load(spec)
 
     def run(self, task: TaskSpec, inputs: Mapping[str, RawInput]) -> Output:
-        """Answer one request: the arrays of the task's output node, and the answer as a sensor reads it.
+        """Answers one request: the arrays of the task's output node, and the answer as a sensor gets it.
 
         Raises:
             ModuleRefused: a module can't be loaded.
@@ -99,11 +99,11 @@ class Split:
 
 
 def through_the_wire(task: TaskSpec, node: NodeName, tensors: Tensors) -> dict[str, Array]:
-    """A node's arrays as the next device reads them: through a message with a real envelope, and back.
+    """A node's arrays as the next device reads them: encoded in a message with a real envelope, and decoded.
 
     Raises:
         RemoteProtocolError: they are too large for the wire, or come back changed.
-        LocalProtocolError: they are of a kind that it doesn't take.
+        LocalProtocolError: a tensor message can't hold such an array.
     """
     plan = Plan(
         nodes={

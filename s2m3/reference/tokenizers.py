@@ -1,7 +1,7 @@
-"""Small tokenizers in the published file formats, for checkpoints of random weights: real ones come with real weights.
+"""Small tokenizers in the published file formats, for checkpoints of random weights.
 
-Owns one writer a kind: ``WRITERS[kind](directory, config)`` writes files that transformers reads as it reads the
-published ones, with ids below the configuration's vocabulary, special tokens where the model expects them.
+Owns one writer for each kind: ``WRITERS[kind](directory, config)`` writes files that transformers reads like published
+ones. Ids are below the configuration's vocabulary, and special tokens are where the model expects them.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType(
         "whisper": whisper,
     }
 )
-"""Kind -> what writes it into a directory, given config.json."""
+"""Kind -> its writer, which takes a directory and config.json."""
 
 
 def _letters() -> list[str]:

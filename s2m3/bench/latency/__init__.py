@@ -1,5 +1,5 @@
-"""``s2m3 bench latency``: how long an answer takes, on real agents in real processes over links that are shaped.
+"""Seconds to an answer, on real agents in real processes over shaped links: ``s2m3 bench latency``.
 
-``settings`` says what the machines and links are like, ``workloads`` what is asked, ``trial`` runs a site and asks it,
-``compare`` sets split against cloud and local, ``branches`` parallel against sequential; ``command`` is the command.
+``settings`` has the machines and links, ``workloads`` the tasks and their inputs, and ``trial`` runs one site.
+``compare`` compares split with cloud and local, ``branches`` parallel with sequential routing.
 """

@@ -1,10 +1,10 @@
-"""Parallel against sequential routing: one request's branches leave at once, or one after the other.
+"""Parallel against sequential routing: the branches of a request are sent at once, or one after the other.
 
-Owns a coordinator of its own, which differs between the two in nothing but when it sends: at once, or each branch when
-the one before it has reported ``done``. The site is real: two agents, the plan as ``choose_plan`` makes it, the wire as
-agents write it. Beside them the same request through the front door, whose coordinator is the agent's.
+Owns a coordinator of its own, so that the two differ in nothing but when it sends: all branches at once, or each branch
+when the one before it has reported ``done``. The site is real: two agents, a plan by ``choose_plan``, messages as
+agents write them. The same request also goes through the front door, with the agent's own coordinator.
 
-The task is CLIP B/16 with as many captions as make its text encoder cost about what its vision encoder costs.
+The task is CLIP B/16 with so many captions that its text encoder costs about as much as its vision encoder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from s2m3.testbed.proxy import UNSHAPED
 from s2m3.testbed.site import SiteFailed
 
 COORDINATOR = "bench-coordinator"
-MEMORY_BYTES = 450 * 1024**2  # one of the encoders, not both: neither device has a copy of the other's
+MEMORY_BYTES = 450 * 1024**2  # for one of the encoders, not both: no device has a copy of the other's
 THINGS = ("cat", "dog", "horse", "cup", "photo", "picture", "coffee", "a", "what", "this")
 PLACES = ("a cup", "a picture", "this photo", "coffee", "a dog")
 LINES = tuple(f"a photo of the {thing} in {place}" for thing in THINGS for place in PLACES)
@@ -45,7 +45,7 @@ class Coordinator:
     """Sends requests to agents as a front door does, at once or one branch after the other; a context manager.
 
     Args:
-        url: the broker.
+        url: The broker's address.
     """
 
     def __init__(self, url: str) -> None:
@@ -65,15 +65,15 @@ class Coordinator:
         self._transport.close()
 
     def ask(self, route: Route, inputs: Mapping[str, RawInput], *, sequential: bool) -> float:
-        """Run one request; returns the seconds until its answer.
+        """Sends one request, and returns the seconds until its answer.
 
         Raises:
-            SiteFailed: a node failed, or the time was over.
+            SiteFailed: a node failed, or the deadline passed.
         """
         sizes = {name: len(raw.data) for name, raw in inputs.items()}
         choice = choose_plan(route, here=COORDINATOR, input_bytes=sizes)
         if choice is None:
-            raise SiteFailed("the route has no device for a node any more")
+            raise SiteFailed("the route has no device for one of the nodes")
         plan, request = choice[0], uuid.uuid4().hex
         began_s = time.monotonic()
         branches = _branches(plan, inputs)
@@ -137,22 +137,22 @@ class Coordinator:
 
 
 def _branches(plan: Plan, inputs: Mapping[str, RawInput]) -> Sequence[NodeName]:
-    """The nodes that take an input of the request; what only waits for branches comes last, for it costs nothing."""
+    """The nodes that take an input of the request; the output comes last, for it waits for the branches."""
     takers = [name for name, node in plan.nodes.items() if any(need in inputs for need in node.needs)]
     return sorted(takers, key=lambda name: name == plan.output)
 
 
 def compare_branches(*, models: Path, requests: int, captions: int, progress: Progress) -> dict[str, Any]:
-    """Measure both on one site of two equal devices.
+    """The report of both on one site of two equal devices, measured.
 
     Args:
-        models: the models directory.
-        requests: how many count, of each.
-        captions: how many the request has.
-        progress: told what happens.
+        models: The models directory.
+        requests: The number of requests for each, without warm-up.
+        captions: The number of captions in the request.
+        progress: Called with a line of text before each step.
 
     Raises:
-        SiteFailed: the site doesn't serve, or the encoders stand on one device.
+        SiteFailed: the site doesn't serve, or both encoders are on one device.
     """
     workload = Workload("hub/retrieval-clip-b16", dict)
     inputs = {"image": picture("china.jpg").raw, "text": text(*LINES[:captions])}
@@ -164,7 +164,7 @@ def compare_branches(*, models: Path, requests: int, captions: int, progress: Pr
         trial.settle()
         where = trial.placement
         if where["clip-b16/vision"] == where["clip-b16/text"]:
-            raise SiteFailed(f"both encoders stand on {where['clip-b16/text']}: nothing to compare")
+            raise SiteFailed(f"both encoders are on {where['clip-b16/text']}: nothing to compare")
         with Coordinator(trial.site.url) as coordinator:
             for number in range(-WARM_UP, requests):
                 progress(f"routing: request {max(0, number + 1)} of {requests}")

@@ -1,9 +1,9 @@
 """Split against cloud and local: the same requests, in turn, to three sites that run at the same time.
 
-Owns the three and what is said of them. ``cloud``: all modules on one machine behind the uplink. ``local``: all on the
-device where requests start. ``split``: the site's devices, placed by the orchestrator. In turn, because what else this
-machine does then touches all three alike; each request waits for the answer of the one before it, so that no two sites
-compute at once.
+Owns the three and their comparison. ``cloud``: all modules on one machine behind the uplink. ``local``: all modules on
+the device where requests start. ``split``: the site's devices, placed by the orchestrator. The three are asked in turn,
+so that other load on this machine touches all alike. Each request waits for the answer before it, so that no two sites
+compute at the same time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from s2m3.bench.latency.trial import Trial
 from s2m3.bench.latency.workloads import Workload
 from s2m3.testbed.proxy import UNSHAPED, LinkShape
 
-WARM_UP = 2  # requests to each that don't count
+WARM_UP = 2  # requests to each site before those that count
 
 Progress = Callable[[str], None]
 
@@ -26,20 +26,20 @@ Progress = Callable[[str], None]
 def compare(
     workload: Workload, settings: LatencySettings, *, models: Path, requests: int, progress: Progress
 ) -> dict[str, Any]:
-    """Measure one workload.
+    """The report of one workload, measured.
 
     Args:
-        workload: what is asked.
-        settings: the machines and links.
-        models: the models directory.
-        requests: how many count, to each.
-        progress: told what happens.
+        workload: The task and its inputs.
+        settings: The machines and links.
+        models: The models directory.
+        requests: The number of requests to each, without warm-up.
+        progress: Called with a line of text before each step.
 
     Returns:
-        The report of each, by name, and the reductions: 0.3 means that split takes 30 % less time than cloud.
+        The report of each site, by name, and the reductions: 0.3 means that split takes 30 % less time than cloud.
 
     Raises:
-        SiteFailed: one didn't serve.
+        SiteFailed: a site didn't serve.
     """
     inputs = workload.inputs()
     with ExitStack() as stack:

@@ -1,9 +1,9 @@
 """The settings of a latency comparison, as a person writes them: machines, and the links between them.
 
-Owns the fields, their defaults, and what they mean for links and agents. Runs nothing.
+Owns the fields, their defaults, and their meaning for links and agents. Runs nothing.
 
-The broker stands at the site, on the device where requests start (``devices[0]``): what stays there crosses no link.
-The site's other devices reach the broker over the site's own network, the cloud's machine over the uplink.
+The broker is at the site, on the device where requests start (``devices[0]``), so messages within that device cross no
+link. The site's other devices reach the broker over the site's own network, the cloud's machine over the uplink.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ Threads = Annotated[int, Field(ge=1, le=256)]
 
 
 class Uplink(Spec):
-    """From the site to the cloud: a usual line of a small site, half an ADSL's delay away."""
+    """The line from the site to the cloud; the defaults are usual for a small site."""
 
     up_bits_per_s: Rate = 20e6  # from the site to the cloud
     down_bits_per_s: Rate = 20e6
-    round_trip_s: NotNegative = 0.05  # what a ping takes, both ways together
+    round_trip_s: NotNegative = 0.05  # both ways together
 
     @property
     def shape(self) -> LinkShape:
-        """Of the cloud machine's link to the broker: its way down is the site's way up."""
+        """The shape of the cloud machine's link to the broker: its downlink is the site's uplink."""
         return LinkShape(
             delay_s=self.round_trip_s / 2, up_bits_per_s=self.down_bits_per_s, down_bits_per_s=self.up_bits_per_s
         )
 
 
 class Network(Spec):
-    """Between the site's devices and the broker, each its own, both ways: Wi-Fi or a wire."""
+    """The link of each of the site's devices to the broker, the same both ways: Wi-Fi or a wire."""
 
     bits_per_s: Rate = 100e6
     round_trip_s: NotNegative = 0.002
 
     @property
     def shape(self) -> LinkShape:
-        """Of a device's link to the broker."""
+        """The shape of a device's link to the broker."""
         return LinkShape(delay_s=self.round_trip_s / 2, up_bits_per_s=self.bits_per_s, down_bits_per_s=self.bits_per_s)
 
 
 class Machine(Spec):
-    """One machine. ``speed`` is its share of the speed that this one has at ``threads``: emulated by waiting."""
+    """One machine. ``speed`` is its share of this machine's speed at ``threads``, emulated by waiting."""
 
     id: DeviceId
     speed: Speed = 1.0
@@ -56,7 +56,7 @@ class Machine(Spec):
     memory: Bytes = 4 * 1024**3  # for modules
 
     def config(self, link: LinkShape, models: str | None) -> AgentConfig:
-        """Its agent's configuration. The link is stated, so that nothing is measured during a comparison."""
+        """Its agent's configuration. It states the link, so that the agent doesn't measure during a comparison."""
         widths = [width for width in (link.up_bits_per_s, link.down_bits_per_s) if width is not None]
         return AgentConfig(
             id=self.id,
@@ -70,7 +70,7 @@ class Machine(Spec):
 
 
 class LatencySettings(Spec):
-    """All of it; the defaults are the usual setting: 20 Mbit/s and 50 ms, two devices half as fast as the cloud's."""
+    """All settings. The defaults: 20 Mbit/s and 50 ms, two devices half as fast as the cloud's machine."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)] = "20 Mbit/s and 50 ms to a machine twice as fast"
     cloud: Machine = Machine(id="cloud")
@@ -90,5 +90,5 @@ class LatencySettings(Spec):
 
     @property
     def source(self) -> Machine:
-        """Where requests start, and where the broker stands."""
+        """The device where requests start, and where the broker is."""
         return self.devices[0]

@@ -1,6 +1,6 @@
-"""One site that serves one task, to be asked again and again: what a comparison sets against another.
+"""One contender of a comparison: a site that serves one task, and answers request after request.
 
-Owns starting the site, waiting until it serves, and what one request cost. Compares nothing.
+Owns starting the site, waiting until it serves, and the costs of its requests. Compares nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from s2m3.testbed.proxy import LinkShape
 from s2m3.testbed.site import Site, SiteFailed
 
 START_S = 180.0  # several agents import torch and read gigabytes of weights on two cores
-SETTLE_S = 3.0  # without a new route: the placement stands
+SETTLE_S = 3.0  # without a new route: the placement has settled
 DEADLINE_S = 120.0
 
 
@@ -31,10 +31,10 @@ class Trial:
     """A running site with one task, as a context manager.
 
     Args:
-        name: what it is called in reports.
-        agents: its devices.
-        links: of those that reach the broker over one.
-        task: what it serves.
+        name: Its name in errors.
+        agents: Its devices.
+        links: The shapes of links, for the devices that have one to the broker.
+        task: The task.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Trial:
 
     @property
     def route(self) -> Route:
-        """The task's route, as it was last seen."""
+        """The task's newest route."""
         self.observer.look()
         return self.observer.routes[self.task.task]
 
@@ -67,10 +67,10 @@ class Trial:
         return {node.module: [device.device for device in node.devices] for node in nodes}
 
     def deploy(self) -> None:
-        """Wait for the devices, deploy the task, and wait until it is served.
+        """Waits for the devices, deploys the task, and waits until it is served.
 
         Raises:
-            SiteFailed: it isn't, in time, with the reason; or a process ended.
+            SiteFailed: it isn't served in time, with the reason; or a process ended.
         """
         try:
             self.site.serve(self.observer, [self.task], START_S, patient=True)
@@ -78,10 +78,10 @@ class Trial:
             raise SiteFailed(f"{self.name}: {error}") from error
 
     def settle(self) -> None:
-        """Wait until nothing loads and the route has stood for a while: standbys load late, measurements move modules.
+        """Waits until nothing loads and the route is stable: standbys load late, and measurements move modules.
 
         Raises:
-            SiteFailed: it goes on for too long.
+            SiteFailed: this takes too long.
         """
         until_s = time.monotonic() + START_S
         while True:
@@ -96,22 +96,22 @@ class Trial:
 
     def _loads(self) -> bool:
         """Whether a module is assigned and neither ready nor failed, by the newest heartbeats."""
-        beats = self.observer.heartbeats
-        held = {(device, key): each.state for device, beat in beats.items() for key, each in beat.modules.items()}
+        heartbeats = self.observer.heartbeats.items()
+        held = {(device, key): each.state for device, last in heartbeats for key, each in last.modules.items()}
         assigned = [
             (device, each.spec.key) for device, all_ in self.observer.assignments.items() for each in all_.modules
         ]
         return any(held.get(each, "loading") == "loading" for each in assigned)
 
     def ask(self, inputs: Mapping[str, RawInput], *, counts: bool = True) -> Response:
-        """Ask once and wait for the answer.
+        """Sends one request and waits for its answer.
 
         Args:
-            inputs: the request's.
-            counts: whether it belongs to what is reported; the first ones, that warm caches up, don't.
+            inputs: The request's inputs.
+            counts: Whether the report includes it; warm-up requests are left out.
 
         Raises:
-            SiteFailed: it ended in an error.
+            SiteFailed: the request ended in an error.
         """
         response = self.client.request(self.task.task, inputs, deadline_s=DEADLINE_S)
         if not response.ok:
@@ -121,7 +121,7 @@ class Trial:
         return response
 
     def report(self) -> dict[str, Any]:
-        """What its requests cost: percentiles of the latency, and the median of each node's part in it."""
+        """Percentiles of the latency, and the median of each node's part in it."""
         nodes: dict[str, dict[str, Any]] = {}
         for name in self.task.order:
             timings = [t for response in self.responses for t in response.result.timings if t.node == name]

@@ -1,8 +1,8 @@
-"""What is asked in a latency comparison: tasks of the catalogue, each with one real input.
+"""The workloads of a latency comparison: tasks of the catalogue, each with one real request.
 
 Owns the table. Pictures and sounds are files as a sensor would send them: photographs that pip delivers, and the
-spoken questions and noises of ``catalog/pocket``. The time of a pass doesn't depend on what a picture shows,
-so hub models may have random weights of their real size.
+recordings of ``catalog/pocket``. The time of a forward pass doesn't depend on the values of its weights, so hub models
+may have random weights of their real size.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS, picture
 
 SOUNDS = ("window.wav", "pump.wav")
-SOUND_S = 10.0  # what CLAP hears at once
+SOUND_S = 10.0  # the length of CLAP's input
 CAPTIONS = ("a photo of a cat", "a photo of a dog", "a photo of a horse", "a photo of a cup")
 NOISES = ("a dog in this picture", "a cat in this picture", "what is this", "a cup of coffee")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One task of the catalogue, and what it is asked."""
+    """One task of the catalogue, and the inputs of its requests."""
 
     name: str  # in the catalogue
     inputs: Callable[[], Mapping[str, RawInput]]
@@ -44,7 +44,7 @@ def text(*lines: str) -> RawInput:
 
 
 def sound(seconds: float = SOUND_S) -> RawInput:
-    """The catalogue's noises, one after the other and again, for so long: 16-bit PCM."""
+    """The catalogue's recordings, repeated up to this length: 16-bit PCM."""
     frames, rate = b"", 0
     for name in SOUNDS:
         with wave.open(str(catalog.DIRECTORY / "pocket" / name)) as recorded:
@@ -84,10 +84,12 @@ def named(names: list[str] | None) -> tuple[Workload, ...]:
     """Workloads by their catalogue names; all of them by default.
 
     Raises:
-        BadFile: there is none of that name.
+        BadFile: there is no such workload.
     """
     known = {workload.name: workload for workload in WORKLOADS}
     for name in names or ():
         if name not in known:
-            raise BadFile(file="--workload", problem=f"{name!r} is none", fix=f"use one of {', '.join(known)}")
+            raise BadFile(
+                file="--workload", problem=f"{name!r} is not a workload", fix=f"use one of {', '.join(known)}"
+            )
     return tuple(known[name] for name in names) if names else WORKLOADS

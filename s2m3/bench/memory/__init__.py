@@ -1,6 +1,5 @@
-"""``s2m3 bench memory``: what splitting and sharing save, counted exactly, and measured on real processes.
+"""The memory that splitting and sharing save, counted exactly and measured on real processes: ``s2m3 bench memory``.
 
-``mixes`` says which tasks are served together, ``counts`` counts weights, ``processes`` reads what the kernel says of a
-process, ``unsplit`` is a process that holds one task's whole model, ``sides`` runs such processes and a site,
-``measure`` compares the two, ``command`` prints.
+``mixes`` has the sets of tasks, and ``counts`` counts weights. ``processes`` reads a process's memory, ``unsplit`` is a
+process that holds one task's whole model, ``sides`` runs such processes and a site, and ``measure`` compares the two.
 """

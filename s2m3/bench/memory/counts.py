@@ -1,10 +1,10 @@
 """Exact bytes of weights: one task split over devices, and several tasks that share modules.
 
 Owns these two sums. Pure: sizes and identities come from the tasks' specs, and a test holds the catalogue's sizes equal
-to those of the real configurations. Token embeddings are counted like all other weights; activations are not.
+to those of the real configurations. Token embeddings count like all other weights; activations don't count.
 
-What is compared, as in the paper: a task unsplit needs one device that holds all its modules, a split one needs
-devices of which the largest holds the largest module. Tasks unshared hold all their modules each, shared ones every
+The comparison is our reading of the paper's abstract. A whole model needs one device for all its modules; a split one
+needs no device larger than its largest module. Unshared tasks hold all their modules each; shared tasks hold each
 module once.
 """
 
@@ -17,7 +17,7 @@ from broker.protocol.specs import ModuleKey, TaskSpec
 
 
 def single(name: str, task: TaskSpec) -> dict[str, Any]:
-    """One task: its whole model's bytes, the largest device share, and what the latter saves of the former."""
+    """One task: the bytes of its whole model and of its largest module, and the saving of the one over the other."""
     held = _modules({name: task})
     whole_bytes = sum(module["memory_bytes"] for module in held.values())
     largest = max(held.values(), key=lambda module: int(module["memory_bytes"]))
@@ -32,7 +32,7 @@ def single(name: str, task: TaskSpec) -> dict[str, Any]:
 
 
 def mix(tasks: Mapping[str, TaskSpec]) -> dict[str, Any]:
-    """Several tasks: bytes unshared and shared, the largest device share, and which task uses which module."""
+    """Several tasks: bytes unshared and shared, the largest module, and the tasks that use each module."""
     held = _modules(tasks)
     unshared_bytes = sum(single(name, task)["unsplit_bytes"] for name, task in tasks.items())
     shared_bytes = sum(module["memory_bytes"] for module in held.values())
@@ -48,12 +48,12 @@ def mix(tasks: Mapping[str, TaskSpec]) -> dict[str, Any]:
 
 
 def saved_percent(before: int, after: int) -> float:
-    """How much smaller, in percent of before, with two decimals; negative when it is larger."""
+    """The saving in percent of ``before``, with two decimals; negative if ``after`` is larger."""
     return round(100 * (1 - after / before), 2)
 
 
 def _modules(tasks: Mapping[str, TaskSpec]) -> dict[ModuleKey, dict[str, Any]]:
-    """Every module once, by identity: its first name, its bytes, and the tasks that use it."""
+    """Each module once, by identity: its first name, its bytes, and the tasks that use it."""
     held: dict[ModuleKey, dict[str, Any]] = {}
     for name, task in tasks.items():
         for module, spec in task.modules.items():

@@ -1,4 +1,4 @@
-"""A request for any task, by the kinds of its inputs. Owns the choice; the same for the split and the unsplit side."""
+"""One request for any task, the same for both sides. Owns the choice, by the kinds of the task's inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from s2m3.reference import pictures, speech
 CAPTIONS = "a photo of a cat\na cup of coffee\na city street\na bird"
 QUESTION = "What animal is this?"
 ANSWERS = "a cat\na dog\na horse\na bird"
-SEVERAL = ("retrieval-", "alignment-", "segmentation-", "zero-shot")  # tasks whose text is one caption a line
+SEVERAL = ("retrieval-", "alignment-", "segmentation-", "zero-shot")  # tasks that take a caption a line
 
 
 def example(name: str, task: TaskSpec) -> dict[str, RawInput]:

@@ -1,4 +1,4 @@
-"""Named mixes: tasks of one site. Owns the catalogue's ``mixes.yaml`` (name -> description, tasks)."""
+"""Named mixes: sets of tasks that one site serves. Owns the catalogue's ``mixes.yaml`` (name -> description, tasks)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATH = catalog.DIRECTORY / "mixes.yaml"
 
 
 class Mix(Spec):
-    """Tasks that are served together: catalogue names, or files."""
+    """A set of tasks: catalogue names, or files."""
 
     description: str
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -25,7 +25,7 @@ class Mix(Spec):
         """The tasks by name.
 
         Raises:
-            BadFile: one is not there, or wrong.
+            BadFile: one is missing or wrong.
         """
         return {name: load_task(name) for name in self.tasks}
 
@@ -47,9 +47,11 @@ def named(name: str) -> Mix:
     """One mix.
 
     Raises:
-        BadFile: there is none of that name.
+        BadFile: there is no such mix.
     """
     known = mixes()
     if name not in known:
-        raise BadFile(file=name, problem="is no mix", fix=f"name one of {', '.join(known)}, or add it to {PATH}")
+        raise BadFile(
+            file=name, problem="is not the name of a mix", fix=f"name one of {', '.join(known)}, or add it to {PATH}"
+        )
     return known[name]

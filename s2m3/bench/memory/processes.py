@@ -1,14 +1,15 @@
-"""What the kernel says of a process's memory (Linux, ``/proc/PID``).
+"""A process's memory as the Linux kernel reports it in ``/proc/PID``.
 
 Owns the fields and their meaning:
-- ``uss_bytes`` (unique set size): pages that only this process has, written to or not; what ending it gives back.
-  Weights that were read into the process's own memory are here, and so is the interpreter's own data. The libraries'
-  code is not, as long as a second process on the machine has mapped it.
-- ``pss_bytes`` (proportional): the former, and of every page that n processes share, one n-th: these add up.
-- ``rss_bytes``: all its pages, shared ones in full: what a device that runs nothing else has to have.
-- ``anonymous_bytes``: pages without a file behind them, which can't be dropped and read again. A file of weights that
-  is mapped and not copied would be in ``rss_bytes`` and not here.
-- ``peak_rss_bytes``: the highest ``rss_bytes`` since its start: loading needs more than holding.
+- ``uss_bytes`` (unique set size): pages that only this process maps; ending the process frees them. Weights that were
+  read into its own memory are here, and the interpreter's data. The libraries' code is not, while another process on
+  the machine maps it.
+- ``pss_bytes`` (proportional set size): the unique pages, and one n-th of every page that n processes share. These add
+  up over processes.
+- ``rss_bytes`` (resident set size): all its pages, shared ones in full. A device that runs nothing else needs as much.
+- ``anonymous_bytes``: pages without a file behind them, which can't be dropped and read again. Weights that are mapped
+  and not copied would be in ``rss_bytes`` and not here.
+- ``peak_rss_bytes``: the highest ``rss_bytes`` since the process started. Loading needs more than holding.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ NOTHING = Memory(0, 0, 0, 0, 0)
 
 
 def memory_of(pid: int, proc: Path = Path("/proc")) -> Memory:
-    """Read a process's memory.
+    """A process's memory now.
 
     Raises:
-        BadFile: there is no such process, or the system has no ``smaps_rollup``.
+        BadFile: the process doesn't exist, or the system has no ``smaps_rollup``.
     """
     try:
         rollup = _kibibytes((proc / str(pid) / "smaps_rollup").read_text(encoding="ascii"))
@@ -70,6 +71,6 @@ def _kibibytes(text: str) -> dict[str, int]:
     for line in text.splitlines():
         name, _, amount = line.partition(":")
         match amount.split():
-            case [number, "kB"] if number.isdecimal():  # a process may have any name
+            case [number, "kB"] if number.isdecimal():  # a process's name may have any text
                 found[name] = int(number) * KIBIBYTE
     return found

@@ -1,7 +1,7 @@
-"""The two sides that are measured: a site of agents, and a process a task that holds its whole model.
+"""The two measured sides: a site of agents, and a process for each task that holds its whole model.
 
-Owns starting and ending them, asking each task the same question, and when every process's memory is read: before it
-holds a weight, with all weights loaded, and after every task answered; all processes of a side at the same moments.
+Owns starting and ending them, one request to each task, and the moments of measuring: before a process holds weights,
+with all weights loaded, and after every task answered. All processes of a side are measured at the same moments.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from s2m3.bench.memory import counts
 from s2m3.bench.memory.examples import example
 from s2m3.bench.memory.processes import Memory, memory_of
 from s2m3.bench.memory.unsplit import ANSWERED, EMPTY, IMPORTED, LOADED, TORCH, TRANSFORMERS
+from s2m3.bench.weights import last_line
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.site import Site, SiteFailed
 
@@ -35,7 +36,7 @@ GOODBYE_S = 10.0
 IDLE = "idle"  # an agent before it holds a module
 
 Answers = dict[str, Any]
-"""Task -> its answer, as a sensor reads it."""
+"""Task -> its answer, as a sensor gets it."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Process:
     """A process of one side.
 
     Args:
-        holds: The modules, or tasks, whose weights it has.
-        weights_bytes: Of these, counted exactly.
+        holds: The modules or tasks of its weights.
+        weights_bytes: The exact bytes of these.
         memory: Stage -> its memory then.
     """
 
@@ -57,16 +58,16 @@ Processes = dict[str, Process]
 
 
 def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_bytes: int) -> tuple[Processes, Answers]:
-    """A site that serves the tasks: the agents, which hold modules, the orchestrator, and a Mosquitto.
+    """The processes of a site that serves the tasks (agents, orchestrator, Mosquitto), and the answers.
 
     Args:
         chosen: The tasks by catalogue name.
         models: The models directory.
-        agents: How many.
-        budget_bytes: Of each, for modules.
+        agents: The number of agents.
+        budget_bytes: The memory of each for modules.
 
     Raises:
-        BadFile: there is no Mosquitto, or no ``/proc``.
+        BadFile: Mosquitto or ``/proc`` is missing.
         SiteFailed: a process ended, or a task isn't served, or it fails.
     """
     configs = [
@@ -90,7 +91,7 @@ def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_byte
         for name, pid in pids.items():
             memory[name][ANSWERED] = memory_of(pid)
         observer.look()
-        held = {device: beat.modules for device, beat in observer.heartbeats.items()}
+        held = {device: heartbeat.modules for device, heartbeat in observer.heartbeats.items()}
     weights = {spec.key: spec.memory_bytes for task in chosen.values() for spec in task.modules.values()}
     processes = {
         name: Process(
@@ -111,10 +112,10 @@ def _ask(client: Client, task: TaskSpec, name: str) -> Any:  # noqa: ANN401 - JS
 
 
 def unsplit(chosen: Mapping[str, TaskSpec], models: Path) -> tuple[Processes, Answers]:
-    """A process a task, and an empty one, under the name ``EMPTY``.
+    """The process of each task and its answer, and an empty process under the name ``EMPTY``.
 
     Raises:
-        BadFile: there is no ``/proc``.
+        BadFile: ``/proc`` is missing.
         SiteFailed: a process ended.
     """
     with ExitStack() as stack:
@@ -126,7 +127,7 @@ def unsplit(chosen: Mapping[str, TaskSpec], models: Path) -> tuple[Processes, An
                 answers[name] = children[name].reach(stage)
             if of_empty is not None:
                 children[EMPTY].reach(of_empty)
-            for name in chosen:  # all at once, so that shared pages are divided alike
+            for name in chosen:  # all at one stage, so that shared pages are divided alike
                 memory[name][stage] = memory_of(children[name].pid)
             if of_empty is not None:
                 memory[EMPTY][of_empty] = memory_of(children[EMPTY].pid)
@@ -142,7 +143,7 @@ def unsplit(chosen: Mapping[str, TaskSpec], models: Path) -> tuple[Processes, An
 
 
 class _Child:
-    """A child that runs ``s2m3.bench.memory.unsplit``; gone when the ``with`` block ends."""
+    """A child that runs ``s2m3.bench.memory.unsplit``; it has ended when the ``with`` block ends."""
 
     def __init__(self, name: str, models: Path) -> None:
         self._name = name
@@ -153,9 +154,9 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=os.environ | {DIRECTORY_VARIABLE: str(models.resolve())},
-            start_new_session=True,  # a Ctrl-C in the terminal reaches only us, and we end it
+            start_new_session=True,  # a Ctrl-C in the terminal reaches only this process, which ends the child
         )
-        self._begun = False
+        self._started = False
 
     @property
     def pid(self) -> int:
@@ -163,19 +164,19 @@ class _Child:
         return self._child.pid
 
     def reach(self, stage: str) -> Any:  # noqa: ANN401 - JSON
-        """Let it go on to its next stage, and wait for that; what it answered there."""
+        """Let the child continue to its next stage; returns its answer there."""
         if self._child.stdin is None or self._child.stdout is None:
             raise SiteFailed(f"{self._name} has no pipes")
         try:
-            if self._begun:
+            if self._started:
                 self._child.stdin.write(b"\n")
                 self._child.stdin.flush()
-            self._begun = True
+            self._started = True
             said = json.loads(self._child.stdout.readline())
         except (OSError, ValueError) as error:
             self._errors.seek(0)
-            last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-            raise SiteFailed(f"the unsplit process of {self._name} ended before {stage}: {last[0]}") from error
+            last = last_line(self._errors.read().decode(errors="replace"))
+            raise SiteFailed(f"the unsplit process of {self._name} ended before {stage}: {last}") from error
         if said["stage"] != stage:
             raise SiteFailed(f"the unsplit process of {self._name} is at {said['stage']}, not {stage}")
         return said["answer"]

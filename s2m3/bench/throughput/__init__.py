@@ -1,1 +1,1 @@
-"""``s2m3 bench throughput``: what a site still answers in time when more is asked than it can do."""
+"""The answers in time of a site under more load than its capacity: ``s2m3 bench throughput``."""

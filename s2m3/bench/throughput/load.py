@@ -1,7 +1,7 @@
-"""Requests at a stated rate, whatever comes of them (an open loop), and what came of them. Owns clock and count.
+"""Load on a site: requests at a stated rate (an open loop), or a stated number in flight (a closed loop).
 
-An open loop is what overload is about: sensors don't wait for each other's answers. A closed one (``saturate``) finds
-the capacity: always the same number in flight, none of which has to be in time.
+Owns clock and counts. ``offer`` is the open loop: as real sensors do, it doesn't wait for answers, so it can overload a
+site. ``saturate`` is the closed loop, which finds the capacity. Its requests need not be in time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from broker.protocol.codec import RawInput
 from broker.protocol.specs import TaskName
 
 Inputs = Mapping[str, RawInput]
-SLACK_S = 5.0  # beyond a deadline, until a client must have said how a request ended
+SLACK_S = 5.0  # after a deadline, until the client must have ended the request
 
 
 @dataclass
 class Outcome:
-    """What came of the requests of one task."""
+    """The outcomes of the requests of one task."""
 
     offered: int = 0
     in_time: int = 0  # answered before the deadline: the goodput
@@ -32,7 +32,7 @@ class Outcome:
     latency_s: list[float] = field(default_factory=list)  # of those answered in time
 
     def count(self, response: Response, deadline_s: float) -> None:
-        """Add one that ended."""
+        """Adds a request that ended."""
         self.offered += 1
         if response.result.error is not None:
             self.errors[response.result.error.code] += 1
@@ -51,14 +51,14 @@ def offer(
     seconds: float,
     deadline_s: float,
 ) -> Mapping[TaskName, Outcome]:
-    """Send every task's requests evenly spaced at its rate, and wait until each has ended.
+    """Sends every task's requests evenly spaced at its rate, and waits until each has ended.
 
     Args:
-        client: sends them.
-        rates: of each task, requests per second.
-        inputs: of each task, the same for all its requests.
-        seconds: how long.
-        deadline_s: of each request.
+        client: The sensor's client.
+        rates: Task -> requests per second.
+        inputs: Task -> the inputs of all its requests.
+        seconds: How long to send.
+        deadline_s: The deadline of each request.
     """
     times = sorted((number / rate, task) for task, rate in rates.items() for number in range(round(seconds * rate)))
     began_s, pause = time.monotonic(), threading.Event()
@@ -75,7 +75,7 @@ def offer(
 def saturate(
     client: Client, tasks: Sequence[TaskName], inputs: Mapping[TaskName, Inputs], *, seconds: float, in_flight: int
 ) -> float:
-    """Answers per second with so many requests always in flight, the tasks in turn: the capacity."""
+    """The capacity: answers per second with this many requests always in flight, the tasks in turn."""
     began_s, number, answered = time.monotonic(), 0, 0
     waiting: set[Future[Response]] = set()
     while time.monotonic() - began_s < seconds:

@@ -1,7 +1,7 @@
 """A real site under loads from a quarter to three times its capacity. Owns the site and the order of the trials.
 
-The devices are real agents in processes of their own. Their compute is slowed by waiting (``speed``), so that what is
-measured is the queueing and not how the machine's few cores are shared between devices, broker and load generator.
+The devices are real agents in processes of their own. ``speed`` slows their compute by waiting. So the benchmark
+measures queueing, not how devices, broker and load generator share the few cores of this machine.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from s2m3.testbed.site import Site
 
 FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 TASKS = ("classify", "zero-shot")
-GREEDY = 5.0  # times what the other task asks, in the trial of fairness
-IN_FLIGHT = 6  # enough to keep every device busy, few enough not to be refused
-FIRST_REQUESTS_S = 15.0
+GREEDY = 5.0  # times the other task's rate, in the trial of fairness
+IN_FLIGHT = 6  # enough to keep every device busy, few enough that none is refused
+WARM_UP_S = 15.0
 GOAL = 0.9  # of the peak goodput, at the greatest load
 
 Progress = Callable[[str], None]
@@ -32,21 +32,21 @@ Progress = Callable[[str], None]
 def measure(
     *, devices: int, speed: float, seconds: float, deadline_s: float, broker: str, progress: Progress
 ) -> dict[str, Any]:
-    """Find the capacity, offer multiples of it, and look at the shares of unequal tasks.
+    """The report of a site, measured: its capacity, multiples of it as load, and two tasks with unequal load.
 
     Args:
-        devices: how many agents.
-        speed: of each, relative to this machine; below 1 by waiting.
-        seconds: of each trial.
-        deadline_s: of each request.
+        devices: The number of agents.
+        speed: The speed of each, relative to this machine; below 1 by waiting.
+        seconds: The length of each trial.
+        deadline_s: The deadline of each request.
         broker: ``mosquitto``, ``embedded`` or a URL.
-        progress: is told what is going on.
+        progress: Called with a line of text before each step.
 
     Returns:
         The settings, the capacity, one row for each load, the fairness, and whether the goal is met.
 
     Raises:
-        SiteFailed: the tasks could not be served.
+        SiteFailed: the tasks aren't served.
     """
     agents = [AgentConfig(id=f"gw-{chr(97 + number)}", speed=speed) for number in range(devices)]
     inputs = {task: next(each.inputs for each in REQUESTS if each.task == task) for task in TASKS}
@@ -57,8 +57,8 @@ def measure(
     ):
         progress("waiting for the devices")
         site.serve(observer, [load_task(f"pocket/{task}") for task in TASKS])
-        progress("warming up")  # standbys are still being loaded and measured, which holds forward passes up
-        saturate(client, TASKS, inputs, seconds=max(FIRST_REQUESTS_S, seconds), in_flight=2)
+        progress("warming up")  # devices still load and measure standbys, which delays forward passes
+        saturate(client, TASKS, inputs, seconds=max(WARM_UP_S, seconds), in_flight=2)
         progress("measuring the capacity")
         capacity = saturate(client, TASKS, inputs, seconds=seconds, in_flight=IN_FLIGHT)
         rows = []
@@ -87,7 +87,7 @@ def measure(
 def _fairness(
     client: Client, capacity: float, inputs: Mapping[TaskName, Inputs], *, seconds: float, deadline_s: float
 ) -> dict[str, Any]:
-    """Three times the capacity, one task asking ``GREEDY`` times what the other asks."""
+    """Each task's load and answers at three times the capacity, if one task has ``GREEDY`` times the other's rate."""
     rate = FACTORS[-1] * capacity / (1 + GREEDY)
     rates = dict(zip(TASKS, (GREEDY * rate, rate), strict=True))
     outcomes = offer(client, rates, inputs, seconds=seconds, deadline_s=deadline_s)

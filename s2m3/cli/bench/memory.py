@@ -59,7 +59,10 @@ def bench(arguments: argparse.Namespace) -> int:
 
         models = Path(arguments.models) if arguments.models else None
         report["measured"] = {"mix": arguments.measure} | measure.measure(
-            chosen, agents=arguments.agents, models=models, say=lambda text: print(text, file=sys.stderr, flush=True)
+            chosen,
+            agents=arguments.agents,
+            models=models,
+            progress=lambda text: print(text, file=sys.stderr, flush=True),
         )
         report["ok"] = report["ok"] and all(report["measured"]["answers_equal"].values())
     if arguments.json:

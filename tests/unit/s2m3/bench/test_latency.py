@@ -117,7 +117,7 @@ def test_bad_settings_are_one_line_that_names_file_and_field(
         ),
         (["--routing", "--captions", "0"], "argument --captions: must be a whole number from 1 to 50, got '0'"),
         (["--routing", "--captions", "51"], "argument --captions: must be a whole number from 1 to 50, got '51'"),
-        (["--compare", "cloud", "--workload", "pocket/none"], "--workload: 'pocket/none' is none"),
+        (["--compare", "cloud", "--workload", "pocket/none"], "--workload: 'pocket/none' is not a workload"),
         (["--compare", "cloud", "--settings", "missing.yaml"], "missing.yaml: No such file"),
     ],
 )

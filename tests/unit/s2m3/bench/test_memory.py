@@ -133,7 +133,7 @@ def test_the_exit_code_says_when_the_papers_figure_is_not_reached(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--measure", "papers"], "papers: is no mix; name one of paper, eight, "),
+        (["--measure", "papers"], "papers: is not the name of a mix; name one of paper, eight, "),
         (["--agents", "0"], "argument --agents: must be a whole number from 1 to 16, got '0'"),
         (["--models", "nowhere"], "nowhere: must be a directory; name the models directory"),
     ],

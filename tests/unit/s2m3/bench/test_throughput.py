@@ -1,4 +1,4 @@
-"""What counts as goodput, and that an open loop doesn't wait for answers."""
+"""The load generator of the throughput bench without a site: the counts, and when requests are sent."""
 
 from __future__ import annotations
 
