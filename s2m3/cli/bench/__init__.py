@@ -1,4 +1,4 @@
-"""``s2m3 bench``: what is measured, one command a question. Owns only the list of those commands."""
+"""``s2m3 bench``: the measurements, one command each. Owns only the list of those commands."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ COMMANDS = {
         "s2m3.cli.bench.accuracy",
     ),
     "latency": (
-        "seconds to an answer: split against cloud and local over shaped links, or branches at once against in turn",
+        "seconds to an answer: split against cloud and local over shaped links, or parallel against sequential routing",
         "s2m3.cli.bench.latency",
     ),
     "memory": (
-        "memory: a task split over devices, tasks that share modules, and what real processes take",
+        "memory: a task split over devices, tasks that share modules, and the memory of real processes",
         "s2m3.cli.bench.memory",
     ),
     "placement": (
-        "how near to the optimum the placements are, and how long they take, on 95 instances",
+        "placement: the distance from the optimum and the time of each solver, on 95 instances",
         "s2m3.cli.bench.placement",
     ),
     "throughput": (
-        "answers in time over offered load, from a quarter to three times the capacity, and the tasks' shares of it",
+        "throughput: answers in time at loads from a quarter to three times the capacity, and each task's share",
         "s2m3.cli.bench.throughput",
     ),
 }

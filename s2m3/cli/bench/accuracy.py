@@ -1,9 +1,10 @@
-"""``s2m3 bench accuracy``: one benchmark, or with ``--table`` all that lie below a directory.
+"""``s2m3 bench accuracy``: one benchmark, or with ``--table`` all benchmarks below a directory.
 
-With ``--equivalence`` every model at real size, split against whole; ``options`` has what trades accuracy for bytes.
+``--equivalence`` compares every model at real size, split against whole. ``--dtype``, ``--wire`` and ``--options`` show
+what trades accuracy for bytes.
 
-Owns the command line and the tables. The table of benchmarks asks every task about every benchmark that it can be asked
-about, writes the results of each pair into a file of its own, and goes on where those files end.
+Owns the command line and the tables. The table of benchmarks pairs every task with every benchmark that fits it, writes
+the results of each pair into a file of its own, and resumes where those files end.
 """
 
 from __future__ import annotations
@@ -32,31 +33,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--data", metavar="DIR", help="one benchmark, or digits (scikit-learn's)")
     what.add_argument("--table", metavar="DIR", help="every benchmark below a directory, resumed where it stopped")
     what.add_argument(
-        "--equivalence", action="store_true", help="split against whole, at real size: every model below 500 M"
+        "--equivalence",
+        action="store_true",
+        help="split against whole, at real size: every model below 500 M parameters",
     )
     parser.add_argument(
         "--task", action="append", metavar="T", help="a catalogue name or a file; again for more; default all"
     )
-    parser.add_argument("--format", metavar="NAME", help="of --data; by default what it looks like")
+    parser.add_argument("--format", metavar="NAME", help="--data: its format; by default detected from file names")
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="records of each benchmark, evenly from all of them"
     )
     parser.add_argument(
         "--unsplit", type=count(0), metavar="N", help="compare with the unsplit model on N records; default all"
     )
-    parser.add_argument(
-        "--templates", type=positive, metavar="N", help="prompts a class; default all of the usual ones"
-    )
+    parser.add_argument("--templates", type=positive, metavar="N", help="prompts for each class; default all")
     parser.add_argument(
         "--results",
         metavar="PATH",
-        help=f"to resume; --data: a file, with options a directory; --table: default DIR/{RESULTS}",
+        help=f"to resume: a file, or a directory for options and --table; default of --table DIR/{RESULTS}",
     )
     parser.add_argument(
-        "--dtype", action="append", default=[], choices=DTYPES, help="--data: of the weights; again for more rows"
+        "--dtype", action="append", default=[], choices=DTYPES, help="--data: the weights' dtype; again for more rows"
     )
     parser.add_argument(
-        "--wire", action="append", default=[], choices=WIRES, help="--data: of what nodes send; again for more rows"
+        "--wire",
+        action="append",
+        default=[],
+        choices=WIRES,
+        help="--data: the dtype between nodes; again for more rows",
     )
     parser.add_argument("--options", choices=("all",), help="--data: every dtype with every wire")
     add_json(parser)
@@ -64,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Run; 0 when everything asked for was run and no answer differs.
+    """Runs; 0 if everything was run and no answer differs.
 
     Raises:
         BadFile: the data, a task or an option is wrong.
@@ -79,7 +84,7 @@ def _one(arguments: argparse.Namespace) -> int:
     from s2m3.bench.accuracy import run  # noqa: PLC0415
 
     if not arguments.task or len(arguments.task) != 1:
-        raise BadFile(file="--task", problem="one is wanted with --data", fix="name one, such as pocket/classify")
+        raise BadFile(file="--task", problem="must be given once with --data", fix="name one, such as pocket/classify")
     (name,) = arguments.task
     dataset = datasets.open_data(arguments.data, arguments.format)
     results = Path(arguments.results) if arguments.results else None
@@ -132,7 +137,7 @@ def _options(arguments: argparse.Namespace, name: str, dataset: Any, results: Pa
             f"{name} on {rows[0]['records']} records of {rows[0]['benchmark']}; unsplit {_metrics(rows[0]['unsplit'])}"
         )
         print(
-            "differing: from the unsplit model in float32; bit for bit in the first row, by what is named in the others"
+            "differing from the unsplit float32 model: bit for bit in the first row, by the named answer in the others"
         )
     return 1 if rows[0]["differing"] else 0
 
@@ -238,7 +243,9 @@ def _print(asked: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
         made.add_row(row["data"], row["task"], str(row["records"]), _metrics(row["split"]), *compared)
     console().print(made)
     if len(asked) < len(rows):
-        print(f"{len(rows) - len(asked)} pairs of data and task don't fit each other; --json names them and says why")
+        print(
+            f"{len(rows) - len(asked)} pairs of data and task don't fit each other; --json lists them with the reasons"
+        )
 
 
 def _metrics(found: dict[str, float]) -> str:

@@ -1,14 +1,8 @@
-"""``s2m3 bench latency``: its command line, its tables, and the weights it needs.
-
-Owns what is printed. The measurements are in ``compare`` and ``branches``.
-"""
+"""``s2m3 bench latency``: its command line and its tables. ``compare`` and ``branches`` measure."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -17,7 +11,7 @@ from typing import Any
 
 from broker.arguments import count
 from broker.files import load_spec
-from broker.protocol.specs import TaskSpec
+from s2m3.bench import machine, weights
 from s2m3.bench.latency.settings import LatencySettings
 from s2m3.bench.latency.workloads import WORKLOADS, Workload, named
 from s2m3.cli.arguments import add_json, positive
@@ -32,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``s2m3 bench latency``."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--compare", choices=["cloud"], help="split against all on a cloud machine, and all on one device"
+        "--compare", choices=["cloud"], help="split against all modules on a cloud machine, and all on one device"
     )
-    what.add_argument("--routing", action="store_true", help="branches at once against one after the other")
+    what.add_argument("--routing", action="store_true", help="branches in parallel against one after the other")
     parser.add_argument(
         "--settings",
         action="append",
@@ -42,28 +36,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="machines and links; again for more; default: 20 Mbit/s, 50 ms",
     )
     names = ", ".join(workload.name for workload in WORKLOADS)
-    parser.add_argument("--workload", action="append", metavar="NAME", help=f"of {names}; again for more; default all")
     parser.add_argument(
-        "--requests", type=positive, default=REQUESTS, metavar="N", help="that count, to each; default %(default)s"
+        "--workload", action="append", metavar="NAME", help=f"one of {names}; again for more; default all"
+    )
+    parser.add_argument(
+        "--requests",
+        type=positive,
+        default=REQUESTS,
+        metavar="N",
+        help="requests to each site, after the warm-up; default %(default)s",
     )
     parser.add_argument(
         "--captions",
         type=count(1, MOST_CAPTIONS),
         default=CAPTIONS,
         metavar="N",
-        help="--routing: of the request; default %(default)s",
+        help="--routing: captions in the request; default %(default)s",
     )
     parser.add_argument(
         "--models",
         metavar="DIR",
-        help="weights; random ones are written there where some are missing; default: none kept",
+        help="weights; missing ones are written there at random; default: a directory that is removed",
     )
     add_json(parser)
     parser.set_defaults(run=bench)
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Measure and print; 0 when every answer was the same wherever it was computed.
+    """Measures and prints; 0 if every site gave the same answers.
 
     Raises:
         BadFile: an option or a file is wrong.
@@ -85,7 +85,7 @@ def _compare(
 ) -> int:
     from s2m3.bench.latency.compare import compare  # noqa: PLC0415 - after the arguments: a wrong one is refused at once
 
-    provide(models, [workload.task for workload in workloads])
+    weights.provide(models, [workload.task for workload in workloads], show_progress)
     found, same = [], True
     for setting in settings:
         rows = [
@@ -93,7 +93,7 @@ def _compare(
             for workload in workloads
         ]
         same = same and all(row["same_answers"] for row in rows)
-        found.append({"settings": setting.model_dump(), "machine": machine(), "workloads": rows})
+        found.append({"settings": setting.model_dump(), "machine": machine.description(), "workloads": rows})
         if not arguments.json:
             _show(setting, rows)
     if arguments.json:
@@ -104,12 +104,12 @@ def _compare(
 def _routing(arguments: argparse.Namespace, models: Path) -> int:
     from s2m3.bench.latency.branches import compare_branches  # noqa: PLC0415 - see above
 
-    provide(models, [workload.task for workload in named(["hub/retrieval-clip-b16"])])
+    weights.provide(models, [workload.task for workload in named(["hub/retrieval-clip-b16"])], show_progress)
     found = compare_branches(
         models=models, requests=arguments.requests, captions=arguments.captions, progress=show_progress
     )
     if arguments.json:
-        print_json(found | {"machine": machine()})
+        print_json(found | {"machine": machine.description()})
         return 0
     made = table("routing", "p50 ms", "p95 ms", title=f"{found['workload']}, {found['captions']} captions")
     for name in ("sequential", "parallel", "front_door"):
@@ -120,37 +120,6 @@ def _routing(arguments: argparse.Namespace, models: Path) -> int:
     encoders = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in found["encoder_s"].items())
     printed.print(f"medians: {encoders}; parallel takes {100 * found['reduction']:.1f} % less than sequential")
     return 0
-
-
-def provide(models: Path, tasks: Iterable[TaskSpec]) -> None:
-    """See that a models directory has what tasks take from the hub; write random weights of real size where not."""
-    wanted = {
-        module.source.hub for task in tasks for module in task.modules.values() if module.source and module.source.hub
-    }
-    missing = sorted(name for name in wanted if not (models / name).is_dir())
-    if not missing:
-        return
-    from s2m3.reference import random_weights, zoo  # noqa: PLC0415 - torch, and only when something is missing
-
-    for name in missing:
-        show_progress(f"writing random weights of {name}")
-        random_weights.write(zoo.published(name), models)
-
-
-def machine() -> dict[str, Any]:
-    """What this was measured on."""
-    model = platform.processor() or platform.machine()
-    file = Path("/proc/cpuinfo")
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": sys.version.split()[0],
-    }
 
 
 def _show(setting: LatencySettings, rows: Iterable[dict[str, Any]]) -> None:

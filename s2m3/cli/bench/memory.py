@@ -1,6 +1,6 @@
 """``s2m3 bench memory``: the counts of every task and every mix, the paper's figures, and on demand a measurement.
 
-Owns the command line, the tables, and what the paper claims.
+Owns the command line, the tables, and the figures of the paper's abstract.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from s2m3.cli.arguments import add_json
 from s2m3.cli.output import console, megabytes, print_json, table
 
 PAPER_MIX = "paper"
-PAPER_MULTI_PERCENT = 61.5  # "-62 %" before rounding
+PAPER_MULTI_PERCENT = 61.5  # the abstract says 62 %; this and more rounds to it
 PAPER_SINGLE_PERCENT = 50.0
 MOST_AGENTS = 16
 
@@ -31,18 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure", metavar="MIX", help="also run a mix, split and unsplit, and measure the processes: paper, pocket"
     )
-    parser.add_argument("--agents", type=count(1, MOST_AGENTS), default=3, metavar="N", help="of --measure; default 3")
+    parser.add_argument(
+        "--agents", type=count(1, MOST_AGENTS), default=3, metavar="N", help="--measure: devices; default 3"
+    )
     parser.add_argument(
         "--models",
         metavar="DIR",
-        help="of --measure: its weights; by default random ones of the real sizes are written",
+        help="--measure: weights; by default random ones of the real sizes are written",
     )
     add_json(parser)
     parser.set_defaults(run=bench)
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Count, and measure when asked; 0 when the paper's figures are reached and measured answers are equal.
+    """Counts, and measures if asked to; 0 if the paper's figures are reached and measured answers are equal.
 
     Raises:
         BadFile: an option, a task or the mixes are wrong.
@@ -55,7 +57,7 @@ def bench(arguments: argparse.Namespace) -> int:
     chosen = mixes.named(arguments.measure).load() if arguments.measure else None
     report = counted()
     if chosen is not None:
-        from s2m3.bench.memory import measure  # noqa: PLC0415 - counting does without brokers
+        from s2m3.bench.memory import measure  # noqa: PLC0415 - counting needs no broker
 
         models = Path(arguments.models) if arguments.models else None
         report["measured"] = {"mix": arguments.measure} | measure.measure(

@@ -1,4 +1,4 @@
-"""``s2m3 bench throughput``: its command line and its tables. Owns what is printed; ``run`` measures."""
+"""``s2m3 bench throughput``: its command line and its tables. ``run`` measures."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from broker.arguments import count, number
+from s2m3.bench import machine
 from s2m3.cli.arguments import add_json
-from s2m3.cli.bench.latency import machine
 from s2m3.cli.output import console, print_json, show_progress, table
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Measure and print; 0 when the goodput at three times the capacity is at least 90 % of its peak.
+    """Measures and prints; 0 if the goodput at three times the capacity is at least 90 % of its peak.
 
     Raises:
         SiteFailed: the site didn't serve.
@@ -40,7 +40,7 @@ def bench(arguments: argparse.Namespace) -> int:
         deadline_s=arguments.deadline,
         broker=arguments.broker,
         progress=show_progress,
-    ) | {"machine": machine()}
+    ) | {"machine": machine.description()}
     if arguments.json:
         print_json(found)
     else:

@@ -12,11 +12,11 @@ import pytest
 from broker.files import load_spec
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import Plan, PlannedNode
+from s2m3.bench import weights
 from s2m3.bench.latency import branches, workloads
 from s2m3.bench.latency.compare import _trials
 from s2m3.bench.latency.settings import LatencySettings
 from s2m3.bench.latency.trial import percentiles
-from s2m3.cli.bench import latency
 from s2m3.cli.main import main
 
 SETTINGS = Path(__file__).parents[4] / "benchmarks" / "latency" / "settings"
@@ -133,7 +133,7 @@ def test_a_bad_option_is_one_line(
 def test_weights_that_are_there_are_not_written_again(tmp_path: Path) -> None:
     task = workloads.WORKLOADS[1].task
     (tmp_path / "openai" / "clip-vit-base-patch16").mkdir(parents=True)
-    latency.provide(tmp_path, [task, workloads.WORKLOADS[0].task])
+    weights.provide(tmp_path, [task, workloads.WORKLOADS[0].task], pytest.fail)
     assert [path.name for path in tmp_path.rglob("*")] == ["openai", "clip-vit-base-patch16"]
 
 
