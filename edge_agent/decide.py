@@ -3,8 +3,8 @@
 Owns the fence and the table of rules: one for each event. A rule changes the state in place and returns a list of
 actions; it is done when it returns. A message that stays on this device never becomes bytes: it is the next event.
 
-Three messages bypass ``decide``, and ``service`` handles them: the device's echo, a rebirth request and the device's
-own retained state. They concern the connections (session, measured link, client id), which only ``service`` knows.
+Three events bypass ``decide`` (``events.ConnectionEvent``): the device's echo, a rebirth request and the device's own
+retained state. They concern the connections (session, measured link, client id), which only ``service`` knows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from broker.protocol.messages import AssignedModule, NodeDone, NodeFailed, NodeInputs
+from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs
 from broker.protocol.specs import TaskName
 from broker.protocol.topics import front_door_filter, second_door_filter
 from broker.transport.port import RECONNECT_S
@@ -62,10 +62,6 @@ def _on_message(state: AgentState, event: events.Received, now_s: float) -> list
     return actions
 
 
-def _on_not_received(_: AgentState, event: events.NotReceived, __: float) -> list[Action]:
-    return [Send(event.coordinator, event.failed, {}, event.deadline_s)]
-
-
 def _on_tick(state: AgentState, _: events.Tick, now_s: float) -> list[Action]:
     return [
         *execute.on_tick(state, now_s),
@@ -91,10 +87,6 @@ def _on_link_restored(state: AgentState, _: events.LinkRestored, __: float) -> l
     return []
 
 
-def _on_data_link(state: AgentState, event: events.DataLinkChanged, now_s: float) -> list[Action]:
-    return coordinate.on_data_link(state, now_s, up=event.up)
-
-
 def _on_assignment(state: AgentState, event: events.Assigned, now_s: float) -> list[Action]:
     """Load the assigned modules and unload all others; unload first, to make room."""
     assignment = event.assignment
@@ -117,13 +109,9 @@ def _on_assignment(state: AgentState, event: events.Assigned, now_s: float) -> l
         state.assigned[key] = assigned
         if not is_known:
             state.failed.discard(key)
-            actions.append(_load(state, assigned))
+            state.loading[key] = state.fence
+            actions.append(Load(assigned))
     return [*actions, SendHeartbeat()]
-
-
-def _load(state: AgentState, assigned: AssignedModule) -> Load:
-    state.loading[assigned.spec.key] = state.fence
-    return Load(assigned)
 
 
 def _on_module_ready(state: AgentState, event: events.ModuleReady, now_s: float) -> list[Action]:
@@ -145,7 +133,8 @@ def _on_module_failed(state: AgentState, event: events.ModuleFailed, now_s: floa
     state.ready.discard(key)
     since = state.loading.pop(key, state.fence)
     if key in state.assigned and since < state.fence:  # assigned again before its failure was known
-        actions.append(_load(state, state.assigned[key]))
+        state.loading[key] = state.fence
+        actions.append(Load(state.assigned[key]))
     elif key in state.assigned:
         state.failed.add(key)
     return [*actions, SendHeartbeat(), *execute.on_module_gone(state, key, now_s)]
@@ -224,7 +213,7 @@ RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Actio
     {
         events.LeaderSeen: _on_leader,
         events.LinkRestored: _on_link_restored,
-        events.DataLinkChanged: _on_data_link,
+        events.DataLinkChanged: coordinate.on_data_link,
         events.Assigned: _on_assignment,
         events.Routed: _on_route,
         events.RouteCleared: _on_task_cleared,
@@ -232,7 +221,7 @@ RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Actio
         events.ModuleFailed: _on_module_failed,
         events.Requested: _on_request,
         events.Received: _on_message,
-        events.NotReceived: _on_not_received,
+        events.NotReceived: lambda _, event, __: [Send(event.coordinator, event.failed, {}, event.deadline_s)],
         events.Ran: execute.on_ran,
         events.Tick: _on_tick,
     }

@@ -1,6 +1,6 @@
-"""The events that the agent's rules handle (``decide``): frozen values, one class each.
+"""Everything that can happen to an agent: frozen values, one class each.
 
-Owns the vocabulary between ``service``, which makes events of messages, and the rules. Knows nothing of topics.
+Owns the vocabulary between ``wire``, which reads messages, ``service`` and the rules. Knows nothing of topics.
 """
 
 from __future__ import annotations
@@ -130,6 +130,29 @@ class Tick:
     """Time passed."""
 
 
+@dataclass(frozen=True)
+class RebirthRequested:
+    """The orchestrator doesn't know this device and asks it to announce itself."""
+
+
+@dataclass(frozen=True)
+class Echoed:
+    """A message that the agent sent to itself came back."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class OwnStateSeen:
+    """The broker delivered the retained state under this device's id."""
+
+    session: int
+    status: str
+
+
+ConnectionEvent = RebirthRequested | Echoed | OwnStateSeen
+"""Events of the agent's connections (session, measured link, client id), which ``service`` handles itself."""
+
 Event = (
     LeaderSeen
     | LinkRestored
@@ -145,3 +168,4 @@ Event = (
     | Ran
     | Tick
 )
+"""Events that ``decide`` handles."""

@@ -137,7 +137,7 @@ class Agent:
         wait_s = LONGEST_SLEEP_S if due_s is None else min(LONGEST_SLEEP_S, max(0.0, due_s - time.monotonic()))
         item = self._mailbox.get(wait_s)
         self._progress += 1
-        event = self._read_safely(item) if isinstance(item, _FromLink) else item
+        event = self._read(item) if isinstance(item, _FromLink) else item
         now_s = time.monotonic()
         if event is not None:
             self._handle(event, now_s)
@@ -159,19 +159,22 @@ class Agent:
             for run in self._state.passes.keys() - self._computing:  # or their passes would never end
                 self._mailbox.put_control(events.Ran(run, None, error, now_s, 0.0))
 
-    def _read_safely(self, item: _FromLink) -> events.Event | None:
+    def _read(self, item: _FromLink) -> events.Event | None:
         try:
             return self._event_of(item)
+        except RemoteProtocolError as error:
+            self._state.dropped["malformed"] += 1
+            self._log.warning("message_refused", topic=getattr(item.event, "topic", None), error=str(error))
         except Exception:  # noqa: BLE001 - as in _handle; where memory is short, any line may fail
             self._state.dropped["internal_error"] += 1
             self._log.exception("link_event_failed", event_kind=type(item.event).__name__)
-            return None
+        return None
 
     def _event_of(self, item: _FromLink) -> events.Event | None:
         link, event = item.link, item.event
         match event:
             case port.Delivery():
-                return self._read(event, item.at_s)
+                return self._sorted(wire.event_of(self._prefix, event), item.at_s)
             case port.LinkUp(session):
                 self._log.info("link_up", link=link, session=session)
                 self._link_changed(link, session)
@@ -186,22 +189,17 @@ class Agent:
                 return wire.not_received(event, time.monotonic() + NOT_RECEIVED_LIFE_S)
         return None
 
-    def _read(self, delivery: port.Delivery, arrived_s: float) -> events.Event | None:
-        try:
-            event = wire.event_of(self._prefix, delivery)
-        except RemoteProtocolError as error:
-            self._state.dropped["malformed"] += 1
-            self._log.warning("message_refused", topic=delivery.topic, error=str(error))
-            return None
+    def _sorted(self, event: events.Event | events.ConnectionEvent | None, arrived_s: float) -> events.Event | None:
+        """Handle an event of the connections; return any other one for ``decide``."""
         match event:
-            case wire.RebirthRequested():
+            case events.RebirthRequested():
                 self._announce("online")
                 self._wake_heart.set()
-            case wire.Echoed(payload):
+            case events.Echoed(payload):
                 if measured := self._link_probe.on_echo(payload, arrived_s, time.monotonic(), self._profile):
                     self._on_link_measured(measured)
-            case DeviceState():
-                self._on_own_state(event)
+            case events.OwnStateSeen(session, status):
+                self._on_own_state(session, status)
             case _:
                 return event
         return None
@@ -269,9 +267,8 @@ class Agent:
             self._log.error("module_refused", module=module, error=str(error))
             self._mailbox.put_control(events.ModuleFailed(key))
         else:
-            self._log.info(
-                "module_ready", module=module, **held.model_dump(include={"memory_bytes", "load_s", "compute_s"})
-            )
+            measured = held.model_dump(include={"memory_bytes", "load_s", "compute_s"})
+            self._log.info("module_ready", module=module, **measured)
             self._mailbox.put_control(events.ModuleReady(key, held.compute_s))
 
     def _run_node(self, run: actions.Run) -> None:
@@ -350,11 +347,11 @@ class Agent:
 
     def _link_changed(self, link: Literal["control", "data"], session: int | None) -> None:
         """Announce the device once both links are up, and again at each new session of the control link."""
-        if link == "control":
+        if link == "data":
+            self._data_up = session is not None
+        else:
             self._session = session
             self._check_takeover(session, time.monotonic())
-        else:
-            self._data_up = session is not None
         if session is not None:
             self._announce("online")
             self._wake_heart.set()
@@ -370,10 +367,10 @@ class Agent:
             self._ended_by = IdInUse(self._config.id)
             self.stop()
 
-    def _on_own_state(self, state: DeviceState) -> None:
+    def _on_own_state(self, session: int, status: str) -> None:
         """Correct a late will of an earlier connection. The state may also be that of another agent with this id."""
-        self._takeover.on_session_seen(state.session, time.monotonic())
-        if state.status == "offline":
+        self._takeover.on_session_seen(session, time.monotonic())
+        if status == "offline":
             self._announce("online")
 
     def _on_link_measured(self, profile: DeviceProfile) -> None:

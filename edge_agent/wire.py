@@ -39,7 +39,20 @@ from broker.protocol.topics import (
 )
 from broker.transport.port import RECONNECT_S, Delivery, Outgoing, Undelivered
 from edge_agent.actions import Reply, Send
-from edge_agent.events import Assigned, Event, LeaderSeen, NotReceived, Received, Requested, RouteCleared, Routed
+from edge_agent.events import (
+    Assigned,
+    ConnectionEvent,
+    Echoed,
+    Event,
+    LeaderSeen,
+    NotReceived,
+    OwnStateSeen,
+    RebirthRequested,
+    Received,
+    Requested,
+    RouteCleared,
+    Routed,
+)
 from edge_agent.modules import Value
 
 LATE_S = RECONNECT_S  # after its deadline an answer may still come: the link that it waits for may be back by then
@@ -51,18 +64,6 @@ class SentInputs:
 
     receiver: DeviceId
     message: NodeInputs
-
-
-@dataclass(frozen=True)
-class RebirthRequested:
-    """The orchestrator doesn't know this device and asks it to announce itself."""
-
-
-@dataclass(frozen=True)
-class Echoed:
-    """A message that the agent sent to itself, to measure its link."""
-
-    payload: bytes
 
 
 def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
@@ -81,7 +82,7 @@ def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     return (TENSORS.filter(prefix, receiver=device), DEVICE_ECHO.at(prefix, device=device))
 
 
-def event_of(prefix: str, delivery: Delivery) -> Event | DeviceState | RebirthRequested | Echoed | None:
+def event_of(prefix: str, delivery: Delivery) -> Event | ConnectionEvent | None:
     """Read a delivered message; None when it means nothing to an agent, such as a cleared topic.
 
     Raises:
@@ -101,12 +102,12 @@ def event_of(prefix: str, delivery: Delivery) -> Event | DeviceState | RebirthRe
     return _control_event(incoming)
 
 
-def _control_event(incoming: Incoming) -> Event | DeviceState | None:
+def _control_event(incoming: Incoming) -> Event | OwnStateSeen | None:
     match incoming.decode():
         case Assignment() as assignment:
             return Assigned(assignment)
-        case DeviceState() as own:
-            return own
+        case DeviceState(status=status, session=session):
+            return OwnStateSeen(session, status)
         case OrchestratorState(epoch=epoch, online=online):
             return LeaderSeen(epoch, online)
         case Route() as route:

@@ -102,16 +102,9 @@ class LinkProbe:
             self._send(self._measurement, now_s)
 
     def on_echo(self, payload: bytes, heard_s: float, now_s: float, profile: DeviceProfile) -> DeviceProfile | None:
-        """Handle a message that came back.
+        """The profile to announce after a message came back at ``heard_s``; the next message goes at ``now_s``.
 
-        Args:
-            payload: what came.
-            heard_s: when it came.
-            now_s: when the next message goes.
-            profile: the device's present one.
-
-        Returns:
-            The profile to announce from now on; None while the measurement goes on, or when it gives nothing new.
+        None while the measurement goes on, and when it gives nothing new.
         """
         if self._measurement is None:
             return None

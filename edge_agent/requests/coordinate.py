@@ -33,7 +33,7 @@ from broker.protocol.specs import DeviceId, NodeName, TaskName
 from broker.protocol.topics import may_reply_to
 from broker.transport.port import RECONNECT_S
 from edge_agent.actions import Action, Log, Reply, Send, SendHeartbeat
-from edge_agent.events import Requested
+from edge_agent.events import DataLinkChanged, Requested
 from edge_agent.requests.load_estimate import waits_s
 from edge_agent.requests.routing import choose_plan
 from edge_agent.state import AgentState, Coordinated, size_of
@@ -96,12 +96,12 @@ def on_task_cleared(state: AgentState, task: TaskName) -> list[Action]:
     return [action for request in _requests_of(state, task) for action in _end(state, request, _no_task(task))]
 
 
-def on_data_link(state: AgentState, now_s: float, *, up: bool) -> list[Action]:
+def on_data_link(state: AgentState, event: DataLinkChanged, now_s: float) -> list[Action]:
     """Resend nothing while our data link is down, and everything, with the first timeout, once it is up.
 
     The broker may have been away for all devices. The others need the time to reconnect, too.
     """
-    if not up:
+    if not event.up:
         state.suspect_only_after_s = math.inf
     elif state.suspect_only_after_s == math.inf:
         state.suspect_only_after_s = now_s + RECONNECT_S

@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 
 from broker.protocol.errors import ErrorCode, LocalProtocolError, ModuleRefused, RequestFailed
 from broker.protocol.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Timing
-from broker.protocol.specs import DeviceId, ModuleKey, NodeName
+from broker.protocol.specs import DeviceId, ModuleKey
 from broker.protocol.topics import may_reply_to
 from edge_agent.actions import Action, Log, Reply, Run, Send
 from edge_agent.events import NodeRun, Ran, Received
-from edge_agent.modules import Value
 from edge_agent.requests.load_estimate import on_pass_ended, on_pass_submitted, own_wait_s
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 from edge_agent.state import AgentState, KeptOutput, PendingNode, size_of
@@ -56,7 +54,7 @@ def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: fl
     pending = state.pending.setdefault(run, PendingNode(message, now_s + message.deadline_s))
     if message.attempt >= pending.message.attempt:
         pending.message = message
-    if refusal := _store_inputs(state, pending, message, event.values, planned.needs):
+    if refusal := _store(state, pending, event, message):
         _drop_pending(state, run)
         return [_failed(message, refusal, now_s, retry=refusal.code == ErrorCode.OVERLOADED)]
     return _enqueue_when_complete(state, run, pending, now_s)
@@ -147,18 +145,12 @@ def _too_many(state: AgentState) -> RequestFailed:
     return RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
 
 
-def _store_inputs(
-    state: AgentState,
-    pending: PendingNode,
-    message: NodeInputs,
-    values: Mapping[NodeName, Value],
-    needs: tuple[NodeName, ...],
-) -> RequestFailed | None:
-    """Add the new values of a message to a node; returns the refusal if it can't be done."""
+def _store(state: AgentState, pending: PendingNode, event: Received, message: NodeInputs) -> RequestFailed | None:
+    """Add the new values of a message to a node; return the refusal if it can't be done."""
     pending.timings.update({timing.node: timing for timing in message.timings})
-    if unknown := sorted(values.keys() - set(needs)):
+    if unknown := sorted(event.values.keys() - set(message.plan.nodes[message.node].needs)):
         return RequestFailed(ErrorCode.MODULE_FAILED, f"{message.node} takes no {unknown[0]}")
-    for need, value in values.items():
+    for need, value in event.values.items():
         if need in pending.values:
             continue
         size_bytes = size_of(value)

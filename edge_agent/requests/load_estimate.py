@@ -45,17 +45,10 @@ def own_wait_s(
     arriving_s: Mapping[TaskName, float] | None = None,
     deadline_s: float = math.inf,
 ) -> float:
-    """Seconds until this device would begin new work of a task.
+    """Seconds until this device would begin ``new_work_s`` seconds of new work of a task.
 
-    A pass that takes longer than the average of its module counts as about to end.
-
-    Args:
-        state: what is known.
-        now_s: the time.
-        task: the task of the new work.
-        new_work_s: seconds that the new work takes.
-        arriving_s: seconds of work of each task whose inputs are on their way.
-        deadline_s: of the new work; waiting work of the same task with a later deadline comes after it.
+    ``arriving_s`` is the work of each task whose inputs are on their way. Waiting work of the same task with a deadline
+    later than ``deadline_s`` comes after the new work. A pass that takes longer than usual counts as about to end.
     """
     submitted_s = [state.measured_s.get(key, 0.0) for _, key in state.passes.values()]
     if submitted_s:
