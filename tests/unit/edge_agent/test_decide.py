@@ -747,8 +747,8 @@ def test_a_plan_that_leads_nowhere_cannot_exist(nodes: dict[str, PlannedNode]) -
         Plan(nodes=nodes, output="a")
 
 
-def test_a_route_whose_output_is_no_node_cannot_exist() -> None:
-    with pytest.raises(ValidationError, match="no node"):
+def test_a_route_whose_output_is_not_a_node_cannot_exist() -> None:
+    with pytest.raises(ValidationError, match="which is not a node"):
         route(output="nothing")
 
 
