@@ -1,6 +1,6 @@
-"""Where a broker is: ``mqtt://[user:password@]host[:port]`` to its parts.
+"""The address of a broker: ``mqtt://[user:password@]host[:port]`` and its parts.
 
-Owns that one format. Knows nothing of connections. A password never shows in a representation or an error.
+Owns this format. Doesn't know connections. A password never appears in a representation or an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from broker.protocol.errors import BadFile
 
 @dataclass(frozen=True)
 class BrokerAddress:
-    """Where a broker listens, and who we are to it."""
+    """Host and port of a broker, with the login of this client."""
 
     host: str
     port: int = 1883
@@ -28,12 +28,12 @@ def parse_url(url: str) -> BrokerAddress:
     """Read a broker's address.
 
     Raises:
-        BadFile: it isn't one.
+        BadFile: the address is not valid.
     """
     try:
         parts = urlsplit(url)
         port = 1883 if parts.port is None else parts.port
-    except ValueError:  # a port that is no number, or beyond 65535
+    except ValueError:  # the port isn't a number, or is greater than 65535
         raise _bad(url) from None
     if parts.scheme != "mqtt" or not parts.hostname or parts.path not in {"", "/"} or parts.query or port == 0:
         raise _bad(url)

@@ -1,7 +1,7 @@
-"""One process, one mailbox: where network, heartbeat and compute threads leave events for the service thread.
+"""The mailbox of a process: network, heartbeat and compute threads leave events for the service thread.
 
-Owns the bounds. Control events never wait behind data, and data can't fill the memory: when its share is full a
-message is refused and counted, and whoever asked for it retries.
+Owns the bounds. Control events never wait behind data events. Data events can't fill the memory: when their share is
+full, an event is refused and counted, and its sender retries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_DATA_BYTES = 128 * 1024 * 1024
 
 
 class Mailbox(Generic[E]):
-    """A bounded queue with a fast lane. Putting never blocks."""
+    """A bounded queue with a fast lane for control events. Putting never blocks."""
 
     def __init__(self, *, max_data_bytes: int = MAX_DATA_BYTES) -> None:
         self._max_data_bytes = max_data_bytes
@@ -30,11 +30,11 @@ class Mailbox(Generic[E]):
 
     @property
     def dropped(self) -> int:
-        """Events refused because their share was full, since the start."""
+        """The number of refused events since the start."""
         return self._dropped
 
     def put_control(self, event: E) -> bool:
-        """Leave a control event; False when even these are too many."""
+        """Add a control event; False when there are too many."""
         with self._changed:
             if len(self._control) >= MAX_CONTROL_EVENTS:
                 self._dropped += 1
@@ -44,7 +44,7 @@ class Mailbox(Generic[E]):
             return True
 
     def put_data(self, event: E, size_bytes: int) -> bool:
-        """Leave a data event of this size; False when the share of data is full."""
+        """Add a data event of this size; False when there are too many, or too many bytes."""
         with self._changed:
             full = len(self._data) >= MAX_DATA_EVENTS or self._data_bytes + size_bytes > self._max_data_bytes
             if full:
@@ -56,7 +56,7 @@ class Mailbox(Generic[E]):
             return True
 
     def get(self, timeout_s: float | None) -> E | None:
-        """Take the next event, control first; None when the time is over."""
+        """Take the next event, control events first; None after the timeout."""
         with self._changed:
             self._changed.wait_for(lambda: self._control or self._data, timeout_s)
             if self._control:

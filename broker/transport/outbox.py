@@ -1,9 +1,11 @@
-"""What waits to be sent, with bounds: where the threads of a process leave messages for the network thread.
+"""The outbox: a bounded queue in which the threads of a process leave messages for the network thread.
 
-Owns the checks before a message is accepted (is there a connection, is it small enough, is there room) and the count of
-what is not yet written (QoS 0) or acknowledged (QoS 1). Knows nothing of sockets. A message that was accepted is either
-taken and done, or dropped when the connection goes: but for lasting ones, nothing is kept for the next one. Those are
-kept until their expiry, counted from when they were put; without one, for ever.
+Owns the checks before a message is accepted: there is a connection, the message is small enough, and there is room.
+Owns the messages that are not yet written (QoS 0) or acknowledged (QoS 1). Doesn't know sockets.
+
+Invariants:
+- An accepted message is completed, or dropped when the connection ends. Only lasting messages stay for the next one.
+- A lasting message stays until its expiry, counted from ``put``; without an expiry, for ever.
 """
 
 from __future__ import annotations
@@ -18,22 +20,22 @@ from dataclasses import dataclass
 from broker.protocol.errors import MessageTooLarge, NotConnected, QueueFull
 from broker.transport.port import Outgoing
 
-MOST_TRIES = 3  # connections on which a lasting message is written and not acknowledged
+MOST_TRIES = 3  # connections on which a lasting message was written and not acknowledged
 
 
 @dataclass(eq=False)
 class _Waiting:
     message: Outgoing
-    until_s: float  # not kept for a connection that comes later
-    tries: int = 0  # connections that ended while it was under way
+    until_s: float  # dropped when a connection begins later
+    tries: int = 0  # connections that ended before it was acknowledged
 
 
 class Outbox:
-    """A bounded queue that is open while there is a connection. Putting never waits.
+    """A bounded queue, open while there is a connection. ``put`` never waits.
 
     Args:
-        max_messages: how many may wait.
-        max_bytes: how many bytes may wait, unless it is a single message.
+        max_messages: limit of waiting messages.
+        max_bytes: limit of their bytes; a single message may have more.
         clock: seconds of a steady clock.
     """
 
@@ -43,41 +45,41 @@ class Outbox:
         self._clock = clock
         self._lock = threading.Lock()
         self._queue: deque[_Waiting] = deque()
-        self._taken: list[_Waiting] = []  # and not done
+        self._taken: list[_Waiting] = []  # and not completed
         self._waiting_bytes = 0  # of both
-        self._limit_bytes: int | None = None  # of one message; set while open
+        self._limit_bytes: int | None = None  # of one message; None while closed
 
     @property
     def is_open(self) -> bool:
-        """Whether a message has a chance now."""
+        """Whether there is a connection."""
         return self._limit_bytes is not None
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything accepted is done."""
+        """Whether every accepted message is completed."""
         return not self._queue and not self._taken
 
     def open(self, limit_bytes: int) -> list[Outgoing]:
-        """A connection is there, which takes messages of at most so many bytes.
+        """Begin a connection that takes messages of at most ``limit_bytes``.
 
         Returns:
-            What was kept for it and is larger, or whose time is over: that is forgotten.
+            The waiting messages that are larger or expired; they are dropped.
         """
         with self._lock:
             self._limit_bytes, now_s = limit_bytes, self._clock()
-            kept, forgotten = list[_Waiting](), list[Outgoing]()
+            kept, dropped = list[_Waiting](), list[Outgoing]()
             for waiting in self._queue:
                 if waiting.message.packet_bytes <= limit_bytes and now_s < waiting.until_s:
                     kept.append(waiting)
                 else:
-                    forgotten.append(waiting.message)
+                    dropped.append(waiting.message)
             self._keep(kept)
-            return forgotten
+            return dropped
 
-    def shut(self) -> None:
-        """The connection is gone: accept only what is lasting, and forget all else that waits.
+    def close(self) -> None:
+        """End the connection: drop all but lasting messages, and accept only these.
 
-        What was under way on several connections that ended may be what ended them.
+        A lasting message is dropped after ``MOST_TRIES`` connections: it may be the reason why they ended.
         """
         with self._lock:
             self._limit_bytes = None
@@ -90,9 +92,9 @@ class Outbox:
         """Accept a message.
 
         Raises:
-            NotConnected: it is not open, and the message isn't lasting.
+            NotConnected: there is no connection, and the message isn't lasting.
             MessageTooLarge: the message has more bytes than the connection takes.
-            QueueFull: too many messages, or too many bytes, wait; a single message always has room.
+            QueueFull: too many messages or bytes wait; a single message always has room.
         """
         size_bytes = message.packet_bytes
         with self._lock:
@@ -112,20 +114,20 @@ class Outbox:
             self._waiting_bytes += size_bytes
 
     def take(self) -> Outgoing | None:
-        """The next message to write, or None, as while it is shut; it counts as waiting until it is done."""
+        """The next message to write, or None, as while closed. It counts as waiting until it is completed."""
         with self._lock:
             if self._limit_bytes is None or not self._queue:
                 return None
             self._taken.append(self._queue.popleft())
             return self._taken[-1].message
 
-    def done(self, message: Outgoing) -> None:
-        """A message that was taken is written (QoS 0) or acknowledged (QoS 1)."""
+    def complete(self, message: Outgoing) -> None:
+        """Remove a taken message that is written (QoS 0) or acknowledged (QoS 1)."""
         with self._lock:
             self._taken.remove(next(waiting for waiting in self._taken if waiting.message is message))
             self._waiting_bytes -= message.packet_bytes
 
     def _keep(self, kept: Iterable[_Waiting]) -> None:
-        """Nothing else waits."""
+        """Drop every message but these."""
         self._queue, self._taken = deque(kept), []
         self._waiting_bytes = sum(waiting.message.packet_bytes for waiting in self._queue)

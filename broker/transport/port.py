@@ -1,13 +1,14 @@
-"""The port to the broker: publish, subscribe, will. No implementation here.
+"""The port to the broker: publish, subscribe, will. It has two implementations, ``paho`` and ``memory``.
 
-Owns what both implementations (``memory``, ``mqtt``) promise:
+Owns what both promise:
 - Events arrive by calling the inbox, which must only put them on a queue and return.
-- ``LinkUp`` comes after the connection is there *and* every remembered subscription is acknowledged, so that a birth
-  published then is never ahead of its own ears. It comes anew at each reconnection, with a new session number.
-- Publishing never waits. A message that can't go is an error at once; QoS 1 that finds no subscriber comes back as
-  ``Undelivered`` where the broker says so (a hint: not every broker does).
-- Delivery is at most once per hop here, and end to end by those who ask: request id, deadline, retry. But for messages
-  that are ``lasting``, which nobody would send again: those are at least once.
+- ``LinkUp`` comes when the connection stands *and* the broker has acknowledged every remembered subscription: a birth
+  that is published then is never ahead of its own subscriptions. It comes again at each reconnection, with a new
+  session number.
+- Publishing never waits. A message that can't be sent is an error at once. A message with QoS 1 and a token that no
+  client subscribes to comes back as ``Undelivered``; not every broker reports this.
+- Delivery is at most once per hop. The sensor makes it sure end to end: request id, deadline, retry. A ``lasting``
+  message, which no client would send again, is delivered at least once.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Literal, Protocol
 from broker.protocol.codec import MAX_MESSAGE_BYTES
 from broker.protocol.errors import LocalProtocolError
 
-LONGEST_RETRY_S = 5.0  # between two attempts to reach a broker that is away
-RECONNECT_S = LONGEST_RETRY_S + 1.0  # until everybody is back that a broker which was away lets in, one by one
+LONGEST_RETRY_S = 5.0  # between two attempts to reach a broker that is down
+RECONNECT_S = LONGEST_RETRY_S + 1.0  # from a broker's return until every client is connected again
 MAX_TOPIC_BYTES = 65_535  # MQTT strings count their bytes in 16 bits
 MAX_PROPERTY_BYTES = 65_535  # of a content type or of correlation data
 MAX_EXPIRY_S = 2**32 - 1
@@ -39,11 +40,11 @@ def _check_topic(topic: str) -> None:
 class Outgoing:
     """A message to publish. ``token`` stays in this process and comes back in ``Undelivered``.
 
-    One that is ``lasting`` waits for the next connection, no longer than it would expire, and goes again unless the
-    broker has acknowledged it.
+    A ``lasting`` message waits for the next connection, until it expires, and is sent again unless the broker has
+    acknowledged it.
 
     Raises:
-        LocalProtocolError: a topic or a property that MQTT forbids, or a lasting message that nobody acknowledges.
+        LocalProtocolError: MQTT forbids the topic or a property, or a lasting message has QoS 0.
     """
 
     topic: str
@@ -60,7 +61,9 @@ class Outgoing:
     def __post_init__(self) -> None:
         _check_topic(self.topic)
         if self.lasting and self.qos == 0:
-            raise LocalProtocolError(f"{self.topic} can't last with QoS 0, which nobody acknowledges: use QoS 1")
+            raise LocalProtocolError(
+                f"{self.topic} can't last with QoS 0, which the broker doesn't acknowledge: use QoS 1"
+            )
         if self.response_topic is not None:
             _check_topic(self.response_topic)
         if self.expiry_s is not None and not 1 <= self.expiry_s <= MAX_EXPIRY_S:
@@ -72,7 +75,7 @@ class Outgoing:
 
     @property
     def packet_bytes(self) -> int:
-        """An upper bound of what this takes on the wire; brokers limit the packet, not the payload."""
+        """An upper bound of the packet's bytes; brokers limit the packet, not the payload."""
         texts = (self.topic, self.response_topic or "", self.content_type or "")
         headers = sum(len(text.encode()) for text in texts) + len(self.correlation or b"")
         return len(self.payload) + headers + _PACKET_OVERHEAD_BYTES
@@ -80,7 +83,7 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A message that arrived."""
+    """An arrived message."""
 
     topic: str
     payload: bytes
@@ -88,12 +91,12 @@ class Delivery:
     response_topic: str | None = None
     correlation: bytes | None = None
     content_type: str | None = None
-    expiry_s: int | None = None  # what the broker left of it
+    expiry_s: int | None = None  # the rest that the broker left
 
 
 @dataclass(frozen=True)
 class LinkUp:
-    """Connected and subscribed. ``max_packet_bytes`` is the broker's word, None where it gives none."""
+    """Connected and subscribed. ``max_packet_bytes`` is the broker's limit; None when it has none."""
 
     session: int
     max_packet_bytes: int | None = None
@@ -101,7 +104,7 @@ class LinkUp:
 
 @dataclass(frozen=True)
 class LinkDown:
-    """The connection is gone; the transport tries again by itself."""
+    """The connection ended; the transport reconnects by itself."""
 
     reason: str
 
@@ -116,7 +119,7 @@ class Undelivered:
 
 @dataclass(frozen=True)
 class Denied:
-    """The broker refused a publish or a subscription: an access rule, or a quota."""
+    """The broker refused a message or a subscription because of an access rule or a quota."""
 
     topic: str
     reason: str
@@ -128,7 +131,7 @@ Inbox = Callable[[LinkEvent], None]
 
 @dataclass(frozen=True)
 class Will:
-    """What the broker publishes for us when we vanish."""
+    """The message that the broker publishes when this client's connection breaks."""
 
     topic: str
     payload: bytes
@@ -137,36 +140,36 @@ class Will:
 
 
 WillFor = Callable[[int], Will]
-"""Makes the will for a session number: a new one at each connection."""
+"""Makes the will of a connection from its session number."""
 
 
 class Transport(Protocol):
-    """A connection that repairs itself."""
+    """A connection that restores itself."""
 
     @property
     def connected(self) -> bool:
-        """Whether a publish has a chance now."""
+        """Whether there is a connection."""
 
     def start(self) -> None:
-        """Begin to connect, and go on for ever; returns at once. ``LinkUp`` tells of success."""
+        """Begin to connect, and reconnect until ``close``; returns at once. ``LinkUp`` reports success."""
 
     def publish(self, message: Outgoing) -> None:
         """Hand a message to the broker without waiting.
 
         Raises:
             NotConnected: there is no connection, and the message isn't lasting.
-            MessageTooLarge: beyond the broker's or our own limit.
+            MessageTooLarge: larger than the broker's or our own limit.
             QueueFull: too many messages wait already.
         """
 
     def subscribe(self, *filters: str) -> None:
-        """Add filters, QoS 1; they are remembered and made again at each connection."""
+        """Add filters, QoS 1; they are remembered and subscribed again at each connection."""
 
     def unsubscribe(self, *filters: str) -> None:
-        """Take filters away."""
+        """Remove filters."""
 
     def close(self) -> None:
-        """Disconnect cleanly (no will) and stop; what was published before is sent first. Safe to call twice."""
+        """Send the accepted messages, disconnect without the will, and stop. Safe to call twice."""
 
 
 class MakeTransport(Protocol):

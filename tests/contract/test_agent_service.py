@@ -90,7 +90,7 @@ class World:
             message = Outgoing(TASK_REQUESTS.at(PREFIX, task="echo"), payload, response_topic=topic, expiry_s=20)
             self.observer.publish(message)
             with self.broker.switch.lock:
-                if self.broker.switch.receivers(message.topic) != [self.broker.switch.linked["observer"]]:
+                if self.broker.switch.receivers(message.topic) != [self.broker.switch.connected["observer"]]:
                     break
         self.observer.publish(message)
         found = self.received.wait_for(lambda event: getattr(event, "topic", "") == topic)

@@ -436,5 +436,5 @@ def test_a_topic_that_mqtt_forbids_cant_be_published_to(topic: str) -> None:
 
 
 def test_an_expiry_below_a_second_cant_be_published() -> None:
-    with pytest.raises(LocalProtocolError, match="use 1 to"):
+    with pytest.raises(LocalProtocolError, match="expiry_s must be 1 to 4294967295 whole seconds, got 0"):
         Outgoing("fine", b"", expiry_s=0)

@@ -90,7 +90,7 @@ def test_duplicating_delivers_twice(broker: MemoryBroker, connect: Connect) -> N
 
 def test_holding_keeps_messages_back_and_releases_them_in_order(broker: MemoryBroker, connect: Connect) -> None:
     transport, inbox = connect("a", "#")
-    with broker.holding("x"):
+    with broker.delaying("x"):
         for number in range(3):
             transport.publish(Outgoing("x", b"%d" % number))
         transport.publish(Outgoing("y", b"overtakes"))
@@ -102,7 +102,7 @@ def test_what_is_held_is_released_also_when_the_test_fails_inside(broker: Memory
     transport, inbox = connect("a", "x")
 
     def fail_while_holding() -> None:
-        with broker.holding("x"):
+        with broker.delaying("x"):
             transport.publish(Outgoing("x", b"1"))
             raise RuntimeError("inside")
 

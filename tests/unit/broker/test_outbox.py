@@ -33,7 +33,7 @@ def test_nothing_is_accepted_before_it_is_opened_or_after_it_is_shut() -> None:
         outbox.put(message(1))
     outbox.open(limit_bytes=100)
     assert outbox.is_open
-    outbox.shut()
+    outbox.close()
     assert not outbox.is_open
     with pytest.raises(NotConnected):
         outbox.put(message(1))
@@ -41,7 +41,7 @@ def test_nothing_is_accepted_before_it_is_opened_or_after_it_is_shut() -> None:
 
 def test_what_waits_is_forgotten_when_it_is_shut(outbox: Outbox) -> None:
     outbox.put(message(1))
-    outbox.shut()
+    outbox.close()
     outbox.open(limit_bytes=2_000)
     assert outbox.is_empty
     assert outbox.take() is None
@@ -52,7 +52,7 @@ def test_what_lasts_waits_for_the_next_connection_and_what_was_under_way_goes_fi
     for each in (first, passing, second):
         outbox.put(each)
     assert outbox.take() == first
-    outbox.shut()
+    outbox.close()
     later = message(4, lasting=True)
     outbox.put(later)
     with pytest.raises(NotConnected):
@@ -60,15 +60,15 @@ def test_what_lasts_waits_for_the_next_connection_and_what_was_under_way_goes_fi
     assert outbox.open(limit_bytes=2_000) == []
     assert [outbox.take() for _ in range(4)] == [first, second, later, None]
     for each in (first, second, later):
-        outbox.done(each)
+        outbox.complete(each)
     assert outbox.is_empty
-    outbox.shut()
+    outbox.close()
     outbox.open(limit_bytes=2_000)
     assert outbox.take() is None
 
 
 def test_what_lasts_is_bounded_like_everything(outbox: Outbox) -> None:
-    outbox.shut()
+    outbox.close()
     for number in range(3):
         outbox.put(message(number, lasting=True))
     with pytest.raises(QueueFull, match="3 messages"):
@@ -76,7 +76,7 @@ def test_what_lasts_is_bounded_like_everything(outbox: Outbox) -> None:
     outbox.open(limit_bytes=2_000)
     for taken in [outbox.take() for _ in range(3)]:
         assert taken is not None
-        outbox.done(taken)
+        outbox.complete(taken)
     outbox.put(message(900, lasting=True))
     with pytest.raises(QueueFull):
         outbox.put(message(900, lasting=True))
@@ -86,11 +86,11 @@ def test_nothing_leaves_while_it_is_shut(outbox: Outbox) -> None:
     kept = message(1, lasting=True)
     outbox.put(kept)
     for _ in range(MOST_TRIES):  # connections that end before they are accepted
-        outbox.shut()
+        outbox.close()
         assert outbox.take() is None
     outbox.open(limit_bytes=2_000)
     assert outbox.take() is kept
-    outbox.done(kept)
+    outbox.complete(kept)
     assert outbox.is_empty
 
 
@@ -103,7 +103,7 @@ def test_what_lasts_is_kept_no_longer_than_it_would_expire() -> None:
     now_s = 106.0
     assert outbox.open(limit_bytes=2_000) == [short]
     assert outbox.take() is long
-    outbox.shut()  # it was under way
+    outbox.close()  # it was under way
     now_s = 161.0
     assert outbox.open(limit_bytes=2_000) == [long]
     assert [outbox.take(), outbox.take()] == [endless, None]
@@ -113,7 +113,7 @@ def test_what_ends_one_connection_after_the_other_is_not_sent_for_ever(outbox: O
     outbox.put(message(1, lasting=True))
     for _ in range(MOST_TRIES):
         assert outbox.take() is not None
-        outbox.shut()
+        outbox.close()
         outbox.open(limit_bytes=2_000)
     assert outbox.take() is None
     assert outbox.is_empty
@@ -123,7 +123,7 @@ def test_a_kept_message_that_the_next_broker_does_not_take_is_told_and_forgotten
     large, small = message(800, lasting=True), message(1, lasting=True)
     outbox.put(small)
     outbox.put(large)
-    outbox.shut()
+    outbox.close()
     assert outbox.open(limit_bytes=500) == [large]
     assert [outbox.take(), outbox.take()] == [small, None]
 
@@ -143,7 +143,7 @@ def test_a_taken_message_waits_until_it_is_done(outbox: Outbox) -> None:
     assert taken is not None
     with pytest.raises(QueueFull, match="3 messages"):
         outbox.put(message(1))
-    outbox.done(taken)
+    outbox.complete(taken)
     outbox.put(message(1))
 
 
@@ -153,6 +153,6 @@ def test_bytes_are_bounded_and_a_single_message_always_has_room(outbox: Outbox) 
         outbox.put(message(1))
     taken = outbox.take()
     assert taken is not None
-    outbox.done(taken)
+    outbox.complete(taken)
     assert outbox.is_empty
     outbox.put(message(1))
