@@ -33,8 +33,8 @@ from broker.servers.mosquitto import MosquittoBroker
 from broker.transport.port import Delivery, LinkEvent
 from s2m3.cli.main import main
 from s2m3.testbed.proxy import LinkShape, Proxy
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 10.0 * float(os.environ.get("S2M3_TEST_PATIENCE", "1"))
 CONFIG = Path(__file__).parents[1] / "deploy" / "mosquitto" / "development.conf"
 HOST = "127.0.0.1"
 # Seconds are no property: an example may take long on a machine that is busy.

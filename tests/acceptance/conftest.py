@@ -15,8 +15,9 @@ from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import picture
 from s2m3.testbed.site import Site
+from tests.patience import PATIENCE_S
 
-COMMAND_S = 60.0
+COMMAND_S = 2 * PATIENCE_S
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

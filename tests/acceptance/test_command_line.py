@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from s2m3.reference.pictures import picture
+from tests.patience import PATIENCE_S
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -109,7 +110,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(s2m3: Run, arguments: tuple[str, 
 
 def plain(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "s2m3", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
 
 
 @pytest.mark.parametrize(

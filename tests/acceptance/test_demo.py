@@ -15,8 +15,9 @@ import pytest
 
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkUp, Outgoing
+from tests.patience import PATIENCE_S
 
-DEMO_S = 150.0
+DEMO_S = 5 * PATIENCE_S
 COMMAND = (sys.executable, "-m", "s2m3", "demo")
 
 
@@ -98,7 +99,7 @@ def test_an_interrupted_demo_leaves_no_process_behind(marked: dict[str, str], wh
         if wanted in line:
             break
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everybody in the foreground gets it
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors

@@ -24,8 +24,9 @@ from s2m3.reference.pictures import picture
 from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.site import Site
+from tests.patience import PATIENCE_S
 
-WAIT_S = 60.0
+WAIT_S = 2 * PATIENCE_S
 HEAD_BYTES = 4 * (10 * 1280 + 10)
 ENCODER = load_task("pocket/vision").modules["efficientnet-lite0/encoder"]
 

@@ -14,8 +14,9 @@ from safetensors.numpy import save
 
 from broker.transport.address import parse_url
 from s2m3.testbed.site import Site
+from tests.patience import PATIENCE_S
 
-WAIT_S = "20"
+WAIT_S = str(round(PATIENCE_S))
 SAFETENSORS = ("-D", "publish", "content-type", "application/vnd.safetensors")
 Ask = Callable[..., Any]
 
@@ -36,10 +37,12 @@ def ask(site: Site, tmp_path: Path) -> Ask:
         send = ("-f", str(file)) if payload else ("-n",)
         properties = ("-D", "publish", "response-topic", reply_to, *more)
         sensor = ["mosquitto_sub", *where, "-i", "camera-1", "-c", "-x", "60", "-t", reply_to]
-        subprocess.run([*sensor, "-E"], check=True, timeout=60)  # subscribes; the broker keeps the answer
+        subprocess.run([*sensor, "-E"], check=True, timeout=2 * PATIENCE_S)  # subscribes; the broker keeps the answer
         publish = ["mosquitto_pub", *where, "-t", f"s2m3/v1/tasks/{task}/requests", *send, *properties]
-        subprocess.run(publish, check=True, timeout=60)
-        done = subprocess.run([*sensor, "-C", "1", "-W", WAIT_S], capture_output=True, check=True, timeout=60)
+        subprocess.run(publish, check=True, timeout=2 * PATIENCE_S)
+        done = subprocess.run(
+            [*sensor, "-C", "1", "-W", WAIT_S], capture_output=True, check=True, timeout=2 * PATIENCE_S
+        )
         return json.loads(done.stdout)
 
     return run
@@ -49,7 +52,9 @@ def test_request_and_response_in_one_command(site: Site) -> None:
     address = parse_url(site.url)
     command = ["mosquitto_rr", "-V", "5", "-q", "1", "-h", address.host, "-p", str(address.port), "-W", WAIT_S]
     topics = ["-t", "s2m3/v1/tasks/classify/requests", "-e", "s2m3/v1/clients/camera-1/results/2"]
-    done = subprocess.run([*command, *topics, "-m", "no picture"], capture_output=True, timeout=60, check=True)
+    done = subprocess.run(
+        [*command, *topics, "-m", "no picture"], capture_output=True, timeout=2 * PATIENCE_S, check=True
+    )
     assert json.loads(done.stdout)["error"]["code"] == "bad_input"
 
 

@@ -33,9 +33,10 @@ from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from s2m3.reference import random_weights, zoo
 from tests.builders import SMALLEST_CLIP, module, profile
+from tests.patience import PATIENCE_S
 
 PREFIX = "s2m3/v1"
-WAIT_S = 60.0
+WAIT_S = 2 * PATIENCE_S
 GOOD = "openai/clip-vit-base-patch16"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,8 +42,9 @@ from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from edge_agent.wire import LATE_S
 from tests.builders import PREFIX, able, assignment, module, profile, route, route_node
+from tests.patience import PATIENCE_S, until
 
-WAIT_S = 20.0
+WAIT_S = PATIENCE_S
 SPEC = module("y", memory_bytes=10, output_bytes=8)
 PROFILE = profile()
 
@@ -221,9 +221,7 @@ def test_an_answer_that_is_ready_while_the_link_is_down_comes_when_it_is_back(st
     assert running.wait(WAIT_S)
     with world.broker.partitioned("gw-a-data"):
         may_end.set()
-        until_s = time.monotonic() + WAIT_S
-        while not world.agent._data._client.kept and time.monotonic() < until_s:  # type: ignore[attr-defined]
-            time.sleep(0.01)
+        until(lambda: world.agent._data._client.kept)  # type: ignore[attr-defined]
         assert not answers
     asking.join(WAIT_S)
     assert [result.answer for result in answers] == [{"label": "echo"}]
@@ -282,10 +280,7 @@ def test_memory_that_a_burst_took_returns_to_the_system(
     world = start()
     world.await_link_measured()
     full, process = burst(), psutil.Process()
-    end_s = time.monotonic() + WAIT_S
-    while process.memory_info().rss > full - 50e6:
-        assert time.monotonic() < end_s
-        time.sleep(0.05)
+    until(lambda: process.memory_info().rss <= full - 50e6)
 
 
 def test_a_loaded_module_is_reported_with_its_measured_cost_before_the_first_request(

@@ -20,6 +20,7 @@ from s2m3.bench.latency.branches import COORDINATOR, Coordinator
 from s2m3.bench.latency.workloads import text
 from s2m3.testbed.site import SiteFailed
 from tests.builders import able, done, route, route_node
+from tests.patience import PATIENCE_S
 
 PREFIX = prefix_of(None)
 DEVICE = "gw-bench"
@@ -56,7 +57,7 @@ class Device:
         self.transport = MqttTransport(url=url, client_id=DEVICE, inbox=take)
         self.transport.subscribe(TENSORS.filter(PREFIX, receiver=DEVICE))
         self.transport.start()
-        assert up.wait(10)
+        assert up.wait(PATIENCE_S)
 
     def tell(self, message: NodeInputs, told: NodeDone | NodeFailed) -> None:
         topic = TENSORS.at(PREFIX, sender=DEVICE, receiver=COORDINATOR, request=message.request, node=message.node)
@@ -99,39 +100,39 @@ def ask(mosquitto_url: str) -> Iterator[Ask]:
 
 def test_in_parallel_both_branches_come_before_either_is_done(device: Device, ask: Ask) -> None:
     ended = ask(sequential=False)
-    first, second = device.inputs.get(timeout=10), device.inputs.get(timeout=10)
+    first, second = device.inputs.get(timeout=PATIENCE_S), device.inputs.get(timeout=PATIENCE_S)
     assert {first.node, second.node} == {"a", "b"}
     device.answer(second)
-    assert isinstance(ended.get(timeout=10), float)
+    assert isinstance(ended.get(timeout=PATIENCE_S), float)
 
 
 def test_in_turn_the_second_branch_comes_only_when_the_first_is_done(device: Device, ask: Ask) -> None:
     ended = ask(sequential=True)
-    first = device.inputs.get(timeout=10)
+    first = device.inputs.get(timeout=PATIENCE_S)
     device.tell(first, done(first).model_copy(update={"request": "another"}))  # not the one that it waits for
     with pytest.raises(queue.Empty):
         device.inputs.get(timeout=0.2)
     device.tell(first, done(first))
-    second = device.inputs.get(timeout=10)
+    second = device.inputs.get(timeout=PATIENCE_S)
     assert (first.node, second.node) == ("a", "b")
     device.tell(second, done(second))
     device.answer(second)
-    assert isinstance(ended.get(timeout=10), float)
+    assert isinstance(ended.get(timeout=PATIENCE_S), float)
 
 
 def test_a_node_that_fails_ends_the_trial_with_the_reason(device: Device, ask: Ask) -> None:
     ended = ask(sequential=True)
-    message = device.inputs.get(timeout=10)
+    message = device.inputs.get(timeout=PATIENCE_S)
     body = ErrorBody(code=ErrorCode.MODULE_FAILED, message="out of memory")
     told = done(message).model_dump(exclude={"kind", "queue_s"}) | {"device": DEVICE, "retry": False, "error": body}
     device.tell(message, NodeFailed.model_validate(told))
-    error = ended.get(timeout=10)
+    error = ended.get(timeout=PATIENCE_S)
     assert isinstance(error, SiteFailed)
     assert "out of memory" in str(error)
 
 
 def test_an_answer_that_never_comes_ends_the_trial(device: Device, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branches, "DEADLINE_S", 0.1)
-    error = ask(sequential=False).get(timeout=10)
+    error = ask(sequential=False).get(timeout=PATIENCE_S)
     assert isinstance(error, SiteFailed)
-    assert device.inputs.get(timeout=10).task == "pair"
+    assert device.inputs.get(timeout=PATIENCE_S).task == "pair"

@@ -25,9 +25,10 @@ from broker.protocol.topics import RESULTS, TASK_ROUTE, front_door_filter
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, Outgoing, WillFor
 from tests.builders import able, route, route_node
+from tests.patience import PATIENCE_S, until
 
 PREFIX = "s2m3/v1"
-WAIT_S = 20.0
+WAIT_S = PATIENCE_S
 NEVER_S = 3600.0  # a first retry that no test sees
 
 
@@ -399,16 +400,33 @@ def test_closing_ends_what_waits_and_refuses_more(client: Client, door: FrontDoo
         client.submit("classify", IMAGE)
 
 
+class WatchedLock:
+    """A lock that notes when a thread has to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.contended = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.contended.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 def test_a_request_submitted_while_the_client_is_closed_ends(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    put = client._mailbox.put_control
+    put, lock = client._mailbox.put_control, WatchedLock()
     closing = threading.Thread(target=client.close)
 
     def close_first(event: object) -> bool:
         if threading.current_thread() is not closing:
             closing.start()
-            closing.join(0.3)  # time enough to close, if nothing held it back
+            until(lambda: lock.contended.is_set() or not closing.is_alive())  # held back, or closed
         return put(event)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(client, "_closing", lock)
     monkeypatch.setattr(client._mailbox, "put_control", close_first)
     pending = client.submit("classify", IMAGE)
     assert not pending.result(WAIT_S).ok

@@ -13,6 +13,7 @@ import pytest
 
 from s2m3.cli import main as command_line
 from s2m3.reference.pictures import picture
+from tests.patience import PATIENCE_S
 
 CLASSES = {
     "a_cat_having_a_striped_coat": "chelsea.png",
@@ -187,6 +188,6 @@ def test_the_command_starts_as_a_program(benchmarks: Path) -> None:
         "--task",
         "pocket/vqa",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * PATIENCE_S, check=False)
     assert done.returncode == 2
     assert "is not a directory" in done.stderr

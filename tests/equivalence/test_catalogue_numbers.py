@@ -14,6 +14,7 @@ from broker.protocol.codec import RawInput
 from edge_agent.modules import Output, Value
 from edge_agent.modules.weights import packaged
 from s2m3.reference.pictures import picture
+from tests.patience import PATIENCE_S
 
 CAPTIONS = RawInput(b"a photo of a dog\na photo of a cat\na photo of a horse\na photo of a bird")  # 7 tokens each
 
@@ -86,5 +87,5 @@ def test_a_module_may_run_in_two_threads_at_once(split: Any) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(2 * PATIENCE_S)
     assert found == [expected] * 4

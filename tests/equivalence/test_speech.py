@@ -25,6 +25,7 @@ from edge_agent.modules.weights import ctranslate2_file
 from s2m3.reference.pictures import picture
 from s2m3.reference.speech import SENTENCES, spoken
 from tests.builders import wav
+from tests.patience import PATIENCE_S
 
 TYPICAL = "pump"
 QUESTIONS = {  # spoken question -> picture, the answer a person would give, the others
@@ -177,7 +178,7 @@ def test_halves_may_run_in_two_threads_at_once(split: Any) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(2 * PATIENCE_S)
     assert found == [{"text": SENTENCES[TYPICAL]}] * 3
 
 

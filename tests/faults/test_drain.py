@@ -11,9 +11,10 @@ from s2m3.catalogue import load_task
 from s2m3.cli.main import main
 from s2m3.reference.pictures import REQUESTS
 from s2m3.testbed.site import Site
+from tests.patience import PATIENCE_S
 
-START_S = 90.0
-ANSWER_S = 60.0
+START_S = 3 * PATIENCE_S
+ANSWER_S = 2 * PATIENCE_S
 ASKED = next(request for request in REQUESTS if request.task == "classify")
 
 

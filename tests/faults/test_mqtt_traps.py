@@ -17,6 +17,7 @@ from broker.servers.embedded import EmbeddedBroker
 from broker.transport.mailbox import Mailbox
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered, Will
+from tests.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from broker.servers.mosquitto import MosquittoBroker
@@ -149,7 +150,7 @@ def test_the_number_of_waiting_messages_is_bounded_for_both_qualities(
     topic = f"{unique_prefix}/x"
     transport = connect(mosquitto_url, unique_prefix, inbox, topic, max_queued=5)
     transport.publish(Outgoing(topic, b"", qos=0))
-    assert inside.wait(10)  # from here on the network thread writes nothing
+    assert inside.wait(PATIENCE_S)  # from here on the network thread writes nothing
     accepted = _publish_until_full(transport, (Outgoing(topic, b"", qos=qos) for _ in range(100)))
     blocked.set()
     assert accepted in {4, 5}  # the first one may not be acknowledged yet
@@ -171,7 +172,7 @@ def test_a_service_that_hangs_for_more_than_its_keepalive_keeps_its_link(
     mailbox: Mailbox[LinkEvent] = Mailbox()  # nobody takes anything out of it
     topic = f"{unique_prefix}/work"
     healthy = connect(
-        mosquitto_url, f"{unique_prefix}-healthy", mailbox.put_control, topic, will=will("healthy"), keepalive_s=1
+        mosquitto_url, f"{unique_prefix}-healthy", mailbox.put_control, topic, will=will("healthy"), keepalive_s=2
     )
 
     def working_in_the_callback(event: LinkEvent) -> None:
@@ -179,7 +180,7 @@ def test_a_service_that_hangs_for_more_than_its_keepalive_keeps_its_link(
             released.wait()
 
     hung = connect(
-        mosquitto_url, f"{unique_prefix}-hung", working_in_the_callback, topic, will=will("hung"), keepalive_s=1
+        mosquitto_url, f"{unique_prefix}-hung", working_in_the_callback, topic, will=will("hung"), keepalive_s=2
     )
     try:
         healthy.publish(Outgoing(topic, b"work"))
@@ -305,10 +306,10 @@ def test_the_embedded_brokers_memory_stays_bounded(
         consumer = connect(broker.url, "consumer", count, topic)
         publisher = connect(broker.url, "publisher", make_recorder())
         for _ in range(300):
-            assert arrived.acquire(timeout=30)
+            assert arrived.acquire(timeout=PATIENCE_S)
             publisher.publish(Outgoing(topic, b"x" * MB))
         for _ in range(on_their_way):
-            assert arrived.acquire(timeout=30)  # all 300 came
+            assert arrived.acquire(timeout=PATIENCE_S)  # all 300 came
         assert broker._broker is not None
         assert broker._broker._process is not None
         peak_bytes = _peak_memory_bytes(broker._broker._process.pid)

@@ -14,6 +14,7 @@ import pytest
 from broker.protocol.errors import BadFile, NotConnected
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing
+from tests.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from broker.servers.mosquitto import MosquittoBroker
@@ -182,7 +183,7 @@ def test_close_may_be_called_from_the_inbox(mosquitto_url: str, unique_prefix: s
 
     transport = MqttTransport(url=mosquitto_url, client_id=unique_prefix, inbox=inbox)
     transport.start()
-    assert closed.wait(10)
+    assert closed.wait(PATIENCE_S)
     transport.close()
     assert transport._thread is not None
     assert not transport._thread.is_alive()
@@ -222,7 +223,7 @@ def test_a_lasting_message_goes_again_when_its_connection_ended_before_it_was_ac
     transport = transport_to(broker.url)
     recorder.wait_for(LinkUp)
     transport.publish(Outgoing("x", b"1", lasting=True))
-    assert again.wait(10)
+    assert again.wait(PATIENCE_S)
     recorder.wait_for(LinkUp, count=2)
     transport.publish(Outgoing("x", b"2"))
     transport.close()
@@ -250,7 +251,7 @@ def test_a_lasting_message_waits_for_a_connection_that_is_accepted(
     transport = transport_to(scripted(answer).url)
     recorder.wait_for(LinkUp)
     transport.publish(Outgoing("x", b"1", lasting=True))
-    assert arrived.wait(30)
+    assert arrived.wait(PATIENCE_S)
     assert [kind for number, kind in seen if 1 < number < 6] == [1, 1, 1, 1]
 
 
@@ -276,7 +277,7 @@ def test_a_broker_that_answers_pings_is_kept(scripted: Scripted, transport_to: T
     transport_to(scripted(answer).url, keepalive_s=1)
     recorder.wait_for(LinkUp)
     for _ in range(6):  # half a keepalive each: longer than silence would be borne
-        assert pings.acquire(timeout=10)
+        assert pings.acquire(timeout=PATIENCE_S)
     assert [type(event) for event in recorder.events] == [LinkUp]
 
 
@@ -324,7 +325,7 @@ def test_link_up_waits_until_every_subscription_is_acknowledged(
 
     broker = scripted(answer)
     transport = transport_to(broker.url, "x")
-    assert asked.wait(10)
+    assert asked.wait(PATIENCE_S)
     assert not transport.connected
     assert recorder.events == ()
     broker.send(bytes((0x90, 4)) + packet_id + b"\0\1")
@@ -361,7 +362,7 @@ def test_no_more_messages_are_open_than_the_broker_takes(
     recorder.wait_for(LinkUp)
     for _ in range(6):
         transport.publish(Outgoing("x", b""))
-    assert all_sent.wait(10)
+    assert all_sent.wait(PATIENCE_S)
     assert most == 2
 
 

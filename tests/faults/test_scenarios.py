@@ -24,10 +24,11 @@ from s2m3.testbed.replay.report import report
 from s2m3.testbed.replay.run import play
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.stage import Stage, make_of
+from tests.patience import PATIENCE_S
 
 THROUGH_THE_COMMAND = "hung-front-door"  # alone of its make, so it costs no site more
 
-COME_BACK_S = 20.0  # the broker, and all who connect anew
+COME_BACK_S = PATIENCE_S  # the broker, and all who connect anew
 LONG = {
     "broker-away",
     "broker-restart-gently-persistent",

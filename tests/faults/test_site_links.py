@@ -13,8 +13,9 @@ from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.proxy import UNSHAPED, LinkShape
 from s2m3.testbed.site import ORCHESTRATOR, Site, SiteFailed
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 90.0
+SITE_PATIENCE_S = 3 * PATIENCE_S
 ASKED = REQUESTS[0]  # a classification: it needs the vision encoder only
 
 
@@ -28,17 +29,19 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
                 state = observer.devices.get("gw-a")
                 return state is not None and (state.status == "online") == online
 
-            return seen.wait_for(holds, PATIENCE_S)
+            return seen.wait_for(holds, SITE_PATIENCE_S)
 
         def answers() -> None:
-            assert seen.wait_for(lambda s: ASKED.task in s.routes and s.routes[ASKED.task].complete, PATIENCE_S)
-            response = client.request(ASKED.task, ASKED.inputs, deadline_s=PATIENCE_S)
+            assert seen.wait_for(lambda s: ASKED.task in s.routes and s.routes[ASKED.task].complete, SITE_PATIENCE_S)
+            response = client.request(ASKED.task, ASKED.inputs, deadline_s=SITE_PATIENCE_S)
             assert (response.result.answer or {}).get("label") == ASKED.expected, response
 
         def is_led_again() -> None:
             epoch = seen.leader.epoch if seen.leader else 0
-            assert seen.wait_for(lambda s: s.leader is not None and s.leader.epoch > epoch, PATIENCE_S)
-            assert seen.wait_for(lambda s: ASKED.task in s.routes and s.routes[ASKED.task].epoch > epoch, PATIENCE_S)
+            assert seen.wait_for(lambda s: s.leader is not None and s.leader.epoch > epoch, SITE_PATIENCE_S)
+            assert seen.wait_for(
+                lambda s: ASKED.task in s.routes and s.routes[ASKED.task].epoch > epoch, SITE_PATIENCE_S
+            )
 
         # 1. everything goes through the links
         assert is_online(online=True)
@@ -55,15 +58,15 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
         # 3. a pause: it stands still while a request waits for it
         site.pause("gw-a")
         site.check()
-        waiting = client.submit(ASKED.task, ASKED.inputs, deadline_s=PATIENCE_S)
+        waiting = client.submit(ASKED.task, ASKED.inputs, deadline_s=SITE_PATIENCE_S)
         state = Path(f"/proc/{site.pid('gw-a')}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
         assert state == "T"  # stopped
         assert not waiting.done()
         site.resume("gw-a")
-        assert waiting.result(PATIENCE_S).ok
+        assert waiting.result(SITE_PATIENCE_S).ok
         # 4. a broker that forgot everything, at the same address
         site.restart_broker()
-        assert seen.wait_for(lambda _: proxy.connections == 2, PATIENCE_S)
+        assert seen.wait_for(lambda _: proxy.connections == 2, SITE_PATIENCE_S)
         answers()
         # 5. a new term
         site.restart_orchestrator()
@@ -87,7 +90,7 @@ def test_who_is_asked_to_end_says_so_and_mosquitto_says_it_for_everybody() -> No
     with Site("mosquitto", []) as site, Observer(site.url, client_id="faults-observer") as seen:
 
         def leads(*, online: bool) -> bool:
-            return seen.wait_for(lambda s: s.leader is not None and s.leader.online == online, PATIENCE_S)
+            return seen.wait_for(lambda s: s.leader is not None and s.leader.online == online, SITE_PATIENCE_S)
 
         tasks.connect(seen, site.url)
         assert leads(online=True)
@@ -108,7 +111,7 @@ def test_who_is_asked_to_end_says_so_and_mosquitto_says_it_for_everybody() -> No
 def test_an_embedded_broker_starts_again_at_its_address() -> None:
     with Site("embedded", []) as site, Observer(site.url, client_id="faults-observer") as seen:
         tasks.connect(seen, site.url)
-        assert seen.wait_for(lambda s: s.leader is not None and s.leader.online, PATIENCE_S)
+        assert seen.wait_for(lambda s: s.leader is not None and s.leader.online, SITE_PATIENCE_S)
         url, first = site.url, len(seen.sightings)
         site.restart_broker()
         assert site.url == url

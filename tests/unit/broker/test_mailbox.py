@@ -8,6 +8,7 @@ import pytest
 
 from broker.transport import mailbox as module
 from broker.transport.mailbox import MAX_CONTROL_EVENTS, MAX_DATA_EVENTS, Mailbox
+from tests.patience import PATIENCE_S
 
 
 def test_control_overtakes_data_and_both_keep_their_order() -> None:
@@ -52,7 +53,7 @@ def test_get_wakes_when_something_comes() -> None:
     waiting = threading.Thread(target=lambda: got.append(mailbox.get(10)))
     waiting.start()
     mailbox.put_data("late", 1)
-    waiting.join(10)
+    waiting.join(PATIENCE_S)
     assert got == ["late"]
 
 

@@ -205,9 +205,10 @@ def test_a_message_with_one_field_of_nonsense_is_refused_or_read_and_nothing_els
     fields = json.loads(data)
     fields[draw.draw(st.sampled_from(sorted(fields)))] = draw.draw(_VALUES)
     try:
-        decode(kind, json.dumps(fields).encode())
+        message = decode(kind, json.dumps(fields).encode())
     except RemoteProtocolError:
         return
+    assert decode(kind, encode(message)) == message
 
 
 def test_a_route_is_complete_when_every_node_has_a_device_and_there_is_a_front_door() -> None:

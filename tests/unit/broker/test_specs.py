@@ -68,9 +68,10 @@ def test_a_size_is_a_positive_whole_number(written: object) -> None:
 @given(st.text() | st.floats() | st.integers() | st.booleans())
 def test_any_scalar_is_a_size_or_a_value_error(written: object) -> None:
     try:
-        parse_bytes(written)
+        size_bytes = parse_bytes(written)
     except ValueError:
         return
+    assert isinstance(size_bytes, int) or size_bytes is written
 
 
 @pytest.mark.parametrize("field", ["flops", "memory_bytes", "output_bytes"])

@@ -156,9 +156,11 @@ def test_what_a_hostile_sender_tries_is_refused_with_a_sentence(hostile: bytes, 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused_or_read_and_nothing_else(data: bytes) -> None:
     try:
-        unpack(data)
+        tensors, metadata = unpack(data)
     except RemoteProtocolError:
         return
+    packed = pack(tensors, metadata)
+    assert pack(*unpack(packed)) == packed
 
 
 _JSON = st.recursive(

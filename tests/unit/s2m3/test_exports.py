@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 import s2m3
 from broker import client
 from broker.protocol.codec import RawInput
+from tests.patience import run_python
 
 
 def test_the_package_offers_the_client_and_what_it_takes_and_returns() -> None:
@@ -29,4 +27,4 @@ assert new <= {"s2m3", *sys.stdlib_module_names}, sorted(new)
 from s2m3 import Client
 assert "broker.client" in sys.modules and Client.__name__ == "Client"
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert not run_python(code)

@@ -19,6 +19,7 @@ from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from s2m3.catalogue import load_task
 from tests.builders import module
+from tests.patience import PATIENCE_S
 
 NAMES = "pocket/imagenet-names.safetensors"  # weights that lie in the catalogue
 GB = 10**9
@@ -256,9 +257,9 @@ def test_nothing_is_measured_while_a_forward_pass_runs(bench: Bench, monkeypatch
     thread = threading.Thread(target=store.load, args=(assigned(spec()),))
     with store.passing():
         thread.start()
-        assert about_to_measure.wait(30)
+        assert about_to_measure.wait(PATIENCE_S)
         order.append("passed")
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert order[:2] == ["passed", "measured"]
 
 

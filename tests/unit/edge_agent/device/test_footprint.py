@@ -6,11 +6,11 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
-from edge_agent.device.footprint import free_bytes, resident_bytes, share_one_heap
+from edge_agent.device.footprint import free_bytes, resident_bytes
+from tests.patience import run_python
 
 KIB, MIB = 1024, 1024**2
 
@@ -74,16 +74,20 @@ def test_a_system_that_does_not_say_is_not_guessed(machine: Machine, text: str |
     assert machine.free() is None
 
 
+HOLDS_AND_LETS_GO = """
+import numpy as np
+from edge_agent.device.footprint import resident_bytes
+print(resident_bytes())
+held = np.ones(64 * 2**20, np.uint8)
+print(resident_bytes())
+del held
+print(resident_bytes())
+"""
+
+
 def test_resident_memory_grows_with_what_is_held_and_shrinks_when_it_is_let_go() -> None:
-    before = resident_bytes()
-    assert before is not None
-    held = np.ones(64 * MIB, np.uint8)
-    grown = resident_bytes()
-    assert grown is not None
+    before, grown, after = (int(line) for line in run_python(HOLDS_AND_LETS_GO).split())
     assert 60 * MIB < grown - before < 68 * MIB
-    del held
-    after = resident_bytes()
-    assert after is not None
     assert after - before < 4 * MIB
 
 
@@ -97,8 +101,32 @@ def test_where_the_system_does_not_say_what_is_resident_nobody_knows(tmp_path: P
     assert resident_bytes(tmp_path / "none") is None
 
 
-def test_one_heap_for_all_threads_may_be_asked_for_anywhere() -> None:
+THREADS_ALLOCATE = """
+import ctypes, sys, threading
+from edge_agent.device.footprint import share_one_heap
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+if sys.argv[1:] == ["one"]:
     share_one_heap()
+together = threading.Barrier(4)
+def allocate():
+    together.wait()
+    assert libc.malloc(60_000)
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+def test_threads_allocate_from_one_heap_once_that_is_asked_for() -> None:
+    assert run_python(THREADS_ALLOCATE).count("<heap nr=") > 1
+    assert run_python(THREADS_ALLOCATE, "one").count("<heap nr=") == 1
 
 
 @pytest.mark.parametrize(("kind", "line"), [("RLIMIT_DATA", "VmData"), ("RLIMIT_AS", "VmSize")])

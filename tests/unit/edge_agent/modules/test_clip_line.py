@@ -23,6 +23,7 @@ from edge_agent.modules.families import clip, clipseg
 from edge_agent.modules.weights import hub
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
+from tests.patience import PATIENCE_S
 
 B16, CLIPSEG = "openai/clip-vit-base-patch16", "CIDAS/clipseg-rd64-refined"
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -201,5 +202,5 @@ def test_one_tower_may_serve_different_uses_in_two_threads_at_once(load: Any) ->
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(2 * PATIENCE_S)
     assert found == [True] * len(uses)

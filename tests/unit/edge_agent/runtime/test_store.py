@@ -14,6 +14,7 @@ from broker.protocol.specs import ModuleSpec
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from tests.builders import module
+from tests.patience import PATIENCE_S
 
 
 def assigned(name: str, memory_bytes: int = 100) -> AssignedModule:
@@ -33,7 +34,7 @@ class Loads:
     def __call__(self, spec: ModuleSpec) -> Module:
         self.specs.append(spec)
         self.started.set()
-        assert self.may_finish.wait(30)
+        assert self.may_finish.wait(PATIENCE_S)
         if self.failure is not None:
             raise self.failure
 
@@ -79,11 +80,11 @@ def test_two_threads_that_load_one_key_load_it_once(store: Store, loads: Loads) 
     loads.may_finish.clear()
     states: list[str] = []
     threads = [in_thread(lambda: states.append(store.load(assigned("a")).state)) for _ in range(2)]
-    assert loads.started.wait(30)
+    assert loads.started.wait(PATIENCE_S)
     assert store.held()[assigned("a").spec.key].state == "loading"
     loads.may_finish.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert states == ["ready", "ready"]
     assert len(loads.specs) == 1
 
@@ -159,7 +160,7 @@ def test_a_load_waits_for_memory_that_is_on_its_way_out(loads: Loads) -> None:
         thread = in_thread(load_new)
         assert not done.is_set()
         assert len(loads.specs) == 1
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert done.is_set()
     assert list(store.held()) == [assigned("new").spec.key]
 
@@ -184,12 +185,12 @@ def test_a_module_unloaded_while_loading_is_dropped_and_its_memory_counts_until_
             refused.append(str(error))
 
     thread = in_thread(load)
-    assert loads.started.wait(30)
+    assert loads.started.wait(PATIENCE_S)
     store.unload(assigned("a").spec.key)
     assert store.used_bytes == 100
     assert store.held() == {}
     loads.may_finish.set()
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert refused == ["a was unloaded while it was loading"]
     assert store.used_bytes == 0
 
@@ -241,11 +242,11 @@ def test_a_module_that_is_not_held_or_still_loading_can_not_be_used(store: Store
         pass
     loads.may_finish.clear()
     thread = in_thread(lambda: store.load(assigned("a")))
-    assert loads.started.wait(30)
+    assert loads.started.wait(PATIENCE_S)
     with pytest.raises(ModuleRefused, match="loading"), store.use(assigned("a").spec.key):
         pass
     loads.may_finish.set()
-    thread.join(30)
+    thread.join(PATIENCE_S)
 
 
 def test_measured_seconds_are_a_moving_average(store: Store) -> None:

@@ -28,7 +28,7 @@ def test_the_default_settings_are_those_of_the_usual_file() -> None:
 
 @pytest.mark.parametrize("file", sorted(SETTINGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_settings_file_can_be_read(file: Path) -> None:
-    load_spec(file, LatencySettings)
+    assert load_spec(file, LatencySettings).devices
 
 
 def test_what_is_the_sites_way_up_is_the_cloud_agents_way_down() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from importlib.metadata import version
 
 import pytest
 
 from s2m3.cli.bench import COMMANDS as BENCHES
 from s2m3.cli.main import COMMANDS
+from tests.patience import run_python
 
 HEAVY = ("torch", "transformers", "tokenizers", "PIL", "iotcore", "huggingface_hub")
 SLOW = {*HEAVY, "numpy", "paho", "pydantic", "pydantic_core", "rich", "safetensors", "structlog", "yaml"}
@@ -30,17 +29,13 @@ print(json.dumps([printed, [name for name, module in sys.modules.items() if modu
 def run(*lines: str, without: tuple[str, ...] = ()) -> tuple[dict[str, str], set[str]]:
     """What the command line prints in a new process for each of these arguments, and all modules it imports."""
     program = PROGRAM.format(lines=lines, without=without)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    printed, imported = json.loads(done.stdout)
+    printed, imported = json.loads(run_python(program))
     return printed, set(imported)
 
 
 @pytest.mark.parametrize("module", ["s2m3.cli.main", "orchestrator.__main__", "edge_agent.__main__", "broker.client"])
 def test_the_command_line_starts_without_the_extras(module: str) -> None:
-    program = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); import {module}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    assert not run_python(f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); import {module}")
 
 
 def test_the_help_of_every_command_needs_none_of_the_extras() -> None:
