@@ -329,7 +329,7 @@ def _has_alternative(state: AgentState, request: Coordinated, failed: NodeFailed
 def _record_queue(state: AgentState, sender: DeviceId, task: TaskName, queue_s: float, now_s: float) -> None:
     """Remember a device's reported queue, as long as it can still be there."""
     state.reported_s[sender, task] = now_s, queue_s
-    state.reported_s = {key: told for key, told in state.reported_s.items() if now_s - told[0] < told[1]}
+    state.reported_s = {key: (at_s, s) for key, (at_s, s) in state.reported_s.items() if now_s - at_s < s}
 
 
 def _schedule_retry(request: Coordinated, failed: NodeFailed, now_s: float) -> None:

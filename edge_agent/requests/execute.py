@@ -208,8 +208,8 @@ def _forward(state: AgentState, message: NodeInputs, kept: KeptOutput, now_s: fl
     done = NodeDone(**_envelope(message), queue_s=own_wait_s(state, now_s, task=message.task, new_work_s=own_s))
     if message.node != plan.output:
         return [*actions, Send(message.coordinator, done, {}, deadline_s)]
-    told = (message.coordinator, *message.second_door)
-    return [*actions, _answer(message, kept, deadline_s), *(Send(device, done, {}, deadline_s) for device in told)]
+    owners = (message.coordinator, *message.second_door)
+    return [*actions, _answer(message, kept, deadline_s), *(Send(device, done, {}, deadline_s) for device in owners)]
 
 
 def _answer(message: NodeInputs, kept: KeptOutput, deadline_s: float) -> Reply:
