@@ -1,13 +1,13 @@
-"""Requests for sensors: publish, await, retry by id until the deadline. Synchronous, with an async twin.
+"""The client of sensors: it publishes requests, retries them by id until their deadline, and returns the answers.
 
-Owns every request that this process made: each ends in exactly one ``Response``, an answer or an error, by its
-deadline; a second answer to the same id is counted and dropped. When to send is decided in ``asking``; here are the
-thread, the futures and the transport. Knows nothing of devices or modules.
+Owns the thread, the futures and the transport; ``pending_requests`` owns the rules of when to send. Doesn't know
+devices or modules.
 
 Invariants:
-- No message, caller or error ends the client's thread, but ``close``. An error of ours that concerns one request is
-  raised to who waits for it.
-- A request that was taken ends, whoever closes the client meanwhile. One that its caller cancelled is not sent again.
+- Each request ends in exactly one ``Response``, an answer or an error, by its deadline. A second answer to the same id
+  is counted and dropped.
+- Only ``close`` ends the client's thread. An unexpected error that concerns one request is raised by its future.
+- An accepted request ends also when the client is closed meanwhile. A cancelled request is not resent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Self
 
 import structlog
 
-from broker.pending_requests import FIRST_RETRY_S, Asking, Question
+from broker.pending_requests import FIRST_RETRY_S, PendingRequest, PendingRequests
 from broker.protocol.codec import MAX_CONTROL_BYTES, RawInput, decode_result, encode_request
 from broker.protocol.errors import ErrorCode, LocalProtocolError, MessageTooLarge, RemoteProtocolError, TransportError
 from broker.protocol.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
@@ -39,43 +39,43 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Response:
-    """How a request ended, as its sensor sees it."""
+    """The end of a request: an answer or an error."""
 
     result: Result
     latency_s: float
     attempts: int
-    tensors: Tensors = field(default_factory=dict)  # when the task's output is one
+    tensors: Tensors = field(default_factory=dict)  # the output, when it is a tensor
 
     @property
     def ok(self) -> bool:
-        """Whether it is an answer, not an error."""
+        """Whether it is an answer."""
         return self.result.error is None
 
 
 @dataclass(frozen=True)
-class _Ask:
-    question: Question
+class _Submitted:
+    request: PendingRequest
     future: Future[Response]
 
 
 @dataclass(frozen=True)
-class _Wake:
-    """Look whether the client was closed."""
+class _Close:
+    """Wakes the client's thread when the client is closed."""
 
 
 class Client:
-    """A sensor's way in.
+    """A sensor's client. ``submit`` returns a future, ``request`` waits, ``request_async`` is for asyncio.
 
     Args:
         url: the broker, ``mqtt://host:port``.
-        client_id: below which topic answers come back; a new one when not given.
+        client_id: a unique id; answers come back below its topic. Default: a new one.
         site: the site's topic prefix, when it has one.
-        first_retry_s: how long to wait for an answer before the same request is sent again; this doubles each time,
-            up to 5 s. Raise it where answers take long.
+        first_retry_s: time without an answer before a request is resent; it doubles with each attempt, up to 5 s.
+            Raise it where answers take long.
         make_transport: a test passes that of the in-memory broker.
 
     Raises:
-        LocalProtocolError: the client id is none.
+        LocalProtocolError: the client id is not valid.
     """
 
     def __init__(
@@ -89,16 +89,16 @@ class Client:
     ) -> None:
         self.client_id = client_id or f"client-{uuid.uuid4().hex[:12]}"
         self.duplicates = 0
-        """Answers to requests that already had one."""
+        """The number of answers to requests that already had one."""
         self._prefix = prefix_of(site)
-        RESULTS.at(self._prefix, client=self.client_id, request="0")  # refuses an id that is none
-        self._mailbox: Mailbox[LinkEvent | _Ask | _Wake] = Mailbox()
-        self._asking = Asking(self._prefix, self.client_id, url, first_retry_s=first_retry_s)
+        RESULTS.at(self._prefix, client=self.client_id, request="0")  # refuses an invalid id
+        self._mailbox: Mailbox[LinkEvent | _Submitted | _Close] = Mailbox()
+        self._pending = PendingRequests(self._prefix, self.client_id, url, first_retry_s=first_retry_s)
         self._futures: dict[RequestId, Future[Response]] = {}
         self._watched: frozenset[TaskName] = frozenset()
         self._transport = make_transport(url=url, client_id=self.client_id, inbox=self._put)
         self._thread = threading.Thread(target=self._run, name=f"client[{self.client_id}]", daemon=True)
-        self._closing = threading.Lock()  # nothing is put in between asking whether it is closed and closing it
+        self._closing = threading.Lock()  # guards _closed: a request that was submitted before it is set still ends
         self._closed = False
         self._transport.subscribe(RESULTS.filter(self._prefix, client=self.client_id))
         self._transport.start()
@@ -107,45 +107,47 @@ class Client:
     def submit(
         self, task: str, inputs: Mapping[str, RawInput | bytes | str], *, deadline_s: float = 30.0
     ) -> Future[Response]:
-        """Ask, and go on. Texts are sent as ``text/plain``; bytes without a content type.
+        """Send a request; returns the future of its response. Texts are sent as ``text/plain``, bytes without a type.
 
         Raises:
-            LocalProtocolError: the task's name or the deadline is none, or the client is closed.
+            LocalProtocolError: the task's name or the deadline is not valid, or the client is closed.
         """
         if not 0 < deadline_s <= MAX_DEADLINE_S:  # false for NaN, too
             raise LocalProtocolError(
                 f"deadline_s must be greater than 0 and at most {MAX_DEADLINE_S:.0f}, got {deadline_s}"
             )
-        TASK_REQUESTS.at(self._prefix, task=task)  # refuses a name that is none, here and now
+        TASK_REQUESTS.at(self._prefix, task=task)  # refuses an invalid name, at once
         payload, content_type = encode_request({name: _raw(value) for name, value in inputs.items()})
         now_s = time.monotonic()
-        question = Question(uuid.uuid4().hex, task, payload, content_type, now_s, now_s + deadline_s)
+        pending = PendingRequest(uuid.uuid4().hex, task, payload, content_type, now_s, now_s + deadline_s)
         future: Future[Response] = Future()
         with self._closing:
             if self._closed:
                 raise LocalProtocolError("this client is closed")
-            taken = self._mailbox.put_control(_Ask(question, future))
+            taken = self._mailbox.put_control(_Submitted(pending, future))
         if not taken:
-            error = ErrorBody(code=ErrorCode.OVERLOADED, message="too many requests wait here; ask for less at a time")
-            future.set_result(_failed(question, error))
+            error = ErrorBody(
+                code=ErrorCode.OVERLOADED, message="too many requests are pending here; submit fewer at a time"
+            )
+            future.set_result(_failed(pending, error))
         return future
 
     def request(self, task: str, inputs: Mapping[str, RawInput | bytes | str], *, deadline_s: float = 30.0) -> Response:
-        """Ask and wait for how it ends: an answer or an error, by the deadline."""
+        """Send a request and wait for its response, which comes by the deadline."""
         return self.submit(task, inputs, deadline_s=deadline_s).result()
 
     async def request_async(
         self, task: str, inputs: Mapping[str, RawInput | bytes | str], *, deadline_s: float = 30.0
     ) -> Response:
-        """The same without blocking the event loop."""
+        """Send a request and wait for its response without blocking the event loop."""
         return await asyncio.wrap_future(self.submit(task, inputs, deadline_s=deadline_s))
 
     def close(self) -> None:
-        """Disconnect; requests that still wait end with an error. Safe to call twice."""
+        """Disconnect; pending requests end with an error. Safe to call twice."""
         with self._closing:
             self._closed = True
-            self._mailbox.put_control(_Wake())  # a mailbox too full for it is not asleep
-        if threading.current_thread() is not self._thread:  # a future's callback may close, too
+            self._mailbox.put_control(_Close())  # when the mailbox is full, the thread is awake
+        if threading.current_thread() is not self._thread:  # a future's callback may close the client
             self._thread.join()
         self._transport.close()
 
@@ -164,7 +166,7 @@ class Client:
             self._mailbox.put_control(event)
 
     def _is_route(self, delivery: Delivery) -> bool:
-        """Routes keep their order among the link's events: one of the old link must not be taken for the new one's."""
+        """Routes stay in order with the link's events: a route of the old link must not count for the new one."""
         incoming = read(self._prefix, delivery.topic, delivery.payload)
         return incoming is not None and incoming.topic is TASK_ROUTE and len(delivery.payload) <= MAX_CONTROL_BYTES
 
@@ -172,7 +174,7 @@ class Client:
 
     def _run(self) -> None:
         while not self._closed:
-            next_s = self._asking.next_s()
+            next_s = self._pending.next_deadline_s()
             event = self._mailbox.get(None if next_s is None else max(0.0, next_s - time.monotonic()))
             try:
                 self._handle(event)
@@ -180,44 +182,44 @@ class Client:
                 log.warning("message_refused", client=self.client_id, error=str(error))
             except Exception:
                 log.exception("event_failed", client=self.client_id, event_type=type(event).__name__)
-            self._asking.forget(time.monotonic())
-            for request in self._asking.waiting:
+            self._pending.drop_unconfirmed_routes(time.monotonic())
+            for request in self._pending.ids:
                 self._advance(request)
             self._watch()
         while event := self._mailbox.get(0):
-            if isinstance(event, _Ask):
+            if isinstance(event, _Submitted):
                 self._take(event)
         closed = ErrorBody(code=ErrorCode.DEADLINE_EXCEEDED, message="the client was closed")
-        for request in self._asking.waiting:
+        for request in self._pending.ids:
             self._fail(request, closed)
 
-    def _handle(self, event: LinkEvent | _Ask | _Wake | None) -> None:
+    def _handle(self, event: LinkEvent | _Submitted | _Close | None) -> None:
         now_s = time.monotonic()
         match event:
-            case _Ask():
+            case _Submitted():
                 self._take(event)
             case Delivery():
                 self._receive(event, now_s)
             case LinkUp():
-                self._asking.link_up(now_s)
+                self._pending.on_link_up(now_s)
             case LinkDown():
-                self._asking.link_down()
+                self._pending.on_link_down()
             case Undelivered(token=str(request)):
-                self._asking.undelivered(request, now_s)
+                self._pending.on_undelivered(request, now_s)
             case Denied(topic, reason):
                 log.error("denied_by_broker", client=self.client_id, topic=topic, reason=reason)
             case _:
                 pass
 
-    def _take(self, ask: _Ask) -> None:
-        self._futures[ask.question.request] = ask.future
-        self._asking.ask(ask.question, time.monotonic())
+    def _take(self, submitted: _Submitted) -> None:
+        self._futures[submitted.request.id] = submitted.future
+        self._pending.add(submitted.request, time.monotonic())
 
     def _receive(self, delivery: Delivery, now_s: float) -> None:
         incoming = read(self._prefix, delivery.topic, delivery.payload)
         if incoming is not None and incoming.topic is TASK_ROUTE:
             route = incoming.decode()
-            self._asking.follow(incoming.ids["task"], route if isinstance(route, Route) else None, now_s)
+            self._pending.on_route(incoming.ids["task"], route if isinstance(route, Route) else None, now_s)
         elif incoming is not None and incoming.topic is RESULTS:
             request = incoming.ids["request"]
             if request not in self._futures:
@@ -226,7 +228,7 @@ class Client:
             result, tensors = decode_result(delivery.payload, delivery.content_type)
             wait_s = result.error.retry_after_s if result.error else None
             if result.error and result.error.code == ErrorCode.NO_ROUTE and wait_s is not None:
-                self._asking.told_to_wait(request, wait_s, now_s)
+                self._pending.retry_after(request, wait_s, now_s)
             else:
                 self._answer(request, result, tensors)
 
@@ -235,7 +237,7 @@ class Client:
             if self._futures[request].cancelled():
                 self._end(request)
                 return
-            step = self._asking.step(request, time.monotonic())
+            step = self._pending.step(request, time.monotonic())
             if isinstance(step, ErrorBody):
                 self._fail(request, step)
             elif step is not None:
@@ -250,14 +252,14 @@ class Client:
         try:
             self._transport.publish(message)
         except TransportError:
-            self._asking.not_sent(request, time.monotonic())
+            self._pending.on_not_sent(request, time.monotonic())
         except MessageTooLarge as error:
             self._fail(request, ErrorBody(code=ErrorCode.TOO_LARGE, message=str(error)))
 
     def _watch(self) -> None:
-        """Subscribe to the routes that are wanted, and to no others."""
+        """Subscribe to the watched routes only."""
         try:
-            wanted = self._asking.tidy(time.monotonic())
+            wanted = self._pending.prune_watches(time.monotonic())
             if new := [TASK_ROUTE.at(self._prefix, task=task) for task in sorted(wanted - self._watched)]:
                 self._transport.subscribe(*new)
             if old := [TASK_ROUTE.at(self._prefix, task=task) for task in sorted(self._watched - wanted)]:
@@ -267,25 +269,25 @@ class Client:
             log.exception("watching_failed", client=self.client_id)
 
     def _answer(self, request: RequestId, result: Result, tensors: Tensors) -> None:
-        question, future = self._end(request)
-        if question is not None and future is not None:
-            future.set_result(Response(result, time.monotonic() - question.asked_s, question.attempts, tensors))
+        pending, future = self._end(request)
+        if pending is not None and future is not None:
+            future.set_result(Response(result, time.monotonic() - pending.created_s, pending.attempts, tensors))
 
     def _fail(self, request: RequestId, error: ErrorBody) -> None:
-        question, future = self._end(request)
-        if question is not None and future is not None:
-            future.set_result(_failed(question, error))
+        pending, future = self._end(request)
+        if pending is not None and future is not None:
+            future.set_result(_failed(pending, error))
 
-    def _end(self, request: RequestId) -> tuple[Question | None, Future[Response] | None]:
-        """Take a request off; its future is None when nobody waits any more."""
-        question, future = self._asking.end(request), self._futures.pop(request, None)
+    def _end(self, request: RequestId) -> tuple[PendingRequest | None, Future[Response] | None]:
+        """Remove a request; its future is None when the caller cancelled it."""
+        pending, future = self._pending.remove(request), self._futures.pop(request, None)
         awaited = future is not None and future.set_running_or_notify_cancel()
-        return question, future if awaited else None
+        return pending, future if awaited else None
 
 
-def _failed(question: Question, error: ErrorBody) -> Response:
-    result = Result(request=question.request, task=question.task, error=error)
-    return Response(result, time.monotonic() - question.asked_s, question.attempts)
+def _failed(pending: PendingRequest, error: ErrorBody) -> Response:
+    result = Result(request=pending.id, task=pending.task, error=error)
+    return Response(result, time.monotonic() - pending.created_s, pending.attempts)
 
 
 def _raw(value: RawInput | bytes | str) -> RawInput:

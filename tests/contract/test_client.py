@@ -1,7 +1,7 @@
 """The sensor's client over the in-memory twin: every request ends in exactly one response.
 
 Clients here never retry by the clock within a test, unless a test says so: only an event can make them send again.
-When they do is tested in ``tests/unit/test_asking.py``.
+When they do is tested in ``tests/unit/broker/test_pending_requests.py``.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def test_a_second_answer_is_counted_and_dropped(client: Client, door: FrontDoor)
     assert client.duplicates == 1
 
 
-def test_a_new_front_door_gets_what_is_pending_at_once(client: Client, door: FrontDoor) -> None:
+def test_a_new_front_door_gets_pending_requests_at_once(client: Client, door: FrontDoor) -> None:
     door.silent = 1
     door.serve()
     pending = client.submit("classify", IMAGE)
@@ -170,7 +170,7 @@ def test_a_request_waits_while_modules_are_loading(client: Client, door: FrontDo
     assert response.attempts == 1
 
 
-def test_nobody_subscribing_is_met_by_a_quick_retry(make_client: MakeClient, door: FrontDoor) -> None:
+def test_an_undelivered_request_is_resent_soon(make_client: MakeClient, door: FrontDoor) -> None:
     class JustTooEarly(MemoryTransport):
         def publish(self, message: Outgoing) -> None:
             super().publish(message)
@@ -197,7 +197,7 @@ def test_an_unavailable_task_says_why(client: Client, door: FrontDoor) -> None:
     assert response.result.error.message == "no device fits m"
 
 
-def test_a_request_that_nobody_answers_ends_at_its_deadline(client: Client, door: FrontDoor) -> None:
+def test_a_request_without_an_answer_ends_at_its_deadline(client: Client, door: FrontDoor) -> None:
     door.silent = 1000
     door.serve()
     assert code_of(client.request("classify", IMAGE, deadline_s=0.3)) == ErrorCode.DEADLINE_EXCEEDED
@@ -246,7 +246,9 @@ def test_malformed_answers_change_nothing(client: Client, door: FrontDoor) -> No
     assert pending.result(WAIT_S).ok
 
 
-def test_what_waits_is_sent_again_when_the_link_is_back(client: Client, door: FrontDoor, broker: MemoryBroker) -> None:
+def test_pending_requests_are_resent_when_the_link_is_back(
+    client: Client, door: FrontDoor, broker: MemoryBroker
+) -> None:
     door.silent = 1
     door.serve()
     pending = client.submit("classify", IMAGE)
@@ -349,14 +351,14 @@ def test_a_request_cancelled_while_its_answer_comes_changes_nothing(
 
 
 @pytest.mark.parametrize("deadline_s", [float("inf"), float("nan"), 0.0, -1.0, 86_400.1])
-def test_a_deadline_that_is_none_is_refused(client: Client, door: FrontDoor, deadline_s: float) -> None:
+def test_an_invalid_deadline_is_refused(client: Client, door: FrontDoor, deadline_s: float) -> None:
     door.serve()
-    with pytest.raises(LocalProtocolError, match="use seconds from now, more than 0 and at most 86400"):
+    with pytest.raises(LocalProtocolError, match="deadline_s must be greater than 0 and at most 86400, got "):
         client.submit("classify", IMAGE, deadline_s=deadline_s)
     assert client.request("classify", IMAGE, deadline_s=86_400.0).ok
 
 
-def test_an_error_of_the_transport_is_raised_to_the_one_who_waits(make_client: MakeClient, door: FrontDoor) -> None:
+def test_an_error_of_the_transport_is_raised_by_the_future(make_client: MakeClient, door: FrontDoor) -> None:
     class Broken(MemoryTransport):
         broken = True
 
@@ -382,14 +384,14 @@ def test_an_event_that_fails_costs_nothing_else(
 
     door.serve()
     with capture_logs() as lines:
-        monkeypatch.setattr(client._asking, "link_down", fail)
+        monkeypatch.setattr(client._pending, "on_link_down", fail)
         client._put(LinkDown("a test"))
         assert client.submit("classify", IMAGE).result(WAIT_S).ok
     failures = [line for line in lines if line["event"] == "event_failed"]
     assert [(line["event_type"], line["exc_info"]) for line in failures] == [("LinkDown", True)]
 
 
-def test_closing_ends_what_waits_and_refuses_more(client: Client, door: FrontDoor) -> None:
+def test_closing_ends_pending_requests_and_refuses_new_ones(client: Client, door: FrontDoor) -> None:
     door.silent = 1000
     door.serve()
     pending = client.submit("classify", IMAGE)
@@ -434,7 +436,7 @@ def test_a_request_submitted_while_the_client_is_closed_ends(client: Client, mon
     assert not closing.is_alive()
 
 
-def test_what_waits_in_the_mailbox_ends_at_closing_even_when_it_is_full(client: Client, door: FrontDoor) -> None:
+def test_requests_in_a_full_mailbox_end_at_closing(client: Client, door: FrontDoor) -> None:
     busy, go_on = threading.Event(), threading.Event()
 
     def block(_: object) -> None:
@@ -476,12 +478,12 @@ def test_a_callback_may_close_the_client(client: Client, door: FrontDoor) -> Non
     assert closed.wait(WAIT_S)
 
 
-def test_a_client_id_that_is_none_is_refused(make_client: MakeClient) -> None:
+def test_an_invalid_client_id_is_refused(make_client: MakeClient) -> None:
     with pytest.raises(LocalProtocolError, match="is not a valid id"):
         make_client(name="Camera 1")
 
 
-def test_a_name_that_is_no_task_is_refused_before_anything_is_sent(client: Client) -> None:
+def test_an_invalid_task_name_is_refused_before_anything_is_sent(client: Client) -> None:
     with pytest.raises(LocalProtocolError, match="is not a valid id"):
         client.submit("no/task", IMAGE)
 
