@@ -148,7 +148,7 @@ def test_a_device_without_the_heads_files_says_so_and_stays_up(site: Site, model
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--data", "none"), "none: is no directory"),
+        (("--data", "none"), "none: is not a directory"),
         (("--data", "digits", "--encoder", "pocket/zero-shot"), "head takes image, text; name the encoder of one"),
         (("--data", "digits", "--encoder", "pocket/vqa:hed"), "vqa has no node hed"),
         (("--data", "digits", "--name", "My Head"), "--name: 'My Head' is no name"),
