@@ -1,4 +1,7 @@
-"""Real processes, a real Mosquitto, real photographs: something dies or lies, and no request is lost or wrong."""
+"""Real processes, a real Mosquitto, real photographs: something dies or lies, and no request is lost or wrong.
+
+All tests share one site, which is put back into order before each test that ends or stops a process.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from broker.protocol.messages import Assignment, NodeInputs, Plan, PlannedNode, 
 from broker.protocol.topics import DEVICE_ASSIGNMENT, TASK_REQUESTS, TASK_ROUTE, TENSORS
 from broker.transport.paho import MqttTransport
 from broker.transport.port import LinkUp, Outgoing
-from edge_agent.config import AgentConfig
-from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS
 from s2m3.testbed.observer import Observer
+from s2m3.testbed.replay.scenario import Scenario
+from s2m3.testbed.replay.stage import Stage
 from s2m3.testbed.site import Site
 from tests.patience import PATIENCE_S
 
@@ -28,7 +31,16 @@ START_S = 3 * PATIENCE_S
 ANSWER_S = 2 * PATIENCE_S
 PREFIX = "s2m3/v1"
 # vision fits everywhere, the text encoder on gw-b and gw-c: whoever dies, the others can hold everything
-DEVICES = {"gw-a": "48MiB", "gw-b": "160MiB", "gw-c": "160MiB"}
+SCENARIO = Scenario.model_validate(
+    {
+        "name": "a site for the tests below",
+        "fleet": [
+            {"id": name, "memory": size} for name, size in (("gw-a", "48MiB"), ("gw-b", "160MiB"), ("gw-c", "160MiB"))
+        ],
+        "tasks": ["pocket/classify", "pocket/zero-shot", "pocket/vqa"],
+        "load": {"rate_per_s": 1, "duration_s": 1, "deadline_s": 1},
+    }
+)
 
 
 class Running:
@@ -74,22 +86,25 @@ def named(route: Route) -> set[str]:
     return able.union(route.front_door)
 
 
-def run(broker: str) -> Iterator[Running]:
-    configs = [AgentConfig.model_validate({"id": name, "memory": memory}) for name, memory in DEVICES.items()]
-    specs = [load_task(f"pocket/{task}") for task in ("classify", "zero-shot", "vqa")]
-    with Site(broker, configs).serving(specs) as serving:
-        yield Running(*serving)
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with Stage(SCENARIO) as stage:
+        yield stage
 
 
 @pytest.fixture
-def running() -> Iterator[Running]:
-    yield from run("mosquitto")
+def running(stage: Stage) -> Running:
+    """The site in order: everything runs, is served, and nothing moves."""
+    stage.restore(standby=False)
+    return Running(stage.site, stage.observer, stage.client)
 
 
-@pytest.fixture(scope="module")
-def steady() -> Iterator[Running]:
-    """For tests that leave the site as they found it."""
-    yield from run("mosquitto")
+@pytest.fixture
+def steady(stage: Stage) -> Running:
+    """The site as it is, for tests that leave it so."""
+    if not stage.observer.routes:
+        stage.restore(standby=False)
+    return Running(stage.site, stage.observer, stage.client)
 
 
 @pytest.mark.parametrize("family", ["efficientnet.encoder", "sentence.encoder"], ids=["front-door", "text-encoder"])
@@ -142,19 +157,18 @@ def serving(seen: Observer) -> dict[tuple[str, str], str]:
     }
 
 
-def test_a_restarted_broker_without_memory_costs_no_request(mosquitto_process: Any) -> None:
-    for running in run(mosquitto_process.url):
-        before = serving(running.observer)
-        futures = running.ask(6)
-        mosquitto_process.kill()
-        futures += running.ask(6)
-        mosquitto_process.start()
-        responses = [future.result(ANSWER_S + 5) for future in futures]
-        assert all(response.ok for response in responses), responses
-        running.await_routes()
-        running.check(running.ask(6))
-        after = serving(running.observer)
-        assert after == before
+def test_a_restarted_broker_without_memory_costs_no_request(running: Running) -> None:
+    before = serving(running.observer)
+    futures = running.ask(6)
+    running.site.kill_broker()
+    futures += running.ask(6)
+    running.site.start_broker()
+    responses = [future.result(ANSWER_S + 5) for future in futures]
+    assert all(response.ok for response in responses), responses
+    running.await_routes()
+    running.check(running.ask(6))
+    after = serving(running.observer)
+    assert after == before
 
 
 def test_a_copy_of_a_request_is_answered_with_the_same(steady: Running, recorder: Any) -> None:
