@@ -31,7 +31,7 @@ from broker.protocol.topics import DEVICE_ECHO, DEVICE_HEARTBEAT, DEVICE_STATE, 
 from broker.transport import port
 from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
-from edge_agent import actions, events, modules, wire
+from edge_agent import actions, events, wire
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.device import footprint
@@ -39,6 +39,7 @@ from edge_agent.device.client_takeover import ClientTakeover
 from edge_agent.device.link_probe import LinkProbe
 from edge_agent.modules import Output
 from edge_agent.requests.rounding import rounded_output, widened_values
+from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
 from edge_agent.state import AgentState
 
@@ -64,15 +65,23 @@ class Agent:
         config: the agent's file.
         profile: the device's memory, speed and link.
         store: holds its modules.
+        runner: runs them.
         make_transport: a test passes that of the in-memory broker.
     """
 
     def __init__(
-        self, config: AgentConfig, *, profile: DeviceProfile, store: Store, make_transport: port.MakeTransport = connect
+        self,
+        config: AgentConfig,
+        *,
+        profile: DeviceProfile,
+        store: Store,
+        runner: Runner | None = None,
+        make_transport: port.MakeTransport = connect,
     ) -> None:
         self._config = config
         self._profile = profile
         self._store = store
+        self._runner = runner or Runner()
         self._prefix = prefix_of(config.site)
         self._state_topic = DEVICE_STATE.at(self._prefix, device=config.id)
         self._state = AgentState(config.id, self._prefix)
@@ -290,7 +299,7 @@ class Agent:
             raise RequestFailed(ErrorCode.DEADLINE_EXCEEDED, "its deadline passed before it could be computed")
         values = widened_values(run)
         with self._store.use(run.key) as module, self._store.passing():
-            output = modules.run(module, values, run.use)
+            output = self._runner.run(module, values, run.use)
         if self._config.speed < 1:  # wait as long as a slower device would compute on
             time.sleep((time.monotonic() - began_s) * (1 / self._config.speed - 1))
         return output

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -27,8 +28,11 @@ from broker.protocol.messages import (
     TensorMessage,
 )
 from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.protocol.tensors import Array
 from edge_agent.decide import decide
 from edge_agent.events import Assigned, ModuleReady, Requested, Routed
+from edge_agent.modules import Module, Output, Pass, Prepared, Value
+from edge_agent.runtime.runner import Runner
 from edge_agent.state import AgentState
 
 if TYPE_CHECKING:
@@ -298,3 +302,36 @@ SMALLEST_CLIP: dict[str, Any] = {
     "text_config": _TOWER | {"vocab_size": 600, "projection_dim": 16},
     "vision_config": _TOWER | {"image_size": 32, "projection_dim": 16},
 }
+
+# --- what an agent runs ---
+
+
+@dataclass(frozen=True)
+class _Given(Prepared):
+    values: tuple[Value, ...] = ()
+
+
+class _Computing:
+    def __init__(self, compute: Callable[..., Output], sample: tuple[Value, ...] | None) -> None:
+        self._compute = compute
+        self._sample = sample
+
+    def prepare(self, values: Sequence[Value]) -> Prepared:
+        return _Given({}, values=tuple(values))
+
+    def answer(self, _: Mapping[str, Array], prepared: Prepared) -> Output:
+        assert isinstance(prepared, _Given)
+        return self._compute(*prepared.values)
+
+    def sample(self) -> tuple[Value, ...] | None:
+        return self._sample
+
+
+def computing(compute: Callable[..., Output], sample: tuple[Value, ...] | None = None) -> Module:
+    """A module without weights that gives what a function makes of its values; with a sample it can be measured."""
+    return Module(None, {None: Pass(_Computing(compute, sample), lambda _: {})})
+
+
+def runs(module: Module) -> Callable[..., Output]:
+    """A loaded module as a function of its values, in a ``use``."""
+    return lambda *values, use=None: Runner().run(module, values, use)

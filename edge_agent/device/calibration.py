@@ -32,6 +32,7 @@ from edge_agent.device import footprint
 from edge_agent.device.measurements import Measurement, Measurements
 from edge_agent.modules import Module, Value
 from edge_agent.runtime.out_of_memory import is_out_of_memory
+from edge_agent.runtime.runner import Runner
 
 MEASURE_S = 0.3  # of passes against the clock, after the one that warms up
 PASSES = 5  # at most
@@ -60,6 +61,7 @@ class Calibration:
         measured: What was measured before, and where it is kept.
         speed: Share of its speed that the device offers: an emulated slower one's passes take longer.
         flops_per_s: What the device computes about, at full speed; to leave out what would take too long.
+        runner: Runs the passes.
         clock: Seconds, rising.
         resident_bytes: What the process holds; None when nobody knows.
         free_bytes: What the process may still take; None when nobody knows.
@@ -71,6 +73,7 @@ class Calibration:
         *,
         speed: float = 1.0,
         flops_per_s: float = 1e9,
+        runner: Runner | None = None,
         clock: Clock = time.perf_counter,
         resident_bytes: Callable[[], int | None] = footprint.resident_bytes,
         free_bytes: Callable[[], int | None] = footprint.free_bytes,
@@ -80,6 +83,7 @@ class Calibration:
         self._measured = measured
         self._speed = speed
         self._flops_per_s = flops_per_s
+        self._runner = runner or Runner()
         self._clock = clock
         self._resident_bytes = resident_bytes
         self._free_bytes = free_bytes
@@ -149,7 +153,7 @@ class Calibration:
 
     def _calibrated(self, spec: ModuleSpec, module: Module) -> float | None:
         """Seconds of a typical pass: the median of a few."""
-        values = modules.typical_values(module)
+        values = module.passes[None].steps.sample()
         if values is None or spec.flops / self._flops_per_s > LONGEST_S:
             log.info("module_not_calibrated", family=spec.family, why="no typical values" if values is None else "long")
             return None
@@ -163,7 +167,7 @@ class Calibration:
 
     def _clocked(self, module: Module, values: tuple[Value, ...]) -> float:
         began_s = self._clock()
-        modules.run(module, values, None)  # what is made once is made now, and no request waits for it
+        self._runner.run(module, values)  # what is made once is made now, and no request waits for it
         if (first_s := self._clock() - began_s) > MEASURE_S:
             return first_s
         took_s: list[float] = []
@@ -174,7 +178,7 @@ class Calibration:
     def _timed(self, module: Module, values: tuple[Value, ...]) -> float:
         with self._quiet():
             began_s = self._clock()
-            modules.run(module, values, None)
+            self._runner.run(module, values)
             return self._clock() - began_s
 
     def _resident(self) -> int | None:

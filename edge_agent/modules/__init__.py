@@ -1,34 +1,43 @@
-"""One file per model family: its parts, its shapes, its split. Here: what a module is, and the table of families.
+"""What a module is, and the table of model families. One file per family has its parts, its shapes and its split.
 
-Owns the interface between the agent and the networks. Must not know any network: a family's file, and the packages
-that it needs, are imported when the first module of that family is loaded, so an agent starts without them.
+Owns the interface between the agent and the networks. Knows no network: a family's file, and the packages that it
+needs, are imported when the first module of that family is loaded, so an agent starts without them.
 
-A module is a function of the values that its node needs, in the order of ``needs``: what a sensor sent (``RawInput``)
-or the arrays of another node. The same values give the same bits at the same thread count, on any device of one kind.
-A module may have several uses (``NodeSpec.use``): the weights are the same, held once; how a raw input is prepared, or
-which outputs cross the wire, is another. Only what a use's consumers need is given.
+A module is three steps. ``prepare`` and ``answer`` run once a request, on the CPU, on numpy arrays, text and bytes.
+``forward`` is the engine's: it takes and gives the engine's own tensors (torch's, for the engine ``torch``).
+
+    prepare(values) -> Prepared    what a sensor sent (``RawInput``) or the arrays of other nodes, in the order of the
+                                   node's ``needs``, checked and made into the arrays that ``forward`` takes
+    forward(network, **tensors)    tensors by name to tensors by name; the names are those of ``Prepared.arrays``
+    answer(arrays, prepared)       float32 (or whole) arrays of ``forward`` to an ``Output``
+
+``runtime.runner`` runs them. It owns the engine, with its threads, its devices and its dtype casts: no family enters
+inference mode, moves a tensor or converts one. The same values give the same bits at the same thread count, on any
+device of one kind. A module may have several uses (``NodeSpec.use``): the weights are the same and are held once; each
+use has its own steps and its own ``forward``. Only the arrays that a use's consumers need cross the wire.
 
 How to add a family whose weights are published as a model repository (``clip.py`` is the example):
 
 1. ``edge_agent/modules/families/FAMILY.py``, imported lazily by its lines in ``FAMILIES``. Its docstring has the table
-   of parts: weights, what each takes, what it gives (name, dtype, shape). It has
+   of parts: weights, inputs, outputs (name, dtype, shape). The file has
    - ``PARTS: model_parts.Parts``: for each part its prefixes in the published layouts, how transformers builds it from
-     config.json, its identity, its typical pass, and the module around it (``model_parts.Part`` says all of it);
-   - a module a part: one of ``adapters`` where it is a picture, texts, a sound or an array in, arrays out; else a
-     class, whose ``__call__(*values)`` prepares raw inputs, runs ``forward`` (tensors to tensors; the typical pass
-     calls the same function), and gives ``Output``; one with several uses has ``uses`` and takes ``use=``; its
-     ``typical()`` gives values for such a call, from ``sample_inputs.py``: by them a device measures it. Tokenizers
-     and image processors come from ``prepare``;
+     config.json, its identity, its steps, and for each use its ``Forward``: the function, and sample tensors for
+     counting operations on the meta device (``model_parts.Part`` describes the fields);
+   - steps: one of ``inputs/steps.py`` (picture, texts, sound, arrays of other nodes, embeddings and the texts to rank);
+     else a subclass of ``steps.Steps``. ``sample()`` gives the values by which a device measures the module;
    - ``load = model_parts.loader(PARTS)``.
-   A family's name is FILE.PART or FILE.SOMETHING; ``source.part`` in a spec is the key in ``PARTS``, and two families
-   that use the same weights differently are two entries only if they can't be one module with two uses.
-   Weights are held in the spec's dtype and computed in it: cast inputs with ``decoding.tensor(...).to(dtype)``, and
-   give float32 (``.float()``): the wire has no bfloat16. Nothing may draw random numbers.
+   A family's name is FILE.PART or FILE.SOMETHING; ``source.part`` in a spec is the key in ``PARTS``. Use two families
+   for the same weights only if they can't be one module with two uses.
+   ``forward`` computes in the spec's dtype: the runner casts what goes in, and gives float32, since the wire has no
+   bfloat16. If it is a loop (generation), its ``Forward`` has ``unrolled``, and a batcher leaves it alone. Nothing may
+   draw random numbers.
 2. ``edge_agent/catalog/hub/configs/ORG--NAME.json`` for each repository that the family's tasks name (fields: see
    ``s2m3/reference/zoo.py``), and ``edge_agent/catalog/hub/TASK-MODEL.yaml``; ``python -m s2m3 models numbers --write``
    writes its numbers.
-3. ``s2m3/reference/whole/FAMILY.py``: each task as one whole transformers model: what split answers must equal.
+3. ``s2m3/reference/whole/FAMILY.py``: each task as one whole transformers model, which split answers must equal.
 4. ``tests/equivalence/zoo/FAMILY.py``: ``ENTRIES``, one a catalogue task: a tiny configuration and the inputs.
+
+How to add an engine: a file in ``edge_agent/runtime/engines``, and its line in ``ENGINES`` there.
 """
 
 from __future__ import annotations
@@ -38,12 +47,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from pydantic import JsonValue
 
 from broker.protocol.codec import RawInput
-from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array, Tensors
 
@@ -52,42 +61,61 @@ for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 Value = RawInput | Tensors
+SCORES = "answer.scores"
+"""An array of this name, of ``forward``, is for ``answer`` alone: probabilities, best computed by the engine."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What one forward pass gives: contiguous arrays for other nodes, and what a sensor reads if this is the output."""
+    """What one pass gives: contiguous arrays for other nodes, and the answer for the sensor if this is the output."""
 
     tensors: dict[str, Array]
     answer: dict[str, JsonValue] | None = None
 
 
-class Module(Protocol):
-    """A functional part of a model with its weights in memory."""
+@dataclass(frozen=True)
+class Prepared:
+    """One request's arrays for ``forward``, and the texts that its answer names."""
 
-    def __call__(self, *values: Value) -> Output:
-        """Run one forward pass on the values of the node's needs, in that order.
+    arrays: Mapping[str, Array]
+    texts: Sequence[str] = ()
+
+
+class RequestSteps(Protocol):
+    """The two steps of a module that run once a request. They know no engine."""
+
+    def prepare(self, values: Sequence[Value]) -> Prepared:
+        """Check the values of the node's needs, in that order, and make the arrays that ``forward`` takes.
 
         Raises:
-            RequestFailed: ``bad_input`` for what a sensor sent and this module can't read; ``module_failed`` for
+            RequestFailed: ``bad_input`` for a sensor's bytes that this module can't read; ``module_failed`` for
                 arrays that don't fit this module, which only a wrong task spec causes.
         """
 
+    def answer(self, arrays: Mapping[str, Array], prepared: Prepared, /) -> Output:
+        """Make the output of what ``forward`` gave."""
 
-class MeasurableModule(Protocol):
-    """A module that knows what it is typically given. All families of this package are; others are run unmeasured."""
-
-    def typical(self) -> tuple[Value, ...]:
-        """Values for one pass in the ordinary use, as its node would be given them."""
+    def sample(self) -> tuple[Value, ...] | None:
+        """Values for one pass, as the node would be given them; None: this module isn't measured."""
 
 
-class VersatileModule(Protocol):
-    """A module that nodes can use in several ways."""
+@dataclass(frozen=True)
+class Pass:
+    """One use of a module."""
 
-    uses: frozenset[str]  # besides the ordinary one
+    steps: RequestSteps
+    forward: Callable[..., Any]  # (network, **tensors) -> the engine's tensors by name
+    batchable: bool = False  # each row of what forward gives depends only on the same row of what it takes
 
-    def __call__(self, *values: Value, use: str | None = None) -> Output:
-        """Run one forward pass in the node's use; raises as a ``Module`` does."""
+
+@dataclass(frozen=True)
+class Module:
+    """A functional part of a model with its weights in memory."""
+
+    network: Any
+    passes: Mapping[str | None, Pass]  # by use; None is the ordinary one
+    engine: str = "torch"
+    dtype: str = "float32"  # of the floats that forward takes
 
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
@@ -164,26 +192,3 @@ def import_family(spec: ModuleSpec) -> ModuleType:
         raise ModuleRefused(
             f"{spec.family} needs the Python package {error.name}, which is missing: install the [{extra}] extra"
         ) from error
-
-
-def typical_values(module: Module) -> tuple[Value, ...] | None:
-    """Values for one typical pass of a module; None when it doesn't know any."""
-    made: Callable[[], tuple[Value, ...]] | None = getattr(module, "typical", None)
-    return made() if made is not None else None
-
-
-def run(module: Module, values: Sequence[Value], use: str | None) -> Output:
-    """Run a module in a node's use; None is its ordinary one.
-
-    Raises:
-        RequestFailed: as the module does, and ``module_failed`` for a use that it doesn't have.
-    """
-    if use is None:
-        return module(*values)
-    known: frozenset[str] = getattr(module, "uses", frozenset())
-    if use not in known:
-        raise RequestFailed(
-            ErrorCode.MODULE_FAILED,
-            f"this module has no use {use}, only {', '.join(sorted(known)) or 'its ordinary one'}: mend the task's use",
-        )
-    return cast("VersatileModule", module)(*values, use=use)

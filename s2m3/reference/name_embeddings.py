@@ -10,15 +10,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from broker.files import load_spec
+from broker.protocol.codec import RawInput
 from broker.protocol.specs import ModuleSpec, TaskSpec
-from edge_agent import catalog
-from edge_agent.modules.families import conse, sentence
+from edge_agent import catalog, modules
+from edge_agent.modules.families import conse
 from edge_agent.modules.inputs.imagenet import class_names
+from edge_agent.runtime.runner import Runner
 
 BATCH = 50  # names encoded at once
 
@@ -29,8 +32,9 @@ def make(encoder: ModuleSpec) -> Tensor:
     Raises:
         ModuleRefused: the sentence encoder's weights aren't there.
     """
-    names, model = class_names(), sentence.load_encoder(encoder)
-    return torch.cat([model.embed(list(names[at : at + BATCH])) for at in range(0, len(names), BATCH)])
+    names, module, runner = class_names(), modules.load(encoder), Runner()
+    texts = [RawInput("\n".join(names[at : at + BATCH]).encode()) for at in range(0, len(names), BATCH)]
+    return torch.from_numpy(np.concatenate([runner.run(module, [each]).tensors["embeddings"] for each in texts]))
 
 
 def main(out: Path) -> None:

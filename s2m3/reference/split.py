@@ -27,6 +27,7 @@ from broker.protocol.specs import ModuleKey, ModuleSpec, NodeName, TaskSpec
 from broker.protocol.tensors import Array, Tensors, narrowed, widened
 from edge_agent import modules
 from edge_agent.modules import Module, Output, Value
+from edge_agent.runtime.runner import Runner
 
 MAX_REMEMBERED = 1024  # outputs; the embeddings of 64 captions have about 130 kB
 
@@ -43,6 +44,7 @@ class Split:
         self.modules: dict[ModuleKey, Module] = {}
         self.sent_bytes = 0  # of arrays, from nodes to nodes, since the start
         self._load = load
+        self._runner = Runner()
         self._remembers = min(remembers, MAX_REMEMBERED)
         self._memory: OrderedDict[Hashable, Output] = OrderedDict()
 
@@ -74,7 +76,7 @@ class Split:
             origins[node] = (key, spec.use, tuple(origins[need] for need in spec.needs)) if self._remembers else None
             output = self._recall(origins[node])
             if output is None:
-                output = modules.run(self.modules[key], [values[need] for need in spec.needs], spec.use)
+                output = self._runner.run(self.modules[key], [values[need] for need in spec.needs], spec.use)
                 self._remember(origins[node], output)
             if node == task.output:
                 final = output

@@ -185,7 +185,9 @@ def details(name: str) -> dict[str, Any]:
             "uses": sorted({spec.use or "ordinary" for spec in nodes.values()}),
             "needs": {node: list(spec.needs) for node, spec in nodes.items()},
             "bytes_by_dtype": {dtype: size_bytes for dtype, size_bytes in in_dtypes.items() if size_bytes is not None},
-            "typical": _first_line(part_of(module).typical.__doc__) if published_there else "see the task's file",
+            "typical": _first_line(part_of(module).forwards[None].sample.__doc__)
+            if published_there
+            else "see the task's file",
         }
     return found | {"description": task.description}
 

@@ -37,11 +37,11 @@ from edge_agent.device.calibration import Calibration
 from edge_agent.device.link_probe import LARGE, SMALL
 from edge_agent.device.measurements import Measurements
 from edge_agent.events import LeaderSeen
-from edge_agent.modules import Output, Value
+from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from edge_agent.wire import LATE_S
-from tests.builders import PREFIX, able, assignment, module, profile, route, route_node
+from tests.builders import PREFIX, able, assignment, computing, module, profile, route, route_node
 from tests.patience import PATIENCE_S, until
 
 WAIT_S = PATIENCE_S
@@ -69,9 +69,9 @@ class World:
         self._thread = threading.Thread(target=self.agent.run)
         self._thread.start()
 
-    def _load(self, module: Callable[..., Output]) -> Callable[..., Output]:
+    def _load(self, compute: Callable[..., Output]) -> Module:
         self.resident += self.footprint
-        return module
+        return computing(compute, getattr(compute, "sample", None))
 
     def assign(self, *specs: ModuleSpec, generation: int = 1) -> None:
         self.publish(DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(assignment(*specs, generation=generation)))
@@ -130,8 +130,7 @@ def echo(value: Value) -> Output:
 class Measurable:
     """An echo with sample inputs, so that it can be measured."""
 
-    def typical(self) -> tuple[Value, ...]:
-        return (RawInput(b"typical"),)
+    sample = (RawInput(b"typical"),)
 
     def __call__(self, value: Value) -> Output:
         return echo(value)

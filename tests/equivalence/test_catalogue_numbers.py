@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from typing import Any
 
@@ -11,9 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from broker.protocol.codec import RawInput
+from edge_agent import modules
 from edge_agent.modules import Output, Value
 from edge_agent.modules.weights import packaged
 from s2m3.reference.pictures import picture
+from tests.builders import runs
 from tests.patience import PATIENCE_S
 
 CAPTIONS = RawInput(b"a photo of a dog\na photo of a cat\na photo of a horse\na photo of a bird")  # 7 tokens each
@@ -28,7 +29,7 @@ def counted(split: Any) -> dict[str, tuple[int, Output]]:
     for node in spec.order:
         # The fused attention hides its products from the counter, the plain one shows them.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            output = split.modules[spec.module_of(node).key](*(values[need] for need in spec.nodes[node].needs))
+            output = runs(split.modules[spec.module_of(node).key])(*(values[need] for need in spec.nodes[node].needs))
         values[node] = output.tensors
         found[spec.nodes[node].module] = (counter.get_total_flops(), output)
     return found
@@ -54,7 +55,7 @@ def test_memory_bytes_are_those_of_the_weights_read(split: Any, monkeypatch: pyt
 
     monkeypatch.setattr(packaged, "read", reading)
     for module in split.specs[task].modules.values():
-        sys.modules[f"edge_agent.modules.families.{module.family.split('.')[0]}"].load(module)
+        modules.load(module)
         assert read.pop() == module.memory_bytes
 
 
@@ -77,7 +78,7 @@ def test_modules_of_one_name_are_one_module_in_all_tasks(split: Any) -> None:
 
 
 def test_a_module_may_run_in_two_threads_at_once(split: Any) -> None:
-    encoder = split.modules[split.specs["zero-shot"].modules["minilm/text"].key]
+    encoder = runs(split.modules[split.specs["zero-shot"].modules["minilm/text"].key])
     expected = encoder(CAPTIONS).tensors["embeddings"].tobytes()
     found: list[bytes] = []
     threads = [

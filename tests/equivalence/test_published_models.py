@@ -14,11 +14,14 @@ from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 from broker.protocol.specs import ModuleSpec
+from broker.protocol.tensors import Array
 from edge_agent import catalog
-from edge_agent.modules import load
+from edge_agent.modules import Module, load
 from edge_agent.modules.families import efficientnet, sentence
+from edge_agent.runtime.engines import engine
 from s2m3.reference import name_embeddings
 from s2m3.reference.pictures import names, picture
+from tests.builders import runs
 
 TEXTS = [
     "a cat",
@@ -43,29 +46,36 @@ def text_spec(split: Any) -> ModuleSpec:
     return spec
 
 
+def embedded(module: Module, *texts: str) -> Array:
+    """Embeddings of texts as they are: longer ones than a request may have, too."""
+    chosen = module.passes[None]
+    assert isinstance(chosen.steps, sentence.TextSteps)
+    return engine("torch").forward(module, chosen, chosen.steps.tokens(list(texts)).arrays)["embeddings"]
+
+
 @pytest.mark.parametrize("name", names())
 def test_efficientnet_equals_the_published_network_bit_for_bit(split: Any, published: EfficientNet, name: str) -> None:
     spec = split.specs["classify"]
-    encoder, classifier = (load(spec.modules[f"efficientnet-lite0/{part}"]) for part in ("encoder", "classifier"))
+    encoder, classifier = (runs(load(spec.modules[f"efficientnet-lite0/{part}"])) for part in ("encoder", "classifier"))
     probabilities = classifier(encoder(picture(name).raw).tensors).tensors["probs"]
     with torch.inference_mode():
-        expected = published(efficientnet.pixels(picture(name).raw)).softmax(1).numpy()
+        expected = published(torch.from_numpy(efficientnet.pixels(picture(name).raw))).softmax(1).numpy()
     assert np.array_equal(probabilities, expected)
 
 
 def test_the_sentence_encoder_equals_sentence_transformers(text_spec: ModuleSpec) -> None:
     reference = SentenceTransformer(str(get_model_path()), device="cpu")
-    encoder = sentence.load_encoder(text_spec)
+    encoder = load(text_spec)
     for text in TEXTS:  # one at a time: the reference sorts a batch by length, we keep it as sent
         expected = reference.encode([text], show_progress_bar=False)
-        assert np.array_equal(encoder.embed([text]).numpy(), expected), text[:80]
+        assert np.array_equal(embedded(encoder, text), expected), text[:80]
 
 
 def test_a_text_in_a_batch_has_its_own_embedding_but_for_rounding(text_spec: ModuleSpec) -> None:
-    encoder = sentence.load_encoder(text_spec)
-    together = encoder.embed(TEXTS)
-    alone = torch.cat([encoder.embed([text]) for text in TEXTS])
-    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+    encoder = load(text_spec)
+    together = embedded(encoder, *TEXTS)
+    alone = np.concatenate([embedded(encoder, text) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-6, rtol=0)
 
 
 def test_the_class_names_embeddings_in_the_catalogue_are_what_the_command_makes(text_spec: ModuleSpec) -> None:

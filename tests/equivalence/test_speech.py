@@ -20,11 +20,10 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import ModuleRefused
 from edge_agent.modules import load
 from edge_agent.modules.families import whisper_ctranslate2
-from edge_agent.modules.inputs import audio
 from edge_agent.modules.weights import ctranslate2_file
 from s2m3.reference.pictures import picture
 from s2m3.reference.speech import SENTENCES, spoken
-from tests.builders import wav
+from tests.builders import runs, wav
 from tests.patience import PATIENCE_S
 
 TYPICAL = "pump"
@@ -76,9 +75,9 @@ def test_the_encoder_half_gives_the_bits_of_the_whole_model(
     split: Any, whole: ctranslate2.models.Whisper, name: str
 ) -> None:
     encoder = split.modules[split.specs["speech"].modules["whisper-tiny.en/encoder"].key]
-    features = encoder.features(audio.samples(spoken(name), 16_000, 30.0))
+    features = encoder.passes[None].steps.features(spoken(name))
     expected = np.array(whole.encode(ctranslate2.StorageView.from_array(features), to_cpu=True))
-    hidden = encoder(spoken(name)).tensors["hidden"]
+    hidden = runs(encoder)(spoken(name)).tensors["hidden"]
     assert hidden.dtype == np.float32
     assert hidden.shape == (1, 1500, 384)
     assert hidden.tobytes() == expected.tobytes()
@@ -133,8 +132,8 @@ def test_memory_bytes_are_those_of_the_half_that_is_loaded(split: Any) -> None:
 
 def test_output_bytes_are_those_of_the_typical_sentence(split: Any) -> None:
     modules = split.specs["speech"].modules
-    encoded = split.modules[modules["whisper-tiny.en/encoder"].key](spoken(TYPICAL))
-    decoded = split.modules[modules["whisper-tiny.en/decoder"].key](encoded.tensors)
+    encoded = runs(split.modules[modules["whisper-tiny.en/encoder"].key])(spoken(TYPICAL))
+    decoded = runs(split.modules[modules["whisper-tiny.en/decoder"].key])(encoded.tensors)
     assert modules["whisper-tiny.en/encoder"].output_bytes == encoded.tensors["hidden"].nbytes
     assert modules["whisper-tiny.en/decoder"].output_bytes == decoded.tensors["text"].nbytes
 
@@ -147,7 +146,7 @@ def test_flops_are_counted_on_the_same_network(
         hidden = meta.model.encoder(torch.empty(1, 80, 3000, device="meta")).last_hidden_state
     assert modules["whisper-tiny.en/encoder"].flops == counter.get_total_flops()
     encoder = split.modules[modules["whisper-tiny.en/encoder"].key]
-    features = encoder.features(audio.samples(spoken(TYPICAL), 16_000, 30.0))
+    features = encoder.passes[None].steps.features(spoken(TYPICAL))
     (found,) = whole.generate(
         ctranslate2.StorageView.from_array(features), [list(whisper_ctranslate2.PROMPT)], beam_size=1
     )
@@ -168,7 +167,7 @@ def test_flops_are_counted_on_the_same_network(
 
 def test_halves_may_run_in_two_threads_at_once(split: Any) -> None:
     modules = split.specs["speech"].modules
-    encoder, decoder = (split.modules[modules[f"whisper-tiny.en/{part}"].key] for part in ("encoder", "decoder"))
+    encoder, decoder = (runs(split.modules[modules[f"whisper-tiny.en/{part}"].key]) for part in ("encoder", "decoder"))
     found: list[object] = []
 
     def hear() -> None:

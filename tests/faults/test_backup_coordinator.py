@@ -27,7 +27,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
-from tests.builders import assignment, encoder_route, module, profile
+from tests.builders import assignment, computing, encoder_route, module, profile
 
 PROFILE = profile()
 SPEC = module("y", memory_bytes=10, output_bytes=8)
@@ -109,8 +109,8 @@ class Agents:
         return Output({}, {"label": "from the dead front door"})
 
 
-def _loaded(module: Module, _: ModuleSpec) -> Module:
-    return module
+def _loaded(compute: Callable[..., Output], _: ModuleSpec) -> Module:
+    return computing(compute)
 
 
 def answers(*_: Value) -> Output:

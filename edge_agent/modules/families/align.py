@@ -27,13 +27,12 @@ from transformers import (
     EfficientNetImageProcessorPil,
 )
 
-from edge_agent.modules.families import adapters
-from edge_agent.modules.families.contrast import ContrastHead, HeadModule
-from edge_agent.modules.inputs import prepare
+from edge_agent.modules.families import contrast
+from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import one_picture, ordinary
 
-TYPICAL_TEXTS = 4
 TOKENS = 64  # of a text, padded or cut
 
 
@@ -47,8 +46,8 @@ def text_config(config: Config) -> AlignTextConfig:
     return AlignTextConfig(**config.get("text_config", {}))
 
 
-def see(network: AlignVisionModel, pixels: Tensor) -> dict[str, Tensor]:
-    """The embedding (1, e) of a picture (1, 3, s, s)."""
+def encode_image(network: AlignVisionModel, pixels: Tensor) -> dict[str, Tensor]:
+    """A picture (1, 3, s, s) to ``image_embeds`` (1, e)."""
     return {"image_embeds": network(pixel_values=pixels).pooler_output}
 
 
@@ -61,24 +60,24 @@ class TextTower(nn.Module):
         self.text_projection = nn.Linear(config.hidden_size, projected)
 
     def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Embeddings (n, e) of tokens (n, t)."""
+        """Tokens (n, t) to ``text_embeds`` (n, e)."""
         hidden = self.text_model(input_ids=ids, attention_mask=mask).last_hidden_state  # (n, t, d)
         return {"text_embeds": self.text_projection(hidden[:, 0, :])}
 
 
-class Head(ContrastHead):
+class Head(contrast.ContrastHead):
     """Cosines of pictures and texts over a temperature."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
         self.temperature = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """In the arithmetic of transformers' AlignModel."""
         image_embeds = image_embeds / image_embeds.norm(p=2, dim=-1, keepdim=True)
         text_embeds = text_embeds / text_embeds.norm(p=2, dim=-1, keepdim=True)
         logits_per_text = torch.matmul(text_embeds, image_embeds.t()) / self.temperature  # (n, 1)
-        return {"logits": logits_per_text.t()}  # (1, n)
+        return logits_per_text.t()  # (1, n)
 
 
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -102,20 +101,10 @@ def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return prepare.fields(config, wanted) | rest
 
 
-def _typical_vision(network: AlignVisionModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
-    """One picture."""
-    return see(network, prepare.blank(network.config))
-
-
-def _typical_text(network: TextTower, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _captions(_: TextTower) -> dict[str, Tensor]:
     """Four captions, each padded to 64 tokens."""
-    ids = torch.zeros(TYPICAL_TEXTS, TOKENS, dtype=torch.int64)
-    return network.forward(ids, torch.zeros(TYPICAL_TEXTS, 1, TOKENS, TOKENS))
-
-
-def _typical_head(network: Head, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
-    """One picture and four captions."""
-    return network.typical(TYPICAL_TEXTS)
+    ids = torch.zeros(contrast.TEXTS, TOKENS, dtype=torch.int64)
+    return {"ids": ids, "mask": torch.zeros(contrast.TEXTS, 1, TOKENS, TOKENS)}
 
 
 def _projected(config: Config) -> int:
@@ -128,19 +117,15 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"align": [{"vision_model.": ""}]},
             build=lambda config: AlignVisionModel(vision_config(config)),
             identity=_vision_identity,
-            typical=_typical_vision,
-            module=lambda network, checkpoint: adapters.Pictures(
-                see, network, prepare.image_processor(checkpoint, EfficientNetImageProcessorPil)
-            ),
+            steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, EfficientNetImageProcessorPil)),
+            forwards=ordinary(encode_image, one_picture),
         ),
         "text": model_parts.Part(
             prefixes={"align": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
             build=lambda config: TextTower(text_config(config), _projected(config)),
             identity=_text_identity,
-            typical=_typical_text,
-            module=lambda network, checkpoint: adapters.Texts(
-                TextTower.forward, network, prepare.tokenizer(checkpoint, BertTokenizer), TOKENS, padded=True
-            ),
+            steps=lambda checkpoint: steps.Texts(prepare.tokenizer(checkpoint, BertTokenizer), TOKENS, padded=True),
+            forwards=ordinary(TextTower.forward, _captions),
             unread=(
                 ".position_ids",
                 ".token_type_ids",
@@ -152,8 +137,8 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"align": [{"temperature": "temperature"}]},
             build=lambda config: Head(_projected(config)),
             identity=lambda _: {},
-            typical=_typical_head,
-            module=lambda network, _: HeadModule(network),
+            steps=lambda checkpoint: steps.Ranking(["image_embeds"], _projected(checkpoint.config)),
+            forwards=contrast.scored(),
         ),
     }
 )

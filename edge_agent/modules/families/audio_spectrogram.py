@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,17 +28,17 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
-from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed, first_line
-from edge_agent.modules import Output, Value
-from edge_agent.modules.families import adapters, vit
-from edge_agent.modules.inputs import audio, decoding, outputs, prepare, sample_inputs
+from broker.protocol.errors import ErrorCode, RequestFailed
+from broker.protocol.tensors import Array
+from edge_agent.modules import SCORES, Output, Prepared, Value
+from edge_agent.modules.families import contrast, vit
+from edge_agent.modules.inputs import audio, prepare, steps
 from edge_agent.modules.weights import model_parts
-from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import Forward, ordinary
 
 MOST_S = 60.0  # seconds of the longest sound that is read
-TYPICAL_TEXTS = 4
 PROJECTION = "s2m3-audio-projection"
-_HISTORY = frozenset({"feature_extractor_type", "processor_class"})
 _WINDOW = 400  # samples of the shortest sound that has a spectrum, 25 ms
 
 
@@ -49,8 +48,8 @@ def ast_config(config: Config) -> ASTConfig:
     return ASTConfig(**{name: value for name, value in config.items() if name not in gone})
 
 
-def hear(network: ASTModel, features: Tensor) -> dict[str, Tensor]:
-    """The mean of the class and the distillation token (1, d), of a spectrogram (1, frames, mels)."""
+def encode_audio(network: ASTModel, features: Tensor) -> dict[str, Tensor]:
+    """A spectrogram (1, frames, mels) to ``pooled`` (1, d), the mean of the class and the distillation token."""
     return {"pooled": network(input_values=features).pooler_output}
 
 
@@ -79,7 +78,8 @@ class AlignmentHead(nn.Module):
         sound, picture, texts = (
             each / each.norm(dim=-1, keepdim=True) for each in (audio_embeds, image_embeds, text_embeds)
         )
-        return {"logits": sound @ texts.t() * self.logit_scale.exp(), "similarity": sound @ picture.t()}
+        logits = sound @ texts.t() * self.logit_scale.exp()
+        return {"logits": logits, "similarity": sound @ picture.t(), SCORES: logits.float().softmax(dim=1)}
 
 
 def extractor(checkpoint: Checkpoint) -> ASTFeatureExtractor:
@@ -88,13 +88,7 @@ def extractor(checkpoint: Checkpoint) -> ASTFeatureExtractor:
     Raises:
         ModuleRefused: its file isn't there, or makes none.
     """
-    path = checkpoint.repository.required(prepare.PREPROCESSOR)
-    fields = {name: value for name, value in read_object(path).items() if name not in _HISTORY}
-    try:
-        made: ASTFeatureExtractor = cast("Any", ASTFeatureExtractor)(**fields)
-    except Exception as error:  # its fields may be wrong in any way
-        raise ModuleRefused(f"{path} makes no feature extractor ({first_line(error)}): fetch it again") from error
-    return made
+    return prepare.feature_extractor(checkpoint, ASTFeatureExtractor)
 
 
 def samples(made: ASTFeatureExtractor, value: Value) -> NDArray[np.float32]:
@@ -109,10 +103,9 @@ def samples(made: ASTFeatureExtractor, value: Value) -> NDArray[np.float32]:
     return found
 
 
-def _features(made: ASTFeatureExtractor, value: Value) -> Tensor:
-    """The encoder's input (1, frames, mels), float32, of what a sensor sent."""
-    found = made(samples(made, value), sampling_rate=made.sampling_rate, return_tensors="np")
-    return torch.tensor(np.asarray(found["input_values"], dtype=np.float32))
+def _features(made: ASTFeatureExtractor, value: Value) -> Array:
+    """The encoder's input (1, frames, mels) of what a sensor sent."""
+    return np.asarray(made(samples(made, value), sampling_rate=made.sampling_rate, return_tensors="np")["input_values"])
 
 
 def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -126,50 +119,33 @@ def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return prepare.fields(config, wanted) | {"sounds": prepare.fields(made, used)}
 
 
-def _typical_encoder(network: ASTModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _sound(network: ASTModel) -> dict[str, Tensor]:
     """One sound of 10.24 seconds, or padded to them."""
-    return hear(network, torch.empty(1, network.config.max_length, network.config.num_mel_bins))
+    return {"features": torch.empty(1, network.config.max_length, network.config.num_mel_bins)}
 
 
-def _typical_projection(network: Projection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _pooled(network: Projection) -> dict[str, Tensor]:
     """One sound."""
-    return network.forward(torch.empty(1, network.audio_projection.in_features))
+    return {"pooled": torch.empty(1, network.audio_projection.in_features)}
 
 
-def _typical_head(network: AlignmentHead, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _sound_picture_and_texts(network: AlignmentHead) -> dict[str, Tensor]:
     """One sound, one picture and four texts."""
-    one = torch.empty(1, network.width)
-    return network.forward(one, one, torch.empty(TYPICAL_TEXTS, network.width))
+    one, texts = torch.empty(1, network.width), torch.empty(contrast.TEXTS, network.width)
+    return {"audio_embeds": one, "image_embeds": one, "text_embeds": texts}
 
 
-class AlignmentModule:
-    """The head with its weight."""
+class AlignmentSteps(steps.Ranking):
+    """Embeddings of a sound, a picture and n texts, and the texts."""
 
-    def __init__(self, network: AlignmentHead) -> None:
-        self._network = network
-
-    def typical(self) -> tuple[Value, ...]:
-        """Embeddings of a sound, a picture and four texts, and these."""
-        width, texts = self._network.width, sample_inputs.TEXTS
-        embeddings = ({"audio_embeds": (1, width)}, {"image_embeds": (1, width)}, {"text_embeds": (texts, width)})
-        return *(sample_inputs.arrays(each) for each in embeddings), sample_inputs.texts()
-
-    def __call__(self, *values: Value) -> Output:
-        """Embeddings of a sound, a picture and n texts, and the texts, to ``logits`` (1, n), ``similarity`` (1, 1)."""
-        decoding.count(values, 4)
-        width, dtype = self._network.width, self._network.logit_scale.dtype
-        texts = decoding.lines(values[3])
-        sound = decoding.tensor(values[0], "audio_embeds", (1, width)).to(dtype)
-        picture = decoding.tensor(values[1], "image_embeds", (1, width)).to(dtype)
-        text = decoding.tensor(values[2], "text_embeds", (len(texts), width)).to(dtype)
-        with torch.inference_mode():
-            return answer(self._network.forward(sound, picture, text), texts)
+    def answer(self, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
+        """The texts, best for the sound first, and how well the picture fits it, from -1 to 1."""
+        made = super().answer(arrays, prepared)
+        return Output(made.tensors, (made.answer or {}) | {"similarity": float(arrays["similarity"][0, 0])})
 
 
-def answer(found: Mapping[str, Tensor], texts: list[str]) -> Output:
-    """The texts, best for the sound first, and how well the picture fits it, from -1 to 1."""
-    ranked = outputs.ranking("label", texts, found["logits"].float().softmax(dim=1)[0])
-    return Output(outputs.arrays(found), ranked | {"similarity": float(found["similarity"][0, 0])})
+def _projected(config: Config) -> int:
+    return int(config.get("projection_dim", 512))
 
 
 PARTS: model_parts.Parts = MappingProxyType(
@@ -178,27 +154,23 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"audio-spectrogram-transformer": [{"audio_spectrogram_transformer.": ""}]},
             build=lambda config: ASTModel(ast_config(config)),
             identity=_encoder_identity,
-            typical=_typical_encoder,
-            module=lambda network, checkpoint: adapters.Sounds(
-                hear, network, partial(_features, extractor(checkpoint))
-            ),
+            steps=lambda checkpoint: steps.Sound(partial(_features, extractor(checkpoint))),
+            forwards=ordinary(encode_audio, _sound),
             renames=vit.RENAMES,
         ),
         "projection": model_parts.Part(
             prefixes={PROJECTION: [{"audio_projection.": "audio_projection."}]},
             build=lambda config: Projection(config["width"], config["projected"]),
             identity=lambda _: {},
-            typical=_typical_projection,
-            module=lambda network, _: adapters.Arrays(
-                Projection.forward, network, "pooled", (1, network.audio_projection.in_features)
-            ),
+            steps=lambda checkpoint: steps.Arrays({"pooled": (1, checkpoint.config["width"])}),
+            forwards=ordinary(Projection.forward, _pooled),
         ),
         "alignment_head": model_parts.Part(
             prefixes={"clip": [{"logit_scale": "logit_scale"}]},
-            build=lambda config: AlignmentHead(int(config.get("projection_dim", 512))),
+            build=lambda config: AlignmentHead(_projected(config)),
             identity=lambda _: {},
-            typical=_typical_head,
-            module=lambda network, _: AlignmentModule(network),
+            steps=lambda checkpoint: AlignmentSteps(["audio_embeds", "image_embeds"], _projected(checkpoint.config)),
+            forwards={None: Forward(AlignmentHead.forward, _sound_picture_and_texts)},
         ),
     }
 )

@@ -31,23 +31,28 @@ from transformers import (
 )
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from edge_agent.modules import Output, Value
-from edge_agent.modules.families import adapters, generation
-from edge_agent.modules.inputs import decoding, outputs, prepare, sample_inputs
+from edge_agent.modules import Prepared, Value
+from edge_agent.modules.families import generation
+from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import Forward, one_picture, ordinary
 
 MOST_TOKENS: Mapping[str | None, int] = MappingProxyType({None: 10, "caption": 20})  # after the start, by use
-TYPICAL_QUESTION = 10  # tokens: "what is the cat looking at" with start, end and question mark
+QUESTION_TOKENS = 10  # of the passes that are counted: "what is the cat looking at" with start, end and question mark
 
 
-def see(network: BlipVisionModel, pixels: Tensor) -> dict[str, Tensor]:
+def encode_image(network: BlipVisionModel, pixels: Tensor) -> dict[str, Tensor]:
     """A picture (1, 3, s, s) to ``states`` (1, 1 + p, d)."""
     return {"states": network(pixel_values=pixels).last_hidden_state}
 
 
-def ask(network: BlipTextModel, ids: Tensor, mask: Tensor, states: Tensor, seen: Tensor) -> dict[str, Tensor]:
-    """A question (1, t), asked of a picture's states, to ``states`` (1, t, d). Each with its mask."""
+def encode_question(
+    network: BlipTextModel, ids: Tensor, mask: Tensor, states: Tensor, seen: Tensor | None = None
+) -> dict[str, Tensor]:
+    """A question (1, t), asked of a picture's states, to ``states`` (1, t, d). No mask ``seen``: all states count."""
+    if seen is None:
+        seen = torch.ones(states.shape[:-1], dtype=torch.int64)
     given = network(input_ids=ids, attention_mask=mask, encoder_hidden_states=states, encoder_attention_mask=seen)
     return {"states": given.last_hidden_state}
 
@@ -59,10 +64,17 @@ class Decoder(BlipTextLMHeadModel):  # type: ignore[no-untyped-call]  # transfor
         super().__init__(config)
         self.patches = patches
 
-    def say(self, states: Tensor, use: str | None) -> Tensor:
-        """States (1, n, d) to tokens (1, t), start included."""
+    def generate_answer(self, states: Tensor) -> dict[str, Tensor]:
+        """States (1, n, d) to ``tokens`` (1, t), start included."""
+        return self._generate(states, MOST_TOKENS[None])
+
+    def generate_caption(self, states: Tensor) -> dict[str, Tensor]:
+        """The same, with a caption's limit."""
+        return self._generate(states, MOST_TOKENS["caption"])
+
+    def _generate(self, states: Tensor, most: int) -> dict[str, Tensor]:
         start, end, pad = (cast("int", getattr(self.config, f"{name}_token_id")) for name in ("bos", "sep", "pad"))
-        return generation.greedy(self, states, start=start, end=end, pad=pad, most=MOST_TOKENS[use])
+        return {"tokens": generation.greedy(self, states, start=start, end=end, pad=pad, most=most)}
 
 
 def vision_config(config: Config) -> BlipVisionConfig:
@@ -108,11 +120,6 @@ def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return _text_identity(checkpoint) | special | {"most": [MOST_TOKENS[None], MOST_TOKENS["caption"]]}
 
 
-def _typical_vision(network: BlipVisionModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
-    """One picture."""
-    return see(network, prepare.blank(network.config))
-
-
 class _Reader(BlipTextModel):  # type: ignore[no-untyped-call]  # the same
     """The question's reader; ``patches`` is how many states a picture has."""
 
@@ -121,85 +128,64 @@ class _Reader(BlipTextModel):  # type: ignore[no-untyped-call]  # the same
         self.patches = seen
 
 
-def _typical_question(network: _Reader, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _picture_and_question(network: _Reader) -> dict[str, Tensor]:
     """A question of ten tokens about one picture."""
-    ids = torch.zeros(1, TYPICAL_QUESTION, dtype=torch.int64)
-    states = torch.empty(1, network.patches, network.config.encoder_hidden_size)
-    mask, seen = torch.zeros(1, 1, 1, TYPICAL_QUESTION), torch.zeros(1, 1, 1, network.patches)
-    return ask(network, ids, mask, states, seen)
+    return {
+        "ids": torch.zeros(1, QUESTION_TOKENS, dtype=torch.int64),
+        "mask": torch.zeros(1, 1, 1, QUESTION_TOKENS),
+        "states": torch.empty(1, network.patches, network.config.encoder_hidden_size),
+        "seen": torch.zeros(1, 1, 1, network.patches),
+    }
 
 
-def _typical_decoder(network: Decoder, use: str | None) -> dict[str, Tensor]:
+def _answer(network: Decoder) -> dict[str, Tensor]:
     """A caption of 16 tokens, or an answer of 4 to a question of ten, each token computed once, as with the cache."""
-    tokens, attended = (generation.TYPICAL_TOKENS, network.patches) if use == "caption" else (4, TYPICAL_QUESTION)
-    found = network(
-        input_ids=torch.zeros(1, tokens, dtype=torch.int64),
-        attention_mask=torch.zeros(1, 1, tokens, tokens),
-        encoder_hidden_states=torch.empty(1, attended, network.config.encoder_hidden_size),
-        encoder_attention_mask=torch.zeros(1, 1, 1, attended),
-        use_cache=False,
-    )
-    return {"tokens": found.logits.argmax(dim=-1)}
+    return _tokens_and_states(network, 4, QUESTION_TOKENS)
 
 
-class QuestionModule:
-    """The question's reader with its weights and its tokenizer."""
+def _caption(network: Decoder) -> dict[str, Tensor]:
+    """A caption of 16 tokens, or an answer of 4 to a question of ten, each token computed once, as with the cache."""
+    return _tokens_and_states(network, generation.CAPTION_TOKENS, network.patches)
 
-    def __init__(self, network: _Reader, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._network = network
+
+def _tokens_and_states(network: Decoder, tokens: int, attended: int) -> dict[str, Tensor]:
+    states = torch.empty(1, attended, network.config.encoder_hidden_size)
+    seen = torch.zeros(1, 1, 1, attended)
+    return generation.tokens_and_states(tokens, states) | {"encoder_attention_mask": seen}
+
+
+class QuestionSteps(steps.Steps):
+    """A picture's states and a question."""
+
+    values = 2
+
+    def __init__(self, states: tuple[int, ...], tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+        self._states = states
         self._tokenizer = tokenizer
+        self._longest = longest
 
-    def typical(self) -> tuple[Value, ...]:
+    def read(self, *values: Value) -> Prepared:
+        """``states`` (1, 1 + p, d) of a picture, and a question's tokens."""
+        states = decoding.array(values[0], "states", self._states)
+        tokens = steps.tokens(self._tokenizer, [steps.question(values[1])], self._longest)
+        return Prepared({"states": states, **tokens})
+
+    def sample(self) -> tuple[Value, ...]:
         """A picture's states and a question."""
-        shape = (1, self._network.patches, self._network.config.encoder_hidden_size)
-        return sample_inputs.arrays({"states": shape}), sample_inputs.question()
-
-    def __call__(self, *values: Value) -> Output:
-        """``states`` (1, 1 + p, d) of a picture and a question to ``states`` (1, t, d)."""
-        decoding.count(values, 2)
-        config = self._network.config
-        shape = (1, self._network.patches, config.encoder_hidden_size)
-        states = decoding.tensor(values[0], "states", shape).to(self._network.dtype)
-        tokens = tokenize(self._tokenizer, values[1], config.max_position_embeddings)
-        with torch.inference_mode():
-            seen = torch.ones(states.shape[:-1], dtype=torch.int64)
-            return Output(outputs.arrays(ask(self._network, *tokens, states, seen)))
+        return sample_inputs.arrays({"states": self._states}), sample_inputs.question()
 
 
-class DecoderModule:
-    """The decoder with its weights and its tokenizer."""
-
-    uses = frozenset({"caption"})
-
-    def __init__(self, network: Decoder, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._network = network
-        self._tokenizer = tokenizer
-
-    def typical(self) -> tuple[Value, ...]:
-        """What the question's reader gives."""
-        return (sample_inputs.arrays({"states": (1, TYPICAL_QUESTION, self._network.config.encoder_hidden_size)}),)
-
-    def __call__(self, *values: Value, use: str | None = None) -> Output:
-        """``states`` (1, n, d) to ``tokens`` (1, t), and the answer or the caption."""
-        decoding.count(values, 1)
-        width = self._network.config.encoder_hidden_size
-        states = decoding.tensor(values[0], "states", (1, None, width)).to(self._network.dtype)
-        with torch.inference_mode():
-            tokens = self._network.say(states, use)
-        return generation.spelled(self._tokenizer, tokens, use or "answer")
+def _question_steps(checkpoint: Checkpoint) -> QuestionSteps:
+    config = text_config(checkpoint.config)
+    states = (1, patches(checkpoint.config), config.encoder_hidden_size)
+    return QuestionSteps(states, prepare.tokenizer(checkpoint, BertTokenizer), config.max_position_embeddings)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, question: Value, longest: int) -> tuple[Tensor, Tensor]:
-    """A question to tokens and mask (1, t); several lines are one question."""
-    text = " ".join(decoding.lines(question))
-    tokens = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")
-    return tokens["input_ids"], tokens["attention_mask"]
-
-
-def _answering(network: Decoder, checkpoint: Checkpoint) -> DecoderModule:
-    for own, other in _TIED.items():
-        generation.check_tied(checkpoint, f"text_decoder.{own}", f"text_decoder.{other}")
-    return DecoderModule(network, prepare.tokenizer(checkpoint, BertTokenizer))
+def _decoder_steps(checkpoint: Checkpoint) -> dict[str | None, steps.Spelling]:
+    tokenizer = prepare.tokenizer(checkpoint, BertTokenizer)
+    shapes = {"states": (1, QUESTION_TOKENS, text_config(checkpoint.config).encoder_hidden_size)}
+    names = {None: "answer", "caption": "caption"}
+    return {use: steps.Spelling(shapes, tokenizer, what, free=True) for use, what in names.items()}
 
 
 _TIED = {
@@ -212,25 +198,27 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"blip": [{"vision_model.": ""}]},
             build=lambda config: BlipVisionModel(vision_config(config)),
             identity=_vision_identity,
-            typical=_typical_vision,
-            module=lambda network, checkpoint: adapters.Pictures(
-                see, network, prepare.image_processor(checkpoint, BlipImageProcessorPil)
-            ),
+            steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, BlipImageProcessorPil)),
+            forwards=ordinary(encode_image, one_picture),
         ),
         "question": model_parts.Part(
             prefixes={"blip": [{"text_encoder.": ""}]},
             build=lambda config: _Reader(text_config(config), patches(config)),
             identity=_text_identity,
-            typical=_typical_question,
-            module=lambda network, checkpoint: QuestionModule(network, prepare.tokenizer(checkpoint, BertTokenizer)),
+            steps=_question_steps,
+            forwards=ordinary(encode_question, _picture_and_question),
         ),
         "decoder": model_parts.Part(
             prefixes={"blip": [{"text_decoder.": ""}]},
             build=lambda config: Decoder(text_config(config), patches(config)),
             identity=_decoder_identity,
-            typical=_typical_decoder,
-            module=_answering,
+            steps=_decoder_steps,
+            forwards={
+                None: Forward(Decoder.generate_answer, _answer, unrolled=generation.one_pass),
+                "caption": Forward(Decoder.generate_caption, _caption, unrolled=generation.one_pass),
+            },
             tied=_TIED,
+            equal={f"text_decoder.{own}": f"text_decoder.{other}" for own, other in _TIED.items()},
             unread=(".position_ids", *(f"text_decoder.{name}" for name in _TIED)),
         ),
     }

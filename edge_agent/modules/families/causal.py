@@ -13,6 +13,7 @@ Invariant: the tokens are those of the whole model's ``generate`` with the same 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -29,15 +30,16 @@ from transformers import (
 )
 
 from broker.protocol.errors import ErrorCode, RequestFailed
-from edge_agent.modules import Output, Value
+from broker.protocol.tensors import Array
+from edge_agent.modules import Output, Prepared, Value
 from edge_agent.modules.families import generation
-from edge_agent.modules.inputs import decoding, prepare
+from edge_agent.modules.inputs import decoding, prepare, steps
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
 
 IMAGE = "<image>"
 """What stands for the picture in a prompt, once for each of its vectors."""
 MOST_TOKENS = 64  # of an answer
-TYPICAL_PROMPT, TYPICAL_ANSWER = 24, 16  # tokens, besides the picture's
+PROMPT_TOKENS, ANSWER_TOKENS = 24, 16  # of the pass that is counted, besides the picture's
 _GENERATION = "generation_config.json"
 # Of a text_config: neither arithmetic, nor read here.
 _HISTORY = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
@@ -57,7 +59,7 @@ def text_config(config: Config) -> LlamaConfig | Qwen2Config:
 
 
 def build(config: Config) -> Language:
-    """The network, with its own generation settings left empty: ``complete`` says all."""
+    """The network, with its own generation settings left empty: ``generate`` has them all."""
     own = text_config(config)
     network: Language = LlamaForCausalLM(own) if isinstance(own, LlamaConfig) else Qwen2ForCausalLM(own)
     network.generation_config = cast("Any", GenerationConfig)()
@@ -106,7 +108,18 @@ def identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     }
 
 
-def complete(network: PreTrainedModel, ids: Tensor, picture: Tensor, image: int, end: list[int]) -> Tensor:
+def settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What ``generate`` takes besides tensors.
+
+    Raises:
+        ModuleRefused: a file is no JSON.
+    """
+    return {"image": image_token(checkpoint.config), "end": ends(checkpoint)}
+
+
+def generate(
+    network: PreTrainedModel, ids: Tensor, picture: Tensor, *, image: int, end: list[int]
+) -> dict[str, Tensor]:
     """The most probable tokens after a prompt, one after the other.
 
     Args:
@@ -117,7 +130,7 @@ def complete(network: PreTrainedModel, ids: Tensor, picture: Tensor, image: int,
         end: The tokens that end an answer.
 
     Returns:
-        The new token ids (1, t), int64.
+        ``tokens``: the new ids (1, t), int64.
     """
     embedded = cast("Any", network).get_input_embeddings()(ids)  # (1, n, d)
     place = (ids == image).unsqueeze(-1)  # (1, n, 1)
@@ -129,64 +142,66 @@ def complete(network: PreTrainedModel, ids: Tensor, picture: Tensor, image: int,
         pad_token_id=end[0] if end else 0,
         **generation.limits(MOST_TOKENS),
     )
-    return cast("Tensor", found)
+    return {"tokens": found}
 
 
-def typical(network: Language, picture: int) -> dict[str, Tensor]:
-    """The pass of a prompt with this many picture tokens, and of an answer: each token once, as with the cache."""
-    length = picture + TYPICAL_PROMPT + TYPICAL_ANSWER
+def picture_prompt_and_answer(network: Language) -> dict[str, Tensor]:
+    """One picture, a prompt of 24 tokens besides it, and an answer of 16."""
+    length = network.config.picture_tokens + PROMPT_TOKENS + ANSWER_TOKENS
+    return {
+        "inputs_embeds": torch.empty(1, length, network.config.hidden_size),
+        "attention_mask": torch.zeros(1, 1, length, length),
+    }
+
+
+def one_pass(network: Language, inputs_embeds: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+    """The pass of a prompt and of its answer: each token once, as ``generate`` does with its cache."""
     logits = network(
-        inputs_embeds=torch.empty(1, length, network.config.hidden_size),
-        attention_mask=torch.zeros(1, 1, length, length),
-        use_cache=False,
-        logits_to_keep=TYPICAL_ANSWER,
+        inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False, logits_to_keep=ANSWER_TOKENS
     ).logits
     return {"tokens": logits.argmax(dim=-1)}
 
 
-class Answering:
-    """A language model with its weights and its tokenizer.
+class PromptSteps(steps.Steps):
+    """A picture's vectors and a question to an answer: the base of the families' steps.
 
     Args:
-        network: The model.
-        checkpoint: Whose tokenizer, and whose token for a picture's vector, it takes.
+        checkpoint: Its tokenizer, and its token for a picture's vector.
 
     Raises:
         ModuleRefused: a file is missing or wrong.
     """
 
-    def __init__(self, network: Language, checkpoint: Checkpoint) -> None:
-        self._network = network
+    values = 2
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._tokenizer = prepare.tokenizer(checkpoint, AutoTokenizer)
         self._image = image_token(checkpoint.config)
-        self._end = ends(checkpoint)
+        self._width = text_config(checkpoint.config).hidden_size
 
-    @property
-    def width(self) -> int:
-        """The length of one of the picture's vectors."""
-        return self._network.config.hidden_size
-
-    def answer(self, prompt: str, picture: Tensor) -> Output:
-        """The answer to a prompt that names ``IMAGE`` as often as the picture (1, p, d) has vectors.
+    def tokens(self, prompt: str, picture: Array) -> Prepared:
+        """A prompt that names ``IMAGE`` as often as the picture (1, p, d) has vectors, and these.
 
         Raises:
             RequestFailed: ``bad_input`` when the question names it, too.
         """
-        ids = cast("Tensor", self._tokenizer(prompt, return_tensors="pt")["input_ids"])
+        ids = self._tokenizer(prompt, return_tensors="np")["input_ids"]
         if int((ids == self._image).sum()) != picture.shape[1]:
             raise RequestFailed(
                 ErrorCode.BAD_INPUT, f"the question has {IMAGE} in it, which stands for the picture: leave it out"
             )
-        with torch.inference_mode():
-            tokens = complete(self._network, ids, picture, self._image, self._end)
-        return generation.spelled(self._tokenizer, tokens, "answer")
+        return Prepared({"ids": ids, "picture": picture})
+
+    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
+        """``tokens`` (1, t) and the answer that they spell."""
+        return steps.spelled(self._tokenizer, arrays["tokens"], "answer")
 
 
 def question(value: Value) -> str:
     """The one line of a question.
 
     Raises:
-        RequestFailed: ``bad_input`` when it isn't one.
+        RequestFailed: ``bad_input`` when it has several.
     """
     lines = decoding.lines(value)
     if len(lines) != 1:

@@ -31,18 +31,17 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from broker.protocol.errors import ModuleRefused, first_line
-from edge_agent.modules import Value
-from edge_agent.modules.families import adapters
-from edge_agent.modules.families.contrast import ContrastHead, HeadModule
-from edge_agent.modules.inputs import audio, prepare
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.tensors import Array
+from edge_agent.modules import SCORES, Value
+from edge_agent.modules.families import contrast
+from edge_agent.modules.inputs import audio, prepare, steps
 from edge_agent.modules.weights import model_parts
-from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import Forward, ordinary
 
 MOST_S = 60.0  # seconds of the longest sound that is read
-TYPICAL_TEXTS, TYPICAL_TOKENS = 4, 9  # "this is a sound of a dog" with start and end
-# Fields of the feature extractor's file that don't change what it gives.
-_HISTORY = frozenset({"feature_extractor_type", "processor_class", "nb_max_samples", "nb_frequency_bins"})
+CAPTION_TOKENS = 9  # of the pass that is counted: "this is a sound of a dog" with start and end
 
 
 def audio_config(config: Config) -> ClapAudioConfig:
@@ -64,28 +63,30 @@ def _section(config: Config, name: str) -> dict[str, Any]:
     return own | projection
 
 
-def hear(network: ClapAudioModelWithProjection, features: Tensor) -> dict[str, Tensor]:
-    """The embedding (1, e) of a sound's spectrogram (1, 1, frames, mels)."""
+def encode_audio(network: ClapAudioModelWithProjection, features: Tensor) -> dict[str, Tensor]:
+    """A sound's spectrogram (1, 1, frames, mels) to ``audio_embeds`` (1, e)."""
     return {"audio_embeds": network(input_features=features).audio_embeds}
 
 
-def read(network: ClapTextModelWithProjection, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """Embeddings (n, e) of tokens (n, t); no mask means that all are real."""
+def encode_text(network: ClapTextModelWithProjection, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Tokens (n, t) to ``text_embeds`` (n, e)."""
     return {"text_embeds": network(input_ids=ids, attention_mask=mask).text_embeds}
 
 
-class Head(ContrastHead):
-    """Cosines of sounds and texts, scaled."""
+class Head(nn.Module):
+    """Cosines of sounds and texts, scaled; ``width`` is that of the embeddings."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(width)
+        super().__init__()
+        self.width = width
         self.logit_scale_a = nn.Parameter(torch.tensor(0.0))
 
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
-        """In the arithmetic of transformers' ClapModel; the first is the sound."""
-        audio_embeds = image_embeds / image_embeds.norm(p=2, dim=-1, keepdim=True)
+    def forward(self, audio_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
+        """In the arithmetic of transformers' ClapModel."""
+        audio_embeds = audio_embeds / audio_embeds.norm(p=2, dim=-1, keepdim=True)
         text_embeds = text_embeds / text_embeds.norm(p=2, dim=-1, keepdim=True)
-        return {"logits": torch.matmul(audio_embeds, text_embeds.t()) * self.logit_scale_a.exp()}  # (1, n)
+        logits = torch.matmul(audio_embeds, text_embeds.t()) * self.logit_scale_a.exp()  # (1, n)
+        return {"logits": logits, SCORES: contrast.softmax(logits.float())}
 
 
 def _text(config: Config) -> ClapTextModelWithProjection:
@@ -102,24 +103,13 @@ def extractor(checkpoint: Checkpoint) -> ClapFeatureExtractor:
     Raises:
         ModuleRefused: its file isn't there, makes none, or is of a CLAP with fusion.
     """
-    path = checkpoint.repository.required(prepare.PREPROCESSOR)
-    fields = {name: value for name, value in read_object(path).items() if name not in _HISTORY}
-    try:
-        made: ClapFeatureExtractor = cast("Any", ClapFeatureExtractor)(**fields)
-    except Exception as error:  # its fields may be wrong in any way
-        raise ModuleRefused(f"{path} makes no feature extractor ({first_line(error)}): fetch it again") from error
+    made = prepare.feature_extractor(checkpoint, ClapFeatureExtractor)
     if made.truncation != "rand_trunc" or audio_config(checkpoint.config).enable_fusion:
         raise ModuleRefused(
-            f"{path} is of a CLAP with fusion, which takes random parts of long sounds: name one without, such as "
-            "laion/clap-htsat-unfused"
+            f"{checkpoint.repository.required(prepare.PREPROCESSOR)} is of a CLAP with fusion, which takes random "
+            "parts of long sounds: name one without, such as laion/clap-htsat-unfused"
         )
     return made
-
-
-def spectrogram(made: ClapFeatureExtractor, samples: NDArray[np.float32]) -> Tensor:
-    """The network's input (1, 1, frames, mels), float32, of samples (n,), at most ``nb_max_samples`` of them."""
-    found = made(samples, sampling_rate=made.sampling_rate, return_tensors="np")["input_features"]
-    return torch.tensor(np.ascontiguousarray(found, dtype=np.float32))
 
 
 def beginning(made: ClapFeatureExtractor, value: Value) -> NDArray[np.float32]:
@@ -131,9 +121,11 @@ def beginning(made: ClapFeatureExtractor, value: Value) -> NDArray[np.float32]:
     return audio.samples(value, made.sampling_rate, MOST_S)[: made.nb_max_samples]
 
 
-def _features(made: ClapFeatureExtractor, value: Value) -> Tensor:
-    """The tower's input (1, 1, frames, mels), float32, of what a sensor sent."""
-    return spectrogram(made, beginning(made, value))
+def _features(made: ClapFeatureExtractor, value: Value) -> Array:
+    """The tower's input (1, 1, frames, mels) of what a sensor sent."""
+    return np.asarray(
+        made(beginning(made, value), sampling_rate=made.sampling_rate, return_tensors="np")["input_features"]
+    )
 
 
 def _audio_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -157,22 +149,25 @@ def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return prepare.fields(config, wanted) | {"vocabulary": prepare.vocabulary(checkpoint)}
 
 
-def _typical_audio(network: ClapAudioModelWithProjection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _sound(network: ClapAudioModelWithProjection) -> dict[str, Tensor]:
     """Ten seconds of sound."""
     frames, mels = 1001, network.config.num_mel_bins  # ten seconds in steps of ten milliseconds, both ends included
-    return hear(network, torch.empty(1, 1, frames, mels))
+    return {"features": torch.empty(1, 1, frames, mels)}
 
 
-def _typical_text(network: ClapTextModelWithProjection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _captions(_: ClapTextModelWithProjection) -> dict[str, Tensor]:
     """Four captions of nine tokens."""
-    ids = torch.zeros(TYPICAL_TEXTS, TYPICAL_TOKENS, dtype=torch.int64)
-    mask = torch.zeros(TYPICAL_TEXTS, 1, TYPICAL_TOKENS, TYPICAL_TOKENS)  # all real, in the form that isn't looked into
-    return read(network, ids, mask)
+    ids = torch.zeros(contrast.TEXTS, CAPTION_TOKENS, dtype=torch.int64)
+    return {"ids": ids, "mask": torch.zeros(contrast.TEXTS, 1, CAPTION_TOKENS, CAPTION_TOKENS)}
 
 
-def _typical_head(network: Head, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _sound_and_captions(network: Head) -> dict[str, Tensor]:
     """One sound and four captions."""
-    return network.typical(TYPICAL_TEXTS)
+    return {"audio_embeds": torch.empty(1, network.width), "text_embeds": torch.empty(contrast.TEXTS, network.width)}
+
+
+def _text_steps(checkpoint: Checkpoint) -> steps.Texts:
+    return steps.Texts(prepare.tokenizer(checkpoint, RobertaTokenizer), _longest(text_config(checkpoint.config)))
 
 
 def _longest(config: ClapTextConfig) -> int:
@@ -186,27 +181,23 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"clap": [{"audio_model.": "audio_model.", "audio_projection.": "audio_projection."}]},
             build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
             identity=_audio_identity,
-            typical=_typical_audio,
-            module=lambda network, checkpoint: adapters.Sounds(
-                hear, network, partial(_features, extractor(checkpoint))
-            ),
+            steps=lambda checkpoint: steps.Sound(partial(_features, extractor(checkpoint))),
+            forwards=ordinary(encode_audio, _sound),
         ),
         "text": model_parts.Part(
             prefixes={"clap": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
             build=_text,
             identity=_text_identity,
-            typical=_typical_text,
-            module=lambda network, checkpoint: adapters.Texts(
-                read, network, prepare.tokenizer(checkpoint, RobertaTokenizer), _longest(network.config)
-            ),
+            steps=_text_steps,
+            forwards=ordinary(encode_text, _captions),
             unread=(".position_ids", ".token_type_ids"),
         ),
         "head": model_parts.Part(
             prefixes={"clap": [{"logit_scale_a": "logit_scale_a"}]},
             build=lambda config: Head(text_config(config).projection_dim),
             identity=lambda _: {},
-            typical=_typical_head,
-            module=lambda network, _: HeadModule(network, name="audio_embeds"),
+            steps=lambda checkpoint: steps.Ranking(["audio_embeds"], text_config(checkpoint.config).projection_dim),
+            forwards={None: Forward(Head.forward, _sound_and_captions)},
         ),
     }
 )

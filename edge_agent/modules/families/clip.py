@@ -39,16 +39,15 @@ from transformers import (
 from transformers.image_processing_backends import PilBackend
 
 from broker.protocol.errors import ModuleRefused
-from edge_agent.modules import Output, Value
-from edge_agent.modules.families import adapters
-from edge_agent.modules.families.contrast import ContrastHead, HeadModule
-from edge_agent.modules.inputs import decoding, outputs, prepare, sample_inputs
+from edge_agent.modules.families import contrast
+from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import Forward, one_picture, ordinary
 
 CLIPSEG_SIZE = 352  # pixels, the side of CLIPSeg's pictures
 CLIPSEG_LAYERS = (3, 6, 9)  # of which CLIPSeg's decoder takes the outputs, counted from 0
-TYPICAL_TEXTS, TYPICAL_TOKENS = 4, 7  # "a photo of a dog" with start and end
+CAPTIONS, CAPTION_TOKENS = 4, 7  # of the pass that is counted: "a photo of a dog" with start and end
 _OLD_END = 2  # what old configurations say for "the highest id of the vocabulary"
 
 
@@ -62,16 +61,25 @@ def text_config(config: Config) -> CLIPTextConfig:
     return CLIPTextConfig(**(config["text_config"] | {"projection_dim": config.get("projection_dim", 512)}))
 
 
-def see(network: CLIPVisionModel, pixels: Tensor, use: str | None = None) -> dict[str, Tensor]:
-    """What a picture (1, 3, height, width) gives in a use of the vision tower; no layer runs that isn't needed."""
-    if use is None:
-        return {"pooled": network(pixel_values=pixels).pooler_output}  # (1, d)
-    if use == "patch-mean":
-        hidden = network(pixel_values=pixels).last_hidden_state  # (1, 1 + p, d)
-        return {"features": torch.mean(hidden[:, 1:, :], dim=1)}  # (1, d)
-    if use == "llava":
-        before_last = len(network.encoder.layers) - 2
-        return {"patches": _layers(network, pixels, (before_last,))[before_last][:, 1:]}  # (1, p, d)
+def encode_image(network: CLIPVisionModel, pixels: Tensor) -> dict[str, Tensor]:
+    """A picture (1, 3, s, s) to ``pooled`` (1, d)."""
+    return {"pooled": network(pixel_values=pixels).pooler_output}
+
+
+def mean_of_patches(network: CLIPVisionModel, pixels: Tensor) -> dict[str, Tensor]:
+    """A picture (1, 3, s, s) to ``features`` (1, d)."""
+    hidden = network(pixel_values=pixels).last_hidden_state  # (1, 1 + p, d)
+    return {"features": torch.mean(hidden[:, 1:, :], dim=1)}
+
+
+def patches_for_llava(network: CLIPVisionModel, pixels: Tensor) -> dict[str, Tensor]:
+    """A picture (1, 3, s, s) to ``patches`` (1, p, d); the last layer doesn't run."""
+    before_last = len(network.encoder.layers) - 2
+    return {"patches": _layers(network, pixels, (before_last,))[before_last][:, 1:]}
+
+
+def layers_for_clipseg(network: CLIPVisionModel, pixels: Tensor) -> dict[str, Tensor]:
+    """A picture (1, 3, h, w) to ``layer-3``, ``-6`` and ``-9`` (1, 1 + p, d); no layer above runs."""
     return {f"layer-{index}": hidden for index, hidden in _layers(network, pixels, CLIPSEG_LAYERS).items()}
 
 
@@ -87,24 +95,24 @@ def _layers(network: CLIPVisionModel, pixels: Tensor, wanted: tuple[int, ...]) -
     return found
 
 
-def read(network: CLIPTextModelWithProjection, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """Embeddings (n, e) of tokens (n, t); no mask means that all are real."""
+def encode_text(network: CLIPTextModelWithProjection, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    """Tokens (n, t) to ``text_embeds`` (n, e); no mask means that all are real."""
     return {"text_embeds": network(input_ids=ids, attention_mask=mask).text_embeds}
 
 
-class Head(ContrastHead):
+class Head(contrast.ContrastHead):
     """Cosines of pictures and texts, scaled."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
         self.logit_scale = nn.Parameter(torch.tensor(0.0))
 
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """In the arithmetic of transformers' CLIPModel."""
         image_embeds = image_embeds / _norm(image_embeds)
         text_embeds = text_embeds / _norm(text_embeds)
         logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * self.logit_scale.exp()  # (n, 1)
-        return {"logits": logits_per_text.t()}  # (1, n)
+        return logits_per_text.t()  # (1, n)
 
 
 def _norm(rows: Tensor) -> Tensor:
@@ -143,26 +151,19 @@ def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return prepare.fields(config, wanted) | rest
 
 
-def _typical_vision(network: CLIPVisionModel, use: str | None) -> dict[str, Tensor]:
+def _clipseg_picture(network: CLIPVisionModel) -> dict[str, Tensor]:
     """One picture."""
-    side = CLIPSEG_SIZE if use == "clipseg" else prepare.side(network.config.image_size)
-    return see(network, torch.empty(1, network.config.num_channels, side, side), use)
+    return {"pixels": torch.empty(1, network.config.num_channels, CLIPSEG_SIZE, CLIPSEG_SIZE)}
 
 
-def _typical_text(network: CLIPTextModelWithProjection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _captions(_: CLIPTextModelWithProjection) -> dict[str, Tensor]:
     """Four captions of seven tokens."""
-    ids = torch.zeros(TYPICAL_TEXTS, TYPICAL_TOKENS, dtype=torch.int64)
-    return read(network, ids, None)
+    return {"ids": torch.zeros(CAPTIONS, CAPTION_TOKENS, dtype=torch.int64)}
 
 
-def _typical_projection(network: Projection, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _pooled(network: Projection) -> dict[str, Tensor]:
     """One picture."""
-    return network.forward(torch.empty(1, network.visual_projection.in_features))
-
-
-def _typical_head(network: Head, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
-    """One picture and four captions."""
-    return network.typical(TYPICAL_TEXTS)
+    return {"pooled": torch.empty(1, network.visual_projection.in_features)}
 
 
 def _projected(config: Config) -> int:
@@ -173,32 +174,9 @@ def _projection(config: Config) -> Projection:
     return Projection(vision_config(config).hidden_size, _projected(config))
 
 
-class VisionModule:
-    """The vision tower with its weights, and the ways to prepare a picture for it."""
-
-    uses = frozenset({"patch-mean", "llava", "clipseg"})
-
-    def __init__(self, network: CLIPVisionModel) -> None:
-        self._network = network
-        self._ordinary = ordinary_processor(network.config)
-        self._clipseg = clipseg_processor()
-
-    def typical(self) -> tuple[Value, ...]:
-        """A picture."""
-        return (sample_inputs.picture(),)
-
-    def __call__(self, *values: Value, use: str | None = None) -> Output:
-        """A picture's bytes to what the use gives."""
-        decoding.count(values, 1)
-        processor = self._clipseg if use == "clipseg" else self._ordinary
-        pixels = prepare.pixels(processor, decoding.picture(values[0])).to(self._network.dtype)
-        with torch.inference_mode():
-            return Output(outputs.arrays(see(self._network, pixels, use)))
-
-
 def ordinary_processor(config: CLIPVisionConfig) -> CLIPImageProcessorPil:
     """What every published CLIP does to a picture: shorter side to the tower's, bicubic, centre cut, normalised."""
-    side = prepare.side(config.image_size)
+    side = model_parts.side(config.image_size)
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
@@ -226,11 +204,24 @@ def _check_preprocessing(checkpoint: Checkpoint, config: CLIPVisionConfig) -> No
         )
 
 
-def _seeing(network: CLIPVisionModel, checkpoint: Checkpoint) -> VisionModule:
-    _check_preprocessing(checkpoint, network.config)
-    return VisionModule(network)
+def _vision_steps(checkpoint: Checkpoint) -> dict[str | None, steps.Picture]:
+    config = vision_config(checkpoint.config)
+    _check_preprocessing(checkpoint, config)
+    ordinary = steps.Picture(ordinary_processor(config))
+    return dict.fromkeys(_VISION, ordinary) | {"clipseg": steps.Picture(clipseg_processor())}
 
 
+def _text_steps(checkpoint: Checkpoint) -> steps.Texts:
+    longest = text_config(checkpoint.config).max_position_embeddings
+    return steps.Texts(prepare.tokenizer(checkpoint, CLIPTokenizer), longest)
+
+
+_VISION: model_parts.Forwards[CLIPVisionModel] = {
+    None: Forward(encode_image, one_picture, batchable=True),
+    "patch-mean": Forward(mean_of_patches, one_picture, batchable=True),
+    "llava": Forward(patches_for_llava, one_picture, batchable=True),
+    "clipseg": Forward(layers_for_clipseg, _clipseg_picture, batchable=True),
+}
 PARTS: model_parts.Parts = MappingProxyType(
     {
         "vision": model_parts.Part(
@@ -247,8 +238,8 @@ PARTS: model_parts.Parts = MappingProxyType(
             },
             build=lambda config: CLIPVisionModel(vision_config(config)),
             identity=_vision_identity,
-            typical=_typical_vision,
-            module=_seeing,
+            steps=_vision_steps,
+            forwards=_VISION,
         ),
         "image_projection": model_parts.Part(
             prefixes={
@@ -257,10 +248,8 @@ PARTS: model_parts.Parts = MappingProxyType(
             },
             build=_projection,
             identity=lambda _: {},
-            typical=_typical_projection,
-            module=lambda network, _: adapters.Arrays(
-                Projection.forward, network, "pooled", (1, network.visual_projection.in_features)
-            ),
+            steps=lambda checkpoint: steps.Arrays({"pooled": (1, vision_config(checkpoint.config).hidden_size)}),
+            forwards=ordinary(Projection.forward, _pooled),
         ),
         "text": model_parts.Part(
             prefixes={
@@ -269,17 +258,15 @@ PARTS: model_parts.Parts = MappingProxyType(
             },
             build=lambda config: CLIPTextModelWithProjection(text_config(config)),
             identity=_text_identity,
-            typical=_typical_text,
-            module=lambda network, checkpoint: adapters.Texts(
-                read, network, prepare.tokenizer(checkpoint, CLIPTokenizer), network.config.max_position_embeddings
-            ),
+            steps=_text_steps,
+            forwards=ordinary(encode_text, _captions),
         ),
         "head": model_parts.Part(
             prefixes={"clip": [{"logit_scale": "logit_scale"}], "clipseg": [{"clip.logit_scale": "logit_scale"}]},
             build=lambda config: Head(_projected(config)),
             identity=lambda _: {},
-            typical=_typical_head,
-            module=lambda network, _: HeadModule(network),
+            steps=lambda checkpoint: steps.Ranking(["image_embeds"], _projected(checkpoint.config)),
+            forwards=contrast.scored(),
         ),
     }
 )

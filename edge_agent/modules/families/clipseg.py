@@ -19,7 +19,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -32,14 +32,15 @@ from transformers import CLIPSegConfig, CLIPSegVisionConfig
 from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
 
 from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
-from edge_agent.modules import Output, Value
+from broker.protocol.tensors import Array
+from edge_agent.modules import SCORES, Output, Prepared, Value
 from edge_agent.modules.families import clip
-from edge_agent.modules.inputs import decoding, outputs, prepare, sample_inputs
+from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import Forward, ordinary
 
 MAX_TEXTS = 16  # a mask takes up to 21 kB of an answer
-TYPICAL_TEXTS = 1
 _MASKED = 0.5  # probability from which a pixel belongs to a text
 
 
@@ -62,12 +63,10 @@ class Reduce(nn.Module):
         self.width = width
         self.reduces = nn.ModuleList([nn.Linear(width, reduced) for _ in range(depth)])
 
-    def forward(self, layers: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Hidden layers (1, 1 + p, d), the last first, to as many (1, 1 + p, r)."""
-        return {
-            f"reduced-{index}": reduce(hidden)
-            for index, (reduce, hidden) in enumerate(zip(self.reduces, layers, strict=True))
-        }
+    def forward(self, **layers: Tensor) -> dict[str, Tensor]:
+        """``layer-9``, ``-6`` and ``-3`` (1, 1 + p, d) to ``reduced-0``, ``-1`` and ``-2`` (1, 1 + p, r)."""
+        found = zip(self.reduces, clip.CLIPSEG_LAYERS[::-1], strict=True)
+        return {f"reduced-{index}": reduce(layers[f"layer-{of}"]) for index, (reduce, of) in enumerate(found)}
 
 
 def decode(network: CLIPSegDecoder, reduced: Sequence[Tensor], condition: Tensor) -> Tensor:
@@ -83,6 +82,13 @@ def decode(network: CLIPSegDecoder, reduced: Sequence[Tensor], condition: Tensor
     side = math.isqrt(patches.shape[2])
     logits: Tensor = network.transposed_convolution(patches.reshape(1, patches.shape[1], side, side))  # (1, 1, s, s)
     return logits.squeeze(1)
+
+
+def segment(network: CLIPSegDecoder, text_embeds: Tensor, **reduced: Tensor) -> dict[str, Tensor]:
+    """The reduced layers and n texts' embeddings (n, e) to ``logits`` (n, s, s), one text after the other."""
+    layers = [reduced[f"reduced-{index}"] for index in range(len(network.layers))]
+    logits = torch.cat([decode(network, layers, each) for each in torch.split(text_embeds, 1)]).float()
+    return {"logits": logits, SCORES: logits.sigmoid()}
 
 
 def _reduce(config: Config) -> Reduce:
@@ -103,7 +109,7 @@ def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     wanted = "projection_dim reduce_dim conditional_layer decoder_num_attention_heads decoder_intermediate_size"
     more: dict[str, JsonValue] = {
         "use_complex_transposed_convolution": config.use_complex_transposed_convolution,
-        "patch_size": prepare.side(_tower(config).patch_size),
+        "patch_size": model_parts.side(_tower(config).patch_size),
         "layer_norm_eps": _tower(config).layer_norm_eps,
         "depth": len(config.extract_layers),
     }
@@ -111,91 +117,69 @@ def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
 
 
 def _tokens(config: CLIPSegConfig) -> int:
-    return 1 + (clip.CLIPSEG_SIZE // prepare.side(_tower(config).patch_size)) ** 2
+    return 1 + (clip.CLIPSEG_SIZE // model_parts.side(_tower(config).patch_size)) ** 2
 
 
-def _typical_reduce(network: Reduce, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _layers(network: Reduce) -> dict[str, Tensor]:
     """One picture of 352 x 352, in patches of 16."""
-    return network.forward([torch.empty(1, 1 + (clip.CLIPSEG_SIZE // 16) ** 2, network.width) for _ in network.reduces])
+    return {name: torch.empty(shape) for name, shape in _layer_shapes(network.width).items()}
 
 
-def _typical_decoder(network: CLIPSegDecoder, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _layer_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    return {f"layer-{index}": (1, 1 + (clip.CLIPSEG_SIZE // 16) ** 2, width) for index in clip.CLIPSEG_LAYERS}
+
+
+def _reduced_and_text(network: CLIPSegDecoder) -> dict[str, Tensor]:
     """One picture of 352 x 352, and one text."""
     config = network.config
-    reduced = [torch.empty(1, _tokens(config), config.reduce_dim) for _ in network.layers]
-    return {"logits": decode(network, reduced, torch.empty(TYPICAL_TEXTS, config.projection_dim or 0))}
+    made = {name: torch.empty(shape) for name, shape in _reduced_shapes(config).items()}
+    return made | {"text_embeds": torch.empty(1, config.projection_dim or 0)}
 
 
-class ReduceModule:
-    """The linear maps with their weights."""
-
-    def __init__(self, network: Reduce) -> None:
-        self._network = network
-
-    def typical(self) -> tuple[Value, ...]:
-        """Three layers of the tower."""
-        shape = (1, 1 + (clip.CLIPSEG_SIZE // 16) ** 2, self._network.width)
-        return (sample_inputs.arrays({f"layer-{index}": shape for index in clip.CLIPSEG_LAYERS}),)
-
-    def __call__(self, *values: Value) -> Output:
-        """``layer-9``, ``-6`` and ``-3`` (1, 1 + p, d) to ``reduced-0``, ``-1`` and ``-2`` (1, 1 + p, r)."""
-        decoding.count(values, 1)
-        dtype = next(self._network.parameters()).dtype
-        shape = (1, None, self._network.width)
-        layers = [decoding.tensor(values[0], f"layer-{index}", shape).to(dtype) for index in clip.CLIPSEG_LAYERS[::-1]]
-        with torch.inference_mode():
-            return Output(outputs.arrays(self._network.forward(layers)))
+def _reduced_shapes(config: CLIPSegConfig) -> dict[str, tuple[int, ...]]:
+    return {f"reduced-{index}": (1, _tokens(config), config.reduce_dim) for index in range(len(config.extract_layers))}
 
 
-class DecoderModule:
-    """The decoder with its weights."""
+class MaskSteps(steps.Steps):
+    """The reduced layers, the embeddings of n texts, and the texts, to a mask a text."""
 
-    def __init__(self, network: CLIPSegDecoder) -> None:
-        self._network = network
+    values = 3
 
-    def typical(self) -> tuple[Value, ...]:
-        """The reduced layers, and one text with its embedding."""
-        config = self._network.config
-        shape = (1, _tokens(config), config.reduce_dim)
-        reduced = sample_inputs.arrays({f"reduced-{index}": shape for index in range(len(config.extract_layers))})
-        return (
-            reduced,
-            sample_inputs.arrays({"text_embeds": (1, cast("int", config.projection_dim))}),
-            sample_inputs.question(),
-        )
+    def __init__(self, config: CLIPSegConfig) -> None:
+        self._shapes = _reduced_shapes(config)
+        self._width = cast("int", config.projection_dim)
 
-    def __call__(self, *values: Value) -> Output:
-        """The reduced layers, ``text_embeds`` (n, e) and the texts to ``logits`` (n, s, s) and a mask a text."""
-        decoding.count(values, 3)
+    def read(self, *values: Value) -> Prepared:
+        """The reduced layers, ``text_embeds`` (n, e) and the texts."""
         texts = decoding.lines(values[2])
         if len(texts) > MAX_TEXTS:
             raise RequestFailed(
                 ErrorCode.BAD_INPUT, f"{len(texts)} texts, at most {MAX_TEXTS} are segmented at once: send fewer"
             )
-        config, dtype = self._network.config, self._network.dtype
-        embeds = decoding.tensor(values[1], "text_embeds", (len(texts), config.projection_dim)).to(dtype)
-        shape = (1, _tokens(config), config.reduce_dim)
-        reduced = [
-            decoding.tensor(values[0], f"reduced-{index}", shape).to(dtype)
-            for index in range(len(config.extract_layers))
-        ]
-        with torch.inference_mode():
-            logits = torch.cat(
-                [decode(self._network, reduced, each) for each in torch.split(embeds, 1)]
-            ).float()  # (n, s, s)
-        return Output(outputs.arrays({"logits": logits}), answer(texts, logits))
+        found = {"text_embeds": decoding.array(values[1], "text_embeds", (len(texts), self._width))}
+        found |= {name: decoding.array(values[0], name, shape) for name, shape in self._shapes.items()}
+        return Prepared(found, texts)
+
+    def answer(self, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
+        """``logits`` (n, s, s) and a mask a text."""
+        return Output({"logits": arrays["logits"]}, answer(prepared.texts, arrays[SCORES]))
+
+    def sample(self) -> tuple[Value, ...]:
+        """The reduced layers, and one text with its embedding."""
+        embedding = sample_inputs.arrays({"text_embeds": (1, self._width)})
+        return sample_inputs.arrays(self._shapes), embedding, sample_inputs.question()
 
 
-def answer(texts: Sequence[str], logits: Tensor) -> dict[str, JsonValue]:
-    """What a sensor reads of logits (n, s, s): for each text its share of the picture, its box, and its mask.
+def answer(texts: Sequence[str], probabilities: Array) -> dict[str, JsonValue]:
+    """The answer of probabilities (n, s, s): for each text its share of the picture, its box, and its mask.
 
     ``score`` is the highest probability of a pixel, ``area`` the share of pixels of at least one half, ``box`` their
     bounds (left, top, right, bottom) as shares of the picture's sides, null when there are none, and ``mask`` a PNG of
     one bit a pixel, s x s, in base64.
     """
     segments: list[JsonValue] = []
-    for text, one in zip(texts, logits.sigmoid(), strict=True):
-        mask = (one >= _MASKED).numpy()  # (s, s)
+    for text, one in zip(texts, probabilities, strict=True):
+        mask = one >= _MASKED  # (s, s)
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box: list[JsonValue] | None = None
         if len(rows):
@@ -222,8 +206,10 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"clipseg": [{"decoder.reduces.": "reduces."}]},
             build=_reduce,
             identity=lambda _: {"layers": [*clip.CLIPSEG_LAYERS]},
-            typical=_typical_reduce,
-            module=lambda network, _: ReduceModule(network),
+            steps=lambda checkpoint: steps.Arrays(
+                _layer_shapes(_tower(_config(checkpoint.config)).hidden_size), free=True
+            ),
+            forwards=ordinary(Reduce.forward, _layers),
         ),
         "decoder": model_parts.Part(
             prefixes={
@@ -234,8 +220,8 @@ PARTS: model_parts.Parts = MappingProxyType(
             },
             build=_decoder,
             identity=_decoder_identity,
-            typical=_typical_decoder,
-            module=lambda network, _: DecoderModule(network),
+            steps=lambda checkpoint: MaskSteps(_config(checkpoint.config)),
+            forwards={None: Forward(segment, _reduced_and_text)},
         ),
     }
 )

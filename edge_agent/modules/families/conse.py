@@ -20,14 +20,16 @@ It gives ``scores`` float32 (n,) and the answer; the one module serves both task
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value
-from edge_agent.modules.inputs import decoding, outputs, sample_inputs
+from broker.protocol.tensors import Array
+from edge_agent.modules import Module, Output, Pass, Prepared, Value
+from edge_agent.modules.inputs import decoding, outputs, sample_inputs, steps
 from edge_agent.modules.inputs.imagenet import CLASSES
 from edge_agent.modules.weights import packaged, precision
 
@@ -38,13 +40,29 @@ ATTENTION_TEMPERATURE = 0.1  # how sharply a question chooses among them
 QUESTION_WEIGHT = 0.2  # how much an answer's own nearness to the question counts
 
 
-class Head:
-    """The head with the embeddings of the class names."""
+class RankSteps(steps.Steps):
+    """A picture's classes, perhaps a question, and texts to rank."""
 
-    def __init__(self, names: Tensor) -> None:
-        self._names = names  # (1000, 384), rows of length 1
+    def prepare(self, values: Sequence[Value]) -> Prepared:
+        """(``probs``, ``embeddings``, texts) or (``probs``, question, ``embeddings``, texts)."""
+        decoding.count(values, 3, 4)
+        probs, *asked, embedded, sent = values
+        texts = decoding.lines(sent)
+        found = {
+            "probs": decoding.array(probs, "probs", (1, CLASSES)),
+            "candidates": decoding.array(embedded, TENSOR, (len(texts), WIDTH)),
+        }
+        if asked:
+            found["question"] = decoding.array(asked[0], TENSOR, (None, WIDTH))
+            decoding.one_question(found["question"])
+        return Prepared(found, texts)
 
-    def typical(self) -> tuple[Value, ...]:
+    def answer(self, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
+        """``scores`` (n,), and the texts under ``answer`` where there is a question, else under ``label``."""
+        what = "answer" if "question" in prepared.arrays else "label"
+        return Output(dict(arrays), outputs.ranking(what, prepared.texts, arrays["scores"]))
+
+    def sample(self) -> tuple[Value, ...]:
         """A picture's classes, four captions' embeddings, and these."""
         probs, embeddings = (
             sample_inputs.arrays({"probs": (1, CLASSES)}),
@@ -52,26 +70,14 @@ class Head:
         )
         return probs, embeddings, sample_inputs.texts()
 
-    def __call__(self, *values: Value) -> Output:
-        """(``probs``, ``embeddings``, texts) or (``probs``, question, ``embeddings``, texts) to ``scores`` (n,)."""
-        decoding.count(values, 3, 4)
-        probs, *asked, embedded, sent = values
-        texts = decoding.lines(sent)
-        with torch.inference_mode():
-            probabilities = decoding.tensor(probs, "probs", (1, CLASSES))
-            candidates = decoding.tensor(embedded, TENSOR, (len(texts), WIDTH))  # (n, 384)
-            if not asked:
-                scores = (picture(self._names, probabilities) @ candidates.T)[0]  # (n,)
-                return Output({"scores": scores.numpy()}, outputs.ranking("label", texts, scores))
-            question = decoding.tensor(asked[0], TENSOR, (None, WIDTH))  # (1, 384)
-            if len(question) != 1:
-                raise RequestFailed(
-                    ErrorCode.BAD_INPUT, f"the question has {len(question)} lines: send one question on one line"
-                )
-            seen = picture(self._names, probabilities, question) @ candidates.T  # (1, n)
-            fitting = question @ candidates.T  # (1, n)
-            scores = ((seen + QUESTION_WEIGHT * fitting) / (1 + QUESTION_WEIGHT))[0]  # (n,), between -1 and 1
-            return Output({"scores": scores.numpy()}, outputs.ranking("answer", texts, scores))
+
+def rank(names: Tensor, probs: Tensor, candidates: Tensor, question: Tensor | None = None) -> dict[str, Tensor]:
+    """Texts (n, 384), and a question (1, 384), to ``scores`` (n,) between -1 and 1."""
+    seen = picture(names, probs, question) @ candidates.T  # (1, n)
+    if question is not None:
+        fitting = question @ candidates.T  # (1, n)
+        seen = (seen + QUESTION_WEIGHT * fitting) / (1 + QUESTION_WEIGHT)
+    return {"scores": seen[0]}
 
 
 def picture(names: Tensor, probabilities: Tensor, question: Tensor | None = None) -> Tensor:
@@ -98,7 +104,7 @@ def load(spec: ModuleSpec) -> Module:
     """
     names = packaged.read(spec, "embeddings", {TENSOR: (CLASSES, WIDTH)})
     precision.check(spec, precision.memory_bytes(names.values()))
-    return Head(names[TENSOR])
+    return Module(names[TENSOR], {None: Pass(RankSteps(), rank)})  # computes in float32, whatever the names are held in
 
 
 def memory_bytes(spec: ModuleSpec) -> int:

@@ -1,6 +1,6 @@
 """The head of every model with two towers: scores of texts for a picture (or a sound), and the ranked texts.
 
-Owns the head's inputs and its answer; how embeddings become logits is the family's network.
+Owns the head's inputs and its scores; how embeddings become logits is the family's network.
 
     takes                                              gives
     ``image_embeds`` (1, e), ``text_embeds`` (n, e),   ``logits`` float32 (1, n), and the texts, best first
@@ -9,13 +9,15 @@ Owns the head's inputs and its answer; how embeddings become logits is the famil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from edge_agent.modules import Output, Value
-from edge_agent.modules.inputs import decoding, outputs, sample_inputs
+from edge_agent.modules import SCORES
+from edge_agent.modules.weights.model_parts import Forward
+
+TEXTS = 4  # of the pass that is counted
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -30,48 +32,21 @@ class ContrastHead(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
-        """``logits`` (1, n) of a picture (1, e) and n texts (n, e)."""
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """Logits (1, n) of a picture (1, e) and n texts (n, e)."""
         raise NotImplementedError
 
-    def typical(self, texts: int) -> dict[str, Tensor]:
-        """The pass for one picture and this many texts."""
-        return self.forward(torch.empty(1, self.width), torch.empty(texts, self.width))
+
+def picture_and_captions(network: ContrastHead) -> dict[str, Tensor]:
+    """One picture and four captions."""
+    return {"image_embeds": torch.empty(1, network.width), "text_embeds": torch.empty(TEXTS, network.width)}
 
 
-class HeadModule:
-    """A head with its weights.
+def scored(probabilities: Callable[[Tensor], Tensor] = softmax) -> Mapping[str | None, Forward[ContrastHead]]:
+    """The forward of a head whose logits (1, n) become scores (1, n) between 0 and 1 in this way."""
 
-    Args:
-        network: The family's head.
-        probabilities: Logits (1, n) to scores (1, n) between 0 and 1.
-        name: The array of the first value: ``image_embeds``, or another tower's.
-    """
+    def run(network: ContrastHead, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
+        logits = network(image_embeds, text_embeds)
+        return {"logits": logits, SCORES: probabilities(logits.float())}
 
-    def __init__(
-        self, network: ContrastHead, probabilities: Callable[[Tensor], Tensor] = softmax, name: str = "image_embeds"
-    ) -> None:
-        self._network = network
-        self._probabilities = probabilities
-        self._name = name
-        self._dtype = next(network.parameters()).dtype
-
-    def typical(self) -> tuple[Value, ...]:
-        """Embeddings of one picture and four texts, and these."""
-        picture = sample_inputs.arrays({self._name: (1, self._network.width)})
-        return (
-            picture,
-            sample_inputs.arrays({"text_embeds": (sample_inputs.TEXTS, self._network.width)}),
-            sample_inputs.texts(),
-        )
-
-    def __call__(self, *values: Value) -> Output:
-        """Embeddings of one picture, of n texts, and the texts, to ``logits`` (1, n) and the ranked texts."""
-        decoding.count(values, 3)
-        texts = decoding.lines(values[2])
-        image = decoding.tensor(values[0], self._name, (1, self._network.width)).to(self._dtype)
-        text = decoding.tensor(values[1], "text_embeds", (len(texts), self._network.width)).to(self._dtype)
-        with torch.inference_mode():
-            output = self._network.forward(image, text)
-            scores = self._probabilities(output["logits"].float())[0]  # (n,)
-            return Output(outputs.arrays(output), outputs.ranking("label", texts, scores))
+    return {None: Forward(run, picture_and_captions)}

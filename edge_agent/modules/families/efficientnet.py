@@ -16,14 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from pydantic import JsonValue
 from torch import Tensor
 from torch.nn import functional
 
 from broker.protocol.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value
-from edge_agent.modules.inputs import decoding, sample_inputs
+from broker.protocol.tensors import Array
+from edge_agent.modules import Module, Output, Pass, Prepared, Value
+from edge_agent.modules.inputs import decoding, outputs, steps
 from edge_agent.modules.inputs.imagenet import CLASSES, class_names
 from edge_agent.modules.weights import packaged, precision
 from edge_agent.modules.weights.packaged import Shape
@@ -100,7 +99,7 @@ def classifier_shapes() -> dict[str, Shape]:
     return {"_fc.weight": (CLASSES, FEATURES), "_fc.bias": (CLASSES,)}
 
 
-def pixels(value: Value) -> Tensor:
+def pixels(value: Value) -> Array:
     """Turn a picture's bytes into the network's input (1, 3, 224, 224): centre crop, bicubic, about -1 to 1.
 
     Raises:
@@ -110,8 +109,8 @@ def pixels(value: Value) -> Tensor:
     side = max(1, int(min(picture.size) * _CENTRE))
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     square = picture.crop((left, top, left + side, top + side)).resize((RESOLUTION, RESOLUTION))  # bicubic by default
-    channels_last = torch.tensor(np.asarray(square), dtype=torch.float32)  # (224, 224, 3)
-    return (channels_last.permute(2, 0, 1).unsqueeze(0).contiguous() - 127) / 128  # (1, 3, 224, 224)
+    channels_last = np.asarray(square, dtype=np.float32)  # (224, 224, 3)
+    return (np.ascontiguousarray(channels_last.transpose(2, 0, 1)[None]) - 127) / 128  # (1, 3, 224, 224)
 
 
 def encode(w: Weights, image: Tensor) -> Tensor:
@@ -128,50 +127,27 @@ def classify(w: Weights, features: Tensor) -> Tensor:
     return functional.linear(features, w["_fc.weight"], w["_fc.bias"]).softmax(1)
 
 
-def answer(probabilities: Tensor) -> dict[str, JsonValue]:
-    """The label, its probability and the five best, from probabilities (1, 1000); ties go to the lower class."""
-    best = torch.sort(probabilities[0], descending=True, stable=True).indices[:RANKED].tolist()
-    ranked: list[JsonValue] = [
-        {"label": class_names()[index], "score": float(probabilities[0, index])} for index in best
-    ]
-    return {"label": class_names()[best[0]], "score": float(probabilities[0, best[0]]), "ranked": ranked}
+class PictureSteps(steps.Picture):
+    """A picture's bytes to ``pixels`` (1, 3, 224, 224)."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def read(self, *values: Value) -> Prepared:
+        """The picture's pixels."""
+        return Prepared({"pixels": pixels(values[0])})
 
 
-class Encoder:
-    """The encoder with its weights."""
+class LabelSteps(steps.Arrays):
+    """``features`` (1, 1280) to the likeliest classes."""
 
-    def __init__(self, w: Weights) -> None:
-        self._weights = w
+    def __init__(self) -> None:
+        super().__init__({"features": (1, FEATURES)})
+        self._names = class_names()  # a missing package is told now, not at the first request
 
-    def typical(self) -> tuple[Value, ...]:
-        """A picture."""
-        return (sample_inputs.picture(),)
-
-    def __call__(self, *values: Value) -> Output:
-        """Picture bytes to ``features`` (1, 1280)."""
-        decoding.count(values, 1)
-        with torch.inference_mode():
-            features = encode(self._weights, pixels(values[0]).to(self._weights["_bn0.weight"].dtype))
-            return Output({"features": features.float().numpy()})
-
-
-class Classifier:
-    """The classifier with its weights."""
-
-    def __init__(self, w: Weights) -> None:
-        self._weights = w
-
-    def typical(self) -> tuple[Value, ...]:
-        """The encoder's array."""
-        return (sample_inputs.arrays({"features": (1, FEATURES)}),)
-
-    def __call__(self, *values: Value) -> Output:
-        """``features`` (1, 1280) to ``probs`` (1, 1000), with the answer."""
-        decoding.count(values, 1)
-        with torch.inference_mode():
-            features = decoding.tensor(values[0], "features", (1, FEATURES)).to(self._weights["_fc.bias"].dtype)
-            probabilities = classify(self._weights, features).float()
-            return Output({"probs": probabilities.numpy()}, answer(probabilities))
+    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
+        """``probs`` (1, 1000), the label, its probability and the five best; ties go to the lower class."""
+        return Output(dict(arrays), outputs.ranking("label", self._names, arrays["probs"][0], RANKED))
 
 
 def load(spec: ModuleSpec) -> Module:
@@ -181,11 +157,13 @@ def load(spec: ModuleSpec) -> Module:
         ModuleRefused: the weights aren't there or don't fit.
     """
     if spec.family == "efficientnet.classifier":
-        class_names()  # a missing package is told now, not at the first request
+        chosen = Pass(LabelSteps(), lambda w, features: {"probs": classify(w, features)}, batchable=True)
         encoders = ("_conv_stem.", "_conv_head.", "_bn0.", "_bn1.", "_blocks.")
-        return Classifier(_held(spec, packaged.read(spec, "classifier", classifier_shapes(), others=encoders)))
-    others = ("_fc.", ".num_batches_tracked")
-    return Encoder(_held(spec, packaged.read(spec, "encoder", encoder_shapes(), others=others)))
+        found = packaged.read(spec, "classifier", classifier_shapes(), others=encoders)
+    else:
+        chosen = Pass(PictureSteps(), lambda w, pixels: {"features": encode(w, pixels)}, batchable=True)
+        found = packaged.read(spec, "encoder", encoder_shapes(), others=("_fc.", ".num_batches_tracked"))
+    return Module(_held(spec, found), {None: chosen}, dtype=spec.dtype)
 
 
 def memory_bytes(spec: ModuleSpec) -> int:

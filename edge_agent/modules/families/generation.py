@@ -12,14 +12,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from broker.protocol.errors import ModuleRefused
-from edge_agent.modules import Output
-from edge_agent.modules.inputs import outputs
-from edge_agent.modules.weights.checkpoint import Checkpoint
-
-TYPICAL_TOKENS = 16  # of a caption, for planning
+CAPTION_TOKENS = 16  # of the pass that is counted
 
 
 def greedy(network: PreTrainedModel, states: Tensor, *, start: int, end: int, pad: int, most: int) -> Tensor:
@@ -59,28 +54,16 @@ def limits(most: int) -> dict[str, Any]:
     return {"max_new_tokens": most, "do_sample": False, "num_beams": 1}
 
 
-def spelled(tokenizer: PreTrainedTokenizerBase, tokens: Tensor, what: str) -> Output:
-    """Tokens (1, t) as an output: the ids, and the text under the name ``what``."""
-    text = tokenizer.decode(tokens[0], skip_special_tokens=True)
-    return Output(outputs.arrays({"tokens": tokens}), {what: cast("str", text).strip()})
+def one_pass(network: PreTrainedModel, **tensors: Tensor) -> dict[str, Tensor]:
+    """A decoder's pass over all tokens at once, each computed once as with the cache: ``greedy``, unrolled."""
+    return {"tokens": cast("Any", network)(**tensors, use_cache=False).logits.argmax(dim=-1)}
 
 
-def check_tied(checkpoint: Checkpoint, name: str, other: str) -> None:
-    """Refuse a checkpoint that stores one matrix twice, with different numbers: only ``other`` is read.
-
-    Args:
-        checkpoint: The checkpoint.
-        name: The published name that isn't read, and may be absent.
-        other: That of the same tensor.
-
-    Raises:
-        ModuleRefused: they differ.
-    """
-    if name not in checkpoint.files or other not in checkpoint.files:
-        return
-    found = checkpoint.read((name, other))
-    if not torch.equal(found[name], found[other]):
-        raise ModuleRefused(
-            f"{checkpoint.repository} has {name} and {other}, which differ, and this model ties them: "
-            f"remove {name}, or fetch it again"
-        )
+def tokens_and_states(tokens: int, states: Tensor) -> dict[str, Tensor]:
+    """What ``one_pass`` takes: this many tokens (1, t), with their mask, and what they attend to."""
+    ids = torch.zeros(1, tokens, dtype=torch.int64)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.zeros(1, 1, tokens, tokens),
+        "encoder_hidden_states": states,
+    }

@@ -18,7 +18,7 @@ question answering comes to. It knows the answers that it was trained on, and no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -26,11 +26,12 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn import functional
 
-from broker.protocol.errors import ErrorCode, RequestFailed
-from edge_agent.modules import Output, Value
-from edge_agent.modules.inputs import decoding, outputs, sample_inputs
+from broker.protocol.tensors import Array
+from edge_agent.modules import SCORES, Output, Prepared, Value
+from edge_agent.modules.inputs import decoding, sample_inputs, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import ordinary
 
 RANKED = 5  # labels named in an answer
 LINEAR, ANSWER = "s2m3-linear", "s2m3-answer"
@@ -46,7 +47,7 @@ class Linear(nn.Module):
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Features (1, d) to ``logits`` (1, c)."""
-        return {"logits": self.classifier(features)}
+        return _scored(self.classifier(features))
 
 
 class Answerer(nn.Module):
@@ -61,7 +62,11 @@ class Answerer(nn.Module):
     def forward(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
         """A picture (1, d) and a question (1, e) to ``logits`` (1, c)."""
         hidden = functional.gelu(self.fuse(torch.cat([image, text], dim=1)))  # (1, h)
-        return {"logits": self.classify(hidden)}
+        return _scored(self.classify(hidden))
+
+
+def _scored(logits: Tensor) -> dict[str, Tensor]:
+    return {"logits": logits, SCORES: logits.float().softmax(dim=1)}
 
 
 def labels(config: Config) -> list[str]:
@@ -81,74 +86,76 @@ def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return fields | {"labels": [*labels(checkpoint.config)]}
 
 
-def _typical_linear(network: Linear, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def one_row(network: Linear) -> dict[str, Tensor]:
     """One picture."""
-    return network.forward(torch.empty(1, network.width))
+    return {"features": torch.empty(1, network.width)}
 
 
-def _typical_answer(network: Answerer, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _picture_and_question(network: Answerer) -> dict[str, Tensor]:
     """One picture and one question."""
-    return network.forward(torch.empty(1, network.width), torch.empty(1, network.text_width))
+    return {"image": torch.empty(1, network.width), "text": torch.empty(1, network.text_width)}
 
 
-class LinearModule:
-    """A linear classifier with its weights.
+class LabelSteps(steps.Steps):
+    """One array of features to the likeliest labels.
 
     Args:
-        network: The classifier.
-        features: The name of the array that it takes.
-        names: Its labels, by index.
+        features: The array's name.
+        width: Its length d.
+        names: The labels, by index.
     """
 
-    def __init__(self, network: Linear, features: str, names: list[str]) -> None:
-        self._network = network
+    def __init__(self, features: str, width: int, names: Sequence[str]) -> None:
         self._features = features
+        self._width = width
         self._names = names
 
-    def typical(self) -> tuple[Value, ...]:
+    def read(self, *values: Value) -> Prepared:
+        """The features (1, d)."""
+        return Prepared({"features": decoding.array(values[0], self._features, (1, self._width))})
+
+    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
+        """``logits`` (1, c) and the likeliest labels."""
+        return steps.ranked("label", self._names, arrays, RANKED)
+
+    def sample(self) -> tuple[Value, ...]:
         """A tower's array."""
-        return (sample_inputs.arrays({self._features: (1, self._network.width)}),)
-
-    def __call__(self, *values: Value) -> Output:
-        """Features (1, d) to ``logits`` (1, c) and the likeliest labels."""
-        decoding.count(values, 1)
-        features = decoding.tensor(values[0], self._features, (1, self._network.width))
-        with torch.inference_mode():
-            output = self._network.forward(features.to(self._network.classifier.weight.dtype))
-        return _ranked(output, "label", self._names)
+        return (sample_inputs.arrays({self._features: (1, self._width)}),)
 
 
-class AnswerModule:
-    """An answerer with its weights; arguments as for ``LinearModule``."""
+class _AnswerSteps(LabelSteps):
+    """The features of a picture and the embedding of a question to the likeliest answers."""
 
-    def __init__(self, network: Answerer, features: str, names: list[str]) -> None:
-        self._network = network
-        self._features = features
-        self._names = names
+    values = 2
 
-    def typical(self) -> tuple[Value, ...]:
+    def __init__(self, features: str, width: int, names: Sequence[str], text_width: int) -> None:
+        super().__init__(features, width, names)
+        self._text_width = text_width
+
+    def read(self, *values: Value) -> Prepared:
+        """Features (1, d) and ``text_embeds`` (1, e)."""
+        image = decoding.array(values[0], self._features, (1, self._width))
+        text = decoding.array(values[1], "text_embeds", (None, self._text_width))
+        decoding.one_question(text)
+        return Prepared({"image": image, "text": text})
+
+    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
+        """``logits`` (1, c) and the likeliest answers."""
+        return steps.ranked("answer", self._names, arrays, RANKED)
+
+    def sample(self) -> tuple[Value, ...]:
         """Embeddings of a picture and a question."""
-        picture = sample_inputs.arrays({self._features: (1, self._network.width)})
-        return picture, sample_inputs.arrays({"text_embeds": (1, self._network.text_width)})
-
-    def __call__(self, *values: Value) -> Output:
-        """A picture's features (1, d) and a question's ``text_embeds`` (1, e) to ``logits`` (1, c) and the answers."""
-        decoding.count(values, 2)
-        dtype = self._network.fuse.weight.dtype
-        image = decoding.tensor(values[0], self._features, (1, self._network.width)).to(dtype)
-        text = decoding.tensor(values[1], "text_embeds", (None, self._network.text_width)).to(dtype)
-        if len(text) != 1:
-            raise RequestFailed(
-                ErrorCode.BAD_INPUT, f"the question has {len(text)} lines: send one question on one line"
-            )
-        with torch.inference_mode():
-            output = self._network.forward(image, text)
-        return _ranked(output, "answer", self._names)
+        return *super().sample(), sample_inputs.arrays({"text_embeds": (1, self._text_width)})
 
 
-def _ranked(output: Mapping[str, Tensor], what: str, names: list[str]) -> Output:
-    scores = output["logits"].float().softmax(dim=1)[0]  # (c,)
-    return Output(outputs.arrays(output), outputs.ranking(what, names, scores, RANKED))
+def _label_steps(checkpoint: Checkpoint) -> LabelSteps:
+    config = checkpoint.config
+    return LabelSteps(_features(config), config["width"], labels(config))
+
+
+def _answer_steps(checkpoint: Checkpoint) -> _AnswerSteps:
+    config = checkpoint.config
+    return _AnswerSteps(_features(config), config["width"], labels(config), config["text_width"])
 
 
 PARTS: model_parts.Parts = MappingProxyType(
@@ -157,19 +164,15 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={LINEAR: [{"classifier.": "classifier."}]},
             build=lambda config: Linear(config["width"], len(labels(config))),
             identity=_identity,
-            typical=_typical_linear,
-            module=lambda network, checkpoint: LinearModule(
-                network, _features(checkpoint.config), labels(checkpoint.config)
-            ),
+            steps=_label_steps,
+            forwards=ordinary(Linear.forward, one_row),
         ),
         "answer": model_parts.Part(
             prefixes={ANSWER: [{"fuse.": "fuse.", "classify.": "classify."}]},
             build=lambda config: Answerer(config["width"], config["text_width"], config["hidden"], len(labels(config))),
             identity=_identity,
-            typical=_typical_answer,
-            module=lambda network, checkpoint: AnswerModule(
-                network, _features(checkpoint.config), labels(checkpoint.config)
-            ),
+            steps=_answer_steps,
+            forwards=ordinary(Answerer.forward, _picture_and_question),
         ),
     }
 )

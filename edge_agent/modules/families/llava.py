@@ -29,11 +29,12 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from edge_agent.modules import Output, Value
-from edge_agent.modules.families import adapters, causal, generation, siglip
-from edge_agent.modules.inputs import decoding, prepare, sample_inputs
+from edge_agent.modules import Prepared, Value
+from edge_agent.modules.families import causal, siglip
+from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import Forward, one_picture, ordinary
 
 PROMPTS: Mapping[str, str] = MappingProxyType(
     {
@@ -42,7 +43,6 @@ PROMPTS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Kind of language model -> its prompt, as the published cards have it."""
-_LANGUAGE = ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight")
 
 
 class Tower(nn.Module):
@@ -60,16 +60,21 @@ class Tower(nn.Module):
         return {"patches": hidden[self.layer]}
 
 
+def patches(config: LlavaConfig) -> int:
+    """How many patches of a picture the projector takes."""
+    vision = cast("Any", config.vision_config)
+    without_class = config.vision_feature_select_strategy == "default" or vision.model_type == "siglip_vision_model"
+    return int((vision.image_size // vision.patch_size) ** 2) + (0 if without_class else 1)
+
+
 class Projector(nn.Module):
     """transformers' own projector."""
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
         self.network = LlavaMultiModalProjector(config)
-        vision = cast("Any", config.vision_config)
-        without_class = config.vision_feature_select_strategy == "default" or vision.model_type == "siglip_vision_model"
-        self.patches = int((vision.image_size // vision.patch_size) ** 2) + (0 if without_class else 1)
-        self.width = int(vision.hidden_size)
+        self.patches = patches(config)
+        self.width = int(cast("Any", config.vision_config).hidden_size)
 
     def forward(self, patches: Tensor) -> dict[str, Tensor]:
         """``patches`` (1, p, d) to ``image_embeds`` (1, p, h)."""
@@ -112,50 +117,48 @@ def _language(config: Config, *, tied: bool) -> causal.Language:
         msg = f"its output matrix is{'' if causal.tied(config) else ' not'} its embedding: take the other part"
         raise ValueError(msg)
     network = causal.build(config)
-    network.config.picture_tokens = Projector(_config(config)).patches  # of the typical pass
+    network.config.picture_tokens = patches(_config(config))  # of the pass that is counted
     return network
 
 
-def _typical_vision(network: Tower, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _picture(network: Tower) -> dict[str, Tensor]:
     """One picture."""
-    return network.forward(prepare.blank(network.network.config))
+    return one_picture(network.network)
 
 
-def _typical_projector(network: Projector, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _patches(network: Projector) -> dict[str, Tensor]:
     """One picture."""
-    return network.forward(torch.empty(1, network.patches, network.width))
+    return {"patches": torch.empty(1, network.patches, network.width)}
 
 
-def _typical_language(network: causal.Language, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
-    """One picture, a prompt of 24 tokens besides it, and an answer of 16."""
-    return causal.typical(network, network.config.picture_tokens)
+class LanguageSteps(causal.PromptSteps):
+    """A picture's vectors and a question, in the model's own prompt."""
 
-
-class LanguageModule(causal.Answering):
-    """The language model with its weights, its tokenizer and its prompt."""
-
-    def __init__(self, network: causal.Language, checkpoint: Checkpoint) -> None:
-        super().__init__(network, checkpoint)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
         self._prompt = prompt_of(checkpoint.config)
+        self._patches = patches(_config(checkpoint.config))
 
-    def typical(self) -> tuple[Value, ...]:
+    def read(self, *values: Value) -> Prepared:
+        """``image_embeds`` (1, p, h) and the question."""
+        picture = decoding.array(values[0], "image_embeds", (1, None, self._width))
+        placeholder = causal.IMAGE * picture.shape[1]
+        return self.tokens(self._prompt.format(image=placeholder, question=causal.question(values[1])), picture)
+
+    def sample(self) -> tuple[Value, ...]:
         """A picture's vectors and a question."""
-        vectors = {"image_embeds": (1, self._network.config.picture_tokens, self.width)}
+        vectors = {"image_embeds": (1, self._patches, self._width)}
         return sample_inputs.arrays(vectors), sample_inputs.question()
 
-    def __call__(self, *values: Value) -> Output:
-        """``image_embeds`` (1, p, h) and the question to ``tokens`` (1, t) and the answer."""
-        decoding.count(values, 2)
-        picture = decoding.tensor(values[0], "image_embeds", (1, None, self.width))
-        placeholder = causal.IMAGE * picture.shape[1]
-        return self.answer(self._prompt.format(image=placeholder, question=causal.question(values[1])), picture)
+
+def _projector_steps(checkpoint: Checkpoint) -> steps.Arrays:
+    config = _config(checkpoint.config)
+    return steps.Arrays({"patches": (1, patches(config), int(cast("Any", config.vision_config).hidden_size))})
 
 
-def _tied_language(network: causal.Language, checkpoint: Checkpoint) -> LanguageModule:
-    generation.check_tied(checkpoint, *_LANGUAGE)
-    return LanguageModule(network, checkpoint)
-
-
+_ANSWER: model_parts.Forwards[causal.Language] = {
+    None: Forward(causal.generate, causal.picture_prompt_and_answer, unrolled=causal.one_pass)
+}
 _LANGUAGE_LAYOUTS = (
     {"language_model.": ""},
     {"model.language_model.": "model.", "lm_head.": "lm_head."},
@@ -173,10 +176,8 @@ PARTS: model_parts.Parts = MappingProxyType(
             },
             build=Tower,
             identity=_vision_identity,
-            typical=_typical_vision,
-            module=lambda network, checkpoint: adapters.Pictures(
-                Tower.forward, network, prepare.image_processor(checkpoint, SiglipImageProcessorPil)
-            ),
+            steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, SiglipImageProcessorPil)),
+            forwards=ordinary(Tower.forward, _picture),
         ),
         "projector": model_parts.Part(
             prefixes={
@@ -184,25 +185,26 @@ PARTS: model_parts.Parts = MappingProxyType(
             },
             build=lambda config: Projector(_config(config)),
             identity=_projector_identity,
-            typical=_typical_projector,
-            module=lambda network, _: adapters.Arrays(
-                Projector.forward, network, "patches", (1, network.patches, network.width)
-            ),
+            steps=_projector_steps,
+            forwards=ordinary(Projector.forward, _patches),
         ),
         "language": model_parts.Part(
             prefixes={"llava": _LANGUAGE_LAYOUTS},
             build=lambda config: _language(config, tied=False),
             identity=_language_identity,
-            typical=_typical_language,
-            module=LanguageModule,
+            steps=LanguageSteps,
+            forwards=_ANSWER,
+            settings=causal.settings,
             unread=(".rotary_emb.inv_freq",),
         ),
         "tied_language": model_parts.Part(
             prefixes={"llava": _LANGUAGE_LAYOUTS},
             build=lambda config: _language(config, tied=True),
             identity=_language_identity,
-            typical=_typical_language,
-            module=_tied_language,
+            steps=LanguageSteps,
+            forwards=_ANSWER,
+            settings=causal.settings,
+            equal={"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"},
             tied={"lm_head.weight": "model.embed_tokens.weight"},
             unread=(".rotary_emb.inv_freq", "lm_head.weight"),
         ),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -21,38 +22,38 @@ from transformers import BertConfig, BertModel
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value
-from edge_agent.modules.inputs import decoding, sample_inputs
+from edge_agent.modules import Module, Pass, Prepared, Value
+from edge_agent.modules.inputs import decoding, sample_inputs, steps
 from edge_agent.modules.weights import packaged, precision
 
 WIDTH = 384
 MAX_TOKENS = 256  # the length the model was published for; more is cut off
 
 
-class Encoder:
-    """The encoder with its weights and its tokenizer."""
+class TextSteps(steps.Steps):
+    """A text, one a line (n), to ``ids`` and ``mask`` int64 (n, longest)."""
 
-    def __init__(self, model: BertModel, tokenizer: Tokenizer) -> None:
-        self._model = model
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def typical(self) -> tuple[Value, ...]:
+    def read(self, *values: Value) -> Prepared:
+        """The texts' tokens."""
+        return self.tokens(decoding.lines(values[0]))
+
+    def tokens(self, texts: list[str]) -> Prepared:
+        """The tokens of n texts."""
+        found = self._tokenizer.encode_batch(texts)
+        return Prepared({"ids": np.array([t.ids for t in found]), "mask": np.array([t.attention_mask for t in found])})
+
+    def sample(self) -> tuple[Value, ...]:
         """Four captions."""
         return (sample_inputs.texts(),)
 
-    def __call__(self, *values: Value) -> Output:
-        """A text, one a line (n), to ``embeddings`` (n, 384)."""
-        decoding.count(values, 1)
-        return Output({"embeddings": self.embed(decoding.lines(values[0])).numpy()})
 
-    def embed(self, texts: list[str]) -> Tensor:
-        """Embeddings (n, 384) of n texts, encoded as one batch."""
-        tokens = self._tokenizer.encode_batch(texts)
-        ids = torch.tensor([t.ids for t in tokens])  # (n, longest)
-        mask = torch.tensor([t.attention_mask for t in tokens])  # (n, longest)
-        with torch.inference_mode():
-            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # (n, longest, 384)
-            return pool(hidden.float(), mask)
+def encode_text(model: BertModel, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Tokens (n, t) to ``embeddings`` (n, 384)."""
+    hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state  # (n, t, 384)
+    return {"embeddings": pool(hidden.float(), mask)}
 
 
 def pool(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -64,15 +65,6 @@ def pool(hidden: Tensor, mask: Tensor) -> Tensor:
 
 def load(spec: ModuleSpec) -> Module:
     """Load the encoder.
-
-    Raises:
-        ModuleRefused: the weights aren't there or don't fit.
-    """
-    return load_encoder(spec)
-
-
-def load_encoder(spec: ModuleSpec) -> Encoder:
-    """Load the encoder as its own type, for what embeds texts besides requests.
 
     Raises:
         ModuleRefused: the weights aren't there or don't fit.
@@ -90,7 +82,7 @@ def load_encoder(spec: ModuleSpec) -> Encoder:
     if spec.dtype == precision.INT8:
         precision.quantise(model.requires_grad_(requires_grad=False))
         precision.check(spec, precision.memory_bytes(model.state_dict().values()))
-    return Encoder(model, tokenizer(directory))
+    return Module(model, {None: Pass(TextSteps(tokenizer(directory)), encode_text)}, dtype=spec.dtype)
 
 
 def memory_bytes(spec: ModuleSpec) -> int:

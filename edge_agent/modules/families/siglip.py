@@ -26,13 +26,12 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from edge_agent.modules.families import adapters
-from edge_agent.modules.families.contrast import ContrastHead, HeadModule
-from edge_agent.modules.inputs import prepare
+from edge_agent.modules.families import contrast
+from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import one_picture, ordinary
 
-TYPICAL_TEXTS = 4
 # Fields of the configurations that change what the towers give.
 VISION = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size hidden_act "
@@ -54,17 +53,17 @@ def text_config(config: Config) -> SiglipTextConfig:
     return SiglipTextConfig(**config.get("text_config", {}))
 
 
-def see(network: SiglipVisionModel, pixels: Tensor) -> dict[str, Tensor]:
-    """The embedding (1, d) of a picture (1, 3, s, s)."""
+def encode_image(network: SiglipVisionModel, pixels: Tensor) -> dict[str, Tensor]:
+    """A picture (1, 3, s, s) to ``image_embeds`` (1, d)."""
     return {"image_embeds": network(pixel_values=pixels).pooler_output}
 
 
-def read(network: SiglipTextModel, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:  # noqa: ARG001 - see above
-    """Embeddings (n, d) of tokens (n, 64); padding counts, as in training."""
+def encode_text(network: SiglipTextModel, ids: Tensor, **_: Tensor) -> dict[str, Tensor]:
+    """Tokens (n, 64) to ``text_embeds`` (n, d); padding counts and has no mask, as in training."""
     return {"text_embeds": network(input_ids=ids).pooler_output}
 
 
-class Head(ContrastHead):
+class Head(contrast.ContrastHead):
     """Cosines of pictures and texts, scaled and shifted."""
 
     def __init__(self, width: int) -> None:
@@ -72,13 +71,13 @@ class Head(ContrastHead):
         self.logit_scale = nn.Parameter(torch.zeros(1))
         self.logit_bias = nn.Parameter(torch.zeros(1))
 
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """In the arithmetic of transformers' SiglipModel."""
         image_embeds = image_embeds / image_embeds.norm(p=2, dim=-1, keepdim=True)
         text_embeds = text_embeds / text_embeds.norm(p=2, dim=-1, keepdim=True)
         logits_per_text = torch.matmul(text_embeds, image_embeds.t())  # (n, 1)
         logits_per_text = logits_per_text * self.logit_scale.exp() + self.logit_bias
-        return {"logits": logits_per_text.t()}  # (1, n)
+        return logits_per_text.t()  # (1, n)
 
 
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -91,19 +90,14 @@ def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return prepare.fields(config, TEXT) | {"vocabulary": prepare.vocabulary(checkpoint)}
 
 
-def _typical_vision(network: SiglipVisionModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
-    """One picture."""
-    return see(network, prepare.blank(network.config))
-
-
-def _typical_text(network: SiglipTextModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _captions(network: SiglipTextModel) -> dict[str, Tensor]:
     """Four captions, each padded to 64 tokens."""
-    return read(network, torch.zeros(TYPICAL_TEXTS, network.config.max_position_embeddings, dtype=torch.int64))
+    return {"ids": torch.zeros(contrast.TEXTS, network.config.max_position_embeddings, dtype=torch.int64)}
 
 
-def _typical_head(network: Head, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
-    """One picture and four captions."""
-    return network.typical(TYPICAL_TEXTS)
+def _text_steps(checkpoint: Checkpoint) -> steps.Texts:
+    longest = text_config(checkpoint.config).max_position_embeddings
+    return steps.Texts(prepare.tokenizer(checkpoint, SiglipTokenizer), longest, padded=True)
 
 
 PARTS: model_parts.Parts = MappingProxyType(
@@ -112,30 +106,22 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"siglip": [{"vision_model.": ""}]},
             build=lambda config: SiglipVisionModel(vision_config(config)),
             identity=_vision_identity,
-            typical=_typical_vision,
-            module=lambda network, checkpoint: adapters.Pictures(
-                see, network, prepare.image_processor(checkpoint, SiglipImageProcessorPil)
-            ),
+            steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, SiglipImageProcessorPil)),
+            forwards=ordinary(encode_image, one_picture),
         ),
         "text": model_parts.Part(
             prefixes={"siglip": [{"text_model.": ""}]},
             build=lambda config: SiglipTextModel(text_config(config)),
             identity=_text_identity,
-            typical=_typical_text,
-            module=lambda network, checkpoint: adapters.Texts(
-                read,
-                network,
-                prepare.tokenizer(checkpoint, SiglipTokenizer),
-                network.config.max_position_embeddings,
-                padded=True,
-            ),
+            steps=_text_steps,
+            forwards=ordinary(encode_text, _captions),
         ),
         "head": model_parts.Part(
             prefixes={"siglip": [{"logit_scale": "logit_scale", "logit_bias": "logit_bias"}]},
             build=lambda config: Head(vision_config(config).hidden_size),
             identity=lambda _: {},
-            typical=_typical_head,
-            module=lambda network, _: HeadModule(network, torch.sigmoid),
+            steps=lambda checkpoint: steps.Ranking(["image_embeds"], vision_config(checkpoint.config).hidden_size),
+            forwards=contrast.scored(torch.sigmoid),
         ),
     }
 )

@@ -23,16 +23,17 @@ from transformers import Idefics3Config, Idefics3ImageProcessorPil
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector, Idefics3VisionTransformer
 
 from broker.protocol.errors import ErrorCode, RequestFailed
-from edge_agent.modules import Output, Value
+from edge_agent.modules import Prepared, Value
 from edge_agent.modules.families import causal, siglip
-from edge_agent.modules.inputs import decoding, outputs, prepare, sample_inputs
+from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import Forward
 
 PROMPT = "<|im_start|>User:{image}{question}<end_of_utterance>\nAssistant:"
 _AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
-TYPICAL_GRID = (3, 4)  # rows and columns of tiles, of a picture of 4:3
-TYPICAL_TILES = 13  # these, and the whole
+GRID = (3, 4)  # rows and columns of tiles, of the picture of 4:3 that is counted
+TILES = 13  # these, and the whole
 
 
 class Seeing(nn.Module):
@@ -46,13 +47,13 @@ class Seeing(nn.Module):
         self.side = int(vision.image_size)
         self.patches = self.side // int(vision.patch_size)  # a side
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Tiles (n, 3, s, s), all of their patches real, to vectors (1, p, h)."""
+    def forward(self, pixels: Tensor, grid: Tensor) -> dict[str, Tensor]:
+        """Tiles (n, 3, s, s), all of their patches real, to ``image_embeds`` (1, p, h); ``grid`` (2,) as it is."""
         real = torch.ones(len(pixels), self.patches, self.patches, dtype=torch.bool)
         hidden = self.vision_model.embeddings(pixel_values=pixels, patch_attention_mask=real)
         hidden = self.vision_model.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
         made: Tensor = self.connector(self.vision_model.post_layernorm(hidden))  # (n, p / n, h)
-        return made.reshape(1, -1, made.shape[-1])
+        return {"image_embeds": made.reshape(1, -1, made.shape[-1]), "grid": grid}
 
 
 def _config(config: Config) -> Idefics3Config:
@@ -90,69 +91,54 @@ def _language_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
 
 def _language(config: Config) -> causal.Language:
     network = causal.build(config)
-    network.config.picture_tokens = TYPICAL_TILES * tile_vectors(config)  # of the typical pass
+    network.config.picture_tokens = TILES * tile_vectors(config)  # of the pass that is counted
     return network
 
 
-def _typical_vision(network: Seeing, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _tiles(network: Seeing) -> dict[str, Tensor]:
     """One picture of 4:3, in thirteen tiles."""
-    embeds = network.forward(torch.empty(TYPICAL_TILES, 3, network.side, network.side))
-    return {"image_embeds": embeds, "grid": torch.empty(2)}
+    return {"pixels": torch.empty(TILES, 3, network.side, network.side), "grid": torch.empty(2)}
 
 
-def _typical_language(network: causal.Language, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _picture_prompt_and_answer(network: causal.Language) -> dict[str, Tensor]:
     """One picture in thirteen tiles, a prompt of 24 tokens besides it, and an answer of 16."""
-    return causal.typical(network, network.config.picture_tokens)
+    return causal.picture_prompt_and_answer(network)
 
 
-class VisionModule:
-    """The tower and the connector with their weights, and the image processor."""
+class TileSteps(steps.Picture):
+    """A picture's bytes to its tiles."""
 
-    def __init__(self, network: Seeing, processor: Idefics3ImageProcessorPil) -> None:
-        self._network = network
-        self._processor = processor
-
-    def typical(self) -> tuple[Value, ...]:
-        """A picture."""
-        return (sample_inputs.picture(),)
-
-    def __call__(self, *values: Value) -> Output:
-        """A picture's bytes to ``image_embeds`` (1, p, h) and ``grid`` (2,)."""
-        decoding.count(values, 1)
+    def read(self, *values: Value) -> Prepared:
+        """``pixels`` of the tiles (n, 3, s, s) and ``grid`` (2,)."""
         picture = decoding.picture(values[0])
-        made = cast("Any", self._processor)(images=[[picture]], return_row_col_info=True, return_tensors="np")
-        tiles = torch.tensor(np.ascontiguousarray(made["pixel_values"][0], dtype=np.float32))  # (n, 3, s, s)
-        grid = torch.tensor([float(made["rows"][0][0]), float(made["cols"][0][0])])
-        with torch.inference_mode():
-            embeds = self._network.forward(tiles.to(next(self._network.parameters()).dtype))
-        return Output(outputs.arrays({"image_embeds": embeds, "grid": grid}))
+        made = self._processor(images=[[picture]], return_row_col_info=True, return_tensors="np")
+        tiles = np.ascontiguousarray(made["pixel_values"][0], dtype=np.float32)
+        return Prepared({"pixels": tiles, "grid": np.array([made["rows"][0][0], made["cols"][0][0]], np.float32)})
 
 
-class LanguageModule(causal.Answering):
-    """The language model with its weights, its tokenizer and its prompt."""
+class LanguageSteps(causal.PromptSteps):
+    """The vectors of a picture's tiles and a question, in the model's own prompt."""
 
-    def __init__(self, network: causal.Language, checkpoint: Checkpoint) -> None:
-        super().__init__(network, checkpoint)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
         self._vectors = tile_vectors(checkpoint.config)
 
-    def typical(self) -> tuple[Value, ...]:
-        """A picture in thirteen tiles, and a question."""
-        rows, columns = TYPICAL_GRID
-        vectors = sample_inputs.arrays({"image_embeds": (1, (rows * columns + 1) * self._vectors, self.width)})
-        return dict(vectors) | {"grid": np.array(TYPICAL_GRID, np.float32)}, sample_inputs.question()
-
-    def __call__(self, *values: Value) -> Output:
-        """``image_embeds`` (1, p, h), ``grid`` (2,) and the question to ``tokens`` (1, t) and the answer."""
-        decoding.count(values, 2)
-        picture = decoding.tensor(values[0], "image_embeds", (1, None, self.width))
-        rows, columns = (int(each) for each in decoding.tensor(values[0], "grid", (2,)))
+    def read(self, *values: Value) -> Prepared:
+        """``image_embeds`` (1, p, h), ``grid`` (2,) and the question."""
+        picture = decoding.array(values[0], "image_embeds", (1, None, self._width))
+        rows, columns = (int(each) for each in decoding.array(values[0], "grid", (2,)))
         if picture.shape[1] != (rows * columns + 1) * self._vectors:
             raise RequestFailed(
                 ErrorCode.MODULE_FAILED,
                 f"{picture.shape[1]} vectors are not those of {rows} x {columns} tiles and one: mend the task's needs",
             )
         image = placeholder(rows, columns, self._vectors)
-        return self.answer(PROMPT.format(image=image, question=causal.question(values[1])), picture)
+        return self.tokens(PROMPT.format(image=image, question=causal.question(values[1])), picture)
+
+    def sample(self) -> tuple[Value, ...]:
+        """A picture in thirteen tiles, and a question."""
+        vectors = sample_inputs.arrays({"image_embeds": (1, TILES * self._vectors, self._width)})
+        return dict(vectors) | {"grid": np.array(GRID, np.float32)}, sample_inputs.question()
 
 
 PARTS: model_parts.Parts = MappingProxyType(
@@ -161,17 +147,16 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"idefics3": [{"model.vision_model.": "vision_model.", "model.connector.": "connector."}]},
             build=lambda config: Seeing(_config(config)),
             identity=_vision_identity,
-            typical=_typical_vision,
-            module=lambda network, checkpoint: VisionModule(
-                network, prepare.image_processor(checkpoint, Idefics3ImageProcessorPil)
-            ),
+            steps=lambda checkpoint: TileSteps(prepare.image_processor(checkpoint, Idefics3ImageProcessorPil)),
+            forwards={None: Forward(Seeing.forward, _tiles)},
         ),
         "language": model_parts.Part(
             prefixes={"idefics3": [{"model.text_model.": "model.", "lm_head.": "lm_head."}]},
             build=_language,
             identity=_language_identity,
-            typical=_typical_language,
-            module=LanguageModule,
+            steps=LanguageSteps,
+            forwards={None: Forward(causal.generate, _picture_prompt_and_answer, unrolled=causal.one_pass)},
+            settings=causal.settings,
             unread=(".rotary_emb.inv_freq",),
         ),
     }

@@ -12,6 +12,7 @@ own, so that the same values give the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import cast
 
@@ -21,23 +22,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     BertTokenizer,
-    PreTrainedTokenizerBase,
     ViltConfig,
     ViltForQuestionAnswering,
     ViltImageProcessorPil,
 )
 
-from edge_agent.modules import Output, Value
-from edge_agent.modules.inputs import decoding, outputs, prepare, sample_inputs
+from broker.protocol.tensors import Array
+from edge_agent.modules import SCORES, Output, Prepared, Value
+from edge_agent.modules.inputs import prepare, sample_inputs, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import ordinary
 
 RANKED = 5  # answers named
-TYPICAL_PICTURE = (384, 512)  # pixels: 4 by 3, its shorter side as published
-TYPICAL_QUESTION = 10  # tokens: "what is the cat looking at" with start, end and question mark
+PICTURE = (384, 512)  # pixels of the pass that is counted: 4 by 3, its shorter side as published
+QUESTION_TOKENS = 10  # of the same: "what is the cat looking at" with start, end and question mark
 
 
-def see(network: ViltForQuestionAnswering, pixels: Tensor) -> Tensor:
+def embed_picture(network: ViltForQuestionAnswering, pixels: Tensor) -> Tensor:
     """A picture (1, 3, h, w) to its embedded patches (1, 1 + p, d), class token first, row by row.
 
     ``ViltEmbeddings.visual_embed`` for one picture without padding, in order.
@@ -58,14 +60,15 @@ def see(network: ViltForQuestionAnswering, pixels: Tensor) -> Tensor:
     return seen + places
 
 
-def answer(network: ViltForQuestionAnswering, ids: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+def answer_question(network: ViltForQuestionAnswering, ids: Tensor, pixels: Tensor) -> dict[str, Tensor]:
     """A question (1, t) about a picture (1, 3, h, w) to ``logits`` (1, c)."""
-    patches = see(network, pixels)
+    patches = embed_picture(network, pixels)
     every = torch.ones(patches.shape[:2], dtype=torch.int64)
     joined, _ = network.vilt.embeddings(ids, torch.ones_like(ids), None, None, every, None, patches)
     hidden = network.vilt.layernorm(network.vilt.encoder(joined, attention_mask=None)[0])  # (1, t + 1 + p, d)
     pooler = cast("nn.Module", network.vilt.pooler)  # answering has one; other uses of ViLT don't
-    return {"logits": network.classifier(pooler(hidden))}
+    logits = network.classifier(pooler(hidden))
+    return {"logits": logits, SCORES: logits.float().sigmoid()}
 
 
 def _config(config: Config) -> ViltConfig:
@@ -90,42 +93,35 @@ def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     }
 
 
-def _typical(network: ViltForQuestionAnswering, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _picture_and_question(network: ViltForQuestionAnswering) -> dict[str, Tensor]:
     """One picture of 384 x 512 pixels and a question of ten tokens."""
-    ids = torch.zeros(1, TYPICAL_QUESTION, dtype=torch.int64)
-    return answer(network, ids, torch.empty(1, network.config.num_channels, *TYPICAL_PICTURE))
+    ids = torch.zeros(1, QUESTION_TOKENS, dtype=torch.int64)
+    return {"ids": ids, "pixels": torch.empty(1, network.config.num_channels, *PICTURE)}
 
 
-class AnswerModule:
-    """All of ViLT with its weights, its tokenizer and its image processor."""
+class AnswerSteps(steps.Picture):
+    """A picture's bytes and a question to the likeliest answers."""
 
-    def __init__(
-        self,
-        network: ViltForQuestionAnswering,
-        tokenizer: PreTrainedTokenizerBase,
-        processor: ViltImageProcessorPil,
-        labels: list[str],
-    ) -> None:
-        self._network = network
-        self._tokenizer = tokenizer
-        self._processor = processor
-        self._labels = labels
+    values = 2
 
-    def typical(self) -> tuple[Value, ...]:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(prepare.image_processor(checkpoint, ViltImageProcessorPil))
+        self._tokenizer = prepare.tokenizer(checkpoint, BertTokenizer)
+        self._longest = _config(checkpoint.config).max_position_embeddings
+        self._labels = _labels(checkpoint.config)
+
+    def read(self, *values: Value) -> Prepared:
+        """The question's tokens and the picture's pixels; lines are one question."""
+        ids = steps.tokens(self._tokenizer, [steps.question(values[1])], self._longest)["ids"]
+        return Prepared({"ids": ids, "pixels": steps.pixels(self._processor, values[0])})
+
+    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
+        """``logits`` (1, c) and the likeliest answers."""
+        return steps.ranked("answer", self._labels, arrays, RANKED)
+
+    def sample(self) -> tuple[Value, ...]:
         """A picture and a question."""
         return sample_inputs.picture(), sample_inputs.question()
-
-    def __call__(self, *values: Value) -> Output:
-        """A picture's bytes and a question to ``logits`` (1, c) and the likeliest answers; lines are one question."""
-        decoding.count(values, 2)
-        question = " ".join(decoding.lines(values[1]))
-        longest = self._network.config.max_position_embeddings
-        tokens = self._tokenizer(question, truncation=True, max_length=longest, return_tensors="pt")
-        pixels = prepare.pixels(self._processor, decoding.picture(values[0])).to(self._network.dtype)
-        with torch.inference_mode():
-            given = outputs.arrays(answer(self._network, tokens["input_ids"], pixels))
-            scores = torch.from_numpy(given["logits"]).sigmoid()[0]
-        return Output(given, outputs.ranking("answer", self._labels, scores, RANKED))
 
 
 PARTS: model_parts.Parts = MappingProxyType(
@@ -134,13 +130,8 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"vilt": [{"vilt.": "vilt.", "classifier.": "classifier."}]},
             build=lambda config: ViltForQuestionAnswering(_config(config)),
             identity=_identity,
-            typical=_typical,
-            module=lambda network, checkpoint: AnswerModule(
-                network,
-                prepare.tokenizer(checkpoint, BertTokenizer),
-                prepare.image_processor(checkpoint, ViltImageProcessorPil),
-                _labels(checkpoint.config),
-            ),
+            steps=AnswerSteps,
+            forwards=ordinary(answer_question, _picture_and_question),
         ),
     }
 )

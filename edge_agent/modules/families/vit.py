@@ -12,15 +12,15 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import cast
 
-import torch
 from pydantic import JsonValue
 from torch import Tensor
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from edge_agent.modules.families import adapters, heads
-from edge_agent.modules.inputs import prepare
+from edge_agent.modules.families import heads
+from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import one_picture, ordinary
 
 RENAMES = (
     (r"^encoder\.layer\.", "layers."),
@@ -31,8 +31,8 @@ RENAMES = (
 )
 
 
-def see(network: ViTModel, pixels: Tensor) -> dict[str, Tensor]:
-    """The normed class token (1, d) of a picture (1, 3, s, s)."""
+def encode_image(network: ViTModel, pixels: Tensor) -> dict[str, Tensor]:
+    """A picture (1, 3, s, s) to ``features`` (1, d), the normed class token."""
     return {"features": network(pixel_values=pixels).last_hidden_state[:, 0, :]}
 
 
@@ -54,14 +54,14 @@ def _labels(config: Config) -> list[str]:
     return [names[index] for index in range(len(names))]
 
 
-def _typical_encoder(network: ViTModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
-    """One picture."""
-    return see(network, prepare.blank(network.config))
+def picture_steps(checkpoint: Checkpoint) -> steps.Picture:
+    """The steps of a tower."""
+    return steps.Picture(prepare.image_processor(checkpoint, ViTImageProcessorPil))
 
 
-def _typical_classifier(network: heads.Linear, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
-    """One picture."""
-    return network.forward(torch.empty(1, network.width))
+def _label_steps(checkpoint: Checkpoint) -> heads.LabelSteps:
+    config = _config(checkpoint.config)
+    return heads.LabelSteps("features", config.hidden_size, _labels(checkpoint.config))
 
 
 PARTS: model_parts.Parts = MappingProxyType(
@@ -70,10 +70,8 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"vit": [{"vit.": ""}]},
             build=lambda config: ViTModel(_config(config), add_pooling_layer=False),
             identity=lambda checkpoint: identity_of(_config(checkpoint.config), checkpoint),
-            typical=_typical_encoder,
-            module=lambda network, checkpoint: adapters.Pictures(
-                see, network, prepare.image_processor(checkpoint, ViTImageProcessorPil)
-            ),
+            steps=picture_steps,
+            forwards=ordinary(encode_image, one_picture),
             renames=RENAMES,
             unread=(".position_ids", "vit.pooler.dense.weight", "vit.pooler.dense.bias"),
         ),
@@ -81,8 +79,8 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"vit": [{"classifier.": "classifier."}]},
             build=lambda config: heads.Linear(_config(config).hidden_size, len(_labels(config))),
             identity=lambda checkpoint: {"labels": [*_labels(checkpoint.config)]},
-            typical=_typical_classifier,
-            module=lambda network, checkpoint: heads.LinearModule(network, "features", _labels(checkpoint.config)),
+            steps=_label_steps,
+            forwards=ordinary(heads.Linear.forward, heads.one_row),
         ),
     }
 )

@@ -22,22 +22,20 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Tokenizer,
-    PreTrainedTokenizerBase,
     ViTConfig,
-    ViTImageProcessorPil,
     ViTModel,
 )
 
-from edge_agent.modules import Output, Value
-from edge_agent.modules.families import adapters, generation, vit
-from edge_agent.modules.inputs import decoding, prepare, sample_inputs
+from edge_agent.modules.families import generation, vit
+from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.model_parts import Forward, one_picture, ordinary
 
 MOST_TOKENS = 16  # as its authors generate
 
 
-def see(network: ViTModel, pixels: Tensor) -> dict[str, Tensor]:
+def encode_image(network: ViTModel, pixels: Tensor) -> dict[str, Tensor]:
     """A picture (1, 3, s, s) to ``states`` (1, 1 + p, d)."""
     return {"states": network(pixel_values=pixels).last_hidden_state}
 
@@ -50,10 +48,10 @@ class Decoder(GPT2LMHeadModel):  # type: ignore[no-untyped-call]  # transformers
         self.patches = patches
         self.start = start
 
-    def describe(self, states: Tensor) -> Tensor:
-        """States (1, 1 + p, d) to tokens (1, t)."""
+    def generate_caption(self, states: Tensor) -> dict[str, Tensor]:
+        """States (1, 1 + p, d) to ``tokens`` (1, t)."""
         end, pad = cast("int", self.config.eos_token_id), cast("int", self.config.pad_token_id)
-        return generation.greedy(self, states, start=self.start, end=end, pad=pad, most=MOST_TOKENS)
+        return {"tokens": generation.greedy(self, states, start=self.start, end=end, pad=pad, most=MOST_TOKENS)}
 
 
 def _encoder_config(config: Config) -> ViTConfig:
@@ -77,8 +75,13 @@ def _decoder_config(config: Config) -> GPT2Config:
 
 def _decoder(config: Config) -> Decoder:
     encoder, decoder = _encoder_config(config), _decoder_config(config)
+    return Decoder(decoder, _states(encoder), _start(config, decoder))
+
+
+def _states(encoder: ViTConfig) -> int:
+    """How many states a picture has, the class token among them."""
     side = cast("int", encoder.image_size) // cast("int", encoder.patch_size)
-    return Decoder(decoder, 1 + side * side, _start(config, decoder))
+    return 1 + side * side
 
 
 def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -100,44 +103,16 @@ def _start(config: Config, decoder: GPT2Config) -> int:
     return cast("int", decoder.bos_token_id if start is None else start)
 
 
-def _typical_encoder(network: ViTModel, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
-    """One picture."""
-    return see(network, prepare.blank(network.config))
-
-
-def _typical_decoder(network: Decoder, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _caption(network: Decoder) -> dict[str, Tensor]:
     """A caption of 16 tokens, each computed once, as with the cache."""
     states = torch.empty(1, network.patches, network.config.n_embd)
-    ids = torch.zeros(1, generation.TYPICAL_TOKENS, dtype=torch.int64)
-    mask = torch.zeros(1, 1, generation.TYPICAL_TOKENS, generation.TYPICAL_TOKENS)
-    logits = network(input_ids=ids, attention_mask=mask, encoder_hidden_states=states, use_cache=False).logits
-    return {"tokens": logits.argmax(dim=-1)}
+    return generation.tokens_and_states(generation.CAPTION_TOKENS, states)
 
 
-class DecoderModule:
-    """The decoder with its weights and its tokenizer."""
-
-    def __init__(self, network: Decoder, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._network = network
-        self._tokenizer = tokenizer
-
-    def typical(self) -> tuple[Value, ...]:
-        """The encoder's array."""
-        return (sample_inputs.arrays({"states": (1, self._network.patches, self._network.config.n_embd)}),)
-
-    def __call__(self, *values: Value) -> Output:
-        """``states`` (1, 1 + p, d) to ``tokens`` (1, t), and the caption."""
-        decoding.count(values, 1)
-        shape = (1, self._network.patches, self._network.config.n_embd)
-        states = decoding.tensor(values[0], "states", shape).to(self._network.dtype)
-        with torch.inference_mode():
-            tokens = self._network.describe(states)
-        return generation.spelled(self._tokenizer, tokens, "caption")
-
-
-def _captioning(network: Decoder, checkpoint: Checkpoint) -> DecoderModule:
-    generation.check_tied(checkpoint, "decoder.lm_head.weight", "decoder.transformer.wte.weight")
-    return DecoderModule(network, prepare.tokenizer(checkpoint, GPT2Tokenizer))
+def _caption_steps(checkpoint: Checkpoint) -> steps.Spelling:
+    encoder = _encoder_config(checkpoint.config)
+    shapes = {"states": (1, _states(encoder), encoder.hidden_size)}
+    return steps.Spelling(shapes, prepare.tokenizer(checkpoint, GPT2Tokenizer), "caption")
 
 
 PARTS: model_parts.Parts = MappingProxyType(
@@ -146,10 +121,8 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"vision-encoder-decoder": [{"encoder.": ""}]},
             build=lambda config: ViTModel(_encoder_config(config), add_pooling_layer=False),
             identity=lambda checkpoint: vit.identity_of(_encoder_config(checkpoint.config), checkpoint),
-            typical=_typical_encoder,
-            module=lambda network, checkpoint: adapters.Pictures(
-                see, network, prepare.image_processor(checkpoint, ViTImageProcessorPil)
-            ),
+            steps=vit.picture_steps,
+            forwards=ordinary(encode_image, one_picture),
             renames=vit.RENAMES,
             unread=("encoder.pooler.dense.weight", "encoder.pooler.dense.bias"),
         ),
@@ -157,9 +130,10 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"vision-encoder-decoder": [{"decoder.": ""}]},
             build=_decoder,
             identity=_decoder_identity,
-            typical=_typical_decoder,
-            module=_captioning,
+            steps=_caption_steps,
+            forwards={None: Forward(Decoder.generate_caption, _caption, unrolled=generation.one_pass)},
             tied={"lm_head.weight": "transformer.wte.weight"},
+            equal={"decoder.lm_head.weight": "decoder.transformer.wte.weight"},
             # Old checkpoints store the causal masks, and the tied matrix twice.
             unread=(
                 ".attn.bias",

@@ -21,19 +21,20 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
-from broker.protocol.errors import ModuleRefused, first_line
-from edge_agent.modules import Output, Value
-from edge_agent.modules.families import adapters, generation
-from edge_agent.modules.inputs import audio, decoding, prepare, sample_inputs
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.tensors import Array
+from edge_agent.modules import Value
+from edge_agent.modules.families import generation
+from edge_agent.modules.inputs import audio, prepare, steps
 from edge_agent.modules.weights import identity, model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
+from edge_agent.modules.weights.model_parts import Forward, ordinary
 
 MOST_TOKENS = 224  # of 30 s, as its authors generate: half of what the decoder can hold
 GENERATION = "generation_config.json"
@@ -75,7 +76,7 @@ def tokens_of(fields: Mapping[str, JsonValue]) -> Tokens:
     )
 
 
-def hear(network: WhisperEncoder, features: Tensor) -> dict[str, Tensor]:
+def encode_audio(network: WhisperEncoder, features: Tensor) -> dict[str, Tensor]:
     """Mel features (1, m, 2 s) to ``states`` (1, s, d)."""
     return {"states": network(features).last_hidden_state}
 
@@ -91,8 +92,8 @@ class Decoder(nn.Module):
         """Hidden states (1, t, d) to the scores (1, t, v) of all words."""
         return functional.linear(hidden, self.decoder.embed_tokens.weight)
 
-    def write(self, states: Tensor, tokens: Tokens) -> Tensor:
-        """States (1, s, d) to the likeliest tokens (1, t), one after the other."""
+    def generate(self, states: Tensor, *, tokens: Tokens) -> dict[str, Tensor]:
+        """States (1, s, d) to the likeliest ``tokens`` (1, t), one after the other."""
         prompt = [tokens.start, *self._language(states, tokens), *tokens.prompt]
         given, cache = torch.tensor([prompt]), None
         found: list[int] = []
@@ -105,7 +106,7 @@ class Decoder(nn.Module):
                 break
             found.append(best)
             given, cache = torch.tensor([[best]]), step.past_key_values
-        return torch.tensor([found], dtype=torch.int64)
+        return {"tokens": torch.tensor([found], dtype=torch.int64)}
 
     def _language(self, states: Tensor, tokens: Tokens) -> list[int]:
         if not tokens.languages:
@@ -121,13 +122,7 @@ def _config(config: Config) -> WhisperConfig:
 
 
 def _extractor(checkpoint: Checkpoint) -> WhisperFeatureExtractor:
-    path = checkpoint.repository.required(prepare.PREPROCESSOR)
-    found = read_object(path)
-    try:
-        known = {name: found[name] for name in SOUND if name in found}
-        return WhisperFeatureExtractor(**known)  # type: ignore[no-untyped-call]  # transformers is partly typed
-    except Exception as error:  # its fields may be wrong in any way
-        raise ModuleRefused(f"{path} makes no feature extractor ({first_line(error)}): fetch it again") from error
+    return prepare.feature_extractor(checkpoint, WhisperFeatureExtractor, SOUND)
 
 
 def _tokens(checkpoint: Checkpoint) -> Tokens:
@@ -173,60 +168,33 @@ def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return _shape(config, "decoder") | fields
 
 
-def _typical_encoder(network: WhisperEncoder, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - it has only one
+def _sound(network: WhisperEncoder) -> dict[str, Tensor]:
     """One sound, padded to 30 seconds."""
-    return hear(network, torch.empty(1, network.config.num_mel_bins, 2 * network.config.max_source_positions))
+    return {"features": torch.empty(1, network.config.num_mel_bins, 2 * network.config.max_source_positions)}
 
 
-def _typical_decoder(network: Decoder, use: str | None) -> dict[str, Tensor]:  # noqa: ARG001 - the same
+def _text(network: Decoder) -> dict[str, Tensor]:
     """A text of 16 tokens, the start's among them, each computed once, as with the cache."""
-    config, length = network.decoder.config, generation.TYPICAL_TOKENS
-    hidden = network.decoder(
-        input_ids=torch.zeros(1, length, dtype=torch.int64),
-        attention_mask=torch.zeros(1, 1, length, length),
-        encoder_hidden_states=torch.empty(1, config.max_source_positions, config.d_model),
-        use_cache=False,
-    ).last_hidden_state
+    config = network.decoder.config
+    states = torch.empty(1, config.max_source_positions, config.d_model)
+    return generation.tokens_and_states(generation.CAPTION_TOKENS, states)
+
+
+def _one_pass(network: Decoder, **tensors: Tensor) -> dict[str, Tensor]:
+    hidden = network.decoder(**tensors, use_cache=False).last_hidden_state
     return {"tokens": network.forward(hidden).argmax(dim=-1)}
 
 
-class DecoderModule:
-    """The decoder with its weights, its tokenizer, and the tokens that mean something."""
-
-    def __init__(self, network: Decoder, tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> None:
-        self._network = network
-        self._tokenizer = tokenizer
-        self._tokens = tokens
-
-    def typical(self) -> tuple[Value, ...]:
-        """The encoder's array."""
-        config = self._network.decoder.config
-        return (sample_inputs.arrays({"states": (1, config.max_source_positions, config.d_model)}),)
-
-    def __call__(self, *values: Value) -> Output:
-        """``states`` (1, s, d) to ``tokens`` (1, t), and the text."""
-        decoding.count(values, 1)
-        config = self._network.decoder.config
-        states = decoding.tensor(values[0], "states", (1, config.max_source_positions, config.d_model))
-        with torch.inference_mode():
-            tokens = self._network.write(states.to(self._network.decoder.dtype), self._tokens)
-        return generation.spelled(self._tokenizer, tokens, "text")
+def _features(extractor: WhisperFeatureExtractor, value: Value) -> Array:
+    """The encoder's input (1, m, 2 s) of a wav's bytes, of at most 30 s: padded with silence to all that it hears."""
+    sound = audio.samples(value, extractor.sampling_rate, extractor.chunk_length)
+    return np.asarray(extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="np")["input_features"])
 
 
-def features(extractor: WhisperFeatureExtractor, sound: NDArray[np.float32]) -> Tensor:
-    """Samples (n,) to mel features, float32 (1, m, 2 s): padded with silence to all that the encoder hears."""
-    made = extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="np")["input_features"]
-    return torch.tensor(np.ascontiguousarray(made, dtype=np.float32))
-
-
-def _features(extractor: WhisperFeatureExtractor, value: Value) -> Tensor:
-    """The encoder's input of a wav's bytes, of at most 30 s."""
-    return features(extractor, audio.samples(value, extractor.sampling_rate, extractor.chunk_length))
-
-
-def _writing(network: Decoder, checkpoint: Checkpoint) -> DecoderModule:
-    generation.check_tied(checkpoint, "proj_out.weight", "model.decoder.embed_tokens.weight")
-    return DecoderModule(network, prepare.tokenizer(checkpoint, WhisperTokenizer), _tokens(checkpoint))
+def _text_steps(checkpoint: Checkpoint) -> steps.Spelling:
+    config = _config(checkpoint.config)
+    shapes = {"states": (1, config.max_source_positions, config.d_model)}
+    return steps.Spelling(shapes, prepare.tokenizer(checkpoint, WhisperTokenizer), "text")
 
 
 PARTS: model_parts.Parts = MappingProxyType(
@@ -235,17 +203,17 @@ PARTS: model_parts.Parts = MappingProxyType(
             prefixes={"whisper": [{"model.encoder.": ""}]},
             build=lambda config: WhisperEncoder(_config(config)),
             identity=_encoder_identity,
-            typical=_typical_encoder,
-            module=lambda network, checkpoint: adapters.Sounds(
-                hear, network, partial(_features, _extractor(checkpoint))
-            ),
+            steps=lambda checkpoint: steps.Sound(partial(_features, _extractor(checkpoint))),
+            forwards=ordinary(encode_audio, _sound),
         ),
         "decoder": model_parts.Part(
             prefixes={"whisper": [{"model.decoder.": "decoder."}]},
             build=lambda config: Decoder(_config(config)),
             identity=_decoder_identity,
-            typical=_typical_decoder,
-            module=_writing,
+            steps=_text_steps,
+            forwards={None: Forward(Decoder.generate, _text, unrolled=_one_pass)},
+            settings=lambda checkpoint: {"tokens": _tokens(checkpoint)},
+            equal={"proj_out.weight": "model.decoder.embed_tokens.weight"},
         ),
     }
 )

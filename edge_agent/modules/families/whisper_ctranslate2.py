@@ -28,25 +28,26 @@ from __future__ import annotations
 
 import json
 import mmap
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ctranslate2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import JsonValue
 from tokenizers import Tokenizer
 from transformers import WhisperFeatureExtractor
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
-from edge_agent.modules import Module, Output, Value
-from edge_agent.modules.inputs import audio, decoding, sample_inputs
+from broker.protocol.tensors import Array
+from edge_agent.modules import Module, Output, Pass, Prepared, Value
+from edge_agent.modules.inputs import audio, decoding, steps
 from edge_agent.modules.weights import ctranslate2_file, identity, packaged
 from edge_agent.modules.weights.ctranslate2_file import ModelFile, Variable
+from edge_agent.modules.weights.ctranslate2_model import open_whisper
 from edge_agent.modules.weights.packaged import Shape
 
 PARTS = ("encoder", "decoder")
@@ -99,53 +100,45 @@ def shapes(part: str) -> dict[str, Shape]:
     return found | _norm(part)
 
 
-class Encoder:
-    """The encoder with its weights."""
+class SoundSteps(steps.Sound):
+    """A wav file's bytes to log-mel ``features`` (1, 80, 3000), padded to the window."""
 
-    def __init__(self, model: ctranslate2.models.Whisper) -> None:
-        self._model = model
+    def __init__(self) -> None:
+        super().__init__(self.features)
         self._extractor = WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
             feature_size=MELS, sampling_rate=RATE_HZ, chunk_length=int(WINDOW_S)
         )
 
-    def typical(self) -> tuple[Value, ...]:
-        """A sound."""
-        return (sample_inputs.sound(),)
-
-    def __call__(self, *values: Value) -> Output:
-        """A wav file's bytes to ``hidden`` (1, 1500, 384)."""
-        decoding.count(values, 1)
-        sound = audio.samples(values[0], RATE_HZ, WINDOW_S)  # (n,)
-        features = self.features(sound)  # (1, 80, 3000)
-        hidden = self._model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True)
-        return Output({"hidden": np.array(hidden, dtype=np.float32)})
-
-    def features(self, sound: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Log-mel features (1, 80, 3000) of samples (n,), padded to the window."""
+    def features(self, value: Value) -> Array:
+        """The encoder's input of what a sensor sent."""
+        sound = audio.samples(value, RATE_HZ, WINDOW_S)  # (n,)
         found = self._extractor(sound, sampling_rate=RATE_HZ, return_tensors="np")["input_features"]
         return np.ascontiguousarray(found, dtype=np.float32)
 
 
-class Decoder:
-    """The decoder with its weights and its tokenizer."""
+class TextSteps(steps.Arrays):
+    """``hidden`` (1, 1500, 384) to a text."""
 
-    def __init__(self, model: ctranslate2.models.Whisper, tokenizer: Tokenizer) -> None:
-        self._model = model
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__({"hidden": (1, POSITIONS, WIDTH)})
         self._tokenizer = tokenizer
 
-    def typical(self) -> tuple[Value, ...]:
-        """The encoder's array."""
-        return (sample_inputs.arrays({"hidden": (1, POSITIONS, WIDTH)}),)
-
-    def __call__(self, *values: Value) -> Output:
-        """``hidden`` (1, 1500, 384) to ``text`` (n,), one line, with the answer."""
-        decoding.count(values, 1)
-        hidden = decoding.tensor(values[0], "hidden", (1, POSITIONS, WIDTH)).numpy()
-        view = ctranslate2.StorageView.from_array(hidden)  # of its memory, which must live as long
-        found = self._model.generate(view, [list(PROMPT)], beam_size=GREEDY, max_length=MOST_TOKENS)
-        spoken = self._tokenizer.decode(found[0].sequences_ids[0], skip_special_tokens=True)
+    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
+        """``text`` (n,), one line, with the answer."""
+        spoken = self._tokenizer.decode(arrays["tokens"].tolist(), skip_special_tokens=True)
         text = " ".join(spoken.split())
         return Output({decoding.TEXT: decoding.text_array(text)}, {"text": text})
+
+
+def encode_audio(model: ctranslate2.models.Whisper, features: ctranslate2.StorageView) -> dict[str, Any]:
+    """Features (1, 80, 3000) to ``hidden`` (1, 1500, 384)."""
+    return {"hidden": model.encode(features, to_cpu=True)}
+
+
+def generate(model: ctranslate2.models.Whisper, hidden: ctranslate2.StorageView) -> dict[str, Any]:
+    """``hidden`` (1, 1500, 384) to ``tokens`` (t,), one after the other."""
+    found = model.generate(hidden, [list(PROMPT)], beam_size=GREEDY, max_length=MOST_TOKENS)
+    return {"tokens": found[0].sequences_ids[0]}
 
 
 def load(spec: ModuleSpec) -> Module:
@@ -166,8 +159,10 @@ def load(spec: ModuleSpec) -> Module:
     held = _checked(whole, path.name, spec, part)
     if spec.digest is not None and (real := _digest(held, path.parent, part)) != spec.digest:
         raise ModuleRefused(f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}")
-    model = _model(reduced(whole, part), path.parent, part)
-    return Encoder(model) if part == "encoder" else Decoder(model, _tokenizer(path.parent))
+    vocabulary = (path.parent / "vocabulary.txt").read_bytes() if part == "decoder" else b"none\n"
+    model = open_whisper(reduced(whole, part), (path.parent / "config.json").read_bytes(), vocabulary, part)
+    made = Pass(SoundSteps(), encode_audio) if part == "encoder" else Pass(TextSteps(_tokenizer(path.parent)), generate)
+    return Module(model, {None: made}, engine="ctranslate2")
 
 
 def read_file(path: Path) -> ModelFile:
@@ -233,28 +228,6 @@ def _digest(held: Mapping[str, Variable], directory: Path, part: str) -> str:
         name: identity.fingerprint(json.loads((directory / name).read_text(encoding="utf-8"))) for name in files
     }
     return identity.digest(tensors, config)
-
-
-def _model(file: ModelFile, directory: Path, part: str) -> ctranslate2.models.Whisper:
-    """Have the library load a reduced file."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="s2m3-") as name:
-            temporary = Path(name)
-            with (temporary / "model.bin").open("wb") as out:
-                out.writelines(ctranslate2_file.chunks(file))
-            (temporary / "config.json").write_bytes((directory / "config.json").read_bytes())
-            vocabulary = (directory / "vocabulary.txt").read_bytes() if part == "decoder" else b"none\n"
-            (temporary / "vocabulary.txt").write_bytes(vocabulary)
-            return ctranslate2.models.Whisper(
-                name, device="cpu", compute_type="float32", inter_threads=1, intra_threads=torch.get_num_threads()
-            )
-    except OSError as error:
-        raise ModuleRefused(
-            f"the {part}'s file can't be written to {tempfile.gettempdir()} ({error.strerror or error}): "
-            "free some room there, or set TMPDIR to another directory"
-        ) from error
-    except (RuntimeError, ValueError, IndexError) as error:  # what the library raises for a file it doesn't like
-        raise ModuleRefused(f"CTranslate2 {ctranslate2.__version__} can't load the {part}: {error}") from error
 
 
 def _tokenizer(directory: Path) -> Tokenizer:

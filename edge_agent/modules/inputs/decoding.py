@@ -10,9 +10,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
@@ -87,28 +85,40 @@ def text_array(text: str) -> Array:
     return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
-def tensor(value: Value, name: str, shape: Sequence[int | None]) -> Tensor:
-    """Take a float32 array of another node as a tensor in aligned memory of its own; None stands for any length.
+def array(value: Value, name: str, shape: Sequence[int | None]) -> Array:
+    """Take a float32 array of another node; None stands for any length.
 
     Raises:
         RequestFailed: ``module_failed`` when there is no such array: the task is wired wrongly.
     """
-    array = None if isinstance(value, RawInput) else value.get(name)
+    found = None if isinstance(value, RawInput) else value.get(name)
     fits = (
-        array is not None
-        and array.dtype == np.float32
-        and len(array.shape) == len(shape)
-        and all(want is None or want == length for want, length in zip(shape, array.shape, strict=True))
-        and bool(np.isfinite(array).all())
+        found is not None
+        and found.dtype == np.float32
+        and len(found.shape) == len(shape)
+        and all(want is None or want == length for want, length in zip(shape, found.shape, strict=True))
+        and bool(np.isfinite(found).all())
     )
-    if array is None or not fits:
+    if found is None or not fits:
         wanted = " x ".join("n" if length is None else str(length) for length in shape)
         given = "what a sensor sent" if isinstance(value, RawInput) else describe(value)
         raise RequestFailed(
             ErrorCode.MODULE_FAILED,
             f"this module needs {name} (float32 {wanted}, finite) and was given {given}: mend the task's needs",
         )
-    return torch.tensor(array)
+    return found
+
+
+def one_question(embeddings: Array) -> None:
+    """Refuse embeddings (n, e) of several questions.
+
+    Raises:
+        RequestFailed: ``bad_input``: the sensor's text had several lines.
+    """
+    if len(embeddings) != 1:
+        raise RequestFailed(
+            ErrorCode.BAD_INPUT, f"the question has {len(embeddings)} lines: send one question on one line"
+        )
 
 
 def count(values: Sequence[Value], *allowed: int) -> None:

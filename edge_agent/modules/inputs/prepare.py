@@ -7,22 +7,21 @@ don't depend on an optional package.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
-from PIL import Image
 from pydantic import JsonValue
-from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, SequenceFeatureExtractor
 from transformers.image_processing_backends import PilBackend
 
-from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed, first_line
+from broker.protocol.errors import ModuleRefused, first_line
 from edge_agent.modules.weights import identity
 from edge_agent.modules.weights.checkpoint import Checkpoint, read_object
 
+T = TypeVar("T")
 P = TypeVar("P", bound=PilBackend)
+F = TypeVar("F", bound=SequenceFeatureExtractor)
 
 TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -35,8 +34,17 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 PREPROCESSOR = "preprocessor_config.json"
-# Fields of an image processor's file that don't change what it gives.
-HISTORY = frozenset({"feature_extractor_type", "image_processor_type", "processor_class", "_valid_processor_keys"})
+# Fields of preprocessor_config.json that don't change what a processor gives, or follow from others.
+HISTORY = frozenset(
+    {
+        "_valid_processor_keys",
+        "feature_extractor_type",
+        "image_processor_type",
+        "nb_frequency_bins",
+        "nb_max_samples",
+        "processor_class",
+    }
+)
 
 
 def tokenizer(
@@ -94,12 +102,31 @@ def image_processor(checkpoint: Checkpoint, kind: type[P]) -> P:
     Raises:
         ModuleRefused: the file isn't there, or makes none.
     """
+    return _processor(checkpoint, kind, "image processor")
+
+
+def feature_extractor(checkpoint: Checkpoint, kind: type[F], only: Collection[str] = ()) -> F:
+    """The repository's own feature extractor for sounds, from its preprocessor_config.json.
+
+    Args:
+        checkpoint: The repository.
+        kind: transformers' class.
+        only: The fields that count; all by default.
+
+    Raises:
+        ModuleRefused: the file isn't there, or makes none.
+    """
+    return _processor(checkpoint, kind, "feature extractor", only)
+
+
+def _processor(checkpoint: Checkpoint, kind: Callable[..., T], what: str, only: Collection[str] = ()) -> T:
     path = checkpoint.repository.required(PREPROCESSOR)
-    fields = {name: value for name, value in read_object(path).items() if name not in HISTORY}
+    found = read_object(path)
+    fields = {name: value for name, value in found.items() if (name in only if only else name not in HISTORY)}
     try:
         return kind(**fields)
     except Exception as error:  # its fields may be wrong in any way
-        raise ModuleRefused(f"{path} makes no image processor ({first_line(error)}): fetch it again") from error
+        raise ModuleRefused(f"{path} makes no {what} ({first_line(error)}): fetch it again") from error
 
 
 def effective(processor: PilBackend) -> dict[str, JsonValue]:
@@ -121,43 +148,6 @@ def pictures(checkpoint: Checkpoint, kind: type[P]) -> dict[str, JsonValue]:
 def fields(config: object, names: str) -> dict[str, JsonValue]:
     """Some fields of a configuration, for identities. ``names`` are separated by blanks."""
     return {name: getattr(config, name) for name in names.split()}
-
-
-def pixels(processor: PilBackend, picture: Image.Image) -> Tensor:
-    """A picture's input for the network, float32 (1, 3, height, width).
-
-    Raises:
-        RequestFailed: ``bad_input`` when its size leaves nothing of a side.
-    """
-    try:
-        made = processor(images=picture, return_tensors="np")["pixel_values"]
-    except ValueError as error:
-        raise RequestFailed(
-            ErrorCode.BAD_INPUT,
-            f"a picture of {picture.width} x {picture.height} pixels is too thin for this model: send a squarer one",
-        ) from error
-    return torch.tensor(np.ascontiguousarray(made, dtype=np.float32))
-
-
-def blank(config: Any) -> Tensor:  # noqa: ANN401 - any vision tower's
-    """A picture (1, channels, s, s) of the size that a tower's configuration says, for counting.
-
-    Raises:
-        ModuleRefused: it isn't square.
-    """
-    length = side(config.image_size)
-    return torch.empty(1, getattr(config, "num_channels", 3), length, length)
-
-
-def side(size: object) -> int:
-    """The side of a square picture, or patch, as a configuration gives it.
-
-    Raises:
-        ModuleRefused: it isn't square.
-    """
-    if not isinstance(size, int):
-        raise ModuleRefused(f"config.json says a size of {size}, and this family takes squares: one number")
-    return size
 
 
 def _plain_size(size: Any) -> Any:  # noqa: ANN401 - transformers' size, or an enumeration

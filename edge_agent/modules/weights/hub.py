@@ -22,7 +22,6 @@ from broker.protocol.specs import Source
 DIRECTORY_VARIABLE = "S2M3_MODELS"
 LOCAL = "local"
 UNKNOWN = object()
-WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w-]*(\.[\w-]+)*")  # no dots beside dots: no way up
 
 
@@ -122,18 +121,6 @@ def repository(source: Source) -> Repository:
             "`s2m3 head train` makes heads, `s2m3 models random` random weights"
         )
     return Repository(name, source.revision, None)
-
-
-def is_here(source: Source) -> bool:
-    """Whether a source's configuration and weights are on this machine; the hub isn't asked."""
-    try:
-        found = repository(source)
-    except ModuleRefused:
-        return False
-    if found.directory is not None:
-        return True
-    here = {file for file in WEIGHTS if isinstance(_cached(found.name, found.revision, file), Path)}
-    return "config.json" in here and len(here) > 1
 
 
 def _cached(name: str, revision: str | None, file: str) -> Path | object | None:

@@ -13,6 +13,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -26,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
-from edge_agent.modules import Module
+from edge_agent.modules import SCORES, Module, Pass, RequestSteps
 from edge_agent.modules.weights import hub, identity, precision
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 
@@ -41,6 +42,27 @@ N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
+class Forward(Generic[N]):
+    """One way to run a part's network.
+
+    Args:
+        run: The network and its tensors by name to tensors by name. The device's forward pass and the count on the
+            meta device call this same function.
+        sample: The tensors of the pass that is counted, made for a network on the device that is current. Its
+            docstring's first line describes them. A mask, where the network demands one, is an additive one of four
+            dimensions: transformers looks into others.
+        unrolled: If ``run`` is a loop: one pass that computes each token once, as the loop does with its cache, for
+            the count. It takes the tensors of ``sample``.
+        batchable: Whether each row that ``run`` gives depends only on the same row of what it takes.
+    """
+
+    run: Callable[..., Mapping[str, Tensor]]
+    sample: Callable[[N], Mapping[str, Tensor]]
+    unrolled: Callable[..., Mapping[str, Tensor]] | None = None
+    batchable: bool = False
+
+
+@dataclass(frozen=True)
 class Part(Generic[N]):
     """One functional part of a kind of model.
 
@@ -52,23 +74,26 @@ class Part(Generic[N]):
         build: Makes the network from config.json, on whatever device is current, with random or no weights.
         identity: Everything in the checkpoint's configuration that changes what the part gives, canonically:
             defaults filled in, nothing that doesn't matter. Equal weights and equal identity are one module.
-        typical: Runs the network's typical pass, in the given use, on meta tensors, exactly as the module would, and
-            returns what would cross the wire. States its input in its docstring's first line. A mask,
-            where the network demands one, is an additive one of four dimensions: transformers looks into others.
-        module: Makes the module of the network with its weights; tokenizers and processors are the checkpoint's.
+        steps: Makes the steps of a request from the checkpoint's files: one for all uses, or one for each.
+        forwards: How the network runs, by use; None is the ordinary one.
+        settings: What ``run`` takes besides tensors, by name, from the checkpoint's files.
         renames: Regular expressions and replacements, in order, that turn canonical names into the network's own,
             where transformers renames what is published.
         tied: The network's name -> the name of the same tensor, where a checkpoint may hold only the latter.
+        equal: Published name -> the published name of the same tensor. The first isn't read; where it is there, it
+            must hold the same numbers.
         unread: Ends of published names that are no weights (old checkpoints store counters).
     """
 
     prefixes: Mapping[str, Sequence[Prefixes]]
     build: Callable[[Config], N]
     identity: Callable[[Checkpoint], dict[str, JsonValue]]
-    typical: Callable[[N, str | None], Mapping[str, Tensor]]
-    module: Callable[[N, Checkpoint], Module]
+    steps: Callable[[Checkpoint], RequestSteps | Mapping[str | None, RequestSteps]]
+    forwards: Mapping[str | None, Forward[N]]
+    settings: Callable[[Checkpoint], Mapping[str, Any]] = lambda _: {}
     renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
+    equal: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = (".position_ids",)
 
 
@@ -78,10 +103,11 @@ class Count:
 
     parameters: int
     memory_bytes: int  # of weights and stored buffers, in the dtype asked for
-    flops: int  # two a multiply-add, of the typical pass
+    flops: int  # two a multiply-add, of the sample's pass
     output_bytes: int  # of what crosses the wire: float32, whatever the weights' dtype
 
 
+Forwards = Mapping[str | None, Forward[N]]
 AnyPart = Part[Any]
 Parts = Mapping[str, AnyPart]
 """A family's parts by name."""
@@ -92,10 +118,42 @@ def loader(parts: Parts) -> Callable[[ModuleSpec], Module]:
 
     def load(spec: ModuleSpec) -> Module:
         name = spec.family.partition(".")[2]
-        checkpoint = open_part(spec, name)
-        return parts[name].module(load_network(spec, parts[name], checkpoint), checkpoint)
+        part, checkpoint = parts[name], open_part(spec, name)
+        network = load_network(spec, part, checkpoint)
+        for own, other in part.equal.items():
+            _check_equal(checkpoint, own, other)
+        settings, made = part.settings(checkpoint), part.steps(checkpoint)
+        steps = made if isinstance(made, Mapping) else dict.fromkeys(part.forwards, made)
+        passes = {
+            use: Pass(steps[use], partial(each.run, **settings), batchable=each.batchable)
+            for use, each in part.forwards.items()
+        }
+        return Module(network, passes, dtype=spec.dtype)
 
     return load
+
+
+def ordinary(run: Callable[..., Mapping[str, Tensor]], sample: Callable[[N], Mapping[str, Tensor]]) -> Forwards[N]:
+    """The forwards of a part that has one use, and whose rows are independent of each other."""
+    return {None: Forward(run, sample, batchable=True)}
+
+
+def one_picture(network: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any vision tower
+    """One picture."""
+    config = network.config
+    length = side(config.image_size)
+    return {"pixels": torch.empty(1, getattr(config, "num_channels", 3), length, length)}
+
+
+def side(size: object) -> int:
+    """The side of a square picture, or patch, as a configuration gives it.
+
+    Raises:
+        ModuleRefused: it isn't square.
+    """
+    if not isinstance(size, int):
+        raise ModuleRefused(f"config.json says a size of {size}, and this family takes squares: one number")
+    return size
 
 
 def open_part(spec: ModuleSpec, name: str) -> Checkpoint:
@@ -263,6 +321,7 @@ def count(part: AnyPart, config: Config, *, use: str | None = None, dtype: str =
     Raises:
         ModuleRefused: the configuration makes no network.
     """
+    forward = part.forwards[use]
     with torch.device("meta"):
         network = _build(part, config, "the catalogue's configuration")
         # Fused attention hides its products from the counter, and looks into masks; the plain one doesn't.
@@ -270,14 +329,14 @@ def count(part: AnyPart, config: Config, *, use: str | None = None, dtype: str =
             if isinstance(each, PreTrainedModel):
                 each.set_attn_implementation("eager")
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
-            output = part.typical(network, use)
+            output = (forward.unrolled or forward.run)(network, **forward.sample(network))
     stored = {name: tensor for name, tensor in network.state_dict().items() if name not in part.tied}
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     return Count(
         parameters=sum(tensor.numel() for name, tensor in stored.items() if name in parameters),
         memory_bytes=precision.network_bytes(network, dtype, tied=part.tied),
         flops=counter.get_total_flops(),
-        output_bytes=sum(tensor.nbytes for tensor in output.values()),
+        output_bytes=sum(tensor.nbytes for name, tensor in output.items() if name != SCORES),
     )
 
 
@@ -301,6 +360,22 @@ def _build(part: Part[N], config: Config, where: str) -> N:
         ) from error
     network.train(mode=False)
     return network
+
+
+def _check_equal(checkpoint: Checkpoint, name: str, other: str) -> None:
+    """Refuse a checkpoint that stores one matrix twice, with different numbers: only ``other`` is read.
+
+    Raises:
+        ModuleRefused: they differ.
+    """
+    if name not in checkpoint.files or other not in checkpoint.files:
+        return
+    found = checkpoint.read((name, other))
+    if not torch.equal(found[name], found[other]):
+        raise ModuleRefused(
+            f"{checkpoint.repository} has {name} and {other}, which differ, and this model ties them: "
+            f"remove {name}, or fetch it again"
+        )
 
 
 def renamed(part: AnyPart, name: str) -> str:

@@ -24,6 +24,7 @@ from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import TaskSpec
 from edge_agent import catalog
 from edge_agent.modules.weights import hub
+from edge_agent.modules.weights.cache_probe import is_here
 from s2m3.bench.accuracy.questions import ANSWERS_QUESTIONS
 from s2m3.catalogue import load_task
 from s2m3.reference import random_weights, whole, zoo
@@ -107,7 +108,7 @@ def _weights(task: TaskSpec) -> Iterator[str]:
     """Keeps a task's weights where its modules look for them; says whether they are real or random."""
     sources = {module.source.hub: module.source for module in task.modules.values() if module.source}
     sources.pop(None, None)  # pip's and the catalogue's are real
-    if all(hub.is_here(source) for source in sources.values()):
+    if all(is_here(source) for source in sources.values()):
         yield "real"
         return
     with tempfile.TemporaryDirectory(prefix="s2m3-models-") as directory:

@@ -36,7 +36,7 @@ class Segmentation(Pretrained):
             logits = torch.cat(
                 [self._model(**pixels, conditional_embeddings=each).logits for each in conditions.split(1)]
             )
-        return Output({"logits": logits.numpy()}, answer(texts, logits))
+        return Output({"logits": logits.numpy()}, answer(texts, logits.sigmoid().numpy()))
 
 
 WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"hub/segmentation-clipseg": Segmentation})

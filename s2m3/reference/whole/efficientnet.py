@@ -41,7 +41,7 @@ class Network:
 
     def features(self, image: RawInput) -> Tensor:
         """The features (1, 1280) of a picture."""
-        return efficientnet.encode(self.weights, efficientnet.pixels(image))
+        return efficientnet.encode(self.weights, torch.from_numpy(efficientnet.pixels(image)))
 
     def probabilities(self, image: RawInput) -> Tensor:
         """The probabilities (1, 1000) of ImageNet's classes."""

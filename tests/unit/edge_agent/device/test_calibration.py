@@ -18,7 +18,7 @@ from edge_agent.device.measurements import Measurements
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from s2m3.catalogue import load_task
-from tests.builders import module
+from tests.builders import computing, module
 from tests.patience import PATIENCE_S
 
 NAMES = "pocket/imagenet-names.safetensors"  # weights that lie in the catalogue
@@ -63,25 +63,14 @@ class Bench:
         self.now_s += self.load_s
         if self.resident is not None:
             self.resident += self.grows
-        return Measurable(self)
+        return computing(self.compute, sample=({},))
 
-
-class Measurable:
-    """A module that knows what it is typically given."""
-
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-
-    def typical(self) -> tuple[Value, ...]:
-        return ({},)
-
-    def __call__(self, *values: Value) -> Output:
+    def compute(self, *values: Value) -> Output:
         assert values == ({},)
-        bench = self._bench
-        if bench.failure is not None:
-            raise bench.failure
-        bench.now_s += bench.passes_s[bench.passes % len(bench.passes_s)]
-        bench.passes += 1
+        if self.failure is not None:
+            raise self.failure
+        self.now_s += self.passes_s[self.passes % len(self.passes_s)]
+        self.passes += 1
         return Output({})
 
 
@@ -142,7 +131,7 @@ def test_a_module_that_would_run_too_long_is_not_run_only_to_be_measured(bench: 
 
 
 def test_a_module_without_typical_values_is_ready_unmeasured(bench: Bench) -> None:
-    store = Store(10_000, lambda _: lambda *_: Output({}), calibration=bench.calibration())
+    store = Store(10_000, lambda _: computing(lambda *_: Output({})), calibration=bench.calibration())
     held = store.load(assigned(spec()))
     assert (held.state, held.compute_s) == ("ready", None)
 

@@ -18,12 +18,14 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent import modules
-from edge_agent.modules import Module
 from edge_agent.modules.families import clip, clipseg
 from edge_agent.modules.weights import hub
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
+from tests.builders import runs
 from tests.patience import PATIENCE_S
+
+Run = Callable[..., modules.Output]
 
 B16, CLIPSEG = "openai/clip-vit-base-patch16", "CIDAS/clipseg-rd64-refined"
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -52,13 +54,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def load(models: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Module]:
+def load(models: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Run]:
     """Loads a tiny module of a family from a repository."""
     monkeypatch.setenv(hub.DIRECTORY_VARIABLE, str(models))
 
-    def loading(family: str, name: str = B16) -> Module:
+    def loading(family: str, name: str = B16) -> Run:
         source = Source(hub=name, part=family.partition(".")[2])
-        return modules.load(ModuleSpec(family=family, source=source, memory_bytes=10**7, flops=1, output_bytes=1))
+        spec = ModuleSpec(family=family, source=source, memory_bytes=10**7, flops=1, output_bytes=1)
+        return runs(modules.load(spec))
 
     return loading
 
@@ -76,18 +79,18 @@ def shapes(output: modules.Output) -> dict[str, tuple[int, ...]]:
 
 def test_each_use_of_the_vision_tower_sends_what_its_consumer_needs_and_no_more(load: Any) -> None:
     vision = load("clip.vision")
-    assert shapes(modules.run(vision, [CAT], None)) == {"pooled": (1, 32)}
-    assert shapes(modules.run(vision, [CAT], "patch-mean")) == {"features": (1, 32)}
-    assert shapes(modules.run(vision, [CAT], "llava")) == {"patches": (1, 4, 32)}
-    assert shapes(modules.run(vision, [CAT], "clipseg")) == {f"layer-{n}": (1, 485, 32) for n in (3, 6, 9)}
+    assert shapes(vision(CAT)) == {"pooled": (1, 32)}
+    assert shapes(vision(CAT, use="patch-mean")) == {"features": (1, 32)}
+    assert shapes(vision(CAT, use="llava")) == {"patches": (1, 4, 32)}
+    assert shapes(vision(CAT, use="clipseg")) == {f"layer-{n}": (1, 485, 32) for n in (3, 6, 9)}
 
 
 def test_a_use_that_a_module_does_not_have_is_a_failure_of_the_wiring(load: Any) -> None:
     vision, text = load("clip.vision"), load("clip.text")
-    wrong = failed(modules.run, vision, [CAT], "backwards")
+    wrong = failed(vision, CAT, use="backwards")
     assert wrong.code == ErrorCode.MODULE_FAILED
     assert "has no use backwards, only clipseg, llava, patch-mean: mend the task's use" in wrong.message
-    assert "only its ordinary one" in failed(modules.run, text, [TEXTS], "patch-mean").message
+    assert "only its ordinary one" in failed(text, TEXTS, use="patch-mean").message
 
 
 def test_texts_longer_than_the_tower_reads_are_cut_not_refused(load: Any) -> None:
@@ -142,7 +145,7 @@ def test_arrays_of_the_wrong_node_are_failures_of_the_wiring(load: Any) -> None:
 
 def test_heads_name_their_labels(load: Any) -> None:
     vision = load("clip.vision")
-    found = load("heads.linear", "local/clip-b16-linear")(modules.run(vision, [CAT], "patch-mean").tensors)
+    found = load("heads.linear", "local/clip-b16-linear")(vision(CAT, use="patch-mean").tensors)
     assert shapes(found) == {"logits": (1, 3)}
     assert found.answer["label"] in {"label 0", "label 1", "label 2"}
     question = load("clip.text")(RawInput(b"what is this?")).tensors
@@ -152,7 +155,7 @@ def test_heads_name_their_labels(load: Any) -> None:
 
 
 def test_segments_are_masks_of_the_texts(load: Any) -> None:
-    layers = modules.run(load("clip.vision"), [CAT], "clipseg")
+    layers = load("clip.vision")(CAT, use="clipseg")
     reduced = load("clipseg.reduce", CLIPSEG)(layers.tensors)
     assert shapes(reduced) == {f"reduced-{index}": (1, 485, 8) for index in range(3)}
     decoder = load("clipseg.decoder", CLIPSEG)
@@ -170,7 +173,7 @@ def test_segments_are_masks_of_the_texts(load: Any) -> None:
 def test_a_segment_says_where_and_how_much() -> None:
     logits = torch.full((2, 8, 8), -9.0)
     logits[0, 2:4, 1:5] = 9.0
-    segments = clipseg.answer(["a cat", "nothing"], logits)["segments"]
+    segments = clipseg.answer(["a cat", "nothing"], logits.sigmoid().numpy())["segments"]
     assert isinstance(segments, list)
     cat, nothing = segments
     assert isinstance(cat, dict)
@@ -191,11 +194,11 @@ def test_a_clipseg_that_takes_other_layers_is_refused(models: Path, load: Any, m
 def test_one_tower_may_serve_different_uses_in_two_threads_at_once(load: Any) -> None:
     vision = load("clip.vision")
     uses = [None, "patch-mean", "llava", None, "patch-mean"]
-    expected = {use: modules.run(vision, [CAT], use).tensors for use in uses}
+    expected = {use: vision(CAT, use=use).tensors for use in uses}
     found: list[bool] = []
 
     def compute(use: str | None) -> None:
-        tensors = modules.run(vision, [CAT], use).tensors
+        tensors = vision(CAT, use=use).tensors
         found.append(all(np.array_equal(tensors[name], array) for name, array in expected[use].items()))
 
     threads = [threading.Thread(target=compute, args=(use,)) for use in uses]

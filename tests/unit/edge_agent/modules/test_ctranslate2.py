@@ -19,6 +19,7 @@ from edge_agent.modules.weights import ctranslate2_file, packaged
 from edge_agent.modules.weights.ctranslate2_file import ModelFile, Variable, parse
 from s2m3.catalogue import load_task
 from s2m3.reference.speech import spoken
+from tests.builders import runs
 
 SPEECH = load_task("pocket/speech").modules
 SMALL = ModelFile(
@@ -164,13 +165,13 @@ def test_an_empty_or_absent_file_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_stays_in_the_temporary_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    encoder = load(SPEECH["whisper-tiny.en/encoder"])
+    encoder = runs(load(SPEECH["whisper-tiny.en/encoder"]))
     assert not list(tmp_path.iterdir())
     assert encoder(spoken("pump")).tensors["hidden"].shape == (1, 1500, 384)
 
 
 def test_the_decoder_refuses_what_is_no_encoders_output() -> None:
-    decoder = load(SPEECH["whisper-tiny.en/decoder"])
+    decoder = runs(load(SPEECH["whisper-tiny.en/decoder"]))
     nan = np.full((1, 1500, 384), np.nan, np.float32)
     for wrong in ({"hidden": np.zeros((1, 100, 384), np.float32)}, {"hidden": nan}, spoken("pump")):
         with pytest.raises(RequestFailed, match="this module needs hidden") as caught:

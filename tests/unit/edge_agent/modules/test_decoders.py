@@ -66,8 +66,8 @@ def test_a_matrix_that_is_stored_twice_is_held_once(tmp_path: Path, monkeypatch:
     written = random_weights.write(zoo.published(repository), tmp_path, changes={"config.json": TINY_CAPTIONER})
     spec = load_task("hub/captioning-vit-gpt2").modules["vit-gpt2/decoder"]
     store_twice(written, 0)
-    network: Any = modules.load(spec)
-    assert network._network.lm_head.weight.data_ptr() == network._network.transformer.wte.weight.data_ptr()
+    network = modules.load(spec).network
+    assert network.lm_head.weight.data_ptr() == network.transformer.wte.weight.data_ptr()
     store_twice(written, 1)
     with pytest.raises(ModuleRefused, match=r"has decoder.lm_head.weight and .*wte.weight, which differ.*: remove"):
         modules.load(spec)

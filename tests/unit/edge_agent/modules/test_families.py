@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,26 +12,28 @@ from PIL import Image
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Array
-from edge_agent.modules import Module, Value, load
+from edge_agent.modules import Output, Value, load
 from edge_agent.modules.inputs import outputs
 from edge_agent.modules.inputs.imagenet import class_names
 from s2m3.catalogue import load_task
-from tests.builders import picture_bytes
+from tests.builders import picture_bytes, runs
+
+Run = Callable[..., Output]
 
 CAPTIONS = RawInput(b"a cat\na dog\na cat")
 
 
-def module(name: str) -> Module:
-    return load(load_task("pocket/vqa").modules[name])
+def module(name: str) -> Run:
+    return runs(load(load_task("pocket/vqa").modules[name]))
 
 
 @pytest.fixture(scope="module")
-def head() -> Module:
+def head() -> Run:
     return module("conse/head")
 
 
 @pytest.fixture(scope="module")
-def text() -> Module:
+def text() -> Run:
     return module("minilm/text")
 
 
@@ -70,7 +74,7 @@ def test_efficientnet_is_cut_after_its_pooling() -> None:
     assert len(ranked) == 5
 
 
-def test_embeddings_have_length_one_and_like_texts_are_near(text: Module) -> None:
+def test_embeddings_have_length_one_and_like_texts_are_near(text: Run) -> None:
     found = text(RawInput(b"a cat\na kitten\nthe stock market")).tensors["embeddings"]
     assert_plain(found, (3, 384))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
@@ -79,7 +83,7 @@ def test_embeddings_have_length_one_and_like_texts_are_near(text: Module) -> Non
     assert near[0, 2] < 0.3
 
 
-def test_the_head_gives_the_class_itself_as_the_best_caption(head: Module, text: Module) -> None:
+def test_the_head_gives_the_class_itself_as_the_best_caption(head: Run, text: Run) -> None:
     tripod = class_names().index("tripod")
     captions = RawInput(b"a tripod\na banana\ntripod")
     answer = head(probabilities(tripod), text(captions).tensors, captions).answer
@@ -97,7 +101,7 @@ def test_ties_stay_in_the_order_sent() -> None:
     }
 
 
-def test_a_question_turns_the_picture_towards_what_it_asks_for(head: Module, text: Module) -> None:
+def test_a_question_turns_the_picture_towards_what_it_asks_for(head: Run, text: Run) -> None:
     seen = probabilities(class_names().index("tripod"), class_names().index("banana"))
     offered = RawInput(b"banana\ntripod")
     for question, expected in ((b"Which fruit is this?", "banana"), (b"What holds the camera?", "tripod")):
@@ -109,14 +113,14 @@ def test_a_question_turns_the_picture_towards_what_it_asks_for(head: Module, tex
         assert -1 <= answer["score"] <= 1
 
 
-def test_two_questions_at_once_are_refused(head: Module, text: Module) -> None:
+def test_two_questions_at_once_are_refused(head: Run, text: Run) -> None:
     two = text(RawInput(b"What is this?\nWhat is that?")).tensors
     with pytest.raises(RequestFailed, match="the question has 2 lines: send one question on one line") as caught:
         head(probabilities(1), two, text(CAPTIONS).tensors, CAPTIONS)
     assert caught.value.code == ErrorCode.BAD_INPUT
 
 
-def test_values_in_the_wrong_order_or_number_are_failures_of_the_wiring(head: Module, text: Module) -> None:
+def test_values_in_the_wrong_order_or_number_are_failures_of_the_wiring(head: Run, text: Run) -> None:
     embeddings = text(CAPTIONS).tensors
     wrong: list[tuple[Value, ...]] = [
         (),

@@ -153,17 +153,10 @@ def test_the_limits_of_texts_can_be_reached() -> None:
     ],
 )
 def test_arrays_that_do_not_fit_are_a_failure_of_the_wiring(value: Value) -> None:
-    failed = refused(decoding.tensor, value, "x", (1, 3))
+    failed = refused(decoding.array, value, "x", (1, 3))
     assert failed.code == ErrorCode.MODULE_FAILED
     assert failed.message.startswith("this module needs x (float32 1 x 3, finite) and was given ")
     assert failed.message.endswith(": mend the task's needs")
-
-
-def test_a_tensor_is_a_copy_in_aligned_memory_even_of_read_only_bytes() -> None:
-    data = np.frombuffer(b"\0" * 4 + np.arange(6, dtype=np.float32).tobytes(), np.float32)[1:].reshape(2, 3)
-    read = decoding.tensor({"x": data}, "x", (None, 3))
-    assert read.data_ptr() % 64 == 0
-    assert read.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_arrays_where_a_sensor_should_speak_and_a_wrong_count_are_failures_of_the_wiring() -> None:

@@ -23,7 +23,7 @@ from edge_agent.modules.weights.checkpoint import Checkpoint
 from edge_agent.runtime.store import Store
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
-from tests.builders import SMALLEST_CLIP, module
+from tests.builders import SMALLEST_CLIP, module, runs
 
 NAME = "openai/clip-vit-base-patch16"
 
@@ -365,7 +365,7 @@ def test_a_shorter_dtype_holds_half_the_bytes_and_gives_nearly_the_same_float32(
         ),
     )
     image = picture("chelsea.png").raw
-    expected, found = (module(image).tensors["pooled"] for module in (full, half))
+    expected, found = (runs(module)(image).tensors["pooled"] for module in (full, half))
     assert found.dtype == expected.dtype == "float32"
     assert 0 < abs(found - expected).max() < 0.1
 
@@ -401,9 +401,9 @@ def test_counts_from_the_configuration_are_those_of_the_weights(own: Path, model
 def test_output_bytes_are_those_of_a_real_pass(models: Path) -> None:
     config = json.loads((models / NAME / "config.json").read_text())
     for use in (None, "patch-mean", "llava"):
-        output = modules.run(modules.load(spec()), [picture("chelsea.png").raw], use)
+        output = runs(modules.load(spec()))(picture("chelsea.png").raw, use=use)
         counted = model_parts.count(clip.PARTS["vision"], config, use=use).output_bytes
         assert counted == sum(array.nbytes for array in output.tensors.values()), use
     captions = RawInput(b"a photo of a dog\na photo of a cat\na photo of a cup\na photo of a horse")
-    embeds = modules.load(spec("text"))(captions).tensors["text_embeds"]
+    embeds = runs(modules.load(spec("text")))(captions).tensors["text_embeds"]
     assert model_parts.count(clip.PARTS["text"], config).output_bytes == embeds.nbytes

@@ -22,7 +22,7 @@ from s2m3.catalogue import load_task
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
 from s2m3.reference.split import Split
-from tests.builders import SMALLEST_CLIP, module
+from tests.builders import SMALLEST_CLIP, module, runs
 
 NAME = "openai/clip-vit-base-patch16"
 # 2 layers, each with four 32 x 32 matrices, one 64 x 32 and one 32 x 64: rows and numbers.
@@ -57,7 +57,7 @@ def test_int8_holds_a_byte_a_number_of_linear_layers_and_five_a_row(config: dict
 def test_int8_gives_the_same_bits_each_time_and_nearly_those_of_float32(config: dict[str, Any]) -> None:
     image = picture("chelsea.png").raw
     full, short, again = (
-        modules.load(spec(config, dtype))(image).tensors["pooled"] for dtype in ("float32", "int8", "int8")
+        runs(modules.load(spec(config, dtype)))(image).tensors["pooled"] for dtype in ("float32", "int8", "int8")
     )
     assert np.array_equal(short, again)
     assert short.dtype == np.float32

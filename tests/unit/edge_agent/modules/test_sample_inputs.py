@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from broker.protocol.codec import RawInput
-from edge_agent import modules
 from edge_agent.modules.inputs import decoding, sample_inputs
 from edge_agent.modules.weights import packaged
 from edge_agent.modules.weights.cache_probe import is_here
@@ -44,10 +43,6 @@ def test_arrays_are_small_finite_numbers_of_the_wanted_shapes() -> None:
         "b": ((2, 4, 5), "float32"),
     }
     assert all(0 < abs(array).max() <= 0.1 for array in made.values())
-
-
-def test_a_module_without_typical_values_is_none_to_measure() -> None:
-    assert modules.typical_values(lambda *_: modules.Output({})) is None
 
 
 def test_weights_of_pip_and_of_the_catalogue_are_here_when_their_file_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from broker.protocol.messages import AssignedModule
 from broker.protocol.specs import ModuleSpec
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
-from tests.builders import module
+from tests.builders import computing, module, runs
 from tests.patience import PATIENCE_S
 
 
@@ -41,7 +41,7 @@ class Loads:
         def module(*values: Value) -> Output:
             return Output({}, {"values": len(values)})
 
-        return module
+        return computing(module)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_loaded_module_can_be_used_and_is_reported(store: Store) -> None:
     held = store.load(assigned("a"))
     assert (held.module, held.state, held.memory_bytes) == ("a", "ready", 100)
     with store.use(assigned("a").spec.key) as module:
-        assert module({}).answer == {"values": 1}
+        assert runs(module)({}).answer == {"values": 1}
         assert store.held()[assigned("a").spec.key].uses == 1
     assert store.held()[assigned("a").spec.key].uses == 0
     assert store.used_bytes == 100
@@ -119,7 +119,7 @@ def test_a_module_in_use_is_freed_when_its_last_use_ends(store: Store) -> None:
     with store.use(key) as module:
         with store.use(key):
             store.unload(key)
-            assert module().answer == {"values": 0}
+            assert runs(module)().answer == {"values": 0}
         assert store.used_bytes == 100
         assert store.held() == {}  # for the orchestrator it is gone
         with pytest.raises(ModuleRefused, match="on its way out"), store.use(key):
