@@ -82,5 +82,5 @@ def test_what_is_a_loop_is_never_batched() -> None:
         part for file in files if isinstance(file.__dict__.get("PARTS"), Mapping) for part in file.PARTS.values()
     ]
     loops = [each for part in parts for each in part.forwards.values() if each.unrolled is not None]
-    assert len(loops) == 8
+    assert len(loops) == 7
     assert not any(each.batchable for each in loops)
