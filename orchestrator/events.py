@@ -1,7 +1,7 @@
-"""What can happen to the orchestrator, and what it can do: frozen values, one class each.
+"""The orchestrator's events and actions: frozen values, one class each.
 
-Owns the vocabulary between ``service``, which makes events of messages and messages of actions, and ``decide``. What
-happens to devices is in ``cluster``. Knows nothing of topics or bytes.
+Owns the vocabulary between ``service``, which makes events of messages and messages of actions, and ``decide``. The
+events of devices are in ``cluster``. Doesn't know topics or bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TaskDeployed:
 
 @dataclass(frozen=True)
 class TaskRejected:
-    """A spec arrived that is none; ``why`` is a sentence for who deployed it."""
+    """An invalid spec arrived; ``why`` is a sentence for its deployer."""
 
     task: TaskName
     why: str
@@ -33,34 +33,34 @@ class TaskRejected:
 
 @dataclass(frozen=True)
 class TaskUndeployed:
-    """A task's spec was taken away."""
+    """A task's spec was cleared."""
 
     task: TaskName
 
 
 @dataclass(frozen=True)
 class RetainedRouteReceived:
-    """The broker remembers a route, of an earlier term or of an earlier link of ours."""
+    """A route arrived that the broker retained, of an earlier term or an earlier link of ours."""
 
     task: TaskName
     available: bool
-    front_door: bool = False  # whether somebody takes the task's requests
-    serving: Mapping[ModuleKey, tuple[DeviceId, ...]] = field(default_factory=dict)  # who ran its modules
+    front_door: bool = False  # whether any device takes the task's requests
+    serving: Mapping[ModuleKey, tuple[DeviceId, ...]] = field(default_factory=dict)  # the devices that ran its modules
 
 
 @dataclass(frozen=True)
 class RequestReceived:
-    """A sensor asks for a task; ``reply_to`` is allowed already."""
+    """A sensor's request arrived; ``reply_to`` is known to be allowed."""
 
     task: TaskName
     reply_to: str
     correlation: bytes | None
-    payload: bytes  # only for the request's id, and that only if we answer
+    payload: bytes  # for the request's id, if this orchestrator answers
 
 
 @dataclass(frozen=True)
 class LeaderStateReceived:
-    """Somebody, perhaps we, said who leads."""
+    """The leader's topic or heartbeat arrived: this orchestrator's own, or another's."""
 
     message: OrchestratorState
 
@@ -73,35 +73,35 @@ Event = MembershipEvent | TaskEvent | RequestReceived | LeaderStateReceived
 
 @dataclass(frozen=True)
 class PublishState:
-    """Say that we lead."""
+    """Publish that this orchestrator leads."""
 
     message: OrchestratorState
 
 
 @dataclass(frozen=True)
 class PublishSpec:
-    """Give a broker that lost its memory a task's spec back."""
+    """Publish a task's spec to a broker that lost it."""
 
     spec: TaskSpec
 
 
 @dataclass(frozen=True)
 class PublishRoute:
-    """Say how a task's requests may go."""
+    """Publish a task's route."""
 
     route: Route
 
 
 @dataclass(frozen=True)
 class ClearRoute:
-    """Take the route of a task away that nobody deploys any more."""
+    """Clear the route of an undeployed task."""
 
     task: TaskName
 
 
 @dataclass(frozen=True)
 class PublishAssignment:
-    """Say what a device must hold."""
+    """Publish the modules that a device must have."""
 
     device: DeviceId
     assignment: Assignment
@@ -109,28 +109,28 @@ class PublishAssignment:
 
 @dataclass(frozen=True)
 class ClearAssignment:
-    """Take the assignment of a device away that is forgotten."""
+    """Clear the assignment of a forgotten device."""
 
     device: DeviceId
 
 
 @dataclass(frozen=True)
 class PublishDrain:
-    """Give a broker that lost its memory the order back to take a device out of service."""
+    """Publish the order to drain a device to a broker that lost it."""
 
     device: DeviceId
 
 
 @dataclass(frozen=True)
 class RequestRebirth:
-    """Make a device announce itself: it beats, and its birth isn't known."""
+    """Ask a device for its birth: it sends heartbeats, and its birth isn't known."""
 
     device: DeviceId
 
 
 @dataclass(frozen=True)
 class AnswerError:
-    """Answer a request that nobody else will."""
+    """Answer a request that no device takes."""
 
     reply_to: str
     correlation: bytes | None
@@ -139,7 +139,7 @@ class AnswerError:
 
 @dataclass(frozen=True)
 class Resign:
-    """End: somebody else leads, or has led in this term. The next start must take an epoch above ``epoch``."""
+    """Stop leading: another orchestrator leads, or has led in this term. The next term's epoch is above ``epoch``."""
 
     why: str
     epoch: int

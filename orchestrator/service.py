@@ -1,17 +1,16 @@
-"""The loop: messages in, ``decide``, messages out.
+"""The orchestrator's process: messages in, ``decide``, messages out.
 
-Owns the two connections, the mailbox between their threads and this one, and the clock. Decides nothing itself.
+Owns the two connections, the mailbox between their threads and the loop's, and the clock. Decides nothing.
 
 Invariants:
-- one thread, the one that calls ``run``, touches the state; inboxes only leave events in the mailbox;
-- who starts while another leads waits as its spare; who resigns becomes a spare again, and never ends by itself;
-- the epoch is on the disk before anybody hears of it, and greater than all that was stored or heard; a change of the
+- only the thread that calls ``run`` uses the state; inboxes only put events into the mailbox;
+- an orchestrator that starts while another leads waits as its standby; one that resigns becomes a standby again;
+- the epoch is on the disk before it is published, and greater than every epoch stored or heard; a change of the
   deployed tasks is on the disk before any message follows from it;
-- when this process stood still, no device is blamed for what it didn't hear meanwhile;
-- state topics are said by the control connection only; requests arrive on the other one, so that a picture never
-  delays a heartbeat;
-- what can't be said because the link is down is dropped: all is said anew when it is up;
-- no message ends the loop: what a bug makes of one is logged, counted, and left.
+- if the process stood still, no device is blamed for the messages that it couldn't receive;
+- the control connection alone publishes state; requests arrive on the other one, so that no picture delays a heartbeat;
+- messages that can't be sent because the link is down are dropped: all is published again when it is up;
+- no message ends the loop: an exception that it causes is logged and counted.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from broker.protocol.errors import (
     RemoteProtocolError,
     TransportError,
 )
-from broker.protocol.messages import OrchestratorState, Route
+from broker.protocol.messages import OrchestratorState
 from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
 from broker.transport.port import (
@@ -48,39 +47,28 @@ from broker.transport.port import (
     Transport,
     Will,
 )
+from orchestrator.action_log import log_action
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
     Action,
     AnswerError,
-    ClearAssignment,
-    ClearRoute,
     Event,
     LeaderStateReceived,
     Note,
-    PublishAssignment,
-    PublishRoute,
-    PublishSpec,
     PublishState,
     Resign,
 )
+from orchestrator.leadership import standby
 from orchestrator.leadership.deployed_tasks import DeployedTasks
 from orchestrator.leadership.epoch import read_epoch, store_epoch
-from orchestrator.leadership.standby import (
-    LEADER_INTERVAL_S,
-    READ_RETAINED_S,
-    Watch,
-    observe,
-    overslept,
-    own_interval_s,
-    take_over_at_s,
-)
+from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
 from orchestrator.membership.cluster import Overslept, Tick
 from orchestrator.state import Pace, State, initial
 from orchestrator.wire import HEARD, event_of, outgoing_of
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
-PLANNING_S = 0.03  # a turn's time to look for a better placement: a death that comes meanwhile waits no longer
+PLANNING_S = 0.03  # a turn's time to search for a better placement: a death meanwhile waits no longer
 MAX_WAITING_BYTES = 32 * 1024 * 1024  # of requests that wait for the loop's next turn; two of the largest
 
 _log = structlog.get_logger("orchestrator")
@@ -96,11 +84,11 @@ class _Posted:
 
 @dataclass(frozen=True)
 class _Stop:
-    """Somebody called ``stop``."""
+    """``stop`` was called."""
 
 
 class Orchestrator:
-    """One orchestrator: it leads, or waits as the spare of one that does. ``run`` blocks until ``stop`` is called.
+    """One orchestrator: it leads, or waits as the standby of the leader. ``run`` blocks until ``stop`` is called.
 
     Args:
         url: the broker, as ``mqtt://host:port``.
@@ -109,9 +97,9 @@ class Orchestrator:
         site: the prefix in front of all topics.
         heartbeat_interval_s: how often agents report.
         settle_s: how long retained messages and first heartbeats may take to arrive after a connection.
-        pace: how soon spares are chosen and better placements are looked for.
-        answer_unknown_tasks: answer requests for tasks that nobody serves. It costs one more copy of each request from
-            the broker; without it such a request ends at its sender's deadline.
+        pace: how soon spares are chosen and better placements are searched for.
+        answer_unknown_tasks: answer requests for tasks that no device serves. It costs one more copy of each request
+            from the broker; without it such a request ends at its sender's deadline.
         make_transport: makes the two connections; a test passes that of the in-memory broker.
 
     Raises:
@@ -141,21 +129,21 @@ class Orchestrator:
         self._answer_unknown_tasks = answer_unknown_tasks
         self._make_transport = make_transport
         self._mailbox: Mailbox[_Posted | _Stop] = Mailbox(max_data_bytes=MAX_WAITING_BYTES)
-        self._name = f"orchestrator-{secrets.token_hex(4)}"  # two orchestrators must not throw each other out
+        self._name = f"orchestrator-{secrets.token_hex(4)}"  # two orchestrators must not take over each other's session
         self._data = self._new_data()
         self._control: Transport | None = None
         self._state: State | None = None
         self._unsent: deque[Outgoing] = deque()
         self._stopping = False
         self._tick_from_s = 0.0  # no deadline is met before
-        self._beat_at_s = 0.0
-        self._linked_s = 0.0  # since when the connection is up on which we waited for our turn
-        self._sessions: frozenset[int] = frozenset()  # of the links in which we led
+        self._heartbeat_at_s = 0.0
+        self._linked_s = 0.0  # since when the connection is up over which it waited
+        self._sessions: frozenset[int] = frozenset()  # of the links over which it led
         self._internal_errors = 0
-        self.resigned: str | None = None  # why it leads no more; None while it leads or hasn't led
+        self.resigned: str | None = None  # why it stopped leading; None while it leads or hasn't led
 
     def run(self) -> None:
-        """Wait while another leads, then lead; until told to stop.
+        """Wait while another leads, then lead; until ``stop`` is called.
 
         Raises:
             BadFile: the epoch can't be stored.
@@ -191,43 +179,43 @@ class Orchestrator:
         return self._make_transport(url=self._url, client_id=f"{self._name}-data", inbox=self._from_data)
 
     def _wait_for_turn(self) -> int | None:
-        """Wait until nobody leads; waits for the broker as long as it takes.
+        """Wait until no orchestrator leads; waits for the broker as long as it takes.
 
         Returns:
-            The highest epoch that was heard of, or None when told to stop.
+            The highest epoch heard, or None after ``stop``.
         """
         heard = [topic.filter(self._prefix) for topic in (topics.ORCHESTRATOR_STATE, topics.ORCHESTRATOR_HEARTBEAT)]
         self._data.subscribe(*heard)
         self._data.start()
-        watch, read_s = Watch(own=self._sessions), min(READ_RETAINED_S, self._settle_s)
+        watch, read_s = LeaderWatch(own=self._sessions), min(READ_RETAINED_S, self._settle_s)
         while not self._stopping:
-            due_s, now_s = take_over_at_s(watch, read_s), time.monotonic()
+            due_s, now_s = standby.take_over_at_s(watch, read_s), time.monotonic()
             if due_s is not None and now_s >= due_s:
                 break
             posted = self._mailbox.get(None if due_s is None else due_s - now_s)
             if due_s is not None and time.monotonic() > due_s + LEADER_INTERVAL_S:
-                watch = overslept(watch, time.monotonic())
+                watch = standby.reset_timer(watch, time.monotonic())
             if isinstance(posted, _Posted):
                 watch = self._observed(watch, posted.event)
         self._data.unsubscribe(*heard)
         self._linked_s = time.monotonic() if watch.up_s is None else watch.up_s
         return None if self._stopping else watch.epoch
 
-    def _observed(self, watch: Watch, event: LinkEvent) -> Watch:
+    def _observed(self, watch: LeaderWatch, event: LinkEvent) -> LeaderWatch:
         if isinstance(event, LinkDown):
             _log.warning("waiting_for_broker", broker=self._url, reason=event.reason)
         seen = self._event_of(event) if isinstance(event, Delivery) else None
         said = seen.message if isinstance(seen, LeaderStateReceived) else event
         if not isinstance(said, LinkUp | LinkDown | OrchestratorState):
             return watch
-        remembered = isinstance(event, Delivery) and event.retain
-        after = observe(watch, said, time.monotonic(), remembered=remembered)
+        retained = isinstance(event, Delivery) and event.retain
+        after = standby.on_event(watch, said, time.monotonic(), retained=retained)
         if after.leader not in {watch.leader, None}:
             _log.info("waiting_as_spare", epoch=after.epoch, broker=self._url, prefix=self._prefix)
         return after
 
     def _lead(self, seen: int) -> None:
-        """Lead until told to stop, or until somebody newer does."""
+        """Lead until ``stop`` is called or a newer leader shows up."""
         last = max(read_epoch(self._epoch_file), seen)
         epoch, tasks = last + 1, self._deployed.read(last)
         self._deployed.store(epoch, tasks.values())  # before the epoch, or a crash in between would make it outdated
@@ -240,7 +228,7 @@ class Orchestrator:
             linked_s=self._linked_s,
             tasks=tasks,
         )
-        self._state, self.resigned, self._beat_at_s = state, None, time.monotonic()
+        self._state, self.resigned, self._heartbeat_at_s = state, None, time.monotonic()
         _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
         self._connect(epoch)
         while not self._stopping and self.resigned is None:
@@ -249,12 +237,12 @@ class Orchestrator:
             self._step_down()
 
     def _step_down(self) -> None:
-        """Become a spare: nothing of this term is left but the numbers of its links."""
+        """Become a standby: of this term only the sessions of its links are kept."""
         self._leave()
         self._sessions |= frozenset(self._state.sessions if self._state else ())
         self._unsent.clear()
         while self._mailbox.get(0.0) is not None:
-            pass  # of connections that are closed; that we were told to stop is known otherwise
+            pass  # events of closed connections; ``stop`` has set its flag
         self._state, self._control, self._data = None, None, self._new_data()
         self._tick_from_s = 0.0
 
@@ -275,7 +263,7 @@ class Orchestrator:
         self._control.start()
 
     def _leave(self) -> None:
-        """Say that nobody leads, unless somebody newer does; then disconnect."""
+        """Publish that no orchestrator leads, unless this one resigned; then disconnect."""
         if self._control and self._state and self._state.link and self.resigned is None:
             gone = OrchestratorState(epoch=self._state.epoch, online=False, session=self._state.link.session)
             self._do(PublishState(gone))
@@ -287,11 +275,11 @@ class Orchestrator:
     # --- the loop ---
 
     def _turn(self, state: State) -> None:
-        """Wait for one event or the next deadline, and do what follows."""
+        """Wait for one event or the next deadline, and react."""
         deadline_s = next_deadline_s(state)
         if deadline_s is not None:
             deadline_s = max(deadline_s, self._tick_from_s)
-        due = [self._beat_at_s, *([] if deadline_s is None else [deadline_s])]
+        due = [self._heartbeat_at_s, *([] if deadline_s is None else [deadline_s])]
         wait_s = max(0.0, min(due) - time.monotonic())
         posted = self._mailbox.get(min(RETRY_UNSENT_S, wait_s) if self._unsent else wait_s)
         if time.monotonic() > min(due) + max(self._heartbeat_interval_s, LEADER_INTERVAL_S):
@@ -301,14 +289,14 @@ class Orchestrator:
             self._step(event)
         if deadline_s is not None and time.monotonic() >= deadline_s:
             self._step(Tick())
-        self._beat()
+        self._send_heartbeat()
         self._flush()
 
-    def _beat(self) -> None:
-        """Tell a spare, once in each interval, that the leader's loop turns."""
-        if time.monotonic() < self._beat_at_s:
+    def _send_heartbeat(self) -> None:
+        """Publish, once in each interval, that the leader's loop runs."""
+        if time.monotonic() < self._heartbeat_at_s:
             return
-        self._beat_at_s = time.monotonic() + own_interval_s(self._heartbeat_interval_s)
+        self._heartbeat_at_s = time.monotonic() + standby.leader_interval_s(self._heartbeat_interval_s)
         if self._state is not None and self._state.link is not None and self.resigned is None:
             if self._state.republish_at_s is not None:
                 return  # this term may be over
@@ -332,7 +320,7 @@ class Orchestrator:
         for action in actions:
             try:
                 self._do(action)
-            except Exception:  # noqa: BLE001 - the other actions are due all the same
+            except Exception:  # noqa: BLE001 - the other actions are still due
                 self._failed("action_failed", action)
 
     def _store_tasks(self, state: State) -> None:
@@ -342,7 +330,7 @@ class Orchestrator:
             _log.error("tasks_not_stored", reason=str(error))
 
     def _failed(self, what: str, cause: object) -> None:
-        """Count and log the exception under way."""
+        """Count and log the current exception."""
         self._internal_errors += 1
         _log.exception(what, kind=type(cause).__name__)
 
@@ -366,10 +354,10 @@ class Orchestrator:
             self._failed("message_failed", delivery)
         return None
 
-    # --- what to do ---
+    # --- actions ---
 
     def _do(self, action: Action) -> None:
-        _tell(action)
+        log_action(action)
         match action:
             case AnswerError(reply_to):
                 try:
@@ -385,46 +373,15 @@ class Orchestrator:
                 self._unsent.append(outgoing_of(self._prefix, action))
 
     def _flush(self) -> None:
-        """Hand over what waits, in order, as far as the connection takes it."""
+        """Hand over the waiting messages, in order, as far as the connection takes them."""
         while self._unsent and self._control:
             try:
                 self._control.publish(self._unsent[0])
             except NotConnected:
-                self._unsent.clear()  # all is said anew when the link is up
+                self._unsent.clear()  # all is published again when the link is up
                 return
             except QueueFull:
                 return
             except MessageTooLarge as error:
                 _log.error("message_too_large", topic=error.topic, reason=str(error))
             self._unsent.popleft()
-
-
-def _tell(action: Action) -> None:
-    """Write an action to the log."""
-    match action:
-        case PublishState(message):
-            _log.info("state", epoch=message.epoch, online=message.online)
-        case PublishRoute(route):
-            _log.info("route", task=route.task, generation=route.generation, **_summary(route))
-        case PublishSpec(spec):
-            _log.info("spec_restored", task=spec.task)
-        case ClearRoute(task):
-            _log.info("route_cleared", task=task)
-        case PublishAssignment(device, assignment):
-            names = {role: [m.module for m in assignment.modules if m.role == role] for role in ("active", "standby")}
-            _log.info("assignment", device=device, generation=assignment.generation, **names)
-        case ClearAssignment(device):
-            _log.info("device_forgotten", device=device)
-        case AnswerError(reply_to, _, result):
-            _log.info("request_refused", task=result.task, request=result.request, reply_to=reply_to)
-        case Resign(why, _):
-            _log.warning("resigning", why=why)
-        case Note(event, fields):
-            _log.info(event, **fields)
-
-
-def _summary(route: Route) -> dict[str, object]:
-    if route.unavailable is not None:
-        return {"unavailable": route.unavailable}
-    nodes = {name: [device.device for device in node.devices] for name, node in route.nodes.items()}
-    return {"nodes": nodes, "front_door": list(route.front_door), "group": route.group, "complete": route.complete}

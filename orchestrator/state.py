@@ -1,7 +1,4 @@
-"""What the orchestrator knows and has said: one frozen value.
-
-Owns the fields, not what changes them. Knows nothing of messages' bytes, topics or clocks.
-"""
+"""The orchestrator's knowledge, and what it has published: one frozen value. The rules that change it are elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from broker.protocol.messages import Assignment, DeviceProfile, Route
 from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
 from broker.transport.port import LinkUp
 from orchestrator.events import RetainedRouteReceived
-from orchestrator.leadership.standby import own_interval_s
+from orchestrator.leadership.standby import leader_interval_s
 from orchestrator.membership.cluster import Cluster
 from orchestrator.placement.routes import Term
 from orchestrator.planner.placement import never
@@ -26,7 +23,7 @@ Role = Literal["active", "standby"]
 
 @dataclass(frozen=True)
 class Moment:
-    """Now, and whether this turn's time for planning is over."""
+    """Now, and whether the time for planning is over."""
 
     now_s: float
     enough: Callable[[], bool] = never
@@ -34,21 +31,21 @@ class Moment:
 
 @dataclass(frozen=True)
 class Pace:
-    """How soon what is merely better is done; what is broken is mended at once."""
+    """How soon improvements are made; repairs are made at once."""
 
     calm_s: float = 3.0  # without a change before spares are chosen: the rest of a fleet that starts, or dies, follows
-    review_s: float = 30.0  # between looks for a better placement, and after moves: some loads of a gateway's disk
-    round_s: float = 600.0  # moves that aren't ready by then are given up: a download over a thin line
-    spares: bool = True  # whether leftover memory is given to standbys and replicas at all
+    review_s: float = 30.0  # between searches for a better placement, and after moves: some loads of a gateway's disk
+    round_s: float = 600.0  # moves that aren't ready by then are cancelled: a download over a thin line
+    spares: bool = True  # whether leftover memory is given to standbys and replicas
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that calls for placing anew. Equal facts are never placed twice: measured seconds drift, modules don't."""
+    """What placement depends on: it runs again when this changes. Measured seconds drift, and are not part of it."""
 
     candidates: tuple[tuple[DeviceId, DeviceProfile], ...] = ()
-    tasks: tuple[TaskSpec, ...] = ()  # those that could be served
-    unservable: Mapping[TaskName, str] = field(default_factory=dict)  # the others, and why
+    tasks: tuple[TaskSpec, ...] = ()  # those that can be served
+    unservable: Mapping[TaskName, str] = field(default_factory=dict)  # the others, with the reason
     barred: Mapping[ModuleKey, Mapping[DeviceId, str]] = field(default_factory=dict)
     footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # measured bytes, where more than the spec's
     doubts: Mapping[DeviceId, str] = field(default_factory=dict)  # candidates that should get nothing more, and why
@@ -56,7 +53,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Moves:
-    """One round of planned moves: the copies that take over together once they are loaded."""
+    """A round of planned moves: copies that take over together once they are loaded."""
 
     to: Mapping[ModuleKey, DeviceId]
     origin: Mapping[ModuleKey, DeviceId]
@@ -66,10 +63,10 @@ class Moves:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """The placement that stands, and the facts it answers.
+class CurrentPlacement:
+    """The placement in force, and the facts that it follows from.
 
-    ``where`` is the active copy that planning counts; ``spares`` are the others; ``moves.to`` are among the standbys.
+    ``where`` has the active copy that planning counts; ``spares`` has the others; ``moves.to`` are among the standbys.
     """
 
     facts: Facts = Facts()
@@ -87,83 +84,85 @@ class Standing:
 
     @cached_property
     def actives(self) -> dict[ModuleKey, tuple[DeviceId, ...]]:
-        """The devices that serve each module, the one that planning counts first."""
+        """The devices that serve each module; first the one that planning counts."""
         return {key: (home, *self.spares.replicas.get(key, ())) for key, home in self.where.items()}
 
     @cached_property
-    def held_by(self) -> dict[DeviceId, dict[ModuleKey, Role]]:
-        """What each device must hold, and for what."""
-        held: dict[DeviceId, dict[ModuleKey, Role]] = {}
+    def roles(self) -> dict[DeviceId, dict[ModuleKey, Role]]:
+        """The modules that each device must have, and their roles there."""
+        roles: dict[DeviceId, dict[ModuleKey, Role]] = {}
         for key, devices in self.actives.items():
             for device in devices:
-                held.setdefault(device, {})[key] = "active"
+                roles.setdefault(device, {})[key] = "active"
             for device in self.spares.standby.get(key, ()):
-                held.setdefault(device, {})[key] = "standby"
-        return held
+                roles.setdefault(device, {})[key] = "standby"
+        return roles
 
     @property
     def serving(self) -> dict[ModuleKey, tuple[tuple[DeviceId, ...], ModuleSpec]]:
-        """What serves where: the placement's content, without names, reasons and standbys."""
+        """The active copies, without names, reasons and standbys: a change of this is a new generation."""
         return {key: (devices, self.modules[key][1]) for key, devices in self.actives.items()}
+
+    def names(self, to: Mapping[ModuleKey, DeviceId]) -> dict[ModuleName, DeviceId]:
+        """The same mapping with the modules' names, for the log."""
+        return {self.modules[key][0]: device for key, device in to.items()}
 
 
 @dataclass(frozen=True)
-class Draining:
-    """A look for places for what draining devices serve."""
+class DrainAttempt:
+    """The last search for other places for the modules of draining devices."""
 
     facts: Facts
     where: Mapping[ModuleKey, DeviceId]  # both as they were
-    again_s: float  # when to look again, if neither changes
-    stays: Mapping[DeviceId, str] = field(default_factory=dict)  # what can't go, and why
+    retry_at_s: float  # if neither changes before
+    stays: Mapping[DeviceId, str] = field(default_factory=dict)  # what can't move, and why
 
 
 @dataclass(frozen=True)
-class Before:
-    """What stood, and what was said, before the first of the latest goodbyes."""
+class Snapshot:
+    """The placement, and what was published of it, before the first of the latest goodbyes."""
 
     at_s: float
-    standing: Standing
+    placement: CurrentPlacement
     routes: Mapping[TaskName, Route]
     assignments: Mapping[DeviceId, Assignment]
 
 
 @dataclass(frozen=True)
 class State:
-    """All that the orchestrator knows and has said. Make the first one with ``initial``."""
+    """All that the orchestrator knows and has published. ``initial`` makes the first one."""
 
     epoch: int
     settle_s: float
     cluster: Cluster
     pace: Pace = Pace()
     link: LinkUp | None = None
-    settles_at_s: float | None = None  # until then nothing is placed
-    linked_s: float = -math.inf  # since when this process is linked to the broker: it didn't start later
-    sessions: tuple[int, ...] = ()  # of our links, the present one last; only the latest are kept
-    delivered: frozenset[TaskName] = frozenset()  # tasks whose specs came since the link is up
-    republish_at_s: float | None = None  # when all is said again after a new link, if nobody newer is heard of before
-    drains: frozenset[DeviceId] = frozenset()  # ordered before this link, and not heard of anew over it yet
-    broker_kept_memory: bool = False  # whether the broker still knows an earlier link of ours: it kept its memory
+    settles_at_s: float | None = None  # nothing is placed before
+    linked_s: float = -math.inf  # when this process first reached the broker: the broker didn't start later
+    sessions: tuple[int, ...] = ()  # of our latest links, the present one last
+    republish_at_s: float | None = None  # when all is published again after a new link, unless a newer leader shows up
+    broker_kept_memory: bool = False  # whether the broker knows an earlier link of ours
+    delivered_specs: frozenset[TaskName] = frozenset()  # tasks whose specs came over this link
+    retained_routes: Mapping[TaskName, RetainedRouteReceived] = field(default_factory=dict)  # came over this link
+    unconfirmed_drains: frozenset[DeviceId] = frozenset()  # ordered before this link, and not received over it yet
     tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)
     invalid: Mapping[TaskName, str] = field(default_factory=dict)
-    remembered: Mapping[TaskName, RetainedRouteReceived] = field(
-        default_factory=dict
-    )  # what the broker retained at our link
     footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # the most bytes that any device measured
-    standing: Standing = Standing()
-    before: Before | None = None  # in case that the goodbyes were the broker's end
-    spares_due_s: float | None = None  # from when on spares are to be chosen; None: those that stand were
-    draining: Draining | None = None  # what was last tried for the devices that are to be emptied
-    asked_s: Mapping[DeviceId, float] = field(default_factory=dict)  # when strangers were asked for their birth
-    reviewed_s: float = 0.0  # when a better placement was last looked for, or an active copy last moved
+    placement: CurrentPlacement = CurrentPlacement()
+    snapshot: Snapshot | None = None  # restored if the goodbyes were the broker's end
+    spares_due_s: float | None = None  # when spares are to be chosen; None: they have been
+    drain_attempt: DrainAttempt | None = None
+    rebirth_requested_s: Mapping[DeviceId, float] = field(default_factory=dict)
+    reviewed_s: float = 0.0  # when a better placement was last searched for, or an active copy last moved
     generation: int = 0
     routes: Mapping[TaskName, Route] = field(default_factory=dict)  # as published
     assignments: Mapping[DeviceId, Assignment] = field(default_factory=dict)  # as published
-    told_s: Mapping[DeviceId, float] = field(default_factory=dict)  # when each assignment was last published
+    assigned_s: Mapping[DeviceId, float] = field(default_factory=dict)  # when each assignment was last published
     group: int = 0  # the highest number of a share group; all tasks share the count, so that no name comes back
 
     @property
     def settled(self) -> bool:
-        """Whether we know enough to decide."""
+        """Whether enough is known to decide."""
         return self.link is not None and self.settles_at_s is None
 
     @property
@@ -181,8 +180,6 @@ def initial(
     linked_s: float = -math.inf,
     tasks: Mapping[TaskName, TaskSpec] | None = None,
 ) -> State:
-    """The state before anything is known but the tasks that an earlier term stored."""
-    cluster = Cluster(heartbeat_interval_s, own_interval_s(heartbeat_interval_s))
-    return State(
-        epoch=epoch, settle_s=settle_s, cluster=cluster, pace=pace or Pace(), linked_s=linked_s, tasks=tasks or {}
-    )
+    """The state at the begin of a term; ``tasks`` are those that an earlier term stored."""
+    cluster = Cluster(heartbeat_interval_s, leader_interval_s(heartbeat_interval_s))
+    return State(epoch, settle_s, cluster, pace or Pace(), linked_s=linked_s, tasks=tasks or {})

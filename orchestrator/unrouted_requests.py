@@ -1,10 +1,10 @@
-"""Requests that no front door takes: what the orchestrator answers them, so that nobody meets silence.
+"""Unrouted requests: the orchestrator's error replies to requests that no front door takes.
 
-Owns when it answers and in which words. Changes nothing. Knows nothing of topics or connections.
+Owns when it answers, and the sentences. Changes nothing. Doesn't know topics or connections.
 
 Invariants:
-- a request whose task has a front door is the agents' to answer, also while we settle: they serve without us;
-- nothing is said before the routes that the broker remembers had time to arrive: they may name a front door.
+- agents answer a request whose task has a front door, also while the orchestrator settles;
+- nothing is answered before the broker's retained routes had time to arrive: they may name a front door.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import ErrorBody, Result, Route
 from broker.protocol.specs import TaskName
 from orchestrator.events import Action, AnswerError, RequestReceived
+from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.state import State
 
-RETAINED_WITHIN_S = 0.5  # a broker sends what it remembers at once after the subscription
 RETRY_LOADING_S = 1.0
 
 
-def answer(state: State, request: RequestReceived, now_s: float) -> list[Action]:
-    """The answer to a request, if it is ours to answer."""
+def answer_unrouted(state: State, request: RequestReceived, now_s: float) -> list[Action]:
+    """The error reply to a request, if the orchestrator must answer it."""
     refusal = _refusal(state, request.task, now_s)
     if refusal is None:
         return []
@@ -53,19 +53,19 @@ def _refusal(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
 
 
 def _settling(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
-    remembered = state.remembered.get(task)
-    if (remembered is not None and remembered.front_door) or now_s < state.cluster.up_s + RETAINED_WITHIN_S:
+    retained = state.retained_routes.get(task)
+    if (retained is not None and retained.front_door) or now_s < state.cluster.up_s + READ_RETAINED_S:
         return None
     left_s = (state.settles_at_s or now_s) - now_s
     return _no_route("the orchestrator has just started; try again", float(max(1, math.ceil(left_s))))
 
 
 def _loading(state: State, route: Route) -> str:
-    """Which device loads what of a route's modules."""
+    """The devices that load modules of a route, as a phrase."""
     waits: dict[str, set[str]] = {}
     for node in route.nodes.values():
         if not node.devices:
-            waits.setdefault(state.standing.where.get(node.key, "a device"), set()).add(node.module)
+            waits.setdefault(state.placement.where.get(node.key, "a device"), set()).add(node.module)
     return ", ".join(f"{device} loads {' and '.join(sorted(modules))}" for device, modules in sorted(waits.items()))
 
 

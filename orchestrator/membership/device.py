@@ -1,17 +1,16 @@
-"""One device as the orchestrator knows it, and what its own messages change of that.
+"""One device as the orchestrator knows it, and how the device's own messages change that.
 
-Owns what a birth, a will and a heartbeat mean for the device that sent them. Knows nothing of the other devices, of
-silence, tasks or the broker; reads no clock.
+Owns the meaning of a birth, a will and a heartbeat for their sender, and what a device may be used for (``Fitness``).
+Doesn't know other devices, silence, tasks or the broker; ``now_s`` comes in.
 
 Invariants:
 - a late message of an older session changes nothing. Session numbers are random: only memory tells old from new;
-- no late message can hide a living device for good: when the session we believe in is silent, a heartbeat newer than
-  all that we heard of an earlier one, whose will we never heard, brings that one back;
-- a device counts as alive only after a first heartbeat: a birth may be a retained ghost, a heartbeat can't be;
-- what a device measured counts until it measures anew or starts anew, also for modules that it let go of: or a move
-  that a measurement forbade would be planned again;
-- a module that failed on a device is barred there while the device says so and for a while after; what failed for a
-  passing cause is tried again, more and more seldom.
+- no late message hides a living device for good: if the current session is silent, a heartbeat of an earlier session
+  whose will never came, newer than all its others, makes that session the current one again;
+- a device counts as alive only after a heartbeat: a retained birth may be stale, a heartbeat is never retained;
+- measured seconds count until the device measures again or restarts, also for modules that it has unloaded. Otherwise
+  planning would repeat a move that a measurement has ruled out;
+- a module that failed on a device is barred there while the device reports the failure, and for a backoff after that.
 """
 
 from __future__ import annotations
@@ -19,104 +18,129 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from functools import cached_property
 from typing import Literal
 
 from broker.protocol.messages import DeviceProfile, DeviceState, Heartbeat, HeldModule
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey
-from orchestrator.membership.flap_damping import NEW, Accusers, Record, hangs
+from orchestrator.membership.flap_damping import NO_FLAPS, FlapRecord
+from orchestrator.membership.suspicions import TimeoutReports, is_unresponsive
 
-FIRST_PAUSE_S = 30.0  # a failed module's device is left alone that long; twice as long after each further failure
-LONGEST_PAUSE_S = 15 * 60.0
-WILLS_S = 3.0  # a broker that ends says everybody's will, may write its memory to a disk, and closes all links
-_DOUBLINGS = 5  # from the first pause to beyond the longest
+FIRST_BACKOFF_S = 30.0  # after a module's first failure on a device; doubles with each further failure
+LONGEST_BACKOFF_S = 15 * 60.0
+WILLS_S = 3.0  # from the wills that a stopping broker publishes until it closes all links: it may write a disk first
+_DOUBLINGS = 5  # from the first backoff to beyond the longest
 _PAST_SESSIONS = 8  # remembered per device; more than the broker can have under way
-_ENDED = sys.maxsize  # in place of a past session's last seq: its will was heard
+_ENDED = sys.maxsize  # instead of a past session's last seq: its will came
+
+
+class Fitness(IntEnum):
+    """What a device may be used for; each level allows what the lower ones do."""
+
+    ABSENT = 0  # nothing: offline, dead, or without a heartbeat yet
+    DRAINING = 1  # it serves its modules until they have moved away
+    UNRESPONSIVE = 2  # it sends heartbeats, and calls to it time out: it serves what no other device can
+    DOUBTFUL = 3  # late, or on probation: it keeps its modules, and gets more only if nothing else fits
+    FIT = 4  # everything
 
 
 @dataclass(frozen=True)
-class Setback:
-    """A module that failed on a device: how often in this session, and until when it isn't tried there again."""
+class Backoff:
+    """A module that failed on a device: the failures in this session, and until when it isn't tried there again."""
 
     error: str
-    times: int
-    until_s: float | None  # None: that time is over
+    failures: int
+    until_s: float | None  # None: the backoff is over
 
 
 @dataclass(frozen=True)
 class Device:
-    """One device: what it said last, when, and what that makes of it."""
+    """The last messages of one device, and what the failure detector makes of them."""
 
     id: DeviceId
     session: int
     status: Literal["online", "draining", "offline"]
     profile: DeviceProfile
-    heard_s: float  # when it last gave a sign of life
+    heard_s: float  # when its last sign of life came
     health: Literal["well", "suspect", "dead"] = "well"
-    beating: bool = False  # whether a heartbeat came since it was last gone
+    confirmed: bool = False  # whether a heartbeat came since its birth
     seq: int = -1
-    fence: tuple[int, int] = (0, 0)  # epoch and generation of the assignment that it says it obeys
-    held: Mapping[ModuleKey, HeldModule] = field(default_factory=dict)
-    cached: frozenset[ModuleKey] = frozenset()  # what it doesn't hold, with the weights on its disk
-    measured: Mapping[ModuleKey, float] = field(default_factory=dict)  # seconds of a pass, of this session
-    setbacks: Mapping[ModuleKey, Setback] = field(default_factory=dict)
-    past: Mapping[int, int] = field(default_factory=dict)  # earlier sessions, each with the last seq heard
-    ended_s: float | None = None  # when its will, or goodbye, was heard
-    before: Device | None = None  # as it was then
+    fence: tuple[int, int] = (0, 0)  # epoch and generation of the assignment that it obeys
+    modules: Mapping[ModuleKey, HeldModule] = field(default_factory=dict)  # as it reports them
+    cached: frozenset[ModuleKey] = frozenset()  # other modules whose weights are on its disk
+    measured: Mapping[ModuleKey, float] = field(default_factory=dict)  # seconds of a pass, in this session
+    backoffs: Mapping[ModuleKey, Backoff] = field(default_factory=dict)
+    past_sessions: Mapping[int, int] = field(default_factory=dict)  # session -> the last seq heard
+    ended_s: float | None = None  # when its will or goodbye came
+    before_will: Device | None = None  # the device as it was then
     drained: bool = False  # by an operator
-    record: Record = NEW
-    accusers: Accusers = field(default_factory=dict)  # whose calls to it timed out of late
+    flaps: FlapRecord = NO_FLAPS
+    timeout_reports: TimeoutReports = field(default_factory=dict)
 
     @property
     def watched(self) -> bool:
-        """Whether its silence would tell something."""
+        """Whether the failure detector waits for its heartbeats."""
         return self.status != "offline" and self.health != "dead"
 
     @property
-    def alive(self) -> bool:
-        """Whether requests may go there: online, draining or suspect, but neither offline nor dead."""
-        return self.status != "offline" and self.health != "dead" and self.beating
-
-    @property
-    def may_hold(self) -> bool:
-        """Whether modules may be placed there."""
-        return self.alive and not self.draining
-
-    @property
     def draining(self) -> bool:
-        """Whether it is to be emptied."""
+        """Whether its modules must move away."""
         return self.drained or self.status == "draining"
 
     @property
-    def hung(self) -> bool:
-        """Whether it beats well and yet doesn't answer."""
-        return self.health == "well" and hangs(self.accusers)
+    def unresponsive(self) -> bool:
+        """Whether it sends heartbeats and calls to it time out."""
+        return self.health == "well" and is_unresponsive(self.timeout_reports)
+
+    @cached_property
+    def fitness(self) -> Fitness:
+        """What it may be used for now."""
+        if not self.watched or not self.confirmed:
+            return Fitness.ABSENT
+        if self.draining:
+            return Fitness.DRAINING
+        if self.unresponsive:
+            return Fitness.UNRESPONSIVE
+        return Fitness.DOUBTFUL if self.health == "suspect" or self.flaps.heartbeats_owed else Fitness.FIT
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests may go there."""
+        return self.fitness > Fitness.ABSENT
 
     @property
     def doubt(self) -> str | None:
-        """Why it should get no further modules while others can take them."""
-        if self.draining:
-            return "it is being drained"
-        if self.health == "suspect":
-            return "its heartbeats are late"
-        if self.hung:
-            return "calls to it time out"
-        return "it died and came back a moment ago" if self.record.to_prove else None
+        """Why a living device should get no further modules while others can take them; None if it is fit."""
+        late = self.health == "suspect"
+        return {
+            Fitness.DRAINING: "it is being drained",
+            Fitness.UNRESPONSIVE: "calls to it time out",
+            Fitness.DOUBTFUL: "its heartbeats are late" if late else "it died and came back a moment ago",
+        }.get(self.fitness)
 
     def ready(self, key: ModuleKey) -> bool:
         """Whether it reports the module as loaded."""
-        return key in self.held and self.held[key].state == "ready"
+        return key in self.modules and self.modules[key].state == "ready"
+
+    def serves(self, key: ModuleKey) -> bool:
+        """Whether it can run the module for a request now."""
+        return self.alive and self.ready(key) and key not in self.barred
+
+    def keeps(self, key: ModuleKey) -> bool:
+        """Whether it serves the module, and no other device need take over from it."""
+        return self.fitness > Fitness.UNRESPONSIVE and self.serves(key)
 
     @property
     def failed(self) -> dict[ModuleKey, str]:
-        """What its latest heartbeat lists as failed, each with what it says."""
-        return {key: module.error or "no reason given" for key, module in self.held.items() if module.state == "failed"}
+        """The modules that its latest heartbeat reports as failed, each with the error."""
+        return {key: m.error or "no reason given" for key, m in self.modules.items() if m.state == "failed"}
 
     @property
     def barred(self) -> dict[ModuleKey, str]:
-        """The modules that must not be placed there now, each with what went wrong."""
-        pausing = {key: setback.error for key, setback in self.setbacks.items() if setback.until_s is not None}
-        return pausing | self.failed
+        """The modules that must not be placed there now, each with the error."""
+        waiting = {key: backoff.error for key, backoff in self.backoffs.items() if backoff.until_s is not None}
+        return waiting | self.failed
 
     @cached_property
     def spec(self) -> DeviceSpec:
@@ -124,116 +148,106 @@ class Device:
         return DeviceSpec(id=self.id, compute_s=dict(self.measured), **self.profile.model_dump())
 
 
-def reported(known: Device | None, name: DeviceId, message: DeviceState, now_s: float) -> Device | None:
-    """The device after its birth, drain or death; None of a device that isn't known by it either."""
+def on_state(known: Device | None, name: DeviceId, message: DeviceState, now_s: float) -> Device | None:
+    """The device after its birth, drain or will; None if it stays unknown."""
     if message.status == "offline":
-        return _ended(known, message.session, now_s) if known else None
+        return _on_will(known, message.session, now_s) if known else None
     profile = message.profile or (known.profile if known else None)
     if profile is None:
         return known
-    record = known.record if known else NEW
-    born = Device(name, message.session, message.status, profile, now_s, record=record)
     if known is None:
-        return born
+        return Device(name, message.session, message.status, profile, now_s)
     if message.session == known.session:
-        return _repeated(known, message, profile)
-    if message.session in known.past:
+        changed = (known.status, known.profile) != (message.status, profile)
+        # A device that drains or is gone leaves; only a new session brings it back.
+        return replace(known, status=message.status, profile=profile) if known.status == "online" and changed else known
+    if message.session in known.past_sessions:
         return known
-    # What the new session holds is not known yet. If the old one lived until now, it is likely another connection of
-    # the same process, and its first beat comes at once: until then it counts as holding what it held; nothing moves.
-    held = {key: module for key, module in known.held.items() if known.alive and module.state == "ready"}
-    return replace(born, beating=known.alive, held=held, past=_past(known))
+    # The new session's modules are not known yet. If the old one lived until now, this is probably another connection
+    # of the same process, whose first heartbeat comes at once: until then its ready modules stay, and nothing moves.
+    modules = {key: module for key, module in known.modules.items() if known.alive and module.state == "ready"}
+    born = Device(name, message.session, message.status, profile, now_s, flaps=known.flaps)
+    return replace(born, confirmed=known.alive, modules=modules, past_sessions=_with_past_session(known))
 
 
-def _ended(known: Device, session: int, now_s: float) -> Device:
+def _on_will(known: Device, session: int, now_s: float) -> Device:
     if session == known.session and known.status != "offline":
-        return replace(known, status="offline", beating=False, held={}, ended_s=now_s, before=known)
-    if known.past.get(session, _ENDED) != _ENDED:
-        return replace(known, past={**known.past, session: _ENDED})
+        return replace(known, status="offline", confirmed=False, modules={}, ended_s=now_s, before_will=known)
+    if known.past_sessions.get(session, _ENDED) != _ENDED:
+        return replace(known, past_sessions={**known.past_sessions, session: _ENDED})
     return known
 
 
-def _past(known: Device) -> dict[int, int]:
-    """The earlier sessions, with the current one put to them."""
+def _with_past_session(known: Device) -> dict[int, int]:
+    """The past sessions, the current one among them."""
     last = _ENDED if known.status == "offline" else known.seq
-    earlier = [(session, seq) for session, seq in known.past.items() if session != known.session]
+    earlier = [(session, seq) for session, seq in known.past_sessions.items() if session != known.session]
     return dict([*earlier, (known.session, last)][-_PAST_SESSIONS:])
 
 
-def _repeated(known: Device, message: DeviceState, profile: DeviceProfile) -> Device:
-    if known.status != "online" or (known.status, known.profile) == (message.status, profile):
-        return known  # who drains or is gone leaves; only a new session comes back
-    return replace(known, status=message.status, profile=profile)
-
-
-def beaten(known: Device | None, message: Heartbeat, now_s: float, interval_s: float) -> Device | None:
-    """The device after its heartbeat; the same object when that is old, or of a session that isn't believed in."""
+def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interval_s: float) -> Device | None:
+    """The device after its heartbeat; the same object if the heartbeat is old or of an outdated session."""
     if known is None:
         return None
     if message.session != known.session:
-        if known.alive or message.seq <= known.past.get(message.session, _ENDED):
+        if known.alive or message.seq <= known.past_sessions.get(message.session, _ENDED):
             return known
-        past = {session: seq for session, seq in _past(known).items() if session != message.session}
-        known = Device(known.id, message.session, "online", known.profile, now_s, past=past, record=known.record)
+        past = {session: seq for session, seq in _with_past_session(known).items() if session != message.session}
+        known = Device(known.id, message.session, "online", known.profile, now_s, past_sessions=past, flaps=known.flaps)
     if known.status == "offline" or message.seq <= known.seq:
         return known
-    beating = replace(
+    measured = {key: cached_s for key, cached_s in message.cached.items() if cached_s}
+    measured |= {key: module.compute_s for key, module in message.modules.items() if module.compute_s}
+    after = replace(
         known,
         heard_s=now_s,
         health="well",
-        beating=True,
+        confirmed=True,
         seq=message.seq,
         fence=(message.epoch, message.generation),
-        held=message.modules,
+        modules=message.modules,
         cached=frozenset(message.cached.keys() - message.modules.keys()),
-        measured=_measured(known, message),
-        record=known.record.beat(now_s, interval_s),
+        measured={**known.measured, **measured},
+        flaps=known.flaps.on_heartbeat(now_s, interval_s),
     )
-    return replace(beating, setbacks=_setbacks(known, beating, now_s))
+    return replace(after, backoffs=_updated_backoffs(known, after, now_s))
 
 
-def _measured(known: Device, message: Heartbeat) -> Mapping[ModuleKey, float]:
-    """The seconds reported now, over those reported before: what is let go of keeps its last measurement."""
-    seconds = {key: cached_s for key, cached_s in message.cached.items() if cached_s}
-    seconds |= {key: module.compute_s for key, module in message.modules.items() if module.compute_s}
-    return {**known.measured, **seconds}
-
-
-def _setbacks(before: Device, after: Device, now_s: float) -> Mapping[ModuleKey, Setback]:
-    """The failures to remember: what is ready starts anew, what is newly listed counts once more."""
-    setbacks = {key: setback for key, setback in before.setbacks.items() if not after.ready(key)}
-    listed = before.failed
+def _updated_backoffs(before: Device, after: Device, now_s: float) -> Mapping[ModuleKey, Backoff]:
+    """The backoffs without those of ready modules, and with one more failure for each newly failed module."""
+    backoffs = {key: backoff for key, backoff in before.backoffs.items() if not after.ready(key)}
+    known = before.failed
     for key, error in after.failed.items():
-        if key not in listed:
-            times = setbacks[key].times + 1 if key in setbacks else 1
-            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(times - 1, _DOUBLINGS))
-            setbacks[key] = Setback(error, times, now_s + pause_s)
-    return setbacks
+        if key not in known:
+            failures = backoffs[key].failures + 1 if key in backoffs else 1
+            wait_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures - 1, _DOUBLINGS))
+            backoffs[key] = Backoff(error, failures, now_s + wait_s)
+    return backoffs
 
 
-def anew(device: Device, now_s: float) -> Device:
-    """The device with the full time to be heard of."""
+def reset_timer(device: Device, now_s: float) -> Device:
+    """The device with the full time until its silence counts."""
     return replace(device, heard_s=now_s, health="well") if device.watched else device
 
 
-def not_ended(device: Device, since_s: float) -> Device:
-    """The device as it was before its will, if that came after then: the broker was about to end."""
-    if device.before is None or device.ended_s is None or device.ended_s <= since_s:
+def undo_will(device: Device, since_s: float) -> Device:
+    """The device as it was before its will, if that came after ``since_s``: the broker was about to end."""
+    if device.before_will is None or device.ended_s is None or device.ended_s <= since_s:
         return device
-    return device.before
+    return device.before_will
 
 
-def pardoned(device: Device, keys: Collection[ModuleKey]) -> Device:
-    """The device with these modules to be tried again: their specs were mended."""
-    kept = {key: setback for key, setback in device.setbacks.items() if key not in keys}
-    return device if len(kept) == len(device.setbacks) else replace(device, setbacks=kept)
+def clear_backoffs(device: Device, keys: Collection[ModuleKey]) -> Device:
+    """The device without the backoffs of these modules, whose specs have changed."""
+    kept = {key: backoff for key, backoff in device.backoffs.items() if key not in keys}
+    return device if len(kept) == len(device.backoffs) else replace(device, backoffs=kept)
 
 
-def tried_again(device: Device, now_s: float) -> Device:
-    """With the pauses ended whose time is over."""
+def expire_backoffs(device: Device, now_s: float) -> Device:
+    """The device with those backoffs ended whose time is over; the failures stay counted."""
     over = {
-        key: replace(setback, until_s=None)
-        for key, setback in device.setbacks.items()
-        if setback.until_s is not None and now_s >= setback.until_s
+        key: replace(backoff, until_s=None)
+        for key, backoff in device.backoffs.items()
+        if backoff.until_s is not None and now_s >= backoff.until_s
     }
-    return replace(device, setbacks={**device.setbacks, **over}) if over else device
+    return replace(device, backoffs={**device.backoffs, **over}) if over else device

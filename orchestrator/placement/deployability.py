@@ -1,12 +1,12 @@
-"""Why a task can't be served, wherever its modules are placed: it is left out, and its route says the reason.
+"""Why a task can't be served, wherever its modules are placed: it is left out, and its route gives the reason.
 
-Owns the reasons that don't depend on free memory: sizes no broker passes, specs that contradict each other, modules
-that devices refused too often. Knows nothing of how modules are placed.
+Owns the reasons that don't depend on free memory: sizes that no broker passes, specs that contradict each other,
+modules that devices refused too often. Doesn't know how modules are placed.
 
 Invariants:
 - the reason is one sentence that says what to do;
-- who was deployed first is served: a later task that contradicts it waits;
-- a module is tried on at most ``MAX_REFUSALS`` devices at a time; it is tried again when the pause of one is over.
+- the task that was deployed first is served: a later task that contradicts it waits;
+- a module is tried on at most ``MAX_REFUSALS`` devices at a time, and again when a backoff is over.
 """
 
 from __future__ import annotations
@@ -18,34 +18,36 @@ from pydantic import ValidationError
 from broker.protocol.codec import MAX_MESSAGE_BYTES
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec, describe
-from orchestrator.placement.routes import Term, route_of, too_large
+from orchestrator.membership.device import Fitness
+from orchestrator.placement.routes import Term, build_route, why_too_large
 from orchestrator.planner.placement import Bars
 from orchestrator.state import State
 
 MAX_REFUSALS = 3  # one device may be odd and two may be short of memory; beyond that the module or its spec is wrong
+_RETRY = "remove the cause; they are tried again after a while"
 
 
 def why_unroutable(spec: TaskSpec) -> str | None:
-    """Why no route could ever be written for a task: then no device must be told of its modules either."""
+    """Why no route could ever be written for a task, so that no device may get its modules; None if one can."""
     try:
-        route_of(spec, Term(0, 0), {}, {})
+        build_route(spec, Term(0, 0), {}, {})
     except (ValueError, ArithmeticError) as error:
-        return f"its route can't be written: {odd(error)}; mend its spec"
+        return f"its route can't be written: {describe_error(error)}; correct its spec"
     return None
 
 
-def unservable(state: State, task: TaskSpec, barred: Bars) -> str | None:
+def why_unservable(state: State, task: TaskSpec, barred: Bars) -> str | None:
     """Why this task can't be served now, wherever its modules are placed; None if it may be."""
-    return _contradiction(state, task) or _too_large(state, task) or _refused_too_often(state, task, barred)
+    return _contradiction(state, task) or _oversize(state, task) or _refusals(state, task, barred)
 
 
 def no_fit_reason(error: NoDeviceFits, tasks: Sequence[TaskSpec], barred: Bars) -> str:
-    """Why a task found no place: what lacks, and which devices had refused.
+    """Why a task found no place: what is missing, and which devices refused.
 
     Args:
-        error: it names a module of the task, or of one that was admitted before.
+        error: names a module of the task, or of one that was admitted before.
         tasks: all of these.
-        barred: who refused what.
+        barred: the devices that refused a module, with the reasons.
     """
     keys = {task.modules[error.module].key for task in tasks if error.module in task.modules}
     refusals = {device: why for key in keys for device, why in barred.get(key, {}).items()}
@@ -56,8 +58,8 @@ def no_fit_reason(error: NoDeviceFits, tasks: Sequence[TaskSpec], barred: Bars) 
     return f"{error} ({_listed(refusals)})"
 
 
-def odd(error: Exception) -> str:
-    """What is wrong, for a person."""
+def describe_error(error: Exception) -> str:
+    """The error for a person: of a validation error the first field and its problem."""
     return ": ".join(describe(error.errors()[0])) if isinstance(error, ValidationError) else str(error)
 
 
@@ -66,23 +68,20 @@ def refused_too_often(key: ModuleKey, barred: Bars) -> bool:
     return len(barred.get(key, ())) >= MAX_REFUSALS
 
 
-_AGAIN = "mend the cause; they are tried again after a while"
-
-
-def _refused_too_often(state: State, task: TaskSpec, barred: Bars) -> str | None:
+def _refusals(state: State, task: TaskSpec, barred: Bars) -> str | None:
     for name, module in task.modules.items():
         if not refused_too_often(module.key, barred):
             continue
-        home = state.cluster.devices.get(state.standing.where.get(module.key, ""))
-        if home is not None and home.may_hold and home.id not in barred[module.key]:
-            continue  # it is there; only further copies were refused
         refusals = barred[module.key]
-        return f"{len(refusals)} devices refused {name}, and no other is tried now: {_listed(refusals)}; {_AGAIN}"
+        home = state.cluster.devices.get(state.placement.where.get(module.key, ""))
+        if home is not None and home.fitness > Fitness.DRAINING and home.id not in refusals:
+            continue  # it has an active copy; only further copies were refused
+        return f"{len(refusals)} devices refused {name}, and no other is tried now: {_listed(refusals)}; {_RETRY}"
     return None
 
 
 def _contradiction(state: State, task: TaskSpec) -> str | None:
-    """Two tasks describe one module differently: it can be held only one way, and who was there first is served."""
+    """Which earlier task describes a shared module differently: the module can be loaded only one way."""
     for other in state.tasks.values():
         if other.task == task.task:
             return None
@@ -94,17 +93,17 @@ def _contradiction(state: State, task: TaskSpec) -> str | None:
                 if ours != theirs:
                     return (
                         f"{name} has {field_name} {ours} here and {theirs} in the task {other.task}, deployed first, "
-                        "for the same weights: mend one of the two files"
+                        "for the same weights: correct one of the two files"
                     )
     return None
 
 
-def _too_large(state: State, task: TaskSpec) -> str | None:
+def _oversize(state: State, task: TaskSpec) -> str | None:
     broker_bytes = state.link.max_packet_bytes if state.link else None
     try:
-        return too_large(task, min(MAX_MESSAGE_BYTES, broker_bytes or MAX_MESSAGE_BYTES))
+        return why_too_large(task, min(MAX_MESSAGE_BYTES, broker_bytes or MAX_MESSAGE_BYTES))
     except (ValueError, ArithmeticError) as error:
-        return f"its sizes can't be reckoned with: {odd(error)}; mend its spec"
+        return f"its sizes can't be computed: {describe_error(error)}; correct its spec"
 
 
 def _listed(refusals: Mapping[DeviceId, str]) -> str:

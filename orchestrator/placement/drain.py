@@ -1,14 +1,13 @@
-"""Emptying a device that an operator takes out of service: first the new copies, then the routes, then it unloads.
+"""Drains: the modules of a device that an operator takes out of service move to other devices.
 
-Owns which modules leave a draining device, where they go, and what to say when nothing else can take them. How a round
-of moves runs is in ``moves``; that a standby takes over at once, and that a draining device gets nothing new, in
-``reconcile``. Pure.
+Owns which modules leave a draining device, where they go, and the reason for those that stay. ``rebalance`` runs a
+round of moves; ``reconcile`` lets standbys take over, and gives a draining device nothing new. Pure.
 
 Invariants:
-- a draining device serves until another copy is ready: no request errs for a drain;
-- a module moves only where it fits beside all that serves now; else it stays, with the reason, and is tried again when
-  the facts change and every ``Pace.review_s``;
-- a drain comes before what is merely better: it ends a planned round.
+- a draining device serves until another copy is ready: no request fails because of a drain;
+- a module moves only where it fits beside all active copies; otherwise it stays, with the reason, and is tried again
+  when the facts change and every ``Pace.review_s``;
+- a drain ends a round of planned moves.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from dataclasses import replace
 
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
+from orchestrator.membership.device import Fitness
 from orchestrator.placement.deployability import no_fit_reason
 from orchestrator.placement.planner_input import (
-    at_hand,
     candidate_specs,
+    copies_at_hand,
     placement_constraints,
     with_measured_footprints,
 )
-from orchestrator.placement.rebalance import finish_moves
-from orchestrator.placement.reconcile import with_spares
+from orchestrator.placement.rebalance import begin_moves, finish_moves
 from orchestrator.planner.placement import distinct_modules, place_most
-from orchestrator.state import Draining, Moment, Moves, Standing, State
+from orchestrator.state import CurrentPlacement, DrainAttempt, Moment, State
 
 
 def empty_draining_devices(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Take the next step of every drain, as far as it goes now."""
+    """Take the next steps of all drains, as far as they go now."""
     notes: list[Action] = []
     while True:
-        began, more = _begin(state, moment)
-        after, ended = finish_moves(began, moment)
+        begun, more = _begin(state, moment)
+        after, ended = finish_moves(begun, moment)
         notes += [*more, *ended]
         if after is state:
             return state, notes
@@ -44,70 +43,62 @@ def empty_draining_devices(state: State, moment: Moment) -> tuple[State, list[Ac
 
 
 def drain_retry_at_s(state: State) -> float | None:
-    """When to look again for what couldn't go, if nothing changes before."""
-    if state.draining is None or (state.standing.moves is not None and state.standing.moves.drains):
+    """When to try again what couldn't move, if nothing changes before."""
+    if state.drain_attempt is None or (state.placement.moves is not None and state.placement.moves.drains):
         return None
-    return state.draining.again_s
+    return state.drain_attempt.retry_at_s
 
 
 def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Begin the round that empties the draining devices, if there is anything to be moved and it wasn't just tried."""
+    """Begin the round that empties the draining devices, unless nothing is to move or the same was just tried."""
     leaving = modules_to_move(state)
     if not leaving:
-        return (state if state.draining is None else replace(state, draining=None)), []
-    standing, tried = state.standing, state.draining
-    if standing.moves is not None and standing.moves.drains:
+        return (state if state.drain_attempt is None else replace(state, drain_attempt=None)), []
+    placement, last = state.placement, state.drain_attempt
+    if placement.moves is not None and placement.moves.drains:
         return state, []
-    same = tried is not None and (tried.facts, tried.where) == (standing.facts, standing.where)
-    if same and tried is not None and moment.now_s < tried.again_s:
+    same = last is not None and (last.facts, last.where) == (placement.facts, placement.where)
+    if same and last is not None and moment.now_s < last.retry_at_s:
         return state, []
-    again_s = moment.now_s + state.pace.review_s
-    to, why = _places(state, leaving, moment)
+    attempt = DrainAttempt(placement.facts, placement.where, moment.now_s + state.pace.review_s)
+    to, why = _destinations(state, leaving, moment)
     if to:
-        origin = {key: standing.where[key] for key in to}
-        moves = Moves(to, origin, until_s=moment.now_s + state.pace.round_s, gain_s=0.0, drains=True)
-        moving = with_spares(state, replace(standing, moves=moves), anew=False)
-        if all(device in moving.spares.standby.get(key, ()) for key, device in to.items()):
-            names = {standing.modules[key][0]: device for key, device in to.items()}
-            state = replace(state, standing=moving, draining=Draining(standing.facts, standing.where, again_s))
-            return state, [Note("drain_moves", {"modules": names})]
+        moving = begin_moves(state, to, moment, gain_s=0.0, drains=True)
+        if moving is not None:
+            note = Note("drain_moves", {"modules": placement.names(to)})
+            return replace(state, placement=moving, drain_attempt=attempt), [note]
         why = dict.fromkeys(leaving, "no other device can take it beside what serves now")
-    stays = _sentences(standing, leaving, why)
-    notes: list[Action] = [Note("drain_blocked", {"device": device, "why": said}) for device, said in stays.items()]
-    blocked = Draining(standing.facts, standing.where, again_s, stays)
-    return replace(state, draining=blocked), (notes if tried is None or tried.stays != stays else [])
+    stays = _reasons(placement, leaving, why)
+    notes: list[Action] = [Note("drain_blocked", {"device": device, "why": reason}) for device, reason in stays.items()]
+    blocked = replace(state, drain_attempt=replace(attempt, stays=stays))
+    return blocked, (notes if last is None or last.stays != stays else [])
 
 
 def modules_to_move(state: State) -> dict[ModuleKey, DeviceId]:
-    """What draining devices serve."""
-    devices = state.cluster.devices
-    return {
-        key: home
-        for key, home in state.standing.where.items()
-        if home in devices and devices[home].alive and devices[home].draining
-    }
+    """The modules that draining devices serve."""
+    draining = {name for name, device in state.cluster.devices.items() if device.fitness == Fitness.DRAINING}
+    return {key: home for key, home in state.placement.where.items() if home in draining}
 
 
-def _places(
+def _destinations(
     state: State, leaving: Mapping[ModuleKey, DeviceId], moment: Moment
 ) -> tuple[dict[ModuleKey, DeviceId], dict[ModuleKey, str]]:
-    """Where modules could go, and of the others why not; all that serves now keeps its memory meanwhile."""
-    standing, facts = state.standing, state.standing.facts
-    candidates = candidate_specs(state, facts)
-    staying = [spec for name, spec in candidates.items() if not state.cluster.devices[name].draining]
-    tasks = with_measured_footprints(standing.tasks, facts.footprints)
+    """Where modules can go, and why the others can't; all active copies keep their memory meanwhile."""
+    placement, facts = state.placement, state.placement.facts
+    staying = [spec for name, spec in candidate_specs(state, facts).items() if not state.cluster.devices[name].draining]
+    tasks = with_measured_footprints(placement.tasks, facts.footprints)
     modules = distinct_modules(tasks)
-    keep = {key: home for key, home in standing.where.items() if key not in leaving}
-    served = [task.task for task in tasks]
+    keep = {key: home for key, home in placement.where.items() if key not in leaving}
+    served, at_hand = [task.task for task in tasks], copies_at_hand(state)
     for bars in (placement_constraints(state, facts), placement_constraints(state, facts, only_drained=True)):
         target, errors = place_most(
-            staying, tasks, keep=keep, served=served, barred=bars, at_hand=at_hand(state), enough=moment.enough
+            staying, tasks, keep=keep, served=served, barred=bars, at_hand=at_hand, enough=moment.enough
         )
         if not errors:
             break
-    reasons = [no_fit_reason(error, standing.tasks, bars) for error in errors.values()]
+    reasons = [no_fit_reason(error, placement.tasks, bars) for error in errors.values()]
     room = {spec.id: spec.memory_bytes for spec in staying}
-    for key, homes in standing.actives.items():
+    for key, homes in placement.actives.items():
         for home in homes:
             if home in room and key in modules:
                 room[home] -= modules[key][1].memory_bytes
@@ -125,11 +116,11 @@ def _places(
     return to, why
 
 
-def _sentences(
-    standing: Standing, leaving: Mapping[ModuleKey, DeviceId], why: Mapping[ModuleKey, str]
+def _reasons(
+    placement: CurrentPlacement, leaving: Mapping[ModuleKey, DeviceId], why: Mapping[ModuleKey, str]
 ) -> dict[DeviceId, str]:
-    """For each draining device what stays there, and why."""
+    """For each draining device the modules that stay there, and why."""
     parts: dict[DeviceId, list[str]] = {}
     for key, home in leaving.items():
-        parts.setdefault(home, []).append(f"{standing.modules[key][0]} stays: {why.get(key, 'it is tried again')}")
-    return {home: "; ".join(said) for home, said in sorted(parts.items())}
+        parts.setdefault(home, []).append(f"{placement.modules[key][0]} stays: {why.get(key, 'it is tried again')}")
+    return {home: "; ".join(reasons) for home, reasons in sorted(parts.items())}

@@ -1,28 +1,28 @@
-"""What should be held where: the rules that place, take over from the dead, and choose spares.
+"""The reconciler: places modules, lets standbys take over from lost copies, and chooses spares.
 
-Owns the step from facts to the standing placement, except planned moves. Says nothing to anybody. Pure.
+Owns the step from facts to the current placement, except planned moves. Publishes nothing. Pure.
 
 Invariants:
-- what is placed stays until its device goes, refuses it, or no task needs it any more, or else a task would not fit;
-- an active copy that can't serve gives way to a spare that can, at once and without a load;
-- spares never change where an active copy is; they are dropped at once where an active copy needs the memory, and
-  chosen anew only after ``Pace.calm_s`` without a change, when every active copy serves.
+- a module stays on its device until the device is gone or refuses it, no task needs it, or a task would not fit;
+- if an active copy can't serve and a spare can, the spare takes over at once, without a load;
+- spares never change where an active copy is. They are dropped at once where an active copy needs the memory, and
+  chosen again only after ``Pace.calm_s`` without a change, when every active copy serves.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from broker.protocol.specs import DeviceId, ModuleKey
+from broker.protocol.specs import DeviceId
 from orchestrator.events import Action, Note
 from orchestrator.placement.deployability import no_fit_reason
 from orchestrator.placement.planner_input import (
-    adopted,
-    at_hand,
     candidate_specs,
-    existing,
+    copies_at_hand,
+    copies_to_adopt,
+    existing_copies,
     facts_of,
-    load_s,
+    longest_loads_s,
     memory_credit,
     placement_constraints,
     spare_constraints,
@@ -30,121 +30,106 @@ from orchestrator.placement.planner_input import (
 )
 from orchestrator.planner.explain import Explanation, explain
 from orchestrator.planner.placement import Bars, Placement, distinct_modules, place_most
-from orchestrator.planner.spares import Spares, spares
-from orchestrator.state import Facts, Moment, Standing, State
+from orchestrator.planner.spares import spares
+from orchestrator.state import CurrentPlacement, Facts, Moment, State
 
 _REJECTED_SHOWN = 4  # other devices named in an assignment's reason; a thousand of them must still fit a message
 
 
 def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Where an active copy can't serve and a spare can, make that one the active."""
-    standing = state.standing
+    """Make a spare the active copy where the active copy can't serve and the spare can."""
+    placement, devices = state.placement, state.cluster.devices
     heirs = {
         key: ready[0]
-        for key, home in standing.where.items()
-        if not _may_stay(state, home, key)
-        and (ready := [d for d in standing.spares.of(key) if _may_stay(state, d, key)])
+        for key, home in placement.where.items()
+        if not (home in devices and devices[home].keeps(key))
+        and (ready := [d for d in placement.spares.of(key) if d in devices and devices[d].keeps(key)])
     }
     if not heirs:
         return state, []
-    why = {key: f"took over from {standing.where[key]}" for key in heirs}
-    standing = replace(standing, where={**standing.where, **heirs}, why={**standing.why, **why})
-    named = {standing.modules[key][0]: device for key, device in heirs.items()}
-    standing = with_spares(state, standing, anew=False)
-    return with_placement(state, standing, moment.now_s), [Note("took_over", {"modules": named})]
+    why = {key: f"took over from {placement.where[key]}" for key in heirs}
+    placement = replace(placement, where={**placement.where, **heirs}, why={**placement.why, **why})
+    after = with_placement(state, with_spares(state, placement, only_existing=True), moment.now_s)
+    return after, [Note("took_over", {"modules": placement.names(heirs)})]
 
 
 def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Place what must be placed, if any fact changed; not while most devices have just vanished."""
+    """Place all modules if any fact has changed; not while most devices have just vanished."""
     facts = facts_of(state)
-    if facts == state.standing.facts or state.cluster.hold is not None:
+    if facts == state.placement.facts or state.cluster.mass_departure is not None:
         return state, []
-    standing, notes = _placed(state, facts, moment)
-    return with_placement(state, with_spares(state, standing, anew=False), moment.now_s), notes
+    placement, notes = _place(state, facts, moment)
+    return with_placement(state, with_spares(state, placement, only_existing=True), moment.now_s), notes
 
 
 def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Give leftover memory to standbys and replicas."""
+    """Give leftover memory to standbys and replicas, when that is due."""
     due_s = spares_at_s(state)
     if due_s is None or moment.now_s < due_s:
         return state, []
-    return replace(state, standing=with_spares(state, state.standing, anew=True), spares_due_s=None), []
+    return replace(state, placement=with_spares(state, state.placement), spares_due_s=None), []
 
 
 def spares_at_s(state: State) -> float | None:
     """When spares are to be chosen, if nothing changes before."""
-    return state.spares_due_s if state.pace.spares and state.standing.moves is None and calm(state) else None
+    due = state.pace.spares and state.placement.moves is None and is_calm(state)
+    return state.spares_due_s if due else None
 
 
-def with_placement(state: State, standing: Standing, now_s: float) -> State:
-    """With another standing placement; where it holds something else, what is merely better waits its time anew."""
-    before, due_s = state.standing, now_s + state.pace.calm_s
-    if standing.where != before.where:
-        return replace(state, standing=standing, spares_due_s=due_s, reviewed_s=now_s)
-    if standing.spares == before.spares and state.spares_due_s is not None:
-        due_s = state.spares_due_s  # or a device that comes and goes would keep everybody waiting
-    return replace(state, standing=standing, spares_due_s=due_s)
+def with_placement(state: State, placement: CurrentPlacement, now_s: float) -> State:
+    """The state with another placement; if copies differ, spares and planned moves wait their full time again."""
+    before, due_s = state.placement, now_s + state.pace.calm_s
+    if placement.where != before.where:
+        return replace(state, placement=placement, spares_due_s=due_s, reviewed_s=now_s)
+    if placement.spares == before.spares and state.spares_due_s is not None:
+        due_s = state.spares_due_s  # otherwise a device that comes and goes would delay the spares for ever
+    return replace(state, placement=placement, spares_due_s=due_s)
 
 
-def calm(state: State) -> bool:
+def is_calm(state: State) -> bool:
     """Whether every module's active copy serves."""
-    return all(_serves(state, home, key) for key, home in state.standing.where.items())
+    devices = state.cluster.devices
+    return all(home in devices and devices[home].serves(key) for key, home in state.placement.where.items())
 
 
-def with_spares(state: State, standing: Standing, *, anew: bool) -> Standing:
-    """The standing placement with the spares that go with it: new ones too, or only of copies that are there."""
-    facts = standing.facts
+def with_spares(state: State, placement: CurrentPlacement, *, only_existing: bool = False) -> CurrentPlacement:
+    """The placement with its spares: newly chosen ones, or only copies that exist already."""
+    facts = placement.facts
     chosen = spares(
         list(candidate_specs(state, facts).values()),
-        with_measured_footprints(standing.tasks, facts.footprints),
-        standing.where,
-        load_s=load_s(state),
-        barred=spare_constraints(state, facts, standing.where),
-        at_hand=at_hand(state),
-        kept=standing.spares,
-        pinned=standing.moves.to if standing.moves else None,
-        only=None if anew else existing(state),
+        with_measured_footprints(placement.tasks, facts.footprints),
+        placement.where,
+        load_s=longest_loads_s(state),
+        barred=spare_constraints(state, facts, placement.where),
+        at_hand=copies_at_hand(state),
+        kept=placement.spares,
+        pinned=placement.moves.to if placement.moves else None,
+        only=existing_copies(state) if only_existing else None,
     )
-    return replace(standing, spares=chosen if chosen != standing.spares else standing.spares)
+    return replace(placement, spares=chosen if chosen != placement.spares else placement.spares)
 
 
-def log_placement_changes(before: Standing, after: Standing, generation: int) -> list[Action]:
-    """What changed, for the log."""
+def log_placement_changes(before: CurrentPlacement, after: CurrentPlacement, generation: int) -> list[Action]:
+    """The log lines about moved and dropped modules, changed spares and withdrawn tasks."""
     notes: list[Action] = []
-    moved = {after.modules[key][0]: home for key, home in after.where.items() if before.where.get(key) != home}
+    moved = after.names({key: home for key, home in after.where.items() if before.where.get(key) != home})
     dropped = sorted(before.modules[key][0] for key in before.where if key not in after.where)
     if moved or dropped:
         notes.append(Note("placed", {"generation": generation, "moved": moved, "dropped": dropped}))
     if before.spares != after.spares:
-        notes.append(Note("spares", _named(after, after.spares)))
+        kinds = (("standby", after.spares.standby), ("replicas", after.spares.replicas))
+        named = {kind: {after.modules[key][0]: [*homes] for key, homes in copies.items()} for kind, copies in kinds}
+        notes.append(Note("spares", named))
     withdrawn = {task: why for task, why in after.refused.items() if before.refused.get(task) != why}
     return [*notes, *(Note("task_withdrawn", {"task": task, "why": why}) for task, why in withdrawn.items())]
 
 
-def _named(standing: Standing, chosen: Spares) -> dict[str, dict[str, list[DeviceId]]]:
-    return {
-        kind: {standing.modules[key][0]: list(devices) for key, devices in copies.items()}
-        for kind, copies in (("standby", chosen.standby), ("replicas", chosen.replicas))
-    }
-
-
-def _serves(state: State, device: DeviceId, key: ModuleKey) -> bool:
-    known = state.cluster.devices.get(device)
-    return known is not None and known.alive and known.ready(key) and key not in known.barred
-
-
-def _may_stay(state: State, device: DeviceId, key: ModuleKey) -> bool:
-    """Whether it serves, and no other need take its place."""
-    known = state.cluster.devices.get(device)
-    return known is not None and _serves(state, device, key) and known.may_hold and not known.hung
-
-
-def _placed(state: State, facts: Facts, moment: Moment) -> tuple[Standing, list[Action]]:
-    before = state.standing
+def _place(state: State, facts: Facts, moment: Moment) -> tuple[CurrentPlacement, list[Action]]:
+    before = state.placement
     candidates = candidate_specs(state, facts)
     served = {task.task for task in before.tasks}
-    served |= {task for task, route in state.remembered.items() if route.available}
-    keep = adopted(state, facts.barred)
+    served |= {task for task, route in state.retained_routes.items() if route.available}
+    keep = copies_to_adopt(state, facts.barred)
     keep |= {key: home for key, home in before.where.items() if home in candidates}
 
     def attempt(credit: dict[DeviceId, int], bars: Bars) -> tuple[Placement, dict[str, str]]:
@@ -158,7 +143,7 @@ def _placed(state: State, facts: Facts, moment: Moment) -> tuple[Standing, list[
             keep=keep,
             served=served,
             barred=bars,
-            at_hand=at_hand(state),
+            at_hand=copies_at_hand(state),
             enough=moment.enough,
         )
         return placement, {name: no_fit_reason(error, facts.tasks, bars) for name, error in errors.items()}
@@ -167,7 +152,7 @@ def _placed(state: State, facts: Facts, moment: Moment) -> tuple[Standing, list[
         credit = memory_credit(state, before, facts)
         placement, refused = attempt(credit, bars)
         if any(placement.where.get(key) != home for key, home in before.where.items() if home in credit):
-            return attempt({}, bars)  # it was given for copies that stay
+            return attempt({}, bars)  # the credit was given for copies that stay
         return placement, refused
 
     placement, refused = placed_with(placement_constraints(state, facts, keep))
@@ -186,8 +171,8 @@ def _placed(state: State, facts: Facts, moment: Moment) -> tuple[Standing, list[
         for key, home in placement.where.items()
     }
     moves = before.moves if before.moves and before.moves.to.keys() <= placement.where.keys() else None
-    standing = Standing(facts, placement.where, distinct_modules(placed), why, refused, before.spares, moves)
-    return standing, notes
+    modules = distinct_modules(placed)
+    return CurrentPlacement(facts, placement.where, modules, why, refused, before.spares, moves), notes
 
 
 def _sentence(explanation: Explanation) -> str:

@@ -1,14 +1,14 @@
-"""From a placement to the way that each task's requests may go.
+"""Routes: from a placement to the devices that each task's requests may use.
 
-Owns what a route says: who can run each node now, and which node's devices are the front door. Knows nothing of how the
-placement was found, nor of publishing.
+Owns a route's content: the devices able to run each node now, the front door, the backup coordinator. Doesn't know how
+the placement was found, nor publishing.
 
 Invariants:
-- a route names a device for a node only if an active copy is placed there and the device, alive, reports it as ready;
+- a route names a device for a node only if an active copy is placed there, and the living device reports it as ready;
   standbys are in no route;
 - a node without a device is pending, not unavailable: its module loads, and requests wait;
-- ``unavailable`` always says why, and what to do;
-- a device that hangs is named only for what no other can run.
+- ``unavailable`` says why, and what to do;
+- an unresponsive device is named only for nodes that no other device can run.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from dataclasses import dataclass
 
 from broker.protocol.messages import Route, RouteDevice, RouteNode
 from broker.protocol.specs import DeviceId, ModuleKey, NodeName, TaskSpec
-from orchestrator.membership.device import Device
+from orchestrator.membership.device import Device, Fitness
 from orchestrator.planner.costs import compute_s
 
 HEADER_ROOM_BYTES = 64 * 1024  # for the envelope, the plan and the topic of a message
 Actives = Mapping[ModuleKey, tuple[DeviceId, ...]]
 """The devices with an active copy of each placed module."""
-DRIFT_FACTOR = 1.5  # measured seconds waver by some ten percent; only more than this may change who is the fastest
+DRIFT_FACTOR = 1.5  # measured seconds waver by some ten percent; only more than this may change the fastest device
 
 
 @dataclass(frozen=True)
 class Term:
-    """The fence that stands in every route and assignment."""
+    """The fence in every route and assignment."""
 
     epoch: int
     generation: int
 
 
-def too_large(task: TaskSpec, limit_bytes: int) -> str | None:
-    """Why this task's inputs or outputs can't pass a broker that takes ``limit_bytes`` a message; None if they can."""
+def why_too_large(task: TaskSpec, limit_bytes: int) -> str | None:
+    """Why the task's inputs or outputs can't pass a broker that takes ``limit_bytes`` a message; None if they can."""
     sizes = {"the inputs together": sum(given.bytes for given in task.inputs.values())}
     sizes |= {f"the output of {name}": task.sent_bytes(name) for name in task.order}
     sizes[f"the output of {task.output}"] = task.module_of(task.output).output_bytes
@@ -50,7 +50,7 @@ def too_large(task: TaskSpec, limit_bytes: int) -> str | None:
 
 
 def front_door_node(task: TaskSpec) -> NodeName:
-    """The node with the largest raw input: what it needs directly, in bytes; ties go to the smaller name."""
+    """The node that needs the most bytes of raw input directly; ties go to the smaller name."""
 
     def raw_bytes(name: NodeName) -> int:
         return sum(task.inputs[need].bytes for need in task.nodes[name].needs if need in task.inputs)
@@ -58,7 +58,7 @@ def front_door_node(task: TaskSpec) -> NodeName:
     return min(task.nodes, key=lambda name: (-raw_bytes(name), name))
 
 
-def route_of(task: TaskSpec, term: Term, actives: Actives, devices: Mapping[DeviceId, Device]) -> Route:
+def build_route(task: TaskSpec, term: Term, actives: Actives, devices: Mapping[DeviceId, Device]) -> Route:
     """The route of a placed task; its ``group`` is left 0.
 
     Args:
@@ -82,38 +82,39 @@ def route_of(task: TaskSpec, term: Term, actives: Actives, devices: Mapping[Devi
     )
 
 
-def second_door(
-    task: TaskSpec, front_door: Collection[DeviceId], devices: Mapping[DeviceId, Device], kept: Sequence[DeviceId]
+def backup_coordinators(
+    task: TaskSpec, front_door: Collection[DeviceId], devices: Mapping[DeviceId, Device], last: Sequence[DeviceId]
 ) -> tuple[DeviceId, ...]:
-    """The one device that holds a copy of each request: outside the front door, with the best link for its inputs.
+    """The backup coordinator, or none: outside the front door, with the best link for the task's inputs.
 
-    It needs no module: it only keeps requests, and sends them on. Who did so before goes on while it can, or each newly
-    measured link would make a new share group.
+    It keeps a copy of each request, and needs no module. The last one stays while it can; otherwise each newly measured
+    link would make a new share group.
 
     Args:
         task: with ``redundancy``.
         front_door: the devices that take the requests.
         devices: all that are known, by id.
-        kept: the second door so far.
+        last: the backup coordinator so far.
     """
     if task.redundancy == 1 or not front_door:
         return ()
     able = [device for name, device in devices.items() if device.alive and name not in front_door]
-    able = [device for device in able if device.doubt is None] or [device for device in able if not device.draining]
-    if before := [device.id for device in able if device.id in kept]:
-        return tuple(before[:1])
+    fit = [device for device in able if device.fitness == Fitness.FIT]
+    able = fit or [device for device in able if device.fitness > Fitness.DRAINING]
+    if staying := [device.id for device in able if device.id in last]:
+        return tuple(staying[:1])
     bits = 8.0 * sum(given.bytes for given in task.inputs.values())
     links = {device.id: device.profile.latency_s + bits / device.profile.bandwidth_bits_per_s for device in able}
     return (min(links, key=lambda name: (links[name], name)),) if links else ()
 
 
-def no_route(task: str, term: Term, why: str) -> Route:
+def unavailable_route(task: str, term: Term, why: str) -> Route:
     """The route of a task that can't be served; its ``group`` is left 0."""
     return Route(task=task, epoch=term.epoch, generation=term.generation, group=0, unavailable=why)
 
 
 def same_route(a: Route, b: Route) -> bool:
-    """Whether two routes say the same but for measured seconds: those drift, and count only where there is a choice."""
+    """Whether two routes are equal but for the drift of measured seconds, which count only where there is a choice."""
     if _without_seconds(a) != _without_seconds(b):
         return False
     pairs = [
@@ -129,7 +130,7 @@ def _node(task: TaskSpec, name: NodeName, actives: Actives, devices: Mapping[Dev
     node, module = task.nodes[name], task.module_of(name)
     holders = [devices[name] for name in actives.get(module.key, ()) if name in devices]
     able = [holder for holder in holders if holder.alive and holder.ready(module.key)]
-    able = [holder for holder in able if not holder.hung] or able
+    able = [holder for holder in able if not holder.unresponsive] or able
     return RouteNode(
         module=node.module,
         key=module.key,

@@ -370,7 +370,7 @@ class Reconciler(RuleBasedStateMachine):
             for device in up
         ]
         self.work()
-        where = self.state.standing.where
+        where = self.state.placement.where
         for will in wills[:heard]:
             self.feed(will)
             self.now_s += 0.001
@@ -390,7 +390,7 @@ class Reconciler(RuleBasedStateMachine):
             self.births[device] = DeviceStateReceived(device, born)
             self.feed(self.births[device])
             self.beat(device)
-        assert self.state.standing.where == where
+        assert self.state.placement.where == where
 
     @precondition(lambda self: self.state.settled)
     @rule(name=task_names)
@@ -476,7 +476,7 @@ class Reconciler(RuleBasedStateMachine):
     @invariant()
     def every_module_has_its_active_copy_and_spares_are_elsewhere(self) -> None:
         if self.state.settled:
-            standing = self.state.standing
+            standing = self.state.placement
             told = [
                 (held.spec.key, device, held.role)
                 for device, said in self.state.assignments.items()
@@ -492,17 +492,17 @@ class Reconciler(RuleBasedStateMachine):
         if self.state.settled:
             for route in self.routes.values():
                 for node in route.nodes.values():
-                    assert {able.device for able in node.devices} <= set(self.state.standing.actives[node.key])
+                    assert {able.device for able in node.devices} <= set(self.state.placement.actives[node.key])
 
     @invariant()
     def no_device_holds_more_than_it_can_by_what_was_measured(self) -> None:
         if self.state.settled:
-            for device, keys in self.state.standing.held_by.items():
+            for device, keys in self.state.placement.roles.items():
                 known = self.state.cluster.devices[device]
                 if not known.alive:
                     continue  # most devices have just gone, and nothing is placed anew yet
                 need = sum(
-                    max(SIZES[key], known.held[key].memory_bytes)
+                    max(SIZES[key], known.modules[key].memory_bytes)
                     if known.ready(key)
                     else max(SIZES[key], self.state.footprints.get(key, 0))
                     for key in keys
@@ -514,7 +514,7 @@ class Reconciler(RuleBasedStateMachine):
         if self.state.settled:
             for route in self.routes.values():
                 named = {device.device for node in route.nodes.values() for device in node.devices}
-                assert not named & self.announced_dead - self.state.cluster.returning.keys()
+                assert not named & self.announced_dead - self.state.cluster.awaiting_first_heartbeat.keys()
                 assert not set(route.second_door) & set(route.front_door)
                 for device in named.union(route.front_door, route.second_door):
                     assert self.state.cluster.devices[device].alive
@@ -563,7 +563,7 @@ class Reconciler(RuleBasedStateMachine):
                 assert self.routes[name].unavailable
                 if any(len(barred[module.key]) >= MAX_REFUSALS for module in spec.modules.values()):
                     continue
-                for keep in ({}, self.state.standing.where):
+                for keep in ({}, self.state.placement.where):
                     with pytest.raises(NoDeviceFits):
                         place(fleet, with_measured_footprints([*served, spec], footprints), keep=keep, barred=barred)
         for device in self.drained:

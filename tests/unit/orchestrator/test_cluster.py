@@ -11,11 +11,9 @@ from orchestrator.membership.cluster import (
     DeviceStateReceived,
     HeartbeatReceived,
     Tick,
-    apply,
-    echoed,
-    next_deadline_s,
 )
-from orchestrator.membership.device import WILLS_S
+from orchestrator.membership.device import WILLS_S, Fitness
+from orchestrator.membership.failure_detector import next_deadline_s, on_event, on_own_heartbeat
 from tests.builders import heartbeat, offline, profile
 
 PROFILE = profile(1000, latency_s=0.002)
@@ -39,113 +37,115 @@ def beat(seq: int, session: int = 1, **modules: HeldModule) -> HeartbeatReceived
 
 
 def listening() -> Cluster:
-    return apply(Cluster(heartbeat_interval_s=1.0), LinkUp(1), 0.0)
+    return on_event(Cluster(heartbeat_interval_s=1.0), LinkUp(1), 0.0)
 
 
 def alive() -> Cluster:
-    return apply(apply(listening(), birth(), 0.0), beat(1), 0.0)
+    return on_event(on_event(listening(), birth(), 0.0), beat(1), 0.0)
 
 
 def test_a_birth_alone_is_no_life_a_first_heartbeat_is() -> None:
-    born = apply(listening(), birth(), 0.0)
+    born = on_event(listening(), birth(), 0.0)
     assert not born.devices["gw"].alive
-    assert apply(born, beat(1), 0.1).devices["gw"].may_hold
+    assert on_event(born, beat(1), 0.1).devices["gw"].fitness > Fitness.DRAINING
 
 
 def test_a_will_of_the_current_session_ends_it_at_once() -> None:
-    assert not apply(alive(), will(), 0.1).devices["gw"].alive
+    assert not on_event(alive(), will(), 0.1).devices["gw"].alive
 
 
 def test_a_late_will_of_an_older_session_changes_nothing() -> None:
-    again = apply(apply(alive(), birth(session=2), 0.1), beat(1, session=2), 0.2)
-    after = apply(again, will(session=1), 0.3).devices["gw"]
+    again = on_event(on_event(alive(), birth(session=2), 0.1), beat(1, session=2), 0.2)
+    after = on_event(again, will(session=1), 0.3).devices["gw"]
     assert (after.session, after.status, after.alive) == (2, "online", True)
 
 
 def test_a_living_session_comes_back_after_a_late_birth_of_a_dead_one_took_its_place() -> None:
     # After a restart of ours nothing is known of session 1; its birth comes again after that of session 2.
-    fooled = apply(apply(apply(listening(), birth(session=2), 0.0), beat(7, session=2), 0.1), birth(session=1), 0.2)
+    fooled = on_event(
+        on_event(on_event(listening(), birth(session=2), 0.0), beat(7, session=2), 0.1), birth(session=1), 0.2
+    )
     assert fooled.devices["gw"].session == 1
-    silent = apply(fooled, Tick(), 3.5)
-    assert apply(silent, beat(7, session=2), 3.6) == silent, "a repeated heartbeat proves nothing"
-    again = apply(silent, beat(8, session=2), 3.6).devices["gw"]
-    assert (again.session, again.alive, again.past) == (2, True, {1: -1})
+    silent = on_event(fooled, Tick(), 3.5)
+    assert on_event(silent, beat(7, session=2), 3.6) == silent, "a repeated heartbeat proves nothing"
+    again = on_event(silent, beat(8, session=2), 3.6).devices["gw"]
+    assert (again.session, again.alive, again.past_sessions) == (2, True, {1: -1})
 
 
 def test_a_session_whose_will_was_heard_never_comes_back() -> None:
-    gone = apply(apply(alive(), will(session=1), 0.1), birth(session=2), 0.2)
-    silent = apply(gone, Tick(), 9.0)
-    assert apply(silent, beat(99, session=1), 9.1) == silent
+    gone = on_event(on_event(alive(), will(session=1), 0.1), birth(session=2), 0.2)
+    silent = on_event(gone, Tick(), 9.0)
+    assert on_event(silent, beat(99, session=1), 9.1) == silent
 
 
 def test_a_birth_of_an_ended_session_that_arrives_late_changes_nothing() -> None:
-    again = apply(apply(alive(), birth(session=2), 0.1), beat(1, session=2), 0.2)
-    assert apply(again, birth(session=1), 0.3) == again
-    gone = apply(again, will(session=2), 0.4)
-    assert apply(gone, birth(session=2), 0.5) == gone
-    assert apply(gone, beat(9, session=2), 0.5) == gone
+    again = on_event(on_event(alive(), birth(session=2), 0.1), beat(1, session=2), 0.2)
+    assert on_event(again, birth(session=1), 0.3) == again
+    gone = on_event(again, will(session=2), 0.4)
+    assert on_event(gone, birth(session=2), 0.5) == gone
+    assert on_event(gone, beat(9, session=2), 0.5) == gone
 
 
 def test_a_heartbeat_of_another_session_or_an_older_one_changes_nothing() -> None:
-    known = apply(alive(), beat(5), 0.5)
+    known = on_event(alive(), beat(5), 0.5)
     for late in (beat(6, session=2), beat(5), beat(4)):
-        assert apply(known, late, 0.6) == known
+        assert on_event(known, late, 0.6) == known
 
 
 def test_heartbeats_and_deaths_of_unknown_devices_change_nothing() -> None:
-    assert apply(listening(), beat(1), 0.0).devices == {}
-    assert apply(listening(), will(), 0.0).devices == {}
+    assert on_event(listening(), beat(1), 0.0).devices == {}
+    assert on_event(listening(), will(), 0.0).devices == {}
 
 
 def test_silence_makes_suspect_after_two_intervals_and_dead_after_three_and_a_quarter() -> None:
-    cluster = apply(alive(), Tick(), 1.99)
+    cluster = on_event(alive(), Tick(), 1.99)
     assert cluster.devices["gw"].health == "well"
-    cluster = apply(cluster, Tick(), 2.0)
+    cluster = on_event(cluster, Tick(), 2.0)
     assert cluster.devices["gw"].health == "suspect"
-    assert cluster.devices["gw"].may_hold
-    cluster = apply(cluster, Tick(), 3.24)
+    assert cluster.devices["gw"].fitness > Fitness.DRAINING
+    cluster = on_event(cluster, Tick(), 3.24)
     assert cluster.devices["gw"].alive
-    assert not apply(cluster, Tick(), 3.25).devices["gw"].alive
+    assert not on_event(cluster, Tick(), 3.25).devices["gw"].alive
 
 
 def test_one_look_after_a_long_silence_is_enough() -> None:
-    assert apply(alive(), Tick(), 60.0).devices["gw"].health == "dead"
+    assert on_event(alive(), Tick(), 60.0).devices["gw"].health == "dead"
 
 
 def test_a_late_heartbeat_makes_a_suspect_well_again() -> None:
-    cluster = apply(apply(alive(), Tick(), 3.0), beat(2), 3.1)
+    cluster = on_event(on_event(alive(), Tick(), 3.0), beat(2), 3.1)
     assert cluster.devices["gw"].health == "well"
-    assert apply(cluster, Tick(), 5.0).devices["gw"].health == "well"
+    assert on_event(cluster, Tick(), 5.0).devices["gw"].health == "well"
 
 
 def test_a_heartbeat_brings_a_silent_device_back_but_a_repeated_birth_does_not() -> None:
-    dead = apply(alive(), Tick(), 4.0)
-    assert not apply(dead, birth(), 5.0).devices["gw"].alive
-    assert apply(dead, beat(2), 5.0).devices["gw"].alive
+    dead = on_event(alive(), Tick(), 4.0)
+    assert not on_event(dead, birth(), 5.0).devices["gw"].alive
+    assert on_event(dead, beat(2), 5.0).devices["gw"].alive
 
 
 def test_the_detector_stands_still_while_our_own_link_is_down() -> None:
-    cluster = apply(alive(), LinkDown("gone"), 1.0)
+    cluster = on_event(alive(), LinkDown("gone"), 1.0)
     assert next_deadline_s(cluster) is None
-    cluster = apply(cluster, Tick(), 100.0)
+    cluster = on_event(cluster, Tick(), 100.0)
     assert cluster.devices["gw"].alive
-    cluster = apply(cluster, LinkUp(2), 100.0)
+    cluster = on_event(cluster, LinkUp(2), 100.0)
     dead_s = 100.0 + RECONNECT_S + 3.25  # it may be the last one that reaches a broker that was away
-    assert apply(cluster, Tick(), dead_s - 0.05).devices["gw"].alive
-    assert not apply(cluster, Tick(), dead_s).devices["gw"].alive
+    assert on_event(cluster, Tick(), dead_s - 0.05).devices["gw"].alive
+    assert not on_event(cluster, Tick(), dead_s).devices["gw"].alive
 
 
 def test_who_beats_over_the_new_link_has_the_usual_time_again() -> None:
-    cluster = apply(apply(alive(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    cluster = apply(cluster, beat(2), 101.0)
-    assert apply(cluster, Tick(), 104.2).devices["gw"].alive
-    assert not apply(cluster, Tick(), 104.25).devices["gw"].alive
+    cluster = on_event(on_event(alive(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
+    cluster = on_event(cluster, beat(2), 101.0)
+    assert on_event(cluster, Tick(), 104.2).devices["gw"].alive
+    assert not on_event(cluster, Tick(), 104.25).devices["gw"].alive
 
 
 def test_whom_a_broker_that_was_away_let_in_late_is_not_on_probation_for_it() -> None:
-    cluster = apply(apply(alive(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    away = apply(cluster, will(), 104.0)
-    again = apply(apply(away, birth(session=2), 105.0), beat(1, session=2), 105.0)
+    cluster = on_event(on_event(alive(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
+    away = on_event(cluster, will(), 104.0)
+    again = on_event(on_event(away, birth(session=2), 105.0), beat(1, session=2), 105.0)
     assert again.devices["gw"].doubt is None
 
 
@@ -155,72 +155,75 @@ def other(event: DeviceStateReceived | HeartbeatReceived) -> DeviceStateReceived
 
 
 def two() -> Cluster:
-    return apply(apply(alive(), other(birth()), 0.0), other(beat(1)), 0.0)
+    return on_event(on_event(alive(), other(birth()), 0.0), other(beat(1)), 0.0)
 
 
 def test_a_will_that_came_just_before_our_own_link_went_was_the_brokers_end() -> None:
     before = alive()
-    gone = apply(before, will(), 0.5)
+    gone = on_event(before, will(), 0.5)
     assert not gone.devices["gw"].alive
-    assert apply(gone, LinkDown("lost"), 0.51).devices == before.devices, "not on probation either"
-    assert not apply(gone, LinkDown("lost"), 0.5 + WILLS_S).devices["gw"].alive
-    assert apply(echoed(apply(before, will(), 0.5), 0.5), LinkDown("lost"), 0.9).devices["gw"].status == "offline"
-    assert apply(apply(echoed(before, 0.4), will(), 0.5), LinkDown("lost"), 0.9).devices["gw"].alive
+    assert on_event(gone, LinkDown("lost"), 0.51).devices == before.devices, "not on probation either"
+    assert not on_event(gone, LinkDown("lost"), 0.5 + WILLS_S).devices["gw"].alive
+    assert (
+        on_event(on_own_heartbeat(on_event(before, will(), 0.5), 0.5), LinkDown("lost"), 0.9).devices["gw"].status
+        == "offline"
+    )
+    assert on_event(on_event(on_own_heartbeat(before, 0.4), will(), 0.5), LinkDown("lost"), 0.9).devices["gw"].alive
 
 
 def test_a_goodbye_that_comes_ahead_of_our_links_return_may_be_the_brokers_end_too() -> None:
-    down = apply(alive(), LinkDown("lost"), 1.0)
-    up = apply(apply(down, will(), 4.0), LinkUp(2), 4.0)
+    down = on_event(alive(), LinkDown("lost"), 1.0)
+    up = on_event(on_event(down, will(), 4.0), LinkUp(2), 4.0)
     assert up.devices["gw"].alive
-    assert not apply(up, Tick(), 4.0 + RECONNECT_S + 3.25).devices["gw"].alive
+    assert not on_event(up, Tick(), 4.0 + RECONNECT_S + 3.25).devices["gw"].alive
 
 
 def test_a_goodbye_that_the_broker_remembers_may_be_its_own_end_and_the_device_has_the_time_to_come_back() -> None:
-    cluster = apply(apply(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    cluster = apply(cluster, will(), 100.0)
-    cluster = apply(apply(cluster, other(birth(session=2)), 101.0), other(beat(1, session=2)), 101.0)
+    cluster = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
+    cluster = on_event(cluster, will(), 100.0)
+    cluster = on_event(on_event(cluster, other(birth(session=2)), 101.0), other(beat(1, session=2)), 101.0)
     assert cluster.devices["gw"].alive, "the other one has a new session, too"
-    assert not apply(cluster, Tick(), 100.0 + RECONNECT_S + 3.25).devices["gw"].alive
-    back = apply(apply(cluster, birth(session=2), 104.0), beat(1, session=2), 104.1)
+    assert not on_event(cluster, Tick(), 100.0 + RECONNECT_S + 3.25).devices["gw"].alive
+    back = on_event(on_event(cluster, birth(session=2), 104.0), beat(1, session=2), 104.1)
     assert back.devices["gw"].alive
-    assert not apply(back, will(session=2), 104.2).devices["gw"].alive, "a goodbye over this link counts"
+    assert not on_event(back, will(session=2), 104.2).devices["gw"].alive, "a goodbye over this link counts"
 
 
 def test_a_beat_of_a_session_of_before_shows_that_the_broker_was_there_and_the_goodbyes_count() -> None:
-    cluster = apply(apply(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    cluster = apply(cluster, will(), 100.0)
-    assert not apply(cluster, other(beat(2)), 100.5).devices["gw"].alive
-    again = apply(apply(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    again = apply(apply(apply(again, birth(session=2), 100.1), will(), 100.2), other(beat(2)), 100.3)
-    assert apply(again, beat(1, session=2), 100.4).devices["gw"].alive, "of an old session, and so of nobody"
-    silent = apply(apply(apply(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0), other(beat(2)), 100.5)
-    assert not apply(silent, Tick(), 103.25).devices["gw"].alive, "nobody needs the time to connect"
+    cluster = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
+    cluster = on_event(cluster, will(), 100.0)
+    assert not on_event(cluster, other(beat(2)), 100.5).devices["gw"].alive
+    again = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
+    again = on_event(on_event(on_event(again, birth(session=2), 100.1), will(), 100.2), other(beat(2)), 100.3)
+    assert on_event(again, beat(1, session=2), 100.4).devices["gw"].alive, "of an old session, and so of nobody"
+    silent = on_event(on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0), other(beat(2)), 100.5)
+    assert not on_event(silent, Tick(), 103.25).devices["gw"].alive, "nobody needs the time to connect"
 
 
 def test_the_next_deadline_is_when_the_next_device_turns_suspect_or_dead() -> None:
     cluster = alive()
     assert next_deadline_s(listening()) is None
     assert next_deadline_s(cluster) == 2.0
-    cluster = apply(cluster, Tick(), 2.0)
+    cluster = on_event(cluster, Tick(), 2.0)
     assert next_deadline_s(cluster) == 3.25
-    assert next_deadline_s(apply(cluster, Tick(), 3.25)) == 3600.0, "to be forgotten"
+    assert next_deadline_s(on_event(cluster, Tick(), 3.25)) == 3600.0, "to be forgotten"
 
 
 def test_until_its_first_beat_a_new_session_holds_what_the_one_before_held_that_lived_until_then() -> None:
     ready = HeldModule(module="m", state="ready")
-    cluster = apply(alive(), beat(2, key=ready), 0.5)
-    assert apply(cluster, birth(session=2), 0.6).devices["gw"].ready("key")
-    assert not apply(apply(cluster, will(), 0.6), birth(session=2), 0.7).devices["gw"].ready("key")
-    after = apply(apply(cluster, birth(session=2), 0.6), beat(0, session=2), 0.7).devices["gw"]
-    assert after.held == {}
+    cluster = on_event(alive(), beat(2, key=ready), 0.5)
+    assert on_event(cluster, birth(session=2), 0.6).devices["gw"].ready("key")
+    assert not on_event(on_event(cluster, will(), 0.6), birth(session=2), 0.7).devices["gw"].ready("key")
+    after = on_event(on_event(cluster, birth(session=2), 0.6), beat(0, session=2), 0.7).devices["gw"]
+    assert after.modules == {}
 
 
 def test_a_new_session_begins_with_nothing_failed() -> None:
     failed = HeldModule(module="m", state="failed", error="no weights")
-    cluster = apply(alive(), beat(2, key=failed), 0.5)
+    cluster = on_event(alive(), beat(2, key=failed), 0.5)
     assert cluster.devices["gw"].failed == {"key": "no weights"}
-    again = apply(cluster, birth(session=2), 0.6).devices["gw"]
-    assert (again.held, again.failed, again.alive) == ({}, {}, True)
+    again = on_event(cluster, birth(session=2), 0.6).devices["gw"]
+    assert (again.modules, again.failed, again.alive) == ({}, {}, True)
 
 
 FAILED = HeldModule(module="m", state="failed", error="no weights")
@@ -228,11 +231,11 @@ FAILED = HeldModule(module="m", state="failed", error="no weights")
 
 def still_alive(cluster: Cluster, seq: int, now_s: float, **modules: HeldModule) -> Cluster:
     """A heartbeat just before a look at this time, so that nobody is taken for dead."""
-    return apply(apply(cluster, beat(seq, 1, **modules), now_s - 0.01), Tick(), now_s)
+    return on_event(on_event(cluster, beat(seq, 1, **modules), now_s - 0.01), Tick(), now_s)
 
 
 def test_a_failed_module_is_barred_for_half_a_minute_after_the_device_lists_it_no_more() -> None:
-    cluster = apply(apply(alive(), beat(2, key=FAILED), 1.0), beat(3), 2.0)
+    cluster = on_event(on_event(alive(), beat(2, key=FAILED), 1.0), beat(3), 2.0)
     assert cluster.devices["gw"].failed == {}
     assert cluster.devices["gw"].barred == {"key": "no weights"}
     assert still_alive(cluster, 4, 30.9).devices["gw"].barred == {"key": "no weights"}
@@ -240,7 +243,7 @@ def test_a_failed_module_is_barred_for_half_a_minute_after_the_device_lists_it_n
 
 
 def test_a_failed_module_is_barred_as_long_as_the_device_lists_it() -> None:
-    cluster = apply(alive(), beat(2, key=FAILED), 1.0)
+    cluster = on_event(alive(), beat(2, key=FAILED), 1.0)
     assert still_alive(cluster, 3, 9000.0, key=FAILED).devices["gw"].barred == {"key": "no weights"}
 
 
@@ -248,7 +251,7 @@ def test_the_pause_doubles_with_each_failure_up_to_a_quarter_of_an_hour_and_succ
     cluster, now_s, pauses_s = alive(), 0.0, []
     for seq in range(10, 40, 3):
         cluster = still_alive(cluster, seq, now_s, key=FAILED)
-        until_s = cluster.devices["gw"].setbacks["key"].until_s
+        until_s = cluster.devices["gw"].backoffs["key"].until_s
         assert until_s is not None
         pauses_s.append(round(until_s - now_s + 0.01))
         now_s = until_s + 1.0
@@ -256,36 +259,36 @@ def test_the_pause_doubles_with_each_failure_up_to_a_quarter_of_an_hour_and_succ
         assert cluster.devices["gw"].barred == {}
     assert pauses_s == [30, 60, 120, 240, 480, 900, 900, 900, 900, 900]
     ready = HeldModule(module="m", state="ready")
-    assert still_alive(cluster, 50, now_s + 1, key=ready).devices["gw"].setbacks == {}
+    assert still_alive(cluster, 50, now_s + 1, key=ready).devices["gw"].backoffs == {}
 
 
 def test_the_end_of_a_pause_is_a_deadline() -> None:
-    cluster = apply(apply(alive(), beat(2, key=FAILED), 1.0), beat(3), 30.5)
+    cluster = on_event(on_event(alive(), beat(2, key=FAILED), 1.0), beat(3), 30.5)
     assert next_deadline_s(cluster) == 31.0
 
 
 def test_a_device_that_is_offline_for_an_hour_is_forgotten() -> None:
-    gone = apply(alive(), will(), 0.1)
+    gone = on_event(alive(), will(), 0.1)
     assert next_deadline_s(gone) == 3600.0
-    assert "gw" in apply(gone, Tick(), 3599.9).devices
-    assert apply(gone, Tick(), 3600.0).devices == {}
+    assert "gw" in on_event(gone, Tick(), 3599.9).devices
+    assert on_event(gone, Tick(), 3600.0).devices == {}
 
 
 def test_a_draining_device_is_alive_but_holds_nothing_new_and_keeps_its_profile() -> None:
-    device = apply(alive(), drain(), 0.5).devices["gw"]
+    device = on_event(alive(), drain(), 0.5).devices["gw"]
     assert device.alive
-    assert not device.may_hold
+    assert device.fitness <= Fitness.DRAINING
     assert device.profile == PROFILE
-    assert apply(apply(alive(), drain(), 0.5), birth(), 0.6).devices["gw"].status == "draining"
+    assert on_event(on_event(alive(), drain(), 0.5), birth(), 0.6).devices["gw"].status == "draining"
 
 
 def test_a_birth_without_a_profile_keeps_the_known_one_and_without_any_is_no_device() -> None:
-    assert apply(listening(), birth(profile=None), 0.0).devices == {}
-    assert apply(alive(), birth(session=2, profile=None), 0.1).devices["gw"].profile == PROFILE
+    assert on_event(listening(), birth(profile=None), 0.0).devices == {}
+    assert on_event(alive(), birth(session=2, profile=None), 0.1).devices["gw"].profile == PROFILE
 
 
 def test_the_same_session_may_report_another_profile() -> None:
-    cluster = apply(alive(), birth(profile=OTHER), 0.1)
+    cluster = on_event(alive(), birth(profile=OTHER), 0.1)
     assert cluster.devices["gw"].spec.memory_bytes == 500
     assert cluster.devices["gw"].alive
 
@@ -293,4 +296,4 @@ def test_the_same_session_may_report_another_profile() -> None:
 def test_measured_seconds_stand_in_the_devices_spec() -> None:
     held = HeldModule(module="m", state="ready", compute_s=0.3)
     fresh = HeldModule(module="n", state="ready", compute_s=0.0)
-    assert apply(alive(), beat(2, k=held, f=fresh), 0.1).devices["gw"].spec.compute_s == {"k": 0.3}
+    assert on_event(alive(), beat(2, k=held, f=fresh), 0.1).devices["gw"].spec.compute_s == {"k": 0.3}

@@ -113,7 +113,7 @@ class Site:
         return self.feed(DeviceStateReceived(device, DeviceState(status="offline", session=ended)))
 
     def where(self) -> dict[str, str]:
-        return {self.state.standing.modules[key][0]: home for key, home in self.state.standing.where.items()}
+        return {self.state.placement.modules[key][0]: home for key, home in self.state.placement.where.items()}
 
     def route(self, name: str) -> Route:
         return self.state.routes[name]
@@ -498,7 +498,7 @@ def test_the_wills_that_a_broker_says_when_it_ends_move_nothing(devices: int) ->
     site.now_s += site.state.settle_s
     actions += site.feed(Tick())
     assert not [route for route in all_of(actions, PublishRoute) if not route.route.complete]
-    assert (site.state.standing, site.route("classify").nodes) == (before.standing, before.routes["classify"].nodes)
+    assert (site.state.placement, site.route("classify").nodes) == (before.placement, before.routes["classify"].nodes)
     assert {name: said.modules for name, said in site.state.assignments.items()} == {
         name: said.modules for name, said in before.assignments.items()
     }
@@ -715,7 +715,7 @@ def test_the_assignment_of_a_forgotten_device_is_cleared() -> None:
     site.now_s += 3600.0
     assert all_of(site.beat("b"), ClearAssignment) == [ClearAssignment("a")]
     assert "a" not in site.state.assignments
-    assert "a" not in site.state.told_s
+    assert "a" not in site.state.assigned_s
 
 
 def test_a_task_whose_route_cannot_be_written_is_unavailable_and_the_others_go_on() -> None:
@@ -727,7 +727,7 @@ def test_a_task_whose_route_cannot_be_written_is_unavailable_and_the_others_go_o
     ]
     site = serving(CLASSIFY, *odd, a=1000)
     assert "its route can't be written" in (site.route("odd").unavailable or "")
-    assert endless.key not in site.state.standing.where, "no device could even report it"
+    assert endless.key not in site.state.placement.where, "no device could even report it"
     assert "its route can't be written" in (site.route("slow").unavailable or "")
     assert site.route("classify").complete
 

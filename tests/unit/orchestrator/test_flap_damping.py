@@ -7,8 +7,6 @@ import pytest
 from broker.protocol.messages import SUSPECTED_FOR_S
 from broker.transport.port import LinkDown, LinkUp
 from orchestrator.membership.cluster import (
-    ECHO_GIVEN_UP_S,
-    HOLD_INTERVALS,
     Cluster,
     DeviceStateReceived,
     DrainReceived,
@@ -16,11 +14,16 @@ from orchestrator.membership.cluster import (
     MembershipEvent,
     Overslept,
     Tick,
-    apply,
-    echoed,
-    next_deadline_s,
 )
-from orchestrator.membership.flap_damping import FORGIVE_AFTER_S, PROBATION_BEATS
+from orchestrator.membership.device import Fitness
+from orchestrator.membership.failure_detector import (
+    ECHO_GIVEN_UP_S,
+    MASS_SILENCE_INTERVALS,
+    next_deadline_s,
+    on_event,
+    on_own_heartbeat,
+)
+from orchestrator.membership.flap_damping import FORGIVE_AFTER_S, PROBATION_HEARTBEATS
 from tests.builders import heartbeat, offline, online, profile
 
 PROFILE = profile(1000, latency_s=0.002)
@@ -30,7 +33,7 @@ class Fleet:
     """Devices that beat once a second until a test stops them."""
 
     def __init__(self, *names: str) -> None:
-        self.cluster = apply(Cluster(heartbeat_interval_s=1.0), LinkUp(1), 0.0)
+        self.cluster = on_event(Cluster(heartbeat_interval_s=1.0), LinkUp(1), 0.0)
         self.now_s = 100.0
         self.seq = 0
         self.sessions: dict[str, int] = {}
@@ -40,8 +43,8 @@ class Fleet:
             self.join(name)
 
     def feed(self, event: MembershipEvent) -> None:
-        self.cluster = apply(self.cluster, event, self.now_s)
-        assert apply(self.cluster, event, self.now_s) == self.cluster, "the same event again changes nothing"
+        self.cluster = on_event(self.cluster, event, self.now_s)
+        assert on_event(self.cluster, event, self.now_s) == self.cluster, "the same event again changes nothing"
 
     def join(self, name: str) -> None:
         self.sessions[name] = self.sessions.get(name, 0) + 1
@@ -59,7 +62,7 @@ class Fleet:
         self.feed(DeviceStateReceived(name, offline(self.sessions[name])))
 
     def echo(self) -> None:
-        self.cluster = echoed(self.cluster, self.now_s)
+        self.cluster = on_own_heartbeat(self.cluster, self.now_s)
 
     def blame(self, by: str, whom: str) -> None:
         self.suspects.setdefault(by, {})[whom] = self.now_s
@@ -88,7 +91,7 @@ def test_beats_between_the_regular_ones_prove_nothing() -> None:
     fleet.die("b")
     fleet.now_s += 1.0
     fleet.join("b")
-    for _ in range(3 * PROBATION_BEATS):
+    for _ in range(3 * PROBATION_HEARTBEATS):
         fleet.now_s += 0.01
         fleet.beat("b")
     assert fleet.cluster.devices["b"].doubt is not None
@@ -98,24 +101,24 @@ def test_one_report_of_one_coordinator_moves_nothing() -> None:
     fleet = Fleet("a", "b")
     fleet.blame("a", "b")
     fleet.go_on(3)
-    assert not fleet.cluster.devices["b"].hung
+    assert not fleet.cluster.devices["b"].unresponsive
 
 
 def test_a_device_that_beats_and_is_suspected_by_two_or_twice_by_one_hangs_until_it_is_taken_back() -> None:
     fleet = Fleet("a", "b", "c")
     fleet.blame("a", "c")
     fleet.blame("b", "c")
-    assert fleet.cluster.devices["c"].hung
+    assert fleet.cluster.devices["c"].unresponsive
     assert fleet.doubt("c") == "calls to it time out"
     fleet.suspects.clear()
     fleet.beat("a")
-    assert not fleet.cluster.devices["c"].hung
+    assert not fleet.cluster.devices["c"].unresponsive
     fleet.blame("a", "c")
     fleet.go_on(2)
     fleet.blame("a", "c")
     fleet.suspects["b"] = {}
     fleet.beat("b")
-    assert fleet.cluster.devices["c"].hung
+    assert fleet.cluster.devices["c"].unresponsive
 
 
 def test_a_suspicion_ends_by_itself() -> None:
@@ -123,7 +126,7 @@ def test_a_suspicion_ends_by_itself() -> None:
     fleet.blame("a", "c")
     fleet.blame("b", "c")
     fleet.go_on(SUSPECTED_FOR_S + 1)
-    assert not fleet.cluster.devices["c"].hung
+    assert not fleet.cluster.devices["c"].unresponsive
 
 
 def test_a_silent_device_is_dead_sooner_when_a_coordinator_suspects_it() -> None:
@@ -141,7 +144,7 @@ def test_a_silent_device_is_dead_sooner_when_a_coordinator_suspects_it() -> None
 
 def test_who_comes_back_is_on_probation_for_some_beats_and_longer_after_each_further_death() -> None:
     fleet = Fleet("a", "b")
-    for round_, beats in enumerate((PROBATION_BEATS, 2 * PROBATION_BEATS)):
+    for round_, beats in enumerate((PROBATION_HEARTBEATS, 2 * PROBATION_HEARTBEATS)):
         fleet.go_on(5)
         fleet.die("b")
         fleet.go_on(2)
@@ -161,7 +164,7 @@ def test_a_device_that_dies_and_returns_every_two_seconds_is_never_trusted() -> 
         fleet.join("b")
         fleet.go_on(2)
         assert fleet.doubt("b") is not None
-    assert fleet.cluster.devices["b"].record.to_prove > 50 * PROBATION_BEATS, "by now it takes minutes"
+    assert fleet.cluster.devices["b"].flaps.heartbeats_owed > 50 * PROBATION_HEARTBEATS, "by now it takes minutes"
 
 
 def test_a_gap_begins_the_probation_anew() -> None:
@@ -169,11 +172,11 @@ def test_a_gap_begins_the_probation_anew() -> None:
     fleet.go_on(5)
     fleet.die("b")
     fleet.join("b")
-    fleet.go_on(PROBATION_BEATS - 1)
+    fleet.go_on(PROBATION_HEARTBEATS - 1)
     fleet.beating.discard("b")
     fleet.go_on(2.5)
     fleet.beating.add("b")
-    fleet.go_on(PROBATION_BEATS - 1)
+    fleet.go_on(PROBATION_HEARTBEATS - 1)
     assert fleet.doubt("b") is not None
 
 
@@ -186,7 +189,7 @@ def test_deaths_long_ago_are_forgiven() -> None:
     fleet.go_on(FORGIVE_AFTER_S)
     fleet.die("b")
     fleet.join("b")
-    assert fleet.cluster.devices["b"].record.to_prove == PROBATION_BEATS
+    assert fleet.cluster.devices["b"].flaps.heartbeats_owed == PROBATION_HEARTBEATS
 
 
 def test_a_new_device_and_a_broker_that_restarts_put_nobody_on_probation() -> None:
@@ -207,7 +210,7 @@ def test_when_most_devices_fall_silent_at_once_nobody_is_dead_before_the_hold_is
     fleet = Fleet("a", "b", "c", "d", "e")
     fleet.go_on(1)
     fleet.beating -= {"a", "b", "c"}
-    fleet.go_on(3.25 + HOLD_INTERVALS - 0.25)
+    fleet.go_on(3.25 + MASS_SILENCE_INTERVALS - 0.25)
     assert fleet.alive() == {"a", "b", "c", "d", "e"}
     fleet.go_on(0.25)
     assert fleet.alive() == {"d", "e"}
@@ -289,13 +292,13 @@ def test_when_most_devices_say_goodbye_at_once_placing_waits_until_they_are_back
         for name in ("a", "b", "c"):
             fleet.die(name)
         assert fleet.alive() == {"d"}, "nothing is routed to them"
-        assert fleet.cluster.hold is not None
+        assert fleet.cluster.mass_departure is not None
         if come_back:
             fleet.join("a")
             fleet.join("b")
         else:
-            fleet.go_on(HOLD_INTERVALS)
-        assert fleet.cluster.hold is None
+            fleet.go_on(MASS_SILENCE_INTERVALS)
+        assert fleet.cluster.mass_departure is None
 
 
 def test_devices_that_go_one_after_the_other_hold_nothing_up() -> None:
@@ -303,7 +306,7 @@ def test_devices_that_go_one_after_the_other_hold_nothing_up() -> None:
     for name in ("a", "b", "c"):
         fleet.go_on(2)
         fleet.die(name)
-        assert fleet.cluster.hold is None
+        assert fleet.cluster.mass_departure is None
 
 
 # --- ourselves, and the operator ---
@@ -326,9 +329,9 @@ def test_a_drain_holds_for_a_device_that_restarts_and_for_one_that_is_not_known_
     fleet.feed(DrainReceived("b", drain=True))
     fleet.join("b")
     assert fleet.cluster.devices["b"].draining
-    assert not fleet.cluster.devices["b"].may_hold
+    assert fleet.cluster.devices["b"].fitness <= Fitness.DRAINING
     fleet.feed(DrainReceived("b", drain=False))
-    assert fleet.cluster.devices["b"].may_hold
+    assert fleet.cluster.devices["b"].fitness > Fitness.DRAINING
 
 
 def test_a_drain_that_was_taken_back_while_our_link_was_down_is_over() -> None:

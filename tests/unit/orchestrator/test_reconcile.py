@@ -18,7 +18,8 @@ from orchestrator.events import (
     RetainedRouteReceived,
     TaskDeployed,
 )
-from orchestrator.membership.cluster import HOLD_INTERVALS, DeviceStateReceived, DrainReceived, HeartbeatReceived, Tick
+from orchestrator.membership.cluster import DeviceStateReceived, DrainReceived, HeartbeatReceived, Tick
+from orchestrator.membership.failure_detector import MASS_SILENCE_INTERVALS
 from orchestrator.placement.rebalance import GAIN_S, GAIN_SHARE
 from orchestrator.state import Pace, State, initial
 from tests.builders import all_of, chain, module, offline, online, profile
@@ -344,7 +345,7 @@ def test_a_move_whose_device_turns_out_slow_is_not_made_and_not_planned_again() 
 def test_a_move_whose_target_dies_is_given_up_and_leaves_nothing_behind() -> None:
     site = moving()
     site.kill("fast")
-    assert site.state.standing.moves is None
+    assert site.state.placement.moves is None
     assert site.roles() == {"active": {"vision": ["a"], "head": ["a"]}, "standby": {}}
     site.go_on(20)
     assert site.able("classify", "vision") == ["a"]
@@ -353,7 +354,7 @@ def test_a_move_whose_target_dies_is_given_up_and_leaves_nothing_behind() -> Non
 def test_a_move_that_is_never_ready_is_given_up_after_its_time() -> None:
     site = moving()
     started_s = site.now_s
-    while site.state.standing.moves is not None and site.now_s < started_s + 2 * PACE.round_s:
+    while site.state.placement.moves is not None and site.now_s < started_s + 2 * PACE.round_s:
         site.go_on(1)
     (given_up,) = site.told("moves_given_up")
     assert "weren't ready after 60 s" in str(given_up.fields["why"])
@@ -399,7 +400,7 @@ def test_a_task_goes_to_the_device_that_measured_its_module_as_fast_even_if_it_o
     site.agents["b"].cached = {VISION.key: 0.01}
     site.go_on(3)
     site.feed(TaskDeployed(CLASSIFY))
-    assert site.state.standing.where[VISION.key] == "b"
+    assert site.state.placement.where[VISION.key] == "b"
 
 
 def test_the_largest_measured_footprint_counts_everywhere() -> None:
@@ -409,7 +410,7 @@ def test_the_largest_measured_footprint_counts_everywhere() -> None:
     site.join("b", 94, 100e9)
     site.join("c", 105, 10e9)
     site.kill("a")
-    assert site.state.standing.where == {VISION.key: "c", HEAD.key: "c"}, "95 and 10 fit there, 95 not on b"
+    assert site.state.placement.where == {VISION.key: "c", HEAD.key: "c"}, "95 and 10 fit there, 95 not on b"
     site.kill("c")
     assert "no device fits" in (site.route("classify").unavailable or "")
 
@@ -624,7 +625,7 @@ def test_when_most_devices_vanish_at_once_standbys_take_over_and_nothing_is_load
     loads = site.agents["d"].loads
     for device in ("a", "b", "c"):
         site.kill(device)
-    site.go_on(HOLD_INTERVALS - 1)
+    site.go_on(MASS_SILENCE_INTERVALS - 1)
     assert site.agents["d"].loads == loads
     site.go_on(2)
     assert site.agents["d"].loads > loads

@@ -9,9 +9,9 @@ from orchestrator.leadership.standby import (
     LEADER_INTERVAL_S,
     READ_RETAINED_S,
     SILENT_AFTER_INTERVALS,
-    Watch,
-    observe,
-    overslept,
+    LeaderWatch,
+    on_event,
+    reset_timer,
     take_over_at_s,
 )
 
@@ -22,73 +22,73 @@ def said(epoch: int, session: int, *, online: bool = True) -> OrchestratorState:
     return OrchestratorState(epoch=epoch, online=online, session=session)
 
 
-def linked(at_s: float = 10.0) -> Watch:
-    return observe(Watch(), LinkUp(1), at_s)
+def linked(at_s: float = 10.0) -> LeaderWatch:
+    return on_event(LeaderWatch(), LinkUp(1), at_s)
 
 
 def test_where_nobody_led_it_leads_once_the_broker_had_time_to_tell() -> None:
-    assert take_over_at_s(Watch()) is None, "the link is down"
+    assert take_over_at_s(LeaderWatch()) is None, "the link is down"
     assert take_over_at_s(linked(10.0)) == 10.0 + READ_RETAINED_S
 
 
 def test_a_goodbye_that_the_broker_remembers_of_nobody_we_knew_keeps_nobody_waiting() -> None:
-    assert take_over_at_s(observe(linked(10.0), said(3, 7, online=False), 10.1)) == 10.1
+    assert take_over_at_s(on_event(linked(10.0), said(3, 7, online=False), 10.1)) == 10.1
 
 
 def test_after_a_goodbye_or_a_will_it_leads_as_soon_as_it_can_not_be_the_brokers_end() -> None:
-    watch = observe(linked(), said(3, 7), 11.0)
-    gone = observe(watch, said(3, 7, online=False), 12.0)
+    watch = on_event(linked(), said(3, 7), 11.0)
+    gone = on_event(watch, said(3, 7, online=False), 12.0)
     assert take_over_at_s(gone) == 12.0 + BROKER_ENDS_S
     assert gone.epoch == 3, "the next one must be higher"
 
 
 def test_it_waits_while_the_leader_beats_and_leads_after_its_silence() -> None:
-    watch = observe(linked(), said(3, 7), 11.0)
+    watch = on_event(linked(), said(3, 7), 11.0)
     assert take_over_at_s(watch) == 11.0 + SILENCE_S
-    assert take_over_at_s(observe(watch, said(3, 7), 12.0)) == 12.0 + SILENCE_S
+    assert take_over_at_s(on_event(watch, said(3, 7), 12.0)) == 12.0 + SILENCE_S
 
 
 def test_a_late_will_of_the_leaders_earlier_link_and_words_of_an_earlier_epoch_change_nothing() -> None:
-    watch = observe(linked(), said(3, 8), 11.0)
+    watch = on_event(linked(), said(3, 8), 11.0)
     for late in (said(3, 7, online=False), said(2, 9, online=False), said(2, 9)):
-        assert observe(watch, late, 12.0) == watch
+        assert on_event(watch, late, 12.0) == watch
 
 
 def test_wills_that_the_broker_says_when_it_ends_make_nobody_leader_whatever_it_remembers_of_them() -> None:
-    watch = observe(linked(), said(3, 7), 11.0)
-    ended = observe(observe(watch, said(3, 7, online=False), 12.0), LinkDown("lost"), 12.01)
+    watch = on_event(linked(), said(3, 7), 11.0)
+    ended = on_event(on_event(watch, said(3, 7, online=False), 12.0), LinkDown("lost"), 12.01)
     assert take_over_at_s(ended) is None
-    back = observe(ended, LinkUp(2), 14.0)
+    back = on_event(ended, LinkUp(2), 14.0)
     assert take_over_at_s(back) == 14.0 + RECONNECT_S + SILENCE_S, "the leader connects anew, too, and may be the last"
-    assert observe(back, said(3, 7, online=False), 14.1) == back, "the broker kept its memory"
-    assert observe(back, said(3, 7), 14.1, remembered=True) == back, "of before it was killed, perhaps"
-    assert take_over_at_s(observe(back, said(3, 9), 18.0)) == 18.0 + SILENCE_S
+    assert on_event(back, said(3, 7, online=False), 14.1) == back, "the broker kept its memory"
+    assert on_event(back, said(3, 7), 14.1, retained=True) == back, "of before it was killed, perhaps"
+    assert take_over_at_s(on_event(back, said(3, 9), 18.0)) == 18.0 + SILENCE_S
 
 
 def test_a_leader_that_went_well_before_our_link_stays_gone() -> None:
-    gone = observe(observe(linked(), said(3, 7), 11.0), said(3, 7, online=False), 12.0)
-    ended = observe(gone, LinkDown("lost"), 12.0 + BROKER_ENDS_S)
-    assert take_over_at_s(observe(ended, LinkUp(2), 20.0)) is not None
+    gone = on_event(on_event(linked(), said(3, 7), 11.0), said(3, 7, online=False), 12.0)
+    ended = on_event(gone, LinkDown("lost"), 12.0 + BROKER_ENDS_S)
+    assert take_over_at_s(on_event(ended, LinkUp(2), 20.0)) is not None
     assert ended.leader is None
 
 
 def test_a_leader_that_was_heard_over_this_link_may_say_goodbye_over_it() -> None:
-    back = observe(observe(observe(linked(), said(3, 7), 11.0), LinkDown("lost"), 12.0), LinkUp(2), 20.0)
-    beating = observe(back, said(3, 7), 20.5)
-    assert take_over_at_s(observe(beating, said(3, 7, online=False), 21.0)) == 21.0 + BROKER_ENDS_S
+    back = on_event(on_event(on_event(linked(), said(3, 7), 11.0), LinkDown("lost"), 12.0), LinkUp(2), 20.0)
+    beating = on_event(back, said(3, 7), 20.5)
+    assert take_over_at_s(on_event(beating, said(3, 7, online=False), 21.0)) == 21.0 + BROKER_ENDS_S
 
 
 def test_its_own_link_being_down_and_its_own_sleep_are_no_silence_of_the_leader() -> None:
-    watch = observe(observe(linked(), said(3, 7), 11.0), LinkDown("lost"), 12.0)
+    watch = on_event(on_event(linked(), said(3, 7), 11.0), LinkDown("lost"), 12.0)
     assert take_over_at_s(watch) is None
-    assert overslept(watch, 50.0) == watch
-    assert take_over_at_s(observe(watch, LinkUp(2), 60.0)) == 60.0 + RECONNECT_S + SILENCE_S
-    awake = overslept(observe(linked(), said(3, 7), 11.0), 60.0)
+    assert reset_timer(watch, 50.0) == watch
+    assert take_over_at_s(on_event(watch, LinkUp(2), 60.0)) == 60.0 + RECONNECT_S + SILENCE_S
+    awake = reset_timer(on_event(linked(), said(3, 7), 11.0), 60.0)
     assert take_over_at_s(awake) == 60.0 + SILENCE_S
 
 
 def test_its_own_word_of_a_term_that_is_over_keeps_nobody_waiting() -> None:
-    watch = observe(observe(Watch(own=frozenset({5})), LinkUp(6), 10.0), said(4, 5), 10.1)
+    watch = on_event(on_event(LeaderWatch(own=frozenset({5})), LinkUp(6), 10.0), said(4, 5), 10.1)
     due_s = take_over_at_s(watch)
     assert due_s is not None
     assert due_s <= 10.1

@@ -1,0 +1,52 @@
+"""The log line of each action."""
+
+from __future__ import annotations
+
+import structlog
+
+from broker.protocol.messages import Route
+from orchestrator.events import (
+    Action,
+    AnswerError,
+    ClearAssignment,
+    ClearRoute,
+    Note,
+    PublishAssignment,
+    PublishRoute,
+    PublishSpec,
+    PublishState,
+    Resign,
+)
+
+_log = structlog.get_logger("orchestrator")
+
+
+def log_action(action: Action) -> None:
+    """Write an action to the log."""
+    match action:
+        case PublishState(message):
+            _log.info("state", epoch=message.epoch, online=message.online)
+        case PublishRoute(route):
+            _log.info("route", task=route.task, generation=route.generation, **_summary(route))
+        case PublishSpec(spec):
+            _log.info("spec_restored", task=spec.task)
+        case ClearRoute(task):
+            _log.info("route_cleared", task=task)
+        case PublishAssignment(device, assignment):
+            names = {role: [m.module for m in assignment.modules if m.role == role] for role in ("active", "standby")}
+            _log.info("assignment", device=device, generation=assignment.generation, **names)
+        case ClearAssignment(device):
+            _log.info("device_forgotten", device=device)
+        case AnswerError(reply_to, _, result):
+            _log.info("request_refused", task=result.task, request=result.request, reply_to=reply_to)
+        case Resign(why, _):
+            _log.warning("resigning", why=why)
+        case Note(event, fields):
+            _log.info(event, **fields)
+
+
+def _summary(route: Route) -> dict[str, object]:
+    if route.unavailable is not None:
+        return {"unavailable": route.unavailable}
+    nodes = {name: [device.device for device in node.devices] for name, node in route.nodes.items()}
+    return {"nodes": nodes, "front_door": list(route.front_door), "group": route.group, "complete": route.complete}

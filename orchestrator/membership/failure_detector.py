@@ -1,0 +1,303 @@
+"""The failure detector: which devices are suspect or dead, from heartbeats, wills, silence and suspicions.
+
+Owns what the passing of time, a drain, the orchestrator's own link and coordinators' reports mean for devices. What a
+device's own messages mean is in ``device``. Doesn't know tasks or placement; ``now_s`` is any steady clock's.
+
+Invariants:
+- one missed heartbeat makes no device dead. The detector's clock stands still while the orchestrator's link is down,
+  while its process stands still, and while its own heartbeats don't come back; then every device has the full time;
+- after a new link every device also has the time to connect;
+- a broker that ends, or that returns with its memory, publishes the wills of living devices. Wills shortly before the
+  link's end are undone. After the link's return a will of a session from before is tentative, until a heartbeat of
+  another such session shows that the broker lived all the time;
+- if most devices fall silent within an interval, the network or the broker is the likely cause: the silent ones get
+  more time, and again when the first is heard. If most say goodbye at once, placement waits (``MassDeparture``);
+- a silent device that coordinators suspect is dead sooner; one that sends heartbeats becomes unresponsive;
+- a device that was away for an hour is forgotten. If it sends a heartbeat without a birth, it is asked for one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from broker.protocol.messages import SUSPECTED_FOR_S, DeviceState, Heartbeat
+from broker.protocol.specs import DeviceId, ModuleKey
+from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
+from orchestrator.membership import device as one_device
+from orchestrator.membership.cluster import (
+    Cluster,
+    DeviceStateReceived,
+    DrainReceived,
+    HeartbeatReceived,
+    MassDeparture,
+    MembershipEvent,
+    Overslept,
+    Tick,
+)
+from orchestrator.membership.device import WILLS_S, Device
+from orchestrator.membership.suspicions import expire_reports, with_report
+
+SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late heartbeat is no evidence of a death
+DEAD_AFTER_INTERVALS = 3.25  # three heartbeats missed, and a quarter of an interval for the network's jitter
+SUSPECTED_DEAD_AFTER_INTERVALS = 2.25  # two heartbeats missed, and a coordinator's call timed out as well
+MASS_SILENCE_INTERVALS = 5.0  # more time when most are silent: a switch, or a broker, is back after some seconds
+MASS_FROM = 3  # devices: two may share a plug and die together
+AFTER_MASS_SILENCE_INTERVALS = 1.25  # once one is heard, the others' heartbeats must come in an interval and its jitter
+ECHO_LATE_INTERVALS = 1.2  # of our own heartbeat: sooner than our stalled link can make any device look dead
+ECHO_GIVEN_UP_S = 10.0  # keepalive notices a stalled link much sooner; a broker that echoes nothing must not stop us
+FORGET_AFTER_S = 3600.0
+
+
+def on_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:
+    """The cluster after this event, with every device examined at this time."""
+    before, cluster = cluster, _after(cluster, event, now_s)
+    if _most_are_silent(before) and not _most_are_silent(cluster):
+        cluster = _give_silent_devices_time(cluster, now_s)
+    if cluster.listening:
+        cluster = _examine_devices(cluster, now_s)
+    cluster = _update_records(before, cluster, now_s)
+    if before.devices is not cluster.devices:
+        cluster = _begin_mass_departure(before, cluster, now_s)
+    return _end_mass_departure(cluster, now_s)
+
+
+def on_own_heartbeat(cluster: Cluster, now_s: float) -> Cluster:
+    """The cluster after our own heartbeat came back: the time for which it was late doesn't count for any device."""
+    late_s = max(0.0, now_s - _stands_still_from_s(cluster))
+    cluster = replace(cluster, echo_s=now_s)
+    if not late_s or not cluster.listening:
+        return cluster
+    later = {
+        name: replace(device, heard_s=min(now_s, device.heard_s + late_s)) if device.watched else device
+        for name, device in cluster.devices.items()
+    }
+    return replace(cluster, devices=later)
+
+
+def clear_backoffs(cluster: Cluster, keys: Collection[ModuleKey]) -> Cluster:
+    """The cluster without the backoffs of these modules, whose specs have changed: they may load now."""
+    devices = {name: one_device.clear_backoffs(device, keys) for name, device in cluster.devices.items()}
+    return replace(cluster, devices=devices)
+
+
+def wills_doubtful_since_s(cluster: Cluster, now_s: float) -> float:
+    """If our link ends now, later wills were the broker's end: none of our own heartbeats came back after them."""
+    return max(now_s - WILLS_S, -math.inf if cluster.echo_s is None else cluster.echo_s)
+
+
+def next_deadline_s(cluster: Cluster) -> float | None:
+    """When the detector must examine the devices if nothing happens before."""
+    if not cluster.listening:
+        return None
+    most_silent = _most_are_silent(cluster)
+    due: list[float] = []
+    for device in cluster.devices.values():
+        due.append(
+            _silence_counts_at_s(cluster, device, most_silent=most_silent)
+            if device.watched
+            else device.heard_s + FORGET_AFTER_S
+        )
+        due += [report.at_s + SUSPECTED_FOR_S for report in device.timeout_reports.values()]
+        due += [backoff.until_s for backoff in device.backoffs.values() if backoff.until_s is not None]
+    stands_still_from_s = _stands_still_from_s(cluster)
+    due = [at_s for at_s in due if at_s <= stands_still_from_s]
+    due += [cluster.mass_departure.until_s] if cluster.mass_departure else []
+    due += [] if cluster.echo_s is None else [cluster.echo_s + ECHO_GIVEN_UP_S]
+    return min(due, default=None)
+
+
+# --- events ---
+
+
+def _after(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:
+    match event:
+        case DeviceStateReceived(name, message):
+            if message.status == "offline" and cluster.awaiting_first_heartbeat.get(name) == message.session:
+                return replace(cluster, tentative_wills=cluster.tentative_wills | {name})
+            cluster = cluster.with_device(one_device.on_state(cluster.devices.get(name), name, message, now_s))
+        case HeartbeatReceived(name, message):
+            known = cluster.devices.get(name)
+            after = one_device.on_heartbeat(known, message, now_s, cluster.heartbeat_interval_s)
+            if after is not known:
+                cluster = _on_first_heartbeat(cluster.with_device(after), name, message.session, now_s)
+                cluster = _on_suspicions(cluster, name, message, now_s)
+        case DrainReceived(name, drain):
+            cluster = replace(cluster, drained=cluster.drained | {name} if drain else cluster.drained - {name})
+        case LinkUp():
+            # Drains come again with the link, from the broker's memory or from ours (``publish``).
+            sessions = _last_sessions(cluster)
+            cluster = replace(_reset_timers(cluster, now_s), awaiting_first_heartbeat=sessions, listening=True)
+            cluster = replace(cluster, up_s=now_s, mass_departure=None, drained=frozenset())
+        case LinkDown():
+            cluster = _on_link_down(cluster, now_s) if cluster.listening else cluster
+        case Overslept():
+            cluster = _reset_timers(cluster, now_s)
+        case Tick():
+            pass
+    return cluster
+
+
+def _on_link_down(cluster: Cluster, now_s: float) -> Cluster:
+    """The cluster with doubtful wills undone, and with the sessions of its devices: wills may arrive before they do."""
+    since_s = wills_doubtful_since_s(cluster, now_s)
+    devices = {name: one_device.undo_will(device, since_s) for name, device in cluster.devices.items()}
+    cluster = replace(cluster, devices=devices, tentative_wills=frozenset())
+    return replace(cluster, awaiting_first_heartbeat=_last_sessions(cluster), listening=False)
+
+
+def _last_sessions(cluster: Cluster) -> Mapping[DeviceId, int]:
+    """The sessions of the devices that are there; while the link is down, those from before come first."""
+    sessions = {name: device.session for name, device in cluster.devices.items() if device.watched}
+    return sessions if cluster.listening else {**sessions, **cluster.awaiting_first_heartbeat}
+
+
+def _on_first_heartbeat(cluster: Cluster, name: DeviceId, session: int, now_s: float) -> Cluster:
+    """The cluster after a heartbeat over this link: if its session is from before, the tentative wills are true."""
+    awaited = cluster.awaiting_first_heartbeat
+    if awaited.get(name) != session:
+        others = {other: last for other, last in awaited.items() if other != name}
+        return replace(cluster, awaiting_first_heartbeat=others, tentative_wills=cluster.tentative_wills - {name})
+    gone = {other: awaited[other] for other in cluster.tentative_wills - {name}}
+    cluster = replace(cluster, awaiting_first_heartbeat={}, tentative_wills=frozenset())
+    for other, ended in gone.items():
+        will = DeviceState(status="offline", session=ended)
+        cluster = cluster.with_device(one_device.on_state(cluster.devices.get(other), other, will, now_s))
+    return cluster
+
+
+def _on_suspicions(cluster: Cluster, by: DeviceId, message: Heartbeat, now_s: float) -> Cluster:
+    """The cluster with the timeouts that a coordinator reports."""
+    for device in list(cluster.devices.values()):
+        if device.id != by:
+            reports = with_report(device.timeout_reports, by, message.suspects.get(device.id), now_s)
+            if reports is not device.timeout_reports:
+                cluster = cluster.with_device(replace(device, timeout_reports=reports))
+    return cluster
+
+
+def _update_records(before: Cluster, after: Cluster, now_s: float) -> Cluster:
+    """The cluster with the deaths, returns and gaps that this event brought, and with the drained devices marked."""
+    just_up = now_s - after.up_s < DEAD_AFTER_INTERVALS * after.heartbeat_interval_s  # a broker's end kills no device
+    for name, device in after.devices.items():
+        known, flaps = before.devices.get(name), device.flaps
+        if known is not None:
+            if known.alive and not device.alive and not just_up and name not in before.awaiting_first_heartbeat:
+                flaps = flaps.on_death(now_s)
+            if not known.alive and device.alive and after.listening:
+                flaps = flaps.on_return(now_s)
+            if known.health == "well" and device.health == "suspect":
+                flaps = flaps.on_gap()
+        if (flaps, name in after.drained) != (device.flaps, device.drained):
+            after = after.with_device(replace(device, flaps=flaps, drained=name in after.drained))
+    return after
+
+
+# --- mass departures ---
+
+
+def _begin_mass_departure(before: Cluster, after: Cluster, now_s: float) -> Cluster:
+    """The cluster with a mass departure if one more of most devices has said goodbye."""
+    offline = {name: device for name, device in after.devices.items() if device.status == "offline"}
+    if not after.listening or not any(name in before.devices and before.devices[name].alive for name in offline):
+        return after
+    interval_s = after.heartbeat_interval_s
+    recent = {name for name, d in offline.items() if d.ended_s is not None and now_s - d.ended_s <= interval_s}
+    if not _is_mass(len(recent), len(after.alive()) + len(recent)):
+        return after
+    departure = MassDeparture(now_s + MASS_SILENCE_INTERVALS * interval_s, frozenset(recent))
+    return replace(after, mass_departure=departure)
+
+
+def _end_mass_departure(cluster: Cluster, now_s: float) -> Cluster:
+    """The cluster without a mass departure whose time is over, or most of whose devices are back."""
+    departure = cluster.mass_departure
+    if departure is None:
+        return cluster
+    away = [name for name in departure.gone if name not in cluster.devices or not cluster.devices[name].alive]
+    over = now_s >= departure.until_s or 2 * len(away) < len(departure.gone)
+    return replace(cluster, mass_departure=None) if over else cluster
+
+
+def _is_mass(some: int, of: int) -> bool:
+    return some >= MASS_FROM and 2 * some > of
+
+
+# --- silence ---
+
+
+def _reset_timers(cluster: Cluster, now_s: float) -> Cluster:
+    devices = {name: one_device.reset_timer(device, now_s) for name, device in cluster.devices.items()}
+    return replace(cluster, devices=devices, echo_s=None)
+
+
+def _give_silent_devices_time(cluster: Cluster, now_s: float) -> Cluster:
+    """The cluster after a mass silence has just ended: the devices that are still silent have time to be heard."""
+    earliest_s = now_s - (DEAD_AFTER_INTERVALS - AFTER_MASS_SILENCE_INTERVALS) * cluster.heartbeat_interval_s
+    later = {
+        name: replace(device, heard_s=max(device.heard_s, earliest_s), timeout_reports={})
+        for name, device in cluster.devices.items()
+        if device.watched and device.health == "suspect"
+    }
+    return replace(cluster, devices={**cluster.devices, **later})
+
+
+def _stands_still_from_s(cluster: Cluster) -> float:
+    """When the detector's clock stops, unless our own heartbeat comes back before."""
+    if cluster.echo_s is None:
+        return math.inf
+    return cluster.echo_s + ECHO_LATE_INTERVALS * cluster.own_interval_s
+
+
+def _most_are_silent(cluster: Cluster) -> bool:
+    alive = [device for device in cluster.devices.values() if device.alive]
+    return _is_mass(sum(device.health == "suspect" for device in alive), len(alive))
+
+
+def _silence_counts_at_s(cluster: Cluster, device: Device, *, most_silent: bool) -> float:
+    """When silence makes a well device suspect, or a suspect one dead."""
+    if device.health == "well":
+        intervals = SUSPECT_AFTER_INTERVALS
+    elif most_silent:
+        intervals = DEAD_AFTER_INTERVALS + MASS_SILENCE_INTERVALS
+    else:
+        intervals = SUSPECTED_DEAD_AFTER_INTERVALS if device.timeout_reports else DEAD_AFTER_INTERVALS
+    reconnects_s = RECONNECT_S if device.id in cluster.awaiting_first_heartbeat else 0.0
+    return device.heard_s + reconnects_s + intervals * cluster.heartbeat_interval_s
+
+
+def _examine_devices(cluster: Cluster, now_s: float) -> Cluster:
+    """The cluster with backoffs and reports expired, silent devices suspect or dead, and long absent ones forgotten."""
+    if cluster.echo_s is not None and now_s >= cluster.echo_s + ECHO_GIVEN_UP_S:
+        cluster = _reset_timers(cluster, now_s)
+    now_s = min(now_s, _stands_still_from_s(cluster))
+    for known in cluster.devices.values():
+        device = one_device.expire_backoffs(known, now_s)
+        if (reports := expire_reports(device.timeout_reports, now_s)) is not device.timeout_reports:
+            device = replace(device, timeout_reports=reports)
+        well = device.watched and device.health == "well"
+        if well and now_s >= _silence_counts_at_s(cluster, device, most_silent=False):
+            device = replace(device, health="suspect")
+        cluster = cluster.with_device(device)
+    cluster = _declare_dead(cluster, now_s)
+    gone = {d.id for d in cluster.devices.values() if not d.watched and now_s >= d.heard_s + FORGET_AFTER_S}
+    if not gone:
+        return cluster
+    return replace(cluster, devices={name: d for name, d in cluster.devices.items() if name not in gone})
+
+
+def _declare_dead(cluster: Cluster, now_s: float) -> Cluster:
+    """The cluster with those dead that were silent too long; one death may end a mass silence that spared others."""
+    while True:
+        most_silent = _most_are_silent(cluster)
+        over = {
+            name: replace(device, health="dead", confirmed=False, modules={})
+            for name, device in cluster.devices.items()
+            if device.watched
+            and device.health == "suspect"
+            and now_s >= _silence_counts_at_s(cluster, device, most_silent=most_silent)
+        }
+        if not over:
+            return cluster
+        cluster = replace(cluster, devices={**cluster.devices, **over})
