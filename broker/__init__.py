@@ -1,1 +1,1 @@
-"""What two processes must agree on, and the way to reach the broker."""
+"""Everything between the processes: the protocol, the transport, the client, and starting a broker."""

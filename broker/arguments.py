@@ -1,4 +1,4 @@
-"""What the command lines of all processes share: errors of one line, the broker's options, and types of arguments.
+"""The common parts of all command lines: errors of one line, the options of the broker, and types of arguments.
 
 Owns how a wrong argument is reported. Imports no message and no client, so that ``--help`` answers at once.
 """

@@ -1,6 +1,6 @@
-"""Files that a person writes: YAML to a frozen spec, or one line that says what is wrong and where.
+"""Reading a person's YAML file as a frozen spec; an error is one line with its place and its fix.
 
-Owns reading and the error's place (file, line, field). Knows no particular file format: the spec class does.
+Owns reading and the place of an error (file, line, field). Doesn't know the fields of a file: the spec class does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def load_spec(path: Path | str, kind: type[M]) -> M:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_twice(str(path), root)
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date or number
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or (str(error) if type(error) is ValueError else "not YAML")
         line = mark.line + 1 if mark else None
@@ -45,7 +45,7 @@ def load_spec(path: Path | str, kind: type[M]) -> M:
         return kind.model_validate(content)
     except ValidationError as error:
         problems = error.errors()
-        misspelt = (each for each in problems if each["type"] == "extra_forbidden")  # why another one is missing
+        misspelt = (each for each in problems if each["type"] == "extra_forbidden")  # the cause of a missing field
         problem = next(misspelt, problems[0])
         field, sentence = describe(problem)
         raise BadFile(
@@ -58,17 +58,17 @@ def load_spec(path: Path | str, kind: type[M]) -> M:
 
 
 def bad_field(path: Path | str, place: Sequence[int | str], *, problem: str, fix: str) -> BadFile:
-    """The error for a field that is sound in its own file, and wrong beside another file.
+    """The error of a field that is right in its own file, and wrong together with another file.
 
     Args:
-        path: a YAML file that could be read before.
-        place: the steps from the root to the field; where it isn't written, the line is that of the nearest step.
+        path: a YAML file that was read before.
+        place: the path from the root to the field; the line is that of the last step that is in the file.
         problem: what is wrong.
         fix: what to do.
     """
     try:
         root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError):  # gone meanwhile: the sentence still says what is wrong
+    except (OSError, ValueError, yaml.YAMLError):  # the file is gone: the error has no line
         root = None
     field = ".".join(str(step) for step in place)
     return BadFile(file=str(path), line=_line_of(root, place), field=field, problem=problem, fix=fix)
@@ -93,8 +93,8 @@ def _kind_at(kind: type[BaseModel], place: Sequence[int | str]) -> type[BaseMode
     return kind
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401 - whatever a type may be written as
-    """The models that an annotation names, such as that of ``tuple[Fault, ...]``."""
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401 - an annotation can be any object
+    """The models in an annotation such as ``tuple[Fault, ...]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
@@ -102,7 +102,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401 - 
 
 
 def _refuse_twice(path: str, root: yaml.Node | None) -> None:
-    """Refuse a key that stands twice, where YAML would silently take the last; each node is seen once."""
+    """Refuse a duplicate key, of which YAML would silently take the last. Each node is visited once."""
     todo, seen_nodes = [root], set[int]()  # an alias may lead back, or to the same node many times
     while todo:
         node = todo.pop()

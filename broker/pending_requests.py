@@ -23,7 +23,7 @@ from broker.protocol.specs import RequestId, TaskName
 from broker.protocol.topics import RESULTS, TASK_REQUESTS
 from broker.transport.port import Outgoing
 
-ROUTE_WAIT_S = 0.7  # a retained route arrives within milliseconds of the subscription; after this there is none
+ROUTE_WAIT_S = 0.7  # a retained route arrives within milliseconds of the subscription; later means never
 RETURN_WAIT_S = 6.0  # until a restarted broker has the routes again: the orchestrator must reconnect, too
 FIRST_RETRY_S = 1.0  # doubles up to the longest
 LONGEST_RETRY_S = 5.0

@@ -16,7 +16,7 @@ from typing import Any
 
 from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs
 from broker.protocol.specs import TaskName
-from broker.protocol.topics import front_door_filter, second_door_filter
+from broker.protocol.topics import backup_coordinator_filter, front_door_filter
 from broker.transport.port import RECONNECT_S
 from edge_agent import events
 from edge_agent.actions import Action, JoinGroup, LeaveGroup, Load, Send, SendHeartbeat, Unload
@@ -155,7 +155,7 @@ def _on_route(state: AgentState, event: events.Routed, now_s: float) -> list[Act
     if state.device in route.front_door:
         front = front_door_filter(state.prefix, route.task, route.epoch, route.group)
     elif state.device in route.second_door:
-        backup = second_door_filter(state.prefix, route.task, route.epoch, route.group)
+        backup = backup_coordinator_filter(state.prefix, route.task, route.epoch, route.group)
     leave_s = now_s if front or backup or not route.front_door else now_s + LEAVE_S
     return [
         *_change_group(state, state.share_groups, route.task, front, leave_s),

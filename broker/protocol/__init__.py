@@ -1,1 +1,1 @@
-"""What two processes must agree on: errors, specs, tensors, messages, their bytes, and topics. No I/O."""
+"""The protocol: specs, messages, topics, and their bytes. Pure: no I/O."""

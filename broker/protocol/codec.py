@@ -1,8 +1,8 @@
-"""Messages to bytes and back, with limits; no I/O.
+"""Messages and their bytes, with limits. Pure.
 
-Owns the two encodings: JSON for control messages and results, safetensors for everything that carries arrays. The
-limits are checked before parsing. What can't be read is a ``RemoteProtocolError`` between processes, and a
-``RequestFailed`` with a sentence for a sensor.
+Owns the two encodings: JSON for control messages and results, safetensors for arrays. Limits are checked before
+parsing. An unreadable message between processes raises ``RemoteProtocolError``; an unreadable request of a sensor
+raises ``RequestFailed`` with a sentence for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from broker.protocol.tensors import Array, Tensors, pack, unpack
 
 MAX_CONTROL_BYTES = 1024 * 1024  # a device's assignment of 1,000 modules has about half of that
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one float32 batch of LLaVA's image tokens has 9.4 MB
-MAX_INPUT_BYTES = 8 * 1024 * 1024  # a 24-megapixel JPEG; room is left for the other inputs
+MAX_INPUT_BYTES = 8 * 1024 * 1024  # a 24-megapixel JPEG; leaves room for the other inputs
 SAFETENSORS = "application/vnd.safetensors"
 JSON = "application/json"
 RAW = "raw"
@@ -35,7 +35,7 @@ _TENSOR_MESSAGE: TypeAdapter[TensorMessage] = TypeAdapter(TensorMessage)
 
 @dataclass(frozen=True)
 class RawInput:
-    """One input of a request as the sensor sent it."""
+    """One input of a request, as the sensor sent it."""
 
     data: bytes
     content_type: str = ""
@@ -50,7 +50,7 @@ def decode(kind: type[M], payload: bytes) -> M:
     """Read a control message or a result.
 
     Raises:
-        RemoteProtocolError: too large, not JSON, or a needed field is missing or wrong.
+        RemoteProtocolError: too large, not JSON, or a field is missing or wrong.
     """
     if len(payload) > MAX_CONTROL_BYTES:
         raise RemoteProtocolError(f"{kind.__name__} of {len(payload)} bytes, at most {MAX_CONTROL_BYTES} are allowed")
@@ -61,7 +61,7 @@ def decode(kind: type[M], payload: bytes) -> M:
 
 
 def encode_tensors(message: TensorMessage, tensors: Tensors) -> bytes:
-    """Write arrays with their envelope as metadata: strings as they are, everything else as JSON text."""
+    """Write arrays with their envelope as metadata: strings unchanged, other fields as JSON text."""
     return pack(tensors, _to_metadata(message))
 
 
@@ -69,7 +69,7 @@ def decode_tensors(payload: bytes) -> tuple[TensorMessage, dict[str, Array]]:
     """Read a message between agents.
 
     Raises:
-        RemoteProtocolError: too large, truncated, malformed, or its envelope lacks a field.
+        RemoteProtocolError: too large, truncated, malformed, or a field of its envelope is missing or wrong.
     """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise RemoteProtocolError(f"{len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are allowed")
@@ -83,7 +83,7 @@ def decode_tensors(payload: bytes) -> tuple[TensorMessage, dict[str, Array]]:
 
 
 def encode_request(inputs: Mapping[str, RawInput]) -> tuple[bytes, str]:
-    """Write a sensor's inputs: one alone as it is, several as one safetensors document.
+    """Write a sensor's inputs: a single one unchanged, several as one safetensors document.
 
     Returns:
         The payload and its content type.
@@ -97,7 +97,7 @@ def encode_request(inputs: Mapping[str, RawInput]) -> tuple[bytes, str]:
 
 
 def decode_request(payload: bytes, content_type: str, expected: Mapping[str, InputSpec]) -> dict[str, RawInput]:
-    """Read what a sensor sent for a task with these inputs.
+    """Read the inputs that a sensor sent.
 
     Raises:
         RequestFailed: ``bad_input`` or ``too_large``, with a sentence that says what to send instead.
@@ -149,9 +149,10 @@ def decode_result(payload: bytes, content_type: str | None) -> tuple[Result, dic
 
 
 def request_id(task: str, reply_to: str, correlation: bytes, payload: bytes) -> RequestId:
-    """The id by which agents know a request: equal for each copy of it, and for nothing else.
+    """The id of a request among agents: equal for each copy of a request, different for any other request.
 
-    All four count: sensors that count from 1 don't meet, nor do the requests of one before and after its restart.
+    It depends on all four arguments: two sensors may both number their requests from 1, and so may one sensor before
+    and after its restart.
     """
     digest = hashlib.sha256()
     for part in (task.encode(), reply_to.encode(), correlation):

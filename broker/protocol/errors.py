@@ -1,21 +1,21 @@
-"""Every error this project raises on purpose.
+"""The errors that this project raises on purpose.
 
-Owns the hierarchy; knows nothing of the messages, files or devices that fail. Facts are attributes, and the
-class builds its own sentence from them. The name says who is to blame.
+Owns the hierarchy. Doesn't know the messages, files or devices that fail. Facts are attributes, and the class makes the
+sentence. The name says which side is at fault.
 
     S2M3Error
-        LocalProtocolError      we were about to send what the contract forbids
-            MessageTooLarge     larger than the broker takes
-        RemoteProtocolError     somebody sent what the contract forbids
-        TransportError          the way to the broker
-            NotConnected        no connection now
-            QueueFull           more waits to be sent than we allow
-        Refusal                 a decision not to do what was asked, with its reason
+        LocalProtocolError      this process was about to break the contract
+            MessageTooLarge     larger than the broker's limit
+        RemoteProtocolError     another process broke the contract
+        TransportError          the connection to the broker failed
+            NotConnected        there is no connection
+            QueueFull           too many messages wait to be sent
+        Refusal                 a request is refused, with the reason
             NoDeviceFits        no device has the memory
             ModuleRefused       this device can't hold the module
-            IdInUse             another process is connected under this id
+            IdInUse             another process is connected with this id
         RequestFailed           a request ends in an error code (sensors see code and sentence)
-        BadFile                 a file a person wrote is wrong: file, line, field, problem, fix
+        BadFile                 a person's file is wrong: file, line, field, problem, fix
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class S2M3Error(Exception):
 
 
 class LocalProtocolError(S2M3Error):
-    """We were about to send what the contract forbids: a bug of ours or of our caller."""
+    """This process was about to break the contract: a bug in it, or a wrong argument of its caller."""
 
 
 class MessageTooLarge(LocalProtocolError):
-    """A message is larger than the broker accepts; sending it would make the client reconnect for ever."""
+    """A message is larger than the broker's limit; sending it would make the client reconnect for ever."""
 
     def __init__(self, *, topic: str, size_bytes: int, limit_bytes: int) -> None:
         self.topic = topic
@@ -53,23 +53,23 @@ class MessageTooLarge(LocalProtocolError):
 
 
 class RemoteProtocolError(S2M3Error):
-    """Somebody sent what the contract forbids; it is counted and dropped."""
+    """Another process broke the contract; its message is counted and dropped."""
 
 
 class TransportError(S2M3Error):
-    """The way to the broker failed."""
+    """The connection to the broker failed."""
 
 
 class NotConnected(TransportError):
-    """There is no connection to the broker now; state is published again when it is back."""
+    """There is no connection to the broker; state is published again after the reconnection."""
 
 
 class QueueFull(TransportError):
-    """More messages wait to be sent than we allow; slow down and try again."""
+    """Too many messages wait to be sent; try again later."""
 
 
 class Refusal(S2M3Error):
-    """A decision not to do what was asked, with its reason."""
+    """A request is refused, with the reason."""
 
 
 class NoDeviceFits(Refusal):
@@ -86,7 +86,7 @@ class NoDeviceFits(Refusal):
         self.module = module
         self.memory_bytes = memory_bytes
         self.short_bytes = dict(short_bytes)  # device -> bytes missing there
-        self.change = change  # the least that would make everything fit: which device, how many bytes more
+        self.change = change  # the smallest change that would make everything fit: a device, and bytes to add
         nearest = sorted(sorted(self.short_bytes), key=lambda device: self.short_bytes[device])
         missing = ", ".join(f"{device} lacks {self.short_bytes[device]}" for device in sorted(nearest[:_DEVICES_NAMED]))
         if len(nearest) > _DEVICES_NAMED:
@@ -97,7 +97,7 @@ class NoDeviceFits(Refusal):
         super().__init__(f"no device fits {module} ({memory_bytes} bytes): {missing or 'there are no devices'}; {fix}")
 
     def after(self, change: tuple[str, int] | None) -> NoDeviceFits:
-        """The same refusal, once the least change that helps is known."""
+        """The same refusal with the smallest change that helps."""
         return NoDeviceFits(
             module=self.module, memory_bytes=self.memory_bytes, short_bytes=self.short_bytes, change=change
         )
@@ -108,7 +108,7 @@ class ModuleRefused(Refusal):
 
 
 class IdInUse(Refusal):
-    """Another agent is connected under the same id; two that fight for it would each serve half of the time."""
+    """Another agent is connected with the same id; the broker would disconnect the two in turn."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -119,7 +119,7 @@ class IdInUse(Refusal):
 
 
 class ErrorCode(StrEnum):
-    """How a request may end when it doesn't end in an answer."""
+    """The error codes of requests."""
 
     BAD_INPUT = "bad_input"
     TOO_LARGE = "too_large"
@@ -140,7 +140,7 @@ class RequestFailed(S2M3Error):
 
 
 class BadFile(S2M3Error):
-    """A file that a person wrote is wrong; the sentence is one line with file, line, field, problem and fix."""
+    """A person's file is wrong; the sentence is one line with file, line, field, problem and fix."""
 
     def __init__(self, *, file: str, problem: str, fix: str, field: str = "", line: int | None = None) -> None:
         self.file = file

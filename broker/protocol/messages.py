@@ -1,7 +1,7 @@
-"""Every message that crosses the broker, one frozen class each.
+"""The messages between processes, one frozen class each.
 
-Owns the fields. Knows nothing of bytes (``codec``), topics (``topics``) or processes. A message that lacks a needed
-field can't exist; fields a reader doesn't know are ignored, so that a newer sender can talk to an older reader.
+Owns the fields. Doesn't know bytes (``codec``), topics (``topics``) or processes. A message without a required field
+can't exist. A reader ignores unknown fields, so an older reader understands a newer sender.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from broker.protocol.specs import (
     in_order,
 )
 
-MAX_DEADLINE_S = 86_400.0  # nobody waits longer than a day
-SUSPECTED_FOR_S = 15.0  # how long a call that timed out counts: some patiences of a coordinator, and its next beats
+MAX_DEADLINE_S = 86_400.0  # one day
+SUSPECTED_FOR_S = 15.0  # a timed-out call counts so long: a few timeouts of a coordinator, and its next heartbeats
 
 Count = Annotated[int, Field(ge=0)]
 
 
 class Message(BaseModel):
-    """Base of everything on the wire: frozen; unknown fields are ignored, missing ones refused."""
+    """Base of all messages: frozen; unknown fields are ignored, missing ones refused."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -55,21 +55,21 @@ def _check_graph(needs: Mapping[NodeName, Sequence[NodeName]], output: NodeName 
 
 
 class OrchestratorState(Message):
-    """Who leads, and since which term."""
+    """The leader's term (epoch), or its end."""
 
     epoch: Count
     online: bool
-    session: Count  # new at each connection: a late will of an older session changes nothing
+    session: Count  # new at each connection, so that a late will of an older connection has no effect
 
 
 class Drain(Message):
-    """Whether an operator wants a device out of service."""
+    """An operator takes a device out of service, or puts it back."""
 
     drain: bool
 
 
 class DeviceProfile(Message):
-    """What a device has to offer; reserves are already taken off."""
+    """The resources of a device, without its reserves."""
 
     memory_bytes: Bytes
     compute_flops_per_s: Rate
@@ -78,15 +78,15 @@ class DeviceProfile(Message):
 
 
 class DeviceState(Message):
-    """A device's birth, drain or death (also its will)."""
+    """A device's birth, drain or death; also its will."""
 
     status: Literal["online", "draining", "offline"]
     session: Count
-    profile: DeviceProfile | None = None  # in births; a will can't know it
+    profile: DeviceProfile | None = None  # in births only
 
 
 class AssignedModule(Message):
-    """One module that a device must hold, with the reason for the operator."""
+    """A module that a device must hold, with the reason for the operator."""
 
     module: ModuleName
     spec: ModuleSpec
@@ -95,46 +95,46 @@ class AssignedModule(Message):
 
 
 class Assignment(Message):
-    """All that one device must hold, under the fence (epoch, generation). What is not named is unloaded."""
+    """All modules that a device must hold, under the fence (epoch, generation). It unloads the others."""
 
     epoch: Count
     generation: Count
     modules: tuple[AssignedModule, ...] = ()
-    stays: str | None = None  # why a device that an operator drains must go on holding these modules
+    stays: str | None = None  # why a drained device must keep these modules
 
 
 class HeldModule(Message):
-    """What a device really holds of a module, or why not."""
+    """The state of a module on a device."""
 
     module: ModuleName
     state: Literal["loading", "ready", "failed"]
     error: str | None = None
-    memory_bytes: Count = 0  # what it really occupies once it is ready, before that what its spec says
-    load_s: NotNegative | None = None  # measured: weights read and calibrated, without imports
+    memory_bytes: Count = 0  # measured once it is ready, before that the spec's
+    load_s: NotNegative | None = None  # measured: read and calibrate the weights, without imports
     compute_s: NotNegative | None = None  # moving average of measured forward passes
     uses: Count = 0  # nodes of live requests that wait for it: its reference count
-    queue: Count = 0  # forward passes waiting
+    queue: Count = 0  # waiting forward passes
 
 
 class Heartbeat(Message):
-    """A device's periodic report: what is, not what should be."""
+    """A device's periodic report of its actual state."""
 
     session: Count
     seq: Count
-    epoch: Count  # of the assignment it obeys
+    epoch: Count  # of its assignment
     generation: Count
     modules: dict[ModuleKey, HeldModule] = {}
     memory_used_bytes: Count = 0
     memory_bytes: Count = 0
-    cached: dict[ModuleKey, NotNegative] = {}  # weights on its disk that it doesn't hold -> measured seconds of a pass
-    in_flight: Count = 0  # requests it coordinates
-    progress: Count = 0  # events handled; stands still when the service hangs
-    dropped: dict[str, int] = {}  # reason -> messages refused, since start
-    suspects: dict[DeviceId, NotNegative] = {}  # who let a call of this agent's requests time out -> seconds since
+    cached: dict[ModuleKey, NotNegative] = {}  # key of weights on its disk, not in memory -> measured seconds of a pass
+    in_flight: Count = 0  # requests that it coordinates
+    progress: Count = 0  # handled events; doesn't change while the service hangs
+    dropped: dict[str, int] = {}  # reason -> refused messages, since the start
+    suspects: dict[DeviceId, NotNegative] = {}  # devices whose calls timed out -> seconds since then
 
 
 class RouteDevice(Message):
-    """A device able to run a node, with what routing needs to choose."""
+    """A device that can run a node, with the figures for routing."""
 
     device: DeviceId
     compute_s: NotNegative
@@ -143,7 +143,7 @@ class RouteDevice(Message):
 
 
 class RouteNode(Message):
-    """One node of a task's graph, and who can run it now; nobody while its module loads."""
+    """One node of a task's graph, and the devices that can run it now; none while its module loads."""
 
     module: ModuleName
     key: ModuleKey
@@ -154,18 +154,18 @@ class RouteNode(Message):
 
 
 class Route(Message):
-    """The way a task's requests may go. ``unavailable`` says why there is none until capacity returns."""
+    """The devices for a task's requests. ``unavailable`` is the reason why the task can't be served now."""
 
     task: TaskName
     epoch: Count
     generation: Count
-    group: Count  # counts changes of the front-door set; names the share group
+    group: Count  # number of changes of the front door; part of the share group's name
     inputs: dict[NodeName, InputSpec] = {}
     nodes: dict[NodeName, RouteNode] = {}
     output: NodeName | None = None
     wire: Wire = "float32"
     front_door: tuple[DeviceId, ...] = ()
-    second_door: tuple[DeviceId, ...] = ()  # holds a copy of each request until it is answered; of no front door
+    second_door: tuple[DeviceId, ...] = ()  # the backup coordinator; keeps a copy of each open request
     unavailable: str | None = None
 
     @model_validator(mode="after")
@@ -181,7 +181,7 @@ class Route(Message):
 
     @property
     def complete(self) -> bool:
-        """Whether every node has a device now."""
+        """Whether every node has a device."""
         return not self.unavailable and bool(self.front_door) and all(n.devices for n in self.nodes.values())
 
 
@@ -189,7 +189,7 @@ class Route(Message):
 
 
 class Timing(Message):
-    """What one node of one request cost, and where."""
+    """The cost of one node of one request, and its device."""
 
     node: NodeName
     device: DeviceId
@@ -200,7 +200,7 @@ class Timing(Message):
 
 
 class ErrorBody(Message):
-    """How a request failed: a code for programs, a sentence that says what to do."""
+    """The failure of a request: a code for programs, and a sentence that says what to do."""
 
     code: ErrorCode
     message: str
@@ -208,7 +208,7 @@ class ErrorBody(Message):
 
 
 class Result(Message):
-    """How a request ended: ``answer`` or ``error``, never both, with the path it took."""
+    """The end of a request: ``answer`` or ``error``, never both, and the timings of its nodes."""
 
     request: RequestId
     task: TaskName
@@ -224,12 +224,12 @@ class Result(Message):
 
 
 def _from_text(value: object) -> object:
-    """Metadata are strings: a compound field travels as JSON text."""
+    """Decode a compound field: metadata are strings, so it travels as JSON text."""
     return json.loads(value) if isinstance(value, str) else value
 
 
 class PlannedNode(Message):
-    """One node of a request's plan: the module, what it takes, and the device chosen for it."""
+    """One node of a request's plan: its module, its inputs, and its device."""
 
     key: ModuleKey
     needs: tuple[NodeName, ...]
@@ -238,11 +238,11 @@ class PlannedNode(Message):
 
 
 class Plan(Message):
-    """The way of one request, decided by its coordinator; it travels along, so no device need know the task."""
+    """The devices of one request, chosen by its coordinator. Messages carry it: a device needn't know the task."""
 
     nodes: dict[NodeName, PlannedNode]
     output: NodeName
-    wire: Wire = "float32"  # what nodes give to others is rounded to it
+    wire: Wire = "float32"  # arrays between nodes are rounded to it
 
     @model_validator(mode="after")
     def _graph_is_sound(self) -> Self:
@@ -251,7 +251,7 @@ class Plan(Message):
 
     @cached_property
     def work(self) -> str:
-        """A digest of what is computed, wherever: two attempts have the same, another graph or module has another."""
+        """A digest of the computation without its devices: equal for two attempts, different for other graphs."""
         graph = sorted((name, node.key, node.use or "", *node.needs) for name, node in self.nodes.items())
         return hashlib.sha256(json.dumps([graph, self.output, self.wire]).encode()).hexdigest()[:32]
 
@@ -261,7 +261,7 @@ class Plan(Message):
 
 
 class Envelope(Message):
-    """What every message between agents says about itself."""
+    """The fields of every message between agents."""
 
     request: RequestId
     task: TaskName
@@ -272,31 +272,31 @@ class Envelope(Message):
 
 
 class NodeInputs(Envelope):
-    """Inputs of a node, from the coordinator or from the nodes it needs. The arrays are named ``need/array``."""
+    """Inputs of a node, from the coordinator or from the nodes that it needs. The arrays are named ``need/array``."""
 
     kind: Literal["inputs"] = "inputs"
     coordinator: DeviceId
-    deadline_s: Annotated[float, Field(ge=0, le=MAX_DEADLINE_S)]  # time left when sent: clocks need not agree
+    deadline_s: Annotated[float, Field(ge=0, le=MAX_DEADLINE_S)]  # the time left when sent: clocks needn't agree
     reply_to: str
     correlation: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$")] = ""  # Correlation Data, hexadecimal
     plan: Annotated[Plan, BeforeValidator(_from_text)]
     content_types: Annotated[dict[NodeName, str], BeforeValidator(_from_text)] = {}
     timings: Annotated[tuple[Timing, ...], BeforeValidator(_from_text)] = ()
-    second_door: Annotated[tuple[DeviceId, ...], BeforeValidator(_from_text)] = ()  # hear ``done`` of the output, too
+    second_door: Annotated[tuple[DeviceId, ...], BeforeValidator(_from_text)] = ()  # also gets ``done`` of the output
 
 
 class NodeDone(Envelope):
-    """A node finished; to the coordinator. With the output node the answer is out: to the second door, too."""
+    """A node finished. Goes to the coordinator; that of the output node also to the backup coordinator."""
 
     kind: Literal["done"] = "done"
-    queue_s: NotNegative = 0.0  # expected work still waiting on the sender
+    queue_s: NotNegative = 0.0  # expected time of the work that waits on the sender
 
 
 class NodeFailed(Envelope):
-    """A node can't run on a device; to the coordinator. ``retry`` says whether another device may help."""
+    """A node can't run on a device. Goes to the coordinator. ``retry``: another device may be able to."""
 
     kind: Literal["failed"] = "failed"
-    device: DeviceId  # which one; not always the sender: it may be the one that nobody answers for
+    device: DeviceId  # not always the sender: it may be a device that receives no messages
     retry: bool
     error: Annotated[ErrorBody, BeforeValidator(_from_text)]
 

@@ -1,8 +1,7 @@
-"""What a person writes, as frozen values: ids, sizes, modules, tasks, devices.
+"""The files that a person writes, as frozen values: ids, sizes, modules, tasks, devices.
 
-Owns the shape of the files in DESIGN section 5 and the meaning of a module's identity. Knows nothing of files,
-brokers or processes. An illegal spec can't exist: every rule is checked at construction, and the error names the
-field.
+Owns the fields of these files and the identity of a module. Doesn't know files, brokers or processes. An invalid spec
+can't exist: construction checks every rule, and the error names the field.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ ModuleName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.@-]*(/[a-z0-9][a-z0-9.@-]*)*$", max_length=128)
 ]
 Wire = Literal["float32", "float16"]
-"""In which dtype numbers cross from one node to another."""
+"""The dtype of arrays that a node sends to another."""
 ModuleKey = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """A module's identity (``ModuleSpec.key``): equal keys are one module, held once."""
 
@@ -44,7 +43,7 @@ def parse_bytes(value: object) -> object:
     """Turn ``300MiB``, ``"1.0e9"`` or ``1.0e9`` into a whole number of bytes; leave other numbers alone.
 
     Raises:
-        ValueError: a text or a truth value that is no size.
+        ValueError: the value is a text that isn't a size, or a truth value.
     """
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -66,10 +65,10 @@ _Part = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 def in_order(needs: Mapping[NodeName, Sequence[NodeName]]) -> tuple[NodeName, ...]:
-    """Nodes, each after all the nodes that it needs; ties in the order given.
+    """Nodes, each after all nodes that it needs; ties in the given order.
 
-    What is no node is an input, there from the start. Nodes that need each other in a circle, or come after such, are
-    left out.
+    A need that isn't a node is an input, available from the start. Nodes that need each other in a circle, and nodes
+    after them, are left out.
     """
     done: list[NodeName] = []
     waiting = {name: {need for need in taken if need in needs} for name, taken in needs.items()}
@@ -81,13 +80,13 @@ def in_order(needs: Mapping[NodeName, Sequence[NodeName]]) -> tuple[NodeName, ..
 
 
 class Spec(BaseModel):
-    """Base of everything a person writes: frozen, and a field that nobody knows is an error, not a typo."""
+    """Base of everything a person writes: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Source(Spec):
-    """Where a module's weights come from: exactly one of a hub repository, a pip package, a catalogue file."""
+    """The source of a module's weights: exactly one of a hub repository, a pip package, a catalogue file."""
 
     hub: _Place | None = None
     pip: _Place | None = None
@@ -113,9 +112,9 @@ class Source(Spec):
 class ModuleSpec(Spec):
     """A functional part of a model.
 
-    ``memory_bytes`` is what it occupies, ``flops`` what one typical forward pass costs, ``output_bytes`` what it
-    sends on, in float32. ``source`` is null for a family without weights. ``dtype`` is that of the weights: int8 is for
-    the matrices of linear layers, and the rest stays float32.
+    ``memory_bytes`` is its size in memory, ``flops`` the cost of one typical forward pass, ``output_bytes`` the size of
+    its output in float32. ``source`` is null for a family without weights. ``dtype`` is that of the weights: int8
+    applies to the matrices of linear layers; all other weights stay float32.
     """
 
     family: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+\.[a-z0-9_]+$")]
@@ -128,24 +127,24 @@ class ModuleSpec(Spec):
 
     @cached_property
     def key(self) -> str:
-        """The identity: the digest when known, else (source, part, dtype). Equal keys share one module."""
+        """The identity: the digest when known, otherwise (source, part, dtype). Modules with equal keys are shared."""
         if self.digest:
             return self.digest
         return f"{self.source}:{self.dtype}" if self.source else f"weightless:{self.family}:{self.dtype}"
 
 
 class InputSpec(Spec):
-    """One input of a task: what it is, and its typical size for planning."""
+    """One input of a task: its kind, and its typical size for planning."""
 
     kind: Literal["image", "text", "audio"]
     bytes: Bytes
 
 
 class NodeSpec(Spec):
-    """One use of a module: which module, and the nodes or inputs whose values it takes, in that order.
+    """One use of a module: the module, and the nodes or inputs whose values it takes, in this order.
 
-    ``use`` names one of the ways in which the module's family can be used, when it has several: how the raw input is
-    prepared, and which outputs cross the wire. Null is the family's ordinary way.
+    ``use`` names one of the uses of the module's family, if there are several: how the raw input is prepared, and which
+    outputs are sent. Null is the family's ordinary use.
     """
 
     module: ModuleName
@@ -156,13 +155,13 @@ class NodeSpec(Spec):
 class TaskSpec(Spec):
     """A graph of nodes under a name that sensors address.
 
-    With ``wire: float16``, what a node gives to another is rounded to float16, whether it crosses a border between
-    devices or not: the answer depends on the task, never on the placement. What a sensor gets isn't rounded.
+    With ``wire: float16``, arrays from one node to another are rounded to float16, also when both run on one device:
+    the answer depends on the task, not on the placement. The answer to the sensor isn't rounded.
     """
 
     task: TaskName
     description: str = ""
-    source: DeviceId | None = None  # where requests start, for planning
+    source: DeviceId | None = None  # requests start there, for planning
     inputs: Annotated[dict[NodeName, InputSpec], Field(min_length=1)]
     nodes: Annotated[dict[NodeName, NodeSpec], Field(min_length=1)]
     output: NodeName
@@ -190,32 +189,32 @@ class TaskSpec(Spec):
 
     @cached_property
     def order(self) -> tuple[NodeName, ...]:
-        """The nodes, each after all that it needs; ties in the order written."""
+        """The nodes, each after all that it needs; ties in the file's order."""
         return in_order({name: node.needs for name, node in self.nodes.items()})
 
     def module_of(self, node: NodeName) -> ModuleSpec:
-        """The module that a node uses."""
+        """The spec of a node's module."""
         return self.modules[self.nodes[node].module]
 
     def sent_bytes(self, node: NodeName) -> int:
-        """Bytes that a node typically sends to another; its ``output_bytes`` are taken for float32."""
+        """The typical bytes that a node sends to another; its ``output_bytes`` count as float32."""
         size_bytes = self.module_of(node).output_bytes
         return -(-size_bytes // 2) if self.wire == "float16" else size_bytes
 
 
 class DeviceSpec(Spec):
-    """A device as planning sees it: what it can hold, how fast it computes, how it is linked."""
+    """A device for planning: its memory, its speed, its link."""
 
     id: DeviceId
     memory_bytes: Bytes
     compute_flops_per_s: Rate
     bandwidth_bits_per_s: Rate
     latency_s: NotNegative
-    compute_s: dict[str, Positive] = {}  # module name or key -> measured seconds; these win over the estimate
+    compute_s: dict[str, Positive] = {}  # module name or key -> measured seconds, used instead of the estimate
 
 
 class FleetSpec(Spec):
-    """The devices of a plan made without them, and the one where requests start unless a task says otherwise."""
+    """The devices of an offline plan, and the one where requests start; a task may name another."""
 
     source: DeviceId
     devices: tuple[DeviceSpec, ...]
@@ -236,17 +235,17 @@ class FleetSpec(Spec):
 
 
 def _unsound(place: tuple[int | str, ...], sentence: str) -> PydanticCustomError:
-    """A problem between fields, with the place where a person mends it."""
+    """A problem between several fields, with the place to correct."""
     return PydanticCustomError("unsound_graph", "{sentence}", {"sentence": sentence, "place": place})
 
 
 def place_of(problem: Any) -> tuple[int | str, ...]:  # noqa: ANN401 - pydantic's error dictionaries are untyped
-    """The steps from the root to the field of one pydantic problem."""
+    """The path from the root to the field of a pydantic problem."""
     return (*problem["loc"], *problem.get("ctx", {}).get("place", ()))
 
 
 def describe(problem: Any) -> tuple[str, str]:  # noqa: ANN401 - pydantic's error dictionaries are untyped
-    """The field and the sentence of one pydantic problem, for a person."""
+    """The field and the sentence of a pydantic problem, for a person."""
     field = ".".join(str(part) for part in place_of(problem))
     sentence = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == ID_PATTERN:

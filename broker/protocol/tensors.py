@@ -1,15 +1,15 @@
-"""Named arrays to bytes and back, as safetensors documents.
+"""Named arrays and their bytes, as safetensors documents.
 
-Owns the byte format of tensors on the wire and its limits. Knows nothing of requests, nodes or topics. Lengths are
-checked before anything is parsed or allocated, and nothing is ever unpickled.
+Owns the byte format of sent arrays, and its limits. Doesn't know requests, nodes or topics. Lengths are checked before
+anything is parsed or allocated; nothing is unpickled.
 
-A document (the safetensors format, narrowed):
-- MUST begin with the header's length, 8 bytes, little-endian, at most ``MAX_HEADER_BYTES``;
-- MUST go on with a JSON object of that length, then the arrays' bytes, without holes or overlaps;
-- MAY hold ``__metadata__``, an object of strings;
-- MUST NOT hold more than ``MAX_TENSORS`` arrays, nor one of more than ``MAX_RANK`` dimensions;
-- MUST NOT use a dtype outside ``DTYPES``;
-- MAY hold no array at all, and arrays of no elements.
+A document is in the safetensors format with limits:
+- It MUST begin with the header's length: 8 bytes, little-endian, at most ``MAX_HEADER_BYTES``.
+- A JSON object of this length MUST follow, then the bytes of the arrays, without holes or overlaps.
+- It MAY have ``__metadata__``, an object of strings.
+- It MUST NOT have more than ``MAX_TENSORS`` arrays, nor an array of more than ``MAX_RANK`` dimensions.
+- It MUST NOT have a dtype outside ``DTYPES``.
+- It MAY have no array, and arrays without elements.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from broker.protocol.errors import LocalProtocolError, RemoteProtocolError
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
 
-MAX_HEADER_BYTES = 256 * 1024  # a plan of 100 nodes with its timings stays well below
+MAX_HEADER_BYTES = 256 * 1024  # a plan of 100 nodes with its timings needs much less
 MAX_TENSORS = 256
 MAX_RANK = 8
 DTYPES = {"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "F32", "F64"}
@@ -36,10 +36,10 @@ _LENGTH_BYTES = 8
 
 
 def narrowed(tensors: Tensors, wire: Literal["float32", "float16"]) -> dict[str, Array]:
-    """Arrays as one node gives them to another: float32 rounded to ``wire``, everything else as it is.
+    """The arrays that a node sends to another: float32 rounded to ``wire``, other dtypes unchanged.
 
     Raises:
-        LocalProtocolError: a number is too large for float16, or none.
+        LocalProtocolError: a number is too large for float16, or NaN.
     """
     if wire == "float32":
         return dict(tensors)
@@ -57,15 +57,15 @@ def narrowed(tensors: Tensors, wire: Literal["float32", "float16"]) -> dict[str,
 
 
 def widened(tensors: Tensors) -> dict[str, Array]:
-    """Arrays as modules take them: what was rounded to float16 is float32 again."""
+    """The arrays that modules take: float16 is converted to float32."""
     return {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in tensors.items()}
 
 
 def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Write arrays of any shape, and strings, as one document.
+    """Write arrays and strings as one document.
 
     Raises:
-        LocalProtocolError: what a reader would refuse: a dtype, rank, count, or too much metadata.
+        LocalProtocolError: a reader would refuse a dtype, the rank, the number of arrays, or the size of the metadata.
     """
     try:
         contiguous = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in tensors.items()}
@@ -77,10 +77,10 @@ def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:
 
 
 def unpack(document: bytes) -> tuple[dict[str, Array], dict[str, str]]:
-    """Read a document from an untrusted sender: its arrays and its metadata.
+    """Read the arrays and the metadata of a document from an untrusted sender.
 
     Raises:
-        RemoteProtocolError: the document is truncated, malformed or beyond a limit.
+        RemoteProtocolError: the document is truncated, malformed, or exceeds a limit.
     """
     metadata = _checked_header(document)
     try:

@@ -111,7 +111,7 @@ class Incoming:
         """The JSON message that the table declares; None for topics without one, and when a retained topic was cleared.
 
         Raises:
-            RemoteProtocolError: too large, not JSON, or a needed field is missing or wrong.
+            RemoteProtocolError: too large, not JSON, or a field is missing or wrong.
         """
         if self.topic.message is None or (self.topic.retain and not self.payload):
             return None
@@ -127,22 +127,21 @@ def read(prefix: str, topic: str, payload: bytes) -> Incoming | None:
 
 
 def prefix_of(site: str | None = None) -> str:
-    """The prefix of all topics, behind the site's own prefix when there is one."""
+    """The prefix of all topics; a site's own prefix stands before it."""
     return f"{site.strip('/')}/{VERSION}" if site else VERSION
 
 
 def front_door_filter(prefix: str, task: str, epoch: int, group: int) -> str:
-    """The shared subscription of a task's front door. A new set of members is a new group: a hung member stays in
-    the old one."""  # noqa: D205, D209 - one thought
+    """The shared subscription of a task's front door. New members form a new group: a hung one stays in the old."""
     return f"$share/{task}-{epoch}-{group}/{TASK_REQUESTS.at(prefix, task=task)}"
 
 
-def second_door_filter(prefix: str, task: str, epoch: int, group: int) -> str:
-    """The shared subscription of a task's second front door: each request reaches it as well as the front door."""
+def backup_coordinator_filter(prefix: str, task: str, epoch: int, group: int) -> str:
+    """The shared subscription of a task's backup coordinator: it gets each request that the front door gets."""
     return f"$share/{task}-{epoch}-{group}-second/{TASK_REQUESTS.at(prefix, task=task)}"
 
 
 def may_reply_to(prefix: str, reply_to: str) -> bool:
-    """Whether an answer may go there: below ``clients/`` and no wildcard, so nobody makes an agent write elsewhere."""
+    """Whether an answer may go there: only below ``clients/``, so that no request makes an agent write elsewhere."""
     inside = reply_to.startswith(f"{prefix}/clients/")
     return inside and not any(sign in reply_to for sign in "+#\0") and len(reply_to.encode()) <= 1024  # noqa: PLR2004

@@ -1,8 +1,8 @@
-"""The broker that pip installs (iotcore, which is rumqttd in a wheel), as a child process.
+"""The broker that pip installs (iotcore: rumqttd in a wheel), as a child process.
 
-Owns its configuration, start and end. For the demo, tests and a single trusted box: it listens on 127.0.0.1 only, has
-no access rules, no sessions that outlive a connection, and keeps retained messages in memory. The child ends with its
-parent, also when that is killed.
+Owns its configuration, start and end. It is for the demo, tests and a single trusted machine: it listens on 127.0.0.1
+only, has no access rules, no sessions that outlive a connection, and keeps retained messages in memory. The child ends
+with its parent, also when the parent is killed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _FREE_PORT_ATTEMPTS = 5  # another process may take a free port before the broker does
 
-# Its default payload limit, 20,480 bytes, takes no tensor.
-# It keeps a log per filter, which reading does not empty: by default up to 10 segments of 100 MB each.
+# Its default payload limit, 20,480 bytes, is too small for tensors.
+# It keeps a log per filter, also of messages that were read: by default up to 10 segments of 100 MB each.
 _CONFIG = """\
 id = 0
 
@@ -49,10 +49,10 @@ class EmbeddedBroker:
     """An MQTT 5 broker in a child process, as a context manager.
 
     Args:
-        port: where to listen on 127.0.0.1; 0 takes a free port.
+        port: its port on 127.0.0.1; 0 takes a free port.
 
     Raises:
-        TransportError: on ``start``, when iotcore isn't installed, the port is taken, or the broker doesn't come up.
+        TransportError: on ``start``: iotcore isn't installed, the port is taken, or the broker doesn't start.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -63,11 +63,11 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """Where clients connect; known once it is started."""
+        """The address for clients; known after ``start``."""
         return f"mqtt://{HOST}:{self._port}"
 
     def start(self) -> Self:
-        """Start it and wait until it listens; does nothing when it runs already. Again, it takes the port it had."""
+        """Start it and wait until it listens, at a restart on the same port. Does nothing while it runs."""
         if self._broker is not None and self._broker.is_running:
             return self
         attempts = 1 if self._wanted_port else _FREE_PORT_ATTEMPTS
@@ -87,7 +87,7 @@ class EmbeddedBroker:
         return self
 
     def stop(self) -> None:
-        """End it and remove its files. Safe to call twice, or before ``start``."""
+        """End it and remove its files. Safe to call twice and before ``start``."""
         if self._broker is not None:
             self._broker.stop()
             self._broker = None
@@ -105,7 +105,7 @@ class EmbeddedBroker:
 
     def _launch(self) -> None:
         try:
-            from iotcore import Broker  # noqa: PLC0415 - an extra: only who runs this broker needs it
+            from iotcore import Broker  # noqa: PLC0415 - an extra, needed for this broker only
         except ImportError as error:
             raise TransportError("the embedded broker is not installed: install the [embedded] extra") from error
         self._folder = tempfile.TemporaryDirectory(prefix="s2m3-broker-")

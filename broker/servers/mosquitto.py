@@ -19,45 +19,47 @@ from typing import Self
 from broker.protocol.errors import BadFile, TransportError
 from broker.servers.ports import HOST, free_port, listens
 
-SBIN = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # where it hides from a user's PATH
+SBIN = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # often not in a user's PATH
 START_S = 10.0
 STOP_S = 5.0
 POLL_S = 0.02
-GIVEN_BACK_BYTES = 128 * 1024  # glibc keeps larger ones for itself, too, once it saw some: photographs, to us
+GIVEN_BACK_BYTES = (
+    128 * 1024
+)  # larger blocks go back to the system; by default glibc keeps them after a few large messages
 
 CONFIGURATION = """\
 # Mosquitto (2.0 or newer) for development and tests on one machine:
 #     mosquitto -c deploy/mosquitto/development.conf
 # Nothing outside this machine can connect. For a site, add users, access rules and TLS.
 
-# This machine only: with `allow_anonymous` nothing else may be let in.
+# This machine only: with `allow_anonymous` no other machine may connect.
 listener {port} 127.0.0.1
 allow_anonymous true
 
 # Small packets leave at once. Without this a message of 100 kB waits 40 ms for the acknowledgement of its header.
 set_tcp_nodelay true
 
-# Payloads have at most 16 MiB (broker/codec.py: MAX_MESSAGE_BYTES); 64 KiB are for topic and properties. Mosquitto 2.1
-# allows 2,000,000 bytes when this is missing, 2.0 anything. Clients read it at connect and refuse what is larger.
+# Payloads have at most 16 MiB (MAX_MESSAGE_BYTES in broker/protocol/codec.py), topic and properties 64 KiB. The default
+# is 2,000,000 bytes in Mosquitto 2.1, and no limit in 2.0. Clients read it at connect and refuse larger messages.
 max_packet_size 16842752
 
-# Acknowledgements that may be open per client, both ways; clients are told at connect. 20 fill a fast link.
+# Messages without an acknowledgement per client, in each direction; clients read it at connect. 20 fill a fast link.
 max_inflight_messages 20
 
-# Beyond these, what a slow client has yet to get is DROPPED, though its publisher was told that all is well: they bound
-# the broker's memory, and delivery is made sure end to end (deadline, retry).
+# Beyond these limits the broker DROPS messages for a slow client, though it acknowledged them to their publisher. The
+# limits bound the broker's memory; deadlines and retries make delivery sure end to end.
 max_queued_messages 1000
 max_queued_bytes 134217728
 
-# The broker forgets retained messages when it ends: every development run starts clean. A site lets it keep them, so
-# that deployed tasks outlive a restart, and write them more often than every half hour. (Not `autosave_on_changes`:
-# with that it writes at each request.)
+# The broker loses retained messages when it ends, so every development run starts clean. At a site it keeps them: the
+# deployed tasks outlive a restart. Then it should write them more often than every half hour. (Not with
+# `autosave_on_changes`: then it writes at each request.)
 #     persistence true
 #     autosave_interval 5
 #     persistence_location /var/lib/mosquitto/
 persistence false
 
-# What goes wrong, and who comes and goes, on standard error.
+# Errors, and connecting and disconnecting clients, on standard error.
 log_dest stderr
 log_type error
 log_type warning
@@ -71,33 +73,33 @@ def configuration(port: int = 1883) -> str:
 
 
 def find_mosquitto() -> str | None:
-    """The program's path, also where PATH doesn't look."""
+    """The path of the program, also outside PATH."""
     return shutil.which("mosquitto") or next((hit for d in SBIN if (hit := shutil.which("mosquitto", path=d))), None)
 
 
 class MosquittoBroker:
-    """A Mosquitto of our own, for as long as the ``with`` block runs.
+    """A Mosquitto as a child process, as a context manager.
 
     Args:
-        port: where it listens on 127.0.0.1; a free port when 0.
+        port: its port on 127.0.0.1; 0 takes a free port.
         settings: further lines of its configuration.
     """
 
     def __init__(self, port: int = 0, settings: Sequence[str] = ()) -> None:
         self._port = port or free_port()
-        # Started by root it would become another user, who can't read the folder of its configuration.
+        # Without `user`, a Mosquitto that root starts becomes another user, who can't read its configuration's folder.
         self._configuration = "\n".join((configuration(self._port), f"user {getpass.getuser()}", *settings, ""))
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def port(self) -> int:
-        """Where it listens, through all restarts."""
+        """Its port; the same after a restart."""
         return self._port
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The address for clients."""
         return f"mqtt://{HOST}:{self._port}"
 
     @property
@@ -116,7 +118,7 @@ class MosquittoBroker:
 
         Raises:
             BadFile: there is no Mosquitto on this machine.
-            TransportError: it ended or didn't listen in time; with what it said.
+            TransportError: the port is taken, or it ended or didn't listen in time; with its output.
         """
         program = find_mosquitto()
         if program is None:
@@ -136,7 +138,7 @@ class MosquittoBroker:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                start_new_session=True,  # a Ctrl-C in the terminal is for whoever started us
+                start_new_session=True,  # a Ctrl-C in the terminal must not end it
                 env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(GIVEN_BACK_BYTES)},
             )
         until_s = time.monotonic() + START_S
@@ -148,11 +150,11 @@ class MosquittoBroker:
             time.sleep(POLL_S)
 
     def stop(self) -> None:
-        """Ask it to end, or kill it when it doesn't. Safe to call twice."""
+        """Terminate it, or kill it when it doesn't end in time. Safe to call twice."""
         self._end(kill=False)
 
     def kill(self) -> None:
-        """End it without warning; ``start`` starts it again on the same port."""
+        """Kill it; ``start`` starts it again on the same port."""
         self._end(kill=True)
 
     def _end(self, *, kill: bool) -> None:

@@ -93,7 +93,7 @@ class _Switch:
             self.route(publisher, message)
 
     def route(self, publisher: _Client, message: Outgoing) -> None:
-        """Add a message to each receiver's events, or tell the publisher that there is none."""
+        """Add a message to each receiver's events, or ``Undelivered`` to the publisher's."""
         if any(matches(each, message.topic) for each in self.dropping):
             return
         if message.retain and message.payload:
@@ -177,7 +177,7 @@ class _Switch:
             client.events.extend(_delivery(state, retain=True) for state in found)
 
     def deliver(self) -> None:
-        """Call each inbox with its events, without the lock, until there are none."""
+        """Call each inbox with its events, without the lock, until no event waits."""
         while True:
             with self.lock:
                 client = next((c for c in self.started if c.events and not c.delivering), None)
