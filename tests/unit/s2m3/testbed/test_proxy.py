@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from broker.transport.address import parse_url
 from s2m3.testbed import proxy as proxy_module
 from s2m3.testbed.proxy import CHUNK_BYTES, UNSHAPED, Lane, LinkShape, Proxy
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 HOST = "127.0.0.1"
 
@@ -56,7 +56,7 @@ def opened(far: Far) -> Iterator[Open]:
             proxy = stack.enter_context(Proxy(far.url, shape))
             near = stack.enter_context(dial(proxy))
             end = stack.enter_context(far.take())
-            until(proxy, lambda: proxy.connections == 1)  # the far end may know of it before
+            until(lambda: proxy.connections == 1)  # the far end may know of it before
             return proxy, near, end
 
         yield make
@@ -71,11 +71,6 @@ def receive(end: socket.socket, size_bytes: int) -> bytes:
     while len(got) < size_bytes and (chunk := end.recv(65536)):
         got += chunk
     return bytes(got)
-
-
-def until(proxy: Proxy, holds: Callable[[], bool]) -> None:
-    with proxy._changed:
-        assert proxy._changed.wait_for(holds, PATIENCE_S)
 
 
 sizes = st.lists(st.integers(1, 10**7), min_size=1, max_size=20)
@@ -143,14 +138,14 @@ def test_bytes_arrive_whole_and_in_order_both_ways_at_once(opened: Open, shape: 
         assert (arrived[0].result(), arrived[1].result()) == (up, down)
         for sending in sends:
             sending.result()
-    until(proxy, lambda: proxy.passed_bytes == (len(up), len(down)) and proxy.waiting_bytes == (0, 0))
+    until(lambda: proxy.passed_bytes == (len(up), len(down)) and proxy.waiting_bytes == (0, 0))
 
 
 def test_a_shorter_link_overtakes_a_longer_one(opened: Open) -> None:
     long, slow, slow_end = opened(LinkShape(delay_s=2 * PATIENCE_S))
     _, fast, fast_end = opened(UNSHAPED)
     slow.sendall(b"first")
-    until(long, lambda: long.waiting_bytes[0] == 5)
+    until(lambda: long.waiting_bytes[0] == 5)
     fast.sendall(b"second")
     assert receive(fast_end, 6) == b"second"
     slow_end.setblocking(False)
@@ -171,7 +166,7 @@ def test_connections_share_one_bandwidth_in_turn(far: Far, opened: Open) -> None
     proxy, bulk, _ = opened(LinkShape(up_bits_per_s=2_400_000))  # for all of it, 6.7 s
     with dial(proxy) as small, far.take() as small_end:
         bulk.sendall(bytes(2_000_000))
-        until(proxy, lambda: proxy.passed_bytes[0] > 0)
+        until(lambda: proxy.passed_bytes[0] > 0)
         small.sendall(b"ping")
         assert receive(small_end, 4) == b"ping"
         assert proxy.passed_bytes[0] < 2_000_000
@@ -183,7 +178,7 @@ def test_a_sender_waits_when_too_much_is_on_the_way(opened: Open, monkeypatch: p
     proxy.cut()
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(near.sendall, bytes(40_000_000))  # more than the system's own buffers hold
-        until(proxy, lambda: proxy.waiting_bytes[0] > 100_000)
+        until(lambda: proxy.waiting_bytes[0] > 100_000)
         assert proxy.waiting_bytes[0] <= 100_000 + CHUNK_BYTES
         assert not sending.done()
         proxy.restore()
@@ -195,11 +190,11 @@ def test_nothing_passes_a_cut_link_and_all_of_it_after(opened: Open) -> None:
     proxy, near, far = opened(UNSHAPED)
     near.sendall(b"before")
     assert receive(far, 6) == b"before"
-    until(proxy, lambda: proxy.passed_bytes == (6, 0))
+    until(lambda: proxy.passed_bytes == (6, 0))
     proxy.cut()
     near.sendall(b"during")
     far.sendall(b"answer")
-    until(proxy, lambda: proxy.waiting_bytes == (6, 6))
+    until(lambda: proxy.waiting_bytes == (6, 6))
     assert proxy.passed_bytes == (6, 0)
     proxy.restore()
     assert (receive(far, 6), receive(near, 6)) == (b"during", b"answer")
@@ -210,7 +205,7 @@ def test_the_end_of_a_connection_is_not_told_across_a_cut(opened: Open) -> None:
     proxy.cut()
     near.sendall(b"last words")
     near.close()
-    until(proxy, lambda: proxy.waiting_bytes[0] == 10)
+    until(lambda: proxy.waiting_bytes[0] == 10)
     far.setblocking(False)
     with pytest.raises(BlockingIOError):
         far.recv(1)
@@ -218,7 +213,7 @@ def test_the_end_of_a_connection_is_not_told_across_a_cut(opened: Open) -> None:
     proxy.restore()
     assert receive(far, 1000) == b"last words"
     far.close()
-    until(proxy, lambda: proxy.connections == 0)
+    until(lambda: proxy.connections == 0)
 
 
 def test_connections_begun_during_a_cut_never_reach_the_broker(far: Far) -> None:
@@ -226,7 +221,7 @@ def test_connections_begun_during_a_cut_never_reach_the_broker(far: Far) -> None
         proxy.cut()
         with dial(proxy) as stale:
             stale.settimeout(PATIENCE_S)
-            until(proxy, lambda: bool(proxy._begun_while_cut))
+            until(lambda: bool(proxy._begun_while_cut))
             proxy.restore()
             assert receive(stale, 1) == b""
         with dial(proxy) as fresh, far.take() as end:
@@ -239,7 +234,7 @@ def test_a_disconnected_link_ends_both_ends_and_takes_new_connections(far: Far, 
     near.settimeout(PATIENCE_S)
     proxy.disconnect()
     assert (receive(near, 1), receive(end, 1)) == (b"", b"")
-    until(proxy, lambda: proxy.connections == 0)
+    until(lambda: proxy.connections == 0)
     with dial(proxy) as again, far.take() as new_end:
         again.sendall(b"x")
         assert receive(new_end, 1) == b"x"
