@@ -14,20 +14,8 @@ from numpy.typing import NDArray
 RECALLS = (1, 5, 10)
 _ENOUGH = 3  # people who must agree for a score of 1
 
-_NUMBERS = {
-    "zero": "0",
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
-    "none": "0",
-}
+_DIGITS = enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+_NUMBERS = {word: str(number) for number, word in _DIGITS} | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")

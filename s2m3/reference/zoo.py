@@ -1,32 +1,19 @@
-"""The published models of the catalogue as data: configurations, counts, and checkpoints of random weights.
+"""The published models of the catalogue as data: configurations and counts.
 
-Owns ``edge_agent/catalog/hub/configs/ORG--NAME.json``, one a repository, with the fields
-- ``repository``, ``revision``: its name, and the revision that the catalogue's tasks pin;
-- ``weights``: what that revision holds, ``safetensors`` or only a ``pickle``, where public sources say so; null where
-  none was found (``edge_agent/catalog/hub/README.md`` has what that means for who deploys it);
-- ``architecture``: transformers' class of the whole model; null for what nobody publishes (``local/...``), which
-  then has ``families``: those that its parts belong to;
-- ``parameters``: the published count, when known, which a test holds equal to ours;
-- ``tokenizer``: the kind of tokenizer (``s2m3.reference.tokenizers``), or null;
-- ``frozen``: another repository of which this one holds unchanged copies, and its prefixes for those of the other:
-  random weights are copied too, so that what is shared in the published weights is shared in those;
-- ``buffer_bytes``: of parts that store more than parameters, such as running means: how many bytes;
-- ``files``: its JSON files by name, ``config.json`` among them, with the fields that matter.
-
-Counts need no weights: parts are built on the meta device. Knows no family.
+Owns ``edge_agent/catalog/hub/configs/ORG--NAME.json``, one file for each repository, whose fields are those of
+``Published``. Counts need no weights: parts are built on the meta device. Knows no family.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from typing import Any, cast
 
-from broker.protocol.errors import BadFile
-from broker.protocol.specs import ModuleName, ModuleSpec, Source, TaskSpec
+from broker.protocol.errors import BadFile, first_line
+from broker.protocol.specs import ModuleName, ModuleSpec, Source, Spec, TaskSpec
 from edge_agent import catalog
 from edge_agent.modules import FAMILIES
 from edge_agent.modules.weights import hub, model_parts, precision
@@ -34,19 +21,23 @@ from edge_agent.modules.weights.checkpoint import Checkpoint
 from s2m3.catalogue import config_path, entry, load_task
 
 
-@dataclass(frozen=True)
-class Published:
-    """What the catalogue knows of one repository."""
+class Published(Spec):
+    """The catalogue's file about one repository."""
 
     repository: str
-    revision: str | None
-    weights: str | None
-    architecture: str | None
-    families: tuple[str, ...]
-    parameters: int | None
-    tokenizer: str | None
-    frozen: Mapping[str, Any] | None
-    files: Mapping[str, dict[str, Any]]
+    revision: str | None = None  # the one that the catalogue's tasks pin
+    weights: str | None = None  # the kind that this revision has, safetensors or only a pickle, where a source says so
+    architecture: str | None = (
+        None  # transformers' class of the whole model; None for what nobody publishes (local/...)
+    )
+    families: tuple[str, ...] = ()  # without an architecture: the families of its parts
+    parameters: int | None = None  # the published count, when known; a test holds it equal to ours
+    tokenizer: str | None = None  # the kind of tokenizer, one of ``s2m3.reference.tokenizers``
+    # Another repository of which this one has unchanged copies, with its prefixes for those of the other. Random
+    # weights are copied too, so that shared weights are shared there as in the published ones.
+    frozen: Mapping[str, Any] | None = None
+    buffer_bytes: Mapping[str, int] = {}  # part -> bytes beside its parameters, such as running means
+    files: Mapping[str, dict[str, Any]]  # its JSON files by name, with the fields that matter; config.json is one
 
     @property
     def config(self) -> dict[str, Any]:
@@ -61,29 +52,17 @@ def hub_names() -> tuple[str, ...]:
 
 @cache
 def published(repository: str) -> Published:
-    """What the catalogue knows of a repository.
+    """The catalogue's knowledge of a repository.
 
     Raises:
-        BadFile: nothing, or the file is wrong.
+        BadFile: its file is missing or wrong.
     """
     path = config_path(repository)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Published(
-            repository=content["repository"],
-            revision=content.get("revision"),
-            weights=content.get("weights"),
-            architecture=content.get("architecture"),
-            families=tuple(content.get("families", ())),
-            parameters=content.get("parameters"),
-            tokenizer=content.get("tokenizer"),
-            frozen=content.get("frozen"),
-            files=content["files"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadFile(
-            file=str(path), problem=f"can't be read ({error})", fix="write the repository's fields"
-        ) from error
+        return Published.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problem = f"can't be read ({first_line(error)})"
+        raise BadFile(file=str(path), problem=problem, fix="write the repository's fields") from error
 
 
 def part_of(module: ModuleSpec) -> model_parts.AnyPart:
@@ -106,11 +85,11 @@ def _part(family: str, name: str) -> model_parts.AnyPart:
 
 
 def count(task: TaskSpec, name: ModuleName) -> model_parts.Count:
-    """What a module of a task costs, from the catalogue's configuration, or from the spec for pip's packages.
+    """The costs of a module of a task, from the catalogue's configuration, or from the spec for pip's packages.
 
     Raises:
-        BadFile: the catalogue doesn't know its repository, or nodes use it in several ways.
-        ModuleRefused: the configuration makes no network.
+        BadFile: the catalogue doesn't know its repository, or nodes use the module in several ways.
+        ModuleRefused: the configuration is not valid for the part.
     """
     module = task.modules[name]
     if module.source is None or module.source.hub is None:
@@ -133,11 +112,11 @@ def _count(family: str, part: str, repository: str, use: str | None, dtype: str)
 
 
 def memory_bytes(task: TaskSpec, name: ModuleName, dtype: str) -> int | None:
-    """Bytes of a module's weights in a dtype; None when its family computes in no such dtype.
+    """Bytes of a module's weights in a dtype; None if its family doesn't compute in it.
 
     Raises:
         BadFile: as ``count`` does.
-        ModuleRefused: the configuration makes no network, or can't be had.
+        ModuleRefused: the configuration is missing, or not valid for the part.
     """
     module = task.modules[name].model_copy(update={"dtype": dtype})
     if module.source is not None and module.source.hub is not None:
@@ -167,7 +146,7 @@ def inventory(name: str) -> dict[str, Any]:
 
 
 def details(name: str) -> dict[str, Any]:
-    """``s2m3 models inspect``: the inventory, and for each module where it comes from, how it is used, how counted.
+    """The document of ``s2m3 models inspect``: the inventory, and each module's source, uses and typical pass.
 
     Raises:
         BadFile: no such task, or its catalogue files are wrong.
@@ -193,7 +172,7 @@ def details(name: str) -> dict[str, Any]:
 
 
 def _kind_of_weights(module: ModuleSpec) -> str | None:
-    """What the pinned revision of a hub source holds, when that is known."""
+    """The kind of weights in the pinned revision of a hub source, if it is known."""
     source = module.source
     if source is None or source.hub is None or not config_path(source.hub).is_file():
         return None

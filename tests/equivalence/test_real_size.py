@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from s2m3.bench.accuracy import equivalence
+from s2m3.bench.requests import requests
 from s2m3.catalogue import load_task
 from s2m3.cli import main as command_line
 from s2m3.reference import random_weights
@@ -48,7 +49,7 @@ def test_split_equals_whole_on_real_and_on_random_weights_and_large_models_are_l
 @pytest.mark.parametrize("name", equivalence.names())
 def test_every_task_has_requests_with_all_of_its_inputs_that_differ(name: str) -> None:
     task = load_task(name)
-    first, *others = equivalence.requests(task)
+    first, *others = requests(task)
     assert first.keys() == task.inputs.keys()
     assert all(request != first for request in others)
     for request in (first, *others):

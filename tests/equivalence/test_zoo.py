@@ -72,7 +72,7 @@ def test_split_equals_the_whole_transformers_model_bit_for_bit(
 
 
 def test_every_task_of_the_hub_has_an_entry_and_a_whole_model() -> None:
-    assert ENTRIES.keys() == set(zoo.hub_names()) == {name for name in whole.FILES if name.startswith("hub/")}
+    assert ENTRIES.keys() == set(zoo.hub_names()) == {name for name in whole.CLASSES if name.startswith("hub/")}
 
 
 @pytest.mark.parametrize("name", zoo.hub_names())

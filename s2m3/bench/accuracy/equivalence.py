@@ -1,6 +1,6 @@
 """Split against whole at real size: ``s2m3 bench accuracy --equivalence``.
 
-Owns the choice of weights, the requests, and a row for each model. Weights are real if they are on this machine (pip's,
+Owns the choice of weights, and a row for each model. Weights are real if they are on this machine (pip's,
 a models directory, the hub's cache). Otherwise they are random ones of the real configuration, written into a temporary
 directory, one model at a time, and removed. Nothing is downloaded. Random weights prove the arithmetic as well as real
 ones, and nothing about accuracy.
@@ -19,42 +19,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from broker.protocol.codec import RawInput
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import TaskSpec
 from edge_agent import catalog
 from edge_agent.modules.weights import hub
 from edge_agent.modules.weights.cache_probe import is_here
-from s2m3.bench.accuracy.questions import ANSWERS_QUESTIONS
+from s2m3.bench.requests import requests
 from s2m3.catalogue import load_task
 from s2m3.reference import random_weights, whole, zoo
-from s2m3.reference.pictures import picture
-from s2m3.reference.speech import spoken
 from s2m3.reference.split import Split
 
 MOST_PARAMETERS = 500_000_000  # larger models are left out: split and whole must fit into 8 GB together
-PICTURES = ("chelsea.png", "coffee.png", "rocket.jpg")
-SOUNDS = ("pump", "what-animal", "window")
-CAPTIONS = ("a photo of a cat", "a cup of coffee", "a rocket at its launch", "somebody speaks")  # phrase ok
-QUESTIONS = ("What is this?", "What is in the cup?", "What is taking off?")
 
 
 def names() -> tuple[str, ...]:
     """The tasks that have a whole model to compare with."""
-    return tuple(name for name in catalog.names() if name in whole.FILES)
-
-
-def requests(task: TaskSpec) -> list[dict[str, RawInput]]:
-    """Three requests: photographs, spoken sentences, and the kind of text that the task takes."""
-    captions = RawInput("\n".join(CAPTIONS).encode(), "text/plain")
-    answers = task.module_of(task.output).family in ANSWERS_QUESTIONS
-    found = []
-    for photograph, sound, words in zip(PICTURES, SOUNDS, QUESTIONS, strict=True):
-        question = RawInput(words.encode(), "text/plain")
-        given = {"image": picture(photograph).raw, "audio": spoken(sound), "text": question if answers else captions}
-        given |= {"question": question, "answers": captions}  # inputs of these names
-        found.append({name: given.get(name, given[spec.kind]) for name, spec in task.inputs.items()})
-    return found
+    return tuple(name for name in catalog.names() if name in whole.CLASSES)
 
 
 def rows(wanted: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -43,6 +43,10 @@ ANSWERS_QUESTIONS = {
 }
 
 
+class Unfit(BadFile):
+    """The data doesn't fit the task."""
+
+
 class Questions(Protocol):
     """The questions of one dataset to one task."""
 
@@ -66,7 +70,7 @@ def about(dataset: Dataset, task: TaskSpec, positions: Sequence[int], *, templat
         templates: How many prompts each class gets; all by default.
 
     Raises:
-        BadFile: the data doesn't fit the task, with the reason.
+        Unfit: the data doesn't fit the task, with the reason.
     """
     media = [name for name, spec in task.inputs.items() if spec.kind == dataset.medium]
     texts = [name for name, spec in task.inputs.items() if spec.kind == "text"]
@@ -93,8 +97,8 @@ def named(verdict: Verdict) -> Any:  # noqa: ANN401 - a text, or a position
     return int(np.frombuffer(base64.b64decode(verdict["row"]), "<f4").argmax())
 
 
-def _unfit(dataset: Dataset, task: TaskSpec, problem: str) -> BadFile:
-    return BadFile(file=dataset.format, problem=f"{problem}: {task.task}", fix="name another task or other data")
+def _unfit(dataset: Dataset, task: TaskSpec, problem: str) -> Unfit:
+    return Unfit(file=dataset.format, problem=f"{problem}: {task.task}", fix="name another task or other data")
 
 
 def _line(text: str) -> str:
@@ -136,7 +140,7 @@ class Named:
         if known and (strange := [name for name in dataset.classes if not _names(name) & known]):
             problem = f"{task.task} names no class {strange[0]} ({len(strange)} of {len(dataset.classes)} are unknown)"
             fix = "name the folders as the task does, or take a task that is given the classes as texts"
-            raise BadFile(file=dataset.format, field="classes", problem=problem, fix=fix)
+            raise Unfit(file=dataset.format, field="classes", problem=problem, fix=fix)
 
     def requests(self, record: Record) -> Requests:
         """The picture or sound alone."""

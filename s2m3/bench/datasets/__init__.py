@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 from broker.protocol.errors import BadFile
 from s2m3.bench.datasets import digits
@@ -18,22 +19,22 @@ __all__ = ["FORMATS", "Dataset", "Kind", "Reader", "Record", "detect", "evenly",
 
 FORMATS: Mapping[str, str] = MappingProxyType(
     {
-        "cifar-10": "cifar",
-        "cifar-100": "cifar",
-        "food-101": "food101",
-        "flowers-102": "flowers102",
-        "country-211": "country211",
-        "flickr30k": "flickr30k",
-        "coco-captions": "coco",
-        "vqa-v2": "vqav2",
-        "textvqa": "textvqa",
-        "esc-50": "esc50",
-        "captions": "own",
-        "vqa": "own",
-        "folders": "folders",  # last: any directory of folders with pictures looks like it
+        "cifar-10": "cifar.CIFAR10",
+        "cifar-100": "cifar.CIFAR100",
+        "food-101": "food101.READER",
+        "flowers-102": "flowers102.READER",
+        "country-211": "country211.READER",
+        "flickr30k": "flickr30k.READER",
+        "coco-captions": "coco.READER",
+        "vqa-v2": "vqav2.READER",
+        "textvqa": "textvqa.READER",
+        "esc-50": "esc50.READER",
+        "captions": "own.CAPTIONED",
+        "vqa": "own.ASKED",
+        "folders": "folders.READER",  # last: any directory of folders with pictures looks like it
     }
 )
-"""Format -> the file here whose ``READERS[format]`` reads it: ten published benchmarks, and three forms of own data."""
+"""Format -> the file here and the name of its reader there: ten published benchmarks, and three forms of own data."""
 
 
 def reader(name: str) -> Reader:
@@ -44,8 +45,8 @@ def reader(name: str) -> Reader:
     """
     if name not in FORMATS:
         raise BadFile(file="--format", problem=f"{name!r} is not a format", fix=f"name one of: {', '.join(FORMATS)}")
-    readers: Mapping[str, Reader] = importlib.import_module(f"{__name__}.{FORMATS[name]}").READERS
-    return readers[name]
+    file, _, attribute = FORMATS[name].partition(".")
+    return cast("Reader", getattr(importlib.import_module(f"{__name__}.{file}"), attribute))
 
 
 def detect(directory: Path) -> str | None:

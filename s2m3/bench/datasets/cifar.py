@@ -11,9 +11,7 @@ nothing. Of CIFAR-100 the fine labels count, as in all published results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
@@ -58,9 +56,5 @@ def _open(format_: str, file: Path, names: Path, label_bytes: int) -> Dataset:
     return Dataset(format_, "classification", "image", size_bytes // record_bytes, read, classes)
 
 
-READERS: Mapping[str, Reader] = MappingProxyType(
-    {
-        "cifar-10": _reader("cifar-10", "test_batch.bin", "batches.meta.txt", label_bytes=1),
-        "cifar-100": _reader("cifar-100", "test.bin", "fine_label_names.txt", label_bytes=2),
-    }
-)
+CIFAR10 = _reader("cifar-10", "test_batch.bin", "batches.meta.txt", label_bytes=1)
+CIFAR100 = _reader("cifar-100", "test.bin", "fine_label_names.txt", label_bytes=2)

@@ -8,9 +8,7 @@ Pictures come in the order of the index, each with its captions in the order of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from s2m3.bench.datasets import disk
 from s2m3.bench.datasets.records import Dataset, Reader, of_files
@@ -36,4 +34,4 @@ def _open(directory: Path) -> Dataset:
     return of_files("coco-captions", "retrieval", found)
 
 
-READERS: Mapping[str, Reader] = MappingProxyType({"coco-captions": Reader(_open, files=(INDEX,))})
+READER = Reader(_open, files=(INDEX,))

@@ -7,9 +7,7 @@ Folders have codes. Prompts need the countries' names, which are those of the CL
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from s2m3.bench.datasets import disk, folders
 from s2m3.bench.datasets.records import Dataset, Reader
@@ -64,4 +62,4 @@ def _open(directory: Path) -> Dataset:
     return folders.dataset("country-211", test, tuple(COUNTRIES), tuple(COUNTRIES.values()))
 
 
-READERS: Mapping[str, Reader] = MappingProxyType({"country-211": Reader(_open, recognised=_recognises)})
+READER = Reader(_open, recognised=_recognises)

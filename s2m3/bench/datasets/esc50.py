@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from s2m3.bench.datasets import disk
@@ -42,4 +40,4 @@ def _open(directory: Path) -> Dataset:
     return of_files("esc-50", "classification", sounds, medium="audio", classes=classes)
 
 
-READERS: Mapping[str, Reader] = MappingProxyType({"esc-50": Reader(_open, files=(INDEX,))})
+READER = Reader(_open, files=(INDEX,))

@@ -9,9 +9,7 @@ The files have numbers and no names. The names are the usual list, in the order 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,4 +65,4 @@ def _array(path: Path, name: str) -> NDArray[np.int64]:
     return found
 
 
-READERS: Mapping[str, Reader] = MappingProxyType({"flowers-102": Reader(_open, files=FILES)})
+READER = Reader(_open, files=FILES)

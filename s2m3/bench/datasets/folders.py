@@ -8,9 +8,8 @@ is silently left out would change the result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from broker.protocol.errors import BadFile
 from s2m3.bench.datasets import disk
@@ -71,4 +70,4 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-READERS: Mapping[str, Reader] = MappingProxyType({"folders": Reader(_open, recognised=_recognises)})
+READER = Reader(_open, recognised=_recognises)

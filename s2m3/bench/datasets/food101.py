@@ -8,9 +8,7 @@ images/FOLDER/NUMBER.jpg
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from s2m3.bench.datasets import disk
 from s2m3.bench.datasets.records import Dataset, Reader, of_files
@@ -33,4 +31,4 @@ def _open(directory: Path) -> Dataset:
     return of_files("food-101", "classification", found, classes=classes)
 
 
-READERS: Mapping[str, Reader] = MappingProxyType({"food-101": Reader(_open, files=("meta/classes.txt", "images"))})
+READER = Reader(_open, files=("meta/classes.txt", "images"))

@@ -9,9 +9,7 @@ answer. ``choices`` are the possible answers, for models that choose among them;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from s2m3.bench.datasets import disk
 from s2m3.bench.datasets.records import Dataset, Reader, of_files
@@ -39,9 +37,5 @@ def _open_questions(directory: Path) -> Dataset:
     return of_files("vqa", "vqa", found)
 
 
-READERS: Mapping[str, Reader] = MappingProxyType(
-    {
-        "captions": Reader(_open_captions, files=(CAPTIONS,)),
-        "vqa": Reader(_open_questions, files=(QUESTIONS,)),
-    }
-)
+CAPTIONED = Reader(_open_captions, files=(CAPTIONS,))
+ASKED = Reader(_open_questions, files=(QUESTIONS,))

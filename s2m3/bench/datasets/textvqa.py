@@ -6,9 +6,7 @@ train_images/IMAGE.jpg    the published archive holds the pictures of both split
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from s2m3.bench.datasets import disk
 from s2m3.bench.datasets.records import Dataset, Reader, of_files
@@ -32,4 +30,4 @@ def _open(directory: Path) -> Dataset:
     return of_files("textvqa", "vqa", found)
 
 
-READERS: Mapping[str, Reader] = MappingProxyType({"textvqa": Reader(_open, files=(INDEX,))})
+READER = Reader(_open, files=(INDEX,))

@@ -9,9 +9,7 @@ Each question has ten answers. Questions come in the order of their file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from s2m3.bench.datasets import disk
 from s2m3.bench.datasets.records import Dataset, Reader, of_files
@@ -46,4 +44,4 @@ def _answers(file: Path) -> dict[int, tuple[str, ...]]:
     return found
 
 
-READERS: Mapping[str, Reader] = MappingProxyType({"vqa-v2": Reader(_open, files=(QUESTIONS,))})
+READER = Reader(_open, files=(QUESTIONS,))

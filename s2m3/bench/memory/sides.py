@@ -23,9 +23,9 @@ from broker.servers.mosquitto import MosquittoBroker
 from edge_agent.config import AgentConfig
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 from s2m3.bench.memory import counts
-from s2m3.bench.memory.examples import example
 from s2m3.bench.memory.processes import Memory, memory_of
 from s2m3.bench.memory.unsplit import ANSWERED, EMPTY, IMPORTED, LOADED, TORCH, TRANSFORMERS
+from s2m3.bench.requests import requests
 from s2m3.bench.weights import last_line
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.site import Site, SiteFailed
@@ -105,7 +105,7 @@ def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_byte
 
 
 def _ask(client: Client, task: TaskSpec, name: str) -> Any:  # noqa: ANN401 - JSON
-    response = client.request(task.task, example(name, task), deadline_s=DEADLINE_S)
+    response = client.request(task.task, requests(task)[0], deadline_s=DEADLINE_S)
     if response.result.error is not None:
         raise SiteFailed(f"{name}: {response.result.error.code}: {response.result.error.message}")
     return response.result.answer

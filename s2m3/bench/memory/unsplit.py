@@ -45,9 +45,9 @@ def _stages(name: str) -> Iterator[tuple[str, Any]]:
     yield IMPORTED, None
     model = load(task)
     yield LOADED, None
-    from s2m3.bench.memory.examples import example  # noqa: PLC0415 - its imports are no part of a model
+    from s2m3.bench.requests import requests  # noqa: PLC0415 - its imports are no part of a model
 
-    yield ANSWERED, model(example(name, task)).answer
+    yield ANSWERED, model(requests(task)[0]).answer
 
 
 def _import_torch() -> None:

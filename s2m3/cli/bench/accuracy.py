@@ -180,6 +180,7 @@ def _equality(row: dict[str, Any]) -> str:
 def _table(arguments: argparse.Namespace) -> int:
     from s2m3.bench import datasets  # noqa: PLC0415 - see above
     from s2m3.bench.accuracy import run  # noqa: PLC0415
+    from s2m3.bench.accuracy.questions import Unfit  # noqa: PLC0415
 
     top = Path(arguments.table)
     found = datasets.find(top)
@@ -193,17 +194,12 @@ def _table(arguments: argparse.Namespace) -> int:
             file = results / f"{benchmark}--{name}.jsonl".replace("/", "-")
             try:
                 dataset = datasets.open_data(str(directory), format_)
-                row |= {"benchmark": format_, **_fits(task, dataset, _settings(arguments))}
-                if "unfit" not in row:
-                    summary, _ = run.run(
-                        name,
-                        task,
-                        dataset,
-                        _settings(arguments),
-                        results=file,
-                        progress=ProgressLines(f"{benchmark} {name}"),
-                    )
-                    row |= summary
+                row["benchmark"] = format_
+                progress = ProgressLines(f"{benchmark} {name}")
+                summary, _ = run.run(name, task, dataset, _settings(arguments), results=file, progress=progress)
+                row |= summary
+            except Unfit as error:
+                row["unfit"] = error.problem
             except (BadFile, ModuleRefused) as error:
                 row["error"] = str(error)
             rows.append(row)
@@ -220,17 +216,6 @@ def _settings(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - run is im
     from s2m3.bench.accuracy.run import Settings  # noqa: PLC0415
 
     return Settings(limit=arguments.limit, unsplit=arguments.unsplit, templates=arguments.templates)
-
-
-def _fits(task: Any, dataset: Any, settings: Any) -> dict[str, str]:  # noqa: ANN401 - the same
-    from s2m3.bench import datasets  # noqa: PLC0415
-    from s2m3.bench.accuracy import questions  # noqa: PLC0415
-
-    try:
-        questions.about(dataset, task, datasets.evenly(dataset.size, settings.limit), templates=settings.templates)
-    except BadFile as error:
-        return {"unfit": error.problem}
-    return {}
 
 
 def _print(asked: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:

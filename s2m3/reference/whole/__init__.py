@@ -1,6 +1,6 @@
 """Tasks as one whole model in this process: the reference that split answers must equal.
 
-Owns the protocol, the table of families and the one way to load the whole model of a task: the pocket's, the hub's,
+Owns the protocol, the table of them and the one way to load the whole model of a task: the pocket's, the hub's,
 and linear heads that were fitted on an encoder of either. One file a family. A whole model is the published library's
 own code with its own weights: no graph, no codec, no parts, and nothing shared with another task. It shares with the
 split path only the decoding of pictures, sounds and lines (``inputs``), the form of an answer (``outputs``), the
@@ -38,39 +38,39 @@ class Whole(Protocol):
         """
 
 
-FILES: Mapping[str, str] = MappingProxyType(
+CLASSES: Mapping[str, str] = MappingProxyType(
     {
-        "pocket/ask": "whisper_ctranslate2",
-        "pocket/classify": "efficientnet",
-        "pocket/speech": "whisper_ctranslate2",
-        "pocket/vqa": "conse",
-        "pocket/zero-shot": "conse",
-        LINEAR_HEAD: "efficientnet",
-        "hub/alignment-clap": "clap",
-        "hub/alignment-clip-b16-ast": "audio_spectrogram",
-        "hub/captioning-blip": "blip",
-        "hub/captioning-vit-gpt2": "vit_gpt2",
-        "hub/classification-clip-b16": "clip",
-        "hub/classification-vit-b16": "vit",
-        "hub/decoder-vqa-llava-7b": "llava",
-        "hub/decoder-vqa-llava-interleave": "llava",
-        "hub/decoder-vqa-smolvlm-256m": "smolvlm",
-        "hub/encoder-vqa-blip": "blip",
-        "hub/encoder-vqa-clip-b16": "clip",
-        "hub/encoder-vqa-clip-l14-336": "clip",
-        "hub/encoder-vqa-vilt": "vilt",
-        "hub/retrieval-align": "align",
-        "hub/retrieval-clip-b16": "clip",
-        "hub/retrieval-clip-b32": "clip",
-        "hub/retrieval-clip-l14": "clip",
-        "hub/retrieval-clip-l14-336": "clip",
-        "hub/retrieval-siglip-b16": "siglip",
-        "hub/segmentation-clipseg": "clipseg",
-        "hub/speech-whisper-base": "whisper",
-        "hub/speech-whisper-tiny": "whisper",
+        "pocket/ask": "whisper_ctranslate2.SpokenQuestion",
+        "pocket/classify": "efficientnet.Classification",
+        "pocket/speech": "whisper_ctranslate2.Transcription",
+        "pocket/vqa": "conse.QuestionAnswering",
+        "pocket/zero-shot": "conse.ZeroShot",
+        LINEAR_HEAD: "efficientnet.LinearHead",
+        "hub/alignment-clap": "clap.Alignment",
+        "hub/alignment-clip-b16-ast": "audio_spectrogram.Alignment",
+        "hub/captioning-blip": "blip.Captioning",
+        "hub/captioning-vit-gpt2": "vit_gpt2.Captioning",
+        "hub/classification-clip-b16": "clip.Classification",
+        "hub/classification-vit-b16": "vit.Classification",
+        "hub/decoder-vqa-llava-7b": "llava.Answering",
+        "hub/decoder-vqa-llava-interleave": "llava.Answering",
+        "hub/decoder-vqa-smolvlm-256m": "smolvlm.Answering",
+        "hub/encoder-vqa-blip": "blip.Answering",
+        "hub/encoder-vqa-clip-b16": "clip.QuestionAnswering",
+        "hub/encoder-vqa-clip-l14-336": "clip.QuestionAnswering",
+        "hub/encoder-vqa-vilt": "vilt.Answering",
+        "hub/retrieval-align": "align.Retrieval",
+        "hub/retrieval-clip-b16": "clip.Retrieval",
+        "hub/retrieval-clip-b32": "clip.Retrieval",
+        "hub/retrieval-clip-l14": "clip.Retrieval",
+        "hub/retrieval-clip-l14-336": "clip.Retrieval",
+        "hub/retrieval-siglip-b16": "siglip.Retrieval",
+        "hub/segmentation-clipseg": "clipseg.Segmentation",
+        "hub/speech-whisper-base": "whisper.Transcription",
+        "hub/speech-whisper-tiny": "whisper.Transcription",
     }
 )
-"""Catalogue name -> the file here whose ``WHOLE[name](task)`` loads its whole model."""
+"""Catalogue name -> the file and the class here of its whole model. The class is constructed with the task."""
 
 
 def load(name: str, task: TaskSpec) -> Whole:
@@ -97,9 +97,9 @@ def importer(name: str, task: TaskSpec) -> Callable[[TaskSpec], Whole]:
     Raises:
         BadFile: as ``load`` raises it.
     """
-    known = name if name in FILES else _with_graph_of(name, task)
-    file = importlib.import_module(f"{__name__}.{FILES[known]}")
-    return cast("Callable[[TaskSpec], Whole]", file.WHOLE[known])
+    known = name if name in CLASSES else _with_graph_of(name, task)
+    file, _, name_of_class = CLASSES[known].partition(".")
+    return cast("Callable[[TaskSpec], Whole]", getattr(importlib.import_module(f"{__name__}.{file}"), name_of_class))
 
 
 def same(split: Output, whole: Output) -> bool:
@@ -116,7 +116,7 @@ def _with_graph_of(name: str, task: TaskSpec) -> str:
     graph = _graph(task)
     if graph == [("efficientnet.encoder", None), ("heads.linear", None)]:
         return LINEAR_HEAD
-    for known in FILES:
+    for known in CLASSES:
         if known != LINEAR_HEAD and graph == _graph(load_task(known)):
             return known
     fix = "name a task of the catalogue, or compare nothing with --unsplit 0"

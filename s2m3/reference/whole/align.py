@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 
 from transformers import AlignModel, BertTokenizer, EfficientNetImageProcessorPil
 
-from s2m3.reference.whole import Whole, pretrained
+from s2m3.reference.whole import pretrained
 
 
 class Retrieval(pretrained.Retrieval):
@@ -16,6 +15,3 @@ class Retrieval(pretrained.Retrieval):
     architecture = AlignModel
     tokenizer, processor = BertTokenizer, EfficientNetImageProcessorPil
     padding = MappingProxyType({"padding": "max_length", "max_length": 64, "truncation": True})  # AlignProcessor's
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"hub/retrieval-align": Retrieval})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from safetensors.torch import load_file
@@ -17,7 +16,6 @@ from edge_agent.modules import Output
 from edge_agent.modules.families import audio_spectrogram
 from edge_agent.modules.inputs import decoding, outputs
 from edge_agent.modules.weights.checkpoint import SINGLE
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.pretrained import Pretrained, Repository
 
 
@@ -51,6 +49,3 @@ class Alignment(Pretrained):
             ranked = outputs.ranking("label", texts, logits.softmax(dim=1)[0])
         tensors = {"logits": logits.numpy(), "similarity": similarity.numpy()}
         return Output(tensors, ranked | {"similarity": float(similarity[0, 0])})
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"hub/alignment-clip-b16-ast": Alignment})

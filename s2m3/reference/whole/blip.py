@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from transformers import BertTokenizer, BlipForConditionalGeneration, BlipForQuestionAnswering, BlipImageProcessorPil
@@ -12,7 +11,6 @@ from broker.protocol.codec import RawInput
 from edge_agent.modules import Output
 from edge_agent.modules.families import blip, generation
 from edge_agent.modules.inputs import decoding
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.pretrained import Pretrained, generated
 
 
@@ -49,8 +47,3 @@ class Captioning(Pretrained):
         with torch.inference_mode():
             tokens = generation.whole(self._model, blip.MOST_TOKENS["caption"], **self._pixels(inputs))
         return generated("caption", tokens, self._tokenizer)
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType(
-    {"hub/encoder-vqa-blip": Answering, "hub/captioning-blip": Captioning}
-)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from transformers import ClapFeatureExtractor, ClapModel, RobertaTokenizer
@@ -12,7 +11,6 @@ from broker.protocol.codec import RawInput
 from edge_agent.modules import Output
 from edge_agent.modules.families import clap
 from edge_agent.modules.inputs import decoding
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.pretrained import Pretrained, ranked
 
 
@@ -33,6 +31,3 @@ class Alignment(Pretrained):
                 **tokens, input_features=features["input_features"].float(), is_longer=features["is_longer"]
             ).logits_per_audio  # (1, n)
         return ranked("label", texts, logits, logits.softmax(dim=1))
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"hub/alignment-clap": Alignment})

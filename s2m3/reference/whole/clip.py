@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from safetensors.torch import load_file
@@ -24,7 +23,7 @@ from edge_agent.modules import Output
 from edge_agent.modules.families.heads import RANKED
 from edge_agent.modules.inputs import decoding
 from edge_agent.modules.weights.checkpoint import SINGLE, read_object
-from s2m3.reference.whole import Whole, pretrained
+from s2m3.reference.whole import pretrained
 from s2m3.reference.whole.pretrained import Pretrained, Repository, ranked
 
 
@@ -85,10 +84,3 @@ def read_head(task: TaskSpec, part: str) -> tuple[dict[str, Tensor], list[str]]:
     config = read_object(directory / "config.json")
     names = config.get("id2label") or {str(index): f"label {index}" for index in range(config["labels"])}
     return {name: tensor.clone() for name, tensor in load_file(directory / SINGLE).items()}, list(names.values())
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType(
-    {f"hub/retrieval-clip-{size}": Retrieval for size in ("b16", "b32", "l14", "l14-336")}
-    | {f"hub/encoder-vqa-clip-{size}": QuestionAnswering for size in ("b16", "l14-336")}
-    | {"hub/classification-clip-b16": Classification}
-)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from transformers import CLIPSegForImageSegmentation, CLIPTokenizer, ViTImageProcessorPil
@@ -12,7 +11,6 @@ from broker.protocol.codec import RawInput
 from edge_agent.modules import Output
 from edge_agent.modules.families.clipseg import answer
 from edge_agent.modules.inputs import decoding
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.pretrained import Pretrained
 
 
@@ -37,6 +35,3 @@ class Segmentation(Pretrained):
                 [self._model(**pixels, conditional_embeddings=each).logits for each in conditions.split(1)]
             )
         return Output({"logits": logits.numpy()}, answer(texts, logits.sigmoid().numpy()))
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"hub/segmentation-clipseg": Segmentation})

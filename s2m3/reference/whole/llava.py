@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, cast
 
 from transformers import (
@@ -21,7 +20,6 @@ from edge_agent.modules.families import causal
 from edge_agent.modules.families.llava import PROMPTS
 from edge_agent.modules.inputs import decoding
 from edge_agent.modules.weights import precision
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.pretrained import Repository, prompted
 
 
@@ -50,8 +48,3 @@ class Answering:
         ready = self._processor(images=decoding.picture(inputs["image"]), text=prompt, return_tensors="pt")
         ready["pixel_values"] = ready["pixel_values"].to(self._model.dtype)
         return prompted(self._model, self._processor, ready)
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType(
-    {f"hub/decoder-vqa-llava-{size}": Answering for size in ("7b", "interleave")}
-)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 
 from torch import Tensor
 from transformers import SiglipImageProcessorPil, SiglipModel, SiglipTokenizer
 
-from s2m3.reference.whole import Whole, pretrained
+from s2m3.reference.whole import pretrained
 
 
 class Retrieval(pretrained.Retrieval):
@@ -20,6 +19,3 @@ class Retrieval(pretrained.Retrieval):
 
     def _scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"hub/retrieval-siglip-b16": Retrieval})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, cast
 
 from transformers import AutoTokenizer, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil, Idefics3Processor
@@ -15,7 +14,6 @@ from edge_agent.modules.families import causal
 from edge_agent.modules.families.smolvlm import PROMPT
 from edge_agent.modules.inputs import decoding
 from edge_agent.modules.weights import precision
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.pretrained import Repository, prompted
 
 
@@ -39,6 +37,3 @@ class Answering:
         return prompted(
             self._model, self._processor, self._processor(images=[[picture]], text=[prompt], return_tensors="pt")
         )
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"hub/decoder-vqa-smolvlm-256m": Answering})

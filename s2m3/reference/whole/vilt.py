@@ -7,7 +7,6 @@ rounding. For the comparison that draw, and nothing else, is replaced by the pic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import cast
 from unittest import mock
 
@@ -19,7 +18,6 @@ from broker.protocol.codec import RawInput
 from edge_agent.modules import Output
 from edge_agent.modules.families.vilt import RANKED
 from edge_agent.modules.inputs import decoding
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.pretrained import Pretrained, ranked
 
 
@@ -50,6 +48,3 @@ def in_order(weights: Tensor, count: int | Tensor) -> Tensor:
         msg = f"{drawn} of {len(weights)} patches would be left out"
         raise ValueError(msg)
     return torch.arange(drawn)
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"hub/encoder-vqa-vilt": Answering})

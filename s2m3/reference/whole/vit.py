@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from transformers import ViTForImageClassification, ViTImageProcessorPil
@@ -11,7 +10,6 @@ from transformers import ViTForImageClassification, ViTImageProcessorPil
 from broker.protocol.codec import RawInput
 from edge_agent.modules import Output
 from edge_agent.modules.families.heads import RANKED
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.pretrained import Pretrained, ranked
 
 
@@ -26,6 +24,3 @@ class Classification(Pretrained):
             logits = self._model(**self._pixels(inputs)).logits  # (1, c)
         names = list((self._model.config.id2label or {}).values())
         return ranked("label", names, logits, logits.softmax(dim=1), RANKED)
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"hub/classification-vit-b16": Classification})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from transformers import GPT2Tokenizer, VisionEncoderDecoderModel, ViTImageProcessorPil
@@ -11,7 +10,6 @@ from transformers import GPT2Tokenizer, VisionEncoderDecoderModel, ViTImageProce
 from broker.protocol.codec import RawInput
 from edge_agent.modules import Output
 from edge_agent.modules.families import generation, vit_gpt2
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.pretrained import Pretrained, generated
 
 
@@ -26,6 +24,3 @@ class Captioning(Pretrained):
         with torch.inference_mode():
             tokens = generation.whole(self._model, vit_gpt2.MOST_TOKENS, **self._pixels(inputs))
         return generated("caption", tokens, self._tokenizer)
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"hub/captioning-vit-gpt2": Captioning})

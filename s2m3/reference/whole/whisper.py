@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
@@ -13,7 +12,6 @@ from edge_agent.modules import Output
 from edge_agent.modules.families.generation import limits
 from edge_agent.modules.families.whisper import MOST_TOKENS
 from edge_agent.modules.inputs import audio
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.pretrained import Pretrained, generated
 
 
@@ -31,8 +29,3 @@ class Transcription(Pretrained):
         with torch.inference_mode():
             tokens = self._model.generate(features["input_features"], task="transcribe", **limits(MOST_TOKENS))
         return generated("text", tokens, self._tokenizer)
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType(
-    {f"hub/speech-whisper-{size}": Transcription for size in ("tiny", "base")}
-)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import ctranslate2
 import numpy as np
@@ -18,7 +17,6 @@ from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import whisper_ctranslate2
 from edge_agent.modules.inputs import audio
-from s2m3.reference.whole import Whole
 from s2m3.reference.whole.conse import QuestionAnswering
 
 
@@ -58,6 +56,3 @@ class SpokenQuestion:
         """Sound, picture and answers to the ranked answers; no arrays."""
         heard = self._transcription({"audio": inputs["audio"]}).answer or {}
         return self._answering({**inputs, "question": RawInput(str(heard["text"]).encode())})
-
-
-WHOLE: Mapping[str, type[Whole]] = MappingProxyType({"pocket/ask": SpokenQuestion, "pocket/speech": Transcription})

@@ -16,9 +16,9 @@ from broker.protocol.errors import BadFile
 from broker.protocol.specs import TaskSpec
 from edge_agent import catalog
 from s2m3.bench.memory import counts, measure, mixes, processes, sides
-from s2m3.bench.memory.examples import example
 from s2m3.bench.memory.processes import Memory, memory_of
 from s2m3.bench.memory.sides import Process
+from s2m3.bench.requests import requests
 from s2m3.catalogue import load_task
 from s2m3.cli.main import main
 from s2m3.testbed.site import SiteFailed
@@ -160,11 +160,11 @@ def test_counting_and_measuring_do_without_torch() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in catalog.names() if name != "pocket/vision"])
-def test_every_task_has_an_example_of_all_its_inputs(name: str) -> None:
+def test_every_task_has_requests_with_all_its_inputs(name: str) -> None:
     spec = load_task(name)
-    given = example(name, spec)
-    assert given.keys() == spec.inputs.keys()
-    assert all(each.data and each.content_type for each in given.values())
+    for given in requests(spec):
+        assert given.keys() == spec.inputs.keys()
+        assert all(each.data and each.content_type for each in given.values())
 
 
 def test_what_the_kernel_says_of_a_process_is_read(tmp_path: Path) -> None:
