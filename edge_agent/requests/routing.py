@@ -1,30 +1,28 @@
 """One device per node for one request: the least expected time to the answer, all branches at once. Pure.
 
-Owns the choice among replicas. Knows nothing of how requests arrive or are sent, nor how queues are known (``queues``).
-Same input, same plan.
+Owns the choice among replicas. Knows nothing of how requests arrive or are sent, nor how queues are estimated
+(``load_estimate``). Same input, same plan.
 
-What is expected is DESIGN section 6's list scheduling of one request, but for two things that only this moment knows:
-each device begins with the work that already waits there, and a node that has finished costs nothing again.
+The expected time is the cost model's, with two things that only this moment knows: each device begins with the work
+that already waits there, and a node that has finished costs nothing again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 
-from broker.cost_model import Link, transfer_s
+from broker.cost_model import ONE, OUTSIDE, Graph, Link, finish_s, placed_on
 from broker.protocol.messages import Plan, PlannedNode, Route, RouteDevice, RouteNode
 from broker.protocol.specs import DeviceId, NodeName
 
 MAX_ENUMERATED = 64
-"""Choices that are all looked at, the best being taken: some milliseconds of a small board. Beyond, greedily."""
-
-BROKER = Link(id="", latency_s=0.0, bandwidth_bits_per_s=1e12)
-"""Where a request comes from and its answer goes; also a device whose link nobody knows. Its id can't be a device's."""
+"""Up to so many choices are all compared: some milliseconds of a small board. Beyond, one node after the other."""
 
 Choice = Mapping[NodeName, RouteDevice]
+Cost = tuple[float, float, list[DeviceId]]
+"""Expected seconds to the answer, the sum of all finishes, the devices: the least of these is the best."""
 
 
 def choose_plan(
@@ -42,13 +40,13 @@ def choose_plan(
     it helps most, given those before it. Among equal ones, the least total of the nodes' finishes, then the names.
 
     Args:
-        route: who is able, with what it costs there.
+        route: the devices that are able, with their seconds and links.
         here: the device that has the inputs.
         input_bytes: of each input of the request.
-        queue_s: seconds of work that already wait on a device; none where it isn't named.
+        queue_s: seconds of work that already waits on a device; 0 for a device that isn't named.
         finished: nodes that have run for this request, and where their outputs are kept; they stay while that device
             is able.
-        avoid: devices taken only when nobody else is able.
+        avoid: devices that are taken only when no other is able.
 
     Returns:
         The plan and its expected seconds, or None while a node has no device.
@@ -57,16 +55,16 @@ def choose_plan(
         return None
     done = {name: device for name, device in (finished or {}).items() if name in route.nodes}
     able = {name: _able(route.nodes[name], done.get(name), avoid) for name in route.order}
-    problem = _Problem(route, here, input_bytes, queue_s or {}, done)
+    request = _Request(route, here, input_bytes, queue_s or {}, done)
     if prod(len(devices) for devices in able.values()) <= MAX_ENUMERATED:
-        chosen = min(_all_choices(able), key=problem.cost)
+        chosen = min(_all_choices(able), key=request.cost)
     else:
-        chosen = _greedy(able, problem)
+        chosen = _greedy(able, request)
     nodes = {
         name: PlannedNode(key=node.key, needs=node.needs, use=node.use, device=chosen[name].device)
         for name, node in route.nodes.items()
     }
-    return Plan(nodes=nodes, output=route.output, wire=route.wire), problem.cost(chosen)[0]
+    return Plan(nodes=nodes, output=route.output, wire=route.wire), request.cost(chosen)[0]
 
 
 def _able(node: RouteNode, kept: DeviceId | None, avoid: frozenset[DeviceId]) -> list[RouteDevice]:
@@ -80,75 +78,49 @@ def _all_choices(able: Mapping[NodeName, list[RouteDevice]]) -> Iterator[Choice]
         yield dict(zip(able, devices, strict=True))
 
 
-def _greedy(able: Mapping[NodeName, list[RouteDevice]], problem: _Problem) -> Choice:
+def _greedy(able: Mapping[NodeName, list[RouteDevice]], request: _Request) -> Choice:
     chosen: dict[NodeName, RouteDevice] = {}
     for name, devices in able.items():
-        chosen[name] = min(devices, key=lambda device, name=name: problem.cost({**chosen, name: device}))  # type: ignore[misc]
+        chosen[name] = min(devices, key=lambda device, name=name: request.cost({**chosen, name: device}))  # type: ignore[misc]
     return chosen
 
 
-@dataclass
-class _Problem:
+class _Request:
     """One request to be routed."""
 
-    route: Route
-    here: DeviceId
-    input_bytes: Mapping[NodeName, int]
-    queue_s: Mapping[DeviceId, float]
-    finished: Mapping[NodeName, DeviceId]
-    _links: dict[DeviceId, Link] = field(init=False)
-
-    def __post_init__(self) -> None:
-        able = (device for node in self.route.nodes.values() for device in node.devices)
+    def __init__(
+        self,
+        route: Route,
+        here: DeviceId,
+        input_bytes: Mapping[NodeName, int],
+        queue_s: Mapping[DeviceId, float],
+        finished: Mapping[NodeName, DeviceId],
+    ) -> None:
+        sent_bytes = {name: node.output_bytes for name, node in route.nodes.items()}
+        answer_bytes = sent_bytes[route.output or ""]  # of a float16 wire the route names half; the answer is full
+        self._graph = Graph(
+            {name: node.needs for name, node in route.nodes.items()},
+            output=route.output or "",
+            input_bytes=input_bytes,
+            sent_bytes=sent_bytes,
+            answer_bytes=2 * answer_bytes if route.wire == "float16" else answer_bytes,
+        )
+        able = (device for node in route.nodes.values() for device in node.devices)
         self._links = {each.device: Link(each.device, each.latency_s, each.bandwidth_bits_per_s) for each in able}
-        self._links.setdefault(self.here, Link(self.here, BROKER.latency_s, BROKER.bandwidth_bits_per_s))
+        self._here = self._links.get(here, Link(here, OUTSIDE.latency_s, OUTSIDE.bandwidth_bits_per_s))
+        self._queue_s, self._finished = queue_s, finished
 
-    def cost(self, chosen: Choice) -> tuple[float, float, list[DeviceId]]:
-        """Expected seconds to the answer, the sum of all finishes, the names: the least of these is the best.
-
-        A choice may be partial: nodes that have no device yet, and thereby what needs them, neither delay nor cost.
-        """
-        finish_s: dict[NodeName, float] = {}
-        free_s = dict(self.queue_s)
-        todo = set(chosen)
-        while todo:
-            start_s, minus_compute_s, name = min(
-                self._earliest(name, chosen, finish_s, free_s)
-                for name in todo
-                if todo.isdisjoint(self.route.nodes[name].needs)
-            )
-            todo.remove(name)
-            finish_s[name] = start_s - minus_compute_s
-            if not self._is_finished(name, chosen[name]):
-                free_s[chosen[name].device] = finish_s[name]
-        answer_s = max(finish_s.values(), default=0.0)
-        if output := chosen.get(self.route.output or ""):
-            size_bytes = self.route.nodes[self.route.output or ""].output_bytes
-            answer_s = finish_s[self.route.output or ""] + transfer_s(size_bytes, self._links[output.device], BROKER)
-        return answer_s, sum(finish_s.values()), [device.device for device in chosen.values()]
-
-    def _earliest(
-        self, name: NodeName, chosen: Choice, finish_s: Mapping[NodeName, float], free_s: Mapping[DeviceId, float]
-    ) -> tuple[float, float, NodeName]:
-        """A node's start, its compute time negated, its name: the least of these goes first."""
-        device = chosen[name]
-        ready_s = 0.0
-        for need in self.route.nodes[name].needs:
-            if need in finish_s:
-                sent_s = finish_s[need] + self._transfer_s(need, chosen[need].device, device.device)
-            elif need in self.route.nodes:
-                continue  # not chosen yet
-            else:
-                sent_s = self._transfer_s(need, self.here, device.device)
-            ready_s = max(ready_s, sent_s)
-        if self._is_finished(name, device):
-            return ready_s, 0.0, name
-        return max(ready_s, free_s.get(device.device, 0.0)), -device.compute_s, name
-
-    def _transfer_s(self, need: NodeName, a: DeviceId, b: DeviceId) -> float:
-        node = self.route.nodes.get(need)
-        size_bytes = node.output_bytes if node else self.input_bytes.get(need, 0)
-        return transfer_s(size_bytes, self._links[a], self._links[b])
-
-    def _is_finished(self, name: NodeName, device: RouteDevice) -> bool:
-        return self.finished.get(name) == device.device
+    def cost(self, chosen: Choice) -> Cost:
+        """The cost of a choice. It may be partial: nodes without a device neither delay nor cost."""
+        at = {self._graph.number[name]: device for name, device in chosen.items()}
+        finished = {node for node, device in at.items() if self._finished.get(self._graph.names[node]) == device.device}
+        compute_s = {node: 0.0 if node in finished else device.compute_s for node, device in at.items()}
+        links = {node: self._links[device.device] for node, device in at.items()}
+        placed = placed_on(self._graph, links, compute_s, self._here, ONE)
+        queue_s = {node: self._queue_s[device.device] for node, device in at.items() if device.device in self._queue_s}
+        finish = finish_s(self._graph, placed, ONE, queue_s=queue_s, finished=finished)
+        answer_s = max(finish.values(), default=0.0)
+        if self._graph.output in finish:
+            output = self._graph.output
+            answer_s = finish[output] + self._graph.answer_s(links[output], OUTSIDE, ONE)
+        return answer_s, sum(finish.values()), [device.device for device in chosen.values()]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from broker.cost_model import Linked, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.events import Action, Note
 from orchestrator.placement.planner_input import (
@@ -24,7 +25,6 @@ from orchestrator.placement.planner_input import (
     with_measured_footprints,
 )
 from orchestrator.placement.reconcile import is_calm, with_placement, with_spares
-from orchestrator.planner.costs import objective_s, source_of
 from orchestrator.planner.placement import distinct_modules, place_most
 from orchestrator.state import CurrentPlacement, Moment, Moves, State
 
@@ -125,7 +125,7 @@ class _Costs:
 
     devices: Mapping[DeviceId, DeviceSpec]
     tasks: list[TaskSpec]
-    sources: Mapping[str, DeviceSpec]
+    sources: Mapping[str, Linked[float]]
     placement: CurrentPlacement
 
     @classmethod

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from broker.cost_model import compute_s
 from broker.protocol.messages import Route, RouteDevice, RouteNode
 from broker.protocol.specs import DeviceId, ModuleKey, NodeName, TaskSpec
 from orchestrator.membership.device import Device, Fitness
-from orchestrator.planner.costs import compute_s
 
 HEADER_ROOM_BYTES = 64 * 1024  # for the envelope, the plan and the topic of a message
 Actives = Mapping[ModuleKey, tuple[DeviceId, ...]]

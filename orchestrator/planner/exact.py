@@ -1,34 +1,35 @@
-"""The optimal placement, with a proof: what the heuristics are measured against.
+"""The optimal placement, with a proof: the heuristics are measured against it.
 
-Owns the search for it. Each task's assignments that can belong to an optimum come from ``candidates``, timed by list
-scheduling as ``costs`` has it; ``choice`` then takes one of them for every task, so that all tasks put a shared module
-on one device and no device's memory is exceeded.
+Owns the search for it. Each task's assignments that can belong to an optimum come from ``candidates``; ``cp_sat_model``
+then takes one of them for every task, so that all tasks put a shared module on one device and no device's memory is
+exceeded.
 
 Invariants:
 - ``proven`` is true only if no placement is cheaper by more than ``TOLERANCE``;
 - ``bound_s`` is never above the optimum, proven or not;
-- the objective is that of ``costs`` at the placement returned.
+- the objective is the cost model's at the placement returned.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from broker.cost_model import Integers
 from broker.protocol.errors import NoDeviceFits, Refusal
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
-from orchestrator.planner.candidates import Candidates, Graph, Integers, TooMany
-from orchestrator.planner.choice import Chosen, Instance, choose
-from orchestrator.planner.costs import objective_s, source_of
-from orchestrator.planner.placement import Bars, distinct_modules
-from orchestrator.planner.refine import refined
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
+from orchestrator.planner.candidates import Candidates, TooManyCandidates, candidates_of, least_s
+from orchestrator.planner.cp_sat_model import Chosen, Instance, Options, choose
+from orchestrator.planner.placement import Bars, refined
+from orchestrator.planner.problem import Problem
 
 TOLERANCE = 1e-10
 """Of the objective: plans are compared to 1e-9, and sums of floats lose less than this."""
+MOST_CANDIDATES = 1_000_000
+"""Of one task: some 100 MB while they are enumerated."""
 LEAST_S = 0.1
 """What the solver gets even when the time is over: a small instance is solved by then."""
 
@@ -85,7 +86,7 @@ def exact(
     def over() -> bool:
         return time.monotonic() > until_s
 
-    search = _Search(devices, tasks, default_source, barred or {})
+    search = _Search(Problem(devices, tasks, default_source=default_source, barred=barred))
     best: Mapping[ModuleKey, DeviceId] | None = None
     upper_s = np.inf
     refusal: NoDeviceFits | None = None
@@ -115,60 +116,69 @@ def exact(
 class _Search:
     """One instance, and what each of its tasks may still choose from."""
 
-    def __init__(
-        self, devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], default_source: DeviceSpec | None, barred: Bars
-    ) -> None:
-        self.devices = {device.id: device for device in sorted(devices, key=lambda device: device.id)}
-        self.tasks = {task.task: task for task in sorted(tasks, key=lambda task: task.task)}
-        self.sources = {name: source_of(task, self.devices, default_source) for name, task in self.tasks.items()}
-        self.sizes = {key: module.memory_bytes for key, (_, module) in distinct_modules(tasks).items()}
-        self.room: Integers = np.array([device.memory_bytes for device in self.devices.values()], dtype=np.int64)
-        self.graphs = {
-            name: Graph(task, list(self.devices.values()), self.sources[name], barred)
-            for name, task in self.tasks.items()
-        }
-        self.options: dict[TaskName, Candidates] = {}
-        self.least_s = {name: task.weight * self.graphs[name].least_s() for name, task in self.tasks.items()}
-        self.bound_s = sum(self.least_s.values()) * (1 - TOLERANCE)
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        fleet = problem.fleet
+        self.allowed = [fleet.every[~np.isin(fleet.every, barred)] for barred in problem.barred]  # by module
+        self.candidates: list[Candidates] = []  # by task
+        self.least_s = [
+            task.weight * least_s(schedule, self._allowed(number))
+            for number, (task, schedule) in enumerate(zip(problem.tasks, problem.schedules, strict=True))
+        ]
+        self.bound_s = sum(self.least_s) * (1 - TOLERANCE)
 
     def objective_s(self, where: Mapping[ModuleKey, DeviceId]) -> float:
-        """The objective of a placement, as everybody counts it."""
-        return objective_s(
-            self.tasks.values(), {key: self.devices[device] for key, device in where.items()}, self.sources
-        )
+        """The objective of a placement."""
+        problem = self.problem
+        return problem.objective([problem.fleet.rows[where[key]] for key in problem.keys])
 
     def enumerate(self, upper_s: float, over: Callable[[], bool]) -> bool:
         """List what each task may choose from; False if that is too much, or the time is over."""
+        problem, found = self.problem, list[Candidates]()
         try:
-            for name, graph in self.graphs.items():
+            for number, schedule in enumerate(problem.schedules):
                 if over():
                     return False
-                found = graph.candidates(self._limit_s(name, upper_s), self.room, self.sizes)
-                self._keep(name, found)
-        except TooMany:
+                sizes = [problem.bytes[module] for module in schedule.slots]
+                allowed, free = self._allowed(number), [None] * len(sizes)
+                limit_s = self._limit_s(number, upper_s)
+                found.append(candidates_of(schedule, allowed, free, sizes, limit_s, most=MOST_CANDIDATES))
+                self._learn(number, found[number])
+        except TooManyCandidates:
             return False
         before = -1
-        while before != (before := sum(len(found.latency_s) for found in self.options.values())):
-            for name, found in self.options.items():
-                self._keep(name, found.kept(found.latency_s <= self._limit_s(name, upper_s)))
-        self.bound_s = max(self.bound_s, sum(self.least_s.values()) * (1 - TOLERANCE))
+        while before != (before := sum(len(known.costs) for known in found)):
+            for number, known in enumerate(found):
+                found[number] = known.up_to(self._limit_s(number, upper_s))
+                self._learn(number, found[number])
+        self.candidates = found
+        self.bound_s = max(self.bound_s, sum(self.least_s) * (1 - TOLERANCE))
         return True
 
-    def _keep(self, name: TaskName, found: Candidates) -> None:
-        self.options[name] = found
-        if len(found.latency_s):
-            self.least_s[name] = self.tasks[name].weight * float(found.latency_s.min())
-
-    def _limit_s(self, name: TaskName, upper_s: float) -> float:
-        """The latency beyond which the other tasks, each as fast as it can be, don't make up for this one."""
-        others_s = sum(least_s for other, least_s in self.least_s.items() if other != name)
-        return float((upper_s * (1 + TOLERANCE) - others_s) / self.tasks[name].weight)
-
     def choose(self, start: Mapping[ModuleKey, DeviceId] | None, left_s: Callable[[], float]) -> Chosen:
-        """Take one of its options for every task."""
-        users = Counter(key for found in self.options.values() for key in found.keys)
-        shared = {key for key, count in users.items() if count > 1}
-        tight = self.room < sum(self.sizes.values())
-        options = {name: found.best(shared, tight, self.sizes) for name, found in self.options.items()}
-        weights = {name: task.weight for name, task in self.tasks.items()}
-        return choose(Instance(options, weights, shared, self.sizes, self.room, list(self.devices)), start, left_s)
+        """Take one of its candidates for every task."""
+        problem = self.problem
+        sizes = dict(zip(problem.keys, problem.bytes, strict=True))
+        shared = {problem.keys[module] for module, users in enumerate(problem.users) if len(users) > 1}
+        room = problem.fleet.memory_bytes
+        tight = room < sum(problem.bytes)
+        options = {
+            task.task: Options([problem.keys[module] for module in schedule.slots], found).cheapest(
+                shared, tight, sizes
+            )
+            for task, schedule, found in zip(problem.tasks, problem.schedules, self.candidates, strict=True)
+        }
+        devices = [device.id for device in problem.fleet.specs]
+        return choose(Instance(options, shared, sizes, room, devices), start, left_s)
+
+    def _allowed(self, task: int) -> list[Integers]:
+        """The rows that may have each slot of a task."""
+        return [self.allowed[module] for module in self.problem.schedules[task].slots]
+
+    def _learn(self, task: int, found: Candidates) -> None:
+        if len(found.costs):
+            self.least_s[task] = float(found.costs[0])
+
+    def _limit_s(self, task: int, upper_s: float) -> float:
+        """The cost beyond which the other tasks, each as cheap as it can be, don't make up for this one."""
+        return float(upper_s * (1 + TOLERANCE) - sum(self.least_s[:task]) - sum(self.least_s[task + 1 :]))

@@ -13,7 +13,7 @@ import numpy as np
 
 from broker.protocol.specs import DeviceId, ModuleKey, ModuleName
 from orchestrator.planner.fleet import NOWHERE
-from orchestrator.planner.greedy import Board
+from orchestrator.planner.greedy import PartialPlacement
 from orchestrator.planner.problem import Placement
 
 
@@ -39,13 +39,13 @@ def explain(placement: Placement, key: ModuleKey) -> Explanation:
     """
     problem, module = placement.problem, placement.problem.number[key]
     rows = problem.fleet.rows
-    board = Board(problem)
+    draft = PartialPlacement(problem)
     for number, name in enumerate(problem.keys):
-        board.put(number, rows[placement.where[name]])
-    home = board.where[module]
-    board.put(module, NOWHERE)
-    able = board.able(module)
-    costs_s = problem.costs_s(module, able, board.where)
+        draft.put(number, rows[placement.where[name]])
+    home = draft.where[module]
+    draft.put(module, NOWHERE)
+    able = draft.able(module)
+    costs_s = problem.costs_s(module, able, draft.where)
     cost_s = float(costs_s[np.searchsorted(able, home)])
     slower_s = dict(zip(able.tolist(), (costs_s - cost_s).tolist(), strict=True))
     bars = problem.bars.get(key, {})
@@ -56,10 +56,10 @@ def explain(placement: Placement, key: ModuleKey) -> Explanation:
         if name in bars:
             rejected[name] = bars[name]
         elif row not in slower_s:
-            rejected[name] = f"memory short by {problem.bytes[module] - int(board.room[row])} bytes"
+            rejected[name] = f"memory short by {problem.bytes[module] - int(draft.room[row])} bytes"
         else:
             rejected[name] = _slower(slower_s[row], later=row > home)
-    added_s = max(0.0, cost_s - problem.cost_s(module, NOWHERE, board.where))
+    added_s = max(0.0, cost_s - problem.cost_s(module, NOWHERE, draft.where))
     if key in placement.kept:
         why = "stays where it is"
     elif len(able) == 1:

@@ -4,7 +4,7 @@ Owns what planning needs of many devices at a time: memory, speed and links, eac
 the devices' ids. Knows nothing of tasks, placements or liveness.
 
 Invariants:
-- a device keeps its row for the fleet's life: one that is gone is a row without memory, so nothing fits there;
+- a device keeps its row for the fleet's life: the row of a device that is gone has no memory, so nothing fits there;
 - of each figure, array and spec say the same, bit for bit.
 """
 
@@ -12,19 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
-from broker.cost_model import Linked
+from broker.cost_model import Floats, Integers, Link
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleName, ModuleSpec
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 Row = int
 """A device's place in the arrays."""
 NOWHERE: Row = -1
-"""The row of what is no device of the fleet."""
+"""The row of what isn't a device of the fleet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,25 +76,27 @@ class Fleet:
         del rows[device]
         return replace(self, rows=rows, memory_bytes=memory_bytes)
 
+    @cached_property
+    def every(self) -> Integers:
+        """All rows, (D,)."""
+        return np.arange(len(self.specs))
+
+    def link(self, row: Row) -> Link[float]:
+        """The link of one device."""
+        spec = self.specs[row]
+        return Link(row, spec.latency_s, spec.bandwidth_bits_per_s)
+
+    def links(self, rows: Integers) -> Link[Floats]:
+        """The links of the devices on these rows."""
+        if rows is self.every:
+            return Link(rows, self.latency_s, self.bandwidth_bits_per_s)
+        return Link(rows, self.latency_s[rows], self.bandwidth_bits_per_s[rows])
+
     def compute_s(self, name: ModuleName, module: ModuleSpec) -> Floats:
-        """Seconds of one forward pass on every device, (D,): ``costs.compute_s``, bit for bit."""
+        """Seconds of one forward pass on every device, (D,): ``cost_model.compute_s``, bit for bit."""
         seconds = module.flops / self.flops_per_s
         for label in (name, module.key):  # what was measured by key wins
             if label in self.measured:
                 rows, there = self.measured[label]
                 seconds[rows] = there
-        return seconds
-
-    def transfer_s(self, size_bytes: int, end: Linked, row: Row) -> Floats:
-        """Seconds to send this many bytes between one end and every device, (D,): ``links.transfer_s``, bit for bit.
-
-        Args:
-            size_bytes: how much.
-            end: where they come from or go to.
-            row: its row; ``NOWHERE`` when it is no device of the fleet.
-        """
-        narrow = np.minimum(self.bandwidth_bits_per_s, end.bandwidth_bits_per_s)
-        seconds = (self.latency_s + end.latency_s) + float(8 * size_bytes) / narrow
-        if row != NOWHERE:
-            seconds[row] = 0.0
         return seconds

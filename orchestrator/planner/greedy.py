@@ -1,9 +1,8 @@
 """The greedy rule: compute-heavy modules first, each where it adds least to the objective.
 
-Owns ``Board``, a placement in the making with the memory left, and the rule. Knows nothing of improving what the rule
-found.
+Owns ``PartialPlacement``, an unfinished placement with the memory left, and the rule. Knows nothing of improvements.
 
-What an unfinished placement costs is for the rule to say, because its modules still to come cost something too:
+The modules that an unfinished placement still misses will cost something too. The rule estimates that:
 
 - *expected*: a task's missing modules are counted where they would serve it best, of the devices that the task is on
   already, its source, and the one in question. For more than ``FEW`` devices they are counted as nothing;
@@ -20,13 +19,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import product
+from math import prod
 
 import numpy as np
 
+from broker.cost_model import Integers
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, ModuleKey
-from orchestrator.planner.fleet import NOWHERE, Integers, Row
-from orchestrator.planner.packing import GaveUp, packed
+from orchestrator.planner.fleet import NOWHERE, Row
+from orchestrator.planner.packing import SearchLimitReached, packed
 from orchestrator.planner.problem import Problem, Where, nowhere
 
 FEW = 12
@@ -37,7 +38,7 @@ _COMPLETIONS = 64  # ways to place what one task misses; beyond them, what is mi
 _STEPS = 20_000  # of the question whether the rest can still be packed
 
 
-class Board:
+class PartialPlacement:
     """A placement in the making. Put on it with ``put``: that keeps ``room``."""
 
     def __init__(self, problem: Problem) -> None:
@@ -46,11 +47,11 @@ class Board:
         self.room = problem.fleet.memory_bytes.copy()  # (D,) bytes left
         self.kept: set[int] = set()
 
-    def copy(self) -> Board:
+    def copy(self) -> PartialPlacement:
         """Another one of the same."""
-        board = Board(self.problem)
-        board.where, board.room, board.kept = list(self.where), self.room.copy(), set(self.kept)
-        return board
+        draft = PartialPlacement(self.problem)
+        draft.where, draft.room, draft.kept = list(self.where), self.room.copy(), set(self.kept)
+        return draft
 
     def put(self, module: int, row: Row) -> None:
         """Place a module, or take it away: ``NOWHERE``."""
@@ -85,7 +86,7 @@ class Board:
         """Rows for what is missing, whatever they cost; None when there is no way to fit all.
 
         Raises:
-            GaveUp: the steps were not enough to tell.
+            SearchLimitReached: the steps were not enough to tell.
         """
         missing = self.missing
         sizes = [self.problem.bytes[module] for module in missing]
@@ -99,85 +100,85 @@ class Board:
         return NoDeviceFits(module=self.problem.names[module], memory_bytes=size, short_bytes=short)
 
 
-def greedy(board: Board) -> None:
+def greedy(draft: PartialPlacement) -> None:
     """Place what has no device yet.
 
     Raises:
         NoDeviceFits: a module finds no device with enough memory left; those before it are placed.
     """
-    missing = board.missing
-    ahead = len(missing) * len(board.problem.fleet) <= ROLLOUTS
+    missing = draft.missing
+    ahead = len(missing) * len(draft.problem.fleet) <= ROLLOUTS
     for module in missing:
-        rows = board.able(module)
-        row = _best_ahead(board, module, rows) if ahead and len(rows) > 1 else None
-        board.put(module, _best(board, module, rows) if row is None else row)
+        rows = draft.able(module)
+        row = _best_ahead(draft, module, rows) if ahead and len(rows) > 1 else None
+        draft.put(module, _best(draft, module, rows) if row is None else row)
 
 
-def _best_ahead(board: Board, module: int, rows: Integers) -> Row | None:
+def _best_ahead(draft: PartialPlacement, module: int, rows: Integers) -> Row | None:
     """The row from which the rule itself ends best; None when it finds no end, wherever this module is."""
     best: tuple[float, Row] | None = None
     for row in rows.tolist():
-        trial = board.copy()
+        trial = draft.copy()
         trial.put(module, row)
         if not _finish(trial):
             continue
-        cost = board.problem.objective(trial.where)
+        cost = draft.problem.objective(trial.where)
         best = min(best or (cost, row), (cost, row))
     return best[1] if best else None
 
 
-def _finish(board: Board) -> bool:
+def _finish(draft: PartialPlacement) -> bool:
     """Place the rest by the rule, or as it can be packed where the rule fails; whether that ended well."""
-    missing, packing = board.missing, None
-    with suppress(GaveUp):
-        packing = board.packing(steps=_STEPS)
+    missing, packing = draft.missing, None
+    with suppress(SearchLimitReached):
+        packing = draft.packing(steps=_STEPS)
         if packing is None:
             return False
     try:
         for module in missing:
-            board.put(module, _best(board, module, board.able(module)))
+            draft.put(module, _best(draft, module, draft.able(module)))
     except NoDeviceFits:
         if packing is None:
             return False
         for module in missing:
-            board.put(module, NOWHERE)
+            draft.put(module, NOWHERE)
         for module, row in zip(missing, packing, strict=True):
-            board.put(module, row)
+            draft.put(module, row)
     return True
 
 
-def _best(board: Board, module: int, rows: Integers) -> Row:
+def _best(draft: PartialPlacement, module: int, rows: Integers) -> Row:
     """The row where this module is expected to cost least.
 
     Raises:
         NoDeviceFits: there is none.
     """
     if not len(rows):
-        raise board.no_device_fits(module)
-    if len(board.problem.fleet) > FEW:
-        return board.problem.cheapest(module, rows, board.where)
+        raise draft.no_device_fits(module)
+    if len(draft.problem.fleet) > FEW:
+        return draft.problem.cheapest(module, rows, draft.where)
     options: list[Row] = rows.tolist()
-    return min(options, key=lambda row: (_expected(board, module, row), row))
+    return min(options, key=lambda row: (_expected(draft, module, row), row))
 
 
-def _expected(board: Board, module: int, row: Row) -> float:
+def _expected(draft: PartialPlacement, module: int, row: Row) -> float:
     """The share of this module's tasks in the objective, were it there and what they miss as well placed as can be."""
-    problem = board.problem
+    problem = draft.problem
     cost = problem.penalty(module, row)
     for task in problem.users[module]:
-        timing = problem.timings[task]
-        at = [row if slot == module else board.where[slot] for slot in timing.slots]
-        near = sorted({*at, timing.source_row} - {NOWHERE})
+        schedule = problem.schedules[task]
+        at = [row if slot == module else draft.where[slot] for slot in schedule.slots]
+        near = sorted({*at, schedule.source_row} - {NOWHERE})
         options = []
-        for slot, there in zip(timing.slots, at, strict=True):
+        for slot, there in zip(schedule.slots, at, strict=True):
             if there == NOWHERE:
                 size = problem.bytes[slot]
-                roomy = [r for r in near if board.room[r] - (problem.bytes[module] if r == row else 0) >= size]
-                options.append(roomy or [int(board.room.argmax())])
+                roomy = [r for r in near if draft.room[r] - (problem.bytes[module] if r == row else 0) >= size]
+                options.append(roomy or [int(draft.room.argmax())])
             else:
                 options.append([there])
-        if np.prod([len(choice) for choice in options]) > _COMPLETIONS:
-            cost += problem.tasks[task].weight * timing.latency_s(tuple(at))
+        if prod(map(len, options)) > _COMPLETIONS:
+            cost += problem.tasks[task].weight * schedule.latency_s(tuple(at))
         else:
-            cost += problem.tasks[task].weight * min(map(timing.latency_s, product(*options)))
+            cost += problem.tasks[task].weight * min(map(schedule.latency_s, product(*options)))
     return cost

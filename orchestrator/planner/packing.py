@@ -19,7 +19,7 @@ STEPS_FOR_A_CHANGE = 50_000
 """The same, for the smallest change that would make all fit."""
 
 
-class GaveUp(Exception):
+class SearchLimitReached(Exception):
     """Neither a packing nor the proof that there is none was found in so many steps."""
 
 
@@ -38,7 +38,7 @@ def packed(
         For each module its room, or None: there is no way to fit all.
 
     Raises:
-        GaveUp: the steps were not enough to tell.
+        SearchLimitReached: the steps were not enough to tell.
     """
     return _Search(sizes, rooms, barred, steps).run()
 
@@ -70,7 +70,7 @@ def least_extra(
             search = _Search(sizes, [*rooms[:room], rooms[room] + ask, *rooms[room + 1 :]], barred, steps)
             try:
                 found = search.run()
-            except GaveUp:
+            except SearchLimitReached:
                 found = None
             steps = search.steps
             if found is None:
@@ -113,7 +113,7 @@ class _Search:
             return True
         self.steps -= len(self.rooms)
         if self.steps < 0:
-            raise GaveUp
+            raise SearchLimitReached
         least = self.sizes[-1]
         if self.left[item] > sum(room for room in self.rooms if room >= least):
             return False

@@ -1,13 +1,16 @@
-"""Which device holds which module: the two questions that are asked of the planner.
+"""Which device holds which module: the three questions that are asked of the planner.
 
-Owns ``place`` (all tasks by the greedy rule, or an error) and ``place_most`` (as many tasks as fit, by the refined
-search, and why not the others). Knows nothing of liveness, epochs or messages: devices come in as specs, and whoever is
-listed may be used.
+Owns ``place`` (all tasks by the greedy rule, or an error), ``refined`` (all tasks, by the search that the orchestrator
+uses) and ``place_most`` (as many tasks as fit, by that search, and why not the others). The search begins with the
+greedy rule, or with a packing where that rule finds no room; then come small changes, and then whole tasks, which on
+small problems ends with the optimum. Knows nothing of liveness, epochs, messages or clocks: devices come in as specs,
+all of them may be used, and the caller's ``enough`` may end the search early.
 
 Invariants:
 - a module is placed once however many tasks need it, and its memory counts once;
 - on no device do the modules need more than its ``memory_bytes``;
-- equal arguments in any order give the equal placement: ties go to the smaller device id.
+- equal arguments in any order give the equal placement: ties go to the smaller device id;
+- ``refined`` is never worse than ``place``.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from functools import partial
 
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
-from orchestrator.planner.fleet import Fleet
-from orchestrator.planner.greedy import Board, greedy
+from orchestrator.planner.budget import Budget
+from orchestrator.planner.fleet import NOWHERE, Fleet
+from orchestrator.planner.greedy import PartialPlacement, greedy
+from orchestrator.planner.large_neighbourhood_search import LargeNeighbourhoodSearch
+from orchestrator.planner.local_search import LocalSearch
+from orchestrator.planner.packing import STEPS, SearchLimitReached, least_extra
 from orchestrator.planner.problem import AT_HAND_SHARE, AtHand, Bars, DeviceUse, Placement, Problem, distinct_modules
-from orchestrator.planner.refine import fill, improved, least_change, never
 
 __all__ = [
     "AT_HAND_SHARE",
@@ -33,11 +39,19 @@ __all__ = [
     "never",
     "place",
     "place_most",
+    "refined",
 ]
 
+WORK = 120_000
+"""What the search may cost, in units of about 10 microseconds: a second."""
 Homes = Mapping[ModuleKey, DeviceId]
 ProblemOf = Callable[..., Problem]
 """Makes the problem of some tasks on the devices at hand."""
+
+
+def never() -> bool:
+    """Tell that the caller's time is not over: the clock of a caller who has all the time."""
+    return False
 
 
 def place(
@@ -63,10 +77,43 @@ def place(
         NoDeviceFits: a module finds no device with enough memory left.
     """
     problem = Problem(devices, tasks, default_source=default_source, barred=barred, at_hand=at_hand)
-    board = Board(problem)
-    board.keep(keep or {})
-    greedy(board)
-    return problem.placement(board.where, board.kept)
+    draft = PartialPlacement(problem)
+    draft.keep(keep or {})
+    greedy(draft)
+    return problem.placement(draft.where, draft.kept)
+
+
+def refined(
+    devices: Sequence[DeviceSpec] | Fleet,
+    tasks: Sequence[TaskSpec],
+    *,
+    keep: Homes | None = None,
+    default_source: DeviceSpec | None = None,
+    barred: Bars | None = None,
+    at_hand: AtHand | None = None,
+    enough: Callable[[], bool] = never,
+) -> Placement:
+    """Place every module of every task, at an objective not above the greedy rule's.
+
+    Args:
+        devices: those that may hold modules.
+        tasks: what to serve; names are distinct.
+        keep: as for ``place``.
+        default_source: as for ``place``.
+        barred: as for ``place``.
+        at_hand: as for ``place``. Then what is not above the greedy rule's is the objective with its penalties.
+        enough: whether the caller's time is over; it only ends the search earlier.
+
+    Raises:
+        NoDeviceFits: there is no way to fit all beside what is kept.
+    """
+    draft = PartialPlacement(Problem(devices, tasks, default_source=default_source, barred=barred, at_hand=at_hand))
+    draft.keep(keep or {})
+    try:
+        _fill(draft)
+    except NoDeviceFits as refusal:
+        raise refusal.after(_least_change(draft)) from None
+    return _improved(draft, enough)
 
 
 def place_most(
@@ -109,7 +156,7 @@ def place_most(
     admitted, where, refused = _admit(problem_of, waiting, keep)
     by_name = {task.task: task for task in tasks}
     for name, refusal in refused.items():
-        refused[name] = refusal.after(least_change(Board(problem_of([*admitted, by_name[name]]))))
+        refused[name] = refusal.after(_least_change(PartialPlacement(problem_of([*admitted, by_name[name]]))))
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):
             return search(admitted, homes), refused
@@ -124,10 +171,10 @@ def _search(
     Raises:
         NoDeviceFits: there is none.
     """
-    board = Board(problem_of(tasks, at_hand=near))
-    board.keep(homes)
-    fill(board)
-    return improved(board, enough)
+    draft = PartialPlacement(problem_of(tasks, at_hand=near))
+    draft.keep(homes)
+    _fill(draft)
+    return _improved(draft, enough)
 
 
 def _admit(
@@ -155,14 +202,52 @@ def _fit(problem: Problem, homes: Homes) -> Homes:
     Raises:
         NoDeviceFits: there is none; it says what lacks while all is at home.
     """
-    board = Board(problem)
-    board.keep(homes)
+    draft = PartialPlacement(problem)
+    draft.keep(homes)
     try:
-        greedy(board)
+        greedy(draft)
     except NoDeviceFits as refusal:
-        board = Board(problem)
+        draft = PartialPlacement(problem)
         try:
-            fill(board)
+            _fill(draft)
         except NoDeviceFits:
             raise refusal from None
-    return problem.placement(board.where).where
+    return problem.placement(draft.where).where
+
+
+def _fill(draft: PartialPlacement) -> None:
+    """Place what has no device yet: by the greedy rule, or where that finds no room, by packing.
+
+    Raises:
+        NoDeviceFits: there is no way to fit all beside what the draft already places; the draft is as before.
+    """
+    missing = draft.missing
+    try:
+        greedy(draft)
+    except NoDeviceFits as refusal:
+        for module in missing:
+            draft.put(module, NOWHERE)
+        try:
+            rows = draft.packing(steps=STEPS)
+        except SearchLimitReached:
+            rows = None
+        if rows is None:
+            raise refusal from None
+        for module, row in zip(missing, rows, strict=True):
+            draft.put(module, row)
+
+
+def _improved(draft: PartialPlacement, enough: Callable[[], bool]) -> Placement:
+    """The best placement that the search finds from a full draft; what the draft keeps stays."""
+    search = LocalSearch(draft.problem, draft.where, draft.kept, Budget(WORK, enough))
+    search.run()
+    LargeNeighbourhoodSearch(search).run()
+    return draft.problem.placement(search.where, draft.kept)
+
+
+def _least_change(draft: PartialPlacement) -> tuple[DeviceId, int] | None:
+    """The least change that makes all fit beside what the draft places: which device, how many bytes more."""
+    problem, missing = draft.problem, draft.missing
+    sizes = [problem.bytes[module] for module in missing]
+    extra = least_extra(sizes, draft.room.tolist(), [problem.barred[module] for module in missing])
+    return (problem.fleet.specs[extra[0]].id, extra[1]) if extra else None

@@ -16,10 +16,10 @@ from functools import cached_property
 
 import numpy as np
 
+from broker.cost_model import Floats, Integers, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
-from orchestrator.planner.costs import source_of
-from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
-from orchestrator.planner.timing import Timing
+from orchestrator.planner.fleet import NOWHERE, Fleet, Row
+from orchestrator.planner.schedule import TaskSchedule
 
 Bars = Mapping[ModuleKey, Mapping[DeviceId, str]]
 """Module key to the devices that must not get it, each with the reason."""
@@ -62,7 +62,7 @@ class Problem:
         barred: Bars | None = None,
         at_hand: AtHand | None = None,
     ) -> None:
-        """Number the modules and prepare the tasks' timings.
+        """Number the modules and prepare the tasks' schedules.
 
         Args:
             devices: those that may hold modules.
@@ -78,39 +78,43 @@ class Problem:
         self.names = [name for name, _ in self.modules.values()]
         self.bytes = [spec.memory_bytes for _, spec in self.modules.values()]
         self.number = {key: module for module, key in enumerate(self.keys)}
-        self.timings: list[Timing] = []
+        self.schedules: list[TaskSchedule] = []
         self.users: list[list[int]] = [[] for _ in self.keys]  # by module: its tasks, by number
         specs = {name: self.fleet.specs[row] for name, row in self.fleet.rows.items()}
         for number, task in enumerate(self.tasks):
-            timing = Timing(task, self.fleet, source_of(task, specs, default_source), self.number)
-            self.timings.append(timing)
-            for module in timing.slots:
+            schedule = TaskSchedule(task, self.fleet, source_of(task, specs, default_source), self.number)
+            self.schedules.append(schedule)
+            for module in schedule.slots:
                 self.users[module].append(number)
         self.bars = barred or {}
         rows = self.fleet.rows
         self.barred = [[rows[name] for name in self.bars.get(key, ()) if name in rows] for key in self.keys]
         self.at_hand = [[rows[name] for name in (at_hand or {}).get(key, ()) if name in rows] for key in self.keys]
-        self.leaving = [self._leaving(module) for module in range(len(self.keys))]
+        self.relocation_penalty_s = [self._relocation_penalty(module) for module in range(len(self.keys))]
 
-    def _leaving(self, module: int) -> float:
+    def _relocation_penalty(self, module: int) -> float:
         """What it counts, in weighted seconds, to have a module where its weights aren't, though they are elsewhere."""
         if not self.at_hand[module]:
             return 0.0
         alone = np.zeros(len(self.fleet.latency_s))
         every = np.arange(len(alone))
         for task in self.users[module]:
-            timing = self.timings[task]
-            alone += self.tasks[task].weight * timing.latencies_s([every] * len(timing.slots))
+            schedule = self.schedules[task]
+            alone += self.tasks[task].weight * schedule.latencies_s([every] * len(schedule.slots))
         return AT_HAND_SHARE * float(alone[[*self.fleet.rows.values()]].min())
 
     def penalty(self, module: int, row: Row) -> float:
-        """``leaving``, where it counts."""
-        return self.leaving[module] if self.leaving[module] and row not in self.at_hand[module] else 0.0
+        """``relocation_penalty_s``, where it counts."""
+        return (
+            self.relocation_penalty_s[module]
+            if self.relocation_penalty_s[module] and row not in self.at_hand[module]
+            else 0.0
+        )
 
     def latency_s(self, task: int, where: Where) -> float:
         """Seconds of one request of this task alone."""
-        timing = self.timings[task]
-        return timing.latency_s(tuple([where[module] for module in timing.slots]))
+        schedule = self.schedules[task]
+        return schedule.latency_s(tuple([where[module] for module in schedule.slots]))
 
     def weighted_s(self, tasks: Sequence[int], where: Where) -> float:
         """The share of the objective that these tasks have."""
@@ -118,7 +122,9 @@ class Problem:
 
     def objective(self, where: Where) -> float:
         """The objective with the penalties, in weighted seconds: what solvers compare."""
-        penalties = sum(self.penalty(module, row) for module, row in enumerate(where) if self.leaving[module])
+        penalties = sum(
+            self.penalty(module, row) for module, row in enumerate(where) if self.relocation_penalty_s[module]
+        )
         return self.weighted_s(range(len(self.tasks)), where) + penalties
 
     def cost_s(self, module: int, row: Row, where: Where) -> float:
@@ -133,18 +139,18 @@ class Problem:
             return np.array([self.cost_s(module, int(row), where) for row in rows])
         costs = np.zeros(len(rows))
         for task in self.users[module]:
-            timing = self.timings[task]
-            slots = [rows if slot == module else where[slot] for slot in timing.slots]
-            costs += self.tasks[task].weight * timing.latencies_s(slots)
+            schedule = self.schedules[task]
+            slots = [rows if slot == module else where[slot] for slot in schedule.slots]
+            costs += self.tasks[task].weight * schedule.latencies_s(slots)
         return costs
 
     def bounds(self, module: int, where: Where) -> tuple[Floats, bool]:
         """For every row a lower bound of ``cost_s``, with the penalty; and whether each is the cost itself."""
         bounds, exact = np.zeros(len(self.fleet.latency_s)), True
         for task in self.users[module]:
-            timing = self.timings[task]
-            slots = tuple([where[slot] for slot in timing.slots])
-            bound, known = timing.bounds_s(timing.slots.index(module), slots)
+            schedule = self.schedules[task]
+            slots = tuple([where[slot] for slot in schedule.slots])
+            bound, known = schedule.bounds_s(schedule.slots.index(module), slots)
             bounds += self.tasks[task].weight * bound
             exact &= known
         return bounds + self.penalties(module), exact
@@ -167,7 +173,7 @@ class Problem:
 
     def penalties(self, module: int) -> Floats:
         """``penalty`` on every row, (D,)."""
-        penalties = np.full(len(self.fleet.latency_s), self.leaving[module])
+        penalties = np.full(len(self.fleet.latency_s), self.relocation_penalty_s[module])
         penalties[self.at_hand[module]] = 0.0
         return penalties
 

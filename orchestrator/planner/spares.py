@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from broker.cost_model import compute_s, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
-from orchestrator.planner.costs import compute_s, objective_s, source_of
 from orchestrator.planner.placement import AT_HAND_SHARE, AtHand, Bars, distinct_modules
 
 EXPECTED_LOAD_BYTES_PER_S = 100e6  # where no load was measured: what the SD card of a gateway reads
@@ -86,23 +86,23 @@ def spares(
         only: where given, a module's spares may be only on the devices that it names, and else nowhere; but for those
             that are pinned.
     """
-    board = _Board(devices, tasks, where, barred=barred or {}, at_hand=at_hand or {}, kept=kept, only=only)
+    selection = _SpareSelection(devices, tasks, where, barred=barred or {}, at_hand=at_hand or {}, kept=kept, only=only)
     for key, device in (pinned or {}).items():
-        if key in board.modules and board.may_take(key, device, pinned=True):
-            board.put(key, device)
-            board.standby[key] = [device]
-    for key in board.by_urgency(load_s or {}):
-        board.choose_standby(key)
-    for key in board.modules:
-        while board.overloaded(key) and board.add_replica(key, pinned=(pinned or {}).get(key)):
+        if key in selection.modules and selection.may_take(key, device, pinned=True):
+            selection.put(key, device)
+            selection.standby[key] = [device]
+    for key in selection.by_urgency(load_s or {}):
+        selection.choose_standby(key)
+    for key in selection.modules:
+        while selection.overloaded(key) and selection.add_replica(key, pinned=(pinned or {}).get(key)):
             pass
     return Spares(
-        standby={key: tuple(chosen) for key, chosen in board.standby.items() if chosen},
-        replicas={key: tuple(chosen) for key, chosen in board.replicas.items() if chosen},
+        standby={key: tuple(chosen) for key, chosen in selection.standby.items() if chosen},
+        replicas={key: tuple(chosen) for key, chosen in selection.replicas.items() if chosen},
     )
 
 
-class _Board:
+class _SpareSelection:
     """Spares in the making."""
 
     def __init__(

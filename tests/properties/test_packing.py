@@ -1,4 +1,4 @@
-"""Packing is complete: it finds a way whenever there is one, and the smallest change when there is none."""
+"""Packing is complete: it finds a way whenever there is one, and the smallest change when no way exists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.planner.packing import GaveUp, least_extra, packed
+from orchestrator.planner.packing import SearchLimitReached, least_extra, packed
 
 CALMLY = settings(deadline=None, max_examples=150)  # the machine may be busy
 Question = tuple[list[int], list[int], list[set[int]]]
@@ -64,5 +64,5 @@ def test_the_least_change_is_enough_and_none_smaller_is(question: Question) -> N
 
 def test_a_search_that_is_too_long_says_so() -> None:
     sizes = [7, 7, 7, 5, 5, 5, 3, 3]
-    with pytest.raises(GaveUp):
+    with pytest.raises(SearchLimitReached):
         packed(sizes, [14, 14, 14], [set() for _ in sizes], steps=3)

@@ -1,88 +1,28 @@
-"""What holds of every placement, whatever the fleet and the tasks."""
+"""Every placement keeps its promises, whatever the fleet and the tasks."""
 
 from __future__ import annotations
 
 import random
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from broker.cost_model import latency_s, objective_s, source_of
 from broker.protocol.errors import NoDeviceFits
-from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
-from orchestrator.planner.costs import latency_s, objective_s, source_of
+from broker.protocol.specs import DeviceSpec, TaskSpec
+from orchestrator.planner.candidates import candidates_of, least_s, tails_s
 from orchestrator.planner.explain import explain
 from orchestrator.planner.fleet import NOWHERE, Fleet
-from orchestrator.planner.placement import Placement, distinct_modules, place, place_most
-from orchestrator.planner.refine import refined
-from orchestrator.planner.timing import Timing
+from orchestrator.planner.placement import Placement, distinct_modules, place, place_most, refined
+from orchestrator.planner.schedule import TaskSchedule
+from tests.oracles import request_of, simulated_latency_s
+from tests.strategies import Instance, fleets, instances, modules
 
 CALMLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 BRIEFLY = settings(CALMLY, max_examples=50)
-PARTS = [f"part-{number}" for number in range(6)]
-
-
-def modules() -> st.SearchStrategy[dict[str, ModuleSpec]]:
-    """Six modules of any size and weight in flops, with ties likely."""
-    spec = st.builds(
-        ModuleSpec,
-        family=st.just("any.kind"),
-        memory_bytes=st.integers(1, 100),
-        flops=st.sampled_from([1e6, 1e9, 5e9, 2e10]),
-        output_bytes=st.sampled_from([1, 1_000, 1_000_000]),
-    )
-    return st.lists(spec, min_size=len(PARTS), max_size=len(PARTS)).map(
-        lambda specs: {
-            part: spec.model_copy(update={"source": Source(pip="weights", part=part)})
-            for part, spec in zip(PARTS, specs, strict=True)
-        }
-    )
-
-
-@st.composite
-def tasks(draw: st.DrawFn, known: dict[str, ModuleSpec]) -> list[TaskSpec]:
-    """Up to four graphs over the same modules: each node needs inputs or nodes before it."""
-    made = []
-    for number in range(draw(st.integers(1, 4))):
-        nodes: dict[str, NodeSpec] = {}
-        for position, part in enumerate(draw(st.lists(st.sampled_from(PARTS), min_size=1, max_size=4))):
-            given_names = ["image", "text", *nodes]
-            needs = draw(st.lists(st.sampled_from(given_names), min_size=1, max_size=3, unique=True))
-            nodes[f"n{position}"] = NodeSpec(module=part, needs=tuple(needs))
-        made.append(
-            TaskSpec(
-                task=f"task-{number}",
-                inputs={"image": InputSpec(kind="image", bytes=150_000), "text": InputSpec(kind="text", bytes=200)},
-                nodes=nodes,
-                output=draw(st.sampled_from(sorted(nodes))),
-                source=draw(st.sampled_from([None, "a", "b", "nobody"])),
-                weight=draw(st.sampled_from([0.5, 1.0, 3.0])),
-                modules={node.module: known[node.module] for node in nodes.values()},
-            )
-        )
-    return made
-
-
-@st.composite
-def fleets(draw: st.DrawFn) -> list[DeviceSpec]:
-    return [
-        DeviceSpec(
-            id=name,
-            memory_bytes=draw(st.integers(20, 400)),
-            compute_flops_per_s=draw(st.sampled_from([1e9, 1e10, 3e10])),
-            bandwidth_bits_per_s=draw(st.sampled_from([1e6, 1e8])),
-            latency_s=draw(st.sampled_from([0.0, 0.001, 0.05])),
-            compute_s=draw(st.dictionaries(st.sampled_from(PARTS), st.sampled_from([0.01, 0.5]), max_size=2)),
-        )
-        for name in draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True))
-    ]
-
-
-@st.composite
-def instances(draw: st.DrawFn) -> tuple[list[DeviceSpec], list[TaskSpec]]:
-    return draw(fleets()), draw(tasks(draw(modules())))
 
 
 def placed(devices: list[DeviceSpec], wanted: list[TaskSpec], keep: dict[str, str] | None = None) -> Placement:
@@ -95,15 +35,15 @@ def placed(devices: list[DeviceSpec], wanted: list[TaskSpec], keep: dict[str, st
 
 
 def used_bytes(placement: Placement, wanted: list[TaskSpec], device: str) -> int:
-    """Counted anew, from the tasks alone."""
-    sizes = {task.module_of(node).key: task.module_of(node).memory_bytes for task in wanted for node in task.nodes}
+    """Counted once more, from the tasks alone."""
+    sizes = {key: module.memory_bytes for key, (_, module) in distinct_modules(wanted).items()}
     return sum(size for key, size in sizes.items() if placement.where[key] == device)
 
 
 @CALMLY
 @given(instances())
 def test_no_device_holds_more_than_its_memory_and_every_module_is_placed_once(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+    instance: Instance,
 ) -> None:
     devices, wanted = instance
     placement = placed(devices, wanted)
@@ -118,9 +58,7 @@ def test_no_device_holds_more_than_its_memory_and_every_module_is_placed_once(
 
 @CALMLY
 @given(instances(), st.randoms(use_true_random=False))
-def test_the_order_of_devices_and_tasks_does_not_matter(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]], chance: random.Random
-) -> None:
+def test_the_order_of_devices_and_tasks_does_not_matter(instance: Instance, chance: random.Random) -> None:
     devices, wanted = instance
     placement = placed(devices, wanted)
     chance.shuffle(devices)
@@ -131,7 +69,7 @@ def test_the_order_of_devices_and_tasks_does_not_matter(
 @CALMLY
 @given(instances())
 def test_the_objective_can_be_recomputed_from_where_modules_are(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+    instance: Instance,
 ) -> None:
     devices, wanted = instance
     placement = placed(devices, wanted)
@@ -146,7 +84,7 @@ def test_the_objective_can_be_recomputed_from_where_modules_are(
 @CALMLY
 @given(instances())
 def test_every_module_says_why_it_is_there_and_why_nowhere_else(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+    instance: Instance,
 ) -> None:
     devices, wanted = instance
     placement = placed(devices, wanted)
@@ -158,7 +96,7 @@ def test_every_module_says_why_it_is_there_and_why_nowhere_else(
 
 @CALMLY
 @given(instances())
-def test_modules_come_in_order_of_flops_then_memory(instance: tuple[list[DeviceSpec], list[TaskSpec]]) -> None:
+def test_modules_come_in_order_of_flops_then_memory(instance: Instance) -> None:
     _, wanted = instance
     order = [spec for _, spec in distinct_modules(wanted).values()]
     assert all((a.flops, a.memory_bytes) >= (b.flops, b.memory_bytes) for a, b in pairwise(order))
@@ -166,10 +104,8 @@ def test_modules_come_in_order_of_flops_then_memory(instance: tuple[list[DeviceS
 
 
 @CALMLY
-@given(instances(), fleets())
-def test_what_is_placed_stays_when_devices_come(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]], newcomers: list[DeviceSpec]
-) -> None:
+@given(instances(), modules().flatmap(fleets))
+def test_what_is_placed_stays_when_devices_come(instance: Instance, newcomers: list[DeviceSpec]) -> None:
     devices, wanted = instance
     before = placed(devices, wanted)
     known = {device.id for device in devices}
@@ -179,9 +115,7 @@ def test_what_is_placed_stays_when_devices_come(
 
 @CALMLY
 @given(instances(), st.integers(0, 4))
-def test_when_a_device_goes_only_its_modules_move(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]], position: int
-) -> None:
+def test_when_a_device_goes_only_its_modules_move(instance: Instance, position: int) -> None:
     devices, wanted = instance
     before = placed(devices, wanted)
     lost = devices[position % len(devices)].id
@@ -192,7 +126,7 @@ def test_when_a_device_goes_only_its_modules_move(
 @CALMLY
 @given(instances())
 def test_placing_as_many_as_fit_leaves_out_only_what_cannot_be_added(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+    instance: Instance,
 ) -> None:
     devices, wanted = instance
     placement, refused = place_most(devices, wanted)
@@ -210,7 +144,7 @@ def test_placing_as_many_as_fit_leaves_out_only_what_cannot_be_added(
 @CALMLY
 @given(instances())
 def test_an_error_names_for_every_device_how_many_bytes_it_lacks(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+    instance: Instance,
 ) -> None:
     devices, wanted = instance
     _, refused = place_most(devices, wanted)
@@ -219,36 +153,80 @@ def test_an_error_names_for_every_device_how_many_bytes_it_lacks(
         assert all(0 < short <= refusal.memory_bytes for short in refusal.short_bytes.values())
 
 
-@BRIEFLY
-@given(instances(), st.data())
-def test_one_placement_many_at_once_and_the_cost_model_say_the_same_seconds_bit_for_bit(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]], data: st.DataObject
+@st.composite
+def placed_tasks(draw: st.DrawFn) -> tuple[list[DeviceSpec], TaskSpec, dict[str, str]]:
+    """A task, and devices for some of its modules, without a look at the memory."""
+    devices, (task, *_) = draw(instances(most_tasks=1))
+    keys = sorted({task.module_of(node).key for node in task.nodes})
+    home = st.sampled_from([None, *(device.id for device in devices)])
+    return devices, task, {key: there for key in keys if (there := draw(home)) is not None}
+
+
+@CALMLY
+@given(placed_tasks())
+def test_the_latency_is_that_of_letting_time_go_on_event_by_event(
+    drawn: tuple[list[DeviceSpec], TaskSpec, dict[str, str]],
 ) -> None:
-    devices, wanted = instance
-    fleet, task = Fleet.of(devices), wanted[0]
+    devices, task, homes = drawn
+    by_id = {device.id: device for device in devices}
+    where = {key: by_id[home] for key, home in homes.items()}
+    source = source_of(task, by_id)
+    assert latency_s(task, where, source) == simulated_latency_s(task, where, str(source.id), devices)
+
+
+@CALMLY
+@given(instances(most_tasks=1), st.data())
+def test_one_placement_many_at_once_and_the_cost_model_say_the_same_seconds_bit_for_bit(
+    instance: Instance, data: st.DataObject
+) -> None:
+    devices, (task,) = instance
+    fleet = Fleet.of(devices)
     keys = sorted({task.module_of(node).key for node in task.nodes})
     source = source_of(task, {device.id: device for device in devices})
-    timing = Timing(task, fleet, source, {key: number for number, key in enumerate(keys)})
+    schedule = TaskSchedule(task, fleet, source, {key: number for number, key in enumerate(keys)})
     row = st.integers(NOWHERE, len(devices) - 1)
     rows = data.draw(st.lists(row, min_size=len(keys), max_size=len(keys)))
     mover = data.draw(st.integers(0, len(keys) - 1))
     every = np.arange(len(devices))
-    at_once = timing.latencies_s([every if slot == mover else there for slot, there in enumerate(rows)])
-    bounds, exact = timing.bounds_s(mover, tuple(rows))
+    at_once = schedule.latencies_s([every if slot == mover else there for slot, there in enumerate(rows)])
+    bounds, exact = schedule.bounds_s(mover, tuple(rows))
     for there in every.tolist():
         now = [there if slot == mover else other for slot, other in enumerate(rows)]
-        where = {keys[timing.slots[slot]]: fleet.specs[at] for slot, at in enumerate(now) if at != NOWHERE}
+        where = {keys[schedule.slots[slot]]: fleet.specs[at] for slot, at in enumerate(now) if at != NOWHERE}
         expected = latency_s(task, where, source)
-        assert timing.latency_s(tuple(now)) == expected
+        assert schedule.latency_s(tuple(now)) == expected
         assert np.broadcast_to(at_once, len(devices))[there] == expected
         assert bounds[there] == expected if exact else bounds[there] <= expected * (1 + 1e-12)
 
 
+@CALMLY
+@given(instances(most_tasks=1, most_devices=3))
+def test_every_assignment_at_once_has_the_seconds_of_each_and_the_bounds_are_below(instance: Instance) -> None:
+    devices, (task,) = instance
+    fleet = Fleet.of(devices)
+    keys = sorted({task.module_of(node).key for node in task.nodes})
+    source = source_of(task, {device.id: device for device in devices})
+    schedule = TaskSchedule(task, fleet, source, {key: number for number, key in enumerate(keys)})
+    every = np.array([*product(range(len(devices)), repeat=len(keys))])
+    latencies = schedule.latencies_s([*every.T])
+    assert latencies.tolist() == [schedule.latency_s(tuple(rows)) for rows in every.tolist()]
+    allowed = [fleet.every] * len(keys)
+    assert least_s(schedule, allowed) <= latencies.min() * (1 + 1e-12)
+    tails = tails_s(schedule, allowed)
+    for rows, latency in zip(every.tolist(), latencies.tolist(), strict=True):
+        where = {keys[schedule.slots[slot]]: fleet.specs[row] for slot, row in enumerate(rows)}
+        ends = request_of(task, where, str(source.id), devices).finishes_s()
+        for node, tail in tails.items():
+            end = ends[schedule.graph.names[node]]
+            assert end + tail[rows[schedule.slot_of[node]]] <= latency * (1 + 1e-12)
+    found = candidates_of(schedule, allowed, [None] * len(keys), [0] * len(keys), np.inf)
+    assert sorted(map(tuple, found.rows.tolist())) == sorted(map(tuple, every.tolist()))
+    assert found.costs.tolist() == sorted((task.weight * latencies).tolist())
+
+
 @BRIEFLY
 @given(instances(), st.randoms(use_true_random=False))
-def test_refined_is_never_above_greedy_whatever_the_order(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]], chance: random.Random
-) -> None:
+def test_refined_is_never_above_greedy_whatever_the_order(instance: Instance, chance: random.Random) -> None:
     devices, wanted = instance
     before = placed(devices, wanted)
     better = refined(devices, wanted)
@@ -261,9 +239,7 @@ def test_refined_is_never_above_greedy_whatever_the_order(
 
 @BRIEFLY
 @given(instances(), st.data())
-def test_refined_moves_nothing_that_is_kept(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]], data: st.DataObject
-) -> None:
+def test_refined_moves_nothing_that_is_kept(instance: Instance, data: st.DataObject) -> None:
     devices, wanted = instance
     before = placed(devices, wanted)
     some = data.draw(st.sets(st.sampled_from(sorted(before.where))))
@@ -276,7 +252,7 @@ def test_refined_moves_nothing_that_is_kept(
 @BRIEFLY
 @given(instances())
 def test_a_clock_that_has_run_out_still_gives_a_placement_as_good_as_greedy(
-    instance: tuple[list[DeviceSpec], list[TaskSpec]],
+    instance: Instance,
 ) -> None:
     devices, wanted = instance
     before = placed(devices, wanted)

@@ -13,7 +13,7 @@ from statistics import mean, median
 from typing import Any
 
 from broker.protocol.specs import FleetSpec, TaskSpec
-from orchestrator.planner.choice import fits
+from orchestrator.planner.cp_sat_model import fits
 from orchestrator.planner.placement import distinct_modules
 from s2m3.bench.placement.inputs import with_sources
 from s2m3.bench.placement.solve import SOLVERS, Solver, solve

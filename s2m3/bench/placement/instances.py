@@ -27,7 +27,7 @@ from pathlib import Path
 from broker.files import load_spec
 from broker.protocol.specs import DeviceSpec, FleetSpec, TaskSpec
 from edge_agent import catalog
-from orchestrator.planner.choice import fits
+from orchestrator.planner.cp_sat_model import fits
 from orchestrator.planner.placement import distinct_modules
 from s2m3.bench.placement.classes import CLASSES
 from s2m3.catalogue import TaskList, TaskUse, load_task, load_tasks

@@ -14,8 +14,7 @@ from typing import Literal
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.exact import Undecided, exact
-from orchestrator.planner.placement import Placement, place
-from orchestrator.planner.refine import refined
+from orchestrator.planner.placement import Placement, place, refined
 
 Solver = Literal["greedy", "refined", "exact"]
 SOLVERS: tuple[Solver, ...] = ("greedy", "refined", "exact")

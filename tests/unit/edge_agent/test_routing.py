@@ -13,6 +13,7 @@ from broker.protocol.messages import Route, RouteDevice
 from edge_agent.requests import routing
 from edge_agent.requests.routing import choose_plan
 from tests.builders import route, route_node
+from tests.oracles import Request
 
 DEVICES = ("gw-a", "gw-b", "gw-c")
 
@@ -96,8 +97,8 @@ def test_a_chain_of_one_node_takes_the_device_that_finishes_first(
     assert choice is not None
 
     def finish_s(index: int) -> float:
-        sent = 0.0 if index == 0 else latency_s[0] + latency_s[index] + 8000 / bandwidth
-        return sent + compute_s[index] + latency_s[index] + 64 / min(bandwidth, 1e12)  # and the answer to the broker
+        sent = 0.0 if index == 0 else latency_s[0] + latency_s[index] + 2 * 8000 / bandwidth
+        return sent + compute_s[index] + latency_s[index] + 64 / bandwidth  # and the answer to the broker
 
     assert choice[1] == pytest.approx(min(finish_s(i) for i in range(3)))
 
@@ -143,7 +144,20 @@ def test_a_finished_node_costs_nothing_again() -> None:
     assert 2.0 <= again[1] < 2.1
 
 
-def test_a_finished_node_whose_device_is_gone_is_chosen_anew() -> None:
+def test_what_needs_a_finished_node_competes_from_the_start() -> None:
+    # On gw-a from 0: b (its need has finished) until 1.0, c until 2.0; d on gw-b has b's output early, c's at 2.0.
+    nodes = {
+        "a": route_node("a", ("image",), (device("gw-a", 1.0),), output_bytes=1),
+        "b": route_node("b", ("a",), (device("gw-a", 1.0),), output_bytes=1_000_000),
+        "c": route_node("c", ("text",), (device("gw-a", 1.0),), output_bytes=1),
+        "d": route_node("d", ("b", "c"), (device("gw-b", 0.5),), output_bytes=1),
+    }
+    choice = choose_plan(route("t", nodes), here="gw-a", input_bytes=SIZES, finished={"a": "gw-a"})
+    assert choice is not None
+    assert choice[1] == pytest.approx(2.5, abs=1e-3)
+
+
+def test_a_finished_node_whose_device_is_gone_is_chosen_again() -> None:
     choice = choose_plan(two_encoders(everywhere()), here="gw-a", input_bytes={}, finished={"image-encoder": "gw-z"})
     assert choice is not None
     assert choice[0].nodes["image-encoder"].device in DEVICES
@@ -177,40 +191,28 @@ def requests(draw: st.DrawFn, most: int) -> tuple[Route, dict[str, float], dict[
     return route("t", nodes), queues, {} if len(graph) == 1 else finished
 
 
-def expected_s(
+def simulated(
     route: Route, at: dict[str, str], queues: dict[str, float], finished: dict[str, str], here: str = "gw-a"
-) -> float:
-    """DESIGN section 6 once more, written another way: time goes on, and who can start first, starts."""
+) -> Request:
+    """The same request for the event simulation."""
     able = {(name, each.device): each for name, node in route.nodes.items() for each in node.devices}
-    links = {each.device: (each.latency_s, each.bandwidth_bits_per_s) for each in able.values()}
+    return Request(
+        needs={name: node.needs for name, node in route.nodes.items()},
+        device=at,
+        compute_s={name: able[name, where].compute_s for name, where in at.items()},
+        input_bytes=BYTES,
+        sent_bytes={name: node.output_bytes for name, node in route.nodes.items()},
+        links={each.device: (each.latency_s, each.bandwidth_bits_per_s) for each in able.values()},
+        source=here,
+        queue_s=queues,
+        finished=[name for name, where in at.items() if finished.get(name) == where],
+    )
 
-    def sent_s(size: int, a: str, b: str) -> float:
-        (la, ba), (lb, bb) = links.get(a, (0.0, 1e12)), links.get(b, (0.0, 1e12))
-        return 0.0 if a == b else la + lb + 8 * size / min(ba, bb)
 
-    done: dict[str, float] = {}
-    busy = dict(queues)
-    while len(done) < len(route.nodes):
-        options = []
-        for name, node in route.nodes.items():
-            if name in done or any(need in route.nodes and need not in done for need in node.needs):
-                continue
-            arrivals = [
-                done[need] + sent_s(route.nodes[need].output_bytes, at[need], at[name])
-                if need in route.nodes
-                else sent_s(BYTES[need], here, at[name])
-                for need in node.needs
-            ]
-            kept = finished.get(name) == at[name]
-            seconds = 0.0 if kept else able[name, at[name]].compute_s
-            start = max(arrivals) if kept else max(*arrivals, busy.get(at[name], 0.0))
-            options.append((start, -seconds, name, kept))
-        start, minus, name, kept = min(options)
-        done[name] = start - minus
-        if not kept:
-            busy[at[name]] = done[name]
-    output = route.output or ""
-    return done[output] + sent_s(route.nodes[output].output_bytes, at[output], "")
+def expected_s(route: Route, at: dict[str, str], queues: dict[str, float], finished: dict[str, str]) -> float:
+    """Seconds to the answer by the event simulation."""
+    request, output = simulated(route, at, queues, finished), route.output or ""
+    return request.finishes_s()[output] + request.sent_s(route.nodes[output].output_bytes, at[output], "")
 
 
 @given(requests(most=2))
@@ -242,18 +244,13 @@ def test_among_many_choices_one_at_a_time_is_made_and_its_seconds_are_right(
     assert choice[1] == pytest.approx(expected_s(built, planned, queues, finished), rel=1e-12)
     first = built.order[0]  # the one that is placed before any other: nothing but itself decides
     if not finished:
-        alone = {each.device: each for each in built.nodes[first].devices}
-        size = BYTES[built.nodes[first].needs[0]]
 
-        def finish_s(name: str) -> float:
-            a = next((e for node in built.nodes.values() for e in node.devices if e.device == "gw-a"), None)
-            near = (a.latency_s, a.bandwidth_bits_per_s) if a else (0.0, 1e12)
-            far = alone[name]
-            slow = min(near[1], far.bandwidth_bits_per_s)
-            sent = 0.0 if name == "gw-a" else near[0] + far.latency_s + 8 * size / slow
-            answer = 0.0
-            if len(built.nodes) == 1:
-                answer = far.latency_s + 8 * built.nodes[first].output_bytes / far.bandwidth_bits_per_s
-            return max(sent, queues.get(name, 0.0)) + far.compute_s + answer
+        def alone_s(device: str) -> float:
+            request = simulated(built, {first: device}, queues, {})
+            answer_bytes = built.nodes[first].output_bytes
+            answer_s = request.sent_s(answer_bytes, device, "") if len(built.nodes) == 1 else 0.0
+            return request.finishes_s()[first] + answer_s
 
-        assert finish_s(planned[first]) == pytest.approx(min(finish_s(name) for name in alone))
+        assert alone_s(planned[first]) == pytest.approx(
+            min(alone_s(each.device) for each in built.nodes[first].devices)
+        )

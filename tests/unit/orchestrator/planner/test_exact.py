@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from itertools import product
+from typing import Any
 
-import numpy as np
 import pytest
 
-import orchestrator.planner.candidates
 import orchestrator.planner.exact
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceSpec, TaskSpec
-from orchestrator.planner.candidates import Graph
-from orchestrator.planner.choice import fits
-from orchestrator.planner.costs import latency_s
-from orchestrator.planner.exact import Undecided, exact
-from orchestrator.planner.exhaustive import exhaustive
-from orchestrator.planner.placement import place
+from orchestrator.planner.cp_sat_model import fits
+from orchestrator.planner.exact import Optimum, Undecided, exact
+from orchestrator.planner.placement import Placement, place, refined
 from tests import builders
+from tests.builders import chain
+from tests.oracles import exhaustive
 
 device = partial(builders.device, speed=1e9, bandwidth_bits_per_s=8e6, latency_s=0.0)
 module = partial(builders.module, memory_bytes=10, output_bytes=1)
@@ -56,17 +54,6 @@ def test_what_fits_on_one_device_and_is_faster_there_is_not_split() -> None:
     assert set(exact(devices, [two_encoders()]).where.values()) == {"b"}
 
 
-def test_many_assignments_at_once_have_the_latencies_of_the_cost_model_bit_for_bit() -> None:
-    devices = [device("a", latency_s=0.001), device("b", speed=3.3e9), device("c", latency_s=0.02)]
-    wanted = two_encoders()
-    graph = Graph(wanted, devices, devices[0], {})
-    rows = np.array(list(product(range(3), repeat=len(graph.keys))), dtype=np.int16)
-    expected = [
-        latency_s(wanted, dict(zip(graph.keys, (devices[d] for d in row), strict=True)), devices[0]) for row in rows
-    ]
-    assert graph.latencies(rows).tolist() == expected
-
-
 def test_when_nothing_fits_the_refusal_names_the_module() -> None:
     with pytest.raises(NoDeviceFits, match="see"):
         exact([device("a", memory_bytes=9)], [two_encoders()])
@@ -91,7 +78,7 @@ def test_without_time_the_heuristic_placement_is_returned_with_a_bound_and_no_pr
 def test_too_many_assignments_to_list_end_without_proof(
     pair: list[DeviceSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrator.planner.candidates, "MOST_ROWS", 0)
+    monkeypatch.setattr(orchestrator.planner.exact, "MOST_CANDIDATES", 0)
     found = exact(pair, [two_encoders()])
     assert not found.proven
     assert 0 < found.bound_s <= found.objective_s
@@ -139,8 +126,9 @@ def test_a_faster_device_can_make_even_the_best_plan_slower() -> None:
         },
         output="answer",
     )
-    slow, fast = (device("a", memory_bytes=85, speed=speed) for speed in (1e9, 1.4e9))
-    b = device("b", memory_bytes=100)
+    link: dict[str, Any] = {"bandwidth_bits_per_s": 16e6}  # the picture crosses two of them: 1.0 s
+    slow, fast = (device("a", memory_bytes=85, speed=speed, **link) for speed in (1e9, 1.4e9))
+    b = device("b", memory_bytes=100, **link)
     barred = {key: {"a": "kept away"} for key in [wanted.module_of("answer").key]}
     before, after = exact([slow, b], [wanted], barred=barred), exact([fast, b], [wanted], barred=barred)
     assert before.proven
@@ -159,3 +147,26 @@ def test_fits_packs_what_first_fit_does_not() -> None:
 def test_the_greedy_plan_is_never_better(pair: list[DeviceSpec]) -> None:
     wanted = [two_encoders(), two_encoders("again")]
     assert exact(pair, wanted).objective_s <= place(pair, wanted).objective_s
+
+
+@pytest.mark.parametrize(
+    ("wire", "bandwidth_bits_per_s", "expected_s"),
+    [("float32", 10e6, 2.6), ("float16", 10e6, 2.6), ("float32", 20e6, 2.6), ("float16", 20e6, 1.8)],
+)
+@pytest.mark.parametrize("solver", [refined, place, exact])
+def test_half_the_bytes_of_a_float16_wire_count_in_every_solver(
+    solver: Callable[..., Placement | Optimum], wire: str, bandwidth_bits_per_s: float, expected_s: float
+) -> None:
+    """4 MB between two nodes, and 2.6 s if both stay on one device.
+
+    Apart they compute for 0.2 s, and the output crosses two links: 3.2 s each at 10 Mbit/s, 1.6 s at 20, with a
+    float16 wire half of that. Counted in full size, the float16 plan at 20 Mbit/s would be missed.
+    """
+    link: dict[str, Any] = {"latency_s": 0.0, "bandwidth_bits_per_s": bandwidth_bits_per_s}
+    devices = [
+        device("a", compute_s={"see": 0.1, "say": 2.5}, **link),
+        device("b", compute_s={"see": 99.0, "say": 0.1}, **link),
+    ]
+    see, say = module("see", output_bytes=4_000_000), module("say", output_bytes=1)
+    wanted = chain("t", see, say, image_bytes=1, source="a", wire=wire)
+    assert solver(devices, [wanted]).objective_s == pytest.approx(expected_s, abs=1e-5)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from broker.cost_model import Link, transfer_s
-from broker.protocol.specs import DeviceSpec
-from orchestrator.planner.costs import OUTSIDE, compute_s
+from broker.cost_model import ONE, OUTSIDE, Link, Linked, Many, compute_s, transfer_s
 from orchestrator.planner.fleet import NOWHERE, Fleet
 from tests.builders import device, module
 
@@ -19,13 +17,21 @@ DEVICES = [
 ]
 
 
+def _figures(link: Linked[float]) -> tuple[float, float]:
+    return link.latency_s, link.bandwidth_bits_per_s
+
+
 @pytest.mark.parametrize("end", [*DEVICES, OUTSIDE, Link("elsewhere", 0.02, 1e5)])
-def test_arrays_say_what_the_specs_say_bit_for_bit(end: DeviceSpec | Link) -> None:
+def test_arrays_say_what_the_specs_say_bit_for_bit(end: Linked[float]) -> None:
     fleet = Fleet.of(DEVICES)
     assert [spec.id for spec in fleet] == ["a", "b", "c"]
     assert fleet.compute_s("name", MODULE).tolist() == [compute_s(spec, "name", MODULE) for spec in fleet]
-    there = fleet.transfer_s(1234, end, fleet.rows.get(end.id, NOWHERE))
-    assert there.tolist() == [transfer_s(1234, end, spec) for spec in fleet]
+    row, one = fleet.rows.get(str(end.id), NOWHERE), Link(end.id, end.latency_s, end.bandwidth_bits_per_s)
+    ends = Link(np.array([row]), np.array([one.latency_s]), np.array([one.bandwidth_bits_per_s]))
+    expected = [transfer_s(1234, one, Link(spec.id, spec.latency_s, spec.bandwidth_bits_per_s), ONE) for spec in fleet]
+    assert transfer_s(1234, ends, fleet.links(fleet.every), Many(1)).tolist() == expected
+    assert transfer_s(1234, ends, fleet.links(fleet.every.copy()), Many(1)).tolist() == expected
+    assert [transfer_s(1234, Link(row, *_figures(one)), fleet.link(there), ONE) for there in range(3)] == expected
 
 
 def test_who_is_gone_has_no_memory_and_the_others_keep_their_rows() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from broker.cost_model import OUTSIDE, objective_s
 from broker.protocol.errors import NoDeviceFits
-from orchestrator.planner.costs import OUTSIDE, objective_s
 from orchestrator.planner.explain import explain
 from orchestrator.planner.placement import place, place_most
 from tests.builders import chain, device, graph, module

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.cost_model import compute_s
 from broker.protocol.errors import NoDeviceFits
-from orchestrator.planner.costs import compute_s
 from orchestrator.planner.placement import place
 from orchestrator.planner.spares import NO_SPARES, UTILISATION, Spares, blast_radius, spares
 from tests import builders

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from broker.protocol.specs import FleetSpec, TaskSpec
-from orchestrator.planner.choice import fits
-from orchestrator.planner.placement import distinct_modules
-from orchestrator.planner.refine import refined
+from orchestrator.planner.cp_sat_model import fits
+from orchestrator.planner.placement import distinct_modules, refined
 from s2m3.bench.placement import compare as comparing
 from s2m3.bench.placement import scale
 from s2m3.bench.placement.compare import Outcome, Result, compare, summarise
@@ -58,7 +57,7 @@ def test_there_are_95_instances_with_the_stated_spread(instances: Instances) -> 
 
 
 def test_refined_reaches_the_proven_optima_of_the_repository(instances: Instances) -> None:
-    """Of every fourth instance; ``s2m3 bench placement`` does all, and proves the optima anew."""
+    """Of every fourth instance; ``s2m3 bench placement`` does all, and proves the optima again."""
     proven = {each["instance"]: each["solvers"]["exact"] for each in json.loads(RESULTS.read_text())["instances"]}
     for name, fleet, tasks in instances[::4]:
         assert proven[name]["optimal"]

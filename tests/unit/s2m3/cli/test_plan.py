@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.cost_model import objective_s
 from broker.files import load_spec
 from broker.protocol.specs import FleetSpec
-from orchestrator.planner.costs import objective_s
 from s2m3.bench.placement.solve import SOLVERS
 from s2m3.catalogue import load_tasks
 from s2m3.cli.main import main

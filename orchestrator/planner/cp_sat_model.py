@@ -1,11 +1,11 @@
-"""One assignment for every task, so that they agree on shared modules and no memory is exceeded: an integer program.
+"""An integer program that takes one candidate for every task, so that they agree on shared modules and all fits.
 
-Owns the program and the solver, OR-Tools' CP-SAT. Knows nothing of latencies but that each option has one.
+Owns the program and the solver, OR-Tools' CP-SAT. Knows nothing of latencies but that each candidate has a cost.
 
-The program: a binary for each option of each task, exactly one of them true; a binary for each shared module and
-device, equal to the sum of each task's options that put it there; on each device that could be filled up, the bytes of
-what is true are at most its memory; the least sum of weighted latencies. Memory counts in bytes and time in whole
-steps, so the proof holds without tolerances.
+The program: a binary for each candidate of each task, exactly one of them true; a binary for each shared module and
+device, equal to the sum of each task's candidates that put it there; on each device that could be filled up, the bytes
+of what is true are at most its memory; the least sum of costs. Memory counts in bytes and time in whole steps, so the
+proof holds without tolerances.
 
 Why CP-SAT: measured against HiGHS (through scipy) on the 95 instances of ``benchmarks/placement``, one thread, the same
 program, started from the refined placement, limit 60 s: CP-SAT proved all 95 in 7.8 s of processor time (median 1 ms,
@@ -21,51 +21,82 @@ from typing import Any
 
 import numpy as np
 
+from broker.cost_model import Flags, Integers
 from broker.protocol.errors import S2M3Error
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName
-from orchestrator.planner.candidates import Candidates, Integers
+from orchestrator.planner.candidates import Candidates
 
 STEPS = 1e12
 """Steps of time in the objective: a thousand times finer than the 1e-9 to which plans are compared."""
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What the solver found: where the modules go (empty: nothing found), and what it knows of the least objective."""
+class Options:
+    """The candidates of one task, and the modules that their columns place."""
 
-    where: Mapping[ModuleKey, DeviceId]
-    bound_s: float
-    finished: bool  # this is the least; or, when nothing was found, there is nothing
+    keys: Sequence[ModuleKey]
+    candidates: Candidates
+
+    def used_bytes(self, sizes: Mapping[ModuleKey, int], devices: int, of: Collection[ModuleKey]) -> Integers:
+        """The memory that some of the modules take on each device, (N, D)."""
+        rows = self.candidates.rows
+        used = np.zeros((len(rows), devices), dtype=np.int64)
+        for position, key in enumerate(self.keys):
+            if key in of:
+                used[np.arange(len(used)), rows[:, position]] += sizes[key]
+        return used
+
+    def cheapest(self, shared: Collection[ModuleKey], tight: Flags, sizes: Mapping[ModuleKey, int]) -> Options:
+        """Of the candidates that are alike to all other tasks, the cheapest one.
+
+        Args:
+            shared: modules that other tasks use too: alike means that these are on the same devices.
+            tight: (D,): the devices that could be filled up: alike means that these are filled by the same bytes.
+            sizes: the modules' memory in bytes.
+        """
+        own = [key for key in self.keys if key not in shared]
+        places = self.candidates.rows[:, [position for position, key in enumerate(self.keys) if key in shared]]
+        traits = np.column_stack([places, self.used_bytes(sizes, len(tight), own)[:, tight]])
+        _, first = np.unique(traits, axis=0, return_index=True)  # candidates rise in cost: the first is the cheapest
+        return Options(self.keys, self.candidates.only(np.sort(first)))
 
 
 @dataclass(frozen=True)
 class Instance:
-    """What to choose from.
+    """The candidates of all tasks, and what they have in common.
 
     ``shared``: modules that several tasks use. ``room``: each device's memory in bytes, (D,). ``devices``: their ids,
-    in the order of the options' indices.
+    in the order of the candidates' rows.
     """
 
-    options: Mapping[TaskName, Candidates]
-    weights: Mapping[TaskName, float]
+    options: Mapping[TaskName, Options]
     shared: Collection[ModuleKey]
     sizes: Mapping[ModuleKey, int]
     room: Integers
     devices: Sequence[DeviceId]
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The solver's answer: where the modules go (empty: nothing found), and what it knows of the least objective."""
+
+    where: Mapping[ModuleKey, DeviceId]
+    bound_s: float
+    finished: bool  # this is the least; or, when nothing was found, there is nothing
+
+
 def choose(instance: Instance, start: Mapping[ModuleKey, DeviceId] | None, left_s: Callable[[], float]) -> Chosen:
-    """Take one option for every task, with the least sum of weighted latencies.
+    """Take one candidate for every task, with the least sum of costs.
 
     Args:
-        instance: the options.
+        instance: the candidates.
         start: a placement to begin with.
         left_s: the time left, asked when the program is written; after it the best so far is returned.
 
     Raises:
         S2M3Error: the solver isn't installed.
     """
-    if not all(len(found.latency_s) for found in instance.options.values()):
+    if not all(len(found.candidates.costs) for found in instance.options.values()):
         return Chosen({}, np.inf, finished=True)
     cp_model = _cp_model()
     program = _Program(instance, cp_model.CpModel())
@@ -82,7 +113,7 @@ def choose(instance: Instance, start: Mapping[ModuleKey, DeviceId] | None, left_
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         for name, found in instance.options.items():
             row = next(row for row, taken in enumerate(program.taken[name]) if solver.boolean_value(taken))
-            where |= {key: instance.devices[found.devices[row, k]] for k, key in enumerate(found.keys)}
+            where |= {key: instance.devices[found.candidates.rows[row, k]] for k, key in enumerate(found.keys)}
     bound_s = program.least_s + max(0.0, solver.best_objective_bound - len(instance.options)) / program.steps_per_s
     return Chosen(where, bound_s, finished=status == cp_model.OPTIMAL)
 
@@ -94,7 +125,7 @@ class _Program:
         self.instance, self.model = instance, model
         self.there = {key: [model.new_bool_var("") for _ in instance.devices] for key in sorted(instance.shared)}
         self.taken = {
-            name: [model.new_bool_var("") for _ in found.latency_s] for name, found in instance.options.items()
+            name: [model.new_bool_var("") for _ in found.candidates.costs] for name, found in instance.options.items()
         }
         for binaries in (*self.there.values(), *self.taken.values()):
             model.add_exactly_one(binaries)
@@ -110,15 +141,15 @@ class _Program:
                 if key in start:
                     self.model.add_hint(binary, int(start[key] == device))
 
-    def _agree(self, found: Candidates, taken: Sequence[Any]) -> None:
-        """A task's options put a shared module where it is."""
+    def _agree(self, found: Options, taken: Sequence[Any]) -> None:
+        """Let a task's candidates put a shared module where it is."""
         for position, key in enumerate(found.keys):
             for device, binary in enumerate(self.there.get(key, ())):
-                rows = np.flatnonzero(found.devices[:, position] == device).tolist()
+                rows = np.flatnonzero(found.candidates.rows[:, position] == device).tolist()
                 self.model.add(sum(taken[row] for row in rows) == binary)
 
     def _fit(self) -> None:
-        """On each device that could be filled up: the shared modules there, and each task's own of the option taken."""
+        """Limit each device that could be filled up: the shared modules there, and each task's own of what is taken."""
         sizes, room = self.instance.sizes, self.instance.room
         own = {
             name: found.used_bytes(sizes, len(room), set(found.keys) - set(self.there))
@@ -134,16 +165,16 @@ class _Program:
                 self.model.add(sum(binary * size for binary, size in bytes_of) <= int(room[device]))
 
     def _cost(self) -> None:
-        """The sum of what each task is slower than it could be, weighted, in steps."""
-        weights, options = self.instance.weights, self.instance.options
-        slower = {name: weights[name] * (found.latency_s - found.latency_s.min()) for name, found in options.items()}
-        self.least_s = float(sum(weights[name] * found.latency_s.min() for name, found in options.items()))
-        self.steps_per_s = STEPS / max([self.least_s, *(float(extra.max()) for extra in slower.values()), 1e-300])
+        """Minimise the sum of what each task costs more than it could, in steps."""
+        costs = {name: found.candidates.costs for name, found in self.instance.options.items()}
+        self.least_s = float(sum(known[0] for known in costs.values()))
+        most_s = max((float(known[-1] - known[0]) for known in costs.values()), default=0.0)
+        self.steps_per_s = STEPS / max(self.least_s, most_s, 1e-300)
         self.model.minimize(
             sum(
-                binary * round(float(extra) * self.steps_per_s)
+                binary * round(float(cost - costs[name][0]) * self.steps_per_s)
                 for name, taken in self.taken.items()
-                for binary, extra in zip(taken, slower[name], strict=True)
+                for binary, cost in zip(taken, costs[name], strict=True)
             )
         )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from broker.cost_model import ONE, OUTSIDE, compute_s, latency_s, objective_s, source_of, transfer_s
 from broker.protocol.specs import DeviceSpec, InputSpec, NodeSpec, TaskSpec
-from orchestrator.planner.costs import OUTSIDE, compute_s, latency_s, objective_s, source_of, transfer_s
 from tests.builders import module
 
 A = DeviceSpec(id="a", memory_bytes=1, compute_flops_per_s=10e9, bandwidth_bits_per_s=8e6, latency_s=0.01)
@@ -48,16 +48,20 @@ def test_measured_seconds_win_over_the_estimate_by_name_and_by_key() -> None:
     assert compute_s(by_name, "text", TEXT) == 1.0
 
 
-def test_transfer_adds_both_latencies_and_goes_at_the_slower_end() -> None:
-    assert transfer_s(1_000_000, A, B) == pytest.approx(0.01 + 0.02 + 8e6 / 8e6, abs=1e-12)
-    assert transfer_s(1_000_000, B, A) == transfer_s(1_000_000, A, B)
-    assert transfer_s(1_000_000, A, A) == 0.0
+def test_a_transfer_crosses_both_links_one_after_the_other() -> None:
+    assert transfer_s(1_000_000, A, B, ONE) == pytest.approx(0.01 + 0.02 + 8e6 / 8e6 + 8e6 / 80e6, abs=1e-12)
+    assert transfer_s(1_000_000, B, A, ONE) == transfer_s(1_000_000, A, B, ONE)
+    assert transfer_s(1_000_000, A, A, ONE) == 0.0
+
+
+def test_of_a_transfer_from_outside_only_the_devices_link_takes_time() -> None:
+    assert transfer_s(1_000_000, OUTSIDE, A, ONE) == 0.01 + 8e6 / 8e6
 
 
 def test_branches_on_two_devices_run_at_the_same_time() -> None:
-    # see on b: 1.03 to get the image, 1.0 to compute = 2.03. read on a: 1.0, and 0.031 to b = 1.031.
-    # join on b: 2.03 + 0.005 = 2.035; its answer to a takes 0.03 + 0.0005.
-    assert latency_s(TASK, on(vision=B, text=A, head=B), A) == pytest.approx(2.0655, abs=1e-12)
+    # see on b: 1.13 to get the image, 1.0 to compute = 2.13. read on a: 1.0, and 0.0311 to b = 1.0311.
+    # join on b: 2.13 + 0.005 = 2.135; its answer to a takes 0.03 + 0.0005 + 0.00005.
+    assert latency_s(TASK, on(vision=B, text=A, head=B), A) == pytest.approx(2.16555, abs=1e-12)
 
 
 def test_branches_on_one_device_queue_and_of_equal_starts_the_longer_goes_first() -> None:
@@ -66,13 +70,13 @@ def test_branches_on_one_device_queue_and_of_equal_starts_the_longer_goes_first(
 
 
 def test_the_longer_of_equal_starts_goes_first_even_where_that_is_worse() -> None:
-    # on a from 0: see until 2.0, then read until 3.0; read reaches join on b at 3.031; 0.005; back 0.0305.
-    assert latency_s(TASK, on(vision=A, text=A, head=B), A) == pytest.approx(3.0665, abs=1e-12)
+    # on a from 0: see until 2.0, then read until 3.0; read reaches join on b at 3.0311; 0.005; back 0.03055.
+    assert latency_s(TASK, on(vision=A, text=A, head=B), A) == pytest.approx(3.06665, abs=1e-12)
 
 
 def test_whose_input_comes_first_starts_first() -> None:
-    # on b: the text is there at 0.13, read until 0.63; the image at 1.03, see until 2.03; join 2.035; back 0.0305.
-    assert latency_s(TASK, on(vision=B, text=B, head=B), A) == pytest.approx(2.0655, abs=1e-12)
+    # on b: the text is there at 0.14, read until 0.64; the image at 1.13, see until 2.13; join 2.135; back 0.03055.
+    assert latency_s(TASK, on(vision=B, text=B, head=B), A) == pytest.approx(2.16555, abs=1e-12)
 
 
 def test_of_equal_starts_and_lengths_the_smaller_name_goes_first() -> None:
@@ -89,18 +93,18 @@ def test_of_equal_starts_and_lengths_the_smaller_name_goes_first() -> None:
         output="last",
         modules={"one": VISION, "two": twin, "after": after},
     )
-    # on a: y until 2.0, z until 4.0; last on b: 0.03 + 0.002 to get there, 0.5; back 0.03 + 0.0001.
+    # on a: y until 2.0, z until 4.0; last on b: 0.03 + 0.0022 to get there, 0.5; back 0.03 + 0.00011.
     where = {VISION.key: A, twin.key: A, after.key: B}
-    assert latency_s(task, where, A) == pytest.approx(4.0 + 0.032 + 0.5 + 0.0301, abs=1e-12)
+    assert latency_s(task, where, A) == pytest.approx(4.0 + 0.0322 + 0.5 + 0.03011, abs=1e-12)
 
 
 def test_an_unplaced_node_neither_delays_nor_costs() -> None:
-    # only join, on b: nothing to wait for. 0.005, back 0.0305.
-    assert latency_s(TASK, {HEAD.key: B}, A) == pytest.approx(0.0355, abs=1e-12)
+    # only join, on b: nothing to wait for. 0.005, back 0.03055.
+    assert latency_s(TASK, {HEAD.key: B}, A) == pytest.approx(0.03555, abs=1e-12)
 
 
 def test_without_its_output_a_task_costs_what_its_last_placed_node_does() -> None:
-    assert latency_s(TASK, {VISION.key: B, TEXT.key: A}, A) == pytest.approx(2.03, abs=1e-12)
+    assert latency_s(TASK, {VISION.key: B, TEXT.key: A}, A) == pytest.approx(2.13, abs=1e-12)
     assert latency_s(TASK, {}, A) == 0.0
 
 
@@ -125,10 +129,10 @@ def test_a_task_starts_at_its_own_source_or_the_default_or_outside() -> None:
 
 
 def test_with_a_float16_wire_what_nodes_send_to_nodes_is_half_and_the_answer_is_not() -> None:
-    # vision alone on b: the head on a gets 1,000 bytes instead of 2,000, which takes 0.001 s less at 8 Mbit/s.
+    # vision alone on b: the head on a gets 1,000 bytes instead of 2,000: 0.001 s less on a's link, 0.0001 s on b's.
     apart = on(vision=B, text=A, head=A)
     narrow = TASK.model_copy(update={"wire": "float16"})
-    assert latency_s(TASK, apart, A) - latency_s(narrow, apart, A) == pytest.approx(0.001, abs=1e-12)
+    assert latency_s(TASK, apart, A) - latency_s(narrow, apart, A) == pytest.approx(0.0011, abs=1e-12)
     # All on b: nothing but the answer crosses, as long as before.
     together = on(vision=B, text=B, head=B)
     assert latency_s(TASK, together, A) == latency_s(narrow, together, A)

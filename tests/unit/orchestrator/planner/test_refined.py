@@ -1,4 +1,4 @@
-"""What the refined search does beyond the greedy rule, and what it says when nothing helps."""
+"""The refined search finds more than the greedy rule, and its refusal says what would help."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from functools import partial
 import pytest
 
 from broker.protocol.errors import NoDeviceFits
-from orchestrator.planner.exhaustive import exhaustive
 from orchestrator.planner.explain import explain
 from orchestrator.planner.fleet import Fleet
-from orchestrator.planner.placement import Placement, place, place_most
-from orchestrator.planner.refine import refined
+from orchestrator.planner.placement import Placement, place, place_most, refined
 from tests import builders
 from tests.builders import device, joined
+from tests.oracles import exhaustive
 
 module = partial(builders.module, output_bytes=2_000)
 task = partial(joined, image_bytes=150_000)

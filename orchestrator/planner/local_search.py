@@ -11,44 +11,21 @@ penalties, only falls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from orchestrator.planner.fleet import Integers, Row
+from broker.cost_model import Integers
+from orchestrator.planner.budget import ASK_EVERY, GAIN, Budget
+from orchestrator.planner.fleet import Row
 from orchestrator.planner.problem import Problem, Where
 
-GAIN = 1e-9
-"""Relative: what improves by less is rounding."""
 FEW = 16
 """Up to so many devices every one is tried for a module; of more only the cheapest."""
 _PROMISING = 8
-_ASK_EVERY = 64  # units; then the caller's clock is looked at
 
 
-class Budget:
-    """How much more may be looked at, in units of about 10 microseconds; the caller's clock may end it earlier."""
-
-    def __init__(self, units: int, enough: Callable[[], bool]) -> None:
-        self.left = units
-        self._enough = enough
-        self._ask_at = units
-
-    @property
-    def over(self) -> bool:
-        """Whether to stop."""
-        if 0 < self.left <= self._ask_at:
-            self._ask_at = self.left - _ASK_EVERY
-            if self._enough():
-                self.left = 0
-        return self.left <= 0
-
-    def spend(self, units: int = 1) -> None:
-        """Count what was looked at."""
-        self.left -= units
-
-
-class Descent:
+class LocalSearch:
     """A placement that is being improved."""
 
     def __init__(self, problem: Problem, where: Where, pinned: Collection[int], budget: Budget) -> None:
@@ -101,7 +78,7 @@ class Descent:
         bounds, _ = self.problem.bounds(module, self.where)
         best = allowed[np.argsort(bounds[allowed], kind="stable")[:_PROMISING]]
         together = [
-            self.where[slot] for task in self.problem.users[module] for slot in self.problem.timings[task].slots
+            self.where[slot] for task in self.problem.users[module] for slot in self.problem.schedules[task].slots
         ]
         near = np.intersect1d(together, allowed)[:_PROMISING]
         return np.unique([*best.tolist(), *near.tolist(), self.where[module]])
@@ -110,8 +87,8 @@ class Descent:
         """A task's share of the total. A module's penalty counts for the first of its tasks."""
         problem = self.problem
         share = problem.tasks[task].weight * problem.latency_s(task, self.where)
-        for module in problem.timings[task].slots:
-            if problem.leaving[module] and problem.users[module][0] == task:
+        for module in problem.schedules[task].slots:
+            if problem.relocation_penalty_s[module] and problem.users[module][0] == task:
                 share += problem.penalty(module, self.where[module])
         return share
 
@@ -180,5 +157,5 @@ class Descent:
     def _worth_trying(self, module: int, rows: Integers) -> Iterable[Row]:
         if len(rows) <= FEW:
             return [int(row) for row in rows]
-        self.budget.spend(_ASK_EVERY)
+        self.budget.spend(ASK_EVERY)
         return [self.problem.cheapest(module, rows, self.where)]

@@ -1,12 +1,11 @@
-"""The best choice of one way a task, as far as a bounded search can tell.
+"""The cheapest choice of one candidate for each task, as far as a bounded search can tell.
 
-Owns the branch and bound over whole tasks: ways that disagree on a shared module's device, or that together exceed a
-device's memory, exclude each other; a branch is left when even the cheapest ways of what is left would not beat the
-best placement known. Knows nothing of where ways and that placement came from.
+Owns the branch and bound over whole tasks (Land and Doig 1960). Candidates exclude each other if they disagree on a
+shared module's device, or if they exceed a device's memory together. A branch is cut when it would cost too much even
+with the cheapest candidates of all tasks that are left. The search branches on the task with most bytes to place, which
+shapes the remaining room most. Knows nothing of where candidates and the first placement came from.
 
-On small problems the search ends by itself, and the placement is optimal (within ``GAIN``); else it stops when its
-budget is used up. (Land and Doig 1960; what is branched on is the task with most
-bytes to place, for those shape what room is left.)
+Invariant: a search that is not cut short has found the optimum, within ``GAIN``.
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.planner.descent import GAIN, Budget
-from orchestrator.planner.fleet import Integers, Row
-from orchestrator.planner.ways import Ways
+from broker.cost_model import Flags, Integers
+from orchestrator.planner.budget import GAIN, Budget
+from orchestrator.planner.candidates import Candidates
+from orchestrator.planner.fleet import Row
 
 _UNITS_OF_A_BRANCH, _UNITS_OF_A_CHECK = 2, 2
-_CHECKS_A_UNIT = 1_000  # ways x slots that are checked in one unit
+_CHECKS_A_UNIT = 1_000  # candidates x slots that are checked in one unit
 
 
-class Tree:
+class BranchAndBound:
     """A search for something cheaper than what is known."""
 
     def __init__(
@@ -55,31 +55,36 @@ class Tree:
         """Whether the search ended, or must end, before all was looked at."""
         return self.budget.left < self.reserve or self.budget.over
 
-    def search(self, ways: Mapping[int, Ways]) -> dict[int, Row] | None:
+    def search(self, candidates: Mapping[int, Candidates]) -> dict[int, Row] | None:
         """A placement cheaper than the one known, the cheapest if the budget was enough; None if there was none.
 
         Args:
-            ways: for each task, by number, all that could be in such a placement.
+            candidates: for each task, by number, all that could be in such a placement.
         """
-        self._below(ways, {}, {}, self.room, 0.0)
+        self._below(candidates, {}, {}, self.room, 0.0)
         return self.found
 
     def _below(
-        self, ways: Mapping[int, Ways], fixed: dict[int, Row], added: dict[int, Row], room: Integers, cost: float
+        self,
+        candidates: Mapping[int, Candidates],
+        fixed: dict[int, Row],
+        added: dict[int, Row],
+        room: Integers,
+        cost: float,
     ) -> None:
         """Choose a way for each of these tasks, given where some modules are, the last of them, and the room left."""
         self.budget.spend(_UNITS_OF_A_BRANCH)
         if self.cut_short:
             return
-        if not ways:
+        if not candidates:
             self.best, self.found = cost, dict(fixed)
             return
         bytes_open = {
-            task: sum(self.sizes[module] for module in self.slots[task] if module not in fixed) for task in ways
+            task: sum(self.sizes[module] for module in self.slots[task] if module not in fixed) for task in candidates
         }
         least_room = min((int(room[row]) for row in added.values()), default=0)
-        left: dict[int, Ways] = {}
-        for task, known in ways.items():
+        left: dict[int, Candidates] = {}
+        for task, known in candidates.items():
             slots = self.slots[task]
             if bytes_open[task] <= least_room and added.keys().isdisjoint(slots):
                 left[task] = known  # what was fixed last can't concern it
@@ -100,7 +105,7 @@ class Tree:
     def _branch(
         self,
         task: int,
-        ways: Mapping[int, Ways],
+        candidates: Mapping[int, Candidates],
         others: float,
         *,
         fixed: dict[int, Row],
@@ -108,8 +113,8 @@ class Tree:
         cost: float,
     ) -> None:
         """Try each way of one task, the cheapest first; ``others`` is the least that all else costs."""
-        rest = {number: still for number, still in ways.items() if number != task}
-        for rows, share in zip(ways[task].rows.tolist(), ways[task].costs.tolist(), strict=True):
+        rest = {number: still for number, still in candidates.items() if number != task}
+        for rows, share in zip(candidates[task].rows.tolist(), candidates[task].costs.tolist(), strict=True):
             if others + share >= self.best * (1 - GAIN) or self.cut_short:
                 return
             added = {module: row for module, row in zip(self.slots[task], rows, strict=True) if module not in fixed}
@@ -118,10 +123,8 @@ class Tree:
                 room_left[row] -= self.sizes[module]
             self._below(rest, {**fixed, **added}, added, room_left, cost + share)
 
-    def _possible(
-        self, slots: Sequence[int], rows: Integers, fixed: Mapping[int, Row], room: Integers
-    ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Which ways agree with what is fixed, and have the room for the rest."""
+    def _possible(self, slots: Sequence[int], rows: Integers, fixed: Mapping[int, Row], room: Integers) -> Flags:
+        """Which candidates agree with what is fixed, and have the room for the rest."""
         possible = np.ones(len(rows), dtype=np.bool_)
         for slot, module in enumerate(slots):
             if module in fixed:

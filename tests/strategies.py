@@ -1,0 +1,109 @@
+"""Hypothesis strategies for the values that persons write: modules, tasks and fleets, over every field that a spec has.
+
+Owns what is drawn: small numbers of everything, so that ties, sharing and lack of memory are likely. Doesn't know any
+test.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+
+PARTS = [f"part-{number}" for number in range(5)]
+DEVICES = "abcde"
+DIGESTS = ["sha256:" + character * 64 for character in "01"]
+Instance = tuple[list[DeviceSpec], list[TaskSpec]]
+
+
+@st.composite
+def _sources(draw: st.DrawFn, part: str) -> Source | None:
+    """A place of weights, or none: two parts without one are the same weightless module."""
+    place = draw(
+        st.sampled_from([{"pip": "weights"}, {"hub": "some/model"}, {"catalog": "some/file.safetensors"}, None])
+    )
+    revision = draw(st.sampled_from([None, "main"]))
+    return Source(part=part, revision=revision, **place) if place else None
+
+
+@st.composite
+def modules(draw: st.DrawFn) -> dict[str, ModuleSpec]:
+    """A module for each of the parts; some are the same module by their digest."""
+    return {
+        part: ModuleSpec(
+            family=draw(st.sampled_from(["any.kind", "other.kind"])),
+            source=draw(_sources(part)),
+            dtype=draw(st.sampled_from(["float32", "float16", "bfloat16", "int8"])),
+            memory_bytes=draw(st.integers(1, 100)),
+            flops=draw(st.sampled_from([1e6, 1e9, 5e9, 2e10])),
+            output_bytes=draw(st.sampled_from([1, 1_000, 1_001, 1_000_000])),
+            digest=draw(st.sampled_from([None, None, None, *DIGESTS])),
+        )
+        for part in PARTS
+    }
+
+
+@st.composite
+def tasks(draw: st.DrawFn, name: str, known: dict[str, ModuleSpec], *, chain: bool = False) -> TaskSpec:
+    """A graph of up to four nodes over these modules, which it may call by names of its own.
+
+    Args:
+        draw: Hypothesis's.
+        name: the task's.
+        known: the modules, by part.
+        chain: each node needs the one before it, and nothing else.
+    """
+    nodes: dict[str, NodeSpec] = {}
+    alias = draw(st.sampled_from(["", "my-"]))
+    for position, part in enumerate(draw(st.lists(st.sampled_from(PARTS), min_size=1, max_size=4))):
+        some = st.lists(st.sampled_from(["image", "text", *nodes]), min_size=1, max_size=3, unique=True)
+        needs = [f"n{position - 1}" if position else "image"] if chain else draw(some)
+        use = draw(st.sampled_from([None, "pooled"]))
+        nodes[f"n{position}"] = NodeSpec(module=f"{alias}{part}", needs=tuple(needs), use=use)
+    fields: dict[str, Any] = {
+        "weight": draw(st.sampled_from([0.5, 1.0, 3.0])),
+        "wire": draw(st.sampled_from(["float32", "float16"])),
+        "redundancy": draw(st.sampled_from([1, 2])),
+        "source": draw(st.sampled_from([None, "a", "b", "nobody"])),
+        "description": "drawn",
+    }
+    given_fields = draw(st.sets(st.sampled_from(sorted(fields))))  # the others have their defaults
+    return TaskSpec(
+        task=name,
+        inputs={
+            "image": InputSpec(kind="image", bytes=draw(st.sampled_from([1, 150_000]))),
+            "text": InputSpec(kind=draw(st.sampled_from(["text", "audio"])), bytes=200),
+        },
+        nodes=nodes,
+        output=list(nodes)[-1] if chain else draw(st.sampled_from(sorted(nodes))),
+        modules={node.module: known[node.module.removeprefix("my-")] for node in nodes.values()},
+        **{field: fields[field] for field in given_fields},
+    )
+
+
+@st.composite
+def fleets(draw: st.DrawFn, known: dict[str, ModuleSpec], *, most: int = 5) -> list[DeviceSpec]:
+    """Up to ``most`` devices; some have measured some modules, by name or by key."""
+    labels = [*PARTS, *(f"my-{part}" for part in PARTS), *(module.key for module in known.values())]
+    return [
+        DeviceSpec(
+            id=name,
+            memory_bytes=draw(st.integers(20, 400)),
+            compute_flops_per_s=draw(st.sampled_from([1e9, 1e10, 3e10])),
+            bandwidth_bits_per_s=draw(st.sampled_from([1e6, 1e8])),
+            latency_s=draw(st.sampled_from([0.0, 0.001, 0.05])),
+            compute_s=draw(st.dictionaries(st.sampled_from(labels), st.sampled_from([0.01, 0.5]), max_size=3)),
+        )
+        for name in draw(st.lists(st.sampled_from(DEVICES[:most]), min_size=1, max_size=most, unique=True))
+    ]
+
+
+@st.composite
+def instances(draw: st.DrawFn, *, most_devices: int = 5, most_tasks: int = 4, chains: bool = False) -> Instance:
+    """A fleet, and tasks over the same modules. ``chains``: as for ``tasks``."""
+    known = draw(modules())
+    count = draw(st.integers(1, most_tasks))
+    drawn = [draw(tasks(f"task-{number}", known, chain=chains)) for number in range(count)]
+    return draw(fleets(known, most=most_devices)), drawn
