@@ -82,7 +82,7 @@ PUBLISHING: Sequence[Rule] = (publish_routes, publish_assignments, clear_outdate
 
 
 def next_deadline_s(state: State) -> float | None:
-    """When a ``Tick`` is due if nothing happens before."""
+    """The time at which a ``Tick`` is due if nothing happens before."""
     due = [state.settles_at_s, state.republish_at_s, failure_detector.next_deadline_s(state.cluster)]
     if state.settled:
         due += [spares_at_s(state), review_at_s(state), give_up_at_s(state), drain_retry_at_s(state)]

@@ -76,7 +76,7 @@ _log = structlog.get_logger("orchestrator")
 
 @dataclass(frozen=True)
 class _Posted:
-    """What a connection left in the mailbox."""
+    """A connection's event in the mailbox."""
 
     control: bool
     event: LinkEvent

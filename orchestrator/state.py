@@ -41,7 +41,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Facts:
-    """What placement depends on: it runs again when this changes. Measured seconds drift, and are not part of it."""
+    """The facts that placement depends on: when they change, it runs again. Measured seconds drift, and don't count."""
 
     candidates: tuple[tuple[DeviceId, DeviceProfile], ...] = ()
     tasks: tuple[TaskSpec, ...] = ()  # those that can be served

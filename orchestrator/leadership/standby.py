@@ -25,7 +25,7 @@ READ_RETAINED_S = 0.5  # a broker sends retained messages at once after the subs
 
 @dataclass(frozen=True)
 class LeaderWatch:
-    """What a standby knows of the leader."""
+    """A standby's knowledge of the leader."""
 
     own: frozenset[int] = frozenset()  # sessions of our links in earlier terms
     epoch: int = 0  # the highest heard
@@ -44,7 +44,7 @@ def leader_interval_s(heartbeat_interval_s: float) -> float:
 def on_event(
     watch: LeaderWatch, event: LinkUp | LinkDown | OrchestratorState, now_s: float, *, retained: bool = False
 ) -> LeaderWatch:
-    """The view after this event; a retained message of the known leader is no sign of life."""
+    """The view after this event; a retained message of the known leader doesn't count as a sign of life."""
     match event:
         case LinkUp():
             return replace(watch, up_s=now_s)
@@ -67,7 +67,7 @@ def reset_timer(watch: LeaderWatch, now_s: float) -> LeaderWatch:
 
 
 def take_over_at_s(watch: LeaderWatch, read_retained_s: float = READ_RETAINED_S) -> float | None:
-    """When to lead if nothing else is heard before; None while our own link is down.
+    """The time to take over if nothing else is heard before; None while our own link is down.
 
     Args:
         watch: what is known.

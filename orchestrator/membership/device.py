@@ -36,7 +36,7 @@ _ENDED = sys.maxsize  # instead of a past session's last seq: its will came
 
 
 class Fitness(IntEnum):
-    """What a device may be used for; each level allows what the lower ones do."""
+    """The uses of a device; each level allows what the lower ones do."""
 
     ABSENT = 0  # nothing: offline, dead, or without a heartbeat yet
     DRAINING = 1  # it serves its modules until they have moved away
@@ -95,7 +95,7 @@ class Device:
 
     @cached_property
     def fitness(self) -> Fitness:
-        """What it may be used for now."""
+        """The uses that it has now."""
         if not self.watched or not self.confirmed:
             return Fitness.ABSENT
         if self.draining:
@@ -111,7 +111,7 @@ class Device:
 
     @property
     def doubt(self) -> str | None:
-        """Why a living device should get no further modules while others can take them; None if it is fit."""
+        """The reason why a living device should get no module that another can take; None if it is fit."""
         late = self.health == "suspect"
         return {
             Fitness.DRAINING: "it is being drained",

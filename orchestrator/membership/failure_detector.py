@@ -39,7 +39,7 @@ from orchestrator.membership.cluster import (
 from orchestrator.membership.device import WILLS_S, Device
 from orchestrator.membership.suspicions import expire_reports, with_report
 
-SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late heartbeat is no evidence of a death
+SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late heartbeat proves no death
 DEAD_AFTER_INTERVALS = 3.25  # three heartbeats missed, and a quarter of an interval for the network's jitter
 SUSPECTED_DEAD_AFTER_INTERVALS = 2.25  # two heartbeats missed, and a coordinator's call timed out as well
 MASS_SILENCE_INTERVALS = 5.0  # more time when most are silent: a switch, or a broker, is back after some seconds
@@ -88,7 +88,7 @@ def wills_doubtful_since_s(cluster: Cluster, now_s: float) -> float:
 
 
 def next_deadline_s(cluster: Cluster) -> float | None:
-    """When the detector must examine the devices if nothing happens before."""
+    """The time to examine the devices if nothing happens before."""
     if not cluster.listening:
         return None
     most_silent = _most_are_silent(cluster)
@@ -244,7 +244,7 @@ def _give_silent_devices_time(cluster: Cluster, now_s: float) -> Cluster:
 
 
 def _stands_still_from_s(cluster: Cluster) -> float:
-    """When the detector's clock stops, unless our own heartbeat comes back before."""
+    """The time at which the detector's clock stops, unless our own heartbeat comes back before."""
     if cluster.echo_s is None:
         return math.inf
     return cluster.echo_s + ECHO_LATE_INTERVALS * cluster.own_interval_s
@@ -256,7 +256,7 @@ def _most_are_silent(cluster: Cluster) -> bool:
 
 
 def _silence_counts_at_s(cluster: Cluster, device: Device, *, most_silent: bool) -> float:
-    """When silence makes a well device suspect, or a suspect one dead."""
+    """The time at which silence makes a well device suspect, or a suspect one dead."""
     if device.health == "well":
         intervals = SUSPECT_AFTER_INTERVALS
     elif most_silent:

@@ -19,7 +19,7 @@ SAME_CALL_S = 0.5  # two reports whose times differ by less are about the same c
 
 @dataclass(frozen=True)
 class TimeoutReport:
-    """What one coordinator reports: when a call timed out last, and how many calls did."""
+    """One coordinator's report: when a call timed out last, and how many calls did."""
 
     at_s: float
     calls: int = 1

@@ -1,4 +1,4 @@
-"""Why a task can't be served, wherever its modules are placed: it is left out, and its route gives the reason.
+"""Deployability: reasons why a task can't be served, wherever its modules are placed. Its route gives the reason.
 
 Owns the reasons that don't depend on free memory: sizes that no broker passes, specs that contradict each other,
 modules that devices refused too often. Doesn't know how modules are placed.
@@ -28,7 +28,7 @@ _RETRY = "remove the cause; they are tried again after a while"
 
 
 def why_unroutable(spec: TaskSpec) -> str | None:
-    """Why no route could ever be written for a task, so that no device may get its modules; None if one can."""
+    """The reason why no route can ever be written for a task; None if one can. No device may get its modules then."""
     try:
         build_route(spec, Term(0, 0), {}, {})
     except (ValueError, ArithmeticError) as error:
@@ -37,12 +37,12 @@ def why_unroutable(spec: TaskSpec) -> str | None:
 
 
 def why_unservable(state: State, task: TaskSpec, barred: Bars) -> str | None:
-    """Why this task can't be served now, wherever its modules are placed; None if it may be."""
+    """The reason why this task can't be served now, wherever its modules are placed; None if it may be."""
     return _contradiction(state, task) or _oversize(state, task) or _refusals(state, task, barred)
 
 
 def no_fit_reason(error: NoDeviceFits, tasks: Sequence[TaskSpec], barred: Bars) -> str:
-    """Why a task found no place: what is missing, and which devices refused.
+    """The reason why a task found no place: what is missing, and which devices refused.
 
     Args:
         error: names a module of the task, or of one that was admitted before.

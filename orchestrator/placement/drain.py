@@ -43,7 +43,7 @@ def empty_draining_devices(state: State, moment: Moment) -> tuple[State, list[Ac
 
 
 def drain_retry_at_s(state: State) -> float | None:
-    """When to try again what couldn't move, if nothing changes before."""
+    """The time to try again what couldn't move, if nothing changes before."""
     if state.drain_attempt is None or (state.placement.moves is not None and state.placement.moves.drains):
         return None
     return state.drain_attempt.retry_at_s

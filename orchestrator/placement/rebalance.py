@@ -93,7 +93,7 @@ def begin_moves(
 
 
 def review_at_s(state: State) -> float | None:
-    """When to search for a better placement, if nothing changes before."""
+    """The time to search for a better placement, if nothing changes before."""
     placement = state.placement
     alternatives = len(placement.facts.candidates) - 1
     if placement.moves is not None or not placement.where or alternatives < 1 or not is_calm(state):
@@ -102,12 +102,12 @@ def review_at_s(state: State) -> float | None:
 
 
 def give_up_at_s(state: State) -> float | None:
-    """When the round under way is cancelled."""
+    """The time at which the round under way is cancelled."""
     return state.placement.moves.until_s if state.placement.moves else None
 
 
 def _obstacle(state: State, moves: Moves, moment: Moment) -> str | None:
-    """Why the round can't go on."""
+    """The reason why the round can't go on; None if it can."""
     placement = state.placement
     for key, device in moves.to.items():
         if placement.where.get(key) != moves.origin[key]:

@@ -71,7 +71,7 @@ def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
 
 
 def spares_at_s(state: State) -> float | None:
-    """When spares are to be chosen, if nothing changes before."""
+    """The time to choose spares, if nothing changes before."""
     due = state.pace.spares and state.placement.moves is None and is_calm(state)
     return state.spares_due_s if due else None
 

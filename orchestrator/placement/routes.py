@@ -36,7 +36,7 @@ class Term:
 
 
 def why_too_large(task: TaskSpec, limit_bytes: int) -> str | None:
-    """Why the task's inputs or outputs can't pass a broker that takes ``limit_bytes`` a message; None if they can."""
+    """The reason why inputs or outputs can't pass a broker that takes ``limit_bytes`` a message; None if they can."""
     sizes = {"the inputs together": sum(given.bytes for given in task.inputs.values())}
     sizes |= {f"the output of {name}": task.sent_bytes(name) for name in task.order}
     sizes[f"the output of {task.output}"] = task.module_of(task.output).output_bytes

@@ -57,7 +57,7 @@ PROFILE = profile()
 
 
 class World:
-    """One broker, its orchestrators, agents, and an ear that hears all."""
+    """One broker, its orchestrators, agents, and a client that receives all."""
 
     def __init__(self, connect: MakeTransport, prefix: str, recorder: Any, folder: Path, patience_s: float) -> None:
         self.connect = connect
@@ -69,7 +69,7 @@ class World:
         self.orchestrators: list[tuple[Orchestrator, threading.Thread]] = []
         self.opened: list[Transport] = []
         self.heard = recorder
-        self.ear = self.open("ear", recorder, f"{self.prefix}/#")
+        self.listener = self.open("listener", recorder, f"{self.prefix}/#")
         recorder.wait_for(LinkUp)
 
     def open(self, name: str, inbox: Inbox, *filters: str, will: WillFor | None = None) -> Transport:
@@ -96,7 +96,7 @@ class World:
         return self.connect(url=url, client_id=client_id, inbox=inbox, will=will)
 
     def say(self, topic: topics.Topic, payload: bytes, **ids: str) -> None:
-        self.ear.publish(Outgoing(topic.at(self.prefix, **ids), payload, topic.qos, topic.retain))
+        self.listener.publish(Outgoing(topic.at(self.prefix, **ids), payload, topic.qos, topic.retain))
 
     def deploy(self, spec: TaskSpec = TASK) -> None:
         self.say(topics.TASK_SPEC, encode(spec), task=spec.task)
@@ -127,7 +127,7 @@ class World:
         return route
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """Wait for something that nobody says: the leader's heartbeats turn the page."""
+        """Wait for something that no message announces: look again at each message, such as the leader's heartbeats."""
         for _ in range(20):
             if holds():
                 return
@@ -154,7 +154,7 @@ class World:
 
 
 class Agent:
-    """A device that says what an agent says, and holds what it is told to when the test wants it."""
+    """A device that publishes an agent's messages, and loads modules when the test wants it."""
 
     def __init__(self, world: World, name: str, recorder: Any, *, memory_bytes: int = 100) -> None:
         self.world = world
@@ -170,17 +170,17 @@ class Agent:
     def birth(self) -> None:
         self.session = self.heard.wait_for(LinkUp).session
         self._say(topics.DEVICE_STATE, DeviceState(status="online", session=self.session, profile=self.profile))
-        self.beat()
+        self.heartbeat()
 
-    def beat(self, *held: ModuleSpec, state: Any = "ready", compute_s: float | None = None) -> None:
+    def heartbeat(self, *held: ModuleSpec, state: Any = "ready", compute_s: float | None = None) -> None:
         self.seq += 1
         modules = {
             spec.key: HeldModule(module="vision", state=state, error="no weights", compute_s=compute_s) for spec in held
         }
         told = [decode(Assignment, event.payload) for event in self.heard.deliveries if event.payload]
         epoch, generation = max(((said.epoch, said.generation) for said in told), default=(0, 0))
-        beat = Heartbeat(session=self.session, seq=self.seq, epoch=epoch, generation=generation, modules=modules)
-        self._say(topics.DEVICE_HEARTBEAT, beat)
+        heartbeat = Heartbeat(session=self.session, seq=self.seq, epoch=epoch, generation=generation, modules=modules)
+        self._say(topics.DEVICE_HEARTBEAT, heartbeat)
 
     def assigned(self, fits: Callable[[Assignment], bool]) -> Assignment:
         found = self.heard.wait_for(
@@ -243,26 +243,26 @@ def world(
 MakeRecorder = Callable[[], Any]
 
 
-def test_a_task_is_served_moves_when_its_device_dies_and_is_unavailable_when_nobody_is_left(
+def test_a_task_is_served_moves_when_its_device_dies_and_is_unavailable_when_no_device_is_left(
     world: World, make_recorder: MakeRecorder
 ) -> None:
     a, b = Agent(world, "a", make_recorder()), Agent(world, "b", make_recorder())
     world.deploy()
     world.lead()
     assert world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online).epoch == 1
-    a.beat()
-    b.beat()  # heartbeats are not retained: these are the first that the orchestrator can hear
+    a.heartbeat()
+    b.heartbeat()  # heartbeats are not retained: these are the first that the orchestrator can hear
 
     told = a.assigned(lambda said: bool(said.modules))
     assert [module.module for module in told.modules] == ["vision"]
     assert told.modules[0].spec == VISION
     assert world.hear_route(lambda route: route.generation == told.generation).front_door == ()
-    a.beat(VISION)
+    a.heartbeat(VISION)
     assert world.hear_route(lambda route: route.complete).front_door == ("a",)
 
     a.die()
     assert b.assigned(lambda said: bool(said.modules)).generation == told.generation + 1
-    b.beat(VISION)
+    b.heartbeat(VISION)
     assert world.hear_route(lambda route: route.front_door == ("b",)).complete
     b.die()
     gone = world.hear_route(lambda route: route.unavailable is not None and route.generation > told.generation + 1)
@@ -279,7 +279,7 @@ def test_a_restarted_orchestrator_has_a_higher_epoch_adopts_what_is_held_and_cle
     world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
     a, b = Agent(world, "a", make_recorder()), Agent(world, "b", make_recorder())
     a.assigned(lambda said: bool(said.modules))
-    a.beat(VISION)
+    a.heartbeat(VISION)
     world.hear_route(lambda route: route.complete)
     world.hear_cleared(topics.TASK_ROUTE, task="forgotten")
     world.stop(first)
@@ -287,8 +287,8 @@ def test_a_restarted_orchestrator_has_a_higher_epoch_adopts_what_is_held_and_cle
 
     world.lead(settle_s=0.5)
     assert world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch > 1).epoch == 2
-    b.beat(VISION)
-    a.beat()
+    b.heartbeat(VISION)
+    a.heartbeat()
     route = world.hear_route(lambda route: route.epoch == 2)
     assert route.front_door == ("b",)
     assert a.assigned(lambda said: said.epoch == 2).modules == ()
@@ -301,15 +301,15 @@ def test_a_standby_serves_in_the_answer_to_the_will_and_a_move_is_made_after_its
     world.deploy(TASK.model_copy(update={"weight": 0.1}))  # a pass takes a second: one copy is enough
     world.lead(pace=Pace(calm_s=0.05, review_s=0.2))
     world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
-    a.beat()
-    b.beat()
+    a.heartbeat()
+    b.heartbeat()
     a.assigned(lambda said: bool(said.modules))
-    a.beat(VISION)
+    a.heartbeat(VISION)
 
     # 1. the standby
     (spare,) = b.assigned(lambda said: bool(said.modules)).modules
     assert (spare.role, spare.why) == ("standby", "takes over at once if a dies")
-    b.beat(VISION)
+    b.heartbeat(VISION)
     a.die(after=b)
     assert world.hear_route(lambda route: route.front_door == ("b",)).complete
     assert b.assigned(lambda said: [held.role for held in said.modules] == ["active"]).modules[0].why == (
@@ -317,10 +317,10 @@ def test_a_standby_serves_in_the_answer_to_the_will_and_a_move_is_made_after_its
     )
 
     # 2. a planned move: b reports that it is slow, and c could do better
-    b.beat(VISION, compute_s=5.0)
+    b.heartbeat(VISION, compute_s=5.0)
     c = Agent(world, "c", make_recorder())
     assert [coming.role for coming in c.assigned(lambda said: bool(said.modules)).modules] == ["standby"]
-    c.beat(VISION)
+    c.heartbeat(VISION)
     moved = world.hear_route(lambda route: route.front_door == ("c",))
     assert moved.complete
     assert all(route.complete for route in world.routes() if route.generation > 1), "there was no gap"
@@ -339,7 +339,7 @@ def test_the_epoch_goes_on_from_the_disk_when_the_broker_has_forgotten(memory: W
     memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch == 10)
 
 
-def test_a_spare_takes_over_when_the_leaders_will_comes_and_the_old_one_waits_when_it_is_back(
+def test_a_standby_takes_over_when_the_leaders_will_comes_and_the_old_leader_waits_when_it_is_back(
     memory: World, memory_broker: MemoryBroker
 ) -> None:
     first = memory.lead()
@@ -381,7 +381,7 @@ def test_a_killed_orchestrators_will_says_that_it_is_offline(memory: World, memo
     assert (gone.epoch, gone.session) == (1, session)
 
 
-def test_a_broker_that_lost_everything_is_told_everything_again(
+def test_a_broker_that_lost_everything_gets_everything_again(
     memory: World, memory_broker: MemoryBroker, make_recorder: MakeRecorder
 ) -> None:
     memory.deploy()
@@ -389,13 +389,13 @@ def test_a_broker_that_lost_everything_is_told_everything_again(
     memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
     a = Agent(memory, "a", make_recorder())
     told = a.assigned(lambda said: bool(said.modules))
-    a.beat(VISION)
+    a.heartbeat(VISION)
     memory.hear_route(lambda route: route.complete)
     memory.heard.clear()
     a.heard.clear()
     memory_broker.restart()
     a.birth()
-    a.beat(VISION)
+    a.heartbeat(VISION)
     assert memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online).epoch == 1
     assert memory.hear_route(lambda route: route.complete).generation == told.generation
     assert a.assigned(lambda said: bool(said.modules)).generation == told.generation
@@ -447,7 +447,7 @@ def test_a_task_undeployed_while_the_control_link_was_down_is_taken_away(
     memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
     a = Agent(memory, "a", make_recorder())
     a.assigned(lambda said: bool(said.modules))
-    a.beat(VISION)
+    a.heartbeat(VISION)
     memory.hear_route(lambda route: route.complete)
     with memory_broker.partitioned(memory.made[-2]):
         memory.hear(topics.ORCHESTRATOR_STATE, lambda said: not said.online)
@@ -540,7 +540,7 @@ def test_a_silent_device_is_given_up(memory: World, make_recorder: MakeRecorder)
 def ask(world: World, task: str, reply_to: str) -> None:
     topic = topics.TASK_REQUESTS.at(world.prefix, task=task)
     request = Outgoing(topic, b"a picture", response_topic=reply_to, correlation=b"r-1", content_type="image/jpeg")
-    world.ear.publish(request)
+    world.listener.publish(request)
 
 
 def answered(world: World, request: str) -> tuple[Delivery, Result]:
@@ -550,7 +550,7 @@ def answered(world: World, request: str) -> tuple[Delivery, Result]:
     return found, decode(Result, found.payload)
 
 
-def test_requests_that_nobody_serves_are_answered_with_no_route(world: World) -> None:
+def test_requests_that_no_device_serves_are_answered_with_no_route(world: World) -> None:
     reply_to = topics.RESULTS.at(world.prefix, client="cam", request="probe")
     world.deploy()
     world.lead()
@@ -576,17 +576,17 @@ def test_nothing_is_answered_to_a_topic_outside_the_clients_place(memory: World)
     assert not [event for event in memory.heard.deliveries if "/devices/" in event.topic]
 
 
-def test_without_the_lobby_no_copy_of_a_request_is_asked_for(memory: World) -> None:
+def test_without_answers_to_unknown_tasks_no_copy_of_a_request_is_subscribed_to(memory: World) -> None:
     memory.lead(answer_unknown_tasks=False)
     memory.deploy()
     memory.hear_route(lambda route: route.unavailable is not None)
-    memory.ear.unsubscribe(f"{memory.prefix}/#")
+    memory.listener.unsubscribe(f"{memory.prefix}/#")
     topic = topics.TASK_REQUESTS.at(memory.prefix, task="classify")
-    memory.ear.publish(Outgoing(topic, b"x", token="nobody"))  # noqa: S106 - not a password
+    memory.listener.publish(Outgoing(topic, b"x", token="nobody"))  # noqa: S106 - not a password
     memory.heard.wait_for(lambda event: getattr(event, "token", None) == "nobody")
 
 
-def test_malformed_messages_change_nothing_and_malformed_specs_are_told_to_the_deployer(
+def test_malformed_messages_change_nothing_and_malformed_specs_are_reported_to_the_deployer(
     memory: World, make_recorder: MakeRecorder
 ) -> None:
     memory.lead()

@@ -30,7 +30,7 @@ from tests.patience import PATIENCE_S
 START_S = 3 * PATIENCE_S
 ANSWER_S = 2 * PATIENCE_S
 PREFIX = "s2m3/v1"
-# vision fits everywhere, the text encoder on gw-b and gw-c: whoever dies, the others can hold everything
+# vision fits everywhere, the text encoder on gw-b and gw-c: if one dies, the others have room for everything
 SCENARIO = Scenario.model_validate(
     {
         "name": "a site for the tests below",
@@ -44,7 +44,7 @@ SCENARIO = Scenario.model_validate(
 
 
 class Running:
-    """A site that serves all three tasks, somebody who watches it, and a camera."""
+    """A site that serves all three tasks, an observer, and a camera."""
 
     def __init__(self, site: Site, observer: Observer, client: Client) -> None:
         self.site, self.observer, self.client = site, observer, client

@@ -1,4 +1,4 @@
-"""What can befall a site, on real processes: a cut, a pause, a new broker, a new orchestrator; then it serves on."""
+"""A site of real processes serves on after a cut, a pause, a broker's restart and an orchestrator's."""
 
 from __future__ import annotations
 
@@ -117,4 +117,4 @@ def test_an_embedded_broker_starts_again_at_its_address() -> None:
         assert site.url == url
         assert seen.wait_for(
             lambda s: len(s.sightings) > first, PATIENCE_S
-        )  # the orchestrator said again that it leads
+        )  # the orchestrator publishes again that it leads

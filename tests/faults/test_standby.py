@@ -16,7 +16,7 @@ ASKED = next(request for request in REQUESTS if request.task == "classify")
 
 
 def roles(seen: Observer) -> dict[str, dict[str, str]]:
-    """What each live device is to hold: device -> module key -> role."""
+    """The modules assigned to each living device: device -> module key -> role."""
     return {
         device: {assigned.spec.key: assigned.role for assigned in said.modules}
         for device, said in seen.assignments.items()

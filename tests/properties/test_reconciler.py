@@ -158,7 +158,7 @@ class Reconciler(RuleBasedStateMachine):
             self.connect(device, size)
         for name in sorted(names):
             self.deploy(name)
-        self.everybody_beats()
+        self.all_send_heartbeats()
         self.wait(1.5)
         self.work()
 
@@ -225,7 +225,7 @@ class Reconciler(RuleBasedStateMachine):
     def suspect(self, device: str, other: str, since_s: float) -> None:
         """A call to another device timed out."""
         self.agents[device].suspects[other] = self.now_s - since_s
-        self.beat(device)
+        self.heartbeat(device)
 
     @rule(device=devices)
     def trust_again(self, device: str) -> None:
@@ -237,7 +237,7 @@ class Reconciler(RuleBasedStateMachine):
         self.feed(Overslept())
 
     @rule(device=devices)
-    def beat(self, device: str) -> None:
+    def heartbeat(self, device: str) -> None:
         agent = self.agents[device]
         if not agent.up:
             return
@@ -253,8 +253,10 @@ class Reconciler(RuleBasedStateMachine):
         }
         held |= {key: HeldModule(module="m", state="failed", error="no") for key in sorted(agent.failing)}
         suspects = {other: self.now_s - at_s for other, at_s in agent.suspects.items()}
-        beat = Heartbeat(session=agent.session, seq=agent.seq, epoch=0, generation=0, modules=held, suspects=suspects)
-        self.say(HeartbeatReceived(device, beat))
+        heartbeat = Heartbeat(
+            session=agent.session, seq=agent.seq, epoch=0, generation=0, modules=held, suspects=suspects
+        )
+        self.say(HeartbeatReceived(device, heartbeat))
 
     @rule(device=devices, part=parts, compute_s=st.sampled_from([0.01, 1.0, 60.0]))
     def measure_seconds(self, device: str, part: str, compute_s: float) -> None:
@@ -284,18 +286,18 @@ class Reconciler(RuleBasedStateMachine):
             agent.ready.discard(MODULES[part].key)
 
     @rule()
-    def everybody_beats(self) -> None:
+    def all_send_heartbeats(self) -> None:
         for device in DEVICES:
-            self.beat(device)
+            self.heartbeat(device)
 
     @rule()
     def work(self, *, lazy: bool = False) -> None:
-        """Everybody obeys and beats for so long that spares are chosen and a better placement is looked for."""
+        """All devices obey and send heartbeats until spares are chosen and a better placement is searched for."""
         for _ in range(int(2 * PACE.review_s / INTERVAL_S)):
             for device in DEVICES:
                 if not lazy:
                     self.obey(device)
-                self.beat(device)
+                self.heartbeat(device)
             self.our_own_word_comes_back()
             self.now_s += INTERVAL_S / 2
             self.feed(Tick())
@@ -310,7 +312,7 @@ class Reconciler(RuleBasedStateMachine):
 
     @rule()
     def everything_loads_for_long(self) -> None:
-        """Nobody gets ready what it is told; so moves are planned, and not made."""
+        """No device loads its new modules; so moves are planned, and not made."""
         self.work(lazy=True)
 
     # --- people, time, the broker, the orchestrator ---
@@ -389,7 +391,7 @@ class Reconciler(RuleBasedStateMachine):
             born = self.births[device].message.model_copy(update={"session": agent.session})
             self.births[device] = DeviceStateReceived(device, born)
             self.feed(self.births[device])
-            self.beat(device)
+            self.heartbeat(device)
         assert self.state.placement.where == where
 
     @precondition(lambda self: self.state.settled)
@@ -500,7 +502,7 @@ class Reconciler(RuleBasedStateMachine):
             for device, keys in self.state.placement.roles.items():
                 known = self.state.cluster.devices[device]
                 if not known.alive:
-                    continue  # most devices have just gone, and nothing is placed anew yet
+                    continue  # most devices have just gone, and nothing is placed again yet
                 need = sum(
                     max(SIZES[key], known.modules[key].memory_bytes)
                     if known.ready(key)
@@ -537,7 +539,7 @@ class Reconciler(RuleBasedStateMachine):
 
     @rule()
     def calm(self) -> None:
-        """Everybody obeys and beats for a while: then all that can be served is, and nothing changes any more."""
+        """All devices obey for a while: then all that can be served is served, and nothing changes any more."""
         for _ in range(5):
             self.done.clear()
             self.work()

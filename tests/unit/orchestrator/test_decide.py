@@ -80,9 +80,9 @@ class Site:
             memory_bytes=memory_bytes, compute_flops_per_s=speed, bandwidth_bits_per_s=100e6, latency_s=0.001
         )
         birth = DeviceState(status="online", session=self.sessions[device], profile=profile)
-        return [*self.feed(DeviceStateReceived(device, birth)), *self.beat(device)]
+        return [*self.feed(DeviceStateReceived(device, birth)), *self.heartbeat(device)]
 
-    def beat(self, device: str, held: dict[str, HeldModule] | None = None) -> list[Action]:
+    def heartbeat(self, device: str, held: dict[str, HeldModule] | None = None) -> list[Action]:
         """A heartbeat; without ``held`` it reports as ready all that was assigned."""
         if held is None:
             said = self.state.assignments.get(device)
@@ -94,18 +94,18 @@ class Site:
     def report(self, device: str, epoch: int, generation: int, held: dict[str, HeldModule]) -> list[Action]:
         self.seq += 1
         session = self.sessions[device]
-        beat = Heartbeat(session=session, seq=self.seq, epoch=epoch, generation=generation, modules=held)
-        return self.feed(HeartbeatReceived(device, beat))
+        heartbeat = Heartbeat(session=session, seq=self.seq, epoch=epoch, generation=generation, modules=held)
+        return self.feed(HeartbeatReceived(device, heartbeat))
 
-    def beats(self) -> list[Action]:
-        return [action for device in sorted(self.sessions) for action in self.beat(device)]
+    def heartbeats(self) -> list[Action]:
+        return [action for device in sorted(self.sessions) for action in self.heartbeat(device)]
 
     def calm(self) -> list[Action]:
         """Nothing happens for so long that spares are chosen; they are ready at once."""
         actions: list[Action] = []
         for _ in range(2):
             self.now_s += self.state.pace.calm_s / 2
-            actions += [*self.feed(Tick()), *self.beats()]
+            actions += [*self.feed(Tick()), *self.heartbeats()]
         return actions
 
     def gone(self, device: str, session: int | None = None) -> list[Action]:
@@ -135,7 +135,7 @@ def serving(*tasks: TaskSpec, **memory_bytes: int) -> Site:
     for spec in tasks:
         site.feed(TaskDeployed(spec))
     site.settle()
-    site.beats()
+    site.heartbeats()
     return site
 
 
@@ -188,13 +188,13 @@ def test_the_same_event_twice_changes_nothing_the_second_time() -> None:
         "c", DeviceState(status="online", session=9, profile=site.state.cluster.devices["a"].profile)
     )
     failed = {VISION.key: HeldModule(module="vision", state="failed", error="no weights")}
-    beat = HeartbeatReceived("a", Heartbeat(session=1, seq=99, epoch=1, generation=1, modules=failed))
+    heartbeat = HeartbeatReceived("a", Heartbeat(session=1, seq=99, epoch=1, generation=1, modules=failed))
     happening: list[Event] = [
         TaskDeployed(CLASSIFY),
         TaskRejected("broken", "because"),
         RetainedRouteReceived("old", available=True),
         birth,
-        beat,
+        heartbeat,
         DeviceStateReceived("b", DeviceState(status="draining", session=1)),
         DeviceStateReceived("b", DeviceState(status="offline", session=1)),
         TaskUndeployed("caption"),
@@ -207,20 +207,20 @@ def test_the_same_event_twice_changes_nothing_the_second_time() -> None:
         assert site.state == before
 
 
-def test_one_late_beat_moves_nothing() -> None:
+def test_one_late_heartbeat_moves_nothing() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.now_s += 2.9
-    site.beat("b")
+    site.heartbeat("b")
     assert said(site.feed(Tick())) == []
     assert site.state.cluster.devices["a"].health == "suspect"
-    assert said(site.beat("a")) == []
+    assert said(site.heartbeat("a")) == []
     assert site.where() == {"vision": "a", "head": "a"}
 
 
 def test_a_late_will_of_an_older_session_moves_nothing() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.born("a", 100)
-    site.beat("a", {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)})
+    site.heartbeat("a", {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)})
     generation = site.state.generation
     assert site.gone("a", session=1) == []
     assert site.route("classify").complete
@@ -236,7 +236,7 @@ def test_a_dead_devices_modules_move_and_the_others_stay() -> None:
     assert assigned["a"].modules == ()
     assert {action.route.task for action in all_of(actions, PublishRoute)} == {"classify", "caption"}
     site.sessions.pop("a")
-    site.beats()
+    site.heartbeats()
     assert site.route("classify").complete
     assert site.route("caption").complete
 
@@ -245,7 +245,7 @@ def test_a_silent_device_is_dead_after_three_and_a_quarter_intervals_and_then_it
     site = serving(CLASSIFY, a=100, b=100)
     for _ in range(3):
         site.now_s += 1.0
-        site.beat("b")
+        site.heartbeat("b")
         assert site.where() == {"vision": "a", "head": "a"}
     assert next_deadline_s(site.state) == site.now_s + 0.25
     site.now_s += 0.25
@@ -271,7 +271,7 @@ def test_a_returning_device_takes_nothing_back() -> None:
 
 def test_a_failed_module_goes_to_the_next_device_and_not_back_while_the_session_lasts() -> None:
     site = serving(CLASSIFY, a=100, b=100, c=100)
-    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="no weights")})
+    site.heartbeat("a", {VISION.key: HeldModule(module="vision", state="failed", error="no weights")})
     assert site.where()["vision"] == "b"
     site.gone("b")
     site.gone("c")
@@ -297,7 +297,7 @@ def test_when_capacity_returns_the_task_returns() -> None:
     assert site.route("caption").unavailable
     site.born("b", 40)
     assert site.route("caption").unavailable is None
-    site.beats()
+    site.heartbeats()
     assert site.route("caption").complete
     assert site.where() == {"vision": "a", "head": "a", "text": "b"}
 
@@ -307,7 +307,7 @@ def test_without_devices_every_task_says_so() -> None:
     assert "there are no devices" in (site.route("classify").unavailable or "")
 
 
-def test_a_birth_without_a_heartbeat_gets_no_modules_for_it_may_be_a_ghost() -> None:
+def test_a_birth_without_a_heartbeat_gets_no_modules_for_it_may_be_stale() -> None:
     site = serving(CLASSIFY)
     profile = DeviceProfile(memory_bytes=1000, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.0)
     site.feed(DeviceStateReceived("ghost", DeviceState(status="online", session=4, profile=profile)))
@@ -318,7 +318,7 @@ def test_a_draining_devices_modules_move_once_they_are_loaded_elsewhere() -> Non
     site = serving(CLASSIFY, a=100, b=100)
     site.feed(DeviceStateReceived("a", DeviceState(status="draining", session=1)))
     assert site.where() == {"vision": "a", "head": "a"}
-    site.beat("b")
+    site.heartbeat("b")
     assert site.where() == {"vision": "b", "head": "b"}
     assert site.state.assignments["a"].modules == ()
 
@@ -327,7 +327,7 @@ def test_a_restart_adopts_what_devices_hold_instead_of_moving_it() -> None:
     site = Site(epoch=2)
     site.born("a", 100)
     site.born("b", 100, speed=1e9)
-    site.beat("b", {VISION.key: HeldModule(module="vision", state="ready")})
+    site.heartbeat("b", {VISION.key: HeldModule(module="vision", state="ready")})
     site.feed(TaskDeployed(CLASSIFY))
     site.settle()
     assert site.where() == {"vision": "b", "head": "a"}
@@ -338,8 +338,8 @@ def test_of_two_holders_the_one_that_is_ready_is_adopted() -> None:
     site = Site(epoch=2)
     site.born("a", 100)
     site.born("b", 100, speed=1e9)
-    site.beat("a", {VISION.key: HeldModule(module="vision", state="loading")})
-    site.beat("b", {VISION.key: HeldModule(module="vision", state="ready")})
+    site.heartbeat("a", {VISION.key: HeldModule(module="vision", state="loading")})
+    site.heartbeat("b", {VISION.key: HeldModule(module="vision", state="ready")})
     site.feed(TaskDeployed(CLASSIFY))
     site.settle()
     assert site.where()["vision"] == "b"
@@ -360,7 +360,7 @@ def test_after_a_restart_the_tasks_that_were_served_go_first() -> None:
 def test_every_live_device_hears_of_this_term_even_if_it_holds_nothing() -> None:
     site = Site(epoch=2)
     site.born("a", 100)
-    site.beat("a", {VISION.key: HeldModule(module="vision", state="ready")})
+    site.heartbeat("a", {VISION.key: HeldModule(module="vision", state="ready")})
     (action,) = all_of(site.settle(), PublishAssignment)
     assert (action.device, action.assignment.epoch, action.assignment.modules) == ("a", 2, ())
 
@@ -381,13 +381,13 @@ def test_routes_of_earlier_terms_without_a_task_are_cleared_after_settling() -> 
     assert all_of(site.settle(), ClearRoute) == [ClearRoute("forgotten")]
 
 
-def test_an_invalid_spec_makes_the_task_unavailable_until_it_is_mended() -> None:
+def test_an_invalid_spec_makes_the_task_unavailable_until_it_is_corrected() -> None:
     site = serving(CLASSIFY, a=100)
     site.feed(TaskRejected("classify", "its spec is wrong: TaskSpec: nodes: Field required"))
     assert "nodes: Field required" in (site.route("classify").unavailable or "")
     assert site.where() == {}
     site.feed(TaskDeployed(CLASSIFY))
-    site.beats()
+    site.heartbeats()
     assert site.route("classify").complete
 
 
@@ -413,13 +413,13 @@ def test_a_route_goes_out_again_when_a_module_becomes_ready_but_not_when_its_sec
         spec.key: HeldModule(module=name, state="ready", compute_s=0.5)
         for name, spec in (("vision", VISION), ("head", HEAD))
     }
-    assert said(site.beat("a", held)) == []
+    assert said(site.heartbeat("a", held)) == []
     held[VISION.key] = HeldModule(module="vision", state="loading")
-    (pending,) = said(site.beat("a", held))
+    (pending,) = said(site.heartbeat("a", held))
     assert isinstance(pending, PublishRoute)
     assert not pending.route.complete
     held[VISION.key] = HeldModule(module="vision", state="ready", compute_s=0.7)
-    (complete,) = said(site.beat("a", held))
+    (complete,) = said(site.heartbeat("a", held))
     assert isinstance(complete, PublishRoute)
     assert complete.route.nodes["n-vision"].devices[0].compute_s == 0.7
 
@@ -428,19 +428,19 @@ def test_the_group_counts_changes_of_the_front_door_and_never_comes_back() -> No
     site = serving(CLASSIFY, a=100, b=100)
     first = site.route("classify").group
     site.gone("a")
-    site.beat("b")
+    site.heartbeat("b")
     second = site.route("classify").group
     assert second > first
     site.feed(TaskUndeployed("classify"))
     site.feed(TaskDeployed(CLASSIFY))
-    site.beat("b")
+    site.heartbeat("b")
     assert site.route("classify").group >= second
 
 
 def test_the_generation_grows_by_one_for_each_change_of_the_placement() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     assert site.state.generation == 1
-    site.beats()
+    site.heartbeats()
     assert site.state.generation == 1
     site.gone("a")
     assert site.state.generation == 2
@@ -458,14 +458,14 @@ def test_an_assignment_says_why() -> None:
     assert whys["vision"].endswith("b: memory short by 10 bytes")
 
 
-def test_when_the_link_is_back_all_is_said_again_and_nothing_moves() -> None:
+def test_when_the_link_is_back_all_is_published_again_and_nothing_moves() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.calm()
     routes, assignments = site.state.routes, site.state.assignments
     site.feed(LinkDown("broker restarted"))
     site.now_s += 60
     assert said(site.feed(Tick())) == []
-    assert said(site.feed(LinkUp(7))) == [], "somebody newer may lead"
+    assert said(site.feed(LinkUp(7))) == [], "a newer orchestrator may lead"
     assert said(site.feed(TaskDeployed(CLASSIFY))) == []
     actions = said(site.feed(LeaderStateReceived(OrchestratorState(epoch=1, online=False, session=1))))
     assert actions[0] == PublishState(OrchestratorState(epoch=1, online=True, session=7))
@@ -473,7 +473,7 @@ def test_when_the_link_is_back_all_is_said_again_and_nothing_moves() -> None:
     assert actions[2:] == [PublishAssignment(device, assignments[device]) for device in ("a", "b")]
     site.born("a", 100)
     site.born("b", 100, speed=5e9)
-    site.beats()
+    site.heartbeats()
     assert said(site.settle()) == []
     assert site.route("classify").complete
 
@@ -507,7 +507,7 @@ def test_the_wills_that_a_broker_says_when_it_ends_move_nothing(devices: int) ->
         site.sessions[name] += 10
         profile = site.state.cluster.devices[name].profile
         birth = DeviceState(status="online", session=site.sessions[name], profile=profile)
-        actions = said(site.feed(DeviceStateReceived(name, birth)) + site.beat(name))
+        actions = said(site.feed(DeviceStateReceived(name, birth)) + site.heartbeat(name))
         assert actions == []
 
 
@@ -528,12 +528,12 @@ def test_a_task_deployed_among_the_wills_is_kept() -> None:
     site.feed(LinkUp(7))
     for _ in range(3):
         site.now_s += 1.0
-        site.beats()
+        site.heartbeats()
     assert site.where() == {"vision": "a", "head": "a", "text": "a"}
     assert site.route("caption").complete
 
 
-def test_who_comes_up_with_the_broker_waits_for_the_devices_that_served() -> None:
+def test_an_orchestrator_that_comes_up_with_the_broker_waits_for_the_devices_that_served() -> None:
     site = Site(epoch=2)
     site.state = replace(site.state, linked_s=0.0)
     site.feed(TaskDeployed(CLASSIFY))
@@ -546,10 +546,10 @@ def test_who_comes_up_with_the_broker_waits_for_the_devices_that_served() -> Non
     assert said(site.settle()) == []
     assert site.state.settles_at_s == RECONNECT_S
     site.now_s = 4.0
-    site.beat("a")
+    site.heartbeat("a")
     late = Site(epoch=2)
     late.state, late.sessions, late.seq, late.now_s = site.state, {"a": 1}, site.seq, RECONNECT_S
-    late.beat("a")
+    late.heartbeat("a")
     assert late.where() == {"vision": "a", "head": "a"}, "but not for ever"
     held = {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)}
     profile = DeviceProfile(memory_bytes=100, compute_flops_per_s=1e9, bandwidth_bits_per_s=1e8, latency_s=0.001)
@@ -601,7 +601,7 @@ def reconnected(site: Site, *, broker_kept_memory: bool, routes: bool) -> list[A
         site.feed(RetainedRouteReceived("classify", available=True, front_door=True))
     site.now_s += READ_RETAINED_S
     actions = said(site.feed(Tick()))
-    site.beats()
+    site.heartbeats()
     return actions + said(site.settle())
 
 
@@ -647,11 +647,11 @@ def restarted(*, route_remembered: bool) -> tuple[Site, list[Action]]:
 def test_a_stored_task_is_given_back_to_a_broker_that_lost_its_memory() -> None:
     site, actions = restarted(route_remembered=False)
     assert all_of(actions, PublishSpec) == [PublishSpec(CLASSIFY)]
-    site.beats()
+    site.heartbeats()
     assert site.route("classify").complete
 
 
-def test_a_stored_task_that_was_undeployed_while_nobody_led_does_not_come_back() -> None:
+def test_a_stored_task_that_was_undeployed_without_a_leader_does_not_come_back() -> None:
     site, actions = restarted(route_remembered=True)
     assert not all_of(actions, PublishSpec)
     assert all_of(actions, ClearRoute) == [ClearRoute("classify")]
@@ -661,9 +661,9 @@ def test_a_stored_task_that_was_undeployed_while_nobody_led_does_not_come_back()
 def test_a_broker_that_lost_its_memory_is_given_the_drain_back_and_the_device_stays_empty() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.feed(DrainReceived("a", drain=True))
-    site.beats()
+    site.heartbeats()
     assert PublishDrain("a") in reconnected(site, broker_kept_memory=False, routes=False)
-    site.beats()
+    site.heartbeats()
     assert set(site.where().values()) == {"b"}
     assert PublishDrain("a") not in site.feed(Tick())
 
@@ -675,7 +675,7 @@ def test_a_drain_that_was_taken_back_while_the_link_was_down_is_not_given_back()
     assert not site.state.cluster.devices["a"].draining
 
 
-def test_a_device_that_does_not_report_its_assignment_is_told_again_at_most_every_five_seconds() -> None:
+def test_a_device_that_does_not_report_its_assignment_gets_it_again_at_most_every_five_seconds() -> None:
     site = Site()
     site.born("a", 100)
     site.feed(TaskDeployed(CLASSIFY))
@@ -690,18 +690,18 @@ def test_a_device_that_does_not_report_its_assignment_is_told_again_at_most_ever
     assert repeats_s == [5.0, 10.0]
 
 
-def test_a_device_that_lost_one_module_is_told_again_and_one_that_says_why_it_lacks_it_is_not() -> None:
+def test_a_device_that_lost_one_module_gets_its_assignment_again_unless_it_reports_the_reason() -> None:
     site = serving(CLASSIFY, a=100)
     site.now_s += 5.0
     held = {VISION.key: HeldModule(module="vision", state="ready")}
-    assert len(all_of(site.beat("a", held), PublishAssignment)) == 1
+    assert len(all_of(site.heartbeat("a", held), PublishAssignment)) == 1
     for state in ("loading", "ready"):
         site.now_s += 5.0
         held[HEAD.key] = HeldModule(module="head", state=state)
-        assert all_of(site.beat("a", held), PublishAssignment) == []
+        assert all_of(site.heartbeat("a", held), PublishAssignment) == []
 
 
-def test_a_device_that_obeys_an_older_assignment_is_told_again() -> None:
+def test_a_device_that_obeys_an_older_assignment_gets_the_new_one_again() -> None:
     site = serving(CLASSIFY, a=100)
     held = {spec.key: HeldModule(module="m", state="ready") for spec in (VISION, HEAD)}
     site.now_s += 5.0
@@ -713,7 +713,7 @@ def test_the_assignment_of_a_forgotten_device_is_cleared() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.gone("a")
     site.now_s += 3600.0
-    assert all_of(site.beat("b"), ClearAssignment) == [ClearAssignment("a")]
+    assert all_of(site.heartbeat("b"), ClearAssignment) == [ClearAssignment("a")]
     assert "a" not in site.state.assignments
     assert "a" not in site.state.assigned_s
 
@@ -734,58 +734,58 @@ def test_a_task_whose_route_cannot_be_written_is_unavailable_and_the_others_go_o
 
 def test_a_failed_module_is_tried_again_where_it_failed_after_a_while() -> None:
     site = serving(CLASSIFY, a=100)
-    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="disk full")})
+    site.heartbeat("a", {VISION.key: HeldModule(module="vision", state="failed", error="disk full")})
     assert "disk full" in (site.route("classify").unavailable or "")
     site.now_s += 29.0
-    site.beat("a", {})
+    site.heartbeat("a", {})
     assert site.route("classify").unavailable
     site.now_s += 1.0
     assert len(all_of(site.feed(Tick()), PublishAssignment)) == 1
     assert site.where()["vision"] == "a"
 
 
-def test_a_mended_spec_is_tried_at_once_where_the_module_failed() -> None:
+def test_a_corrected_spec_is_tried_at_once_where_the_module_failed() -> None:
     site = serving(CLASSIFY, a=100)
-    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="unknown family")})
-    site.beat("a", {})
+    site.heartbeat("a", {VISION.key: HeldModule(module="vision", state="failed", error="unknown family")})
+    site.heartbeat("a", {})
     assert site.route("classify").unavailable
     site.feed(TaskDeployed(CLASSIFY))
-    assert site.route("classify").unavailable, "nothing was mended"
-    mended = VISION.model_copy(update={"family": "other.kind"})
-    assert mended.key == VISION.key
-    site.feed(TaskDeployed(chain("classify", mended, HEAD)))
-    site.beat("a")
+    assert site.route("classify").unavailable, "nothing was corrected"
+    corrected = VISION.model_copy(update={"family": "other.kind"})
+    assert corrected.key == VISION.key
+    site.feed(TaskDeployed(chain("classify", corrected, HEAD)))
+    site.heartbeat("a")
     assert site.route("classify").complete
 
 
 def test_a_task_that_was_taken_away_and_deployed_again_is_tried_at_once() -> None:
     site = serving(CLASSIFY, a=100)
-    site.beat("a", {VISION.key: HeldModule(module="vision", state="failed", error="its file is torn")})
-    site.beat("a", {})
+    site.heartbeat("a", {VISION.key: HeldModule(module="vision", state="failed", error="its file is torn")})
+    site.heartbeat("a", {})
     site.feed(TaskUndeployed("classify"))
     site.feed(TaskDeployed(CLASSIFY))
-    site.beat("a")
+    site.heartbeat("a")
     assert site.route("classify").complete
 
 
-def test_a_device_that_beats_and_whose_birth_is_not_known_is_asked_for_it_but_not_at_every_beat() -> None:
+def test_a_device_with_heartbeats_and_no_known_birth_is_asked_for_it_but_not_at_every_heartbeat() -> None:
     site = serving(CLASSIFY, a=100)
     site.sessions["b"] = 4
-    assert site.beat("b") == [RequestRebirth("b")]
+    assert site.heartbeat("b") == [RequestRebirth("b")]
     site.now_s += 1
-    assert site.beat("b") == []
-    site.beat("a")
+    assert site.heartbeat("b") == []
+    site.heartbeat("a")
     site.now_s += 1.9
-    site.beat("a")
+    site.heartbeat("a")
     site.now_s += 1.9
-    site.beat("a")
+    site.heartbeat("a")
     site.now_s += 1
-    assert RequestRebirth("b") in site.beat("b")
+    assert RequestRebirth("b") in site.heartbeat("b")
     site.born("b", 100)
-    assert not all_of(site.beat("b"), RequestRebirth)
+    assert not all_of(site.heartbeat("b"), RequestRebirth)
 
 
-def test_a_task_with_redundancy_has_a_second_door_outside_the_first_and_keeps_it() -> None:
+def test_a_task_with_redundancy_has_a_backup_coordinator_outside_the_front_door_and_keeps_it() -> None:
     spec = CLASSIFY.model_copy(update={"redundancy": 2})
     site = serving(spec, a=100, b=10, c=10)
     first = site.route("classify")
@@ -806,9 +806,9 @@ def test_what_most_tasks_need_is_listed_first_and_standbys_last() -> None:
         site.feed(TaskDeployed(spec))
     site.settle()
     assert site.state.assignments["a"].modules[0].module == "text"
-    site.beats()
+    site.heartbeats()
     site.born("b", 200, speed=1e9)
-    site.beats()
+    site.heartbeats()
     site.calm()
     roles = [told.role for told in site.state.assignments["b"].modules]
     assert roles == sorted(roles)
@@ -855,7 +855,7 @@ def test_a_request_for_an_unavailable_task_is_answered_with_the_reason() -> None
 def test_requests_for_tasks_with_a_front_door_are_left_to_the_agents() -> None:
     site = serving(CLASSIFY, a=60, b=10)
     assert ask(site, "classify") == []
-    site.beat("b", {})
+    site.heartbeat("b", {})
     assert not site.route("classify").complete
     assert ask(site, "classify") == []
 
@@ -864,7 +864,7 @@ def test_before_the_broker_could_say_what_it_remembers_no_request_is_answered() 
     assert ask(Site(), "classify") == []
 
 
-def test_while_it_settles_a_request_is_told_when_to_try_again_unless_agents_serve_its_task() -> None:
+def test_while_it_settles_the_answer_says_when_to_try_again_unless_agents_serve_its_task() -> None:
     site = Site()
     site.feed(RetainedRouteReceived("classify", available=True, front_door=True))
     site.feed(RetainedRouteReceived("caption", available=True, front_door=False))
@@ -875,7 +875,7 @@ def test_while_it_settles_a_request_is_told_when_to_try_again_unless_agents_serv
         assert (error.message, error.retry_after_s) == ("the orchestrator has just started; try again", 1.0)
 
 
-def test_while_the_front_door_loads_a_request_is_told_who_loads_what() -> None:
+def test_while_the_front_door_loads_the_answer_names_the_devices_and_modules() -> None:
     site = Site()
     site.born("a", 60)
     site.born("b", 10, speed=1e9)
@@ -904,7 +904,7 @@ def test_the_log_tells_of_devices_placements_and_withdrawn_tasks() -> None:
     assert events(site.feed(Tick())) == []
 
 
-def test_a_task_that_describes_a_shared_module_differently_is_refused_and_disturbs_nobody() -> None:
+def test_a_task_that_describes_a_shared_module_differently_is_refused_and_disturbs_no_other() -> None:
     site = serving(CLASSIFY, a=1000)
     before = site.where()
     for changed in ({"family": "wrong.family"}, {"memory_bytes": 1}):

@@ -68,7 +68,7 @@ def test_while_a_module_loads_its_node_is_pending_and_the_task_is_not_unavailabl
     assert not route.complete
 
 
-def test_a_device_that_holds_a_module_nobody_placed_there_is_not_routed_to() -> None:
+def test_no_route_names_a_device_for_a_module_that_was_not_placed_there() -> None:
     everything = holder("c", VISION, TEXT, HEAD)
     route = build_route(TASK, TERM, WHERE, {"a": holder("a", VISION, HEAD), "c": everything})
     assert route.nodes["read"].devices == ()

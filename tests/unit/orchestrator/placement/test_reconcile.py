@@ -37,7 +37,7 @@ CAPTION = task("caption", VISION, TEXT)
 
 @dataclass
 class Agent:
-    """What a device really is; it obeys when it beats."""
+    """A device's real state; it obeys when it sends a heartbeat."""
 
     session: int = 1
     seq: int = 0
@@ -75,9 +75,9 @@ class Site:
         known = self.agents.get(device)
         self.agents[device] = agent or Agent(session=known.session + 1 if known else 1)
         birth = online(self.agents[device].session, profile(memory_bytes, compute_flops_per_s=speed))
-        return [*self.feed(DeviceStateReceived(device, birth)), *self.beat(device)]
+        return [*self.feed(DeviceStateReceived(device, birth)), *self.heartbeat(device)]
 
-    def beat(self, device: str) -> list[Action]:
+    def heartbeat(self, device: str) -> list[Action]:
         """Obey the assignment and report."""
         agent, said = self.agents[device], self.state.assignments.get(device)
         wanted = {told.spec.key: told for told in said.modules} if said else {}
@@ -85,7 +85,7 @@ class Site:
         agent.loads += len(now - agent.loaded)
         agent.loaded, agent.seq = now, agent.seq + 1
         held = {key: self._held(agent, told) for key, told in wanted.items()}
-        beat = Heartbeat(
+        heartbeat = Heartbeat(
             session=agent.session,
             seq=agent.seq,
             epoch=said.epoch if said else 0,
@@ -94,7 +94,7 @@ class Site:
             cached=agent.cached,
             suspects=agent.suspects,
         )
-        return self.feed(HeartbeatReceived(device, beat))
+        return self.feed(HeartbeatReceived(device, heartbeat))
 
     def _held(self, agent: Agent, told: AssignedModule) -> HeldModule:
         key = told.spec.key
@@ -110,13 +110,13 @@ class Site:
         )
 
     def go_on(self, seconds: float) -> list[Action]:
-        """Time passes, everybody beats every second."""
+        """Time passes, and all devices send a heartbeat every second."""
         actions = []
         for _ in range(round(seconds)):
             self.now_s += 1.0
             actions += self.feed(Tick())
             for device, agent in self.agents.items():
-                actions += self.beat(device) if agent.up else []
+                actions += self.heartbeat(device) if agent.up else []
         return actions
 
     def kill(self, device: str) -> list[Action]:
@@ -249,7 +249,7 @@ def test_when_the_active_copys_device_dies_its_standby_serves_at_once_without_a_
     assert site.roles()["standby"]["vision"] == [spare], "then a new standby is chosen"
 
 
-def test_a_device_that_connects_anew_before_it_was_missed_keeps_its_modules() -> None:
+def test_a_device_that_reconnects_before_it_was_missed_keeps_its_modules() -> None:
     site = calm(CLASSIFY, a=100, b=100)
     before = site.roles()
     agent = site.agents["a"]
@@ -259,10 +259,10 @@ def test_a_device_that_connects_anew_before_it_was_missed_keeps_its_modules() ->
     assert site.roles() == before
 
 
-def test_a_device_that_starts_anew_before_it_was_missed_gives_way_to_the_standby() -> None:
+def test_a_device_that_restarts_before_it_was_missed_gives_way_to_the_standby() -> None:
     site = calm(CLASSIFY, a=100, b=100)
     site.join("a", 100, 10e9, agent=Agent(session=2, slow=True))
-    assert site.able("classify", "vision") == ["b"], "with its first beat, which lists what it must load anew"
+    assert site.able("classify", "vision") == ["b"], "with its first heartbeat, which lists what it must load again"
     site.agents["a"].slow = False
     site.go_on(6)
     assert site.roles() == {"active": {"vision": ["b"], "head": ["b"]}, "standby": {"vision": ["a"], "head": ["a"]}}
@@ -289,8 +289,8 @@ def test_after_a_restart_of_the_orchestrator_active_copies_and_standbys_stay_wha
     again.feed(RetainedRouteReceived("classify", available=True, front_door=True, serving=serving))
     for device, agent in site.agents.items():
         held = {key: HeldModule(module="m", state="ready", memory_bytes=10) for key in sorted(agent.loaded)}
-        beat = Heartbeat(session=1, seq=50, epoch=1, generation=0, modules=held)
-        again.feed(HeartbeatReceived(device, beat))
+        heartbeat = Heartbeat(session=1, seq=50, epoch=1, generation=0, modules=held)
+        again.feed(HeartbeatReceived(device, heartbeat))
         again.agents[device].loaded, again.agents[device].seq = set(agent.loaded), 50
     again.now_s += 1.5
     again.feed(Tick())
@@ -415,7 +415,7 @@ def test_the_largest_measured_footprint_counts_everywhere() -> None:
     assert "no device fits" in (site.route("classify").unavailable or "")
 
 
-def test_a_larger_measurement_of_another_device_drives_nobody_out() -> None:
+def test_a_larger_measurement_of_another_device_displaces_no_module() -> None:
     site = calm(CLASSIFY, a=70, b=200)
     (home,) = site.able("classify", "vision")
     assert home == "a"
@@ -535,7 +535,7 @@ def test_after_a_restart_of_the_orchestrator_a_drained_device_still_serves_until
     served_without_a_gap(site, 3, "classify")
 
 
-def test_a_drain_whose_copies_never_get_ready_begins_anew_in_the_same_turn_and_serves_meanwhile() -> None:
+def test_a_drain_whose_copies_never_get_ready_starts_again_in_the_same_turn_and_serves_meanwhile() -> None:
     site = Site(CLASSIFY, a=100, b=100)
     site.go_on(2)
     site.agents["b"].slow = True
@@ -579,7 +579,7 @@ def test_one_suspicion_moves_nothing() -> None:
     site = calm(CLASSIFY, a=100, b=100, c=100)
     before = site.route("classify")
     site.agents["b"].suspects = {"a": 0.2}
-    site.beat("b")
+    site.heartbeat("b")
     assert site.route("classify") == before
 
 
@@ -620,7 +620,7 @@ def test_a_device_that_dies_and_returns_every_two_seconds_moves_things_once() ->
         assert site.state.assignments["a"].modules == ()
 
 
-def test_when_most_devices_vanish_at_once_standbys_take_over_and_nothing_is_loaded_before_the_hold_is_over() -> None:
+def test_when_most_devices_vanish_at_once_standbys_take_over_and_nothing_is_loaded_for_a_while() -> None:
     site = calm(CLASSIFY, CAPTION, a=130, b=130, c=130, d=130)
     loads = site.agents["d"].loads
     for device in ("a", "b", "c"):

@@ -32,7 +32,7 @@ def drain(session: int = 1) -> DeviceStateReceived:
     return DeviceStateReceived("gw", DeviceState(status="draining", session=session))
 
 
-def beat(seq: int, session: int = 1, **modules: HeldModule) -> HeartbeatReceived:
+def gw_heartbeat(seq: int, session: int = 1, **modules: HeldModule) -> HeartbeatReceived:
     return HeartbeatReceived("gw", heartbeat(seq, session, modules=modules))
 
 
@@ -41,13 +41,13 @@ def listening() -> Cluster:
 
 
 def alive() -> Cluster:
-    return on_event(on_event(listening(), birth(), 0.0), beat(1), 0.0)
+    return on_event(on_event(listening(), birth(), 0.0), gw_heartbeat(1), 0.0)
 
 
-def test_a_birth_alone_is_no_life_a_first_heartbeat_is() -> None:
+def test_a_device_is_alive_after_its_first_heartbeat_not_after_its_birth() -> None:
     born = on_event(listening(), birth(), 0.0)
     assert not born.devices["gw"].alive
-    assert on_event(born, beat(1), 0.1).devices["gw"].fitness > Fitness.DRAINING
+    assert on_event(born, gw_heartbeat(1), 0.1).devices["gw"].fitness > Fitness.DRAINING
 
 
 def test_a_will_of_the_current_session_ends_it_at_once() -> None:
@@ -55,7 +55,7 @@ def test_a_will_of_the_current_session_ends_it_at_once() -> None:
 
 
 def test_a_late_will_of_an_older_session_changes_nothing() -> None:
-    again = on_event(on_event(alive(), birth(session=2), 0.1), beat(1, session=2), 0.2)
+    again = on_event(on_event(alive(), birth(session=2), 0.1), gw_heartbeat(1, session=2), 0.2)
     after = on_event(again, will(session=1), 0.3).devices["gw"]
     assert (after.session, after.status, after.alive) == (2, "online", True)
 
@@ -63,37 +63,37 @@ def test_a_late_will_of_an_older_session_changes_nothing() -> None:
 def test_a_living_session_comes_back_after_a_late_birth_of_a_dead_one_took_its_place() -> None:
     # After a restart of ours nothing is known of session 1; its birth comes again after that of session 2.
     fooled = on_event(
-        on_event(on_event(listening(), birth(session=2), 0.0), beat(7, session=2), 0.1), birth(session=1), 0.2
+        on_event(on_event(listening(), birth(session=2), 0.0), gw_heartbeat(7, session=2), 0.1), birth(session=1), 0.2
     )
     assert fooled.devices["gw"].session == 1
     silent = on_event(fooled, Tick(), 3.5)
-    assert on_event(silent, beat(7, session=2), 3.6) == silent, "a repeated heartbeat proves nothing"
-    again = on_event(silent, beat(8, session=2), 3.6).devices["gw"]
+    assert on_event(silent, gw_heartbeat(7, session=2), 3.6) == silent, "a repeated heartbeat proves nothing"
+    again = on_event(silent, gw_heartbeat(8, session=2), 3.6).devices["gw"]
     assert (again.session, again.alive, again.past_sessions) == (2, True, {1: -1})
 
 
 def test_a_session_whose_will_was_heard_never_comes_back() -> None:
     gone = on_event(on_event(alive(), will(session=1), 0.1), birth(session=2), 0.2)
     silent = on_event(gone, Tick(), 9.0)
-    assert on_event(silent, beat(99, session=1), 9.1) == silent
+    assert on_event(silent, gw_heartbeat(99, session=1), 9.1) == silent
 
 
 def test_a_birth_of_an_ended_session_that_arrives_late_changes_nothing() -> None:
-    again = on_event(on_event(alive(), birth(session=2), 0.1), beat(1, session=2), 0.2)
+    again = on_event(on_event(alive(), birth(session=2), 0.1), gw_heartbeat(1, session=2), 0.2)
     assert on_event(again, birth(session=1), 0.3) == again
     gone = on_event(again, will(session=2), 0.4)
     assert on_event(gone, birth(session=2), 0.5) == gone
-    assert on_event(gone, beat(9, session=2), 0.5) == gone
+    assert on_event(gone, gw_heartbeat(9, session=2), 0.5) == gone
 
 
 def test_a_heartbeat_of_another_session_or_an_older_one_changes_nothing() -> None:
-    known = on_event(alive(), beat(5), 0.5)
-    for late in (beat(6, session=2), beat(5), beat(4)):
+    known = on_event(alive(), gw_heartbeat(5), 0.5)
+    for late in (gw_heartbeat(6, session=2), gw_heartbeat(5), gw_heartbeat(4)):
         assert on_event(known, late, 0.6) == known
 
 
 def test_heartbeats_and_deaths_of_unknown_devices_change_nothing() -> None:
-    assert on_event(listening(), beat(1), 0.0).devices == {}
+    assert on_event(listening(), gw_heartbeat(1), 0.0).devices == {}
     assert on_event(listening(), will(), 0.0).devices == {}
 
 
@@ -113,7 +113,7 @@ def test_one_look_after_a_long_silence_is_enough() -> None:
 
 
 def test_a_late_heartbeat_makes_a_suspect_well_again() -> None:
-    cluster = on_event(on_event(alive(), Tick(), 3.0), beat(2), 3.1)
+    cluster = on_event(on_event(alive(), Tick(), 3.0), gw_heartbeat(2), 3.1)
     assert cluster.devices["gw"].health == "well"
     assert on_event(cluster, Tick(), 5.0).devices["gw"].health == "well"
 
@@ -121,7 +121,7 @@ def test_a_late_heartbeat_makes_a_suspect_well_again() -> None:
 def test_a_heartbeat_brings_a_silent_device_back_but_a_repeated_birth_does_not() -> None:
     dead = on_event(alive(), Tick(), 4.0)
     assert not on_event(dead, birth(), 5.0).devices["gw"].alive
-    assert on_event(dead, beat(2), 5.0).devices["gw"].alive
+    assert on_event(dead, gw_heartbeat(2), 5.0).devices["gw"].alive
 
 
 def test_the_detector_stands_still_while_our_own_link_is_down() -> None:
@@ -135,9 +135,9 @@ def test_the_detector_stands_still_while_our_own_link_is_down() -> None:
     assert not on_event(cluster, Tick(), dead_s).devices["gw"].alive
 
 
-def test_who_beats_over_the_new_link_has_the_usual_time_again() -> None:
+def test_a_device_heard_over_the_new_link_has_the_usual_time_again() -> None:
     cluster = on_event(on_event(alive(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    cluster = on_event(cluster, beat(2), 101.0)
+    cluster = on_event(cluster, gw_heartbeat(2), 101.0)
     assert on_event(cluster, Tick(), 104.2).devices["gw"].alive
     assert not on_event(cluster, Tick(), 104.25).devices["gw"].alive
 
@@ -145,7 +145,7 @@ def test_who_beats_over_the_new_link_has_the_usual_time_again() -> None:
 def test_whom_a_broker_that_was_away_let_in_late_is_not_on_probation_for_it() -> None:
     cluster = on_event(on_event(alive(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
     away = on_event(cluster, will(), 104.0)
-    again = on_event(on_event(away, birth(session=2), 105.0), beat(1, session=2), 105.0)
+    again = on_event(on_event(away, birth(session=2), 105.0), gw_heartbeat(1, session=2), 105.0)
     assert again.devices["gw"].doubt is None
 
 
@@ -155,7 +155,7 @@ def other(event: DeviceStateReceived | HeartbeatReceived) -> DeviceStateReceived
 
 
 def two() -> Cluster:
-    return on_event(on_event(alive(), other(birth()), 0.0), other(beat(1)), 0.0)
+    return on_event(on_event(alive(), other(birth()), 0.0), other(gw_heartbeat(1)), 0.0)
 
 
 def test_a_will_that_came_just_before_our_own_link_went_was_the_brokers_end() -> None:
@@ -181,22 +181,22 @@ def test_a_goodbye_that_comes_ahead_of_our_links_return_may_be_the_brokers_end_t
 def test_a_goodbye_that_the_broker_remembers_may_be_its_own_end_and_the_device_has_the_time_to_come_back() -> None:
     cluster = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
     cluster = on_event(cluster, will(), 100.0)
-    cluster = on_event(on_event(cluster, other(birth(session=2)), 101.0), other(beat(1, session=2)), 101.0)
+    cluster = on_event(on_event(cluster, other(birth(session=2)), 101.0), other(gw_heartbeat(1, session=2)), 101.0)
     assert cluster.devices["gw"].alive, "the other one has a new session, too"
     assert not on_event(cluster, Tick(), 100.0 + RECONNECT_S + 3.25).devices["gw"].alive
-    back = on_event(on_event(cluster, birth(session=2), 104.0), beat(1, session=2), 104.1)
+    back = on_event(on_event(cluster, birth(session=2), 104.0), gw_heartbeat(1, session=2), 104.1)
     assert back.devices["gw"].alive
     assert not on_event(back, will(session=2), 104.2).devices["gw"].alive, "a goodbye over this link counts"
 
 
-def test_a_beat_of_a_session_of_before_shows_that_the_broker_was_there_and_the_goodbyes_count() -> None:
+def test_a_heartbeat_of_a_session_of_before_shows_that_the_broker_was_there_and_the_goodbyes_count() -> None:
     cluster = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
     cluster = on_event(cluster, will(), 100.0)
-    assert not on_event(cluster, other(beat(2)), 100.5).devices["gw"].alive
+    assert not on_event(cluster, other(gw_heartbeat(2)), 100.5).devices["gw"].alive
     again = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    again = on_event(on_event(on_event(again, birth(session=2), 100.1), will(), 100.2), other(beat(2)), 100.3)
-    assert on_event(again, beat(1, session=2), 100.4).devices["gw"].alive, "of an old session, and so of nobody"
-    silent = on_event(on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0), other(beat(2)), 100.5)
+    again = on_event(on_event(on_event(again, birth(session=2), 100.1), will(), 100.2), other(gw_heartbeat(2)), 100.3)
+    assert on_event(again, gw_heartbeat(1, session=2), 100.4).devices["gw"].alive, "of an old session, and so of nobody"
+    silent = on_event(on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0), other(gw_heartbeat(2)), 100.5)
     assert not on_event(silent, Tick(), 103.25).devices["gw"].alive, "nobody needs the time to connect"
 
 
@@ -209,18 +209,18 @@ def test_the_next_deadline_is_when_the_next_device_turns_suspect_or_dead() -> No
     assert next_deadline_s(on_event(cluster, Tick(), 3.25)) == 3600.0, "to be forgotten"
 
 
-def test_until_its_first_beat_a_new_session_holds_what_the_one_before_held_that_lived_until_then() -> None:
+def test_until_its_first_heartbeat_a_new_session_keeps_the_modules_of_the_living_one_before() -> None:
     ready = HeldModule(module="m", state="ready")
-    cluster = on_event(alive(), beat(2, key=ready), 0.5)
+    cluster = on_event(alive(), gw_heartbeat(2, key=ready), 0.5)
     assert on_event(cluster, birth(session=2), 0.6).devices["gw"].ready("key")
     assert not on_event(on_event(cluster, will(), 0.6), birth(session=2), 0.7).devices["gw"].ready("key")
-    after = on_event(on_event(cluster, birth(session=2), 0.6), beat(0, session=2), 0.7).devices["gw"]
+    after = on_event(on_event(cluster, birth(session=2), 0.6), gw_heartbeat(0, session=2), 0.7).devices["gw"]
     assert after.modules == {}
 
 
 def test_a_new_session_begins_with_nothing_failed() -> None:
     failed = HeldModule(module="m", state="failed", error="no weights")
-    cluster = on_event(alive(), beat(2, key=failed), 0.5)
+    cluster = on_event(alive(), gw_heartbeat(2, key=failed), 0.5)
     assert cluster.devices["gw"].failed == {"key": "no weights"}
     again = on_event(cluster, birth(session=2), 0.6).devices["gw"]
     assert (again.modules, again.failed, again.alive) == ({}, {}, True)
@@ -231,11 +231,11 @@ FAILED = HeldModule(module="m", state="failed", error="no weights")
 
 def still_alive(cluster: Cluster, seq: int, now_s: float, **modules: HeldModule) -> Cluster:
     """A heartbeat just before a look at this time, so that nobody is taken for dead."""
-    return on_event(on_event(cluster, beat(seq, 1, **modules), now_s - 0.01), Tick(), now_s)
+    return on_event(on_event(cluster, gw_heartbeat(seq, 1, **modules), now_s - 0.01), Tick(), now_s)
 
 
 def test_a_failed_module_is_barred_for_half_a_minute_after_the_device_lists_it_no_more() -> None:
-    cluster = on_event(on_event(alive(), beat(2, key=FAILED), 1.0), beat(3), 2.0)
+    cluster = on_event(on_event(alive(), gw_heartbeat(2, key=FAILED), 1.0), gw_heartbeat(3), 2.0)
     assert cluster.devices["gw"].failed == {}
     assert cluster.devices["gw"].barred == {"key": "no weights"}
     assert still_alive(cluster, 4, 30.9).devices["gw"].barred == {"key": "no weights"}
@@ -243,7 +243,7 @@ def test_a_failed_module_is_barred_for_half_a_minute_after_the_device_lists_it_n
 
 
 def test_a_failed_module_is_barred_as_long_as_the_device_lists_it() -> None:
-    cluster = on_event(alive(), beat(2, key=FAILED), 1.0)
+    cluster = on_event(alive(), gw_heartbeat(2, key=FAILED), 1.0)
     assert still_alive(cluster, 3, 9000.0, key=FAILED).devices["gw"].barred == {"key": "no weights"}
 
 
@@ -263,7 +263,7 @@ def test_the_pause_doubles_with_each_failure_up_to_a_quarter_of_an_hour_and_succ
 
 
 def test_the_end_of_a_pause_is_a_deadline() -> None:
-    cluster = on_event(on_event(alive(), beat(2, key=FAILED), 1.0), beat(3), 30.5)
+    cluster = on_event(on_event(alive(), gw_heartbeat(2, key=FAILED), 1.0), gw_heartbeat(3), 30.5)
     assert next_deadline_s(cluster) == 31.0
 
 
@@ -296,4 +296,4 @@ def test_the_same_session_may_report_another_profile() -> None:
 def test_measured_seconds_stand_in_the_devices_spec() -> None:
     held = HeldModule(module="m", state="ready", compute_s=0.3)
     fresh = HeldModule(module="n", state="ready", compute_s=0.0)
-    assert on_event(alive(), beat(2, k=held, f=fresh), 0.1).devices["gw"].spec.compute_s == {"k": 0.3}
+    assert on_event(alive(), gw_heartbeat(2, k=held, f=fresh), 0.1).devices["gw"].spec.compute_s == {"k": 0.3}

@@ -1,4 +1,4 @@
-"""A spare and its leader, and when there is none."""
+"""A standby, with and without a leader."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def linked(at_s: float = 10.0) -> LeaderWatch:
     return on_event(LeaderWatch(), LinkUp(1), at_s)
 
 
-def test_where_nobody_led_it_leads_once_the_broker_had_time_to_tell() -> None:
+def test_without_a_leader_it_leads_once_the_retained_messages_had_time_to_arrive() -> None:
     assert take_over_at_s(LeaderWatch()) is None, "the link is down"
     assert take_over_at_s(linked(10.0)) == 10.0 + READ_RETAINED_S
 
 
-def test_a_goodbye_that_the_broker_remembers_of_nobody_we_knew_keeps_nobody_waiting() -> None:
+def test_a_retained_goodbye_of_an_unknown_leader_delays_nothing() -> None:
     assert take_over_at_s(on_event(linked(10.0), said(3, 7, online=False), 10.1)) == 10.1
 
 
@@ -42,24 +42,24 @@ def test_after_a_goodbye_or_a_will_it_leads_as_soon_as_it_can_not_be_the_brokers
     assert gone.epoch == 3, "the next one must be higher"
 
 
-def test_it_waits_while_the_leader_beats_and_leads_after_its_silence() -> None:
+def test_it_waits_while_the_leader_sends_heartbeats_and_leads_after_its_silence() -> None:
     watch = on_event(linked(), said(3, 7), 11.0)
     assert take_over_at_s(watch) == 11.0 + SILENCE_S
     assert take_over_at_s(on_event(watch, said(3, 7), 12.0)) == 12.0 + SILENCE_S
 
 
-def test_a_late_will_of_the_leaders_earlier_link_and_words_of_an_earlier_epoch_change_nothing() -> None:
+def test_a_late_will_of_the_leaders_earlier_link_and_messages_of_an_earlier_epoch_change_nothing() -> None:
     watch = on_event(linked(), said(3, 8), 11.0)
     for late in (said(3, 7, online=False), said(2, 9, online=False), said(2, 9)):
         assert on_event(watch, late, 12.0) == watch
 
 
-def test_wills_that_the_broker_says_when_it_ends_make_nobody_leader_whatever_it_remembers_of_them() -> None:
+def test_wills_that_the_broker_publishes_when_it_ends_make_no_standby_lead_whatever_it_retains() -> None:
     watch = on_event(linked(), said(3, 7), 11.0)
     ended = on_event(on_event(watch, said(3, 7, online=False), 12.0), LinkDown("lost"), 12.01)
     assert take_over_at_s(ended) is None
     back = on_event(ended, LinkUp(2), 14.0)
-    assert take_over_at_s(back) == 14.0 + RECONNECT_S + SILENCE_S, "the leader connects anew, too, and may be the last"
+    assert take_over_at_s(back) == 14.0 + RECONNECT_S + SILENCE_S, "the leader reconnects, too, and may be the last"
     assert on_event(back, said(3, 7, online=False), 14.1) == back, "the broker kept its memory"
     assert on_event(back, said(3, 7), 14.1, retained=True) == back, "of before it was killed, perhaps"
     assert take_over_at_s(on_event(back, said(3, 9), 18.0)) == 18.0 + SILENCE_S
@@ -87,7 +87,7 @@ def test_its_own_link_being_down_and_its_own_sleep_are_no_silence_of_the_leader(
     assert take_over_at_s(awake) == 60.0 + SILENCE_S
 
 
-def test_its_own_word_of_a_term_that_is_over_keeps_nobody_waiting() -> None:
+def test_its_own_message_of_a_term_that_is_over_delays_nothing() -> None:
     watch = on_event(on_event(LeaderWatch(own=frozenset({5})), LinkUp(6), 10.0), said(4, 5), 10.1)
     due_s = take_over_at_s(watch)
     assert due_s is not None

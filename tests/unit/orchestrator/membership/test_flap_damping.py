@@ -30,7 +30,7 @@ PROFILE = profile(1000, latency_s=0.002)
 
 
 class Fleet:
-    """Devices that beat once a second until a test stops them."""
+    """Devices that heartbeat once a second until a test stops them."""
 
     def __init__(self, *names: str) -> None:
         self.cluster = on_event(Cluster(heartbeat_interval_s=1.0), LinkUp(1), 0.0)
@@ -50,9 +50,9 @@ class Fleet:
         self.sessions[name] = self.sessions.get(name, 0) + 1
         self.feed(DeviceStateReceived(name, online(self.sessions[name], PROFILE)))
         self.beating.add(name)
-        self.beat(name)
+        self.heartbeat(name)
 
-    def beat(self, name: str) -> None:
+    def heartbeat(self, name: str) -> None:
         self.seq += 1
         suspects = {other: self.now_s - at_s for other, at_s in self.suspects.get(name, {}).items()}
         self.feed(HeartbeatReceived(name, heartbeat(self.seq, self.sessions[name], suspects=suspects)))
@@ -66,14 +66,14 @@ class Fleet:
 
     def blame(self, by: str, whom: str) -> None:
         self.suspects.setdefault(by, {})[whom] = self.now_s
-        self.beat(by)
+        self.heartbeat(by)
 
     def go_on(self, seconds: float) -> None:
         for _ in range(round(seconds * 4)):
             self.now_s += 0.25
             if self.now_s % 1 == 0:
                 for name in sorted(self.beating):
-                    self.beat(name)
+                    self.heartbeat(name)
             self.feed(Tick())
 
     def doubt(self, name: str) -> str | None:
@@ -86,14 +86,14 @@ class Fleet:
 # --- what others say ---
 
 
-def test_beats_between_the_regular_ones_prove_nothing() -> None:
+def test_heartbeats_between_the_regular_ones_prove_nothing() -> None:
     fleet = Fleet("a", "b")
     fleet.die("b")
     fleet.now_s += 1.0
     fleet.join("b")
     for _ in range(3 * PROBATION_HEARTBEATS):
         fleet.now_s += 0.01
-        fleet.beat("b")
+        fleet.heartbeat("b")
     assert fleet.cluster.devices["b"].doubt is not None
 
 
@@ -104,20 +104,20 @@ def test_one_report_of_one_coordinator_moves_nothing() -> None:
     assert not fleet.cluster.devices["b"].unresponsive
 
 
-def test_a_device_that_beats_and_is_suspected_by_two_or_twice_by_one_hangs_until_it_is_taken_back() -> None:
+def test_a_device_with_heartbeats_and_two_timeout_reports_is_unresponsive_until_they_are_taken_back() -> None:
     fleet = Fleet("a", "b", "c")
     fleet.blame("a", "c")
     fleet.blame("b", "c")
     assert fleet.cluster.devices["c"].unresponsive
     assert fleet.doubt("c") == "calls to it time out"
     fleet.suspects.clear()
-    fleet.beat("a")
+    fleet.heartbeat("a")
     assert not fleet.cluster.devices["c"].unresponsive
     fleet.blame("a", "c")
     fleet.go_on(2)
     fleet.blame("a", "c")
     fleet.suspects["b"] = {}
-    fleet.beat("b")
+    fleet.heartbeat("b")
     assert fleet.cluster.devices["c"].unresponsive
 
 
@@ -142,14 +142,14 @@ def test_a_silent_device_is_dead_sooner_when_a_coordinator_suspects_it() -> None
 # --- probation ---
 
 
-def test_who_comes_back_is_on_probation_for_some_beats_and_longer_after_each_further_death() -> None:
+def test_a_device_that_returns_is_on_probation_for_some_heartbeats_and_longer_after_each_further_death() -> None:
     fleet = Fleet("a", "b")
-    for round_, beats in enumerate((PROBATION_HEARTBEATS, 2 * PROBATION_HEARTBEATS)):
+    for round_, heartbeats in enumerate((PROBATION_HEARTBEATS, 2 * PROBATION_HEARTBEATS)):
         fleet.go_on(5)
         fleet.die("b")
         fleet.go_on(2)
         fleet.join("b")
-        fleet.go_on(beats - 1)
+        fleet.go_on(heartbeats - 1)
         assert fleet.doubt("b") == "it died and came back a moment ago", round_
         fleet.go_on(1)
         assert fleet.doubt("b") is None, round_
@@ -167,7 +167,7 @@ def test_a_device_that_dies_and_returns_every_two_seconds_is_never_trusted() -> 
     assert fleet.cluster.devices["b"].flaps.heartbeats_owed > 50 * PROBATION_HEARTBEATS, "by now it takes minutes"
 
 
-def test_a_gap_begins_the_probation_anew() -> None:
+def test_a_gap_starts_the_probation_again() -> None:
     fleet = Fleet("a", "b")
     fleet.go_on(5)
     fleet.die("b")
@@ -192,7 +192,7 @@ def test_deaths_long_ago_are_forgiven() -> None:
     assert fleet.cluster.devices["b"].flaps.heartbeats_owed == PROBATION_HEARTBEATS
 
 
-def test_a_new_device_and_a_broker_that_restarts_put_nobody_on_probation() -> None:
+def test_a_new_device_and_a_broker_that_restarts_put_no_device_on_probation() -> None:
     fleet = Fleet("a", "b")
     fleet.feed(LinkDown("the broker restarts"))
     fleet.go_on(3)
@@ -206,7 +206,7 @@ def test_a_new_device_and_a_broker_that_restarts_put_nobody_on_probation() -> No
 # --- when most vanish ---
 
 
-def test_when_most_devices_fall_silent_at_once_nobody_is_dead_before_the_hold_is_over() -> None:
+def test_when_most_devices_fall_silent_at_once_none_is_dead_before_the_additional_time_is_over() -> None:
     fleet = Fleet("a", "b", "c", "d", "e")
     fleet.go_on(1)
     fleet.beating -= {"a", "b", "c"}
@@ -234,9 +234,9 @@ def test_while_our_own_words_do_not_come_back_no_time_passes_for_the_silent() ->
     fleet.echo()
     fleet.beating.clear()
     fleet.go_on(6)
-    assert fleet.alive() == {"a", "b"}, "our link stalls: who else would know whether they beat?"
+    assert fleet.alive() == {"a", "b"}, "our link stalls: who else would know whether they heartbeat?"
     fleet.beating.add("a")
-    fleet.beat("a")  # what was queued arrives, in any order
+    fleet.heartbeat("a")  # what was queued arrives, in any order
     fleet.echo()
     fleet.go_on(1.5)
     assert fleet.alive() == {"a", "b"}
@@ -244,10 +244,10 @@ def test_while_our_own_words_do_not_come_back_no_time_passes_for_the_silent() ->
     fleet.go_on(0.75)
     assert fleet.alive() == {"a", "b"}
     fleet.go_on(0.25)
-    assert fleet.alive() == {"a"}, "3.25 intervals after its last beat, without the 5.1 that our link stood still"
+    assert fleet.alive() == {"a"}, "3.25 intervals after its last heartbeat, without the 5.1 that our link stood still"
 
 
-def test_a_stall_of_our_link_kills_no_device_that_somebody_accuses() -> None:
+def test_a_stall_of_our_link_kills_no_suspected_device() -> None:
     fleet = Fleet("a", "b")
     fleet.go_on(3.75)
     fleet.blame("b", "a")
@@ -301,7 +301,7 @@ def test_when_most_devices_say_goodbye_at_once_placing_waits_until_they_are_back
         assert fleet.cluster.mass_departure is None
 
 
-def test_devices_that_go_one_after_the_other_hold_nothing_up() -> None:
+def test_devices_that_go_one_after_the_other_are_no_mass_departure() -> None:
     fleet = Fleet("a", "b", "c", "d")
     for name in ("a", "b", "c"):
         fleet.go_on(2)
@@ -312,7 +312,7 @@ def test_devices_that_go_one_after_the_other_hold_nothing_up() -> None:
 # --- ourselves, and the operator ---
 
 
-def test_when_our_own_process_stood_still_everybody_has_the_full_time_anew() -> None:
+def test_when_our_own_process_stood_still_every_device_has_the_full_time_again() -> None:
     fleet = Fleet("a", "b")
     fleet.now_s += 60
     fleet.feed(Overslept())
