@@ -1,6 +1,6 @@
-"""Messages to events, actions to messages: the agent's side of ``topics.md``. No I/O.
+"""Messages to events, and actions to messages: the agent's side of ``topics.md``. Pure.
 
-Owns which topics an agent reads and writes. Decides nothing.
+Owns the topics that an agent reads and writes. Decides nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from edge_agent.events import (
 )
 from edge_agent.modules import Value
 
-LATE_S = RECONNECT_S  # after its deadline an answer may still come: the link that it waits for may be back by then
+LATE_S = RECONNECT_S  # an answer may come after its deadline: the link that it waits for may be up again by then
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SentInputs:
 
 
 def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
-    """What the control connection reads."""
+    """The subscriptions of the control connection."""
     return (
         DEVICE_ASSIGNMENT.at(prefix, device=device),
         DEVICE_STATE.at(prefix, device=device),  # our own: to correct a late will
@@ -78,12 +78,12 @@ def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
 
 
 def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
-    """What the data connection reads, besides the share groups of its front doors."""
+    """The subscriptions of the data connection, except the share groups of front doors."""
     return (TENSORS.filter(prefix, receiver=device), DEVICE_ECHO.at(prefix, device=device))
 
 
 def event_of(prefix: str, delivery: Delivery) -> Event | ConnectionEvent | None:
-    """Read a delivered message; None when it means nothing to an agent, such as a cleared topic.
+    """The event of a delivered message; None when an agent ignores it, such as a cleared topic.
 
     Raises:
         RemoteProtocolError: it breaks the contract.
@@ -187,7 +187,7 @@ def not_received(event: Undelivered, deadline_s: float) -> NotReceived | None:
 
 
 def failure(message: NodeInputs, device: DeviceId, code: ErrorCode, text: str, *, retry: bool) -> NodeFailed:
-    """What the coordinator hears when a node can't run on a device."""
+    """The message to the coordinator when a node can't run on a device."""
     return NodeFailed(
         request=message.request,
         task=message.task,

@@ -64,7 +64,7 @@ from orchestrator.leadership.epoch import read_epoch, store_epoch
 from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
 from orchestrator.membership.cluster import Overslept, Tick
 from orchestrator.state import Pace, State, initial
-from orchestrator.wire import HEARD, event_of, outgoing_of
+from orchestrator.wire import CONTROL_TOPICS, event_of, outgoing_of
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
@@ -259,7 +259,7 @@ class Orchestrator:
         self._control = self._make_transport(
             url=self._url, client_id=f"{self._name}-control", inbox=self._from_control, will=will
         )
-        self._control.subscribe(*(topic.filter(self._prefix) for topic in HEARD))
+        self._control.subscribe(*(topic.filter(self._prefix) for topic in CONTROL_TOPICS))
         self._control.start()
 
     def _leave(self) -> None:

@@ -1,7 +1,6 @@
-"""Messages to events, actions to messages.
+"""Messages to events, and actions to messages: the orchestrator's side of ``topics.md``. Pure.
 
-Owns which topic means which event and which action goes to which topic. Pure: no connection, no clock. What decides,
-and when, is elsewhere.
+Owns the event of each topic, and the topic of each action. Doesn't know connections, and decides nothing.
 """
 
 from __future__ import annotations
@@ -49,20 +48,20 @@ from orchestrator.membership.cluster import DeviceStateReceived, DrainReceived, 
 
 
 def event_of(prefix: str, delivery: Delivery) -> Event | None:
-    """What a delivered message means; None when it means nothing to the orchestrator.
+    """The event of a delivered message; None when it isn't for the orchestrator.
 
     Raises:
         RemoteProtocolError: it breaks the contract.
     """
     incoming = read(prefix, delivery.topic, delivery.payload)
-    if incoming is None or incoming.topic not in (*HEARD, TASK_REQUESTS):
+    if incoming is None or incoming.topic not in (*CONTROL_TOPICS, TASK_REQUESTS):
         return None
     if incoming.topic is TASK_REQUESTS:
         return _request(prefix, incoming, delivery)
     if incoming.topic is TASK_SPEC:
         return _spec(incoming)
     if incoming.topic is TASK_ROUTE:
-        return _route(incoming) if delivery.retain and delivery.payload else None  # our own publications come back
+        return _route(incoming) if delivery.retain and delivery.payload else None  # not our own one, coming back
     return _state(incoming)
 
 
@@ -136,7 +135,7 @@ def _state(incoming: Incoming) -> Event | None:
     return DrainReceived(incoming.ids["device"], drain=False) if incoming.topic is DEVICE_DRAIN else None
 
 
-HEARD = (
+CONTROL_TOPICS = (
     DEVICE_HEARTBEAT,
     DEVICE_STATE,
     DEVICE_DRAIN,
@@ -145,4 +144,4 @@ HEARD = (
     ORCHESTRATOR_HEARTBEAT,
     TASK_ROUTE,
 )
-"""What the control connection listens to."""
+"""The topics of the control connection."""

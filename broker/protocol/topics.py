@@ -1,7 +1,7 @@
 """The topic table: one constant per topic; every other file uses these constants.
 
 Owns templates, QoS, retain, writers, readers and messages, and how a delivered message is recognized (``read``).
-``topics.md`` is this table for people; a test holds them equal. Knows nothing of connections.
+``topics.md`` is this table for people; a test holds them equal. Doesn't know connections.
 """
 
 from __future__ import annotations
