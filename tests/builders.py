@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from broker.protocol.codec import RawInput, encode_request
+from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
     AssignedModule,
     Assignment,
     DeviceProfile,
     DeviceState,
+    ErrorBody,
     Heartbeat,
     NodeDone,
+    NodeFailed,
     NodeInputs,
+    Plan,
+    PlannedNode,
     Route,
     RouteDevice,
     RouteNode,
@@ -226,14 +231,47 @@ def requested(
     return Requested(task, payload, content_type, reply_to, str(number).encode(), expiry_s)
 
 
+def node_inputs(
+    node: str = "head", needs: tuple[str, ...] = ("image",), device: str = "gw-b", **fields: Any
+) -> NodeInputs:
+    """Inputs that gw-a sends to a device, which runs the only node of a plan."""
+    values = {
+        "request": "r-1",
+        "task": "t",
+        "node": node,
+        "epoch": 1,
+        "generation": 1,
+        "attempt": 0,
+        "coordinator": "gw-a",
+        "deadline_s": 5.0,
+        "reply_to": f"{PREFIX}/clients/c/results/1",
+        "plan": Plan(nodes={node: PlannedNode(key="k", needs=needs, device=device)}, output=node),
+    }
+    return NodeInputs.model_validate(values | fields)
+
+
 def of_node(message: TensorMessage) -> dict[str, Any]:
     """The fields by which a message says which attempt at which node of which request it is about."""
     return {name: getattr(message, name) for name in ("request", "task", "node", "epoch", "generation", "attempt")}
 
 
-def done(message: NodeInputs, **fields: Any) -> NodeDone:
+def done(message: TensorMessage, **fields: Any) -> NodeDone:
     """The message that a device finished what these inputs asked of it."""
     return NodeDone(**of_node(message) | fields)
+
+
+def failed(
+    message: TensorMessage,
+    device: str = "gw-b",
+    code: ErrorCode = ErrorCode.MODULE_FAILED,
+    *,
+    retry: bool = True,
+    retry_after_s: float | None = None,
+    **fields: Any,
+) -> NodeFailed:
+    """The message that a device can't do what these inputs asked of it."""
+    error = ErrorBody(code=code, message="it failed", retry_after_s=retry_after_s)
+    return NodeFailed(**of_node(message) | {"device": device, "retry": retry, "error": error} | fields)
 
 
 def all_of(actions: Iterable[object], kind: type[T]) -> list[T]:

@@ -16,7 +16,7 @@ import pytest
 
 from broker.client import Client, Response
 from broker.protocol.codec import encode, encode_tensors
-from broker.protocol.messages import Assignment, NodeInputs, Plan, PlannedNode, Route
+from broker.protocol.messages import Assignment, NodeInputs, Route
 from broker.protocol.topics import DEVICE_ASSIGNMENT, TASK_REQUESTS, TASK_ROUTE, TENSORS
 from broker.transport.paho import MqttTransport
 from broker.transport.port import LinkUp, Outgoing
@@ -25,6 +25,7 @@ from s2m3.testbed.observer import Observer
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.stage import Stage
 from s2m3.testbed.site import Site
+from tests.builders import node_inputs
 from tests.patience import PATIENCE_S
 
 START_S = 3 * PATIENCE_S
@@ -235,20 +236,8 @@ def test_what_is_older_than_the_assignment_is_dropped_and_counted(steady: Runnin
 
 
 def stale_inputs(device: str) -> NodeInputs:
-    plan = Plan(nodes={"image-encoder": PlannedNode(key="k", needs=("image",), device=device)}, output="image-encoder")
-    return NodeInputs(
-        request="r1",
-        task="classify",
-        node="image-encoder",
-        epoch=0,
-        generation=0,
-        attempt=0,
-        coordinator="gw-x",
-        deadline_s=5.0,
-        reply_to=f"{PREFIX}/clients/x/results/1",
-        plan=plan,
-        content_types={"image": "image/png"},
-    )
+    old: dict[str, Any] = {"epoch": 0, "generation": 0, "task": "classify", "coordinator": "gw-x"}
+    return node_inputs("image-encoder", device=device, content_types={"image": "image/png"}, **old)
 
 
 def plain(running: Running, recorder: Any) -> MqttTransport:

@@ -54,6 +54,8 @@ from tests.builders import (
     agent,
     all_of,
     assigned,
+    done,
+    failed,
     module,
     only,
     requested,
@@ -496,10 +498,7 @@ def test_a_late_done_of_an_earlier_assignee_does_not_hide_where_the_output_is_ke
 def test_a_completed_node_whose_device_refuses_it_is_computed_elsewhere(asked: AgentState) -> None:
     encoded_on(asked, "gw-d", 0.1)
     sent = next(send for send in elsewhere(asked, 0.2, "gw-c gw-d", "gw-e") if send.receiver == "gw-d")
-    kept = {name: getattr(sent.message, name) for name in ("request", "task", "epoch", "generation", "attempt")}
-    nobody = ErrorBody(code=ErrorCode.MODULE_FAILED, message="nobody took it")
-    failed = NodeFailed(**kept, node="encoder", device="gw-d", retry=True, error=nobody)
-    decide(asked, Received("gw-a", failed, {}), 0.3)
+    decide(asked, Received("gw-a", failed(sent.message, "gw-d", node="encoder"), {}), 0.3)
     due_s = asked.next_deadline_s()
     assert due_s is not None
     again = all_of(decide(asked, Tick(), due_s), Send)
@@ -528,18 +527,7 @@ def test_a_refusal_is_tried_again_soon_and_elsewhere(front: AgentState) -> None:
     decide(front, Routed(route(head=("gw-b", "gw-c"), generation=2)), 0.0)
     sent = only(decide(front, request(), 0.0), Send)
     assert sent.receiver == "gw-b"
-    refused = NodeFailed(
-        request=sent.message.request,
-        task="zero-shot",
-        node="head",
-        epoch=1,
-        generation=2,
-        attempt=0,
-        device="gw-b",
-        retry=True,
-        error=ErrorBody(code=ErrorCode.MODULE_FAILED, message="not here"),
-    )
-    decide(front, Received("gw-b", refused, {}), 0.05)
+    decide(front, Received("gw-b", failed(sent.message, generation=2), {}), 0.05)
     due_s = front.next_deadline_s()
     assert due_s is not None
     assert due_s < 1.0
@@ -549,22 +537,7 @@ def test_a_refusal_is_tried_again_soon_and_elsewhere(front: AgentState) -> None:
 def test_a_refusal_of_an_older_attempt_is_ignored(front: AgentState) -> None:
     sent = only(decide(front, request(), 0.0), Send)
     decide(front, Routed(route(head=("gw-c",), generation=2)), 0.1)
-    late = NotReceived(
-        "gw-a",
-        NodeFailed(
-            request=sent.message.request,
-            task="zero-shot",
-            node="head",
-            epoch=1,
-            generation=1,
-            attempt=0,
-            device="gw-b",
-            retry=True,
-            error=ErrorBody(code=ErrorCode.MODULE_FAILED, message="nobody"),
-        ),
-        1.0,
-    )
-    decide(front, late, 0.2)
+    decide(front, NotReceived("gw-a", failed(sent.message), 1.0), 0.2)
     assert "gw-b" not in next(iter(front.coordinated.values())).avoid
 
 
@@ -761,11 +734,11 @@ def test_a_deadline_of_a_day_and_more_is_a_day(front: AgentState) -> None:
 
 def test_only_an_assignee_can_complete_a_node(front: AgentState) -> None:
     sent = only(decide(front, ASKED, 0.0), Send)
-    done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=1, generation=1, attempt=0)
-    decide(front, Received("gw-evil", done, {}), 0.1)
+    ended = done(sent.message, node="head")
+    decide(front, Received("gw-evil", ended, {}), 0.1)
     assert front.coordinated
     assert front.dropped["not_asked"] == 1
-    decide(front, Received("gw-b", done, {}), 0.2)
+    decide(front, Received("gw-b", ended, {}), 0.2)
     assert not front.coordinated
 
 
@@ -773,11 +746,11 @@ def test_the_done_of_the_output_ends_a_request_though_its_route_is_incomplete_by
     sent = only(decide(front, ASKED, 0.0), Send)
     decide(front, Routed(route(head=(), generation=2)), 0.1)  # it came first: routes have a lane of their own
     assert next(iter(front.coordinated.values())).plan is None
-    done = NodeDone(request=sent.message.request, task="zero-shot", node="head", epoch=1, generation=1, attempt=0)
-    decide(front, Received("gw-a", done.model_copy(update={"node": "encoder"}), {}), 0.2)
-    decide(front, Received("gw-evil", done, {}), 0.2)
+    ended = done(sent.message, node="head")
+    decide(front, Received("gw-a", ended.model_copy(update={"node": "encoder"}), {}), 0.2)
+    decide(front, Received("gw-evil", ended, {}), 0.2)
     assert front.coordinated, "neither another node nor another device ends the request"
-    decide(front, Received("gw-b", done, {}), 0.3)
+    decide(front, Received("gw-b", ended, {}), 0.3)
     assert not front.coordinated
     assert not all_of(decide(front, Tick(), 10.0), Reply)
 

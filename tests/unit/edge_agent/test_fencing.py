@@ -7,9 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
-    ErrorBody,
     NodeFailed,
     NodeInputs,
     Route,
@@ -19,7 +17,18 @@ from edge_agent.decide import decide
 from edge_agent.events import LeaderSeen, ModuleReady, Ran, Received, Routed, Tick
 from edge_agent.modules import Output
 from edge_agent.state import AgentState
-from tests.builders import PREFIX, agent, all_of, assigned, done, encoder_route, module, of_node, only, requested
+from tests.builders import (
+    PREFIX,
+    agent,
+    all_of,
+    assigned,
+    done,
+    encoder_route,
+    failed,
+    module,
+    only,
+    requested,
+)
 
 EPOCH, GENERATION = 4, 7
 
@@ -89,9 +98,8 @@ def test_an_older_done_ends_nothing(epoch: int, generation: int) -> None:
 def test_a_failure_of_an_older_attempt_changes_nothing() -> None:
     front, message = asked_of_another()
     decide(front, Tick(), front.next_deadline_s() or 0.0)
-    error = ErrorBody(code=ErrorCode.MODULE_FAILED, message="m")
     before = front.next_deadline_s()
-    decide(front, Received("gw-b", NodeFailed(**of_node(message), device="gw-b", retry=False, error=error), {}), 1.1)
+    decide(front, Received("gw-b", failed(message, retry=False), {}), 1.1)
     assert front.coordinated
     assert (front.next_deadline_s(), front.dropped["stale_failure"]) == (before, 1)
 

@@ -20,7 +20,7 @@ from edge_agent.modules import Output
 from edge_agent.requests import coordinate
 from edge_agent.requests.load_estimate import waits_s
 from edge_agent.state import AgentState
-from tests.builders import ENCODER, agent, all_of, encoder_route, of_node, requested
+from tests.builders import ENCODER, agent, all_of, encoder_route, failed, requested
 
 route = partial(encoder_route, compute_s=1.0)
 
@@ -143,14 +143,8 @@ def test_an_overloaded_device_ends_a_request_only_when_no_other_device_could_run
 ) -> None:
     asking = agent("gw-a", routes=[route("greedy", ("gw-b", *others))])
     (send,) = all_of(decide(asking, asked("greedy", 1), 0.0), Send)
-    message = send.message
-    failed = NodeFailed(
-        **of_node(message),
-        device="gw-b",
-        retry=True,
-        error=ErrorBody(code=ErrorCode.OVERLOADED, message="full", retry_after_s=2.5),
-    )
-    actions = decide(asking, Received("gw-b", failed, {}), 0.1)
+    full = failed(send.message, code=ErrorCode.OVERLOADED, retry_after_s=2.5)
+    actions = decide(asking, Received("gw-b", full, {}), 0.1)
     if not others:
         assert refused(actions).retry_after_s == 2.5
     else:

@@ -7,28 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from broker.protocol.codec import RawInput
-from broker.protocol.messages import NodeDone, NodeInputs, Plan, PlannedNode
+from broker.protocol.messages import NodeDone
 from broker.protocol.tensors import unpack
 from broker.transport.port import Delivery, Undelivered
 from edge_agent import wire
 from edge_agent.actions import Send
 from edge_agent.events import Received
 from edge_agent.modules import Value
+from tests.builders import PREFIX, node_inputs
 
-PREFIX = "s2m3/v1"
-MESSAGE = NodeInputs(
-    request="r",
-    task="t",
-    node="head",
-    epoch=1,
-    generation=1,
-    attempt=0,
-    coordinator="gw-a",
-    deadline_s=1.0,
-    reply_to=f"{PREFIX}/clients/c/results/1",
-    plan=Plan(nodes={"head": PlannedNode(key="k", needs=("encoder", "text"), device="gw-b")}, output="head"),
-    content_types={"text": "text/plain"},
-)
+MESSAGE = node_inputs(needs=("encoder", "text"), content_types={"text": "text/plain"})
 
 
 def test_a_raw_input_is_one_array_of_bytes_on_the_wire_and_a_raw_input_again_behind_it() -> None:
