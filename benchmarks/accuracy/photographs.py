@@ -1,7 +1,7 @@
 """Writes the photographs that pip delivers as two small benchmarks: ``DIR/captioned`` and ``DIR/asked``.
 
-Owns the data behind the photographs' tables in README.md here. The captions are those of the demo's zero-shot requests;
-the questions are ``tests/equivalence/questions.yaml``, chosen on and held out. Run: python photographs.py DIR
+Owns the data of the photographs' tables in README.md. The captions are those of the demo's zero-shot requests. The
+questions are those of ``tests/equivalence/questions.yaml``, both parts. Run: python photographs.py DIR
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ QUESTIONS = Path(__file__).parents[2] / "tests" / "equivalence" / "questions.yam
 
 
 def write(directory: Path, index: str, records: list[dict[str, Any]]) -> None:
-    """One benchmark: its pictures, and its JSON lines."""
+    """Writes one benchmark: its pictures, and its JSON lines."""
     directory.mkdir(parents=True, exist_ok=True)
     for record in records:
         shutil.copyfile(picture(record["image"]).path, directory / record["image"])
@@ -28,7 +28,7 @@ def write(directory: Path, index: str, records: list[dict[str, Any]]) -> None:
 
 
 def main(directory: Path) -> None:
-    """Write both."""
+    """Writes both benchmarks."""
     captions = [
         {"image": request.picture, "captions": [request.expected]}
         for request in REQUESTS
