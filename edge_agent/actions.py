@@ -52,7 +52,7 @@ class Run:
     values: tuple[Value, ...]
     deadline_s: float  # on this device's clock
     use: str | None = None  # which of the module's uses
-    wire: Wire | None = None  # the dtype to which the output is rounded for other nodes; None: no node takes it
+    wire: Wire = "float32"  # the dtype to which the output is rounded for other nodes
     answers: bool = False  # the sensor gets the output, unrounded
 
 

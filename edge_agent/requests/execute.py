@@ -189,7 +189,7 @@ def _submit_passes(state: AgentState, now_s: float) -> list[Action]:
         plan = pending.message.plan
         planned = plan.nodes[run.node]
         values = tuple(pending.values[need] for need in planned.needs)
-        wire = plan.wire if plan.consumers(run.node) else None
+        wire = plan.wire if plan.consumers(run.node) else "float32"
         answers = run.node == plan.output
         actions.append(Run(run, planned.key, values, pending.deadline_s, planned.use, wire, answers))
     return actions
