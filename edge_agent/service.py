@@ -1,8 +1,8 @@
 """The agent's loop: it takes events, lets ``decide`` choose the actions, and performs them.
 
-Owns the threads: the service thread (the caller of ``run``) and one each for heartbeats, loading and computing. The
-network's threads only fill the mailbox. Owns the connections, too: the session, the measured link and the client id.
-So it handles echoes, rebirth requests and the device's own state itself; ``decide`` decides everything else.
+Owns the service thread (the caller of ``run``) and the heartbeat's thread. The threads of ``workers`` and of the
+network only fill the mailbox. Owns the connections, too: the session, the measured link and the client id. So it
+handles echoes, rebirth requests and the device's own state itself; ``decide`` decides everything else.
 """
 
 from __future__ import annotations
@@ -10,22 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import structlog
 
 from broker.protocol.codec import encode
-from broker.protocol.errors import (
-    ErrorCode,
-    IdInUse,
-    LocalProtocolError,
-    ModuleRefused,
-    RemoteProtocolError,
-    RequestFailed,
-    TransportError,
-)
+from broker.protocol.errors import ErrorCode, IdInUse, LocalProtocolError, RemoteProtocolError, TransportError
 from broker.protocol.messages import DeviceProfile, DeviceState, ErrorBody, Heartbeat, NodeInputs
 from broker.protocol.topics import DEVICE_ECHO, DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
 from broker.transport import port
@@ -34,18 +25,15 @@ from broker.transport.mailbox import Mailbox
 from edge_agent import actions, events, wire
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
-from edge_agent.device import footprint
 from edge_agent.device.client_takeover import ClientTakeover
 from edge_agent.device.link_probe import LinkProbe
-from edge_agent.modules import Output
-from edge_agent.requests.rounding import rounded_output, widened_values
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
 from edge_agent.state import AgentState
+from edge_agent.workers import HUNG_S, Workers
 
 log = structlog.get_logger()
 
-HUNG_S = 5.0  # without a turn of the loop, or beyond a forward pass's deadline: far longer than any garbage collection
 GIVE_BACK_S = 60.0  # between two returns of freed memory to the system; the next pass is a little slower
 LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung loop differs from an idle one
 NOT_RECEIVED_LIFE_S = 1.0  # of the message to a coordinator that a device is not there; its retry covers the loss
@@ -81,7 +69,6 @@ class Agent:
         self._config = config
         self._profile = profile
         self._store = store
-        self._runner = runner or Runner()
         self._prefix = prefix_of(config.site)
         self._state_topic = DEVICE_STATE.at(self._prefix, device=config.id)
         self._state = AgentState(config.id, self._prefix)
@@ -89,10 +76,10 @@ class Agent:
         url = config.broker
         self._control = make_transport(url=url, client_id=config.id, inbox=self._from_control, will=self._will)
         self._data = make_transport(url=url, client_id=f"{config.id}-data", inbox=self._from_data)
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].load")
-        self._compute = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].compute")
         self._heart = threading.Thread(target=self._send_heartbeats, name=f"agent[{config.id}].heartbeat", daemon=True)
         self._wake_heart = threading.Event()
+        report, wake = self._mailbox.put_control, self._wake_heart.set
+        self._workers = Workers(config, store, runner or Runner(), report=report, on_unloaded=wake)
         self._stopping = threading.Event()
         self._session: int | None = None  # of the control link, while it is up
         self._takeover = ClientTakeover(time.monotonic())
@@ -101,7 +88,6 @@ class Agent:
         self._progress = 0
         self._computing: set[events.NodeRun] = set()  # submitted to the compute thread
         self._gives_back_at_s = time.monotonic() + GIVE_BACK_S
-        self._hangs_at_s: float | None = None  # when the present forward pass counts as hung
         self._link_probe = LinkProbe(config, DEVICE_ECHO.at(self._prefix, device=config.id), self._data.publish)
         self._log = log.bind(device=config.id)
 
@@ -155,7 +141,7 @@ class Agent:
             self._handle(events.Tick(), now_s)
         if now_s >= self._gives_back_at_s:
             self._gives_back_at_s = now_s + GIVE_BACK_S
-            self._compute.submit(footprint.give_back)  # between passes
+            self._workers.give_back_memory()
 
     def _handle(self, event: events.Event, now_s: float) -> None:
         if isinstance(event, events.Ran):
@@ -219,14 +205,14 @@ class Agent:
         for action in chosen:
             match action:
                 case actions.Load() | actions.Unload():
-                    self._loader.submit(self._load_or_unload, action)
+                    self._workers.submit(action)
                 case actions.JoinGroup(filter_):
                     self._data.subscribe(filter_)
                 case actions.LeaveGroup(filter_):
                     self._data.unsubscribe(filter_)
                 case actions.Run():
                     self._computing.add(action.run)
-                    self._compute.submit(self._run_node, action)
+                    self._workers.submit(action)
                 case actions.Send():
                     self._send(action)
                 case actions.Reply():
@@ -261,49 +247,6 @@ class Agent:
                 result = reply.result.model_copy(update={"answer": None, "error": body})
                 self._reply(actions.Reply(reply.reply_to, reply.correlation, result, reply.deadline_s))
 
-    # --- the loader's and the compute thread ---
-
-    def _load_or_unload(self, action: actions.Load | actions.Unload) -> None:
-        if isinstance(action, actions.Unload):
-            self._store.unload(action.key)
-            self._log.info("module_unloaded", key=action.key)
-            self._wake_heart.set()
-            return
-        module, key = action.assigned.module, action.assigned.spec.key
-        try:
-            held = self._store.load(action.assigned)
-        except ModuleRefused as error:
-            self._log.error("module_refused", module=module, error=str(error))
-            self._mailbox.put_control(events.ModuleFailed(key))
-        else:
-            measured = held.model_dump(include={"memory_bytes", "load_s", "compute_s"})
-            self._log.info("module_ready", module=module, **measured)
-            self._mailbox.put_control(events.ModuleReady(key, held.compute_s))
-
-    def _run_node(self, run: actions.Run) -> None:
-        began_s = ended_s = time.monotonic()
-        self._hangs_at_s = max(began_s, run.deadline_s) + HUNG_S
-        output = given = failed = None
-        try:
-            whole = self._forward(run, began_s)
-            ended_s = time.monotonic()
-            self._store.record(run.key, ended_s - began_s)
-            output, given = rounded_output(run, whole)
-        except Exception as error:  # noqa: BLE001 - whatever a module does, the sensor gets an answer
-            failed, ended_s = error, time.monotonic()
-        self._hangs_at_s = None
-        self._mailbox.put_control(events.Ran(run.run, output, failed, began_s, ended_s - began_s, given))
-
-    def _forward(self, run: actions.Run, began_s: float) -> Output:
-        if began_s >= run.deadline_s:
-            raise RequestFailed(ErrorCode.DEADLINE_EXCEEDED, "its deadline passed before it could be computed")
-        values = widened_values(run)
-        with self._store.use(run.key) as module, self._store.passing():
-            output = self._runner.run(module, values, run.use)
-        if self._config.speed < 1:  # wait as long as a slower device would compute on
-            time.sleep((time.monotonic() - began_s) * (1 / self._config.speed - 1))
-        return output
-
     # --- the heartbeat's thread: no I/O but the publish, which never blocks ---
 
     def _send_heartbeats(self) -> None:
@@ -313,9 +256,9 @@ class Agent:
             now_s = time.monotonic()
             if self._progress != progress:
                 progress, moved_s = self._progress, now_s
-            hangs_at_s = self._hangs_at_s
-            if now_s - moved_s > HUNG_S or (hangs_at_s is not None and now_s > hangs_at_s):
-                self._log.error("hung", since_s=round(now_s - moved_s, 1), computing=hangs_at_s is not None)
+            is_hung = self._workers.is_hung(now_s)
+            if is_hung or now_s - moved_s > HUNG_S:
+                self._log.error("hung", since_s=round(now_s - moved_s, 1), computing=is_hung)
             elif (session := self._session) is not None and self._data_up:
                 try:
                     self._control.publish(self._heartbeat(session, sequence))
@@ -404,6 +347,5 @@ class Agent:
         self._announce("offline")
         self._control.close()
         self._data.close()
-        self._loader.shutdown(cancel_futures=True)
-        self._compute.shutdown(cancel_futures=True)
+        self._workers.close()
         self._log.info("agent_stopped")

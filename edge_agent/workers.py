@@ -1,0 +1,121 @@
+"""The threads that load modules and compute nodes: one thread each.
+
+Owns the way of a module and of a forward pass through the store and the runner, and when a pass counts as hung. Each
+load and each pass ends in exactly one event. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.protocol.messages import AssignedModule
+from broker.protocol.specs import ModuleKey
+from edge_agent import actions, events
+from edge_agent.config import AgentConfig
+from edge_agent.device import footprint
+from edge_agent.modules import Output
+from edge_agent.requests.rounding import rounded_output, widened_values
+from edge_agent.runtime.runner import Runner
+from edge_agent.runtime.store import Store
+
+HUNG_S = 5.0  # beyond a pass's deadline, or without a turn of the loop: far longer than any garbage collection
+
+log = structlog.get_logger()
+
+
+class Workers:
+    """Performs ``Load``, ``Unload`` and ``Run``.
+
+    Args:
+        config: the agent's file.
+        store: holds the modules.
+        runner: runs them.
+        report: takes the events; called from both threads.
+        on_unloaded: called after a module was unloaded.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        store: Store,
+        runner: Runner,
+        *,
+        report: Callable[[events.Event], object],
+        on_unloaded: Callable[[], None],
+    ) -> None:
+        self._store, self._runner, self._speed = store, runner, config.speed
+        self._report, self._on_unloaded = report, on_unloaded
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].load")
+        self._computer = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].compute")
+        self._hangs_at_s: float | None = None  # when the present pass counts as hung
+        self._log = log.bind(device=config.id)
+
+    def submit(self, action: actions.Load | actions.Unload | actions.Run) -> None:
+        """Perform an action on its thread, after those before it."""
+        match action:
+            case actions.Load(assigned):
+                self._loader.submit(self._load, assigned)
+            case actions.Unload(key):
+                self._loader.submit(self._unload, key)
+            case actions.Run():
+                self._computer.submit(self._run, action)
+
+    def give_back_memory(self) -> None:
+        """Return freed memory to the system, between two passes."""
+        self._computer.submit(footprint.give_back)
+
+    def is_hung(self, now_s: float) -> bool:
+        """Whether a forward pass runs far beyond its deadline."""
+        hangs_at_s = self._hangs_at_s
+        return hangs_at_s is not None and now_s > hangs_at_s
+
+    def close(self) -> None:
+        """Drop the actions that wait, and wait for those that run."""
+        self._loader.shutdown(cancel_futures=True)
+        self._computer.shutdown(cancel_futures=True)
+
+    def _load(self, assigned: AssignedModule) -> None:
+        key = assigned.spec.key
+        try:
+            held = self._store.load(assigned)
+        except ModuleRefused as error:
+            self._log.error("module_refused", module=assigned.module, error=str(error))
+            self._report(events.ModuleFailed(key))
+        else:
+            measured = held.model_dump(include={"memory_bytes", "load_s", "compute_s"})
+            self._log.info("module_ready", module=assigned.module, **measured)
+            self._report(events.ModuleReady(key, held.compute_s))
+
+    def _unload(self, key: ModuleKey) -> None:
+        self._store.unload(key)
+        self._log.info("module_unloaded", key=key)
+        self._on_unloaded()
+
+    def _run(self, run: actions.Run) -> None:
+        began_s = ended_s = time.monotonic()
+        self._hangs_at_s = max(began_s, run.deadline_s) + HUNG_S
+        output = given = failed = None
+        try:
+            whole = self._forward(run, began_s)
+            ended_s = time.monotonic()
+            self._store.record(run.key, ended_s - began_s)
+            output, given = rounded_output(run, whole)
+        except Exception as error:  # noqa: BLE001 - whatever a module does, the sensor gets an answer
+            failed, ended_s = error, time.monotonic()
+        self._hangs_at_s = None
+        self._report(events.Ran(run.run, output, failed, began_s, ended_s - began_s, given))
+
+    def _forward(self, run: actions.Run, began_s: float) -> Output:
+        if began_s >= run.deadline_s:
+            raise RequestFailed(ErrorCode.DEADLINE_EXCEEDED, "its deadline passed before it could be computed")
+        values = widened_values(run)
+        with self._store.use(run.key) as module, self._store.passing():
+            output = self._runner.run(module, values, run.use)
+        if self._speed < 1:  # wait as long as a slower device would compute on
+            time.sleep((time.monotonic() - began_s) * (1 / self._speed - 1))
+        return output
