@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 PREFIX = "s2m3/v1"
 T = TypeVar("T")
 
-# --- what the planner takes ---
+# --- modules, devices and tasks for the planner ---
 
 
 def module(part: str, memory_bytes: int = 1, flops: float = 1e9, output_bytes: int = 100, **fields: Any) -> ModuleSpec:
@@ -167,11 +167,11 @@ def encoder_route(
     return route(task, {"encoder": node}, **fields)
 
 
-# --- what a device reports ---
+# --- reports of a device ---
 
 
 def profile(memory_bytes: int = 100, **fields: Any) -> DeviceProfile:
-    """What a device says of itself at its birth."""
+    """The profile that a device publishes with its birth."""
     link = {"bandwidth_bits_per_s": 1e8, "latency_s": 0.001}
     return DeviceProfile.model_validate({"memory_bytes": memory_bytes, "compute_flops_per_s": 1e9} | link | fields)
 
@@ -191,7 +191,7 @@ def heartbeat(seq: int = 1, session: int = 1, **fields: Any) -> Heartbeat:
     return Heartbeat.model_validate({"session": session, "seq": seq, "epoch": 1, "generation": 1} | fields)
 
 
-# --- what happens to an agent ---
+# --- events, states and messages of an agent ---
 
 
 def assignment(*specs: ModuleSpec, epoch: int = 1, generation: int = 1) -> Assignment:
@@ -201,7 +201,7 @@ def assignment(*specs: ModuleSpec, epoch: int = 1, generation: int = 1) -> Assig
 
 
 def assigned(*specs: ModuleSpec, epoch: int = 1, generation: int = 1) -> Assigned:
-    """The event of an assignment that arrived."""
+    """The event that an assignment arrived."""
     return Assigned(assignment(*specs, epoch=epoch, generation=generation))
 
 
@@ -225,7 +225,7 @@ def requested(
     client: str = "camera",
     expiry_s: int | None = 10,
 ) -> Requested:
-    """A client's request of this number arrived at a front door; without ``inputs`` it is a text."""
+    """The event that a client's request arrived at a front door; without ``inputs`` the request has a text."""
     payload, content_type = encode_request(dict(inputs or {"text": RawInput(b"a cat", "text/plain")}))
     reply_to = f"{PREFIX}/clients/{client}/results/{number}"
     return Requested(task, payload, content_type, reply_to, str(number).encode(), expiry_s)
@@ -251,12 +251,12 @@ def node_inputs(
 
 
 def of_node(message: TensorMessage) -> dict[str, Any]:
-    """The fields by which a message says which attempt at which node of which request it is about."""
+    """The fields of a message that identify the attempt: request, task, node, epoch, generation and attempt number."""
     return {name: getattr(message, name) for name in ("request", "task", "node", "epoch", "generation", "attempt")}
 
 
 def done(message: TensorMessage, **fields: Any) -> NodeDone:
-    """The message that a device finished what these inputs asked of it."""
+    """The message of a device that has run the node of these inputs."""
     return NodeDone(**of_node(message) | fields)
 
 
@@ -269,7 +269,7 @@ def failed(
     retry_after_s: float | None = None,
     **fields: Any,
 ) -> NodeFailed:
-    """The message that a device can't do what these inputs asked of it."""
+    """The message of a device that can't run the node of these inputs."""
     error = ErrorBody(code=code, message="it failed", retry_after_s=retry_after_s)
     return NodeFailed(**of_node(message) | {"device": device, "retry": retry, "error": error} | fields)
 
@@ -286,7 +286,7 @@ def only(actions: Iterable[object], kind: type[T]) -> T:
     return found[0]
 
 
-# --- what a sensor sends, and the tiny configurations of published models ---
+# --- sounds and pictures, and tiny configurations of published models ---
 
 
 def wav(samples: np.ndarray[Any, Any], rate_hz: int = 16_000, channels: int = 1, width: int = 2) -> bytes:

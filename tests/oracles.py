@@ -40,7 +40,7 @@ class Request:
         return (la + 8 * size / ba) + (lb + 8 * size / bb)
 
     def finishes_s(self) -> dict[NodeName, float]:
-        """When each placed node is done."""
+        """The time at which each placed node is done."""
         return _Simulation(self).run()
 
     def awaited(self, name: NodeName) -> set[str]:

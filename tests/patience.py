@@ -24,7 +24,7 @@ def until(holds: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
 
 
 def run_python(program: str, *arguments: str) -> str:
-    """What a program prints that runs in a Python process of its own; fail with its errors when it fails."""
+    """Run a program in a Python process of its own and return its output; fail with its errors when it fails."""
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr

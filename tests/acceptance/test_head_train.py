@@ -65,15 +65,19 @@ def heartbeats(site: Site, key: str) -> dict[str, Any]:
         tasks.connect(observer, site.url)
 
         def reported(seen: Observer) -> bool:
-            held = [beat.modules.get(key) for beat in seen.heartbeats.values()]
+            held = [heartbeat.modules.get(key) for heartbeat in seen.heartbeats.values()]
             return len(held) == len(site.devices) and any(each is not None and each.state == "ready" for each in held)
 
         assert observer.wait_for(reported, WAIT_S)
         return dict(observer.heartbeats)
 
 
-def encoders(beats: dict[str, Any]) -> dict[str, HeldModule]:
-    return {device: beat.modules[ENCODER.key] for device, beat in beats.items() if ENCODER.key in beat.modules}
+def encoders(heartbeats: dict[str, Any]) -> dict[str, HeldModule]:
+    return {
+        device: heartbeat.modules[ENCODER.key]
+        for device, heartbeat in heartbeats.items()
+        if ENCODER.key in heartbeat.modules
+    }
 
 
 def png(position: int, path: Path) -> RawInput:
@@ -105,7 +109,9 @@ def test_a_head_is_trained_and_deployed_for_its_own_bytes_and_the_encoder_stays(
     task = load_task(str(out))
     after = heartbeats(site, task.module_of(task.output).key)
     assert encoders(after) == encoders(before)  # the very same entry: same place, same measurement
-    used = {device: beat.memory_used_bytes - before[device].memory_used_bytes for device, beat in after.items()}
+    used = {
+        device: heartbeat.memory_used_bytes - before[device].memory_used_bytes for device, heartbeat in after.items()
+    }
     assert HEAD_BYTES <= sum(used.values()) < 2**20
 
     raw = png(6, tmp_path / "six.png")

@@ -80,7 +80,7 @@ def test_several_inputs_travel_as_one_safetensors_document(ask: Ask, jpeg: Path)
 @pytest.mark.parametrize(
     ("task", "payload", "more", "code", "says"),
     [
-        ("classify", b"this is no picture", (), "bad_input", "send a JPEG or PNG"),
+        ("classify", b"a text, not a picture", (), "bad_input", "send a JPEG or PNG"),
         ("classify", b"", (), "bad_input", "the payload is empty"),
         ("nope", b"\xff\xd8", (), "no_route", "s2m3 deploy"),
         ("zero-shot", b"\xff\xd8", ("-D", "publish", "content-type", "image/jpeg"), "bad_input", "text is missing"),

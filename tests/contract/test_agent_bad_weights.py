@@ -91,9 +91,9 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def reported(recorder: Any) -> Iterator[Callable[..., dict[str, HeldModule]]]:
     """Assigns modules to a running agent, and says what its heartbeat tells of them once none is loading."""
     broker = MemoryBroker()
-    ear = MemoryTransport(broker, client_id="ear", inbox=recorder)
-    ear.subscribe(f"{PREFIX}/#")
-    ear.start()
+    listener = MemoryTransport(broker, client_id="listener", inbox=recorder)
+    listener.subscribe(f"{PREFIX}/#")
+    listener.start()
     agent = Agent(
         AgentConfig(id="gw-a", heartbeat_interval_s=0.05),
         profile=profile(10**9),
@@ -111,17 +111,19 @@ def reported(recorder: Any) -> Iterator[Callable[..., dict[str, HeldModule]]]:
             AssignedModule(module=f"vision/{number}", spec=vision(name)) for number, name in enumerate(names)
         )
         assignment = Assignment(epoch=1, generation=generation, modules=modules)
-        ear.publish(Outgoing(DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(assignment), retain=True))
+        listener.publish(Outgoing(DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(assignment), retain=True))
 
         def settled(event: object) -> bool:
             if not isinstance(event, Delivery) or not event.topic.endswith("/heartbeat"):
                 return False
-            beat = decode(Heartbeat, event.payload)
+            heartbeat = decode(Heartbeat, event.payload)
             keys = {vision(name).key for name in names}
-            return beat.modules.keys() == keys and "loading" not in {held.state for held in beat.modules.values()}
+            return heartbeat.modules.keys() == keys and "loading" not in {
+                held.state for held in heartbeat.modules.values()
+            }
 
-        beat = decode(Heartbeat, recorder.wait_for(settled, timeout_s=WAIT_S).payload)
-        return {name: beat.modules[vision(name).key] for name in names}
+        heartbeat = decode(Heartbeat, recorder.wait_for(settled, timeout_s=WAIT_S).payload)
+        return {name: heartbeat.modules[vision(name).key] for name in names}
 
     yield report
     agent.stop()

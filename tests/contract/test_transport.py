@@ -1,4 +1,4 @@
-"""What every transport promises (broker/transport.py): one suite for the twin, Mosquitto and the embedded broker."""
+"""The promises of every transport (broker/transport/port.py), for the twin, Mosquitto and the embedded broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sensors send that no network was trained on: an answer, or ``bad_input`` with what to send; never another end.
+"""Inputs that no network was trained on get an answer, or ``bad_input`` with a remedy; nothing else happens.
 
 Every family on tiny random weights, one task each: pictures of a pixel and threads, sounds of a sample, silence, other
 rates, texts that name the network's own tokens.

@@ -28,7 +28,7 @@ from tests.patience import PATIENCE_S
 
 THROUGH_THE_COMMAND = "hung-front-door"  # alone of its make, so it costs no site more
 
-COME_BACK_S = PATIENCE_S  # the broker, and all who connect anew
+COME_BACK_S = PATIENCE_S  # the broker, and all its clients
 LONG = {
     "broker-away",
     "broker-restart-gently-persistent",
@@ -84,7 +84,7 @@ def test_a_site_whose_broker_forgot_its_tasks_comes_back_into_order(stages: Stag
 
 
 def any_leader_since(seen: Observer, since_s: float) -> bool:
-    """Whether somebody said after that moment that it leads."""
+    """Whether an orchestrator published after that moment that it leads."""
     said = (sighting for sighting in seen.sightings if sighting.at_s > since_s)
     return any(isinstance(each.message, OrchestratorState) and each.message.online for each in said)
 

@@ -122,7 +122,7 @@ def test_a_good_file_is_read(path: Path) -> None:
         pytest.param("inputs: {", "inputs: {{", ":3: expected ',' or '}'", id="an unclosed bracket"),
         pytest.param("task: pick", "task: pick\n\tnodes: x", ":2: ", id="a tab"),
         pytest.param(
-            "task: pick", "task: 2020-99-99", ": month must be in 1..12; correct the YAML", id="a date that is none"
+            "task: pick", "task: 2020-99-99", ": month must be in 1..12; correct the YAML", id="an impossible date"
         ),
         pytest.param("task: pick", "? [a, b]\n: c", ":1: a key is a list or an object; name it", id="a strange key"),
         pytest.param(

@@ -1,4 +1,4 @@
-"""What a person writes: sizes, identities, sound graphs; an illegal spec can't exist."""
+"""Specs as a person writes them: sizes, identities, sound graphs; an illegal spec can't exist."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_the_limits_themselves_are_allowed() -> None:
         pytest.param(document(b"\xff\xfe\xff"), "not JSON", id="no UTF-8"),
         pytest.param(document(b"[" * 100_000), "not JSON", id="deeply nested"),
         pytest.param(document([]), "not an object", id="a list"),
-        pytest.param(document({"a": 1}), "dtype", id="an entry that is no object"),
+        pytest.param(document({"a": 1}), "dtype", id="an entry that isn't an object"),
         pytest.param(document({"a": {}}), "dtype", id="an empty entry"),
         pytest.param(document({"a": entry(dtype=[])}, b"xx"), "dtype", id="a dtype that can't be hashed"),
         pytest.param(document({"a": entry(dtype="F8_E4M3")}, b"xx"), "dtype", id="a dtype we don't take"),

@@ -1,4 +1,4 @@
-"""The topic table: what is written there is what is matched, and nothing that is no id comes through."""
+"""The topic table: a topic that is written is matched again, and only ids match its fields."""
 
 from __future__ import annotations
 

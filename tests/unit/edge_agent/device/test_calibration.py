@@ -1,4 +1,4 @@
-"""What a module really costs, measured when it is loaded: seconds on a clock of the test's, bytes on its books."""
+"""The measured cost of a module when it is loaded: seconds on the test's clock, bytes in the test's books."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernel's books say of memory, and what the agent makes of them."""
+"""The memory that the kernel reports, and the agent's figures from it."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_the_longest_sound_is_taken_and_one_sample_more_is_not() -> None:
     ("data", "sentence"),
     [
         (b"", "this is not a wav file that can be read (truncated): send a wav file of 16-bit PCM, mono or stereo"),
-        (b"hello, this is no sound", "does not start with RIFF id"),
+        (b"a text, not a sound file", "does not start with RIFF id"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "does not start with RIFF id"),
         (b"RIFF\x10\0\0\0AVI " + bytes(16), "not a WAVE file"),
         (SHORT[:30], "this is not a wav file that can be read"),

@@ -1,4 +1,4 @@
-"""What modules are given: every bad thing ends in one sentence that says what to do."""
+"""The inputs of modules: every bad input ends in one sentence with a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: each module once, within the budget, as long as somebody uses it."""
+"""The store holds each module once, within the budget, while a pass uses it."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_a_module_unloaded_while_loading_is_dropped_and_its_memory_counts_until_
 
 
 def refusal_of(cause: Exception) -> ModuleRefused:
-    """What a reader of weights makes of any error of its library."""
+    """The error that a reader of weights raises for any error of its library."""
     refusal = ModuleRefused("model.safetensors can't be read as weights: install it again")
     refusal.__cause__ = cause
     return refusal

@@ -1,4 +1,4 @@
-"""Who gets the memory that is left: standbys by blast radius, then replicas."""
+"""Memory that is left goes to standbys, by blast radius, and then to replicas."""
 
 from __future__ import annotations
 

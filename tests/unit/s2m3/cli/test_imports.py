@@ -1,4 +1,4 @@
-"""What a small box doesn't have, the control plane doesn't import; and help imports no service."""
+"""The control plane doesn't import the extras, which a small box lacks, and help imports no service."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print(json.dumps([printed, [name for name, module in sys.modules.items() if modu
 
 
 def run(*lines: str, without: tuple[str, ...] = ()) -> tuple[dict[str, str], set[str]]:
-    """What the command line prints in a new process for each of these arguments, and all modules it imports."""
+    """The output of the command line in a new process for each of these arguments, and all modules it imports."""
     program = PROGRAM.format(lines=lines, without=without)
     printed, imported = json.loads(run_python(program))
     return printed, set(imported)

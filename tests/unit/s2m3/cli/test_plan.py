@@ -182,7 +182,7 @@ def test_a_directory_stands_for_its_task_files(plan: Run, folder: Path) -> None:
 
 
 Wrong = tuple[str, str, int | None, str, str]
-"""What stands in the file, what is written instead, and the error's line, field and words."""
+"""A text of the file, the text that replaces it, and the error's line, field and words."""
 
 
 def edited(text: str, old: str, new: str) -> str:

@@ -1,4 +1,4 @@
-"""What the injector does to a site for each way of a restart."""
+"""The injector's calls to a site, for each way of a restart."""
 
 from __future__ import annotations
 

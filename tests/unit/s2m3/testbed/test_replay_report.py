@@ -39,7 +39,7 @@ def assignment(*modules: str, generation: int = 1, role: Any = "active") -> Assi
     return Assignment(epoch=1, generation=generation, modules=held)
 
 
-def beat(*ready: str) -> Heartbeat:
+def holding(*ready: str) -> Heartbeat:
     return heartbeat(modules={name: HeldModule(module=name, state="ready") for name in ready})
 
 
@@ -74,7 +74,7 @@ A_DEATH = seen(
     (110.05, "gw-a", offline()),
     (110.1, "t", route("t", generation=2)),  # withdrawn: nobody holds it
     (110.2, "gw-c", assignment("m", generation=2)),
-    (112.0, "gw-c", beat("m")),
+    (112.0, "gw-c", holding("m")),
     (112.1, "t", route("t", "gw-c", generation=3)),
 )
 
@@ -155,7 +155,7 @@ def test_what_never_happened_is_null() -> None:
 
 
 def test_a_device_that_came_back_may_serve_again() -> None:
-    rows = [*A_DEATH[:5], *seen((115, "gw-a", beat("m")), (115.1, "t", route("t", "gw-a", generation=3)))]
+    rows = [*A_DEATH[:5], *seen((115, "gw-a", holding("m")), (115.1, "t", route("t", "gw-a", generation=3)))]
     (fault,) = report(recorded(faults=[KILLED], sightings=rows), Expect()).faults
     assert fault.replaced_after_s == pytest.approx(5.1)
 
@@ -163,26 +163,26 @@ def test_a_device_that_came_back_may_serve_again() -> None:
 @pytest.mark.parametrize(
     ("others", "hits", "stood_by"),
     [
-        (seen((100, "gw-b", beat("m"))), [], True),
-        (seen((100, "gw-b", beat("n"))), [], False),
-        (seen((100, "gw-b", beat("m")), (105, "gw-b", offline())), [], False),
-        (seen((100, "gw-b", beat("m"))), [Injected(109.5, "pause", "gw-b")], False),
-        (seen((100, "gw-b", beat("m"))), [Injected(110.5, "kill", "gw-b")], False),  # in the same moment
-        (seen((100, "gw-b", beat("m"))), [Injected(120, "kill", "gw-b")], True),
-        (seen((100, "gw-b", beat("m"))), [Injected(90, "pause", "gw-b")], True),  # it beat since
+        (seen((100, "gw-b", holding("m"))), [], True),
+        (seen((100, "gw-b", holding("n"))), [], False),
+        (seen((100, "gw-b", holding("m")), (105, "gw-b", offline())), [], False),
+        (seen((100, "gw-b", holding("m"))), [Injected(109.5, "pause", "gw-b")], False),
+        (seen((100, "gw-b", holding("m"))), [Injected(110.5, "kill", "gw-b")], False),  # in the same moment
+        (seen((100, "gw-b", holding("m"))), [Injected(120, "kill", "gw-b")], True),
+        (seen((100, "gw-b", holding("m"))), [Injected(90, "pause", "gw-b")], True),  # it sent heartbeats since
     ],
 )
 def test_a_standby_counts_when_it_was_ready_and_alive(
     others: list[Sighting], hits: list[Injected], stood_by: object
 ) -> None:
     faults = sorted([KILLED, *hits], key=lambda fault: fault.at_s)
-    sightings = seen((91, "gw-a", assignment("m")), (92, "gw-a", beat("m"))) + others
+    sightings = seen((91, "gw-a", assignment("m")), (92, "gw-a", holding("m"))) + others
     found = report(recorded(faults=faults, sightings=sightings), Expect()).faults[faults.index(KILLED)]
     assert found.stood_by is stood_by
 
 
 def test_a_device_that_serves_nothing_needs_no_standby() -> None:
-    sightings = seen((91, "gw-a", assignment("m", role="standby")), (100, "gw-b", beat("m")))
+    sightings = seen((91, "gw-a", assignment("m", role="standby")), (100, "gw-b", holding("m")))
     (fault,) = report(recorded(faults=[KILLED], sightings=sightings), Expect()).faults
     assert fault.stood_by is None
 
@@ -190,7 +190,7 @@ def test_a_device_that_serves_nothing_needs_no_standby() -> None:
 def test_a_drained_device_must_leave_every_route() -> None:
     rows = seen(
         (90, "t", route("t", "gw-a")),
-        (111, "gw-a", beat("m")),
+        (111, "gw-a", holding("m")),
         (111.5, "t", route("t", "gw-a", "gw-b", generation=2)),
         (112, "t", route("t", "gw-b", generation=3)),
     )
@@ -236,7 +236,7 @@ def test_a_broker_is_back_when_the_orchestrator_and_every_route_have_been_said_a
 
 
 def test_a_start_is_seen_by_the_first_heartbeat() -> None:
-    rows = seen((109, "gw-a", beat()), (111, "gw-b", beat()), (113, "gw-a", beat()))
+    rows = seen((109, "gw-a", holding()), (111, "gw-b", holding()), (113, "gw-a", holding()))
     (fault,) = report(recorded(faults=[Injected(110, "start", "gw-a")], sightings=rows), Expect()).faults
     assert fault.detected_after_s == 3
     assert fault.first_answer_after_s is None
@@ -263,25 +263,25 @@ def test_a_refusal_is_a_module_that_a_device_newly_lists_as_failed() -> None:
         generation=1,
         modules={"k": HeldModule(module="m", state="failed", error="no memory")},
     )
-    rows = seen((90, "gw-b", refused), (101, "gw-b", refused), (102, "gw-a", beat("m")), (103, "gw-a", refused))
+    rows = seen((90, "gw-b", refused), (101, "gw-b", refused), (102, "gw-a", holding("m")), (103, "gw-a", refused))
     assert timeline.refusals(rows, 100) == [(103, "gw-a", "m")]
 
 
 def test_stale_messages_are_no_evidence() -> None:
     new, old = route("t", "gw-a", epoch=2), route("t", "gw-b", epoch=1, generation=9)
-    rows = seen((90, "t", new), (91, "t", old), (92, "gw-b", beat()), (93, "t", new))
+    rows = seen((90, "t", new), (91, "t", old), (92, "gw-b", holding()), (93, "t", new))
     assert [sighting.at_s for sighting in timeline.fenced(rows)] == [90, 92, 93]
 
 
 def test_bands_end_with_the_device_with_its_silence_and_with_the_module() -> None:
     rows = seen(
         (1, "gw-a", assignment("m", "n")),
-        (2, "gw-a", beat("m", "n")),
-        (3, "gw-a", beat("m")),
+        (2, "gw-a", holding("m", "n")),
+        (3, "gw-a", holding("m")),
         (4, "gw-a", offline()),
         (20, "gw-a", assignment("m", generation=2, role="standby")),
-        (20.5, "gw-a", beat("m")),
-        (30, "gw-a", beat("m")),
+        (20.5, "gw-a", holding("m")),
+        (30, "gw-a", holding("m")),
     )
     assert {(b.module, b.role, b.from_s, b.to_s) for b in timeline.bands(rows, silence_s=3, end_s=40)} == {
         ("m", "active", 2, 4),
@@ -358,7 +358,7 @@ def test_who_serves_and_is_taken_away_is_replaced_before_the_fault_is_over(
 
 
 def test_a_hung_device_that_serves_again_by_itself_was_not_replaced() -> None:
-    again = seen((116.1, "gw-a", beat("m")), (116.2, "t", route("t", "gw-a", generation=2)))
+    again = seen((116.1, "gw-a", holding("m")), (116.2, "t", route("t", "gw-a", generation=2)))
     for rows in (A_DEATH[:3], [*A_DEATH[:5], *again]):  # nobody noticed it; noticed, and waited until it woke up
         recording = recorded(outcomes=[answer(109.9, 116.3)], faults=[HUNG], sightings=rows)
         (sentence,) = report(recording, Expect(replaced=True)).why_not

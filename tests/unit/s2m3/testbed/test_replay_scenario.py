@@ -15,7 +15,7 @@ from s2m3.testbed.replay.library import load_scenario
 from s2m3.testbed.replay.report import REPLACED_KINDS
 from s2m3.testbed.replay.scenario import KINDS, Scenario
 
-DESIGN = """\
+EXAMPLE = """\
 name: the head's device dies after the encoders finished
 broker: mosquitto
 seed: 7
@@ -61,11 +61,11 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def changed(**fields: Any) -> str:
-    return yaml.safe_dump({**yaml.safe_load(DESIGN), **fields}, sort_keys=False)
+    return yaml.safe_dump({**yaml.safe_load(EXAMPLE), **fields}, sort_keys=False)
 
 
 def test_the_design_s_example_is_read_and_its_faults_are_in_order_of_time(tmp_path: Path) -> None:
-    scenario = load_spec(written(tmp_path, DESIGN), Scenario)
+    scenario = load_spec(written(tmp_path, EXAMPLE), Scenario)
     assert scenario.fleet[2].memory == 150 * 2**20
     kinds = [(fault.at_s, fault.kind, fault.target) for fault in scenario.timeline()]
     assert kinds == [
@@ -155,7 +155,7 @@ def test_a_fault_that_repeats_is_written_out(tmp_path: Path) -> None:
 
 
 def test_a_short_form_has_the_same_faults_in_less_time(tmp_path: Path) -> None:
-    scenario = load_spec(written(tmp_path, DESIGN), Scenario)
+    scenario = load_spec(written(tmp_path, EXAMPLE), Scenario)
     short = scenario.shortened()
     assert short.load.duration_s == 8
     assert short.load.deadline_s == 10
