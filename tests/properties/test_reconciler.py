@@ -575,7 +575,13 @@ class Reconciler(RuleBasedStateMachine):
             assert self.routes[name].unavailable == "its spec is wrong"
 
 
+class LongReconciler(Reconciler):
+    """The same machine, for a run that takes a quarter of an hour."""
+
+
 TestReconciler = Reconciler.TestCase
 TestReconciler.settings = settings(
     deadline=None, max_examples=30, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow]
 )
+TestLongReconciler = pytest.mark.long(pytest.mark.timeout(7200)(LongReconciler.TestCase))
+TestLongReconciler.settings = settings(TestReconciler.settings, max_examples=1000, stateful_step_count=50)
