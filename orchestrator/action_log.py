@@ -5,18 +5,8 @@ from __future__ import annotations
 import structlog
 
 from broker.protocol.messages import Route
-from orchestrator.events import (
-    Action,
-    AnswerError,
-    ClearAssignment,
-    ClearRoute,
-    Note,
-    PublishAssignment,
-    PublishRoute,
-    PublishSpec,
-    PublishState,
-    Resign,
-)
+from orchestrator import events
+from orchestrator.events import Action
 
 _log = structlog.get_logger("orchestrator")
 
@@ -24,24 +14,24 @@ _log = structlog.get_logger("orchestrator")
 def log_action(action: Action) -> None:
     """Write an action to the log."""
     match action:
-        case PublishState(message):
+        case events.PublishState(message):
             _log.info("state", epoch=message.epoch, online=message.online)
-        case PublishRoute(route):
+        case events.PublishRoute(route):
             _log.info("route", task=route.task, generation=route.generation, **_summary(route))
-        case PublishSpec(spec):
+        case events.PublishSpec(spec):
             _log.info("spec_restored", task=spec.task)
-        case ClearRoute(task):
+        case events.ClearRoute(task):
             _log.info("route_cleared", task=task)
-        case PublishAssignment(device, assignment):
+        case events.PublishAssignment(device, assignment):
             names = {role: [m.module for m in assignment.modules if m.role == role] for role in ("active", "standby")}
             _log.info("assignment", device=device, generation=assignment.generation, **names)
-        case ClearAssignment(device):
+        case events.ClearAssignment(device):
             _log.info("device_forgotten", device=device)
-        case AnswerError(reply_to, _, result):
+        case events.AnswerError(reply_to, _, result):
             _log.info("request_refused", task=result.task, request=result.request, reply_to=reply_to)
-        case Resign(why, _):
+        case events.Resign(why, _):
             _log.warning("resigning", why=why)
-        case Note(event, fields):
+        case events.Note(event, fields):
             _log.info(event, **fields)
 
 

@@ -22,45 +22,17 @@ from dataclasses import replace
 
 from broker.protocol.specs import TaskName, TaskSpec
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
-from orchestrator.events import (
-    Action,
-    ClearAssignment,
-    Event,
-    LeaderStateReceived,
-    Note,
-    PublishAssignment,
-    RequestReceived,
-    Resign,
-    RetainedRouteReceived,
-    TaskDeployed,
-    TaskRejected,
-    TaskUndeployed,
-)
+from orchestrator import events
+from orchestrator.events import Action, Event
 from orchestrator.leadership.leader import announce_leadership, on_leader_state, resign_if_outrun
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.membership import failure_detector
 from orchestrator.membership.cluster import Cluster, DrainReceived, HeartbeatReceived, MembershipEvent
+from orchestrator.placement import publish, reconcile
 from orchestrator.placement.deployability import why_unroutable
 from orchestrator.placement.drain import drain_retry_at_s, empty_draining_devices
 from orchestrator.placement.planner_input import updated_footprints
-from orchestrator.placement.publish import (
-    clear_outdated_topics,
-    lost_specs,
-    publish_assignments,
-    publish_routes,
-    republish_all,
-    request_rebirth,
-    restore_lost_retained_topics,
-    without_task,
-)
 from orchestrator.placement.rebalance import give_up_at_s, plan_moves, review_at_s
-from orchestrator.placement.reconcile import (
-    choose_spares,
-    log_placement_changes,
-    place_modules,
-    spares_at_s,
-    take_over,
-)
 from orchestrator.planner.placement import never
 from orchestrator.state import Moment, Snapshot, State
 from orchestrator.unrouted_requests import answer_unrouted
@@ -69,23 +41,23 @@ _SESSIONS_KEPT = 16  # of our own links: the broker has messages of fewer under 
 
 Rule = Callable[[State, Moment], tuple[State, list[Action]]]
 PLACING: Sequence[Rule] = (
-    restore_lost_retained_topics,
-    take_over,
-    place_modules,
-    take_over,  # again: of the copies that were found, one may serve sooner
+    publish.restore_lost_retained_topics,
+    reconcile.take_over,
+    reconcile.place_modules,
+    reconcile.take_over,  # again: of the copies that were found, one may serve sooner
     plan_moves,
     empty_draining_devices,
-    choose_spares,
+    reconcile.choose_spares,
 )
 """The reconciler: which device should have which module."""
-PUBLISHING: Sequence[Rule] = (publish_routes, publish_assignments, clear_outdated_topics)
+PUBLISHING: Sequence[Rule] = (publish.publish_routes, publish.publish_assignments, publish.clear_outdated_topics)
 
 
 def next_deadline_s(state: State) -> float | None:
     """The time at which a ``Tick`` is due if nothing happens before."""
     due = [state.settles_at_s, state.republish_at_s, failure_detector.next_deadline_s(state.cluster)]
     if state.settled:
-        due += [spares_at_s(state), review_at_s(state), give_up_at_s(state), drain_retry_at_s(state)]
+        due += [reconcile.spares_at_s(state), review_at_s(state), give_up_at_s(state), drain_retry_at_s(state)]
     return min((at_s for at_s in due if at_s is not None), default=None)
 
 
@@ -98,16 +70,16 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
         now_s: the steady clock.
         enough: whether the time for planning is over; it only ends the search for something better earlier.
     """
-    if isinstance(event, RequestReceived):
+    if isinstance(event, events.RequestReceived):
         return state, answer_unrouted(state, event, now_s)
-    if isinstance(event, LeaderStateReceived):
+    if isinstance(event, events.LeaderStateReceived):
         return _on_leader_message(state, event, now_s)
     if isinstance(event, HeartbeatReceived) and (resign := resign_if_outrun(state, event.device, event.message)):
         return state, resign
     before, state = state, _on_event(state, event, now_s)
     state = _snapshot_before_departures(before, state, now_s)
     actions: list[Action] = _log_device_changes(before.cluster, state.cluster)
-    for react in (_republish_after_link_up, request_rebirth):
+    for react in (_republish_after_link_up, publish.request_rebirth):
         state, more = react(state, event, now_s)
         actions += more
     if not state.settled:
@@ -118,25 +90,26 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
         actions += more
     if state.placement.serving != before.placement.serving:
         state = replace(state, generation=state.generation + 1)
-    actions += log_placement_changes(before.placement, state.placement, state.generation)
+    actions += reconcile.log_placement_changes(before.placement, state.placement, state.generation)
     for rule in PUBLISHING:
         state, more = rule(state, moment)
         actions += more
-    actions.sort(key=lambda action: isinstance(action, PublishAssignment | ClearAssignment))  # after all routes
+    # Assignments come after all routes, also after those that were just published again.
+    actions.sort(key=lambda action: isinstance(action, events.PublishAssignment | events.ClearAssignment))
     return state, actions
 
 
-def _on_leader_message(state: State, seen: LeaderStateReceived, now_s: float) -> tuple[State, list[Action]]:
+def _on_leader_message(state: State, seen: events.LeaderStateReceived, now_s: float) -> tuple[State, list[Action]]:
     """React to the leader's topic. An older leader that came back may have overwritten all retained topics."""
     state, actions = on_leader_state(state, seen.message)
     if state.link is not None and seen.message.online and seen.message.session == state.link.session:
         state = replace(state, cluster=failure_detector.on_own_heartbeat(state.cluster, now_s))
-    if state.link is None or any(isinstance(action, Resign) for action in actions):
+    if state.link is None or any(isinstance(action, events.Resign) for action in actions):
         return state, actions
     outdated = seen.message.epoch < state.epoch and seen.message.online
-    if (state.republish_at_s is None and not outdated) or lost_specs(state):
+    if (state.republish_at_s is None and not outdated) or publish.lost_specs(state):
         return state, actions  # specs may still arrive: until then none counts as lost
-    return republish_all(replace(state, republish_at_s=None))
+    return publish.republish_all(replace(state, republish_at_s=None))
 
 
 def _republish_after_link_up(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
@@ -147,7 +120,7 @@ def _republish_after_link_up(state: State, event: Event, now_s: float) -> tuple[
         return replace(state, republish_at_s=now_s + min(READ_RETAINED_S, state.settle_s)), []
     if state.republish_at_s is None or now_s < state.republish_at_s:
         return state, []
-    return republish_all(replace(state, republish_at_s=None))
+    return publish.republish_all(replace(state, republish_at_s=None))
 
 
 # --- events ---
@@ -169,15 +142,15 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
             )
         case LinkDown():
             state = _roll_back(replace(state, link=None, settles_at_s=None, republish_at_s=None), now_s)
-        case TaskDeployed(spec):
+        case events.TaskDeployed(spec):
             state = _on_spec(state, spec)
-        case TaskRejected(task, why):
+        case events.TaskRejected(task, why):
             state = _with_invalid_task(state, task, why)
-        case TaskUndeployed(task):
-            state = without_task(state, task)
+        case events.TaskUndeployed(task):
+            state = publish.without_task(state, task)
         case DrainReceived(device):
             state = replace(state, unconfirmed_drains=state.unconfirmed_drains - {device})
-        case RetainedRouteReceived(task):
+        case events.RetainedRouteReceived(task):
             state = replace(state, retained_routes={**state.retained_routes, task: event})
     if isinstance(event, MembershipEvent):
         state = replace(state, cluster=failure_detector.on_event(state.cluster, event, now_s))
@@ -198,7 +171,7 @@ def _on_spec(state: State, spec: TaskSpec) -> State:
 
 
 def _with_invalid_task(state: State, task: TaskName, why: str) -> State:
-    state = without_task(state, task)
+    state = publish.without_task(state, task)
     return replace(state, invalid={**state.invalid, task: why}, delivered_specs=state.delivered_specs | {task})
 
 
@@ -262,8 +235,8 @@ def _log_device_changes(before: Cluster, after: Cluster) -> list[Action]:
         was = (known.status, known.health, known.confirmed) if known else None
         if was != (device.status, device.health, device.confirmed):
             fields = {"device": name, "status": device.status, "health": device.health, "alive": device.alive}
-            notes.append(Note("device_changed", fields))
+            notes.append(events.Note("device_changed", fields))
         for key, error in device.failed.items():
             if known is None or key not in known.failed:
-                notes.append(Note("module_failed", {"device": name, "module": key, "error": error}))
+                notes.append(events.Note("module_failed", {"device": name, "module": key, "error": error}))
     return notes

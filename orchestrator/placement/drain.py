@@ -18,13 +18,8 @@ from dataclasses import replace
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
 from orchestrator.membership.device import Fitness
+from orchestrator.placement import planner_input
 from orchestrator.placement.deployability import no_fit_reason
-from orchestrator.placement.planner_input import (
-    candidate_specs,
-    copies_at_hand,
-    placement_constraints,
-    with_measured_footprints,
-)
 from orchestrator.placement.rebalance import begin_moves, finish_moves
 from orchestrator.planner.placement import distinct_modules, place_most
 from orchestrator.state import CurrentPlacement, DrainAttempt, Moment, State
@@ -85,12 +80,14 @@ def _destinations(
 ) -> tuple[dict[ModuleKey, DeviceId], dict[ModuleKey, str]]:
     """Where modules can go, and why the others can't; all active copies keep their memory meanwhile."""
     placement, facts = state.placement, state.placement.facts
-    staying = [spec for name, spec in candidate_specs(state, facts).items() if not state.cluster.devices[name].draining]
-    tasks = with_measured_footprints(placement.tasks, facts.footprints)
+    specs = planner_input.candidate_specs(state, facts)
+    staying = [spec for name, spec in specs.items() if not state.cluster.devices[name].draining]
+    tasks = planner_input.with_measured_footprints(placement.tasks, facts.footprints)
     modules = distinct_modules(tasks)
     keep = {key: home for key, home in placement.where.items() if key not in leaving}
-    served, at_hand = [task.task for task in tasks], copies_at_hand(state)
-    for bars in (placement_constraints(state, facts), placement_constraints(state, facts, only_drained=True)):
+    served, at_hand = [task.task for task in tasks], planner_input.copies_at_hand(state)
+    for only_drained in (False, True):
+        bars = planner_input.placement_constraints(state, facts, only_drained=only_drained)
         target, errors = place_most(
             staying, tasks, keep=keep, served=served, barred=bars, at_hand=at_hand, enough=moment.enough
         )

@@ -15,17 +15,8 @@ from dataclasses import replace
 
 from broker.protocol.messages import AssignedModule, Assignment, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName
-from orchestrator.events import (
-    Action,
-    ClearAssignment,
-    ClearRoute,
-    Event,
-    PublishAssignment,
-    PublishDrain,
-    PublishRoute,
-    PublishSpec,
-    RequestRebirth,
-)
+from orchestrator import events
+from orchestrator.events import Action, Event
 from orchestrator.leadership.leader import announce_leadership
 from orchestrator.membership.cluster import DrainReceived, HeartbeatReceived
 from orchestrator.membership.failure_detector import on_event
@@ -44,7 +35,8 @@ def request_rebirth(state: State, event: Event, now_s: float) -> tuple[State, li
     requested_s = {name: at_s for name, at_s in state.rebirth_requested_s.items() if now_s - at_s < _REPEAT_S}
     if event.device in requested_s:
         return state, []
-    return replace(state, rebirth_requested_s={**requested_s, event.device: now_s}), [RequestRebirth(event.device)]
+    state = replace(state, rebirth_requested_s={**requested_s, event.device: now_s})
+    return state, [events.RequestRebirth(event.device)]
 
 
 def republish_all(state: State) -> tuple[State, list[Action]]:
@@ -53,9 +45,9 @@ def republish_all(state: State) -> tuple[State, list[Action]]:
     state = replace(state, delivered_specs=state.delivered_specs | set(lost))
     return state, [
         *announce_leadership(state),
-        *(PublishSpec(state.tasks[task]) for task in lost),
-        *(PublishRoute(route) for task, route in sorted(state.routes.items()) if task in state.delivered_specs),
-        *(PublishAssignment(device, said) for device, said in sorted(state.assignments.items())),
+        *(events.PublishSpec(state.tasks[task]) for task in lost),
+        *(events.PublishRoute(route) for task, route in sorted(state.routes.items()) if task in state.delivered_specs),
+        *(events.PublishAssignment(device, said) for device, said in sorted(state.assignments.items())),
     ]
 
 
@@ -74,7 +66,7 @@ def restore_lost_retained_topics(state: State, moment: Moment) -> tuple[State, l
     for task in (state.tasks.keys() | state.invalid.keys()) - state.delivered_specs - set(lost):
         state = without_task(state, task)
     state = replace(state, delivered_specs=frozenset(state.tasks.keys() | state.invalid.keys()))
-    return state, [*map(PublishDrain, drains), *(PublishSpec(state.tasks[task]) for task in lost)]
+    return state, [*map(events.PublishDrain, drains), *(events.PublishSpec(state.tasks[task]) for task in lost)]
 
 
 def lost_specs(state: State) -> list[TaskName]:
@@ -99,7 +91,7 @@ def publish_routes(state: State, _moment: Moment) -> tuple[State, list[Action]]:
         group = last.group if last is not None and same_doors else highest + 1
         route = route.model_copy(update={"group": group})
         if last is None or not same_route(last, route):
-            actions.append(PublishRoute(route))
+            actions.append(events.PublishRoute(route))
             routes[task], highest = route, max(highest, group)
     return replace(state, routes=routes, group=highest), actions
 
@@ -116,7 +108,7 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
         stays = state.drain_attempt.stays.get(device) if state.drain_attempt else None
         if last and last.stays == stays and {m.spec.key: (m.spec, m.role) for m in last.modules} == wanted:
             if _is_missed(state, device, last, moment.now_s):
-                actions.append(PublishAssignment(device, last))
+                actions.append(events.PublishAssignment(device, last))
             continue
         modules = tuple(
             AssignedModule(
@@ -125,8 +117,8 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
             for key, (spec, role) in sorted(wanted.items(), key=lambda item: (item[1][1], -shared[item[0]]))
         )
         assignments[device] = Assignment(epoch=state.epoch, generation=state.generation, modules=modules, stays=stays)
-        actions.append(PublishAssignment(device, assignments[device]))
-    assigned_s = {action.device: moment.now_s for action in actions if isinstance(action, PublishAssignment)}
+        actions.append(events.PublishAssignment(device, assignments[device]))
+    assigned_s = {action.device: moment.now_s for action in actions if isinstance(action, events.PublishAssignment)}
     return replace(state, assignments=assignments, assigned_s={**state.assigned_s, **assigned_s}), actions
 
 
@@ -141,7 +133,7 @@ def clear_outdated_topics(state: State, _moment: Moment) -> tuple[State, list[Ac
         assignments={device: said for device, said in state.assignments.items() if device not in forgotten},
         assigned_s={device: at_s for device, at_s in state.assigned_s.items() if device not in forgotten},
     )
-    return state, [*map(ClearRoute, without), *map(ClearAssignment, forgotten)]
+    return state, [*map(events.ClearRoute, without), *map(events.ClearAssignment, forgotten)]
 
 
 def _route(state: State, task: TaskName, last_backup: tuple[DeviceId, ...]) -> Route:

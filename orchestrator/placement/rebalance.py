@@ -18,12 +18,7 @@ from dataclasses import dataclass, replace
 from broker.cost_model import Linked, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.events import Action, Note
-from orchestrator.placement.planner_input import (
-    candidate_specs,
-    copies_at_hand,
-    placement_constraints,
-    with_measured_footprints,
-)
+from orchestrator.placement import planner_input
 from orchestrator.placement.reconcile import is_calm, with_placement, with_spares
 from orchestrator.planner.placement import distinct_modules, place_most
 from orchestrator.state import CurrentPlacement, Moment, Moves, State
@@ -66,8 +61,8 @@ def plan_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
     target, refused = place_most(
         list(costs.devices.values()),
         costs.tasks,
-        barred=placement_constraints(state, state.placement.facts),
-        at_hand=copies_at_hand(state),
+        barred=planner_input.placement_constraints(state, state.placement.facts),
+        at_hand=planner_input.copies_at_hand(state),
         enough=moment.enough,
     )
     to = {} if refused else costs.worthwhile_moves(target.where)
@@ -131,8 +126,8 @@ class _Costs:
     @classmethod
     def of(cls, state: State) -> _Costs:
         placement = state.placement
-        devices = candidate_specs(state, placement.facts)
-        tasks = with_measured_footprints(placement.tasks, placement.facts.footprints)
+        devices = planner_input.candidate_specs(state, placement.facts)
+        tasks = planner_input.with_measured_footprints(placement.tasks, placement.facts.footprints)
         return cls(devices, tasks, {task.task: source_of(task, devices) for task in tasks}, placement)
 
     def cost_s(self, moves: Mapping[ModuleKey, DeviceId], *, of: Mapping[ModuleKey, DeviceId]) -> float:

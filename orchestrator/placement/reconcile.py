@@ -15,19 +15,8 @@ from dataclasses import replace
 
 from broker.protocol.specs import DeviceId
 from orchestrator.events import Action, Note
+from orchestrator.placement import planner_input
 from orchestrator.placement.deployability import no_fit_reason
-from orchestrator.placement.planner_input import (
-    candidate_specs,
-    copies_at_hand,
-    copies_to_adopt,
-    existing_copies,
-    facts_of,
-    longest_loads_s,
-    memory_credit,
-    placement_constraints,
-    spare_constraints,
-    with_measured_footprints,
-)
 from orchestrator.planner.explain import Explanation, explain
 from orchestrator.planner.placement import Bars, Placement, distinct_modules, place_most
 from orchestrator.planner.spares import spares
@@ -55,7 +44,7 @@ def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
 
 def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Place all modules if any fact has changed; not while most devices have just vanished."""
-    facts = facts_of(state)
+    facts = planner_input.facts_of(state)
     if facts == state.placement.facts or state.cluster.mass_departure is not None:
         return state, []
     placement, notes = _place(state, facts, moment)
@@ -96,15 +85,15 @@ def with_spares(state: State, placement: CurrentPlacement, *, only_existing: boo
     """The placement with its spares: newly chosen ones, or only copies that exist already."""
     facts = placement.facts
     chosen = spares(
-        list(candidate_specs(state, facts).values()),
-        with_measured_footprints(placement.tasks, facts.footprints),
+        list(planner_input.candidate_specs(state, facts).values()),
+        planner_input.with_measured_footprints(placement.tasks, facts.footprints),
         placement.where,
-        load_s=longest_loads_s(state),
-        barred=spare_constraints(state, facts, placement.where),
-        at_hand=copies_at_hand(state),
+        load_s=planner_input.longest_loads_s(state),
+        barred=planner_input.spare_constraints(state, facts, placement.where),
+        at_hand=planner_input.copies_at_hand(state),
         kept=placement.spares,
         pinned=placement.moves.to if placement.moves else None,
-        only=existing_copies(state) if only_existing else None,
+        only=planner_input.existing_copies(state) if only_existing else None,
     )
     return replace(placement, spares=chosen if chosen != placement.spares else placement.spares)
 
@@ -126,10 +115,10 @@ def log_placement_changes(before: CurrentPlacement, after: CurrentPlacement, gen
 
 def _place(state: State, facts: Facts, moment: Moment) -> tuple[CurrentPlacement, list[Action]]:
     before = state.placement
-    candidates = candidate_specs(state, facts)
+    candidates = planner_input.candidate_specs(state, facts)
     served = {task.task for task in before.tasks}
     served |= {task for task, route in state.retained_routes.items() if route.available}
-    keep = copies_to_adopt(state, facts.barred)
+    keep = planner_input.copies_to_adopt(state, facts.barred)
     keep |= {key: home for key, home in before.where.items() if home in candidates}
 
     def attempt(credit: dict[DeviceId, int], bars: Bars) -> tuple[Placement, dict[str, str]]:
@@ -139,27 +128,27 @@ def _place(state: State, facts: Facts, moment: Moment) -> tuple[CurrentPlacement
         ]
         placement, errors = place_most(
             devices,
-            with_measured_footprints(facts.tasks, facts.footprints),
+            planner_input.with_measured_footprints(facts.tasks, facts.footprints),
             keep=keep,
             served=served,
             barred=bars,
-            at_hand=copies_at_hand(state),
+            at_hand=planner_input.copies_at_hand(state),
             enough=moment.enough,
         )
         return placement, {name: no_fit_reason(error, facts.tasks, bars) for name, error in errors.items()}
 
     def placed_with(bars: Bars) -> tuple[Placement, dict[str, str]]:
-        credit = memory_credit(state, before, facts)
+        credit = planner_input.memory_credit(state, before, facts)
         placement, refused = attempt(credit, bars)
         if any(placement.where.get(key) != home for key, home in before.where.items() if home in credit):
             return attempt({}, bars)  # the credit was given for copies that stay
         return placement, refused
 
-    placement, refused = placed_with(placement_constraints(state, facts, keep))
+    placement, refused = placed_with(planner_input.placement_constraints(state, facts, keep))
     notes: list[Action] = []
     doubtful = {name for name in facts.doubts if not state.cluster.devices[name].draining}
     if refused and doubtful:
-        waived = placed_with(placement_constraints(state, facts, keep, only_drained=True))
+        waived = placed_with(planner_input.placement_constraints(state, facts, keep, only_drained=True))
         if len(waived[1]) < len(refused):
             notes.append(Note("doubts_waived", {"devices": {name: facts.doubts[name] for name in sorted(doubtful)}}))
             placement, refused = waived
