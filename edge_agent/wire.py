@@ -210,5 +210,5 @@ def result_message(reply: Reply, now_s: float) -> Outgoing:
         correlation=reply.correlation or None,
         content_type=content_type,
         expiry_s=max(1, math.ceil(reply.deadline_s + LATE_S - now_s)),
-        lasting=True,  # the request is over: nobody but its sensor would ask again
+        lasting=True,  # the request is over: only its sensor would resend it
     )

@@ -1,4 +1,4 @@
-"""Brokers, and what tests need to watch them: one Mosquitto and one embedded broker for a whole run.
+"""Brokers and recorders for the tests: one Mosquitto and one embedded broker for a whole run.
 
 Owns how a broker is found, started and ended. A test takes a topic prefix of its own (``unique_prefix``), so tests
 never see each other's messages. A test that breaks its broker takes one of its own (``start_mosquitto``). Without a
@@ -47,7 +47,7 @@ _INSTALL = "install Mosquitto (apt-get install mosquitto mosquitto-clients), or 
 
 
 class Recorder:
-    """An inbox that remembers everything, for tests that wait for something to arrive."""
+    """An inbox that records every event, for tests that wait for one."""
 
     def __init__(self) -> None:
         self._events: list[LinkEvent] = []
@@ -60,17 +60,17 @@ class Recorder:
 
     @property
     def events(self) -> tuple[LinkEvent, ...]:
-        """All that came, in order."""
+        """All events, in order."""
         with self._changed:
             return tuple(self._events)
 
     @property
     def deliveries(self) -> tuple[Delivery, ...]:
-        """The messages among it."""
+        """The messages among the events."""
         return tuple(event for event in self.events if isinstance(event, Delivery))
 
     def wait_for(self, wanted: type | Callable[[Any], object], *, count: int = 1, timeout_s: float = PATIENCE_S) -> Any:
-        """The ``count``-th event of a type, or that satisfies a predicate; those already here count."""
+        """Wait for the ``count``-th event of a type, or that satisfies a predicate; earlier events count."""
         fits = (lambda event: isinstance(event, wanted)) if isinstance(wanted, type) else wanted
         found: list[LinkEvent] = []
 
@@ -84,7 +84,7 @@ class Recorder:
             return found[count - 1]
 
     def clear(self) -> None:
-        """Forget what came so far."""
+        """Forget the events so far."""
         with self._changed:
             self._events.clear()
 
@@ -93,14 +93,14 @@ class Recorder:
 
 
 def development_config(listener: str) -> str:
-    """Our development.conf, listening elsewhere."""
+    """The development configuration with another listener."""
     text, changed = re.subn(r"^listener .*$", listener, CONFIG.read_text(), flags=re.MULTILINE)
     assert changed == 1
     return text
 
 
 def answers(host: str, port: int) -> bool:
-    """Wait until something takes connections there; False when it doesn't."""
+    """Wait until a process accepts connections there; False when none does in time."""
     until_s = time.monotonic() + PATIENCE_S
     pause = threading.Event()
     while time.monotonic() < until_s:
@@ -179,7 +179,7 @@ def burst() -> Iterator[Callable[[], int]]:
 
 @pytest.fixture(scope="session")
 def mosquitto_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Mosquitto for the whole run: from a container where Docker answers, else the program."""
+    """A real Mosquitto for the whole run: in a container if Docker answers, otherwise the program."""
     folder = tmp_path_factory.mktemp("mosquitto")
     with _mosquitto_container(folder) as url:
         if url is not None:
@@ -204,14 +204,14 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def start_mosquitto() -> Iterator[Callable[..., MosquittoBroker]]:
-    """Starts Mosquittos of one's own, to stop, kill and start again; takes further lines of configuration."""
+    """Starts Mosquittos to stop, kill and restart; takes further lines of configuration."""
     with contextlib.ExitStack() as stack:
         yield lambda *settings: stack.enter_context(MosquittoBroker(settings=settings))
 
 
 @pytest.fixture
 def mosquitto_process(start_mosquitto: Callable[..., MosquittoBroker]) -> MosquittoBroker:
-    """A running Mosquitto of one's own."""
+    """A running Mosquitto for one test."""
     return start_mosquitto()
 
 
@@ -230,13 +230,13 @@ def proxy_to() -> Iterator[Callable[..., Proxy]]:
 
 @pytest.fixture
 def make_recorder() -> Callable[[], Recorder]:
-    """Makes inboxes that remember."""
+    """Makes recorders."""
     return Recorder
 
 
 @pytest.fixture
 def recorder() -> Recorder:
-    """An inbox that remembers."""
+    """An inbox that records every event."""
     return Recorder()
 
 

@@ -136,7 +136,7 @@ def test_the_async_twin_answers_the_same(client: Client, door: FrontDoor) -> Non
     assert [response.result.answer for response in asyncio.run(both())] == [{"label": "cat"}] * 2
 
 
-def test_silence_is_met_by_the_same_request_again(make_client: MakeClient, door: FrontDoor) -> None:
+def test_a_request_without_an_answer_is_resent(make_client: MakeClient, door: FrontDoor) -> None:
     door.silent = 1
     door.serve()
     response = make_client(first_retry_s=FIRST_RETRY_S).request("classify", IMAGE)
@@ -182,7 +182,7 @@ def test_an_undelivered_request_is_resent_soon(make_client: MakeClient, door: Fr
     assert (response.ok, response.attempts) == (True, 2)
 
 
-def test_an_unknown_task_is_told_within_a_second(client: Client) -> None:
+def test_an_unknown_task_is_reported_within_a_second(client: Client) -> None:
     response = client.request("nope", IMAGE)
     assert code_of(response) == ErrorCode.NO_ROUTE
     assert response.result.error is not None
@@ -211,7 +211,7 @@ def test_a_request_larger_than_the_broker_takes_is_never_sent(client: Client, do
     assert client.request("classify", IMAGE).ok
 
 
-def test_several_inputs_travel_as_one_document(client: Client, door: FrontDoor) -> None:
+def test_several_inputs_are_sent_as_one_document(client: Client, door: FrontDoor) -> None:
     door.serve()
     client.request("classify", IMAGE | {"text": RawInput(b"a cat", "text/plain")})
     assert door.requests[0].content_type == SAFETENSORS
@@ -270,7 +270,7 @@ def test_a_task_that_was_cleared_while_the_link_was_down_has_no_route(
     assert code_of(pending.result(WAIT_S)) == ErrorCode.NO_ROUTE
 
 
-def test_a_task_that_came_back_while_the_link_was_down_is_not_taken_for_unavailable(
+def test_a_task_that_came_back_while_the_link_was_down_does_not_count_as_unavailable(
     client: Client, door: FrontDoor, broker: MemoryBroker
 ) -> None:
     door.serve(front_door=())
@@ -283,7 +283,7 @@ def test_a_task_that_came_back_while_the_link_was_down_is_not_taken_for_unavaila
     assert pending.result(WAIT_S).ok
 
 
-def test_the_route_of_a_task_that_is_not_served_is_watched_only_while_somebody_waits(
+def test_the_route_of_an_unserved_task_is_watched_only_while_a_request_waits(
     make_client: MakeClient, door: FrontDoor
 ) -> None:
     changes: list[tuple[str, str]] = []
@@ -498,7 +498,7 @@ def test_answers_come_back_below_the_clients_own_topic(client: Client, door: Fro
     assert ids["client"] == "camera"
 
 
-def test_an_answer_that_says_not_yet_does_not_end_a_request(client: Client, door: FrontDoor) -> None:
+def test_an_answer_with_a_retry_time_does_not_end_a_request(client: Client, door: FrontDoor) -> None:
     def not_yet(request: Delivery) -> tuple[bytes, str]:
         assert request.correlation is not None
         door.reply = door._answer

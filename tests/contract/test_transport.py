@@ -1,4 +1,4 @@
-"""The promises of every transport (broker/transport/port.py), for the twin, Mosquitto and the embedded broker."""
+"""The promises of every transport (``broker.transport.port``), for memory, Mosquitto and the embedded broker."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_PACKET_BYTES = 2_000_000  # of the transports here, so that "too large" is c
 
 
 class MemoryWorld:
-    """Transports over the in-process twin."""
+    """Transports over the in-memory broker."""
 
     reports_undelivered = True
 
@@ -137,14 +137,14 @@ def test_a_message_published_at_link_up_reaches_its_own_subscription(connect: Co
     assert inbox.wait_for(Delivery) == Delivery(f"{unique_prefix}/x", b"hello")
 
 
-def test_a_filter_added_while_connected_is_heard(connect: Connect, unique_prefix: str) -> None:
+def test_a_filter_added_while_connected_delivers(connect: Connect, unique_prefix: str) -> None:
     transport, inbox = connect("a")
     transport.subscribe(f"{unique_prefix}/x", f"{unique_prefix}/y")
     transport.publish(Outgoing(f"{unique_prefix}/y", b"later"))
     assert inbox.wait_for(Delivery).payload == b"later"
 
 
-def test_connected_tells_whether_a_publish_has_a_chance(world: World, unique_prefix: str, recorder: Recorder) -> None:
+def test_connected_tells_whether_there_is_a_connection(world: World, unique_prefix: str, recorder: Recorder) -> None:
     transport = world.make(unique_prefix, recorder)
     assert not transport.connected
     transport.start()
@@ -180,12 +180,12 @@ def test_a_lasting_message_waits_for_the_connection(
     assert [delivery.payload for delivery in listener.deliveries] == [b"late", b"next"]
 
 
-def test_nothing_lasts_that_nobody_acknowledges() -> None:
+def test_a_lasting_message_needs_qos_1() -> None:
     with pytest.raises(LocalProtocolError, match="use QoS 1"):
         Outgoing("x", b"", qos=0, lasting=True)
 
 
-def test_retained_state_reaches_a_late_subscriber_and_says_that_it_is_old(connect: Connect, unique_prefix: str) -> None:
+def test_retained_state_reaches_a_late_subscriber_and_is_marked(connect: Connect, unique_prefix: str) -> None:
     writer, _ = connect("writer")
     _, witness = connect("witness", f"{unique_prefix}/state")
     writer.publish(Outgoing(f"{unique_prefix}/state", b"one", retain=True))
@@ -229,7 +229,7 @@ def test_each_connection_has_a_new_session_and_a_new_will(world: World, connect:
     assert witness.wait_for(Delivery, count=2).payload == b"gone %d" % second.session
 
 
-def test_the_will_is_retained_so_that_late_comers_know(world: World, connect: Connect, unique_prefix: str) -> None:
+def test_the_will_is_retained_for_late_subscribers(world: World, connect: Connect, unique_prefix: str) -> None:
     _, witness = connect("witness", f"{unique_prefix}/state")
     connect("agent", will=lambda _session: Will(f"{unique_prefix}/state", b"offline"))
     world.crash(f"{unique_prefix}-agent")
@@ -238,7 +238,7 @@ def test_the_will_is_retained_so_that_late_comers_know(world: World, connect: Co
     assert late.wait_for(Delivery) == Delivery(f"{unique_prefix}/state", b"offline", retain=True)
 
 
-def test_a_clean_close_sends_what_was_published_and_no_will(connect: Connect, unique_prefix: str) -> None:
+def test_a_clean_close_sends_published_messages_and_no_will(connect: Connect, unique_prefix: str) -> None:
     _, witness = connect("witness", f"{unique_prefix}/#")
     transport, _ = connect("agent", will=lambda _session: Will(f"{unique_prefix}/state", b"will"))
     for number in range(50):
@@ -322,7 +322,7 @@ def test_absent_properties_arrive_as_none(connect: Connect, unique_prefix: str, 
     assert inbox.wait_for(Delivery) == Delivery(f"{unique_prefix}/x", b"")
 
 
-def test_a_message_without_subscriber_comes_back_where_the_broker_can_tell(
+def test_a_message_without_subscriber_comes_back_where_the_broker_reports_it(
     world: World, connect: Connect, unique_prefix: str
 ) -> None:
     transport, inbox = connect("a", f"{unique_prefix}/heard")
@@ -383,7 +383,7 @@ def test_a_filter_changed_while_the_link_is_down_counts_at_the_next_one(
     assert [delivery.payload for delivery in recorder.deliveries] == [b"kept"]
 
 
-def test_wildcards_take_in_what_mqtt_says(connect: Connect, unique_prefix: str) -> None:
+def test_wildcards_match_as_mqtt_defines(connect: Connect, unique_prefix: str) -> None:
     sender, everything = connect("sender", f"{unique_prefix}/#")
     _, one_level = connect("one", f"{unique_prefix}/devices/+/state", f"{unique_prefix}/end")
     topics = ["devices/a/state", "devices/b/state", "devices/a/heartbeat", "devices/a/b/state", "end"]
@@ -396,7 +396,7 @@ def test_wildcards_take_in_what_mqtt_says(connect: Connect, unique_prefix: str) 
     assert heard == ["devices/a/state", "devices/b/state", "end"]
 
 
-def test_an_unsubscribed_filter_is_heard_no_more(connect: Connect, unique_prefix: str) -> None:
+def test_an_unsubscribed_filter_delivers_no_more(connect: Connect, unique_prefix: str) -> None:
     transport, inbox = connect("a", f"{unique_prefix}/x", f"{unique_prefix}/end")
     transport.unsubscribe(f"{unique_prefix}/x")
     transport.publish(Outgoing(f"{unique_prefix}/x", b"x"))

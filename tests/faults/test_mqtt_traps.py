@@ -1,4 +1,4 @@
-"""The traps that MQTT, paho and the brokers set, each measured before and shown here to be avoided."""
+"""The traps of MQTT, paho and the brokers: each was measured, and each test shows that it is avoided."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_brokers_own_limit_is_kept_before_publishing(
     assert not [event for event in recorder.events if isinstance(event, LinkDown)]
 
 
-def test_a_message_that_made_the_broker_hang_up_is_never_sent_again(
+def test_a_message_that_made_the_broker_disconnect_is_never_resent(
     embedded_url: str, connect: Connect, recorder: Recorder, unique_prefix: str
 ) -> None:
     # This broker doesn't tell its limit, and our own is set too high on purpose.
@@ -98,7 +98,7 @@ def test_a_message_that_made_the_broker_hang_up_is_never_sent_again(
 # --- acknowledged is not delivered ---
 
 
-def test_a_subscriber_that_went_away_is_reported_to_the_publisher(
+def test_a_lost_subscriber_is_reported_to_the_publisher(
     mosquitto_url: str,
     connect: Connect,
     make_recorder: Callable[[], Recorder],
@@ -117,7 +117,7 @@ def test_a_subscriber_that_went_away_is_reported_to_the_publisher(
     assert told.wait_for(Undelivered) == Undelivered(topic, "second")
 
 
-def test_more_than_the_bound_is_an_error_that_the_publisher_sees_and_the_rest_arrives(
+def test_messages_beyond_the_bound_are_refused_and_the_others_arrive(
     mosquitto_url: str,
     connect: Connect,
     make_recorder: Callable[[], Recorder],
@@ -135,7 +135,7 @@ def test_more_than_the_bound_is_an_error_that_the_publisher_sees_and_the_rest_ar
 
 
 @pytest.mark.parametrize("qos", [0, 1])
-def test_the_number_of_waiting_messages_is_bounded_for_both_qualities(
+def test_the_number_of_waiting_messages_is_bounded_for_both_qos(
     mosquitto_url: str, connect: Connect, recorder: Recorder, unique_prefix: str, qos: Any
 ) -> None:
     blocked = threading.Event()
@@ -169,7 +169,7 @@ def test_a_service_that_hangs_for_more_than_its_keepalive_keeps_its_link(
     released = threading.Event()
     witness = make_recorder()
     connect(mosquitto_url, f"{unique_prefix}-witness", witness, f"{unique_prefix}/wills/#")
-    mailbox: Mailbox[LinkEvent] = Mailbox()  # nobody takes anything out of it
+    mailbox: Mailbox[LinkEvent] = Mailbox()  # never read
     topic = f"{unique_prefix}/work"
     healthy = connect(
         mosquitto_url, f"{unique_prefix}-healthy", mailbox.put_control, topic, will=will("healthy"), keepalive_s=2
@@ -219,7 +219,7 @@ def test_a_transfer_that_takes_longer_than_the_keepalive_keeps_its_link(
     assert [type(event) for event in heard.events] == [LinkUp, Delivery, Delivery]
 
 
-# --- an exception in a callback kills paho's thread, and nobody notices ---
+# --- an exception in a callback ends paho's thread, unnoticed ---
 
 
 def test_an_inbox_that_raises_costs_one_event_and_not_the_connection(
@@ -239,9 +239,7 @@ def test_an_inbox_that_raises_costs_one_event_and_not_the_connection(
     assert transport.connected
 
 
-def test_a_will_that_cant_be_made_is_retried_and_not_the_end(
-    mosquitto_url: str, recorder: Recorder, unique_prefix: str
-) -> None:
+def test_a_will_that_cant_be_made_is_retried(mosquitto_url: str, recorder: Recorder, unique_prefix: str) -> None:
     calls: list[int] = []
 
     def will(session: int) -> Will:
@@ -282,7 +280,7 @@ def test_a_control_message_on_its_own_connection_overtakes_a_tensor(
     assert order == ["control", "tensor", "behind"]
 
 
-# --- rumqttd keeps what was read: gigabytes by default ---
+# --- rumqttd keeps delivered messages: gigabytes by default ---
 
 
 def _peak_memory_bytes(pid: int) -> int:
@@ -342,7 +340,7 @@ def test_small_packets_leave_at_once(
 
 @pytest.fixture
 def guarded(start_mosquitto: Callable[..., MosquittoBroker], tmp_path: Path) -> MosquittoBroker:
-    """A Mosquitto that lets everybody write below ``open/`` only."""
+    """A Mosquitto that accepts messages below ``open/`` only."""
     rules = tmp_path / "acl"
     rules.write_text("topic readwrite open/#\n")
     return start_mosquitto(f"acl_file {rules}")
@@ -358,7 +356,9 @@ def test_a_publish_that_the_broker_forbids_is_reported(
     assert recorder.wait_for(Delivery).payload == b"fine"
 
 
-def test_a_broker_that_refuses_us_says_why(start_mosquitto: Callable[..., MosquittoBroker], recorder: Recorder) -> None:
+def test_a_refused_connection_reports_the_brokers_reason(
+    start_mosquitto: Callable[..., MosquittoBroker], recorder: Recorder
+) -> None:
     broker = start_mosquitto("allow_anonymous false")
     transport = MqttTransport(url=broker.url, client_id="a", inbox=recorder)
     transport.start()

@@ -1,4 +1,4 @@
-"""A connection repairs itself: the broker restarts, comes late, refuses, lies, or speaks nonsense."""
+"""A connection restores itself when the broker restarts, starts late, refuses, or sends malformed packets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TAKEN_OVER = bytes.fromhex("e0 01 8e")
 
 
 class ScriptedBroker:
-    """A broker of bytes: answers each packet of a client as its test says.
+    """A broker of bytes: answers each packet of a client as its test defines.
 
     ``answer`` gets (connection number from 1, packet type, packet body) and returns the bytes to send.
     """
@@ -41,7 +41,7 @@ class ScriptedBroker:
         self._threads[0].start()
 
     def send(self, data: bytes) -> None:
-        """Send bytes that nobody asked for, on the latest connection."""
+        """Send unrequested bytes on the latest connection."""
         self._connections[-1].sendall(data)
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ def granting(number: int, kind: int, body: bytes) -> bytes:
 # --- the broker goes and comes ---
 
 
-def test_a_restarted_broker_finds_the_subscriptions_made_again(
+def test_subscriptions_are_made_again_at_a_restarted_broker(
     mosquitto_process: MosquittoBroker, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     transport = transport_to(mosquitto_process.url, "x", "y/+")
@@ -150,7 +150,7 @@ def test_a_restarted_broker_finds_the_subscriptions_made_again(
     assert [delivery.payload for delivery in recorder.deliveries] == [b"x", b"y/1"]
 
 
-def test_a_broker_that_comes_late_is_waited_for_and_its_absence_told_once(
+def test_a_broker_that_starts_late_is_reported_missing_once(
     mosquitto_process: MosquittoBroker, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     mosquitto_process.kill()
@@ -162,7 +162,7 @@ def test_a_broker_that_comes_late_is_waited_for_and_its_absence_told_once(
     assert [type(event) for event in recorder.events] == [LinkDown, LinkUp]
 
 
-def test_close_does_not_wait_for_a_broker_that_is_away(
+def test_close_does_not_wait_for_a_broker_that_is_down(
     mosquitto_process: MosquittoBroker, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     mosquitto_process.kill()
@@ -189,7 +189,7 @@ def test_close_may_be_called_from_the_inbox(mosquitto_url: str, unique_prefix: s
     assert not transport._thread.is_alive()
 
 
-def test_an_inbox_that_raises_on_everything_does_not_keep_us_from_reconnecting(
+def test_an_inbox_that_always_raises_does_not_prevent_reconnections(
     mosquitto_process: MosquittoBroker, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     def inbox(event: LinkEvent) -> None:
@@ -204,7 +204,7 @@ def test_an_inbox_that_raises_on_everything_does_not_keep_us_from_reconnecting(
     recorder.wait_for(LinkUp, count=2)
 
 
-def test_a_lasting_message_goes_again_when_its_connection_ended_before_it_was_acknowledged(
+def test_an_unacknowledged_lasting_message_is_resent_on_the_next_connection(
     scripted: Scripted, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     seen: list[tuple[int, bytes]] = []
@@ -233,7 +233,7 @@ def test_a_lasting_message_goes_again_when_its_connection_ended_before_it_was_ac
 def test_a_lasting_message_waits_for_a_connection_that_is_accepted(
     scripted: Scripted, transport_to: TransportTo, recorder: Recorder
 ) -> None:
-    """As with a proxy before a broker that is away: it takes the connection and ends it."""
+    """Like a proxy to a broker that is down: it accepts the connection and ends it."""
     seen: list[tuple[int, int]] = []
     arrived = threading.Event()
 
@@ -256,7 +256,7 @@ def test_a_lasting_message_waits_for_a_connection_that_is_accepted(
 
 
 @pytest.mark.parametrize("answers_connect", [True, False])
-def test_a_broker_that_falls_silent_is_left(
+def test_a_silent_broker_is_disconnected(
     scripted: Scripted, transport_to: TransportTo, recorder: Recorder, *, answers_connect: bool
 ) -> None:
     silent = scripted(lambda number, kind, body: granting(number, kind, body) if answers_connect else b"")
@@ -284,7 +284,7 @@ def test_a_broker_that_answers_pings_is_kept(scripted: Scripted, transport_to: T
 # --- the broker refuses ---
 
 
-def test_a_refused_connection_is_told_once_and_tried_again(
+def test_a_refused_connection_is_reported_once_and_retried(
     scripted: Scripted, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     broker = scripted(
@@ -296,7 +296,7 @@ def test_a_refused_connection_is_told_once_and_tried_again(
     assert [type(event) for event in recorder.events] == [LinkDown, LinkUp]
 
 
-def test_a_refused_subscription_is_told_and_the_others_stand(
+def test_a_refused_subscription_is_reported_and_the_others_stay(
     scripted: Scripted, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     def answer(number: int, kind: int, body: bytes) -> bytes:
@@ -332,7 +332,7 @@ def test_link_up_waits_until_every_subscription_is_acknowledged(
     recorder.wait_for(LinkUp)
 
 
-def test_no_more_messages_are_open_than_the_broker_takes(
+def test_no_more_messages_are_in_flight_than_the_broker_allows(
     scripted: Scripted, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     open_ids: list[bytes] = []
@@ -366,7 +366,9 @@ def test_no_more_messages_are_open_than_the_broker_takes(
     assert most == 2
 
 
-def test_a_session_taken_over_is_named(scripted: Scripted, transport_to: TransportTo, recorder: Recorder) -> None:
+def test_a_session_takeover_is_named_as_the_reason(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder
+) -> None:
     broker = scripted(granting)
     transport_to(broker.url)
     recorder.wait_for(LinkUp)
@@ -400,7 +402,7 @@ def _publish_packet(topic: bytes, payload: bytes) -> bytes:
         pytest.param(b"\x30\x07\x00\x01x\x03\x7f\x00\x00", id="an unknown property"),
     ],
 )
-def test_nonsense_ends_the_connection_and_not_the_thread(
+def test_malformed_packets_end_the_connection_and_not_the_thread(
     scripted: Scripted, transport_to: TransportTo, recorder: Recorder, nonsense: bytes
 ) -> None:
     broker = scripted(granting)
@@ -413,7 +415,7 @@ def test_nonsense_ends_the_connection_and_not_the_thread(
     assert recorder.wait_for(Delivery).payload == b"fine"
 
 
-def test_a_topic_that_is_no_text_costs_its_message_only(
+def test_a_topic_that_is_not_text_costs_only_its_message(
     scripted: Scripted, transport_to: TransportTo, recorder: Recorder
 ) -> None:
     broker = scripted(granting)
@@ -442,13 +444,13 @@ def test_a_message_beyond_our_limit_is_refused_when_it_arrives(
     "url",
     ["", "localhost", "http://localhost", "mqtt://", "mqtt://host:port", "mqtt://h:70000", "mqtt://h:0", "mqtt://h/x"],
 )
-def test_an_address_that_is_none_is_refused_with_what_to_write(url: str) -> None:
+def test_an_invalid_address_is_refused_with_what_to_write(url: str) -> None:
     with pytest.raises(BadFile, match="write mqtt://host") as caught:
         MqttTransport(url=url, client_id="a", inbox=lambda _event: None)
     assert caught.value.file == "broker address"
 
 
-def test_a_password_never_shows() -> None:
+def test_a_password_never_appears() -> None:
     with pytest.raises(BadFile) as caught:
         MqttTransport(url="mqtt://me:secret@host:port", client_id="a", inbox=lambda _event: None)
     assert "secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Envelopes and requests to bytes and back; what a sensor sends wrong comes back as a sentence it can act on."""
+"""Envelopes, requests and their bytes; a sensor's wrong request is refused with a sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_an_envelope_with_one_wrong_field_is_refused(field: str, text: str) -> N
 
 
 @given(st.dictionaries(st.sampled_from([*NodeInputs.model_fields, *NodeFailed.model_fields]), st.text(max_size=30)))
-def test_metadata_of_nonsense_are_refused_or_read_and_nothing_else(nonsense: dict[str, str]) -> None:
+def test_random_metadata_are_read_or_refused(nonsense: dict[str, str]) -> None:
     metadata = unpack(encode_tensors(INPUTS, {}))[1] | nonsense
     try:
         message, _ = decode_tensors(pack({}, metadata))
@@ -185,7 +185,7 @@ def test_metadata_of_nonsense_are_refused_or_read_and_nothing_else(nonsense: dic
 
 
 @given(st.binary(max_size=100))
-def test_random_bytes_are_no_tensor_message(data: bytes) -> None:
+def test_random_bytes_are_not_a_tensor_message(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         decode_tensors(data)
 
@@ -208,13 +208,13 @@ def test_a_tensor_message_beyond_its_limit_is_refused() -> None:
 # --- from a sensor ---
 
 
-def test_one_input_travels_as_it_is() -> None:
+def test_a_single_input_is_sent_unchanged() -> None:
     payload, content_type = encode_request({"image": RawInput(b"\xff\xd8", "image/jpeg")})
     assert (payload, content_type) == (b"\xff\xd8", "image/jpeg")
     assert decode_request(payload, content_type, IMAGE) == {"image": RawInput(b"\xff\xd8", "image/jpeg")}
 
 
-def test_several_inputs_travel_as_one_document_of_byte_arrays() -> None:
+def test_several_inputs_are_sent_as_one_document_of_byte_arrays() -> None:
     inputs = {"image": RawInput(b"\xff\xd8", "image/jpeg"), "text": RawInput("größer?".encode(), "text/plain")}
     payload, content_type = encode_request(inputs)
     assert content_type == SAFETENSORS
@@ -223,7 +223,7 @@ def test_several_inputs_travel_as_one_document_of_byte_arrays() -> None:
     assert decode_request(payload, f"{SAFETENSORS}; v=1", BOTH) == inputs
 
 
-def test_one_input_without_a_content_type_travels_in_a_document() -> None:
+def test_a_single_input_without_a_content_type_is_sent_in_a_document() -> None:
     payload, content_type = encode_request({"image": RawInput(b"\xff\xd8")})
     assert content_type == SAFETENSORS
     assert decode_request(payload, content_type, IMAGE) == {"image": RawInput(b"\xff\xd8", "")}
@@ -255,7 +255,7 @@ def _bytes(**inputs: bytes) -> bytes:
             "audio/wav",
             ErrorCode.BAD_INPUT,
             ["takes image (image), text (text)", "not audio/wav"],
-            id="a kind nobody asked",
+            id="a kind that is not an input",
         ),
         pytest.param(b"x", "", ErrorCode.BAD_INPUT, ["not without a content type"], id="no content type"),
         pytest.param(b"x", SAFETENSORS, ErrorCode.BAD_INPUT, ["truncated", "send all of it"], id="no document"),
@@ -318,7 +318,7 @@ def test_a_wrong_request_ends_in_a_code_and_a_sentence_that_says_what_to_do(
 
 
 @given(st.binary(max_size=100), st.sampled_from(["", "image/png", SAFETENSORS, "text", ";"]) | st.text(max_size=10))
-def test_random_requests_are_read_or_refused_and_nothing_else(payload: bytes, content_type: str) -> None:
+def test_random_requests_are_read_or_refused(payload: bytes, content_type: str) -> None:
     for expected in (IMAGE, BOTH):
         try:
             inputs: Any = decode_request(payload, content_type, expected)
@@ -327,7 +327,7 @@ def test_random_requests_are_read_or_refused_and_nothing_else(payload: bytes, co
         assert inputs.keys() == expected.keys()
 
 
-def test_a_request_has_the_id_of_its_copies_and_of_nothing_else() -> None:
+def test_a_request_and_its_copies_have_an_id_of_their_own() -> None:
     asked = ("classify", "s2m3/v1/clients/cam/results/1", b"1", b"picture")
     others = [
         ("vqa", *asked[1:]),

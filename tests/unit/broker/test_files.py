@@ -151,11 +151,11 @@ def test_a_wrong_file_names_line_field_problem_and_fix(path: Path, old: str, new
         pytest.param("a: &a [*a]\n", ":1: a: Extra inputs are not permitted; remove it", id="a list that holds itself"),
     ],
 )
-def test_what_is_no_such_file_is_said_in_one_line(path: Path, text: str | bytes, sentence: str) -> None:
+def test_an_unreadable_file_is_an_error_of_one_line(path: Path, text: str | bytes, sentence: str) -> None:
     assert complaint(path, text).startswith(sentence)
 
 
-def test_a_file_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_of_one_line(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "none.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(BadFile) as caught:
             load_spec(path, TaskSpec)

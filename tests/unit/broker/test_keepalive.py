@@ -1,4 +1,4 @@
-"""Two pings a keepalive; dead after twice the keepalive without a sign of life."""
+"""Two pings in each keepalive; dead after twice the keepalive without activity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_it_is_dead_after_twice_the_keepalive_of_silence() -> None:
     assert keepalive.is_dead(6.0, keepalive_s=3)
 
 
-def test_any_sign_of_life_counts() -> None:
+def test_any_activity_counts() -> None:
     keepalive = Keepalive(active_s=0, pinged_s=0)
     keepalive.record_activity(4.0)
     assert not keepalive.is_dead(9.9, keepalive_s=3)
@@ -27,7 +27,7 @@ def test_any_sign_of_life_counts() -> None:
 
 
 @pytest.mark.parametrize("keepalive_s", [0, 1])
-def test_a_keepalive_of_none_is_one_second(keepalive_s: int) -> None:
+def test_a_keepalive_of_zero_counts_as_one_second(keepalive_s: int) -> None:
     keepalive = Keepalive(active_s=0, pinged_s=0)
     assert not keepalive.ping_due(0.4, keepalive_s)
     assert not keepalive.is_dead(1.9, keepalive_s)

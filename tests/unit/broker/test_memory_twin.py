@@ -1,4 +1,4 @@
-"""The twin's faults: each does what its name says, in a fixed order, and ends."""
+"""The faults of the in-memory broker: each has its effect, in a fixed order, and ends."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def payloads(inbox: Recorder) -> list[bytes]:
         ("$SYS/#", "$SYS/x", True),
     ],
 )
-def test_a_filter_takes_in_what_mqtt_says(topic_filter: str, topic: str, *, fits: bool) -> None:
+def test_a_filter_matches_as_mqtt_defines(topic_filter: str, topic: str, *, fits: bool) -> None:
     assert matches(topic_filter, topic) is fits
 
 
-def test_dropping_loses_what_is_published_and_says_nothing(broker: MemoryBroker, connect: Connect) -> None:
+def test_dropping_loses_messages_silently(broker: MemoryBroker, connect: Connect) -> None:
     transport, inbox = connect("a", "x", "y")
     with broker.dropping("x"):
         transport.publish(Outgoing("x", b"1", token="t"))  # noqa: S106 - no password
@@ -88,7 +88,7 @@ def test_duplicating_delivers_twice(broker: MemoryBroker, connect: Connect) -> N
     assert payloads(inbox) == [b"1", b"1", b"2", b"3"]
 
 
-def test_holding_keeps_messages_back_and_releases_them_in_order(broker: MemoryBroker, connect: Connect) -> None:
+def test_delayed_messages_are_delivered_in_order(broker: MemoryBroker, connect: Connect) -> None:
     transport, inbox = connect("a", "#")
     with broker.delaying("x"):
         for number in range(3):
@@ -98,7 +98,7 @@ def test_holding_keeps_messages_back_and_releases_them_in_order(broker: MemoryBr
     assert payloads(inbox) == [b"overtakes", b"0", b"1", b"2"]
 
 
-def test_what_is_held_is_released_also_when_the_test_fails_inside(broker: MemoryBroker, connect: Connect) -> None:
+def test_delayed_messages_are_delivered_also_when_the_test_fails(broker: MemoryBroker, connect: Connect) -> None:
     transport, inbox = connect("a", "x")
 
     def fail_while_holding() -> None:
@@ -131,9 +131,7 @@ def test_a_client_that_starts_while_cut_off_connects_when_it_heals(broker: Memor
     assert transport.connected
 
 
-def test_a_crashed_client_hears_nothing_any_more_and_its_will_is_published(
-    broker: MemoryBroker, connect: Connect
-) -> None:
+def test_a_crashed_client_receives_nothing_and_its_will_is_published(broker: MemoryBroker, connect: Connect) -> None:
     other, witness = connect("witness", "state")
     transport, inbox = connect("a", "x", will=lambda session: Will("state", b"gone %d" % session))
     broker.crash("a")
@@ -146,13 +144,15 @@ def test_a_crashed_client_hears_nothing_any_more_and_its_will_is_published(
     assert inbox.events == (LinkUp(2),)
 
 
-def test_who_never_started_cant_crash(broker: MemoryBroker) -> None:
+def test_a_client_that_never_started_cant_crash(broker: MemoryBroker) -> None:
     with pytest.raises(LocalProtocolError, match="'nobody' is started"):
         broker.crash("nobody")
 
 
 @pytest.mark.parametrize("keep_retained", [True, False])
-def test_a_restart_takes_every_link_and_no_will(broker: MemoryBroker, connect: Connect, *, keep_retained: bool) -> None:
+def test_a_restart_ends_every_connection_without_its_will(
+    broker: MemoryBroker, connect: Connect, *, keep_retained: bool
+) -> None:
     transport, inbox = connect("a", "state", will=lambda _session: Will("state", b"will"))
     transport.publish(Outgoing("state", b"kept", retain=True))
     broker.restart(keep_retained=keep_retained)

@@ -18,7 +18,7 @@ def test_the_file_to_deploy_is_what_the_code_runs() -> None:
     assert DEPLOYED.read_text(encoding="utf-8") == configuration(1883)
 
 
-def test_scenarios_play_with_the_settings_that_sites_are_told() -> None:
+def test_scenarios_use_the_settings_recommended_to_sites() -> None:
     said = {line.removeprefix("#").strip() for line in DEPLOYED.read_text(encoding="utf-8").splitlines()}
     assert set(PERSISTENCE) <= said
 
@@ -29,12 +29,12 @@ def test_a_missing_program_is_named_with_what_to_install(monkeypatch: pytest.Mon
         MosquittoBroker().start()
 
 
-def test_a_taken_port_is_told() -> None:
+def test_a_taken_port_is_an_error() -> None:
     with MosquittoBroker() as running, pytest.raises(TransportError, match=f"port {running.port} is taken"):
         MosquittoBroker(running.port).start()
 
 
-def test_a_start_that_fails_is_told_with_what_mosquitto_said() -> None:
+def test_a_failed_start_is_an_error_with_the_output_of_mosquitto() -> None:
     with pytest.raises(TransportError, match="Unknown configuration variable"):
         MosquittoBroker(settings=["nonsense true"]).start()
 

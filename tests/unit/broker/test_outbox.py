@@ -1,4 +1,4 @@
-"""The outbox accepts what can go, counts what waits, and keeps only what lasts when the connection goes."""
+"""The outbox accepts messages within its limits, counts them, and keeps only lasting ones between connections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_messages_leave_in_the_order_they_came(outbox: Outbox) -> None:
     assert [outbox.take() for _ in range(4)] == [*sent, None]
 
 
-def test_nothing_is_accepted_before_it_is_opened_or_after_it_is_shut() -> None:
+def test_a_closed_outbox_accepts_nothing() -> None:
     outbox = Outbox(max_messages=3, max_bytes=1_000)
     with pytest.raises(NotConnected, match="x was not published"):
         outbox.put(message(1))
@@ -39,7 +39,7 @@ def test_nothing_is_accepted_before_it_is_opened_or_after_it_is_shut() -> None:
         outbox.put(message(1))
 
 
-def test_what_waits_is_forgotten_when_it_is_shut(outbox: Outbox) -> None:
+def test_closing_drops_the_waiting_messages(outbox: Outbox) -> None:
     outbox.put(message(1))
     outbox.close()
     outbox.open(limit_bytes=2_000)
@@ -47,7 +47,7 @@ def test_what_waits_is_forgotten_when_it_is_shut(outbox: Outbox) -> None:
     assert outbox.take() is None
 
 
-def test_what_lasts_waits_for_the_next_connection_and_what_was_under_way_goes_first(outbox: Outbox) -> None:
+def test_lasting_messages_wait_for_the_next_connection_and_taken_ones_go_first(outbox: Outbox) -> None:
     first, passing, second = message(1, lasting=True), message(2), message(3, lasting=True)
     for each in (first, passing, second):
         outbox.put(each)
@@ -67,7 +67,7 @@ def test_what_lasts_waits_for_the_next_connection_and_what_was_under_way_goes_fi
     assert outbox.take() is None
 
 
-def test_what_lasts_is_bounded_like_everything(outbox: Outbox) -> None:
+def test_lasting_messages_are_bounded_like_others(outbox: Outbox) -> None:
     outbox.close()
     for number in range(3):
         outbox.put(message(number, lasting=True))
@@ -82,7 +82,7 @@ def test_what_lasts_is_bounded_like_everything(outbox: Outbox) -> None:
         outbox.put(message(900, lasting=True))
 
 
-def test_nothing_leaves_while_it_is_shut(outbox: Outbox) -> None:
+def test_nothing_leaves_while_it_is_closed(outbox: Outbox) -> None:
     kept = message(1, lasting=True)
     outbox.put(kept)
     for _ in range(MOST_TRIES):  # connections that end before they are accepted
@@ -94,7 +94,7 @@ def test_nothing_leaves_while_it_is_shut(outbox: Outbox) -> None:
     assert outbox.is_empty
 
 
-def test_what_lasts_is_kept_no_longer_than_it_would_expire() -> None:
+def test_a_lasting_message_is_kept_until_it_expires() -> None:
     now_s = 100.0
     outbox = Outbox(max_messages=3, max_bytes=1_000, clock=lambda: now_s)
     short, long, endless = (message(1, lasting=True, expiry_s=expiry_s) for expiry_s in (5, 60, None))
@@ -109,7 +109,7 @@ def test_what_lasts_is_kept_no_longer_than_it_would_expire() -> None:
     assert [outbox.take(), outbox.take()] == [endless, None]
 
 
-def test_what_ends_one_connection_after_the_other_is_not_sent_for_ever(outbox: Outbox) -> None:
+def test_a_message_that_ends_each_connection_is_not_sent_for_ever(outbox: Outbox) -> None:
     outbox.put(message(1, lasting=True))
     for _ in range(MOST_TRIES):
         assert outbox.take() is not None
@@ -119,7 +119,7 @@ def test_what_ends_one_connection_after_the_other_is_not_sent_for_ever(outbox: O
     assert outbox.is_empty
 
 
-def test_a_kept_message_that_the_next_broker_does_not_take_is_told_and_forgotten(outbox: Outbox) -> None:
+def test_a_lasting_message_that_is_too_large_for_the_next_broker_is_returned_and_dropped(outbox: Outbox) -> None:
     large, small = message(800, lasting=True), message(1, lasting=True)
     outbox.put(small)
     outbox.put(large)
@@ -128,7 +128,7 @@ def test_a_kept_message_that_the_next_broker_does_not_take_is_told_and_forgotten
     assert [outbox.take(), outbox.take()] == [small, None]
 
 
-def test_the_packet_counts_and_not_the_payload_alone(outbox: Outbox) -> None:
+def test_the_limit_applies_to_the_packet(outbox: Outbox) -> None:
     with pytest.raises(MessageTooLarge) as caught:
         outbox.put(message(1_990))
     assert caught.value.limit_bytes == 2_000
@@ -136,7 +136,7 @@ def test_the_packet_counts_and_not_the_payload_alone(outbox: Outbox) -> None:
     assert outbox.is_empty
 
 
-def test_a_taken_message_waits_until_it_is_done(outbox: Outbox) -> None:
+def test_a_taken_message_counts_until_it_is_completed(outbox: Outbox) -> None:
     for _ in range(3):
         outbox.put(message(1))
     taken = outbox.take()

@@ -1,4 +1,4 @@
-"""Specs as a person writes them: sizes, identities, sound graphs; an illegal spec can't exist."""
+"""The specs: sizes, identities, sound graphs; an invalid spec can't exist."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_size_may_be_written_like_this(written: object, size_bytes: int) -> No
 @pytest.mark.parametrize(
     "written", ["lots", "", "MiB", "1.2.3MB", "0x10", "1e999", "-5MB", "5 parsecs", True, None, []]
 )
-def test_what_is_no_size_is_refused(written: object) -> None:
+def test_an_invalid_size_is_refused(written: object) -> None:
     field, _ = problem(ModuleSpec, MODULE | {"memory_bytes": written})
     assert field == "memory_bytes"
 
@@ -80,7 +80,7 @@ def test_numbers_of_a_module_are_positive_and_finite(field: str, number: float) 
     assert problem(ModuleSpec, MODULE | {field: number})[0] == field
 
 
-def test_a_modules_identity_is_its_digest_when_known_else_its_source_part_and_dtype() -> None:
+def test_a_modules_identity_is_its_digest_or_its_source_part_and_dtype() -> None:
     digest = "sha256:" + "ab" * 32
     vision = ModuleSpec.model_validate(MODULE | {"source": {"hub": "openai/clip", "part": "vision"}})
     text = ModuleSpec.model_validate(MODULE | {"source": {"hub": "openai/clip", "part": "text"}})

@@ -1,4 +1,4 @@
-"""Named arrays to bytes and back: the exact bytes, every truncation, every limit, and what hostile senders try."""
+"""Named arrays and their bytes: exact bytes, every truncation, every limit, and hostile documents."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_arrays_have_exactly_these_bytes_and_come_back(
 
 
 @pytest.mark.parametrize(("arrays", "metadata", "whole"), GOLDEN)
-def test_every_truncation_and_every_appendix_is_refused(
+def test_a_truncated_or_extended_document_is_refused(
     arrays: dict[str, Any], metadata: dict[str, str], whole: bytes
 ) -> None:
     del arrays, metadata
@@ -106,7 +106,7 @@ def test_each_dtype_comes_back_bit_for_bit(dtype: str) -> None:
         ({"\ud800": np.zeros(1)}, {}, "can't be written"),
     ],
 )
-def test_what_a_reader_would_refuse_is_not_written(arrays: Any, metadata: Any, complaint: str) -> None:
+def test_a_document_that_a_reader_would_refuse_is_not_written(arrays: Any, metadata: Any, complaint: str) -> None:
     with pytest.raises(LocalProtocolError, match=complaint):
         pack(arrays, metadata)
 
@@ -129,10 +129,10 @@ def test_the_limits_themselves_are_allowed() -> None:
         pytest.param(document(b"\xff\xfe\xff"), "not JSON", id="no UTF-8"),
         pytest.param(document(b"[" * 100_000), "not JSON", id="deeply nested"),
         pytest.param(document([]), "not an object", id="a list"),
-        pytest.param(document({"a": 1}), "dtype", id="an entry that isn't an object"),
+        pytest.param(document({"a": 1}), "dtype", id="an entry that is not an object"),
         pytest.param(document({"a": {}}), "dtype", id="an empty entry"),
         pytest.param(document({"a": entry(dtype=[])}, b"xx"), "dtype", id="a dtype that can't be hashed"),
-        pytest.param(document({"a": entry(dtype="F8_E4M3")}, b"xx"), "dtype", id="a dtype we don't take"),
+        pytest.param(document({"a": entry(dtype="F8_E4M3")}, b"xx"), "dtype", id="a dtype outside the list"),
         pytest.param(document({"a": entry(shape="2")}, b"xx"), "shape", id="a shape that is text"),
         pytest.param(document({"a": entry(shape=[1] * 9)}, b"xx"), "dimensions", id="too many dimensions"),
         pytest.param(document({"a": entry(shape=[-1])}, b"xx"), "not a safetensors", id="a negative dimension"),
@@ -148,13 +148,13 @@ def test_the_limits_themselves_are_allowed() -> None:
         pytest.param(document({str(n): entry() for n in range(257)}), "257 arrays", id="too many arrays"),
     ],
 )
-def test_what_a_hostile_sender_tries_is_refused_with_a_sentence(hostile: bytes, complaint: str) -> None:
+def test_a_hostile_document_is_refused_with_a_sentence(hostile: bytes, complaint: str) -> None:
     with pytest.raises(RemoteProtocolError, match=complaint):
         unpack(hostile)
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_are_refused_or_read_and_nothing_else(data: bytes) -> None:
+def test_random_bytes_are_read_or_refused(data: bytes) -> None:
     try:
         tensors, metadata = unpack(data)
     except RemoteProtocolError:
@@ -181,7 +181,7 @@ _ENTRY = st.fixed_dictionaries(
 @given(
     st.dictionaries(st.text(max_size=5) | st.just("__metadata__"), _ENTRY | _JSON, max_size=4), st.binary(max_size=20)
 )
-def test_well_framed_nonsense_is_refused_or_read_and_nothing_else(header: Any, data: bytes) -> None:
+def test_random_headers_are_read_or_refused(header: Any, data: bytes) -> None:
     try:
         arrays, metadata = unpack(document(header, data))
     except RemoteProtocolError:
@@ -202,7 +202,7 @@ def test_well_framed_nonsense_is_refused_or_read_and_nothing_else(header: Any, d
     ),
     st.dictionaries(st.text(max_size=10), st.text(max_size=20), max_size=5),
 )
-def test_whatever_is_packed_is_unpacked(shapes: Any, metadata: dict[str, str]) -> None:
+def test_packed_arrays_are_unpacked(shapes: Any, metadata: dict[str, str]) -> None:
     arrays = {
         name: np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
         for name, (dtype, shape, seed) in shapes.items()
@@ -227,7 +227,7 @@ def test_rounding_to_float16_is_for_float32_alone_and_comes_back_as_float32() ->
 
 
 @pytest.mark.parametrize("number", [65520.0, -1e30, np.inf, np.nan])
-def test_a_number_that_float16_does_not_have_is_refused(number: float) -> None:
+def test_a_number_beyond_float16_is_refused(number: float) -> None:
     with pytest.raises(
         LocalProtocolError, match=r"x has numbers beyond float16's 65504\.0: set the task's wire to float32"
     ):

@@ -1,4 +1,4 @@
-"""The topic table: a topic that is written is matched again, and only ids match its fields."""
+"""The topic table: topics are written, matched and recognized by it, and invalid ids are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_table_is_the_contract() -> None:
 
 
 @EACH
-def test_what_is_written_is_matched_and_subscribed(topic: Topic) -> None:
+def test_a_written_topic_is_matched_and_subscribed(topic: Topic) -> None:
     for prefix in ("s2m3/v1", "plant/hall-2/s2m3/v1"):
         name = topic.at(prefix, **used(topic))
         assert topic.match(prefix, name) == used(topic)
@@ -65,14 +65,14 @@ def test_what_is_written_is_matched_and_subscribed(topic: Topic) -> None:
 
 
 @EACH
-def test_what_is_near_a_topic_is_not_it(topic: Topic) -> None:
+def test_a_similar_topic_is_not_matched(topic: Topic) -> None:
     name = topic.at(VERSION, **used(topic))
     for other in (f"{name}/more", f"{name}/", name.removeprefix("s2m3/"), f"x/{name}", name.rsplit("/", 1)[0], ""):
         assert topic.match(VERSION, other) is None
 
 
 @pytest.mark.parametrize("wrong", ["", "A", "-a", "a/b", "a+", "#", "+", "a\n", "ä", "a" * 64, "a b", "a\0"])
-def test_what_is_no_id_is_neither_written_nor_matched(wrong: str) -> None:
+def test_an_invalid_id_is_neither_written_nor_matched(wrong: str) -> None:
     with pytest.raises(LocalProtocolError, match="use a-z, 0-9 and -, at most 63 characters"):
         DEVICE_STATE.at(VERSION, device=wrong)
     assert DEVICE_STATE.match(VERSION, f"{VERSION}/devices/{wrong}/state") is None
@@ -109,7 +109,7 @@ def test_an_empty_payload_clears_a_retained_topic_and_breaks_the_contract_elsewh
         heartbeat.decode()
 
 
-def test_a_filter_leaves_open_what_is_not_given() -> None:
+def test_a_filter_matches_any_id_that_is_not_given() -> None:
     assert DEVICE_HEARTBEAT.filter(VERSION) == "s2m3/v1/devices/+/heartbeat"
     assert TENSORS.filter(VERSION, receiver="gw-a") == "s2m3/v1/tensors/+/gw-a/+/+"
 
@@ -149,7 +149,7 @@ def test_an_answer_goes_below_clients_only(reply_to: str, *, allowed: bool) -> N
 
 
 @given(st.text(max_size=40), st.sampled_from(TOPICS))
-def test_any_received_topic_is_matched_or_not_and_nothing_else(name: str, topic: Topic) -> None:
+def test_any_received_topic_is_matched_or_not(name: str, topic: Topic) -> None:
     for received in (name, f"{VERSION}/{name}"):
         ids = topic.match(VERSION, received)
         assert ids is None or topic.at(VERSION, **ids) == received

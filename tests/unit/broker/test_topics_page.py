@@ -1,4 +1,4 @@
-"""``topics.md`` says what the topic table says: neither can change without the other."""
+"""``topics.md`` equals the topic table: neither can change without the other."""
 
 from __future__ import annotations
 

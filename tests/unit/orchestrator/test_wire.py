@@ -1,4 +1,4 @@
-"""Which messages mean something to the orchestrator, and where its actions go."""
+"""The events of the orchestrator's messages, and the topics of its actions."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ SPEC = chain("classify", VISION, image_bytes=1000)
 AT = topics.TASK_ROUTE.at(PREFIX, task="classify")
 
 
-def test_our_own_route_coming_back_is_no_news_but_a_remembered_one_is() -> None:
+def test_our_own_published_route_is_ignored_but_a_retained_one_is_read() -> None:
     assert event_of(PREFIX, Delivery(AT, encode(ROUTE))) is None
     assert event_of(PREFIX, Delivery(AT, encode(ROUTE), retain=True)) == RetainedRouteReceived(
         "classify", available=True
     )
 
 
-def test_a_remembered_route_that_nobody_can_read_is_still_there_to_be_cleared() -> None:
+def test_an_unreadable_retained_route_is_reported_so_that_it_is_cleared() -> None:
     assert event_of(PREFIX, Delivery(AT, b"{", retain=True)) == RetainedRouteReceived("classify", available=False)
 
 
 @pytest.mark.parametrize("topic", [topics.DEVICE_STATE, topics.ORCHESTRATOR_STATE, topics.TASK_ROUTE])
-def test_a_retained_message_that_was_taken_away_means_nothing(topic: topics.Topic) -> None:
+def test_a_cleared_retained_message_means_nothing(topic: topics.Topic) -> None:
     ids = {"device": "a", "task": "classify"}
     assert event_of(PREFIX, Delivery(topic.at(PREFIX, **ids), b"", retain=True)) is None
 
@@ -73,7 +73,7 @@ def test_a_retained_request_is_not_answered_at_each_reconnection() -> None:
     assert event_of(PREFIX, Delivery(topic, b"")) is None
 
 
-def test_a_requests_payload_is_kept_until_it_is_known_by_what_id_agents_call_it() -> None:
+def test_a_requests_payload_is_part_of_its_event() -> None:
     topic = topics.TASK_REQUESTS.at(PREFIX, task="classify")
     reply_to = topics.RESULTS.at(PREFIX, client="cam", request="r")
     seen = event_of(PREFIX, Delivery(topic, b"a picture", response_topic=reply_to))

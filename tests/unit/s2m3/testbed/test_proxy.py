@@ -111,7 +111,7 @@ def test_a_new_shape_holds_from_the_next_byte_on() -> None:
 
 @pytest.mark.parametrize("field", ["delay_s", "up_bits_per_s", "down_bits_per_s"])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
-def test_a_link_that_cannot_be_is_refused(field: str, value: float) -> None:
+def test_an_impossible_link_shape_is_refused(field: str, value: float) -> None:
     with pytest.raises(ValidationError):
         LinkShape.model_validate({field: value})
 
@@ -172,7 +172,7 @@ def test_connections_share_one_bandwidth_in_turn(far: Far, opened: Open) -> None
         assert proxy.passed_bytes[0] < 2_000_000
 
 
-def test_a_sender_waits_when_too_much_is_on_the_way(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sender_waits_when_too_many_bytes_are_under_way(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy_module, "MAX_WAITING_BYTES", 100_000)
     proxy, near, far = opened(UNSHAPED)
     proxy.cut()
@@ -186,7 +186,7 @@ def test_a_sender_waits_when_too_much_is_on_the_way(opened: Open, monkeypatch: p
         sending.result()
 
 
-def test_nothing_passes_a_cut_link_and_all_of_it_after(opened: Open) -> None:
+def test_bytes_wait_during_a_cut_and_arrive_after_it(opened: Open) -> None:
     proxy, near, far = opened(UNSHAPED)
     near.sendall(b"before")
     assert receive(far, 6) == b"before"
@@ -200,7 +200,7 @@ def test_nothing_passes_a_cut_link_and_all_of_it_after(opened: Open) -> None:
     assert (receive(far, 6), receive(near, 6)) == (b"during", b"answer")
 
 
-def test_the_end_of_a_connection_is_not_told_across_a_cut(opened: Open) -> None:
+def test_the_end_of_a_connection_waits_during_a_cut(opened: Open) -> None:
     proxy, near, far = opened(UNSHAPED)
     proxy.cut()
     near.sendall(b"last words")
@@ -229,7 +229,7 @@ def test_connections_begun_during_a_cut_never_reach_the_broker(far: Far) -> None
             assert receive(end, 5) == b"hello"
 
 
-def test_a_disconnected_link_ends_both_ends_and_takes_new_connections(far: Far, opened: Open) -> None:
+def test_disconnect_ends_both_ends_and_new_connections_are_accepted(far: Far, opened: Open) -> None:
     proxy, near, end = opened(UNSHAPED)
     near.settimeout(PATIENCE_S)
     proxy.disconnect()
@@ -240,7 +240,7 @@ def test_a_disconnected_link_ends_both_ends_and_takes_new_connections(far: Far, 
         assert receive(new_end, 1) == b"x"
 
 
-def test_half_a_close_passes_and_the_other_half_goes_on(opened: Open) -> None:
+def test_a_half_closed_connection_still_sends_the_other_way(opened: Open) -> None:
     _, near, far = opened(LinkShape(delay_s=0.001))
     near.sendall(b"question")
     near.shutdown(socket.SHUT_WR)
@@ -257,7 +257,7 @@ def test_a_broker_that_is_down_ends_the_connection(far: Far) -> None:
             assert receive(near, 1) == b""
 
 
-def test_a_closed_link_leaves_no_thread_and_takes_nobody(far: Far) -> None:
+def test_a_closed_proxy_leaves_no_thread_and_accepts_no_connection(far: Far) -> None:
     before = set(threading.enumerate())
     proxy = Proxy(far.url)
     with dial(proxy) as near, far.take():
