@@ -169,7 +169,10 @@ class Agent:
         link, event = item.link, item.event
         match event:
             case port.Delivery():
-                return self._sorted(wire.event_of(self._prefix, event), item.at_s)
+                read = wire.event_of(self._prefix, event)
+                if not isinstance(read, events.ConnectionEvent):
+                    return read
+                self._on_connection_event(read, item.at_s)
             case port.LinkUp(session):
                 self._log.info("link_up", link=link, session=session)
                 self._link_changed(link, session)
@@ -184,8 +187,7 @@ class Agent:
                 return wire.not_received(event, time.monotonic() + NOT_RECEIVED_LIFE_S)
         return None
 
-    def _sorted(self, event: events.Event | events.ConnectionEvent | None, arrived_s: float) -> events.Event | None:
-        """Handle an event of the connections; return any other one for ``decide``."""
+    def _on_connection_event(self, event: events.ConnectionEvent, arrived_s: float) -> None:
         match event:
             case events.RebirthRequested():
                 self._announce("online")
@@ -195,9 +197,6 @@ class Agent:
                     self._on_link_measured(measured)
             case events.OwnStateSeen(session, status):
                 self._on_own_state(session, status)
-            case _:
-                return event
-        return None
 
     # --- actions out ---
 
