@@ -214,7 +214,7 @@ class Graph:
         )
 
     def arrival_s(self, node: int, source: Linked[T], device: Linked[T], arithmetic: Arithmetic[T]) -> T:
-        """When the node's raw inputs are on a device."""
+        """Seconds until the node's raw inputs are on a device."""
         sent_s = [transfer_s(size, source, device, arithmetic) for size in self.input_bytes[node]]
         return reduce(arithmetic.latest, sent_s) if sent_s else 0.0 * device.latency_s
 
@@ -273,7 +273,7 @@ def finish_s(
     queue_s: Mapping[int, T] | None = None,
     finished: Collection[int] = (),
 ) -> dict[int, T]:
-    """When each placed node finishes, by node, in the order of the schedule.
+    """The second at which each placed node finishes, by node, in the order of the schedule.
 
     Args:
         graph: the task's.

@@ -31,18 +31,18 @@ TOLERANCE = 1e-10
 MOST_CANDIDATES = 1_000_000
 """Of one task: some 100 MB while they are enumerated."""
 LEAST_S = 0.1
-"""What the solver gets even when the time is over: a small instance is solved by then."""
+"""The solver gets this much even when the time is over: it is enough for a small instance."""
 
 
 class Undecided(Refusal):
-    """The time was over before a placement was found, or shown not to exist."""
+    """The time was over before the solver found a placement, or proved that none exists."""
 
     def __init__(self, time_limit_s: float, bound_s: float) -> None:
         self.time_limit_s = time_limit_s
         self.bound_s = bound_s
         super().__init__(
-            f"no placement was found in {time_limit_s:g} s, nor that there is none; if there is one, its objective "
-            f"is at least {bound_s:.6g} s: give it more time, or use the refined solver"
+            f"the solver neither found a placement within {time_limit_s:g} s nor proved that none exists; the "
+            f"objective of any placement is at least {bound_s:.6g} s: give it more time, or use the refined solver"
         )
 
 
@@ -66,8 +66,8 @@ def exact(
 ) -> Optimum:
     """Find the cheapest placement of every module of every task.
 
-    The refined placement is the start: what would make one task so slow that, with every other task as fast as it can
-    be, the sum were worse than that, is left out.
+    The search starts from the refined placement. It leaves out every candidate of a task that could not be part of a
+    cheaper placement even if each other task were as cheap as it can be.
 
     Args:
         devices: those that may hold modules.

@@ -1,7 +1,7 @@
-"""Why a module is where it is, and why nowhere else: worked out when somebody asks.
+"""The reasons why a module is on its device and on no other, worked out on request.
 
-Owns the sentences. Knows nothing of how the placement was found: every reason is about the placement as it is, one
-module moved and all others left where they are.
+Owns the sentences. Knows nothing of how the placement was found: each reason compares the placement with one in which
+only this module is moved.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestrator.planner.problem import Placement
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a module is where it is, and for each other device why it isn't there."""
+    """The reason why a module is where it is, and for each other device why it isn't there."""
 
     module: ModuleName
     device: DeviceId

@@ -1,7 +1,7 @@
-"""The devices of a plan as arrays, built once and reused over re-plans, for fleets of 10,000.
+"""The devices of a plan as arrays, built once and reused by later plans, for fleets of 10,000.
 
-Owns what planning needs of many devices at a time: memory, speed and links, each an array of shape (D,) in the order of
-the devices' ids. Knows nothing of tasks, placements or liveness.
+Owns the figures of all devices: memory, speed and links, each an array of shape (D,) in the order of the devices'
+ids. Knows nothing of tasks, placements or liveness.
 
 Invariants:
 - a device keeps its row for the fleet's life: the row of a device that is gone has no memory, so nothing fits there;

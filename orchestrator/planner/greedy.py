@@ -4,11 +4,11 @@ Owns ``PartialPlacement``, an unfinished placement with the memory left, and the
 
 The modules that an unfinished placement still misses will cost something too. The rule estimates that:
 
-- *expected*: a task's missing modules are counted where they would serve it best, of the devices that the task is on
-  already, its source, and the one in question. For more than ``FEW`` devices they are counted as nothing;
-- *looking ahead*: while at most ``ROLLOUTS`` placements are to be compared, each is finished by the rule itself, with
-  expected costs, and the finished ones are compared (a rollout: Bertsekas, Tsitsiklis and Wu, "Rollout algorithms for
-  combinatorial optimization", 1997). So no device is taken beside which the rest could not be packed any more.
+- *expected cost*: each missing module of a task counts on the best of these devices for it: those that the task uses
+  already, its source, and the device in question. In a fleet of more than ``FEW`` devices it counts as nothing;
+- *look-ahead*: if at most ``ROLLOUTS`` placements are to be compared, the rule finishes each of them with expected
+  costs, and compares the results (a rollout: Bertsekas, Tsitsiklis and Wu, "Rollout algorithms for combinatorial
+  optimization", 1997). So it takes no device that would leave the other modules without room.
 
 Source of the rule: "S2M3: Split-and-Share Multi-Modal Models for Distributed Multi-Task Inference on the Edge" (ICDCS
 2025).
@@ -31,15 +31,15 @@ from orchestrator.planner.packing import SearchLimitReached, packed
 from orchestrator.planner.problem import Problem, Where, nowhere
 
 FEW = 12
-"""Up to so many devices a module's cost counts what its tasks still miss."""
+"""Up to so many devices, a module's cost includes the missing modules of its tasks."""
 ROLLOUTS = 300
-"""So many modules x devices are looked ahead for: some ten milliseconds."""
-_COMPLETIONS = 64  # ways to place what one task misses; beyond them, what is missing is counted as nothing
-_STEPS = 20_000  # of the question whether the rest can still be packed
+"""Up to so many modules x devices, the rule looks ahead: some ten milliseconds."""
+_COMPLETIONS = 64  # placements of one task's missing modules; beyond them, these count as nothing
+_STEPS = 20_000  # of the search whether the missing modules can still be packed
 
 
 class PartialPlacement:
-    """A placement in the making. Put on it with ``put``: that keeps ``room``."""
+    """A placement that may still miss modules. Change it with ``put``, which keeps ``room`` right."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -83,7 +83,7 @@ class PartialPlacement:
                 self.kept.add(module)
 
     def packing(self, *, steps: int) -> list[Row] | None:
-        """Rows for what is missing, whatever they cost; None when there is no way to fit all.
+        """Rows for the missing modules, at any cost; None when no way to fit all exists.
 
         Raises:
             SearchLimitReached: the steps were not enough to tell.
@@ -93,7 +93,7 @@ class PartialPlacement:
         return packed(sizes, self.room.tolist(), [self.problem.barred[module] for module in missing], steps=steps)
 
     def no_device_fits(self, module: int) -> NoDeviceFits:
-        """The refusal of a module, with the bytes that each device lacks beside what is placed."""
+        """The refusal of a module, with the bytes that each device is short of beside the placed modules."""
         fleet, barred = self.problem.fleet, set(self.problem.barred[module])
         size = self.problem.bytes[module]
         short = {name: int(size - self.room[row]) for name, row in fleet.rows.items() if row not in barred}
@@ -101,7 +101,7 @@ class PartialPlacement:
 
 
 def greedy(draft: PartialPlacement) -> None:
-    """Place what has no device yet.
+    """Place the modules that have no device yet.
 
     Raises:
         NoDeviceFits: a module finds no device with enough memory left; those before it are placed.
@@ -128,7 +128,7 @@ def _best_ahead(draft: PartialPlacement, module: int, rows: Integers) -> Row | N
 
 
 def _finish(draft: PartialPlacement) -> bool:
-    """Place the rest by the rule, or as it can be packed where the rule fails; whether that ended well."""
+    """Place the missing modules by the rule, or by packing where the rule fails; tell whether all are placed."""
     missing, packing = draft.missing, None
     with suppress(SearchLimitReached):
         packing = draft.packing(steps=_STEPS)
@@ -148,10 +148,10 @@ def _finish(draft: PartialPlacement) -> bool:
 
 
 def _best(draft: PartialPlacement, module: int, rows: Integers) -> Row:
-    """The row where this module is expected to cost least.
+    """The row where this module's expected cost is least.
 
     Raises:
-        NoDeviceFits: there is none.
+        NoDeviceFits: no row is left.
     """
     if not len(rows):
         raise draft.no_device_fits(module)
@@ -162,7 +162,7 @@ def _best(draft: PartialPlacement, module: int, rows: Integers) -> Row:
 
 
 def _expected(draft: PartialPlacement, module: int, row: Row) -> float:
-    """The share of this module's tasks in the objective, were it there and what they miss as well placed as can be."""
+    """The expected share of this module's tasks in the objective, if it were on this row."""
     problem = draft.problem
     cost = problem.penalty(module, row)
     for task in problem.users[module]:

@@ -1,9 +1,9 @@
-"""Better and better placements by small changes: single moves and pairwise swaps.
+"""A better placement by small changes: single moves and swaps of two modules.
 
-Owns what counts as one change, and the descent: each change that improves is made, until none does or the budget is
-used up. Knows nothing of clocks, nor of where the first placement came from.
+Owns the changes and their order: the search makes each change that improves the placement, until no change does or the
+budget is spent. Knows nothing of clocks, nor of where the first placement came from.
 
-A swap is more than an exchange: a module takes another's device, and that one goes wherever it does least harm.
+A swap is more than an exchange: a module takes another one's device, and that one goes where it costs least.
 
 Invariants: no device ever holds more than its memory, pinned modules never move, and the total, the objective with its
 penalties, only falls.
@@ -71,7 +71,7 @@ class LocalSearch:
             self.shares[task] = self._share(task)
 
     def promising(self, module: int) -> Integers:
-        """The rows worth trying for a module in whatever combination: of many devices those that look cheapest."""
+        """The rows worth trying for a module in any combination: of many devices those that look cheapest."""
         allowed = self.allowed[module]
         if len(allowed) <= FEW:
             return allowed

@@ -1,11 +1,11 @@
-"""Whether modules fit into the devices' memory at all, whatever that costs in time.
+"""A search for any placement that fits into the devices' memory, however slow its tasks would be.
 
 Owns the packing of sizes into rooms: complete for small problems, bounded by a number of steps for large ones. Knows
 nothing of latency.
 
-The search: largest first, best fit first, depth first. It leaves a branch when what is left needs more than the rooms
-that can still take anything, and never tries two rooms that are alike, nor a situation that failed before. (After
-Martello and Toth, "Knapsack Problems", 1990, chapter 8.)
+The search goes depth first, with the largest module first and the best fit first. It leaves a branch when the remaining
+modules need more than the rooms that can still take one. It never tries two equal rooms, nor a state that failed
+before. (After Martello and Toth, "Knapsack Problems", 1990, chapter 8.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STEPS_FOR_A_CHANGE = 50_000
 
 
 class SearchLimitReached(Exception):
-    """Neither a packing nor the proof that there is none was found in so many steps."""
+    """The search found neither a packing nor a proof that none exists within its steps."""
 
 
 def packed(
@@ -35,7 +35,7 @@ def packed(
         steps: how long to search.
 
     Returns:
-        For each module its room, or None: there is no way to fit all.
+        For each module its room, or None: no way to fit all exists.
 
     Raises:
         SearchLimitReached: the steps were not enough to tell.
@@ -56,16 +56,16 @@ def least_extra(
         sizes: bytes of each module.
         rooms: bytes of each device.
         barred: for each module the rooms that must not get it.
-        steps: how long to search, in all. Where they are not enough, the change does make all fit, but may not be the
+        steps: how long to search, in all. If they are not enough, the change makes all fit, but may not be the
             smallest.
 
     Returns:
-        None when no memory in one room was found to be enough: a module is barred everywhere, or there is no room.
+        None when more memory in one room is not enough: a module is barred everywhere, or there are no rooms.
     """
     best: tuple[int, int] | None = None
     for room in sorted(range(len(rooms)), key=lambda room: -rooms[room]):
         low, high = 0, best[1] if best else sum(sizes) + 1  # not enough; enough, or no better than what is known
-        ask = high - 1  # first whether this room beats the best at all: most don't
+        ask = high - 1  # first whether this room is better than the best at all: most aren't
         while high - low > 1 and steps > 0:
             search = _Search(sizes, [*rooms[:room], rooms[room] + ask, *rooms[room + 1 :]], barred, steps)
             try:

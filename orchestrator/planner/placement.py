@@ -43,14 +43,14 @@ __all__ = [
 ]
 
 WORK = 120_000
-"""What the search may cost, in units of about 10 microseconds: a second."""
+"""The work of one search at most, in units of about 10 microseconds: a second."""
 Homes = Mapping[ModuleKey, DeviceId]
 ProblemOf = Callable[..., Problem]
 """Makes the problem of some tasks on the devices at hand."""
 
 
 def never() -> bool:
-    """Tell that the caller's time is not over: the clock of a caller who has all the time."""
+    """False: the clock of a caller without a time limit."""
     return False
 
 
@@ -127,11 +127,11 @@ def place_most(
     at_hand: AtHand | None = None,
     enough: Callable[[], bool] = never,
 ) -> tuple[Placement, dict[TaskName, NoDeviceFits]]:
-    """Place as many tasks as fit, and say of each other task why it doesn't.
+    """Place as many tasks as fit, and give the reason for each other task.
 
-    What is placed stays if everything fits that way; else it may move; else tasks are admitted one by one: those served
-    now first, then the heavier weight, then by name. So a new task never drives out a served one. A refusal says what
-    lacks beside the tasks that were admitted.
+    Placed modules stay if everything fits that way; else they may move. If it still doesn't fit, tasks are admitted one
+    by one: those served now first, then those of greater weight, then by name. So a new task never drives out a served
+    one. A refusal names the bytes that are missing beside the admitted tasks.
 
     Args:
         devices: as for ``place``.
@@ -145,7 +145,7 @@ def place_most(
     """
     fleet, keep = Fleet.of(devices), keep or {}
     near = {key: {*there} for key, there in (at_hand or {}).items()}
-    for key, home in keep.items():  # what may move for others' sake stays near its weights all the same
+    for key, home in keep.items():  # a module that may move stays near its weights if it can
         near.setdefault(key, set()).add(home)
     problem_of = partial(Problem, fleet, default_source=default_source, barred=barred)
     search = partial(_search, problem_of, near=near, enough=enough)
@@ -166,10 +166,10 @@ def place_most(
 def _search(
     problem_of: ProblemOf, tasks: Sequence[TaskSpec], homes: Homes, *, near: AtHand, enough: Callable[[], bool]
 ) -> Placement:
-    """The best placement found of all these tasks, with what has a home left there.
+    """The best placement found of all these tasks; modules that have a home stay there.
 
     Raises:
-        NoDeviceFits: there is none.
+        NoDeviceFits: no way to fit all exists.
     """
     draft = PartialPlacement(problem_of(tasks, at_hand=near))
     draft.keep(homes)
@@ -180,10 +180,10 @@ def _search(
 def _admit(
     problem_of: ProblemOf, waiting: Sequence[TaskSpec], keep: Homes
 ) -> tuple[list[TaskSpec], Homes, dict[TaskName, NoDeviceFits]]:
-    """Take in one task after the other; return those that fit together, a way to place them, and the refusals."""
+    """Admit one task after the other; return those that fit together, a placement of them, and the refusals."""
     admitted: list[TaskSpec] = []
     where: Homes = {}
-    while True:  # again, until nobody was admitted: each reason is then about the placement that stands
+    while True:  # until no task was admitted: then each reason is about the final placement
         refused: dict[TaskName, NoDeviceFits] = {}
         for task in waiting:
             try:
@@ -197,10 +197,10 @@ def _admit(
 
 
 def _fit(problem: Problem, homes: Homes) -> Homes:
-    """Some way to place all tasks, with what has a home left there if it can be.
+    """Some placement of all tasks, in which modules that have a home stay there if they can.
 
     Raises:
-        NoDeviceFits: there is none; it says what lacks while all is at home.
+        NoDeviceFits: no way exists; it names the bytes that are missing while all modules are at home.
     """
     draft = PartialPlacement(problem)
     draft.keep(homes)
@@ -216,7 +216,7 @@ def _fit(problem: Problem, homes: Homes) -> Homes:
 
 
 def _fill(draft: PartialPlacement) -> None:
-    """Place what has no device yet: by the greedy rule, or where that finds no room, by packing.
+    """Place the modules that have no device yet: by the greedy rule, or by packing where that finds no room.
 
     Raises:
         NoDeviceFits: there is no way to fit all beside what the draft already places; the draft is as before.
@@ -238,7 +238,7 @@ def _fill(draft: PartialPlacement) -> None:
 
 
 def _improved(draft: PartialPlacement, enough: Callable[[], bool]) -> Placement:
-    """The best placement that the search finds from a full draft; what the draft keeps stays."""
+    """The best placement that the search finds from a full draft; kept modules stay."""
     search = LocalSearch(draft.problem, draft.where, draft.kept, Budget(WORK, enough))
     search.run()
     LargeNeighbourhoodSearch(search).run()

@@ -1,7 +1,7 @@
-"""What is to be planned, and what a plan is: modules to put on devices, and the placement that came out.
+"""The planner's question and its answer: modules to put on devices, and the placement that was found.
 
-Owns the numbering of modules, who uses which, what a placement costs, and ``Placement``. Knows nothing of how one is
-searched for, nor of liveness, epochs or messages.
+Owns the numbering of modules, which tasks use them, the cost of a placement, and ``Placement``. Knows nothing of how a
+placement is searched for, nor of liveness, epochs or messages.
 
 Invariants:
 - a module is placed once however many tasks need it, and its memory counts once;
@@ -28,10 +28,11 @@ AtHand = Mapping[ModuleKey, Collection[DeviceId]]
 Where = list[Row]
 """For each module, by number, its device's row; ``NOWHERE`` while it has none."""
 AT_HAND_SHARE = 0.1
-"""A device without a module's weights gets it only if that saves more than this share of what the module's tasks take
-on the one device that is best for all of them: loading costs seconds too, and moves for little make a site restless."""
+"""A device without a module's weights gets the module only if that saves more than this share of the seconds that the
+module's tasks take on the one device that is best for all of them. Loading costs seconds, too, and moves for a small
+gain make a site restless."""
 _FEW = 24  # so many placements are timed one by one as quickly as all at once
-_ROUNDING = 1e-9  # relative: far above what sums in another order change, far below what anybody notices
+_ROUNDING = 1e-9  # relative: far above what sums in another order change, far below what a person notices
 
 
 def distinct_modules(tasks: Sequence[TaskSpec]) -> dict[ModuleKey, tuple[ModuleName, ModuleSpec]]:
@@ -93,7 +94,7 @@ class Problem:
         self.relocation_penalty_s = [self._relocation_penalty(module) for module in range(len(self.keys))]
 
     def _relocation_penalty(self, module: int) -> float:
-        """What it counts, in weighted seconds, to have a module where its weights aren't, though they are elsewhere."""
+        """The weighted seconds that count for a module on a device without its weights, if another device has them."""
         if not self.at_hand[module]:
             return 0.0
         alone = np.zeros(len(self.fleet.latency_s))
@@ -104,7 +105,7 @@ class Problem:
         return AT_HAND_SHARE * float(alone[[*self.fleet.rows.values()]].min())
 
     def penalty(self, module: int, row: Row) -> float:
-        """``relocation_penalty_s``, where it counts."""
+        """``relocation_penalty_s`` if it counts on this row, else 0."""
         return (
             self.relocation_penalty_s[module]
             if self.relocation_penalty_s[module] and row not in self.at_hand[module]
@@ -121,14 +122,14 @@ class Problem:
         return sum(self.tasks[task].weight * self.latency_s(task, where) for task in tasks)
 
     def objective(self, where: Where) -> float:
-        """The objective with the penalties, in weighted seconds: what solvers compare."""
+        """The objective with the penalties, in weighted seconds, which solvers compare."""
         penalties = sum(
             self.penalty(module, row) for module, row in enumerate(where) if self.relocation_penalty_s[module]
         )
         return self.weighted_s(range(len(self.tasks)), where) + penalties
 
     def cost_s(self, module: int, row: Row, where: Where) -> float:
-        """The share of the tasks that use this module, were it there; ``NOWHERE`` is allowed. It changes no other's."""
+        """The share of the tasks that use this module, if it were on this row; ``NOWHERE`` is allowed."""
         there = where.copy()
         there[module] = row
         return self.weighted_s(self.users[module], there)
@@ -167,7 +168,7 @@ class Problem:
             return best
         least = self.cost_s(module, best, where) + self.penalty(module, best)
         if least <= bounds.min() * (1 + _ROUNDING):
-            return best  # nobody can be cheaper
+            return best  # no row can be cheaper
         rows = rows[bounds <= least]
         return int(rows[(self.costs_s(module, rows, where) + self.penalties(module)[rows]).argmin()])
 

@@ -3,8 +3,8 @@
 Owns the task's schedule on the rows of a fleet: what the cost model (``broker.cost_model``) says, remembered, and lower
 bounds of it. Knows nothing of memory, of other tasks, or of how placements are found.
 
-Words: a task's ``slots`` are the distinct modules that its nodes use; a placement of a task is one row of the fleet for
-each slot, ``NOWHERE`` while that module isn't placed. Nodes are counted in the order of their names.
+Words: a task's *slots* are the distinct modules that its nodes use. A placement of a task is one row of the fleet for
+each slot, or ``NOWHERE`` while that module isn't placed. Nodes are numbered in the order of their names.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class TaskSchedule:
         return seconds if rows is self.fleet.every else seconds[rows]
 
     def arrivals_s(self, node: int, rows: Integers) -> Floats:
-        """When a node's raw inputs are on each of these rows."""
+        """Seconds until a node's raw inputs are on each of these rows."""
         if len(rows) == 1:
             return np.array([self._arrival_s[node, int(rows[0])]])
         return self.graph.arrival_s(node, self._sources, self.fleet.links(rows), ARRAYS)

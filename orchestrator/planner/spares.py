@@ -1,14 +1,14 @@
-"""What leftover memory is for: warm standby copies of modules, then further active ones.
+"""Further copies of modules in the memory that a placement leaves: loaded standbys first, then active replicas.
 
-Owns which module deserves a second copy, and where. Knows nothing of liveness, of messages, or of what is loaded;
-``where``, the copies that planning counts, is given and never touched.
+Owns which module gets a second copy, and where. Knows nothing of liveness, of messages, or of loaded modules; it never
+changes ``where``, the copies that planning counts.
 
 Invariants:
-- active copies, standbys and replicas together never need more than a device's ``memory_bytes``: spares take what is
-  left, so they cost no task its place;
+- active copies, standbys and replicas together never need more than a device's ``memory_bytes``: spares take only the
+  memory that is left, so no task loses its place to them;
 - no device holds two copies of a module;
-- equal arguments give equal spares, and what was chosen is chosen again when it comes back as ``kept``: it settles;
-- a replica is a warm standby that also works: a module with replicas needs no standby beside them.
+- equal arguments give equal spares, and spares that come back as ``kept`` are chosen again, so that the choice settles;
+- a replica is a standby that also works: a module with replicas needs no standby beside them.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ NO_SPARES = Spares()
 
 
 def blast_radius(tasks: int, memory_bytes: int, load_s: float | None = None) -> float:
-    """How much a standby saves per byte: tasks that stop without the module x seconds to load it / bytes.
+    """The gain of a standby per byte: tasks that stop without the module x seconds to load it / bytes.
 
     Args:
         tasks: how many need it.
-        memory_bytes: what a copy occupies.
-        load_s: measured; else what a slow disk would need.
+        memory_bytes: the size of a copy.
+        load_s: measured; else the seconds that a slow disk would need.
     """
     return tasks * (load_s or memory_bytes / EXPECTED_LOAD_BYTES_PER_S) / memory_bytes
 
@@ -71,8 +71,8 @@ def spares(
     """Choose standbys, then replicas, for the memory that a placement leaves.
 
     Standbys go by blast radius, one a module, to the device where the tasks would be served best if the active copy's
-    device died. Replicas go where a module's rate is above ``UTILISATION`` of what its active copies can do; a standby
-    that is there already becomes one.
+    device died. A module gets replicas while its rate is above ``UTILISATION`` of the rate that its active copies can
+    serve; a standby that is there already becomes one.
 
     Args:
         devices: those that may hold modules.
@@ -81,10 +81,9 @@ def spares(
         load_s: measured seconds to load.
         barred: devices that must not get a module.
         at_hand: devices that have a module's weights; preferred unless another is better by ``AT_HAND_SHARE``.
-        kept: the spares so far; they stay unless something much more urgent needs the memory.
-        pinned: standbys that must be, for a copy that is to take over; left out only where the memory lacks.
-        only: where given, a module's spares may be only on the devices that it names, and else nowhere; but for those
-            that are pinned.
+        kept: the spares so far; they stay unless a much more urgent module needs the memory.
+        pinned: standbys that are needed because a copy will move there; left out only if there is no memory.
+        only: if given, a module's spares may be only on the devices that it names, but for pinned ones.
     """
     selection = _SpareSelection(devices, tasks, where, barred=barred or {}, at_hand=at_hand or {}, kept=kept, only=only)
     for key, device in (pinned or {}).items():
@@ -103,7 +102,7 @@ def spares(
 
 
 class _SpareSelection:
-    """Spares in the making."""
+    """The spares that are chosen so far, with the memory that is left."""
 
     def __init__(
         self,
@@ -208,7 +207,7 @@ class _SpareSelection:
         return list(dict.fromkeys([*fastest, *near]))
 
     def _cost(self, key: ModuleKey, device: DeviceId) -> float:
-        """What the tasks that use a module would cost, were it there alone; less where its weights are."""
+        """The cost of the tasks that use a module, if it were on this device alone; less where its weights are."""
         moved = {**self.where, key: self.devices[device]}
         seconds = objective_s(self._users[key], moved, self._sources)
         return seconds if device in self._at_hand.get(key, ()) else seconds * (1 + AT_HAND_SHARE)

@@ -28,12 +28,12 @@ class DeviceClass:
 
     @property
     def compute_flops_per_s(self) -> float:
-        """What a network sustains there."""
+        """The operations per second that a network sustains there."""
         return self.peak_flops_per_s * SUSTAINED_SHARE
 
     @property
     def usable_bytes(self) -> int:
-        """What modules may occupy."""
+        """The memory that modules may occupy."""
         return round((self.memory_bytes - self.reserve_bytes) * (1 - HEADROOM))
 
 

@@ -74,7 +74,7 @@ def compare(
         progress: told each instance's name before it is solved.
     """
     results = []
-    fits([1], [1])  # the exact solver's library is loaded, and nobody's time
+    fits([1], [1])  # loads the exact solver's library outside of all measurements
     for name, fleet, tasks in instances:
         progress(name)
         wanted = with_sources(tasks, fleet)
@@ -118,7 +118,7 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
 
 
 def document(results: Sequence[Result]) -> dict[str, Any]:
-    """What ``bench placement --json`` prints."""
+    """The document that ``bench placement --json`` prints."""
     return {
         "summary": [asdict(line) for line in summarise(results)],
         "instances": [asdict(result) for result in results],

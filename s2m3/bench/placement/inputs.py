@@ -1,4 +1,4 @@
-"""What a plan is made of: a fleet file and task files, and what must hold between them.
+"""The files of a plan: a fleet file and task files, read and checked against each other.
 
 Owns the rules between files; each file's own rules are its spec's. A wrong field is shown with its file and line.
 """
@@ -22,7 +22,7 @@ def read(fleet: str | Path, tasks: Sequence[str | Path]) -> tuple[tuple[DeviceSp
         tasks: catalogue names, task files, lists of tasks, or directories of such files.
 
     Raises:
-        BadFile: a file is wrong; two tasks have one name; a task's source is no device of the fleet; one module name
+        BadFile: a file is wrong; two tasks have one name; a task's source is not a device of the fleet; one module name
             means two different modules.
     """
     found = load_spec(fleet, FleetSpec)
@@ -36,7 +36,7 @@ def read(fleet: str | Path, tasks: Sequence[str | Path]) -> tuple[tuple[DeviceSp
         if each.spec.source is not None and each.spec.source not in known:
             raise each.wrong(
                 "source",
-                problem=f"names {each.spec.source}, which is no device of {fleet}",
+                problem=f"names {each.spec.source}, which is not a device of {fleet}",
                 fix="name one of its devices, or leave it out to take the fleet's source",
             )
     return found.devices, with_sources([each.spec for each in written], found)

@@ -11,8 +11,8 @@ Owns their distribution, which is this:
 - memory: in half of the draws what the class has; in the others all devices' memory is scaled down, so that together
   they have 1.05 to 1.5 times what the modules need.
 
-A draw in which the modules can't be packed is drawn again: that is the only selection, and nothing is drawn again for
-what a solver makes of it. Knows nothing of solvers but ``fits``.
+A draw in which the modules can't be packed is drawn again. That is the only selection; what a solver makes of a draw
+doesn't matter. Knows nothing of solvers but ``fits``.
 """
 
 from __future__ import annotations

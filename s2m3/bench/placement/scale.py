@@ -1,8 +1,8 @@
 """``s2m3 bench placement --scale``: how the greedy solver's cost grows over four decades of devices and modules.
 
 Owns the random sites and the measurement. Every device is different, sizes are those of real modules and machines, and
-every task shares some of its modules. Times are those of one core, in processor seconds, the least of some runs: what
-else the machine does must not count.
+every task shares some of its modules. Times are processor seconds of one core, the least of some runs, so that other
+programs on the machine don't count.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Runs one of the three solvers, and says what its answer is worth.
+"""Runs one of the three solvers, and tells how good its answer is.
 
-Owns what ``optimal`` means: true with a proof, false when the proof wasn't finished in time, None for the heuristics,
-of which nobody knows.
+Owns the meaning of ``optimal``: true with a proof, false when the proof wasn't finished in time, None for the
+heuristics, which prove nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIME_LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class Solution:
-    """A solver's answer: a placement, or why there is none.
+    """A solver's answer: a placement, or why it found none.
 
     ``bound_s``: no placement has a smaller objective, in seconds; known to the exact solver only. ``solve_s``: what it
     took, files and output not counted.

@@ -110,12 +110,12 @@ def seconds(text: str) -> float:
     """A time on the command line.
 
     Raises:
-        ArgumentTypeError: it is none.
+        ArgumentTypeError: it is not a number greater than 0.
     """
     try:
         given_s = float(text)
     except ValueError:
         given_s = math.nan
     if not 0 < given_s < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: use more than 0 seconds")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds greater than 0, got {text!r}")
     return given_s

@@ -1,7 +1,6 @@
 """The JSON of ``s2m3 plan``: a promise to other tools, which recompute the objective from it.
 
-Owns its fields, and that modules appear under the names that tasks call them by: under each name, when tasks call a
-shared one differently.
+Owns its fields. A module appears under each name that a task gives it.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ MOST_REASONS = 200_000
 
 
 def names_of(tasks: Sequence[TaskSpec]) -> dict[ModuleName, ModuleKey]:
-    """What tasks call the modules that their nodes use, by name, in order."""
+    """The keys of the modules that nodes use, by the names that tasks give them, in order of the names."""
     found = {node.module: task.modules[node.module].key for task in tasks for node in task.nodes.values()}
     return dict(sorted(found.items()))
 
 
 def document(solution: Solution, devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec]) -> dict[str, Any]:
-    """What ``plan --json`` prints.
+    """The document that ``plan --json`` prints.
 
-    ``feasible`` is None when the exact solver found no placement in time, nor that there is none. ``used`` counts the
-    modules of ``placement``, ``spare`` the copies of ``standby`` and ``replicas``; ``reason``, only there without a
-    placement, says why. ``explain`` is empty beyond ``MOST_REASONS``.
+    ``feasible`` is None when the exact solver neither found a placement in time nor proved that none exists. ``used``
+    counts the modules of ``placement``, ``spare`` the copies of ``standby`` and ``replicas``; ``reason``, only there
+    without a placement, says why. ``explain`` is empty beyond ``MOST_REASONS``.
     """
     placement = solution.placement
     made: dict[str, Any] = {

@@ -250,7 +250,7 @@ BAD_TASKS: list[Wrong] = [
     ("weight: 2", "weight: .nan", 9, "weight", "finite number"),
     ("weight: 2", "weight: 0", 9, "weight", "greater than 0"),
     ("output: head", "output: tail", 8, "output", "names tail, which is not a node"),
-    ("output: head", "output: head\nsource: nowhere", 9, "source", "names nowhere, which is no device of"),
+    ("output: head", "output: head\nsource: nowhere", 9, "source", "names nowhere, which is not a device of"),
 ]
 
 
@@ -285,7 +285,7 @@ def test_a_source_in_a_list_that_is_no_device_is_shown_in_the_list(plan: Run, fo
     (folder / "list.yaml").write_text("tasks:\n  - task: pocket/classify\n    source: nowhere\n")
     code, _, err = plan(tasks=("list.yaml",))
     assert code == 2
-    assert "list.yaml:3: tasks.0.source: names nowhere, which is no device of" in err
+    assert "list.yaml:3: tasks.0.source: names nowhere, which is not a device of" in err
 
 
 @pytest.mark.parametrize(
