@@ -82,7 +82,7 @@ def _on_leader(state: AgentState, event: events.LeaderSeen, now_s: float) -> lis
     return [SendHeartbeat()]
 
 
-def _on_link_restored(state: AgentState, _: events.LinkRestored, __: float) -> list[Action]:
+def _on_control_link_restored(state: AgentState, _: events.ControlLinkRestored, __: float) -> list[Action]:
     state.unconfirmed_tasks, state.confirm_by_s = set(state.routes), None
     return []
 
@@ -212,7 +212,7 @@ def _on_task_cleared(state: AgentState, event: events.RouteCleared, now_s: float
 RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Action]]] = MappingProxyType(
     {
         events.LeaderSeen: _on_leader,
-        events.LinkRestored: _on_link_restored,
+        events.ControlLinkRestored: _on_control_link_restored,
         events.DataLinkChanged: coordinate.on_data_link,
         events.Assigned: _on_assignment,
         events.Routed: _on_route,

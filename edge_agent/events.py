@@ -32,7 +32,7 @@ class LeaderSeen:
 
 
 @dataclass(frozen=True)
-class LinkRestored:
+class ControlLinkRestored:
     """The control link is new. The agent missed all routes that were cleared while the link was down."""
 
 
@@ -155,7 +155,7 @@ ConnectionEvent = RebirthRequested | Echoed | OwnStateSeen
 
 Event = (
     LeaderSeen
-    | LinkRestored
+    | ControlLinkRestored
     | DataLinkChanged
     | Assigned
     | Routed

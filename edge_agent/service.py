@@ -176,7 +176,7 @@ class Agent:
             case port.LinkUp(session):
                 self._log.info("link_up", link=link, session=session)
                 self._link_changed(link, session)
-                return events.LinkRestored() if link == "control" else events.DataLinkChanged(up=True)
+                return events.ControlLinkRestored() if link == "control" else events.DataLinkChanged(up=True)
             case port.LinkDown(reason):
                 self._log.warning("link_down", link=link, reason=reason)
                 self._link_changed(link, None)

@@ -28,8 +28,8 @@ from edge_agent import events
 from edge_agent.actions import Action, JoinGroup, LeaveGroup, Load, Reply, Run, Send, SendHeartbeat, Unload
 from edge_agent.decide import LEAVE_S, decide
 from edge_agent.events import (
+    ControlLinkRestored,
     LeaderSeen,
-    LinkRestored,
     ModuleFailed,
     ModuleReady,
     NotReceived,
@@ -856,7 +856,7 @@ def test_a_module_is_ready_when_its_newer_load_succeeds_after_a_late_failure_of_
 def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_published_its_routes(
     front: AgentState,
 ) -> None:
-    decide(front, LinkRestored(), 10.0)
+    decide(front, ControlLinkRestored(), 10.0)
     assert front.next_deadline_s() is None  # without a leader, serving goes on
     decide(front, LeaderSeen(1, online=False), 11.0)
     assert front.next_deadline_s() is None
@@ -868,7 +868,7 @@ def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_pu
 
 
 def test_routes_outlive_a_leader_that_connects_after_its_retained_state_was_read(front: AgentState) -> None:
-    decide(front, LinkRestored(), 10.0)
+    decide(front, ControlLinkRestored(), 10.0)
     decide(front, LeaderSeen(1), 10.0)
     decide(front, Tick(), 10.0 + RECONNECT_S + 0.5)
     assert front.routes
@@ -878,7 +878,7 @@ def test_routes_outlive_a_leader_that_connects_after_its_retained_state_was_read
 
 
 def test_a_route_republished_on_a_new_link_stays(front: AgentState) -> None:
-    decide(front, LinkRestored(), 10.0)
+    decide(front, ControlLinkRestored(), 10.0)
     decide(front, LeaderSeen(1), 12.0)
     decide(front, Routed(route()), 12.1)
     assert not all_of(decide(front, Tick(), 99.0), LeaveGroup)
