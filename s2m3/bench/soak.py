@@ -1,8 +1,8 @@
-"""Faults at random for a long time: nothing may be lost, and no process may grow.
+"""Random faults for a long time: no request may be lost, and no process may grow.
 
-Owns which faults come when (drawn with a seed, so that a run can be repeated), how many errors are too many, and the
-sampling of processes. Whether they stayed flat is decided in ``flatness``. Faults that end a process come in the first
-part of the time only: so every process has one life that is long enough to see it grow. Shorter lives aren't judged.
+Owns the choice of faults (drawn with a seed, so that a run can be repeated), the allowed share of errors, and the
+sampling of processes. ``flatness`` judges the samples. Faults that end a process come only in the first part of the
+time, so that every process has one life that is long enough to show growth. Shorter lives are not judged.
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ from s2m3.testbed.replay.scenario import KINDS, Scenario
 from s2m3.testbed.replay.stage import Stage
 
 DEATHS_UNTIL = 0.4  # of the time
-LIFE_SHARE = 1 / 3  # of the time: a life that is judged lasts at least as long
+LIFE_SHARE = 1 / 3  # of the time: the shortest life that is judged
 GAP_S = (4.0, 12.0)  # between the end of a fault and the next one
-RECOVERY_S = 12.0  # for a killed device's agent to be up again, with torch
+RECOVERY_S = 12.0  # until a killed device's agent runs again, with torch
 SAMPLE_S = 2.0
 FLEET: tuple[dict[str, Any], ...] = (
     {"id": "gw-a", "memory": "64MiB"},
     {"id": "gw-b", "memory": "180MiB", "speed": 0.8},
     {"id": "gw-c", "memory": "180MiB", "speed": 0.8},
 )
-SHED = frozenset({ErrorCode.NO_ROUTE, ErrorCode.OVERLOADED})  # the site says at once that it can't serve now
-SHED_SHARE = 0.01  # of the requests that may end so; none may end in another error
+SHED = frozenset({ErrorCode.NO_ROUTE, ErrorCode.OVERLOADED})  # the site refuses at once
+SHED_SHARE = 0.01  # of all requests may end so; none may end in another error
 DEADLY = ("kill", "restart broker", "restart orchestrator")
 BENIGN = ("pause", "partition", "drop", "slow", "hostile", "drain")
 
 
 @dataclass(frozen=True)
 class Soaked:
-    """What a soak found."""
+    """The results of a soak."""
 
     recording: Recording
-    report: Report  # judged by its errors too
+    report: Report  # with the verdict on errors
     errors: Sequence[ErrorVerdict]
     processes: Sequence[Verdict]
-    unjudged: Sequence[str]  # processes of which no life was long enough
+    unjudged: Sequence[str]  # processes without a life that was long enough
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was lost or wrong, few requests ended in errors, and every process stayed flat."""
+        """Whether no answer was lost or wrong, few requests ended in errors, and every process stayed flat."""
         return self.report.ok and not self.unjudged and all(verdict.flat for verdict in self.processes)
 
 
 def soak(scenario: Scenario, logs: Path | None) -> Soaked:
-    """Play a scenario of ``draw_scenario`` while the processes are sampled.
+    """Plays a scenario of ``draw_scenario`` while the processes are sampled.
 
     Args:
-        scenario: the load and the faults.
-        logs: a directory for what the processes print, and for the samples.
+        scenario: The load and the faults.
+        logs: A directory for the processes' logs and the samples.
 
     Raises:
-        SiteFailed: the site did not come up.
+        SiteFailed: the site didn't start.
     """
     with Stage(scenario, logs) as stage, Sampler(lambda: _pids(stage), lambda: _held(stage)) as sampler:
         recording = play(scenario, stage)
@@ -80,7 +80,7 @@ def soak(scenario: Scenario, logs: Path | None) -> Soaked:
 
 
 def draw_scenario(duration_s: float, seed: int) -> Scenario:
-    """Faults one after the other, each over before the next begins."""
+    """A scenario of random faults, each of which ends before the next begins."""
     chance = random.Random(seed)  # noqa: S311 - a load, not a secret
     faults: list[dict[str, Any]] = []
     at_s = GAP_S[1]
@@ -106,7 +106,7 @@ def _known(kind: str) -> bool:
 
 
 def _fault(kind: str, at_s: float, chance: random.Random) -> tuple[list[dict[str, Any]], float]:
-    """One fault and, where it needs one, its end; and how long it lasts."""
+    """One fault, with the action that ends it if it needs one; and its length in seconds."""
     device = chance.choice(FLEET)["id"]
     for_s = round(chance.uniform(1, 8), 2)
     gentleness = chance.choice(({}, {"gently": True})) if kind == "restart broker" else {}
@@ -128,7 +128,7 @@ def _fault(kind: str, at_s: float, chance: random.Random) -> tuple[list[dict[str
 
 @dataclass(frozen=True)
 class ErrorVerdict:
-    """How many requests ended in some errors, and how many may."""
+    """The number of requests that ended in some errors, and the number allowed."""
 
     errors: str
     count: int
@@ -137,12 +137,12 @@ class ErrorVerdict:
 
     @property
     def holds(self) -> bool:
-        """Whether they are few enough."""
+        """Whether the number is allowed."""
         return self.count <= self.most
 
 
 def judge_errors(found: Report) -> list[ErrorVerdict]:
-    """Those that tell a sensor at once to come again, and all others: a deadline missed, a module that failed."""
+    """Verdicts on refusals, after which a sensor can try again, and on all other errors."""
     shed = sum(count for code, count in found.errors.items() if code in SHED)
     most = int(SHED_SHARE * found.sent)
     return [
@@ -152,18 +152,18 @@ def judge_errors(found: Report) -> list[ErrorVerdict]:
 
 
 def with_errors(found: Report, verdicts: Sequence[ErrorVerdict]) -> Report:
-    """The report, judged by its errors too."""
+    """The report with the verdicts on its errors."""
     broken = [f"{each.errors}: {each.count}, expected at most {each.allowed}" for each in verdicts if not each.holds]
     return replace(found, ok=found.ok and not broken, why_not=[*found.why_not, *broken])
 
 
 class Sampler:
-    """Looks at processes now and then; a context manager.
+    """Samples processes at an interval; a context manager.
 
     Args:
-        pids: the processes to look at now, by name.
-        held: what those that hold modules say that these occupy now, in bytes, by name.
-        every_s: how often.
+        pids: Gives the processes of this moment, by name.
+        held: Gives the bytes that agents report for their modules at this moment, by name.
+        every_s: The interval.
     """
 
     def __init__(
@@ -188,27 +188,27 @@ class Sampler:
         self._thread.join()
 
     def lives(self) -> list[tuple[str, list[Sample]]]:
-        """Each process's name and samples, one after the other."""
+        """The samples of each process, with its name."""
         return [(f"{name} ({pid})", life) for (name, pid), life in sorted(self._samples.items())]
 
     def _run(self) -> None:
         while not self._stopping.wait(self._every_s):
             held = self._held()
             for name, pid in self._pids().items():
-                if (sample := look_at(pid, held.get(name, 0))) is not None:
-                    self._samples.setdefault((name, pid), []).append(sample)
+                if (sampled := sample(pid, held.get(name, 0))) is not None:
+                    self._samples.setdefault((name, pid), []).append(sampled)
 
 
 def write_samples(file: Path, lives: Sequence[tuple[str, Sequence[Sample]]]) -> None:
-    """Write every sample as a line, for who wants to see where something grew."""
+    """Writes a line for every sample, to show where a process grew."""
     with file.open("w", newline="", encoding="utf-8") as target:
         rows = csv.writer(target)
         rows.writerow(["process", *Sample.__dataclass_fields__])
         rows.writerows([name, *astuple(sample)] for name, life in lives for sample in life)
 
 
-def look_at(pid: int, held_bytes: int = 0) -> Sample | None:
-    """What a process uses now; None when it is gone."""
+def sample(pid: int, held_bytes: int = 0) -> Sample | None:
+    """A process's memory, threads and files now; None if it has ended."""
     import psutil  # noqa: PLC0415 - an extra
 
     try:
@@ -223,13 +223,14 @@ def look_at(pid: int, held_bytes: int = 0) -> Sample | None:
 def _pids(stage: Stage) -> dict[str, int]:
     site, found = stage.site, dict[str, int]()
     for name in site.running:
-        with contextlib.suppress(KeyError):  # killed meanwhile
+        with contextlib.suppress(KeyError):  # it was killed since
             found[name] = site.pid(name)
-    with contextlib.suppress(TransportError):  # it is being restarted
+    with contextlib.suppress(TransportError):  # the broker restarts at this moment
         if (broker := site.broker_pid) is not None:
             found["broker"] = broker
     return found
 
 
 def _held(stage: Stage) -> dict[str, int]:
-    return {name: beat.memory_used_bytes for name, beat in dict(stage.observer.heartbeats).items()}
+    heartbeats = dict(stage.observer.heartbeats)
+    return {name: heartbeat.memory_used_bytes for name, heartbeat in heartbeats.items()}

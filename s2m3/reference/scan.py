@@ -1,11 +1,11 @@
-"""Which functional modules local checkpoints have in common, byte for byte, and what sharing them saves.
+"""The functional modules that local checkpoints share, byte for byte, and the saving: ``s2m3 models scan``.
 
-Owns finding checkpoints in directories, recognising the families' parts in them, and the report of
-``s2m3 models scan``. Judges by what the agent judges by: a part is one that the agent would load (``cut.fit``), and its
-digest is the module's identity by content, the one that a spec's ``digest`` is held against.
+Owns finding checkpoints in directories, recognising the families' parts in them, and the report. It uses the agent's
+own rules: a part is one that the agent would load (``model_parts.fit``), and its digest is the module's identity by
+content, with which a spec's ``digest`` is compared.
 
-Invariants: no weights but one tensor's are in memory at a time; what is wrong with a checkpoint is one sentence, and
-keeps no other from being reported; no tensor is counted twice.
+Invariants: only one tensor's weights are in memory at a time. Each problem of a checkpoint is one sentence, and doesn't
+stop the report of others. No tensor is counted twice.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Found:
     Args:
         family: Its family, such as ``clip.vision``.
         digest: Its identity by content.
-        memory_bytes: In the dtype in which it would be held.
+        memory_bytes: Its size in the dtype in which a device would hold it.
         tensors: Their published names.
     """
 
@@ -51,11 +51,11 @@ class Scanned:
     """One checkpoint, or a path that has none.
 
     Args:
-        path: Where it is.
-        model_type: By its config.json; empty when that couldn't be read.
-        modules: What was recognised.
-        unclaimed: Names of tensors that no family reads, so that no module has them.
-        problems: What is wrong with it, a sentence each.
+        path: Its path.
+        model_type: The type in its config.json; empty if that can't be read.
+        modules: The modules that were recognised.
+        unclaimed: The names of tensors that no family reads.
+        problems: Its problems, a sentence each.
     """
 
     path: str
@@ -66,7 +66,7 @@ class Scanned:
 
 
 class _Weights(Mapping[str, Tensor]):
-    """A part's tensors by canonical name, each read when it is asked for, and forgotten."""
+    """A part's tensors by canonical name, each read when it is accessed, and not kept."""
 
     def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str], dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
@@ -87,7 +87,7 @@ class _Weights(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class _Fit:
-    """A part whose tensors are all there, before they are read."""
+    """A part whose tensors are all in the checkpoint, before they are read."""
 
     family: str
     part: model_parts.AnyPart
@@ -97,7 +97,7 @@ class _Fit:
 
 @dataclass(frozen=True)
 class _Misfit:
-    """A part of which some tensors are there, and why it can't be loaded."""
+    """A part with only some tensors in the checkpoint, and the reason why it can't be loaded."""
 
     problem: str
     names: frozenset[str]  # published
@@ -105,18 +105,18 @@ class _Misfit:
 
 
 def scan(paths: Sequence[Path], dtype: str = "float32") -> list[Scanned]:
-    """Read checkpoints.
+    """The checkpoints at or below paths, read.
 
     Args:
-        paths: Directories of checkpoints, or that hold such.
-        dtype: In which the modules would be held; half of a checkpoint in float32 may be another's float16.
+        paths: Directories of checkpoints, or directories that contain such.
+        dtype: The dtype in which devices would hold the modules.
     """
     found = [each for path in paths for each in _find(path)]
     return [each if isinstance(each, Scanned) else _scan(each, getattr(torch, dtype)) for each in found]
 
 
 def report(scanned: Sequence[Scanned], dtype: str) -> dict[str, Any]:
-    """What ``s2m3 models scan --json`` prints."""
+    """The document of ``s2m3 models scan --json``."""
     modules: dict[str, dict[str, Any]] = {}
     for checkpoint in scanned:
         for module in checkpoint.modules:
@@ -155,13 +155,13 @@ def report(scanned: Sequence[Scanned], dtype: str) -> dict[str, Any]:
 
 
 def _find(path: Path) -> list[Path | Scanned]:
-    """The directories at or below a path that hold a checkpoint; a ``Scanned`` with the reason when there are none."""
+    """The directories with a checkpoint at or below a path; if there is no such, a ``Scanned`` with the reason."""
     problem = ""
     found: list[Path] = []
     if path.is_file() and path.name.endswith(PICKLES):
         problem = (
-            f"{path} is a pickle or the like, which may run code when it is read: convert it to {SINGLE} where you "
-            "trust it, and name the directory"
+            f"{path} is a pickle or the like, which may run code when it is read: convert it to {SINGLE} if you trust "
+            "it, and name the directory"
         )
     elif not path.is_dir():
         problem = f"{path} is {'a file' if path.exists() else 'not there'}: name the directory of a checkpoint"
@@ -169,7 +169,9 @@ def _find(path: Path) -> list[Path | Scanned]:
         try:
             found = list(_below(path, MAX_DEPTH))
         except OSError as error:
-            problem = f"{error.filename or path} can't be read ({error.strerror}): mend its rights, or name another"
+            problem = (
+                f"{error.filename or path} can't be read ({error.strerror}): correct its permissions, or name another"
+            )
         if not found and not problem:
             problem = f"{path} has no checkpoint {MAX_DEPTH} levels down: name one with config.json and {SINGLE}"
     return [Scanned(str(path), problems=[problem])] if problem else [*found]
@@ -189,7 +191,7 @@ def _scan(directory: Path, dtype: torch.dtype) -> Scanned:
     scanned = Scanned(str(directory))
     checkpoint = Checkpoint(Repository(str(directory), None, directory))
     try:
-        names = set(checkpoint.files)  # before config.json, so that a pickle alone is refused by name
+        names = set(checkpoint.files)  # before config.json, so that a pickle alone gets its own error
         scanned.model_type = checkpoint.model_type
     except ModuleRefused as error:
         scanned.problems.append(str(error))
@@ -212,7 +214,7 @@ def _scan(directory: Path, dtype: torch.dtype) -> Scanned:
             scanned.modules.append(_identified(checkpoint, fit, dtype))
         except ModuleRefused as error:
             scanned.problems.append(str(error))
-        except Exception as error:  # noqa: BLE001 - another's tokenizer and other files may be wrong in any way
+        except Exception as error:  # noqa: BLE001 - a checkpoint's other files may be wrong in any way
             scanned.problems.append(f"{fit.family} of {directory} can't be read ({type(error).__name__}: {error})")
         taken |= published
     for misfit in misfits:
@@ -222,7 +224,7 @@ def _scan(directory: Path, dtype: torch.dtype) -> Scanned:
     if not taken:
         scanned.problems.append(
             f"{directory} has no tensors of {', '.join(sorted(parts))}: its weights are not those of a "
-            f"{scanned.model_type}; fetch it again, or mend config.json"
+            f"{scanned.model_type}; fetch it again, or correct config.json"
         )
         return scanned
     unread = tuple({end for part in parts.values() for end in part.unread})
@@ -231,9 +233,9 @@ def _scan(directory: Path, dtype: torch.dtype) -> Scanned:
 
 
 def _sorted_out(checkpoint: Checkpoint, parts: model_parts.Parts) -> tuple[list[_Fit], list[_Misfit]]:
-    """What fits, and what doesn't; first those of the file that takes most of the checkpoint, and what is most alike.
+    """The parts that fit and those that don't, each list with the most of the checkpoint first.
 
-    Several parts may read the same tensors: those of a tower of either kind, or a scale that two heads use.
+    Several parts may read the same tensors: those of an encoder of either kind, or a scale that two heads use.
     """
     fits: list[_Fit] = []
     misfits: list[_Misfit] = []

@@ -1,4 +1,4 @@
-"""The bench's own coordinator on a real broker: its branches leave at once, or each after the one before it is done."""
+"""The bench's own coordinator on a real broker: it sends branches in parallel, or each after the one before is done."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_folders_that_the_classifier_cannot_name_are_refused(
     assert "classify names no class a cup (1 of 4 are unknown)" in capsys.readouterr().err
 
 
-def test_the_table_runs_everything_that_fits_and_goes_on_where_it_stopped(
+def test_the_table_runs_every_fitting_pair_and_resumes_where_it_stopped(
     benchmarks: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tasks = (
@@ -118,7 +118,7 @@ def test_the_table_runs_everything_that_fits_and_goes_on_where_it_stopped(
     assert {path: path.read_bytes() for path in results.iterdir() if path != file} == others
 
 
-def test_each_option_gets_a_row_with_what_it_costs_and_saves(
+def test_each_option_gets_a_row_with_its_cost_and_saving(
     benchmarks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ("--data", str(benchmarks / "captioned"), "--task", "pocket/zero-shot", "--limit", "3")
@@ -136,13 +136,13 @@ def test_each_option_gets_a_row_with_what_it_costs_and_saves(
     assert bench(capsys, *data, *options) == found, "a finished table is read from its results"
 
 
-def test_an_option_that_a_task_cannot_take_is_told(benchmarks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_option_that_does_not_fit_the_task_is_refused(benchmarks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ["--data", str(benchmarks / "captioned"), "--task", "pocket/speech", "--dtype", "int8"]
     assert command_line.main(["bench", "accuracy", *data]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_results_of_other_settings_are_not_gone_on_with(
+def test_results_of_other_settings_are_not_resumed(
     benchmarks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = (
@@ -167,7 +167,7 @@ def test_results_of_other_settings_are_not_gone_on_with(
         ("captioned", "pocket/speech", "holds images, and the task takes audio (audio)"),
     ],
 )
-def test_what_a_task_cannot_be_asked_is_one_line(
+def test_data_that_does_not_fit_the_task_is_refused_in_one_line(
     benchmarks: Path, folder: str, task: str, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command_line.main(["bench", "accuracy", "--data", str(benchmarks / folder), "--task", task]) == 2

@@ -1,4 +1,4 @@
-"""LLaVA 1.5's own copy of its frozen vision tower has the identity of CLIP's: by content they are one module."""
+"""LLaVA 1.5's own copy of its frozen vision encoder has the identity of CLIP's: by content they are one module."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def _digest(repository: str) -> str:
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_tower_in_llavas_checkpoint_is_clips_module_if_and_only_if_it_was_frozen(
+def test_the_vision_encoder_in_llavas_checkpoint_is_clips_module_if_and_only_if_it_was_frozen(
     *, frozen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("S2M3_MODELS", str(tmp_path))
     changes = ENTRIES["hub/decoder-vqa-llava-7b"]["changes"]
-    # Frozen parts are copied from what is there already, so LLaVA's tower is its own when it is written first.
+    # Frozen parts are copied from repositories written before, so LLaVA has an encoder of its own if it comes first.
     for seed, repository in enumerate((CLIP, LLAVA) if frozen else (LLAVA, CLIP)):
         random_weights.write(zoo.published(repository), tmp_path, seed=seed, changes=changes[repository])
     assert (_digest(CLIP) == _digest(LLAVA)) is frozen

@@ -1,7 +1,7 @@
-"""Inputs that no network was trained on get an answer, or ``bad_input`` with a remedy; nothing else happens.
+"""Inputs that no network was trained on get an answer, or ``bad_input`` with the remedy, and never another error.
 
-Every family on tiny random weights, one task each: pictures of a pixel and threads, sounds of a sample, silence, other
-rates, texts that name the network's own tokens.
+Every family on tiny random weights, one task each: pictures of one pixel and very thin ones, sounds of one sample,
+silence, other sampling rates, texts with the network's own tokens.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def noise(samples: int, rate_hz: int = 16_000, channels: int = 1, loud: int = 0)
     return RawInput(wav(drawn.astype("<i2"), rate_hz, channels), "audio/wav")
 
 
-# What must be answered, and what may be refused.
+# Inputs that must be answered, and inputs that may be refused.
 ANSWERED = {
     "image": [png(1, 1), png(4, 1), png(3, 12)],
     "audio": [noise(8000), noise(8000, 8000, loud=3000), noise(9600, 96_000, channels=2, loud=3000)],
@@ -89,7 +89,7 @@ def test_odd_inputs_are_answered_with_finite_numbers_or_refused_with_one_sentenc
 
 
 @pytest.mark.parametrize("family", ["llava", "smolvlm"])
-def test_a_question_that_names_the_pictures_token_is_told_to_leave_it_out(
+def test_a_question_with_the_pictures_token_is_refused_with_the_remedy(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, entry = next(iter(FAMILIES[family].items()))

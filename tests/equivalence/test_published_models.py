@@ -78,6 +78,6 @@ def test_a_text_in_a_batch_has_its_own_embedding_but_for_rounding(text_spec: Mod
     np.testing.assert_allclose(together, alone, atol=1e-6, rtol=0)
 
 
-def test_the_class_names_embeddings_in_the_catalogue_are_what_the_command_makes(text_spec: ModuleSpec) -> None:
+def test_the_class_names_embeddings_in_the_catalogue_are_those_of_the_command(text_spec: ModuleSpec) -> None:
     stored = load_file(catalog.DIRECTORY / "pocket" / "imagenet-names.safetensors")["embeddings"]
     np.testing.assert_allclose(name_embeddings.make(text_spec).numpy(), stored, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""How well the question rule of ``conse.head`` does, as its docstring says."""
+"""The question rule of ``conse.head`` answers as well as its docstring says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bench accuracy --equivalence``: which weights it takes, what it leaves out, and that it leaves nothing behind."""
+"""``bench accuracy --equivalence``: its weights, the models it leaves out, and its clean-up."""
 
 from __future__ import annotations
 

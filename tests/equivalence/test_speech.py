@@ -1,4 +1,4 @@
-"""Speech, cut between encoder and decoder: what one whole Whisper hears, and the numbers that the catalogue says."""
+"""Whisper split between encoder and decoder transcribes as the whole model, and has the catalogue's numbers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_encoder_half_gives_the_bits_of_the_whole_model(
 
 
 @pytest.mark.parametrize("sound", ["silence", "noise", "thirty seconds"])
-def test_what_nobody_said_is_heard_alike_split_and_whole(split: Any, unsplit: Any, sound: str) -> None:
+def test_sounds_without_speech_are_transcribed_alike_split_and_whole(split: Any, unsplit: Any, sound: str) -> None:
     noise = np.random.default_rng(7).normal(0, 3000, 480_000).astype(np.int16)
     data = {"silence": np.zeros(16_000, np.int16), "noise": noise[:48_000], "thirty seconds": noise}[sound]
     inputs = {"audio": RawInput(wav(data), "audio/wav")}

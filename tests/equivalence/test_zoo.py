@@ -2,7 +2,7 @@
 
 Tiny configurations of the published architectures, random weights in the published layout. A family's entries stand
 in ``zoo/FAMILY.py``: ``ENTRIES[catalogue name]`` has
-- ``changes``: repository -> file -> what to change in it to make the model tiny;
+- ``changes``: repository -> file -> changes that make the model tiny;
 - ``requests``: inputs by name, as a sensor sends them.
 """
 

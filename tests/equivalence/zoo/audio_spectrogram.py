@@ -1,4 +1,4 @@
-"""Sound beside CLIP on tiny towers of the published shapes: short spectrograms, so that most of a sound is cut."""
+"""Sound beside CLIP on tiny encoders of the published shapes: short spectrograms, which cut off most of a sound."""
 
 from __future__ import annotations
 

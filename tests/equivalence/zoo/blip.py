@@ -1,6 +1,6 @@
 """BLIP's tasks on tiny models of the published shape.
 
-Wide initial weights: with the usual narrow ones a random decoder says the same whatever it sees.
+Wide initial weights: with the usual narrow ones a random decoder gives the same answer to every picture.
 """
 
 from __future__ import annotations

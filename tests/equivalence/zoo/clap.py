@@ -1,4 +1,4 @@
-"""CLAP on tiny towers of the published shape: two stages of shifted windows, spectrograms of the published size."""
+"""CLAP on tiny encoders of the published shape: two stages of shifted windows, spectrograms of the published size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIP's tasks on a tiny tower of the published shape."""
+"""CLIP's tasks on tiny encoders of the published shape."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """SmolVLM on a tiny model of the published shape: pictures in tiles of 32 x 32, four vectors each.
 
-Wide initial weights: with the usual narrow ones a random decoder says the same whatever it sees.
+Wide initial weights: with the usual narrow ones a random decoder gives the same answer to every picture.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ViLT's task on a tiny model of the published shape; pictures of several shapes, so that places are interpolated."""
+"""ViLT on a tiny model of the published shape; pictures of several sizes, for interpolated position embeddings."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Whisper's tasks on tiny models of the published shape, which hear two seconds; all of the published vocabulary.
+"""Whisper's tasks on tiny models of the published shape with inputs of two seconds, and the whole published vocabulary.
 
-Wide initial weights: with the usual narrow ones a random decoder says the same whatever it hears.
+Wide initial weights: with the usual narrow ones a random decoder gives the same answer to every sound.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ TINY: dict[str, Any] = {
     "init_std": 0.5,
 }
 FILES = {"config.json": TINY, "preprocessor_config.json": {"chunk_length": 2}}
-SOON = 40964  # a token that this random decoder gives after a few others: as the end, it ends texts of several lengths
+SOON = (
+    40964  # this random decoder gives the token after a few others: as the end token it ends texts of several lengths
+)
 ENDS = {"tiny": {}, "base": {"generation_config.json": {"eos_token_id": SOON, "pad_token_id": SOON}}}
 
 

@@ -51,7 +51,7 @@ def test_all_classes_are_sent_in_as_many_requests_as_the_limit_of_lines_demands(
     assert verdict == {"predicted": "thing 77", "score": 1.0}
 
 
-def test_the_mean_over_a_classes_prompts_decides() -> None:
+def test_the_mean_score_over_a_classes_prompts_decides() -> None:
     dataset = Dataset("cifar-10", "classification", "image", 1, lambda _: Record("r", PICTURE, 0), ("cat", "dog"))
     asked = questions.about(dataset, ZERO_SHOT, [0], templates=2)
     (lines,) = sent(asked.requests(dataset.read(0)))
@@ -88,7 +88,7 @@ def test_open_questions_are_refused_by_a_task_that_chooses() -> None:
         questions.about(dataset, load_task("pocket/vqa"), [0])
 
 
-def test_a_chooser_asked_without_choices_names_the_record() -> None:
+def test_a_task_that_chooses_refuses_a_record_without_choices_by_name() -> None:
     record = Record("line-3", PICTURE, question="What?", answers=("a",))
     dataset = Dataset("vqa", "vqa", "image", 1, lambda _: record)
     asked = questions.about(dataset, load_task("pocket/vqa"), [0])
@@ -96,7 +96,7 @@ def test_a_chooser_asked_without_choices_names_the_record() -> None:
         asked.requests(record)
 
 
-def test_imagenets_classes_go_by_any_of_their_names() -> None:
+def test_imagenets_classes_match_by_any_of_their_names() -> None:
     task: TaskSpec = load_task("pocket/classify")
     dataset = Dataset(
         "folders", "classification", "image", 1, lambda _: Record("r", PICTURE, 0), ("Great white shark",)
@@ -124,7 +124,7 @@ def test_a_limit_takes_records_evenly() -> None:
         evenly(3, Settings(limit=0).limit)
 
 
-def test_a_journal_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
+def test_a_journal_resumes_after_its_last_whole_line(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     journal = Journal(path, {"task": "t"})
     journal.add({"id": "0"})
@@ -143,7 +143,7 @@ def test_a_journal_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
     assert Journal(path, {"task": "t"}).summary == {"top1": 1.0}
 
 
-def test_a_journal_that_is_another_runs_or_none_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_run_or_of_no_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     Journal(path, {"task": "t", "limit": 1})
     with pytest.raises(BadFile, match=r"r\.jsonl:1: holds results of another run \(limit differs\)"):

@@ -45,7 +45,7 @@ def test_equal_scores_everywhere_earn_nothing() -> None:
     ("predicted", "answers", "expected"),
     [
         ("yes", ["yes"] * 10, 1.0),
-        ("Yes", ["yes"] * 10, 0.0),  # all said the very same words: those are wanted, as in the official code
+        ("Yes", ["yes"] * 10, 0.0),  # all gave the same words: the answer must have those, as in the official code
         ("Yes!", ["yes"] * 9 + ["no"], 1.0),
         # 3 of 10 agree: each of the 3 left out leaves 2 (2/3), each of the 7 others leaves 3 (1): (3 * 2/3 + 7) / 10
         ("two", ["2"] * 3 + ["3"] * 7, 0.9),

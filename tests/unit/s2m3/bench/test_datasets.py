@@ -247,7 +247,7 @@ def test_questions_have_all_answers(tmp_path: Path) -> None:
     assert (record.choices, record.answers) == (("1", "2"), ("2",))
 
 
-def test_a_picture_whose_name_says_png_and_that_is_a_jpeg_is_sent_as_what_it_is(tmp_path: Path) -> None:
+def test_a_jpeg_whose_name_says_png_is_sent_as_a_jpeg(tmp_path: Path) -> None:
     folders(tmp_path)
     jpeg(tmp_path / "dog" / "1.jpg")
     (tmp_path / "dog" / "1.jpg").rename(tmp_path / "dog" / "1.png")

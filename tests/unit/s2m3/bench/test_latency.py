@@ -1,4 +1,4 @@
-"""The latency bench without its sites: what settings mean, what is asked, how times are summed up, what is refused."""
+"""The latency bench without its sites: its settings, workloads, percentiles and refusals."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_every_settings_file_can_be_read(file: Path) -> None:
     assert load_spec(file, LatencySettings).devices
 
 
-def test_what_is_the_sites_way_up_is_the_cloud_agents_way_down() -> None:
+def test_the_sites_uplink_is_the_cloud_agents_downlink() -> None:
     shape = LatencySettings.model_validate(
         {"uplink": {"up_bits_per_s": 20e6, "down_bits_per_s": 50e6, "round_trip_s": 0.05}}
     ).uplink.shape
     assert (shape.down_bits_per_s, shape.up_bits_per_s, shape.delay_s) == (20e6, 50e6, 0.025)
 
 
-def test_each_contender_has_its_machines_and_only_what_leaves_the_source_crosses_a_link() -> None:
+def test_each_contender_has_its_machines_and_only_devices_beside_the_source_have_links() -> None:
     settings = LatencySettings()
     trials = _trials(workloads.WORKLOADS[0], settings, Path("models"))
     assert {name: [agent.id for agent in trial.agents] for name, trial in trials.items()} == {
@@ -73,7 +73,7 @@ def test_percentiles_are_those_of_the_times() -> None:
     assert percentiles([0.4, 0.1, 0.2, 0.3, 0.5]) == {"p50": 0.3, "p95": 0.5, "min": 0.1, "max": 0.5}
 
 
-def test_what_only_waits_for_branches_is_sent_last() -> None:
+def test_the_output_that_waits_for_branches_is_sent_last() -> None:
     def node(*needs: str) -> PlannedNode:
         return PlannedNode(key="k", needs=needs, device="gw-a")
 
@@ -130,7 +130,7 @@ def test_a_bad_option_is_one_line(
     assert said.count("\n") == 1
 
 
-def test_weights_that_are_there_are_not_written_again(tmp_path: Path) -> None:
+def test_existing_weights_are_not_written_again(tmp_path: Path) -> None:
     task = workloads.WORKLOADS[1].task
     (tmp_path / "openai" / "clip-vit-base-patch16").mkdir(parents=True)
     weights.provide(tmp_path, [task, workloads.WORKLOADS[0].task], pytest.fail)

@@ -1,4 +1,4 @@
-"""``s2m3 bench memory``: exact counts against sums by hand, and what is made of measured processes."""
+"""``s2m3 bench memory``: exact counts against sums by hand, and the report of measured processes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_split_task_needs_its_largest_module_on_one_device_and_a_whole_one_all
     }
 
 
-def test_what_tasks_have_in_common_is_counted_once_when_shared_and_for_each_when_not() -> None:
+def test_common_modules_count_once_when_shared_and_for_each_task_when_not() -> None:
     found = counts.mix({"one": task("one", a=60, b=100), "two": task("two", a=60, c=40), "three": task("three", a=60)})
     assert (found["unshared_bytes"], found["shared_bytes"]) == (160 + 100 + 60, 200)
     assert found["saved_percent"] == 37.5
@@ -93,7 +93,7 @@ def test_what_tasks_have_in_common_is_counted_once_when_shared_and_for_each_when
     ]
 
 
-def test_the_papers_mix_is_what_its_networks_have_by_hand_and_reaches_its_figure() -> None:
+def test_the_mix_of_our_reading_of_the_abstract_has_the_sizes_counted_by_hand_and_reaches_its_figure() -> None:
     found = counts.mix(mixes.named("paper").load())
     retrieval = VISION + PROJECTION + TEXT + SCALE
     answering = VISION + TEXT + ANSWERS
@@ -167,7 +167,7 @@ def test_every_task_has_requests_with_all_its_inputs(name: str) -> None:
         assert all(each.data and each.content_type for each in given.values())
 
 
-def test_what_the_kernel_says_of_a_process_is_read(tmp_path: Path) -> None:
+def test_a_process_memory_is_read_from_the_kernels_files(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "status").write_text("Name:\ttwo kB\nVmHWM:\t     900 kB\nThreads:\t1\n")
     (tmp_path / "7" / "smaps_rollup").write_text(
@@ -180,8 +180,8 @@ def test_what_the_kernel_says_of_a_process_is_read(tmp_path: Path) -> None:
         memory_of(8, tmp_path)
 
 
-def test_a_process_has_what_it_holds() -> None:
-    """A fresh one: this one's own memory shrinks now and then by what earlier tests let go of."""
+def test_memory_that_a_process_allocates_is_measured() -> None:
+    """In a new process: the memory of this one also shrinks when earlier tests' memory is freed."""
     code = "import sys; print(flush=True); input(); held = b'x' * 64_000_000; print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -212,7 +212,7 @@ def process(uss_bytes: int, *holds: str) -> Process:
     return Process([*holds], 0, {"idle": memory(10, 15), "answered": memory(uss_bytes, uss_bytes + 20)})
 
 
-def test_totals_take_every_process_and_only_one_figure_takes_the_empty_ones_off() -> None:
+def test_totals_add_every_process_and_only_one_figure_subtracts_empty_ones() -> None:
     split = {
         "broker": process(1),
         "orchestrator": process(9),

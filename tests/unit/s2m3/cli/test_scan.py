@@ -256,7 +256,7 @@ def test_a_directory_that_may_not_be_read_is_named(scan: Scan, tmp_path: Path, m
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     assert problems(scan(tmp_path, code=2)) == [
-        f"{tmp_path} can't be read (Permission denied): mend its rights, or name another"
+        f"{tmp_path} can't be read (Permission denied): correct its permissions, or name another"
     ]
 
 

@@ -15,7 +15,7 @@ from s2m3.reference import pictures
 
 
 @pytest.mark.parametrize("picture", pictures.pictures(), ids=lambda picture: picture.name)
-def test_every_picture_is_there_decodes_and_says_what_it_is(picture: pictures.Picture) -> None:
+def test_every_picture_exists_decodes_and_has_the_right_content_type(picture: pictures.Picture) -> None:
     assert 0 < len(picture.data) <= MAX_INPUT_BYTES
     magic = {"image/jpeg": b"\xff\xd8\xff", "image/png": b"\x89PNG"}[picture.content_type]
     assert picture.data.startswith(magic)
@@ -38,13 +38,13 @@ def test_every_request_has_the_inputs_of_its_task_and_offers_the_right_answer(re
         assert len(set(offered)) == len(offered) >= 3
 
 
-def test_where_the_right_answer_stands_says_nothing() -> None:
+def test_the_position_of_the_right_answer_tells_nothing() -> None:
     offered = [(request.expected, dict(request.texts)) for request in pictures.REQUESTS if request.texts]
     places = {(texts.get("answers") or texts["text"]).splitlines().index(right) for right, texts in offered}
     assert len(places) >= 3
 
 
-def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(pictures.PicturesMissing, match=r"chelsea.png is missing: install the \[pocket\] extra"):
         _ = pictures.picture("chelsea.png").data
