@@ -1,1 +1,1 @@
-"""What a device is and measures of itself: profile, footprint, calibration, link."""
+"""The device: its profile, footprint, calibration and link, and the takeover of its client id."""
