@@ -87,7 +87,7 @@ class World:
         self.received.clear()
         # the agent joins its share group in its own thread: publish until it takes the request
         while True:
-            message = Outgoing(TASK_REQUESTS.at(PREFIX, task="echo"), payload, response_topic=topic, expiry_s=20)
+            message = Outgoing(TASK_REQUESTS.at(PREFIX, task="echo"), payload, response_topic=topic, expiry_s=60)
             self.observer.publish(message)
             with self.broker.switch.lock:
                 if self.broker.switch.receivers(message.topic) != [self.broker.switch.connected["observer"]]:

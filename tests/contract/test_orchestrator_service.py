@@ -530,7 +530,7 @@ def test_stored_tasks_of_another_broker_or_an_earlier_term_and_damaged_ones_are_
 
 def test_a_silent_device_is_given_up(memory: World, make_recorder: MakeRecorder) -> None:
     memory.deploy()
-    memory.lead(heartbeat_interval_s=0.05)
+    memory.lead(heartbeat_interval_s=0.3)
     memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
     a = Agent(memory, "a", make_recorder())
     a.assigned(lambda said: bool(said.modules))

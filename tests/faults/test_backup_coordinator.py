@@ -5,6 +5,7 @@ Real brokers and real agents, each with links of its own that can be cut; the te
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,7 @@ from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from tests.builders import assignment, computing, encoder_route, module, profile
+from tests.patience import until
 
 PROFILE = profile()
 SPEC = module("y", memory_bytes=10, output_bytes=8)
@@ -83,14 +85,15 @@ class Agents:
         """A request without text is answered by the front door at once; both agents read it over the same links."""
         topic = TASK_REQUESTS.at(self.prefix, task="echo")
         reply_to = RESULTS.at(self.prefix, client="sensor", request="probe")
-        pause = threading.Event()
-        for number in range(200):
-            probe = Outgoing(topic, b"", response_topic=reply_to, correlation=b"%d" % number, expiry_s=30)
-            self.observer.publish(probe)
+        pause, numbers = threading.Event(), itertools.count()
+
+        def answered() -> bool:
+            correlation = str(next(numbers)).encode()
+            self.observer.publish(Outgoing(topic, b"", response_topic=reply_to, correlation=correlation, expiry_s=30))
             pause.wait(0.05)
-            if any(event.topic == reply_to for event in self.received.deliveries):
-                return
-        pytest.fail("the front door doesn't serve")
+            return any(event.topic == reply_to for event in self.received.deliveries)
+
+        until(answered)
 
     def _await_ready(self, device: str) -> None:
         def ready(event: object) -> bool:
