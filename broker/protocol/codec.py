@@ -78,8 +78,6 @@ def decode_tensors(payload: bytes) -> tuple[TensorMessage, dict[str, Array]]:
         return _TENSOR_MESSAGE.validate_python(metadata), tensors
     except (ValidationError, RecursionError) as error:
         raise RemoteProtocolError("the document's metadata are not an envelope of this protocol") from error
-    except json.JSONDecodeError as error:  # pragma: no cover - pydantic wraps it today
-        raise RemoteProtocolError("a field of the envelope is not JSON") from error
 
 
 def encode_request(inputs: Mapping[str, RawInput]) -> tuple[bytes, str]:

@@ -82,21 +82,8 @@ TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor", "front door",
 TENSORS = Topic("tensors/{sender}/{receiver}/{request}/{node}", 1, False, "agent", "agent", None)
 RESULTS = Topic("clients/{client}/results/{request}", 1, False, "agent", "sensor", Result)
 
-TOPICS = (
-    ORCHESTRATOR_STATE,
-    ORCHESTRATOR_HEARTBEAT,
-    TASK_SPEC,
-    TASK_ROUTE,
-    DEVICE_STATE,
-    DEVICE_ASSIGNMENT,
-    DEVICE_HEARTBEAT,
-    DEVICE_DRAIN,
-    DEVICE_REBIRTH,
-    DEVICE_ECHO,
-    TASK_REQUESTS,
-    TENSORS,
-    RESULTS,
-)
+TOPICS = tuple(row for row in tuple(globals().values()) if isinstance(row, Topic))
+"""The whole table, in the order above."""
 
 
 @dataclass(frozen=True)
