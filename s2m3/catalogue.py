@@ -80,7 +80,7 @@ def load_tasks(name: str | Path) -> list[Written]:
     """Read the tasks of a catalogue name, a file, a list of tasks, or all files of a directory, by name.
 
     Raises:
-        BadFile: it is none of these, or a file is wrong.
+        BadFile: there is nothing of that name, or a file is wrong.
     """
     if Path(name).is_dir():
         files = sorted(path for path in Path(name).iterdir() if path.suffix in _SUFFIXES)

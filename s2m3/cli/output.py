@@ -1,4 +1,4 @@
-"""What commands print: one JSON document, tables, and the progress of what takes long."""
+"""JSON documents, tables and progress as all commands print them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def print_json(document: object) -> None:
 
 
 def console(*, to_stderr: bool = False, quiet: bool = False) -> Console:
-    """A console as wide as the terminal, or ``PIPED_WIDTH`` columns where standard output is none.
+    """A console as wide as the terminal, or of ``PIPED_WIDTH`` columns where standard output isn't one.
 
     Args:
         to_stderr: because standard output is for a JSON document.

@@ -1,16 +1,14 @@
-"""Fitting a linear head, and writing it as a repository of the models directory and a task spec.
+"""Fits a linear head, and writes it as a repository of the models directory and a task spec.
 
-Owns how a head comes to be. Knows no broker and no device.
+Owns the fit and the files. Knows no broker and no device.
 
-The features are computed here, by the very module that the devices hold: equal key, equal bits, so it makes no
-difference to the head where they are computed, and the training data neither crosses the broker nor keeps the devices
-from their work.
+The features are computed in this process, by the same module that the devices hold. Equal modules give equal bits, so
+the head is the same, the training data doesn't cross the broker, and the devices are free for requests.
 
-The weights go where every agent looks for what nobody publishes: DIR/local/NAME of the models directory
-(``S2M3_MODELS``), which is shared with the devices or copied to them. The task spec names that repository and the
-digest of its content, so a copy that is missing, old or damaged is refused by name. They don't travel inside the spec:
-it is retained, and repeated in the assignment of each device that holds the head, and both are small messages that
-people read.
+The weights are written to DIR/local/NAME of the models directory (``S2M3_MODELS``), where agents look for weights that
+no hub has. The directory is shared with the devices or copied to them. The task spec names the repository and the
+digest of its content, so an agent refuses a copy that is missing, old or damaged. The spec doesn't contain the weights:
+it is a retained message, and part of the assignment of each device that holds the head.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ MOST_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder makes of records."""
+    """The features of records."""
 
     name: str  # of the encoder's array
     rows: NDArray[np.float32]  # (n, width)
@@ -239,5 +237,7 @@ def check_name(name: str) -> str:
         BadFile: it isn't one.
     """
     if not re.fullmatch(ID_PATTERN, name):
-        raise BadFile(file="--name", problem=f"{name!r} is no name", fix="use a-z, 0-9 and -, at most 63")
+        raise BadFile(
+            file="--name", problem=f"must be a name of a-z, 0-9 and -, got {name!r}", fix="use at most 63 of these"
+        )
     return name

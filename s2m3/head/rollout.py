@@ -21,7 +21,7 @@ class NotServed(Refusal):
 
 @dataclass(frozen=True)
 class Rollout:
-    """What deploying a task changed."""
+    """The changes that a deployed task made."""
 
     head_on: tuple[DeviceId, ...]
     encoder_on: tuple[DeviceId, ...]
@@ -78,7 +78,7 @@ def _loaded(observer: Observer, since: int, keys: set[ModuleKey], had: set[tuple
     """Whether any heartbeat since then shows one of the modules where it wasn't, or not ready where it was."""
     for sighting in observer.sightings[since:]:
         modules = getattr(sighting.message, "modules", None)
-        if not isinstance(modules, dict):  # no heartbeat
+        if not isinstance(modules, dict):  # not a heartbeat
             continue
         ready = {(sighting.id, key) for key, held in modules.items() if key in keys and held.state == "ready"}
         listed = {(sighting.id, key) for key in modules if key in keys}

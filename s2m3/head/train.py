@@ -24,7 +24,7 @@ from s2m3.reference.whole import load, same
 
 @dataclass(frozen=True)
 class Training:
-    """What is to be trained.
+    """The order for a training.
 
     Args:
         encoder: the task whose features are used, or a node of it as ``TASK:NODE``.

@@ -40,7 +40,7 @@ BEFORE_KILL, AFTER_KILL = 8, 16  # requests
 
 @dataclass
 class Report:
-    """What the demo found; becomes the JSON document."""
+    """The findings of the demo; becomes the JSON document."""
 
     placement: dict[str, list[str]] = field(default_factory=dict)
     standby: dict[str, list[str]] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class Demo:
         self._console.print()
 
     def _assigned(self, role: str) -> list[tuple[str, AssignedModule]]:
-        """What devices are to hold in a role, by device."""
+        """The modules assigned in a role, with their device, ordered by device."""
         return [
             (device, assigned)
             for device, assignment in sorted(self._observer.assignments.items())

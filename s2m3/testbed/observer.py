@@ -1,6 +1,6 @@
-"""What an operator can see: a read-only picture of a running site, built from its state topics.
+"""A read-only picture of a running site as an operator sees it, built from its state topics.
 
-Owns the picture and waiting for it to change. Decides nothing, and what it shows is only what was really published.
+Owns the picture and the wait until it changes. Decides nothing, and shows only what was really published.
 """
 
 from __future__ import annotations
@@ -32,10 +32,16 @@ from broker.transport.port import Delivery, LinkEvent, LinkUp, Outgoing
 
 log = structlog.get_logger()
 
+SIGHTINGS = 1_000_000  # kept at most, in some hundred megabytes: four days of three devices
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Sighting:
-    """One state message, with the time it arrived here."""
+    """One state message, with the time it arrived here.
+
+    A heartbeat that reports the same modules, in the same states, and the same suspects as the one before it of its
+    device is kept as that earlier one, so that a long replay doesn't fill the memory.
+    """
 
     at_s: float
     id: str  # of its device or task; "" for the orchestrator
@@ -60,6 +66,7 @@ class Observer:
         self.routes: dict[str, Route] = {}
         self.drained: set[str] = set()  # devices that an operator takes out of service
         self.sightings: list[Sighting] = []
+        self._last_kept: dict[str, Heartbeat] = {}
         self._states: dict[Topic, dict[str, Any]] = {
             DEVICE_STATE: self.devices,
             DEVICE_HEARTBEAT: self.heartbeats,
@@ -89,11 +96,11 @@ class Observer:
         self._transport.publish(message)
 
     def connected(self, timeout_s: float) -> bool:
-        """Wait until the broker is reached and this observer hears it."""
+        """Wait until the broker is reached and the subscriptions are in force."""
         return self.wait_for(lambda _: self._up, timeout_s)
 
     def wait_for(self, holds: Callable[[Self], bool], timeout_s: float) -> bool:
-        """Look until something holds, or the time is over; says whether it holds."""
+        """Look until something holds, or the time is over; returns whether it holds."""
         until_s = time.monotonic() + timeout_s
         while not holds(self):
             remaining_s = until_s - time.monotonic()
@@ -135,6 +142,16 @@ class Observer:
         except RemoteProtocolError as error:
             log.warning("message_refused", topic=event.topic, error=str(error))
 
+    def _keep(self, at_s: float, name: str, message: BaseModel | None) -> None:
+        if isinstance(message, Heartbeat):
+            before = self._last_kept.get(name)
+            if before is not None and _summary(before) == _summary(message):
+                message = before
+            self._last_kept[name] = message
+        self.sightings.append(Sighting(at_s, name, message))
+        if len(self.sightings) > SIGHTINGS:
+            del self.sightings[: SIGHTINGS // 2]
+
     def _note(self, at_s: float, delivery: Delivery) -> None:
         incoming = read(self.prefix, delivery.topic, delivery.payload)
         if incoming is None:
@@ -145,7 +162,7 @@ class Observer:
             drains = isinstance(message, Drain) and message.drain
             (self.drained.add if drains else self.drained.discard)(name)
             return
-        self.sightings.append(Sighting(at_s, name, message))
+        self._keep(at_s, name, message)
         if topic is ORCHESTRATOR_STATE:
             self.leader = message if isinstance(message, OrchestratorState) else None
         elif message is None:
@@ -154,8 +171,14 @@ class Observer:
             self._states[topic][name] = message
 
 
+def _summary(heartbeat: Heartbeat) -> object:
+    """The part of a heartbeat that a replay looks at."""
+    held = {key: (each.module, each.state, each.load_s, each.error) for key, each in heartbeat.modules.items()}
+    return held, set(heartbeat.suspects), heartbeat.session, heartbeat.epoch, heartbeat.generation
+
+
 def _is_stale(message: BaseModel, known: BaseModel | None) -> bool:
-    """Whether nobody obeys it any more: of an older epoch or generation than what is known."""
+    """Whether it is of an older epoch or generation than the known one, so that no device obeys it."""
     if not isinstance(message, (Route, Assignment)) or not isinstance(known, (Route, Assignment)):
         return False
     return (message.epoch, message.generation) < (known.epoch, known.generation)

@@ -17,7 +17,7 @@ def percentile(values: Sequence[float], share: float) -> float | None:
         share: From 0 to 100; 0 gives the smallest value, 100 the largest.
 
     Returns:
-        One of the values; None when there are none.
+        One of the values; None without any values.
     """
     if not values:
         return None

@@ -1,8 +1,8 @@
 """A whole site on this machine, as real processes: a broker, an orchestrator, agents.
 
-Owns starting and ending them, and what can befall them: killed, paused, cut off, started again. Every process it
-started is gone when the ``with`` block ends, however it ends: they are asked, then killed; and the agents and the
-orchestrator also end by themselves when this process dies.
+Owns their start and end, the wait until the site serves, and failures: kill, pause, cut and restart. Every process is
+gone when the ``with`` block ends: it is asked to end, then killed. The agents and the orchestrator also end by
+themselves when this process dies.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOOK_S = 0.2  # between looks whether a process ended
 ORCHESTRATOR = "orchestrator"
 """The orchestrator's name among the processes and links."""
 SPARE = "orchestrator-spare"
-"""The second orchestrator's, where there is one."""
+"""The name of the second orchestrator, where there is one."""
 
 
 class SiteFailed(S2M3Error):
@@ -60,7 +60,7 @@ class Site:
         agents: the devices.
         site: the topic prefix, for a broker that others use too.
         links: the device (or ``ORCHESTRATOR``) that reaches the broker through a link of its own -> what that is like;
-            who isn't named connects directly.
+            the others connect directly.
         heartbeat_interval_s: how often the orchestrators expect the agents' heartbeats.
         mosquitto_settings: further lines of the configuration, when the broker is ``mosquitto``.
         logs: a directory where what the processes print outlives the site; by default it goes with it.
@@ -174,7 +174,7 @@ class Site:
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self, name: str) -> None:
-        """Let a paused process go on; one that runs takes no notice."""
+        """Let a paused process go on; a running one isn't changed."""
         self._processes[name].send_signal(signal.SIGCONT)
 
     def restart_orchestrator(self) -> None:
@@ -195,7 +195,7 @@ class Site:
             broker.stop()
 
     def end_broker(self) -> None:
-        """Ask the broker to end, and wait until it did: Mosquitto says everybody's will first.
+        """Ask the broker to end, and wait until it did: Mosquitto publishes all wills first.
 
         Raises:
             SiteFailed: the broker isn't this site's own.
@@ -224,11 +224,11 @@ class Site:
         processes = list(self._processes.values())
         self._processes.clear()
         for process in processes:
-            process.send_signal(signal.SIGCONT)  # a paused one hears no goodbye
+            process.send_signal(signal.SIGCONT)  # a paused one can't end
         _end(processes)
 
     def check(self) -> None:
-        """See that every process still runs.
+        """Check that every process still runs.
 
         Raises:
             SiteFailed: one ended by itself; with the end of what it printed.
@@ -350,14 +350,16 @@ class Site:
             self._own_broker = MosquittoBroker(settings=self._mosquitto_settings)
         else:
             raise BadFile(
-                file="--broker", problem=f"{self._broker!r} is none", fix="use embedded, mosquitto or mqtt://host"
+                file="--broker",
+                problem=f"must be embedded, mosquitto or mqtt://host, got {self._broker!r}",
+                fix="use one of these",
             )
         self._stack.enter_context(self._own_broker)
         return self._own_broker.url
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
-    """Ask them to end, all at once; kill who doesn't in time. Says whether nobody had to be killed."""
+    """Ask them to end, all at once, and kill those that don't in time. Returns whether all ended by themselves."""
     for process in processes:
         process.terminate()
     until_s, all_heard = time.monotonic() + GOODBYE_S, True

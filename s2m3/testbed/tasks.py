@@ -1,4 +1,4 @@
-"""What an operator publishes, and how to see that it is carried out: tasks deployed or undeployed, devices drained."""
+"""An operator's orders: deploy or undeploy a task, drain a device; and the wait until they are carried out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def connect(observer: Observer, url: str) -> None:
 
 
 def deploy(observer: Observer, specs: Sequence[TaskSpec], timeout_s: float) -> dict[TaskName, Route | None]:
-    """Publish tasks' specs, all before any is awaited, and wait until each can be served or is refused.
+    """Publish all tasks' specs, then wait until each task is served or refused.
 
     Returns:
         Each task's route: complete, or with the reason why it is unavailable; None when the time was over first.

@@ -157,7 +157,7 @@ def test_a_device_without_the_heads_files_says_so_and_stays_up(site: Site, model
         (("--data", "none"), "none: is not a directory"),
         (("--data", "digits", "--encoder", "pocket/zero-shot"), "head takes image, text; name the encoder of one"),
         (("--data", "digits", "--encoder", "pocket/vqa:hed"), "vqa has no node hed"),
-        (("--data", "digits", "--name", "My Head"), "--name: 'My Head' is no name"),
+        (("--data", "digits", "--name", "My Head"), "--name: must be a name of a-z, 0-9 and -, got 'My Head'"),
         (("--data", "digits", "--limit", "0"), "argument --limit: must be a whole number of at least 1, got '0'"),
         (("--data", "digits", "--encoder", "pocket/zero-shot:text-encoder"), "holds images, and zero-shot takes text"),
         (("--data", "digits", "--limit", "5"), "give each class at least two records"),

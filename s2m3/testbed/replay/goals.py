@@ -55,7 +55,7 @@ class Detection:
 
 
 def detections(played: Sequence[Played]) -> list[Detection]:
-    """What each signal took, over all devices that any replay lost."""
+    """The times that each signal took, over all devices that any replay lost."""
     found: list[Detection] = []
     for signal in get_args(Signal):
         told = [

@@ -1,7 +1,7 @@
-"""Messages that nobody honest sends, from a client that any MQTT program could be.
+"""Hostile messages, such as any MQTT client that may connect can send.
 
-Owns what they are: malformed, short, oversized, stale, and duplicated. They are drawn with a seed, so that a replay can
-be repeated; only the duplicates depend on what was really on the wire.
+Owns their kinds: malformed, short, oversized, stale, and duplicated. They are drawn with a seed, so that a replay can
+be repeated; only the duplicates depend on the messages that were really sent.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Hostile:
             return Outgoing(topic, encode(Assignment(epoch=0, generation=0)))
         if old == "route":
             task = self._chance.choice(self._tasks)
-            route = Route(task=task, epoch=0, generation=0, group=0, unavailable="so says somebody of long ago")
+            route = Route(task=task, epoch=0, generation=0, group=0, unavailable="from an orchestrator of long ago")
             return Outgoing(TASK_ROUTE.at(self._prefix, task=task), encode(route))
         return Outgoing(self._tensors_topic(), self._stale_tensors())
 

@@ -1,7 +1,7 @@
-"""Lets the faults of a scenario happen, each at its time or at the event it waits for.
+"""Injects the faults of a scenario, each at its time or at the event that it waits for.
 
-Owns one thread that acts, and what acting means for a process, a link, the broker. Records what it did, when, and to
-whom; judges nothing.
+Owns one thread, and how each kind of fault is done to a process, a link or the broker. Records what it did, when, and
+to which target; judges nothing.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class Injector:
 
     @property
     def finished(self) -> bool:
-        """Whether all faults came and are over, or gave up waiting."""
+        """Whether all faults were injected and are over, or gave up waiting."""
         with self._changed:
             return not self._queue and not self._armed and not any(helper.is_alive() for helper in self._helpers)
 
     def stop(self) -> None:
-        """Let nothing new happen, and end what lasts."""
+        """Inject nothing more, and end the faults that last."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -102,14 +102,14 @@ class Injector:
             self._try(act)
 
     def _next(self) -> Act | None:
-        """What is due next; None when it is time to end, and then what lasts has been ended."""
+        """The next action that is due; None at the end."""
         with self._changed:
             while not self._stopping:
                 now_s = time.monotonic()
                 for number, (until_s, fault) in list(self._armed.items()):
                     if now_s > until_s:
                         del self._armed[number]
-                        self.troubles.append(f"{_say(fault)} waited {PATIENCE_S:g} s for what never came")
+                        self.troubles.append(f"{_say(fault)} waited {PATIENCE_S:g} s for an event that never came")
                 if self._queue and self._queue[0][0] <= now_s:
                     return heapq.heappop(self._queue)[2]
                 times = [self._queue[0][0]] if self._queue else []
@@ -118,10 +118,10 @@ class Injector:
         return None
 
     def _try(self, act: Act) -> None:
-        """A fault that doesn't come must be told, and those after it come."""
+        """Do it; a failure is recorded, and the faults after it are injected all the same."""
         try:
             act()
-        except Exception as error:  # noqa: BLE001 - whatever it is, this replay doesn't show what it was to show
+        except Exception as error:  # noqa: BLE001 - whatever it is, the fault was not injected
             with self._changed:
                 self.troubles.append(f"{type(error).__name__}: {error}")
 
@@ -147,13 +147,13 @@ class Injector:
 
         return armed if fault.when else now
 
-    # --- what happens ---
+    # --- faults ---
 
     def _act(self, fault: Fault) -> None:
         if fault.kind == "start" and fault.target == KILLED:
             whom = [name for name in dict.fromkeys(self._killed) if name not in self._stage.site.running]
             if not whom:
-                raise SiteFailed("nobody that was killed is away when it should start")
+                raise SiteFailed("no killed device is down when it should start")
         else:
             whom = [self._whom(fault.target)]
         for target in whom:
@@ -186,7 +186,7 @@ class Injector:
                 tasks.set_drain(self._stage.observer, target, drain=fault.kind == "drain")
 
     def _kill(self, target: str) -> None:
-        """Kill it now; that the system takes it away, which takes its time, must not delay the next fault."""
+        """Kill it at once; the wait until it is gone must not delay the next fault."""
         os.kill(self._stage.site.pid(target), signal.SIGKILL)
         self._killed.append(target)
         self._led(target)
@@ -216,7 +216,7 @@ class Injector:
         """The process behind a target, now.
 
         Raises:
-            SiteFailed: nobody is it.
+            SiteFailed: there is no such process.
         """
         if target == ORCHESTRATOR:
             return self._stage.leader
@@ -234,7 +234,7 @@ class Injector:
         else:
             return target
         if not found:
-            raise SiteFailed(f"nobody is {target} when it should befall it")
+            raise SiteFailed(f"no device is {target} when the fault is due")
         return found[0]
 
     def _serving(self, module: str) -> list[str]:
@@ -252,7 +252,7 @@ class Injector:
         return [name for name in self._stage.site.devices if name not in holders]
 
     def _led(self, target: str) -> None:
-        """Who led and is gone leads no more, where somebody waits to take over."""
+        """Note that a standby leads from now on, if the target was the leader and there is a standby."""
         if target == self._stage.leader and self._stage.others:
             self._stage.leader, self._stage.others = self._stage.others[0], (target,)
 
@@ -278,7 +278,7 @@ class Injector:
         resource.prlimit(pid, resource.RLIMIT_DATA, (limit, before[1]))
         self._ends(fault, lambda: _unlimit(pid, before))
 
-    # --- what takes its time ---
+    # --- faults that last, each in a thread ---
 
     def _helper(self, work: Act) -> None:
         thread = threading.Thread(target=self._try, args=(work,), name="fault", daemon=True)
@@ -329,7 +329,7 @@ def _say(fault: Fault) -> str:
 
 
 def _data_bytes(pid: int) -> int:
-    """What the kernel counts against RLIMIT_DATA: private writable memory."""
+    """The bytes that the kernel counts against RLIMIT_DATA: private writable memory."""
     with open(f"/proc/{pid}/status", encoding="ascii") as status:  # noqa: PTH123 - a kernel's file
         line = next(line for line in status if line.startswith("VmData:"))
     return int(line.split()[1]) * 1024

@@ -41,7 +41,7 @@ def draw(file: Path, scenario: Scenario, recording: Recording, found: Report) ->
 
     Raises:
         OSError: the file can't be written.
-        ValueError: the format is none.
+        ValueError: there is no such format.
     """
     lanes = 0.5 * len(scenario.fleet)
     figure = Figure(figsize=(12, 4.5 + lanes), layout="constrained")

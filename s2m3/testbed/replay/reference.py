@@ -1,7 +1,7 @@
-"""The questions of a replay and the answers of the unsplit models to them.
+"""The requests of a replay and the answers of the whole models to them.
 
-Owns which requests a scenario may ask (the demo's table, by task) and that each is answered once a process, before any
-clock runs. Imports torch only when an answer is wanted.
+Owns the requests of each task (those of the demo). Each is answered once a process, before the load starts. Imports
+torch when an answer is computed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def specs_of(names: Sequence[str], redundancy: int) -> list[TaskSpec]:
 
 
 def in_order(requests: Mapping[str, Sequence[DemoRequest]], seed: int) -> Iterator[DemoRequest]:
-    """Requests without end: the tasks in turn, each task's requests shuffled anew whenever all were asked."""
+    """Requests without end: the tasks in turn, each task's requests shuffled again whenever all were asked."""
     chance = random.Random(seed)  # noqa: S311 - a load, not a secret
     decks: dict[str, list[DemoRequest]] = {task: [] for task in requests}
     while True:
@@ -76,9 +76,9 @@ def inputs_of(request: DemoRequest) -> Inputs:
 
 
 def answers(requests: Sequence[DemoRequest]) -> dict[DemoRequest, Answer]:
-    """What the whole models answer, in this process, each once."""
+    """The answers of the whole models, computed in this process, each once."""
     if missing := [request for request in requests if request not in _answers]:
-        import torch  # noqa: PLC0415 - seconds; and a scenario that is wrong is told before
+        import torch  # noqa: PLC0415 - seconds, and a wrong scenario is refused before
 
         torch.set_num_threads(THREADS)
         for task in sorted({request.task for request in missing}):

@@ -8,7 +8,7 @@ Owns the JSON of a replay and the meaning of its fields:
 - of a fault, *detected*, *replaced* and *moves* are as ``timeline`` says. *first_answer* is the first right answer of a
   task that depended on the target: to a request sent after the fault, or one on whose way the target does not stand.
   Each is seconds after the fault, null where it doesn't apply or didn't happen. So is *over*, as ``timeline`` says;
-- who is taken away and *affected* a task is *replaced* in time when that is before the fault is over.
+- a device that is taken away while a task depends on it is *replaced* in time if that is before the fault is over.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from s2m3.testbed.replay.timeline import Injected, Signal
 
 SAME_MOMENT_S = 1.0  # faults so close to each other are one
 Ending = Literal["right", "wrong", "error", "lost"]
-REPLACED_KINDS = timeline.TAKES_AWAY | {"drain"}  # after which somebody else must serve
-QUIET_KINDS = frozenset({"start", "hostile", "undrain", "squeeze", "slow"})  # what no answer has to wait for
+REPLACED_KINDS = timeline.TAKES_AWAY | {"drain"}  # after which another device must serve
+QUIET_KINDS = frozenset({"start", "hostile", "undrain", "squeeze", "slow"})  # no answer has to wait because of these
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class FaultReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What one replay found."""
+    """The findings of one replay."""
 
     name: str
     sent: int
@@ -117,7 +117,7 @@ class Recording:
 
 
 def report(recording: Recording, expect: Expect) -> Report:
-    """What the recording shows."""
+    """The report of a recording."""
     outcomes = recording.outcomes
     endings = Counter(outcome.ending for outcome in outcomes)
     errors = Counter(outcome.code for outcome in outcomes if outcome.ending == "error" and outcome.code)
@@ -170,7 +170,7 @@ def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:
 
 
 def _unreplaced(faults: Sequence[FaultReport]) -> list[str]:
-    """Who served or led, was taken away, and not replaced in time. A replay without any such fault shows nothing."""
+    """A sentence for each device or leader that was not replaced in time, or for a replay that took none away."""
     judged = [fault for fault in faults if fault.kind in REPLACED_KINDS and fault.affected]
     late = [
         f"{fault.kind} of {fault.target} at {fault.at_s:.1f} s: not replaced"
@@ -209,7 +209,7 @@ def _fault(recording: Recording, position: int) -> FaultReport:
 
 
 def _hit(recording: Recording, fault: Injected) -> dict[DeviceId, float]:
-    """When each device was last hit by a fault, until this one or in the same moment."""
+    """The time at which each device was last hit by a fault, until this one or in the same moment."""
     hits = (each for each in recording.faults if each.kind in timeline.TAKES_AWAY)
     return {each.target: each.at_s for each in hits if each.at_s <= fault.at_s + SAME_MOMENT_S}
 

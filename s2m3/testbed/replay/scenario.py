@@ -1,4 +1,4 @@
-"""A replay scenario: what a person writes in ``s2m3/scenarios/*.yaml``, as frozen values.
+"""A replay scenario, as a person writes it in ``s2m3/scenarios/*.yaml``, in frozen values.
 
 Owns the format of the file and which fault may say what. Knows nothing of processes, brokers or clocks. An illegal
 scenario can't exist: every rule is checked at construction, and the error names the field.
@@ -49,7 +49,7 @@ _PARAMETERS = ("for_s", "factor", "messages", "memory", "disconnect", "gently")
 
 
 class When(Spec):
-    """What a fault waits for, from its ``at_s`` on: exactly one of these, seen on the wire."""
+    """The event that a fault waits for, from its ``at_s`` on: exactly one of these, seen on the wire."""
 
     node: NodeName | None = None  # inputs of this node, on their way to another device
     request: TaskName | None = None  # a request for this task
@@ -63,7 +63,7 @@ class When(Spec):
 
 
 class Fault(Spec):
-    """One thing that befalls the site. Times are seconds since the first request."""
+    """One failure or act of an operator. Times are seconds since the first request."""
 
     at_s: NotNegative
     kill: Target | None = None  # SIGKILL
@@ -81,7 +81,7 @@ class Fault(Spec):
     messages: Annotated[int, Field(ge=1, le=100_000)] | None = None
     memory: Bytes | None = None
     disconnect: bool | None = None  # of a partition: the connections end at once, as when a router restarts
-    gently: bool | None = None  # of a restart: SIGTERM. Mosquitto then says everybody's will before it ends
+    gently: bool | None = None  # of a restart: SIGTERM: Mosquitto then publishes all wills before it ends
     when: When | None = None
     every_s: Seconds | None = None  # it comes again and again
     times: Times | None = None  # so often in all
@@ -110,12 +110,12 @@ class Fault(Spec):
 
     @cached_property
     def target(self) -> str:
-        """Whom it befalls, as written."""
+        """Its target, as written."""
         return str(getattr(self, self.kind))
 
     @property
     def last_s(self) -> float:
-        """When it comes for the last time."""
+        """The time at which it comes for the last time."""
         return self.at_s + (self.every_s or 0.0) * ((self.times or 1) - 1)
 
 
@@ -140,7 +140,7 @@ class Load(Spec):
 
 
 class Expect(Spec):
-    """What must hold: each is the most that is allowed, unless its name says otherwise."""
+    """Expectations: each is the most that is allowed, unless its name says otherwise."""
 
     lost: Limit = 0
     wrong: Limit = 0
@@ -150,7 +150,7 @@ class Expect(Spec):
     moves: Limit | None = None  # modules newly active on a device; None: any number
     refusals_at_least: Limit = 0  # modules that a device said it can't hold: where this is what the scenario is about
     served_at_end: bool = True  # whether each task's last request must be answered
-    replaced: bool = False  # whether who is taken away while serving, or leading, must be replaced before the return
+    replaced: bool = False  # whether a device or leader that is taken away must be replaced before its return
     leaders_at_least: Limit = 0  # orchestrators that led, one an epoch, from the one at the first request on
 
 
@@ -162,7 +162,7 @@ class Scenario(Spec):
     persistence: bool = False  # whether the broker keeps retained messages over its restart; Mosquitto only
     seed: int = 0
     heartbeat_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
-    orchestrators: Literal[1, 2] = 1  # the second one is a hot spare
+    orchestrators: Literal[1, 2] = 1  # the second one is the standby
     spares: bool = True  # whether the orchestrator uses leftover memory for standby copies and replicas
     standby: bool = False  # wait before the load until every module has a standby copy that is ready
     fleet: Annotated[tuple[FleetDevice, ...], Field(min_length=1)]
@@ -175,11 +175,11 @@ class Scenario(Spec):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.broker not in {"mosquitto", "embedded"} and not self.broker.startswith("mqtt://"):
-            raise _unsound(("broker",), "is none: use mosquitto, embedded or mqtt://host:port")
+            raise _unsound(("broker",), "must be mosquitto, embedded or mqtt://host:port")
         if self.persistence and self.broker != "mosquitto":
             raise _unsound(("persistence",), f"is a setting of mosquitto, and the broker is {self.broker}")
         if self.standby and not self.spares:
-            raise _unsound(("standby",), "waits for standby copies, and spares: false means that there are none")
+            raise _unsound(("standby",), "waits for standby copies, which spares: false rules out")
         ids = [device.id for device in self.fleet]
         for position, name in enumerate(ids):
             if name in ids[:position]:
@@ -199,10 +199,10 @@ class Scenario(Spec):
                 (*place, "restart"), f"can't restart the broker at {self.broker}, which is not the replay's own"
             )
         if fault.target == BROKER and fault.gently and self.broker == "embedded":
-            raise _unsound((*place, "gently"), "changes nothing: the embedded broker ends without a word in any case")
+            raise _unsound((*place, "gently"), "changes nothing: the embedded broker never announces its end")
         self._check_target(fault.kind, fault.target, (*place, fault.kind), devices)
         if fault.when and fault.when.request and fault.when.request not in self._tasks:
-            raise _unsound((*place, "when", "request"), f"names {fault.when.request}, which is {self._none_of}")
+            raise _unsound((*place, "when", "request"), f"names {fault.when.request}, which is {self._not_of}")
         if fault.when and fault.when.online:
             self._check_target("start", fault.when.online, (*place, "when", "online"), devices)
 
@@ -214,19 +214,19 @@ class Scenario(Spec):
             return  # which modules there are is in the tasks' specs
         if kind != "start" and target.startswith(FRONT_DOOR):
             if (task := target.removeprefix(FRONT_DOOR)) not in self._tasks:
-                raise _unsound(place, f"names the task {task}, which is {self._none_of}")
+                raise _unsound(place, f"names the task {task}, which is {self._not_of}")
         elif target not in known:
             by_name = (f"{MODULE}NAME", f"{STANDBY}NAME", f"{WITHOUT}NAME", f"{FRONT_DOOR}TASK")
             may = [*sorted(known), *(by_name if kind != "start" else ())]
-            raise _unsound(place, f"names {target}, which is none of: {', '.join(may)}")
+            raise _unsound(place, f"must name one of {', '.join(may)}, got {target}")
 
     @property
     def _tasks(self) -> set[TaskName]:
         return {task.rpartition("/")[2].removesuffix(".yaml") for task in self.tasks}
 
     @property
-    def _none_of(self) -> str:
-        return f"none of the scenario's: {', '.join(sorted(self._tasks))}"
+    def _not_of(self) -> str:
+        return f"not one of the scenario's: {', '.join(sorted(self._tasks))}"
 
     def shortened(self) -> Scenario:
         """The same faults in less time: the heartbeat's interval shrinks nearly as much, the deadlines don't."""
@@ -257,5 +257,5 @@ class Scenario(Spec):
 
 
 def _unsound(place: tuple[int | str, ...], sentence: str) -> PydanticCustomError:
-    """A problem between fields, with the place where a person mends it."""
+    """A problem between fields, with the place where a person corrects it."""
     return PydanticCustomError("unsound_scenario", "{sentence}", {"sentence": sentence, "place": place})

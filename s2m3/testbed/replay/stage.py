@@ -1,6 +1,6 @@
-"""The site on which a scenario plays: real processes behind links, somebody who watches, and a camera.
+"""The site on which a scenario plays: real processes behind links, an observer, and a camera.
 
-Owns starting it, waiting until it serves, and putting it back into order for the next scenario of the same make.
+Owns its start, the wait until it serves, and its return to order before the next scenario of the same make.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Stage:
     def restore(self, *, standby: bool) -> None:
         """Start what was killed, and wait until everything is served and nothing moves any more.
 
-        A single orchestrator is started anew after an earlier scenario, whose deaths would keep devices on probation.
+        A single orchestrator is restarted after an earlier scenario, whose deaths would keep devices on probation.
 
         Args:
             standby: wait also until every module has a standby copy that is ready.
@@ -94,14 +94,16 @@ class Stage:
             self.observer.heartbeats.pop(device, None)
             self.site.start_agent(device)
         self._require(self._all_beat, "the orchestrator and all devices were not online")
-        tasks.deploy(self.observer, self.specs, SERVE_S)  # again: who ended last may have known them alone
+        tasks.deploy(
+            self.observer, self.specs, SERVE_S
+        )  # again: an orchestrator that ended may have been the only one to know them
         self._require(self._served, "not every task was served")
         if standby:
             self._require(self._stood_by, "not every module had a standby that is ready")
         self._require(self._settled, "assignments did not come to rest")
 
     def troubles(self) -> list[str]:
-        """A process that ended by itself."""
+        """A sentence for each process that ended by itself."""
         try:
             self.site.check()
         except SiteFailed as error:
@@ -181,25 +183,25 @@ class Stage:
         return all("standby" in roles.get(key, set()) for key in wanted)
 
     def _settled(self, seen: Observer) -> bool:
-        """Whether every device obeys its assignment, all of it is ready, and nobody has heard a new one for a while."""
+        """Whether every device holds what it is assigned, and no assignment or route changed for a while."""
         for device, assignment in seen.assignments.items():
-            beat = seen.heartbeats.get(device)
-            if beat is None:
+            heartbeat = seen.heartbeats.get(device)
+            if heartbeat is None:
                 return False
-            ready = {key for key, held in beat.modules.items() if held.state == "ready"}
+            ready = {key for key, held in heartbeat.modules.items() if held.state == "ready"}
             if {assigned.spec.key for assigned in assignment.modules} - ready:
                 return False
         last_s = max((s.at_s for s in seen.sightings if not isinstance(s.message, Heartbeat)), default=0.0)
         return time.monotonic() - last_s > SETTLED_INTERVALS * self._scenario.heartbeat_interval_s
 
     def _clear(self) -> None:
-        """Leave nothing behind at a broker that isn't ours."""
+        """Clear the retained messages at a broker that isn't the site's own."""
         self.site.stop()
         tasks.clear(self.observer, self.site.devices, [spec.task for spec in self.specs])
 
 
 def make_of(scenario: Scenario) -> tuple[object, ...]:
-    """What of a scenario the processes are started with: scenarios of one make can share them."""
+    """The settings with which the processes are started: scenarios of one make can share a site."""
     return (
         scenario.broker,
         scenario.persistence,

@@ -1,20 +1,20 @@
-"""What the wire shows of a fault: when it was noticed, made good, and what moved. Pure.
+"""A fault as the wire shows it: when it was detected, when its target was replaced, and what moved. Pure.
 
 Owns these definitions. Sees only state messages that were really published, with the time at which they arrived at one
 observer; knows nothing of processes and reads no clock. Times are seconds of the observer's clock.
 
-- *detected*: a device that routes name: the first route published without it. One that no route names: its state
-  ``offline``. The orchestrator: its state offline, or that of another that leads. A device that starts: its first
+- *detected*: a device that routes name: the first route published without it. A device that no route names: its state
+  ``offline``. The orchestrator: its state offline, or that of another one that leads. A device that starts: its first
   heartbeat.
-- *detected by*: `will` when the target's state offline came before, `timeouts` when a coordinator's heartbeat had named
-  it as one whose calls time out, which makes silence tell sooner, and `heartbeats` when nothing but silence told it.
-- *replaced*: from detection on, every task that was served before is served again, without the device unless it beats
-  again. For the orchestrator: one of a higher epoch is online. For the broker: the orchestrator and every route have
-  been published again.
-- *over*: when the fault ends by itself: after its time, or when its target is started again or drained no more.
+- *detected by*: `will` when the target's state offline came before; `timeouts` when a coordinator's heartbeat had named
+  it as a device whose calls time out, so that its silence counted sooner; `heartbeats` when only its silence showed it.
+- *replaced*: from detection on, every task that was served before is served again, without the device unless it sends
+  heartbeats again. For the orchestrator: one of a higher epoch is online. For the broker: the orchestrator and every
+  route have been published again.
+- *over*: the end of the fault: after its time, or when its target is started again or back in service.
 - *moves*: modules newly active on a device, by the assignments.
 - *refusals*: modules that a device newly lists as failed.
-- *leaders*: the epochs in which an orchestrator said that it leads.
+- *leaders*: the epochs in which an orchestrator announced that it leads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UNDONE_BY: Mapping[Kind, Kind] = {"kill": "start", "drain": "undrain"}
 
 @dataclass(frozen=True)
 class Injected:
-    """A fault that really came: when, and whom it befell."""
+    """A fault that was injected: when, and its target."""
 
     at_s: float
     kind: Kind
@@ -47,7 +47,7 @@ class Injected:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the wire shows of one fault; None where it doesn't apply or didn't happen."""
+    """One fault as the wire shows it; None where it doesn't apply or didn't happen."""
 
     affected: frozenset[TaskName]  # the tasks that depended on the target
     detected_s: float | None = None
@@ -87,15 +87,15 @@ def fenced(sightings: Iterable[Sighting]) -> list[Sighting]:
 
 
 def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
-    """What the wire shows of this fault; the sightings are in the order of time."""
+    """The fault as the wire shows it; the sightings are in the order of time."""
     before = routes_before(sightings, fault.at_s)
     after = [sighting for sighting in sightings if sighting.at_s >= fault.at_s]
     if fault.target == BROKER:
-        return Seen(frozenset(before), replaced_s=_said_again(after, before))
+        return Seen(frozenset(before), replaced_s=_republished_s(after, before))
     if fault.target == ORCHESTRATOR:
-        anew_s = _orchestrator_anew(sightings, after)
-        gone = (anew_s, None) if fault.kind == "start" else _orchestrator_gone(after, anew_s)
-        return Seen(frozenset(before), *gone, replaced_s=anew_s)
+        led_s = _new_leader_s(sightings, after)
+        gone = (led_s, None) if fault.kind == "start" else _orchestrator_gone(after, led_s)
+        return Seen(frozenset(before), *gone, replaced_s=led_s)
     if fault.kind == "start":
         return Seen(frozenset(), _first(after, fault.target, Heartbeat))
     affected = frozenset(task for task, route in before.items() if fault.target in named(route))
@@ -110,7 +110,7 @@ def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
 
 
 def over_s(fault: Injected, faults: Iterable[Injected]) -> float | None:
-    """When this fault is over, of the faults that came; None when it lasts to the end."""
+    """The time at which this fault is over, by the faults that came; None when it lasts to the end."""
     if fault.for_s is not None:
         return fault.at_s + fault.for_s
     undone = (fault.target, _UNDONE_BY.get(fault.kind))
@@ -170,7 +170,7 @@ def _is_offline(sighting: Sighting, device: DeviceId) -> bool:
 
 
 def _replaced(after: Iterable[Sighting], before: Routes, device: DeviceId, *, may_return: bool) -> float | None:
-    """When every task is served without the device, or with it after it came back, if it may."""
+    """The time from which every task is served without the device, or with it after it came back, if it may."""
     routes, back = dict(before), False
     wanted = {task for task, route in before.items() if route.complete or device in named(route)}
     for sighting in after:
@@ -184,17 +184,17 @@ def _replaced(after: Iterable[Sighting], before: Routes, device: DeviceId, *, ma
     return None
 
 
-def _orchestrator_gone(after: Iterable[Sighting], anew_s: float | None) -> tuple[float | None, Signal | None]:
+def _orchestrator_gone(after: Iterable[Sighting], led_s: float | None) -> tuple[float | None, Signal | None]:
     """By its will, unless a spare that missed its heartbeats leads before that comes."""
     for sighting in after:
-        if anew_s is not None and sighting.at_s >= anew_s:
-            return anew_s, "heartbeats"
+        if led_s is not None and sighting.at_s >= led_s:
+            return led_s, "heartbeats"
         if isinstance(sighting.message, OrchestratorState) and not sighting.message.online:
             return sighting.at_s, "will"
     return None, None
 
 
-def _orchestrator_anew(sightings: Iterable[Sighting], after: Sequence[Sighting]) -> float | None:
+def _new_leader_s(sightings: Iterable[Sighting], after: Sequence[Sighting]) -> float | None:
     begin_s = after[0].at_s if after else 0.0
     states = [s.message for s in sightings if s.at_s < begin_s and isinstance(s.message, OrchestratorState)]
     epoch = max((state.epoch for state in states), default=0)
@@ -205,7 +205,7 @@ def _orchestrator_anew(sightings: Iterable[Sighting], after: Sequence[Sighting])
     return None
 
 
-def _said_again(after: Iterable[Sighting], before: Routes) -> float | None:
+def _republished_s(after: Iterable[Sighting], before: Routes) -> float | None:
     leads, missing = False, {task for task, route in before.items() if route.complete}
     for sighting in after:
         message = sighting.message
@@ -286,7 +286,7 @@ def stood_by(
         sightings: in the order of time.
         device: the one.
         at_s: the time.
-        hit: devices that a fault befell until then -> when it last did; who hasn't beaten since is no help.
+        hit: device hit by a fault until then -> when; it counts again after its next heartbeat.
     """
     served: dict[DeviceId, set[str]] = {}
     ready: dict[DeviceId, set[str]] = {}
@@ -327,7 +327,7 @@ def bands(sightings: Sequence[Sighting], silence_s: float, end_s: float) -> list
 
 
 def _holdings(sightings: Iterable[Sighting], end_s: float) -> Iterator[tuple[float, set[tuple[str, str]]]]:
-    """What a device really holds, with the role assigned, whenever it says so or is gone."""
+    """The modules that a device really holds, with their assigned role, at each heartbeat and at its end."""
     roles: dict[str, str] = {}
     for sighting in sightings:
         message = sighting.message

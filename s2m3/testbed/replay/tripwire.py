@@ -1,4 +1,4 @@
-"""Waits for what a fault waits for: a request, tensors for a node, a device that beats again.
+"""Waits for the event that a fault waits for: a request, tensors for a node, the first heartbeat of a device.
 
 Owns one connection that sees the data topics, and remembers the last few messages as they were, for those who replay
 them. Its network thread only compares and calls back.

@@ -69,8 +69,8 @@ def test_a_restart_kills_unless_it_is_gentle_and_starts_again(
 @pytest.mark.parametrize(
     ("fault", "trouble"),
     [
-        ({"restart": "broker", "when": {"online": "killed"}}, "nobody is killed"),
-        ({"start": "killed"}, "nobody that was killed is away"),
+        ({"restart": "broker", "when": {"online": "killed"}}, "no device is killed"),
+        ({"start": "killed"}, "no killed device is down"),
         ({"slow": "gw-a", "factor": 2, "for_s": 1}, "gw-a is not there"),
     ],
 )

@@ -64,7 +64,7 @@ def changed(**fields: Any) -> str:
     return yaml.safe_dump({**yaml.safe_load(EXAMPLE), **fields}, sort_keys=False)
 
 
-def test_the_design_s_example_is_read_and_its_faults_are_in_order_of_time(tmp_path: Path) -> None:
+def test_the_example_is_read_and_its_faults_are_in_order_of_time(tmp_path: Path) -> None:
     scenario = load_spec(written(tmp_path, EXAMPLE), Scenario)
     assert scenario.fleet[2].memory == 150 * 2**20
     kinds = [(fault.at_s, fault.kind, fault.target) for fault in scenario.timeline()]
@@ -83,7 +83,11 @@ def test_the_design_s_example_is_read_and_its_faults_are_in_order_of_time(tmp_pa
 @pytest.mark.parametrize(
     ("fault", "place", "sentence"),
     [
-        ({"at_s": 1, "kill": "gw-x"}, "faults.0.kill", "names gw-x, which is none of: gw-a, gw-b, gw-c, killed"),
+        (
+            {"at_s": 1, "kill": "gw-x"},
+            "faults.0.kill",
+            "must name one of gw-a, gw-b, gw-c, killed, orchestrator, module:NAME",
+        ),
         ({"at_s": 20, "kill": "gw-a"}, "faults.0.at_s", "comes at 20 s, and the load ends at 20 s"),
         ({"at_s": 19, "kill": "gw-a", "every_s": 1, "times": 2}, "faults.0.at_s", "comes at 20 s"),
         ({"at_s": 1, "kill": "gw-a", "pause": "gw-b", "for_s": 1}, "faults.0", "has 2 kinds (kill, pause)"),
@@ -92,11 +96,15 @@ def test_the_design_s_example_is_read_and_its_faults_are_in_order_of_time(tmp_pa
         ({"at_s": 1, "kill": "gw-a", "for_s": 1}, "faults.0.for_s", "means nothing to a fault of kind kill"),
         ({"at_s": 1, "kill": "gw-a", "gently": True}, "faults.0.gently", "means nothing to a fault of kind kill"),
         ({"at_s": 1, "kill": "gw-a", "every_s": 1}, "faults.0", "repeats with every_s and times together"),
-        ({"at_s": 1, "kill": "front-door:nope"}, "faults.0.kill", "names the task nope, which is none"),
+        ({"at_s": 1, "kill": "front-door:nope"}, "faults.0.kill", "names the task nope, which is not one"),
         ({"at_s": 1, "restart": "gw-a"}, "faults.0.restart", "Input should be 'broker' or 'orchestrator'"),
         ({"at_s": -1, "kill": "gw-a"}, "faults.0.at_s", "greater than or equal to 0"),
         ({"at_s": 1, "kill": "gw-a", "when": {}}, "faults.0.when", "names not exactly one event"),
-        ({"at_s": 1, "kill": "gw-a", "when": {"online": "gw-x"}}, "faults.0.when.online", "names gw-x"),
+        (
+            {"at_s": 1, "kill": "gw-a", "when": {"online": "gw-x"}},
+            "faults.0.when.online",
+            "must name one of gw-a, gw-b, gw-c, killed, orchestrator, got gw-x",
+        ),
         ({"at_s": 1, "slow": "gw-a", "factor": 1, "for_s": 1}, "faults.0.factor", "greater than 1"),
         (
             {"at_s": 1, "kill": "broker"},
@@ -106,7 +114,7 @@ def test_the_design_s_example_is_read_and_its_faults_are_in_order_of_time(tmp_pa
         (
             {"at_s": 1, "kill": "gw-a", "when": {"request": "nix"}},
             "faults.0.when.request",
-            "names nix, which is none of the scenario's: ",
+            "names nix, which is not one of the scenario's: ",
         ),
     ],
 )

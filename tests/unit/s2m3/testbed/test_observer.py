@@ -1,0 +1,68 @@
+"""The state messages that an observer keeps, without a broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from broker.protocol.codec import encode
+from broker.protocol.messages import Heartbeat
+from broker.protocol.topics import DEVICE_HEARTBEAT
+from broker.transport.port import Delivery
+from s2m3.testbed import observer
+from s2m3.testbed.observer import Observer
+from tests.builders import heartbeat
+
+READY = {"k": {"module": "m", "state": "ready", "memory_bytes": 1}}
+
+
+class Nowhere:
+    """A transport that reaches no broker."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.subscribed: tuple[str, ...] = ()
+
+    def subscribe(self, *filters: str) -> None:
+        self.subscribed = filters
+
+    def start(self) -> None:
+        """Connect to nothing."""
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Observer:
+    monkeypatch.setattr(observer, "connect", Nowhere)
+    return Observer("mqtt://nowhere", client_id="watcher")
+
+
+def report(seen: Observer, seq: int, **fields: Any) -> Heartbeat:
+    """Let a heartbeat arrive; returns what is kept of it."""
+    message = heartbeat(seq, progress=seq, **fields)
+    seen._put(Delivery(DEVICE_HEARTBEAT.at(seen.prefix, device="gw-a"), encode(message)))
+    seen.look()
+    assert seen.heartbeats["gw-a"] == message, "the newest is known as it is"
+    kept = seen.sightings[-1].message
+    assert isinstance(kept, Heartbeat)
+    return kept
+
+
+def test_heartbeats_that_report_the_same_are_kept_once(seen: Observer) -> None:
+    first = report(seen, 1, modules=READY)
+    assert report(seen, 2, modules=READY) is first
+    suspicious = report(seen, 3, modules=READY, suspects={"gw-b": 0.5})
+    assert suspicious.suspects
+    assert report(seen, 4, modules=READY, suspects={"gw-b": 1.5}) is suspicious
+    assert not report(seen, 5).modules
+    assert report(seen, 6, modules=READY, session=2).session == 2
+    assert [sighting.id for sighting in seen.sightings] == ["gw-a"] * 6
+
+
+def test_the_oldest_sightings_are_dropped_in_the_end(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observer, "SIGHTINGS", 10)
+    for seq in range(100):
+        report(seen, seq, session=seq)
+    assert 5 <= len(seen.sightings) <= 10
+    last = seen.sightings[-1].message
+    assert isinstance(last, Heartbeat)
+    assert last.session == 99
