@@ -67,19 +67,27 @@ def outcome(split: Split, task: TaskSpec, request: dict[str, RawInput]) -> tuple
         return error, Output({})
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_odd_inputs_are_answered_with_finite_numbers_or_refused_with_one_sentence(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name, entry = next(iter(FAMILIES[family].items()))
+@pytest.fixture
+def family_models(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[TaskSpec, dict[str, RawInput]]:
+    """A family's first task, with tiny models in the models directory, and the inputs of an ordinary request."""
+    name, entry = next(iter(FAMILIES[request.param].items()))
     for repository, changes in entry["changes"].items():
         random_weights.write(zoo.published(repository), tmp_path, changes=changes)
     monkeypatch.setenv("S2M3_MODELS", str(tmp_path))
-    task, split = load_task(name), Split()
-    for request in with_each(task, entry["requests"][0], ANSWERED):
+    return load_task(name), entry["requests"][0]
+
+
+@pytest.mark.parametrize("family_models", sorted(FAMILIES), indirect=True)
+def test_odd_inputs_are_answered_with_finite_numbers_or_refused_with_one_sentence(
+    family_models: tuple[TaskSpec, dict[str, RawInput]],
+) -> None:
+    (task, usual), split = family_models, Split()
+    for request in with_each(task, usual, ANSWERED):
         output = split.run(task, request)
         assert all(np.isfinite(array).all() for array in output.tensors.values())
-    for request in with_each(task, entry["requests"][0], EITHER):
+    for request in with_each(task, usual, EITHER):
         refusal, output = outcome(split, task, request)
         assert all(np.isfinite(array).all() for array in output.tensors.values())
         if refusal is not None:
@@ -88,15 +96,12 @@ def test_odd_inputs_are_answered_with_finite_numbers_or_refused_with_one_sentenc
             assert ": " in refusal.message, "it says what to do"
 
 
-@pytest.mark.parametrize("family", ["llava", "smolvlm"])
+@pytest.mark.parametrize("family_models", ["llava", "smolvlm"], indirect=True)
 def test_a_question_with_the_pictures_token_is_refused_with_the_remedy(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family_models: tuple[TaskSpec, dict[str, RawInput]],
 ) -> None:
-    name, entry = next(iter(FAMILIES[family].items()))
-    for repository, changes in entry["changes"].items():
-        random_weights.write(zoo.published(repository), tmp_path, changes=changes)
-    monkeypatch.setenv("S2M3_MODELS", str(tmp_path))
+    task, usual = family_models
     with pytest.raises(
         RequestFailed, match="the question has <image> in it, which stands for the picture: leave it out"
     ):
-        Split().run(load_task(name), entry["requests"][0] | {"text": EITHER["text"][0]})
+        Split().run(task, usual | {"text": EITHER["text"][0]})

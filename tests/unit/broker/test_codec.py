@@ -25,7 +25,6 @@ from broker.protocol.codec import (
 from broker.protocol.errors import ErrorCode, RemoteProtocolError, RequestFailed
 from broker.protocol.messages import (
     ErrorBody,
-    NodeDone,
     NodeFailed,
     NodeInputs,
     OrchestratorState,
@@ -36,6 +35,7 @@ from broker.protocol.messages import (
 )
 from broker.protocol.specs import InputSpec
 from broker.protocol.tensors import pack, unpack
+from tests.builders import done, failed
 
 IMAGE = {"image": InputSpec(kind="image", bytes=1000)}
 BOTH = IMAGE | {"text": InputSpec(kind="text", bytes=10)}
@@ -56,18 +56,8 @@ INPUTS = NodeInputs(
     timings=(Timing(node="e", device="gw-a", queue_s=0, compute_s=0.5, output_bytes=8, attempt=0),),
     second_door=("gw-c",),
 )
-DONE = NodeDone(request="r-1", task="pick", node="head", epoch=1, generation=2, attempt=0, queue_s=0.25)
-FAILED = NodeFailed(
-    request="r-1",
-    task="pick",
-    node="head",
-    epoch=1,
-    generation=2,
-    attempt=3,
-    device="gw-b",
-    retry=False,
-    error=ErrorBody(code=ErrorCode.MODULE_FAILED, message="no"),
-)
+DONE = done(INPUTS, queue_s=0.25)
+FAILED = failed(INPUTS, attempt=3, retry=False, error=ErrorBody(code=ErrorCode.MODULE_FAILED, message="no"))
 ENVELOPES = [
     pytest.param(
         INPUTS,

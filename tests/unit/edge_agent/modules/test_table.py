@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import Any
 
@@ -12,6 +11,7 @@ from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent.modules import FAMILIES, load
 from tests.builders import module
+from tests.patience import run_python
 
 
 def spec(**changes: Any) -> ModuleSpec:
@@ -22,13 +22,13 @@ def spec(**changes: Any) -> ModuleSpec:
 
 def test_an_agent_starts_without_torch_and_transformers() -> None:
     code = "import edge_agent.modules, edge_agent.runtime.store, sys; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    found = run_python(code).split()
     assert not {"torch", "transformers", "PIL"} & set(found)
 
 
 def test_a_vision_family_does_not_import_transformers() -> None:
     code = "import edge_agent.modules.families.efficientnet, sys; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    found = run_python(code).split()
     assert "transformers" not in found
 
 

@@ -22,6 +22,7 @@ from s2m3.bench.requests import requests
 from s2m3.catalogue import load_task
 from s2m3.cli.main import main
 from s2m3.testbed.site import SiteFailed
+from tests.patience import run_python
 
 KINDS = (
     "retrieval",
@@ -155,7 +156,7 @@ def test_a_wrong_file_of_mixes_is_named_with_its_line(tmp_path: Path, monkeypatc
 
 def test_counting_and_measuring_do_without_torch() -> None:
     code = "import s2m3.cli.bench.memory, s2m3.bench.memory.measure, sys; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    found = run_python(code).split()
     assert not {"torch", "transformers"} & set(found)
 
 

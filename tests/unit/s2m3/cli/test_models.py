@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from edge_agent.modules.weights import hub
 from s2m3.catalogue import load_task
 from s2m3.cli.main import main
 from s2m3.reference import random_weights, zoo
+from tests.patience import run_python
 
 REPOSITORIES = sorted(
     json.loads(path.read_text())["repository"] for path in (catalog.DIRECTORY / "hub" / "configs").glob("*.json")
@@ -182,5 +181,5 @@ def test_an_unknown_repository_is_refused_with_exit_code_2(capsys: pytest.Captur
 
 def test_the_command_line_is_parsed_without_torch() -> None:
     code = "import s2m3.cli.models, sys; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    found = run_python(code).split()
     assert not {"torch", "transformers"} & set(found)

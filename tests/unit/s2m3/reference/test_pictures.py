@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
 
@@ -12,6 +10,7 @@ from broker.protocol.codec import MAX_INPUT_BYTES
 from edge_agent.modules.inputs import decoding
 from s2m3.catalogue import load_task
 from s2m3.reference import pictures
+from tests.patience import run_python
 
 
 @pytest.mark.parametrize("picture", pictures.pictures(), ids=lambda picture: picture.name)
@@ -52,5 +51,5 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 
 def test_finding_a_picture_does_not_import_its_package() -> None:
     code = "import sys; from s2m3.reference.pictures import pictures; list(pictures()); print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    found = run_python(code).split()
     assert not {"skimage", "sklearn", "torch"} & set(found)
