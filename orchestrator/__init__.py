@@ -1,1 +1,1 @@
-"""Decides: who is alive, what goes where, which way a request may go."""
+"""The orchestrator: decides which devices are alive, which device has which module, and each task's route."""

@@ -1,7 +1,4 @@
-"""The orchestrator: ``python -m orchestrator``. Arguments, then the loop.
-
-Owns how the process begins and ends. Knows nothing of devices or tasks.
-"""
+"""The orchestrator's program: ``python -m orchestrator``. Owns how the process begins and ends."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=STATE_DIR,
         type=Path,
         metavar="DIR",
-        help="where the epoch is kept; it must survive restarts; default %(default)s",
+        help="where the epoch and the deployed tasks are kept; it must survive restarts; default %(default)s",
     )
     parser.add_argument(
         "--heartbeat-interval",

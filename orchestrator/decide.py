@@ -221,7 +221,7 @@ def _roll_back(state: State, now_s: float) -> State:
         placement=snapshot.placement,
         generation=state.generation + 1,
         routes={task: route.model_copy(update=stamp) for task, route in snapshot.routes.items()},
-        assignments={device: said.model_copy(update=stamp) for device, said in snapshot.assignments.items()},
+        assignments={name: last.model_copy(update=stamp) for name, last in snapshot.assignments.items()},
         drain_attempt=None,
     )
 

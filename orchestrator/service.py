@@ -205,13 +205,13 @@ class Orchestrator:
         if isinstance(event, LinkDown):
             _log.warning("waiting_for_broker", broker=self._url, reason=event.reason)
         seen = self._event_of(event) if isinstance(event, Delivery) else None
-        said = seen.message if isinstance(seen, LeaderStateReceived) else event
-        if not isinstance(said, LinkUp | LinkDown | OrchestratorState):
+        news = seen.message if isinstance(seen, LeaderStateReceived) else event
+        if not isinstance(news, LinkUp | LinkDown | OrchestratorState):
             return watch
         retained = isinstance(event, Delivery) and event.retain
-        after = standby.on_event(watch, said, time.monotonic(), retained=retained)
+        after = standby.on_event(watch, news, time.monotonic(), retained=retained)
         if after.leader not in {watch.leader, None}:
-            _log.info("waiting_as_spare", epoch=after.epoch, broker=self._url, prefix=self._prefix)
+            _log.info("waiting_as_standby", epoch=after.epoch, broker=self._url, prefix=self._prefix)
         return after
 
     def _lead(self, seen: int) -> None:

@@ -47,7 +47,7 @@ def republish_all(state: State) -> tuple[State, list[Action]]:
         *announce_leadership(state),
         *(events.PublishSpec(state.tasks[task]) for task in lost),
         *(events.PublishRoute(route) for task, route in sorted(state.routes.items()) if task in state.delivered_specs),
-        *(events.PublishAssignment(device, said) for device, said in sorted(state.assignments.items())),
+        *(events.PublishAssignment(device, last) for device, last in sorted(state.assignments.items())),
     ]
 
 
@@ -130,7 +130,7 @@ def clear_outdated_topics(state: State, _moment: Moment) -> tuple[State, list[Ac
         state,
         routes={task: route for task, route in state.routes.items() if task not in without},
         retained_routes={},
-        assignments={device: said for device, said in state.assignments.items() if device not in forgotten},
+        assignments={device: last for device, last in state.assignments.items() if device not in forgotten},
         assigned_s={device: at_s for device, at_s in state.assigned_s.items() if device not in forgotten},
     )
     return state, [*map(events.ClearRoute, without), *map(events.ClearAssignment, forgotten)]

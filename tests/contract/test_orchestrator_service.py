@@ -347,7 +347,7 @@ def test_a_standby_takes_over_when_the_leaders_will_comes_and_the_old_leader_wai
     (control,) = [name for name in memory.made if name.endswith("-control")]
     with capture_logs() as log:
         second = memory.lead()
-        memory.until(lambda: any(line["event"] == "waiting_as_spare" for line in log))
+        memory.until(lambda: any(line["event"] == "waiting_as_standby" for line in log))
 
     # 1. the leader is cut off: the spare leads at once, with a higher epoch; the other believes that it still does
     with memory_broker.partitioned(control):
@@ -726,7 +726,7 @@ def test_a_second_process_waits_and_leads_when_the_first_is_killed(
     wait_until_leading(first)
     spare = start_process("two")
     assert spare.stderr is not None
-    assert any(json.loads(line)["event"] == "waiting_as_spare" for line in spare.stderr)
+    assert any(json.loads(line)["event"] == "waiting_as_standby" for line in spare.stderr)
     first.kill()
     assert {"epoch": 2, "event": "leading"}.items() <= wait_until_leading(spare)[0].items()
     spare.communicate(timeout=patience_s)
