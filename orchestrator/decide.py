@@ -107,8 +107,8 @@ def _on_leader_message(state: State, seen: events.LeaderStateReceived, now_s: fl
     if state.link is None or any(isinstance(action, events.Resign) for action in actions):
         return state, actions
     outdated = seen.message.epoch < state.epoch and seen.message.online
-    if (state.republish_at_s is None and not outdated) or publish.lost_specs(state):
-        return state, actions  # specs may still arrive: until then none counts as lost
+    if state.republish_at_s is None and not outdated:
+        return state, actions
     return publish.republish_all(replace(state, republish_at_s=None))
 
 
@@ -136,6 +136,7 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
                 sessions=(*state.sessions, event.session)[-_SESSIONS_KEPT:],
                 broker_kept_memory=False,
                 delivered_specs=frozenset(),
+                withheld_routes=frozenset(),
                 retained_routes={},
                 unconfirmed_drains=state.unconfirmed_drains | state.cluster.drained,
                 reviewed_s=now_s,  # what devices measure just after an outage is of its backlog

@@ -144,6 +144,7 @@ class State:
     broker_kept_memory: bool = False  # whether the broker knows an earlier link of ours
     delivered_specs: frozenset[TaskName] = frozenset()  # tasks whose specs came over this link
     retained_routes: Mapping[TaskName, RetainedRouteReceived] = field(default_factory=dict)  # came over this link
+    withheld_routes: frozenset[TaskName] = frozenset()  # not published again yet, because their specs are missing
     unconfirmed_drains: frozenset[DeviceId] = frozenset()  # ordered before this link, and not received over it yet
     tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)
     invalid: Mapping[TaskName, str] = field(default_factory=dict)

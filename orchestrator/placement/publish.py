@@ -40,13 +40,19 @@ def request_rebirth(state: State, event: Event, now_s: float) -> tuple[State, li
 
 
 def republish_all(state: State) -> tuple[State, list[Action]]:
-    """Publish all again, for the broker may have lost its memory; a task that was undeployed meanwhile is left out."""
-    lost = lost_specs(state)
-    state = replace(state, delivered_specs=state.delivered_specs | set(lost))
+    """Publish all again, for the broker may have lost its memory.
+
+    If it has sent nothing, it has lost the specs as well. Otherwise a missing spec may be late, or its task undeployed:
+    its route waits until that is known.
+    """
+    has_memory = state.broker_kept_memory or state.delivered_specs or state.retained_routes
+    lost = [] if has_memory else lost_specs(state)
+    delivered = state.delivered_specs | set(lost)
+    state = replace(state, delivered_specs=delivered, withheld_routes=frozenset(state.routes.keys() - delivered))
     return state, [
         *announce_leadership(state),
         *(events.PublishSpec(state.tasks[task]) for task in lost),
-        *(events.PublishRoute(route) for task, route in sorted(state.routes.items()) if task in state.delivered_specs),
+        *(events.PublishRoute(route) for task, route in sorted(state.routes.items()) if task in delivered),
         *(events.PublishAssignment(device, last) for device, last in sorted(state.assignments.items())),
     ]
 
@@ -65,8 +71,11 @@ def restore_lost_retained_topics(state: State, moment: Moment) -> tuple[State, l
     lost = lost_specs(state)
     for task in (state.tasks.keys() | state.invalid.keys()) - state.delivered_specs - set(lost):
         state = without_task(state, task)
-    state = replace(state, delivered_specs=frozenset(state.tasks.keys() | state.invalid.keys()))
-    return state, [*map(events.PublishDrain, drains), *(events.PublishSpec(state.tasks[task]) for task in lost)]
+    known = frozenset(state.tasks.keys() | state.invalid.keys())
+    routes = [events.PublishRoute(state.routes[task]) for task in sorted(state.withheld_routes & known)]
+    state = replace(state, delivered_specs=known, withheld_routes=frozenset())
+    specs = [events.PublishSpec(state.tasks[task]) for task in lost]
+    return state, [*map(events.PublishDrain, drains), *specs, *routes]
 
 
 def lost_specs(state: State) -> list[TaskName]:

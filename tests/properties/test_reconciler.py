@@ -190,7 +190,7 @@ class Reconciler(RuleBasedStateMachine):
             agent.up = False
             will = DeviceStateReceived(device, offline(agent.session))
             if heard == "now":
-                self.births.pop(device, None)
+                self.births[device] = will  # retained
                 self.announced_dead.add(device)
                 self.say(will)
             elif heard == "later":
