@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from broker.cost_model import objective_s, source_of
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.exact import Optimum, exact
@@ -48,14 +51,27 @@ def test_the_optimum_keeps_to_the_memory_and_places_every_module_once(instance: 
 
 @CALMLY
 @given(instances(most_devices=4, most_tasks=3))
-def test_exact_is_at_most_refined_and_refined_at_most_greedy(instance: Instance) -> None:
-    if found := optimum(*instance):
-        better = refined(*instance)
+def test_exact_is_at_most_refined_and_refined_at_most_greedy_and_all_count_as_the_cost_model(
+    instance: Instance,
+) -> None:
+    devices, wanted = instance
+    by_id = {device.id: device for device in devices}
+
+    def counted_s(where: Mapping[str, str]) -> float:
+        sources = {task.task: source_of(task, by_id) for task in wanted}
+        return objective_s(wanted, {key: by_id[home] for key, home in where.items()}, sources)
+
+    if found := optimum(devices, wanted):
+        better = refined(devices, wanted)
         assert found.objective_s <= better.objective_s * (1 + EQUAL)
+        assert found.objective_s == pytest.approx(counted_s(found.where), rel=EQUAL)
+        assert better.objective_s == pytest.approx(counted_s(better.where), rel=EQUAL)
         try:
-            assert better.objective_s <= place(*instance).objective_s * (1 + EQUAL)
+            greedy = place(devices, wanted)
         except NoDeviceFits:
             return
+        assert better.objective_s <= greedy.objective_s * (1 + EQUAL)
+        assert greedy.objective_s == pytest.approx(counted_s(greedy.where), rel=EQUAL)
 
 
 @CALMLY

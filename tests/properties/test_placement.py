@@ -162,7 +162,7 @@ def placed_tasks(draw: st.DrawFn) -> tuple[list[DeviceSpec], TaskSpec, dict[str,
     return devices, task, {key: there for key in keys if (there := draw(home)) is not None}
 
 
-@CALMLY
+@settings(CALMLY, max_examples=200)
 @given(placed_tasks())
 def test_the_latency_is_that_of_letting_time_go_on_event_by_event(
     drawn: tuple[list[DeviceSpec], TaskSpec, dict[str, str]],
