@@ -94,22 +94,18 @@ def _destinations(
         if not errors:
             break
     reasons = [no_fit_reason(error, placement.tasks, bars) for error in errors.values()]
-    room = {spec.id: spec.memory_bytes for spec in staying}
-    for key, homes in placement.actives.items():
-        for home in homes:
-            if home in room and key in modules:
-                room[home] -= modules[key][1].memory_bytes
+    free = planner_input.free_bytes(placement, staying, modules)
     to: dict[ModuleKey, DeviceId] = {}
     why: dict[ModuleKey, str] = {}
     for key in leaving:
         goal = target.where.get(key)
         if goal is None:
             why[key] = reasons[0] if reasons else "no other device may take it"
-        elif modules[key][1].memory_bytes > room[goal]:
+        elif modules[key][1].memory_bytes > free[goal]:
             why[key] = f"{goal} has no room for it beside what it serves until that has moved"
         else:
             to[key] = goal
-            room[goal] -= modules[key][1].memory_bytes
+            free[goal] -= modules[key][1].memory_bytes
     return to, why
 
 

@@ -10,13 +10,16 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskSpec
 from orchestrator.membership.device import Device
 from orchestrator.placement.deployability import refused_too_often, why_unservable
 from orchestrator.planner.placement import AtHand, Bars
 from orchestrator.state import CurrentPlacement, Facts, State
+
+Modules = Mapping[ModuleKey, tuple[ModuleName, ModuleSpec]]
+"""The distinct modules of some tasks, with their names."""
 
 
 def facts_of(state: State) -> Facts:
@@ -122,6 +125,16 @@ def memory_credit(state: State, placement: CurrentPlacement, facts: Facts) -> di
             own = max(device.modules[key].memory_bytes, placement.modules[key][1].memory_bytes)
             credit[home] = credit.get(home, 0) + max(0, facts.footprints[key] - own)
     return {device: size_bytes for device, size_bytes in credit.items() if size_bytes}
+
+
+def free_bytes(placement: CurrentPlacement, devices: Iterable[DeviceSpec], modules: Modules) -> dict[DeviceId, int]:
+    """The memory that all active copies leave on each device."""
+    free = {device.id: device.memory_bytes for device in devices}
+    for key, homes in placement.actives.items():
+        for home in homes:
+            if home in free:
+                free[home] -= modules[key][1].memory_bytes
+    return free
 
 
 def copies_at_hand(state: State) -> AtHand:

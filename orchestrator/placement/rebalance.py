@@ -144,16 +144,13 @@ class _Costs:
     def worthwhile_moves(self, target: Mapping[ModuleKey, DeviceId]) -> dict[ModuleKey, DeviceId]:
         """The moves towards another placement that fit beside all active copies, and of which each gains enough."""
         modules = distinct_modules(self.tasks)
-        room = {name: device.memory_bytes for name, device in self.devices.items()}
-        for key, homes in self.placement.actives.items():
-            for home in homes:
-                room[home] = room.get(home, 0) - modules[key][1].memory_bytes
+        free = planner_input.free_bytes(self.placement, self.devices.values(), modules)
         moves: dict[ModuleKey, DeviceId] = {}
         for key, (_, module) in modules.items():
             to = target[key]
-            if to not in self.placement.actives[key] and module.memory_bytes <= room[to]:
+            if to not in self.placement.actives[key] and module.memory_bytes <= free[to]:
                 moves[key] = to
-                room[to] -= module.memory_bytes
+                free[to] -= module.memory_bytes
         for key in reversed(list(moves)):
             others = {other: to for other, to in moves.items() if other != key}
             if self.cost_s(others, of=moves) - self.cost_s(moves, of=moves) < GAIN_S:

@@ -1,299 +1,354 @@
-"""Births, wills, heartbeats and silence."""
+"""Suspicions, probation, mass silence and stalls: the failure detector over a fleet."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import pytest
 
-from broker.protocol.messages import DeviceProfile, DeviceState, HeldModule
-from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
+from broker.protocol.messages import SUSPECTED_FOR_S
+from broker.transport.port import LinkDown, LinkUp
 from orchestrator.membership.cluster import (
     Cluster,
     DeviceStateReceived,
+    DrainReceived,
     HeartbeatReceived,
+    MembershipEvent,
+    Overslept,
     Tick,
 )
-from orchestrator.membership.device import WILLS_S, Fitness
-from orchestrator.membership.failure_detector import next_deadline_s, on_event, on_own_heartbeat
-from tests.builders import heartbeat, offline, profile
+from orchestrator.membership.device import Fitness
+from orchestrator.membership.failure_detector import (
+    ECHO_GIVEN_UP_S,
+    MASS_SILENCE_INTERVALS,
+    next_deadline_s,
+    on_event,
+    on_own_heartbeat,
+)
+from orchestrator.membership.flap_damping import FORGIVE_AFTER_S, PROBATION_HEARTBEATS
+from tests.builders import heartbeat, offline, online, profile
 
 PROFILE = profile(1000, latency_s=0.002)
-OTHER = PROFILE.model_copy(update={"memory_bytes": 500})
 
 
-def birth(session: int = 1, profile: DeviceProfile | None = PROFILE) -> DeviceStateReceived:
-    return DeviceStateReceived("gw", DeviceState(status="online", session=session, profile=profile))
+class Fleet:
+    """Devices that send a heartbeat once a second until a test stops them."""
+
+    def __init__(self, *names: str) -> None:
+        self.cluster = on_event(Cluster(heartbeat_interval_s=1.0), LinkUp(1), 0.0)
+        self.now_s = 100.0
+        self.seq = 0
+        self.sessions: dict[str, int] = {}
+        self.beating: set[str] = set()
+        self.suspects: dict[str, dict[str, float]] = {}  # coordinator -> device -> since when
+        for name in names:
+            self.join(name)
+
+    def feed(self, event: MembershipEvent) -> None:
+        self.cluster = on_event(self.cluster, event, self.now_s)
+        assert on_event(self.cluster, event, self.now_s) == self.cluster, "the same event again changes nothing"
+
+    def join(self, name: str) -> None:
+        self.sessions[name] = self.sessions.get(name, 0) + 1
+        self.feed(DeviceStateReceived(name, online(self.sessions[name], PROFILE)))
+        self.beating.add(name)
+        self.heartbeat(name)
+
+    def heartbeat(self, name: str) -> None:
+        self.seq += 1
+        suspects = {other: self.now_s - at_s for other, at_s in self.suspects.get(name, {}).items()}
+        self.feed(HeartbeatReceived(name, heartbeat(self.seq, self.sessions[name], suspects=suspects)))
+
+    def die(self, name: str) -> None:
+        self.beating.discard(name)
+        self.feed(DeviceStateReceived(name, offline(self.sessions[name])))
+
+    def echo(self) -> None:
+        self.cluster = on_own_heartbeat(self.cluster, self.now_s)
+
+    def blame(self, by: str, whom: str) -> None:
+        self.suspects.setdefault(by, {})[whom] = self.now_s
+        self.heartbeat(by)
+
+    def go_on(self, seconds: float) -> None:
+        for _ in range(round(seconds * 4)):
+            self.now_s += 0.25
+            if self.now_s % 1 == 0:
+                for name in sorted(self.beating):
+                    self.heartbeat(name)
+            self.feed(Tick())
+
+    def doubt(self, name: str) -> str | None:
+        return self.cluster.devices[name].doubt
+
+    def alive(self) -> set[str]:
+        return {device.id for device in self.cluster.alive()}
+
+
+# --- what others say ---
+
+
+def test_heartbeats_between_the_regular_ones_prove_nothing() -> None:
+    fleet = Fleet("a", "b")
+    fleet.die("b")
+    fleet.now_s += 1.0
+    fleet.join("b")
+    for _ in range(3 * PROBATION_HEARTBEATS):
+        fleet.now_s += 0.01
+        fleet.heartbeat("b")
+    assert fleet.cluster.devices["b"].doubt is not None
+
+
+def test_one_report_of_one_coordinator_moves_nothing() -> None:
+    fleet = Fleet("a", "b")
+    fleet.blame("a", "b")
+    fleet.go_on(3)
+    assert not fleet.cluster.devices["b"].unresponsive
+
+
+def test_a_device_with_heartbeats_and_two_timeout_reports_is_unresponsive_until_they_are_taken_back() -> None:
+    fleet = Fleet("a", "b", "c")
+    fleet.blame("a", "c")
+    fleet.blame("b", "c")
+    assert fleet.cluster.devices["c"].unresponsive
+    assert fleet.doubt("c") == "calls to it time out"
+    fleet.suspects.clear()
+    fleet.heartbeat("a")
+    assert not fleet.cluster.devices["c"].unresponsive
+    fleet.blame("a", "c")
+    fleet.go_on(2)
+    fleet.blame("a", "c")
+    fleet.suspects["b"] = {}
+    fleet.heartbeat("b")
+    assert fleet.cluster.devices["c"].unresponsive
+
+
+def test_a_suspicion_ends_by_itself() -> None:
+    fleet = Fleet("a", "b", "c")
+    fleet.blame("a", "c")
+    fleet.blame("b", "c")
+    fleet.go_on(SUSPECTED_FOR_S + 1)
+    assert not fleet.cluster.devices["c"].unresponsive
+
 
-
-def will(session: int = 1) -> DeviceStateReceived:
-    return DeviceStateReceived("gw", offline(session))
-
-
-def drain(session: int = 1) -> DeviceStateReceived:
-    return DeviceStateReceived("gw", DeviceState(status="draining", session=session))
-
-
-def gw_heartbeat(seq: int, session: int = 1, **modules: HeldModule) -> HeartbeatReceived:
-    return HeartbeatReceived("gw", heartbeat(seq, session, modules=modules))
-
-
-def listening() -> Cluster:
-    return on_event(Cluster(heartbeat_interval_s=1.0), LinkUp(1), 0.0)
-
-
-def alive() -> Cluster:
-    return on_event(on_event(listening(), birth(), 0.0), gw_heartbeat(1), 0.0)
-
-
-def test_a_device_is_alive_after_its_first_heartbeat_not_after_its_birth() -> None:
-    born = on_event(listening(), birth(), 0.0)
-    assert not born.devices["gw"].alive
-    assert on_event(born, gw_heartbeat(1), 0.1).devices["gw"].fitness > Fitness.DRAINING
-
-
-def test_a_will_of_the_current_session_ends_it_at_once() -> None:
-    assert not on_event(alive(), will(), 0.1).devices["gw"].alive
-
-
-def test_a_late_will_of_an_older_session_changes_nothing() -> None:
-    again = on_event(on_event(alive(), birth(session=2), 0.1), gw_heartbeat(1, session=2), 0.2)
-    after = on_event(again, will(session=1), 0.3).devices["gw"]
-    assert (after.session, after.status, after.alive) == (2, "online", True)
-
-
-def test_a_living_session_comes_back_after_a_late_birth_of_a_dead_one_took_its_place() -> None:
-    # After a restart of ours nothing is known of session 1; its birth comes again after that of session 2.
-    fooled = on_event(
-        on_event(on_event(listening(), birth(session=2), 0.0), gw_heartbeat(7, session=2), 0.1), birth(session=1), 0.2
-    )
-    assert fooled.devices["gw"].session == 1
-    silent = on_event(fooled, Tick(), 3.5)
-    assert on_event(silent, gw_heartbeat(7, session=2), 3.6) == silent, "a repeated heartbeat proves nothing"
-    again = on_event(silent, gw_heartbeat(8, session=2), 3.6).devices["gw"]
-    assert (again.session, again.alive, again.past_sessions) == (2, True, {1: -1})
-
-
-def test_a_session_whose_will_was_heard_never_comes_back() -> None:
-    gone = on_event(on_event(alive(), will(session=1), 0.1), birth(session=2), 0.2)
-    silent = on_event(gone, Tick(), 9.0)
-    assert on_event(silent, gw_heartbeat(99, session=1), 9.1) == silent
-
-
-def test_a_birth_of_an_ended_session_that_arrives_late_changes_nothing() -> None:
-    again = on_event(on_event(alive(), birth(session=2), 0.1), gw_heartbeat(1, session=2), 0.2)
-    assert on_event(again, birth(session=1), 0.3) == again
-    gone = on_event(again, will(session=2), 0.4)
-    assert on_event(gone, birth(session=2), 0.5) == gone
-    assert on_event(gone, gw_heartbeat(9, session=2), 0.5) == gone
-
-
-def test_a_heartbeat_of_another_session_or_an_older_one_changes_nothing() -> None:
-    known = on_event(alive(), gw_heartbeat(5), 0.5)
-    for late in (gw_heartbeat(6, session=2), gw_heartbeat(5), gw_heartbeat(4)):
-        assert on_event(known, late, 0.6) == known
-
-
-def test_heartbeats_and_deaths_of_unknown_devices_change_nothing() -> None:
-    assert on_event(listening(), gw_heartbeat(1), 0.0).devices == {}
-    assert on_event(listening(), will(), 0.0).devices == {}
-
-
-def test_silence_makes_suspect_after_two_intervals_and_dead_after_three_and_a_quarter() -> None:
-    cluster = on_event(alive(), Tick(), 1.99)
-    assert cluster.devices["gw"].health == "well"
-    cluster = on_event(cluster, Tick(), 2.0)
-    assert cluster.devices["gw"].health == "suspect"
-    assert cluster.devices["gw"].fitness > Fitness.DRAINING
-    cluster = on_event(cluster, Tick(), 3.24)
-    assert cluster.devices["gw"].alive
-    assert not on_event(cluster, Tick(), 3.25).devices["gw"].alive
-
-
-def test_one_look_after_a_long_silence_is_enough() -> None:
-    assert on_event(alive(), Tick(), 60.0).devices["gw"].health == "dead"
-
-
-def test_a_late_heartbeat_makes_a_suspect_well_again() -> None:
-    cluster = on_event(on_event(alive(), Tick(), 3.0), gw_heartbeat(2), 3.1)
-    assert cluster.devices["gw"].health == "well"
-    assert on_event(cluster, Tick(), 5.0).devices["gw"].health == "well"
-
-
-def test_a_heartbeat_brings_a_silent_device_back_but_a_repeated_birth_does_not() -> None:
-    dead = on_event(alive(), Tick(), 4.0)
-    assert not on_event(dead, birth(), 5.0).devices["gw"].alive
-    assert on_event(dead, gw_heartbeat(2), 5.0).devices["gw"].alive
-
-
-def test_the_detector_stands_still_while_our_own_link_is_down() -> None:
-    cluster = on_event(alive(), LinkDown("gone"), 1.0)
-    assert next_deadline_s(cluster) is None
-    cluster = on_event(cluster, Tick(), 100.0)
-    assert cluster.devices["gw"].alive
-    cluster = on_event(cluster, LinkUp(2), 100.0)
-    dead_s = 100.0 + RECONNECT_S + 3.25  # it may be the last one that reaches a broker that was away
-    assert on_event(cluster, Tick(), dead_s - 0.05).devices["gw"].alive
-    assert not on_event(cluster, Tick(), dead_s).devices["gw"].alive
-
-
-def test_a_device_heard_over_the_new_link_has_the_usual_time_again() -> None:
-    cluster = on_event(on_event(alive(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    cluster = on_event(cluster, gw_heartbeat(2), 101.0)
-    assert on_event(cluster, Tick(), 104.2).devices["gw"].alive
-    assert not on_event(cluster, Tick(), 104.25).devices["gw"].alive
-
-
-def test_whom_a_broker_that_was_away_let_in_late_is_not_on_probation_for_it() -> None:
-    cluster = on_event(on_event(alive(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    away = on_event(cluster, will(), 104.0)
-    again = on_event(on_event(away, birth(session=2), 105.0), gw_heartbeat(1, session=2), 105.0)
-    assert again.devices["gw"].doubt is None
-
-
-def other(event: DeviceStateReceived | HeartbeatReceived) -> DeviceStateReceived | HeartbeatReceived:
-    """The same of another device."""
-    return replace(event, device="gw-2")
-
-
-def two() -> Cluster:
-    return on_event(on_event(alive(), other(birth()), 0.0), other(gw_heartbeat(1)), 0.0)
-
-
-def test_a_will_that_came_just_before_our_own_link_went_was_the_brokers_end() -> None:
-    before = alive()
-    gone = on_event(before, will(), 0.5)
-    assert not gone.devices["gw"].alive
-    assert on_event(gone, LinkDown("lost"), 0.51).devices == before.devices, "not on probation either"
-    assert not on_event(gone, LinkDown("lost"), 0.5 + WILLS_S).devices["gw"].alive
-    assert (
-        on_event(on_own_heartbeat(on_event(before, will(), 0.5), 0.5), LinkDown("lost"), 0.9).devices["gw"].status
-        == "offline"
-    )
-    assert on_event(on_event(on_own_heartbeat(before, 0.4), will(), 0.5), LinkDown("lost"), 0.9).devices["gw"].alive
-
-
-def test_a_goodbye_that_comes_ahead_of_our_links_return_may_be_the_brokers_end_too() -> None:
-    down = on_event(alive(), LinkDown("lost"), 1.0)
-    up = on_event(on_event(down, will(), 4.0), LinkUp(2), 4.0)
-    assert up.devices["gw"].alive
-    assert not on_event(up, Tick(), 4.0 + RECONNECT_S + 3.25).devices["gw"].alive
-
-
-def test_a_goodbye_that_the_broker_remembers_may_be_its_own_end_and_the_device_has_the_time_to_come_back() -> None:
-    cluster = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    cluster = on_event(cluster, will(), 100.0)
-    cluster = on_event(on_event(cluster, other(birth(session=2)), 101.0), other(gw_heartbeat(1, session=2)), 101.0)
-    assert cluster.devices["gw"].alive, "the other one has a new session, too"
-    assert not on_event(cluster, Tick(), 100.0 + RECONNECT_S + 3.25).devices["gw"].alive
-    back = on_event(on_event(cluster, birth(session=2), 104.0), gw_heartbeat(1, session=2), 104.1)
-    assert back.devices["gw"].alive
-    assert not on_event(back, will(session=2), 104.2).devices["gw"].alive, "a goodbye over this link counts"
-
-
-def test_a_heartbeat_of_a_session_of_before_shows_that_the_broker_was_there_and_the_goodbyes_count() -> None:
-    cluster = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    cluster = on_event(cluster, will(), 100.0)
-    assert not on_event(cluster, other(gw_heartbeat(2)), 100.5).devices["gw"].alive
-    again = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    again = on_event(on_event(on_event(again, birth(session=2), 100.1), will(), 100.2), other(gw_heartbeat(2)), 100.3)
-    assert on_event(again, gw_heartbeat(1, session=2), 100.4).devices["gw"].alive, "of an old session, and so of nobody"
-    silent = on_event(on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0), other(gw_heartbeat(2)), 100.5)
-    assert not on_event(silent, Tick(), 103.25).devices["gw"].alive, "nobody needs the time to connect"
-
-
-def test_the_next_deadline_is_when_the_next_device_turns_suspect_or_dead() -> None:
-    cluster = alive()
-    assert next_deadline_s(listening()) is None
-    assert next_deadline_s(cluster) == 2.0
-    cluster = on_event(cluster, Tick(), 2.0)
-    assert next_deadline_s(cluster) == 3.25
-    assert next_deadline_s(on_event(cluster, Tick(), 3.25)) == 3600.0, "to be forgotten"
-
-
-def test_until_its_first_heartbeat_a_new_session_keeps_the_modules_of_the_living_one_before() -> None:
-    ready = HeldModule(module="m", state="ready")
-    cluster = on_event(alive(), gw_heartbeat(2, key=ready), 0.5)
-    assert on_event(cluster, birth(session=2), 0.6).devices["gw"].ready("key")
-    assert not on_event(on_event(cluster, will(), 0.6), birth(session=2), 0.7).devices["gw"].ready("key")
-    after = on_event(on_event(cluster, birth(session=2), 0.6), gw_heartbeat(0, session=2), 0.7).devices["gw"]
-    assert after.modules == {}
-
-
-def test_a_new_session_begins_with_nothing_failed() -> None:
-    failed = HeldModule(module="m", state="failed", error="no weights")
-    cluster = on_event(alive(), gw_heartbeat(2, key=failed), 0.5)
-    assert cluster.devices["gw"].failed == {"key": "no weights"}
-    again = on_event(cluster, birth(session=2), 0.6).devices["gw"]
-    assert (again.modules, again.failed, again.alive) == ({}, {}, True)
-
-
-FAILED = HeldModule(module="m", state="failed", error="no weights")
-
-
-def still_alive(cluster: Cluster, seq: int, now_s: float, **modules: HeldModule) -> Cluster:
-    """A heartbeat just before a look at this time, so that nobody is taken for dead."""
-    return on_event(on_event(cluster, gw_heartbeat(seq, 1, **modules), now_s - 0.01), Tick(), now_s)
-
-
-def test_a_failed_module_is_barred_for_half_a_minute_after_the_device_lists_it_no_more() -> None:
-    cluster = on_event(on_event(alive(), gw_heartbeat(2, key=FAILED), 1.0), gw_heartbeat(3), 2.0)
-    assert cluster.devices["gw"].failed == {}
-    assert cluster.devices["gw"].barred == {"key": "no weights"}
-    assert still_alive(cluster, 4, 30.9).devices["gw"].barred == {"key": "no weights"}
-    assert still_alive(cluster, 4, 31.0).devices["gw"].barred == {}
-
-
-def test_a_failed_module_is_barred_as_long_as_the_device_lists_it() -> None:
-    cluster = on_event(alive(), gw_heartbeat(2, key=FAILED), 1.0)
-    assert still_alive(cluster, 3, 9000.0, key=FAILED).devices["gw"].barred == {"key": "no weights"}
-
-
-def test_the_pause_doubles_with_each_failure_up_to_a_quarter_of_an_hour_and_success_forgets_it() -> None:
-    cluster, now_s, pauses_s = alive(), 0.0, []
-    for seq in range(10, 40, 3):
-        cluster = still_alive(cluster, seq, now_s, key=FAILED)
-        until_s = cluster.devices["gw"].backoffs["key"].until_s
-        assert until_s is not None
-        pauses_s.append(round(until_s - now_s + 0.01))
-        now_s = until_s + 1.0
-        cluster = still_alive(cluster, seq + 1, now_s)
-        assert cluster.devices["gw"].barred == {}
-    assert pauses_s == [30, 60, 120, 240, 480, 900, 900, 900, 900, 900]
-    ready = HeldModule(module="m", state="ready")
-    assert still_alive(cluster, 50, now_s + 1, key=ready).devices["gw"].backoffs == {}
-
-
-def test_the_end_of_a_pause_is_a_deadline() -> None:
-    cluster = on_event(on_event(alive(), gw_heartbeat(2, key=FAILED), 1.0), gw_heartbeat(3), 30.5)
-    assert next_deadline_s(cluster) == 31.0
-
-
-def test_a_device_that_is_offline_for_an_hour_is_forgotten() -> None:
-    gone = on_event(alive(), will(), 0.1)
-    assert next_deadline_s(gone) == 3600.0
-    assert "gw" in on_event(gone, Tick(), 3599.9).devices
-    assert on_event(gone, Tick(), 3600.0).devices == {}
-
-
-def test_a_draining_device_is_alive_but_holds_nothing_new_and_keeps_its_profile() -> None:
-    device = on_event(alive(), drain(), 0.5).devices["gw"]
-    assert device.alive
-    assert device.fitness <= Fitness.DRAINING
-    assert device.profile == PROFILE
-    assert on_event(on_event(alive(), drain(), 0.5), birth(), 0.6).devices["gw"].status == "draining"
-
-
-def test_a_birth_without_a_profile_keeps_the_known_one_and_without_any_is_no_device() -> None:
-    assert on_event(listening(), birth(profile=None), 0.0).devices == {}
-    assert on_event(alive(), birth(session=2, profile=None), 0.1).devices["gw"].profile == PROFILE
-
-
-def test_the_same_session_may_report_another_profile() -> None:
-    cluster = on_event(alive(), birth(profile=OTHER), 0.1)
-    assert cluster.devices["gw"].spec.memory_bytes == 500
-    assert cluster.devices["gw"].alive
-
-
-def test_measured_seconds_stand_in_the_devices_spec() -> None:
-    held = HeldModule(module="m", state="ready", compute_s=0.3)
-    fresh = HeldModule(module="n", state="ready", compute_s=0.0)
-    assert on_event(alive(), gw_heartbeat(2, k=held, f=fresh), 0.1).devices["gw"].spec.compute_s == {"k": 0.3}
+def test_a_silent_device_is_dead_sooner_when_a_coordinator_suspects_it() -> None:
+    fleet = Fleet("a", "b")
+    fleet.beating.discard("b")
+    fleet.blame("a", "b")
+    fleet.go_on(2)
+    assert fleet.alive() == {"a", "b"}
+    fleet.go_on(0.25)
+    assert fleet.alive() == {"a"}
+
+
+# --- probation ---
+
+
+def test_a_device_that_returns_is_on_probation_for_some_heartbeats_and_longer_after_each_further_death() -> None:
+    fleet = Fleet("a", "b")
+    for round_, heartbeats in enumerate((PROBATION_HEARTBEATS, 2 * PROBATION_HEARTBEATS)):
+        fleet.go_on(5)
+        fleet.die("b")
+        fleet.go_on(2)
+        fleet.join("b")
+        fleet.go_on(heartbeats - 1)
+        assert fleet.doubt("b") == "it died and came back a moment ago", round_
+        fleet.go_on(1)
+        assert fleet.doubt("b") is None, round_
+
+
+def test_a_device_that_dies_and_returns_every_two_seconds_is_never_trusted() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(5)
+    for _ in range(20):
+        fleet.die("b")
+        fleet.go_on(2)
+        fleet.join("b")
+        fleet.go_on(2)
+        assert fleet.doubt("b") is not None
+    assert fleet.cluster.devices["b"].flaps.heartbeats_owed > 50 * PROBATION_HEARTBEATS, "by now it takes minutes"
+
+
+def test_a_gap_starts_the_probation_again() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(5)
+    fleet.die("b")
+    fleet.join("b")
+    fleet.go_on(PROBATION_HEARTBEATS - 1)
+    fleet.beating.discard("b")
+    fleet.go_on(2.5)
+    fleet.beating.add("b")
+    fleet.go_on(PROBATION_HEARTBEATS - 1)
+    assert fleet.doubt("b") is not None
+
+
+def test_deaths_long_ago_are_forgiven() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(5)
+    for _ in range(6):
+        fleet.die("b")
+        fleet.join("b")
+    fleet.go_on(FORGIVE_AFTER_S)
+    fleet.die("b")
+    fleet.join("b")
+    assert fleet.cluster.devices["b"].flaps.heartbeats_owed == PROBATION_HEARTBEATS
+
+
+def test_a_new_device_and_a_broker_that_restarts_put_no_device_on_probation() -> None:
+    fleet = Fleet("a", "b")
+    fleet.feed(LinkDown("the broker restarts"))
+    fleet.go_on(3)
+    fleet.feed(LinkUp(2))
+    fleet.die("b")  # the broker says its will as it begins
+    fleet.join("b")
+    assert fleet.doubt("a") is None
+    assert fleet.doubt("b") is None
+
+
+# --- when most vanish ---
+
+
+def test_when_most_devices_fall_silent_at_once_none_is_dead_before_the_additional_time_is_over() -> None:
+    fleet = Fleet("a", "b", "c", "d", "e")
+    fleet.go_on(1)
+    fleet.beating -= {"a", "b", "c"}
+    fleet.go_on(3.25 + MASS_SILENCE_INTERVALS - 0.25)
+    assert fleet.alive() == {"a", "b", "c", "d", "e"}
+    fleet.go_on(0.25)
+    assert fleet.alive() == {"d", "e"}
+
+
+def test_once_one_is_back_the_others_have_an_interval_and_a_quarter_to_be_heard() -> None:
+    fleet = Fleet("a", "b", "c", "d", "e")
+    fleet.go_on(1)
+    fleet.beating -= {"a", "b", "c"}
+    fleet.go_on(4)
+    fleet.beating |= {"a", "b"}
+    fleet.go_on(2)  # a is back after the first of these
+    assert fleet.alive() == {"a", "b", "c", "d", "e"}
+    fleet.go_on(0.25)
+    assert fleet.alive() == {"a", "b", "d", "e"}
+
+
+def test_while_our_own_words_do_not_come_back_no_time_passes_for_the_silent() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(3)
+    fleet.echo()
+    fleet.beating.clear()
+    fleet.go_on(6)
+    assert fleet.alive() == {"a", "b"}, "our link stalls: who else would know whether they heartbeat?"
+    fleet.beating.add("a")
+    fleet.heartbeat("a")  # what was queued arrives, in any order
+    fleet.echo()
+    fleet.go_on(1.5)
+    assert fleet.alive() == {"a", "b"}
+    fleet.echo()
+    fleet.go_on(0.75)
+    assert fleet.alive() == {"a", "b"}
+    fleet.go_on(0.25)
+    assert fleet.alive() == {"a"}, "3.25 intervals after its last heartbeat, without the 5.1 that our link stood still"
+
+
+def test_a_stall_of_our_link_kills_no_suspected_device() -> None:
+    fleet = Fleet("a", "b")
+    fleet.go_on(3.75)
+    fleet.blame("b", "a")
+    fleet.echo()
+    fleet.beating.clear()
+    fleet.go_on(8)
+    assert fleet.alive() == {"a", "b"}
+
+
+def test_a_broker_that_never_echoes_stops_the_detector_for_a_while_only() -> None:
+    fleet = Fleet("a", "b")
+    fleet.echo()
+    fleet.beating.discard("b")
+    fleet.go_on(ECHO_GIVEN_UP_S)
+    assert fleet.alive() == {"a", "b"}
+    fleet.go_on(3.25)
+    assert fleet.alive() == {"a"}
+
+
+def test_a_stall_is_no_reason_to_look_again_and_again() -> None:
+    fleet = Fleet("a")
+    fleet.echo()
+    fleet.beating.clear()
+    fleet.go_on(2)
+    due_s = next_deadline_s(fleet.cluster)
+    assert due_s is not None
+    assert due_s > fleet.now_s
+
+
+def test_two_silent_devices_are_dead_in_time_even_if_they_are_most() -> None:
+    fleet = Fleet("a", "b", "c")
+    fleet.go_on(1)
+    fleet.beating -= {"a", "b"}
+    fleet.go_on(3.25)
+    assert fleet.alive() == {"c"}
+
+
+def test_when_most_devices_say_goodbye_at_once_placing_waits_until_they_are_back_or_the_time_is_over() -> None:
+    for come_back in (False, True):
+        fleet = Fleet("a", "b", "c", "d")
+        fleet.go_on(5)
+        for name in ("a", "b", "c"):
+            fleet.die(name)
+        assert fleet.alive() == {"d"}, "nothing is routed to them"
+        assert fleet.cluster.mass_departure is not None
+        if come_back:
+            fleet.join("a")
+            fleet.join("b")
+        else:
+            fleet.go_on(MASS_SILENCE_INTERVALS)
+        assert fleet.cluster.mass_departure is None
+
+
+def test_devices_that_go_one_after_the_other_are_no_mass_departure() -> None:
+    fleet = Fleet("a", "b", "c", "d")
+    for name in ("a", "b", "c"):
+        fleet.go_on(2)
+        fleet.die(name)
+        assert fleet.cluster.mass_departure is None
+
+
+# --- ourselves, and the operator ---
+
+
+def test_when_our_own_process_stood_still_every_device_has_the_full_time_again() -> None:
+    fleet = Fleet("a", "b")
+    fleet.now_s += 60
+    fleet.feed(Overslept())
+    assert fleet.alive() == {"a", "b"}
+    assert {device.health for device in fleet.cluster.alive()} == {"well"}
+    fleet.now_s += 3.25
+    fleet.feed(Tick())
+    assert fleet.alive() == set()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_drain_holds_for_a_device_that_restarts_and_for_one_that_is_not_known_yet(known: bool) -> None:  # noqa: FBT001 - pytest passes names
+    fleet = Fleet("a", *(["b"] if known else []))
+    fleet.feed(DrainReceived("b", drain=True))
+    fleet.join("b")
+    assert fleet.cluster.devices["b"].draining
+    assert fleet.cluster.devices["b"].fitness <= Fitness.DRAINING
+    fleet.feed(DrainReceived("b", drain=False))
+    assert fleet.cluster.devices["b"].fitness > Fitness.DRAINING
+
+
+def test_a_drain_that_was_taken_back_while_our_link_was_down_is_over() -> None:
+    fleet = Fleet("a", "b")
+    for device in ("a", "b"):
+        fleet.feed(DrainReceived(device, drain=True))
+    fleet.feed(LinkDown("lost"))
+    fleet.feed(LinkUp(2))
+    fleet.feed(DrainReceived("b", drain=True))  # the broker remembers only this one
+    assert [device.draining for device in fleet.cluster.alive()] == [False, True]
+
+
+def test_a_device_that_only_fell_silent_is_forgotten_as_well() -> None:
+    fleet = Fleet("a", "b")
+    fleet.beating.discard("b")
+    fleet.go_on(4)
+    fleet.beating.discard("a")
+    fleet.now_s += 3600.0
+    fleet.feed(Tick())
+    assert "b" not in fleet.cluster.devices
