@@ -1,10 +1,9 @@
 """Brokers and recorders for the tests: one Mosquitto and one embedded broker for a whole run.
 
-Owns how a broker is found, started and ended. A test takes a topic prefix of its own (``unique_prefix``), so tests
-never see each other's messages. A test that breaks its broker takes one of its own (``start_mosquitto``). Without a
-broker a test fails with how to get one: it is never skipped.
-
-``PATIENCE_S`` scales all timeouts; S2M3_TEST_PATIENCE multiplies it on a slow machine.
+Owns the start and the end of brokers. Doesn't know any test. Invariants: each test has a topic prefix of its own
+(``unique_prefix``), so tests never receive each other's messages; a test that breaks its broker starts one of its own
+(``start_mosquitto``); a test that finds no broker fails with the remedy, and is never skipped. Waits are multiples of
+``tests.patience.PATIENCE_S``.
 """
 
 from __future__ import annotations
@@ -242,7 +241,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def patience_s() -> float:
-    """How long a test waits before it fails."""
+    """The time that a test waits before it fails."""
     return PATIENCE_S
 
 
