@@ -32,7 +32,8 @@ from edge_agent.modules.weights import hub
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from s2m3.reference import random_weights, zoo
-from tests.builders import SMALLEST_CLIP, module, profile
+from tests.builders import module, profile
+from tests.media import SMALLEST_CLIP
 from tests.patience import PATIENCE_S
 
 PREFIX = "s2m3/v1"

@@ -23,7 +23,7 @@ from edge_agent.modules.inputs.decoding import MAX_SIDES
 from s2m3.catalogue import load_task
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.split import Split
-from tests.builders import picture_bytes, wav
+from tests.media import picture_bytes, wav
 
 FAMILIES = {path.stem: runpy.run_path(str(path))["ENTRIES"] for path in (Path(__file__).parent / "zoo").glob("*.py")}
 

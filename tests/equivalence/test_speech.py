@@ -23,7 +23,8 @@ from edge_agent.modules.families import whisper_ctranslate2
 from edge_agent.modules.weights import ctranslate2_file
 from s2m3.reference.pictures import picture
 from s2m3.reference.speech import SENTENCES, spoken
-from tests.builders import runs, wav
+from tests.builders import runs
+from tests.media import wav
 from tests.patience import PATIENCE_S
 
 TYPICAL = "pump"

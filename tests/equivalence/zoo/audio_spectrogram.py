@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.protocol.codec import RawInput
 from s2m3.reference.pictures import picture
-from tests.builders import falling_tone, tiny_clip
+from tests.media import falling_tone, tiny_clip
 
 CLIP = tiny_clip()
 AST = {

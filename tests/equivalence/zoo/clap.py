@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from broker.protocol.codec import RawInput
-from tests.builders import TINY_TEXT_TOWER, falling_tone
+from tests.media import TINY_TEXT_TOWER, falling_tone
 
 TINY: dict[str, Any] = {
     "projection_dim": 24,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.protocol.codec import RawInput
 from s2m3.reference.pictures import picture
-from tests.builders import tiny_clip
+from tests.media import tiny_clip
 
 TINY = tiny_clip(projection_dim=24)
 PREPROCESSOR = {"size": 64, "crop_size": 64}

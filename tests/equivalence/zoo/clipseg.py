@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.protocol.codec import RawInput
 from s2m3.reference.pictures import picture
-from tests.builders import tiny_clip
+from tests.media import tiny_clip
 
 TOWERS = tiny_clip(layers=11)
 DECODER = {"reduce_dim": 16, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 32}

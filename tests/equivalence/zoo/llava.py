@@ -9,7 +9,7 @@ from typing import Any
 
 from broker.protocol.codec import RawInput
 from s2m3.reference.pictures import picture
-from tests.builders import TINY_TEXT_TOWER
+from tests.media import TINY_TEXT_TOWER
 
 VISION: dict[str, Any] = {
     "hidden_size": 48,

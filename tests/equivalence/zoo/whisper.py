@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from broker.protocol.codec import RawInput
-from tests.builders import wav
+from tests.media import wav
 
 TINY: dict[str, Any] = {
     "d_model": 16,

@@ -17,7 +17,7 @@ from broker.protocol.tensors import Array
 from edge_agent.modules import Value
 from edge_agent.modules.inputs import audio
 from s2m3.reference.speech import SENTENCES, spoken
-from tests.builders import wav
+from tests.media import wav
 
 RATE_HZ = 16_000
 

@@ -16,7 +16,8 @@ from edge_agent.modules import Output, Value, load
 from edge_agent.modules.inputs import outputs
 from edge_agent.modules.inputs.imagenet import class_names
 from s2m3.catalogue import load_task
-from tests.builders import picture_bytes, runs
+from tests.builders import runs
+from tests.media import picture_bytes
 
 Run = Callable[..., Output]
 

@@ -15,7 +15,7 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
 from edge_agent.modules import Value
 from edge_agent.modules.inputs import decoding
-from tests.builders import picture_bytes
+from tests.media import picture_bytes
 
 
 def refused(call: object, *arguments: object) -> RequestFailed:

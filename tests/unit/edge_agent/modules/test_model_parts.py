@@ -23,7 +23,8 @@ from edge_agent.modules.weights.checkpoint import Checkpoint
 from edge_agent.runtime.store import Store
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
-from tests.builders import SMALLEST_CLIP, module, runs
+from tests.builders import module, runs
+from tests.media import SMALLEST_CLIP
 
 NAME = "openai/clip-vit-base-patch16"
 

@@ -22,7 +22,8 @@ from s2m3.catalogue import load_task
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
 from s2m3.reference.split import Split
-from tests.builders import SMALLEST_CLIP, module, runs
+from tests.builders import module, runs
+from tests.media import SMALLEST_CLIP
 
 NAME = "openai/clip-vit-base-patch16"
 # 2 layers, each with four 32 x 32 matrices, one 64 x 32 and one 32 x 64: rows and numbers.

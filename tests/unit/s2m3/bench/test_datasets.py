@@ -18,7 +18,7 @@ from scipy.io import savemat
 from broker.protocol.errors import BadFile
 from s2m3.bench import datasets
 from s2m3.bench.datasets import Dataset, Record, digits, open_dataset, prompts
-from tests.builders import wav
+from tests.media import wav
 
 
 def jpeg(path: Path, colour: int = 0) -> None:
