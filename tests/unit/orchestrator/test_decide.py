@@ -658,6 +658,23 @@ def test_a_stored_task_that_was_undeployed_without_a_leader_does_not_come_back()
     assert (site.state.tasks, site.where()) == ({}, {})
 
 
+def test_a_route_that_waited_for_its_spec_is_published_once_that_is_there() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.feed(TaskRejected("broken", "its spec is wrong"))
+    site.gone("a")
+    site.feed(LinkDown("broker restarted"))
+    site.now_s += 1
+    site.feed(LinkUp(7))
+    actions = site.feed(leader(1, 1, online=False))
+    assert not all_of(actions, PublishRoute), "no route is published before its spec"
+    for spec in (TaskDeployed(CLASSIFY), TaskRejected("broken", "its spec is wrong")):
+        actions += site.feed(spec)
+    actions += site.settle()
+    published = {action.route.task: action.route.generation for action in all_of(actions, PublishRoute)}
+    assert published == {"classify": site.state.generation, "broken": site.state.generation}
+    assert not all_of(actions, PublishSpec)
+
+
 def test_a_broker_that_lost_its_memory_is_given_the_drain_back_and_the_device_stays_empty() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.feed(DrainReceived("a", drain=True))
