@@ -619,14 +619,14 @@ def test_an_undeployed_task_is_unloaded_and_its_route_cleared(memory: World, mak
 def test_it_can_be_stopped_while_it_waits_for_a_broker(memory: World, make_recorder: MakeRecorder) -> None:
     waiting = make_recorder()
 
-    def nobody_listens(*, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:  # noqa: ARG001
+    def no_broker(*, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:  # noqa: ARG001
         def overheard(event: LinkEvent) -> None:
             inbox(event)
             waiting(event)
 
         return MqttTransport(url="mqtt://127.0.0.1:1", client_id=client_id, inbox=overheard, will=will)
 
-    memory.connect = nobody_listens
+    memory.connect = no_broker
     orchestrator = memory.lead()
     waiting.wait_for(LinkDown)
     memory.stop(orchestrator)

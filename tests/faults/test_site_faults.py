@@ -215,7 +215,7 @@ def test_hostile_messages_are_counted_and_the_device_goes_on(steady: Running, re
     steady.check(steady.ask(3))
 
 
-def test_what_is_older_than_the_assignment_is_dropped_and_counted(steady: Running, recorder: Any) -> None:
+def test_messages_older_than_the_assignment_are_dropped_and_counted(steady: Running, recorder: Any) -> None:
     transport = plain(steady, recorder)
     device = steady.holder_of("efficientnet.encoder")
     stale = encode_tensors(stale_inputs(device), {"image/raw": np.zeros(4, dtype=np.uint8)})

@@ -72,7 +72,7 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
         site.restart_orchestrator()
         is_led_again()
         answers()
-        # 6. a broker that forgot everything, and a new term, in the same moment: nobody could give the task back
+        # 6. a broker that forgot everything, and a new term, in the same moment: no process in memory knows the task
         site.kill(ORCHESTRATOR)
         site.restart_broker()
         site.start_orchestrator()
@@ -81,12 +81,12 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
         site.pause("gw-a")  # and ends in good order even so
 
 
-def test_a_broker_of_somebody_else_is_not_restarted(embedded_url: str) -> None:
+def test_a_foreign_broker_is_not_restarted(embedded_url: str) -> None:
     with Site(embedded_url, [], site="test-foreign") as site, pytest.raises(SiteFailed, match="not this site's own"):
         site.restart_broker()
 
 
-def test_who_is_asked_to_end_says_so_and_mosquitto_says_it_for_everybody() -> None:
+def test_a_process_that_ends_in_order_says_goodbye_and_mosquitto_publishes_all_wills() -> None:
     with Site("mosquitto", []) as site, Observer(site.url, client_id="faults-observer") as seen:
 
         def leads(*, online: bool) -> bool:

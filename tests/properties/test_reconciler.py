@@ -365,7 +365,7 @@ class Reconciler(RuleBasedStateMachine):
     @precondition(lambda self: self.state.settled)
     @rule(heard=st.integers(0, len(DEVICES)), remembers=st.booleans(), silence_s=st.sampled_from([0.6, 4.0]))
     def the_broker_is_stopped_and_started(self, heard: int, silence_s: float, *, remembers: bool) -> None:
-        """It says everybody's will when it ends, of which we hear some; all come back, and nothing moves."""
+        """It publishes all wills when it ends, of which some arrive; all devices come back, and nothing moves."""
         up = [device for device in DEVICES if self.agents[device].up]
         wills = [
             DeviceStateReceived(device, DeviceState(status="offline", session=self.agents[device].session))
@@ -407,7 +407,7 @@ class Reconciler(RuleBasedStateMachine):
     @precondition(lambda self: self.state.settled)
     @rule()
     def the_broker_loses_its_memory(self) -> None:
-        """It gets everything back from us; nonsense that nobody serves is not worth it."""
+        """It gets everything back from the orchestrator, but for invalid specs."""
         self.feed(LinkDown("lost"))
         self.specs = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
         self.routes.clear()

@@ -142,7 +142,7 @@ def test_a_device_heard_over_the_new_link_has_the_usual_time_again() -> None:
     assert not on_event(cluster, Tick(), 104.25).devices["gw"].alive
 
 
-def test_whom_a_broker_that_was_away_let_in_late_is_not_on_probation_for_it() -> None:
+def test_a_device_that_a_restarted_broker_let_in_late_is_not_on_probation() -> None:
     cluster = on_event(on_event(alive(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
     away = on_event(cluster, will(), 104.0)
     again = on_event(on_event(away, birth(session=2), 105.0), gw_heartbeat(1, session=2), 105.0)
@@ -195,9 +195,9 @@ def test_a_heartbeat_of_a_session_of_before_shows_that_the_broker_was_there_and_
     assert not on_event(cluster, other(gw_heartbeat(2)), 100.5).devices["gw"].alive
     again = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
     again = on_event(on_event(on_event(again, birth(session=2), 100.1), will(), 100.2), other(gw_heartbeat(2)), 100.3)
-    assert on_event(again, gw_heartbeat(1, session=2), 100.4).devices["gw"].alive, "of an old session, and so of nobody"
+    assert on_event(again, gw_heartbeat(1, session=2), 100.4).devices["gw"].alive, "of an old session"
     silent = on_event(on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0), other(gw_heartbeat(2)), 100.5)
-    assert not on_event(silent, Tick(), 103.25).devices["gw"].alive, "nobody needs the time to connect"
+    assert not on_event(silent, Tick(), 103.25).devices["gw"].alive, "no device needs the time to connect any more"
 
 
 def test_the_next_deadline_is_when_the_next_device_turns_suspect_or_dead() -> None:
@@ -230,7 +230,7 @@ FAILED = HeldModule(module="m", state="failed", error="no weights")
 
 
 def still_alive(cluster: Cluster, seq: int, now_s: float, **modules: HeldModule) -> Cluster:
-    """A heartbeat just before a look at this time, so that nobody is taken for dead."""
+    """A heartbeat just before this time, so that the device isn't dead."""
     return on_event(on_event(cluster, gw_heartbeat(seq, 1, **modules), now_s - 0.01), Tick(), now_s)
 
 

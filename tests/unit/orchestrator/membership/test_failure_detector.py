@@ -64,8 +64,8 @@ class Fleet:
     def echo(self) -> None:
         self.cluster = on_own_heartbeat(self.cluster, self.now_s)
 
-    def blame(self, by: str, whom: str) -> None:
-        self.suspects.setdefault(by, {})[whom] = self.now_s
+    def blame(self, by: str, suspect: str) -> None:
+        self.suspects.setdefault(by, {})[suspect] = self.now_s
         self.heartbeat(by)
 
     def go_on(self, seconds: float) -> None:

@@ -559,7 +559,7 @@ def test_two_drains_at_once_end_with_both_empty() -> None:
     assert site.state.assignments["a"].modules == site.state.assignments["b"].modules == ()
 
 
-# --- whom to rely on ---
+# --- doubtful devices ---
 
 
 def test_a_hung_device_is_routed_around_when_a_ready_copy_exists_and_not_otherwise() -> None:
