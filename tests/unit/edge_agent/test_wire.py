@@ -5,18 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 
-from broker.protocol.codec import RawInput
-from broker.protocol.messages import NodeDone
+from broker.protocol import topics
+from broker.protocol.codec import RawInput, encode
+from broker.protocol.errors import RemoteProtocolError
+from broker.protocol.messages import Assignment, DeviceState, NodeDone, OrchestratorState
 from broker.protocol.tensors import unpack
 from broker.transport.port import Delivery, Undelivered
 from edge_agent import wire
 from edge_agent.actions import Send
-from edge_agent.events import Received
+from edge_agent.events import (
+    Assigned,
+    Echoed,
+    LeaderSeen,
+    OwnStateSeen,
+    RebirthRequested,
+    Received,
+    RouteCleared,
+    Routed,
+)
 from edge_agent.modules import Value
-from tests.builders import PREFIX, node_inputs
+from tests.builders import PREFIX, node_inputs, route, route_node
 
 MESSAGE = node_inputs(needs=("encoder", "text"), content_types={"text": "text/plain"})
+
+ROUTE = route("t", {"head": route_node("k", ("image",), ())})
+ASSIGNMENT = encode(Assignment(epoch=1, generation=2))
+OWN_STATE = encode(DeviceState(status="offline", session=7))
+LEADER = encode(OrchestratorState(epoch=3, online=True, session=1))
 
 
 def test_a_raw_input_is_one_array_of_bytes_on_the_wire_and_a_raw_input_again_behind_it() -> None:
@@ -52,3 +69,33 @@ def test_the_coordinator_learns_of_inputs_that_no_device_received() -> None:
     done = NodeDone(request="r", task="t", node="head", epoch=1, generation=1, attempt=0)
     token = wire.tensors_message(PREFIX, "gw-b", Send("gw-a", done, {}, 1.0), 0.0).token
     assert wire.not_received(Undelivered("any", token), 2.0) is None
+
+
+@pytest.mark.parametrize(
+    ("topic", "ids", "payload", "event"),
+    [
+        (topics.DEVICE_REBIRTH, {"device": "gw-a"}, b"", RebirthRequested()),
+        (topics.DEVICE_ECHO, {"device": "gw-a"}, b"x", Echoed(b"x")),
+        (topics.DEVICE_ASSIGNMENT, {"device": "gw-a"}, ASSIGNMENT, Assigned(Assignment(epoch=1, generation=2))),
+        (topics.DEVICE_ASSIGNMENT, {"device": "gw-a"}, b"", None),
+        (topics.DEVICE_STATE, {"device": "gw-a"}, OWN_STATE, OwnStateSeen(7, "offline")),
+        (topics.DEVICE_STATE, {"device": "gw-a"}, b"", None),
+        (topics.ORCHESTRATOR_STATE, {}, LEADER, LeaderSeen(3, online=True)),
+        (topics.ORCHESTRATOR_STATE, {}, b"", None),
+        (topics.TASK_ROUTE, {"task": ROUTE.task}, encode(ROUTE), Routed(ROUTE)),
+        (topics.TASK_ROUTE, {"task": ROUTE.task}, b"", RouteCleared(ROUTE.task)),
+        (topics.TASK_SPEC, {"task": ROUTE.task}, b"", None),
+    ],
+)
+def test_each_topic_has_its_event(topic: topics.Topic, ids: dict[str, str], payload: bytes, event: object) -> None:
+    assert wire.event_of(PREFIX, Delivery(topic.at(PREFIX, **ids), payload)) == event
+    assert wire.event_of(PREFIX, Delivery(topic.at("elsewhere/s2m3/v1", **ids), payload)) is None
+
+
+def test_a_message_that_differs_from_its_topic_breaks_the_contract() -> None:
+    other = topics.TASK_ROUTE.at(PREFIX, task="other")
+    with pytest.raises(RemoteProtocolError, match="another task than its topic"):
+        wire.event_of(PREFIX, Delivery(other, encode(ROUTE)))
+    sent = wire.tensors_message(PREFIX, "gw-a", Send("gw-b", MESSAGE, {}, 1.0), 0.0)
+    with pytest.raises(RemoteProtocolError, match="another request or node than the topic"):
+        wire.event_of(PREFIX, Delivery(f"{sent.topic}-2", sent.payload))
