@@ -1,17 +1,16 @@
-"""What a module really costs on this device: its footprint and its seconds, measured when it is loaded.
+"""The real cost of a module on this device: its footprint and its seconds, measured when it is loaded.
 
-Owns the procedure. After the imports, so that they don't count: resident memory, load, one pass to warm up, some more
-passes against the clock, resident memory again. What was measured is kept on disk, so a module that comes back is ready
-as soon as its weights are read. Runs on the loader's thread; a measurement waits, though not for long, until no forward
-pass is under way (``quiet``), so that neither disturbs the other.
+Owns the procedure. The family's imports come first, so that they don't count. Then: resident memory, load, one pass to
+warm up, up to ``PASSES`` passes against the clock, resident memory again. Measurements are kept on disk, so a module
+that comes back is ready as soon as its weights are read. All runs on the loader's thread. A measurement waits for a
+moment without a forward pass, at most ``PATIENCE_S``, so that neither disturbs the other.
 
-Not measured: a module whose family gives no typical values, and a pass that by its operations would take longer than
-``LONGEST_S``, for the device has better things to do. The bytes of such a module are those of its weights at rest, its
-seconds come with its first requests.
+Not measured: a module that has no sample inputs, and a pass that by its operations would take longer than
+``LONGEST_S``. The bytes of such a module are those of its weights at rest; its seconds come with its first requests.
 
-A footprint is the growth of resident memory, at least what the spec says. Pages that a library keeps for the next
-module count for the one that came first. What a pass takes for a moment doesn't count: the device's headroom is for
-that.
+A footprint is the growth of resident memory, and at least ``memory_bytes`` of the spec. Pages that a library keeps for
+later modules count for the first one. Memory that a pass needs for a moment doesn't count: the device's headroom is
+for that.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from edge_agent.modules import Module, Value
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 from edge_agent.runtime.runner import Runner
 
-MEASURE_S = 0.3  # of passes against the clock, after the one that warms up
+MEASURE_S = 0.3  # of passes against the clock, after the warm-up
 PASSES = 5  # at most
-LONGEST_S = 10.0  # a pass that takes longer, by its operations, isn't made only to be measured
-PATIENCE_S = 0.5  # how long a measurement waits for a quiet moment, before it is made all the same
-FRESH_BYTES = 64 * 1024 * 1024  # what must be left over beside a module's weights while they are read
+LONGEST_S = 10.0  # a pass that would take longer, by its operations, isn't run only to be measured
+PATIENCE_S = 0.5  # the longest wait of a measurement for a moment without a forward pass
+FRESH_BYTES = 64 * 1024 * 1024  # memory that must remain free beside a module's weights while they are read
 
 Clock = Callable[[], float]
 log = structlog.get_logger()
@@ -46,11 +45,11 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Loaded:
-    """A module in memory, and what it costs there."""
+    """A module in memory, and its cost."""
 
     module: Module
     memory_bytes: int
-    load_s: float  # until it can be used, without the imports of its family, which come once
+    load_s: float  # until it can be used, without the imports of its family
     compute_s: float | None  # None: not measured
 
 
@@ -58,13 +57,13 @@ class Calibration:
     """Measures the modules of one device.
 
     Args:
-        measured: What was measured before, and where it is kept.
+        measured: The measurements so far, and their file.
         speed: Share of its speed that the device offers: an emulated slower one's passes take longer.
-        flops_per_s: What the device computes about, at full speed; to leave out what would take too long.
+        flops_per_s: The device's estimated speed, to skip passes that would take too long.
         runner: Runs the passes.
         clock: Seconds, rising.
-        resident_bytes: What the process holds; None when nobody knows.
-        free_bytes: What the process may still take; None when nobody knows.
+        resident_bytes: The process's resident memory; None when the system doesn't say.
+        free_bytes: The memory that the process may still take; None when the system doesn't say.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Calibration:
         free_bytes: Callable[[], int | None] = footprint.free_bytes,
     ) -> None:
         self.passing = threading.Lock()
-        """Whoever runs a forward pass holds it meanwhile."""
+        """Held during each forward pass."""
         self._measured = measured
         self._speed = speed
         self._flops_per_s = flops_per_s
@@ -91,7 +90,7 @@ class Calibration:
         self.look()
 
     def expected_bytes(self, spec: ModuleSpec) -> int:
-        """What a module will occupy: as it was measured, or as its spec says."""
+        """The bytes that a module will occupy: as it was measured, or as its spec says."""
         known = self._measured.modules.get(spec.key)
         return max(spec.memory_bytes, known.memory_bytes if known else 0)
 
@@ -101,10 +100,10 @@ class Calibration:
         return self._here
 
     def load(self, spec: ModuleSpec, load: Callable[[ModuleSpec], Module]) -> Loaded:
-        """Load a module and measure it, but for what is known of it already.
+        """Load a module, and measure whatever isn't known of it yet.
 
         Raises:
-            ModuleRefused: there is no such memory.
+            ModuleRefused: the machine has too little free memory.
             Exception: whatever the family's loading or its first pass raises.
         """
         self._check_free(spec)
@@ -123,18 +122,18 @@ class Calibration:
         return Loaded(module, memory_bytes, load_s, None if compute_s is None else compute_s / self._speed)
 
     def keep(self, spec: ModuleSpec, loaded: Loaded) -> None:
-        """Keep what a module costs that has room here: one that hasn't may have been measured in a bad moment."""
+        """Keep the cost of a module that fits. The cost of one that doesn't may have been measured at a bad moment."""
         compute_s = None if loaded.compute_s is None else loaded.compute_s * self._speed
         self._measured.keep(Measurement(spec=spec, memory_bytes=loaded.memory_bytes, compute_s=compute_s))
 
     def remember(self, key: ModuleKey, compute_s: float) -> None:
-        """Keep what a module's passes took on average, as it goes."""
+        """Keep the average seconds of a module's passes when it is unloaded."""
         known = self._measured.modules.get(key)
         if known is not None and compute_s > 0:
             self._measured.keep(known.model_copy(update={"compute_s": compute_s * self._speed}))
 
     def look(self) -> None:
-        """See which measured modules' weights are on this machine. Reads the disk; asks nobody else."""
+        """Find which measured modules have their weights on this machine. Reads the disk, never the network."""
         from edge_agent.modules.weights.cache_probe import is_here  # noqa: PLC0415 - torch comes with it
 
         self._here = {
@@ -147,19 +146,19 @@ class Calibration:
         free = self._free_bytes()
         if free is not None and free < spec.memory_bytes + FRESH_BYTES:
             raise ModuleRefused(
-                f"its weights are {spec.memory_bytes} bytes and this machine has only {free} left: end what else runs "
-                "here, or place it elsewhere"
+                f"its weights are {spec.memory_bytes} bytes and this machine has only {free} left: stop other "
+                "programs here, or place it elsewhere"
             )
 
     def _calibrated(self, spec: ModuleSpec, module: Module) -> float | None:
-        """Seconds of a typical pass: the median of a few."""
+        """Seconds of a pass on the sample inputs: the median of a few."""
         values = module.passes[None].steps.sample()
         if values is None or spec.flops / self._flops_per_s > LONGEST_S:
             log.info("module_not_calibrated", family=spec.family, why="no typical values" if values is None else "long")
             return None
         try:
             return self._clocked(module, values)
-        except Exception as error:  # what it can't do with made-up values it may do with real ones
+        except Exception as error:  # it may fail on sample inputs and work on real ones
             if is_out_of_memory(error):
                 raise
             log.warning("module_not_calibrated", family=spec.family, why=f"{type(error).__name__}: {error}")
@@ -167,7 +166,7 @@ class Calibration:
 
     def _clocked(self, module: Module, values: tuple[Value, ...]) -> float:
         began_s = self._clock()
-        self._runner.run(module, values)  # what is made once is made now, and no request waits for it
+        self._runner.run(module, values)  # the warm-up: no request waits for one-time work
         if (first_s := self._clock() - began_s) > MEASURE_S:
             return first_s
         took_s: list[float] = []
@@ -187,7 +186,7 @@ class Calibration:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """A moment without a forward pass, if one comes soon."""
+        """Hold off forward passes, if the current one ends soon."""
         got = self.passing.acquire(timeout=PATIENCE_S)
         try:
             yield

@@ -1,6 +1,6 @@
-"""What memory there really is, and what this process really takes of it. Linux's own books; elsewhere nobody knows.
+"""Free memory of the machine and memory of this process, from Linux's own files; None on other systems.
 
-Owns where the kernel writes it down. Knows no module.
+Owns the places where the kernel keeps these numbers. Knows no module.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ M_ARENA_MAX = -8  # glibc's malloc.h
 
 
 def share_one_heap() -> None:
-    """Have all threads allocate from one heap, as long as there is but one: to be called before any thread starts.
+    """Make all threads allocate from one heap. Call it before the first thread starts.
 
-    By default each thread gets a heap of its own, and glibc never gives back the free end of any but the first. So a
-    pass on the loader's thread would leave its activations' memory behind (22 MB for an EfficientNet of 13), and one on
-    the compute thread as much again. Does nothing with another C library.
+    By default each thread gets its own heap, and glibc returns the free end of the first heap only. So a pass on the
+    loader's thread would leave its activations' memory behind (22 MB for an EfficientNet of 13 MB), and a pass on the
+    compute thread as much again. Does nothing with another C library.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
@@ -32,9 +32,9 @@ def share_one_heap() -> None:
 def free_bytes(
     memory: Path = MEMORY_FILE, cgroup: Path = CGROUP_FILE, cgroups: Path = CGROUPS, status: Path = STATUS_FILE
 ) -> int | None:
-    """What this process may still take: free as the kernel estimates it, within its container's limits and its own.
+    """The bytes that this process may still take, by the kernel's estimate, its container's limits and its own.
 
-    None when the system doesn't say. What was freed here is given back first, as in ``resident_bytes``.
+    None when the system doesn't say. Freed memory is returned to the system first, as in ``resident_bytes``.
     """
     give_back()
     free = _kilobytes(memory, "MemAvailable")
@@ -44,24 +44,23 @@ def free_bytes(
 
 
 def resident_bytes(status: Path = STATUS_FILE) -> int | None:
-    """What this process holds that the system can't take back; None when the system doesn't say.
+    """The bytes of this process that the system can't reclaim; None when the system doesn't say.
 
-    Memory that was freed but not given back is given back first (glibc's ``malloc_trim``), so that what a load or a
-    pass took for a moment doesn't count. Pages of files, a library's code above all, aren't counted: they can be read
-    again.
+    Freed memory is returned to the system first (glibc's ``malloc_trim``), so that short-lived memory of a load or a
+    pass doesn't count. Pages of files, such as a library's code, don't count either: they can be read again.
     """
     give_back()
     return _kilobytes(status, "RssAnon")
 
 
 def give_back() -> None:
-    """Give memory that was freed back to the system, so that others have it. Takes milliseconds."""
+    """Return freed memory to the system. Takes milliseconds."""
     with suppress(OSError, AttributeError):  # another C library than glibc has no such function
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _kilobytes(file: Path, wanted: str) -> int | None:
-    """A line's number, in bytes, of a file such as ``MemAvailable:   123 kB``."""
+    """The bytes of a named line in a file with lines such as ``MemAvailable:   123 kB``."""
     with suppress(OSError, ValueError):
         for line in file.read_text(encoding="ascii", errors="replace").splitlines():
             name, _, amount = line.partition(":")
@@ -71,7 +70,7 @@ def _kilobytes(file: Path, wanted: str) -> int | None:
 
 
 def _left_to_process(status: Path) -> Iterable[int]:
-    """What the limits of this process alone leave (``ulimit -d`` and ``-v``, systemd's LimitDATA and LimitAS)."""
+    """The bytes that the limits of this process leave (``ulimit -d`` and ``-v``, systemd's LimitDATA and LimitAS)."""
     for limit, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         most, taken = resource.getrlimit(limit)[0], _kilobytes(status, used)
         if most != resource.RLIM_INFINITY and taken is not None:
@@ -79,9 +78,9 @@ def _left_to_process(status: Path) -> Iterable[int]:
 
 
 def _left_in_groups(cgroup: Path, cgroups: Path) -> Iterable[int]:
-    """What the limits of this process's control group (version 2) and of those around it leave.
+    """The bytes that the limits of this process's control group (version 2) and of its parents leave.
 
-    Cached files count as used in the kernel's books, and those that nobody used lately as free in ours: they go first.
+    The kernel counts cached files as used. Those not used lately count as free here: the kernel drops them first.
     """
     try:
         named = cgroup.read_text(encoding="utf-8").splitlines()

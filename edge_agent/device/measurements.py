@@ -1,10 +1,10 @@
-"""What this device measured, kept on its disk: seconds and bytes of each module that it ever ran.
+"""The measurements of this device, kept on its disk: seconds and bytes of each module that it ran.
 
-Owns the file, and how passes are averaged. A measurement holds for one device, one module (its identity has the dtype
-in it) and one setting: the threads, the processor, the libraries. Another setting's file is overwritten. A file that is
-damaged, or can't be read or written, costs the measurements and nothing else.
+Owns the file, and the moving average of passes. A measurement is valid for one device, one module (its identity has
+the dtype in it) and one setting: threads, processor, libraries. The file of another setting is overwritten. If the
+file is damaged, or can't be read or written, only the measurements are lost.
 
-Knows neither models nor messages. Used by one thread at a time: the store's lock, or the loader's thread.
+Knows neither models nor messages. One thread at a time uses it: the store's lock, or the loader's thread.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pydantic import Field, ValidationError
 from broker.protocol.specs import Bytes, ModuleKey, ModuleSpec, Positive, Spec
 
 PROCESSOR_FILE = Path("/proc/cpuinfo")
-MAX_MODULES = 256  # the newest are kept; the heartbeat names them all, in less than its 1 MiB
+MAX_MODULES = 256  # the newest are kept; a heartbeat of less than 1 MiB names them all
 MAX_FILE_BYTES = 4 * 1024 * 1024
-NEWEST_SHARE = 0.2  # of the newest pass in the average: one slow pass, times all that waits, would turn requests away
+NEWEST_SHARE = 0.2  # of the newest pass in the average: one slow pass must not make the agent refuse requests
 
 log = structlog.get_logger()
 
@@ -34,10 +34,10 @@ def averaged(before_s: float | None, newest_s: float) -> float:
 
 
 class Measurement(Spec):
-    """What one module cost here."""
+    """The cost of one module here."""
 
     spec: ModuleSpec
-    memory_bytes: Bytes  # its footprint: weights and all that came with them
+    memory_bytes: Bytes  # its footprint: weights and all memory that came with them
     compute_s: Positive | None = None  # of one pass at this device's full speed; None: never measured
 
 
@@ -47,7 +47,7 @@ class _File(Spec):
 
 
 def setting(threads: int, libraries: str) -> str:
-    """What a measurement holds for, besides the device's id: the processor, the threads of a pass, the libraries."""
+    """The setting of measurements, in one line: the processor, the threads of a pass, the libraries."""
     model = ""
     with suppress(OSError):
         lines = PROCESSOR_FILE.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -60,7 +60,7 @@ class Measurements:
 
     Args:
         path: The file; None keeps them for this run only.
-        setting: What they hold for, in one line.
+        setting: The setting of the measurements, in one line.
     """
 
     def __init__(self, path: Path | None = None, setting: str = "") -> None:
@@ -91,7 +91,7 @@ class Measurements:
         return dict(found.modules) if found.setting == self._setting else {}
 
     def _write(self) -> None:
-        """Replace the file as a whole, so that nobody ever reads a half of it."""
+        """Replace the file as a whole, so that no reader sees half of it."""
         if self._path is None:
             return
         content = {

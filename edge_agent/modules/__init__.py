@@ -1,4 +1,4 @@
-"""What a module is, and the table of model families. One file per family has its parts, its shapes and its split.
+"""Modules of models, and the table of model families. One file per family has its parts, its shapes and its split.
 
 Owns the interface between the agent and the networks. Knows no network: a family's file, and the packages that it
 needs, are imported when the first module of that family is loaded, so an agent starts without them.
@@ -67,7 +67,7 @@ SCORES = "answer.scores"
 
 @dataclass(frozen=True)
 class Output:
-    """What one pass gives: contiguous arrays for other nodes, and the answer for the sensor if this is the output."""
+    """The result of one pass: contiguous arrays for other nodes, and the sensor's answer if this is the output."""
 
     tensors: dict[str, Array]
     answer: dict[str, JsonValue] | None = None

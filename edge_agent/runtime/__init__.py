@@ -1,1 +1,1 @@
-"""What holds modules in memory and runs them."""
+"""The modules in memory, and the engines that run them."""

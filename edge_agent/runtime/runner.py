@@ -25,7 +25,7 @@ class Runner:
         if chosen is None:
             known = ", ".join(sorted(each for each in module.passes if each)) or "its ordinary one"
             raise RequestFailed(
-                ErrorCode.MODULE_FAILED, f"this module has no use {use}, only {known}: mend the task's use"
+                ErrorCode.MODULE_FAILED, f"this module has no use {use}, only {known}: correct the task's use"
             )
         prepared = chosen.steps.prepare(values)
         return chosen.steps.answer(engine(module.engine).forward(module, chosen, prepared.arrays), prepared)

@@ -1,16 +1,16 @@
-"""The modules this device holds: each once, within the memory budget, as long as somebody uses it.
+"""The modules that this device holds in memory: each once, within the memory budget, while an assignment names it.
 
-Owns the budget and the reference counts. Knows no family and no message but the two it speaks: what is assigned and
-what is held. Thread-safe: a loader thread loads, compute threads use, the heartbeat's thread looks.
+Owns the budget and the reference counts. Knows no family. Speaks two messages: ``AssignedModule`` comes in,
+``HeldModule`` goes out. Thread-safe: the loader's thread loads, the compute thread uses, the heartbeat's thread reads.
 
-A module's bytes are its real ones: measured once it is loaded (``calibrate``), before that as measured earlier, or as
-its spec says. One that turns out larger than what is left is let go again, and refused with both numbers.
+A module's bytes are measured when it is loaded (``calibration``); before that they are those of an earlier measurement,
+or of its spec. A module that turns out larger than the free budget is dropped at once, and refused with both numbers.
 
 Invariants:
-- The bytes of all modules loading, ready or on their way out never exceed the budget. (Those of one that is larger than
-  its spec says are known only when it is there: it is let go at once.)
+- The bytes of all modules loading, ready or leaving never exceed the budget. (The real bytes of a module that is larger
+  than its spec are known only after loading.)
 - Equal keys are one module: loading twice holds it once.
-- A module in use is never taken away; unloading waits for the last use, and frees its bytes then.
+- A module in use stays in memory. Unloading waits for the last use, and frees its bytes then.
 - A failed module stays listed with its reason, at no bytes, until it is unloaded or loaded again.
 """
 
@@ -39,12 +39,12 @@ _log = structlog.get_logger()
 
 Load = Callable[[ModuleSpec], Module]
 
-MAX_WAIT_S = 10.0  # for modules on their way out: longer than any forward pass of a sensible deadline
+MAX_WAIT_S = 10.0  # for leaving modules: longer than a forward pass within a usual deadline
 
 
 @dataclass
 class _Entry:
-    """What is known of one key. Its bytes count while it is loading or ready."""
+    """The state of one key. Its bytes count while it is loading or ready."""
 
     name: str
     spec: ModuleSpec
@@ -55,7 +55,7 @@ class _Entry:
     load_s: float | None = None
     compute_s: float | None = None
     uses: int = 0
-    leaving: bool = False  # unloaded, but still used or still loading
+    leaving: bool = False  # unloaded, but still in use or loading
 
     @property
     def memory_bytes(self) -> int:
@@ -66,10 +66,10 @@ class Store:
     """Holds modules.
 
     Args:
-        budget_bytes: What all modules together may occupy.
-        load: Makes a module of its spec; the families' table by default.
-        wait_s: How long a load waits for memory that is on its way out.
-        calibration: Measures what modules really cost; None takes their specs' word for it.
+        budget_bytes: The most bytes of all modules together.
+        load: Makes a module from its spec; by the families' table if not given.
+        wait_s: The longest wait of a load for memory of leaving modules.
+        calibration: Measures the real cost of modules; None uses their specs.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Store:
         self._changed = threading.Condition()
 
     def load(self, assigned: AssignedModule) -> HeldModule:
-        """Hold a module; blocks until its weights are in memory. One that is held already only takes the new name.
+        """Load a module; blocks until its weights are in memory. One that is held already only takes the new name.
 
         Raises:
             ModuleRefused: over the budget, it can't be loaded, or it was unloaded meanwhile.
@@ -97,14 +97,14 @@ class Store:
         if ours:
             try:
                 loaded = self._loaded(assigned.spec)
-            except Exception as error:  # a loader runs a family's and a library's code: anything may come
+            except Exception as error:  # a loader runs the code of a family and of libraries
                 self._finish(entry, None, _reason(assigned, error))
                 raise ModuleRefused(_reason(assigned, error)) from error
             self._finish(entry, loaded, None)
             with _harmless():
                 if entry.state == "ready" and self._calibration is not None:
                     self._calibration.keep(assigned.spec, loaded)
-                del loaded  # a module that was refused or unloaded meanwhile is held by nobody now
+                del loaded  # a module that was refused or unloaded meanwhile must be freed
                 self._tidy()
         with self._changed:
             self._changed.wait_for(lambda: entry.state != "loading")
@@ -113,7 +113,7 @@ class Store:
             return _held(entry)
 
     def unload(self, key: ModuleKey) -> None:
-        """Let go of a module, now or when its last use or its loading ends; a key that isn't held is fine."""
+        """Drop a module, now or when its last use or its loading ends; an unknown key is ignored."""
         with self._changed:
             entry = self._entries.get(key)
             if entry is None:
@@ -154,14 +154,14 @@ class Store:
                 self._changed.notify_all()
 
     def record(self, key: ModuleKey, compute_s: float) -> None:
-        """Add a measured forward pass to the module's moving average; a key that is gone is fine."""
+        """Add a measured forward pass to the module's moving average; an unknown key is ignored."""
         with self._changed:
             entry = self._entries.get(key)
             if entry is not None:
                 entry.compute_s = averaged(entry.compute_s, compute_s)
 
     def held(self) -> dict[ModuleKey, HeldModule]:
-        """Everything held, loading or failed, for the heartbeat; without what is on its way out."""
+        """The modules held, loading or failed, for the heartbeat; without the leaving ones."""
         with self._changed:
             return {key: _held(entry) for key, entry in self._entries.items() if not entry.leaving}
 
@@ -175,7 +175,7 @@ class Store:
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """For the time of a forward pass: nothing is measured meanwhile."""
+        """The time of a forward pass: no measurement is taken meanwhile."""
         if self._calibration is None:
             yield
         else:
@@ -184,7 +184,7 @@ class Store:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of all modules loading, ready or on their way out."""
+        """Bytes of all modules loading, ready or leaving."""
         with self._changed:
             return self._used()
 
@@ -192,7 +192,7 @@ class Store:
         return sum(entry.memory_bytes for entry in self._entries.values())
 
     def _claim(self, assigned: AssignedModule) -> tuple[_Entry, bool]:
-        """The key's entry, and whether the caller must load it. Waits for memory that is on its way out."""
+        """The key's entry, and whether the caller must load it. Waits for memory of leaving modules."""
         key, size_bytes = assigned.spec.key, assigned.spec.memory_bytes
         if self._calibration is not None:
             size_bytes = self._calibration.expected_bytes(assigned.spec)
@@ -220,7 +220,7 @@ class Store:
         return self._calibration.load(spec, self._load)
 
     def _finish(self, entry: _Entry, loaded: Loaded | None, error: str | None) -> None:
-        """The end of loading: well, badly, too large, or too late for an unload that came meanwhile."""
+        """End a load: ready, failed, too large, or unloaded meanwhile."""
         with self._changed:
             if entry.leaving:
                 error = f"{entry.name} was unloaded while it was loading"
@@ -239,7 +239,7 @@ class Store:
             self._changed.notify_all()
 
     def _tidy(self) -> None:
-        """After a load or an unload: what was freed goes back to the system, and the disk is looked at again."""
+        """After a load or an unload: return freed memory to the system, and check the disk for weights again."""
         footprint.give_back()
         if self._calibration is not None:
             self._calibration.look()
@@ -278,7 +278,7 @@ def _reason(assigned: AssignedModule, error: Exception) -> str:
 
 @contextmanager
 def _harmless() -> Iterator[None]:
-    """For what comes after a load or an unload: it is done, and measuring for the next one must not undo that."""
+    """Log errors of the work after a load or an unload: they must not undo it."""
     try:
         yield
     except Exception:  # noqa: BLE001 - where memory is short, any line may fail

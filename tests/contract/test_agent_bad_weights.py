@@ -159,9 +159,12 @@ def test_bad_checkpoints_fail_each_with_its_file_and_what_to_do_and_the_others_s
     (unsafe / "model.safetensors").unlink()
     (unsafe / "pytorch_model.bin").write_bytes(pickle.dumps(tensors))
     sentences = {
-        "bad/missing": ("lacks post_layernorm.bias of clip.vision", "fetch it again, or mend config.json"),
-        "bad/extra": ("has vision_model.extra besides what clip.vision takes", "fetch it again, or mend config.json"),
-        "bad/config": ("is (64,), and by its config.json (96,)", "mend config.json, or fetch the weights again"),
+        "bad/missing": ("lacks post_layernorm.bias of clip.vision", "fetch it again, or correct config.json"),
+        "bad/extra": (
+            "has vision_model.extra besides what clip.vision takes",
+            "fetch it again, or correct config.json",
+        ),
+        "bad/config": ("is (64,), and by its config.json (96,)", "correct config.json, or fetch the weights again"),
         "bad/pickle": ("pytorch_model.bin is a pickle", "convert it to model.safetensors where you trust it"),
     }
     found = reported(GOOD, *sentences)

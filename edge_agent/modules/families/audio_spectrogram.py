@@ -95,7 +95,7 @@ def samples(made: ASTFeatureExtractor, value: Value) -> NDArray[np.float32]:
     """The samples (n,) of what a sensor sent.
 
     Raises:
-        RequestFailed: it is no sound that can be read, or too short to have a spectrum.
+        RequestFailed: the sound can't be read, or is too short to have a spectrum.
     """
     found = audio.samples(value, made.sampling_rate, MOST_S)
     if len(found) < _WINDOW:

@@ -37,7 +37,7 @@ from edge_agent.modules.inputs import decoding, prepare, steps
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
 
 IMAGE = "<image>"
-"""What stands for the picture in a prompt, once for each of its vectors."""
+"""The placeholder of the picture in a prompt, once for each of its vectors."""
 MOST_TOKENS = 64  # of an answer
 PROMPT_TOKENS, ANSWER_TOKENS = 24, 16  # of the pass that is counted, besides the picture's
 _GENERATION = "generation_config.json"
@@ -81,7 +81,7 @@ def ends(checkpoint: Checkpoint) -> list[int]:
     """The tokens that end an answer: generation_config.json's, else config.json's.
 
     Raises:
-        ModuleRefused: a file is no JSON.
+        ModuleRefused: a file is not JSON.
     """
     path = checkpoint.repository.path(_GENERATION)
     found = read_object(path).get("eos_token_id") if path is not None else None
@@ -91,7 +91,7 @@ def ends(checkpoint: Checkpoint) -> list[int]:
 
 
 def identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    """What of the configuration changes the answer."""
+    """The part of the configuration that changes the answer."""
     own = text_config(checkpoint.config)
     wanted = (
         "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
@@ -109,10 +109,10 @@ def identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
 
 
 def settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What ``generate`` takes besides tensors.
+    """The arguments of ``generate`` besides tensors.
 
     Raises:
-        ModuleRefused: a file is no JSON.
+        ModuleRefused: a file is not JSON.
     """
     return {"image": image_token(checkpoint.config), "end": ends(checkpoint)}
 

@@ -116,7 +116,7 @@ def beginning(made: ClapFeatureExtractor, value: Value) -> NDArray[np.float32]:
     """The samples (n,) of what a sensor sent, as long as the tower hears.
 
     Raises:
-        RequestFailed: it is no sound that can be read.
+        RequestFailed: the sound can't be read.
     """
     return audio.samples(value, made.sampling_rate, MOST_S)[: made.nb_max_samples]
 

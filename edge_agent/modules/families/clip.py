@@ -175,13 +175,13 @@ def _projection(config: Config) -> Projection:
 
 
 def ordinary_processor(config: CLIPVisionConfig) -> CLIPImageProcessorPil:
-    """What every published CLIP does to a picture: shorter side to the tower's, bicubic, centre cut, normalised."""
+    """The preprocessing of every published CLIP: shorter side to the tower's, bicubic, centre cut, normalised."""
     side = model_parts.side(config.image_size)
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 def clipseg_processor() -> ViTImageProcessorPil:
-    """What CLIPSeg does to a picture: squeezed to 352 x 352, bilinear, normalised as for ImageNet."""
+    """The preprocessing of CLIPSeg: squeezed to 352 x 352, bilinear, normalised as for ImageNet."""
     return ViTImageProcessorPil(
         size={"height": CLIPSEG_SIZE, "width": CLIPSEG_SIZE},
         resample=2,
@@ -199,8 +199,8 @@ def _check_preprocessing(checkpoint: Checkpoint, config: CLIPVisionConfig) -> No
     if different := sorted(name for name in ours if ours[name] != theirs.get(name)):
         raise ModuleRefused(
             f"{prepare.PREPROCESSOR} of {checkpoint.repository} says {different[0]} = {theirs.get(different[0])}, and "
-            f"clip.vision prepares pictures with {ours[different[0]]}: mend the file, or give this model a family of "
-            "its own"
+            f"clip.vision prepares pictures with {ours[different[0]]}: correct the file, or give this model its "
+            "own family"
         )
 
 

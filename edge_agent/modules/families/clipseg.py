@@ -174,7 +174,7 @@ def answer(texts: Sequence[str], probabilities: Array) -> dict[str, JsonValue]:
     """The answer of probabilities (n, s, s): for each text its share of the picture, its box, and its mask.
 
     ``score`` is the highest probability of a pixel, ``area`` the share of pixels of at least one half, ``box`` their
-    bounds (left, top, right, bottom) as shares of the picture's sides, null when there are none, and ``mask`` a PNG of
+    bounds (left, top, right, bottom) as shares of the picture's sides, null when there isn't any, and ``mask`` a PNG of
     one bit a pixel, s x s, in base64.
     """
     segments: list[JsonValue] = []

@@ -103,7 +103,7 @@ def pixels(value: Value) -> Array:
     """Turn a picture's bytes into the network's input (1, 3, 224, 224): centre crop, bicubic, about -1 to 1.
 
     Raises:
-        RequestFailed: ``bad_input`` when it is no picture.
+        RequestFailed: ``bad_input`` when it can't be read as a picture.
     """
     picture = decoding.picture(value)
     side = max(1, int(min(picture.size) * _CENTRE))
@@ -143,7 +143,7 @@ class LabelSteps(steps.Arrays):
 
     def __init__(self) -> None:
         super().__init__({"features": (1, FEATURES)})
-        self._names = class_names()  # a missing package is told now, not at the first request
+        self._names = class_names()  # a missing package is an error now, not at the first request
 
     def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
         """``probs`` (1, 1000), the label, its probability and the five best; ties go to the lower class."""

@@ -1,4 +1,4 @@
-"""Greedy decoding inside one module, with its KV cache: what captioners and answerers of several families share.
+"""Greedy decoding inside one module, with its KV cache, for the captioners and answerers of several families.
 
 Owns the call of transformers' own ``generate`` on a decoder that was cut from its encoder, and what a decoder gives:
 ``tokens`` int64 (1, t), the start among them, and the text that they spell. Knows no family.
@@ -60,7 +60,7 @@ def one_pass(network: PreTrainedModel, **tensors: Tensor) -> dict[str, Tensor]:
 
 
 def tokens_and_states(tokens: int, states: Tensor) -> dict[str, Tensor]:
-    """What ``one_pass`` takes: this many tokens (1, t), with their mask, and what they attend to."""
+    """Tensors for ``one_pass``: tokens (1, t) with their mask, and the states that they attend to."""
     ids = torch.zeros(1, tokens, dtype=torch.int64)
     return {
         "input_ids": ids,

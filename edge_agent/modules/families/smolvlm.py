@@ -67,7 +67,7 @@ def tile_vectors(config: Config) -> int:
 
 
 def placeholder(rows: int, columns: int, vectors: int) -> str:
-    """What stands for a picture in the prompt."""
+    """The placeholder of a picture in the prompt."""
     tile = causal.IMAGE * vectors
     lines = [
         "".join(f"{_AROUND}<row_{row}_col_{column}>{tile}" for column in range(1, columns + 1)) + "\n"
@@ -130,7 +130,8 @@ class LanguageSteps(causal.PromptSteps):
         if picture.shape[1] != (rows * columns + 1) * self._vectors:
             raise RequestFailed(
                 ErrorCode.MODULE_FAILED,
-                f"{picture.shape[1]} vectors are not those of {rows} x {columns} tiles and one: mend the task's needs",
+                f"{picture.shape[1]} vectors are not those of {rows} x {columns} tiles and one: "
+                "correct the task's needs",
             )
         image = placeholder(rows, columns, self._vectors)
         return self.tokens(PROMPT.format(image=image, question=causal.question(values[1])), picture)

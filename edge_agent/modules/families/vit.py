@@ -41,7 +41,7 @@ def _config(config: Config) -> ViTConfig:
 
 
 def identity_of(config: ViTConfig, checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    """What of a tower's configuration, and of its repository, changes what it gives."""
+    """The part of a tower's configuration, and of its repository, that changes its output."""
     wanted = (
         "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size "
         "hidden_act layer_norm_eps qkv_bias"

@@ -1,8 +1,8 @@
 """Sound that a sensor sent: wav bytes to samples at the rate a network was trained with.
 
-Owns what a wav file may be, and the sentences that tell it. Knows no network. Read with the standard library's
-``wave``: plain PCM (its format tag 1) of 16 bits, one or two channels, 8 to 96 kHz. Other rates are changed by a
-polyphase filter (``scipy.signal.resample_poly``); a file that has the wanted rate already is taken as it is.
+Owns the accepted kinds of wav files, and the error sentences about them. Knows no network. The standard
+library's ``wave`` reads them: plain PCM (its format tag 1) of 16 bits, one or two channels, 8 to 96 kHz. A polyphase
+filter (``scipy.signal.resample_poly``) changes other rates; a file at the wanted rate is taken as it is.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def samples(value: Value, rate_hz: int, most_s: float) -> NDArray[np.float32]:
     if not isinstance(value, RawInput):
         raise RequestFailed(
             ErrorCode.MODULE_FAILED,
-            f"this module needs a sound and was given {decoding.describe(value)}: mend the task's needs",
+            f"this module needs a sound and was given {decoding.describe(value)}: correct the task's needs",
         )
     pcm, file_rate_hz = _decode(value.data)  # (n, channels)
     if (length_s := len(pcm) / file_rate_hz) > most_s:
@@ -80,7 +80,7 @@ def _decode(data: bytes) -> tuple[NDArray[np.int16], int]:
 
 
 def _kind(error: Exception) -> str:
-    """What is wrong, in a few words: ``wave`` says it well, other libraries' messages may name an object in memory."""
+    """The kind of error in a few words. Messages of libraries but ``wave`` may name an object in memory."""
     if isinstance(error, wave.Error):
         return str(error)
     return "truncated" if isinstance(error, EOFError) else "damaged"

@@ -1,7 +1,7 @@
-"""What a module is given, read and checked: pictures, lines of text, arrays of other nodes.
+"""Values of a request, decoded and checked: pictures, lines of text, arrays of other nodes.
 
-Owns the limits of what a sensor may send and the sentences that tell it. Knows no network. Whatever the bytes are,
-the outcome is a value or a ``RequestFailed``: an error of a decoder never escapes.
+Owns the limits of a sensor's inputs and the error sentences about them. Knows no network. Invariant: any bytes become
+a value or a ``RequestFailed``; an error of a decoder never escapes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from edge_agent.modules import Value
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 
 MAX_PIXELS = 50_000_000  # a 48-megapixel camera; 150 MB when decoded
-# A longer side by a shorter: a network that scales the shorter side to its own would blow a thread of pixels up to
-# gigabytes, and one that scales the longer would have nothing left of the shorter.
+# The longer side divided by the shorter. A network that scales the shorter side to its own size would make gigabytes
+# of a very thin picture; one that scales the longer side would leave nothing of the shorter.
 MAX_SIDES = 16
 MAX_LINES = 64
 MAX_LINE_CHARACTERS = 2000
@@ -33,7 +33,7 @@ def picture(value: Value) -> Image.Image:
     """Decode a picture: upright, RGB, transparency over white.
 
     Raises:
-        RequestFailed: ``bad_input`` when it isn't a JPEG or PNG, is truncated, has too many pixels, or is a thread.
+        RequestFailed: ``bad_input`` when it isn't a JPEG or PNG, is truncated, has too many pixels, or is too thin.
     """
     data = _sent(value, "a picture")
     try:
@@ -48,7 +48,7 @@ def picture(value: Value) -> Image.Image:
     except Exception as error:  # hostile bytes make decoders raise anything, warnings included
         if is_out_of_memory(error):
             raise
-        # A library's own message may name an object in memory; the kind of trouble is what a person can use.
+        # A library's own message may name an object in memory; a person can use the kind of error.
         reason = "truncated" if "truncated" in str(error) else _kind(error)
     raise RequestFailed(ErrorCode.BAD_INPUT, f"this is not a picture that can be read ({reason}): send a JPEG or PNG")
 
@@ -104,7 +104,7 @@ def array(value: Value, name: str, shape: Sequence[int | None]) -> Array:
         given = "what a sensor sent" if isinstance(value, RawInput) else describe(value)
         raise RequestFailed(
             ErrorCode.MODULE_FAILED,
-            f"this module needs {name} (float32 {wanted}, finite) and was given {given}: mend the task's needs",
+            f"this module needs {name} (float32 {wanted}, finite) and was given {given}: correct the task's needs",
         )
     return found
 
@@ -130,7 +130,7 @@ def count(values: Sequence[Value], *allowed: int) -> None:
     if len(values) not in allowed:
         wanted = " or ".join(map(str, allowed))
         raise RequestFailed(
-            ErrorCode.MODULE_FAILED, f"this module takes {wanted} values, not {len(values)}: mend the task's needs"
+            ErrorCode.MODULE_FAILED, f"this module takes {wanted} values, not {len(values)}: correct the task's needs"
         )
 
 
@@ -147,7 +147,7 @@ def _given_text(tensors: Tensors) -> bytes:
         raise RequestFailed(
             ErrorCode.MODULE_FAILED,
             f"this module needs a text (an input, or an array {TEXT}, uint8 n) and was given {describe(tensors)}: "
-            "mend the task's needs",
+            "correct the task's needs",
         )
     if not array.size:
         raise RequestFailed(
@@ -160,7 +160,7 @@ def _sent(value: Value, kind: str) -> bytes:
     if isinstance(value, RawInput):
         return value.data
     raise RequestFailed(
-        ErrorCode.MODULE_FAILED, f"this module needs {kind} and was given {describe(value)}: mend the task's needs"
+        ErrorCode.MODULE_FAILED, f"this module needs {kind} and was given {describe(value)}: correct the task's needs"
     )
 
 

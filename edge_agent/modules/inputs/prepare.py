@@ -57,7 +57,7 @@ def tokenizer(
         kind: transformers' class, where its automatic choice would depend on what is installed.
 
     Raises:
-        ModuleRefused: its files aren't there, or make none.
+        ModuleRefused: its files aren't there, or make no tokenizer.
     """
     found = {file: path for file in TOKENIZER_FILES if (path := checkpoint.repository.path(file)) is not None}
     if not found.keys() & {"tokenizer.json", "vocab.json", "vocab.txt", "spiece.model"}:
@@ -130,7 +130,7 @@ def _processor(checkpoint: Checkpoint, kind: Callable[..., T], what: str, only: 
 
 
 def effective(processor: PilBackend) -> dict[str, JsonValue]:
-    """What the result of an image processor depends on, canonically: for comparisons and identities."""
+    """Everything that the result of an image processor depends on, canonically: for comparisons and identities."""
     known = {name: value for name, value in processor.to_dict().items() if name not in HISTORY and value is not None}
     plain: dict[str, JsonValue] = json.loads(json.dumps(known, default=_plain_size))
     return plain
@@ -160,4 +160,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModuleRefused(f"{path} is no text: fetch it again") from error
+        raise ModuleRefused(f"{path} is not text in UTF-8: fetch it again") from error

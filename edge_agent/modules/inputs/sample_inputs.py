@@ -1,9 +1,8 @@
-"""What a module is typically given: for a device that measures how long a pass takes it, before anybody asks.
+"""Sample inputs: by them a device measures how long a module's pass takes, before the first request.
 
-Owns the pictures, sounds, texts and arrays; which of them a module takes, its family says (``typical`` of its class).
-They are made here, always the same, of about the sizes that the catalogue plans with. What a pass takes hardly depends
-on what is seen or said, but for decoders, whose texts may be longer or shorter than for these: the first requests
-correct it.
+Owns the pictures, sounds, texts and arrays; a module's steps choose among them (``sample``). They are always the same,
+and about as large as the catalogue plans. A pass takes about the same time for any content, except in decoders, whose
+texts may be longer or shorter: the first requests correct the measurement.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ def question(value: Value) -> str:
     """A question; several lines are one question.
 
     Raises:
-        RequestFailed: ``bad_input`` when it is no text.
+        RequestFailed: ``bad_input`` when it is not text.
     """
     return " ".join(decoding.lines(value))
 

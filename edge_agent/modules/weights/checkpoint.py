@@ -40,7 +40,7 @@ class Checkpoint:
         """``config.json``.
 
         Raises:
-            ModuleRefused: it isn't there, or is no JSON object.
+            ModuleRefused: it isn't there, or is not a JSON object.
         """
         return read_object(self.repository.required("config.json"))
 
@@ -63,7 +63,7 @@ class Checkpoint:
                 raise ModuleRefused(f"{index} has no weight_map of names and files: fetch it again")
             if strange := sorted(file for file in set(found.values()) if not _plain(file)):
                 raise ModuleRefused(
-                    f"{index} names {strange[0]}, which is no safetensors file beside it: fetch it again"
+                    f"{index} names {strange[0]}, which is not a safetensors file beside it: fetch it again"
                 )
             return dict(found)
         files: dict[str, str] = {}
@@ -96,7 +96,7 @@ class Checkpoint:
         return self._each(names, lambda opened, name: tuple(opened.get_slice(name).get_shape()))
 
     def _each(self, names: Iterable[str], take: Callable[[Any, str], T]) -> dict[str, T]:
-        """What is taken of each name, from the open file that holds it; each file is opened once."""
+        """Take something of each name from the open file that holds it; each file is opened once."""
         by_file: dict[str, list[str]] = {}
         for name in names:
             by_file.setdefault(self.files[name], []).append(name)
@@ -134,20 +134,22 @@ def tensor_names(path: Path) -> list[str]:
     """The names in a safetensors file.
 
     Raises:
-        ModuleRefused: it is damaged, or no safetensors file.
+        ModuleRefused: it is damaged, or not a safetensors file.
     """
     try:
         with safe_open(path, "pt") as opened:
             return list(opened.keys())
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModuleRefused(f"{path} is no whole safetensors file ({first_line(error)}): fetch it again") from error
+        raise ModuleRefused(
+            f"{path} is not a complete safetensors file ({first_line(error)}): fetch it again"
+        ) from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object of a file.
 
     Raises:
-        ModuleRefused: it is none, or too large.
+        ModuleRefused: it is not a JSON object, or too large.
     """
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
@@ -156,7 +158,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModuleRefused(f"{path} is not JSON ({first_line(error)}): fetch it again") from error
     if not isinstance(content, dict):
-        raise ModuleRefused(f"{path} is no JSON object: fetch it again")
+        raise ModuleRefused(f"{path} is not a JSON object: fetch it again")
     return content
 
 

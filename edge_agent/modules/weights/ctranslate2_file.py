@@ -43,7 +43,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a ``model.bin`` says."""
+    """The content of a ``model.bin``."""
 
     kind: str
     revision: int
@@ -120,7 +120,7 @@ class _Reader:
 
 def _parse(reader: _Reader, name: str) -> ModelFile:
     if (version := reader.number("I")) != VERSION:
-        raise ModuleRefused(f"{name} is no CTranslate2 file of version {VERSION} (it begins with {version})")
+        raise ModuleRefused(f"{name} is not a CTranslate2 file of version {VERSION} (it begins with {version})")
     kind, revision = reader.text(), reader.number("I")
     # Dictionaries evaluate a key before its value: the order in which the file has them.
     variables = {reader.text(): reader.variable() for _ in range(reader.number("I"))}

@@ -5,8 +5,8 @@ DIR/org/name/{config.json, *.safetensors, tokenizer files}; then the Hugging Fac
 file, into the hub client's own cache. Knows no file's meaning, and never opens one.
 
 Invariants: a repository found in the models directory is complete there, and the hub isn't asked for the rest. The
-organisation ``local`` stands for what nobody publishes: it is looked up in the models directory only. HF_HUB_OFFLINE,
-HF_HOME and HF_TOKEN mean what they mean to the hub's own client.
+organisation ``local`` is for weights that nobody publishes: they are looked up in the models directory only.
+HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean to the hub's own client.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Repository:
     def path(self, file: str) -> Path | None:
         """A file on this machine, downloaded when it must be; None when the repository has none of that name.
 
-        Without a network, a file that isn't in the cache is taken for one that doesn't exist when config.json is in
-        the cache: whoever fetched that fetched what there was.
+        Without a network, a file that isn't in the cache counts as absent if config.json is in the cache: the fetch
+        that got config.json got every file that existed.
 
         Raises:
             ModuleRefused: it may be there, and can't be had.
@@ -106,11 +106,11 @@ def repository(source: Source) -> Repository:
     """Find the repository of a source.
 
     Raises:
-        ModuleRefused: its name is none, or it is ``local`` and not in the models directory.
+        ModuleRefused: its name is not valid, or it is ``local`` and not in the models directory.
     """
     name = source.hub or ""
     if not _NAME.fullmatch(name):
-        raise ModuleRefused(f"{name!r} is no repository: write hub: organisation/name")
+        raise ModuleRefused(f"{name!r} is not a repository: write hub: organisation/name")
     models = models_directory()
     if models is not None and (models / name).is_dir():
         return Repository(name, source.revision, models / name)
@@ -162,4 +162,4 @@ def _reason(error: OSError, what: str, elsewhere: str) -> str:
     first = first_line(error)
     if isinstance(error, ConnectionError | TimeoutError) or error.errno is None:
         return f"no network for the hub, or it refuses: {what}: {first}; try again later, or {elsewhere}"
-    return f"{what} can't be stored ({first}): mend the disk or the rights of HF_HOME"
+    return f"{what} can't be stored ({first}): check the disk and the permissions of HF_HOME"

@@ -1,7 +1,7 @@
-"""Cutting a published model into parts: what a family says of a part, and what follows from it for all families.
+"""Parts of published models: the description that a family gives, and the network, counts and identity that follow.
 
 Owns the steps from a spec to a network with its weights, the counts that need no weights, and the identity by
-content. Knows no family: a ``Part`` says all. ``edge_agent.modules`` tells how to write one.
+content. Knows no family: a ``Part`` has all that differs. ``edge_agent.modules`` explains how to write one.
 
 Invariants: a network has all tensors of its part, of the right shapes and none besides; reading them costs what the
 part weighs, whatever else the checkpoint holds; equal digests mean equal outputs for equal inputs.
@@ -32,7 +32,7 @@ from edge_agent.modules.weights import hub, identity, precision
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 
 Prefixes = Mapping[str, str]
-# transformers' advice and progress bars are for people who call it by hand.
+# transformers' advice and progress bars are for interactive use.
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 _BUILDING = threading.Lock()  # no_init_weights changes torch for the whole process while it lasts
@@ -99,7 +99,7 @@ class Part(Generic[N]):
 
 @dataclass(frozen=True)
 class Count:
-    """What a part costs, exactly, from its configuration alone."""
+    """The exact cost of a part, from its configuration alone."""
 
     parameters: int
     memory_bytes: int  # of weights and stored buffers, in the dtype asked for
@@ -212,19 +212,19 @@ def fit(family: str, part: AnyPart, checkpoint: Checkpoint, network: nn.Module) 
     if missing := sorted(wanted.keys() - set(own.values()) - part.tied.keys()):
         raise ModuleRefused(
             f"{checkpoint.repository} lacks {_first(missing)} of {family}: its weights are incomplete, or of "
-            "another model than config.json says; fetch it again, or mend config.json"
+            "another model than config.json says; fetch it again, or correct config.json"
         )
     if extra := sorted(names[canonical] for canonical, name in own.items() if name not in wanted):
         raise ModuleRefused(
             f"{checkpoint.repository} has {_first(extra)} besides what {family} takes: config.json doesn't match "
-            "its weights; fetch it again, or mend config.json"
+            "its weights; fetch it again, or correct config.json"
         )
     shapes = checkpoint.shapes(names.values())
     for canonical, name in own.items():
         if (shape := shapes[names[canonical]]) != wanted[name].shape:
             raise ModuleRefused(
                 f"{names[canonical]} in {checkpoint.repository} is {shape}, and by its config.json "
-                f"{tuple(wanted[name].shape)}: mend config.json, or fetch the weights again"
+                f"{tuple(wanted[name].shape)}: correct config.json, or fetch the weights again"
             )
     return own
 
@@ -356,7 +356,7 @@ def _build(part: Part[N], config: Config, where: str) -> N:
     except Exception as error:  # a configuration may be wrong in any way, and transformers raises anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModuleRefused(
-            f"config.json of {where} makes no such network ({reason}): mend it, or fetch it again"
+            f"config.json of {where} makes no such network ({reason}): correct it, or fetch it again"
         ) from error
     network.train(mode=False)
     return network

@@ -3,8 +3,8 @@
 Owns the rule of each dtype; knows no family. float16 and bfloat16 hold every number in half the bytes, and compute in
 it. int8 holds the large matrices of linear layers row by row, each row with its own scale (symmetric, weight-only:
 torchao's ``Int8WeightOnlyConfig``), and so the large kernels of a network that is functions; everything else, and all
-arithmetic, stays float32. A matrix of words is no linear layer, nor is an output layer that is tied to one: that would
-hold it twice. A part that has no large linear layers gains nothing.
+arithmetic, stays float32. A matrix of words is not a linear layer. An output layer that is tied to one isn't
+held as int8 either: that would hold the matrix twice. A part that has no large linear layers gains nothing.
 While a part is loaded in a shorter dtype, its float32 weights are in memory besides.
 
 Invariant: the same float32 weights give the same numbers in every dtype, for a version of torchao: nothing is
@@ -63,7 +63,7 @@ def quantise(network: nn.Module, *, tied: Collection[str] = ()) -> None:
 class Int8Matrices(Mapping[str, Tensor]):
     """Weights by name, for networks that are functions: kernels of at least ``SMALLEST`` numbers are held as int8.
 
-    They come out as float32 tensors of their shape, made anew each time.
+    They come out as new float32 tensors of their shape each time.
 
     Raises:
         ModuleRefused: torchao is missing.

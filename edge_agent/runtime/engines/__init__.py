@@ -17,7 +17,7 @@ from edge_agent.modules import Module, Pass
 
 
 class Engine(Protocol):
-    """What runs forward passes; each engine's file is one."""
+    """Runs forward passes. Each engine's file has this function."""
 
     def forward(self, module: Module, chosen: Pass, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run one forward pass: arrays to contiguous arrays, floats as float32, both by name."""

@@ -89,7 +89,7 @@ def test_a_use_that_a_module_does_not_have_is_a_failure_of_the_wiring(load: Any)
     vision, text = load("clip.vision"), load("clip.text")
     wrong = failed(vision, CAT, use="backwards")
     assert wrong.code == ErrorCode.MODULE_FAILED
-    assert "has no use backwards, only clipseg, llava, patch-mean: mend the task's use" in wrong.message
+    assert "has no use backwards, only clipseg, llava, patch-mean: correct the task's use" in wrong.message
     assert "only its ordinary one" in failed(text, TEXTS, use="patch-mean").message
 
 
@@ -140,7 +140,7 @@ def test_arrays_of_the_wrong_node_are_failures_of_the_wiring(load: Any) -> None:
     for call, *values in wrong:
         error = failed(call, *values)
         assert error.code == ErrorCode.MODULE_FAILED, values
-        assert error.message.endswith("mend the task's needs")
+        assert error.message.endswith("correct the task's needs")
 
 
 def test_heads_name_their_labels(load: Any) -> None:

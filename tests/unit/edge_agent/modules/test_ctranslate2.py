@@ -78,7 +78,7 @@ def test_a_changed_byte_is_refused_or_read_but_nothing_else(at: int, value: int)
 def test_what_follows_or_another_version_is_refused() -> None:
     with pytest.raises(ModuleRefused, match=r"model\.bin is truncated or damaged: install it again"):
         parse(written(SMALL) + b"\0", "model.bin")
-    with pytest.raises(ModuleRefused, match="no CTranslate2 file of version 6"):
+    with pytest.raises(ModuleRefused, match="not a CTranslate2 file of version 6"):
         parse(b"\x07" + written(SMALL)[1:], "model.bin")
 
 

@@ -134,4 +134,4 @@ def test_values_in_the_wrong_order_or_number_are_failures_of_the_wiring(head: Ru
         with pytest.raises(RequestFailed) as caught:
             head(*values)
         assert caught.value.code == ErrorCode.MODULE_FAILED
-        assert caught.value.message.endswith("mend the task's needs")
+        assert caught.value.message.endswith("correct the task's needs")

@@ -128,7 +128,7 @@ def test_without_a_network_a_cached_repository_is_what_is_cached(
 
 @pytest.mark.parametrize("name", ["", "name", "../name", "org/..", "org/na me", "/etc/passwd", "a/b/c", "org/.git"])
 def test_what_is_no_name_of_a_repository_is_refused(name: str) -> None:
-    with pytest.raises(ModuleRefused, match="is no repository: write hub: organisation/name"):
+    with pytest.raises(ModuleRefused, match="is not a repository: write hub: organisation/name"):
         hub.repository(Source.model_construct(hub=name, part="vision"))
 
 

@@ -156,7 +156,7 @@ def test_arrays_that_do_not_fit_are_a_failure_of_the_wiring(value: Value) -> Non
     failed = refused(decoding.array, value, "x", (1, 3))
     assert failed.code == ErrorCode.MODULE_FAILED
     assert failed.message.startswith("this module needs x (float32 1 x 3, finite) and was given ")
-    assert failed.message.endswith(": mend the task's needs")
+    assert failed.message.endswith(": correct the task's needs")
 
 
 def test_arrays_where_a_sensor_should_speak_and_a_wrong_count_are_failures_of_the_wiring() -> None:

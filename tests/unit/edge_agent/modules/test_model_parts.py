@@ -158,7 +158,7 @@ def test_a_configuration_that_does_not_match_is_refused_with_the_file(own: Path,
 def test_a_damaged_file_of_weights_is_refused(own: Path, content: bytes | None) -> None:
     whole = (own / "model.safetensors").read_bytes()
     (own / "model.safetensors").write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(ModuleRefused, match=r"model.safetensors is no whole safetensors file .*: fetch it again"):
+    with pytest.raises(ModuleRefused, match=r"model.safetensors is not a complete safetensors file .*: fetch it again"):
         modules.load(spec())
 
 
@@ -230,9 +230,9 @@ def test_several_files_without_an_index_are_one_checkpoint_unless_they_overlap(o
         ({"weight_map": {"a": 1}}, "has no weight_map of names and files"),
         (
             {"weight_map": {"a": "../../secret.safetensors"}},
-            r"names ../../secret.safetensors, which is no safetensors file",
+            r"names ../../secret.safetensors, which is not a safetensors file",
         ),
-        ({"weight_map": {"a": "pytorch_model.bin"}}, r"names pytorch_model.bin, which is no safetensors file"),
+        ({"weight_map": {"a": "pytorch_model.bin"}}, r"names pytorch_model.bin, which is not a safetensors file"),
         ({"weight_map": {"vision_model.x": "gone.safetensors"}}, "lacks embeddings.class_embedding and 38 more"),
     ],
 )
@@ -381,7 +381,7 @@ def test_an_agent_reports_a_bad_checkpoint_and_goes_on(own: Path) -> None:
     assert (held.state, held.memory_bytes) == ("failed", 0)
     assert held.error is not None
     assert held.error.startswith("clip/vision: ")
-    assert "model.safetensors is no whole safetensors file" in held.error
+    assert "model.safetensors is not a complete safetensors file" in held.error
 
 
 def test_counts_from_the_configuration_are_those_of_the_weights(own: Path, models: Path) -> None:
