@@ -209,7 +209,10 @@ def test_a_part_that_is_spoilt_is_one_sentence_and_the_others_are_reported(
         (lambda d: _config(d, {"model_type": "diffusion"}), "diffusion by its config.json, which no family knows"),
         (lambda d: (d / "config.json").unlink(), "has no config.json"),
         (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "pytorch_model.bin is a pickle"),
-        (lambda d: (d / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense"), "not a complete safetensors file"),
+        (
+            lambda d: (d / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense"),
+            "not a complete safetensors file",
+        ),
         (lambda d: _config(d, {"model_type": "siglip"}), "or of another model than config.json says"),
         (lambda d: save_file({"x": torch.zeros(1)}, d / "model.safetensors"), "has no tensors of"),
     ],
