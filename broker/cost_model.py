@@ -147,7 +147,10 @@ class Many:
 
 def transfer_s(size_bytes: int, a: Linked[T], b: Linked[T], arithmetic: Arithmetic[T]) -> T:
     """Seconds to send this many bytes from one device to another."""
-    return arithmetic.unless(a.id == b.id, crossing_s(size_bytes, a) + crossing_s(size_bytes, b))
+    same = a.id == b.id
+    if same is True:
+        return 0.0 * a.latency_s
+    return arithmetic.unless(same, crossing_s(size_bytes, a) + crossing_s(size_bytes, b))
 
 
 def crossing_s(size_bytes: int, link: Linked[T]) -> T:
@@ -191,16 +194,13 @@ class Graph:
         self.names = sorted(needs)
         self.number = {name: node for node, name in enumerate(self.names)}
         self.needs = [[self.number[need] for need in needs[name] if need in needs] for name in self.names]
+        self.waits_for = [frozenset(known) for known in self.needs]
+        self.users = [[user for user, known in enumerate(self.needs) if node in known] for node in range(len(needs))]
         self.input_bytes = [
             [input_bytes.get(need, 0) for need in needs[name] if need not in needs] for name in self.names
         ]
         self.sent_bytes = [sent_bytes[name] for name in self.names]
         self.output, self.answer_bytes = self.number[output], answer_bytes
-        self.waits_for = [frozenset(known) for known in self.needs]
-        self.users: list[list[int]] = [[] for _ in self.names]
-        for node, known in enumerate(self.needs):
-            for need in known:
-                self.users[need].append(node)
 
     @classmethod
     def of(cls, task: TaskSpec) -> Graph:
@@ -289,14 +289,15 @@ def finish_s(
             start[node] = arithmetic.latest(start[node], free)
     while todo:
         able = [node for node in todo if graph.waits_for[node].isdisjoint(todo)]
-        settled = [each for each in able if each in finished] if finished else []
-        node = (settled or able)[0]
-        if not settled and len(able) > 1:
+        node = able[0]
+        if finished and (settled := [each for each in able if each in finished]):
+            node = settled[0]
+        elif len(able) > 1:
             node = able[arithmetic.first([start[each] for each in able], [compute[each] for each in able])]
         finish[node] = end = start[node] + compute[node]
         todo.remove(node)
-        for other in todo:
-            if node not in finished and other not in finished:
+        for other in () if node in finished else todo:
+            if other not in finished:
                 start[other] = arithmetic.delayed(start[other], end, at[other] == at[node])
         for user in graph.users[node]:
             if user in at:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
@@ -83,13 +84,22 @@ class Fleet:
 
     def link(self, row: Row) -> Link[float]:
         """The link of one device."""
-        spec = self.specs[row]
-        return Link(row, spec.latency_s, spec.bandwidth_bits_per_s)
+        known = self._links.get(row)
+        if known is None:
+            spec = self.specs[row]
+            known = self._links[row] = Link(row, spec.latency_s, spec.bandwidth_bits_per_s)
+        return known
+
+    @cached_property
+    def _links(self) -> dict[Row, Link[float]]:
+        return {}
 
     def links(self, rows: Integers) -> Link[Floats]:
         """The links of the devices on these rows."""
         if rows is self.every:
             return Link(rows, self.latency_s, self.bandwidth_bits_per_s)
+        if len(rows) == 1:
+            return cast("Link[Floats]", self.link(int(rows[0])))  # numpy takes a number for an array of one
         return Link(rows, self.latency_s[rows], self.bandwidth_bits_per_s[rows])
 
     def compute_s(self, name: ModuleName, module: ModuleSpec) -> Floats:

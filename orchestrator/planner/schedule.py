@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from typing import cast
 
 import numpy as np
 
@@ -49,9 +50,7 @@ class TaskSchedule:
         self.task, self.fleet, self.graph = task, fleet, Graph.of(task)
         self.source_row = fleet.rows.get(str(source.id), NOWHERE)
         self.source = Link(self.source_row, source.latency_s, source.bandwidth_bits_per_s)
-        self._sources = Link(
-            np.array([self.source_row]), np.array([source.latency_s]), np.array([source.bandwidth_bits_per_s])
-        )
+        self._sources = cast("Link[Floats]", self.source)  # numpy takes a number for an array of one
         self.specs = [task.module_of(name) for name in self.graph.names]  # by node, as all below
         self.names = [task.nodes[name].module for name in self.graph.names]
         keys = tuple(dict.fromkeys(spec.key for spec in self.specs))
