@@ -44,11 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
         BadFile: the data, the encoder or a name is wrong.
         NotServed: it was to be deployed, and the site doesn't serve it.
     """
+    models = _models_directory(arguments.models)
     from s2m3.head import rollout  # noqa: PLC0415 - torch, which the arguments do without
     from s2m3.head.train import Training, train  # noqa: PLC0415 - the same
 
     options = ("encoder", "data", "format", "name", "limit", "seed", "regularisation", "out")
-    asked = Training(**{name: getattr(arguments, name) for name in options}, models=_models_directory(arguments.models))
+    asked = Training(**{name: getattr(arguments, name) for name in options}, models=models)
     task, report = train(asked, lambda text: print(text, file=sys.stderr))
     if arguments.deploy:
         with connected(arguments) as observer:

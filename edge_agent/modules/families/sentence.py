@@ -11,6 +11,7 @@ The published pooler takes no part in the sentence embedding, so it is neither h
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
-from transformers import BertConfig, BertModel
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
 from edge_agent.modules import Module, Pass, Prepared, Value
+from edge_agent.modules.families.bert import Bert
 from edge_agent.modules.inputs import decoding, sample_inputs, steps
 from edge_agent.modules.weights import packaged, precision
 
@@ -50,9 +51,9 @@ class TextSteps(steps.Steps):
         return (sample_inputs.texts(),)
 
 
-def encode_text(model: BertModel, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def encode_text(model: Bert, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Tokens (n, t) to ``embeddings`` (n, 384)."""
-    hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state  # (n, t, 384)
+    hidden = model(ids, mask)  # (n, t, 384)
     return {"embeddings": pool(hidden.float(), mask)}
 
 
@@ -75,7 +76,7 @@ def load(spec: ModuleSpec) -> Module:
     directory = path.parent
     if missing := [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]:
         raise ModuleRefused(f"{path.name} lies without {missing[0]}: these are not the weights of {spec.family}")
-    model = BertModel(BertConfig.from_json_file(directory / "config.json"), add_pooling_layer=False)
+    model = _network(directory)
     model.train(mode=False)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     model.load_state_dict(packaged.read(spec, "encoder", shapes, others=("pooler.", ".position_ids")), assign=True)
@@ -93,9 +94,12 @@ def memory_bytes(spec: ModuleSpec) -> int:
     """
     if spec.source is None:
         raise ModuleRefused(f"{spec.family} needs a source of weights")
-    config = BertConfig.from_json_file(packaged.path_of(spec.source).parent / "config.json")
     with torch.device("meta"):
-        return precision.network_bytes(BertModel(config, add_pooling_layer=False), spec.dtype)
+        return precision.network_bytes(_network(packaged.path_of(spec.source).parent), spec.dtype)
+
+
+def _network(directory: Path) -> Bert:
+    return Bert(json.loads((directory / "config.json").read_text(encoding="utf-8")))
 
 
 def tokenizer(directory: Path) -> Tokenizer:

@@ -26,8 +26,9 @@ def test_an_agent_starts_without_torch_and_transformers() -> None:
     assert not {"torch", "transformers", "PIL"} & set(found)
 
 
-def test_a_vision_family_does_not_import_transformers() -> None:
-    code = "import edge_agent.modules.families.efficientnet, sys; print(*sys.modules)"
+def test_the_families_of_the_first_example_do_not_import_transformers() -> None:
+    families = "efficientnet, edge_agent.modules.families.sentence, edge_agent.modules.families.conse"
+    code = f"import edge_agent.modules.families.{families}, sys; print(*sys.modules)"
     found = run_python(code).split()
     assert "transformers" not in found
 
