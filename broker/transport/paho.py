@@ -47,6 +47,12 @@ CLOSE_S = 5.0  # limit of the wait in close() for accepted messages
 _TICK_S = 0.25  # between two looks at the keepalive
 _NO_MATCHING_SUBSCRIBERS = 0x10
 _PINGREQ = b"\xc0\x00"
+_PROPERTIES = {
+    "response_topic": "ResponseTopic",
+    "correlation": "CorrelationData",
+    "content_type": "ContentType",
+    "expiry_s": "MessageExpiryInterval",
+}  # of messages: our name -> paho's
 
 _log = structlog.get_logger(__name__)
 
@@ -100,14 +106,13 @@ class MqttTransport:
     ) -> None:
         self._address = parse_url(url)
         self._client_id = client_id
-        self._inbox = inbox
+        self._emit = self._guard(inbox)
         self._will = will
         self._keepalive_s = keepalive_s
         self._max_packet_bytes = max_packet_bytes
         self._log = _log.bind(client_id=client_id, broker=str(self._address))
         self._outbox = Outbox(max_messages=max_queued, max_bytes=max_queued_bytes)
         self._closing = threading.Event()
-
         self._lock = threading.Lock()  # guards the fields below; not held during calls of paho or the inbox
         self._filters: dict[str, None] = {}  # in the order of subscribe()
         self._accepted = False  # the broker accepted the connection: changes of the filters must be sent
@@ -187,8 +192,7 @@ class MqttTransport:
                 self._log.warning("no connection to the broker", reason=reason)
                 self._emit(port.LinkDown(reason))
                 reported = reason
-            # After a lasting connection the delay starts again. Two clients with one id end each other's connections
-            # soon, so their delays grow.
+            # Short connections are failures: two clients with one id, which end each other's, must slow down.
             failures = 0 if was_up and time.monotonic() - began_s > LONGEST_RETRY_S else failures + 1
             longest_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2**failures)
             self._closing.wait(longest_s * (1 + secrets.randbelow(1000) / 1000) / 2)
@@ -215,8 +219,7 @@ class MqttTransport:
             with self._lock:
                 self._accepted = False
                 self._changes.clear()
-            sock = connection.client.socket() if connection else None
-            if sock is not None:
+            if connection and (sock := connection.client.socket()):
                 sock.close()
         return connection is not None and connection.up, reason
 
@@ -232,7 +235,9 @@ class MqttTransport:
         if self._will is not None:
             will = self._will(connection.session)
             client.will_set(will.topic, will.payload, will.qos, will.retain)
-        client.on_socket_open = self._guard(_send_small_packets_at_once)
+        client.on_socket_open = self._guard(
+            lambda *given: given[2].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        )
         client.on_socket_register_write = lambda *_: None  # else paho writes before publish() returns the packet id
         # paho passes the client and its user data first, and the packet's properties last
         client.on_connect = self._guard(lambda *given: self._on_connect(connection, *given[3:]))
@@ -300,8 +305,7 @@ class MqttTransport:
                     return True
             if client.socket() is None or len(connection.sent) >= connection.max_in_flight:
                 return False
-            message = self._outbox.take()
-            if message is None:
+            if (message := self._outbox.take()) is None:
                 return False
             info = client.publish(message.topic, message.payload, message.qos, message.retain, _properties_of(message))
             connection.sent[info.mid] = message
@@ -343,8 +347,7 @@ class MqttTransport:
         self._emit(port.LinkUp(connection.session, connection.max_packet_bytes))
 
     def _on_publish(self, connection: _Connection, mid: int, reason: ReasonCode) -> None:
-        message = connection.sent.pop(mid, None)
-        if message is None:
+        if (message := connection.sent.pop(mid, None)) is None:
             return
         self._outbox.complete(message)
         if reason.is_failure:
@@ -358,21 +361,8 @@ class MqttTransport:
         if size_bytes > self._max_packet_bytes:
             self._log.warning("refused a message: too large", topic=message.topic, size_bytes=size_bytes)
             return
-        properties = message.properties
-        self._emit(
-            port.Delivery(
-                topic=message.topic,
-                payload=bytes(message.payload),
-                retain=message.retain,
-                response_topic=getattr(properties, "ResponseTopic", None),
-                correlation=getattr(properties, "CorrelationData", None),
-                content_type=getattr(properties, "ContentType", None),
-                expiry_s=getattr(properties, "MessageExpiryInterval", None),
-            )
-        )
-
-    def _emit(self, event: port.LinkEvent) -> None:
-        self._guard(self._inbox)(event)
+        properties = {name: getattr(message.properties, theirs, None) for name, theirs in _PROPERTIES.items()}
+        self._emit(port.Delivery(message.topic, bytes(message.payload), message.retain, **properties))
 
     def _guard(self, callback: Callable[..., object]) -> Callable[..., None]:
         """The same callback; its exceptions are logged."""
@@ -393,10 +383,6 @@ def _on_disconnect(connection: _Connection, flags: Any, reason: ReasonCode) -> N
         connection.reason = f"the connection was lost: {reason}"
 
 
-def _send_small_packets_at_once(_client: object, _userdata: object, sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
 def _disconnect(client: paho.Client) -> None:
     """Send DISCONNECT, so that the broker drops the will, and close the socket."""
     sock = client.socket()
@@ -410,13 +396,7 @@ def _disconnect(client: paho.Client) -> None:
 
 def _properties_of(message: Outgoing) -> Properties:
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    fields = {
-        "ResponseTopic": message.response_topic,
-        "CorrelationData": message.correlation,
-        "ContentType": message.content_type,
-        "MessageExpiryInterval": message.expiry_s,
-    }
-    for name, value in fields.items():
-        if value is not None:
-            setattr(properties, name, value)
+    for name, theirs in _PROPERTIES.items():
+        if (value := getattr(message, name)) is not None:
+            setattr(properties, theirs, value)
     return properties
