@@ -196,12 +196,12 @@ class Orchestrator:
             if due_s is not None and time.monotonic() > due_s + LEADER_INTERVAL_S:
                 watch = standby.reset_timer(watch, time.monotonic())
             if isinstance(posted, _Posted):
-                watch = self._observed(watch, posted.event)
+                watch = self._update_watch(watch, posted.event)
         self._data.unsubscribe(*heard)
         self._linked_s = time.monotonic() if watch.up_s is None else watch.up_s
         return None if self._stopping else watch.epoch
 
-    def _observed(self, watch: LeaderWatch, event: LinkEvent) -> LeaderWatch:
+    def _update_watch(self, watch: LeaderWatch, event: LinkEvent) -> LeaderWatch:
         if isinstance(event, LinkDown):
             _log.warning("waiting_for_broker", broker=self._url, reason=event.reason)
         seen = self._event_of(event) if isinstance(event, Delivery) else None
@@ -266,7 +266,7 @@ class Orchestrator:
         """Publish that no orchestrator leads, unless this one resigned; then disconnect."""
         if self._control and self._state and self._state.link and self.resigned is None:
             gone = OrchestratorState(epoch=self._state.epoch, online=False, session=self._state.link.session)
-            self._do(PublishState(gone))
+            self._carry_out(PublishState(gone))
             self._flush()
         if self._control:
             self._control.close()
@@ -284,11 +284,11 @@ class Orchestrator:
         posted = self._mailbox.get(min(RETRY_UNSENT_S, wait_s) if self._unsent else wait_s)
         if time.monotonic() > min(due) + max(self._heartbeat_interval_s, LEADER_INTERVAL_S):
             _log.warning("overslept")
-            self._step(Overslept())
-        if isinstance(posted, _Posted) and (event := self._received(posted)) is not None:
-            self._step(event)
+            self._react(Overslept())
+        if isinstance(posted, _Posted) and (event := self._to_event(posted)) is not None:
+            self._react(event)
         if deadline_s is not None and time.monotonic() >= deadline_s:
-            self._step(Tick())
+            self._react(Tick())
         self._send_heartbeat()
         self._flush()
 
@@ -303,7 +303,7 @@ class Orchestrator:
             alive = OrchestratorState(epoch=self._state.epoch, online=True, session=self._state.link.session)
             self._unsent.append(Outgoing(topics.ORCHESTRATOR_HEARTBEAT.at(self._prefix), encode(alive), qos=0))
 
-    def _step(self, event: Event) -> None:
+    def _react(self, event: Event) -> None:
         if self._state is None:
             return
         tasks = self._state.tasks
@@ -311,7 +311,7 @@ class Orchestrator:
             now_s = time.monotonic()
             self._state, actions = decide(self._state, event, now_s, lambda: time.monotonic() > now_s + PLANNING_S)
         except Exception:  # noqa: BLE001 - a bug met by one message, perhaps a retained one, must not end the leader
-            self._failed("event_failed", event)
+            self._log_failure("event_failed", event)
             if isinstance(event, Tick):
                 self._tick_from_s = time.monotonic() + RETRY_FAILED_S
             return
@@ -319,9 +319,9 @@ class Orchestrator:
             self._store_tasks(self._state)
         for action in actions:
             try:
-                self._do(action)
+                self._carry_out(action)
             except Exception:  # noqa: BLE001 - the other actions are still due
-                self._failed("action_failed", action)
+                self._log_failure("action_failed", action)
 
     def _store_tasks(self, state: State) -> None:
         try:
@@ -329,12 +329,12 @@ class Orchestrator:
         except BadFile as error:
             _log.error("tasks_not_stored", reason=str(error))
 
-    def _failed(self, what: str, cause: object) -> None:
+    def _log_failure(self, what: str, cause: object) -> None:
         """Count and log the current exception."""
         self._internal_errors += 1
         _log.exception(what, kind=type(cause).__name__)
 
-    def _received(self, posted: _Posted) -> Event | None:
+    def _to_event(self, posted: _Posted) -> Event | None:
         event = posted.event
         if isinstance(event, Delivery):
             return self._event_of(event)
@@ -350,13 +350,13 @@ class Orchestrator:
             return event_of(self._prefix, delivery)
         except RemoteProtocolError as error:
             _log.warning("message_refused", topic=delivery.topic, reason=str(error))
-        except Exception:  # noqa: BLE001 - as in _step
-            self._failed("message_failed", delivery)
+        except Exception:  # noqa: BLE001 - as in _react
+            self._log_failure("message_failed", delivery)
         return None
 
     # --- actions ---
 
-    def _do(self, action: Action) -> None:
+    def _carry_out(self, action: Action) -> None:
         log_action(action)
         match action:
             case AnswerError(reply_to):

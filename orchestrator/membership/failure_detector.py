@@ -52,7 +52,7 @@ FORGET_AFTER_S = 3600.0
 
 def on_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:
     """The cluster after this event, with every device examined at this time."""
-    before, cluster = cluster, _after(cluster, event, now_s)
+    before, cluster = cluster, _apply_event(cluster, event, now_s)
     if _most_are_silent(before) and not _most_are_silent(cluster):
         cluster = _give_silent_devices_time(cluster, now_s)
     if cluster.listening:
@@ -111,7 +111,7 @@ def next_deadline_s(cluster: Cluster) -> float | None:
 # --- events ---
 
 
-def _after(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:
+def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:
     match event:
         case DeviceStateReceived(name, message):
             if message.status == "offline" and cluster.awaiting_first_heartbeat.get(name) == message.session:
