@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,34 +33,22 @@ def clip(directory: Path, config: Config) -> None:
                 merges.append(f"{left} {right}")
                 tokens.append(left + right)
             left += right
-    _write_vocabulary(directory, tokens, size, ("<|startoftext|>", "<|endoftext|>"))
-    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    _write_json(
-        directory / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": config["text_config"]["max_position_embeddings"]},
-    )
+    _write_byte_pairs(directory, tokens, size, ("<|startoftext|>", "<|endoftext|>"), merges)
+    _write_config(directory, "CLIPTokenizer", model_max_length=config["text_config"]["max_position_embeddings"])
 
 
 def bert(directory: Path, config: Config) -> None:
     """BERT's word pieces, lower case, the special tokens first."""
     size = int(config.get("text_config", config)["vocab_size"])
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1) if not chr(code).isupper()]
-    tokens = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *letters,
-        *(f"##{letter}" for letter in letters),
-        *_WORDS[1:],
-    ]
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    tokens = [*special, *letters, *(f"##{letter}" for letter in letters), *_WORDS[1:]]
     if size < len(tokens):
         msg = f"a vocabulary of {size} is too small for {len(tokens)} tokens"
         raise ValueError(msg)
     filled = [*tokens, *(f"[unused{index}]" for index in range(size - len(tokens)))]
     (directory / "vocab.txt").write_text("\n".join(filled) + "\n", encoding="utf-8")
-    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    _write_config(directory, "BertTokenizer", do_lower_case=True)
 
 
 def siglip(directory: Path, config: Config) -> None:
@@ -81,18 +69,14 @@ def siglip(directory: Path, config: Config) -> None:
         minloglevel=2,
     )
     (directory / "spiece.model").write_bytes(made.getvalue())
-    _write_json(
-        directory / "tokenizer_config.json",
-        {"tokenizer_class": "SiglipTokenizer", "model_max_length": config["text_config"]["max_position_embeddings"]},
-    )
+    _write_config(directory, "SiglipTokenizer", model_max_length=config["text_config"]["max_position_embeddings"])
 
 
 def gpt2(directory: Path, config: Config) -> None:
     """GPT-2's byte-level pairs; the end is the last id, as published."""
     size = int(config.get("decoder", config)["vocab_size"])
-    _write_vocabulary(directory, _letters(), size, ("<|endoftext|>",))
-    (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+    _write_byte_pairs(directory, _letters(), size, ("<|endoftext|>",))
+    _write_config(directory, "GPT2Tokenizer")
 
 
 def prompted(directory: Path, config: Config) -> None:
@@ -123,46 +107,29 @@ def prompted(directory: Path, config: Config) -> None:
             "model": {"type": "BPE", "vocab": dict(sorted(ids.items(), key=lambda each: each[1])), "merges": []},
         },
     )
-    _write_json(
-        directory / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"},
+    _write_config(
+        directory, "PreTrainedTokenizerFast", **{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     )
 
 
 def whisper(directory: Path, config: Config) -> None:
     """Whisper's byte-level pairs, and its special tokens from the end of the text on, where published."""
     size, end = int(config["vocab_size"]), int(config["eos_token_id"])
-    _write_vocabulary(directory, _letters(), end + 1, ("<|endoftext|>",))
-    (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    special = [{"id": index, "content": f"<|special-{index}|>"} for index in range(end + 1, size)]
+    _write_byte_pairs(directory, _letters(), end + 1, ("<|endoftext|>",))
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    _write_json(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "WhisperTokenizer",
-            "added_tokens_decoder": {str(each.pop("id")): each | plain for each in special},
-        },
-    )
+    special = {str(index): {"content": f"<|special-{index}|>"} | plain for index in range(end + 1, size)}
+    _write_config(directory, "WhisperTokenizer", added_tokens_decoder=special)
 
 
 def roberta(directory: Path, config: Config) -> None:
     """RoBERTa's byte-level pairs; its first four special tokens come first, the mask last, as published."""
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *_letters()]
-    _write_vocabulary(directory, tokens, int(config["text_config"]["vocab_size"]), ("<mask>",))
-    (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer"})
+    _write_byte_pairs(directory, tokens, int(config["text_config"]["vocab_size"]), ("<mask>",))
+    _write_config(directory, "RobertaTokenizer")
 
 
 WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType(
-    {
-        "bert": bert,
-        "clip": clip,
-        "gpt2": gpt2,
-        "prompted": prompted,
-        "roberta": roberta,
-        "siglip": siglip,
-        "whisper": whisper,
-    }
+    {writer.__name__: writer for writer in (bert, clip, gpt2, prompted, roberta, siglip, whisper)}
 )
 """Kind -> its writer, which takes a directory and config.json."""
 
@@ -172,14 +139,22 @@ def _letters() -> list[str]:
     return list(bytes_to_unicode().values())  # type: ignore[no-untyped-call]
 
 
-def _write_vocabulary(directory: Path, tokens: list[str], size: int, last: tuple[str, ...]) -> None:
-    """vocab.json: tokens first, special ones at the very end, fillers between."""
+def _write_byte_pairs(
+    directory: Path, tokens: list[str], size: int, last: tuple[str, ...], merges: Sequence[str] = ()
+) -> None:
+    """Writes merges.txt, and vocab.json: tokens first, special ones at the very end, fillers between."""
     room = size - len(last)
     if room < len(tokens):
         msg = f"a vocabulary of {size} is too small for {len(tokens) + len(last)} tokens"
         raise ValueError(msg)
     filled = [*tokens, *(f"<|unused-{index}|>" for index in range(room - len(tokens))), *last]
     _write_json(directory / "vocab.json", {token: index for index, token in enumerate(filled)})
+    lines = ["#version: 0.2", *merges]
+    (directory / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_config(directory: Path, kind: str, **fields: Any) -> None:  # noqa: ANN401 - JSON
+    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": kind, **fields})
 
 
 def _write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - JSON

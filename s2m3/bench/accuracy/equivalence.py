@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import TaskSpec
@@ -95,12 +96,5 @@ def _weights(task: TaskSpec) -> Iterator[str]:
         published = sorted(map(zoo.published, sources), key=lambda each: each.frozen is not None)
         for seed, each in enumerate(published):  # frozen copies come after their originals
             random_weights.write(each, Path(directory), seed=seed, changes=_without_timestamps(each))
-        before = os.environ.get(hub.DIRECTORY_VARIABLE)
-        os.environ[hub.DIRECTORY_VARIABLE] = directory
-        try:
+        with mock.patch.dict(os.environ, {hub.DIRECTORY_VARIABLE: directory}):
             yield "random"
-        finally:
-            if before is None:
-                del os.environ[hub.DIRECTORY_VARIABLE]
-            else:
-                os.environ[hub.DIRECTORY_VARIABLE] = before

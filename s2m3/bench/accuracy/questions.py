@@ -23,7 +23,7 @@ from edge_agent.modules.families import heads
 from edge_agent.modules.inputs.decoding import MAX_LINES
 from edge_agent.modules.weights import hub
 from edge_agent.modules.weights.checkpoint import read_object
-from s2m3.bench import accuracy_metrics
+from s2m3.bench.accuracy_metrics import recall_of_captions, recall_of_pictures, vqa_accuracy
 from s2m3.bench.datasets import Dataset, Record, prompts
 
 Requests = list[dict[str, RawInput]]
@@ -157,65 +157,64 @@ class Named:
         return {"top1": _mean(verdicts)}
 
 
-class Prompted:
+class _Scoring:
+    """The scores of many lines with each picture or sound, in several requests if one can't hold all lines."""
+
+    def __init__(self, media: NodeName, text: NodeName, lines: Sequence[str]) -> None:
+        self._media, self._text, self._lines = media, text, lines
+
+    def requests(self, record: Record) -> Requests:
+        """The picture or sound with all lines."""
+        return [{self._media: record.media, self._text: _sent(lines)} for lines in _portions(self._lines)]
+
+    def _scores(self, outputs: Sequence[Output]) -> NDArray[np.float32]:
+        """The scores (n,) of all lines."""
+        portions = zip(outputs, _portions(self._lines), strict=True)
+        return np.concatenate([scores_of(output, lines) for output, lines in portions])
+
+
+class Prompted(_Scoring):
     """Zero-shot classification: the task scores prompts for every class; the class with the best mean is its answer."""
 
     def __init__(self, dataset: Dataset, media: NodeName, text: NodeName, templates: int | None) -> None:
-        self._dataset, self._media, self._text = dataset, media, text
-        self._templates = prompts.templates(dataset.format, dataset.medium)[:templates]
-        self._lines = [_line(template.format(name)) for name in dataset.classes for template in self._templates]
-
-    def requests(self, record: Record) -> Requests:
-        """The picture or sound with all prompts, in several requests where one can't hold them."""
-        return [{self._media: record.media, self._text: _sent(lines)} for lines in _portions(self._lines)]
+        self._classes = dataset.classes
+        chosen = prompts.templates(dataset.format, dataset.medium)[:templates]
+        super().__init__(media, text, [_line(each.format(name)) for name in dataset.classes for each in chosen])
 
     def verdict(self, record: Record, outputs: Sequence[Output]) -> Verdict:
         """The class whose prompts have the highest mean score; ties go to the first."""
-        found = np.concatenate(
-            [scores_of(output, lines) for output, lines in zip(outputs, _portions(self._lines), strict=True)]
-        )
-        by_class = found.astype(np.float64).reshape(len(self._dataset.classes), len(self._templates)).mean(axis=1)
-        best = int(by_class.argmax())
-        return {"predicted": self._dataset.classes[best], "score": float(best == _label(record))}
+        scores = self._scores(outputs).astype(np.float64)
+        best = int(scores.reshape(len(self._classes), -1).mean(axis=1).argmax())
+        return {"predicted": self._classes[best], "score": float(best == _label(record))}
 
     def summary(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
         """Top-1 accuracy."""
         return {"top1": _mean(verdicts)}
 
 
-class Retrieval:
+class Retrieval(_Scoring):
     """Pictures and captions: every picture is scored with every caption of the chosen records."""
 
     def __init__(self, dataset: Dataset, media: NodeName, text: NodeName, positions: Sequence[int]) -> None:
-        self._media, self._text = media, text
         self._own: list[range] = []
-        self._lines: list[str] = []
+        lines: list[str] = []
         for position in positions:
             captions = [_line(caption) for caption in dataset.texts[position]]
-            self._own.append(range(len(self._lines), len(self._lines) + len(captions)))
-            self._lines += captions
-
-    def requests(self, record: Record) -> Requests:
-        """The picture with all captions, in several requests where one can't hold them."""
-        return [{self._media: record.media, self._text: _sent(lines)} for lines in _portions(self._lines)]
+            self._own.append(range(len(lines), len(lines) + len(captions)))
+            lines += captions
+        super().__init__(media, text, lines)
 
     def verdict(self, record: Record, outputs: Sequence[Output]) -> Verdict:  # noqa: ARG002 - the scores are the result
         """The picture's row of scores, as base64 of little-endian float32."""
-        found = [scores_of(output, lines) for output, lines in zip(outputs, _portions(self._lines), strict=True)]
-        return {"row": base64.b64encode(np.concatenate(found).astype("<f4").tobytes()).decode()}
+        return {"row": base64.b64encode(self._scores(outputs).astype("<f4").tobytes()).decode()}
 
     def summary(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
         """Recall at 1, 5 and 10, in both directions, among the pictures of these verdicts and their captions."""
         own = self._own[: len(verdicts)]
         wanted = own[-1].stop
         rows = np.stack([np.frombuffer(base64.b64decode(each["row"]), "<f4")[:wanted] for each in verdicts])
-        captions, pictures = (
-            accuracy_metrics.recall_of_captions(rows, own),
-            accuracy_metrics.recall_of_pictures(rows, own),
-        )
-        return {f"image-to-text@{k}": value for k, value in captions.items()} | {
-            f"text-to-image@{k}": value for k, value in pictures.items()
-        }
+        recalls = {"image-to-text": recall_of_captions(rows, own), "text-to-image": recall_of_pictures(rows, own)}
+        return {f"{way}@{k}": value for way, found in recalls.items() for k, value in found.items()}
 
 
 class Asked:
@@ -249,7 +248,7 @@ class Asked:
         """The answer, and how well people agree with it."""
         answer = outputs[0].answer or {}
         predicted = str(answer.get("answer", answer.get("text", "")))
-        return {"predicted": predicted, "score": accuracy_metrics.vqa_accuracy(predicted, record.answers)}
+        return {"predicted": predicted, "score": vqa_accuracy(predicted, record.answers)}
 
     def summary(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
         """VQA accuracy."""

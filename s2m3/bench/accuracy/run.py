@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,7 @@ def _identity(name: str, task: TaskSpec, dataset: Dataset, settings: Settings) -
         "wire": task.wire,
         "format": dataset.format,
         "records": dataset.size,
-        "limit": settings.limit,
-        "unsplit": settings.unsplit,
-        "templates": settings.templates,
+        **asdict(settings),
     }
 
 

@@ -60,22 +60,10 @@ def sound(seconds: float = SOUND_S) -> RawInput:
     return RawInput(made.getvalue(), "audio/wav")
 
 
-def _vqa() -> Mapping[str, RawInput]:
-    return next(request.inputs for request in REQUESTS if request.task == "vqa")
-
-
-def _retrieval() -> Mapping[str, RawInput]:
-    return {"image": picture("china.jpg").raw, "text": text(*CAPTIONS)}
-
-
-def _alignment() -> Mapping[str, RawInput]:
-    return {"audio": sound(), "text": text(*NOISES)}
-
-
 WORKLOADS = (
-    Workload("pocket/vqa", _vqa),
-    Workload("hub/retrieval-clip-b16", _retrieval),
-    Workload("hub/alignment-clap", _alignment),
+    Workload("pocket/vqa", lambda: next(request.inputs for request in REQUESTS if request.task == "vqa")),
+    Workload("hub/retrieval-clip-b16", lambda: {"image": picture("china.jpg").raw, "text": text(*CAPTIONS)}),
+    Workload("hub/alignment-clap", lambda: {"audio": sound(), "text": text(*NOISES)}),
 )
 """A question about a photograph, captions for a photograph, texts for ten seconds of sound."""
 

@@ -6,6 +6,7 @@ measures queueing, not how devices, broker and load generator share the few core
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -100,16 +101,13 @@ def _fairness(
 def _row(outcomes: Mapping[TaskName, Outcome], seconds: float) -> dict[str, Any]:
     offered = sum(each.offered for each in outcomes.values())
     in_time = sum(each.in_time for each in outcomes.values())
-    errors: dict[str, int] = {}
-    for each in outcomes.values():
-        for code, times in each.errors.items():
-            errors[str(code)] = errors.get(str(code), 0) + times
+    errors = sum((each.errors for each in outcomes.values()), Counter[str]())
     latency_s = [seconds for each in outcomes.values() for seconds in each.latency_s]
     return {
         "offered_per_s": offered / seconds,
         "goodput_per_s": in_time / seconds,
         "late": sum(each.late for each in outcomes.values()),
-        "errors": errors,
+        "errors": {str(code): times for code, times in errors.items()},
         "latency_s": {f"p{share}": percentile(latency_s, share) for share in (50, 95)},
         "tasks": {task: each.in_time / seconds for task, each in outcomes.items()},
     }
