@@ -60,10 +60,7 @@ def judge(process: str, samples: Sequence[Sample], least_s: float = 0.0) -> Verd
     resident = [float(sample.memory_bytes) for sample in kept]
     resident_growth = slope(at_s, resident) * seconds
     growth = slope(at_s, resident, [float(sample.held_bytes) for sample in kept]) * seconds
-    third = len(kept) // 3
-    first, last = kept[:third], kept[-third:]
-    threads = (_median([s.threads for s in first]), _median([s.threads for s in last]))
-    files = (_median([s.files for s in first]), _median([s.files for s in last]))
+    threads, files = (_thirds([getattr(sample, name) for sample in kept]) for name in ("threads", "files"))
     flat = growth < max(FLAT_BYTES, FLAT_SHARE * median) and threads[1] <= threads[0] and files[1] <= files[0]
     return Verdict(process, seconds, round(median), resident_growth, growth, threads, files, flat)
 
@@ -85,5 +82,7 @@ def slope(x: Sequence[float], y: Sequence[float], like: Sequence[float] | None =
     return float(np.median((value[second] - value[first]) / (at[second] - at[first])))
 
 
-def _median(values: Sequence[int]) -> float:
-    return float(np.median(values))
+def _thirds(values: Sequence[int]) -> tuple[float, float]:
+    """The medians of the first and of the last third."""
+    third = len(values) // 3
+    return float(np.median(values[:third])), float(np.median(values[-third:]))

@@ -44,14 +44,9 @@ class Picture:
     content_type: str
 
     @property
-    def data(self) -> bytes:
-        """The file's bytes."""
-        return self.path.read_bytes()
-
-    @property
     def raw(self) -> RawInput:
         """The photograph as an input of a request."""
-        return RawInput(self.data, self.content_type)
+        return RawInput(self.path.read_bytes(), self.content_type)
 
 
 @dataclass(frozen=True)
@@ -127,12 +122,3 @@ def picture(name: str) -> Picture:
     if path is None or not path.is_file():
         raise PicturesMissing(f"the photograph {name} is missing: install the [pocket] extra")
     return Picture(name, path, "image/jpeg" if path.suffix == ".jpg" else "image/png")
-
-
-def pictures() -> tuple[Picture, ...]:
-    """All photographs.
-
-    Raises:
-        PicturesMissing: a package is not installed.
-    """
-    return tuple(picture(name) for name in names())

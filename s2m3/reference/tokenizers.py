@@ -107,9 +107,8 @@ def prompted(directory: Path, config: Config) -> None:
             "model": {"type": "BPE", "vocab": dict(sorted(ids.items(), key=lambda each: each[1])), "merges": []},
         },
     )
-    _write_config(
-        directory, "PreTrainedTokenizerFast", **{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    _write_config(directory, "PreTrainedTokenizerFast", **names)
 
 
 def whisper(directory: Path, config: Config) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from broker.protocol.codec import RawInput, decode_result, decode_tensors
-from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs, Plan, Route
+from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
 from broker.protocol.specs import NodeName
 from broker.protocol.topics import RESULTS, TENSORS, prefix_of, read
 from broker.transport.connect import connect
@@ -58,7 +58,9 @@ class Coordinator:
 
     def __enter__(self) -> Self:
         self._transport.start()
-        self._wait(lambda event: isinstance(event, LinkUp))
+        until_s = time.monotonic() + DEADLINE_S
+        while not isinstance(self._next(until_s), LinkUp):
+            pass
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -82,8 +84,8 @@ class Coordinator:
             send = Send(plan.nodes[node].device, message, values, began_s + DEADLINE_S)
             self._transport.publish(wire.tensors_message(self._prefix, COORDINATOR, send, began_s))
             if sequential and node != plan.output:
-                self._wait(lambda event, node=node: self._is_done(event, request, node))
-        self._wait(lambda event: self._is_answer(event, request))
+                self._await(NodeDone, request, node)
+        self._await(Result, request)
         return time.monotonic() - began_s
 
     def _message(
@@ -105,35 +107,38 @@ class Coordinator:
         )
         return message, {name: inputs[name] for name in taken}
 
-    def _wait(self, wanted: Any) -> None:  # noqa: ANN401 - a predicate on an event
+    def _await(self, kind: type[NodeDone | Result], request: str, node: NodeName | None = None) -> None:
+        """Waits for a request's answer, or for the end of one of its nodes."""
         until_s = time.monotonic() + DEADLINE_S
         while True:
-            try:
-                event = self._events.get(timeout=max(0.0, until_s - time.monotonic()))
-            except queue.Empty:
-                raise SiteFailed(f"no answer within {DEADLINE_S:g} s") from None
-            if wanted(event):
+            message = self._read(self._next(until_s))
+            if (
+                isinstance(message, kind)
+                and message.request == request
+                and node in {None, getattr(message, "node", None)}
+            ):
                 return
 
-    def _is_done(self, event: LinkEvent, request: str, node: NodeName) -> bool:
-        incoming = read(self._prefix, event.topic, event.payload) if isinstance(event, Delivery) else None
-        if incoming is None or incoming.topic is not TENSORS:
-            return False
-        message, _ = decode_tensors(incoming.payload)
-        if isinstance(message, NodeFailed):
-            raise SiteFailed(f"{message.node} failed on {message.device}: {message.error.message}")
-        return isinstance(message, NodeDone) and (message.request, message.node) == (request, node)
+    def _next(self, until_s: float) -> LinkEvent:
+        try:
+            return self._events.get(timeout=max(0.0, until_s - time.monotonic()))
+        except queue.Empty:
+            raise SiteFailed(f"no answer within {DEADLINE_S:g} s") from None
 
-    def _is_answer(self, event: LinkEvent, request: str) -> bool:
-        if not isinstance(event, Delivery):
-            return False
-        incoming = read(self._prefix, event.topic, event.payload)
-        if incoming and incoming.topic is RESULTS and incoming.ids["request"] == request:
+    def _read(self, event: LinkEvent) -> object:
+        """The message of an event; None if it has none."""
+        incoming = read(self._prefix, event.topic, event.payload) if isinstance(event, Delivery) else None
+        if incoming is None or not isinstance(event, Delivery):
+            return None
+        if incoming.topic is RESULTS:
             result, _ = decode_result(event.payload, event.content_type)
             if result.error:
                 raise SiteFailed(f"a request failed: {result.error.message}")
-            return True
-        return self._is_done(event, "", "")
+            return result
+        message, _ = decode_tensors(incoming.payload)
+        if isinstance(message, NodeFailed):
+            raise SiteFailed(f"{message.node} failed on {message.device}: {message.error.message}")
+        return message
 
 
 def _branches(plan: Plan, inputs: Mapping[str, RawInput]) -> Sequence[NodeName]:

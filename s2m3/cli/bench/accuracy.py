@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from broker.arguments import count
 from broker.protocol.errors import BadFile, ModuleRefused
@@ -21,6 +21,10 @@ from edge_agent import catalog
 from s2m3.catalogue import load_task
 from s2m3.cli.arguments import add_json, positive
 from s2m3.cli.output import ProgressLines, console, print_json, table
+
+if TYPE_CHECKING:
+    from s2m3.bench.accuracy.run import Settings
+    from s2m3.bench.datasets import Dataset
 
 RESULTS = "s2m3-accuracy"
 DTYPES = get_args(ModuleSpec.model_fields["dtype"].annotation)
@@ -76,11 +80,14 @@ def bench(arguments: argparse.Namespace) -> int:
     """
     if arguments.equivalence:
         return _equivalence(arguments)
-    return _table(arguments) if arguments.table else _one(arguments)
+    from s2m3.bench.accuracy.run import Settings  # noqa: PLC0415 - torch is imported when a command needs it
+
+    settings = Settings(limit=arguments.limit, unsplit=arguments.unsplit, templates=arguments.templates)
+    return _table(arguments, settings) if arguments.table else _one(arguments, settings)
 
 
-def _one(arguments: argparse.Namespace) -> int:
-    from s2m3.bench import datasets  # noqa: PLC0415 - torch is imported when a command needs it
+def _one(arguments: argparse.Namespace, settings: Settings) -> int:
+    from s2m3.bench import datasets  # noqa: PLC0415 - see above
     from s2m3.bench.accuracy import run  # noqa: PLC0415
 
     if not arguments.task or len(arguments.task) != 1:
@@ -89,15 +96,9 @@ def _one(arguments: argparse.Namespace) -> int:
     dataset = datasets.open_data(arguments.data, arguments.format)
     results = Path(arguments.results) if arguments.results else None
     if arguments.options or arguments.dtype or arguments.wire:
-        return _options(arguments, name, dataset, results)
-    summary, _ = run.run(
-        name,
-        load_task(name),
-        dataset,
-        _settings(arguments),
-        results=results,
-        progress=ProgressLines(f"{arguments.data} {name}"),
-    )
+        return _options(arguments, settings, dataset, results)
+    progress = ProgressLines(f"{arguments.data} {name}")
+    summary, _ = run.run(name, load_task(name), dataset, settings, results=results, progress=progress)
     if arguments.json:
         print_json(summary)
     else:
@@ -108,21 +109,15 @@ def _one(arguments: argparse.Namespace) -> int:
     return 1 if summary["differing"] else 0
 
 
-def _options(arguments: argparse.Namespace, name: str, dataset: Any, results: Path | None) -> int:  # noqa: ANN401 - see below
+def _options(arguments: argparse.Namespace, settings: Settings, dataset: Dataset, results: Path | None) -> int:
     from s2m3.bench.accuracy import options  # noqa: PLC0415 - see above
 
     dtypes, wires = (DTYPES, WIRES) if arguments.options else (arguments.dtype, arguments.wire)
     if results:
         _make(results)
-    rows = options.rows(
-        name,
-        load_task(name),
-        dataset,
-        _settings(arguments),
-        options.chosen(dtypes, wires),
-        results=results,
-        progress=ProgressLines(f"{arguments.data} {name}"),
-    )
+    (name,) = arguments.task
+    chosen, progress = options.chosen(dtypes, wires), ProgressLines(f"{arguments.data} {name}")
+    rows = options.rows(name, load_task(name), dataset, settings, chosen, results=results, progress=progress)
     if arguments.json:
         print_json({"rows": rows, "ok": not rows[0]["differing"]})
         return 1 if rows[0]["differing"] else 0
@@ -177,7 +172,7 @@ def _equality(row: dict[str, Any]) -> str:
     return f"{row['differing']} of {row['inputs']} outputs differ, {row['weights']} weights, {row['seconds']} s"
 
 
-def _table(arguments: argparse.Namespace) -> int:
+def _table(arguments: argparse.Namespace, settings: Settings) -> int:
     from s2m3.bench import datasets  # noqa: PLC0415 - see above
     from s2m3.bench.accuracy import run  # noqa: PLC0415
     from s2m3.bench.accuracy.questions import Unfit  # noqa: PLC0415
@@ -196,7 +191,7 @@ def _table(arguments: argparse.Namespace) -> int:
                 dataset = datasets.open_data(str(directory), format_)
                 row["benchmark"] = format_
                 progress = ProgressLines(f"{benchmark} {name}")
-                summary, _ = run.run(name, task, dataset, _settings(arguments), results=file, progress=progress)
+                summary, _ = run.run(name, task, dataset, settings, results=file, progress=progress)
                 row |= summary
             except Unfit as error:
                 row["unfit"] = error.problem
@@ -210,12 +205,6 @@ def _table(arguments: argparse.Namespace) -> int:
     else:
         _print(asked, rows)
     return 0 if ok else 1
-
-
-def _settings(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - run is imported when a command needs it
-    from s2m3.bench.accuracy.run import Settings  # noqa: PLC0415
-
-    return Settings(limit=arguments.limit, unsplit=arguments.unsplit, templates=arguments.templates)
 
 
 def _print(asked: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:

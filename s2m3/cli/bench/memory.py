@@ -59,13 +59,12 @@ def bench(arguments: argparse.Namespace) -> int:
     if chosen is not None:
         from s2m3.bench.memory import measure  # noqa: PLC0415 - counting needs no broker
 
+        def progress(text: str) -> None:
+            print(text, file=sys.stderr, flush=True)
+
         models = Path(arguments.models) if arguments.models else None
-        report["measured"] = {"mix": arguments.measure} | measure.measure(
-            chosen,
-            agents=arguments.agents,
-            models=models,
-            progress=lambda text: print(text, file=sys.stderr, flush=True),
-        )
+        found = measure.measure(chosen, agents=arguments.agents, models=models, progress=progress)
+        report["measured"] = {"mix": arguments.measure} | found
         report["ok"] = report["ok"] and all(report["measured"]["answers_equal"].values())
     if arguments.json:
         print_json(report)
@@ -87,13 +86,8 @@ def counted() -> dict[str, Any]:
         _claim(f"{PAPER_MIX}: shared against unshared", PAPER_MULTI_PERCENT, mixed[PAPER_MIX]["saved_percent"]),
         _claim(f"{best['name']}: largest device share against whole", PAPER_SINGLE_PERCENT, best["saved_percent"]),
     ]
-    return {
-        "single": single,
-        "mixes": mixed,
-        "paper": claims,
-        "measured": None,
-        "ok": all(claim["holds"] for claim in claims),
-    }
+    ok = all(claim["holds"] for claim in claims)
+    return {"single": single, "mixes": mixed, "paper": claims, "measured": None, "ok": ok}
 
 
 def _claim(what: str, wanted: float, found: float) -> dict[str, Any]:
@@ -104,12 +98,8 @@ def _print(report: dict[str, Any]) -> None:
     printed = console()
     made = table("task", "whole (MB)", "largest share (MB)", "saved", title="one task, split")
     for each in report["single"]:
-        made.add_row(
-            each["name"],
-            megabytes(each["unsplit_bytes"]),
-            megabytes(each["largest_module_bytes"]),
-            f"{each['saved_percent']:.1f} %",
-        )
+        sizes = (megabytes(each["unsplit_bytes"]), megabytes(each["largest_module_bytes"]))
+        made.add_row(each["name"], *sizes, f"{each['saved_percent']:.1f} %")
     printed.print(made)
     made = table("mix", "tasks", "unshared (MB)", "shared (MB)", "saved", title="several tasks, shared")
     for name, each in report["mixes"].items():
@@ -134,12 +124,8 @@ def _print_measured(printed: Console, measured: dict[str, Any]) -> None:
         for name, process in measured[side].items():
             first, *_, last = process["memory"].values()
             holds = "\n".join(process["holds"]) if side == "split" else "the whole model"
-            weights, uss, before = (
-                megabytes(process["weights_bytes"]),
-                megabytes(last["uss_bytes"]),
-                megabytes(first["uss_bytes"]),
-            )
-            made.add_row(name, holds, weights, uss, before, *_rest(last))
+            sizes = (process["weights_bytes"], last["uss_bytes"], first["uss_bytes"])
+            made.add_row(name, holds, *map(megabytes, sizes), *_rest(last))
         total = measured["total"][side]
         weights = megabytes(sum(process["weights_bytes"] for process in measured[side].values()))
         made.add_row(f"{side}, all", "", weights, megabytes(total["uss_bytes"]), "", *_rest(total), style="bold")
