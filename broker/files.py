@@ -123,7 +123,7 @@ def _refuse_twice(path: str, root: yaml.Node | None) -> None:
                         file=path,
                         line=key.start_mark.line + 1,
                         field=key.value,
-                        problem="stands here a second time",
+                        problem="is a duplicate key",
                         fix="remove one of them",
                     )
                 seen.add(key.value)

@@ -113,7 +113,7 @@ class IdInUse(Refusal):
     def __init__(self, device: str) -> None:
         self.device = device
         super().__init__(
-            f"another agent is connected to the broker as {device}, and they throw each other out: "
+            f"another agent is connected to the broker as {device}, and the broker disconnects the two in turn: "
             "give one of them another `id:` in its file, or end the other one"
         )
 

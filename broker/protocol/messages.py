@@ -48,7 +48,7 @@ def _check_graph(needs: Mapping[NodeName, Sequence[NodeName]], output: NodeName 
     if output not in needs:
         raise ValueError(f"output names {output}, which is not a node")
     if len(in_order(needs)) < len(needs):
-        raise ValueError("nodes need each other in a circle")
+        raise ValueError("the nodes form a cycle")
 
 
 # --- control: JSON ---

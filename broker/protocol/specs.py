@@ -67,8 +67,7 @@ _Part = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 def in_order(needs: Mapping[NodeName, Sequence[NodeName]]) -> tuple[NodeName, ...]:
     """Nodes, each after all nodes that it needs; ties in the given order.
 
-    A need that isn't a node is an input, available from the start. Nodes that need each other in a circle, and nodes
-    after them, are left out.
+    A need that isn't a node is an input, available from the start. A cycle, and nodes after it, are left out.
     """
     done: list[NodeName] = []
     waiting = {name: {need for need in taken if need in needs} for name, taken in needs.items()}
@@ -184,7 +183,7 @@ class TaskSpec(Spec):
             raise _unsound(("output",), f"names {self.output}, which is not a node")
         if len(self.order) < len(self.nodes):
             around = sorted(self.nodes.keys() - set(self.order))
-            raise _unsound(("nodes", around[0]), f"nodes need each other in a circle: {', '.join(around)}")
+            raise _unsound(("nodes", around[0]), f"the nodes form a cycle: {', '.join(around)}")
         return self
 
     @cached_property

@@ -120,7 +120,7 @@ def plain(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("id: gw-a\nmemory: lots\n", ("agent.yaml:2: memory", "'lots'")),
         ("id: gw-a\nmemmory: 3GB\n", ("agent.yaml:2: memmory", "known fields")),
         ("id: gw-a\nspeed: 2\n", ("agent.yaml:2: speed", "change 2")),
-        ("id: gw-a\nid: gw-b\n", ("agent.yaml:2: id", "second time")),
+        ("id: gw-a\nid: gw-b\n", ("agent.yaml:2: id", "duplicate key")),
         ("- gw-a\n", ("agent.yaml:1", "holds no fields")),
         ("id: [gw-a\n", ("agent.yaml", "correct the YAML")),
     ],

@@ -92,7 +92,7 @@ def test_a_good_file_is_read(path: Path) -> None:
         pytest.param(
             "needs: [image]",
             "needs: [head]",
-            ":4: nodes.encoder: nodes need each other in a circle: encoder, head; change it",
+            ":4: nodes.encoder: the nodes form a cycle: encoder, head; change it",
             id="a circle",
         ),
         pytest.param(
@@ -110,13 +110,13 @@ def test_a_good_file_is_read(path: Path) -> None:
         pytest.param(
             "output: head",
             "output: head\noutput: head",
-            ":10: output: stands here a second time; remove one of them",
+            ":10: output: is a duplicate key; remove one of them",
             id="twice",
         ),
         pytest.param(
             "  cosine: {family: head.cosine, memory_bytes: 1,",
             "  cosine: {family: head.cosine, family: x.y, memory_bytes: 1,",
-            ":12: family: stands here a second time; remove one of them",
+            ":12: family: is a duplicate key; remove one of them",
             id="twice inside",
         ),
         pytest.param("inputs: {", "inputs: {{", ":3: expected ',' or '}'", id="an unclosed bracket"),

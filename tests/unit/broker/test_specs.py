@@ -136,12 +136,12 @@ def changed(**changes: Any) -> dict[str, Any]:
         (
             changed(nodes=TASK["nodes"] | {"vision": {"module": "m", "needs": ["head"]}}),
             "nodes.head",
-            "nodes need each other in a circle: head, vision",
+            "the nodes form a cycle: head, vision",
         ),
         (
             changed(nodes=TASK["nodes"] | {"head": {"module": "m", "needs": ["head"]}}),
             "nodes.head",
-            "nodes need each other in a circle: head",
+            "the nodes form a cycle: head",
         ),
         (
             changed(nodes=TASK["nodes"] | {"image": {"module": "m", "needs": ["text"]}}),

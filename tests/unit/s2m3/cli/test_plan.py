@@ -232,7 +232,7 @@ def test_a_fleet_without_devices_says_so(plan: Run, folder: Path) -> None:
 
 
 BAD_TASKS: list[Wrong] = [
-    ("needs: [image]", "needs: [head]", 6, "nodes.encoder", "in a circle: encoder, head"),
+    ("needs: [image]", "needs: [head]", 6, "nodes.encoder", "the nodes form a cycle: encoder, head"),
     (
         "needs: [image]",
         "needs: [images]",
