@@ -21,7 +21,9 @@ PREFIX = "s2m3/v1"
 START_S = 1000.0
 
 
-def route(group: int = 1, epoch: int = 1, *, front_door: tuple[str, ...] = ("gw-a",), why: str | None = None) -> Route:
+def bare_route(
+    group: int = 1, epoch: int = 1, *, front_door: tuple[str, ...] = ("gw-a",), why: str | None = None
+) -> Route:
     return Route(task="classify", epoch=epoch, generation=1, group=group, front_door=front_door, unavailable=why)
 
 
@@ -41,7 +43,7 @@ def pending() -> PendingRequests:
 @pytest.fixture
 def sent(pending: PendingRequests) -> PendingRequests:
     """One request that was sent at the start."""
-    pending.on_route("classify", route(), START_S)
+    pending.on_route("classify", bare_route(), START_S)
     assert isinstance(pending.step("r1", START_S), Outgoing)
     return pending
 
@@ -58,7 +60,7 @@ def code_of(step: Outgoing | ErrorBody | None) -> ErrorCode | None:
 
 def test_a_request_is_sent_when_its_route_comes(pending: PendingRequests) -> None:
     assert pending.step("r1", START_S) is None
-    pending.on_route("classify", route(), START_S + 0.1)
+    pending.on_route("classify", bare_route(), START_S + 0.1)
     message = pending.step("r1", START_S + 0.1)
     assert isinstance(message, Outgoing)
     assert message.topic == "s2m3/v1/tasks/classify/requests"
@@ -81,7 +83,7 @@ def test_a_first_retry_beyond_the_longest_is_kept() -> None:
     pending = PendingRequests(PREFIX, "camera", "mqtt://broker:1883", first_retry_s=60.0)
     pending.on_link_up(START_S)
     pending.add(request(), START_S)
-    pending.on_route("classify", route(), START_S)
+    pending.on_route("classify", bare_route(), START_S)
     pending.step("r1", START_S)
     assert due_s(pending) == START_S + 60.0
 
@@ -103,7 +105,7 @@ def test_only_the_undelivered_request_is_expedited(sent: PendingRequests) -> Non
     assert isinstance(sent.step("r1", START_S + SOON_S), Outgoing)
 
 
-@pytest.mark.parametrize("new", [route(group=2), route(group=1, epoch=2)])
+@pytest.mark.parametrize("new", [bare_route(group=2), bare_route(group=1, epoch=2)])
 def test_a_new_front_door_gets_the_waiting_requests_soon(sent: PendingRequests, new: Route) -> None:
     sent.on_route("classify", new, START_S + 0.2)
     assert sent.step("r1", START_S + 0.2) is None
@@ -112,20 +114,20 @@ def test_a_new_front_door_gets_the_waiting_requests_soon(sent: PendingRequests, 
 
 
 def test_the_same_front_door_again_expedites_nothing(sent: PendingRequests) -> None:
-    sent.on_route("classify", route(), START_S + 0.2)
+    sent.on_route("classify", bare_route(), START_S + 0.2)
     assert due_s(sent) == START_S + FIRST_RETRY_S
 
 
 def test_without_a_front_door_nothing_is_sent_until_there_is_one(pending: PendingRequests) -> None:
-    pending.on_route("classify", route(group=0, front_door=()), START_S)
+    pending.on_route("classify", bare_route(group=0, front_door=()), START_S)
     for after_s in (0.0, 10.0, 100.0):
         assert pending.step("r1", START_S + after_s) is None
-    pending.on_route("classify", route(group=0), START_S + 101.0)
+    pending.on_route("classify", bare_route(group=0), START_S + 101.0)
     assert isinstance(pending.step("r1", START_S + 101.0 + SOON_S), Outgoing)
 
 
 def test_a_refused_message_is_sent_again_soon_and_does_not_count_as_an_attempt(pending: PendingRequests) -> None:
-    pending.on_route("classify", route(), START_S)
+    pending.on_route("classify", bare_route(), START_S)
     pending.step("r1", START_S)
     pending.on_not_sent("r1", START_S)
     assert due_s(pending) == START_S + SOON_S
@@ -156,7 +158,7 @@ def test_a_cleared_route_ends_requests_at_their_next_turn(sent: PendingRequests)
 
 
 def test_an_unavailable_task_ends_requests_at_once(sent: PendingRequests) -> None:
-    sent.on_route("classify", route(why="no device fits m", front_door=()), START_S + 0.1)
+    sent.on_route("classify", bare_route(why="no device fits m", front_door=()), START_S + 0.1)
     step = sent.step("r1", START_S + 0.1)
     assert step == ErrorBody(code=ErrorCode.NO_ROUTE, message="no device fits m")
 
@@ -197,7 +199,7 @@ def test_a_request_after_the_broker_lost_its_memory_waits_for_the_route_as_earli
     sent.add(request("r2", now_s=START_S + 12.0), START_S + 12.0)
     assert sent.step("r2", START_S + 12.0) is None
     assert sent.step("r2", START_S + 14.0) is None
-    sent.on_route("classify", route(), START_S + 15.0)
+    sent.on_route("classify", bare_route(), START_S + 15.0)
     assert isinstance(sent.step("r2", START_S + 15.0), Outgoing)
 
 
@@ -217,10 +219,10 @@ def test_a_second_outage_before_the_route_is_back_does_not_shorten_the_wait(sent
 def test_a_route_that_is_published_again_stays_even_ahead_of_the_link(sent: PendingRequests, *, ahead: bool) -> None:
     sent.on_link_down()
     if ahead:
-        sent.on_route("classify", route(), START_S + 10.0)
+        sent.on_route("classify", bare_route(), START_S + 10.0)
     sent.on_link_up(START_S + 10.0)
     if not ahead:
-        sent.on_route("classify", route(), START_S + 10.0)
+        sent.on_route("classify", bare_route(), START_S + 10.0)
     sent.drop_unconfirmed_routes(START_S + 20.0)
     assert isinstance(sent.step("r1", START_S + 20.0), Outgoing)
 
@@ -230,18 +232,18 @@ def test_a_broker_that_lost_its_memory_costs_no_request(sent: PendingRequests) -
     sent.on_link_up(START_S + 10.0)
     sent.drop_unconfirmed_routes(START_S + 12.0)
     assert sent.step("r1", START_S + 12.0) is None
-    sent.on_route("classify", route(), START_S + 15.0)  # the orchestrator reconnected
+    sent.on_route("classify", bare_route(), START_S + 15.0)  # the orchestrator reconnected
     assert isinstance(sent.step("r1", START_S + 15.0), Outgoing)
 
 
 def test_a_route_of_an_older_term_changes_nothing(pending: PendingRequests) -> None:
-    pending.on_route("classify", route(epoch=2), START_S)
-    pending.on_route("classify", route(epoch=1, front_door=(), why="from an old term"), START_S)
+    pending.on_route("classify", bare_route(epoch=2), START_S)
+    pending.on_route("classify", bare_route(epoch=1, front_door=(), why="from an old term"), START_S)
     assert isinstance(pending.step("r1", START_S), Outgoing)
 
 
 def test_a_task_that_was_unavailable_on_an_old_link_ends_no_request(pending: PendingRequests) -> None:
-    why = route(why="no device fits m", front_door=())
+    why = bare_route(why="no device fits m", front_door=())
     pending.on_route("classify", why, START_S)
     pending.on_link_down()
     assert pending.step("r1", START_S + 1.0) is None
@@ -260,7 +262,12 @@ def test_requests_are_resent_at_once_when_the_link_is_back(sent: PendingRequests
 
 @pytest.mark.parametrize(
     ("last", "watched"),
-    [(route(), True), (route(front_door=()), True), (route(why="no device fits m"), False), (None, False)],
+    [
+        (bare_route(), True),
+        (bare_route(front_door=()), True),
+        (bare_route(why="no device fits m"), False),
+        (None, False),
+    ],
 )
 def test_after_the_last_request_only_a_task_that_is_served_is_watched(
     pending: PendingRequests,
@@ -276,17 +283,17 @@ def test_after_the_last_request_only_a_task_that_is_served_is_watched(
 
 
 def test_a_route_of_a_task_that_is_not_watched_is_not_kept(pending: PendingRequests) -> None:
-    pending.on_route("other", route(), START_S)
+    pending.on_route("other", bare_route(), START_S)
     assert pending.prune_watches(START_S) == {"classify"}
 
 
 @pytest.mark.parametrize(
     ("known", "link", "sentence"),
     [
-        (route(), False, "no connection to the broker at mqtt://broker:1883"),
+        (bare_route(), False, "no connection to the broker at mqtt://broker:1883"),
         (None, True, "route had not arrived"),
-        (route(front_door=()), True, "still being loaded"),
-        (route(), True, "no answer in time"),
+        (bare_route(front_door=()), True, "still being loaded"),
+        (bare_route(), True, "no answer in time"),
     ],
 )
 def test_the_deadline_ends_a_request_with_the_reason(known: Route | None, link: bool, sentence: str) -> None:  # noqa: FBT001 - a parameter

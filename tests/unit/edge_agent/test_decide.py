@@ -68,7 +68,9 @@ REPLY_TO = f"{PREFIX}/clients/camera/results/1"
 HEAD = module("head", memory_bytes=1000, flops=1e6, output_bytes=8)
 
 
-def route(encoder: tuple[str, ...] = ("gw-a",), head: tuple[str, ...] = ("gw-b",), **changed: object) -> Route:
+def zero_shot_route(
+    encoder: tuple[str, ...] = ("gw-a",), head: tuple[str, ...] = ("gw-b",), **changed: object
+) -> Route:
     """image -> encoder -> head (which also takes the text), with the front door where the encoder is."""
     cost = {"compute_s": 0.01, "latency_s": 0.001, "bandwidth_bits_per_s": 1e8}
     nodes = {
@@ -89,13 +91,13 @@ ASKED = request()  # the same bytes each time, as a retry sends them
 @pytest.fixture
 def front() -> AgentState:
     """gw-a: holds the encoder, is the front door; gw-b holds the head."""
-    return agent("gw-a", ENCODER, routes=[route()])
+    return agent("gw-a", ENCODER, routes=[zero_shot_route()])
 
 
 @pytest.fixture
 def back() -> AgentState:
     """gw-b: holds the head."""
-    return agent("gw-b", HEAD, routes=[route()])
+    return agent("gw-b", HEAD, routes=[zero_shot_route()])
 
 
 def features(value: float = 1.0) -> Output:
@@ -142,7 +144,7 @@ def test_the_same_events_give_the_same_actions_and_the_same_state() -> None:
     history: list[events.Event] = [
         assigned(ENCODER),
         ModuleReady(ENCODER.key, 0.1),
-        Routed(route()),
+        Routed(zero_shot_route()),
         ASKED,
         ASKED,
         Tick(),
@@ -201,18 +203,18 @@ def test_a_module_that_failed_is_reported_and_its_requests_go_back(front: AgentS
 def test_the_front_door_joins_its_share_group() -> None:
     state = AgentState("gw-a", PREFIX)
     assert (
-        only(decide(state, Routed(route()), 0.0), JoinGroup).filter
+        only(decide(state, Routed(zero_shot_route()), 0.0), JoinGroup).filter
         == f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests"
     )
 
 
 def test_a_new_front_door_set_joins_the_new_group_before_leaving_the_old(front: AgentState) -> None:
-    actions = decide(front, Routed(route(group=2, generation=2)), 0.0)
+    actions = decide(front, Routed(zero_shot_route(group=2, generation=2)), 0.0)
     assert [type(action) for action in actions] == [JoinGroup, LeaveGroup]
 
 
 def test_a_removed_front_door_leaves_when_the_new_one_had_time_to_join(front: AgentState) -> None:
-    decide(front, Routed(route(encoder=("gw-c",), group=2, generation=2)), 0.0)
+    decide(front, Routed(zero_shot_route(encoder=("gw-c",), group=2, generation=2)), 0.0)
     assert decide(front, Tick(), 0.5) == []
     assert all_of(decide(front, request(), 0.5), Send), "a request in between is coordinated here"
     assert front.next_deadline_s() == LEAVE_S
@@ -222,8 +224,8 @@ def test_a_removed_front_door_leaves_when_the_new_one_had_time_to_join(front: Ag
 
 
 def test_a_front_door_that_returns_to_its_group_meanwhile_does_not_leave_it(front: AgentState) -> None:
-    decide(front, Routed(route(encoder=("gw-c",), group=2, generation=2)), 0.0)
-    decide(front, Routed(route(generation=3)), 0.5)
+    decide(front, Routed(zero_shot_route(encoder=("gw-c",), group=2, generation=2)), 0.0)
+    decide(front, Routed(zero_shot_route(generation=3)), 0.5)
     assert not all_of(decide(front, Tick(), 2 * LEAVE_S), LeaveGroup)
 
 
@@ -233,8 +235,8 @@ def test_a_front_door_of_an_unavailable_task_leaves_at_once(front: AgentState) -
 
 
 def test_an_older_route_is_dropped_and_counted(front: AgentState) -> None:
-    decide(front, Routed(route(generation=3)), 0.0)
-    assert decide(front, Routed(route(encoder=("gw-c",), generation=2)), 0.0) == []
+    decide(front, Routed(zero_shot_route(generation=3)), 0.0)
+    assert decide(front, Routed(zero_shot_route(encoder=("gw-c",), generation=2)), 0.0) == []
     assert front.dropped["stale_route"] == 1
 
 
@@ -313,7 +315,7 @@ def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_r
     decide(state, assigned(ENCODER, HEAD), 0.0)
     for spec in (ENCODER, HEAD):
         decide(state, ModuleReady(spec.key), 0.0)
-    decide(state, Routed(route(head=(device,), wire="float16")), 0.0)
+    decide(state, Routed(zero_shot_route(head=(device,), wire="float16")), 0.0)
     encoder = only(decide(state, ASKED, 0.0), Run)
     actions = decide(state, computed(encoder, features(THIRD)), 0.1)
     if device == "gw-a":
@@ -334,7 +336,7 @@ def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_r
 
 
 def test_the_sensor_s_output_is_never_rounded(front: AgentState, back: AgentState) -> None:
-    decide(front, Routed(route(generation=2, wire="float16")), 0.0)
+    decide(front, Routed(zero_shot_route(generation=2, wire="float16")), 0.0)
     _, sends = answered(front, back)
     back.kept.clear()
     actions = [a for send in sends for a in decide(back, Received("gw-a", send.message, send.values), 0.5)]
@@ -345,7 +347,7 @@ def test_the_sensor_s_output_is_never_rounded(front: AgentState, back: AgentStat
 
 
 def test_an_output_for_the_sensor_and_for_another_node_is_rounded_for_the_node_alone() -> None:
-    state = agent("gw-a", ENCODER, routes=[route(wire="float16", output="encoder")])
+    state = agent("gw-a", ENCODER, routes=[zero_shot_route(wire="float16", output="encoder")])
     actions = decide(state, computed(only(decide(state, ASKED, 0.0), Run), features(THIRD)), 0.1)
     reply, sent = only(actions, Reply), only(actions, Send)
     assert reply.tensors is not None
@@ -357,7 +359,7 @@ def test_an_output_for_the_sensor_and_for_another_node_is_rounded_for_the_node_a
 
 
 def test_a_number_beyond_float16_ends_the_request_with_what_to_do(front: AgentState) -> None:
-    decide(front, Routed(route(generation=2, wire="float16")), 0.0)
+    decide(front, Routed(zero_shot_route(generation=2, wire="float16")), 0.0)
     run = only(decide(front, ASKED, 0.1), Run)
     with pytest.raises(LocalProtocolError) as error:
         rounded_output(run, features(7e4))
@@ -415,7 +417,7 @@ def test_a_missing_node_is_sent_to_the_device_of_the_new_route_and_finished_ones
     front: AgentState,
 ) -> None:
     encoded(front)
-    moved = decide(front, Routed(route(head=("gw-c",), generation=2)), 0.5)
+    moved = decide(front, Routed(zero_shot_route(head=("gw-c",), generation=2)), 0.5)
     assert not all_of(moved, Run)
     assert {(s.receiver, s.message.node, s.message.attempt) for s in all_of(moved, Send)} == {("gw-c", "head", 1)}
     values = {need: type(value) for s in all_of(moved, Send) for need, value in s.values.items()}
@@ -428,7 +430,7 @@ def test_a_missing_node_is_sent_to_the_device_of_the_new_route_and_finished_ones
 def elsewhere(state: AgentState, now_s: float, encoder: str, head: str) -> list[Send]:
     """The messages sent when the route names these devices: none, one or, separated by spaces, several."""
     known = state.routes["zero-shot"].generation
-    made = route(tuple(encoder.split()), tuple(head.split()), generation=known + 1, front_door=("gw-a",))
+    made = zero_shot_route(tuple(encoder.split()), tuple(head.split()), generation=known + 1, front_door=("gw-a",))
     return all_of(decide(state, Routed(made), now_s), Send)
 
 
@@ -447,7 +449,7 @@ def receivers(sends: list[Send]) -> dict[str, str]:
 def asked() -> AgentState:
     """gw-a assigned the encoder to gw-d and the head to gw-b."""
     state = AgentState("gw-a", PREFIX)
-    decide(state, Routed(route(("gw-d",), front_door=("gw-a",))), 0.0)
+    decide(state, Routed(zero_shot_route(("gw-d",), front_door=("gw-a",))), 0.0)
     assert receivers(all_of(decide(state, ASKED, 0.0), Send)) == {"encoder": "gw-d", "head": "gw-b"}
     return state
 
@@ -507,13 +509,13 @@ def test_a_completed_node_whose_device_refuses_it_is_computed_elsewhere(asked: A
 
 def test_a_route_that_changes_elsewhere_sends_nothing_again(front: AgentState) -> None:
     decide(front, request(), 0.0)
-    assert not all_of(decide(front, Routed(route(generation=2)), 0.1), Send)
+    assert not all_of(decide(front, Routed(zero_shot_route(generation=2)), 0.1), Send)
 
 
 def test_while_a_module_is_loading_requests_wait_and_then_go(front: AgentState) -> None:
-    decide(front, Routed(route(head=(), generation=2)), 0.0)
+    decide(front, Routed(zero_shot_route(head=(), generation=2)), 0.0)
     assert not all_of(decide(front, request(), 0.1), Send)
-    assert all_of(decide(front, Routed(route(head=("gw-c",), generation=2)), 0.5), Send)
+    assert all_of(decide(front, Routed(zero_shot_route(head=("gw-c",), generation=2)), 0.5), Send)
 
 
 def test_an_unavailable_task_ends_its_requests_with_the_reason(front: AgentState) -> None:
@@ -524,7 +526,7 @@ def test_an_unavailable_task_ends_its_requests_with_the_reason(front: AgentState
 
 
 def test_a_refusal_is_tried_again_soon_and_elsewhere(front: AgentState) -> None:
-    decide(front, Routed(route(head=("gw-b", "gw-c"), generation=2)), 0.0)
+    decide(front, Routed(zero_shot_route(head=("gw-b", "gw-c"), generation=2)), 0.0)
     sent = only(decide(front, request(), 0.0), Send)
     assert sent.receiver == "gw-b"
     decide(front, Received("gw-b", failed(sent.message, generation=2), {}), 0.05)
@@ -536,7 +538,7 @@ def test_a_refusal_is_tried_again_soon_and_elsewhere(front: AgentState) -> None:
 
 def test_a_refusal_of_an_older_attempt_is_ignored(front: AgentState) -> None:
     sent = only(decide(front, request(), 0.0), Send)
-    decide(front, Routed(route(head=("gw-c",), generation=2)), 0.1)
+    decide(front, Routed(zero_shot_route(head=("gw-c",), generation=2)), 0.1)
     decide(front, NotReceived("gw-a", failed(sent.message), 1.0), 0.2)
     assert "gw-b" not in next(iter(front.coordinated.values())).avoid
 
@@ -621,7 +623,7 @@ def test_inputs_wait_for_a_module_that_is_still_loading(front: AgentState) -> No
 
 
 def test_a_module_runs_in_the_use_that_its_node_names(front: AgentState) -> None:
-    used = route(generation=2)
+    used = zero_shot_route(generation=2)
     encoder = used.nodes["encoder"].model_copy(update={"use": "patch-mean"})
     decide(front, assigned(ENCODER, generation=2), 0.0)
     decide(front, Routed(used.model_copy(update={"nodes": used.nodes | {"encoder": encoder}})), 0.0)
@@ -689,7 +691,7 @@ def test_an_output_of_another_module_is_not_taken_for_this_ones(front: AgentStat
     newer = module("encoder-2")
     decide(front, assigned(newer, generation=2), 1.0)
     decide(front, ModuleReady(newer.key), 1.0)
-    changed = route(generation=2).model_dump()
+    changed = zero_shot_route(generation=2).model_dump()
     changed["nodes"]["encoder"]["key"] = newer.key
     actions = decide(front, Routed(Route.model_validate(changed)), 1.0)
     actions += decide(front, Tick(), 9.0)
@@ -722,7 +724,7 @@ def test_a_plan_that_leads_nowhere_cannot_exist(nodes: dict[str, PlannedNode]) -
 
 def test_a_route_whose_output_is_not_a_node_cannot_exist() -> None:
     with pytest.raises(ValidationError, match="which is not a node"):
-        route(output="nothing")
+        zero_shot_route(output="nothing")
 
 
 def test_a_deadline_of_a_day_and_more_is_a_day(front: AgentState) -> None:
@@ -744,7 +746,7 @@ def test_only_an_assignee_can_complete_a_node(front: AgentState) -> None:
 
 def test_the_done_of_the_output_ends_a_request_though_its_route_is_incomplete_by_now(front: AgentState) -> None:
     sent = only(decide(front, ASKED, 0.0), Send)
-    decide(front, Routed(route(head=(), generation=2)), 0.1)  # it came first: routes have a lane of their own
+    decide(front, Routed(zero_shot_route(head=(), generation=2)), 0.1)  # it came first: routes have a lane of their own
     assert next(iter(front.coordinated.values())).plan is None
     ended = done(sent.message, node="head")
     decide(front, Received("gw-a", ended.model_copy(update={"node": "encoder"}), {}), 0.2)
@@ -872,7 +874,7 @@ def test_routes_outlive_a_leader_that_connects_after_its_retained_state_was_read
     decide(front, LeaderSeen(1), 10.0)
     decide(front, Tick(), 10.0 + RECONNECT_S + 0.5)
     assert front.routes
-    decide(front, Routed(route()), 10.0 + RECONNECT_S + 1.0)
+    decide(front, Routed(zero_shot_route()), 10.0 + RECONNECT_S + 1.0)
     decide(front, Tick(), 99.0)
     assert front.routes
 
@@ -880,6 +882,6 @@ def test_routes_outlive_a_leader_that_connects_after_its_retained_state_was_read
 def test_a_route_republished_on_a_new_link_stays(front: AgentState) -> None:
     decide(front, ControlLinkRestored(), 10.0)
     decide(front, LeaderSeen(1), 12.0)
-    decide(front, Routed(route()), 12.1)
+    decide(front, Routed(zero_shot_route()), 12.1)
     assert not all_of(decide(front, Tick(), 99.0), LeaveGroup)
     assert front.routes

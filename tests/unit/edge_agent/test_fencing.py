@@ -37,7 +37,7 @@ OWN, OLD = module("own"), module("old")
 assignment = partial(assigned, epoch=EPOCH, generation=GENERATION)
 
 
-def route(epoch: int = EPOCH, generation: int = GENERATION, device: str = "gw-a", door: str = "gw-a") -> Route:
+def fenced_route(epoch: int = EPOCH, generation: int = GENERATION, device: str = "gw-a", door: str = "gw-a") -> Route:
     return encoder_route("t", (device,), key=OWN.key, epoch=epoch, generation=generation, front_door=(door,))
 
 
@@ -49,7 +49,7 @@ def state() -> AgentState:
     state = AgentState("gw-a", PREFIX)
     decide(state, assignment(OWN), 0.0)
     decide(state, ModuleReady(OWN.key), 0.0)
-    decide(state, Routed(route()), 0.0)
+    decide(state, Routed(fenced_route()), 0.0)
     return state
 
 
@@ -67,7 +67,7 @@ def test_an_older_assignment(state: AgentState, epoch: int, generation: int) -> 
 
 @OLDER
 def test_an_older_route(state: AgentState, epoch: int, generation: int) -> None:
-    assert decide(state, Routed(route(epoch, generation, door="gw-b")), 1.0) == []
+    assert decide(state, Routed(fenced_route(epoch, generation, door="gw-b")), 1.0) == []
     assert state.routes["t"].front_door == ("gw-a",)
     assert state.dropped["stale_route"] == 1
 
@@ -76,7 +76,7 @@ def test_an_older_route(state: AgentState, epoch: int, generation: int) -> None:
 def test_an_older_tensor_is_refused_with_a_message_to_its_coordinator(
     state: AgentState, epoch: int, generation: int
 ) -> None:
-    front = agent("gw-f", routes=[route(epoch, generation, door="gw-f")])
+    front = agent("gw-f", routes=[fenced_route(epoch, generation, door="gw-f")])
     send = only(decide(front, asked(), 0.0), Send)
     actions = decide(state, Received("gw-f", send.message, send.values), 1.0)
     assert not all_of(actions, Run)
@@ -106,7 +106,7 @@ def test_a_failure_of_an_older_attempt_changes_nothing() -> None:
 
 def asked_of_another() -> tuple[AgentState, NodeInputs]:
     """gw-f assigned the node to gw-b."""
-    front = agent("gw-f", routes=[route(device="gw-b", door="gw-f")])
+    front = agent("gw-f", routes=[fenced_route(device="gw-b", door="gw-f")])
     send = only(decide(front, asked(), 0.0), Send)
     assert isinstance(send.message, NodeInputs)
     return front, send.message
@@ -124,7 +124,7 @@ def test_every_tensor_and_every_result_carries_the_fence_of_the_route_that_it_fo
 def test_once_a_newer_leader_was_seen_the_older_one_is_not_obeyed(state: AgentState) -> None:
     decide(state, LeaderSeen(EPOCH + 1), 1.0)
     assert decide(state, assignment(generation=GENERATION + 1), 1.1) == []
-    assert decide(state, Routed(route(generation=GENERATION + 1, door="gw-b")), 1.1) == []
+    assert decide(state, Routed(fenced_route(generation=GENERATION + 1, door="gw-b")), 1.1) == []
     assert (state.dropped["stale_assignment"], state.dropped["stale_route"]) == (1, 1)
     decide(state, LeaderSeen(EPOCH), 1.2)
     assert state.epoch == EPOCH + 1

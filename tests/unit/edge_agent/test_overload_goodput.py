@@ -30,7 +30,7 @@ SPECS = {part: module(part) for part in COSTS_S}
 COST_OF = {each.key: COSTS_S[part] for part, each in SPECS.items()}
 
 
-def route(task: str) -> Route:
+def two_node_route(task: str) -> Route:
     cost = {part: able("gw-a", compute_s=seconds) for part, seconds in COSTS_S.items()}
     needs = {"encoder": ("text",), "head": ("encoder",)}
     return builders.route(task, {part: route_node(SPECS[part].key, needs[part], cost[part]) for part in COSTS_S})
@@ -40,7 +40,7 @@ class Simulation:
     """One device that serves two tasks with the same two modules."""
 
     def __init__(self, slow_from_s: float = float("inf"), factor: float = 1.0) -> None:
-        self.state = agent("gw-a", *SPECS.values(), routes=[route("one"), route("other")])
+        self.state = agent("gw-a", *SPECS.values(), routes=[two_node_route("one"), two_node_route("other")])
         self._slow_from_s, self._factor = slow_from_s, factor
         for key, seconds in COST_OF.items():
             decide(self.state, ModuleReady(key, seconds), 0.0)

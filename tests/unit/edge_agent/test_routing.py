@@ -18,7 +18,7 @@ from tests.oracles import Request
 DEVICES = ("gw-a", "gw-b", "gw-c")
 
 
-def device(name: str, compute_s: float = 0.1, latency_s: float = 0.0, bandwidth: float = 1e9) -> RouteDevice:
+def able_device(name: str, compute_s: float = 0.1, latency_s: float = 0.0, bandwidth: float = 1e9) -> RouteDevice:
     return RouteDevice(device=name, compute_s=compute_s, latency_s=latency_s, bandwidth_bits_per_s=bandwidth)
 
 
@@ -31,7 +31,7 @@ def two_encoders(devices: Mapping[str, tuple[RouteDevice, ...]]) -> Route:
 
 def everywhere(**compute_s: float) -> dict[str, tuple[RouteDevice, ...]]:
     return {
-        name: tuple(device(d, compute_s.get(name.replace("-", "_"), 0.1)) for d in DEVICES)
+        name: tuple(able_device(d, compute_s.get(name.replace("-", "_"), 0.1)) for d in DEVICES)
         for name in ("image-encoder", "text-encoder", "head")
     }
 
@@ -57,7 +57,7 @@ def test_an_unavailable_route_means_no_plan() -> None:
 
 
 def test_a_large_input_stays_where_it_is_when_the_link_is_slow() -> None:
-    slow = {name: tuple(device(d, 0.1, bandwidth=1e5) for d in DEVICES) for name in everywhere()}
+    slow = {name: tuple(able_device(d, 0.1, bandwidth=1e5) for d in DEVICES) for name in everywhere()}
     choice = choose_plan(two_encoders(slow), here="gw-b", input_bytes=SIZES)
     assert choice is not None
     assert choice[0].nodes["image-encoder"].device == "gw-b"
@@ -70,7 +70,7 @@ def test_a_finished_node_keeps_its_device() -> None:
 
 
 def test_an_avoided_device_is_taken_only_when_nobody_else_is_able() -> None:
-    only_a = everywhere() | {"head": (device("gw-a"),)}
+    only_a = everywhere() | {"head": (able_device("gw-a"),)}
     choice = choose_plan(two_encoders(only_a), here="gw-a", input_bytes=SIZES, avoid=frozenset({"gw-a"}))
     assert choice is not None
     plan = choice[0]
@@ -91,7 +91,7 @@ seconds = st.floats(0.001, 2.0, allow_nan=False)
 def test_a_chain_of_one_node_takes_the_device_that_finishes_first(
     compute_s: list[float], latency_s: list[float], bandwidth: float
 ) -> None:
-    candidates = tuple(device(name, compute_s[i], latency_s[i], bandwidth) for i, name in enumerate(DEVICES))
+    candidates = tuple(able_device(name, compute_s[i], latency_s[i], bandwidth) for i, name in enumerate(DEVICES))
     single = route("t", {"node": route_node("m", ("image",), candidates)})
     choice = choose_plan(single, here="gw-a", input_bytes={"image": 1000})
     assert choice is not None
@@ -110,7 +110,7 @@ def test_a_chain_of_one_node_takes_the_device_that_finishes_first(
 )
 def test_every_plan_is_possible_and_the_same_for_the_same_input(times: dict[str, float]) -> None:
     devices = {
-        name: tuple(device(d, times[f"{name}@{d}"]) for d in DEVICES if f"{name}@{d}" in times)
+        name: tuple(able_device(d, times[f"{name}@{d}"]) for d in DEVICES if f"{name}@{d}" in times)
         for name in ("image-encoder", "text-encoder", "head")
     }
     built = two_encoders(devices)
@@ -130,7 +130,7 @@ def test_equal_work_goes_to_the_replica_with_the_shorter_queue() -> None:
 
 
 def test_a_faster_device_is_taken_in_spite_of_its_queue_when_it_still_finishes_first() -> None:
-    devices = everywhere() | {"image-encoder": (device("gw-a", 1.0), device("gw-b", 0.1))}
+    devices = everywhere() | {"image-encoder": (able_device("gw-a", 1.0), able_device("gw-b", 0.1))}
     for queue_s, expected in ((0.8, "gw-b"), (0.95, "gw-a")):
         choice = choose_plan(two_encoders(devices), here="elsewhere", input_bytes={}, queue_s={"gw-b": queue_s})
         assert choice is not None
@@ -138,7 +138,7 @@ def test_a_faster_device_is_taken_in_spite_of_its_queue_when_it_still_finishes_f
 
 
 def test_a_finished_node_costs_nothing_again() -> None:
-    devices = {name: (device("gw-a", 1.0),) for name in everywhere()}
+    devices = {name: (able_device("gw-a", 1.0),) for name in everywhere()}
     again = choose_plan(two_encoders(devices), here="gw-a", input_bytes={}, finished={"image-encoder": "gw-a"})
     assert again is not None
     assert 2.0 <= again[1] < 2.1
@@ -147,10 +147,10 @@ def test_a_finished_node_costs_nothing_again() -> None:
 def test_what_needs_a_finished_node_competes_from_the_start() -> None:
     # On gw-a from 0: b (its need has finished) until 1.0, c until 2.0; d on gw-b has b's output early, c's at 2.0.
     nodes = {
-        "a": route_node("a", ("image",), (device("gw-a", 1.0),), output_bytes=1),
-        "b": route_node("b", ("a",), (device("gw-a", 1.0),), output_bytes=1_000_000),
-        "c": route_node("c", ("text",), (device("gw-a", 1.0),), output_bytes=1),
-        "d": route_node("d", ("b", "c"), (device("gw-b", 0.5),), output_bytes=1),
+        "a": route_node("a", ("image",), (able_device("gw-a", 1.0),), output_bytes=1),
+        "b": route_node("b", ("a",), (able_device("gw-a", 1.0),), output_bytes=1_000_000),
+        "c": route_node("c", ("text",), (able_device("gw-a", 1.0),), output_bytes=1),
+        "d": route_node("d", ("b", "c"), (able_device("gw-b", 0.5),), output_bytes=1),
     }
     choice = choose_plan(route("t", nodes), here="gw-a", input_bytes=SIZES, finished={"a": "gw-a"})
     assert choice is not None
@@ -183,7 +183,7 @@ def requests(draw: st.DrawFn, most: int) -> tuple[Route, dict[str, float], dict[
     nodes = {}
     for name, needs in graph.items():
         able = draw(st.lists(st.sampled_from(DEVICES), min_size=1, max_size=most, unique=True))
-        devices = tuple(device(each, draw(figures)[0], *links[each]) for each in able)
+        devices = tuple(able_device(each, draw(figures)[0], *links[each]) for each in able)
         size = draw(st.integers(1, 100_000))
         nodes[name] = route_node(name, needs, devices, output_bytes=size)
     queues = draw(st.dictionaries(st.sampled_from(DEVICES), st.floats(0, 2)))

@@ -26,7 +26,9 @@ GB = 10**9
 NOISE_BYTES = 16 * 2**20  # what else a process allocates and frees meanwhile
 
 
-def spec(part: str = "embeddings", *, memory_bytes: int = 1000, flops: float = 1e6, place: str = NAMES) -> ModuleSpec:
+def catalogue_spec(
+    part: str = "embeddings", *, memory_bytes: int = 1000, flops: float = 1e6, place: str = NAMES
+) -> ModuleSpec:
     return module(part, memory_bytes, flops, family="made.up", source=Source(catalog=place, part=part))
 
 
@@ -85,23 +87,23 @@ def key(made: ModuleSpec) -> ModuleKey:
 
 def test_the_first_pass_warms_up_and_the_median_of_the_next_ones_counts(bench: Bench) -> None:
     bench.passes_s = [0.2, 0.05, 0.06, 0.9, 0.05, 0.06]
-    held = bench.store().load(assigned(spec()))
+    held = bench.store().load(assigned(catalogue_spec()))
     assert held.compute_s == pytest.approx(0.06)
     assert bench.passes == 4, "the slow one used up the time"
     bench.passes, bench.passes_s = 0, [0.01]
-    bench.store().load(assigned(spec()))
+    bench.store().load(assigned(catalogue_spec()))
     assert bench.passes == 1 + PASSES
 
 
 def test_a_slow_module_is_run_once_and_that_counts(bench: Bench) -> None:
     bench.passes_s = [3.0]
-    assert bench.store().load(assigned(spec())).compute_s == 3.0
+    assert bench.store().load(assigned(catalogue_spec())).compute_s == 3.0
     assert bench.passes == 1
 
 
 def test_an_emulated_slower_device_says_what_its_passes_will_take(bench: Bench) -> None:
     bench.passes_s = [0.01]
-    held = bench.store(calibration=bench.calibration(speed=0.25)).load(assigned(spec()))
+    held = bench.store(calibration=bench.calibration(speed=0.25)).load(assigned(catalogue_spec()))
     assert held.compute_s == pytest.approx(0.04)
 
 
@@ -112,7 +114,7 @@ def test_a_module_is_there_though_its_measurement_cannot_be_kept(bench: Bench, m
     measured = Measurements()
     monkeypatch.setattr(measured, "keep", no_memory)
     store = bench.store(calibration=bench.calibration(measured))
-    made = spec()
+    made = catalogue_spec()
     assert store.load(assigned(made)).state == "ready"
     assert store.held()[made.key].state == "ready"
     store.unload(made.key)
@@ -121,24 +123,24 @@ def test_a_module_is_there_though_its_measurement_cannot_be_kept(bench: Bench, m
 
 def test_seconds_of_loading_are_measured_with_the_calibration(bench: Bench) -> None:
     bench.passes_s = [0.2, 0.1]
-    assert bench.store().load(assigned(spec())).load_s == pytest.approx(2.0 + 0.2 + 0.1 + 0.2)
+    assert bench.store().load(assigned(catalogue_spec())).load_s == pytest.approx(2.0 + 0.2 + 0.1 + 0.2)
 
 
 def test_a_module_that_would_run_too_long_is_not_run_only_to_be_measured(bench: Bench) -> None:
-    held = bench.store().load(assigned(spec(flops=1e9 * (LONGEST_S + 1))))
+    held = bench.store().load(assigned(catalogue_spec(flops=1e9 * (LONGEST_S + 1))))
     assert (held.state, held.compute_s, bench.passes) == ("ready", None, 0)
     assert held.memory_bytes == 1500, "its memory is known all the same"
 
 
 def test_a_module_without_typical_values_is_ready_unmeasured(bench: Bench) -> None:
     store = Store(10_000, lambda _: computing(lambda *_: Output({})), calibration=bench.calibration())
-    held = store.load(assigned(spec()))
+    held = store.load(assigned(catalogue_spec()))
     assert (held.state, held.compute_s) == ("ready", None)
 
 
 def test_a_typical_pass_that_fails_does_not_cost_the_module(bench: Bench) -> None:
     bench.failure = RuntimeError("odd")
-    held = bench.store().load(assigned(spec()))
+    held = bench.store().load(assigned(catalogue_spec()))
     assert (held.state, held.compute_s) == ("ready", None)
 
 
@@ -146,66 +148,66 @@ def test_a_typical_pass_without_memory_does(bench: Bench) -> None:
     bench.failure = MemoryError()
     store = bench.store()
     with pytest.raises(ModuleRefused, match="which this device doesn't really have"):
-        store.load(assigned(spec()))
+        store.load(assigned(catalogue_spec()))
     assert store.used_bytes == 0
 
 
 def test_a_footprint_is_what_really_grew_and_never_less_than_the_weights(bench: Bench) -> None:
     store = bench.store()
-    assert store.load(assigned(spec("big"))).memory_bytes == 1500
+    assert store.load(assigned(catalogue_spec("big"))).memory_bytes == 1500
     bench.grows = -700  # its weights took the place of what others had let go
-    assert store.load(assigned(spec("small"))).memory_bytes == 1000
+    assert store.load(assigned(catalogue_spec("small"))).memory_bytes == 1000
     assert store.used_bytes == 2500
 
 
 def test_where_nobody_knows_what_is_resident_the_spec_counts(bench: Bench) -> None:
     bench.resident = None
-    assert bench.store().load(assigned(spec())).memory_bytes == 1000
+    assert bench.store().load(assigned(catalogue_spec())).memory_bytes == 1000
 
 
 def test_a_module_that_turns_out_too_large_is_let_go_and_refused_with_both_numbers(bench: Bench) -> None:
     store = bench.store(2000)
     bench.grows = 900
-    store.load(assigned(spec("first", memory_bytes=900)))
+    store.load(assigned(catalogue_spec("first", memory_bytes=900)))
     bench.grows = 1101
     with pytest.raises(ModuleRefused, match=r"a really occupies 1101 bytes and 1100 of 2000 are free: .*raise"):
-        store.load(assigned(spec("second", memory_bytes=900)))
-    failed = store.held()[key(spec("second"))]
+        store.load(assigned(catalogue_spec("second", memory_bytes=900)))
+    failed = store.held()[key(catalogue_spec("second"))]
     assert (failed.state, failed.memory_bytes, store.used_bytes) == ("failed", 0, 900)
-    with pytest.raises(ModuleRefused, match="failed"), store.use(key(spec("second"))):
+    with pytest.raises(ModuleRefused, match="failed"), store.use(key(catalogue_spec("second"))):
         pass
     bench.grows = 1100
-    assert store.load(assigned(spec("second", memory_bytes=900))).state == "ready", "it was a bad moment"
+    assert store.load(assigned(catalogue_spec("second", memory_bytes=900))).state == "ready", "it was a bad moment"
 
 
 def test_a_known_footprint_is_counted_before_anything_is_loaded(bench: Bench) -> None:
     calibration = bench.calibration()
     store = bench.store(2000, calibration)
-    store.load(assigned(spec()))
-    store.unload(key(spec()))
+    store.load(assigned(catalogue_spec()))
+    store.unload(key(catalogue_spec()))
     small, loads = bench.store(1400, calibration), bench.now_s
     with pytest.raises(ModuleRefused, match="a needs 1500 bytes and 1400 of 1400 are free"):
-        small.load(assigned(spec()))
+        small.load(assigned(catalogue_spec()))
     assert bench.now_s == loads
 
 
 def test_what_the_machine_does_not_really_have_is_refused_before_it_is_read(bench: Bench) -> None:
     bench.free = FRESH_BYTES + 999
     with pytest.raises(ModuleRefused, match=rf"its weights are 1000 bytes and this machine has only {bench.free} left"):
-        bench.store().load(assigned(spec()))
+        bench.store().load(assigned(catalogue_spec()))
     assert bench.now_s == 0
     bench.free = None
-    assert bench.store().load(assigned(spec())).state == "ready"
+    assert bench.store().load(assigned(catalogue_spec())).state == "ready"
 
 
 def test_what_was_measured_once_is_ready_as_soon_as_it_is_loaded_in_every_later_life(
     bench: Bench, tmp_path: Path
 ) -> None:
     path = tmp_path / "gw-a.json"
-    first = bench.store(calibration=bench.calibration(Measurements(path), speed=0.5)).load(assigned(spec()))
+    first = bench.store(calibration=bench.calibration(Measurements(path), speed=0.5)).load(assigned(catalogue_spec()))
     passes = bench.passes
     bench.grows = 1200
-    again = bench.store(calibration=bench.calibration(Measurements(path), speed=0.5)).load(assigned(spec()))
+    again = bench.store(calibration=bench.calibration(Measurements(path), speed=0.5)).load(assigned(catalogue_spec()))
     assert bench.passes == passes
     assert (again.compute_s, again.memory_bytes) == (first.compute_s, first.memory_bytes)
     assert again.load_s == pytest.approx(2.0)
@@ -214,7 +216,7 @@ def test_what_was_measured_once_is_ready_as_soon_as_it_is_loaded_in_every_later_
 def test_an_unloaded_module_whose_weights_are_here_is_cached_with_its_average(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "gw-a.json"
     store = bench.store(calibration=bench.calibration(Measurements(path), speed=0.5))
-    here, gone = spec(memory_bytes=1001), spec("x", place="pocket/nowhere.safetensors")
+    here, gone = catalogue_spec(memory_bytes=1001), catalogue_spec("x", place="pocket/nowhere.safetensors")
     for each in (here, gone):
         store.load(assigned(each))
     assert store.cached() == {}, "it is held"
@@ -243,7 +245,7 @@ def test_nothing_is_measured_while_a_forward_pass_runs(bench: Bench, monkeypatch
 
     calibration._free_bytes, calibration._resident_bytes = free, resident
     store = bench.store(calibration=calibration)
-    thread = threading.Thread(target=store.load, args=(assigned(spec()),))
+    thread = threading.Thread(target=store.load, args=(assigned(catalogue_spec()),))
     with store.passing():
         thread.start()
         assert about_to_measure.wait(PATIENCE_S)
@@ -256,7 +258,7 @@ def test_a_measurement_does_not_wait_for_ever(bench: Bench, monkeypatch: pytest.
     monkeypatch.setattr("edge_agent.device.calibration.PATIENCE_S", 0.0)
     store = bench.store()
     with store.passing():
-        assert store.load(assigned(spec())).state == "ready"
+        assert store.load(assigned(catalogue_spec())).state == "ready"
 
 
 @pytest.fixture

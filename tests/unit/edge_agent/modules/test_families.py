@@ -24,18 +24,18 @@ Run = Callable[..., Output]
 CAPTIONS = RawInput(b"a cat\na dog\na cat")
 
 
-def module(name: str) -> Run:
+def vqa_module(name: str) -> Run:
     return runs(load(load_task("pocket/vqa").modules[name]))
 
 
 @pytest.fixture(scope="module")
 def head() -> Run:
-    return module("conse/head")
+    return vqa_module("conse/head")
 
 
 @pytest.fixture(scope="module")
 def text() -> Run:
-    return module("minilm/text")
+    return vqa_module("minilm/text")
 
 
 def assert_plain(array: Array, shape: tuple[int, ...]) -> None:
@@ -59,11 +59,11 @@ def test_the_class_names_are_those_of_imagenet_in_order() -> None:
 
 def test_efficientnet_is_cut_after_its_pooling() -> None:
     thin = Image.new("RGB", (20, 320), "green")  # as thin as a picture can be
-    encoded = module("efficientnet-lite0/encoder")(RawInput(picture_bytes(thin), "image/png"))
+    encoded = vqa_module("efficientnet-lite0/encoder")(RawInput(picture_bytes(thin), "image/png"))
     (features,) = encoded.tensors.values()
     assert_plain(features, (1, 1280))
     assert encoded.answer is None
-    classified = module("efficientnet-lite0/classifier")(encoded.tensors)
+    classified = vqa_module("efficientnet-lite0/classifier")(encoded.tensors)
     (probs,) = classified.tensors.values()
     assert_plain(probs, (1, 1000))
     assert probs.sum() == pytest.approx(1, abs=1e-5)

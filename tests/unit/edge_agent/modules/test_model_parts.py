@@ -44,7 +44,7 @@ def own(models: Path) -> Path:
     return models / NAME
 
 
-def spec(part: str = "vision", name: str = NAME, **changes: Any) -> ModuleSpec:
+def clip_spec(part: str = "vision", name: str = NAME, **changes: Any) -> ModuleSpec:
     fields: dict[str, Any] = {"memory_bytes": 10**7, "family": f"clip.{part}", "source": Source(hub=name, part=part)}
     return module(part, **fields | changes)
 
@@ -62,7 +62,7 @@ def change_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], 
 
 
 def digest(part: str = "vision", name: str = NAME, dtype: str = "float32") -> str:
-    one = spec(part, name, dtype=dtype)
+    one = clip_spec(part, name, dtype=dtype)
     checkpoint = model_parts.open_part(one, part)
     return model_parts.content_digest(
         one.family, clip.PARTS[part], checkpoint, model_parts.read(one, clip.PARTS[part], checkpoint)
@@ -99,7 +99,7 @@ def test_only_the_parts_tensors_are_read(models: Path, monkeypatch: pytest.Monke
         return real(self, wanted)
 
     monkeypatch.setattr(Checkpoint, "read", reading)
-    modules.load(spec("text"))
+    modules.load(clip_spec("text"))
     assert {name.partition(".")[0] for name in read} == {"text_model", "text_projection"}
 
 
@@ -124,9 +124,9 @@ def test_only_the_parts_tensors_are_read(models: Path, monkeypatch: pytest.Monke
 def test_missing_extra_and_misshapen_tensors_are_refused_by_name(own: Path, change: Any, sentence: str) -> None:
     change_weights(own, change)
     with pytest.raises(ModuleRefused, match=sentence) as caught:
-        modules.load(spec())
+        modules.load(clip_spec())
     assert str(own) in str(caught.value)
-    modules.load(spec("text"))  # the other parts are as good as ever
+    modules.load(clip_spec("text"))  # the other parts are as good as ever
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_missing_extra_and_misshapen_tensors_are_refused_by_name(own: Path, chan
 def test_a_configuration_that_does_not_match_is_refused_with_the_file(own: Path, change: Any, sentence: str) -> None:
     change_config(own, change)
     with pytest.raises(ModuleRefused, match=sentence) as caught:
-        modules.load(spec())
+        modules.load(clip_spec())
     assert "config.json" in str(caught.value)
 
 
@@ -159,24 +159,24 @@ def test_a_damaged_file_of_weights_is_refused(own: Path, content: bytes | None) 
     whole = (own / "model.safetensors").read_bytes()
     (own / "model.safetensors").write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(ModuleRefused, match=r"model.safetensors is not a complete safetensors file .*: fetch it again"):
-        modules.load(spec())
+        modules.load(clip_spec())
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '"x"', "\x00"])
 def test_a_config_that_is_no_object_is_refused(own: Path, content: str) -> None:
     (own / "config.json").write_text(content)
     with pytest.raises(ModuleRefused, match=r"config.json is no"):
-        modules.load(spec())
+        modules.load(clip_spec())
 
 
 def test_a_repository_without_config_or_tokenizer_is_refused(own: Path) -> None:
     (own / "vocab.json").unlink()
     with pytest.raises(ModuleRefused, match=r"has no tokenizer: add its tokenizer.json, or vocab.json and merges.txt"):
-        modules.load(spec("text"))
-    modules.load(spec("vision"))
+        modules.load(clip_spec("text"))
+    modules.load(clip_spec("vision"))
     (own / "config.json").unlink()
     with pytest.raises(ModuleRefused, match=r"has no config.json: complete it"):
-        modules.load(spec("vision"))
+        modules.load(clip_spec("vision"))
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "weights.ckpt", "tf_model.h5"])
@@ -190,14 +190,14 @@ def test_a_pickle_offered_as_weights_is_refused_by_name_and_does_not_run(own: Pa
     (own / "model.safetensors").unlink()
     (own / file).write_bytes(pickle.dumps(Attack()))
     with pytest.raises(ModuleRefused, match=rf"{file} is a pickle or the like, .*: convert it to model.safetensors"):
-        modules.load(spec())
+        modules.load(clip_spec())
     assert not victim.exists()
 
 
 def test_a_repository_without_any_weights_says_so(own: Path) -> None:
     (own / "model.safetensors").unlink()
     with pytest.raises(ModuleRefused, match="has no safetensors: pickles aren't read"):
-        modules.load(spec())
+        modules.load(clip_spec())
 
 
 def test_several_files_with_an_index_are_one_checkpoint(models: Path) -> None:
@@ -239,7 +239,7 @@ def test_several_files_without_an_index_are_one_checkpoint_unless_they_overlap(o
 def test_an_index_that_is_wrong_is_refused(own: Path, index: dict[str, Any], sentence: str) -> None:
     (own / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModuleRefused, match=sentence):
-        modules.load(spec())
+        modules.load(clip_spec())
 
 
 def test_a_file_that_the_index_names_and_nobody_has_is_named(own: Path) -> None:
@@ -247,23 +247,23 @@ def test_a_file_that_the_index_names_and_nobody_has_is_named(own: Path) -> None:
     weight_map = dict.fromkeys(names, "model-00001-of-00002.safetensors")
     (own / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ModuleRefused, match=r"has no model-00001-of-00002.safetensors: complete it"):
-        modules.load(spec())
+        modules.load(clip_spec())
 
 
 def test_a_spec_that_understates_its_memory_or_contradicts_the_digest_is_refused(models: Path) -> None:
     assert models
     exact = sum(tensor.nbytes for tensor in load_file(models / NAME / "model.safetensors").values())
     with pytest.raises(ModuleRefused, match=r"have \d+ bytes and the spec says 1000: correct memory_bytes"):
-        modules.load(spec(memory_bytes=1000))
-    assert modules.load(spec(memory_bytes=exact, digest=digest()))
+        modules.load(clip_spec(memory_bytes=1000))
+    assert modules.load(clip_spec(memory_bytes=exact, digest=digest()))
     with pytest.raises(ModuleRefused, match=rf"have the digest {digest()}, the spec says sha256:0{{64}}: correct"):
-        modules.load(spec(digest=f"sha256:{'0' * 64}"))
+        modules.load(clip_spec(digest=f"sha256:{'0' * 64}"))
 
 
 @pytest.mark.parametrize("source", [None, Source(pip="x", part="vision"), Source(hub=NAME, part="text")])
 def test_a_source_of_another_kind_or_part_is_refused(source: Source | None) -> None:
     with pytest.raises(ModuleRefused, match=r"from a (source with part: vision|model repository)"):
-        modules.load(spec(source=source))
+        modules.load(clip_spec(source=source))
 
 
 def renamed(own: Path, target: Path, config: dict[str, Any], rename: Callable[[str], str | None]) -> None:
@@ -331,7 +331,7 @@ def test_what_changes_the_output_changes_the_digest_though_the_weights_are_the_s
     before = digest()
     change_config(own, change)
     assert digest() != before
-    modules.load(spec())  # it is a sound model, only another one
+    modules.load(clip_spec())  # it is a sound model, only another one
 
 
 def test_one_changed_weight_or_another_vocabulary_is_another_module(own: Path) -> None:
@@ -349,15 +349,15 @@ def test_pictures_prepared_in_another_way_are_refused_not_silently_shared(own: P
     fields = json.loads((own / "preprocessor_config.json").read_text())
     (own / "preprocessor_config.json").write_text(json.dumps(fields | {"image_mean": [0.5, 0.5, 0.5]}))
     with pytest.raises(ModuleRefused, match=r"preprocessor_config.json of .* says image_mean = \[0.5, 0.5, 0.5\]"):
-        modules.load(spec())
+        modules.load(clip_spec())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_shorter_dtype_holds_half_the_bytes_and_gives_nearly_the_same_float32(own: Path, dtype: str) -> None:
     full, half = (
-        modules.load(spec()),
+        modules.load(clip_spec()),
         modules.load(
-            spec(
+            clip_spec(
                 dtype=dtype,
                 memory_bytes=model_parts.count(
                     clip.PARTS["vision"], json.loads((own / "config.json").read_text()), dtype=dtype
@@ -374,7 +374,7 @@ def test_a_shorter_dtype_holds_half_the_bytes_and_gives_nearly_the_same_float32(
 def test_an_agent_reports_a_bad_checkpoint_and_goes_on(own: Path) -> None:
     store = Store(10**8)
     (own / "model.safetensors").write_bytes(b"damaged")
-    bad = AssignedModule(module="clip/vision", spec=spec(), role="active")
+    bad = AssignedModule(module="clip/vision", spec=clip_spec(), role="active")
     with pytest.raises(ModuleRefused):
         store.load(bad)
     held = store.held()[bad.spec.key]
@@ -389,8 +389,8 @@ def test_counts_from_the_configuration_are_those_of_the_weights(own: Path, model
     total = 0
     for part in clip.PARTS:
         counted = model_parts.count(clip.PARTS[part], config)
-        checkpoint = model_parts.open_part(spec(part), part)
-        stored = model_parts.read(spec(part), clip.PARTS[part], checkpoint)
+        checkpoint = model_parts.open_part(clip_spec(part), part)
+        stored = model_parts.read(clip_spec(part), clip.PARTS[part], checkpoint)
         assert counted.memory_bytes == sum(tensor.nbytes for tensor in stored.values())
         assert counted.parameters == sum(tensor.numel() for tensor in stored.values())
         total += counted.parameters
@@ -402,9 +402,9 @@ def test_counts_from_the_configuration_are_those_of_the_weights(own: Path, model
 def test_output_bytes_are_those_of_a_real_pass(models: Path) -> None:
     config = json.loads((models / NAME / "config.json").read_text())
     for use in (None, "patch-mean", "llava"):
-        output = runs(modules.load(spec()))(picture("chelsea.png").raw, use=use)
+        output = runs(modules.load(clip_spec()))(picture("chelsea.png").raw, use=use)
         counted = model_parts.count(clip.PARTS["vision"], config, use=use).output_bytes
         assert counted == sum(array.nbytes for array in output.tensors.values()), use
     captions = RawInput(b"a photo of a dog\na photo of a cat\na photo of a cup\na photo of a horse")
-    embeds = runs(modules.load(spec("text")))(captions).tensors["text_embeds"]
+    embeds = runs(modules.load(clip_spec("text")))(captions).tensors["text_embeds"]
     assert model_parts.count(clip.PARTS["text"], config).output_bytes == embeds.nbytes

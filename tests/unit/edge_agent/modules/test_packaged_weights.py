@@ -30,7 +30,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def spec(file: str = "w.safetensors", **changes: Any) -> ModuleSpec:
+def packaged_spec(file: str = "w.safetensors", **changes: Any) -> ModuleSpec:
     fields: dict[str, Any] = {"memory_bytes": 36, "family": "made.up", "source": Source(catalog=file, part="all")}
     return module("all", **fields | changes)
 
@@ -43,7 +43,7 @@ def test_tensors_are_read_into_aligned_row_major_memory_of_their_own(directory: 
     save_file(
         tensors() | {"odd": torch.ones(1, dtype=torch.uint8), "other.x": torch.ones(9)}, directory / "w.safetensors"
     )
-    read = packaged.read(spec(), "all", SHAPES, others=("other.", "odd"))
+    read = packaged.read(packaged_spec(), "all", SHAPES, others=("other.", "odd"))
     (directory / "w.safetensors").write_bytes(b"")
     assert read.keys() == SHAPES.keys()
     assert torch.equal(read["a"], tensors()["a"])
@@ -64,30 +64,30 @@ def test_missing_extra_and_misshapen_tensors_are_refused_by_name(
 ) -> None:
     save_file(stored, directory / "w.safetensors")
     with pytest.raises(ModuleRefused, match=sentence):
-        packaged.read(spec(), "all", SHAPES)
+        packaged.read(packaged_spec(), "all", SHAPES)
 
 
 def test_a_spec_that_understates_its_memory_is_refused(directory: Path) -> None:
     save_file(tensors(), directory / "w.safetensors")
     with pytest.raises(ModuleRefused, match="have 36 bytes and the spec says 35: correct memory_bytes"):
-        packaged.read(spec(memory_bytes=35), "all", SHAPES)
+        packaged.read(packaged_spec(memory_bytes=35), "all", SHAPES)
 
 
 def test_a_digest_in_the_spec_must_be_that_of_the_tensors(directory: Path) -> None:
     save_file(tensors(), directory / "w.safetensors")
     right = identity.digest(tensors())
-    assert packaged.read(spec(digest=right), "all", SHAPES)
+    assert packaged.read(packaged_spec(digest=right), "all", SHAPES)
     changed = identity.digest(tensors() | {"b": torch.tensor([1.0, 1.0, 1.0000001])})
     assert changed != right
     with pytest.raises(ModuleRefused, match=f"the digest {right}, the spec says {changed}"):
-        packaged.read(spec(digest=changed), "all", SHAPES)
+        packaged.read(packaged_spec(digest=changed), "all", SHAPES)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"not weights at all", b"\xff" * 64])
 def test_a_file_that_is_no_safetensors_is_refused(directory: Path, content: bytes) -> None:
     (directory / "w.safetensors").write_bytes(content)
     with pytest.raises(ModuleRefused, match=r"w\.safetensors can't be read as weights"):
-        packaged.read(spec(), "all", SHAPES)
+        packaged.read(packaged_spec(), "all", SHAPES)
 
 
 def test_a_pickle_is_refused_and_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_a_pickle_is_refused_and_does_not_run(tmp_path: Path, monkeypatch: pytes
     for file in ("plain.pth", "zipped.pth"):
         monkeypatch.setattr(packaged, "PIP_WEIGHTS", MappingProxyType({"made-up": ("made_up_weights", file)}))
         with pytest.raises(ModuleRefused, match=f"{file} can't be read as weights"):
-            packaged.read(spec(source=Source(pip="made-up", part="all")), "all", SHAPES)
+            packaged.read(packaged_spec(source=Source(pip="made-up", part="all")), "all", SHAPES)
     assert not victim.exists()
 
 

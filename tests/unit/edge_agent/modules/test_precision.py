@@ -44,7 +44,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return random_weights.merged(published.config, SMALLEST_CLIP)
 
 
-def spec(config: dict[str, Any], dtype: str, **changes: Any) -> ModuleSpec:
+def vision_spec(config: dict[str, Any], dtype: str, **changes: Any) -> ModuleSpec:
     fields: dict[str, Any] = {"family": "clip.vision", "source": Source(hub=NAME, part="vision"), "dtype": dtype}
     size_bytes = model_parts.weight_bytes(clip.PARTS["vision"], config, dtype)
     return module("vision", **fields | {"memory_bytes": size_bytes} | changes)
@@ -58,7 +58,7 @@ def test_int8_holds_a_byte_a_number_of_linear_layers_and_five_a_row(config: dict
 def test_int8_gives_the_same_bits_each_time_and_nearly_those_of_float32(config: dict[str, Any]) -> None:
     image = picture("chelsea.png").raw
     full, short, again = (
-        runs(modules.load(spec(config, dtype)))(image).tensors["pooled"] for dtype in ("float32", "int8", "int8")
+        runs(modules.load(vision_spec(config, dtype)))(image).tensors["pooled"] for dtype in ("float32", "int8", "int8")
     )
     assert np.array_equal(short, again)
     assert short.dtype == np.float32
@@ -66,14 +66,14 @@ def test_int8_gives_the_same_bits_each_time_and_nearly_those_of_float32(config: 
 
 
 def test_int8_that_takes_more_than_the_spec_says_is_refused(config: dict[str, Any]) -> None:
-    right = spec(config, "int8")
+    right = vision_spec(config, "int8")
     modules.load(right)
     with pytest.raises(ModuleRefused, match=f"have {right.memory_bytes} bytes and the spec says"):
-        modules.load(spec(config, "int8", memory_bytes=right.memory_bytes - 1))
+        modules.load(vision_spec(config, "int8", memory_bytes=right.memory_bytes - 1))
 
 
 def test_each_dtype_is_another_module_declared_and_by_content(config: dict[str, Any]) -> None:
-    part, specs = clip.PARTS["vision"], [spec(config, dtype) for dtype in precision.DTYPES]
+    part, specs = clip.PARTS["vision"], [vision_spec(config, dtype) for dtype in precision.DTYPES]
     checkpoint = model_parts.open_part(specs[0], "vision")
     digests = [
         model_parts.content_digest(each.family, part, checkpoint, model_parts.read(each, part, checkpoint), each.dtype)

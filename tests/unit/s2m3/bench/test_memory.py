@@ -45,7 +45,7 @@ AUDIO = 86_187_264  # AST
 AUDIO_PROJECTION = 768 * 512 + 512
 
 
-def task(name: str, **modules: int) -> TaskSpec:
+def sized_chain(name: str, **modules: int) -> TaskSpec:
     """A chain of modules; a name stands for one identity everywhere."""
     return TaskSpec.model_validate(
         {
@@ -71,7 +71,7 @@ def task(name: str, **modules: int) -> TaskSpec:
 
 
 def test_a_split_task_needs_its_largest_module_on_one_device_and_a_whole_one_all_of_them() -> None:
-    found = counts.single("t", task("t", a=60, b=100, c=40))
+    found = counts.single("t", sized_chain("t", a=60, b=100, c=40))
     assert found == {
         "name": "t",
         "modules": 3,
@@ -83,7 +83,13 @@ def test_a_split_task_needs_its_largest_module_on_one_device_and_a_whole_one_all
 
 
 def test_common_modules_count_once_when_shared_and_for_each_task_when_not() -> None:
-    found = counts.mix({"one": task("one", a=60, b=100), "two": task("two", a=60, c=40), "three": task("three", a=60)})
+    found = counts.mix(
+        {
+            "one": sized_chain("one", a=60, b=100),
+            "two": sized_chain("two", a=60, c=40),
+            "three": sized_chain("three", a=60),
+        }
+    )
     assert (found["unshared_bytes"], found["shared_bytes"]) == (160 + 100 + 60, 200)
     assert found["saved_percent"] == 37.5
     assert (found["largest_unsplit_bytes"], found["largest_module_bytes"]) == (160, 100)

@@ -30,7 +30,7 @@ FAULT_KEYS = {"at_s", "kind", "target", "detected_after_s", "replaced_after_s", 
 KEYS = {"name", "sent", "answered", "errors", "lost", "wrong", "duplicates", "latency_s", "faults", "ok"}
 
 
-def route(task: str, *devices: str, generation: int = 1, epoch: int = 1) -> Route:
+def served_by(task: str, *devices: str, generation: int = 1, epoch: int = 1) -> Route:
     return encoder_route(task, devices, epoch=epoch, generation=generation, front_door=devices[:1])
 
 
@@ -68,14 +68,14 @@ def recorded(
 KILLED = Injected(110.0, "kill", "gw-a")
 HUNG = Injected(110.0, "pause", "gw-a", for_s=6.0)
 A_DEATH = seen(
-    (90, "t", route("t", "gw-a")),
-    (90, "u", route("u", "gw-b")),
+    (90, "t", served_by("t", "gw-a")),
+    (90, "u", served_by("u", "gw-b")),
     (91, "gw-a", assignment("m")),
     (110.05, "gw-a", offline()),
-    (110.1, "t", route("t", generation=2)),  # withdrawn: nobody holds it
+    (110.1, "t", served_by("t", generation=2)),  # withdrawn: nobody holds it
     (110.2, "gw-c", assignment("m", generation=2)),
     (112.0, "gw-c", holding("m")),
-    (112.1, "t", route("t", "gw-c", generation=3)),
+    (112.1, "t", served_by("t", "gw-c", generation=3)),
 )
 
 
@@ -133,7 +133,7 @@ def test_a_death_is_detected_by_the_route_without_the_device_and_replaced_when_a
     ],
 )
 def test_a_death_is_told_by_one_of_three_signals(between: list[Sighting], signal: str) -> None:
-    before, after = A_DEATH[:3], seen((113.1, "t", route("t", "gw-c", generation=2)))
+    before, after = A_DEATH[:3], seen((113.1, "t", served_by("t", "gw-c", generation=2)))
     sightings = sorted([*before, *between, *after], key=lambda sighting: sighting.at_s)
     (fault,) = report(recorded(faults=[KILLED], sightings=sightings), Expect()).faults
     assert fault.detected_by == signal
@@ -141,7 +141,7 @@ def test_a_death_is_told_by_one_of_three_signals(between: list[Sighting], signal
 
 
 def test_a_device_that_no_route_names_is_detected_by_its_state_and_no_answer_waits_for_it() -> None:
-    rows = seen((90, "t", route("t", "gw-b")), (110.3, "gw-a", offline()))
+    rows = seen((90, "t", served_by("t", "gw-b")), (110.3, "gw-a", offline()))
     outcomes = [answer(111, 111.1, "gw-b")]
     (fault,) = report(recorded(outcomes=outcomes, faults=[KILLED], sightings=rows), Expect()).faults
     assert fault.detected_after_s == pytest.approx(0.3)
@@ -149,13 +149,13 @@ def test_a_device_that_no_route_names_is_detected_by_its_state_and_no_answer_wai
 
 
 def test_what_never_happened_is_null() -> None:
-    rows = seen((90, "t", route("t", "gw-a")), (111, "t", route("t", "gw-a", generation=2)))
+    rows = seen((90, "t", served_by("t", "gw-a")), (111, "t", served_by("t", "gw-a", generation=2)))
     (fault,) = report(recorded(faults=[Injected(110, "pause", "gw-a")], sightings=rows), Expect()).faults
     assert (fault.detected_after_s, fault.replaced_after_s, fault.first_answer_after_s) == (None, None, None)
 
 
 def test_a_device_that_came_back_may_serve_again() -> None:
-    rows = [*A_DEATH[:5], *seen((115, "gw-a", holding("m")), (115.1, "t", route("t", "gw-a", generation=3)))]
+    rows = [*A_DEATH[:5], *seen((115, "gw-a", holding("m")), (115.1, "t", served_by("t", "gw-a", generation=3)))]
     (fault,) = report(recorded(faults=[KILLED], sightings=rows), Expect()).faults
     assert fault.replaced_after_s == pytest.approx(5.1)
 
@@ -189,10 +189,10 @@ def test_a_device_that_serves_nothing_needs_no_standby() -> None:
 
 def test_a_drained_device_must_leave_every_route() -> None:
     rows = seen(
-        (90, "t", route("t", "gw-a")),
+        (90, "t", served_by("t", "gw-a")),
         (111, "gw-a", holding("m")),
-        (111.5, "t", route("t", "gw-a", "gw-b", generation=2)),
-        (112, "t", route("t", "gw-b", generation=3)),
+        (111.5, "t", served_by("t", "gw-a", "gw-b", generation=2)),
+        (112, "t", served_by("t", "gw-b", generation=3)),
     )
     (fault,) = report(recorded(faults=[Injected(110, "drain", "gw-a")], sightings=rows), Expect()).faults
     assert (fault.detected_after_s, fault.replaced_after_s) == (None, 2)
@@ -222,11 +222,11 @@ def test_an_orchestrator_that_hangs_is_gone_when_a_spare_that_missed_it_leads() 
 
 def test_a_broker_is_back_when_the_orchestrator_and_every_route_have_been_said_again() -> None:
     rows = seen(
-        (90, "t", route("t", "gw-a")),
-        (90, "u", route("u", "gw-a")),
-        (112, "t", route("t", "gw-a", generation=2)),
+        (90, "t", served_by("t", "gw-a")),
+        (90, "u", served_by("u", "gw-a")),
+        (112, "t", served_by("t", "gw-a", generation=2)),
         (113, "", leader(4, online=True)),
-        (114, "u", route("u", "gw-a", generation=2)),
+        (114, "u", served_by("u", "gw-a", generation=2)),
     )
     outcomes = [answer(109, 114.5, "gw-a"), answer(112, 114.2, "gw-a")]
     faults = [Injected(110, "restart", "broker")]
@@ -268,7 +268,7 @@ def test_a_refusal_is_a_module_that_a_device_newly_lists_as_failed() -> None:
 
 
 def test_stale_messages_are_no_evidence() -> None:
-    new, old = route("t", "gw-a", epoch=2), route("t", "gw-b", epoch=1, generation=9)
+    new, old = served_by("t", "gw-a", epoch=2), served_by("t", "gw-b", epoch=1, generation=9)
     rows = seen((90, "t", new), (91, "t", old), (92, "gw-b", holding()), (93, "t", new))
     assert [sighting.at_s for sighting in timeline.fenced(rows)] == [90, 92, 93]
 
@@ -358,7 +358,7 @@ def test_who_serves_and_is_taken_away_is_replaced_before_the_fault_is_over(
 
 
 def test_a_hung_device_that_serves_again_by_itself_was_not_replaced() -> None:
-    again = seen((116.1, "gw-a", holding("m")), (116.2, "t", route("t", "gw-a", generation=2)))
+    again = seen((116.1, "gw-a", holding("m")), (116.2, "t", served_by("t", "gw-a", generation=2)))
     for rows in (A_DEATH[:3], [*A_DEATH[:5], *again]):  # nobody noticed it; noticed, and waited until it woke up
         recording = recorded(outcomes=[answer(109.9, 116.3)], faults=[HUNG], sightings=rows)
         (sentence,) = report(recording, Expect(replaced=True)).why_not
@@ -367,7 +367,9 @@ def test_a_hung_device_that_serves_again_by_itself_was_not_replaced() -> None:
 
 @pytest.mark.parametrize(("anew_s", "ok"), [(113.3, True), (117.0, False), (None, False)])
 def test_a_leader_that_hangs_is_replaced_by_a_higher_epoch_before_it_wakes_up(anew_s: float | None, ok: object) -> None:
-    rows = seen((90, "t", route("t", "gw-a")), (90, "", leader(4, online=True)), (116.0, "", leader(4, online=True)))
+    rows = seen(
+        (90, "t", served_by("t", "gw-a")), (90, "", leader(4, online=True)), (116.0, "", leader(4, online=True))
+    )
     rows += seen((anew_s, "", leader(5, online=True))) if anew_s else []
     faults = [replace(HUNG, target="orchestrator")]
     recording = recorded(outcomes=[answer(118, 119)], faults=faults, sightings=sorted(rows, key=lambda s: s.at_s))
