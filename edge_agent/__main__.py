@@ -47,15 +47,17 @@ def run(arguments: argparse.Namespace) -> int:
     from edge_agent.device.calibration import Calibration  # noqa: PLC0415 - the same
     from edge_agent.device.measurements import Measurements, setting  # noqa: PLC0415 - the same
     from edge_agent.device.profile import profile  # noqa: PLC0415 - the same
+    from edge_agent.runtime.runner import Runner  # noqa: PLC0415 - the same
     from edge_agent.runtime.store import Store  # noqa: PLC0415 - the same
     from edge_agent.service import Agent  # noqa: PLC0415 - the same
 
-    torch.set_num_threads(config.threads)
+    runner = Runner(threads=config.threads)
     offered = profile(config)
     directory = Path(config.state_dir).expanduser() if config.state_dir else STATE_DIR
     measured = Measurements(directory / f"{config.id}.json", setting(config.threads, f"torch {torch.__version__}"))
-    calibration = Calibration(measured, speed=config.speed, flops_per_s=offered.compute_flops_per_s / config.speed)
-    agent = Agent(config, profile=offered, store=Store(offered.memory_bytes, calibration=calibration))
+    full_speed = offered.compute_flops_per_s / config.speed
+    calibration = Calibration(measured, speed=config.speed, flops_per_s=full_speed, runner=runner)
+    agent = Agent(config, profile=offered, store=Store(offered.memory_bytes, calibration=calibration), runner=runner)
     with stopped_by_signals(agent.stop, until_stdin_closes=arguments.until_stdin_closes):
         agent.run()
     return 0

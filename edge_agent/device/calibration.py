@@ -154,7 +154,7 @@ class Calibration:
         """Seconds of a pass on the sample inputs: the median of a few."""
         values = module.passes[None].steps.sample()
         if values is None or spec.flops / self._flops_per_s > LONGEST_S:
-            log.info("module_not_calibrated", family=spec.family, why="no typical values" if values is None else "long")
+            log.info("module_not_calibrated", family=spec.family, why="no sample inputs" if values is None else "long")
             return None
         try:
             return self._clocked(module, values)

@@ -9,11 +9,19 @@ from collections.abc import Sequence
 
 from broker.protocol.errors import ErrorCode, RequestFailed
 from edge_agent.modules import Module, Output, Value
-from edge_agent.runtime.engines import engine
+from edge_agent.runtime.engines import engine, limit_threads
 
 
 class Runner:
-    """Runs one pass at a time, on the thread that calls."""
+    """Runs one pass at a time, on the thread that calls.
+
+    Args:
+        threads: The threads of each pass, for this whole process; None leaves them as they are.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        if threads is not None:
+            limit_threads(threads)
 
     def run(self, module: Module, values: Sequence[Value], use: str | None = None) -> Output:
         """Run a module in a node's use; None is its ordinary one.

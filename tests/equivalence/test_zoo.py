@@ -103,9 +103,7 @@ def test_modules_of_one_name_are_one_module_in_all_tasks() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ENTRIES))
-def test_each_module_takes_the_values_that_it_calls_typical(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_module_takes_its_own_sample_inputs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_models(name, tmp_path)
     monkeypatch.setenv("S2M3_MODELS", str(tmp_path))
     for spec in load_task(name).modules.values():

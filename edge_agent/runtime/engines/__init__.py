@@ -36,3 +36,10 @@ ENGINES: Mapping[str, str] = MappingProxyType(
 def engine(name: str) -> Engine:
     """The engine of a name."""
     return cast("Engine", importlib.import_module(ENGINES[name]))
+
+
+def limit_threads(count: int) -> None:
+    """Set the threads of a pass, for this whole process. Other engines take torch's number when they load a module."""
+    import torch  # noqa: PLC0415 - an agent starts without it
+
+    torch.set_num_threads(count)

@@ -1,7 +1,7 @@
 """torch on the CPU: numpy arrays to tensors of the module's dtype, its forward pass in inference mode, and back.
 
 Owns inference mode and the casts. A tensor is a copy in aligned memory: arrays from the wire lie anywhere, and the
-kernels' order of sums depends on alignment. Threads are those of ``torch.set_num_threads``, set once a process.
+kernels' order of sums depends on alignment. ``limit_threads`` sets the threads, once a process.
 """
 
 from __future__ import annotations

@@ -132,19 +132,19 @@ def test_a_module_that_would_run_too_long_is_not_run_only_to_be_measured(bench: 
     assert held.memory_bytes == 1500, "its memory is known all the same"
 
 
-def test_a_module_without_typical_values_is_ready_unmeasured(bench: Bench) -> None:
+def test_a_module_without_sample_inputs_is_ready_unmeasured(bench: Bench) -> None:
     store = Store(10_000, lambda _: computing(lambda *_: Output({})), calibration=bench.calibration())
     held = store.load(assigned(catalogue_spec()))
     assert (held.state, held.compute_s) == ("ready", None)
 
 
-def test_a_typical_pass_that_fails_does_not_cost_the_module(bench: Bench) -> None:
+def test_a_sample_pass_that_fails_does_not_cost_the_module(bench: Bench) -> None:
     bench.failure = RuntimeError("odd")
     held = bench.store().load(assigned(catalogue_spec()))
     assert (held.state, held.compute_s) == ("ready", None)
 
 
-def test_a_typical_pass_without_memory_does(bench: Bench) -> None:
+def test_a_sample_pass_without_memory_does(bench: Bench) -> None:
     bench.failure = MemoryError()
     store = bench.store()
     with pytest.raises(ModuleRefused, match="which this device doesn't really have"):

@@ -1,4 +1,4 @@
-"""Typical values: of the sizes that the catalogue plans with, and always the same."""
+"""Sample inputs: of the sizes that the catalogue plans with, and always the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_texts_are_lines_and_a_question_is_one() -> None:
     assert len(decoding.lines(sample_inputs.question())) == 1
 
 
-def test_typical_values_are_always_the_same() -> None:
+def test_sample_inputs_are_always_the_same() -> None:
     made = sample_inputs.picture().data, sample_inputs.sound().data
     sample_inputs.picture.cache_clear()
     sample_inputs.sound.cache_clear()

@@ -72,6 +72,14 @@ def test_a_use_chooses_its_own_steps_and_forward_pass() -> None:
     assert caught.value.code == ErrorCode.MODULE_FAILED
 
 
+def test_the_runner_sets_the_threads_of_a_pass_where_it_is_given_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", limits.append)
+    Runner()
+    Runner(threads=3)
+    assert limits == [3]
+
+
 def test_every_engine_of_the_table_is_there() -> None:
     assert all(callable(engine(name).forward) for name in ENGINES)
 
