@@ -24,29 +24,17 @@ from s2m3.reference.whole import load, same
 
 @dataclass(frozen=True)
 class Training:
-    """The order for a training.
+    """The order for a training."""
 
-    Args:
-        encoder: the task whose features are used, or a node of it as ``TASK:NODE``.
-        data: a directory of labelled data, or ``digits``.
-        format: of the data; None for what it looks like.
-        name: of the head and its task; None for the data's.
-        limit: how many records, evenly from all of them; None for all.
-        seed: of the quarter that is held out.
-        regularisation: scikit-learn's C.
-        models: the models directory, which gets the weights.
-        out: the task's file; None for ``NAME.yaml``.
-    """
-
-    encoder: str
-    data: str
-    format: str | None
-    name: str | None
-    limit: int | None
-    seed: int
-    regularisation: float
-    models: Path
-    out: str | None
+    encoder: str  # the task whose features are used, or a node of it as TASK:NODE
+    data: str  # a directory of labelled data, or digits
+    format: str | None  # of the data; None for what it looks like
+    name: str | None  # of the head and its task; None for the data's
+    limit: int | None  # how many records, evenly from all of them; None for all
+    seed: int  # of the quarter that is held out
+    regularisation: float  # scikit-learn's C
+    models: Path  # the models directory, which gets the weights
+    out: str | None  # the task's file; None for NAME.yaml
 
 
 def train(asked: Training, say: Callable[[str], object]) -> tuple[TaskSpec, dict[str, Any]]:

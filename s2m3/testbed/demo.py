@@ -25,6 +25,7 @@ from s2m3.reference import whole
 from s2m3.reference.pictures import REQUESTS, DemoRequest
 from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
+from s2m3.testbed.replay.timeline import named
 from s2m3.testbed.site import Site, SiteFailed
 
 TASKS = ("pocket/classify", "pocket/zero-shot", "pocket/vqa")
@@ -227,7 +228,7 @@ class Demo:
             routes[sighting.id] = sighting.message
             if sighting.at_s < killed_s:
                 continue
-            holds = _all_replaced(routes, victim) if complete else victim not in _named(sighting.message)
+            holds = _all_replaced(routes, victim) if complete else victim not in named(sighting.message)
             if holds:
                 return sighting.at_s - killed_s
         return None
@@ -280,9 +281,5 @@ def _devices(response: Response) -> list[str]:
     return devices
 
 
-def _named(route: Route) -> set[str]:
-    return {device.device for node in route.nodes.values() for device in node.devices} | set(route.front_door)
-
-
 def _all_replaced(routes: dict[str, Route], victim: str) -> bool:
-    return bool(routes) and all(route.complete and victim not in _named(route) for route in routes.values())
+    return bool(routes) and all(route.complete and victim not in named(route) for route in routes.values())
