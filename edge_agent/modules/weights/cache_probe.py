@@ -1,6 +1,6 @@
-"""Whether a source's weights are on this machine already. Asks the disk and nobody else; reads no weights.
+"""Tells whether a source's weights are on this machine already. Reads the disk, but neither the network nor weights.
 
-Owns that question for all kinds of sources. A device says by it which modules it could load without a download.
+Owns that question for all kinds of sources. With it a device reports the modules that it can load without a download.
 """
 
 from __future__ import annotations

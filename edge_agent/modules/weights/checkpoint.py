@@ -1,8 +1,8 @@
 """A published checkpoint: its configuration, and its tensors by name, from one or several safetensors files.
 
-Owns reading; knows no network and no part. Only safetensors are opened: a pickle that is offered instead is refused
-by name, and one that lies beside them is passed over. Tensors are read one by one, by name, so that a part costs what
-it weighs.
+Owns reading; knows no network and no part. Only safetensors are opened. A repository that has only a pickle is refused
+with the file's name; a pickle beside safetensors is ignored. Tensors are read one by one, by name, so that loading a
+part takes no more memory than its weights.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Weights: from a source that a spec names to checked tensors in this process's own memory.
+"""Weights of pip packages and of the catalogue: read, checked, and copied into this process's own memory.
 
 Owns the allow-list of places and every check: a spec names an entry of a table, never a path to import or a file to
-unpickle. Knows no network: a family says which tensors, of which shapes, its part takes.
+unpickle. Knows no network: a family names the tensors of its part, and their shapes.
 
-Invariants: all named tensors are there, none besides; they are stored as float32; together they are no larger than
-the spec says; and with a digest in the spec, they are those very bytes.
+Invariants: the file has exactly the named tensors; they are stored as float32; together they are no larger than
+``memory_bytes`` of the spec; with a digest in the spec, their bytes have that digest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The dtypes in which weights are held: what each makes of float32 weights, and the bytes that they then take.
+"""The dtypes of weights in memory: how each is made of float32 weights, and the bytes that they then take.
 
 Owns the rule of each dtype; knows no family. float16 and bfloat16 hold every number in half the bytes, and compute in
 it. int8 holds the large matrices of linear layers row by row, each row with its own scale (symmetric, weight-only:
