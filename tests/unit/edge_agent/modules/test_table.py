@@ -26,6 +26,12 @@ def test_an_agent_starts_without_torch_and_transformers() -> None:
     assert not {"torch", "transformers", "PIL"} & set(found)
 
 
+def test_the_shared_steps_of_a_request_and_the_runner_import_no_engine() -> None:
+    code = "import edge_agent.modules.inputs.steps, edge_agent.modules.inputs.audio, edge_agent.runtime.runner, sys"
+    found = run_python(f"{code}; print(*sys.modules)").split()
+    assert not {"torch", "transformers", "ctranslate2"} & set(found)
+
+
 def test_the_families_of_the_first_example_do_not_import_transformers() -> None:
     families = "efficientnet, edge_agent.modules.families.sentence, edge_agent.modules.families.conse"
     code = f"import edge_agent.modules.families.{families}, sys; print(*sys.modules)"
