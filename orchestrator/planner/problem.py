@@ -208,7 +208,7 @@ class DeviceUse:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where each module is and what that costs. ``unshared_bytes``: were each task to hold modules of its own.
+    """Where each module is and what that costs. ``unshared_bytes``: the sum if each task had modules of its own.
 
     ``kept`` are the modules that were not to move. ``explain`` says why each module is where it is.
     """

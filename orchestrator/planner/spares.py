@@ -21,13 +21,12 @@ from broker.cost_model import compute_s, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.placement import AT_HAND_SHARE, AtHand, Bars, distinct_modules
 
-EXPECTED_LOAD_BYTES_PER_S = 100e6  # where no load was measured: what the SD card of a gateway reads
-UTILISATION = (
-    0.7  # a copy busier than that share of its time lets requests wait longer than they compute (M/M/1: 2.3 x)
-)
-KEEP_FACTOR = 2.0  # so much more urgent must another module be to take a standby's memory
-KEEP_REPLICA_FACTOR = 1.25  # so far must the rate fall below what called for a replica before it is given up
-_COMPARED = 16  # devices whose cost is worked out exactly for one standby: the fastest, and those that have the weights
+EXPECTED_LOAD_BYTES_PER_S = 100e6  # of a load that was never measured: the speed of a gateway's SD card
+UTILISATION = 0.7
+"""The share of its time that a copy may be busy: at it, requests wait 2.3 times as long as they compute (M/M/1)."""
+KEEP_FACTOR = 2.0  # another module takes a standby's memory only if it is so many times as urgent
+KEEP_REPLICA_FACTOR = 1.25  # a replica is given up only if the rate is so far below the one that called for it
+_COMPARED = 16  # devices with an exact cost for each standby: the fastest, beside those that have the weights
 
 
 @dataclass(frozen=True)
