@@ -34,7 +34,8 @@ How to add a family whose weights are published as a model repository (``clip.py
 2. ``edge_agent/catalog/hub/configs/ORG--NAME.json`` for each repository that the family's tasks name (fields: see
    ``s2m3/reference/zoo.py``), and ``edge_agent/catalog/hub/TASK-MODEL.yaml``; ``python -m s2m3 models numbers --write``
    writes its numbers.
-3. ``s2m3/reference/whole/FAMILY.py``: each task as one whole transformers model, which split answers must equal.
+3. ``s2m3/reference/whole/FAMILY.py``: each task as one whole transformers model, which split answers must equal; its
+   line in ``CLASSES`` of ``s2m3/reference/whole``.
 4. ``tests/equivalence/zoo/FAMILY.py``: ``ENTRIES``, one a catalogue task: a tiny configuration and the inputs.
 
 How to add an engine: a file in ``edge_agent/runtime/engines``, and its line in ``ENGINES`` there.
