@@ -236,7 +236,8 @@ def test_messages_older_than_the_assignment_are_dropped_and_counted(steady: Runn
 
 
 def stale_inputs(device: str) -> NodeInputs:
-    old: dict[str, Any] = {"epoch": 0, "generation": 0, "task": "classify", "coordinator": "gw-x"}
+    old: dict[str, Any] = {"epoch": 0, "generation": 0, "request": "r1", "task": "classify", "coordinator": "gw-x"}
+    old["reply_to"] = f"{PREFIX}/clients/x/results/1"
     return node_inputs("image-encoder", device=device, content_types={"image": "image/png"}, **old)
 
 
