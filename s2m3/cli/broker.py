@@ -12,7 +12,6 @@ from s2m3.cli.arguments import port
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--port", type=port, default=1883, help="default %(default)s; 0 takes a free one")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

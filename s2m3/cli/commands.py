@@ -1,7 +1,8 @@
 """Commands by name, each imported when it is chosen, so that ``--help`` and ``--version`` import none of them.
 
-A command is a module with ``add_arguments(parser)``, which also sets ``run``: it takes the parsed arguments and returns
-the exit code.
+A command is a module with ``add_arguments(parser)`` and ``run(arguments)``, which returns the exit code. A module that
+has several commands sets the ``run`` of each. ``main`` prints the errors that ``run`` raises: ``BadFile`` for a wrong
+file or argument, another ``S2M3Error`` when the site fails (``NotConnected``, ``SiteFailed``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class CommandParser(OneLineParser):
         if self.module:
             command, self.module = importlib.import_module(self.module), ""
             command.add_arguments(self)
+            if hasattr(command, "run"):
+                self.set_defaults(run=command.run)
         return super().parse_known_args(*args, **named)
 
 

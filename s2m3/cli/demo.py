@@ -16,7 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--broker", default="embedded", metavar="BROKER", help="embedded (default), mosquitto, or mqtt://host:port"
     )
     add_json(parser, "print one JSON document and nothing else")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

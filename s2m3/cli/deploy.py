@@ -7,7 +7,7 @@ import argparse
 from broker.protocol.messages import Route
 from s2m3.catalogue import load_task
 from s2m3.cli.arguments import add_connection, connected, seconds
-from s2m3.cli.output import print_json
+from s2m3.cli.output import print_result
 from s2m3.testbed import tasks
 
 LEADER_S = 1.0  # a retained message arrives within milliseconds
@@ -18,24 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", metavar="FILE")
     parser.add_argument("--timeout", type=seconds, default=60.0, metavar="S", help="seconds to wait, default 60")
     add_connection(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Deploy a task; 0 when it is served.
-
-    Raises:
-        BadFile: the task's file is wrong.
-        NotConnected: the broker doesn't answer.
-    """
+    """Deploy a task; 0 when it is served."""
     spec = load_task(arguments.task)
     with connected(arguments) as observer:
         leads = observer.wait_for(lambda seen: seen.leader is not None, LEADER_S) and observer.leads
         route = tasks.deploy(observer, [spec], arguments.timeout if leads else LEADER_S)[spec.task]
-    if arguments.json:
-        print_json(route.model_dump(mode="json", exclude_none=True) if route else None)
-    else:
-        print(f"{spec.task}: {_outcome(route, leads=leads)}")
+    document = route.model_dump(mode="json", exclude_none=True) if route else None
+    print_result(arguments, document, f"{spec.task}: {_outcome(route, leads=leads)}")
     return 0 if route is not None and route.complete and leads else 1  # without a leader, a route may be an old one
 
 

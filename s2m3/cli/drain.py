@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping, Sequence
 
 from broker.protocol.errors import BadFile
 from s2m3.cli.arguments import add_connection, connected, seconds
-from s2m3.cli.output import print_json
+from s2m3.cli.output import print_result
 from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 
@@ -24,18 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--undo", action="store_true", help="put it back in service")
     parser.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help="seconds to wait, default 600")
     add_connection(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Drain a device, or put it back in service.
+    """Drain a device, or put it back in service; 0 when it is done.
 
-    Returns:
-        0 when it is done; 1 when a module must stay there, or the time was over first. The order remains in force.
-
-    Raises:
-        BadFile: no such device is known.
-        NotConnected: the broker doesn't answer.
+    1 when a module must stay there, or the time was over first. The order remains in force.
     """
     device: str = arguments.device
     with connected(arguments) as observer:
@@ -45,15 +40,22 @@ def run(arguments: argparse.Namespace) -> int:
             raise BadFile(file=device, problem="no such device is known", fix=f"known devices: {known}")
         tasks.set_drain(observer, device, drain=not arguments.undo)
         if arguments.undo:
-            confirmed = observer.wait_for(lambda seen: device not in seen.drained, arguments.timeout)
-            return _print_undone(device, confirmed=confirmed, as_json=arguments.json)
+            undone = observer.wait_for(lambda seen: device not in seen.drained, arguments.timeout)
+            text = "in service again" if undone else "the broker did not confirm it"
+            print_result(arguments, {"device": device, "undone": undone}, f"{device}: {text}")
+            return 0 if undone else 1
         served = _assigned(observer, device)
         until_s = time.monotonic() + arguments.timeout
         observer.wait_for(lambda seen: device in seen.drained, arguments.timeout)
         observer.wait_for(
             lambda seen: tasks.is_empty(seen, device) or _stays(seen, device) is not None, until_s - time.monotonic()
         )
-        return _print(observer, device, served, as_json=arguments.json)
+        drained, stays = tasks.is_empty(observer, device), _stays(observer, device)
+        others = sorted(name for name in observer.assignments if name != device)
+        moved = {name: [other for other in others if name in _assigned(observer, other)] for name in served}
+        document = {"device": device, "drained": drained, "moved": moved, "stays": stays}
+        print_result(arguments, document, f"{device}: {_outcome(observer, device, moved, drained=drained)}")
+        return 0 if drained else 1
 
 
 def _assigned(observer: Observer, device: str) -> list[str]:
@@ -67,29 +69,12 @@ def _stays(observer: Observer, device: str) -> str | None:
     return assignment.stays if assignment else None
 
 
-def _print(observer: Observer, device: str, served: list[str], *, as_json: bool) -> int:
-    drained, stays = tasks.is_empty(observer, device), _stays(observer, device)
-    others = sorted(name for name in observer.assignments if name != device)
-    places = {name: [other for other in others if name in _assigned(observer, other)] for name in served}
-    if as_json:
-        print_json({"device": device, "drained": drained, "moved": places, "stays": stays})
-    elif drained:
-        moved = (f"{name} on {'+'.join(there) or 'no device: nothing needs it'}" for name, there in places.items())
-        print(f"{device}: drained: {', '.join(moved) or 'it held nothing'}")
-    elif stays is not None:
-        print(
-            f"{device}: goes on serving, for nothing else fits: {stays}. It moves when it can; `--undo` takes it back"
-        )
-    elif not observer.leads:
-        print(f"{device}: no orchestrator is online; the order waits for one")
-    else:
-        print(f"{device}: not yet drained: it holds {', '.join(_assigned(observer, device)) or 'what it unloads now'}")
-    return 0 if drained else 1
-
-
-def _print_undone(device: str, *, confirmed: bool, as_json: bool) -> int:
-    if as_json:
-        print_json({"device": device, "undone": confirmed})
-    else:
-        print(f"{device}: {'in service again' if confirmed else 'the broker did not confirm it'}")
-    return 0 if confirmed else 1
+def _outcome(observer: Observer, device: str, moved: Mapping[str, Sequence[str]], *, drained: bool) -> str:
+    if drained:
+        places = (f"{name} on {'+'.join(there) or 'no device: nothing needs it'}" for name, there in moved.items())
+        return f"drained: {', '.join(places) or 'it held nothing'}"
+    if (stays := _stays(observer, device)) is not None:
+        return f"goes on serving, for nothing else fits: {stays}. It moves when it can; `--undo` takes it back"
+    if not observer.leads:
+        return "no orchestrator is online; the order waits for one"
+    return f"not yet drained: it holds {', '.join(_assigned(observer, device)) or 'what it unloads now'}"

@@ -11,7 +11,7 @@ from typing import Any
 from broker.protocol.errors import BadFile
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE, models_directory
 from s2m3.cli.arguments import add_connection, connected, positive
-from s2m3.cli.output import print_json
+from s2m3.cli.output import print_result
 
 DEPLOY_S = 60.0
 
@@ -34,16 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--out", metavar="FILE", help="the task file; default NAME.yaml")
     train.add_argument("--deploy", action="store_true", help="deploy it into a running site")
     add_connection(train)
-    train.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train a head and deploy it if asked; 0 when the split and the unsplit task gave equal answers.
-
-    Raises:
-        BadFile: the data, the encoder or a name is wrong.
-        NotServed: it was to be deployed, and the site doesn't serve it.
-    """
+    """Train a head and deploy it if asked; 0 when the split and the unsplit task gave equal answers."""
     models = _models_directory(arguments.models)
     from s2m3.head import rollout  # noqa: PLC0415 - torch, which the arguments do without
     from s2m3.head.train import Training, train  # noqa: PLC0415 - the same
@@ -54,10 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.deploy:
         with connected(arguments) as observer:
             report["rollout"] = rollout.deploy(observer, task, DEPLOY_S).document()
-    if arguments.json:
-        print_json(report)
-    else:
-        _print(report)
+    print_result(arguments, report, _print)
     return 0 if report["differing"] == 0 else 1
 
 

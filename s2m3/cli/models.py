@@ -13,7 +13,7 @@ from typing import Any
 
 from s2m3.catalogue import models
 from s2m3.cli.arguments import add_json
-from s2m3.cli.output import console, megabytes, print_json, table
+from s2m3.cli.output import console, megabytes, print_result, table
 
 _DTYPES = ("float32", "float16", "bfloat16")
 WEIGHTS = {
@@ -53,15 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def list_models(arguments: argparse.Namespace) -> int:
-    """Print every model of the catalogue.
+    """Print every model of the catalogue."""
+    print_result(arguments, models(), _print_models)
+    return 0
 
-    Raises:
-        BadFile: a file of the catalogue is wrong.
-    """
-    found = models()
-    if arguments.json:
-        print_json(found)
-        return 0
+
+def _print_models(found: list[dict[str, Any]]) -> None:
     columns = ("parameters", "MB", "GFLOP", "sends (bytes)")
     made = table("model", "module", *columns, right=columns)
     for model in found:
@@ -75,21 +72,17 @@ def list_models(arguments: argparse.Namespace) -> int:
                 f"{module['output_bytes']:,}",
             )
     console().print(made)
-    return 0
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """Print one model in full.
-
-    Raises:
-        BadFile: there is no such model.
-    """
+    """Print one model in full."""
     from s2m3.reference import zoo  # noqa: PLC0415 - torch
 
-    found = zoo.details(arguments.name)
-    if arguments.json:
-        print_json(found)
-        return 0
+    print_result(arguments, zoo.details(arguments.name), _print_model)
+    return 0
+
+
+def _print_model(found: dict[str, Any]) -> None:
     printed = console()
     printed.print(f"[bold]{found['name']}[/bold]: {found['description']}; {found['unsplit_bytes']:,} bytes unsplit")
     for entry in found["modules"]:
@@ -101,7 +94,6 @@ def inspect(arguments: argparse.Namespace) -> int:
         for dtype, size_bytes in entry["bytes_by_dtype"].items():
             printed.print(f"  bytes in {dtype}: {size_bytes:,}")
         printed.print(f"  uses: {', '.join(entry['uses'])}; counted on: {entry['typical']}")
-    return 0
 
 
 def write_numbers(arguments: argparse.Namespace) -> int:
@@ -109,12 +101,9 @@ def write_numbers(arguments: argparse.Namespace) -> int:
     from s2m3.reference import numbers  # noqa: PLC0415 - torch
 
     differences = numbers.compare(write=arguments.write)
-    if arguments.json:
-        print_json(differences)
-    else:
-        for each in differences:
-            print(f"{each['name']}: {each['module']}: {each['field']}: {each['written']} -> {each['counted']}")
-        print(f"{len(differences)} numbers {'corrected' if arguments.write else 'differ'}")
+    lines = [f"{d['name']}: {d['module']}: {d['field']}: {d['written']} -> {d['counted']}" for d in differences]
+    lines.append(f"{len(differences)} numbers {'corrected' if arguments.write else 'differ'}")
+    print_result(arguments, differences, "\n".join(lines))
     return 0 if arguments.write or not differences else 1
 
 
@@ -123,10 +112,7 @@ def scan(arguments: argparse.Namespace) -> int:
     from s2m3.reference import scan as scanner  # noqa: PLC0415 - torch
 
     found = scanner.report(scanner.scan([Path(path) for path in arguments.paths], arguments.dtype), arguments.dtype)
-    if arguments.json:
-        print_json(found)
-    else:
-        _print_scan(found)
+    print_result(arguments, found, _print_scan)
     if not found["modules"]:
         return 2
     return 0 if found["ok"] else 1

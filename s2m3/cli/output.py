@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -13,31 +15,35 @@ from rich.table import Table
 PIPED_WIDTH = 140  # columns, where there is no terminal to ask
 PROGRESS_S = 5.0
 
+Document = TypeVar("Document")
+
 
 def print_json(document: object) -> None:
     """Print one JSON document on one line of standard output."""
     print(json.dumps(document))
 
 
+def print_result(arguments: argparse.Namespace, document: Document, shown: str | Callable[[Document], object]) -> None:
+    """Print a command's result: with ``--json`` the document, else the text, or what a function prints of it."""
+    if arguments.json:
+        print_json(document)
+    elif isinstance(shown, str):
+        print(shown)
+    else:
+        shown(document)
+
+
 def console(*, to_stderr: bool = False, quiet: bool = False) -> Console:
     """A console as wide as the terminal, or of ``PIPED_WIDTH`` columns where standard output isn't one.
 
-    Args:
-        to_stderr: because standard output is for a JSON document.
-        quiet: print only where standard error is a terminal.
+    ``to_stderr`` leaves standard output to a JSON document. ``quiet`` prints only where standard error is a terminal.
     """
     width = None if sys.stdout.isatty() else PIPED_WIDTH
     return Console(stderr=to_stderr, quiet=quiet and not sys.stderr.isatty(), width=width)
 
 
 def table(*columns: str, title: str | None = None, right: Collection[str] = ()) -> Table:
-    """An empty table whose long cells are folded.
-
-    Args:
-        columns: their names.
-        title: of the table.
-        right: the columns whose cells are aligned to the right.
-    """
+    """An empty table whose long cells are folded. The cells of the columns ``right`` are aligned to the right."""
     made = Table(title=title, title_justify="left")
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")

@@ -37,15 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the whole library and the campaigns; prints the goals and what was measured",
     )
     parser.add_argument("--logs", metavar="DIR", type=Path, help="keep there what the processes print")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Replay; 0 when every scenario's expectations hold, and with ``--goals`` every goal.
-
-    Raises:
-        BadFile: a scenario or an option is wrong.
-    """
+    """Replay; 0 when every scenario's expectations hold, and with ``--goals`` every goal."""
     if arguments.plot:
         check_plot(arguments.plot)
     names = list(arguments.scenario or scenarios.names())

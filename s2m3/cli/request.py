@@ -13,7 +13,7 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import BadFile
 from broker.protocol.specs import InputSpec
 from s2m3.cli.arguments import add_connection, connected, seconds
-from s2m3.cli.output import print_json
+from s2m3.cli.output import print_result
 
 ROUTE_S = 1.0  # a retained message arrives within milliseconds
 
@@ -28,27 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio", metavar="FILE")
     parser.add_argument("--deadline", type=seconds, default=30.0, metavar="S", help="seconds, default 30")
     add_connection(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Send one request; 0 when it was answered, 1 when it ended in an error.
-
-    Raises:
-        BadFile: there is nothing to send, or a file can't be read.
-        NotConnected: the broker doesn't answer.
-    """
+    """Send one request; 0 when it was answered, 1 when it ended in an error."""
     with connected(arguments) as observer:
         observer.wait_for(lambda seen: arguments.task in seen.routes, ROUTE_S)
         route = observer.routes.get(arguments.task)
     inputs = _inputs(arguments, route.inputs if route else {})
     with Client(arguments.broker, site=arguments.site) as client:
         response = client.request(arguments.task, inputs, deadline_s=arguments.deadline)
-    if arguments.json:
-        result = response.result.model_dump(mode="json", exclude_none=True)
-        print_json(result | {"latency_s": response.latency_s, "attempts": response.attempts})
-    else:
-        _print(response)
+    result = response.result.model_dump(mode="json", exclude_none=True)
+    document = result | {"latency_s": response.latency_s, "attempts": response.attempts}
+    print_result(arguments, document, lambda _: _print(response))
     return 0 if response.ok else 1
 
 

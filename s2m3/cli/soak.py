@@ -28,16 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the timeline")
     parser.add_argument("--logs", metavar="DIR", type=Path, help="keep there what the processes print, and the samples")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Soak; 0 when nothing was lost or wrong, few requests ended in errors, and every process stayed flat.
-
-    Raises:
-        BadFile: an extra is missing, or the plot can't be drawn.
-        SiteFailed: the site did not come up.
-    """
+    """Soak; 0 when nothing was lost or wrong, few requests ended in errors, and every process stayed flat."""
     if importlib.util.find_spec("psutil") is None:
         raise BadFile(file="s2m3 soak", problem="psutil is missing", fix="install the [bench] extra")
     if arguments.plot:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from broker.protocol.messages import DeviceState, Route
 from s2m3.cli.arguments import add_connection, connected
-from s2m3.cli.output import console, megabytes, print_json, table
+from s2m3.cli.output import console, megabytes, print_result, table
 from s2m3.testbed.observer import Observer
 
 HEARTBEATS_S = 1.5  # heartbeats aren't retained: every agent sends one a second
@@ -17,21 +17,13 @@ HEARTBEATS_S = 1.5  # heartbeats aren't retained: every agent sends one a second
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_connection(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the site's state; 0 when an orchestrator is online and every task has a complete route.
-
-    Raises:
-        NotConnected: the broker doesn't answer.
-    """
+    """Print the site's state; 0 when an orchestrator is online and every task has a complete route."""
     with connected(arguments) as observer:
         observer.wait_for(lambda seen: seen.leader is not None and seen.has_heartbeats(), HEARTBEATS_S)
-        if arguments.json:
-            print_json(_document(observer))
-        else:
-            _print(observer)
+        print_result(arguments, _document(observer), lambda _: _print(observer))
         return 0 if observer.leads and all(route.complete for route in observer.routes.values()) else 1
 
 

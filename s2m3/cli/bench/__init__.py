@@ -7,29 +7,16 @@ import argparse
 from s2m3.cli.commands import add_commands
 
 COMMANDS = {
-    "accuracy": (
-        "accuracy of the split and the unsplit model on labelled data, and how many answers differ",
-        "s2m3.cli.bench.accuracy",
-    ),
-    "latency": (
-        "seconds to an answer: split against cloud and local over shaped links, or parallel against sequential routing",
-        "s2m3.cli.bench.latency",
-    ),
-    "memory": (
-        "memory: a task split over devices, tasks that share modules, and the memory of real processes",
-        "s2m3.cli.bench.memory",
-    ),
-    "placement": (
-        "placement: the distance from the optimum and the time of each solver, on 95 instances",
-        "s2m3.cli.bench.placement",
-    ),
-    "throughput": (
-        "throughput: answers in time at loads from a quarter to three times the capacity, and each task's share",
-        "s2m3.cli.bench.throughput",
-    ),
+    "accuracy": "accuracy of the split and the unsplit model on labelled data, and how many answers differ",
+    "latency": "seconds to an answer: split against cloud and local over shaped links, or parallel against sequential "
+    "routing",
+    "memory": "memory: a task split over devices, tasks that share modules, and the memory of real processes",
+    "placement": "placement: the distance from the optimum and the time of each solver, on 95 instances",
+    "throughput": "throughput: answers in time at loads from a quarter to three times the capacity, and each task's "
+    "share",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the commands under ``s2m3 bench``."""
-    add_commands(parser, "bench_command", COMMANDS)
+    add_commands(parser, "bench_command", {name: (text, f"{__name__}.{name}") for name, text in COMMANDS.items()})

@@ -20,7 +20,7 @@ from broker.protocol.specs import ModuleSpec, Wire
 from edge_agent import catalog
 from s2m3.catalogue import load_task
 from s2m3.cli.arguments import add_json, positive
-from s2m3.cli.output import ProgressLines, console, print_json, table
+from s2m3.cli.output import ProgressLines, console, print_result, table
 
 if TYPE_CHECKING:
     from s2m3.bench.accuracy.run import Settings
@@ -69,15 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--options", choices=("all",), help="--data: every dtype with every wire")
     add_json(parser)
-    parser.set_defaults(run=bench)
 
 
-def bench(arguments: argparse.Namespace) -> int:
-    """Runs; 0 if everything was run and no answer differs.
-
-    Raises:
-        BadFile: the data, a task or an option is wrong.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Runs; 0 if everything was run and no answer differs."""
     if arguments.equivalence:
         return _equivalence(arguments)
     from s2m3.bench.accuracy.run import Settings  # noqa: PLC0415 - torch is imported when a command needs it
@@ -99,13 +94,11 @@ def _one(arguments: argparse.Namespace, settings: Settings) -> int:
         return _options(arguments, settings, dataset, results)
     progress = ProgressLines(f"{arguments.data} {name}")
     summary, _ = run.run(name, load_task(name), dataset, settings, results=results, progress=progress)
-    if arguments.json:
-        print_json(summary)
-    else:
-        print(f"{name} on {summary['records']} records of {summary['benchmark']}: split {_metrics(summary['split'])}")
-        if summary["compared"]:
-            both = f"split {_metrics(summary['split_of_compared'])}, unsplit {_metrics(summary['unsplit'])}"
-            print(f"compared on {summary['compared']}: {both}; {summary['differing']} answers differ")
+    text = f"{name} on {summary['records']} records of {summary['benchmark']}: split {_metrics(summary['split'])}"
+    if summary["compared"]:
+        both = f"split {_metrics(summary['split_of_compared'])}, unsplit {_metrics(summary['unsplit'])}"
+        text += f"\ncompared on {summary['compared']}: {both}; {summary['differing']} answers differ"
+    print_result(arguments, summary, text)
     return 1 if summary["differing"] else 0
 
 
@@ -118,23 +111,23 @@ def _options(arguments: argparse.Namespace, settings: Settings, dataset: Dataset
     (name,) = arguments.task
     chosen, progress = options.chosen(dtypes, wires), ProgressLines(f"{arguments.data} {name}")
     rows = options.rows(name, load_task(name), dataset, settings, chosen, results=results, progress=progress)
-    if arguments.json:
-        print_json({"rows": rows, "ok": not rows[0]["differing"]})
-        return 1 if rows[0]["differing"] else 0
+    first = rows[0]
+    print_result(arguments, {"rows": rows, "ok": not first["differing"]}, lambda _: _print_options(name, rows))
+    return 1 if first["differing"] else 0
+
+
+def _print_options(name: str, rows: list[dict[str, Any]]) -> None:
     made = table("weights", "wire", "split", "differing", "weights (bytes)", "sent a record (bytes)", "split (s)")
     for row in rows:
         differing = f"{row['differing']} of {row['compared']}" if row["compared"] else ""
         sizes = (f"{row['weight_bytes']:,}", f"{row['wire_bytes']:,}", str(row["split_seconds"]))
         made.add_row(row["dtype"], row["wire"], _metrics(row["split"]), differing, *sizes)
     console().print(made)
-    if rows[0]["compared"]:
-        print(
-            f"{name} on {rows[0]['records']} records of {rows[0]['benchmark']}; unsplit {_metrics(rows[0]['unsplit'])}"
-        )
-        print(
-            "differing from the unsplit float32 model: bit for bit in the first row, by the named answer in the others"
-        )
-    return 1 if rows[0]["differing"] else 0
+    first = rows[0]
+    if first["compared"]:
+        print(f"{name} on {first['records']} records of {first['benchmark']}; unsplit {_metrics(first['unsplit'])}")
+        text = "bit for bit in the first row, by the named answer in the others"
+        print(f"differing from the unsplit float32 model: {text}")
 
 
 def _make(results: Path) -> None:
@@ -154,16 +147,17 @@ def _equivalence(arguments: argparse.Namespace) -> int:
         print(f"{row['task']}: {_equality(row)}", file=sys.stderr, flush=True)
     tried = [row for row in rows if "skipped" not in row]
     ok = bool(tried) and not any("error" in row or row["differing"] for row in tried)
-    if arguments.json:
-        print_json({"rows": rows, "ok": ok})
-        return 0 if ok else 1
+    print_result(arguments, {"rows": rows, "ok": ok}, lambda _: _print_equivalence(rows))
+    return 0 if ok else 1
+
+
+def _print_equivalence(rows: list[dict[str, Any]]) -> None:
     made = table("model", "parameters", "weights", "outputs compared", "differing", "seconds")
     for row in rows:
         left_out = row.get("skipped") or row.get("error")
         numbers = (left_out,) if left_out else (str(row["inputs"]), str(row["differing"]), str(row["seconds"]))
         made.add_row(row["task"], f"{row['parameters']:,}", row.get("weights", ""), *numbers)
     console().print(made)
-    return 0 if ok else 1
 
 
 def _equality(row: dict[str, Any]) -> str:
@@ -200,10 +194,7 @@ def _table(arguments: argparse.Namespace, settings: Settings) -> int:
             rows.append(row)
     asked = [row for row in rows if "unfit" not in row]
     ok = bool(asked) and not any(row.get("error") or row.get("differing") for row in asked)
-    if arguments.json:
-        print_json({"rows": rows, "ok": ok})
-    else:
-        _print(asked, rows)
+    print_result(arguments, {"rows": rows, "ok": ok}, lambda _: _print(asked, rows))
     return 0 if ok else 1
 
 
@@ -216,10 +207,8 @@ def _print(asked: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
         compared = (str(row["compared"]), _metrics(row["unsplit"]), str(row["differing"])) if row["compared"] else ()
         made.add_row(row["data"], row["task"], str(row["records"]), _metrics(row["split"]), *compared)
     console().print(made)
-    if len(asked) < len(rows):
-        print(
-            f"{len(rows) - len(asked)} pairs of data and task don't fit each other; --json lists them with the reasons"
-        )
+    if unfit := len(rows) - len(asked):
+        print(f"{unfit} pairs of data and task don't fit each other; --json lists them with the reasons")
 
 
 def _metrics(found: dict[str, float]) -> str:

@@ -15,7 +15,7 @@ from s2m3.bench import machine, weights
 from s2m3.bench.latency.settings import LatencySettings
 from s2m3.bench.latency.workloads import WORKLOADS, Workload, named
 from s2m3.cli.arguments import add_json, positive
-from s2m3.cli.output import console, print_json, show_progress, table
+from s2m3.cli.output import console, print_json, print_result, show_progress, table
 
 REQUESTS = 20
 CAPTIONS, MOST_CAPTIONS = 44, 50
@@ -59,25 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights; missing ones are written there at random; default: a directory that is removed",
     )
     add_json(parser)
-    parser.set_defaults(run=bench)
 
 
-def bench(arguments: argparse.Namespace) -> int:
-    """Measures and prints; 0 if every site gave the same answers.
-
-    Raises:
-        BadFile: an option or a file is wrong.
-        SiteFailed: a site didn't serve.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Measures and prints; 0 if every site gave the same answers."""
     settings = [load_spec(file, LatencySettings) for file in arguments.settings or ()] or [LatencySettings()]
     workloads = named(arguments.workload)
     with ExitStack() as stack:
         directory = arguments.models or stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-models-"))
-        return (
-            _routing(arguments, Path(directory))
-            if arguments.routing
-            else _compare(arguments, settings, workloads, Path(directory))
-        )
+        if arguments.routing:
+            return _routing(arguments, Path(directory))
+        return _compare(arguments, settings, workloads, Path(directory))
 
 
 def _compare(
@@ -108,9 +100,11 @@ def _routing(arguments: argparse.Namespace, models: Path) -> int:
     found = compare_branches(
         models=models, requests=arguments.requests, captions=arguments.captions, progress=show_progress
     )
-    if arguments.json:
-        print_json(found | {"machine": machine.description()})
-        return 0
+    print_result(arguments, found | {"machine": machine.description()}, _show_routing)
+    return 0
+
+
+def _show_routing(found: dict[str, Any]) -> None:
     made = table("routing", "p50 ms", "p95 ms", title=f"{found['workload']}, {found['captions']} captions")
     for name in ("sequential", "parallel", "front_door"):
         latency_s = found[f"{name}_s"]
@@ -119,7 +113,6 @@ def _routing(arguments: argparse.Namespace, models: Path) -> int:
     printed.print(made)
     encoders = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in found["encoder_s"].items())
     printed.print(f"medians: {encoders}; parallel takes {100 * found['reduction']:.1f} % less than sequential")
-    return 0
 
 
 def _show(setting: LatencySettings, rows: Iterable[dict[str, Any]]) -> None:

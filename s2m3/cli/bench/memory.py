@@ -18,7 +18,7 @@ from edge_agent import catalog
 from s2m3.bench.memory import counts, mixes
 from s2m3.catalogue import load_task
 from s2m3.cli.arguments import add_json
-from s2m3.cli.output import console, megabytes, print_json, table
+from s2m3.cli.output import console, megabytes, print_result, table
 
 PAPER_MIX = "paper"
 PAPER_MULTI_PERCENT = 61.5  # the abstract says 62 %; this and more rounds to it
@@ -40,16 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="--measure: weights; by default random ones of the real sizes are written",
     )
     add_json(parser)
-    parser.set_defaults(run=bench)
 
 
-def bench(arguments: argparse.Namespace) -> int:
-    """Counts, and measures if asked to; 0 if the paper's figures are reached and measured answers are equal.
-
-    Raises:
-        BadFile: an option, a task or the mixes are wrong.
-        SiteFailed: a process of the measurement failed.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Counts, and measures if asked to; 0 if the paper's figures are reached and measured answers are equal."""
     if arguments.models and not Path(arguments.models).is_dir():
         raise BadFile(
             file=arguments.models, problem="must be a directory", fix="name the models directory, or leave it out"
@@ -66,10 +60,7 @@ def bench(arguments: argparse.Namespace) -> int:
         found = measure.measure(chosen, agents=arguments.agents, models=models, progress=progress)
         report["measured"] = {"mix": arguments.measure} | found
         report["ok"] = report["ok"] and all(report["measured"]["answers_equal"].values())
-    if arguments.json:
-        print_json(report)
-    else:
-        _print(report)
+    print_result(arguments, report, _print)
     return 0 if report["ok"] else 1
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from broker.arguments import count, number
 from s2m3.bench import machine
 from s2m3.cli.arguments import add_json
-from s2m3.cli.output import console, print_json, show_progress, table
+from s2m3.cli.output import console, print_result, show_progress, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,15 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deadline", type=deadline, default=3.0, metavar="S", help=text)
     parser.add_argument("--broker", default="mosquitto", metavar="B", help="mosquitto, embedded or a URL")
     add_json(parser)
-    parser.set_defaults(run=bench)
 
 
-def bench(arguments: argparse.Namespace) -> int:
-    """Measures and prints; 0 if the goodput at three times the capacity is at least 90 % of its peak.
-
-    Raises:
-        SiteFailed: the site didn't serve.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Measures and prints; 0 if the goodput at three times the capacity is at least 90 % of its peak."""
     from s2m3.bench.throughput.run import measure  # noqa: PLC0415 - after the arguments: a wrong one is refused at once
 
     found = measure(
@@ -41,10 +36,7 @@ def bench(arguments: argparse.Namespace) -> int:
         broker=arguments.broker,
         progress=show_progress,
     ) | {"machine": machine.description()}
-    if arguments.json:
-        print_json(found)
-    else:
-        _show(found)
+    print_result(arguments, found, _show)
     return 0 if found["ok"] else 1
 
 
