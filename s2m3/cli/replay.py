@@ -1,18 +1,20 @@
-"""``s2m3 replay SCENARIO...``: what a failure would cost, found out before it happens."""
+"""``s2m3 replay SCENARIO...``: what a failure would cost, found out before it happens; with the tables for ``soak``."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+from rich.console import Console
 
 from broker.protocol.errors import BadFile
 from s2m3 import scenarios
 from s2m3.cli.arguments import add_json
-from s2m3.cli.output import console, print_json
-from s2m3.cli.replay_tables import show_goals, show_replays
-from s2m3.testbed.replay.goals import Played, detections, judge
+from s2m3.cli.output import console, print_json, table, yes_or_no
+from s2m3.testbed.replay.goals import Detection, Goal, Played, detections, judge
 from s2m3.testbed.replay.library import load_scenario
 from s2m3.testbed.replay.report import Recording, Report, report
 from s2m3.testbed.replay.run import play_all
@@ -70,11 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_plot(file: Path) -> None:
-    """Refuse a file that no timeline can be drawn to, before anything is replayed for it.
-
-    Raises:
-        BadFile: matplotlib is missing, or the file can't be a picture.
-    """
+    """Refuse with ``BadFile`` a file that no timeline can be drawn to, before anything is replayed for it."""
     fix = "name a .png, .svg or .pdf in a folder that exists"
     if file.suffix not in {".png", ".svg", ".pdf"}:
         raise BadFile(file=str(file), problem="must end in .png, .svg or .pdf", fix=fix)
@@ -85,11 +83,7 @@ def check_plot(file: Path) -> None:
 
 
 def draw_to(file: Path, scenario: Scenario, recording: Recording, found: Report) -> None:
-    """Draw the timeline.
-
-    Raises:
-        BadFile: the file can't be written.
-    """
+    """Draw the timeline; ``BadFile`` when the file can't be written."""
     from s2m3.testbed.replay.plot import draw  # noqa: PLC0415 - matplotlib, an extra
 
     try:
@@ -100,3 +94,70 @@ def draw_to(file: Path, scenario: Scenario, recording: Recording, found: Report)
 
 def _plot_file(file: Path, name: str, *, several: bool) -> Path:
     return file.with_name(f"{file.stem}-{Path(name).stem}{file.suffix}") if several else file
+
+
+def show_replays(printed: Console, reports: Sequence[Report]) -> None:
+    """Print each replay's faults, and all replays' counts."""
+    for found in reports:
+        _show_faults(printed, found)
+    counts = ("sent", "answered", "errors", "lost", "wrong", "duplicates", "moves", "p50 ms", "p95 ms")
+    made = table("scenario", *counts, "holds", title="replays" if len(reports) > 1 else None, right=counts)
+    for found in reports:
+        errors = ", ".join(f"{code} {count}" for code, count in found.errors.items()) or "0"
+        made.add_row(
+            found.name,
+            *(str(each) for each in (found.sent, found.answered, errors, found.lost, found.wrong)),
+            *(str(each) for each in (found.duplicates, found.moves)),
+            _ms(found.latency_s["p50"]),
+            _ms(found.latency_s["p95"]),
+            yes_or_no(holds=found.ok),
+        )
+    printed.print(made)
+    for found in reports:
+        for sentence in found.why_not:
+            printed.print(f"{found.name}: {sentence}", markup=False)
+
+
+def show_goals(printed: Console, goals: Sequence[Goal], detections: Sequence[Detection]) -> None:
+    """Print the goals against what was measured, and how long each signal took to show a lost device."""
+    if not goals:
+        return
+    made = table("goal", "wanted", "measured", "samples", "holds", title="goals", right={"samples"})
+    for goal in goals:
+        made.add_row(goal.name, goal.wanted, goal.measured, str(goal.samples), yes_or_no(holds=goal.holds))
+    printed.print(made)
+    figures = ("samples", "p50 ms", "p95 ms", "longest ms", "longest, in heartbeat intervals")
+    made = table("signal", *figures, title="lost devices, by the signal that showed it first", right=figures)
+    for found in detections:
+        times = (_ms(found.p50_s), _ms(found.p95_s), _ms(found.longest_s), f"{found.longest_intervals:.2f}")
+        made.add_row(found.signal, str(found.samples), *times)
+    printed.print(made)
+
+
+def _show_faults(printed: Console, found: Report) -> None:
+    if not found.faults:
+        return
+    figures = ("at s", "in flight", "detected after s", "replaced after s", "first answer after s", "moves")
+    columns = ("at s", "fault", "target", "in flight", "detected after s", "by", *figures[3:])
+    made = table(*columns, title=found.name, right=figures)
+    for fault in found.faults:
+        made.add_row(
+            f"{fault.at_s:.2f}",
+            fault.kind,
+            fault.target,
+            str(fault.in_flight),
+            _s(fault.detected_after_s),
+            fault.detected_by or "",
+            _s(fault.replaced_after_s),
+            _s(fault.first_answer_after_s),
+            str(fault.moves),
+        )
+    printed.print(made)
+
+
+def _s(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.3f}"
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.0f}"

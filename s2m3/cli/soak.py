@@ -16,8 +16,7 @@ from s2m3.bench.flatness import Verdict
 from s2m3.bench.soak import ErrorVerdict, draw_scenario, soak
 from s2m3.cli.arguments import add_json
 from s2m3.cli.output import console, print_json, table, yes_or_no
-from s2m3.cli.replay import check_plot, draw_to
-from s2m3.cli.replay_tables import show_replays
+from s2m3.cli.replay import check_plot, draw_to, show_replays
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
