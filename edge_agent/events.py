@@ -14,6 +14,14 @@ from broker.protocol.tensors import Tensors
 from edge_agent.modules import Output, Value
 
 
+class Event:
+    """An event that ``decide`` handles."""
+
+
+class ConnectionEvent:
+    """An event of the agent's connections (session, measured link, client id), which ``service`` handles itself."""
+
+
 @dataclass(frozen=True)
 class NodeRun:
     """One node of one request under one graph of modules. Equal runs are the same work in any attempt."""
@@ -24,7 +32,7 @@ class NodeRun:
 
 
 @dataclass(frozen=True)
-class LeaderSeen:
+class LeaderSeen(Event):
     """An orchestrator announced its epoch, or that it goes offline."""
 
     epoch: int
@@ -32,40 +40,40 @@ class LeaderSeen:
 
 
 @dataclass(frozen=True)
-class ControlLinkRestored:
+class ControlLinkRestored(Event):
     """The control link is new. The agent missed all routes that were cleared while the link was down."""
 
 
 @dataclass(frozen=True)
-class DataLinkChanged:
+class DataLinkChanged(Event):
     """The connection for requests and tensors came up or went down."""
 
     up: bool
 
 
 @dataclass(frozen=True)
-class Assigned:
+class Assigned(Event):
     """An assignment for this device arrived."""
 
     assignment: Assignment
 
 
 @dataclass(frozen=True)
-class Routed:
+class Routed(Event):
     """A task's route arrived."""
 
     route: Route
 
 
 @dataclass(frozen=True)
-class RouteCleared:
+class RouteCleared(Event):
     """A task was undeployed."""
 
     task: TaskName
 
 
 @dataclass(frozen=True)
-class ModuleReady:
+class ModuleReady(Event):
     """A module is loaded. A measured forward pass took ``compute_s``."""
 
     key: ModuleKey
@@ -73,14 +81,14 @@ class ModuleReady:
 
 
 @dataclass(frozen=True)
-class ModuleFailed:
+class ModuleFailed(Event):
     """A module can't be loaded here."""
 
     key: ModuleKey
 
 
 @dataclass(frozen=True)
-class Requested:
+class Requested(Event):
     """A sensor's request arrived at this front door."""
 
     task: TaskName
@@ -92,7 +100,7 @@ class Requested:
 
 
 @dataclass(frozen=True)
-class Received:
+class Received(Event):
     """A message between agents arrived. The broker vouches for its sender."""
 
     sender: DeviceId
@@ -101,7 +109,7 @@ class Received:
 
 
 @dataclass(frozen=True)
-class NotReceived:
+class NotReceived(Event):
     """The broker reports that no client took a message of ours. Its coordinator must know."""
 
     coordinator: DeviceId
@@ -110,7 +118,7 @@ class NotReceived:
 
 
 @dataclass(frozen=True)
-class Ran:
+class Ran(Event):
     """A forward pass ended with an output or with an error.
 
     ``output`` is rounded to the plan's ``wire`` unless the sensor gets it. Then ``given`` holds the rounded arrays for
@@ -126,46 +134,25 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Tick:
+class Tick(Event):
     """Time passed."""
 
 
 @dataclass(frozen=True)
-class RebirthRequested:
+class RebirthRequested(ConnectionEvent):
     """The orchestrator doesn't know this device and asks it to announce itself."""
 
 
 @dataclass(frozen=True)
-class Echoed:
+class Echoed(ConnectionEvent):
     """A message that the agent sent to itself came back."""
 
     payload: bytes
 
 
 @dataclass(frozen=True)
-class OwnStateSeen:
+class OwnStateSeen(ConnectionEvent):
     """The broker delivered the retained state under this device's id."""
 
     session: int
     status: str
-
-
-ConnectionEvent = RebirthRequested | Echoed | OwnStateSeen
-"""Events of the agent's connections (session, measured link, client id), which ``service`` handles itself."""
-
-Event = (
-    LeaderSeen
-    | ControlLinkRestored
-    | DataLinkChanged
-    | Assigned
-    | Routed
-    | RouteCleared
-    | ModuleReady
-    | ModuleFailed
-    | Requested
-    | Received
-    | NotReceived
-    | Ran
-    | Tick
-)
-"""Events that ``decide`` handles."""

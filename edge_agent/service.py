@@ -27,6 +27,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.device.client_takeover import ClientTakeover
 from edge_agent.device.link_probe import LinkProbe
+from edge_agent.requests.execute import failure
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
 from edge_agent.state import AgentState
@@ -227,7 +228,8 @@ class Agent:
         except LocalProtocolError as error:  # too large, or no way to write it: no retry helps
             self._log.error("tensors_not_sendable", receiver=send.receiver, error=str(error))
             if isinstance(send.message, NodeInputs):
-                failed = wire.failure(send.message, send.receiver, ErrorCode.TOO_LARGE, str(error), retry=False)
+                body = ErrorBody(code=ErrorCode.TOO_LARGE, message=str(error))
+                failed = failure(send.message, body, retry=False)
                 self._mailbox.put_control(events.NotReceived(send.message.coordinator, failed, send.deadline_s))
         except TransportError as error:  # the coordinator's retry covers it
             self._state.dropped["tensors_not_sent"] += 1

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
+from broker.protocol import topics
 from broker.protocol.codec import RAW, RawInput, decode_tensors, encode_result, encode_tensors
 from broker.protocol.errors import ErrorCode, RemoteProtocolError
 from broker.protocol.messages import (
     Assignment,
     DeviceState,
     ErrorBody,
-    NodeFailed,
     NodeInputs,
     OrchestratorState,
     Route,
@@ -25,107 +24,75 @@ from broker.protocol.messages import (
 )
 from broker.protocol.specs import DeviceId, NodeName
 from broker.protocol.tensors import Array, Tensors
-from broker.protocol.topics import (
-    DEVICE_ASSIGNMENT,
-    DEVICE_ECHO,
-    DEVICE_REBIRTH,
-    DEVICE_STATE,
-    ORCHESTRATOR_STATE,
-    TASK_REQUESTS,
-    TASK_ROUTE,
-    TENSORS,
-    Incoming,
-    read,
-)
 from broker.transport.port import RECONNECT_S, Delivery, Outgoing, Undelivered
+from edge_agent import events
 from edge_agent.actions import Reply, Send
-from edge_agent.events import (
-    Assigned,
-    ConnectionEvent,
-    Echoed,
-    Event,
-    LeaderSeen,
-    NotReceived,
-    OwnStateSeen,
-    RebirthRequested,
-    Received,
-    Requested,
-    RouteCleared,
-    Routed,
-)
 from edge_agent.modules import Value
+from edge_agent.requests.execute import failure
 
 LATE_S = RECONNECT_S  # an answer may come after its deadline: the link that it waits for may be up again by then
-
-
-@dataclass(frozen=True)
-class SentInputs:
-    """The token of a message with node inputs, without their arrays."""
-
-    receiver: DeviceId
-    message: NodeInputs
 
 
 def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     """The subscriptions of the control connection."""
     return (
-        DEVICE_ASSIGNMENT.at(prefix, device=device),
-        DEVICE_STATE.at(prefix, device=device),  # our own: to correct a late will
-        DEVICE_REBIRTH.at(prefix, device=device),
-        TASK_ROUTE.filter(prefix),
-        ORCHESTRATOR_STATE.at(prefix),
+        topics.DEVICE_ASSIGNMENT.at(prefix, device=device),
+        topics.DEVICE_STATE.at(prefix, device=device),  # our own: to correct a late will
+        topics.DEVICE_REBIRTH.at(prefix, device=device),
+        topics.TASK_ROUTE.filter(prefix),
+        topics.ORCHESTRATOR_STATE.at(prefix),
     )
 
 
 def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     """The subscriptions of the data connection, except the share groups of front doors."""
-    return (TENSORS.filter(prefix, receiver=device), DEVICE_ECHO.at(prefix, device=device))
+    return (topics.TENSORS.filter(prefix, receiver=device), topics.DEVICE_ECHO.at(prefix, device=device))
 
 
-def event_of(prefix: str, delivery: Delivery) -> Event | ConnectionEvent | None:
+def event_of(prefix: str, delivery: Delivery) -> events.Event | events.ConnectionEvent | None:
     """The event of a delivered message; None when an agent ignores it, such as a cleared topic.
 
     Raises:
         RemoteProtocolError: it breaks the contract.
     """
-    incoming = read(prefix, delivery.topic, delivery.payload)
+    incoming = topics.read(prefix, delivery.topic, delivery.payload)
     if incoming is None:
         return None
-    if incoming.topic is DEVICE_REBIRTH:
-        return RebirthRequested()
-    if incoming.topic is DEVICE_ECHO:
-        return Echoed(delivery.payload)
-    if incoming.topic is TENSORS:
+    if incoming.topic is topics.DEVICE_REBIRTH:
+        return events.RebirthRequested()
+    if incoming.topic is topics.DEVICE_ECHO:
+        return events.Echoed(delivery.payload)
+    if incoming.topic is topics.TENSORS:
         return _received(incoming)
-    if incoming.topic is TASK_REQUESTS:
+    if incoming.topic is topics.TASK_REQUESTS:
         return _requested(incoming, delivery)
     return _control_event(incoming)
 
 
-def _control_event(incoming: Incoming) -> Event | OwnStateSeen | None:
+def _control_event(incoming: topics.Incoming) -> events.Event | events.OwnStateSeen | None:
     match incoming.decode():
         case Assignment() as assignment:
-            return Assigned(assignment)
+            return events.Assigned(assignment)
         case DeviceState(status=status, session=session):
-            return OwnStateSeen(session, status)
+            return events.OwnStateSeen(session, status)
         case OrchestratorState(epoch=epoch, online=online):
-            return LeaderSeen(epoch, online)
+            return events.LeaderSeen(epoch, online)
         case Route() as route:
             if route.task != incoming.ids["task"]:
                 raise RemoteProtocolError("the route names another task than its topic")
-            return Routed(route)
-    return RouteCleared(incoming.ids["task"]) if incoming.topic is TASK_ROUTE else None
+            return events.Routed(route)
+    return events.RouteCleared(incoming.ids["task"]) if incoming.topic is topics.TASK_ROUTE else None
 
 
-def _received(incoming: Incoming) -> Received:
+def _received(incoming: topics.Incoming) -> events.Received:
     message, tensors = decode_tensors(incoming.payload)
     if (message.request, message.node) != (incoming.ids["request"], incoming.ids["node"]):
         raise RemoteProtocolError("the envelope names another request or node than the topic")
-    return Received(incoming.ids["sender"], message, _values_of(message, tensors))
+    return events.Received(incoming.ids["sender"], message, _values_of(message, tensors))
 
 
-def _requested(incoming: Incoming, delivery: Delivery) -> Requested:
-    return Requested(
+def _requested(incoming: topics.Incoming, delivery: Delivery) -> events.Requested:
+    return events.Requested(
         task=incoming.ids["task"],
         payload=delivery.payload,
         content_type=delivery.content_type or "",
@@ -136,14 +103,14 @@ def _requested(incoming: Incoming, delivery: Delivery) -> Requested:
 
 
 def tensors_message(prefix: str, device: DeviceId, send: Send, now_s: float) -> Outgoing:
-    """Write a message to another agent. The token of node inputs is read again by ``not_received``.
+    """Write a message to another agent. The token of node inputs is the message; ``not_received`` reads it.
 
     Raises:
         LocalProtocolError: its arrays can't be written.
     """
     message = send.message
-    topic = TENSORS.at(prefix, sender=device, receiver=send.receiver, request=message.request, node=message.node)
-    token = SentInputs(send.receiver, message) if isinstance(message, NodeInputs) else None
+    topic = topics.TENSORS.at(prefix, sender=device, receiver=send.receiver, request=message.request, node=message.node)
+    token = message if isinstance(message, NodeInputs) else None
     expiry_s = max(1, math.ceil(send.deadline_s - now_s))
     return Outgoing(topic, encode_tensors(message, _arrays_of(send.values)), expiry_s=expiry_s, token=token)
 
@@ -176,29 +143,14 @@ def _values_of(message: TensorMessage, tensors: Tensors) -> dict[NodeName, Value
     }
 
 
-def not_received(event: Undelivered, deadline_s: float) -> NotReceived | None:
+def not_received(event: Undelivered, deadline_s: float) -> events.NotReceived | None:
     """The event of node inputs that no client received; None for any other message."""
-    if not isinstance(event.token, SentInputs):
+    message = event.token
+    if not isinstance(message, NodeInputs):
         return None
-    receiver, message = event.token.receiver, event.token.message
-    text = f"nobody receives messages for {receiver}"
-    failed = failure(message, receiver, ErrorCode.MODULE_FAILED, text, retry=True)
-    return NotReceived(message.coordinator, failed, deadline_s)
-
-
-def failure(message: NodeInputs, device: DeviceId, code: ErrorCode, text: str, *, retry: bool) -> NodeFailed:
-    """The message to the coordinator when a node can't run on a device."""
-    return NodeFailed(
-        request=message.request,
-        task=message.task,
-        node=message.node,
-        epoch=message.epoch,
-        generation=message.generation,
-        attempt=message.attempt,
-        device=device,
-        retry=retry,
-        error=ErrorBody(code=code, message=text),
-    )
+    text = f"nobody receives messages for {message.plan.nodes[message.node].device}"
+    failed = failure(message, ErrorBody(code=ErrorCode.MODULE_FAILED, message=text), retry=True)
+    return events.NotReceived(message.coordinator, failed, deadline_s)
 
 
 def result_message(reply: Reply, now_s: float) -> Outgoing:

@@ -1,7 +1,12 @@
 """The threads that load modules and compute nodes: one thread each.
 
-Owns the way of a module and of a forward pass through the store and the runner, and when a pass counts as hung. Each
-load and each pass ends in exactly one event. Decides nothing.
+Owns the way of a module and of a forward pass through the store and the runner, the rounding of the arrays that nodes
+exchange, and when a pass counts as hung. Decides nothing.
+
+Invariants:
+- Each load and each pass ends in exactly one event.
+- A node takes the same rounded numbers wherever it runs: an answer doesn't depend on the placement.
+- What the sensor gets is never rounded.
 """
 
 from __future__ import annotations
@@ -12,14 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
+from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.protocol.messages import AssignedModule
 from broker.protocol.specs import ModuleKey
+from broker.protocol.tensors import Tensors, narrowed, widened
 from edge_agent import actions, events
 from edge_agent.config import AgentConfig
 from edge_agent.device import footprint
-from edge_agent.modules import Output
-from edge_agent.requests.rounding import rounded_output, widened_values
+from edge_agent.modules import Output, Value
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
 
@@ -29,15 +35,7 @@ log = structlog.get_logger()
 
 
 class Workers:
-    """Performs ``Load``, ``Unload`` and ``Run``.
-
-    Args:
-        config: the agent's file.
-        store: holds the modules.
-        runner: runs them.
-        report: takes the events; called from both threads.
-        on_unloaded: called after a module was unloaded.
-    """
+    """Performs ``Load``, ``Unload`` and ``Run``; both threads call ``report`` with the events."""
 
     def __init__(
         self,
@@ -119,3 +117,20 @@ class Workers:
         if self._speed < 1:  # wait as long as a slower device would compute on
             time.sleep((time.monotonic() - began_s) * (1 / self._speed - 1))
         return output
+
+
+def widened_values(run: actions.Run) -> tuple[Value, ...]:
+    """The values of a forward pass, as modules take them: float16 arrays are float32 again."""
+    return tuple(value if isinstance(value, RawInput) else widened(value) for value in run.values)
+
+
+def rounded_output(run: actions.Run, output: Output) -> tuple[Output, Tensors | None]:
+    """The output to keep, and what other nodes take of it where that differs.
+
+    Raises:
+        LocalProtocolError: a number is too large for the plan's ``wire``.
+    """
+    if run.wire == "float32":
+        return output, None
+    given = narrowed(output.tensors, run.wire)
+    return (output, given) if run.answers else (Output(given, output.answer), None)

@@ -246,10 +246,14 @@ def _on_error(state: AgentState, message: NodeInputs, error: Exception | None, n
 def _failed(message: NodeInputs, error: RequestFailed | str, now_s: float, *, retry: bool = True) -> Send:
     if isinstance(error, str):
         error = RequestFailed(ErrorCode.MODULE_FAILED, error)
-    device = message.plan.nodes[message.node].device
     body = ErrorBody(code=error.code, message=error.message, retry_after_s=error.retry_after_s)
-    failed = NodeFailed(**_envelope(message), device=device, retry=retry, error=body)
-    return Send(message.coordinator, failed, {}, now_s + message.deadline_s)
+    return Send(message.coordinator, failure(message, body, retry=retry), {}, now_s + message.deadline_s)
+
+
+def failure(message: NodeInputs, error: ErrorBody, *, retry: bool) -> NodeFailed:
+    """The message to the coordinator when a node can't run on its device."""
+    device = message.plan.nodes[message.node].device
+    return NodeFailed(**_envelope(message), device=device, retry=retry, error=error)
 
 
 def _envelope(message: NodeInputs) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from inspect import isfunction, isgeneratorfunction
 from types import ModuleType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -44,8 +44,8 @@ from edge_agent.modules import Output
 from edge_agent.requests import backup_coordinator, coordinate, execute
 from edge_agent.requests.execute import SWEEP_S
 from edge_agent.requests.load_estimate import waits_s
-from edge_agent.requests.rounding import rounded_output, widened_values
 from edge_agent.state import AgentState
+from edge_agent.workers import rounded_output, widened_values
 from tests import builders
 from tests.builders import (
     ENCODER,
@@ -120,7 +120,7 @@ def encoded(front: AgentState) -> list[Action]:
 
 
 def test_every_event_has_one_rule() -> None:
-    assert set(decide_module.RULES) == set(get_args(events.Event))
+    assert set(decide_module.RULES) == set(events.Event.__subclasses__())
 
 
 @pytest.mark.parametrize("rules", [decide_module, backup_coordinator, coordinate, execute])
