@@ -163,11 +163,39 @@ def on_state(known: Device | None, name: DeviceId, message: DeviceState, now_s: 
         return replace(known, status=message.status, profile=profile) if known.status == "online" and changed else known
     if message.session in known.past_sessions:
         return known
-    # The new session's modules are not known yet. If the old one lived until now, this is probably another connection
-    # of the same process, whose first heartbeat comes at once: until then its ready modules stay, and nothing moves.
-    modules = {key: module for key, module in known.modules.items() if known.alive and module.state == "ready"}
-    born = Device(name, message.session, message.status, profile, now_s, flaps=known.flaps)
-    return replace(born, confirmed=known.alive, modules=modules, past_sessions=_with_past_session(known))
+    return _with_new_session(known, message.session, message.status, profile, now_s)
+
+
+def _with_new_session(
+    known: Device,
+    session: int,
+    status: Literal["online", "draining"],
+    profile: DeviceProfile,
+    now_s: float,
+) -> Device:
+    """The device in another session, of which nothing is known before its first heartbeat.
+
+    If the old session lived until now, this is probably another connection of the same process. So until the first
+    heartbeat, which comes at once, all that was reported stays, but for modules that were not ready, and nothing moves.
+    """
+    last = _ENDED if known.status == "offline" else known.seq
+    past = [(other, seq) for other, seq in known.past_sessions.items() if other not in {session, known.session}]
+    return replace(
+        known,
+        session=session,
+        status=status,
+        profile=profile,
+        heard_s=now_s,
+        health="well",
+        confirmed=known.alive,
+        seq=-1,
+        fence=(0, 0),
+        modules={key: module for key, module in known.modules.items() if module.state in {"ready", "failed"}},
+        past_sessions=dict([*past, (known.session, last)][-_PAST_SESSIONS:]),
+        ended_s=None,
+        before_will=None,
+        timeout_reports={},
+    )
 
 
 def _on_will(known: Device, session: int, now_s: float) -> Device:
@@ -178,13 +206,6 @@ def _on_will(known: Device, session: int, now_s: float) -> Device:
     return known
 
 
-def _with_past_session(known: Device) -> dict[int, int]:
-    """The past sessions, the current one among them."""
-    last = _ENDED if known.status == "offline" else known.seq
-    earlier = [(session, seq) for session, seq in known.past_sessions.items() if session != known.session]
-    return dict([*earlier, (known.session, last)][-_PAST_SESSIONS:])
-
-
 def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interval_s: float) -> Device | None:
     """The device after its heartbeat; the same object if the heartbeat is old or of an outdated session."""
     if known is None:
@@ -192,10 +213,10 @@ def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interva
     if message.session != known.session:
         if known.alive or message.seq <= known.past_sessions.get(message.session, _ENDED):
             return known
-        past = {session: seq for session, seq in _with_past_session(known).items() if session != message.session}
-        known = Device(known.id, message.session, "online", known.profile, now_s, past_sessions=past, flaps=known.flaps)
+        known = _with_new_session(known, message.session, "online", known.profile, now_s)
     if known.status == "offline" or message.seq <= known.seq:
         return known
+    is_first = known.seq < 0  # of its session: it replaces all that was known of the one before
     measured = {key: cached_s for key, cached_s in message.cached.items() if cached_s}
     measured |= {key: module.compute_s for key, module in message.modules.items() if module.compute_s}
     after = replace(
@@ -207,22 +228,20 @@ def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interva
         fence=(message.epoch, message.generation),
         modules=message.modules,
         cached=frozenset(message.cached.keys() - message.modules.keys()),
-        measured={**known.measured, **measured},
+        measured=measured if is_first else {**known.measured, **measured},
         flaps=known.flaps.on_heartbeat(now_s, interval_s),
     )
-    return replace(after, backoffs=_updated_backoffs(known, after, now_s))
-
-
-def _updated_backoffs(before: Device, after: Device, now_s: float) -> Mapping[ModuleKey, Backoff]:
-    """The backoffs without those of ready modules, and with one more failure for each newly failed module."""
-    backoffs = {key: backoff for key, backoff in before.backoffs.items() if not after.ready(key)}
-    known = before.failed
-    for key, error in after.failed.items():
-        if key not in known:
-            failures = backoffs[key].failures + 1 if key in backoffs else 1
-            wait_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures - 1, _DOUBLINGS))
-            backoffs[key] = Backoff(error, failures, now_s + wait_s)
-    return backoffs
+    failed, known_failed = after.failed, known.failed
+    backoffs = {
+        key: backoff
+        for key, backoff in known.backoffs.items()
+        if not after.ready(key) and (key in failed or not is_first)
+    }
+    for key in [key for key in failed if key not in known_failed]:
+        failures = backoffs[key].failures + 1 if key in backoffs else 1
+        wait_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures - 1, _DOUBLINGS))
+        backoffs[key] = Backoff(failed[key], failures, now_s + wait_s)
+    return replace(after, backoffs=backoffs)
 
 
 def reset_timer(device: Device, now_s: float) -> Device:

@@ -775,6 +775,19 @@ def test_a_corrected_spec_is_tried_at_once_where_the_module_failed() -> None:
     assert site.route("classify").complete
 
 
+def test_a_module_that_three_devices_refused_is_not_tried_again_because_one_of_them_reconnects() -> None:
+    site = serving(CLASSIFY, a=100, b=100, c=100, d=100)
+    refused = {VISION.key: HeldModule(module="vision", state="failed", error="its file is torn")}
+    for device in ("a", "b", "c"):
+        site.heartbeat(device, refused)
+    assert site.where() == {}
+    site.sessions["a"] += 1
+    birth = DeviceState(status="online", session=site.sessions["a"], profile=site.state.cluster.devices["a"].profile)
+    assert said(site.feed(DeviceStateReceived("a", birth))) == []
+    assert said(site.heartbeat("a", refused)) == []
+    assert site.where() == {}
+
+
 def test_a_task_that_was_taken_away_and_deployed_again_is_tried_at_once() -> None:
     site = serving(CLASSIFY, a=100)
     site.heartbeat("a", {VISION.key: HeldModule(module="vision", state="failed", error="its file is torn")})

@@ -218,12 +218,30 @@ def test_until_its_first_heartbeat_a_new_session_keeps_the_modules_of_the_living
     assert after.modules == {}
 
 
-def test_a_new_session_begins_with_nothing_failed() -> None:
+def test_what_failed_is_known_until_the_first_heartbeat_of_a_new_session() -> None:
     failed = HeldModule(module="m", state="failed", error="no weights")
     cluster = on_event(alive(), gw_heartbeat(2, key=failed), 0.5)
     assert cluster.devices["gw"].failed == {"key": "no weights"}
-    again = on_event(cluster, birth(session=2), 0.6).devices["gw"]
-    assert (again.modules, again.failed, again.alive) == ({}, {}, True)
+    born = on_event(cluster, birth(session=2), 0.6)
+    assert (born.devices["gw"].failed, born.devices["gw"].alive) == ({"key": "no weights"}, True)
+    again = on_event(born, gw_heartbeat(0, session=2), 0.7).devices["gw"]
+    assert (again.modules, again.failed, again.barred, again.alive) == ({}, {}, {}, True)
+
+
+def test_a_failure_that_the_new_session_lists_again_is_no_further_failure() -> None:
+    cluster = on_event(alive(), gw_heartbeat(2, key=FAILED), 0.5)
+    again = on_event(on_event(cluster, birth(session=2), 0.6), gw_heartbeat(0, session=2, key=FAILED), 0.7)
+    assert again.devices["gw"].backoffs == cluster.devices["gw"].backoffs
+
+
+def test_until_its_first_heartbeat_a_new_session_keeps_pauses_and_measured_seconds() -> None:
+    measured = HeldModule(module="n", state="ready", compute_s=0.3)
+    cluster = on_event(on_event(alive(), gw_heartbeat(2, key=FAILED, n=measured), 0.5), gw_heartbeat(3), 0.6)
+    born = on_event(cluster, birth(session=2), 0.7)
+    assert born.devices["gw"].barred == {"key": "no weights"}
+    assert born.devices["gw"].spec.compute_s == {"n": 0.3}
+    again = on_event(born, gw_heartbeat(0, session=2), 0.8).devices["gw"]
+    assert (again.barred, again.spec.compute_s) == ({}, {})
 
 
 FAILED = HeldModule(module="m", state="failed", error="no weights")
