@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from broker.arguments import add_broker, count, number
 from broker.protocol.messages import MAX_DEADLINE_S
-from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 
 LAST_PORT = 65_535
@@ -30,13 +27,6 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-@contextmanager
-def connected(arguments: argparse.Namespace) -> Iterator[Observer]:
-    """Watch the site that the arguments name.
-
-    Raises:
-        NotConnected: the broker doesn't answer.
-    """
-    with Observer(arguments.broker, client_id=f"s2m3-{uuid.uuid4().hex[:12]}", site=arguments.site) as observer:
-        tasks.connect(observer, arguments.broker)
-        yield observer
+def connected(arguments: argparse.Namespace) -> Observer:
+    """The site that the arguments name, to be used in a ``with`` block; the block raises NotConnected."""
+    return Observer(arguments.broker, client_id=f"s2m3-{uuid.uuid4().hex[:12]}", site=arguments.site)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 
 from s2m3.cli.arguments import add_json
 from s2m3.cli.output import console, print_json
-from s2m3.testbed.demo import Demo
+from s2m3.testbed.demo import run_demo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demonstration; 0 when every answer was equal and no request was lost."""
-    with ExitStack() as stack:
-        report = Demo(arguments.broker, console(to_stderr=arguments.json, quiet=arguments.json), stack).run()
+    report = run_demo(arguments.broker, console(to_stderr=arguments.json, quiet=arguments.json))
     if arguments.json:
         print_json(report.__dict__)
     return 0 if report.ok else 1

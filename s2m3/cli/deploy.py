@@ -8,7 +8,6 @@ from broker.protocol.messages import Route
 from s2m3.catalogue import load_task
 from s2m3.cli.arguments import add_connection, connected, seconds
 from s2m3.cli.output import print_result
-from s2m3.testbed import tasks
 
 LEADER_S = 1.0  # a retained message arrives within milliseconds
 
@@ -25,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     spec = load_task(arguments.task)
     with connected(arguments) as observer:
         leads = observer.wait_for(lambda seen: seen.leader is not None, LEADER_S) and observer.leads
-        route = tasks.deploy(observer, [spec], arguments.timeout if leads else LEADER_S)[spec.task]
+        route = observer.deploy([spec], arguments.timeout if leads else LEADER_S)[spec.task]
     document = route.model_dump(mode="json", exclude_none=True) if route else None
     print_result(arguments, document, f"{spec.task}: {_outcome(route, leads=leads)}")
     return 0 if route is not None and route.complete and leads else 1  # without a leader, a route may be an old one

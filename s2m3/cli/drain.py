@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from broker.protocol.errors import BadFile
 from s2m3.cli.arguments import add_connection, connected, seconds
 from s2m3.cli.output import print_result
-from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 
 KNOWN_WITHIN_S = 1.5  # retained states arrive at once, heartbeats every second
@@ -38,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         if device not in observer.devices and not arguments.undo:
             known = ", ".join(sorted(observer.devices)) or "none"
             raise BadFile(file=device, problem="no such device is known", fix=f"known devices: {known}")
-        tasks.set_drain(observer, device, drain=not arguments.undo)
+        observer.set_drain(device, drain=not arguments.undo)
         if arguments.undo:
             undone = observer.wait_for(lambda seen: device not in seen.drained, arguments.timeout)
             text = "in service again" if undone else "the broker did not confirm it"
@@ -48,9 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
         until_s = time.monotonic() + arguments.timeout
         observer.wait_for(lambda seen: device in seen.drained, arguments.timeout)
         observer.wait_for(
-            lambda seen: tasks.is_empty(seen, device) or _stays(seen, device) is not None, until_s - time.monotonic()
+            lambda seen: seen.is_empty(device) or _stays(seen, device) is not None, until_s - time.monotonic()
         )
-        drained, stays = tasks.is_empty(observer, device), _stays(observer, device)
+        drained, stays = observer.is_empty(device), _stays(observer, device)
         others = sorted(name for name in observer.assignments if name != device)
         moved = {name: [other for other in others if name in _assigned(observer, other)] for name in served}
         document = {"device": device, "drained": drained, "moved": moved, "stays": stays}

@@ -7,7 +7,6 @@ import argparse
 from broker.protocol.errors import BadFile
 from s2m3.cli.arguments import add_connection, connected
 from s2m3.cli.output import print_result
-from s2m3.testbed import tasks
 
 ROUTE_S = 1.0  # a retained message arrives within milliseconds
 GONE_S = 10.0
@@ -25,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not observer.wait_for(lambda seen: arguments.task in seen.routes, ROUTE_S):
             known = ", ".join(sorted(observer.routes)) or "none"
             raise BadFile(file=arguments.task, problem="no such task is deployed", fix=f"deployed tasks: {known}")
-        gone = tasks.undeploy(observer, arguments.task, GONE_S)
+        gone = observer.undeploy(arguments.task, GONE_S)
     text = "undeployed" if gone else "spec cleared, but no orchestrator took the route away"
     print_result(arguments, {"task": arguments.task, "undeployed": gone}, f"{arguments.task}: {text}")
     return 0 if gone else 1

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 
 from broker.protocol.errors import Refusal
 from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec
-from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 
 HEARTBEAT_S = 5.0  # every agent sends one a second
@@ -48,7 +47,7 @@ def deploy(observer: Observer, task: TaskSpec, timeout_s: float) -> Rollout:
     encoder = {module.key for module in task.modules.values()} - {head}
     had = _ready(observer, encoder)
     since = len(observer.sightings)
-    route = tasks.deploy(observer, [task], timeout_s)[task.task]
+    route = observer.deploy([task], timeout_s)[task.task]
     if route is None or not route.complete:
         why = route.unavailable if route and route.unavailable else f"not within {timeout_s:g} s"
         raise NotServed(f"{task.task} is not served: {why}")

@@ -7,25 +7,22 @@ the system should have computed. The ``Report`` has the same as one document.
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import track
 from rich.table import Table
 
-from broker.client import Client, Response
-from broker.protocol.messages import AssignedModule, Route
+from broker.client import Response
+from broker.protocol.messages import AssignedModule
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference import whole
 from s2m3.reference.pictures import REQUESTS, DemoRequest
-from s2m3.testbed import tasks
-from s2m3.testbed.observer import Observer
-from s2m3.testbed.replay.timeline import named
+from s2m3.testbed.observer import Observer, named
+from s2m3.testbed.replay.timeline import Injected, look_at
 from s2m3.testbed.site import Site, SiteFailed
 
 TASKS = ("pocket/classify", "pocket/zero-shot", "pocket/vqa")
@@ -36,7 +33,7 @@ AGENTS = (  # three gateways: a fast small one, a slower large one, the slowest
 )
 DEADLINE_S = 30.0
 RATE_PER_S = 10.0  # of the camera, while a device is killed
-BEFORE_KILL, AFTER_KILL = 8, 16  # requests
+BEFORE_KILL, AT_ONCE, AFTER_KILL = 8, 3, 13  # requests; those at once are in flight when it dies
 
 
 @dataclass
@@ -53,37 +50,35 @@ class Report:
     ok: bool = False
 
 
-class Demo:
-    """One run, step by step.
+def run_demo(broker: str, console: Console) -> Report:
+    """Run all steps; the report says whether they held.
 
     Args:
         broker: ``embedded``, ``mosquitto``, or the URL of a running one.
         console: where the steps are printed.
-        stack: ends the processes and connections.
-    """
 
-    def __init__(self, broker: str, console: Console, stack: ExitStack) -> None:
+    Raises:
+        NotConnected: the running broker doesn't answer.
+        SiteFailed: the site doesn't serve its tasks.
+    """
+    console.print(f"starting a broker ({broker}), an orchestrator and {len(AGENTS)} agents ...")
+    with Site(broker, AGENTS, name="demo") as site:
+        return _Demo(site, console).run()
+
+
+class _Demo:
+    """One run, step by step."""
+
+    def __init__(self, site: Site, console: Console) -> None:
+        self._site = site
         self._console = console
         self._report = Report()
         self._specs = [load_task(name) for name in TASKS]
         self._inputs = [request.inputs for request in REQUESTS]
-        foreign = broker.startswith("mqtt://")
-        if foreign:
-            with Observer(broker, client_id="demo-probe") as probe:
-                tasks.connect(probe, broker)
-        prefix = f"demo-{uuid.uuid4().hex[:8]}" if foreign else None
-        console.print(f"starting a broker ({broker}), an orchestrator and {len(AGENTS)} agents ...")
-        self._site = stack.enter_context(Site(broker, AGENTS, site=prefix))
-        self._observer = stack.enter_context(Observer(self._site.url, client_id="demo-observer", site=prefix))
-        if foreign:
-            stack.callback(self._clear_retained)
-        tasks.connect(self._observer, self._site.url)
-        self._client = stack.enter_context(Client(self._site.url, client_id="camera-1", site=prefix))
 
     def run(self) -> Report:
-        """All steps; the report says whether they held."""
         expected = self._unsplit_answers()
-        self._site.serve(self._observer, self._specs)
+        self._site.serve(self._specs)
         self._show_placement()
         equal = self._ask_everything(expected)
         survived = self._kill_and_go_on(expected)
@@ -105,16 +100,14 @@ class Demo:
         return [dict(models[r.task](inputs).answer or {}) for r, inputs in zip(REQUESTS, self._inputs, strict=True)]
 
     def _show_placement(self) -> None:
-        table = Table(title="placement", title_justify="left")
-        for name in ("module", "device", "MB", "used by", "why there"):
-            table.add_column(name, overflow="fold")
+        table = _table("placement", "module", "device", "MB", "used by", "why there")
         shared = footprint = 0
         for device, assigned in self._assigned("active"):
             users = [s.task for s in self._specs if any(m.key == assigned.spec.key for m in s.modules.values())]
             self._report.placement.setdefault(assigned.module, []).append(device)
             self._report.why[assigned.module] = assigned.why
             shared += assigned.spec.memory_bytes
-            held = self._observer.heartbeats[device].modules.get(assigned.spec.key)
+            held = self._site.observer.heartbeats[device].modules.get(assigned.spec.key)
             footprint += held.memory_bytes if held else assigned.spec.memory_bytes
             size = f"{assigned.spec.memory_bytes / 1e6:.1f}"
             table.add_row(assigned.module, device, size, ", ".join(users), assigned.why)
@@ -133,37 +126,27 @@ class Demo:
             self._console.print(f"standby copies in memory left over: {'; '.join(spare)}")
         self._console.print()
 
-    def _assigned(self, role: str) -> list[tuple[str, AssignedModule]]:
+    def _assigned(self, role: str) -> Iterator[tuple[str, AssignedModule]]:
         """The modules assigned in a role, with their device, ordered by device."""
-        return [
-            (device, assigned)
-            for device, assignment in sorted(self._observer.assignments.items())
-            for assigned in assignment.modules
-            if assigned.role == role
-        ]
+        for device, assignment in sorted(self._site.observer.assignments.items()):
+            for assigned in assignment.modules:
+                if assigned.role == role:
+                    yield device, assigned
 
     def _ask_everything(self, expected: Sequence[dict[str, object]]) -> bool:
-        rows = []
-        with self._progress() as progress:
-            bar = progress.add_task("requests on real photographs", total=len(REQUESTS))
-            for request, inputs in zip(REQUESTS, self._inputs, strict=True):
-                rows.append(self._client.request(request.task, inputs, deadline_s=DEADLINE_S))
-                progress.advance(bar)
-        table = Table(title="answers", title_justify="left")
-        for name in ("picture", "task", "answer", "score", "ms", "path", "equal"):
-            table.add_column(name, overflow="fold")
-        for request, response, wanted in zip(REQUESTS, rows, expected, strict=True):
+        asked = track(REQUESTS, "requests on real photographs", console=self._console)
+        responses = [
+            self._site.client.request(request.task, inputs, deadline_s=DEADLINE_S)
+            for request, inputs in zip(asked, self._inputs, strict=True)
+        ]
+        table = _table("answers", "picture", "task", "answer", "score", "ms", "path", "equal")
+        for request, response, wanted in zip(REQUESTS, responses, expected, strict=True):
             row = _row(request, response, wanted)
             self._report.requests.append(row)
-            table.add_row(
-                request.picture,
-                request.task,
-                str(row["answer"]),
-                f"{row['score']:.3f}" if row["score"] is not None else "",
-                f"{1000 * response.latency_s:.0f}",
-                " > ".join(_devices(response)),
-                "yes" if row["equal"] else "NO",
-            )
+            score = f"{row['score']:.3f}" if row["score"] is not None else ""
+            milliseconds = f"{1000 * response.latency_s:.0f}"
+            path, equal = " > ".join(_devices(response)), "yes" if row["equal"] else "NO"
+            table.add_row(request.picture, request.task, str(row["answer"]), score, milliseconds, path, equal)
             if not row["equal"]:
                 self._console.print(
                     f"not equal: {request.picture}, {request.task}: {response.result}, expected {wanted}"
@@ -172,31 +155,37 @@ class Demo:
         return all(bool(row["equal"]) for row in self._report.requests)
 
     def _kill_and_go_on(self, expected: Sequence[dict[str, object]]) -> bool:
-        victim = self._vision_holder()
+        observer, victim = self._site.observer, self._vision_holder()
         self._console.print(
             f"\nkilling {victim}, which holds the shared vision encoder, while requests are in flight ..."
         )
         sent: list[tuple[int, Future[Response]]] = []
-        with self._progress() as progress:
-            bar = progress.add_task("requests", total=BEFORE_KILL + AFTER_KILL)
-            self._stream(sent, BEFORE_KILL, pause_s=1 / RATE_PER_S)
-            progress.update(bar, completed=len(sent))
-            self._stream(sent, 3, pause_s=0.0)
-            killed_s = time.monotonic()  # before it is gone: the broker may tell of it before the system does
-            self._site.kill(victim)
-            in_flight = sum(not future.done() for _, future in sent)
-            self._stream(sent, AFTER_KILL - 3, pause_s=1 / RATE_PER_S)
-            progress.update(bar, completed=len(sent))
-            responses = [(index, future.result(DEADLINE_S + 5)) for index, future in sent]
-        replaced = self._observer.wait_for(lambda seen: _all_replaced(seen.routes, victim), timeout_s=DEADLINE_S)
+        killed_s, in_flight = 0.0, 0
+        for number in track(range(BEFORE_KILL + AT_ONCE + AFTER_KILL), "requests", console=self._console):
+            if number == BEFORE_KILL + AT_ONCE:
+                killed_s = time.monotonic()  # before it is gone: the broker may tell of it before the system does
+                self._site.kill(victim)
+                in_flight = sum(not future.done() for _, future in sent)
+            index = number % len(REQUESTS)
+            future = self._site.client.submit(REQUESTS[index].task, self._inputs[index], deadline_s=DEADLINE_S)
+            sent.append((index, future))
+            if not BEFORE_KILL <= number < BEFORE_KILL + AT_ONCE:
+                time.sleep(1 / RATE_PER_S)
+        responses = [(index, future.result(DEADLINE_S + 5)) for index, future in sent]
+
+        def all_replaced(seen: Observer) -> bool:
+            return all(route.complete and victim not in named(route) for route in seen.routes.values())
+
+        replaced = observer.wait_for(all_replaced, DEADLINE_S)
+        seen = look_at(Injected(killed_s, "kill", victim), observer.sightings)
         lost = sum(not response.ok for _, response in responses)
         wrong = sum(response.ok and response.result.answer != expected[index] for index, response in responses)
         self._report.failure = {
             "killed": victim,
             "in_flight": in_flight,
             "sent": len(responses),
-            "detected_after_s": self._first_route_without(victim, killed_s, complete=False),
-            "replaced_after_s": self._first_route_without(victim, killed_s, complete=True) if replaced else None,
+            "detected_after_s": seen.detected_s and seen.detected_s - killed_s,
+            "replaced_after_s": seen.replaced_s and seen.replaced_s - killed_s,
             "lost": lost,
             "wrong": wrong,
             "retried": sum(response.attempts > 1 for _, response in responses),
@@ -205,33 +194,11 @@ class Demo:
         self._show_failure()
         return replaced and lost == 0 and wrong == 0
 
-    def _stream(self, sent: list[tuple[int, Future[Response]]], count: int, *, pause_s: float) -> None:
-        for _ in range(count):
-            index = len(sent) % len(REQUESTS)
-            task, inputs = REQUESTS[index].task, self._inputs[index]
-            sent.append((index, self._client.submit(task, inputs, deadline_s=DEADLINE_S)))
-            time.sleep(pause_s)
-
     def _vision_holder(self) -> str:
-        for device, assignment in self._observer.assignments.items():
-            if any(m.spec.family == "efficientnet.encoder" and m.role == "active" for m in assignment.modules):
+        for device, assigned in self._assigned("active"):
+            if assigned.spec.family == "efficientnet.encoder":
                 return device
         raise SiteFailed("no device is assigned the vision encoder")
-
-    def _first_route_without(self, victim: str, killed_s: float, *, complete: bool) -> float | None:
-        """Seconds from the kill until the orchestrator's routes left the dead device out, or were whole again."""
-        self._observer.look()
-        routes: dict[str, Route] = {}
-        for sighting in self._observer.sightings:
-            if not isinstance(sighting.message, Route):
-                continue
-            routes[sighting.id] = sighting.message
-            if sighting.at_s < killed_s:
-                continue
-            holds = _all_replaced(routes, victim) if complete else victim not in named(sighting.message)
-            if holds:
-                return sighting.at_s - killed_s
-        return None
 
     def _show_failure(self) -> None:
         found = self._report.failure
@@ -242,20 +209,18 @@ class Demo:
             f"  {found['sent']} requests, {found['in_flight']} in flight at the kill, {found['retried']} sent again, "
             f"{found['lost']} lost, {found['wrong']} wrong; the slowest took {found['slowest_s']:.2f} s"
         )
-        table = Table("module", "device", title="placement after the failure", title_justify="left")
+        table = _table("placement after the failure", "module", "device")
         for device, assigned in self._assigned("active"):
             self._report.placement_after.setdefault(assigned.module, []).append(device)
             table.add_row(assigned.module, device)
         self._console.print(table)
 
-    def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        return Progress(*columns, console=self._console)
 
-    def _clear_retained(self) -> None:
-        """Leave nothing behind at a broker that isn't ours."""
-        self._site.stop()
-        tasks.clear(self._observer, [config.id for config in AGENTS], [spec.task for spec in self._specs])
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
 
 
 def _row(request: DemoRequest, response: Response, wanted: dict[str, object]) -> dict[str, object]:
@@ -279,7 +244,3 @@ def _devices(response: Response) -> list[str]:
         if not devices or devices[-1] != timing.device:
             devices.append(timing.device)
     return devices
-
-
-def _all_replaced(routes: dict[str, Route], victim: str) -> bool:
-    return bool(routes) and all(route.complete and victim not in named(route) for route in routes.values())

@@ -1,20 +1,23 @@
-"""A read-only picture of a running site as an operator sees it, built from its state topics.
+"""A running site as an operator has it: the picture that its state topics give, and the operator's orders.
 
-Owns the picture and the wait until it changes. Decides nothing, and shows only what was really published.
+Owns the picture, the wait until it changes, and the orders: deploy or undeploy a task, drain a device. Shows only what
+was really published.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import structlog
 from pydantic import BaseModel
 
-from broker.protocol.errors import RemoteProtocolError
+from broker.protocol.codec import encode
+from broker.protocol.errors import NotConnected, RemoteProtocolError
 from broker.protocol.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Route
+from broker.protocol.specs import DeviceId, TaskName, TaskSpec
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_DRAIN,
@@ -22,6 +25,7 @@ from broker.protocol.topics import (
     DEVICE_STATE,
     ORCHESTRATOR_STATE,
     TASK_ROUTE,
+    TASK_SPEC,
     Topic,
     prefix_of,
     read,
@@ -32,6 +36,8 @@ from broker.transport.port import Delivery, LinkEvent, LinkUp, Outgoing
 
 log = structlog.get_logger()
 
+CONNECT_S = 5.0
+STALE_REFUSAL_S = 2.0  # the orchestrator decides within milliseconds; a refusal that stands this long is its word
 SIGHTINGS = 1_000_000  # kept at most, in some hundred megabytes: four days of three devices
 
 
@@ -49,16 +55,22 @@ class Sighting:
 
 
 class Observer:
-    """A connection that listens to a site. Call ``wait_for`` or ``look``; nothing changes in between.
+    """A connection to a site. Call ``wait_for`` or ``look``; nothing changes in between.
+
+    As a context manager it waits until the broker is reached and the subscriptions are in force.
 
     Args:
         url: the broker.
         site: the site's topic prefix, when it has one.
         client_id: its name at the broker.
+
+    Raises:
+        NotConnected: the broker can't be reached when the ``with`` block starts.
     """
 
     def __init__(self, url: str, *, client_id: str, site: str | None = None) -> None:
         self.prefix = prefix_of(site)
+        self._url = url
         self.leader: OrchestratorState | None = None
         self.devices: dict[str, DeviceState] = {}
         self.heartbeats: dict[str, Heartbeat] = {}
@@ -66,6 +78,7 @@ class Observer:
         self.routes: dict[str, Route] = {}
         self.drained: set[str] = set()  # devices that an operator takes out of service
         self.sightings: list[Sighting] = []
+        self._ordered: set[TaskName] = set()  # tasks that were deployed by this observer
         self._last_kept: dict[str, Heartbeat] = {}
         self._states: dict[Topic, dict[str, Any]] = {
             DEVICE_STATE: self.devices,
@@ -91,14 +104,6 @@ class Observer:
         wanted = here if devices is None else set(devices)
         return bool(wanted) and wanted <= here & self.heartbeats.keys()
 
-    def publish(self, message: Outgoing) -> None:
-        """Publish for the operator: a task's spec, or the clearing of a retained topic."""
-        self._transport.publish(message)
-
-    def connected(self, timeout_s: float) -> bool:
-        """Wait until the broker is reached and the subscriptions are in force."""
-        return self.wait_for(lambda _: self._up, timeout_s)
-
     def wait_for(self, holds: Callable[[Self], bool], timeout_s: float) -> bool:
         """Look until something holds, or the time is over; returns whether it holds."""
         until_s = time.monotonic() + timeout_s
@@ -119,15 +124,85 @@ class Observer:
         while item := self._mailbox.get(0.0):
             self._see(*item)
 
+    def deploy(self, specs: Sequence[TaskSpec], timeout_s: float) -> dict[TaskName, Route | None]:
+        """Publish all tasks' specs, then wait until each task is served or refused.
+
+        Returns:
+            Each task's route: complete, or with the reason why it is unavailable; None when the time was over first.
+        """
+        until_s = time.monotonic() + timeout_s
+        known = {spec.task: self.routes.get(spec.task) for spec in specs}
+        self._ordered |= known.keys()
+        for spec in specs:
+            self._retain(TASK_SPEC.at(self.prefix, task=spec.task), encode(spec))
+        return {spec.task: self._outcome(spec, known[spec.task], until_s) for spec in specs}
+
+    def undeploy(self, task: TaskName, timeout_s: float) -> bool:
+        """Clear a task's spec and wait until its route is gone; returns whether it is."""
+        self._retain(TASK_SPEC.at(self.prefix, task=task))
+        return self.wait_for(lambda seen: task not in seen.routes, timeout_s)
+
+    def set_drain(self, device: DeviceId, *, drain: bool) -> None:
+        """Order a device out of service, or back."""
+        self._retain(DEVICE_DRAIN.at(self.prefix, device=device), encode(Drain(drain=True)) if drain else b"")
+
+    def is_empty(self, device: DeviceId) -> bool:
+        """Whether a device holds nothing, need hold nothing, and no route names it."""
+        state, assignment = self.devices.get(device), self.assignments.get(device)
+        if assignment and assignment.modules:
+            return False
+        if state is not None and state.status != "offline":
+            heartbeat = self.heartbeats.get(device)
+            if heartbeat is None or heartbeat.modules:
+                return False
+        return not any(device in named(route) | set(route.second_door) for route in self.routes.values())
+
+    def clear(self, devices: Sequence[DeviceId]) -> None:
+        """Clear everything that these devices, the orchestrator and the tasks retained at the broker."""
+        self.look()
+        self._retain(ORCHESTRATOR_STATE.at(self.prefix))
+        for task in self._ordered | self.routes.keys():
+            self._retain(TASK_SPEC.at(self.prefix, task=task))
+            self._retain(TASK_ROUTE.at(self.prefix, task=task))
+        for device in devices:
+            for topic in (DEVICE_STATE, DEVICE_ASSIGNMENT, DEVICE_DRAIN):
+                self._retain(topic.at(self.prefix, device=device))
+
     def close(self) -> None:
         """Disconnect; what was published is sent first."""
         self._transport.close()
 
     def __enter__(self) -> Self:
+        if not self.wait_for(lambda _: self._up, CONNECT_S):
+            self.close()
+            raise NotConnected(f"no broker answers at {self._url}: start one (`s2m3 broker`), or name it with --broker")
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _retain(self, topic: str, payload: bytes = b"") -> None:
+        self._transport.publish(Outgoing(topic, payload, retain=True))
+
+    def _outcome(self, spec: TaskSpec, known: Route | None, until_s: float) -> Route | None:
+        """The task's route when it is served or refused; a refusal that is ``known`` must stand for a while."""
+
+        def served(seen: Observer) -> bool:
+            route = seen.routes.get(spec.task)
+            return route is not None and route.complete and _serves(route, spec)
+
+        def refused(seen: Observer) -> bool:
+            route = seen.routes.get(spec.task)
+            return route is not None and route.unavailable is not None
+
+        def decided(seen: Observer) -> bool:
+            return served(seen) or refused(seen)
+
+        self.wait_for(
+            lambda seen: served(seen) or (refused(seen) and seen.routes[spec.task] is not known),
+            min(until_s - time.monotonic(), STALE_REFUSAL_S),
+        )
+        return self.routes[spec.task] if self.wait_for(decided, until_s - time.monotonic()) else None
 
     def _put(self, event: LinkEvent) -> None:
         self._mailbox.put_control((time.monotonic(), event))
@@ -169,6 +244,18 @@ class Observer:
             self._states[topic].pop(name, None)
         elif not _is_stale(message, self._states[topic].get(name)):
             self._states[topic][name] = message
+
+
+def named(route: Route) -> set[DeviceId]:
+    """The devices that a route leads to."""
+    return {device.device for node in route.nodes.values() for device in node.devices} | set(route.front_door)
+
+
+def _serves(route: Route, spec: TaskSpec) -> bool:
+    """Whether a route is for this spec, not for an older one of the same name."""
+    wanted = {name: (spec.module_of(name).key, node.needs, node.use) for name, node in spec.nodes.items()}
+    given = {name: (node.key, node.needs, node.use) for name, node in route.nodes.items()}
+    return given == wanted and route.wire == spec.wire
 
 
 def _summary(heartbeat: Heartbeat) -> object:

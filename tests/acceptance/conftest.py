@@ -31,8 +31,9 @@ def agents(**memory: str) -> list[AgentConfig]:
 def site() -> Iterator[Site]:
     """Two devices that serve all three tasks; the vision modules fit the first, the text encoder only the second."""
     specs = [load_task(f"pocket/{name}") for name in ("classify", "zero-shot", "vqa")]
-    with Site("mosquitto", agents(gw_a="48MiB", gw_b="160MiB")).serving(specs) as running:
-        yield running.site
+    with Site("mosquitto", agents(gw_a="48MiB", gw_b="160MiB")) as running:
+        running.serve(specs)
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from s2m3.bench.datasets import digits
 from s2m3.catalogue import load_task
 from s2m3.reference import whole
 from s2m3.reference.pictures import picture
-from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.site import Site
 from tests.patience import PATIENCE_S
@@ -45,11 +44,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def site(models: Path) -> Iterator[Site]:  # noqa: ARG001 - the devices take it from the environment
     """Two devices, of which one holds the vision encoder and has used it."""
     configs = [AgentConfig(id="gw-a", memory=32 * 2**20), AgentConfig(id="gw-b", memory=8 * 2**20)]
-    with Site("embedded", configs).serving([load_task("pocket/vision")]) as running:
+    with Site("embedded", configs) as running:
+        running.serve([load_task("pocket/vision")])
         assert "features: float32 [1, 1280]" in s2m3(
-            running.site, "request", "vision", "--image", str(picture("coffee.png").path)
+            running, "request", "vision", "--image", str(picture("coffee.png").path)
         )
-        yield running.site
+        yield running
 
 
 def s2m3(site: Site, *arguments: str, expect: int = 0) -> str:
@@ -62,7 +62,6 @@ def s2m3(site: Site, *arguments: str, expect: int = 0) -> str:
 def heartbeats(site: Site, key: str) -> dict[str, Any]:
     """The devices' newest reports, once one of them has the module ready."""
     with Observer(site.url, client_id="watcher") as observer:
-        tasks.connect(observer, site.url)
 
         def reported(seen: Observer) -> bool:
             held = [heartbeat.modules.get(key) for heartbeat in seen.heartbeats.values()]
@@ -137,7 +136,6 @@ def test_a_device_without_the_heads_files_says_so_and_stays_up(site: Site, model
     assert trained.returncode == 0, trained
     s2m3(site, "deploy", str(out), "--timeout", "3", expect=1)
     with Observer(site.url, client_id="watcher") as observer:
-        tasks.connect(observer, site.url)
 
         def refused(seen: Observer) -> bool:
             return "lost" in seen.routes and "nobody publishes" in (seen.routes["lost"].unavailable or "")

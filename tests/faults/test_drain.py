@@ -22,7 +22,9 @@ def test_a_drained_device_hands_over_without_an_error_and_the_last_one_goes_on_s
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configs = [AgentConfig.model_validate({"id": name, "memory": "160MiB"}) for name in ("gw-a", "gw-b")]
-    with Site("mosquitto", configs).serving([load_task("pocket/classify")]) as (site, seen, camera):
+    with Site("mosquitto", configs) as site:
+        seen, camera = site.observer, site.client
+        site.serve([load_task("pocket/classify")])
         (first,) = seen.routes["classify"].front_door
         (other,) = {"gw-a", "gw-b"} - {first}
 

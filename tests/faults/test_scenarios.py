@@ -77,7 +77,7 @@ def test_a_site_whose_broker_forgot_its_tasks_comes_back_into_order(stages: Stag
     stage.site.start_broker()
     restarted_s = time.monotonic()
     led_again = partial(any_leader_since, since_s=restarted_s)
-    assert stage.site.wait_for(stage.observer, led_again, COME_BACK_S)
+    assert stage.site.wait_for(led_again, COME_BACK_S)
     stage.restore(standby=False)
     complete = {task for task, route in stage.observer.routes.items() if route.complete}
     assert {spec.task for spec in stage.specs} <= complete

@@ -9,7 +9,6 @@ import pytest
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS
-from s2m3.testbed import tasks
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.proxy import UNSHAPED, LinkShape
 from s2m3.testbed.site import ORCHESTRATOR, Site, SiteFailed
@@ -19,10 +18,17 @@ SITE_PATIENCE_S = 3 * PATIENCE_S
 ASKED = REQUESTS[0]  # a classification: it needs the vision encoder only
 
 
+def restart_broker(site: Site) -> None:
+    site.kill_broker()
+    site.start_broker()
+
+
 def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrator() -> None:
     gateway = AgentConfig.model_validate({"id": "gw-a", "memory": "300MiB"})
     links = {"gw-a": LinkShape(delay_s=0.002), ORCHESTRATOR: UNSHAPED}
-    with Site("mosquitto", [gateway], links=links).serving([load_task("pocket/classify")]) as (site, seen, client):
+    with Site("mosquitto", [gateway], links=links) as site:
+        seen, client = site.observer, site.client
+        site.serve([load_task("pocket/classify")])
 
         def is_online(*, online: bool) -> bool:
             def holds(observer: Observer) -> bool:
@@ -65,16 +71,17 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
         site.resume("gw-a")
         assert waiting.result(SITE_PATIENCE_S).ok
         # 4. a broker that forgot everything, at the same address
-        site.restart_broker()
+        restart_broker(site)
         assert seen.wait_for(lambda _: proxy.connections == 2, SITE_PATIENCE_S)
         answers()
         # 5. a new term
-        site.restart_orchestrator()
+        site.kill(ORCHESTRATOR)
+        site.start_orchestrator()
         is_led_again()
         answers()
         # 6. a broker that forgot everything, and a new term, in the same moment: no process in memory knows the task
         site.kill(ORCHESTRATOR)
-        site.restart_broker()
+        restart_broker(site)
         site.start_orchestrator()
         is_led_again()
         answers()
@@ -82,17 +89,17 @@ def test_a_site_survives_a_cut_a_pause_and_the_restarts_of_broker_and_orchestrat
 
 
 def test_a_foreign_broker_is_not_restarted(embedded_url: str) -> None:
-    with Site(embedded_url, [], site="test-foreign") as site, pytest.raises(SiteFailed, match="not this site's own"):
-        site.restart_broker()
+    with Site(embedded_url, []) as site, pytest.raises(SiteFailed, match="not this site's own"):
+        restart_broker(site)
 
 
 def test_a_process_that_ends_in_order_says_goodbye_and_mosquitto_publishes_all_wills() -> None:
-    with Site("mosquitto", []) as site, Observer(site.url, client_id="faults-observer") as seen:
+    with Site("mosquitto", []) as site:
+        seen = site.observer
 
         def leads(*, online: bool) -> bool:
             return seen.wait_for(lambda s: s.leader is not None and s.leader.online == online, SITE_PATIENCE_S)
 
-        tasks.connect(seen, site.url)
         assert leads(online=True)
         site.end(ORCHESTRATOR)
         assert leads(online=False)
@@ -109,11 +116,11 @@ def test_a_process_that_ends_in_order_says_goodbye_and_mosquitto_publishes_all_w
 
 
 def test_an_embedded_broker_starts_again_at_its_address() -> None:
-    with Site("embedded", []) as site, Observer(site.url, client_id="faults-observer") as seen:
-        tasks.connect(seen, site.url)
+    with Site("embedded", []) as site:
+        seen = site.observer
         assert seen.wait_for(lambda s: s.leader is not None and s.leader.online, SITE_PATIENCE_S)
         url, first = site.url, len(seen.sightings)
-        site.restart_broker()
+        restart_broker(site)
         assert site.url == url
         assert seen.wait_for(
             lambda s: len(s.sightings) > first, PATIENCE_S

@@ -42,7 +42,9 @@ def covered(seen: Observer) -> bool:
 
 def test_a_killed_device_is_replaced_by_its_standby_through_a_route_and_nothing_is_loaded() -> None:
     configs = [AgentConfig.model_validate({"id": name, "memory": "160MiB"}) for name in ("gw-a", "gw-b")]
-    with Site("mosquitto", configs).serving([load_task("pocket/classify")]) as (site, seen, camera):
+    with Site("mosquitto", configs) as site:
+        seen, camera = site.observer, site.client
+        site.serve([load_task("pocket/classify")])
         # 1. one device serves, the other holds a warm copy of all, and no route names it
         route = seen.routes["classify"]
         assert seen.wait_for(covered, START_S), roles(seen)

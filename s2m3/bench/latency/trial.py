@@ -11,12 +11,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from broker.client import Client, Response
+from broker.client import Response
 from broker.protocol.codec import RawInput
 from broker.protocol.messages import Route
 from broker.protocol.specs import TaskSpec
 from edge_agent.config import AgentConfig
-from s2m3.testbed.observer import Observer
 from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.proxy import LinkShape
 from s2m3.testbed.site import Site, SiteFailed
@@ -44,11 +43,9 @@ class Trial:
     responses: list[Response] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self.site = stack.enter_context(Site("mosquitto", self.agents, links=self.links))
-            self.observer = stack.enter_context(Observer(self.site.url, client_id="bench-observer"))
-            self.client = stack.enter_context(Client(self.site.url, client_id="bench-sensor"))
-            self._stack = stack.pop_all()
+        self._stack = ExitStack()
+        self.site = self._stack.enter_context(Site("mosquitto", self.agents, links=self.links))
+        self.observer, self.client = self.site.observer, self.site.client
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -73,7 +70,7 @@ class Trial:
             SiteFailed: it isn't served in time, with the reason; or a process ended.
         """
         try:
-            self.site.serve(self.observer, [self.task], START_S, patient=True)
+            self.site.serve([self.task], START_S, patient=True)
         except SiteFailed as error:
             raise SiteFailed(f"{self.name}: {error}") from error
 

@@ -27,7 +27,6 @@ from s2m3.bench.memory.processes import Memory, memory_of
 from s2m3.bench.memory.unsplit import ANSWERED, EMPTY, IMPORTED, LOADED, TORCH, TRANSFORMERS
 from s2m3.bench.requests import requests
 from s2m3.bench.weights import last_line
-from s2m3.testbed.observer import Observer
 from s2m3.testbed.site import Site, SiteFailed
 
 SERVE_S = 300.0  # reading gigabytes
@@ -74,24 +73,19 @@ def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_byte
         AgentConfig(id=f"device-{number}", memory=budget_bytes, models=str(models.resolve()))
         for number in range(1, agents + 1)
     ]
-    with (
-        MosquittoBroker() as broker,
-        Site(broker.url, configs, spares=False) as site,
-        Observer(site.url, client_id="bench-memory") as observer,
-        Client(site.url) as client,
-    ):
-        site.serve(observer, [], SERVE_S)
+    with MosquittoBroker() as broker, Site(broker.url, configs, spares=False) as site:
+        site.serve([], SERVE_S)
         pids = {"broker (mosquitto)": broker.pid, "orchestrator": site.pid("orchestrator")}
         pids |= {device: site.pid(device) for device in site.devices}
         memory = {name: {IDLE: memory_of(pid)} for name, pid in pids.items()}
-        site.serve(observer, list(chosen.values()), SERVE_S)
+        site.serve(list(chosen.values()), SERVE_S)
         for name, pid in pids.items():
             memory[name][LOADED] = memory_of(pid)
-        answers = {name: _ask(client, task, name) for name, task in chosen.items()}
+        answers = {name: _ask(site.client, task, name) for name, task in chosen.items()}
         for name, pid in pids.items():
             memory[name][ANSWERED] = memory_of(pid)
-        observer.look()
-        held = {device: heartbeat.modules for device, heartbeat in observer.heartbeats.items()}
+        site.observer.look()
+        held = {device: heartbeat.modules for device, heartbeat in site.observer.heartbeats.items()}
     weights = {spec.key: spec.memory_bytes for task in chosen.values() for spec in task.modules.values()}
     processes = {
         name: Process(

@@ -16,7 +16,6 @@ from edge_agent.config import AgentConfig
 from s2m3.bench.throughput.load import Inputs, Outcome, offer, saturate
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS
-from s2m3.testbed.observer import Observer
 from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.site import Site
 
@@ -53,11 +52,10 @@ def measure(
     inputs = {task: next(each.inputs for each in REQUESTS if each.task == task) for task in TASKS}
     with (
         Site(broker, agents) as site,
-        Observer(site.url, client_id="bench-observer") as observer,
-        Client(site.url, client_id="bench-sensor", first_retry_s=2 * deadline_s) as client,
+        Client(site.url, client_id="bench-sensor", site=site.prefix, first_retry_s=2 * deadline_s) as client,
     ):
         progress("waiting for the devices")
-        site.serve(observer, [load_task(f"pocket/{task}") for task in TASKS])
+        site.serve([load_task(f"pocket/{task}") for task in TASKS])
         progress("warming up")  # devices still load and measure standbys, which delays forward passes
         saturate(client, TASKS, inputs, seconds=max(WARM_UP_S, seconds), in_flight=2)
         progress("measuring the capacity")

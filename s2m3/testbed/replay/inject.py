@@ -19,7 +19,6 @@ from collections.abc import Callable
 from broker.protocol.errors import TransportError
 from broker.transport.connect import connect
 from broker.transport.port import LinkEvent, LinkUp
-from s2m3.testbed import tasks
 from s2m3.testbed.replay.hostile import STRANGER, Hostile
 from s2m3.testbed.replay.scenario import (
     BROKER,
@@ -183,7 +182,7 @@ class Injector:
             case "squeeze":
                 self._squeeze(target, fault)
             case "drain" | "undrain":
-                tasks.set_drain(self._stage.observer, target, drain=fault.kind == "drain")
+                self._stage.observer.set_drain(target, drain=fault.kind == "drain")
 
     def _kill(self, target: str) -> None:
         """Kill it at once; the wait until it is gone must not delay the next fault."""

@@ -1,4 +1,4 @@
-"""The site on which a scenario plays: real processes behind links, an observer, and a camera.
+"""The site on which a scenario plays: real processes behind links, and a tripwire.
 
 Owns its start, the wait until it serves, and its return to order before the next scenario of the same make.
 """
@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import tempfile
 import time
-import uuid
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from broker.client import Client
 from broker.protocol.messages import Heartbeat
 from edge_agent.config import AgentConfig
-from s2m3.testbed import tasks
-from s2m3.testbed.observer import Observer
+from s2m3.testbed.observer import Observer, named
 from s2m3.testbed.proxy import UNSHAPED
 from s2m3.testbed.replay.reference import THREADS, specs_of
 from s2m3.testbed.replay.scenario import Scenario
-from s2m3.testbed.replay.timeline import named
 from s2m3.testbed.replay.tripwire import Tripwire
 from s2m3.testbed.site import ORCHESTRATOR, SERVE_S, SPARE, Site, SiteFailed
 
@@ -40,8 +35,6 @@ class Stage:
     def __init__(self, scenario: Scenario, logs: Path | None = None) -> None:
         self.make = make_of(scenario)
         self._scenario = scenario
-        self._foreign = scenario.broker.startswith("mqtt://")
-        self._stack = ExitStack()
         self._logs = logs
         self._used = False
         self.leader = ORCHESTRATOR
@@ -49,13 +42,9 @@ class Stage:
         self.specs = specs_of(scenario.tasks, scenario.redundancy)
 
     def __enter__(self) -> Self:
-        try:
-            if self._logs:
-                self._logs.mkdir(parents=True, exist_ok=True)
-            self._start()
-        except BaseException:
-            self._stack.close()
-            raise
+        with ExitStack() as stack:
+            self._start(stack)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -82,10 +71,10 @@ class Stage:
             SiteFailed: it doesn't come into order.
         """
         for device in self.observer.drained:
-            tasks.set_drain(self.observer, device, drain=False)
+            self.observer.set_drain(device, drain=False)
         if self._used and not self.others and self.leader in self.site.running:
             self.site.end(self.leader)
-            self._require(lambda seen: not seen.leads, "the orchestrator did not end")
+            self.site.require(lambda seen: not seen.leads, SERVE_S, "the orchestrator did not end")
         self._used = True
         running = set(self.site.running)
         for name in {self.leader, *self.others} - running:
@@ -93,14 +82,12 @@ class Stage:
         for device in set(self.site.devices) - running:
             self.observer.heartbeats.pop(device, None)
             self.site.start_agent(device)
-        self._require(self._all_beat, "the orchestrator and all devices were not online")
-        tasks.deploy(
-            self.observer, self.specs, SERVE_S
-        )  # again: an orchestrator that ended may have been the only one to know them
-        self._require(self._served, "not every task was served")
+        self.site.require(self._all_beat, SERVE_S, "the orchestrator and all devices were not online")
+        self.observer.deploy(self.specs, SERVE_S)  # an orchestrator that ended may have been the only one to know them
+        self.site.require(self._served, SERVE_S, "not every task was served")
         if standby:
-            self._require(self._stood_by, "not every module had a standby that is ready")
-        self._require(self._settled, "assignments did not come to rest")
+            self.site.require(self._stood_by, SERVE_S, "not every module had a standby that is ready")
+        self.site.require(self._settled, SERVE_S, "assignments did not come to rest")
 
     def troubles(self) -> list[str]:
         """A sentence for each process that ended by itself."""
@@ -110,52 +97,35 @@ class Stage:
             return [str(error)]
         return []
 
-    def _start(self) -> None:
+    def _start(self, stack: ExitStack) -> None:
         scenario = self._scenario
+        if self._logs:
+            self._logs.mkdir(parents=True, exist_ok=True)
+        settings: tuple[str, ...] = ()
+        if scenario.persistence:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-retained-"))
+            settings = (*PERSISTENCE, f"persistence_location {directory}/")
+        threads_and_beat = {"threads": THREADS, "heartbeat_interval_s": scenario.heartbeat_interval_s}
         configs = [
-            AgentConfig.model_validate(
-                device.model_dump(exclude_none=True)
-                | {"threads": THREADS, "heartbeat_interval_s": scenario.heartbeat_interval_s}
-            )
+            AgentConfig.model_validate(device.model_dump(exclude_none=True) | threads_and_beat)
             for device in scenario.fleet
         ]
-        prefix = f"replay-{uuid.uuid4().hex[:8]}" if self._foreign else None
-        if self._foreign:
-            with Observer(scenario.broker, client_id="replay-probe") as probe:
-                tasks.connect(probe, scenario.broker)
-        self.site = self._stack.enter_context(
-            Site(
-                scenario.broker,
-                configs,
-                site=prefix,
-                links=dict.fromkeys([*(config.id for config in configs), ORCHESTRATOR, *self.others], UNSHAPED),
-                heartbeat_interval_s=scenario.heartbeat_interval_s,
-                mosquitto_settings=self._settings(),
-                logs=self._logs,
-                spares=scenario.spares,
-            )
+        self.site = Site(
+            scenario.broker,
+            configs,
+            name="replay",
+            links=dict.fromkeys([*(config.id for config in configs), ORCHESTRATOR, *self.others], UNSHAPED),
+            heartbeat_interval_s=scenario.heartbeat_interval_s,
+            mosquitto_settings=settings,
+            logs=self._logs,
+            spares=scenario.spares,
         )
-        url = self.site.url
-        self.observer = self._stack.enter_context(Observer(url, client_id="replay-observer", site=prefix))
-        if self._foreign:
-            self._stack.callback(self._clear)
-        self.tripwire = self._stack.enter_context(Tripwire(url, client_id="replay-tripwire", site=prefix))
-        tasks.connect(self.observer, url)
-        if not self.tripwire.ready(SERVE_S):
-            raise SiteFailed(f"the broker at {url} gives no second connection")
-        self._require(lambda seen: seen.leads, "no orchestrator was online")
+        stack.enter_context(self.site)
+        self.observer, self.client = self.site.observer, self.site.client
+        self.tripwire = stack.enter_context(Tripwire(self.site.url, self.site.prefix))
+        self.site.require(lambda seen: seen.leads, SERVE_S, "no orchestrator was online")
         for name in self.others:
             self.site.start_orchestrator(name)
-        self.client = self._stack.enter_context(Client(url, client_id="replay-camera", site=prefix))
-
-    def _settings(self) -> tuple[str, ...]:
-        if not self._scenario.persistence:
-            return ()
-        directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-retained-"))
-        return (*PERSISTENCE, f"persistence_location {directory}/")
-
-    def _require(self, holds: Callable[[Observer], bool], otherwise: str) -> None:
-        self.site.require(self.observer, holds, SERVE_S, otherwise)
 
     def _all_beat(self, seen: Observer) -> bool:
         newest_s = time.monotonic() - self.silence_s
@@ -193,11 +163,6 @@ class Stage:
                 return False
         last_s = max((s.at_s for s in seen.sightings if not isinstance(s.message, Heartbeat)), default=0.0)
         return time.monotonic() - last_s > SETTLED_INTERVALS * self._scenario.heartbeat_interval_s
-
-    def _clear(self) -> None:
-        """Clear the retained messages at a broker that isn't the site's own."""
-        self.site.stop()
-        tasks.clear(self.observer, self.site.devices, [spec.task for spec in self.specs])
 
 
 def make_of(scenario: Scenario) -> tuple[object, ...]:

@@ -26,7 +26,7 @@ from typing import Literal
 
 from broker.protocol.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Route
 from broker.protocol.specs import DeviceId, TaskName
-from s2m3.testbed.observer import Sighting
+from s2m3.testbed.observer import Sighting, named
 from s2m3.testbed.replay.scenario import BROKER, ORCHESTRATOR, Kind
 
 Routes = Mapping[TaskName, Route]
@@ -64,11 +64,6 @@ class Band:
     role: str  # active or standby, as assigned then
     from_s: float
     to_s: float
-
-
-def named(route: Route) -> set[DeviceId]:
-    """The devices that a route leads to."""
-    return {device.device for node in route.nodes.values() for device in node.devices} | set(route.front_door)
 
 
 def fenced(sightings: Iterable[Sighting]) -> list[Sighting]:

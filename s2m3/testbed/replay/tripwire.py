@@ -15,7 +15,9 @@ from broker.protocol.topics import DEVICE_HEARTBEAT, TASK_REQUESTS, TENSORS, pre
 from broker.transport.connect import connect
 from broker.transport.port import Delivery, LinkEvent, LinkUp
 from s2m3.testbed.replay.scenario import When
+from s2m3.testbed.site import SiteFailed
 
+CONNECT_S = 5.0
 REMEMBERED = 40  # messages
 MAX_REMEMBERED_BYTES = 1_000_000  # of one message
 
@@ -26,27 +28,22 @@ Spring = Callable[[], None]
 
 
 class Tripwire:
-    """Watches the data topics of a site.
+    """Watches the data topics of a site; a context manager that waits until it sees them.
 
     Args:
         url: the broker.
-        client_id: its name at the broker.
         site: the site's topic prefix, when it has one.
     """
 
-    def __init__(self, url: str, *, client_id: str, site: str | None = None) -> None:
+    def __init__(self, url: str, site: str | None) -> None:
         self._prefix = prefix_of(site)
         self._lock = threading.Lock()
         self._set: list[tuple[When, Spring]] = []
         self._recent: deque[Delivery] = deque(maxlen=REMEMBERED)
         self._up = threading.Event()
-        self._transport = connect(url, client_id=client_id, inbox=self._see)
+        self._transport = connect(url, client_id="replay-tripwire", inbox=self._see)
         self._transport.subscribe(*(topic.filter(self._prefix) for topic in _FIELDS))
         self._transport.start()
-
-    def ready(self, timeout_s: float) -> bool:
-        """Wait until it sees; says whether it does."""
-        return self._up.wait(timeout_s)
 
     def arm(self, when: When, spring: Spring) -> None:
         """Call ``spring`` once, from the network's thread, at the next such event."""
@@ -59,15 +56,14 @@ class Tripwire:
         with self._lock:
             return list(self._recent)
 
-    def close(self) -> None:
-        """Stop."""
-        self._transport.close()
-
     def __enter__(self) -> Self:
+        if not self._up.wait(CONNECT_S):
+            self._transport.close()
+            raise SiteFailed("the broker gives no second connection")
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        self._transport.close()
 
     def _see(self, event: LinkEvent) -> None:
         if isinstance(event, LinkUp):
