@@ -90,8 +90,8 @@ class World:
         while True:
             message = Outgoing(TASK_REQUESTS.at(PREFIX, task="echo"), payload, response_topic=topic, expiry_s=EXPIRY_S)
             self.observer.publish(message)
-            with self.broker.switch.lock:
-                if self.broker.switch.receivers(message.topic) != [self.broker.switch.connected["observer"]]:
+            with self.broker.lock:
+                if self.broker.receivers(message.topic) != [self.broker.connected["observer"]]:
                     break
         self.observer.publish(message)
         found = self.received.wait_for(lambda event: getattr(event, "topic", "") == topic)
@@ -185,7 +185,7 @@ def test_a_rebirth_request_is_answered_with_the_profile_and_a_heartbeat(start: C
     state = decode(DeviceState, birth.payload)
     assert (state.status, state.profile is not None) == ("online", True)
     assert world.heartbeat().session == state.session
-    assert DEVICE_REBIRTH.at(PREFIX, device="gw-a") not in world.broker.switch.retained
+    assert DEVICE_REBIRTH.at(PREFIX, device="gw-a") not in world.broker.retained
 
 
 def test_an_answer_expires_a_little_after_its_request(start: Callable[..., World]) -> None:
@@ -221,7 +221,7 @@ def test_an_answer_that_is_ready_while_the_link_is_down_comes_when_it_is_back(st
     assert running.wait(WAIT_S)
     with world.broker.partitioned("gw-a-data"):
         may_end.set()
-        until(lambda: world.agent._data._client.kept)  # type: ignore[attr-defined]
+        until(lambda: world.agent._data.kept)  # type: ignore[attr-defined]
         assert not answers
     asking.join(WAIT_S)
     assert [result.answer for result in answers] == [{"label": "echo"}]
@@ -368,5 +368,5 @@ def test_a_broker_that_refuses_large_messages_leaves_the_assumed_link(start: Cal
     world = start(packet_bytes=64 * 1024)
     world.serve()
     assert world.ask().answer == {"label": "echo"}
-    retained = world.broker.switch.retained[DEVICE_STATE.at(PREFIX, device="gw-a")]
+    retained = world.broker.retained[DEVICE_STATE.at(PREFIX, device="gw-a")]
     assert decode(DeviceState, retained.payload).profile == PROFILE

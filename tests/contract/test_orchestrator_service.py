@@ -363,7 +363,7 @@ def test_a_standby_takes_over_when_the_leaders_will_comes_and_the_old_leader_wai
         decode(OrchestratorState, event.payload) for event in memory.heard.deliveries[heard:] if event.topic == state
     ]
     assert {said.epoch for said in later} <= {2}
-    assert memory_broker.switch.retained[state].payload == encode(
+    assert memory_broker.retained[state].payload == encode(
         memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch == 2)
     )
 

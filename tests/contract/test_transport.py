@@ -39,13 +39,11 @@ class MemoryWorld:
     reports_undelivered = True
 
     def __init__(self) -> None:
-        self.broker = MemoryBroker()
+        self.broker = MemoryBroker(max_packet_bytes=MAX_PACKET_BYTES)
         self._stack = ExitStack()
 
     def make(self, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:
-        transport = MemoryTransport(
-            self.broker, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=MAX_PACKET_BYTES
-        )
+        transport = MemoryTransport(self.broker, client_id=client_id, inbox=inbox, will=will)
         self._stack.callback(transport.close)
         return transport
 

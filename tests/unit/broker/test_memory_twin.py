@@ -10,7 +10,7 @@ import pytest
 
 from broker.protocol.errors import LocalProtocolError, MessageTooLarge, NotConnected
 from broker.transport.memory import MemoryBroker, MemoryTransport, matches
-from broker.transport.port import Delivery, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered, Will, WillFor
+from broker.transport.port import Delivery, LinkDown, LinkEvent, LinkUp, Outgoing, Will, WillFor
 
 if TYPE_CHECKING:
     from tests.conftest import Recorder
@@ -67,48 +67,6 @@ def payloads(inbox: Recorder) -> list[bytes]:
 )
 def test_a_filter_matches_as_mqtt_defines(topic_filter: str, topic: str, *, fits: bool) -> None:
     assert matches(topic_filter, topic) is fits
-
-
-def test_dropping_loses_messages_silently(broker: MemoryBroker, connect: Connect) -> None:
-    transport, inbox = connect("a", "x", "y")
-    with broker.dropping("x"):
-        transport.publish(Outgoing("x", b"1", token="t"))  # noqa: S106 - no password
-        transport.publish(Outgoing("y", b"2"))
-    transport.publish(Outgoing("x", b"3"))
-    assert payloads(inbox) == [b"2", b"3"]
-    assert not [event for event in inbox.events if isinstance(event, Undelivered)]
-
-
-def test_duplicating_delivers_twice(broker: MemoryBroker, connect: Connect) -> None:
-    transport, inbox = connect("a", "x/#")
-    with broker.duplicating("x/+"):
-        transport.publish(Outgoing("x/1", b"1"))
-        transport.publish(Outgoing("x/1/2", b"2"))
-    transport.publish(Outgoing("x/1", b"3"))
-    assert payloads(inbox) == [b"1", b"1", b"2", b"3"]
-
-
-def test_delayed_messages_are_delivered_in_order(broker: MemoryBroker, connect: Connect) -> None:
-    transport, inbox = connect("a", "#")
-    with broker.delaying("x"):
-        for number in range(3):
-            transport.publish(Outgoing("x", b"%d" % number))
-        transport.publish(Outgoing("y", b"overtakes"))
-        assert payloads(inbox) == [b"overtakes"]
-    assert payloads(inbox) == [b"overtakes", b"0", b"1", b"2"]
-
-
-def test_delayed_messages_are_delivered_also_when_the_test_fails(broker: MemoryBroker, connect: Connect) -> None:
-    transport, inbox = connect("a", "x")
-
-    def fail_while_holding() -> None:
-        with broker.delaying("x"):
-            transport.publish(Outgoing("x", b"1"))
-            raise RuntimeError("inside")
-
-    with pytest.raises(RuntimeError, match="inside"):
-        fail_while_holding()
-    assert payloads(inbox) == [b"1"]
 
 
 def test_a_partition_is_seen_by_both_sides_and_heals(broker: MemoryBroker, connect: Connect) -> None:
