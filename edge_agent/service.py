@@ -295,8 +295,8 @@ class Agent:
 
     # --- the links ---
 
-    def _will(self, session: int) -> port.Will:
-        return port.Will(self._state_topic, encode(DeviceState(status="offline", session=session)))
+    def _will(self, session: int) -> port.Outgoing:
+        return port.Outgoing(self._state_topic, encode(DeviceState(status="offline", session=session)), retain=True)
 
     def _link_changed(self, link: Literal["control", "data"], session: int | None) -> None:
         """Announce the device once both links are up, and again at each new session of the control link."""

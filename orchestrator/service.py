@@ -45,7 +45,6 @@ from broker.transport.port import (
     MakeTransport,
     Outgoing,
     Transport,
-    Will,
 )
 from orchestrator.action_log import log_action
 from orchestrator.decide import decide, next_deadline_s
@@ -252,9 +251,9 @@ class Orchestrator:
         else:
             self._data.close()
 
-        def will(session: int) -> Will:
+        def will(session: int) -> Outgoing:
             gone = OrchestratorState(epoch=epoch, online=False, session=session)
-            return Will(topics.ORCHESTRATOR_STATE.at(self._prefix), encode(gone))
+            return Outgoing(topics.ORCHESTRATOR_STATE.at(self._prefix), encode(gone), retain=True)
 
         self._control = self._make_transport(
             url=self._url, client_id=f"{self._name}-control", inbox=self._from_control, will=will

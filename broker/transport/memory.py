@@ -28,7 +28,6 @@ from broker.transport.port import (
     LinkUp,
     Outgoing,
     Undelivered,
-    Will,
     WillFor,
 )
 
@@ -187,8 +186,7 @@ class MemoryBroker:
             client.connected = False
             client.events.append(LinkDown(reason))
             if will and client.will is not None:
-                last = client.will
-                self.publish(client, Outgoing(last.topic, last.payload, last.qos, last.retain))
+                self.publish(client, client.will)
         return client
 
     def _reconnect(self) -> None:
@@ -229,7 +227,7 @@ class MemoryTransport:
         self.client_id = client_id
         self.inbox = inbox
         self.will_for = will
-        self.will: Will | None = None  # of the connection
+        self.will: Outgoing | None = None  # of the connection
         self.filters: dict[str, None] = {}  # in the order of subscribe()
         self.events: deque[LinkEvent] = deque()  # not yet delivered to the inbox
         self.kept: list[Outgoing] = []  # lasting messages for the next connection

@@ -129,18 +129,8 @@ LinkEvent = Delivery | LinkUp | LinkDown | Undelivered | Denied
 Inbox = Callable[[LinkEvent], None]
 
 
-@dataclass(frozen=True)
-class Will:
-    """The message that the broker publishes when this client's connection breaks."""
-
-    topic: str
-    payload: bytes
-    qos: Literal[0, 1] = 1
-    retain: bool = True
-
-
-WillFor = Callable[[int], Will]
-"""Makes the will of a connection from its session number."""
+WillFor = Callable[[int], Outgoing]
+"""Makes the will of a connection from its session number: the broker publishes it when the connection breaks."""
 
 
 class Transport(Protocol):

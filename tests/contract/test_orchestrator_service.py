@@ -39,7 +39,6 @@ from broker.transport.port import (
     MakeTransport,
     Outgoing,
     Transport,
-    Will,
     WillFor,
 )
 from orchestrator.__main__ import main
@@ -196,9 +195,9 @@ class Agent:
         name = topic.at(self.world.prefix, device=self.name)
         (by or self).transport.publish(Outgoing(name, encode(message), topic.qos, topic.retain))
 
-    def _will(self, session: int) -> Will:
+    def _will(self, session: int) -> Outgoing:
         name = topics.DEVICE_STATE.at(self.world.prefix, device=self.name)
-        return Will(name, encode(DeviceState(status="offline", session=session)))
+        return Outgoing(name, encode(DeviceState(status="offline", session=session)), retain=True)
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from broker.transport.port import (
     Outgoing,
     Transport,
     Undelivered,
-    Will,
     WillFor,
 )
 from tests.patience import PATIENCE_S
@@ -210,7 +209,9 @@ def test_a_crash_publishes_the_will_with_the_session_number_of_link_up(
     world: World, connect: Connect, unique_prefix: str
 ) -> None:
     _, witness = connect("witness", f"{unique_prefix}/state")
-    _, inbox = connect("agent", will=lambda session: Will(f"{unique_prefix}/state", b"gone %d" % session))
+    _, inbox = connect(
+        "agent", will=lambda session: Outgoing(f"{unique_prefix}/state", b"gone %d" % session, retain=True)
+    )
     session = inbox.wait_for(LinkUp).session
     world.crash(f"{unique_prefix}-agent")
     assert witness.wait_for(Delivery).payload == b"gone %d" % session
@@ -218,7 +219,9 @@ def test_a_crash_publishes_the_will_with_the_session_number_of_link_up(
 
 def test_each_connection_has_a_new_session_and_a_new_will(world: World, connect: Connect, unique_prefix: str) -> None:
     _, witness = connect("witness", f"{unique_prefix}/state")
-    _, inbox = connect("agent", will=lambda session: Will(f"{unique_prefix}/state", b"gone %d" % session))
+    _, inbox = connect(
+        "agent", will=lambda session: Outgoing(f"{unique_prefix}/state", b"gone %d" % session, retain=True)
+    )
     world.cut(f"{unique_prefix}-agent")
     second = inbox.wait_for(LinkUp, count=2)
     first = inbox.wait_for(LinkUp)
@@ -230,7 +233,7 @@ def test_each_connection_has_a_new_session_and_a_new_will(world: World, connect:
 
 def test_the_will_is_retained_for_late_subscribers(world: World, connect: Connect, unique_prefix: str) -> None:
     _, witness = connect("witness", f"{unique_prefix}/state")
-    connect("agent", will=lambda _session: Will(f"{unique_prefix}/state", b"offline"))
+    connect("agent", will=lambda _session: Outgoing(f"{unique_prefix}/state", b"offline", retain=True))
     world.crash(f"{unique_prefix}-agent")
     witness.wait_for(Delivery)
     _, late = connect("late", f"{unique_prefix}/state")
@@ -239,7 +242,7 @@ def test_the_will_is_retained_for_late_subscribers(world: World, connect: Connec
 
 def test_a_clean_close_sends_published_messages_and_no_will(connect: Connect, unique_prefix: str) -> None:
     _, witness = connect("witness", f"{unique_prefix}/#")
-    transport, _ = connect("agent", will=lambda _session: Will(f"{unique_prefix}/state", b"will"))
+    transport, _ = connect("agent", will=lambda _session: Outgoing(f"{unique_prefix}/state", b"will", retain=True))
     for number in range(50):
         transport.publish(Outgoing(f"{unique_prefix}/last", b"%d" % number))
     transport.close()

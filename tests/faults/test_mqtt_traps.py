@@ -16,7 +16,7 @@ from broker.protocol.errors import MessageTooLarge, QueueFull
 from broker.servers.embedded import EmbeddedBroker
 from broker.transport.mailbox import Mailbox
 from broker.transport.paho import MqttTransport
-from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered, Will
+from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered
 from tests.patience import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -108,7 +108,13 @@ def test_a_lost_subscriber_is_reported_to_the_publisher(
     topic, way = f"{unique_prefix}/next-hop", proxy_to(mosquitto_url)
     told, heard = make_recorder(), make_recorder()
     publisher = connect(mosquitto_url, f"{unique_prefix}-publisher", told, f"{unique_prefix}/will")
-    connect(way.url, f"{unique_prefix}-hop", heard, topic, will=lambda _session: Will(f"{unique_prefix}/will", b"gone"))
+    connect(
+        way.url,
+        f"{unique_prefix}-hop",
+        heard,
+        topic,
+        will=lambda _session: Outgoing(f"{unique_prefix}/will", b"gone", retain=True),
+    )
     publisher.publish(Outgoing(topic, b"1", token="first"))  # noqa: S106 - no password
     heard.wait_for(Delivery)
     way.close()
@@ -163,8 +169,8 @@ def test_the_number_of_waiting_messages_is_bounded_for_both_qos(
 def test_a_service_that_hangs_for_more_than_its_keepalive_keeps_its_link(
     mosquitto_url: str, connect: Connect, make_recorder: Callable[[], Recorder], unique_prefix: str
 ) -> None:
-    def will(name: str) -> Callable[[int], Will]:
-        return lambda _session: Will(f"{unique_prefix}/wills/{name}", b"", retain=False)
+    def will(name: str) -> Callable[[int], Outgoing]:
+        return lambda _session: Outgoing(f"{unique_prefix}/wills/{name}", b"")
 
     released = threading.Event()
     witness = make_recorder()
@@ -242,11 +248,11 @@ def test_an_inbox_that_raises_costs_one_event_and_not_the_connection(
 def test_a_will_that_cant_be_made_is_retried(mosquitto_url: str, recorder: Recorder, unique_prefix: str) -> None:
     calls: list[int] = []
 
-    def will(session: int) -> Will:
+    def will(session: int) -> Outgoing:
         calls.append(session)
         if len(calls) == 1:
             raise RuntimeError("not ready")
-        return Will(f"{unique_prefix}/will", b"")
+        return Outgoing(f"{unique_prefix}/will", b"", retain=True)
 
     transport = MqttTransport(url=mosquitto_url, client_id=unique_prefix, inbox=recorder, will=will)
     transport.start()

@@ -10,7 +10,7 @@ import pytest
 
 from broker.protocol.errors import LocalProtocolError, MessageTooLarge, NotConnected
 from broker.transport.memory import MemoryBroker, MemoryTransport, matches
-from broker.transport.port import Delivery, LinkDown, LinkEvent, LinkUp, Outgoing, Will, WillFor
+from broker.transport.port import Delivery, LinkDown, LinkEvent, LinkUp, Outgoing, WillFor
 
 if TYPE_CHECKING:
     from tests.conftest import Recorder
@@ -71,7 +71,7 @@ def test_a_filter_matches_as_mqtt_defines(topic_filter: str, topic: str, *, fits
 
 def test_a_partition_is_seen_by_both_sides_and_heals(broker: MemoryBroker, connect: Connect) -> None:
     _, witness = connect("witness", "state", "x")
-    transport, inbox = connect("a", "x", will=lambda session: Will("state", b"gone %d" % session))
+    transport, inbox = connect("a", "x", will=lambda session: Outgoing("state", b"gone %d" % session, retain=True))
     with broker.partitioned("a"):
         assert not transport.connected
         assert payloads(witness) == [b"gone 2"]
@@ -91,7 +91,7 @@ def test_a_client_that_starts_while_cut_off_connects_when_it_heals(broker: Memor
 
 def test_a_crashed_client_receives_nothing_and_its_will_is_published(broker: MemoryBroker, connect: Connect) -> None:
     other, witness = connect("witness", "state")
-    transport, inbox = connect("a", "x", will=lambda session: Will("state", b"gone %d" % session))
+    transport, inbox = connect("a", "x", will=lambda session: Outgoing("state", b"gone %d" % session, retain=True))
     broker.crash("a")
     other.publish(Outgoing("x", b"unheard"))
     assert inbox.events == (LinkUp(2),)
@@ -111,7 +111,7 @@ def test_a_client_that_never_started_cant_crash(broker: MemoryBroker) -> None:
 def test_a_restart_ends_every_connection_without_its_will(
     broker: MemoryBroker, connect: Connect, *, keep_retained: bool
 ) -> None:
-    transport, inbox = connect("a", "state", will=lambda _session: Will("state", b"will"))
+    transport, inbox = connect("a", "state", will=lambda _session: Outgoing("state", b"will", retain=True))
     transport.publish(Outgoing("state", b"kept", retain=True))
     broker.restart(keep_retained=keep_retained)
     kept = [Delivery("state", b"kept", retain=True)] if keep_retained else []
@@ -119,7 +119,7 @@ def test_a_restart_ends_every_connection_without_its_will(
 
 
 def test_a_client_id_taken_over_ends_the_older_connection_for_good(broker: MemoryBroker, connect: Connect) -> None:
-    old, old_inbox = connect("a", "x", will=lambda session: Will("state", b"gone %d" % session))
+    old, old_inbox = connect("a", "x", will=lambda session: Outgoing("state", b"gone %d" % session, retain=True))
     _, witness = connect("witness", "state")
     new, new_inbox = connect("a", "x")
     assert (old.connected, new.connected) == (False, True)
