@@ -22,16 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="the device's YAML file")
     parser.add_argument("--broker", metavar="URL", help="instead of the file's broker")
     add_until_stdin_closes(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal arrives.
-
-    Raises:
-        BadFile: the configuration is wrong.
-        IdInUse: another agent is connected under this device's id.
-    """
+    """Serve until a signal arrives. ``BadFile`` for a wrong configuration, ``IdInUse`` for an id that is taken."""
     log_to_stderr()
     share_one_heap()
     config = load_spec(arguments.config, AgentConfig)

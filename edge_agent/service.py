@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -48,15 +49,7 @@ class _FromLink:
 
 
 class Agent:
-    """One device's agent. ``run`` blocks until ``stop`` is called from any thread.
-
-    Args:
-        config: the agent's file.
-        profile: the device's memory, speed and link.
-        store: holds its modules.
-        runner: runs them.
-        make_transport: a test passes that of the in-memory broker.
-    """
+    """One device's agent. ``run`` blocks until ``stop`` is called from any thread."""
 
     def __init__(
         self,
@@ -75,8 +68,10 @@ class Agent:
         self._state = AgentState(config.id, self._prefix)
         self._mailbox: Mailbox[events.Event | _FromLink] = Mailbox()
         url = config.broker
-        self._control = make_transport(url=url, client_id=config.id, inbox=self._from_control, will=self._will)
-        self._data = make_transport(url=url, client_id=f"{config.id}-data", inbox=self._from_data)
+        self._control = make_transport(
+            url=url, client_id=config.id, inbox=partial(self._put, "control"), will=self._will
+        )
+        self._data = make_transport(url=url, client_id=f"{config.id}-data", inbox=partial(self._put, "data"))
         self._heart = threading.Thread(target=self._send_heartbeats, name=f"agent[{config.id}].heartbeat", daemon=True)
         self._wake_heart = threading.Event()
         report, wake = self._mailbox.put_control, self._wake_heart.set
@@ -93,11 +88,7 @@ class Agent:
         self._log = log.bind(device=config.id)
 
     def run(self) -> None:
-        """Serve until stopped; then announce the end and release everything.
-
-        Raises:
-            IdInUse: another agent is connected under this device's id.
-        """
+        """Serve until stopped; then announce the end. ``IdInUse`` when another agent has this device's id."""
         self._data.subscribe(*wire.data_filters(self._prefix, self._config.id))
         self._control.subscribe(*wire.control_filters(self._prefix, self._config.id))
         self._data.start()
@@ -118,12 +109,9 @@ class Agent:
 
     # --- events in ---
 
-    def _from_control(self, event: port.LinkEvent) -> None:
-        self._mailbox.put_control(_FromLink("control", event, time.monotonic()))
-
-    def _from_data(self, event: port.LinkEvent) -> None:
-        item = _FromLink("data", event, time.monotonic())
-        if isinstance(event, port.Delivery):
+    def _put(self, link: Literal["control", "data"], event: port.LinkEvent) -> None:
+        item = _FromLink(link, event, time.monotonic())
+        if link == "data" and isinstance(event, port.Delivery):
             self._mailbox.put_data(item, len(event.payload))
         else:
             self._mailbox.put_control(item)
@@ -194,10 +182,15 @@ class Agent:
                 self._announce("online")
                 self._wake_heart.set()
             case events.Echoed(payload):
-                if measured := self._link_probe.on_echo(payload, arrived_s, time.monotonic(), self._profile):
-                    self._on_link_measured(measured)
-            case events.OwnStateSeen(session, status):
-                self._on_own_state(session, status)
+                if found := self._link_probe.on_echo(payload, arrived_s, time.monotonic(), self._profile):
+                    measured = found.model_dump(include={"latency_s", "bandwidth_bits_per_s"})
+                    self._log.info("link_measured", **measured)
+                    self._profile = found
+                    self._announce("online")
+            case events.OwnStateSeen(session, status):  # a late will of an earlier connection, or another agent's state
+                self._takeover.on_session_seen(session, time.monotonic())
+                if status == "offline":
+                    self._announce("online")
 
     # --- actions out ---
 
@@ -206,13 +199,13 @@ class Agent:
             match action:
                 case actions.Load() | actions.Unload():
                     self._workers.submit(action)
+                case actions.Run():
+                    self._computing.add(action.run)
+                    self._workers.submit(action)
                 case actions.JoinGroup(filter_):
                     self._data.subscribe(filter_)
                 case actions.LeaveGroup(filter_):
                     self._data.unsubscribe(filter_)
-                case actions.Run():
-                    self._computing.add(action.run)
-                    self._workers.submit(action)
                 case actions.Send():
                     self._send(action)
                 case actions.Reply():
@@ -319,17 +312,6 @@ class Agent:
         elif self._takeover.on_disconnected(now_s):
             self._ended_by = IdInUse(self._config.id)
             self.stop()
-
-    def _on_own_state(self, session: int, status: str) -> None:
-        """Correct a late will of an earlier connection. The state may also be that of another agent with this id."""
-        self._takeover.on_session_seen(session, time.monotonic())
-        if status == "offline":
-            self._announce("online")
-
-    def _on_link_measured(self, profile: DeviceProfile) -> None:
-        self._log.info("link_measured", latency_s=profile.latency_s, bandwidth_bits_per_s=profile.bandwidth_bits_per_s)
-        self._profile = profile
-        self._announce("online")
 
     def _announce(self, status: Literal["online", "offline"]) -> None:
         if self._session is None or (status == "online" and not self._data_up):

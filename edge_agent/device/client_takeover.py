@@ -18,11 +18,7 @@ CALM_S = 10.0  # a connection that lasted longer was not taken over; clients rec
 
 
 class ClientTakeover:
-    """The sessions of this device's id: its own and foreign ones.
-
-    Args:
-        started_s: when this agent started.
-    """
+    """The sessions of this device's id: its own and foreign ones."""
 
     def __init__(self, started_s: float) -> None:
         self._started_s = started_s

@@ -44,11 +44,7 @@ class Estimate:
 
 
 class Measurement:
-    """One measurement of a link. ``estimate`` is its result after the last message.
-
-    Args:
-        nonce: tells the messages of this measurement from those of an earlier one.
-    """
+    """One measurement of a link. ``estimate`` is its result after the last message; the nonce marks its messages."""
 
     def __init__(self, nonce: int) -> None:
         self.estimate: Estimate | None = None
@@ -80,13 +76,7 @@ class Measurement:
 
 
 class LinkProbe:
-    """Measures the link at each new data connection.
-
-    Args:
-        config: what the operator states about the link.
-        topic: the device's own topic for messages to itself.
-        publish: of the data connection; never blocks.
-    """
+    """Measures the link at each new data connection, with messages to the device's own ``topic``."""
 
     def __init__(self, config: AgentConfig, topic: str, publish: Callable[[Outgoing], None]) -> None:
         self._topic = topic

@@ -36,10 +36,6 @@ def profile(config: AgentConfig, clock: Clock = time.perf_counter) -> DeviceProf
     Without a stated budget it is the free memory, less the system's reserve and the headroom. The speed is the share
     that ``config.speed`` offers. A link that is not stated is assumed until it is measured.
 
-    Args:
-        config: the agent's file.
-        clock: seconds, rising.
-
     Raises:
         BadFile: no budget is stated, and the system doesn't report its free memory.
     """

@@ -35,7 +35,7 @@ from broker.transport.port import RECONNECT_S
 from edge_agent.actions import Action, Log, Reply, Send, SendHeartbeat
 from edge_agent.events import DataLinkChanged, Requested
 from edge_agent.requests.load_estimate import waits_s
-from edge_agent.requests.routing import choose_plan
+from edge_agent.requests.routing import PlanAndTime, choose_plan
 from edge_agent.state import AgentState, Coordinated, size_of
 
 DEFAULT_DEADLINE_S = 30.0  # for a sensor that sets no Message Expiry
@@ -66,9 +66,9 @@ def on_request(state: AgentState, event: Requested, now_s: float, *, deadline_s:
     ends_s = now_s + lifetime_s(event) if deadline_s is None else deadline_s
     request = Coordinated(name, event.task, {}, event.reply_to, event.correlation, ends_s)
     try:
-        route, request.inputs = _accept(state, event)
+        request.inputs = _accept(state, event)
         waiting_s = waits_s(state, now_s, task=event.task)
-        choice = _choose(state, route, request, waiting_s)
+        choice = _choose(state, request, waiting_s)
         if is_new:
             _admit(waiting_s, choice, ends_s - now_s, state.latency_inflation.get(event.task, 1.0))
     except RequestFailed as error:
@@ -188,8 +188,8 @@ def _requests_of(state: AgentState, task: TaskName) -> list[Coordinated]:
     return [request for request in state.coordinated.values() if request.task == task]
 
 
-def _accept(state: AgentState, event: Requested) -> tuple[Route, dict[NodeName, RawInput]]:
-    """The task's route and the request's inputs. ``RequestFailed`` when there is no route, no room, or a bad input.
+def _accept(state: AgentState, event: Requested) -> dict[NodeName, RawInput]:
+    """The request's inputs. ``RequestFailed`` when there is no route, no room, or a bad input.
 
     A task may hold as many requests and bytes as are left free (dynamic thresholds; Choudhury, Hahne 1998). One task
     alone gets half of the room, and however many requests it sends, some room is left for the others.
@@ -205,12 +205,10 @@ def _accept(state: AgentState, event: Requested) -> tuple[Route, dict[NodeName, 
     if len(own) >= MAX_COORDINATED - len(state.coordinated) or own_bytes + len(event.payload) > free_bytes:
         text = f"{len(own)} requests of {event.task}, {own_bytes} bytes, are in flight here already; send more slowly"
         raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
-    return route, decode_request(event.payload, event.content_type, route.inputs)
+    return decode_request(event.payload, event.content_type, route.inputs)
 
 
-def _admit(
-    waiting_s: Mapping[DeviceId, float], choice: tuple[Plan, float] | None, life_s: float, inflation: float
-) -> None:
+def _admit(waiting_s: Mapping[DeviceId, float], choice: PlanAndTime | None, life_s: float, inflation: float) -> None:
     """Refuse a request that others' work would make late. One that is slow by itself or waits for a module may try."""
     if choice is None or not any(planned.device in waiting_s for planned in choice[0].nodes.values()):
         return
@@ -232,12 +230,10 @@ def _update_latency_inflation(state: AgentState, request: Coordinated, now_s: fl
         state.latency_inflation[request.task] = known + NEWEST_SHARE * (newest - known)
 
 
-def _choose(
-    state: AgentState, route: Route, request: Coordinated, waiting_s: Mapping[DeviceId, float]
-) -> tuple[Plan, float] | None:
+def _choose(state: AgentState, request: Coordinated, waiting_s: Mapping[DeviceId, float]) -> PlanAndTime | None:
     """A plan for the missing nodes and its expected seconds. Completed nodes stay on their device while it is able."""
     return choose_plan(
-        route,
+        state.routes[request.task],
         here=state.device,
         input_bytes={name: len(raw.data) for name, raw in request.inputs.items()},
         queue_s=waiting_s,
@@ -246,15 +242,13 @@ def _choose(
     )
 
 
-def _choose_again(
-    state: AgentState, request: Coordinated, now_s: float, *, late: bool = False
-) -> tuple[Plan, float] | None:
+def _choose_again(state: AgentState, request: Coordinated, now_s: float, *, late: bool = False) -> PlanAndTime | None:
     """A new plan. The request's own unfinished work counts only when it is late: it speaks against its device."""
     waiting_s = waits_s(state, now_s, task=request.task, without=None if late else request)
-    return _choose(state, state.routes[request.task], request, waiting_s)
+    return _choose(state, request, waiting_s)
 
 
-def _dispatch(state: AgentState, request: Coordinated, now_s: float, choice: tuple[Plan, float] | None) -> list[Action]:
+def _dispatch(state: AgentState, request: Coordinated, now_s: float, choice: PlanAndTime | None) -> list[Action]:
     """Send every input to the nodes that take it, small ones first; without a plan, wait for a complete route."""
     if choice is None:
         request.plan, request.current_assignees = None, {}  # what a node needs may never reach it: no device is late

@@ -9,13 +9,16 @@ that already waits there, and a node that has finished costs nothing again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from math import prod
 
 from broker.cost_model import ONE, OUTSIDE, Graph, Link, finish_s, placed_on
 from broker.protocol.messages import Plan, PlannedNode, Route, RouteDevice, RouteNode
 from broker.protocol.specs import DeviceId, NodeName
+
+PlanAndTime = tuple[Plan, float]
+"""A plan and the expected seconds to its answer."""
 
 MAX_ENUMERATED = 64
 """Up to so many choices are all compared: some milliseconds of a small board. Beyond, one node after the other."""
@@ -33,23 +36,20 @@ def choose_plan(
     queue_s: Mapping[DeviceId, float] | None = None,
     finished: Mapping[NodeName, DeviceId] | None = None,
     avoid: frozenset[DeviceId] = frozenset(),
-) -> tuple[Plan, float] | None:
+) -> PlanAndTime | None:
     """Choose a device for every node of a task, so that the answer is expected soonest.
 
     All choices are compared when there are at most ``MAX_ENUMERATED``; else each node in the order of needs goes where
     it helps most, given those before it. Among equal ones, the least total of the nodes' finishes, then the names.
+    None while a node has no device.
 
     Args:
         route: the devices that are able, with their seconds and links.
         here: the device that has the inputs.
         input_bytes: of each input of the request.
         queue_s: seconds of work that already waits on a device; 0 for a device that isn't named.
-        finished: nodes that have run for this request, and where their outputs are kept; they stay while that device
-            is able.
+        finished: nodes that have run, and which device keeps their outputs; they stay while that device is able.
         avoid: devices that are taken only when no other is able.
-
-    Returns:
-        The plan and its expected seconds, or None while a node has no device.
     """
     if not route.complete or route.output is None:
         return None
@@ -57,7 +57,7 @@ def choose_plan(
     able = {name: _able(route.nodes[name], done.get(name), avoid) for name in route.order}
     request = _Request(route, here, input_bytes, queue_s or {}, done)
     if prod(len(devices) for devices in able.values()) <= MAX_ENUMERATED:
-        chosen = min(_all_choices(able), key=request.cost)
+        chosen = min((dict(zip(able, devices, strict=True)) for devices in product(*able.values())), key=request.cost)
     else:
         chosen = _greedy(able, request)
     nodes = {
@@ -71,11 +71,6 @@ def _able(node: RouteNode, kept: DeviceId | None, avoid: frozenset[DeviceId]) ->
     if staying := [device for device in node.devices if device.device == kept]:
         return staying
     return [device for device in node.devices if device.device not in avoid] or list(node.devices)
-
-
-def _all_choices(able: Mapping[NodeName, list[RouteDevice]]) -> Iterator[Choice]:
-    for devices in product(*able.values()):
-        yield dict(zip(able, devices, strict=True))
 
 
 def _greedy(able: Mapping[NodeName, list[RouteDevice]], request: _Request) -> Choice:
