@@ -36,14 +36,7 @@ def add_until_stdin_closes(parser: argparse.ArgumentParser) -> None:
 
 
 def number(least: float, most: float = math.inf, *, above: bool = False, unit: str = "") -> Callable[[str], float]:
-    """The type of an argument that is a number from ``least`` to ``most``.
-
-    Args:
-        least: the smallest value.
-        most: the largest value.
-        above: whether ``least`` itself is too small.
-        unit: of the number, for the error, such as ``seconds``.
-    """
+    """The type of an argument that is a number from ``least`` to ``most``; ``above`` excludes ``least`` itself."""
     bound = f"greater than {least:g}" if above else f"at least {least:g}"
     bound += f" and at most {most:g}" if most < math.inf else ""
 
@@ -72,11 +65,7 @@ def count(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def site_prefix(text: str) -> str:
-    """A site's topic prefix, without slashes at its ends.
-
-    Raises:
-        ArgumentTypeError: the text isn't a valid prefix.
-    """
+    """The type of an argument that is a site's topic prefix, without slashes at its ends."""
     from broker.protocol.specs import SITE_PATTERN  # noqa: PLC0415 - pydantic, and only where a site is named
 
     site = text.strip("/")

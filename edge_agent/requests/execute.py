@@ -228,10 +228,8 @@ def _answer(message: NodeInputs, kept: KeptOutput, deadline_s: float) -> Reply:
 
 def _on_error(state: AgentState, message: NodeInputs, error: Exception | None, now_s: float) -> list[Action]:
     """Report a failed pass to the coordinator; ``retry`` where another device or a later moment may succeed."""
-    if isinstance(error, RequestFailed):
-        return [_failed(message, error, now_s, retry=False)]
-    if isinstance(error, LocalProtocolError):  # a number beyond float16: another device would compute the same
-        return [_failed(message, str(error), now_s, retry=False)]
+    if isinstance(error, RequestFailed | LocalProtocolError):  # such as a number beyond float16, on any device
+        return [_failed(message, error if isinstance(error, RequestFailed) else str(error), now_s, retry=False)]
     if isinstance(error, ModuleRefused):  # unloaded while the node waited
         return [_failed(message, str(error), now_s)]
     fields: dict[str, object] = {"request": message.request, "node": message.node}
@@ -270,7 +268,7 @@ def _keep(state: AgentState, run: NodeRun, kept: KeptOutput, now_s: float) -> No
 
 
 def _sweep(state: AgentState, now_s: float) -> None:
-    """Drop expired outputs, at most every ``SWEEP_S``, as it looks at each output."""
+    """Drop expired outputs, at most every ``SWEEP_S``: that looks at each output."""
     if now_s < state.sweep_at_s:
         return
     state.sweep_at_s = now_s + SWEEP_S

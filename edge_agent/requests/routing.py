@@ -73,7 +73,7 @@ def _able(node: RouteNode, kept: DeviceId | None, avoid: frozenset[DeviceId]) ->
     return [device for device in node.devices if device.device not in avoid] or list(node.devices)
 
 
-def _greedy(able: Mapping[NodeName, list[RouteDevice]], request: _Request) -> Choice:
+def _greedy(able: Mapping[NodeName, list[RouteDevice]], request: _Request) -> dict[NodeName, RouteDevice]:
     chosen: dict[NodeName, RouteDevice] = {}
     for name, devices in able.items():
         chosen[name] = min(devices, key=lambda device, name=name: request.cost({**chosen, name: device}))  # type: ignore[misc]
