@@ -43,7 +43,7 @@ SIGHTINGS = 1_000_000  # kept at most, in some hundred megabytes: four days of t
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One state message, with the time it arrived here.
+    """One state message that devices obey, with the time it arrived here.
 
     A heartbeat that reports the same modules, in the same states, and the same suspects as the one before it of its
     device is kept as that earlier one, so that a long replay doesn't fill the memory.
@@ -237,13 +237,15 @@ class Observer:
             drains = isinstance(message, Drain) and message.drain
             (self.drained.add if drains else self.drained.discard)(name)
             return
-        self._keep(at_s, name, message)
         if topic is ORCHESTRATOR_STATE:
             self.leader = message if isinstance(message, OrchestratorState) else None
         elif message is None:
             self._states[topic].pop(name, None)
-        elif not _is_stale(message, self._states[topic].get(name)):
+        elif _is_stale(message, self._states[topic].get(name)):
+            return
+        else:
             self._states[topic][name] = message
+        self._keep(at_s, name, message)
 
 
 def named(route: Route) -> set[DeviceId]:

@@ -20,7 +20,6 @@ from s2m3.testbed.replay.inject import Injector
 from s2m3.testbed.replay.report import Ending, Outcome, Recording
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.stage import Stage
-from s2m3.testbed.replay.timeline import fenced
 from s2m3.testbed.site import SiteFailed
 
 TAIL_S = 1.0  # of load after all faults are over and every task is served again, when that took longer than planned
@@ -87,7 +86,7 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
         ended_s=time.monotonic(),
         outcomes=[_outcome(one, response, expected[one[0]]) for one, response in zip(asked, ended, strict=True)],
         faults=injector.done,
-        sightings=fenced(stage.observer.sightings),
+        sightings=list(stage.observer.sightings),
         duplicates=stage.client.duplicates - before,
         troubles=[*injector.troubles, *stage.troubles()],
     )

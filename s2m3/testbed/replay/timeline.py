@@ -66,21 +66,6 @@ class Band:
     to_s: float
 
 
-def fenced(sightings: Iterable[Sighting]) -> list[Sighting]:
-    """The sightings without routes and assignments of an older epoch or generation, which nobody obeys."""
-    latest: dict[tuple[type, str], tuple[int, int]] = {}
-    kept: list[Sighting] = []
-    for sighting in sightings:
-        message = sighting.message
-        if isinstance(message, (Route, Assignment)):
-            which, fence = (type(message), sighting.id), (message.epoch, message.generation)
-            if fence < latest.get(which, fence):
-                continue
-            latest[which] = fence
-        kept.append(sighting)
-    return kept
-
-
 def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
     """The fault as the wire shows it; the sightings are in the order of time."""
     before = routes_before(sightings, fault.at_s)
@@ -88,11 +73,12 @@ def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
     if fault.target == BROKER:
         return Seen(frozenset(before), replaced_s=_republished_s(after, before))
     if fault.target == ORCHESTRATOR:
-        led_s = _new_leader_s(sightings, after)
+        led_s = _new_leader_s(sightings, fault.at_s)
         gone = (led_s, None) if fault.kind == "start" else _orchestrator_gone(after, led_s)
         return Seen(frozenset(before), *gone, replaced_s=led_s)
     if fault.kind == "start":
-        return Seen(frozenset(), _first(after, fault.target, Heartbeat))
+        beats = (s.at_s for s in after if s.id == fault.target and isinstance(s.message, Heartbeat))
+        return Seen(frozenset(), next(beats, None))
     affected = frozenset(task for task, route in before.items() if fault.target in named(route))
     if fault.kind == "drain":
         return Seen(affected, replaced_s=_replaced(after, before, fault.target, may_return=False))
@@ -114,13 +100,15 @@ def over_s(fault: Injected, faults: Iterable[Injected]) -> float | None:
     )
 
 
-def leaders(sightings: Sequence[Sighting], from_s: float) -> list[int]:
+def leaders(sightings: Iterable[Sighting], from_s: float) -> list[int]:
     """The epochs of those who led from this time on, the one that leads then among them."""
-    led = [
-        (s.at_s, s.message.epoch) for s in sightings if isinstance(s.message, OrchestratorState) and s.message.online
-    ]
+    led = [(at_s, state.epoch) for at_s, state in _leadership(sightings) if state.online]
     first = max((epoch for at_s, epoch in led if at_s < from_s), default=0)
     return sorted({epoch for _, epoch in led if epoch >= first})
+
+
+def _leadership(sightings: Iterable[Sighting]) -> Iterator[tuple[float, OrchestratorState]]:
+    return ((s.at_s, s.message) for s in sightings if isinstance(s.message, OrchestratorState))
 
 
 def routes_before(sightings: Iterable[Sighting], at_s: float) -> dict[TaskName, Route]:
@@ -189,15 +177,10 @@ def _orchestrator_gone(after: Iterable[Sighting], led_s: float | None) -> tuple[
     return None, None
 
 
-def _new_leader_s(sightings: Iterable[Sighting], after: Sequence[Sighting]) -> float | None:
-    begin_s = after[0].at_s if after else 0.0
-    states = [s.message for s in sightings if s.at_s < begin_s and isinstance(s.message, OrchestratorState)]
-    epoch = max((state.epoch for state in states), default=0)
-    for sighting in after:
-        message = sighting.message
-        if isinstance(message, OrchestratorState) and message.online and message.epoch > epoch:
-            return sighting.at_s
-    return None
+def _new_leader_s(sightings: Iterable[Sighting], from_s: float) -> float | None:
+    states = list(_leadership(sightings))
+    epoch = max((state.epoch for at_s, state in states if at_s < from_s), default=0)
+    return next((at_s for at_s, state in states if at_s >= from_s and state.online and state.epoch > epoch), None)
 
 
 def _republished_s(after: Iterable[Sighting], before: Routes) -> float | None:
@@ -213,39 +196,36 @@ def _republished_s(after: Iterable[Sighting], before: Routes) -> float | None:
     return None
 
 
-def _first(after: Iterable[Sighting], device: DeviceId, kind: type[Heartbeat]) -> float | None:
-    return next((s.at_s for s in after if s.id == device and isinstance(s.message, kind)), None)
-
-
 def moves(sightings: Iterable[Sighting], from_s: float, to_s: float) -> list[tuple[float, DeviceId, str]]:
     """(when, device, module) for every module newly active on a device in this time: half-open, from included."""
-    active: dict[DeviceId, set[str]] = {}
-    found: list[tuple[float, DeviceId, str]] = []
-    for sighting in sightings:
-        if sighting.at_s >= to_s:
-            break
-        if not isinstance(sighting.message, Assignment):
-            continue
-        now = {assigned.module for assigned in sighting.message.modules if assigned.role == "active"}
-        new = sorted(now - active.get(sighting.id, set()))
-        active[sighting.id] = now
-        if sighting.at_s >= from_s:
-            found += [(sighting.at_s, sighting.id, module) for module in new]
-    return found
+    assignments = ((s, s.message) for s in sightings if isinstance(s.message, Assignment) and s.at_s < to_s)
+    return _added(((s, _assigned(message, "active")) for s, message in assignments), from_s)
 
 
 def refusals(sightings: Iterable[Sighting], from_s: float) -> list[tuple[float, DeviceId, str]]:
     """(when, device, module) for every module that a device began to list as failed since then."""
-    failed: dict[DeviceId, set[str]] = {}
-    found: list[tuple[float, DeviceId, str]] = []
-    for sighting in sightings:
-        if not isinstance(sighting.message, Heartbeat):
-            continue
-        now = {held.module for held in sighting.message.modules.values() if held.state == "failed"}
+    heartbeats = ((s, s.message) for s in sightings if isinstance(s.message, Heartbeat))
+    return _added(((s, _held(message, "failed")) for s, message in heartbeats), from_s)
+
+
+def _added(lists: Iterable[tuple[Sighting, set[str]]], from_s: float) -> list[tuple[float, DeviceId, str]]:
+    """(when, device, module) for every module that the list of a device has since then, and its list before hadn't."""
+    before: dict[DeviceId, set[str]] = {}
+    added: list[tuple[float, DeviceId, str]] = []
+    for sighting, modules in lists:
         if sighting.at_s >= from_s:
-            found += [(sighting.at_s, sighting.id, name) for name in sorted(now - failed.get(sighting.id, set()))]
-        failed[sighting.id] = now
-    return found
+            new = modules - before.get(sighting.id, set())
+            added += [(sighting.at_s, sighting.id, module) for module in sorted(new)]
+        before[sighting.id] = modules
+    return added
+
+
+def _assigned(assignment: Assignment, role: str) -> set[str]:
+    return {assigned.module for assigned in assignment.modules if assigned.role == role}
+
+
+def _held(heartbeat: Heartbeat, state: str) -> set[str]:
+    return {held.module for held in heartbeat.modules.values() if held.state == state}
 
 
 def load_s(sightings: Iterable[Sighting], from_s: float, to_s: float) -> float | None:
@@ -261,11 +241,11 @@ def load_s(sightings: Iterable[Sighting], from_s: float, to_s: float) -> float |
             break
         message, device = sighting.message, sighting.id
         if isinstance(message, Assignment):
-            active = {assigned.module for assigned in message.modules if assigned.role == "active"}
-            for name in active - ready.get(device, set()) if sighting.at_s >= from_s else ():
-                awaited.setdefault((device, name), sighting.at_s)
+            if sighting.at_s >= from_s:
+                for name in _assigned(message, "active") - ready.get(device, set()):
+                    awaited.setdefault((device, name), sighting.at_s)
         elif isinstance(message, Heartbeat):
-            ready[device] = {held.module for held in message.modules.values() if held.state == "ready"}
+            ready[device] = _held(message, "ready")
             for name in ready[device]:
                 if (since_s := awaited.pop((device, name), None)) is not None:
                     longest = max(longest or 0.0, sighting.at_s - since_s)
@@ -290,10 +270,10 @@ def stood_by(
             break
         message = sighting.message
         if isinstance(message, Assignment):
-            served[sighting.id] = {assigned.module for assigned in message.modules if assigned.role == "active"}
+            served[sighting.id] = _assigned(message, "active")
         elif isinstance(message, Heartbeat) and sighting.at_s > hit.get(sighting.id, -math.inf):
-            ready[sighting.id] = {held.module for held in message.modules.values() if held.state == "ready"}
-        elif isinstance(message, DeviceState) and message.status == "offline":
+            ready[sighting.id] = _held(message, "ready")
+        elif _is_offline(sighting, sighting.id):
             ready.pop(sighting.id, None)
     if not served.get(device):
         return None
@@ -331,7 +311,6 @@ def _holdings(sightings: Iterable[Sighting], end_s: float) -> Iterator[tuple[flo
         if isinstance(message, Assignment):
             roles = {assigned.module: assigned.role for assigned in message.modules}
         elif isinstance(message, Heartbeat):
-            ready = [held.module for held in message.modules.values() if held.state == "ready"]
-            yield sighting.at_s, {(name, roles.get(name, "active")) for name in ready}
-        elif isinstance(message, DeviceState) and message.status == "offline":
+            yield sighting.at_s, {(name, roles.get(name, "active")) for name in _held(message, "ready")}
+        elif _is_offline(sighting, sighting.id):
             yield sighting.at_s, set()

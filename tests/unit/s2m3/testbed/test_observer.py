@@ -8,11 +8,11 @@ import pytest
 
 from broker.protocol.codec import encode
 from broker.protocol.messages import Heartbeat
-from broker.protocol.topics import DEVICE_HEARTBEAT
+from broker.protocol.topics import DEVICE_HEARTBEAT, TASK_ROUTE
 from broker.transport.port import Delivery
 from s2m3.testbed import observer
 from s2m3.testbed.observer import Observer
-from tests.builders import heartbeat
+from tests.builders import encoder_route, heartbeat
 
 READY = {"k": {"module": "m", "state": "ready", "memory_bytes": 1}}
 
@@ -56,6 +56,16 @@ def test_heartbeats_that_report_the_same_are_kept_once(seen: Observer) -> None:
     assert not report(seen, 5).modules
     assert report(seen, 6, modules=READY, session=2).session == 2
     assert [sighting.id for sighting in seen.sightings] == ["gw-a"] * 6
+
+
+def test_stale_messages_are_no_evidence(seen: Observer) -> None:
+    new = encoder_route("t", ("gw-a",), epoch=2, generation=1)
+    old = encoder_route("t", ("gw-b",), epoch=1, generation=9)
+    for route in (new, old, new):
+        seen._put(Delivery(TASK_ROUTE.at(seen.prefix, task="t"), encode(route)))
+    seen.look()
+    assert [sighting.message for sighting in seen.sightings] == [new, new]
+    assert seen.routes == {"t": new}
 
 
 def test_the_oldest_sightings_are_dropped_in_the_end(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:

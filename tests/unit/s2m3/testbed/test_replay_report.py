@@ -267,12 +267,6 @@ def test_a_refusal_is_a_module_that_a_device_newly_lists_as_failed() -> None:
     assert timeline.refusals(rows, 100) == [(103, "gw-a", "m")]
 
 
-def test_stale_messages_are_no_evidence() -> None:
-    new, old = served_by("t", "gw-a", epoch=2), served_by("t", "gw-b", epoch=1, generation=9)
-    rows = seen((90, "t", new), (91, "t", old), (92, "gw-b", holding()), (93, "t", new))
-    assert [sighting.at_s for sighting in timeline.fenced(rows)] == [90, 92, 93]
-
-
 def test_bands_end_with_the_device_with_its_silence_and_with_the_module() -> None:
     rows = seen(
         (1, "gw-a", assignment("m", "n")),
