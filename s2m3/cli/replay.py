@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     detected = detections(list(played.values()))
     goals = judge(list(played.values()), {Path(name).stem: played[name] for name in campaigns}) if campaigns else []
     if arguments.json:
-        documents = [each.document() for each in reports]
+        documents = [asdict(each) for each in reports]
         judged = {"goals": [asdict(goal) for goal in goals], "detection": [asdict(each) for each in detected]}
         print_json({**judged, "replays": documents} if goals else documents if len(documents) > 1 else documents[0])
     show_replays(printed, reports)

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         draw_to(arguments.plot, scenario, found.recording, found.report)
     if arguments.json:
         processes = [verdict.__dict__ for verdict in found.processes]
-        print_json({**found.report.document(), "processes": processes, "ok": found.ok})
+        print_json({**asdict(found.report), "processes": processes, "ok": found.ok})
     show_replays(printed, [found.report])
     _show_errors(printed, found.errors)
     _show_processes(printed, found.processes)

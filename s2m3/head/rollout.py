@@ -5,7 +5,7 @@ Owns what is read from the heartbeats. Reports nothing that a device didn't repo
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from broker.protocol.errors import Refusal
 from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec
@@ -27,10 +27,6 @@ class Rollout:
     encoder_was_there: bool
     encoder_loaded_again: bool
     added_bytes: dict[DeviceId, int]  # of modules, by device, where it changed
-
-    def document(self) -> dict[str, object]:
-        """As JSON has it."""
-        return asdict(self)
 
 
 def deploy(observer: Observer, task: TaskSpec, timeout_s: float) -> Rollout:

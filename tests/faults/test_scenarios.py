@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_what_a_scenario_expects_holds(stages: Stages, name: str) -> None:
     scenario = load_scenario(name).shortened()
     recording = play(scenario, stages.get(scenario))
     found = report(recording, scenario.expect)
-    assert found.ok, json.dumps(found.document(), indent=1)
+    assert found.ok, json.dumps(asdict(found), indent=1)
     assert found.sent == found.answered + sum(found.errors.values()) + found.lost
     assert [fault.kind for fault in found.faults] == [fault.kind for fault in scenario.timeline()]
 

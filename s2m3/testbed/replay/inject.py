@@ -7,14 +7,14 @@ to which target; judges nothing.
 from __future__ import annotations
 
 import contextlib
-import heapq
 import itertools
 import os
 import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from broker.protocol.errors import TransportError
 from broker.transport.connect import connect
@@ -27,7 +27,6 @@ from s2m3.testbed.replay.scenario import (
     MODULE,
     ORCHESTRATOR,
     STANDBY,
-    WITHOUT,
     Fault,
     Scenario,
     When,
@@ -45,21 +44,15 @@ Act = Callable[[], None]
 
 
 class Injector:
-    """Carries out the faults of one scenario.
-
-    Args:
-        stage: the site.
-        scenario: whose faults.
-    """
+    """Carries out the faults of one scenario on a site."""
 
     def __init__(self, stage: Stage, scenario: Scenario) -> None:
         self.done: list[Injected] = []
         self.troubles: list[str] = []
         self._stage = stage
         self._scenario = scenario
-        self._queue: list[tuple[float, int, Act]] = []  # when, order, what
-        self._order = itertools.count()
-        self._armed: dict[int, tuple[float, Fault]] = {}  # waits for its event -> until when
+        self._numbers = itertools.count()
+        self._pending: dict[int, tuple[float, Act]] = {}  # when, what; of a fault that waits for its event: to give up
         self._changed = threading.Condition()
         self._stopping = False
         self._killed: list[str] = []
@@ -69,14 +62,14 @@ class Injector:
     def start(self, began_s: float) -> None:
         """Begin; times of faults count from ``began_s``."""
         for fault in self._scenario.timeline():
-            self._later(began_s + fault.at_s, self._begin(fault))
+            self._later(began_s + fault.at_s, partial(self._arm if fault.when else self._act, fault))
         self._thread.start()
 
     @property
     def finished(self) -> bool:
         """Whether all faults were injected and are over, or gave up waiting."""
         with self._changed:
-            return not self._queue and not self._armed and not any(helper.is_alive() for helper in self._helpers)
+            return not self._pending and not any(helper.is_alive() for helper in self._helpers)
 
     def stop(self) -> None:
         """Inject nothing more, and end the faults that last."""
@@ -86,15 +79,17 @@ class Injector:
         self._thread.join()
         for helper in self._helpers:
             helper.join()
-        if self._queue or self._armed:
+        if self._pending:
             self.troubles.append("the load was over before all faults were")
 
     # --- the thread ---
 
-    def _later(self, due_s: float, act: Act) -> None:
+    def _later(self, due_s: float, act: Act) -> int:
         with self._changed:
-            heapq.heappush(self._queue, (due_s, next(self._order), act))
+            number = next(self._numbers)
+            self._pending[number] = (due_s, act)
             self._changed.notify_all()
+        return number
 
     def _run(self) -> None:
         while act := self._next():
@@ -104,16 +99,16 @@ class Injector:
         """The next action that is due; None at the end."""
         with self._changed:
             while not self._stopping:
-                now_s = time.monotonic()
-                for number, (until_s, fault) in list(self._armed.items()):
-                    if now_s > until_s:
-                        del self._armed[number]
-                        self.troubles.append(f"{_say(fault)} waited {PATIENCE_S:g} s for an event that never came")
-                if self._queue and self._queue[0][0] <= now_s:
-                    return heapq.heappop(self._queue)[2]
-                times = [self._queue[0][0]] if self._queue else []
-                times += [until_s for until_s, _ in self._armed.values()]
-                self._changed.wait(max(0.0, min(times) - now_s) if times else None)
+                if not self._pending:
+                    self._changed.wait()
+                    continue
+                number = min(self._pending, key=lambda each: self._pending[each][0])
+                due_s, act = self._pending[number]
+                early_s = due_s - time.monotonic()
+                if early_s <= 0:
+                    del self._pending[number]
+                    return act
+                self._changed.wait(early_s)
         return None
 
     def _try(self, act: Act) -> None:
@@ -124,27 +119,27 @@ class Injector:
             with self._changed:
                 self.troubles.append(f"{type(error).__name__}: {error}")
 
-    def _begin(self, fault: Fault) -> Act:
-        def now() -> None:
-            self._act(fault)
+    def _arm(self, fault: Fault) -> None:
+        """Let the fault come when its event does."""
+        when = fault.when or When()
+        if when.online == KILLED:
+            when = When(online=self._whom(KILLED))
+        number = self._later(time.monotonic() + PATIENCE_S, partial(self._give_up, fault))
 
-        def armed() -> None:
-            when = fault.when or When()
-            if when.online == KILLED:
-                when = When(online=self._whom(KILLED))
-            number = next(self._order)
+        def spring() -> None:
             with self._changed:
-                self._armed[number] = (time.monotonic() + PATIENCE_S, fault)
+                if number in self._pending:
+                    self._pending[number] = (0.0, partial(self._act, fault))
+                    self._changed.notify_all()
 
-            def sprung() -> None:
-                with self._changed:
-                    waits = self._armed.pop(number, None)
-                if waits is not None:
-                    self._later(0.0, now)
+        self._stage.tripwire.arm(when, spring)
 
-            self._stage.tripwire.arm(when, sprung)
-
-        return armed if fault.when else now
+    def _give_up(self, fault: Fault) -> None:
+        sentence = (
+            f"{fault.kind} {fault.target} at {fault.at_s:g} s waited {PATIENCE_S:g} s for an event that never came"
+        )
+        with self._changed:
+            self.troubles.append(sentence)
 
     # --- faults ---
 
@@ -166,7 +161,7 @@ class Injector:
             case "kill":
                 self._kill(target)
             case "start":
-                self._start(target)
+                (site.start_orchestrator if target in self._orchestrators else site.start_agent)(target)
             case "pause":
                 site.pause(target)
                 self._ends(fault, lambda: site.resume(target))
@@ -191,12 +186,6 @@ class Injector:
         self._led(target)
         self._helper(lambda: self._stage.site.kill(target))
 
-    def _start(self, target: str) -> None:
-        if target in self._orchestrators:
-            self._stage.site.start_orchestrator(target)
-        else:
-            self._stage.site.start_agent(target)
-
     def _restart(self, target: str, fault: Fault) -> None:
         site = self._stage.site
         if target == BROKER:
@@ -219,36 +208,27 @@ class Injector:
         """
         if target == ORCHESTRATOR:
             return self._stage.leader
-        if target == KILLED:
-            found = self._killed[-1:]
-        elif target.startswith(FRONT_DOOR):
-            route = self._stage.observer.routes.get(target.removeprefix(FRONT_DOOR))
-            found = list(route.front_door) if route else []
-        elif target.startswith(MODULE):
-            found = self._serving(target.removeprefix(MODULE))
-        elif target.startswith(STANDBY):
-            found = self._standing_by(target.removeprefix(STANDBY))
-        elif target.startswith(WITHOUT):
-            found = self._holding_none(target.removeprefix(WITHOUT))
-        else:
+        if target != KILLED and ":" not in target:
             return target
+        found = self._killed[-1:] if target == KILLED else self._fitting(target)
         if not found:
             raise SiteFailed(f"no device is {target} when the fault is due")
         return found[0]
 
-    def _serving(self, module: str) -> list[str]:
-        routes = dict(self._stage.observer.routes).values()
-        nodes = [node for route in routes for node in route.nodes.values() if node.module == module]
-        return [device.device for node in nodes for device in node.devices]
-
-    def _standing_by(self, module: str) -> list[str]:
-        assignments = dict(self._stage.observer.assignments).items()
-        return [name for name, held in assignments for m in held.modules if (m.module, m.role) == (module, "standby")]
-
-    def _holding_none(self, module: str) -> list[str]:
-        assignments = dict(self._stage.observer.assignments)
-        holders = {name for name, held in assignments.items() if any(m.module == module for m in held.modules)}
-        return [name for name in self._stage.site.devices if name not in holders]
+    def _fitting(self, target: str) -> Sequence[str]:
+        """The devices that now are what the target says, by the routes and assignments."""
+        seen, name = self._stage.observer, target.partition(":")[2]
+        routes, assignments = dict(seen.routes), dict(seen.assignments)  # another thread changes them
+        if target.startswith(FRONT_DOOR):
+            return routes[name].front_door if name in routes else ()
+        if target.startswith(MODULE):
+            nodes = [node for route in routes.values() for node in route.nodes.values() if node.module == name]
+            return [device.device for node in nodes for device in node.devices]
+        held = [(device, m.module, m.role) for device, all_ in assignments.items() for m in all_.modules]
+        if target.startswith(STANDBY):
+            return [device for device, module, role in held if (module, role) == (name, "standby")]
+        holders = {device for device, module, _ in held if module == name}
+        return [device for device in self._stage.site.devices if device not in holders]
 
     def _led(self, target: str) -> None:
         """Note that a standby leads from now on, if the target was the leader and there is a standby."""
@@ -321,10 +301,6 @@ class Injector:
                 time.sleep(HOSTILE_PAUSE_S)
         finally:
             stranger.close()
-
-
-def _say(fault: Fault) -> str:
-    return f"{fault.kind} {fault.target} at {fault.at_s:g} s"
 
 
 def _data_bytes(pid: int) -> int:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from broker.protocol.specs import DeviceId, TaskName
 from s2m3.testbed.observer import Sighting
@@ -72,7 +72,7 @@ class FaultReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of one replay."""
+    """The findings of one replay; the JSON document has the same fields."""
 
     name: str
     sent: int
@@ -88,17 +88,7 @@ class Report:
     leaders: int
     seed: int
     ok: bool
-    why_not: Sequence[str] = field(default=())
-
-    def document(self) -> dict[str, Any]:
-        """The JSON document."""
-        document = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return document | {
-            "errors": dict(self.errors),
-            "latency_s": dict(self.latency_s),
-            "faults": [fault.__dict__ for fault in self.faults],
-            "why_not": list(self.why_not),
-        }
+    why_not: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +130,7 @@ def report(recording: Recording, expect: Expect) -> Report:
         ok=True,
     )
     why_not = [*recording.troubles, *_broken(found, recording, expect)]
-    return Report(**{**found.__dict__, "ok": not why_not, "why_not": why_not})
+    return replace(found, ok=not why_not, why_not=why_not)
 
 
 def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:
