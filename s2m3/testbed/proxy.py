@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import quote
 
@@ -50,10 +50,7 @@ class Lane:
 
     def __init__(self, delay_s: float, bits_per_s: float | None) -> None:
         self.free_s = 0.0  # when the last byte that entered has left the sender
-        self.reshape(delay_s, bits_per_s)
-
-    def reshape(self, delay_s: float, bits_per_s: float | None) -> None:
-        """Change delay and bandwidth for bytes that enter from now on."""
+        self.passed_bytes = 0
         self._delay_s = delay_s
         self._bits_per_s = bits_per_s
 
@@ -78,10 +75,11 @@ class Proxy:
     def __init__(self, target_url: str, shape: LinkShape = UNSHAPED, buffer_bytes: int | None = None) -> None:
         self._target = parse_url(target_url)
         self._buffer_bytes = buffer_bytes
-        self._changed = threading.Condition()  # guards all below, and the directions
-        self._up = _Direction(self._changed, Lane(shape.delay_s, shape.up_bits_per_s))
-        self._down = _Direction(self._changed, Lane(shape.delay_s, shape.down_bits_per_s))
-        self._pairs: set[_Pair] = set()
+        self._link = _Link(
+            Lane(shape.delay_s, shape.up_bits_per_s), Lane(shape.delay_s, shape.down_bits_per_s), threading.Condition()
+        )
+        self._changed = self._link.changed  # guards the link and all below
+        self._disconnects = 0
         self._begun_while_cut: list[socket.socket] = []
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -100,45 +98,40 @@ class Proxy:
     def connections(self) -> int:
         """The number of open connections to the broker."""
         with self._changed:
-            return len(self._pairs)
+            return len(self._link.pairs)
 
     @property
     def passed_bytes(self) -> tuple[int, int]:
         """Bytes that arrived at the broker, and from it, since the start."""
         with self._changed:
-            return self._up.passed_bytes, self._down.passed_bytes
+            return self._link.up.passed_bytes, self._link.down.passed_bytes
 
     @property
     def waiting_bytes(self) -> tuple[int, int]:
         """Bytes on their way to the broker, and from it."""
         with self._changed:
-            return sum(pair.up.waiting_bytes for pair in self._pairs), sum(p.down.waiting_bytes for p in self._pairs)
+            pairs = self._link.pairs
+            return sum(pair.up.waiting_bytes for pair in pairs), sum(pair.down.waiting_bytes for pair in pairs)
 
     def cut(self) -> None:
         """Let nothing pass until ``restore``; connections stay open."""
         with self._changed:
-            self._up.cut = self._down.cut = True
+            self._link.cut = True
 
     def restore(self) -> None:
         """Let everything pass again: waiting bytes arrive at once."""
         with self._changed:
-            self._up.cut = self._down.cut = False
+            self._link.cut = False
             stale, self._begun_while_cut = self._begun_while_cut, []
             self._changed.notify_all()
         for client in stale:
             _end(client)
 
-    def reshape(self, shape: LinkShape) -> None:
-        """Change delay and bandwidth for bytes that enter from now on."""
-        with self._changed:
-            self._up.lane.reshape(shape.delay_s, shape.up_bits_per_s)
-            self._down.lane.reshape(shape.delay_s, shape.down_bits_per_s)
-            self._changed.notify_all()
-
     def disconnect(self) -> None:
         """End every connection at both ends, at once, without an MQTT packet; new ones are accepted."""
         with self._changed:
-            for pair in self._pairs:
+            self._disconnects += 1
+            for pair in self._link.pairs:
                 pair.end()
 
     def close(self) -> None:
@@ -167,30 +160,30 @@ class Proxy:
             except OSError:
                 return
             with self._changed:
-                if self._up.cut and not self._closed:
+                if self._link.cut and not self._closed:
                     self._begun_while_cut.append(client)
-                    self._changed.notify_all()
                     continue
+                disconnects = self._disconnects
             try:
                 broker = socket.create_connection((self._target.host, self._target.port), CONNECT_S)
             except OSError:  # the broker is down: the client's connection ends, and the client tries again
                 _end(client)
                 continue
             broker.settimeout(None)
-            self._join(client, broker)
+            self._join(client, broker, disconnects)
 
-    def _join(self, client: socket.socket, broker: socket.socket) -> None:
+    def _join(self, client: socket.socket, broker: socket.socket, disconnects: int) -> None:
+        """Let the two connections pass on each other's bytes, unless ``disconnect`` was called since the client's."""
         for end in (client, broker):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._buffer_bytes is not None:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
         with self._changed:
-            if self._closed:
+            if self._closed or disconnects != self._disconnects:
                 _end(client)
                 _end(broker)
                 return
-            pair = _Pair(client, broker, self._up, self._down, self._pairs.discard)
-            self._pairs.add(pair)
+            pair = _Pair(self._link, client, broker)
             self._threads = [thread for thread in self._threads if thread.is_alive()]
             for name, flow in (("up", pair.up), ("down", pair.down)):
                 self._start(f"{name}.read", flow.read)
@@ -203,73 +196,69 @@ class Proxy:
 
 
 @dataclass
-class _Direction:
-    """The state of one direction that all connections share."""
+class _Link:
+    """The state that all connections share."""
 
-    changed: threading.Condition  # guards this object and the flows; notified at each change
-    lane: Lane
+    up: Lane
+    down: Lane
+    changed: threading.Condition  # guards this object, the pairs and the flows; notified at each change
     cut: bool = False
-    passed_bytes: int = 0
+    pairs: set[_Pair] = field(default_factory=set)
 
 
 class _Pair:
-    """A client's connection and its connection to the broker."""
+    """A client's connection and its connection to the broker. Call its methods with the link's lock."""
 
-    def __init__(
-        self,
-        client: socket.socket,
-        broker: socket.socket,
-        up: _Direction,
-        down: _Direction,
-        forget: Callable[[_Pair], None],
-    ) -> None:
+    def __init__(self, link: _Link, client: socket.socket, broker: socket.socket) -> None:
+        self._link = link
         self._ends = (client, broker)
-        self._forget = forget
         self.ended = False  # bytes that still wait are dropped
-        self.up = _Flow(self, up, client, broker)
-        self.down = _Flow(self, down, broker, client)
+        self.up = _Flow(self, link, link.up, client, broker)
+        self.down = _Flow(self, link, link.down, broker, client)
+        link.pairs.add(self)
 
     def end(self) -> None:
-        """End both connections now. Call it with the proxy's lock."""
+        """End both connections now."""
         self.ended = True
-        self.up.way.changed.notify_all()
         for each in self._ends:
             with contextlib.suppress(OSError):  # closed already
                 each.shutdown(socket.SHUT_RDWR)
+        self._link.changed.notify_all()
 
     def leave(self) -> None:
-        """End the connection if both directions are done. Call it with the proxy's lock."""
+        """End and forget the connections if both directions are done."""
         if self.up.done and self.down.done:
+            self._link.pairs.discard(self)
             self.end()
             for each in self._ends:
                 each.close()
-            self._forget(self)
 
 
 class _Flow:
     """One direction of one connection: a reader books each chunk's arrival on the lane, a writer keeps to it."""
 
-    def __init__(self, pair: _Pair, way: _Direction, source: socket.socket, sink: socket.socket) -> None:
-        self.way = way
+    def __init__(self, pair: _Pair, link: _Link, lane: Lane, source: socket.socket, sink: socket.socket) -> None:
         self.waiting_bytes = 0
         self.done = False
         self._pair = pair
+        self._link = link
+        self._changed = link.changed
+        self._lane = lane
         self._source = source
         self._sink = sink
         self._chunks: deque[tuple[float, bytes]] = deque()  # (when it arrives, the bytes); no bytes: the end
 
     def read(self) -> None:
         """Receive chunks, as fast as the lane takes them."""
-        chunk = b"begin"
         while True:
             try:
                 chunk = self._source.recv(CHUNK_BYTES)
             except OSError:
                 chunk = b""
-            with self.way.changed:
-                self._chunks.append((self.way.lane.enter(time.monotonic(), len(chunk)), chunk))
+            with self._changed:
+                self._chunks.append((self._lane.enter(time.monotonic(), len(chunk)), chunk))
                 self.waiting_bytes += len(chunk)
-                self.way.changed.notify_all()
+                self._changed.notify_all()
                 if not chunk or not self._room():
                     return
 
@@ -278,38 +267,38 @@ class _Flow:
         try:
             while chunk := self._next():
                 self._sink.sendall(chunk)
-                with self.way.changed:
+                with self._changed:
                     self.waiting_bytes -= len(chunk)
-                    self.way.passed_bytes += len(chunk)
-                    self.way.changed.notify_all()
+                    self._lane.passed_bytes += len(chunk)
+                    self._changed.notify_all()
             self._sink.shutdown(socket.SHUT_WR)  # the other direction goes on
         except OSError:
-            with self.way.changed:
+            with self._changed:
                 self._pair.end()
-        with self.way.changed:
+        with self._changed:
             self.done = True
             self._pair.leave()
 
     def _room(self) -> bool:
         """Wait until the lane can take more; False when the connection ended."""
         while not self._pair.ended:
-            early_s = self.way.lane.free_s - time.monotonic() - AHEAD_S
+            early_s = self._lane.free_s - time.monotonic() - AHEAD_S
             if early_s <= 0 and self.waiting_bytes <= MAX_WAITING_BYTES:
                 return True
-            self.way.changed.wait(early_s if early_s > 0 else None)
+            self._changed.wait(early_s if early_s > 0 else None)
         return False
 
     def _next(self) -> bytes:
         """The next chunk, at its time of arrival; empty at the end."""
-        with self.way.changed:
+        with self._changed:
             while not self._pair.ended:
-                if not self._chunks or self.way.cut:
-                    self.way.changed.wait()
+                if not self._chunks or self._link.cut:
+                    self._changed.wait()
                     continue
                 early_s = self._chunks[0][0] - time.monotonic()
                 if early_s <= 0:
                     return self._chunks.popleft()[1]
-                self.way.changed.wait(early_s)
+                self._changed.wait(early_s)
             return b""
 
 

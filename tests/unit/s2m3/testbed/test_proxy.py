@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -100,13 +101,6 @@ def test_a_lane_never_sends_faster_than_its_bandwidth_and_never_idles_with_work(
 
 def test_a_lane_without_a_bandwidth_only_delays() -> None:
     assert Lane(0.05, None).enter(1.0, 10**9) == pytest.approx(1.05)
-
-
-def test_a_new_shape_holds_from_the_next_byte_on() -> None:
-    lane = Lane(0.0, 8.0)
-    assert lane.enter(0.0, 10) == pytest.approx(10.0)
-    lane.reshape(1.0, 80.0)
-    assert lane.enter(0.0, 10) == pytest.approx(12.0)
 
 
 @pytest.mark.parametrize("field", ["delay_s", "up_bits_per_s", "down_bits_per_s"])
@@ -238,6 +232,27 @@ def test_disconnect_ends_both_ends_and_new_connections_are_accepted(far: Far, op
     with dial(proxy) as again, far.take() as new_end:
         again.sendall(b"x")
         assert receive(new_end, 1) == b"x"
+
+
+def test_disconnect_ends_a_connection_that_is_just_reaching_the_broker(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reaching, go_on, connect = threading.Event(), threading.Event(), socket.create_connection
+
+    def connect_late(*arguments: Any) -> socket.socket:
+        reaching.set()
+        assert go_on.wait(PATIENCE_S)
+        return connect(*arguments)
+
+    monkeypatch.setattr(socket, "create_connection", connect_late)
+    with Proxy(far.url) as proxy, socket.socket() as near:
+        near.settimeout(PATIENCE_S)
+        near.connect((HOST, parse_url(proxy.url).port))
+        assert reaching.wait(PATIENCE_S)
+        proxy.disconnect()
+        go_on.set()
+        assert receive(near, 1) == b""
+        assert proxy.connections == 0
 
 
 def test_a_half_closed_connection_still_sends_the_other_way(opened: Open) -> None:
