@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from itertools import product
 from math import prod
 
-from broker.cost_model import ONE, OUTSIDE, Graph, Link, finish_s, placed_on
+from broker.cost_model import OUTSIDE, Graph, Link, answer_s, finish_s
 from broker.protocol.messages import Plan, PlannedNode, Route, RouteDevice, RouteNode
 from broker.protocol.specs import DeviceId, NodeName
 
@@ -107,15 +107,13 @@ class _Request:
 
     def cost(self, chosen: Choice) -> Cost:
         """The cost of a choice. It may be partial: nodes without a device neither delay nor cost."""
-        at = {self._graph.number[name]: device for name, device in chosen.items()}
-        finished = {node for node, device in at.items() if self._finished.get(self._graph.names[node]) == device.device}
-        compute_s = {node: 0.0 if node in finished else device.compute_s for node, device in at.items()}
-        links = {node: self._links[device.device] for node, device in at.items()}
-        placed = placed_on(self._graph, links, compute_s, self._here, ONE)
-        queue_s = {node: self._queue_s[device.device] for node, device in at.items() if device.device in self._queue_s}
-        finish = finish_s(self._graph, placed, ONE, queue_s=queue_s, finished=finished)
-        answer_s = max(finish.values(), default=0.0)
-        if self._graph.output in finish:
-            output = self._graph.output
-            answer_s = finish[output] + self._graph.answer_s(links[output], OUTSIDE, ONE)
-        return answer_s, sum(finish.values()), [device.device for device in chosen.values()]
+        nodes = [node for node, name in enumerate(self._graph.names) if name in chosen]
+        devices = [chosen[self._graph.names[node]] for node in nodes]
+        at = {node: self._links[device.device] for node, device in zip(nodes, devices, strict=True)}
+        finished = {node for node, link in at.items() if self._finished.get(self._graph.names[node]) == link.id}
+        compute_s = {
+            node: 0.0 if node in finished else device.compute_s for node, device in zip(nodes, devices, strict=True)
+        }
+        finish = finish_s(self._graph, at, compute_s, self._here, queue_s=self._queue_s, finished=finished)
+        sum_s = sum(finish.values())
+        return answer_s(self._graph, finish, at, OUTSIDE), sum_s, [device.device for device in chosen.values()]

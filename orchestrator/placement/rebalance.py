@@ -120,7 +120,7 @@ class _Costs:
 
     devices: Mapping[DeviceId, DeviceSpec]
     tasks: list[TaskSpec]
-    sources: Mapping[str, Linked[float]]
+    sources: Mapping[str, Linked]
     placement: CurrentPlacement
 
     @classmethod

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from broker.cost_model import Flags, Floats, Integers, crossing_s
+from orchestrator.planner.fleet import Flags, Floats, Integers
 from orchestrator.planner.schedule import TaskSchedule
 
 MOST_CANDIDATES = 40_000
@@ -119,7 +119,7 @@ def tails_s(schedule: TaskSchedule, allowed: Sequence[Integers]) -> dict[int, Fl
         there = allowed[schedule.slot_of[node]]
         onward[there] = (schedule.computes_s(node, every) + tails[node])[there]
         for need in graph.needs[node]:
-            crossing = crossing_s(graph.sent_bytes[need], schedule.fleet.links(every))
+            crossing = schedule.fleet.crossings_s(graph.sent_bytes[need])
             least = np.minimum(
                 onward, crossing + (crossing + onward).min(initial=np.inf)
             )  # on the same row, or another

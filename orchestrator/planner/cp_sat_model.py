@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from broker.cost_model import Flags, Integers
 from broker.protocol.errors import S2M3Error
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName
 from orchestrator.planner.candidates import Candidates
+from orchestrator.planner.fleet import Flags, Integers
 
 STEPS = 1e12
 """Steps of time in the objective: a thousand times finer than the 1e-9 to which plans are compared."""

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from broker.cost_model import Integers
 from broker.protocol.errors import NoDeviceFits, Refusal
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.candidates import Candidates, TooManyCandidates, candidates_of, least_s
 from orchestrator.planner.cp_sat_model import Chosen, Instance, Options, choose
+from orchestrator.planner.fleet import Integers
 from orchestrator.planner.placement import Bars, refined
 from orchestrator.planner.problem import Problem
 

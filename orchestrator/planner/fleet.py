@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
-from broker.cost_model import Floats, Integers, Link
+from broker.cost_model import Linked, crossing_s
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleName, ModuleSpec
 
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 Row = int
 """A device's place in the arrays."""
 NOWHERE: Row = -1
@@ -82,25 +85,16 @@ class Fleet:
         """All rows, (D,)."""
         return np.arange(len(self.specs))
 
-    def link(self, row: Row) -> Link[float]:
-        """The link of one device."""
-        known = self._links.get(row)
-        if known is None:
-            spec = self.specs[row]
-            known = self._links[row] = Link(row, spec.latency_s, spec.bandwidth_bits_per_s)
-        return known
+    def crossings_s(self, size_bytes: int) -> Floats:
+        """Seconds for this many bytes on each device's link, (D,): half of a transfer between two devices."""
+        return self.latency_s + 8 * size_bytes / self.bandwidth_bits_per_s
 
-    @cached_property
-    def _links(self) -> dict[Row, Link[float]]:
-        return {}
-
-    def links(self, rows: Integers) -> Link[Floats]:
-        """The links of the devices on these rows."""
-        if rows is self.every:
-            return Link(rows, self.latency_s, self.bandwidth_bits_per_s)
-        if len(rows) == 1:
-            return cast("Link[Floats]", self.link(int(rows[0])))  # numpy takes a number for an array of one
-        return Link(rows, self.latency_s[rows], self.bandwidth_bits_per_s[rows])
+    def transfers_s(self, size_bytes: int, end: Linked) -> Floats:
+        """Seconds between each device and another end, (D,): ``cost_model.transfer_s``, bit for bit."""
+        seconds = self.crossings_s(size_bytes) + crossing_s(size_bytes, end)
+        if end.id in self.rows:
+            seconds[self.rows[end.id]] = 0.0
+        return seconds
 
     def compute_s(self, name: ModuleName, module: ModuleSpec) -> Floats:
         """Seconds of one forward pass on every device, (D,): ``cost_model.compute_s``, bit for bit."""

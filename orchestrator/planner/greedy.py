@@ -23,10 +23,9 @@ from math import prod
 
 import numpy as np
 
-from broker.cost_model import Integers
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, ModuleKey
-from orchestrator.planner.fleet import NOWHERE, Row
+from orchestrator.planner.fleet import NOWHERE, Integers, Row
 from orchestrator.planner.packing import SearchLimitReached, packed
 from orchestrator.planner.problem import Problem, Where, nowhere
 

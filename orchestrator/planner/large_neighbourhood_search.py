@@ -13,10 +13,10 @@ from itertools import combinations, islice
 
 import numpy as np
 
-from broker.cost_model import Integers
 from orchestrator.planner.branch_and_bound import BranchAndBound
 from orchestrator.planner.budget import GAIN
 from orchestrator.planner.candidates import Candidates, TooManyCandidates, candidates_of
+from orchestrator.planner.fleet import Integers
 from orchestrator.planner.local_search import FEW, LocalSearch
 
 _WORK_ON_ALL = 90_000  # units of the budget, on all tasks together

@@ -15,9 +15,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from broker.cost_model import Integers
 from orchestrator.planner.budget import ASK_EVERY, GAIN, Budget
-from orchestrator.planner.fleet import Row
+from orchestrator.planner.fleet import Integers, Row
 from orchestrator.planner.problem import Problem, Where
 
 FEW = 16

@@ -16,9 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
-from broker.cost_model import Floats, Integers, source_of
+from broker.cost_model import source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
-from orchestrator.planner.fleet import NOWHERE, Fleet, Row
+from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
 from orchestrator.planner.schedule import TaskSchedule
 
 Bars = Mapping[ModuleKey, Mapping[DeviceId, str]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.cost_model import ONE, OUTSIDE, compute_s, latency_s, objective_s, source_of, transfer_s
+from broker.cost_model import OUTSIDE, compute_s, latency_s, objective_s, source_of, transfer_s
 from broker.protocol.specs import DeviceSpec, InputSpec, NodeSpec, TaskSpec
 from tests.builders import module
 
@@ -49,13 +49,13 @@ def test_measured_seconds_win_over_the_estimate_by_name_and_by_key() -> None:
 
 
 def test_a_transfer_crosses_both_links_one_after_the_other() -> None:
-    assert transfer_s(1_000_000, A, B, ONE) == pytest.approx(0.01 + 0.02 + 8e6 / 8e6 + 8e6 / 80e6, abs=1e-12)
-    assert transfer_s(1_000_000, B, A, ONE) == transfer_s(1_000_000, A, B, ONE)
-    assert transfer_s(1_000_000, A, A, ONE) == 0.0
+    assert transfer_s(1_000_000, A, B) == pytest.approx(0.01 + 0.02 + 8e6 / 8e6 + 8e6 / 80e6, abs=1e-12)
+    assert transfer_s(1_000_000, B, A) == transfer_s(1_000_000, A, B)
+    assert transfer_s(1_000_000, A, A) == 0.0
 
 
 def test_of_a_transfer_from_outside_only_the_devices_link_takes_time() -> None:
-    assert transfer_s(1_000_000, OUTSIDE, A, ONE) == 0.01 + 8e6 / 8e6
+    assert transfer_s(1_000_000, OUTSIDE, A) == 0.01 + 8e6 / 8e6
 
 
 def test_branches_on_two_devices_run_at_the_same_time() -> None:

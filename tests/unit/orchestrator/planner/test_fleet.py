@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from broker.cost_model import ONE, OUTSIDE, Link, Linked, Many, compute_s, transfer_s
-from orchestrator.planner.fleet import NOWHERE, Fleet
+from broker.cost_model import OUTSIDE, Link, Linked, compute_s, crossing_s, transfer_s
+from orchestrator.planner.fleet import Fleet
 from tests.builders import device, module
 
 MODULE = module("p", memory_bytes=5, flops=3e9, output_bytes=700)
@@ -17,21 +17,13 @@ DEVICES = [
 ]
 
 
-def _figures(link: Linked[float]) -> tuple[float, float]:
-    return link.latency_s, link.bandwidth_bits_per_s
-
-
 @pytest.mark.parametrize("end", [*DEVICES, OUTSIDE, Link("elsewhere", 0.02, 1e5)])
-def test_arrays_say_what_the_specs_say_bit_for_bit(end: Linked[float]) -> None:
+def test_arrays_say_what_the_specs_say_bit_for_bit(end: Linked) -> None:
     fleet = Fleet.of(DEVICES)
     assert [spec.id for spec in fleet] == ["a", "b", "c"]
     assert fleet.compute_s("name", MODULE).tolist() == [compute_s(spec, "name", MODULE) for spec in fleet]
-    row, one = fleet.rows.get(str(end.id), NOWHERE), Link(end.id, end.latency_s, end.bandwidth_bits_per_s)
-    ends = Link(np.array([row]), np.array([one.latency_s]), np.array([one.bandwidth_bits_per_s]))
-    expected = [transfer_s(1234, one, Link(spec.id, spec.latency_s, spec.bandwidth_bits_per_s), ONE) for spec in fleet]
-    assert transfer_s(1234, ends, fleet.links(fleet.every), Many(1)).tolist() == expected
-    assert transfer_s(1234, ends, fleet.links(fleet.every.copy()), Many(1)).tolist() == expected
-    assert [transfer_s(1234, Link(row, *_figures(one)), fleet.link(there), ONE) for there in range(3)] == expected
+    assert fleet.crossings_s(1234).tolist() == [crossing_s(1234, spec) for spec in fleet]
+    assert fleet.transfers_s(1234, end).tolist() == [transfer_s(1234, end, spec) for spec in fleet]
 
 
 def test_who_is_gone_has_no_memory_and_the_others_keep_their_rows() -> None:
