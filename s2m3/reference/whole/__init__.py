@@ -1,6 +1,6 @@
 """Tasks as one whole model in this process: the reference that split answers must equal.
 
-Owns the protocol, the table of them and the one way to load the whole model of a task: the pocket's, the hub's,
+Owns the table of them and the one way to load the whole model of a task: the pocket's, the hub's,
 and linear heads that were fitted on an encoder of either. One file a family. A whole model is the published library's
 own code with its own weights: no graph, no codec, no parts, and nothing shared with another task. It shares with the
 split path only the decoding of pictures, sounds and lines (``inputs``), the form of an answer (``outputs``), the
@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 
@@ -27,16 +27,8 @@ from s2m3.catalogue import load_task
 LINEAR_HEAD = "a linear head on pocket/vision"
 
 
-class Whole(Protocol):
-    """A whole model with its weights in memory."""
-
-    def __call__(self, inputs: Mapping[str, RawInput], /) -> Output:
-        """Answers one request: the arrays of the task's output node, where the model has them, and its answer.
-
-        Raises:
-            RequestFailed: ``bad_input`` when an input can't be read.
-        """
-
+Whole = Callable[[Mapping[str, RawInput]], Output]
+"""A whole model with its weights in memory: ``model.Model`` says what it gives for a request's inputs."""
 
 CLASSES: Mapping[str, str] = MappingProxyType(
     {
@@ -88,15 +80,7 @@ def load(name: str, task: TaskSpec) -> Whole:
 
 
 def importer(name: str, task: TaskSpec) -> Callable[[TaskSpec], Whole]:
-    """The loader of a task's whole model. The libraries that the model needs are imported.
-
-    Args:
-        name: As for ``load``.
-        task: The same.
-
-    Raises:
-        BadFile: as ``load`` raises it.
-    """
+    """The loader of a task's whole model, as ``load`` finds it. The libraries that the model needs are imported."""
     known = name if name in CLASSES else _with_graph_of(name, task)
     file, _, name_of_class = CLASSES[known].partition(".")
     return cast("Callable[[TaskSpec], Whole]", getattr(importlib.import_module(f"{__name__}.{file}"), name_of_class))

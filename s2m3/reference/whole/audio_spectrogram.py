@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import ASTFeatureExtractor, ASTForAudioClassification, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from broker.protocol.codec import RawInput
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import audio_spectrogram
 from edge_agent.modules.inputs import decoding, outputs
 from edge_agent.modules.weights.checkpoint import SINGLE
+from s2m3.reference.whole.model import Inputs
 from s2m3.reference.whole.pretrained import Pretrained, Repository
 
 
 class Alignment(Pretrained):
-    """Texts ranked by how well each describes a sound; and how well a picture fits it."""
+    """Sound, picture and texts to logits (1, n), ranked texts, and the similarity (1, 1) of sound and picture."""
 
     part, architecture = "clip-b16/vision", CLIPModel
     tokenizer, processor = CLIPTokenizer, CLIPImageProcessorPil
@@ -33,19 +31,17 @@ class Alignment(Pretrained):
         projection = load_file(Path(Repository(task, "ast/clip-b16-projection").where) / SINGLE)
         self._projection = {name: each.clone() for name, each in projection.items()}
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Sound, picture and texts to logits (1, n), the similarity (1, 1) and the ranked texts."""
+    def _answer(self, inputs: Inputs) -> Output:
         texts = decoding.lines(inputs["text"])
         tokens = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         sound = audio_spectrogram.samples(self._extractor, inputs["audio"])
         features = self._extractor(sound, sampling_rate=self._extractor.sampling_rate, return_tensors="pt")
         weight, bias = (self._projection[f"audio_projection.{name}"] for name in ("weight", "bias"))
-        with torch.inference_mode():
-            heard = functional.linear(self._ast(features["input_values"].float()).pooler_output, weight, bias)
-            seen = self._model.get_image_features(**self._pixels(inputs)).pooler_output  # (1, e)
-            said = self._model.get_text_features(**tokens).pooler_output  # (n, e)
-            heard, seen, said = (each / each.norm(dim=-1, keepdim=True) for each in (heard, seen, said))
-            logits, similarity = heard @ said.t() * self._model.logit_scale.exp(), heard @ seen.t()
-            ranked = outputs.ranking("label", texts, logits.softmax(dim=1)[0])
+        heard = functional.linear(self._ast(features["input_values"].float()).pooler_output, weight, bias)
+        seen = self._model.get_image_features(**self._pixels(inputs)).pooler_output  # (1, e)
+        said = self._model.get_text_features(**tokens).pooler_output  # (n, e)
+        heard, seen, said = (each / each.norm(dim=-1, keepdim=True) for each in (heard, seen, said))
+        logits, similarity = heard @ said.t() * self._model.logit_scale.exp(), heard @ seen.t()
+        ranked = outputs.ranking("label", texts, logits.softmax(dim=1)[0])
         tensors = {"logits": logits.numpy(), "similarity": similarity.numpy()}
         return Output(tensors, ranked | {"similarity": float(similarity[0, 0])})

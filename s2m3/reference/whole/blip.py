@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from transformers import BertTokenizer, BlipForConditionalGeneration, BlipForQuestionAnswering, BlipImageProcessorPil
 
-from broker.protocol.codec import RawInput
 from edge_agent.modules import Output
 from edge_agent.modules.families import blip, generation
 from edge_agent.modules.inputs import decoding
+from s2m3.reference.whole.model import Inputs
 from s2m3.reference.whole.pretrained import Pretrained, generated
 
 
 class Answering(Pretrained):
-    """A question's answer by BlipForQuestionAnswering."""
+    """Picture and question to tokens (1, t), start included, and the answer, by BlipForQuestionAnswering."""
 
     part, architecture = "blip-vqa/vision", BlipForQuestionAnswering
     tokenizer, processor = BertTokenizer, BlipImageProcessorPil
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Picture and question to tokens (1, t), start included, and the answer."""
+    def _answer(self, inputs: Inputs) -> Output:
         question = " ".join(decoding.lines(inputs["question"]))
         longest = self._model.text_encoder.config.max_position_embeddings
         asked = self._tokenizer(question, truncation=True, max_length=longest, return_tensors="pt")
-        with torch.inference_mode():
-            tokens = generation.whole(
-                self._model,
-                blip.MOST_TOKENS[None],
-                input_ids=asked["input_ids"],
-                attention_mask=asked["attention_mask"],
-                **self._pixels(inputs),
-            )
+        tokens = generation.whole(
+            self._model,
+            blip.MOST_TOKENS[None],
+            input_ids=asked["input_ids"],
+            attention_mask=asked["attention_mask"],
+            **self._pixels(inputs),
+        )
         return generated("answer", tokens, self._tokenizer)
 
 
 class Captioning(Pretrained):
-    """A sentence by BlipForConditionalGeneration."""
+    """Picture to tokens (1, t), start included, and the caption, by BlipForConditionalGeneration."""
 
     part, architecture = "blip-captioning/vision", BlipForConditionalGeneration
     tokenizer, processor = BertTokenizer, BlipImageProcessorPil
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Picture to tokens (1, t), start included, and the caption."""
-        with torch.inference_mode():
-            tokens = generation.whole(self._model, blip.MOST_TOKENS["caption"], **self._pixels(inputs))
+    def _answer(self, inputs: Inputs) -> Output:
+        tokens = generation.whole(self._model, blip.MOST_TOKENS["caption"], **self._pixels(inputs))
         return generated("caption", tokens, self._tokenizer)

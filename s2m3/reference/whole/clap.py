@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from transformers import ClapFeatureExtractor, ClapModel, RobertaTokenizer
 
-from broker.protocol.codec import RawInput
 from edge_agent.modules import Output
 from edge_agent.modules.families import clap
 from edge_agent.modules.inputs import decoding
+from s2m3.reference.whole.model import Inputs
 from s2m3.reference.whole.pretrained import Pretrained, ranked
 
 
 class Alignment(Pretrained):
-    """Texts ranked by how well each describes a sound."""
+    """Sound and texts to logits (1, n), and the texts ranked by how well each describes the sound."""
 
     part, architecture = "clap/audio", ClapModel
     tokenizer, processor = RobertaTokenizer, ClapFeatureExtractor
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Sound and texts to logits (1, n) and the ranked texts."""
+    def _answer(self, inputs: Inputs) -> Output:
         texts = decoding.lines(inputs["text"])
         sound = clap.beginning(self._processor, inputs["audio"])
         features = self._processor(sound, sampling_rate=self._processor.sampling_rate, return_tensors="pt")
         tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
-        with torch.inference_mode():
-            logits = self._model(
-                **tokens, input_features=features["input_features"].float(), is_longer=features["is_longer"]
-            ).logits_per_audio  # (1, n)
+        logits = self._model(
+            **tokens, input_features=features["input_features"].float(), is_longer=features["is_longer"]
+        ).logits_per_audio  # (1, n)
         return ranked("label", texts, logits, logits.softmax(dim=1))

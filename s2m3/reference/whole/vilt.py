@@ -6,7 +6,6 @@ rounding. For the comparison that draw, and nothing else, is replaced by the pic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import cast
 from unittest import mock
 
@@ -14,27 +13,26 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, ViltForQuestionAnswering, ViltImageProcessorPil
 
-from broker.protocol.codec import RawInput
 from edge_agent.modules import Output
 from edge_agent.modules.families.vilt import RANKED
 from edge_agent.modules.inputs import decoding
+from s2m3.reference.whole.model import Inputs
 from s2m3.reference.whole.pretrained import Pretrained, ranked
 
 
 class Answering(Pretrained):
-    """The likeliest answers by ViltForQuestionAnswering."""
+    """Picture and question to logits (1, c) and the likeliest answers."""
 
     part, architecture = "vilt-vqa/answer", ViltForQuestionAnswering
     tokenizer, processor = BertTokenizer, ViltImageProcessorPil
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Picture and question to logits (1, c) and the likeliest answers."""
+    def _answer(self, inputs: Inputs) -> Output:
         config = self._model.config
         question = " ".join(decoding.lines(inputs["question"]))
         tokens = self._tokenizer(
             question, truncation=True, max_length=config.max_position_embeddings, return_tensors="pt"
         )
-        with torch.inference_mode(), mock.patch.object(torch, "multinomial", in_order):
+        with mock.patch.object(torch, "multinomial", in_order):
             logits = self._model(**tokens, **self._pixels(inputs)).logits  # (1, c)
         names = cast("dict[int, str]", config.id2label)
         labels = [names[index] for index in range(logits.shape[1])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import ctranslate2
@@ -18,10 +17,11 @@ from edge_agent.modules import Output
 from edge_agent.modules.families import whisper_ctranslate2
 from edge_agent.modules.inputs import audio
 from s2m3.reference.whole.conse import QuestionAnswering
+from s2m3.reference.whole.model import Inputs, Model
 
 
-class Transcription:
-    """The words in a sound."""
+class Transcription(Model):
+    """Sound to text; no arrays."""
 
     def __init__(self, task: TaskSpec) -> None:
         del task  # the catalogue has one
@@ -32,8 +32,7 @@ class Transcription:
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self._extractor = WhisperFeatureExtractor()  # type: ignore[no-untyped-call]
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Sound to text; no arrays."""
+    def _answer(self, inputs: Inputs) -> Output:
         wave = audio.samples(inputs["audio"], whisper_ctranslate2.RATE_HZ, whisper_ctranslate2.WINDOW_S)
         extracted = self._extractor(wave, sampling_rate=whisper_ctranslate2.RATE_HZ, return_tensors="np")
         features = np.ascontiguousarray(extracted["input_features"])  # (1, 80, 3000)
@@ -46,13 +45,12 @@ class Transcription:
         return Output({}, {"text": str(self._tokenizer.decode(found.sequences_ids[0])).strip()})
 
 
-class SpokenQuestion:
-    """Answers ranked by how well each fits a picture and a spoken question."""
+class SpokenQuestion(Model):
+    """Spoken question, picture and answers to the answers ranked by how well each fits; no arrays."""
 
     def __init__(self, task: TaskSpec) -> None:
         self._transcription, self._answering = Transcription(task), QuestionAnswering(task)
 
-    def __call__(self, inputs: Mapping[str, RawInput]) -> Output:
-        """Sound, picture and answers to the ranked answers; no arrays."""
+    def _answer(self, inputs: Inputs) -> Output:
         heard = self._transcription({"audio": inputs["audio"]}).answer or {}
         return self._answering({**inputs, "question": RawInput(str(heard["text"]).encode())})

@@ -1,0 +1,29 @@
+"""What every whole model has in common: it answers requests, and computes no gradients."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+
+from broker.protocol.codec import RawInput
+from edge_agent.modules import Output
+
+Inputs = Mapping[str, RawInput]
+
+
+class Model(ABC):
+    """A whole model with its weights in memory."""
+
+    def __call__(self, inputs: Inputs) -> Output:
+        """Answers one request: the arrays of the task's output node, where the model has them, and its answer.
+
+        Raises:
+            RequestFailed: ``bad_input`` when an input can't be read.
+        """
+        with torch.inference_mode():
+            return self._answer(inputs)
+
+    @abstractmethod
+    def _answer(self, inputs: Inputs) -> Output: ...
