@@ -1,4 +1,4 @@
-"""Labelled data as it is published: one small reader a format.
+"""Labelled data as it is published, and a reader for each format.
 
 Owns the table of formats, and finding out which one a directory has. ``records`` has the types.
 """
@@ -13,9 +13,9 @@ from typing import cast
 
 from broker.protocol.errors import BadFile
 from s2m3.bench.datasets import digits
-from s2m3.bench.datasets.records import Dataset, Kind, Reader, Record
+from s2m3.bench.datasets.records import Dataset, Reader, Record
 
-__all__ = ["FORMATS", "Dataset", "Kind", "Reader", "Record", "detect", "evenly", "find", "open_data", "open_dataset"]
+__all__ = ["FORMATS", "Dataset", "Record", "detect", "evenly", "find", "open_data"]
 
 FORMATS: Mapping[str, str] = MappingProxyType(
     {
@@ -24,13 +24,13 @@ FORMATS: Mapping[str, str] = MappingProxyType(
         "food-101": "food101.READER",
         "flowers-102": "flowers102.READER",
         "country-211": "country211.READER",
-        "flickr30k": "flickr30k.READER",
-        "coco-captions": "coco.READER",
-        "vqa-v2": "vqav2.READER",
-        "textvqa": "textvqa.READER",
+        "flickr30k": "captions.FLICKR30K",
+        "coco-captions": "captions.COCO",
+        "vqa-v2": "questions.VQA_V2",
+        "textvqa": "questions.TEXTVQA",
         "esc-50": "esc50.READER",
-        "captions": "own.CAPTIONED",
-        "vqa": "own.ASKED",
+        "captions": "captions.OWN_CAPTIONS",
+        "vqa": "questions.OWN_QUESTIONS",
         "folders": "folders.READER",  # last: any directory of folders with pictures looks like it
     }
 )
@@ -54,23 +54,17 @@ def detect(directory: Path) -> str | None:
     return next((name for name in FORMATS if reader(name).recognises(directory)), None)
 
 
-def open_data(name: str, format_: str | None = None) -> Dataset:
-    """A directory, or scikit-learn's digits under that name, opened.
-
-    Raises:
-        BadFile: as ``open_dataset`` raises it.
-    """
-    return digits.dataset() if name == digits.NAME else open_dataset(Path(name), format_)
-
-
-def open_dataset(directory: Path, name: str | None = None) -> Dataset:
-    """A directory, opened as the named format, or as the one that it looks like.
+def open_data(name: str | Path, format_: str | None = None) -> Dataset:
+    """A directory, opened as the named format, or as the one that it looks like; or scikit-learn's ``digits``.
 
     Raises:
         BadFile: it is not a directory, looks like no format, or its index is malformed.
     """
+    if name == digits.NAME:
+        return digits.dataset()
+    directory = Path(name)
     _check_directory(directory, "name the directory of the unpacked data")
-    found = name or detect(directory)
+    found = format_ or detect(directory)
     if found is None:
         raise BadFile(
             file=str(directory),

@@ -23,10 +23,7 @@ _PIXEL_BYTES = 3 * SIDE * SIDE
 
 
 def _reader(format_: str, file: str, names: str, *, label_bytes: int) -> Reader:
-    def open_(directory: Path) -> Dataset:
-        return _open(format_, directory / file, directory / names, label_bytes)
-
-    return Reader(open_, files=(file, names))
+    return Reader.by_files(lambda top: _open(format_, top / file, top / names, label_bytes), file, names)
 
 
 def _open(format_: str, file: Path, names: Path, label_bytes: int) -> Dataset:

@@ -62,4 +62,4 @@ def _open(directory: Path) -> Dataset:
     return folders.dataset("country-211", test, tuple(COUNTRIES), tuple(COUNTRIES.values()))
 
 
-READER = Reader(_open, recognised=_recognises)
+READER = Reader(_open, _recognises)

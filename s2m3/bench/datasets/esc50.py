@@ -40,4 +40,4 @@ def _open(directory: Path) -> Dataset:
     return of_files("esc-50", "classification", sounds, medium="audio", classes=classes)
 
 
-READER = Reader(_open, files=(INDEX,))
+READER = Reader.by_files(_open, INDEX)

@@ -65,4 +65,4 @@ def _array(path: Path, name: str) -> NDArray[np.int64]:
     return found
 
 
-READER = Reader(_open, files=FILES)
+READER = Reader.by_files(_open, *FILES)

@@ -70,4 +70,4 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-READER = Reader(_open, recognised=_recognises)
+READER = Reader(_open, _recognises)

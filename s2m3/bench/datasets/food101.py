@@ -31,4 +31,4 @@ def _open(directory: Path) -> Dataset:
     return of_files("food-101", "classification", found, classes=classes)
 
 
-READER = Reader(_open, files=("meta/classes.txt", "images"))
+READER = Reader.by_files(_open, "meta/classes.txt", "images")

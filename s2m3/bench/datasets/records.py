@@ -9,7 +9,7 @@ is one ``BadFile`` with file, line or field, problem and fix: at opening when th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,35 +56,23 @@ class Dataset:
     classes: tuple[str, ...] = ()
     texts: tuple[tuple[str, ...], ...] = ()
 
-    def records(self, start: int = 0, stop: int | None = None) -> Iterator[Record]:
-        """The records from one position to another, one at a time.
-
-        Raises:
-            BadFile: the next one is malformed.
-        """
-        for position in range(start, self.size if stop is None else min(stop, self.size)):
-            yield self.read(position)
-
 
 @dataclass(frozen=True)
 class Reader:
-    """A format: how a directory of it is recognised and opened.
+    """A format: how a directory of it is opened and recognised.
 
     Args:
         open: Opens a directory; raises BadFile when its index is missing or malformed.
-        files: Names below a directory of this format, by which it is recognised.
-        recognised: Recognises it instead, where names are not enough.
+        recognises: Whether a directory looks like this format. Looks at names only.
     """
 
     open: Callable[[Path], Dataset]
-    files: tuple[str, ...] = ()
-    recognised: Callable[[Path], bool] | None = None
+    recognises: Callable[[Path], bool]
 
-    def recognises(self, directory: Path) -> bool:
-        """Whether a directory looks like this format. Looks at names only."""
-        return (
-            self.recognised(directory) if self.recognised else all((directory / each).exists() for each in self.files)
-        )
+    @classmethod
+    def by_files(cls, open_: Callable[[Path], Dataset], *files: str) -> Reader:
+        """A format that is recognised by names below its directory."""
+        return cls(open_, lambda directory: all((directory / each).exists() for each in files))
 
 
 def of_files(
@@ -95,14 +83,7 @@ def of_files(
     medium: Medium = "image",
     classes: tuple[str, ...] = (),
 ) -> Dataset:
-    """A dataset of media files in this order.
-
-    Args:
-        format_: As ``Dataset`` has it.
-        kind: The same.
-        files: Each file with its record's other fields.
-        medium: As ``Dataset`` has it.
-        classes: The same.
+    """A dataset of media files in this order, each with its record's other fields.
 
     Raises:
         BadFile: there are no files.

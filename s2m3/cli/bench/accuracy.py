@@ -182,7 +182,7 @@ def _table(arguments: argparse.Namespace, settings: Settings) -> int:
             row: dict[str, Any] = {"data": benchmark, "task": name}
             file = results / f"{benchmark}--{name}.jsonl".replace("/", "-")
             try:
-                dataset = datasets.open_data(str(directory), format_)
+                dataset = datasets.open_data(directory, format_)
                 row["benchmark"] = format_
                 progress = ProgressLines(f"{benchmark} {name}")
                 summary, _ = run.run(name, task, dataset, settings, results=file, progress=progress)

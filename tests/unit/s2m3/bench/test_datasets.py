@@ -17,7 +17,7 @@ from scipy.io import savemat
 
 from broker.protocol.errors import BadFile
 from s2m3.bench import datasets
-from s2m3.bench.datasets import Dataset, Record, digits, open_dataset, prompts
+from s2m3.bench.datasets import Dataset, Record, digits, open_data, prompts
 from tests.media import wav
 
 
@@ -161,11 +161,11 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 def sample(name: str, top: Path) -> Dataset:
     WRITERS[name](top)
-    return open_dataset(top, name)
+    return open_data(top, name)
 
 
 def read(dataset: Dataset) -> list[Record]:
-    return list(dataset.records())
+    return [dataset.read(position) for position in range(dataset.size)]
 
 
 def test_there_is_a_sample_of_every_format() -> None:
@@ -176,7 +176,7 @@ def test_there_is_a_sample_of_every_format() -> None:
 def test_every_format_is_recognised_by_its_names_and_by_no_other(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path)
     assert datasets.detect(tmp_path) == name
-    assert open_dataset(tmp_path).format == name
+    assert open_data(tmp_path).format == name
 
 
 @pytest.mark.parametrize("name", datasets.FORMATS)
@@ -184,9 +184,8 @@ def test_records_come_in_the_same_order_each_time_and_from_any_position(name: st
     dataset = sample(name, tmp_path)
     everything = read(dataset)
     assert len(everything) == dataset.size
-    assert read(open_dataset(tmp_path, name)) == everything
-    assert list(dataset.records(1)) == everything[1:]
-    assert list(dataset.records(0, 1)) == everything[:1]
+    assert read(open_data(tmp_path, name)) == everything
+    assert [dataset.read(position) for position in reversed(range(dataset.size))] == everything[::-1]
     assert len({record.id for record in everything}) == len(everything)
     assert all(record.media.content_type.startswith(dataset.medium) for record in everything)
 
@@ -207,11 +206,11 @@ def test_labelled_records_have_their_classes(
     dataset = sample(name, tmp_path)
     assert dataset.kind == "classification"
     assert dataset.classes == classes
-    assert [record.label for record in dataset.records()] == labels
+    assert [record.label for record in read(dataset)] == labels
 
 
 def test_cifars_planes_become_a_picture(tmp_path: Path) -> None:
-    first = next(sample("cifar-10", tmp_path).records())
+    first = sample("cifar-10", tmp_path).read(0)
     pixels = np.asarray(Image.open(io.BytesIO(first.media.data)))
     assert pixels.shape == (32, 32, 3)
     assert (pixels[:, :16] == (255, 0, 0)).all()
@@ -221,19 +220,19 @@ def test_cifars_planes_become_a_picture(tmp_path: Path) -> None:
 def test_flowers_are_named_by_their_numbers(tmp_path: Path) -> None:
     dataset = sample("flowers-102", tmp_path)
     assert len(set(dataset.classes)) == 102
-    assert [dataset.classes[record.label or 0] for record in dataset.records()] == ["blackberry lily", "passion flower"]
+    assert [dataset.classes[record.label or 0] for record in read(dataset)] == ["blackberry lily", "passion flower"]
 
 
 def test_countries_are_named_by_their_codes(tmp_path: Path) -> None:
     dataset = sample("country-211", tmp_path)
     assert len(set(dataset.classes)) == 211
-    assert [dataset.classes[record.label or 0] for record in dataset.records()] == ["Andorra", "Zimbabwe"]
+    assert [dataset.classes[record.label or 0] for record in read(dataset)] == ["Andorra", "Zimbabwe"]
 
 
 def test_captioned_records_have_all_their_captions(tmp_path: Path) -> None:
     dataset = sample("flickr30k", tmp_path / "flickr")
     assert dataset.texts == (("caption 2a.", "caption 2b."), ("caption 3a.", "caption 3b."))
-    assert tuple(record.captions for record in dataset.records()) == dataset.texts
+    assert tuple(record.captions for record in read(dataset)) == dataset.texts
     assert sample("coco-captions", tmp_path / "coco").texts == (("a cat", "one cat"), ("a dog",))
     assert sample("captions", tmp_path / "own").texts == (("a dog", "one dog"), ("a cat",))
 
@@ -251,7 +250,7 @@ def test_a_jpeg_whose_name_says_png_is_sent_as_a_jpeg(tmp_path: Path) -> None:
     folders(tmp_path)
     jpeg(tmp_path / "dog" / "1.jpg")
     (tmp_path / "dog" / "1.jpg").rename(tmp_path / "dog" / "1.png")
-    assert next(open_dataset(tmp_path).records()).media.content_type == "image/jpeg"
+    assert open_data(tmp_path).read(0).media.content_type == "image/jpeg"
 
 
 def replaced(path: str, old: str, new: str) -> Callable[[Path], None]:
@@ -367,10 +366,10 @@ def test_malformed_data_is_one_line_with_place_problem_and_fix(
     name: str, break_: Callable[[Path], None], says: str, tmp_path: Path
 ) -> None:
     WRITERS[name](tmp_path)
-    assert read(open_dataset(tmp_path, name))
+    assert read(open_data(tmp_path, name))
     break_(tmp_path)
     with pytest.raises(BadFile) as caught:
-        read(open_dataset(tmp_path, name))
+        read(open_data(tmp_path, name))
     sentence = str(caught.value)
     assert re.search(says, sentence), sentence
     assert sentence.startswith(str(tmp_path))
@@ -381,19 +380,19 @@ def test_malformed_data_is_one_line_with_place_problem_and_fix(
 def test_a_record_before_the_broken_one_is_still_read(tmp_path: Path) -> None:
     food101(tmp_path)
     (tmp_path / "images" / "apple_pie" / "12.jpg").unlink()
-    records = open_dataset(tmp_path).records()
-    assert next(records).id == "baby_back_ribs/7"
+    dataset = open_data(tmp_path)
+    assert dataset.read(0).id == "baby_back_ribs/7"
     with pytest.raises(BadFile):
-        next(records)
+        dataset.read(1)
 
 
 def test_a_directory_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="is not a directory"):
-        open_dataset(tmp_path / "none")
+        open_data(tmp_path / "none")
     with pytest.raises(BadFile, match=r"looks like no known format; .*cifar-10, .*folders"):
-        open_dataset(tmp_path)
+        open_data(tmp_path)
     with pytest.raises(BadFile, match=r"--format: 'imagenet' is not a format"):
-        open_dataset(tmp_path, "imagenet")
+        open_data(tmp_path, "imagenet")
     with pytest.raises(BadFile, match="holds no benchmark"):
         datasets.find(tmp_path)
 
@@ -413,7 +412,7 @@ def test_benchmarks_are_found_below_a_directory(tmp_path: Path) -> None:
 def test_the_digits_of_scikit_learn_are_labelled_pictures() -> None:
     dataset = digits.dataset()
     assert dataset.size == 1797
-    record = next(dataset.records())
+    record = dataset.read(0)
     assert record.label == 0
     pixels = np.asarray(Image.open(io.BytesIO(record.media.data)))
     assert pixels.shape == (10, 10)
