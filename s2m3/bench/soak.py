@@ -12,7 +12,7 @@ import csv
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -66,7 +66,7 @@ def soak(scenario: Scenario, logs: Path | None) -> Soaked:
     Raises:
         SiteFailed: the site didn't start.
     """
-    with Stage(scenario, logs) as stage, Sampler(lambda: _pids(stage), lambda: _held(stage)) as sampler:
+    with Stage(scenario, logs) as stage, Sampler(stage) as sampler:
         recording = play(scenario, stage)
         processes = set(_pids(stage))
     if logs:
@@ -158,23 +158,10 @@ def with_errors(found: Report, verdicts: Sequence[ErrorVerdict]) -> Report:
 
 
 class Sampler:
-    """Samples processes at an interval; a context manager.
+    """Samples a stage's processes at an interval; a context manager."""
 
-    Args:
-        pids: Gives the processes of this moment, by name.
-        held: Gives the bytes that agents report for their modules at this moment, by name.
-        every_s: The interval.
-    """
-
-    def __init__(
-        self,
-        pids: Callable[[], dict[str, int]],
-        held: Callable[[], dict[str, int]] = dict,
-        every_s: float = SAMPLE_S,
-    ) -> None:
-        self._pids = pids
-        self._held = held
-        self._every_s = every_s
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
         self._samples: dict[tuple[str, int], list[Sample]] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
@@ -192,10 +179,11 @@ class Sampler:
         return [(f"{name} ({pid})", life) for (name, pid), life in sorted(self._samples.items())]
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._every_s):
-            held = self._held()
-            for name, pid in self._pids().items():
-                if (sampled := sample(pid, held.get(name, 0))) is not None:
+        while not self._stopping.wait(SAMPLE_S):
+            heartbeats = dict(self._stage.observer.heartbeats)
+            for name, pid in _pids(self._stage).items():
+                held_bytes = heartbeats[name].memory_used_bytes if name in heartbeats else 0
+                if (sampled := sample(pid, held_bytes)) is not None:
                     self._samples.setdefault((name, pid), []).append(sampled)
 
 
@@ -207,7 +195,7 @@ def write_samples(file: Path, lives: Sequence[tuple[str, Sequence[Sample]]]) -> 
         rows.writerows([name, *astuple(sample)] for name, life in lives for sample in life)
 
 
-def sample(pid: int, held_bytes: int = 0) -> Sample | None:
+def sample(pid: int, held_bytes: int) -> Sample | None:
     """A process's memory, threads and files now; None if it has ended."""
     import psutil  # noqa: PLC0415 - an extra
 
@@ -229,8 +217,3 @@ def _pids(stage: Stage) -> dict[str, int]:
         if (broker := site.broker_pid) is not None:
             found["broker"] = broker
     return found
-
-
-def _held(stage: Stage) -> dict[str, int]:
-    heartbeats = dict(stage.observer.heartbeats)
-    return {name: heartbeat.memory_used_bytes for name, heartbeat in heartbeats.items()}

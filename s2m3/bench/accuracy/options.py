@@ -8,7 +8,7 @@ are not compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -64,19 +64,13 @@ def rows(
     settings: run.Settings,
     options: Sequence[Option],
     *,
-    results: Path | None = None,
-    progress: run.Progress = run.silent,
+    results: Path | None,
+    progress: run.Progress,
 ) -> list[dict[str, Any]]:
     """One row an option: one benchmark run with each of them.
 
-    Args:
-        name: The task's name in the catalogue, or its file.
-        task: The task, in float32.
-        dataset: The benchmark.
-        settings: The parts of it to use.
-        options: The first is ``Option()``.
-        results: A directory for one results file an option; None keeps nothing.
-        progress: Called with the number of records done, and of all.
+    The task is in float32, and the first option is ``Option()``. ``results`` is a directory for one results file an
+    option. All else is as ``run.run`` takes it.
 
     Returns:
         Each option's summary, with ``weight_bytes``, ``wire_bytes`` (the arrays between nodes, for one record) and
@@ -90,7 +84,7 @@ def rows(
     for option in options:
         changed = applied(task, option)
         file = results / f"{option.dtype}-{option.wire}.jsonl" if results else None
-        own = settings if not found else settings.without_unsplit()
+        own = settings if not found else replace(settings, unsplit=0)
         summary, records = run.run(name, changed, dataset, own, results=file, progress=progress)
         row = {"option": str(option), "dtype": option.dtype, "wire": option.wire} | summary
         row["weight_bytes"] = sum({spec.key: spec.memory_bytes for spec in changed.modules.values()}.values())

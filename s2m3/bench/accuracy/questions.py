@@ -9,8 +9,9 @@ that has none; a task for media that the data doesn't have.
 from __future__ import annotations
 
 import base64
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,17 +48,22 @@ class Unfit(BadFile):
     """The data doesn't fit the task."""
 
 
-class Questions(Protocol):
+class Questions(ABC):
     """The questions of one dataset to one task."""
 
+    metric: ClassVar[str]  # the name of the mean score
+
+    @abstractmethod
     def requests(self, record: Record) -> Requests:
         """The requests for a record."""
 
+    @abstractmethod
     def verdict(self, record: Record, outputs: Sequence[Output]) -> Verdict:
         """A record's result; it has a ``score`` from 0 to 1 if one record alone can have one."""
 
     def summary(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
         """The metrics of all records, by name, from 0 to 1."""
+        return {self.metric: sum(float(each["score"]) for each in verdicts) / len(verdicts)}
 
 
 def about(dataset: Dataset, task: TaskSpec, positions: Sequence[int], *, templates: int | None = None) -> Questions:
@@ -131,8 +137,10 @@ def scores_of(output: Output, lines: Sequence[str]) -> NDArray[np.float32]:
     return np.array([by_text[line] for line in lines], dtype=np.float32)
 
 
-class Named:
+class Named(Questions):
     """Classification by a task with classes of its own: right if it names the record's class."""
+
+    metric = "top1"
 
     def __init__(self, dataset: Dataset, task: TaskSpec, media: NodeName) -> None:
         self._dataset, self._media = dataset, media
@@ -152,12 +160,8 @@ class Named:
         right = bool(_names(predicted) & _names(self._dataset.classes[_label(record)]))
         return {"predicted": predicted, "score": float(right)}
 
-    def summary(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
-        """Top-1 accuracy."""
-        return {"top1": _mean(verdicts)}
 
-
-class _Scoring:
+class _Scoring(Questions):
     """The scores of many lines with each picture or sound, in several requests if one can't hold all lines."""
 
     def __init__(self, media: NodeName, text: NodeName, lines: Sequence[str]) -> None:
@@ -176,6 +180,8 @@ class _Scoring:
 class Prompted(_Scoring):
     """Zero-shot classification: the task scores prompts for every class; the class with the best mean is its answer."""
 
+    metric = "top1"
+
     def __init__(self, dataset: Dataset, media: NodeName, text: NodeName, templates: int | None) -> None:
         self._classes = dataset.classes
         chosen = prompts.templates(dataset.format, dataset.medium)[:templates]
@@ -186,10 +192,6 @@ class Prompted(_Scoring):
         scores = self._scores(outputs).astype(np.float64)
         best = int(scores.reshape(len(self._classes), -1).mean(axis=1).argmax())
         return {"predicted": self._classes[best], "score": float(best == _label(record))}
-
-    def summary(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
-        """Top-1 accuracy."""
-        return {"top1": _mean(verdicts)}
 
 
 class Retrieval(_Scoring):
@@ -217,8 +219,10 @@ class Retrieval(_Scoring):
         return {f"{way}@{k}": value for way, found in recalls.items() for k, value in found.items()}
 
 
-class Asked:
+class Asked(Questions):
     """Questions about pictures, by the official VQA rule."""
+
+    metric = "vqa"
 
     def __init__(self, dataset: Dataset, task: TaskSpec, media: NodeName, texts: Sequence[NodeName]) -> None:
         self._media = media
@@ -250,10 +254,6 @@ class Asked:
         predicted = str(answer.get("answer", answer.get("text", "")))
         return {"predicted": predicted, "score": vqa_accuracy(predicted, record.answers)}
 
-    def summary(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
-        """VQA accuracy."""
-        return {"vqa": _mean(verdicts)}
-
 
 def labels_of(task: TaskSpec) -> tuple[str, ...]:
     """The labels of a classifying task; empty when the configuration that has them is not on this machine."""
@@ -281,7 +281,3 @@ def _label(record: Record) -> int:
     if record.label is None:
         raise BadFile(file=record.id, problem="has no label", fix="name labelled data")
     return record.label
-
-
-def _mean(verdicts: Sequence[Verdict]) -> float:
-    return sum(float(each["score"]) for each in verdicts) / len(verdicts)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,6 @@ class Settings:
     unsplit: int | None = None  # the first records, which the unsplit model answers too; all by default
     templates: int | None = None  # prompts for each class; all by default
 
-    def without_unsplit(self) -> Settings:
-        """The same settings without a comparison."""
-        return replace(self, unsplit=0)
-
-
-def silent(done: int, size: int) -> None:
-    """Reports no progress."""
-
 
 def run(
     name: str,
@@ -47,8 +39,8 @@ def run(
     dataset: Dataset,
     settings: Settings,
     *,
-    results: Path | None = None,
-    progress: Progress = silent,
+    results: Path | None,
+    progress: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Asks a task about a benchmark, from where its results file ends.
 
