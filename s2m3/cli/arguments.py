@@ -12,6 +12,7 @@ from s2m3.testbed.observer import Observer
 LAST_PORT = 65_535
 
 seconds = number(0, MAX_DEADLINE_S, above=True, unit="seconds")
+positive_seconds = number(0, above=True, unit="seconds")
 positive = count(1)
 port = count(0, LAST_PORT)
 

@@ -1,15 +1,10 @@
-"""``s2m3 bench placement``: the command line and the table. Exit 0: refined is optimal wherever that is known."""
+"""``s2m3 bench placement``: the command line and the table."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 import s2m3
 from broker.protocol.errors import BadFile
@@ -18,7 +13,8 @@ from s2m3.bench.placement import instances, scale
 from s2m3.bench.placement.compare import Result, compare, document, summarise
 from s2m3.bench.placement.plot import plot
 from s2m3.bench.placement.solve import TIME_LIMIT_S
-from s2m3.cli.plan.command import seconds
+from s2m3.cli.arguments import add_json, positive_seconds
+from s2m3.cli.output import console, print_result, show_progress, table
 
 INSTANCES = Path(s2m3.__file__).resolve().parents[1] / "benchmarks" / "placement" / "instances"
 
@@ -30,32 +26,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--write", metavar="DIR", help="draw the 95 instances, write them there, and solve nothing")
     what.add_argument("--instances", metavar="DIR", help="other instances; default: the 95 of the repository")
     what.add_argument("--seed", metavar="N", help="95 others of the same distribution, drawn with this seed")
-    parser.add_argument("--time-limit", type=seconds, default=TIME_LIMIT_S, metavar="S", help="of exact; default 60")
+    parser.add_argument(
+        "--time-limit", type=positive_seconds, default=TIME_LIMIT_S, metavar="S", help="of exact; default 60"
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw the result, such as placement.svg")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.set_defaults(run=bench)
+    add_json(parser)
 
 
-def bench(arguments: argparse.Namespace) -> int:
-    """Run.
-
-    Raises:
-        BadFile: there are no instances, or one is wrong.
-        S2M3Error: an extra isn't installed.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Solve, print, and draw on demand; 0 when refined is optimal wherever that is known."""
     if arguments.scale:
         return scale.run(as_json=arguments.json)
     if arguments.write:
         instances.write(Path(arguments.write))
         return 0
     results = compare(_instances(arguments), time_limit_s=arguments.time_limit, progress=_progress)
+    show_progress("")
     if arguments.plot:
         plot(results, Path(arguments.plot))
-    if arguments.json:
-        print(json.dumps(document(results)))
-    else:
-        _print(results)
+    print_result(arguments, document(results), lambda _: _print(results))
     return 0 if all(result.solvers["refined"].optimal is not False for result in results) else 1
+
+
+def _progress(name: str) -> None:
+    show_progress(f"instance {name}")
 
 
 def _instances(arguments: argparse.Namespace) -> Sequence[tuple[str, FleetSpec, Sequence[TaskSpec]]]:
@@ -70,17 +64,11 @@ def _instances(arguments: argparse.Namespace) -> Sequence[tuple[str, FleetSpec, 
     return found
 
 
-def _progress(name: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\rinstance {name}", end="\r", file=sys.stderr)
-
-
 def _print(results: Sequence[Result]) -> None:
-    console = Console()
     headings = ("solver", "optimal", "no plan", "mean gap", "worst gap", "median (s)", "slowest (s)")
-    table = Table(*headings, title=f"{len(results)} instances", title_justify="left")
+    made = table(*headings, title=f"{len(results)} instances")
     for line in summarise(results):
-        table.add_row(
+        made.add_row(
             line.solver,
             f"{line.optimal} of {line.instances}",
             str(line.no_plan),
@@ -89,10 +77,10 @@ def _print(results: Sequence[Result]) -> None:
             f"{line.median_solve_s:.3g}",
             f"{line.worst_solve_s:.3g}",
         )
-    console.print(table)
+    console().print(made)
     missed = [result.instance for result in results if result.solvers["refined"].optimal is False]
     unproven = [result.instance for result in results if result.solvers["exact"].optimal is not True]
     if missed:
-        console.print(f"refined misses the optimum of: {', '.join(missed)}", highlight=False)
+        print(f"refined misses the optimum of: {', '.join(missed)}")
     if unproven:
-        console.print(f"no proof within the time limit: {', '.join(unproven)}", highlight=False)
+        print(f"no proof within the time limit: {', '.join(unproven)}")
