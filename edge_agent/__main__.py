@@ -63,12 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     try:
         return run(parser.parse_args(argv))
-    except BadFile as error:
+    except (BadFile, IdInUse) as error:
         sys.stderr.write(f"edge_agent: {error}\n")
-        return 2
-    except IdInUse as error:
-        sys.stderr.write(f"edge_agent: {error}\n")
-        return 1
+        return 2 if isinstance(error, BadFile) else 1
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ from pydantic import Field
 
 from broker.protocol.specs import Bytes, DeviceId, NotNegative, Rate, SitePrefix, Spec
 
-STATE_DIR = (
-    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"
-)  # may be deleted: the measurements are repeated
+# May be deleted: the measurements are repeated.
+STATE_DIR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"
 
 
 class AgentConfig(Spec):

@@ -29,7 +29,7 @@ COMMANDS = {
     "head": ("a new task on an encoder that is already there", "s2m3.cli.head"),
     "replay": ("let failures happen to a whole site, and see what its requests felt", "s2m3.cli.replay"),
     "soak": ("failures at random for half an hour: nothing lost, and no process that grows", "s2m3.cli.soak"),
-    "plan": ("where modules would go: a plan from files, without any device", "s2m3.cli.plan.command"),
+    "plan": ("where modules would go: a plan from files, without any device", "s2m3.cli.plan"),
     "bench": ("measure: accuracy, latency, memory, placement", "s2m3.cli.bench"),
     "status": ("show devices, modules and tasks", "s2m3.cli.status"),
 }
@@ -59,22 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from broker.process import log_to_stderr  # noqa: PLC0415 - structlog, which --help does without
 
     log_to_stderr(level=logging.ERROR)  # a person reads what is printed; services lower the level themselves
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return int(arguments.run(arguments))
-    except BadFile as error:
-        print(f"s2m3: {error}", file=sys.stderr)
-        return 2
     except S2M3Error as error:
         print(f"s2m3: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, BadFile) else 1
     except KeyboardInterrupt:
         print("s2m3: interrupted; everything it started has ended", file=sys.stderr)
         return INTERRUPTED
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--agents", type=count(1, MOST_AGENTS), default=3, metavar="N", help="--measure: devices; default 3"
     )
     parser.add_argument(
-        "--models",
-        metavar="DIR",
-        help="--measure: weights; by default random ones of the real sizes are written",
+        "--models", metavar="DIR", help="--measure: weights; by default random ones of the real sizes are written"
     )
     add_json(parser)
 
