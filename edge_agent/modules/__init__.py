@@ -18,7 +18,7 @@ use has its own steps and its own ``forward``. Only the arrays that a use's cons
 
 How to add a family whose weights are published as a model repository (``clip.py`` is the example):
 
-1. ``edge_agent/modules/families/FAMILY.py``, imported lazily by its lines in ``FAMILIES``. Its docstring has the table
+1. ``edge_agent/modules/families/FAMILY.py``, imported lazily by its line in ``_PARTS``. Its docstring has the table
    of parts: weights, inputs, outputs (name, dtype, shape). The file has
    - ``PARTS: model_parts.Parts``: for each part its prefixes in the published layouts, how transformers builds it from
      config.json, its identity, its steps, and for each use its ``Forward``: the function, and sample tensors for
@@ -29,8 +29,7 @@ How to add a family whose weights are published as a model repository (``clip.py
    A family's name is FILE.PART or FILE.SOMETHING; ``source.part`` in a spec is the key in ``PARTS``. Use two families
    for the same weights only if they can't be one module with two uses.
    ``forward`` computes in the spec's dtype: the runner casts what goes in, and gives float32, since the wire has no
-   bfloat16. If it is a loop (generation), its ``Forward`` has ``unrolled``, and a batcher leaves it alone. Nothing may
-   draw random numbers.
+   bfloat16. If it is a loop (generation), its ``Forward`` has ``unrolled``. Nothing may draw random numbers.
 2. ``edge_agent/catalog/hub/configs/ORG--NAME.json`` for each repository that the family's tasks name (fields: see
    ``s2m3/reference/zoo.py``), and ``edge_agent/catalog/hub/TASK-MODEL.yaml``; ``python -m s2m3 models numbers --write``
    writes its numbers.
@@ -47,7 +46,7 @@ import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 from pydantic import JsonValue
@@ -106,7 +105,6 @@ class Pass:
 
     steps: RequestSteps
     forward: Callable[..., Any]  # (network, **tensors) -> the engine's tensors by name
-    batchable: bool = False  # each row of what forward gives depends only on the same row of what it takes
 
 
 @dataclass(frozen=True)
@@ -119,52 +117,29 @@ class Module:
     dtype: str = "float32"  # of the floats that forward takes
 
 
-FAMILIES: Mapping[str, str] = MappingProxyType(
-    {
-        "align.head": "edge_agent.modules.families.align",
-        "align.text": "edge_agent.modules.families.align",
-        "align.vision": "edge_agent.modules.families.align",
-        "audio_spectrogram.alignment_head": "edge_agent.modules.families.audio_spectrogram",
-        "audio_spectrogram.encoder": "edge_agent.modules.families.audio_spectrogram",
-        "audio_spectrogram.projection": "edge_agent.modules.families.audio_spectrogram",
-        "blip.decoder": "edge_agent.modules.families.blip",
-        "blip.question": "edge_agent.modules.families.blip",
-        "blip.vision": "edge_agent.modules.families.blip",
-        "clap.audio": "edge_agent.modules.families.clap",
-        "clap.head": "edge_agent.modules.families.clap",
-        "clap.text": "edge_agent.modules.families.clap",
-        "clip.head": "edge_agent.modules.families.clip",
-        "clip.image_projection": "edge_agent.modules.families.clip",
-        "clip.text": "edge_agent.modules.families.clip",
-        "clip.vision": "edge_agent.modules.families.clip",
-        "clipseg.decoder": "edge_agent.modules.families.clipseg",
-        "clipseg.reduce": "edge_agent.modules.families.clipseg",
-        "conse.head": "edge_agent.modules.families.conse",
-        "efficientnet.classifier": "edge_agent.modules.families.efficientnet",
-        "efficientnet.encoder": "edge_agent.modules.families.efficientnet",
-        "heads.answer": "edge_agent.modules.families.heads",
-        "heads.linear": "edge_agent.modules.families.heads",
-        "llava.language": "edge_agent.modules.families.llava",
-        "llava.projector": "edge_agent.modules.families.llava",
-        "llava.tied_language": "edge_agent.modules.families.llava",
-        "llava.vision": "edge_agent.modules.families.llava",
-        "sentence.encoder": "edge_agent.modules.families.sentence",
-        "siglip.head": "edge_agent.modules.families.siglip",
-        "siglip.text": "edge_agent.modules.families.siglip",
-        "siglip.vision": "edge_agent.modules.families.siglip",
-        "smolvlm.language": "edge_agent.modules.families.smolvlm",
-        "smolvlm.vision": "edge_agent.modules.families.smolvlm",
-        "vilt.answer": "edge_agent.modules.families.vilt",
-        "vit.classifier": "edge_agent.modules.families.vit",
-        "vit.encoder": "edge_agent.modules.families.vit",
-        "vit_gpt2.decoder": "edge_agent.modules.families.vit_gpt2",
-        "vit_gpt2.encoder": "edge_agent.modules.families.vit_gpt2",
-        "whisper.decoder": "edge_agent.modules.families.whisper",
-        "whisper.encoder": "edge_agent.modules.families.whisper",
-        "whisper_ctranslate2.decoder": "edge_agent.modules.families.whisper_ctranslate2",
-        "whisper_ctranslate2.encoder": "edge_agent.modules.families.whisper_ctranslate2",
-    }
-)
+_PARTS = {
+    "align": ("head", "text", "vision"),
+    "audio_spectrogram": ("alignment_head", "encoder", "projection"),
+    "blip": ("decoder", "question", "vision"),
+    "clap": ("audio", "head", "text"),
+    "clip": ("head", "image_projection", "text", "vision"),
+    "clipseg": ("decoder", "reduce"),
+    "conse": ("head",),
+    "efficientnet": ("classifier", "encoder"),
+    "heads": ("answer", "linear"),
+    "llava": ("language", "projector", "tied_language", "vision"),
+    "sentence": ("encoder",),
+    "siglip": ("head", "text", "vision"),
+    "smolvlm": ("language", "vision"),
+    "vilt": ("answer",),
+    "vit": ("classifier", "encoder"),
+    "vit_gpt2": ("decoder", "encoder"),
+    "whisper": ("decoder", "encoder"),
+    "whisper_ctranslate2": ("decoder", "encoder"),
+}
+FAMILIES: Mapping[str, str] = {
+    f"{file}.{part}": f"{__name__}.families.{file}" for file, parts in _PARTS.items() for part in parts
+}
 """Family -> the file whose ``load(spec)`` makes its modules. A spec chooses a family, never a path."""
 
 

@@ -13,8 +13,6 @@ statistics of its normalisations, and one counter each, as published. Texts are 
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
@@ -111,37 +109,35 @@ def _projected(config: Config) -> int:
     return int(config.get("projection_dim", 640))
 
 
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "vision": model_parts.Part(
-            prefixes={"align": [{"vision_model.": ""}]},
-            build=lambda config: AlignVisionModel(vision_config(config)),
-            identity=_vision_identity,
-            steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, EfficientNetImageProcessorPil)),
-            forwards=ordinary(encode_image, one_picture),
+PARTS: model_parts.Parts = {
+    "vision": model_parts.Part(
+        prefixes={"align": [{"vision_model.": ""}]},
+        build=lambda config: AlignVisionModel(vision_config(config)),
+        identity=_vision_identity,
+        steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, EfficientNetImageProcessorPil)),
+        forwards=ordinary(encode_image, one_picture),
+    ),
+    "text": model_parts.Part(
+        prefixes={"align": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
+        build=lambda config: TextTower(text_config(config), _projected(config)),
+        identity=_text_identity,
+        steps=lambda checkpoint: steps.Texts(prepare.tokenizer(checkpoint, BertTokenizer), TOKENS, padded=True),
+        forwards=ordinary(TextTower.forward, _captions),
+        unread=(
+            ".position_ids",
+            ".token_type_ids",
+            "text_model.pooler.dense.weight",
+            "text_model.pooler.dense.bias",
         ),
-        "text": model_parts.Part(
-            prefixes={"align": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
-            build=lambda config: TextTower(text_config(config), _projected(config)),
-            identity=_text_identity,
-            steps=lambda checkpoint: steps.Texts(prepare.tokenizer(checkpoint, BertTokenizer), TOKENS, padded=True),
-            forwards=ordinary(TextTower.forward, _captions),
-            unread=(
-                ".position_ids",
-                ".token_type_ids",
-                "text_model.pooler.dense.weight",
-                "text_model.pooler.dense.bias",
-            ),
-        ),
-        "head": model_parts.Part(
-            prefixes={"align": [{"temperature": "temperature"}]},
-            build=lambda config: Head(_projected(config)),
-            identity=lambda _: {},
-            steps=lambda checkpoint: steps.Ranking(["image_embeds"], _projected(checkpoint.config)),
-            forwards=contrast.scored(),
-        ),
-    }
-)
+    ),
+    "head": model_parts.Part(
+        prefixes={"align": [{"temperature": "temperature"}]},
+        build=lambda config: Head(_projected(config)),
+        identity=lambda _: {},
+        steps=lambda checkpoint: steps.Ranking(["image_embeds"], _projected(checkpoint.config)),
+        forwards=contrast.scored(),
+    ),
+}
 
 
 load = model_parts.loader(PARTS)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -148,31 +147,29 @@ def _projected(config: Config) -> int:
     return int(config.get("projection_dim", 512))
 
 
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "encoder": model_parts.Part(
-            prefixes={"audio-spectrogram-transformer": [{"audio_spectrogram_transformer.": ""}]},
-            build=lambda config: ASTModel(ast_config(config)),
-            identity=_encoder_identity,
-            steps=lambda checkpoint: steps.Sound(partial(_features, extractor(checkpoint))),
-            forwards=ordinary(encode_audio, _sound),
-            renames=vit.RENAMES,
-        ),
-        "projection": model_parts.Part(
-            prefixes={PROJECTION: [{"audio_projection.": "audio_projection."}]},
-            build=lambda config: Projection(config["width"], config["projected"]),
-            identity=lambda _: {},
-            steps=lambda checkpoint: steps.Arrays({"pooled": (1, checkpoint.config["width"])}),
-            forwards=ordinary(Projection.forward, _pooled),
-        ),
-        "alignment_head": model_parts.Part(
-            prefixes={"clip": [{"logit_scale": "logit_scale"}]},
-            build=lambda config: AlignmentHead(_projected(config)),
-            identity=lambda _: {},
-            steps=lambda checkpoint: AlignmentSteps(["audio_embeds", "image_embeds"], _projected(checkpoint.config)),
-            forwards={None: Forward(AlignmentHead.forward, _sound_picture_and_texts)},
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "encoder": model_parts.Part(
+        prefixes={"audio-spectrogram-transformer": [{"audio_spectrogram_transformer.": ""}]},
+        build=lambda config: ASTModel(ast_config(config)),
+        identity=_encoder_identity,
+        steps=lambda checkpoint: steps.Sound(partial(_features, extractor(checkpoint))),
+        forwards=ordinary(encode_audio, _sound),
+        renames=vit.RENAMES,
+    ),
+    "projection": model_parts.Part(
+        prefixes={PROJECTION: [{"audio_projection.": "audio_projection."}]},
+        build=lambda config: Projection(config["width"], config["projected"]),
+        identity=lambda _: {},
+        steps=lambda checkpoint: steps.Arrays({"pooled": (1, checkpoint.config["width"])}),
+        forwards=ordinary(Projection.forward, _pooled),
+    ),
+    "alignment_head": model_parts.Part(
+        prefixes={"clip": [{"logit_scale": "logit_scale"}]},
+        build=lambda config: AlignmentHead(_projected(config)),
+        identity=lambda _: {},
+        steps=lambda checkpoint: AlignmentSteps(["audio_embeds", "image_embeds"], _projected(checkpoint.config)),
+        forwards={None: Forward(AlignmentHead.forward, _sound_picture_and_texts)},
+    ),
+}
 
 load = model_parts.loader(PARTS)

@@ -14,7 +14,6 @@ The matrix of words of the decoder is its output layer too, and is held once (ol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -38,7 +37,7 @@ from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import Forward, one_picture, ordinary
 
-MOST_TOKENS: Mapping[str | None, int] = MappingProxyType({None: 10, "caption": 20})  # after the start, by use
+MOST_TOKENS: Mapping[str | None, int] = {None: 10, "caption": 20}  # after the start, by use
 QUESTION_TOKENS = 10  # of the passes that are counted: "what is the cat looking at" with start, end and question mark
 
 
@@ -192,36 +191,34 @@ _TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "vision": model_parts.Part(
-            prefixes={"blip": [{"vision_model.": ""}]},
-            build=lambda config: BlipVisionModel(vision_config(config)),
-            identity=_vision_identity,
-            steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, BlipImageProcessorPil)),
-            forwards=ordinary(encode_image, one_picture),
-        ),
-        "question": model_parts.Part(
-            prefixes={"blip": [{"text_encoder.": ""}]},
-            build=lambda config: _Reader(text_config(config), patches(config)),
-            identity=_text_identity,
-            steps=_question_steps,
-            forwards=ordinary(encode_question, _picture_and_question),
-        ),
-        "decoder": model_parts.Part(
-            prefixes={"blip": [{"text_decoder.": ""}]},
-            build=lambda config: Decoder(text_config(config), patches(config)),
-            identity=_decoder_identity,
-            steps=_decoder_steps,
-            forwards={
-                None: Forward(Decoder.generate_answer, _answer, unrolled=generation.one_pass),
-                "caption": Forward(Decoder.generate_caption, _caption, unrolled=generation.one_pass),
-            },
-            tied=_TIED,
-            equal={f"text_decoder.{own}": f"text_decoder.{other}" for own, other in _TIED.items()},
-            unread=(".position_ids", *(f"text_decoder.{name}" for name in _TIED)),
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "vision": model_parts.Part(
+        prefixes={"blip": [{"vision_model.": ""}]},
+        build=lambda config: BlipVisionModel(vision_config(config)),
+        identity=_vision_identity,
+        steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, BlipImageProcessorPil)),
+        forwards=ordinary(encode_image, one_picture),
+    ),
+    "question": model_parts.Part(
+        prefixes={"blip": [{"text_encoder.": ""}]},
+        build=lambda config: _Reader(text_config(config), patches(config)),
+        identity=_text_identity,
+        steps=_question_steps,
+        forwards=ordinary(encode_question, _picture_and_question),
+    ),
+    "decoder": model_parts.Part(
+        prefixes={"blip": [{"text_decoder.": ""}]},
+        build=lambda config: Decoder(text_config(config), patches(config)),
+        identity=_decoder_identity,
+        steps=_decoder_steps,
+        forwards={
+            None: Forward(Decoder.generate_answer, _answer, unrolled=generation.one_pass),
+            "caption": Forward(Decoder.generate_caption, _caption, unrolled=generation.one_pass),
+        },
+        tied=_TIED,
+        equal={f"text_decoder.{own}": f"text_decoder.{other}" for own, other in _TIED.items()},
+        unread=(".position_ids", *(f"text_decoder.{name}" for name in _TIED)),
+    ),
+}
 
 load = model_parts.loader(PARTS)

@@ -14,7 +14,6 @@ repeated, as published. ``logit_scale_t`` only scales the texts' side of the tra
 from __future__ import annotations
 
 from functools import partial
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -175,31 +174,29 @@ def _longest(config: ClapTextConfig) -> int:
     return config.max_position_embeddings - cast("int", config.pad_token_id) - 1
 
 
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "audio": model_parts.Part(
-            prefixes={"clap": [{"audio_model.": "audio_model.", "audio_projection.": "audio_projection."}]},
-            build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
-            identity=_audio_identity,
-            steps=lambda checkpoint: steps.Sound(partial(_features, extractor(checkpoint))),
-            forwards=ordinary(encode_audio, _sound),
-        ),
-        "text": model_parts.Part(
-            prefixes={"clap": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
-            build=_text,
-            identity=_text_identity,
-            steps=_text_steps,
-            forwards=ordinary(encode_text, _captions),
-            unread=(".position_ids", ".token_type_ids"),
-        ),
-        "head": model_parts.Part(
-            prefixes={"clap": [{"logit_scale_a": "logit_scale_a"}]},
-            build=lambda config: Head(text_config(config).projection_dim),
-            identity=lambda _: {},
-            steps=lambda checkpoint: steps.Ranking(["audio_embeds"], text_config(checkpoint.config).projection_dim),
-            forwards={None: Forward(Head.forward, _sound_and_captions)},
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "audio": model_parts.Part(
+        prefixes={"clap": [{"audio_model.": "audio_model.", "audio_projection.": "audio_projection."}]},
+        build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
+        identity=_audio_identity,
+        steps=lambda checkpoint: steps.Sound(partial(_features, extractor(checkpoint))),
+        forwards=ordinary(encode_audio, _sound),
+    ),
+    "text": model_parts.Part(
+        prefixes={"clap": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
+        build=_text,
+        identity=_text_identity,
+        steps=_text_steps,
+        forwards=ordinary(encode_text, _captions),
+        unread=(".position_ids", ".token_type_ids"),
+    ),
+    "head": model_parts.Part(
+        prefixes={"clap": [{"logit_scale_a": "logit_scale_a"}]},
+        build=lambda config: Head(text_config(config).projection_dim),
+        identity=lambda _: {},
+        steps=lambda checkpoint: steps.Ranking(["audio_embeds"], text_config(checkpoint.config).projection_dim),
+        forwards={None: Forward(Head.forward, _sound_and_captions)},
+    ),
+}
 
 load = model_parts.loader(PARTS)

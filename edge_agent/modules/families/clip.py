@@ -21,7 +21,6 @@ projection stays with it: everybody who takes that tower takes its projection.
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -217,58 +216,56 @@ def _text_steps(checkpoint: Checkpoint) -> steps.Texts:
 
 
 _VISION: model_parts.Forwards[CLIPVisionModel] = {
-    None: Forward(encode_image, one_picture, batchable=True),
-    "patch-mean": Forward(mean_of_patches, one_picture, batchable=True),
-    "llava": Forward(patches_for_llava, one_picture, batchable=True),
-    "clipseg": Forward(layers_for_clipseg, _clipseg_picture, batchable=True),
+    None: Forward(encode_image, one_picture),
+    "patch-mean": Forward(mean_of_patches, one_picture),
+    "llava": Forward(patches_for_llava, one_picture),
+    "clipseg": Forward(layers_for_clipseg, _clipseg_picture),
 }
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "vision": model_parts.Part(
-            prefixes={
-                "clip": [{"vision_model.": ""}],
-                "clip_vision_model": [{"vision_model.": ""}],
-                "clipseg": [{"clip.vision_model.": ""}],
-                "llava": [
-                    {"vision_tower.vision_model.": ""},
-                    {"model.vision_tower.vision_model.": ""},
-                    {"vision_tower.": ""},
-                    {"model.vision_tower.": ""},
-                ],
-            },
-            build=lambda config: CLIPVisionModel(vision_config(config)),
-            identity=_vision_identity,
-            steps=_vision_steps,
-            forwards=_VISION,
-        ),
-        "image_projection": model_parts.Part(
-            prefixes={
-                "clip": [{"visual_projection.": "visual_projection."}],
-                "clipseg": [{"clip.visual_projection.": "visual_projection."}],
-            },
-            build=_projection,
-            identity=lambda _: {},
-            steps=lambda checkpoint: steps.Arrays({"pooled": (1, vision_config(checkpoint.config).hidden_size)}),
-            forwards=ordinary(Projection.forward, _pooled),
-        ),
-        "text": model_parts.Part(
-            prefixes={
-                "clip": [{"text_model.": "text_model.", "text_projection.": "text_projection."}],
-                "clipseg": [{"clip.text_model.": "text_model.", "clip.text_projection.": "text_projection."}],
-            },
-            build=lambda config: CLIPTextModelWithProjection(text_config(config)),
-            identity=_text_identity,
-            steps=_text_steps,
-            forwards=ordinary(encode_text, _captions),
-        ),
-        "head": model_parts.Part(
-            prefixes={"clip": [{"logit_scale": "logit_scale"}], "clipseg": [{"clip.logit_scale": "logit_scale"}]},
-            build=lambda config: Head(_projected(config)),
-            identity=lambda _: {},
-            steps=lambda checkpoint: steps.Ranking(["image_embeds"], _projected(checkpoint.config)),
-            forwards=contrast.scored(),
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "vision": model_parts.Part(
+        prefixes={
+            "clip": [{"vision_model.": ""}],
+            "clip_vision_model": [{"vision_model.": ""}],
+            "clipseg": [{"clip.vision_model.": ""}],
+            "llava": [
+                {"vision_tower.vision_model.": ""},
+                {"model.vision_tower.vision_model.": ""},
+                {"vision_tower.": ""},
+                {"model.vision_tower.": ""},
+            ],
+        },
+        build=lambda config: CLIPVisionModel(vision_config(config)),
+        identity=_vision_identity,
+        steps=_vision_steps,
+        forwards=_VISION,
+    ),
+    "image_projection": model_parts.Part(
+        prefixes={
+            "clip": [{"visual_projection.": "visual_projection."}],
+            "clipseg": [{"clip.visual_projection.": "visual_projection."}],
+        },
+        build=_projection,
+        identity=lambda _: {},
+        steps=lambda checkpoint: steps.Arrays({"pooled": (1, vision_config(checkpoint.config).hidden_size)}),
+        forwards=ordinary(Projection.forward, _pooled),
+    ),
+    "text": model_parts.Part(
+        prefixes={
+            "clip": [{"text_model.": "text_model.", "text_projection.": "text_projection."}],
+            "clipseg": [{"clip.text_model.": "text_model.", "clip.text_projection.": "text_projection."}],
+        },
+        build=lambda config: CLIPTextModelWithProjection(text_config(config)),
+        identity=_text_identity,
+        steps=_text_steps,
+        forwards=ordinary(encode_text, _captions),
+    ),
+    "head": model_parts.Part(
+        prefixes={"clip": [{"logit_scale": "logit_scale"}], "clipseg": [{"clip.logit_scale": "logit_scale"}]},
+        build=lambda config: Head(_projected(config)),
+        identity=lambda _: {},
+        steps=lambda checkpoint: steps.Ranking(["image_embeds"], _projected(checkpoint.config)),
+        forwards=contrast.scored(),
+    ),
+}
 
 load = model_parts.loader(PARTS)

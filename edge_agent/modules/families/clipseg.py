@@ -20,7 +20,6 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -200,30 +199,26 @@ def answer(texts: Sequence[str], probabilities: Array) -> dict[str, JsonValue]:
     return {"segments": segments}
 
 
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "reduce": model_parts.Part(
-            prefixes={"clipseg": [{"decoder.reduces.": "reduces."}]},
-            build=_reduce,
-            identity=lambda _: {"layers": [*clip.CLIPSEG_LAYERS]},
-            steps=lambda checkpoint: steps.Arrays(
-                _layer_shapes(_tower(_config(checkpoint.config)).hidden_size), free=True
-            ),
-            forwards=ordinary(Reduce.forward, _layers),
-        ),
-        "decoder": model_parts.Part(
-            prefixes={
-                "clipseg": [
-                    {f"decoder.{name}.": f"{name}." for name in ("film_mul", "film_add", "layers")}
-                    | {"decoder.transposed_convolution.": "transposed_convolution."}
-                ]
-            },
-            build=_decoder,
-            identity=_decoder_identity,
-            steps=lambda checkpoint: MaskSteps(_config(checkpoint.config)),
-            forwards={None: Forward(segment, _reduced_and_text)},
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "reduce": model_parts.Part(
+        prefixes={"clipseg": [{"decoder.reduces.": "reduces."}]},
+        build=_reduce,
+        identity=lambda _: {"layers": [*clip.CLIPSEG_LAYERS]},
+        steps=lambda checkpoint: steps.Arrays(_layer_shapes(_tower(_config(checkpoint.config)).hidden_size), free=True),
+        forwards=ordinary(Reduce.forward, _layers),
+    ),
+    "decoder": model_parts.Part(
+        prefixes={
+            "clipseg": [
+                {f"decoder.{name}.": f"{name}." for name in ("film_mul", "film_add", "layers")}
+                | {"decoder.transposed_convolution.": "transposed_convolution."}
+            ]
+        },
+        build=_decoder,
+        identity=_decoder_identity,
+        steps=lambda checkpoint: MaskSteps(_config(checkpoint.config)),
+        forwards={None: Forward(segment, _reduced_and_text)},
+    ),
+}
 
 load = model_parts.loader(PARTS)

@@ -157,11 +157,11 @@ def load(spec: ModuleSpec) -> Module:
         ModuleRefused: the weights aren't there or don't fit.
     """
     if spec.family == "efficientnet.classifier":
-        chosen = Pass(LabelSteps(), lambda w, features: {"probs": classify(w, features)}, batchable=True)
+        chosen = Pass(LabelSteps(), lambda w, features: {"probs": classify(w, features)})
         encoders = ("_conv_stem.", "_conv_head.", "_bn0.", "_bn1.", "_blocks.")
         found = packaged.read(spec, "classifier", classifier_shapes(), others=encoders)
     else:
-        chosen = Pass(PictureSteps(), lambda w, pixels: {"features": encode(w, pixels)}, batchable=True)
+        chosen = Pass(PictureSteps(), lambda w, pixels: {"features": encode(w, pixels)})
         found = packaged.read(spec, "encoder", encoder_shapes(), others=("_fc.", ".num_batches_tracked"))
     return Module(_held(spec, found), {None: chosen}, dtype=spec.dtype)
 

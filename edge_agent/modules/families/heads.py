@@ -19,7 +19,6 @@ question answering comes to. It knows the answers that it was trained on, and no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import torch
 from pydantic import JsonValue
@@ -158,23 +157,21 @@ def _answer_steps(checkpoint: Checkpoint) -> _AnswerSteps:
     return _AnswerSteps(_features(config), config["width"], labels(config), config["text_width"])
 
 
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "linear": model_parts.Part(
-            prefixes={LINEAR: [{"classifier.": "classifier."}]},
-            build=lambda config: Linear(config["width"], len(labels(config))),
-            identity=_identity,
-            steps=_label_steps,
-            forwards=ordinary(Linear.forward, one_row),
-        ),
-        "answer": model_parts.Part(
-            prefixes={ANSWER: [{"fuse.": "fuse.", "classify.": "classify."}]},
-            build=lambda config: Answerer(config["width"], config["text_width"], config["hidden"], len(labels(config))),
-            identity=_identity,
-            steps=_answer_steps,
-            forwards=ordinary(Answerer.forward, _picture_and_question),
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "linear": model_parts.Part(
+        prefixes={LINEAR: [{"classifier.": "classifier."}]},
+        build=lambda config: Linear(config["width"], len(labels(config))),
+        identity=_identity,
+        steps=_label_steps,
+        forwards=ordinary(Linear.forward, one_row),
+    ),
+    "answer": model_parts.Part(
+        prefixes={ANSWER: [{"fuse.": "fuse.", "classify.": "classify."}]},
+        build=lambda config: Answerer(config["width"], config["text_width"], config["hidden"], len(labels(config))),
+        identity=_identity,
+        steps=_answer_steps,
+        forwards=ordinary(Answerer.forward, _picture_and_question),
+    ),
+}
 
 load = model_parts.loader(PARTS)

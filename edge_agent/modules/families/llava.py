@@ -15,7 +15,6 @@ The prompt is the one of the model's card; ``causal`` has the rest of the langua
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -36,12 +35,10 @@ from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import Forward, one_picture, ordinary
 
-PROMPTS: Mapping[str, str] = MappingProxyType(
-    {
-        "llama": "USER: {image}\n{question} ASSISTANT:",
-        "qwen2": "<|im_start|>user {image}\n{question}<|im_end|><|im_start|>assistant\n",
-    }
-)
+PROMPTS: Mapping[str, str] = {
+    "llama": "USER: {image}\n{question} ASSISTANT:",
+    "qwen2": "<|im_start|>user {image}\n{question}<|im_end|><|im_start|>assistant\n",
+}
 """Kind of language model -> its prompt, as the published cards have it."""
 
 
@@ -163,52 +160,50 @@ _LANGUAGE_LAYOUTS = (
     {"language_model.": ""},
     {"model.language_model.": "model.", "lm_head.": "lm_head."},
 )
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "vision": model_parts.Part(
-            prefixes={
-                "llava": [
-                    {"vision_tower.vision_model.": "network."},
-                    {"model.vision_tower.vision_model.": "network."},
-                    {"vision_tower.": "network."},
-                    {"model.vision_tower.": "network."},
-                ]
-            },
-            build=Tower,
-            identity=_vision_identity,
-            steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, SiglipImageProcessorPil)),
-            forwards=ordinary(Tower.forward, _picture),
-        ),
-        "projector": model_parts.Part(
-            prefixes={
-                "llava": [{"multi_modal_projector.": "network."}, {"model.multi_modal_projector.": "network."}],
-            },
-            build=lambda config: Projector(_config(config)),
-            identity=_projector_identity,
-            steps=_projector_steps,
-            forwards=ordinary(Projector.forward, _patches),
-        ),
-        "language": model_parts.Part(
-            prefixes={"llava": _LANGUAGE_LAYOUTS},
-            build=lambda config: _language(config, tied=False),
-            identity=_language_identity,
-            steps=LanguageSteps,
-            forwards=_ANSWER,
-            settings=causal.settings,
-            unread=(".rotary_emb.inv_freq",),
-        ),
-        "tied_language": model_parts.Part(
-            prefixes={"llava": _LANGUAGE_LAYOUTS},
-            build=lambda config: _language(config, tied=True),
-            identity=_language_identity,
-            steps=LanguageSteps,
-            forwards=_ANSWER,
-            settings=causal.settings,
-            equal={"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"},
-            tied={"lm_head.weight": "model.embed_tokens.weight"},
-            unread=(".rotary_emb.inv_freq", "lm_head.weight"),
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "vision": model_parts.Part(
+        prefixes={
+            "llava": [
+                {"vision_tower.vision_model.": "network."},
+                {"model.vision_tower.vision_model.": "network."},
+                {"vision_tower.": "network."},
+                {"model.vision_tower.": "network."},
+            ]
+        },
+        build=Tower,
+        identity=_vision_identity,
+        steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, SiglipImageProcessorPil)),
+        forwards=ordinary(Tower.forward, _picture),
+    ),
+    "projector": model_parts.Part(
+        prefixes={
+            "llava": [{"multi_modal_projector.": "network."}, {"model.multi_modal_projector.": "network."}],
+        },
+        build=lambda config: Projector(_config(config)),
+        identity=_projector_identity,
+        steps=_projector_steps,
+        forwards=ordinary(Projector.forward, _patches),
+    ),
+    "language": model_parts.Part(
+        prefixes={"llava": _LANGUAGE_LAYOUTS},
+        build=lambda config: _language(config, tied=False),
+        identity=_language_identity,
+        steps=LanguageSteps,
+        forwards=_ANSWER,
+        settings=causal.settings,
+        unread=(".rotary_emb.inv_freq",),
+    ),
+    "tied_language": model_parts.Part(
+        prefixes={"llava": _LANGUAGE_LAYOUTS},
+        build=lambda config: _language(config, tied=True),
+        identity=_language_identity,
+        steps=LanguageSteps,
+        forwards=_ANSWER,
+        settings=causal.settings,
+        equal={"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"},
+        tied={"lm_head.weight": "model.embed_tokens.weight"},
+        unread=(".rotary_emb.inv_freq", "lm_head.weight"),
+    ),
+}
 
 load = model_parts.loader(PARTS)

@@ -12,8 +12,6 @@ judged alone, and they don't add up to 1. Texts are always padded to 64 tokens, 
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
@@ -100,31 +98,29 @@ def _text_steps(checkpoint: Checkpoint) -> steps.Texts:
     return steps.Texts(prepare.tokenizer(checkpoint, SiglipTokenizer), longest, padded=True)
 
 
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "vision": model_parts.Part(
-            prefixes={"siglip": [{"vision_model.": ""}]},
-            build=lambda config: SiglipVisionModel(vision_config(config)),
-            identity=_vision_identity,
-            steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, SiglipImageProcessorPil)),
-            forwards=ordinary(encode_image, one_picture),
-        ),
-        "text": model_parts.Part(
-            prefixes={"siglip": [{"text_model.": ""}]},
-            build=lambda config: SiglipTextModel(text_config(config)),
-            identity=_text_identity,
-            steps=_text_steps,
-            forwards=ordinary(encode_text, _captions),
-        ),
-        "head": model_parts.Part(
-            prefixes={"siglip": [{"logit_scale": "logit_scale", "logit_bias": "logit_bias"}]},
-            build=lambda config: Head(vision_config(config).hidden_size),
-            identity=lambda _: {},
-            steps=lambda checkpoint: steps.Ranking(["image_embeds"], vision_config(checkpoint.config).hidden_size),
-            forwards=contrast.scored(torch.sigmoid),
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "vision": model_parts.Part(
+        prefixes={"siglip": [{"vision_model.": ""}]},
+        build=lambda config: SiglipVisionModel(vision_config(config)),
+        identity=_vision_identity,
+        steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, SiglipImageProcessorPil)),
+        forwards=ordinary(encode_image, one_picture),
+    ),
+    "text": model_parts.Part(
+        prefixes={"siglip": [{"text_model.": ""}]},
+        build=lambda config: SiglipTextModel(text_config(config)),
+        identity=_text_identity,
+        steps=_text_steps,
+        forwards=ordinary(encode_text, _captions),
+    ),
+    "head": model_parts.Part(
+        prefixes={"siglip": [{"logit_scale": "logit_scale", "logit_bias": "logit_bias"}]},
+        build=lambda config: Head(vision_config(config).hidden_size),
+        identity=lambda _: {},
+        steps=lambda checkpoint: steps.Ranking(["image_embeds"], vision_config(checkpoint.config).hidden_size),
+        forwards=contrast.scored(torch.sigmoid),
+    ),
+}
 
 
 load = model_parts.loader(PARTS)

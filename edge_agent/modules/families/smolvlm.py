@@ -12,7 +12,6 @@ vectors, and a twenty-first of the bytes. ``causal`` has the rest of the languag
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -142,25 +141,23 @@ class LanguageSteps(causal.PromptSteps):
         return dict(vectors) | {"grid": np.array(GRID, np.float32)}, sample_inputs.question()
 
 
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "vision": model_parts.Part(
-            prefixes={"idefics3": [{"model.vision_model.": "vision_model.", "model.connector.": "connector."}]},
-            build=lambda config: Seeing(_config(config)),
-            identity=_vision_identity,
-            steps=lambda checkpoint: TileSteps(prepare.image_processor(checkpoint, Idefics3ImageProcessorPil)),
-            forwards={None: Forward(Seeing.forward, _tiles)},
-        ),
-        "language": model_parts.Part(
-            prefixes={"idefics3": [{"model.text_model.": "model.", "lm_head.": "lm_head."}]},
-            build=_language,
-            identity=_language_identity,
-            steps=LanguageSteps,
-            forwards={None: Forward(causal.generate, _picture_prompt_and_answer, unrolled=causal.one_pass)},
-            settings=causal.settings,
-            unread=(".rotary_emb.inv_freq",),
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "vision": model_parts.Part(
+        prefixes={"idefics3": [{"model.vision_model.": "vision_model.", "model.connector.": "connector."}]},
+        build=lambda config: Seeing(_config(config)),
+        identity=_vision_identity,
+        steps=lambda checkpoint: TileSteps(prepare.image_processor(checkpoint, Idefics3ImageProcessorPil)),
+        forwards={None: Forward(Seeing.forward, _tiles)},
+    ),
+    "language": model_parts.Part(
+        prefixes={"idefics3": [{"model.text_model.": "model.", "lm_head.": "lm_head."}]},
+        build=_language,
+        identity=_language_identity,
+        steps=LanguageSteps,
+        forwards={None: Forward(causal.generate, _picture_prompt_and_answer, unrolled=causal.one_pass)},
+        settings=causal.settings,
+        unread=(".rotary_emb.inv_freq",),
+    ),
+}
 
 load = model_parts.loader(PARTS)

@@ -13,7 +13,6 @@ own, so that the same values give the same bits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -124,16 +123,14 @@ class AnswerSteps(steps.Picture):
         return sample_inputs.picture(), sample_inputs.question()
 
 
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "answer": model_parts.Part(
-            prefixes={"vilt": [{"vilt.": "vilt.", "classifier.": "classifier."}]},
-            build=lambda config: ViltForQuestionAnswering(_config(config)),
-            identity=_identity,
-            steps=AnswerSteps,
-            forwards=ordinary(answer_question, _picture_and_question),
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "answer": model_parts.Part(
+        prefixes={"vilt": [{"vilt.": "vilt.", "classifier.": "classifier."}]},
+        build=lambda config: ViltForQuestionAnswering(_config(config)),
+        identity=_identity,
+        steps=AnswerSteps,
+        forwards=ordinary(answer_question, _picture_and_question),
+    ),
+}
 
 load = model_parts.loader(PARTS)

@@ -9,7 +9,6 @@ Old checkpoints hold a pooler that classification doesn't use: it is neither hel
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import cast
 
 from pydantic import JsonValue
@@ -64,26 +63,24 @@ def _label_steps(checkpoint: Checkpoint) -> heads.LabelSteps:
     return heads.LabelSteps("features", config.hidden_size, _labels(checkpoint.config))
 
 
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "encoder": model_parts.Part(
-            prefixes={"vit": [{"vit.": ""}]},
-            build=lambda config: ViTModel(_config(config), add_pooling_layer=False),
-            identity=lambda checkpoint: identity_of(_config(checkpoint.config), checkpoint),
-            steps=picture_steps,
-            forwards=ordinary(encode_image, one_picture),
-            renames=RENAMES,
-            unread=(".position_ids", "vit.pooler.dense.weight", "vit.pooler.dense.bias"),
-        ),
-        "classifier": model_parts.Part(
-            prefixes={"vit": [{"classifier.": "classifier."}]},
-            build=lambda config: heads.Linear(_config(config).hidden_size, len(_labels(config))),
-            identity=lambda checkpoint: {"labels": [*_labels(checkpoint.config)]},
-            steps=_label_steps,
-            forwards=ordinary(heads.Linear.forward, heads.one_row),
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "encoder": model_parts.Part(
+        prefixes={"vit": [{"vit.": ""}]},
+        build=lambda config: ViTModel(_config(config), add_pooling_layer=False),
+        identity=lambda checkpoint: identity_of(_config(checkpoint.config), checkpoint),
+        steps=picture_steps,
+        forwards=ordinary(encode_image, one_picture),
+        renames=RENAMES,
+        unread=(".position_ids", "vit.pooler.dense.weight", "vit.pooler.dense.bias"),
+    ),
+    "classifier": model_parts.Part(
+        prefixes={"vit": [{"classifier.": "classifier."}]},
+        build=lambda config: heads.Linear(_config(config).hidden_size, len(_labels(config))),
+        identity=lambda checkpoint: {"labels": [*_labels(checkpoint.config)]},
+        steps=_label_steps,
+        forwards=ordinary(heads.Linear.forward, heads.one_row),
+    ),
+}
 
 
 load = model_parts.loader(PARTS)

@@ -12,7 +12,6 @@ matrix of words is its output layer too, and is held once.
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -115,35 +114,33 @@ def _caption_steps(checkpoint: Checkpoint) -> steps.Spelling:
     return steps.Spelling(shapes, prepare.tokenizer(checkpoint, GPT2Tokenizer), "caption")
 
 
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "encoder": model_parts.Part(
-            prefixes={"vision-encoder-decoder": [{"encoder.": ""}]},
-            build=lambda config: ViTModel(_encoder_config(config), add_pooling_layer=False),
-            identity=lambda checkpoint: vit.identity_of(_encoder_config(checkpoint.config), checkpoint),
-            steps=vit.picture_steps,
-            forwards=ordinary(encode_image, one_picture),
-            renames=vit.RENAMES,
-            unread=("encoder.pooler.dense.weight", "encoder.pooler.dense.bias"),
+PARTS: model_parts.Parts = {
+    "encoder": model_parts.Part(
+        prefixes={"vision-encoder-decoder": [{"encoder.": ""}]},
+        build=lambda config: ViTModel(_encoder_config(config), add_pooling_layer=False),
+        identity=lambda checkpoint: vit.identity_of(_encoder_config(checkpoint.config), checkpoint),
+        steps=vit.picture_steps,
+        forwards=ordinary(encode_image, one_picture),
+        renames=vit.RENAMES,
+        unread=("encoder.pooler.dense.weight", "encoder.pooler.dense.bias"),
+    ),
+    "decoder": model_parts.Part(
+        prefixes={"vision-encoder-decoder": [{"decoder.": ""}]},
+        build=_decoder,
+        identity=_decoder_identity,
+        steps=_caption_steps,
+        forwards={None: Forward(Decoder.generate_caption, _caption, unrolled=generation.one_pass)},
+        tied={"lm_head.weight": "transformer.wte.weight"},
+        equal={"decoder.lm_head.weight": "decoder.transformer.wte.weight"},
+        # Old checkpoints store the causal masks, and the tied matrix twice.
+        unread=(
+            ".attn.bias",
+            ".attn.masked_bias",
+            ".crossattention.bias",
+            ".masked_bias",
+            "decoder.lm_head.weight",
         ),
-        "decoder": model_parts.Part(
-            prefixes={"vision-encoder-decoder": [{"decoder.": ""}]},
-            build=_decoder,
-            identity=_decoder_identity,
-            steps=_caption_steps,
-            forwards={None: Forward(Decoder.generate_caption, _caption, unrolled=generation.one_pass)},
-            tied={"lm_head.weight": "transformer.wte.weight"},
-            equal={"decoder.lm_head.weight": "decoder.transformer.wte.weight"},
-            # Old checkpoints store the causal masks, and the tied matrix twice.
-            unread=(
-                ".attn.bias",
-                ".attn.masked_bias",
-                ".crossattention.bias",
-                ".masked_bias",
-                "decoder.lm_head.weight",
-            ),
-        ),
-    }
-)
+    ),
+}
 
 load = model_parts.loader(PARTS)

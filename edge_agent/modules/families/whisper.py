@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -197,25 +196,23 @@ def _text_steps(checkpoint: Checkpoint) -> steps.Spelling:
     return steps.Spelling(shapes, prepare.tokenizer(checkpoint, WhisperTokenizer), "text")
 
 
-PARTS: model_parts.Parts = MappingProxyType(
-    {
-        "encoder": model_parts.Part(
-            prefixes={"whisper": [{"model.encoder.": ""}]},
-            build=lambda config: WhisperEncoder(_config(config)),
-            identity=_encoder_identity,
-            steps=lambda checkpoint: steps.Sound(partial(_features, _extractor(checkpoint))),
-            forwards=ordinary(encode_audio, _sound),
-        ),
-        "decoder": model_parts.Part(
-            prefixes={"whisper": [{"model.decoder.": "decoder."}]},
-            build=lambda config: Decoder(_config(config)),
-            identity=_decoder_identity,
-            steps=_text_steps,
-            forwards={None: Forward(Decoder.generate, _text, unrolled=_one_pass)},
-            settings=lambda checkpoint: {"tokens": _tokens(checkpoint)},
-            equal={"proj_out.weight": "model.decoder.embed_tokens.weight"},
-        ),
-    }
-)
+PARTS: model_parts.Parts = {
+    "encoder": model_parts.Part(
+        prefixes={"whisper": [{"model.encoder.": ""}]},
+        build=lambda config: WhisperEncoder(_config(config)),
+        identity=_encoder_identity,
+        steps=lambda checkpoint: steps.Sound(partial(_features, _extractor(checkpoint))),
+        forwards=ordinary(encode_audio, _sound),
+    ),
+    "decoder": model_parts.Part(
+        prefixes={"whisper": [{"model.decoder.": "decoder."}]},
+        build=lambda config: Decoder(_config(config)),
+        identity=_decoder_identity,
+        steps=_text_steps,
+        forwards={None: Forward(Decoder.generate, _text, unrolled=_one_pass)},
+        settings=lambda checkpoint: {"tokens": _tokens(checkpoint)},
+        equal={"proj_out.weight": "model.decoder.embed_tokens.weight"},
+    ),
+}
 
 load = model_parts.loader(PARTS)

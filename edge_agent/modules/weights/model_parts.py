@@ -53,13 +53,11 @@ class Forward(Generic[N]):
             dimensions: transformers looks into others.
         unrolled: If ``run`` is a loop: one pass that computes each token once, as the loop does with its cache, for
             the count. It takes the tensors of ``sample``.
-        batchable: Whether each row that ``run`` gives depends only on the same row of what it takes.
     """
 
     run: Callable[..., Mapping[str, Tensor]]
     sample: Callable[[N], Mapping[str, Tensor]]
     unrolled: Callable[..., Mapping[str, Tensor]] | None = None
-    batchable: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,18 +122,19 @@ def loader(parts: Parts) -> Callable[[ModuleSpec], Module]:
             _check_equal(checkpoint, own, other)
         settings, made = part.settings(checkpoint), part.steps(checkpoint)
         steps = made if isinstance(made, Mapping) else dict.fromkeys(part.forwards, made)
-        passes = {
-            use: Pass(steps[use], partial(each.run, **settings), batchable=each.batchable)
-            for use, each in part.forwards.items()
-        }
+        passes = {use: Pass(steps[use], partial(each.run, **settings)) for use, each in part.forwards.items()}
         return Module(network, passes, dtype=spec.dtype)
 
     return load
 
 
-def ordinary(run: Callable[..., Mapping[str, Tensor]], sample: Callable[[N], Mapping[str, Tensor]]) -> Forwards[N]:
-    """The forwards of a part that has one use, and whose rows are independent of each other."""
-    return {None: Forward(run, sample, batchable=True)}
+def ordinary(
+    run: Callable[..., Mapping[str, Tensor]],
+    sample: Callable[[N], Mapping[str, Tensor]],
+    unrolled: Callable[..., Mapping[str, Tensor]] | None = None,
+) -> Forwards[N]:
+    """The forwards of a part that has one use."""
+    return {None: Forward(run, sample, unrolled)}
 
 
 def one_picture(network: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any vision tower

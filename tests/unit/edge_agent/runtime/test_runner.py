@@ -84,11 +84,10 @@ def test_every_engine_of_the_table_is_there() -> None:
     assert all(callable(engine(name).forward) for name in ENGINES)
 
 
-def test_what_is_a_loop_is_never_batched() -> None:
+def test_every_generating_family_says_that_its_pass_is_a_loop() -> None:
     files: set[Any] = {importlib.import_module(place) for place in FAMILIES.values()}
     parts: list[model_parts.AnyPart] = [
         part for file in files if isinstance(file.__dict__.get("PARTS"), Mapping) for part in file.PARTS.values()
     ]
     loops = [each for part in parts for each in part.forwards.values() if each.unrolled is not None]
     assert len(loops) == 7
-    assert not any(each.batchable for each in loops)
