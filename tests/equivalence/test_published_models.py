@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,8 @@ def text_spec(split: Any) -> ModuleSpec:
 def embedded(module: Module, *texts: str) -> Array:
     """Embeddings of texts as they are: longer ones than a request may have, too."""
     chosen = module.passes[None]
-    assert isinstance(chosen.steps, sentence.TextSteps)
-    return engine("torch").forward(module, chosen, chosen.steps.tokens(list(texts)).arrays)["embeddings"]
+    tokens = sentence.tokens(sentence.tokenizer(Path(get_model_path()).parent), list(texts))
+    return engine("torch").forward(module, chosen, tokens)["embeddings"]
 
 
 @pytest.mark.parametrize("name", names())

@@ -76,7 +76,7 @@ def test_the_encoder_half_gives_the_bits_of_the_whole_model(
     split: Any, whole: ctranslate2.models.Whisper, name: str
 ) -> None:
     encoder = split.modules[split.specs["speech"].modules["whisper-tiny.en/encoder"].key]
-    features = encoder.passes[None].steps.features(spoken(name))
+    features = encoder.passes[None].steps.prepare([spoken(name)]).arrays["features"]
     expected = np.array(whole.encode(ctranslate2.StorageView.from_array(features), to_cpu=True))
     hidden = runs(encoder)(spoken(name)).tensors["hidden"]
     assert hidden.dtype == np.float32
@@ -147,7 +147,7 @@ def test_flops_are_counted_on_the_same_network(
         hidden = meta.model.encoder(torch.empty(1, 80, 3000, device="meta")).last_hidden_state
     assert modules["whisper-tiny.en/encoder"].flops == counter.get_total_flops()
     encoder = split.modules[modules["whisper-tiny.en/encoder"].key]
-    features = encoder.passes[None].steps.features(spoken(TYPICAL))
+    features = encoder.passes[None].steps.prepare([spoken(TYPICAL)]).arrays["features"]
     (found,) = whole.generate(
         ctranslate2.StorageView.from_array(features), [list(whisper_ctranslate2.PROMPT)], beam_size=1
     )

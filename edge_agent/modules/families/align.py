@@ -26,12 +26,18 @@ from transformers import (
 )
 
 from edge_agent.modules.families import contrast
-from edge_agent.modules.inputs import prepare, steps
+from edge_agent.modules.inputs import prepare
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import one_picture, ordinary
+from edge_agent.modules.weights.model_parts import ordinary, picture_tower
 
 TOKENS = 64  # of a text, padded or cut
+# Fields of the vision tower's configuration that change what it gives.
+VISION = (
+    "num_channels image_size width_coefficient depth_coefficient depth_divisor kernel_sizes in_channels "
+    "out_channels depthwise_padding strides num_block_repeats expand_ratios squeeze_expansion_ratio "
+    "hidden_act hidden_dim pooling_type batch_norm_eps"
+)
 
 
 def vision_config(config: Config) -> AlignVisionConfig:
@@ -42,11 +48,6 @@ def vision_config(config: Config) -> AlignVisionConfig:
 def text_config(config: Config) -> AlignTextConfig:
     """The text tower's configuration."""
     return AlignTextConfig(**config.get("text_config", {}))
-
-
-def encode_image(network: AlignVisionModel, pixels: Tensor) -> dict[str, Tensor]:
-    """A picture (1, 3, s, s) to ``image_embeds`` (1, e)."""
-    return {"image_embeds": network(pixel_values=pixels).pooler_output}
 
 
 class TextTower(nn.Module):
@@ -63,40 +64,14 @@ class TextTower(nn.Module):
         return {"text_embeds": self.text_projection(hidden[:, 0, :])}
 
 
-class Head(contrast.ContrastHead):
-    """Cosines of pictures and texts over a temperature."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width)
-        self.temperature = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """In the arithmetic of transformers' AlignModel."""
-        image_embeds = image_embeds / image_embeds.norm(p=2, dim=-1, keepdim=True)
-        text_embeds = text_embeds / text_embeds.norm(p=2, dim=-1, keepdim=True)
-        logits_per_text = torch.matmul(text_embeds, image_embeds.t()) / self.temperature  # (n, 1)
-        return logits_per_text.t()  # (1, n)
-
-
-def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    config = vision_config(checkpoint.config)
-    wanted = (
-        "num_channels image_size width_coefficient depth_coefficient depth_divisor kernel_sizes in_channels "
-        "out_channels depthwise_padding strides num_block_repeats expand_ratios squeeze_expansion_ratio "
-        "hidden_act hidden_dim pooling_type batch_norm_eps"
-    )
-    pictures = prepare.pictures(checkpoint, EfficientNetImageProcessorPil)
-    return prepare.fields(config, wanted) | {"pictures": pictures}
+def _logits(image_embeds: Tensor, text_embeds: Tensor, temperature: Tensor) -> Tensor:
+    """In the arithmetic of transformers' AlignModel."""
+    return (contrast.cosines(image_embeds, text_embeds) / temperature).t()
 
 
 def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    config = text_config(checkpoint.config)
-    wanted = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
-        "hidden_act layer_norm_eps pad_token_id"
-    )
-    rest = {"projection_dim": _projected(checkpoint.config), "vocabulary": prepare.vocabulary(checkpoint)}
-    return prepare.fields(config, wanted) | rest
+    own = prepare.identity(text_config, f"{prepare.TEXT} pad_token_id", texts=True)(checkpoint)
+    return own | {"projection_dim": _projected(checkpoint.config)}
 
 
 def _captions(_: TextTower) -> dict[str, Tensor]:
@@ -113,15 +88,15 @@ PARTS: model_parts.Parts = {
     "vision": model_parts.Part(
         prefixes={"align": [{"vision_model.": ""}]},
         build=lambda config: AlignVisionModel(vision_config(config)),
-        identity=_vision_identity,
-        steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, EfficientNetImageProcessorPil)),
-        forwards=ordinary(encode_image, one_picture),
+        identity=prepare.identity(vision_config, VISION, pictures=EfficientNetImageProcessorPil),
+        steps=prepare.picture_steps(EfficientNetImageProcessorPil),
+        forwards=picture_tower("image_embeds", "pooler_output"),
     ),
     "text": model_parts.Part(
         prefixes={"align": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
         build=lambda config: TextTower(text_config(config), _projected(config)),
         identity=_text_identity,
-        steps=lambda checkpoint: steps.Texts(prepare.tokenizer(checkpoint, BertTokenizer), TOKENS, padded=True),
+        steps=prepare.text_steps(BertTokenizer, lambda _: TOKENS, padded=True),
         forwards=ordinary(TextTower.forward, _captions),
         unread=(
             ".position_ids",
@@ -130,14 +105,7 @@ PARTS: model_parts.Parts = {
             "text_model.pooler.dense.bias",
         ),
     ),
-    "head": model_parts.Part(
-        prefixes={"align": [{"temperature": "temperature"}]},
-        build=lambda config: Head(_projected(config)),
-        identity=lambda _: {},
-        steps=lambda checkpoint: steps.Ranking(["image_embeds"], _projected(checkpoint.config)),
-        forwards=contrast.scored(),
-    ),
+    "head": contrast.head({"align": [{"temperature": "temperature"}]}, {"temperature": ()}, _logits, _projected),
 }
-
 
 load = model_parts.loader(PARTS)

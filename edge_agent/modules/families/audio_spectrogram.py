@@ -34,7 +34,7 @@ from edge_agent.modules.families import contrast, vit
 from edge_agent.modules.inputs import audio, prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import Forward, ordinary
+from edge_agent.modules.weights.model_parts import ordinary
 
 MOST_S = 60.0  # seconds of the longest sound that is read
 PROJECTION = "s2m3-audio-projection"
@@ -108,14 +108,9 @@ def _features(made: ASTFeatureExtractor, value: Value) -> Array:
 
 
 def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    config = ast_config(checkpoint.config)
-    wanted = (
-        "hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps patch_size "
-        "qkv_bias frequency_stride time_stride max_length num_mel_bins"
-    )
-    made = extractor(checkpoint)
-    used = "sampling_rate num_mel_bins max_length do_normalize mean std"
-    return prepare.fields(config, wanted) | {"sounds": prepare.fields(made, used)}
+    wanted = f"{prepare.TOWER} patch_size qkv_bias frequency_stride time_stride max_length num_mel_bins"
+    sounds = prepare.fields(extractor(checkpoint), "sampling_rate num_mel_bins max_length do_normalize mean std")
+    return prepare.identity(ast_config, wanted)(checkpoint) | {"sounds": sounds}
 
 
 def _sound(network: ASTModel) -> dict[str, Tensor]:
@@ -152,7 +147,7 @@ PARTS: model_parts.Parts = {
         prefixes={"audio-spectrogram-transformer": [{"audio_spectrogram_transformer.": ""}]},
         build=lambda config: ASTModel(ast_config(config)),
         identity=_encoder_identity,
-        steps=lambda checkpoint: steps.Sound(partial(_features, extractor(checkpoint))),
+        steps=lambda checkpoint: steps.Steps(steps.sound(partial(_features, extractor(checkpoint)))),
         forwards=ordinary(encode_audio, _sound),
         renames=vit.RENAMES,
     ),
@@ -160,7 +155,7 @@ PARTS: model_parts.Parts = {
         prefixes={PROJECTION: [{"audio_projection.": "audio_projection."}]},
         build=lambda config: Projection(config["width"], config["projected"]),
         identity=lambda _: {},
-        steps=lambda checkpoint: steps.Arrays({"pooled": (1, checkpoint.config["width"])}),
+        steps=lambda checkpoint: steps.Steps(steps.arrays({"pooled": (1, checkpoint.config["width"])})),
         forwards=ordinary(Projection.forward, _pooled),
     ),
     "alignment_head": model_parts.Part(
@@ -168,7 +163,7 @@ PARTS: model_parts.Parts = {
         build=lambda config: AlignmentHead(_projected(config)),
         identity=lambda _: {},
         steps=lambda checkpoint: AlignmentSteps(["audio_embeds", "image_embeds"], _projected(checkpoint.config)),
-        forwards={None: Forward(AlignmentHead.forward, _sound_picture_and_texts)},
+        forwards=ordinary(AlignmentHead.forward, _sound_picture_and_texts),
     ),
 }
 

@@ -13,7 +13,7 @@ Invariant: the tokens are those of the whole model's ``generate`` with the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -30,10 +30,10 @@ from transformers import (
 )
 
 from broker.protocol.errors import ErrorCode, RequestFailed
-from broker.protocol.tensors import Array
-from edge_agent.modules import Output, Prepared, Value
+from broker.protocol.tensors import Tensors
+from edge_agent.modules import Prepared, Value
 from edge_agent.modules.families import generation
-from edge_agent.modules.inputs import decoding, prepare, steps
+from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
 
 IMAGE = "<image>"
@@ -162,29 +162,41 @@ def one_pass(network: Language, inputs_embeds: Tensor, attention_mask: Tensor) -
     return {"tokens": logits.argmax(dim=-1)}
 
 
-class PromptSteps(steps.Steps):
-    """A picture's vectors and a question to an answer: the base of the families' steps.
+class PromptSteps:
+    """A picture's vectors and a question to an answer.
 
     Args:
         checkpoint: Its tokenizer, and its token for a picture's vector.
+        prompt: The family's prompt, with ``{image}`` and ``{question}``.
+        placeholder: The picture's place in the prompt: ``IMAGE`` once a vector. Given the picture's value and their
+            number; it may raise RequestFailed.
+        sample: The value of a picture to measure with.
 
     Raises:
         ModuleRefused: a file is missing or wrong.
     """
 
-    values = 2
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, prompt: str, placeholder: Callable[[Value, int], str], sample: Tensors
+    ) -> None:
         self._tokenizer = prepare.tokenizer(checkpoint, AutoTokenizer)
         self._image = image_token(checkpoint.config)
         self._width = text_config(checkpoint.config).hidden_size
+        self._prompt = prompt
+        self._placeholder = placeholder
+        self._sample = sample
+        self.answer = steps.spelling(self._tokenizer, "answer")
 
-    def tokens(self, prompt: str, picture: Array) -> Prepared:
-        """A prompt that names ``IMAGE`` as often as the picture (1, p, d) has vectors, and these.
+    def prepare(self, values: Sequence[Value]) -> Prepared:
+        """The picture's vectors (1, p, d), and the prompt's tokens, ``IMAGE`` p times among them.
 
         Raises:
-            RequestFailed: ``bad_input`` when the question names it, too.
+            RequestFailed: ``bad_input`` when the question names ``IMAGE``, too.
         """
+        decoding.count(values, 2)
+        picture = decoding.array(values[0], "image_embeds", (1, None, self._width))
+        image = self._placeholder(values[0], picture.shape[1])
+        prompt = self._prompt.format(image=image, question=_question(values[1]))
         ids = self._tokenizer(prompt, return_tensors="np")["input_ids"]
         if int((ids == self._image).sum()) != picture.shape[1]:
             raise RequestFailed(
@@ -192,17 +204,12 @@ class PromptSteps(steps.Steps):
             )
         return Prepared({"ids": ids, "picture": picture})
 
-    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
-        """``tokens`` (1, t) and the answer that they spell."""
-        return steps.spelled(self._tokenizer, arrays["tokens"], "answer")
+    def sample(self) -> tuple[Value, ...]:
+        """A picture's vectors and a question."""
+        return self._sample, sample_inputs.question()
 
 
-def question(value: Value) -> str:
-    """The one line of a question.
-
-    Raises:
-        RequestFailed: ``bad_input`` when it has several.
-    """
+def _question(value: Value) -> str:
     lines = decoding.lines(value)
     if len(lines) != 1:
         raise RequestFailed(ErrorCode.BAD_INPUT, f"the question has {len(lines)} lines: send one question on one line")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     ClapAudioConfig,
     ClapAudioModelWithProjection,
@@ -32,13 +32,14 @@ from transformers import (
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.tensors import Array
-from edge_agent.modules import SCORES, Value
+from edge_agent.modules import Value
 from edge_agent.modules.families import contrast
 from edge_agent.modules.inputs import audio, prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import Forward, ordinary
+from edge_agent.modules.weights.model_parts import ordinary
 
+TEXT = f"{prepare.TEXT} pad_token_id projection_dim projection_hidden_act"
 MOST_S = 60.0  # seconds of the longest sound that is read
 CAPTION_TOKENS = 9  # of the pass that is counted: "this is a sound of a dog" with start and end
 
@@ -72,20 +73,11 @@ def encode_text(network: ClapTextModelWithProjection, ids: Tensor, mask: Tensor)
     return {"text_embeds": network(input_ids=ids, attention_mask=mask).text_embeds}
 
 
-class Head(nn.Module):
-    """Cosines of sounds and texts, scaled; ``width`` is that of the embeddings."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.logit_scale_a = nn.Parameter(torch.tensor(0.0))
-
-    def forward(self, audio_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
-        """In the arithmetic of transformers' ClapModel."""
-        audio_embeds = audio_embeds / audio_embeds.norm(p=2, dim=-1, keepdim=True)
-        text_embeds = text_embeds / text_embeds.norm(p=2, dim=-1, keepdim=True)
-        logits = torch.matmul(audio_embeds, text_embeds.t()) * self.logit_scale_a.exp()  # (1, n)
-        return {"logits": logits, SCORES: contrast.softmax(logits.float())}
+def _logits(audio_embeds: Tensor, text_embeds: Tensor, logit_scale_a: Tensor) -> Tensor:
+    """In the arithmetic of transformers' ClapModel."""
+    audio_embeds = audio_embeds / audio_embeds.norm(p=2, dim=-1, keepdim=True)
+    text_embeds = text_embeds / text_embeds.norm(p=2, dim=-1, keepdim=True)
+    return torch.matmul(audio_embeds, text_embeds.t()) * logit_scale_a.exp()
 
 
 def _text(config: Config) -> ClapTextModelWithProjection:
@@ -139,15 +131,6 @@ def _audio_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return prepare.fields(config, wanted) | {"sounds": {name: features[name] for name in used.split()}}
 
 
-def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    config = text_config(checkpoint.config)
-    wanted = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
-        "hidden_act layer_norm_eps pad_token_id projection_dim projection_hidden_act"
-    )
-    return prepare.fields(config, wanted) | {"vocabulary": prepare.vocabulary(checkpoint)}
-
-
 def _sound(network: ClapAudioModelWithProjection) -> dict[str, Tensor]:
     """Ten seconds of sound."""
     frames, mels = 1001, network.config.num_mel_bins  # ten seconds in steps of ten milliseconds, both ends included
@@ -160,18 +143,15 @@ def _captions(_: ClapTextModelWithProjection) -> dict[str, Tensor]:
     return {"ids": ids, "mask": torch.zeros(contrast.TEXTS, 1, CAPTION_TOKENS, CAPTION_TOKENS)}
 
 
-def _sound_and_captions(network: Head) -> dict[str, Tensor]:
+def _sound_and_captions(network: contrast.Head) -> dict[str, Tensor]:
     """One sound and four captions."""
     return {"audio_embeds": torch.empty(1, network.width), "text_embeds": torch.empty(contrast.TEXTS, network.width)}
 
 
-def _text_steps(checkpoint: Checkpoint) -> steps.Texts:
-    return steps.Texts(prepare.tokenizer(checkpoint, RobertaTokenizer), _longest(text_config(checkpoint.config)))
-
-
-def _longest(config: ClapTextConfig) -> int:
+def _longest(config: Config) -> int:
     """Tokens of the longest text: RoBERTa's positions start after the padding token's id."""
-    return config.max_position_embeddings - cast("int", config.pad_token_id) - 1
+    own = text_config(config)
+    return own.max_position_embeddings - cast("int", own.pad_token_id) - 1
 
 
 PARTS: model_parts.Parts = {
@@ -179,23 +159,24 @@ PARTS: model_parts.Parts = {
         prefixes={"clap": [{"audio_model.": "audio_model.", "audio_projection.": "audio_projection."}]},
         build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
         identity=_audio_identity,
-        steps=lambda checkpoint: steps.Sound(partial(_features, extractor(checkpoint))),
+        steps=lambda checkpoint: steps.Steps(steps.sound(partial(_features, extractor(checkpoint)))),
         forwards=ordinary(encode_audio, _sound),
     ),
     "text": model_parts.Part(
         prefixes={"clap": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
         build=_text,
-        identity=_text_identity,
-        steps=_text_steps,
+        identity=prepare.identity(text_config, TEXT, texts=True),
+        steps=prepare.text_steps(RobertaTokenizer, _longest),
         forwards=ordinary(encode_text, _captions),
         unread=(".position_ids", ".token_type_ids"),
     ),
-    "head": model_parts.Part(
-        prefixes={"clap": [{"logit_scale_a": "logit_scale_a"}]},
-        build=lambda config: Head(text_config(config).projection_dim),
-        identity=lambda _: {},
-        steps=lambda checkpoint: steps.Ranking(["audio_embeds"], text_config(checkpoint.config).projection_dim),
-        forwards={None: Forward(Head.forward, _sound_and_captions)},
+    "head": contrast.head(
+        {"clap": [{"logit_scale_a": "logit_scale_a"}]},
+        {"logit_scale_a": ()},
+        _logits,
+        lambda config: text_config(config).projection_dim,
+        other="audio_embeds",
+        sample=_sound_and_captions,
     ),
 }
 

@@ -42,7 +42,7 @@ from edge_agent.modules.families import contrast
 from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import Forward, one_picture, ordinary
+from edge_agent.modules.weights.model_parts import Forward, one_picture, ordinary, picture_tower
 
 CLIPSEG_SIZE = 352  # pixels, the side of CLIPSeg's pictures
 CLIPSEG_LAYERS = (3, 6, 9)  # of which CLIPSeg's decoder takes the outputs, counted from 0
@@ -58,11 +58,6 @@ def vision_config(config: Config) -> CLIPVisionConfig:
 def text_config(config: Config) -> CLIPTextConfig:
     """The text tower's configuration. The whole model's projection_dim wins over the section's, as in CLIPModel."""
     return CLIPTextConfig(**(config["text_config"] | {"projection_dim": config.get("projection_dim", 512)}))
-
-
-def encode_image(network: CLIPVisionModel, pixels: Tensor) -> dict[str, Tensor]:
-    """A picture (1, 3, s, s) to ``pooled`` (1, d)."""
-    return {"pooled": network(pixel_values=pixels).pooler_output}
 
 
 def mean_of_patches(network: CLIPVisionModel, pixels: Tensor) -> dict[str, Tensor]:
@@ -99,19 +94,11 @@ def encode_text(network: CLIPTextModelWithProjection, ids: Tensor, mask: Tensor 
     return {"text_embeds": network(input_ids=ids, attention_mask=mask).text_embeds}
 
 
-class Head(contrast.ContrastHead):
-    """Cosines of pictures and texts, scaled."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width)
-        self.logit_scale = nn.Parameter(torch.tensor(0.0))
-
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """In the arithmetic of transformers' CLIPModel."""
-        image_embeds = image_embeds / _norm(image_embeds)
-        text_embeds = text_embeds / _norm(text_embeds)
-        logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * self.logit_scale.exp()  # (n, 1)
-        return logits_per_text.t()  # (1, n)
+def _logits(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
+    """In the arithmetic of transformers' CLIPModel."""
+    image_embeds = image_embeds / _norm(image_embeds)
+    text_embeds = text_embeds / _norm(text_embeds)
+    return (torch.matmul(text_embeds, image_embeds.t()) * logit_scale.exp()).t()
 
 
 def _norm(rows: Tensor) -> Tensor:
@@ -130,24 +117,11 @@ class Projection(nn.Module):
         return {"image_embeds": self.visual_projection(pooled)}
 
 
-def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    config = vision_config(checkpoint.config)
-    wanted = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size "
-        "hidden_act layer_norm_eps"
-    )
-    return prepare.fields(config, wanted)
-
-
 def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     config = text_config(checkpoint.config)
-    wanted = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
-        "hidden_act layer_norm_eps projection_dim"
-    )
     end = config.vocab_size - 1 if config.eos_token_id == _OLD_END else config.eos_token_id
-    rest: dict[str, JsonValue] = {"end": cast("int", end), "vocabulary": prepare.vocabulary(checkpoint)}
-    return prepare.fields(config, wanted) | rest
+    own = prepare.identity(text_config, f"{prepare.TEXT} projection_dim", texts=True)(checkpoint)
+    return own | {"end": cast("int", end)}
 
 
 def _clipseg_picture(network: CLIPVisionModel) -> dict[str, Tensor]:
@@ -203,20 +177,15 @@ def _check_preprocessing(checkpoint: Checkpoint, config: CLIPVisionConfig) -> No
         )
 
 
-def _vision_steps(checkpoint: Checkpoint) -> dict[str | None, steps.Picture]:
+def _vision_steps(checkpoint: Checkpoint) -> dict[str | None, steps.Steps]:
     config = vision_config(checkpoint.config)
     _check_preprocessing(checkpoint, config)
-    ordinary = steps.Picture(ordinary_processor(config))
-    return dict.fromkeys(_VISION, ordinary) | {"clipseg": steps.Picture(clipseg_processor())}
-
-
-def _text_steps(checkpoint: Checkpoint) -> steps.Texts:
-    longest = text_config(checkpoint.config).max_position_embeddings
-    return steps.Texts(prepare.tokenizer(checkpoint, CLIPTokenizer), longest)
+    ordinary = steps.Steps(steps.picture(ordinary_processor(config)))
+    return dict.fromkeys(_VISION, ordinary) | {"clipseg": steps.Steps(steps.picture(clipseg_processor()))}
 
 
 _VISION: model_parts.Forwards[CLIPVisionModel] = {
-    None: Forward(encode_image, one_picture),
+    **picture_tower("pooled", "pooler_output"),
     "patch-mean": Forward(mean_of_patches, one_picture),
     "llava": Forward(patches_for_llava, one_picture),
     "clipseg": Forward(layers_for_clipseg, _clipseg_picture),
@@ -235,7 +204,7 @@ PARTS: model_parts.Parts = {
             ],
         },
         build=lambda config: CLIPVisionModel(vision_config(config)),
-        identity=_vision_identity,
+        identity=prepare.identity(vision_config, prepare.VISION),
         steps=_vision_steps,
         forwards=_VISION,
     ),
@@ -246,7 +215,9 @@ PARTS: model_parts.Parts = {
         },
         build=_projection,
         identity=lambda _: {},
-        steps=lambda checkpoint: steps.Arrays({"pooled": (1, vision_config(checkpoint.config).hidden_size)}),
+        steps=lambda checkpoint: steps.Steps(
+            steps.arrays({"pooled": (1, vision_config(checkpoint.config).hidden_size)})
+        ),
         forwards=ordinary(Projection.forward, _pooled),
     ),
     "text": model_parts.Part(
@@ -256,15 +227,14 @@ PARTS: model_parts.Parts = {
         },
         build=lambda config: CLIPTextModelWithProjection(text_config(config)),
         identity=_text_identity,
-        steps=_text_steps,
+        steps=prepare.text_steps(CLIPTokenizer, lambda config: text_config(config).max_position_embeddings),
         forwards=ordinary(encode_text, _captions),
     ),
-    "head": model_parts.Part(
-        prefixes={"clip": [{"logit_scale": "logit_scale"}], "clipseg": [{"clip.logit_scale": "logit_scale"}]},
-        build=lambda config: Head(_projected(config)),
-        identity=lambda _: {},
-        steps=lambda checkpoint: steps.Ranking(["image_embeds"], _projected(checkpoint.config)),
-        forwards=contrast.scored(),
+    "head": contrast.head(
+        {"clip": [{"logit_scale": "logit_scale"}], "clipseg": [{"clip.logit_scale": "logit_scale"}]},
+        {"logit_scale": ()},
+        _logits,
+        _projected,
     ),
 }
 

@@ -37,7 +37,7 @@ from edge_agent.modules.families import clip
 from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import Forward, ordinary
+from edge_agent.modules.weights.model_parts import ordinary
 
 MAX_TEXTS = 16  # a mask takes up to 21 kB of an answer
 _MASKED = 0.5  # probability from which a pixel belongs to a text
@@ -139,17 +139,16 @@ def _reduced_shapes(config: CLIPSegConfig) -> dict[str, tuple[int, ...]]:
     return {f"reduced-{index}": (1, _tokens(config), config.reduce_dim) for index in range(len(config.extract_layers))}
 
 
-class MaskSteps(steps.Steps):
+class MaskSteps:
     """The reduced layers, the embeddings of n texts, and the texts, to a mask a text."""
-
-    values = 3
 
     def __init__(self, config: CLIPSegConfig) -> None:
         self._shapes = _reduced_shapes(config)
         self._width = cast("int", config.projection_dim)
 
-    def read(self, *values: Value) -> Prepared:
+    def prepare(self, values: Sequence[Value]) -> Prepared:
         """The reduced layers, ``text_embeds`` (n, e) and the texts."""
+        decoding.count(values, 3)
         texts = decoding.lines(values[2])
         if len(texts) > MAX_TEXTS:
             raise RequestFailed(
@@ -204,7 +203,9 @@ PARTS: model_parts.Parts = {
         prefixes={"clipseg": [{"decoder.reduces.": "reduces."}]},
         build=_reduce,
         identity=lambda _: {"layers": [*clip.CLIPSEG_LAYERS]},
-        steps=lambda checkpoint: steps.Arrays(_layer_shapes(_tower(_config(checkpoint.config)).hidden_size), free=True),
+        steps=lambda checkpoint: steps.Steps(
+            steps.arrays(_layer_shapes(_tower(_config(checkpoint.config)).hidden_size), free=True)
+        ),
         forwards=ordinary(Reduce.forward, _layers),
     ),
     "decoder": model_parts.Part(
@@ -217,7 +218,7 @@ PARTS: model_parts.Parts = {
         build=_decoder,
         identity=_decoder_identity,
         steps=lambda checkpoint: MaskSteps(_config(checkpoint.config)),
-        forwards={None: Forward(segment, _reduced_and_text)},
+        forwards=ordinary(segment, _reduced_and_text),
     ),
 }
 

@@ -29,7 +29,7 @@ from torch.nn import functional
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
-from edge_agent.modules.inputs import decoding, outputs, sample_inputs, steps
+from edge_agent.modules.inputs import decoding, outputs, sample_inputs
 from edge_agent.modules.inputs.imagenet import CLASSES
 from edge_agent.modules.weights import packaged, precision
 
@@ -40,7 +40,7 @@ ATTENTION_TEMPERATURE = 0.1  # how sharply a question chooses among them
 QUESTION_WEIGHT = 0.2  # how much an answer's own nearness to the question counts
 
 
-class RankSteps(steps.Steps):
+class RankSteps:
     """A picture's classes, perhaps a question, and texts to rank."""
 
     def prepare(self, values: Sequence[Value]) -> Prepared:

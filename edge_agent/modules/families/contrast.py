@@ -1,6 +1,6 @@
 """The head of every model with two towers: scores of texts for a picture (or a sound), and the ranked texts.
 
-Owns the head's inputs and its scores; how embeddings become logits is the family's network.
+Owns the head's inputs and its scores; how embeddings become logits is the family's function.
 
     takes                                              gives
     ``image_embeds`` (1, e), ``text_embeds`` (n, e),   ``logits`` float32 (1, n), and the texts, best first
@@ -9,13 +9,15 @@ Owns the head's inputs and its scores; how embeddings become logits is the famil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from edge_agent.modules import SCORES
-from edge_agent.modules.weights.model_parts import Forward
+from edge_agent.modules.inputs import steps
+from edge_agent.modules.weights.checkpoint import Config
+from edge_agent.modules.weights.model_parts import Part, Prefixes, ordinary
 
 TEXTS = 4  # of the pass that is counted
 
@@ -25,28 +27,58 @@ def softmax(logits: Tensor) -> Tensor:
     return logits.softmax(dim=1)
 
 
-class ContrastHead(nn.Module):
-    """Base of the families' heads. ``width`` is that of the embeddings."""
+def cosines(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+    """Cosines (n, 1) of n texts (n, e) and a picture (1, e), in the arithmetic of most of transformers' models."""
+    image_embeds = image_embeds / image_embeds.norm(p=2, dim=-1, keepdim=True)
+    text_embeds = text_embeds / text_embeds.norm(p=2, dim=-1, keepdim=True)
+    return torch.matmul(text_embeds, image_embeds.t())
 
-    def __init__(self, width: int) -> None:
+
+class Head(nn.Module):
+    """The parameters of a head; ``width`` is that of the embeddings."""
+
+    def __init__(self, width: int, parameters: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
         self.width = width
-
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """Logits (1, n) of a picture (1, e) and n texts (n, e)."""
-        raise NotImplementedError
+        for name, shape in parameters.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
 
 
-def picture_and_captions(network: ContrastHead) -> dict[str, Tensor]:
+def picture_and_captions(network: Head) -> dict[str, Tensor]:
     """One picture and four captions."""
     return {"image_embeds": torch.empty(1, network.width), "text_embeds": torch.empty(TEXTS, network.width)}
 
 
-def scored(probabilities: Callable[[Tensor], Tensor] = softmax) -> Mapping[str | None, Forward[ContrastHead]]:
-    """The forward of a head whose logits (1, n) become scores (1, n) between 0 and 1 in this way."""
+def head(
+    prefixes: Mapping[str, Sequence[Prefixes]],
+    parameters: Mapping[str, tuple[int, ...]],
+    logits: Callable[..., Tensor],
+    width: Callable[[Config], int],
+    *,
+    probabilities: Callable[[Tensor], Tensor] = softmax,
+    other: str = "image_embeds",
+    sample: Callable[[Head], Mapping[str, Tensor]] = picture_and_captions,
+) -> Part[Head]:
+    """The head of a family.
 
-    def run(network: ContrastHead, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
-        logits = network(image_embeds, text_embeds)
-        return {"logits": logits, SCORES: probabilities(logits.float())}
+    Args:
+        prefixes: As for ``Part``.
+        parameters: Name to shape.
+        logits: Embeddings ``other`` (1, e) and ``text_embeds`` (n, e), and the parameters, to logits (1, n).
+        width: The length e of the embeddings.
+        probabilities: Logits (1, n) to scores (1, n) between 0 and 1.
+        other: The name of the picture's or the sound's embedding.
+        sample: The tensors of the pass that is counted.
+    """
 
-    return {None: Forward(run, picture_and_captions)}
+    def run(network: Head, **embeddings: Tensor) -> dict[str, Tensor]:
+        found = logits(**embeddings, **dict(network.named_parameters()))
+        return {"logits": found, SCORES: probabilities(found.float())}
+
+    return Part(
+        prefixes=prefixes,
+        build=lambda config: Head(width(config), parameters),
+        identity=lambda _: {},
+        steps=lambda checkpoint: steps.Ranking([other], width(checkpoint.config)),
+        forwards=ordinary(run, sample),
+    )

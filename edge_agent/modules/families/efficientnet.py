@@ -22,7 +22,7 @@ from torch.nn import functional
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
-from edge_agent.modules.inputs import decoding, outputs, steps
+from edge_agent.modules.inputs import decoding, outputs, sample_inputs, steps
 from edge_agent.modules.inputs.imagenet import CLASSES, class_names
 from edge_agent.modules.weights import packaged, precision
 from edge_agent.modules.weights.packaged import Shape
@@ -127,27 +127,9 @@ def classify(w: Weights, features: Tensor) -> Tensor:
     return functional.linear(features, w["_fc.weight"], w["_fc.bias"]).softmax(1)
 
 
-class PictureSteps(steps.Picture):
-    """A picture's bytes to ``pixels`` (1, 3, 224, 224)."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-
-    def read(self, *values: Value) -> Prepared:
-        """The picture's pixels."""
-        return Prepared({"pixels": pixels(values[0])})
-
-
-class LabelSteps(steps.Arrays):
-    """``features`` (1, 1280) to the likeliest classes."""
-
-    def __init__(self) -> None:
-        super().__init__({"features": (1, FEATURES)})
-        self._names = class_names()  # a missing package is an error now, not at the first request
-
-    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
-        """``probs`` (1, 1000), the label, its probability and the five best; ties go to the lower class."""
-        return Output(dict(arrays), outputs.ranking("label", self._names, arrays["probs"][0], RANKED))
+def _label(arrays: Mapping[str, Array], _: Prepared) -> Output:
+    """``probs`` (1, 1000), the label, its probability and the five best; ties go to the lower class."""
+    return Output(dict(arrays), outputs.ranking("label", class_names(), arrays["probs"][0], RANKED))
 
 
 def load(spec: ModuleSpec) -> Module:
@@ -157,11 +139,14 @@ def load(spec: ModuleSpec) -> Module:
         ModuleRefused: the weights aren't there or don't fit.
     """
     if spec.family == "efficientnet.classifier":
-        chosen = Pass(LabelSteps(), lambda w, features: {"probs": classify(w, features)})
+        class_names()  # a missing package is an error now, not at the first request
+        label_steps = steps.Steps(steps.arrays({"features": (1, FEATURES)}), answer=_label)
+        chosen = Pass(label_steps, lambda w, features: {"probs": classify(w, features)})
         encoders = ("_conv_stem.", "_conv_head.", "_bn0.", "_bn1.", "_blocks.")
         found = packaged.read(spec, "classifier", classifier_shapes(), others=encoders)
     else:
-        chosen = Pass(PictureSteps(), lambda w, pixels: {"features": encode(w, pixels)})
+        picture = steps.Need(lambda value: {"pixels": pixels(value)}, sample_inputs.picture)
+        chosen = Pass(steps.Steps(picture), lambda w, pixels: {"features": encode(w, pixels)})
         found = packaged.read(spec, "encoder", encoder_shapes(), others=("_fc.", ".num_batches_tracked"))
     return Module(_held(spec, found), {None: chosen}, dtype=spec.dtype)
 

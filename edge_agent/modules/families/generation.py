@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 CAPTION_TOKENS = 16  # of the pass that is counted
 
 
-def greedy(network: PreTrainedModel, states: Tensor, *, start: int, end: int, pad: int, most: int) -> Tensor:
+def greedy(network: PreTrainedModel, states: Tensor, *, start: int, end: int, pad: int, most: int) -> dict[str, Tensor]:
     """The most probable tokens, one after the other.
 
     Args:
@@ -29,7 +29,7 @@ def greedy(network: PreTrainedModel, states: Tensor, *, start: int, end: int, pa
         most: How many tokens may follow the first.
 
     Returns:
-        Token ids (1, t), int64, start included.
+        ``tokens`` (1, t), int64, start included.
     """
     first = torch.full((1, 1), start, dtype=torch.int64)
     found = cast("Any", network).generate(
@@ -41,7 +41,7 @@ def greedy(network: PreTrainedModel, states: Tensor, *, start: int, end: int, pa
         pad_token_id=pad,
         **limits(most),
     )
-    return cast("Tensor", found)
+    return {"tokens": found}
 
 
 def whole(model: PreTrainedModel, most: int, **given: Tensor) -> Tensor:

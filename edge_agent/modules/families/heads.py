@@ -18,7 +18,7 @@ question answering comes to. It knows the answers that it was trained on, and no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from pydantic import JsonValue
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from broker.protocol.tensors import Array
-from edge_agent.modules import SCORES, Output, Prepared, Value
+from edge_agent.modules import SCORES, Value
 from edge_agent.modules.inputs import decoding, sample_inputs, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
@@ -74,11 +74,6 @@ def labels(config: Config) -> list[str]:
     return [str(names[str(index)]) for index in range(len(names))]
 
 
-def _features(config: Config) -> str:
-    """The name of the array that a head takes."""
-    return str(config.get("features", "features"))
-
-
 def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     wanted = ("model_type", "features", "width", "text_width", "hidden")
     fields: dict[str, JsonValue] = {name: checkpoint.config.get(name) for name in wanted}
@@ -95,66 +90,38 @@ def _picture_and_question(network: Answerer) -> dict[str, Tensor]:
     return {"image": torch.empty(1, network.width), "text": torch.empty(1, network.text_width)}
 
 
-class LabelSteps(steps.Steps):
-    """One array of features to the likeliest labels.
-
-    Args:
-        features: The array's name.
-        width: Its length d.
-        names: The labels, by index.
-    """
-
-    def __init__(self, features: str, width: int, names: Sequence[str]) -> None:
-        self._features = features
-        self._width = width
-        self._names = names
-
-    def read(self, *values: Value) -> Prepared:
-        """The features (1, d)."""
-        return Prepared({"features": decoding.array(values[0], self._features, (1, self._width))})
-
-    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
-        """``logits`` (1, c) and the likeliest labels."""
-        return steps.ranked("label", self._names, arrays, RANKED)
-
-    def sample(self) -> tuple[Value, ...]:
-        """A tower's array."""
-        return (sample_inputs.arrays({self._features: (1, self._width)}),)
+def label_steps(name: str, width: int, names: Sequence[str]) -> steps.Steps:
+    """The steps of a linear classifier: the array ``name`` (1, d) to the likeliest of the labels ``names``."""
+    return steps.Steps(_features(name, width, "features"), answer=steps.likeliest("label", names, RANKED))
 
 
-class _AnswerSteps(LabelSteps):
-    """The features of a picture and the embedding of a question to the likeliest answers."""
-
-    values = 2
-
-    def __init__(self, features: str, width: int, names: Sequence[str], text_width: int) -> None:
-        super().__init__(features, width, names)
-        self._text_width = text_width
-
-    def read(self, *values: Value) -> Prepared:
-        """Features (1, d) and ``text_embeds`` (1, e)."""
-        image = decoding.array(values[0], self._features, (1, self._width))
-        text = decoding.array(values[1], "text_embeds", (None, self._text_width))
-        decoding.one_question(text)
-        return Prepared({"image": image, "text": text})
-
-    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
-        """``logits`` (1, c) and the likeliest answers."""
-        return steps.ranked("answer", self._names, arrays, RANKED)
-
-    def sample(self) -> tuple[Value, ...]:
-        """Embeddings of a picture and a question."""
-        return *super().sample(), sample_inputs.arrays({"text_embeds": (1, self._text_width)})
+def _features(name: str, width: int, own: str) -> steps.Need:
+    """The array ``name`` (1, d) of a tower, as the array ``own`` of ``forward``."""
+    return steps.Need(
+        lambda value: {own: decoding.array(value, name, (1, width))},
+        lambda: sample_inputs.arrays({name: (1, width)}),
+    )
 
 
-def _label_steps(checkpoint: Checkpoint) -> LabelSteps:
+def _question(width: int) -> steps.Need:
+    def read(value: Value) -> dict[str, Array]:
+        found = decoding.array(value, "text_embeds", (None, width))
+        decoding.one_question(found)
+        return {"text": found}
+
+    return steps.Need(read, lambda: sample_inputs.arrays({"text_embeds": (1, width)}))
+
+
+def _label_steps(checkpoint: Checkpoint) -> steps.Steps:
     config = checkpoint.config
-    return LabelSteps(_features(config), config["width"], labels(config))
+    return label_steps(config.get("features", "features"), config["width"], labels(config))
 
 
-def _answer_steps(checkpoint: Checkpoint) -> _AnswerSteps:
+def _answer_steps(checkpoint: Checkpoint) -> steps.Steps:
     config = checkpoint.config
-    return _AnswerSteps(_features(config), config["width"], labels(config), config["text_width"])
+    picture = _features(config.get("features", "features"), config["width"], "image")
+    answer = steps.likeliest("answer", labels(config), RANKED)
+    return steps.Steps(picture, _question(config["text_width"]), answer=answer)
 
 
 PARTS: model_parts.Parts = {

@@ -28,12 +28,11 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from edge_agent.modules import Prepared, Value
-from edge_agent.modules.families import causal, siglip
-from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
+from edge_agent.modules.families import causal
+from edge_agent.modules.inputs import prepare, sample_inputs, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import Forward, one_picture, ordinary
+from edge_agent.modules.weights.model_parts import one_picture, ordinary
 
 PROMPTS: Mapping[str, str] = {
     "llama": "USER: {image}\n{question} ASSISTANT:",
@@ -91,9 +90,11 @@ def _layer(config: Config) -> int:
 
 
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    config = SiglipVisionConfig.from_dict(checkpoint.config["vision_config"])
-    pictures = prepare.pictures(checkpoint, SiglipImageProcessorPil)
-    return prepare.fields(config, siglip.VISION) | {"layer": _layer(checkpoint.config), "pictures": pictures}
+    def config_of(config: Config) -> SiglipVisionConfig:
+        return SiglipVisionConfig.from_dict(config["vision_config"])
+
+    own = prepare.identity(config_of, prepare.VISION, pictures=SiglipImageProcessorPil)(checkpoint)
+    return own | {"layer": _layer(checkpoint.config)}
 
 
 def _projector_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -128,34 +129,23 @@ def _patches(network: Projector) -> dict[str, Tensor]:
     return {"patches": torch.empty(1, network.patches, network.width)}
 
 
-class LanguageSteps(causal.PromptSteps):
-    """A picture's vectors and a question, in the model's own prompt."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
-        self._prompt = prompt_of(checkpoint.config)
-        self._patches = patches(_config(checkpoint.config))
-
-    def read(self, *values: Value) -> Prepared:
-        """``image_embeds`` (1, p, h) and the question."""
-        picture = decoding.array(values[0], "image_embeds", (1, None, self._width))
-        placeholder = causal.IMAGE * picture.shape[1]
-        return self.tokens(self._prompt.format(image=placeholder, question=causal.question(values[1])), picture)
-
-    def sample(self) -> tuple[Value, ...]:
-        """A picture's vectors and a question."""
-        vectors = {"image_embeds": (1, self._patches, self._width)}
-        return sample_inputs.arrays(vectors), sample_inputs.question()
+def _language_steps(checkpoint: Checkpoint) -> causal.PromptSteps:
+    vectors = (1, patches(_config(checkpoint.config)), causal.text_config(checkpoint.config).hidden_size)
+    return causal.PromptSteps(
+        checkpoint,
+        prompt_of(checkpoint.config),
+        lambda _, count: causal.IMAGE * count,
+        sample_inputs.arrays({"image_embeds": vectors}),
+    )
 
 
-def _projector_steps(checkpoint: Checkpoint) -> steps.Arrays:
+def _projector_steps(checkpoint: Checkpoint) -> steps.Steps:
     config = _config(checkpoint.config)
-    return steps.Arrays({"patches": (1, patches(config), int(cast("Any", config.vision_config).hidden_size))})
+    shape = (1, patches(config), int(cast("Any", config.vision_config).hidden_size))
+    return steps.Steps(steps.arrays({"patches": shape}))
 
 
-_ANSWER: model_parts.Forwards[causal.Language] = {
-    None: Forward(causal.generate, causal.picture_prompt_and_answer, unrolled=causal.one_pass)
-}
+_ANSWER = ordinary(causal.generate, causal.picture_prompt_and_answer, causal.one_pass)
 _LANGUAGE_LAYOUTS = (
     {"language_model.": ""},
     {"model.language_model.": "model.", "lm_head.": "lm_head."},
@@ -172,7 +162,7 @@ PARTS: model_parts.Parts = {
         },
         build=Tower,
         identity=_vision_identity,
-        steps=lambda checkpoint: steps.Picture(prepare.image_processor(checkpoint, SiglipImageProcessorPil)),
+        steps=prepare.picture_steps(SiglipImageProcessorPil),
         forwards=ordinary(Tower.forward, _picture),
     ),
     "projector": model_parts.Part(
@@ -188,7 +178,7 @@ PARTS: model_parts.Parts = {
         prefixes={"llava": _LANGUAGE_LAYOUTS},
         build=lambda config: _language(config, tied=False),
         identity=_language_identity,
-        steps=LanguageSteps,
+        steps=_language_steps,
         forwards=_ANSWER,
         settings=causal.settings,
         unread=(".rotary_emb.inv_freq",),
@@ -197,7 +187,7 @@ PARTS: model_parts.Parts = {
         prefixes={"llava": _LANGUAGE_LAYOUTS},
         build=lambda config: _language(config, tied=True),
         identity=_language_identity,
-        steps=LanguageSteps,
+        steps=_language_steps,
         forwards=_ANSWER,
         settings=causal.settings,
         equal={"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"},

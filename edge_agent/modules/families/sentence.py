@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
-from edge_agent.modules import Module, Pass, Prepared, Value
+from broker.protocol.tensors import Array
+from edge_agent.modules import Module, Pass
 from edge_agent.modules.families.bert import Bert
 from edge_agent.modules.inputs import decoding, sample_inputs, steps
 from edge_agent.modules.weights import packaged, precision
@@ -31,24 +32,10 @@ WIDTH = 384
 MAX_TOKENS = 256  # the length the model was published for; more is cut off
 
 
-class TextSteps(steps.Steps):
-    """A text, one a line (n), to ``ids`` and ``mask`` int64 (n, longest)."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def read(self, *values: Value) -> Prepared:
-        """The texts' tokens."""
-        return self.tokens(decoding.lines(values[0]))
-
-    def tokens(self, texts: list[str]) -> Prepared:
-        """The tokens of n texts."""
-        found = self._tokenizer.encode_batch(texts)
-        return Prepared({"ids": np.array([t.ids for t in found]), "mask": np.array([t.attention_mask for t in found])})
-
-    def sample(self) -> tuple[Value, ...]:
-        """Four captions."""
-        return (sample_inputs.texts(),)
+def tokens(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Array]:
+    """``ids`` and ``mask`` int64 (n, longest) of n texts."""
+    found = tokenizer.encode_batch(texts)
+    return {"ids": np.array([t.ids for t in found]), "mask": np.array([t.attention_mask for t in found])}
 
 
 def encode_text(model: Bert, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -83,7 +70,9 @@ def load(spec: ModuleSpec) -> Module:
     if spec.dtype == precision.INT8:
         precision.quantise(model.requires_grad_(requires_grad=False))
         precision.check(spec, precision.memory_bytes(model.state_dict().values()))
-    return Module(model, {None: Pass(TextSteps(tokenizer(directory)), encode_text)}, dtype=spec.dtype)
+    own = tokenizer(directory)
+    texts = steps.Need(lambda value: tokens(own, decoding.lines(value)), sample_inputs.texts)
+    return Module(model, {None: Pass(steps.Steps(texts), encode_text)}, dtype=spec.dtype)
 
 
 def memory_bytes(spec: ModuleSpec) -> int:

@@ -12,6 +12,7 @@ vectors, and a twenty-first of the bytes. ``causal`` has the rest of the languag
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -22,12 +23,13 @@ from transformers import Idefics3Config, Idefics3ImageProcessorPil
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector, Idefics3VisionTransformer
 
 from broker.protocol.errors import ErrorCode, RequestFailed
-from edge_agent.modules import Prepared, Value
-from edge_agent.modules.families import causal, siglip
+from broker.protocol.tensors import Array
+from edge_agent.modules import Value
+from edge_agent.modules.families import causal
 from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import Forward
+from edge_agent.modules.weights.model_parts import ordinary
 
 PROMPT = "<|im_start|>User:{image}{question}<end_of_utterance>\nAssistant:"
 _AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
@@ -76,12 +78,11 @@ def placeholder(rows: int, columns: int, vectors: int) -> str:
 
 
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    config = _config(checkpoint.config)
-    pictures = prepare.pictures(checkpoint, Idefics3ImageProcessorPil)
-    return prepare.fields(config.vision_config, siglip.VISION) | {
-        "scale_factor": config.scale_factor,
-        "pictures": pictures,
-    }
+    def config_of(config: Config) -> object:
+        return _config(config).vision_config
+
+    own = prepare.identity(config_of, prepare.VISION, pictures=Idefics3ImageProcessorPil)(checkpoint)
+    return own | {"scale_factor": _config(checkpoint.config).scale_factor}
 
 
 def _language_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -104,41 +105,34 @@ def _picture_prompt_and_answer(network: causal.Language) -> dict[str, Tensor]:
     return causal.picture_prompt_and_answer(network)
 
 
-class TileSteps(steps.Picture):
-    """A picture's bytes to its tiles."""
-
-    def read(self, *values: Value) -> Prepared:
-        """``pixels`` of the tiles (n, 3, s, s) and ``grid`` (2,)."""
-        picture = decoding.picture(values[0])
-        made = self._processor(images=[[picture]], return_row_col_info=True, return_tensors="np")
-        tiles = np.ascontiguousarray(made["pixel_values"][0], dtype=np.float32)
-        return Prepared({"pixels": tiles, "grid": np.array([made["rows"][0][0], made["cols"][0][0]], np.float32)})
+def _read_tiles(processor: Idefics3ImageProcessorPil, value: Value) -> dict[str, Array]:
+    """``pixels`` of a picture's tiles (n, 3, s, s) and ``grid`` (2,)."""
+    picture = decoding.picture(value)
+    made = cast("Any", processor)(images=[[picture]], return_row_col_info=True, return_tensors="np")
+    tiles = np.ascontiguousarray(made["pixel_values"][0], dtype=np.float32)
+    return {"pixels": tiles, "grid": np.array([made["rows"][0][0], made["cols"][0][0]], np.float32)}
 
 
-class LanguageSteps(causal.PromptSteps):
-    """The vectors of a picture's tiles and a question, in the model's own prompt."""
+def _vision_steps(checkpoint: Checkpoint) -> steps.Steps:
+    processor = prepare.image_processor(checkpoint, Idefics3ImageProcessorPil)
+    return steps.Steps(steps.Need(partial(_read_tiles, processor), sample_inputs.picture))
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
-        self._vectors = tile_vectors(checkpoint.config)
 
-    def read(self, *values: Value) -> Prepared:
-        """``image_embeds`` (1, p, h), ``grid`` (2,) and the question."""
-        picture = decoding.array(values[0], "image_embeds", (1, None, self._width))
-        rows, columns = (int(each) for each in decoding.array(values[0], "grid", (2,)))
-        if picture.shape[1] != (rows * columns + 1) * self._vectors:
+def _language_steps(checkpoint: Checkpoint) -> causal.PromptSteps:
+    vectors = tile_vectors(checkpoint.config)
+
+    def image(value: Value, count: int) -> str:
+        rows, columns = (int(each) for each in decoding.array(value, "grid", (2,)))
+        if count != (rows * columns + 1) * vectors:
             raise RequestFailed(
                 ErrorCode.MODULE_FAILED,
-                f"{picture.shape[1]} vectors are not those of {rows} x {columns} tiles and one: "
-                "correct the task's needs",
+                f"{count} vectors are not those of {rows} x {columns} tiles and one: correct the task's needs",
             )
-        image = placeholder(rows, columns, self._vectors)
-        return self.tokens(PROMPT.format(image=image, question=causal.question(values[1])), picture)
+        return placeholder(rows, columns, vectors)
 
-    def sample(self) -> tuple[Value, ...]:
-        """A picture in thirteen tiles, and a question."""
-        vectors = sample_inputs.arrays({"image_embeds": (1, TILES * self._vectors, self._width)})
-        return dict(vectors) | {"grid": np.array(GRID, np.float32)}, sample_inputs.question()
+    shape = (1, TILES * vectors, causal.text_config(checkpoint.config).hidden_size)
+    sample = {**sample_inputs.arrays({"image_embeds": shape}), "grid": np.array(GRID, np.float32)}
+    return causal.PromptSteps(checkpoint, PROMPT, image, sample)
 
 
 PARTS: model_parts.Parts = {
@@ -146,15 +140,15 @@ PARTS: model_parts.Parts = {
         prefixes={"idefics3": [{"model.vision_model.": "vision_model.", "model.connector.": "connector."}]},
         build=lambda config: Seeing(_config(config)),
         identity=_vision_identity,
-        steps=lambda checkpoint: TileSteps(prepare.image_processor(checkpoint, Idefics3ImageProcessorPil)),
-        forwards={None: Forward(Seeing.forward, _tiles)},
+        steps=_vision_steps,
+        forwards=ordinary(Seeing.forward, _tiles),
     ),
     "language": model_parts.Part(
         prefixes={"idefics3": [{"model.text_model.": "model.", "lm_head.": "lm_head."}]},
         build=_language,
         identity=_language_identity,
-        steps=LanguageSteps,
-        forwards={None: Forward(causal.generate, _picture_prompt_and_answer, unrolled=causal.one_pass)},
+        steps=_language_steps,
+        forwards=ordinary(causal.generate, _picture_prompt_and_answer, causal.one_pass),
         settings=causal.settings,
         unread=(".rotary_emb.inv_freq",),
     ),

@@ -12,7 +12,6 @@ own, so that the same values give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -26,9 +25,8 @@ from transformers import (
     ViltImageProcessorPil,
 )
 
-from broker.protocol.tensors import Array
-from edge_agent.modules import SCORES, Output, Prepared, Value
-from edge_agent.modules.inputs import prepare, sample_inputs, steps
+from edge_agent.modules import SCORES
+from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import ordinary
@@ -59,8 +57,8 @@ def embed_picture(network: ViltForQuestionAnswering, pixels: Tensor) -> Tensor:
     return seen + places
 
 
-def answer_question(network: ViltForQuestionAnswering, ids: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-    """A question (1, t) about a picture (1, 3, h, w) to ``logits`` (1, c)."""
+def answer_question(network: ViltForQuestionAnswering, ids: Tensor, pixels: Tensor, **_: Tensor) -> dict[str, Tensor]:
+    """A question (1, t) about a picture (1, 3, h, w) to ``logits`` (1, c); all tokens are real."""
     patches = embed_picture(network, pixels)
     every = torch.ones(patches.shape[:2], dtype=torch.int64)
     joined, _ = network.vilt.embeddings(ids, torch.ones_like(ids), None, None, every, None, patches)
@@ -74,22 +72,10 @@ def _config(config: Config) -> ViltConfig:
     return ViltConfig(**config)
 
 
-def _labels(config: Config) -> list[str]:
-    names = cast("dict[int, str]", _config(config).id2label)
-    return [names[index] for index in range(len(names))]
-
-
 def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    config = _config(checkpoint.config)
-    wanted = (
-        "vocab_size type_vocab_size modality_type_vocab_size max_position_embeddings hidden_size num_hidden_layers "
-        "num_attention_heads intermediate_size image_size patch_size num_channels qkv_bias hidden_act layer_norm_eps"
-    )
-    return prepare.fields(config, wanted) | {
-        "pictures": prepare.pictures(checkpoint, ViltImageProcessorPil),
-        "vocabulary": prepare.vocabulary(checkpoint),
-        "labels": [*_labels(checkpoint.config)],
-    }
+    wanted = f"{prepare.VISION} {prepare.TEXT} type_vocab_size modality_type_vocab_size qkv_bias"
+    own = prepare.identity(_config, wanted, pictures=ViltImageProcessorPil, texts=True)(checkpoint)
+    return own | {"labels": [*prepare.labels(_config(checkpoint.config))]}
 
 
 def _picture_and_question(network: ViltForQuestionAnswering) -> dict[str, Tensor]:
@@ -98,29 +84,12 @@ def _picture_and_question(network: ViltForQuestionAnswering) -> dict[str, Tensor
     return {"ids": ids, "pixels": torch.empty(1, network.config.num_channels, *PICTURE)}
 
 
-class AnswerSteps(steps.Picture):
-    """A picture's bytes and a question to the likeliest answers."""
-
-    values = 2
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(prepare.image_processor(checkpoint, ViltImageProcessorPil))
-        self._tokenizer = prepare.tokenizer(checkpoint, BertTokenizer)
-        self._longest = _config(checkpoint.config).max_position_embeddings
-        self._labels = _labels(checkpoint.config)
-
-    def read(self, *values: Value) -> Prepared:
-        """The question's tokens and the picture's pixels; lines are one question."""
-        ids = steps.tokens(self._tokenizer, [steps.question(values[1])], self._longest)["ids"]
-        return Prepared({"ids": ids, "pixels": steps.pixels(self._processor, values[0])})
-
-    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
-        """``logits`` (1, c) and the likeliest answers."""
-        return steps.ranked("answer", self._labels, arrays, RANKED)
-
-    def sample(self) -> tuple[Value, ...]:
-        """A picture and a question."""
-        return sample_inputs.picture(), sample_inputs.question()
+def _steps(checkpoint: Checkpoint) -> steps.Steps:
+    config = _config(checkpoint.config)
+    picture = steps.picture(prepare.image_processor(checkpoint, ViltImageProcessorPil))
+    question = steps.question(prepare.tokenizer(checkpoint, BertTokenizer), config.max_position_embeddings)
+    answer = steps.likeliest("answer", prepare.labels(config), RANKED)
+    return steps.Steps(picture, question, answer=answer)
 
 
 PARTS: model_parts.Parts = {
@@ -128,7 +97,7 @@ PARTS: model_parts.Parts = {
         prefixes={"vilt": [{"vilt.": "vilt.", "classifier.": "classifier."}]},
         build=lambda config: ViltForQuestionAnswering(_config(config)),
         identity=_identity,
-        steps=AnswerSteps,
+        steps=_steps,
         forwards=ordinary(answer_question, _picture_and_question),
     ),
 }

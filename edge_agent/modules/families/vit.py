@@ -9,9 +9,6 @@ Old checkpoints hold a pooler that classification doesn't use: it is neither hel
 
 from __future__ import annotations
 
-from typing import cast
-
-from pydantic import JsonValue
 from torch import Tensor
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
@@ -21,6 +18,7 @@ from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import one_picture, ordinary
 
+VISION = f"{prepare.VISION} qkv_bias"
 RENAMES = (
     (r"^encoder\.layer\.", "layers."),
     (r"\.attention\.attention\.(query|key|value)\.", lambda found: f".attention.{found[1][0]}_proj."),
@@ -39,44 +37,25 @@ def _config(config: Config) -> ViTConfig:
     return ViTConfig.from_dict(dict(config))
 
 
-def identity_of(config: ViTConfig, checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    """The part of a tower's configuration, and of its repository, that changes its output."""
-    wanted = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size "
-        "hidden_act layer_norm_eps qkv_bias"
-    )
-    return prepare.fields(config, wanted) | {"pictures": prepare.pictures(checkpoint, ViTImageProcessorPil)}
-
-
-def _labels(config: Config) -> list[str]:
-    names = cast("dict[int, str]", _config(config).id2label)
-    return [names[index] for index in range(len(names))]
-
-
-def picture_steps(checkpoint: Checkpoint) -> steps.Picture:
-    """The steps of a tower."""
-    return steps.Picture(prepare.image_processor(checkpoint, ViTImageProcessorPil))
-
-
-def _label_steps(checkpoint: Checkpoint) -> heads.LabelSteps:
+def _label_steps(checkpoint: Checkpoint) -> steps.Steps:
     config = _config(checkpoint.config)
-    return heads.LabelSteps("features", config.hidden_size, _labels(checkpoint.config))
+    return heads.label_steps("features", config.hidden_size, prepare.labels(config))
 
 
 PARTS: model_parts.Parts = {
     "encoder": model_parts.Part(
         prefixes={"vit": [{"vit.": ""}]},
         build=lambda config: ViTModel(_config(config), add_pooling_layer=False),
-        identity=lambda checkpoint: identity_of(_config(checkpoint.config), checkpoint),
-        steps=picture_steps,
+        identity=prepare.identity(_config, VISION, pictures=ViTImageProcessorPil),
+        steps=prepare.picture_steps(ViTImageProcessorPil),
         forwards=ordinary(encode_image, one_picture),
         renames=RENAMES,
         unread=(".position_ids", "vit.pooler.dense.weight", "vit.pooler.dense.bias"),
     ),
     "classifier": model_parts.Part(
         prefixes={"vit": [{"classifier.": "classifier."}]},
-        build=lambda config: heads.Linear(_config(config).hidden_size, len(_labels(config))),
-        identity=lambda checkpoint: {"labels": [*_labels(checkpoint.config)]},
+        build=lambda config: heads.Linear(_config(config).hidden_size, len(prepare.labels(_config(config)))),
+        identity=lambda checkpoint: {"labels": [*prepare.labels(_config(checkpoint.config))]},
         steps=_label_steps,
         forwards=ordinary(heads.Linear.forward, heads.one_row),
     ),

@@ -12,6 +12,7 @@ matrix of words is its output layer too, and is held once.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -22,6 +23,7 @@ from transformers import (
     GPT2LMHeadModel,
     GPT2Tokenizer,
     ViTConfig,
+    ViTImageProcessorPil,
     ViTModel,
 )
 
@@ -29,28 +31,9 @@ from edge_agent.modules.families import generation, vit
 from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import Forward, one_picture, ordinary
+from edge_agent.modules.weights.model_parts import ordinary, picture_tower
 
 MOST_TOKENS = 16  # as its authors generate
-
-
-def encode_image(network: ViTModel, pixels: Tensor) -> dict[str, Tensor]:
-    """A picture (1, 3, s, s) to ``states`` (1, 1 + p, d)."""
-    return {"states": network(pixel_values=pixels).last_hidden_state}
-
-
-class Decoder(GPT2LMHeadModel):  # type: ignore[no-untyped-call]  # transformers is partly typed
-    """GPT-2 that attends to ``patches`` states."""
-
-    def __init__(self, config: GPT2Config, patches: int, start: int) -> None:
-        super().__init__(config)
-        self.patches = patches
-        self.start = start
-
-    def generate_caption(self, states: Tensor) -> dict[str, Tensor]:
-        """States (1, 1 + p, d) to ``tokens`` (1, t)."""
-        end, pad = cast("int", self.config.eos_token_id), cast("int", self.config.pad_token_id)
-        return {"tokens": generation.greedy(self, states, start=self.start, end=end, pad=pad, most=MOST_TOKENS)}
 
 
 def _encoder_config(config: Config) -> ViTConfig:
@@ -72,9 +55,10 @@ def _decoder_config(config: Config) -> GPT2Config:
     return made
 
 
-def _decoder(config: Config) -> Decoder:
-    encoder, decoder = _encoder_config(config), _decoder_config(config)
-    return Decoder(decoder, _states(encoder), _start(config, decoder))
+def _decoder(config: Config) -> GPT2LMHeadModel:
+    network = GPT2LMHeadModel(_decoder_config(config))
+    network.config.states = _states(_encoder_config(config))  # of the pass that is counted
+    return network
 
 
 def _states(encoder: ViTConfig) -> int:
@@ -84,43 +68,46 @@ def _states(encoder: ViTConfig) -> int:
 
 
 def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    config = _decoder_config(checkpoint.config)
     wanted = (
         "vocab_size n_positions n_embd n_layer n_head n_inner activation_function layer_norm_epsilon "
         "scale_attn_weights scale_attn_by_inverse_layer_idx reorder_and_upcast_attn"
     )
-    return prepare.fields(config, wanted) | {
-        "start": _start(checkpoint.config, config),
-        "end": cast("int", config.eos_token_id),
-        "most": MOST_TOKENS,
-        "vocabulary": prepare.vocabulary(checkpoint),
+    special = _special(checkpoint)
+    own = prepare.identity(_decoder_config, wanted, texts=True)(checkpoint)
+    return own | {"start": special["start"], "end": special["end"], "most": MOST_TOKENS}
+
+
+def _special(checkpoint: Checkpoint) -> dict[str, int]:
+    """The special tokens of ``generation.greedy``."""
+    config, start = _decoder_config(checkpoint.config), checkpoint.config.get("decoder_start_token_id")
+    found = {
+        "start": config.bos_token_id if start is None else start,
+        "end": config.eos_token_id,
+        "pad": config.pad_token_id,
     }
+    return cast("dict[str, int]", found)
 
 
-def _start(config: Config, decoder: GPT2Config) -> int:
-    start = config.get("decoder_start_token_id")
-    return cast("int", decoder.bos_token_id if start is None else start)
-
-
-def _caption(network: Decoder) -> dict[str, Tensor]:
+def _caption(network: GPT2LMHeadModel) -> dict[str, Tensor]:
     """A caption of 16 tokens, each computed once, as with the cache."""
-    states = torch.empty(1, network.patches, network.config.n_embd)
+    states = torch.empty(1, network.config.states, network.config.n_embd)
     return generation.tokens_and_states(generation.CAPTION_TOKENS, states)
 
 
-def _caption_steps(checkpoint: Checkpoint) -> steps.Spelling:
+def _caption_steps(checkpoint: Checkpoint) -> steps.Steps:
     encoder = _encoder_config(checkpoint.config)
     shapes = {"states": (1, _states(encoder), encoder.hidden_size)}
-    return steps.Spelling(shapes, prepare.tokenizer(checkpoint, GPT2Tokenizer), "caption")
+    answer = steps.spelling(prepare.tokenizer(checkpoint, GPT2Tokenizer), "caption")
+    return steps.Steps(steps.arrays(shapes), answer=answer)
 
 
 PARTS: model_parts.Parts = {
     "encoder": model_parts.Part(
         prefixes={"vision-encoder-decoder": [{"encoder.": ""}]},
         build=lambda config: ViTModel(_encoder_config(config), add_pooling_layer=False),
-        identity=lambda checkpoint: vit.identity_of(_encoder_config(checkpoint.config), checkpoint),
-        steps=vit.picture_steps,
-        forwards=ordinary(encode_image, one_picture),
+        identity=prepare.identity(_encoder_config, vit.VISION, pictures=ViTImageProcessorPil),
+        steps=prepare.picture_steps(ViTImageProcessorPil),
+        forwards=picture_tower("states", "last_hidden_state"),
         renames=vit.RENAMES,
         unread=("encoder.pooler.dense.weight", "encoder.pooler.dense.bias"),
     ),
@@ -129,7 +116,8 @@ PARTS: model_parts.Parts = {
         build=_decoder,
         identity=_decoder_identity,
         steps=_caption_steps,
-        forwards={None: Forward(Decoder.generate_caption, _caption, unrolled=generation.one_pass)},
+        forwards=ordinary(partial(generation.greedy, most=MOST_TOKENS), _caption, generation.one_pass),
+        settings=_special,
         tied={"lm_head.weight": "transformer.wte.weight"},
         equal={"decoder.lm_head.weight": "decoder.transformer.wte.weight"},
         # Old checkpoints store the causal masks, and the tied matrix twice.

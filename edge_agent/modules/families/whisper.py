@@ -33,7 +33,7 @@ from edge_agent.modules.families import generation
 from edge_agent.modules.inputs import audio, prepare, steps
 from edge_agent.modules.weights import identity, model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
-from edge_agent.modules.weights.model_parts import Forward, ordinary
+from edge_agent.modules.weights.model_parts import ordinary
 
 MOST_TOKENS = 224  # of 30 s, as its authors generate: half of what the decoder can hold
 GENERATION = "generation_config.json"
@@ -190,10 +190,11 @@ def _features(extractor: WhisperFeatureExtractor, value: Value) -> Array:
     return np.asarray(extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="np")["input_features"])
 
 
-def _text_steps(checkpoint: Checkpoint) -> steps.Spelling:
+def _text_steps(checkpoint: Checkpoint) -> steps.Steps:
     config = _config(checkpoint.config)
     shapes = {"states": (1, config.max_source_positions, config.d_model)}
-    return steps.Spelling(shapes, prepare.tokenizer(checkpoint, WhisperTokenizer), "text")
+    answer = steps.spelling(prepare.tokenizer(checkpoint, WhisperTokenizer), "text")
+    return steps.Steps(steps.arrays(shapes), answer=answer)
 
 
 PARTS: model_parts.Parts = {
@@ -201,7 +202,7 @@ PARTS: model_parts.Parts = {
         prefixes={"whisper": [{"model.encoder.": ""}]},
         build=lambda config: WhisperEncoder(_config(config)),
         identity=_encoder_identity,
-        steps=lambda checkpoint: steps.Sound(partial(_features, _extractor(checkpoint))),
+        steps=lambda checkpoint: steps.Steps(steps.sound(partial(_features, _extractor(checkpoint)))),
         forwards=ordinary(encode_audio, _sound),
     ),
     "decoder": model_parts.Part(
@@ -209,7 +210,7 @@ PARTS: model_parts.Parts = {
         build=lambda config: Decoder(_config(config)),
         identity=_decoder_identity,
         steps=_text_steps,
-        forwards={None: Forward(Decoder.generate, _text, unrolled=_one_pass)},
+        forwards=ordinary(Decoder.generate, _text, _one_pass),
         settings=lambda checkpoint: {"tokens": _tokens(checkpoint)},
         equal={"proj_out.weight": "model.decoder.embed_tokens.weight"},
     ),

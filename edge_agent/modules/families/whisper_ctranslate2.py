@@ -100,34 +100,28 @@ def shapes(part: str) -> dict[str, Shape]:
     return found | _norm(part)
 
 
-class SoundSteps(steps.Sound):
+def _sound() -> steps.Need:
     """A wav file's bytes to log-mel ``features`` (1, 80, 3000), padded to the window."""
+    extractor: Any = WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
+        feature_size=MELS, sampling_rate=RATE_HZ, chunk_length=int(WINDOW_S)
+    )
 
-    def __init__(self) -> None:
-        super().__init__(self.features)
-        self._extractor = WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
-            feature_size=MELS, sampling_rate=RATE_HZ, chunk_length=int(WINDOW_S)
-        )
-
-    def features(self, value: Value) -> Array:
-        """The encoder's input of what a sensor sent."""
+    def features(value: Value) -> Array:
         sound = audio.samples(value, RATE_HZ, WINDOW_S)  # (n,)
-        found = self._extractor(sound, sampling_rate=RATE_HZ, return_tensors="np")["input_features"]
-        return np.ascontiguousarray(found, dtype=np.float32)
+        return np.asarray(extractor(sound, sampling_rate=RATE_HZ, return_tensors="np")["input_features"])
+
+    return steps.sound(features)
 
 
-class TextSteps(steps.Arrays):
-    """``hidden`` (1, 1500, 384) to a text."""
+def _spelling(tokenizer: Tokenizer) -> steps.Answer:
+    """``text`` (n,), one line, with the answer."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__({"hidden": (1, POSITIONS, WIDTH)})
-        self._tokenizer = tokenizer
-
-    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
-        """``text`` (n,), one line, with the answer."""
-        spoken = self._tokenizer.decode(arrays["tokens"].tolist(), skip_special_tokens=True)
+    def answer(arrays: Mapping[str, Array], _: Prepared) -> Output:
+        spoken = tokenizer.decode(arrays["tokens"].tolist(), skip_special_tokens=True)
         text = " ".join(spoken.split())
         return Output({decoding.TEXT: decoding.text_array(text)}, {"text": text})
+
+    return answer
 
 
 def encode_audio(model: ctranslate2.models.Whisper, features: ctranslate2.StorageView) -> dict[str, Any]:
@@ -161,8 +155,10 @@ def load(spec: ModuleSpec) -> Module:
         raise ModuleRefused(f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}")
     vocabulary = (path.parent / "vocabulary.txt").read_bytes() if part == "decoder" else b"none\n"
     model = open_whisper(reduced(whole, part), (path.parent / "config.json").read_bytes(), vocabulary, part)
-    made = Pass(SoundSteps(), encode_audio) if part == "encoder" else Pass(TextSteps(_tokenizer(path.parent)), generate)
-    return Module(model, {None: made}, engine="ctranslate2")
+    if part == "encoder":
+        return Module(model, {None: Pass(steps.Steps(_sound()), encode_audio)}, engine="ctranslate2")
+    hidden, answer = steps.arrays({"hidden": (1, POSITIONS, WIDTH)}), _spelling(_tokenizer(path.parent))
+    return Module(model, {None: Pass(steps.Steps(hidden, answer=answer), generate)}, engine="ctranslate2")
 
 
 def read_file(path: Path) -> ModelFile:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import JsonValue
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, SequenceFeatureExtractor
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, SequenceFeatureExtractor
 from transformers.image_processing_backends import PilBackend
 
 from broker.protocol.errors import ModuleRefused, first_line
-from edge_agent.modules.weights import identity
-from edge_agent.modules.weights.checkpoint import Checkpoint, read_object
+from edge_agent.modules.inputs import steps
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
+from edge_agent.modules.weights.identity import fingerprint
 
 T = TypeVar("T")
 P = TypeVar("P", bound=PilBackend)
@@ -34,6 +35,10 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 PREPROCESSOR = "preprocessor_config.json"
+# Fields of a transformer's configuration that change what it gives, for identities.
+TOWER = "hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act layer_norm_eps"
+VISION = f"{TOWER} num_channels image_size patch_size"
+TEXT = f"{TOWER} vocab_size max_position_embeddings"
 # Fields of preprocessor_config.json that don't change what a processor gives, or follow from others.
 HISTORY = frozenset(
     {
@@ -93,7 +98,7 @@ def vocabulary(checkpoint: Checkpoint) -> JsonValue:
         vocab, merges = path.read_bytes().hex(), []
     else:
         return None
-    return identity.fingerprint([vocab, merges])
+    return fingerprint([vocab, merges])
 
 
 def image_processor(checkpoint: Checkpoint, kind: type[P]) -> P:
@@ -103,6 +108,20 @@ def image_processor(checkpoint: Checkpoint, kind: type[P]) -> P:
         ModuleRefused: the file isn't there, or makes none.
     """
     return _processor(checkpoint, kind, "image processor")
+
+
+def picture_steps(kind: type[PilBackend]) -> Callable[[Checkpoint], steps.Steps]:
+    """The steps of a part that takes pictures, prepared by the repository's own image processor."""
+    return lambda checkpoint: steps.Steps(steps.picture(image_processor(checkpoint, kind)))
+
+
+def text_steps(
+    kind: type[PreTrainedTokenizerBase], longest: Callable[[Config], int], *, padded: bool = False
+) -> Callable[[Checkpoint], steps.Steps]:
+    """The steps of a part that takes texts; ``longest`` gives a text's most tokens (see ``steps.texts``)."""
+    return lambda checkpoint: steps.Steps(
+        steps.texts(tokenizer(checkpoint, kind), longest(checkpoint.config), padded=padded)
+    )
 
 
 def feature_extractor(checkpoint: Checkpoint, kind: type[F], only: Collection[str] = ()) -> F:
@@ -136,13 +155,31 @@ def effective(processor: PilBackend) -> dict[str, JsonValue]:
     return plain
 
 
-def pictures(checkpoint: Checkpoint, kind: type[P]) -> dict[str, JsonValue]:
-    """How a repository's image processor prepares a picture, for identities.
+def identity(
+    config_of: Callable[[Config], object], names: str, *, pictures: type[PilBackend] | None = None, texts: bool = False
+) -> Callable[[Checkpoint], dict[str, JsonValue]]:
+    """A part's identity: some fields of its configuration, and how its pictures and texts are prepared.
 
-    Raises:
-        ModuleRefused: its file isn't there, or makes none.
+    Args:
+        config_of: Makes the part's configuration of config.json.
+        names: Its fields that change what the part gives, separated by blanks.
+        pictures: The image processor of a part that takes pictures.
+        texts: Whether the part takes or gives texts: then the vocabulary counts.
     """
-    return effective(image_processor(checkpoint, kind))
+
+    def of(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+        found = fields(config_of(checkpoint.config), names)
+        if pictures is not None:
+            found["pictures"] = effective(image_processor(checkpoint, pictures))
+        return found | ({"vocabulary": vocabulary(checkpoint)} if texts else {})
+
+    return of
+
+
+def labels(config: PreTrainedConfig) -> list[str]:
+    """A classifier's labels, by index."""
+    names = cast("dict[int, str]", config.id2label)
+    return [names[index] for index in range(len(names))]
 
 
 def fields(config: object, names: str) -> dict[str, JsonValue]:

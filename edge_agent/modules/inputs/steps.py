@@ -1,13 +1,14 @@
 """The steps of one request that families share: for a picture, texts, a sound, or arrays of other nodes.
 
-Owns what a module is given in each of these forms. Knows no network and no engine: how a picture becomes pixels, and
-which arrays of which shapes a part takes, come in.
+Owns what a module is given in each of these forms, and the forms of answers. Knows no network and no engine: how a
+picture becomes pixels, and which arrays of which shapes a part takes, come in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,51 +18,46 @@ from edge_agent.modules import SCORES, Output, Prepared, Value
 from edge_agent.modules.inputs import decoding, outputs, sample_inputs
 
 Shape = tuple[int, ...]
+Answer = Callable[[Mapping[str, Array], Prepared], Output]
+
+
+@dataclass(frozen=True)
+class Need:
+    """One value of a node's needs: how it is read as arrays of ``forward``, and a value to measure with."""
+
+    read: Callable[[Value], Mapping[str, Array]]
+    sample: Callable[[], Value]
+
+
+def as_it_is(arrays: Mapping[str, Array], _: Prepared) -> Output:
+    """The arrays of ``forward`` as the output, without an answer for the sensor."""
+    return Output(dict(arrays))
 
 
 class Steps:
-    """The base: checks how many values there are, and gives the arrays of ``forward`` as they are."""
+    """The steps of a module whose values are read one by one, each by its ``Need``."""
 
-    values: ClassVar[int] = 1
+    def __init__(self, *needs: Need, answer: Answer = as_it_is) -> None:
+        self._needs = needs
+        self.answer = answer
 
     def prepare(self, values: Sequence[Value]) -> Prepared:
         """As ``RequestSteps`` says."""
-        decoding.count(values, self.values)
-        return self.read(*values)
-
-    def read(self, *values: Value) -> Prepared:
-        """Make the arrays of the right number of values."""
-        raise NotImplementedError
-
-    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
-        """As ``RequestSteps`` says."""
-        return Output(dict(arrays))
+        decoding.count(values, len(self._needs))
+        read = [need.read(value) for need, value in zip(self._needs, values, strict=True)]
+        return Prepared({name: array for arrays in read for name, array in arrays.items()})
 
     def sample(self) -> tuple[Value, ...]:
         """As ``RequestSteps`` says."""
-        raise NotImplementedError
+        return tuple(need.sample() for need in self._needs)
 
 
-class Picture(Steps):
-    """A picture's bytes to ``pixels`` (1, 3, h, w).
-
-    Args:
-        processor: transformers' image processor.
-    """
-
-    def __init__(self, processor: Any) -> None:  # noqa: ANN401 - transformers isn't imported here
-        self._processor = processor
-
-    def read(self, *values: Value) -> Prepared:
-        """The picture's pixels."""
-        return Prepared({"pixels": pixels(self._processor, values[0])})
-
-    def sample(self) -> tuple[Value, ...]:
-        """A picture."""
-        return (sample_inputs.picture(),)
+def picture(processor: Any) -> Need:  # noqa: ANN401 - transformers isn't imported here
+    """A picture's bytes to ``pixels`` (1, 3, h, w), by transformers' image processor."""
+    return Need(lambda value: {"pixels": pixels(processor, value)}, sample_inputs.picture)
 
 
-class Texts(Steps):
+def texts(tokenizer: Any, longest: int, *, padded: bool = False) -> Need:  # noqa: ANN401 - the same
     """A text, one a line (n), to ``ids`` and ``mask`` int64 (n, t).
 
     Args:
@@ -69,63 +65,32 @@ class Texts(Steps):
         longest: A text's most tokens; what is longer is cut.
         padded: Whether each text is padded to that length, or all to the longest of them.
     """
-
-    def __init__(self, tokenizer: Any, longest: int, *, padded: bool = False) -> None:  # noqa: ANN401 - the same
-        self._tokenizer = tokenizer
-        self._longest = longest
-        self._padding = "max_length" if padded else True
-
-    def read(self, *values: Value) -> Prepared:
-        """The texts' tokens."""
-        return Prepared(tokens(self._tokenizer, decoding.lines(values[0]), self._longest, padding=self._padding))
-
-    def sample(self) -> tuple[Value, ...]:
-        """Four captions."""
-        return (sample_inputs.texts(),)
+    padding = "max_length" if padded else True
+    return Need(lambda value: tokens(tokenizer, decoding.lines(value), longest, padding=padding), sample_inputs.texts)
 
 
-class Sound(Steps):
-    """A sound's wav bytes to ``features`` float32 (1, ...).
-
-    Args:
-        features: What a sensor sent to that array.
-    """
-
-    def __init__(self, features: Callable[[Value], Array]) -> None:
-        self._features = features
-
-    def read(self, *values: Value) -> Prepared:
-        """The sound's features."""
-        return Prepared({"features": np.ascontiguousarray(self._features(values[0]), dtype=np.float32)})
-
-    def sample(self) -> tuple[Value, ...]:
-        """A sound."""
-        return (sample_inputs.sound(),)
+def question(tokenizer: Any, longest: int) -> Need:  # noqa: ANN401 - the same
+    """A question, whose lines are joined, to ``ids`` and ``mask`` int64 (1, t)."""
+    return Need(lambda value: tokens(tokenizer, [" ".join(decoding.lines(value))], longest), sample_inputs.question)
 
 
-class Arrays(Steps):
-    """Arrays of one other node, each of its shape.
-
-    Args:
-        shapes: Name to shape, for measuring.
-        free: Whether their second length may be any, as that of a text's tokens.
-    """
-
-    def __init__(self, shapes: Mapping[str, Shape], *, free: bool = False) -> None:
-        self._shapes = shapes
-        self._free = free
-
-    def read(self, *values: Value) -> Prepared:
-        """The arrays, checked."""
-        wanted = {name: (each[0], None, *each[2:]) if self._free else each for name, each in self._shapes.items()}
-        return Prepared({name: decoding.array(values[0], name, shape) for name, shape in wanted.items()})
-
-    def sample(self) -> tuple[Value, ...]:
-        """Those arrays."""
-        return (sample_inputs.arrays(self._shapes),)
+def sound(features: Callable[[Value], Array]) -> Need:
+    """A sound's wav bytes to ``features`` float32 (1, ...), by the given function."""
+    return Need(
+        lambda value: {"features": np.ascontiguousarray(features(value), dtype=np.float32)}, sample_inputs.sound
+    )
 
 
-class Ranking(Steps):
+def arrays(shapes: Mapping[str, Shape], *, free: bool = False) -> Need:
+    """Arrays of one other node, each of its shape; if ``free``, their second length may be any (a text's tokens)."""
+    wanted = {name: (each[0], None, *each[2:]) if free else each for name, each in shapes.items()}
+    return Need(
+        lambda value: {name: decoding.array(value, name, shape) for name, shape in wanted.items()},
+        lambda: sample_inputs.arrays(shapes),
+    )
+
+
+class Ranking:
     """Embeddings of other nodes, ``text_embeds`` (n, e), and the n texts, which are ranked.
 
     Args:
@@ -159,26 +124,6 @@ class Ranking(Steps):
         return *map(sample_inputs.arrays, shapes), sample_inputs.texts()
 
 
-class Spelling(Arrays):
-    """An encoder's array to the text that the decoder's ``tokens`` (1, t) spell.
-
-    Args:
-        shapes: As for ``Arrays``.
-        tokenizer: transformers' tokenizer.
-        what: The name of the text in the answer.
-        free: As for ``Arrays``.
-    """
-
-    def __init__(self, shapes: Mapping[str, Shape], tokenizer: Any, what: str, *, free: bool = False) -> None:  # noqa: ANN401 - transformers isn't imported here
-        super().__init__(shapes, free=free)
-        self._tokenizer = tokenizer
-        self._what = what
-
-    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
-        """The tokens, and their text."""
-        return spelled(self._tokenizer, arrays["tokens"], self._what)
-
-
 def pixels(processor: Any, value: Value) -> Array:  # noqa: ANN401 - the same
     """A picture's input for the network, float32 (1, 3, height, width), by transformers' image processor.
 
@@ -209,19 +154,19 @@ def tokens(tokenizer: Any, texts: Sequence[str], longest: int, *, padding: bool 
     return {"ids": found["input_ids"], "mask": found["attention_mask"]}
 
 
-def spelled(tokenizer: Any, ids: Array, what: str) -> Output:  # noqa: ANN401 - the same
-    """Tokens (1, t) as an output: the ids, and the text under the name ``what``."""
-    text = str(tokenizer.decode(ids[0].tolist(), skip_special_tokens=True))
-    return Output({"tokens": ids}, {what: text.strip()})
+def spelling(tokenizer: Any, what: str) -> Answer:  # noqa: ANN401 - the same
+    """The answer of ``tokens`` (1, t): the text that they spell, under the name ``what``."""
+
+    def answer(arrays: Mapping[str, Array], _: Prepared) -> Output:
+        text = str(tokenizer.decode(arrays["tokens"][0].tolist(), skip_special_tokens=True))
+        return Output({"tokens": arrays["tokens"]}, {what: text.strip()})
+
+    return answer
 
 
-def question(value: Value) -> str:
-    """A question; several lines are one question.
-
-    Raises:
-        RequestFailed: ``bad_input`` when it is not text.
-    """
-    return " ".join(decoding.lines(value))
+def likeliest(what: str, texts: Sequence[str], most: int) -> Answer:
+    """The answer of a classifier: its likeliest ``most`` texts, under the name ``what``."""
+    return lambda arrays, _: ranked(what, texts, arrays, most)
 
 
 def ranked(what: str, texts: Sequence[str], arrays: Mapping[str, Array], most: int | None = None) -> Output:

@@ -137,6 +137,15 @@ def ordinary(
     return {None: Forward(run, sample, unrolled)}
 
 
+def picture_tower(name: str, attribute: str) -> Forwards[Any]:
+    """The forwards of a tower that gives one array: a picture (1, 3, s, s) to an attribute of transformers' output."""
+
+    def run(network: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+        return {name: getattr(network(pixel_values=pixels), attribute)}
+
+    return ordinary(run, one_picture)
+
+
 def one_picture(network: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any vision tower
     """One picture."""
     config = network.config
