@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel
@@ -19,7 +20,7 @@ from broker.protocol.messages import Assignment, DeviceState, Drain, Heartbeat, 
 from broker.protocol.specs import ID_PATTERN, INVALID_ID, TaskSpec
 
 VERSION = "s2m3/v1"
-_ID = re.compile(ID_PATTERN.removesuffix("$") + r"\Z")
+_ID = ID_PATTERN.removeprefix("^").removesuffix("$")
 _LEVEL = re.compile(r"\{(\w+)\}")
 
 
@@ -41,7 +42,7 @@ class Topic:
             LocalProtocolError: an id is not valid.
         """
         for name, value in ids.items():
-            if not _ID.match(value):
+            if not re.fullmatch(_ID, value):
                 raise LocalProtocolError(f"{name} {value!r} {INVALID_ID}")
         return f"{prefix}/{self.template.format(**ids)}"
 
@@ -54,18 +55,12 @@ class Topic:
         """The ids in a delivered topic; None when it is another topic or an id is not valid."""
         if not topic.startswith(prefix + "/"):
             return None
-        expected, levels = self.template.split("/"), topic[len(prefix) + 1 :].split("/")
-        if len(expected) != len(levels):
-            return None
-        ids: dict[str, str] = {}
-        for pattern, level in zip(expected, levels, strict=True):
-            if name := _LEVEL.fullmatch(pattern):
-                if not _ID.match(level):
-                    return None
-                ids[name[1]] = level
-            elif pattern != level:
-                return None
-        return ids
+        found = self._pattern.fullmatch(topic, len(prefix) + 1)
+        return found.groupdict() if found else None
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(_LEVEL.sub(rf"(?P<\1>{_ID})", self.template))
 
 
 ORCHESTRATOR_STATE = Topic("orchestrator/state", 1, True, "orchestrator", "all", OrchestratorState)
