@@ -55,7 +55,6 @@ class EmbeddedBroker:
     """
 
     def __init__(self, port: int = 0) -> None:
-        self._wanted_port = port
         self._port = port
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._broker: Broker | None = None
@@ -66,22 +65,20 @@ class EmbeddedBroker:
         return f"mqtt://{HOST}:{self._port}"
 
     def start(self) -> Self:
-        """Start it and wait until it listens, at a restart on the same port. Does nothing while it runs."""
-        if self._broker is not None and self._broker.is_running:
-            return self
-        attempts = 1 if self._wanted_port else _FREE_PORT_ATTEMPTS
+        """Start it and wait until it listens, at a restart on the same port."""
+        attempts = 1 if self._port else _FREE_PORT_ATTEMPTS
         for attempt in range(1, attempts + 1):
-            self._port = self._wanted_port or free_port()
+            port = self._port or free_port()
             try:
-                self._launch()
+                self._launch(port)
             except OSError as error:
                 self.stop()
                 if attempt == attempts:
                     raise TransportError(
-                        f"port {self._port} on {HOST} is taken ({error}): end what listens there, or name another port"
+                        f"port {port} on {HOST} is taken ({error}): end what listens there, or name another port"
                     ) from error
             else:
-                self._wanted_port = self._port
+                self._port = port
                 break
         return self
 
@@ -100,14 +97,14 @@ class EmbeddedBroker:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def _launch(self) -> None:
+    def _launch(self, port: int) -> None:
         try:
             from iotcore import Broker  # noqa: PLC0415 - an extra, needed for this broker only
         except ImportError as error:
             raise TransportError("the embedded broker is not installed: install the [embedded] extra") from error
         self._folder = tempfile.TemporaryDirectory(prefix="s2m3-broker-")
         config = Path(self._folder.name) / "rumqttd.toml"
-        config.write_text(_CONFIG.format(host=HOST, port=self._port, max_packet_bytes=MAX_PACKET_BYTES))
+        config.write_text(_CONFIG.format(host=HOST, port=port, max_packet_bytes=MAX_PACKET_BYTES))
         broker = Broker(config_path=str(config))
         try:
             broker.start()
