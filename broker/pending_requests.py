@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from broker.protocol.errors import ErrorCode
@@ -99,7 +99,7 @@ class PendingRequests:
         self._up_s = now_s
         for watch in self._watches.values():
             watch.absent_s = now_s + (RETURN_WAIT_S if watch.route or watch.lost else ROUTE_WAIT_S)
-        self._expedite(lambda _: True, now_s)
+        self._expedite(self._requests.values(), now_s)
 
     def on_link_down(self) -> None:
         """The link is lost: every route is provisional."""
@@ -120,11 +120,12 @@ class PendingRequests:
             watch.absent_s = now_s + ROUTE_WAIT_S
         elif known is None or _front_door(known) != _front_door(route):
             wait_s = SOON_S if known else 0.0  # the members of a new front door are about to subscribe
-            self._expedite_task(task, now_s + wait_s)
+            self._expedite(self._of_task(task), now_s + wait_s)
 
     def on_undelivered(self, request: RequestId, now_s: float) -> None:
         """No front door subscribes to the task's requests; one is about to."""
-        self._expedite(lambda pending: pending.id == request, now_s + SOON_S)
+        if request in self._requests:
+            self.retry_after(request, SOON_S, now_s)
 
     def on_not_sent(self, request: RequestId, now_s: float) -> None:
         """The transport refused the message of ``step``."""
@@ -134,8 +135,7 @@ class PendingRequests:
 
     def retry_after(self, request: RequestId, wait_s: float, now_s: float) -> None:
         """Resend a request after ``wait_s`` at the latest: the task can't be served yet."""
-        pending = self._requests[request]
-        pending.next_send_s = min(pending.next_send_s, now_s + wait_s)
+        self._expedite([self._requests[request]], now_s + wait_s)
 
     def remove(self, request: RequestId) -> PendingRequest | None:
         """Remove a request that was answered, failed or cancelled; None when it was removed before."""
@@ -150,7 +150,7 @@ class PendingRequests:
         for task, watch in self._watches.items():
             if watch.route and not watch.confirmed:
                 watch.route, watch.lost = None, True
-                self._expedite_task(task, now_s)
+                self._expedite(self._of_task(task), now_s)
 
     def step(self, request: RequestId, now_s: float) -> Outgoing | ErrorBody | None:
         """The due action for a request: the message to send, the error that ends it, or None."""
@@ -186,13 +186,12 @@ class PendingRequests:
         }
         return frozenset(self._watches)
 
-    def _expedite(self, which: Callable[[PendingRequest], bool], send_s: float) -> None:
-        for pending in self._requests.values():
-            if which(pending):
-                pending.next_send_s = min(pending.next_send_s, send_s)
+    def _expedite(self, requests: Iterable[PendingRequest], send_s: float) -> None:
+        for pending in requests:
+            pending.next_send_s = min(pending.next_send_s, send_s)
 
-    def _expedite_task(self, task: TaskName, send_s: float) -> None:
-        self._expedite(lambda pending: pending.task == task, send_s)
+    def _of_task(self, task: TaskName) -> list[PendingRequest]:
+        return [pending for pending in self._requests.values() if pending.task == task]
 
     def _send(self, pending: PendingRequest, now_s: float) -> Outgoing:
         doublings = min(pending.attempts, _MAX_DOUBLINGS)

@@ -16,12 +16,8 @@ class Keepalive:
     Times are seconds of a clock that never goes back.
     """
 
-    active_s: float
+    active_s: float  # the broker sent or accepted bytes
     pinged_s: float
-
-    def record_activity(self, now_s: float) -> None:
-        """Remember that the broker sent or accepted bytes."""
-        self.active_s = now_s
 
     def ping_due(self, now_s: float, keepalive_s: int) -> bool:
         """Whether to ping now; a True counts as the ping. Twice in each keepalive, so that one may be late."""

@@ -275,7 +275,7 @@ class MqttTransport:
             stuck = stuck and not writable
             now_s = time.monotonic()
             if readable or writable:
-                keepalive.record_activity(now_s)
+                keepalive.active_s = now_s
             if keepalive.is_dead(now_s, client.keepalive):
                 connection.reason = "the broker is silent"
                 return

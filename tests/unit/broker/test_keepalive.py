@@ -21,7 +21,7 @@ def test_it_is_dead_after_twice_the_keepalive_of_silence() -> None:
 
 def test_any_activity_counts() -> None:
     keepalive = Keepalive(active_s=0, pinged_s=0)
-    keepalive.record_activity(4.0)
+    keepalive.active_s = 4.0
     assert not keepalive.is_dead(9.9, keepalive_s=3)
     assert keepalive.is_dead(10.0, keepalive_s=3)
 
