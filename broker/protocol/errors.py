@@ -10,10 +10,9 @@ sentence. The name says which side is at fault.
         TransportError          the connection to the broker failed
             NotConnected        there is no connection
             QueueFull           too many messages wait to be sent
-        Refusal                 a request is refused, with the reason
-            NoDeviceFits        no device has the memory
-            ModuleRefused       this device can't hold the module
-            IdInUse             another process is connected with this id
+        NoDeviceFits            no device has the memory
+        ModuleRefused           this device can't hold the module
+        IdInUse                 another process is connected with this id
         RequestFailed           a request ends in an error code (sensors see code and sentence)
         BadFile                 a person's file is wrong: file, line, field, problem, fix
 """
@@ -68,11 +67,7 @@ class QueueFull(TransportError):
     """Too many messages wait to be sent; try again later."""
 
 
-class Refusal(S2M3Error):
-    """A request is refused, with the reason."""
-
-
-class NoDeviceFits(Refusal):
+class NoDeviceFits(S2M3Error):
     """No device has the memory for a module."""
 
     def __init__(
@@ -103,11 +98,11 @@ class NoDeviceFits(Refusal):
         )
 
 
-class ModuleRefused(Refusal):
+class ModuleRefused(S2M3Error):
     """This device can't hold a module: no memory, unknown family, or weights that don't load."""
 
 
-class IdInUse(Refusal):
+class IdInUse(S2M3Error):
     """Another agent is connected with the same id; the broker would disconnect the two in turn."""
 
     def __init__(self, device: str) -> None:

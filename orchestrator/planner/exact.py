@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from broker.protocol.errors import NoDeviceFits, Refusal
+from broker.protocol.errors import NoDeviceFits, S2M3Error
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.candidates import Candidates, TooManyCandidates, candidates_of, least_s
 from orchestrator.planner.cp_sat_model import Chosen, Instance, Options, choose
@@ -34,7 +34,7 @@ LEAST_S = 0.1
 """The solver gets this much even when the time is over: it is enough for a small instance."""
 
 
-class Undecided(Refusal):
+class Undecided(S2M3Error):
     """The time was over before the solver found a placement, or proved that none exists."""
 
     def __init__(self, time_limit_s: float, bound_s: float) -> None:

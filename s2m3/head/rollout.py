@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.protocol.errors import Refusal
+from broker.protocol.errors import S2M3Error
 from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec
 from s2m3.testbed.observer import Observer
 
 HEARTBEAT_S = 5.0  # every agent sends one a second
 
 
-class NotServed(Refusal):
+class NotServed(S2M3Error):
     """The site doesn't serve the new task."""
 
 
