@@ -58,7 +58,6 @@ class _Submitted:
     future: Future[Response]
 
 
-@dataclass(frozen=True)
 class _Close:
     """Wakes the client's thread when the client is closed."""
 
@@ -126,10 +125,8 @@ class Client:
                 raise LocalProtocolError("this client is closed")
             taken = self._mailbox.put_control(_Submitted(pending, future))
         if not taken:
-            error = ErrorBody(
-                code=ErrorCode.OVERLOADED, message="too many requests are pending here; submit fewer at a time"
-            )
-            future.set_result(_failed(pending, error))
+            text = "too many requests are pending here; submit fewer at a time"
+            future.set_result(_response(pending, ErrorBody(code=ErrorCode.OVERLOADED, message=text)))
         return future
 
     def request(self, task: str, inputs: Mapping[str, RawInput | bytes | str], *, deadline_s: float = 30.0) -> Response:
@@ -191,7 +188,7 @@ class Client:
                 self._take(event)
         closed = ErrorBody(code=ErrorCode.DEADLINE_EXCEEDED, message="the client was closed")
         for request in self._pending.ids:
-            self._fail(request, closed)
+            self._answer(request, closed)
 
     def _handle(self, event: LinkEvent | _Submitted | _Close | None) -> None:
         now_s = time.monotonic()
@@ -239,7 +236,7 @@ class Client:
                 return
             step = self._pending.step(request, time.monotonic())
             if isinstance(step, ErrorBody):
-                self._fail(request, step)
+                self._answer(request, step)
             elif step is not None:
                 self._publish(request, step)
         except Exception as error:
@@ -254,7 +251,7 @@ class Client:
         except TransportError:
             self._pending.on_not_sent(request, time.monotonic())
         except MessageTooLarge as error:
-            self._fail(request, ErrorBody(code=ErrorCode.TOO_LARGE, message=str(error)))
+            self._answer(request, ErrorBody(code=ErrorCode.TOO_LARGE, message=str(error)))
 
     def _watch(self) -> None:
         """Subscribe to the watched routes only."""
@@ -268,15 +265,10 @@ class Client:
         except Exception:
             log.exception("watching_failed", client=self.client_id)
 
-    def _answer(self, request: RequestId, result: Result, tensors: Tensors) -> None:
+    def _answer(self, request: RequestId, answer: Result | ErrorBody, tensors: Tensors | None = None) -> None:
         pending, future = self._end(request)
         if pending is not None and future is not None:
-            future.set_result(Response(result, time.monotonic() - pending.created_s, pending.attempts, tensors))
-
-    def _fail(self, request: RequestId, error: ErrorBody) -> None:
-        pending, future = self._end(request)
-        if pending is not None and future is not None:
-            future.set_result(_failed(pending, error))
+            future.set_result(_response(pending, answer, tensors))
 
     def _end(self, request: RequestId) -> tuple[PendingRequest | None, Future[Response] | None]:
         """Remove a request; its future is None when the caller cancelled it."""
@@ -285,9 +277,9 @@ class Client:
         return pending, future if awaited else None
 
 
-def _failed(pending: PendingRequest, error: ErrorBody) -> Response:
-    result = Result(request=pending.id, task=pending.task, error=error)
-    return Response(result, time.monotonic() - pending.created_s, pending.attempts)
+def _response(pending: PendingRequest, answer: Result | ErrorBody, tensors: Tensors | None = None) -> Response:
+    result = answer if isinstance(answer, Result) else Result(request=pending.id, task=pending.task, error=answer)
+    return Response(result, time.monotonic() - pending.created_s, pending.attempts, tensors or {})
 
 
 def _raw(value: RawInput | bytes | str) -> RawInput:

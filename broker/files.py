@@ -114,18 +114,12 @@ def _refuse_twice(path: str, root: yaml.Node | None) -> None:
         elif isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
+                line = key.start_mark.line + 1
                 if not isinstance(key, yaml.ScalarNode):
-                    raise BadFile(
-                        file=path, line=key.start_mark.line + 1, problem="a key is a list or an object", fix="name it"
-                    )
+                    raise BadFile(file=path, line=line, problem="a key is a list or an object", fix="name it")
                 if key.tag != _MERGE and key.value in seen:
-                    raise BadFile(
-                        file=path,
-                        line=key.start_mark.line + 1,
-                        field=key.value,
-                        problem="is a duplicate key",
-                        fix="remove one of them",
-                    )
+                    problem, fix = "is a duplicate key", "remove one of them"
+                    raise BadFile(file=path, line=line, field=key.value, problem=problem, fix=fix)
                 seen.add(key.value)
                 todo.append(value)
 

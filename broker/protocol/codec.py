@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from broker.protocol.errors import ErrorCode, RemoteProtocolError, RequestFailed
-from broker.protocol.messages import Message, Result, TensorMessage
+from broker.protocol.messages import Result, TensorMessage
 from broker.protocol.specs import InputSpec, RequestId, describe
 from broker.protocol.tensors import Array, Tensors, pack, unpack
 
@@ -57,12 +57,14 @@ def decode(kind: type[M], payload: bytes) -> M:
     try:
         return kind.model_validate_json(payload)
     except ValidationError as error:
-        raise RemoteProtocolError(_first_problem(kind.__name__, error)) from error
+        field, sentence = describe(error.errors()[0])
+        raise RemoteProtocolError(": ".join(part for part in (kind.__name__, field, sentence) if part)) from error
 
 
 def encode_tensors(message: TensorMessage, tensors: Tensors) -> bytes:
     """Write arrays with their envelope as metadata: strings unchanged, other fields as JSON text."""
-    return pack(tensors, _to_metadata(message))
+    fields = message.model_dump(mode="json", exclude_none=True)
+    return pack(tensors, {name: text if isinstance(text, str) else json.dumps(text) for name, text in fields.items()})
 
 
 def decode_tensors(payload: bytes) -> tuple[TensorMessage, dict[str, Array]]:
@@ -200,13 +202,3 @@ def _check_input(name: str, raw: RawInput, spec: InputSpec) -> None:
     if sent in {"image", "text", "audio"} and sent != spec.kind:
         text = f"the input {name} must be {spec.kind}, not {raw.content_type}: send one of that kind"
         raise RequestFailed(ErrorCode.BAD_INPUT, text)
-
-
-def _to_metadata(message: Message) -> dict[str, str]:
-    fields = message.model_dump(mode="json", exclude_none=True)
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
-
-
-def _first_problem(name: str, error: ValidationError) -> str:
-    field, sentence = describe(error.errors()[0])
-    return f"{name}: {field}: {sentence}" if field else f"{name}: {sentence}"

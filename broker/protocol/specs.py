@@ -24,7 +24,6 @@ SitePrefix = Annotated[str, StringConstraints(pattern=SITE_PATTERN)]
 DeviceId = Id
 TaskName = Id
 NodeName = Id
-ClientId = Id
 RequestId = Id
 ModuleName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.@-]*(/[a-z0-9][a-z0-9.@-]*)*$", max_length=128)
