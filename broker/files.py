@@ -60,11 +60,7 @@ def load_spec(path: Path | str, kind: type[M]) -> M:
 def bad_field(path: Path | str, place: Sequence[int | str], *, problem: str, fix: str) -> BadFile:
     """The error of a field that is right in its own file, and wrong together with another file.
 
-    Args:
-        path: a YAML file that was read before.
-        place: the path from the root to the field; the line is that of the last step that is in the file.
-        problem: what is wrong.
-        fix: what to do.
+    ``place`` is the path from the root to the field. The line is that of the last step that is in the file.
     """
     try:
         root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)

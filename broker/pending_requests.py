@@ -56,11 +56,8 @@ class _Watch:
 class PendingRequests:
     """All pending requests of one client, and the routes of their tasks.
 
-    Args:
-        prefix: of the site's topics.
-        client_id: the client's id; answers come back below its topic.
-        broker: its address, for error messages.
-        first_retry_s: time without an answer before a request is resent; it doubles with each attempt.
+    ``broker`` is its address, for error messages. A request is resent after ``first_retry_s`` without an answer; this
+    time doubles with each attempt.
     """
 
     def __init__(self, prefix: str, client_id: str, broker: str, *, first_retry_s: float = FIRST_RETRY_S) -> None:

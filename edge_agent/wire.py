@@ -117,15 +117,11 @@ def tensors_message(prefix: str, device: DeviceId, send: Send, now_s: float) -> 
 
 def _arrays_of(values: Mapping[NodeName, Value]) -> Tensors:
     """The arrays ``need/array`` of some values; a raw input is one array of bytes."""
-    return {
-        f"{need}/{name}": array
-        for need, value in values.items()
-        for name, array in (_raw_array(value) if isinstance(value, RawInput) else value).items()
-    }
-
-
-def _raw_array(raw: RawInput) -> Tensors:
-    return {RAW: np.frombuffer(raw.data, dtype=np.uint8)}
+    arrays: dict[str, Array] = {}
+    for need, value in values.items():
+        named = {RAW: np.frombuffer(value.data, dtype=np.uint8)} if isinstance(value, RawInput) else value
+        arrays |= {f"{need}/{name}": array for name, array in named.items()}
+    return arrays
 
 
 def _values_of(message: TensorMessage, tensors: Tensors) -> dict[NodeName, Value]:

@@ -97,8 +97,7 @@ class Source(Spec):
     @model_validator(mode="after")
     def _exactly_one_place(self) -> Self:
         if sum(place is not None for place in (self.hub, self.pip, self.catalog)) != 1:
-            msg = "name exactly one of hub, pip, catalog"
-            raise ValueError(msg)
+            raise ValueError("name exactly one of hub, pip, catalog")
         return self
 
     def __str__(self) -> str:

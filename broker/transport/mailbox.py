@@ -46,8 +46,7 @@ class Mailbox(Generic[E]):
     def put_data(self, event: E, size_bytes: int) -> bool:
         """Add a data event of this size; False when there are too many, or too many bytes."""
         with self._changed:
-            full = len(self._data) >= MAX_DATA_EVENTS or self._data_bytes + size_bytes > self._max_data_bytes
-            if full:
+            if len(self._data) >= MAX_DATA_EVENTS or self._data_bytes + size_bytes > self._max_data_bytes:
                 self._dropped += 1
                 return False
             self._data.append((event, size_bytes))

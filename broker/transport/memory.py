@@ -48,11 +48,7 @@ def matches(topic_filter: str, topic: str) -> bool:
 
 
 class MemoryBroker:
-    """The broker of memory transports; it causes faults on request.
-
-    Args:
-        max_packet_bytes: larger messages are refused.
-    """
+    """The broker of memory transports; it causes faults on request, and refuses packets beyond ``max_packet_bytes``."""
 
     def __init__(self, *, max_packet_bytes: int = MAX_PACKET_BYTES) -> None:
         self.max_packet_bytes = max_packet_bytes
@@ -210,16 +206,10 @@ class MemoryBroker:
 
 
 class MemoryTransport:
-    """A connection to a ``MemoryBroker`` (see ``Transport``), which also keeps its state here.
+    """A connection to a ``MemoryBroker``, which also keeps its state here (see ``Transport`` and ``MakeTransport``).
 
     When a call returns, its events are delivered. An exception of an inbox is raised by the call that caused the event,
-    so that a test sees it.
-
-    Args:
-        broker: the broker.
-        client_id: unique at the broker, which ends the older of two connections with the same id.
-        inbox: called in the thread that caused the event.
-        will: makes the will for each connection's session number; sessions count from 1.
+    so that a test sees it. Sessions count from 1.
     """
 
     def __init__(self, broker: MemoryBroker, *, client_id: str, inbox: Inbox, will: WillFor | None = None) -> None:
@@ -237,11 +227,7 @@ class MemoryTransport:
         self.delivering = False  # a thread calls the inbox, and delivers what other threads add
 
     def start(self) -> None:
-        """Connect; ``LinkUp`` comes before this returns, unless the client is cut off.
-
-        Raises:
-            TransportError: it is closed.
-        """
+        """Connect; ``LinkUp`` comes before this returns, unless the client is cut off. TransportError once closed."""
         with self._broker.changing():
             if self.closed:
                 raise TransportError("this transport was closed: make a new one")
@@ -250,12 +236,7 @@ class MemoryTransport:
                 self._broker.accept(self)
 
     def publish(self, message: Outgoing) -> None:
-        """Deliver a message to each client that subscribes to its topic.
-
-        Raises:
-            NotConnected: there is no connection, and the message isn't lasting.
-            MessageTooLarge: larger than the broker's limit.
-        """
+        """Deliver a message to each client that subscribes to its topic."""
         size_bytes, limit_bytes = message.packet_bytes, self._broker.max_packet_bytes
         with self._broker.changing():
             if not self.connected and (self.closed or not message.lasting):

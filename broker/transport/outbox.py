@@ -31,12 +31,9 @@ class _Waiting:
 
 
 class Outbox:
-    """A bounded queue, open while there is a connection. ``put`` never waits.
+    """A bounded queue of messages, open while there is a connection. ``put`` never waits.
 
-    Args:
-        max_messages: limit of waiting messages.
-        max_bytes: limit of their bytes; a single message may have more.
-        clock: seconds of a steady clock.
+    A single message may have more than ``max_bytes``. ``clock`` gives seconds and never goes back.
     """
 
     def __init__(self, *, max_messages: int, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:

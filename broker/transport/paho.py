@@ -72,17 +72,13 @@ class _Connection:
 
 
 class MqttTransport:
-    """A connection to an MQTT 5 broker that restores itself (see ``Transport``).
+    """A connection to an MQTT 5 broker that restores itself (see ``Transport`` and ``MakeTransport``).
 
     Messages without an acknowledgement are dropped when the connection ends, except lasting ones: their senders retry.
     ``LinkDown`` also comes before the first connection, once for each new reason. A retained message may arrive ahead
     of ``LinkUp``. No event comes after ``close``.
 
     Args:
-        url: ``mqtt://[user:password@]host[:port]``.
-        client_id: unique at the broker, which ends the older of two connections with the same id.
-        inbox: called in the network thread; it must only put the event on a queue.
-        will: makes the will for each connection's session number; called in the network thread.
         keepalive_s: the broker publishes the will after 1.5 times this without activity.
         max_packet_bytes: larger messages are refused, outgoing and incoming.
         max_queued: messages that may wait to be written or acknowledged.

@@ -163,7 +163,14 @@ class Transport(Protocol):
 
 
 class MakeTransport(Protocol):
-    """Makes a transport, not yet started: ``connect``, or a twin's for tests."""
+    """Makes a transport, not yet started: ``connect``, or a twin's for tests.
+
+    Args:
+        url: ``mqtt://[user:password@]host[:port]``.
+        client_id: unique at the broker, which ends the older of two connections with the same id.
+        inbox: called in the network thread, or in the twin's case in the thread that caused the event.
+        will: makes the will for each connection's session number.
+    """
 
     def __call__(self, *, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:
         """Make it."""
