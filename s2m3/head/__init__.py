@@ -1,5 +1,5 @@
 """A new task for the price of its head: a linear classifier on the features of an encoder that devices hold already.
 
-``fit`` fits a head and writes its files, ``train`` does all of it for labelled data and tries the result, ``rollout``
-deploys it into a running site and watches what that costs.
+``train`` fits a head for labelled data, writes its files and tries it; ``rollout`` deploys it into a running site and
+watches what that costs.
 """
