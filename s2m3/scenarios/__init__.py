@@ -14,13 +14,7 @@ def names() -> tuple[str, ...]:
 
 
 def path(name: str) -> Path:
-    """The file of one of ``names()``.
-
-    Raises:
-        KeyError: the library has no such scenario.
-    """
-    if name not in names():
-        raise KeyError(name)
+    """The file of one of ``names()``."""
     return DIRECTORY / f"{name}.yaml"
 
 

@@ -7,7 +7,7 @@ the system should have computed. The ``Report`` has the same as one document.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -19,9 +19,9 @@ from broker.client import Response
 from broker.protocol.messages import AssignedModule
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
-from s2m3.reference import whole
 from s2m3.reference.pictures import REQUESTS, DemoRequest
 from s2m3.testbed.observer import Observer, named
+from s2m3.testbed.replay.reference import Answer, answers, inputs_of
 from s2m3.testbed.replay.timeline import Injected, look_at
 from s2m3.testbed.site import Site, SiteFailed
 
@@ -74,7 +74,6 @@ class _Demo:
         self._console = console
         self._report = Report()
         self._specs = [load_task(name) for name in TASKS]
-        self._inputs = [request.inputs for request in REQUESTS]
 
     def run(self) -> Report:
         expected = self._unsplit_answers()
@@ -89,15 +88,11 @@ class _Demo:
         self._console.print(f"\n[bold]{verdict}[/bold]")
         return self._report
 
-    def _unsplit_answers(self) -> list[dict[str, object]]:
+    def _unsplit_answers(self) -> dict[DemoRequest, Answer]:
         self._console.print("meanwhile: the same requests on the unsplit models, in this one process ...")
-        import torch  # noqa: PLC0415 - after the processes were started: it takes seconds, and so do they
-
-        torch.set_num_threads(AGENTS[0].threads)  # bits are equal at the same thread count
         modules = [module for spec in self._specs for module in spec.modules.values()]
         self._report.memory_bytes["unshared"] = sum(module.memory_bytes for module in modules)
-        models = {spec.task: whole.load(f"pocket/{spec.task}", spec) for spec in self._specs}
-        return [dict(models[r.task](inputs).answer or {}) for r, inputs in zip(REQUESTS, self._inputs, strict=True)]
+        return answers(REQUESTS)
 
     def _show_placement(self) -> None:
         table = _table("placement", "module", "device", "MB", "used by", "why there")
@@ -133,14 +128,12 @@ class _Demo:
                 if assigned.role == role:
                     yield device, assigned
 
-    def _ask_everything(self, expected: Sequence[dict[str, object]]) -> bool:
+    def _ask_everything(self, expected: Mapping[DemoRequest, Answer]) -> bool:
         asked = track(REQUESTS, "requests on real photographs", console=self._console)
-        responses = [
-            self._site.client.request(request.task, inputs, deadline_s=DEADLINE_S)
-            for request, inputs in zip(asked, self._inputs, strict=True)
-        ]
+        responses = [self._site.client.request(r.task, inputs_of(r), deadline_s=DEADLINE_S) for r in asked]
         table = _table("answers", "picture", "task", "answer", "score", "ms", "path", "equal")
-        for request, response, wanted in zip(REQUESTS, responses, expected, strict=True):
+        for request, response in zip(REQUESTS, responses, strict=True):
+            wanted = expected[request]
             row = _row(request, response, wanted)
             self._report.requests.append(row)
             score = f"{row['score']:.3f}" if row["score"] is not None else ""
@@ -154,24 +147,24 @@ class _Demo:
         self._console.print(table)
         return all(bool(row["equal"]) for row in self._report.requests)
 
-    def _kill_and_go_on(self, expected: Sequence[dict[str, object]]) -> bool:
+    def _kill_and_go_on(self, expected: Mapping[DemoRequest, Answer]) -> bool:
         observer, victim = self._site.observer, self._vision_holder()
         self._console.print(
             f"\nkilling {victim}, which holds the shared vision encoder, while requests are in flight ..."
         )
-        sent: list[tuple[int, Future[Response]]] = []
+        sent: list[tuple[DemoRequest, Future[Response]]] = []
         killed_s, in_flight = 0.0, 0
         for number in track(range(BEFORE_KILL + AT_ONCE + AFTER_KILL), "requests", console=self._console):
             if number == BEFORE_KILL + AT_ONCE:
                 killed_s = time.monotonic()  # before it is gone: the broker may tell of it before the system does
                 self._site.kill(victim)
                 in_flight = sum(not future.done() for _, future in sent)
-            index = number % len(REQUESTS)
-            future = self._site.client.submit(REQUESTS[index].task, self._inputs[index], deadline_s=DEADLINE_S)
-            sent.append((index, future))
+            request = REQUESTS[number % len(REQUESTS)]
+            future = self._site.client.submit(request.task, inputs_of(request), deadline_s=DEADLINE_S)
+            sent.append((request, future))
             if not BEFORE_KILL <= number < BEFORE_KILL + AT_ONCE:
                 time.sleep(1 / RATE_PER_S)
-        responses = [(index, future.result(DEADLINE_S + 5)) for index, future in sent]
+        responses = [(request, future.result(DEADLINE_S + 5)) for request, future in sent]
 
         def all_replaced(seen: Observer) -> bool:
             return all(route.complete and victim not in named(route) for route in seen.routes.values())
@@ -179,7 +172,7 @@ class _Demo:
         replaced = observer.wait_for(all_replaced, DEADLINE_S)
         seen = look_at(Injected(killed_s, "kill", victim), observer.sightings)
         lost = sum(not response.ok for _, response in responses)
-        wrong = sum(response.ok and response.result.answer != expected[index] for index, response in responses)
+        wrong = sum(response.ok and response.result.answer != expected[request] for request, response in responses)
         self._report.failure = {
             "killed": victim,
             "in_flight": in_flight,
@@ -223,7 +216,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _row(request: DemoRequest, response: Response, wanted: dict[str, object]) -> dict[str, object]:
+def _row(request: DemoRequest, response: Response, wanted: Answer) -> dict[str, object]:
     answer = response.result.answer or {}
     error = response.result.error
     return {

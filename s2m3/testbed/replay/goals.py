@@ -13,7 +13,7 @@ from typing import get_args
 
 from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.replay.report import FaultReport, Report
-from s2m3.testbed.replay.scenario import BROKER, ORCHESTRATOR, Scenario
+from s2m3.testbed.replay.scenario import ORCHESTRATOR, Scenario
 from s2m3.testbed.replay.timeline import Signal
 
 WILL_S = 0.150
@@ -78,32 +78,23 @@ def judge(played: Sequence[Played], campaigns: Mapping[str, Played]) -> list[Goa
         played: all replays, the campaigns among them.
         campaigns: those that repeat one fault, by the name of their file.
     """
-    kills = [fault for each in played for fault in each.report.faults if fault.kind == "kill"]
+    faults = [fault for each in played for fault in each.report.faults]
+    kills = [fault for fault in faults if fault.kind == "kill"]
+    deaths = [fault for fault in kills if fault.target != ORCHESTRATOR]
+    covered = [fault for fault in kills if fault.stood_by is True]
     refused = [fault for each in played if each.report.refusals for fault in each.report.faults]
+    loaded = [fault for fault in kills if fault.stood_by is False and fault.load_s and fault not in refused]
+    restarts = [fault for fault in faults if fault.kind == "restart"]
     return [
         _none("requests lost, in every scenario", [each.report.lost for each in played]),
         _none("answers that differ from the unsplit model's", [each.report.wrong for each in played]),
+        _tail("a device's death detected by its will", WILL_S, [fault.detected_after_s for fault in deaths]),
         _tail(
-            "a device's death detected by its will",
-            WILL_S,
-            [fault.detected_after_s for fault in kills if fault.target != ORCHESTRATOR],
+            "first answer after a death, with a standby", STANDBY_S, [fault.first_answer_after_s for fault in covered]
         ),
-        _tail(
-            "first answer after a death, with a standby",
-            STANDBY_S,
-            [fault.first_answer_after_s for fault in kills if fault.stood_by is True],
-        ),
-        _without_standby([each for each in kills if each.stood_by is False and each.load_s and each not in refused]),
+        _without_standby(loaded),
         _hung(campaigns),
-        _none(
-            "moves after an orchestrator's or the broker's restart",
-            [
-                fault.moves
-                for each in played
-                for fault in each.report.faults
-                if fault.kind == "restart" and fault.target in {BROKER, ORCHESTRATOR}
-            ],
-        ),
+        _none("moves after an orchestrator's or the broker's restart", [fault.moves for fault in restarts]),
     ]
 
 

@@ -7,7 +7,7 @@ be repeated; only the duplicates depend on the messages that were really sent.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,18 +20,9 @@ from broker.transport.port import Delivery, Outgoing
 STRANGER = "hostile"  # its client id, and the device that it pretends to be
 OVERSIZED_EVERY = 100  # messages: each takes megabytes, at the broker, at every front door and here
 
-Make = Callable[[random.Random], Outgoing]
-
 
 class Hostile:
-    """Makes such messages for one device.
-
-    Args:
-        prefix: of the site's topics.
-        device: whom they are for.
-        tasks: the site's tasks.
-        seed: of all that is drawn.
-    """
+    """Makes such messages for one device of a site with these tasks; ``seed`` is that of all that is drawn."""
 
     def __init__(self, prefix: str, device: DeviceId, tasks: Sequence[TaskName], seed: int) -> None:
         self._prefix = prefix

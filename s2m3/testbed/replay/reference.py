@@ -7,13 +7,14 @@ torch when an answer is computed.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 
 from pydantic import JsonValue
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import BadFile
-from broker.protocol.specs import TaskSpec
+from broker.protocol.specs import TaskName, TaskSpec
 from s2m3.catalogue import load_task
 from s2m3.reference import whole
 from s2m3.reference.pictures import REQUESTS, DemoRequest
@@ -22,9 +23,6 @@ THREADS = 1  # of a forward pass, here and in every agent: bits are equal at the
 
 Inputs = Mapping[str, RawInput]
 Answer = Mapping[str, JsonValue]
-
-_answers: dict[DemoRequest, Answer] = {}
-_inputs: dict[DemoRequest, Inputs] = {}
 
 
 def requests_for(names: Sequence[str]) -> dict[str, list[DemoRequest]]:
@@ -68,21 +66,21 @@ def in_order(requests: Mapping[str, Sequence[DemoRequest]], seed: int) -> Iterat
             yield deck.pop()
 
 
+@cache
 def inputs_of(request: DemoRequest) -> Inputs:
     """The request's inputs, read once."""
-    if request not in _inputs:
-        _inputs[request] = request.inputs
-    return _inputs[request]
+    return request.inputs
 
 
-def answers(requests: Sequence[DemoRequest]) -> dict[DemoRequest, Answer]:
+def answers(requests: Iterable[DemoRequest]) -> dict[DemoRequest, Answer]:
     """The answers of the whole models, computed in this process, each once."""
-    if missing := [request for request in requests if request not in _answers]:
-        import torch  # noqa: PLC0415 - seconds, and a wrong scenario is refused before
+    return {request: _answers_of(request.task)[request] for request in requests}
 
-        torch.set_num_threads(THREADS)
-        for task in sorted({request.task for request in missing}):
-            model = whole.load(f"pocket/{task}", load_task(f"pocket/{task}"))
-            asked = [request for request in missing if request.task == task]
-            _answers.update({request: model(inputs_of(request)).answer or {} for request in asked})
-    return {request: _answers[request] for request in requests}
+
+@cache
+def _answers_of(task: TaskName) -> dict[DemoRequest, Answer]:
+    import torch  # noqa: PLC0415 - seconds, and a wrong scenario is refused before
+
+    torch.set_num_threads(THREADS)
+    model = whole.load(f"pocket/{task}", load_task(f"pocket/{task}"))
+    return {request: model(inputs_of(request)).answer or {} for request in REQUESTS if request.task == task}

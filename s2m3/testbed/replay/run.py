@@ -67,7 +67,7 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
         SiteFailed: the site did not come up.
     """
     requests = reference.requests_for(scenario.tasks)
-    expected = reference.answers([request for each in requests.values() for request in each])
+    expected = reference.answers(request for each in requests.values() for request in each)
     stage.restore(standby=scenario.standby)
     before = stage.client.duplicates
     injector = Injector(stage, scenario)
