@@ -61,12 +61,7 @@ def deploy(observer: Observer, task: TaskSpec, timeout_s: float) -> Rollout:
 
 
 def _ready(observer: Observer, keys: set[ModuleKey]) -> set[tuple[DeviceId, ModuleKey]]:
-    return {
-        (device, key)
-        for device, heartbeat in observer.heartbeats.items()
-        for key, held in heartbeat.modules.items()
-        if key in keys and held.state == "ready"
-    }
+    return {(device, key) for device in observer.heartbeats for key in observer.ready(device) & keys}
 
 
 def _loaded(observer: Observer, since: int, keys: set[ModuleKey], had: set[tuple[DeviceId, ModuleKey]]) -> bool:

@@ -7,7 +7,7 @@ was really published.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from broker.protocol.codec import encode
 from broker.protocol.errors import NotConnected, RemoteProtocolError
 from broker.protocol.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Route
-from broker.protocol.specs import DeviceId, TaskName, TaskSpec
+from broker.protocol.specs import DeviceId, ModuleKey, TaskName, TaskSpec
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_DRAIN,
@@ -103,6 +103,15 @@ class Observer:
         here = {name for name, state in self.devices.items() if state.status != "offline"}
         wanted = here if devices is None else set(devices)
         return bool(wanted) and wanted <= here & self.heartbeats.keys()
+
+    def serves(self, tasks: Iterable[TaskName]) -> bool:
+        """Whether each of these tasks has a complete route."""
+        return all(task in self.routes and self.routes[task].complete for task in tasks)
+
+    def ready(self, device: DeviceId) -> set[ModuleKey]:
+        """The modules that a device reports as ready."""
+        heartbeat = self.heartbeats.get(device)
+        return {key for key, held in heartbeat.modules.items() if held.state == "ready"} if heartbeat else set()
 
     def wait_for(self, holds: Callable[[Self], bool], timeout_s: float) -> bool:
         """Look until something holds, or the time is over; returns whether it holds."""

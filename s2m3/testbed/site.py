@@ -257,11 +257,8 @@ class Site:
         routes = self.observer.deploy(specs, until_s - time.monotonic())
         self.check()
         if patient:
-            self.require(
-                lambda seen: all(name in seen.routes and seen.routes[name].complete for name in routes),
-                until_s - time.monotonic(),
-                f"{', '.join(routes)} were not served",
-            )
+            otherwise = f"{', '.join(routes)} were not served"
+            self.require(lambda seen: seen.serves(routes), until_s - time.monotonic(), otherwise)
             return
         for task, route in routes.items():
             if route is None or not route.complete:

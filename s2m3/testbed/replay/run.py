@@ -75,7 +75,7 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
     injector.start(began_s)
     try:
         asked = _load(scenario, stage, injector, began_s)
-        ended = [_wait(scenario, one) for one in asked]
+        outcomes = [_outcome(one, scenario.load.deadline_s, expected[one[0]]) for one in asked]
     finally:
         injector.stop()
     stage.observer.look()
@@ -84,7 +84,7 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
         seed=scenario.seed,
         began_s=began_s,
         ended_s=time.monotonic(),
-        outcomes=[_outcome(one, response, expected[one[0]]) for one, response in zip(asked, ended, strict=True)],
+        outcomes=outcomes,
         faults=injector.done,
         sightings=list(stage.observer.sightings),
         duplicates=stage.client.duplicates - before,
@@ -95,13 +95,14 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
 def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) -> list[Asked]:
     """Send requests evenly until the load's time is over, all faults are, and every task is served again."""
     asked: list[Asked] = []
+    tasks = [spec.task for spec in stage.specs]
     questions = reference.in_order(reference.requests_for(scenario.tasks), scenario.seed)
     end_s = began_s + scenario.load.duration_s
     latest_s = end_s + PATIENCE_S
     for turn, request in enumerate(questions):
         due_s = began_s + turn / scenario.load.rate_per_s
         stage.observer.listen(due_s - time.monotonic())
-        if due_s < latest_s and not (injector.finished and _served(stage)):
+        if due_s < latest_s and not (injector.finished and stage.observer.serves(tasks)):
             end_s = max(end_s, due_s + TAIL_S)
         if due_s >= end_s:
             return asked
@@ -112,23 +113,12 @@ def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) 
     return asked  # pragma: no cover - the questions never end
 
 
-def _served(stage: Stage) -> bool:
-    routes = stage.observer.routes
-    return all(spec.task in routes and routes[spec.task].complete for spec in stage.specs)
-
-
-def _wait(scenario: Scenario, asked: Asked) -> Response | None:
-    """How a request ended; None when the client broke its word to end it by the deadline."""
-    _, sent_s, future = asked
+def _outcome(asked: Asked, deadline_s: float, expected: reference.Answer) -> Outcome:
+    """How a request ended; waits until the client says so, by the deadline and a little more."""
+    request, sent_s, future = asked
     try:
-        return future.result(max(0.0, sent_s + scenario.load.deadline_s + GRACE_S - time.monotonic()))
+        response = future.result(max(0.0, sent_s + deadline_s + GRACE_S - time.monotonic()))
     except TimeoutError:
-        return None
-
-
-def _outcome(asked: Asked, response: Response | None, expected: reference.Answer) -> Outcome:
-    request, sent_s, _ = asked
-    if response is None:
         return Outcome(request.task, sent_s, time.monotonic(), "lost", sentence="the client never ended it")
     result = response.result
     ended_s = sent_s + response.latency_s

@@ -230,17 +230,17 @@ class Scenario(Spec):
 
     def shortened(self) -> Scenario:
         """The same faults in less time: the heartbeat's interval shrinks nearly as much, the deadlines don't."""
-
-        def less(seconds: float | None) -> float | None:
-            return None if seconds is None else seconds * SHORT_TIMES
-
         faults = tuple(
             fault.model_copy(
-                update={"at_s": less(fault.at_s), "for_s": less(fault.for_s), "every_s": less(fault.every_s)}
+                update={
+                    name: SHORT_TIMES * seconds
+                    for name in ("at_s", "for_s", "every_s")
+                    if (seconds := getattr(fault, name)) is not None
+                }
             )
             for fault in self.faults
         )
-        load = self.load.model_copy(update={"duration_s": less(self.load.duration_s)})
+        load = self.load.model_copy(update={"duration_s": SHORT_TIMES * self.load.duration_s})
         beat_s = max(0.05, self.heartbeat_interval_s * SHORT_INTERVAL)
         return self.model_copy(update={"faults": faults, "load": load, "heartbeat_interval_s": beat_s})
 

@@ -20,6 +20,7 @@ from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.tripwire import Tripwire
 from s2m3.testbed.site import ORCHESTRATOR, SERVE_S, SPARE, Site, SiteFailed
 
+DEAD_INTERVALS = 3.5  # without a heartbeat: about then the orchestrator takes a device for dead
 SETTLED_INTERVALS = 2  # heartbeats without a new assignment: then nothing is about to move
 PERSISTENCE = ("persistence true", "autosave_interval 5")  # as deploy/mosquitto/development.conf says to sites
 
@@ -33,7 +34,6 @@ class Stage:
     """
 
     def __init__(self, scenario: Scenario, logs: Path | None = None) -> None:
-        self.make = make_of(scenario)
         self._scenario = scenario
         self._logs = logs
         self._used = False
@@ -50,14 +50,9 @@ class Stage:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    @property
-    def silence_s(self) -> float:
-        """After how long without a heartbeat the orchestrator takes a device for dead, about."""
-        return 3.5 * self._scenario.heartbeat_interval_s
-
     def fits(self, scenario: Scenario) -> bool:
         """Whether this site is one as the scenario wants it."""
-        return make_of(scenario) == self.make
+        return make_of(scenario) == make_of(self._scenario)
 
     def restore(self, *, standby: bool) -> None:
         """Start what was killed, and wait until everything is served and nothing moves any more.
@@ -128,7 +123,7 @@ class Stage:
             self.site.start_orchestrator(name)
 
     def _all_beat(self, seen: Observer) -> bool:
-        newest_s = time.monotonic() - self.silence_s
+        newest_s = time.monotonic() - DEAD_INTERVALS * self._scenario.heartbeat_interval_s
         beating = {s.id for s in reversed(seen.sightings) if s.at_s > newest_s and isinstance(s.message, Heartbeat)}
         online = {name for name, state in seen.devices.items() if state.status == "online"}
         return set(self.site.devices) <= beating & online and seen.leads
@@ -142,24 +137,18 @@ class Stage:
         )
 
     def _stood_by(self, seen: Observer) -> bool:
-        roles: dict[str, set[str]] = {}
-        for device, assignment in seen.assignments.items():
-            held = seen.heartbeats[device].modules if device in seen.heartbeats else {}
-            for assigned in assignment.modules:
-                found = held.get(assigned.spec.key)
-                if found is not None and found.state == "ready":
-                    roles.setdefault(assigned.spec.key, set()).add(assigned.role)
-        wanted = {module.key for spec in self.specs for module in spec.modules.values()}
-        return all("standby" in roles.get(key, set()) for key in wanted)
+        ready = {
+            assigned.spec.key
+            for device, assignment in seen.assignments.items()
+            for assigned in assignment.modules
+            if assigned.role == "standby" and assigned.spec.key in seen.ready(device)
+        }
+        return {module.key for spec in self.specs for module in spec.modules.values()} <= ready
 
     def _settled(self, seen: Observer) -> bool:
         """Whether every device holds what it is assigned, and no assignment or route changed for a while."""
         for device, assignment in seen.assignments.items():
-            heartbeat = seen.heartbeats.get(device)
-            if heartbeat is None:
-                return False
-            ready = {key for key, held in heartbeat.modules.items() if held.state == "ready"}
-            if {assigned.spec.key for assigned in assignment.modules} - ready:
+            if not {assigned.spec.key for assigned in assignment.modules} <= seen.ready(device):
                 return False
         last_s = max((s.at_s for s in seen.sightings if not isinstance(s.message, Heartbeat)), default=0.0)
         return time.monotonic() - last_s > SETTLED_INTERVALS * self._scenario.heartbeat_interval_s
