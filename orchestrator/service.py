@@ -58,8 +58,7 @@ from orchestrator.events import (
     Resign,
 )
 from orchestrator.leadership import standby
-from orchestrator.leadership.deployed_tasks import DeployedTasks
-from orchestrator.leadership.epoch import read_epoch, store_epoch
+from orchestrator.leadership.leader_files import LeaderFiles
 from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
 from orchestrator.membership.cluster import Overslept, Tick
 from orchestrator.state import Pace, State, initial
@@ -118,10 +117,9 @@ class Orchestrator:
         make_transport: MakeTransport = connect,
     ) -> None:
         self._url = url
-        self._epoch_file = state_dir / "epoch"
-        read_epoch(self._epoch_file)
         self._prefix = topics.prefix_of(site)
-        self._deployed = DeployedTasks(state_dir / "tasks.json", url, self._prefix)
+        self._files = LeaderFiles(state_dir, url, self._prefix)
+        self._files.read_epoch()  # before anything begins, for its errors
         self._heartbeat_interval_s = heartbeat_interval_s
         self._settle_s = settle_s
         self._pace = pace
@@ -215,10 +213,10 @@ class Orchestrator:
 
     def _lead(self, seen: int) -> None:
         """Lead until ``stop`` is called or a newer leader shows up."""
-        last = max(read_epoch(self._epoch_file), seen)
-        epoch, tasks = last + 1, self._deployed.read(last)
-        self._deployed.store(epoch, tasks.values())  # before the epoch, or a crash in between would make it outdated
-        store_epoch(self._epoch_file, epoch)
+        last = max(self._files.read_epoch(), seen)
+        epoch, tasks = last + 1, self._files.read_tasks(last)
+        self._files.store_tasks(epoch, tasks.values())  # before the epoch: a crash in between must not outdate them
+        self._files.store_epoch(epoch)
         state = initial(
             epoch=epoch,
             heartbeat_interval_s=self._heartbeat_interval_s,
@@ -324,7 +322,7 @@ class Orchestrator:
 
     def _store_tasks(self, state: State) -> None:
         try:
-            self._deployed.store(state.epoch, state.tasks.values())
+            self._files.store_tasks(state.epoch, state.tasks.values())
         except BadFile as error:
             _log.error("tasks_not_stored", reason=str(error))
 
@@ -365,7 +363,7 @@ class Orchestrator:
                     _log.warning("answer_lost", topic=reply_to, reason=str(error))
             case Resign(why, epoch):
                 self.resigned = why
-                store_epoch(self._epoch_file, max(read_epoch(self._epoch_file), epoch))
+                self._files.store_epoch(max(self._files.read_epoch(), epoch))
             case Note():
                 pass
             case _:
