@@ -15,17 +15,17 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Literal
 
-from broker.protocol.messages import DeviceProfile, DeviceState, Heartbeat, HeldModule
+from broker.protocol.messages import SUSPECTED_FOR_S, DeviceProfile, DeviceState, Heartbeat, HeldModule
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey
-from orchestrator.membership.flap_damping import NO_FLAPS, FlapRecord
-from orchestrator.membership.suspicions import TimeoutReports, is_unresponsive
+from orchestrator.membership.doubts import SUFFICIENT_TIMEOUTS, FlapRecord, TimeoutReports
 
 FIRST_BACKOFF_S = 30.0  # after a module's first failure on a device; doubles with each further failure
 LONGEST_BACKOFF_S = 15 * 60.0
@@ -72,10 +72,10 @@ class Device:
     measured: Mapping[ModuleKey, float] = field(default_factory=dict)  # seconds of a pass, in this session
     backoffs: Mapping[ModuleKey, Backoff] = field(default_factory=dict)
     past_sessions: Mapping[int, int] = field(default_factory=dict)  # session -> the last seq heard
-    ended_s: float | None = None  # when its will or goodbye came
+    ended_s: float = -math.inf  # when its will or goodbye came
     before_will: Device | None = None  # the device as it was then
     drained: bool = False  # by an operator
-    flaps: FlapRecord = NO_FLAPS
+    flaps: FlapRecord = field(default_factory=FlapRecord)
     timeout_reports: TimeoutReports = field(default_factory=dict)
 
     @property
@@ -91,7 +91,7 @@ class Device:
     @property
     def unresponsive(self) -> bool:
         """Whether it sends heartbeats and calls to it time out."""
-        return self.health == "well" and is_unresponsive(self.timeout_reports)
+        return self.health == "well" and sum(r.calls for r in self.timeout_reports.values()) >= SUFFICIENT_TIMEOUTS
 
     @cached_property
     def fitness(self) -> Fitness:
@@ -192,7 +192,7 @@ def _with_new_session(
         fence=(0, 0),
         modules={key: module for key, module in known.modules.items() if module.state in {"ready", "failed"}},
         past_sessions=dict([*past, (known.session, last)][-_PAST_SESSIONS:]),
-        ended_s=None,
+        ended_s=-math.inf,
         before_will=None,
         timeout_reports={},
     )
@@ -251,22 +251,17 @@ def reset_timer(device: Device, now_s: float) -> Device:
 
 def undo_will(device: Device, since_s: float) -> Device:
     """The device as it was before its will, if that came after ``since_s``: the broker was about to end."""
-    if device.before_will is None or device.ended_s is None or device.ended_s <= since_s:
-        return device
-    return device.before_will
+    return device.before_will if device.before_will and device.ended_s > since_s else device
 
 
-def clear_backoffs(device: Device, keys: Collection[ModuleKey]) -> Device:
-    """The device without the backoffs of these modules, whose specs have changed."""
-    kept = {key: backoff for key, backoff in device.backoffs.items() if key not in keys}
-    return device if len(kept) == len(device.backoffs) else replace(device, backoffs=kept)
-
-
-def expire_backoffs(device: Device, now_s: float) -> Device:
-    """The device with those backoffs ended whose time is over; the failures stay counted."""
+def expire(device: Device, now_s: float) -> Device:
+    """The device without timeout reports that are too old, and with backoffs ended; their failures stay counted."""
     over = {
         key: replace(backoff, until_s=None)
         for key, backoff in device.backoffs.items()
         if backoff.until_s is not None and now_s >= backoff.until_s
     }
-    return replace(device, backoffs={**device.backoffs, **over}) if over else device
+    reports = {by: r for by, r in device.timeout_reports.items() if now_s < r.at_s + SUSPECTED_FOR_S}
+    if not over and len(reports) == len(device.timeout_reports):
+        return device
+    return replace(device, backoffs={**device.backoffs, **over}, timeout_reports=reports)

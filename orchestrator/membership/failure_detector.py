@@ -37,7 +37,7 @@ from orchestrator.membership.cluster import (
     Tick,
 )
 from orchestrator.membership.device import WILLS_S, Device
-from orchestrator.membership.suspicions import expire_reports, with_report
+from orchestrator.membership.doubts import with_report
 
 SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late heartbeat proves no death
 DEAD_AFTER_INTERVALS = 3.25  # three heartbeats missed, and a quarter of an interval for the network's jitter
@@ -78,7 +78,10 @@ def on_own_heartbeat(cluster: Cluster, now_s: float) -> Cluster:
 
 def clear_backoffs(cluster: Cluster, keys: Collection[ModuleKey]) -> Cluster:
     """The cluster without the backoffs of these modules, whose specs have changed: they may load now."""
-    devices = {name: one_device.clear_backoffs(device, keys) for name, device in cluster.devices.items()}
+    devices = {
+        name: replace(device, backoffs={key: backoff for key, backoff in device.backoffs.items() if key not in keys})
+        for name, device in cluster.devices.items()
+    }
     return replace(cluster, devices=devices)
 
 
@@ -203,7 +206,7 @@ def _begin_mass_departure(before: Cluster, after: Cluster, now_s: float) -> Clus
     if not after.listening or not any(name in before.devices and before.devices[name].alive for name in offline):
         return after
     interval_s = after.heartbeat_interval_s
-    recent = {name for name, d in offline.items() if d.ended_s is not None and now_s - d.ended_s <= interval_s}
+    recent = {name for name, d in offline.items() if now_s - d.ended_s <= interval_s}
     if not _is_mass(len(recent), len(after.alive()) + len(recent)):
         return after
     departure = MassDeparture(now_s + MASS_SILENCE_INTERVALS * interval_s, frozenset(recent))
@@ -273,9 +276,7 @@ def _examine_devices(cluster: Cluster, now_s: float) -> Cluster:
         cluster = _reset_timers(cluster, now_s)
     now_s = min(now_s, _stands_still_from_s(cluster))
     for known in cluster.devices.values():
-        device = one_device.expire_backoffs(known, now_s)
-        if (reports := expire_reports(device.timeout_reports, now_s)) is not device.timeout_reports:
-            device = replace(device, timeout_reports=reports)
+        device = one_device.expire(known, now_s)
         well = device.watched and device.health == "well"
         if well and now_s >= _silence_counts_at_s(cluster, device, most_silent=False):
             device = replace(device, health="suspect")

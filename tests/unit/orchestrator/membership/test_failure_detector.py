@@ -16,6 +16,7 @@ from orchestrator.membership.cluster import (
     Tick,
 )
 from orchestrator.membership.device import Fitness
+from orchestrator.membership.doubts import FORGIVE_AFTER_S, PROBATION_HEARTBEATS
 from orchestrator.membership.failure_detector import (
     ECHO_GIVEN_UP_S,
     MASS_SILENCE_INTERVALS,
@@ -23,7 +24,6 @@ from orchestrator.membership.failure_detector import (
     on_event,
     on_own_heartbeat,
 )
-from orchestrator.membership.flap_damping import FORGIVE_AFTER_S, PROBATION_HEARTBEATS
 from tests.builders import heartbeat, offline, online, profile
 
 PROFILE = profile(1000, latency_s=0.002)
