@@ -5,13 +5,10 @@ time of any steady clock, and equal arguments give equal results, unless ``enoug
 
 Invariants:
 - idempotent: the same event a second time gives no actions;
-- what was published is compared with what devices report; a lost assignment is published again;
-- the generation grows by one when the active copies change; then all routes are published, before the assignments. A
-  change of a standby changes no route and no generation: requests under way don't notice;
-- after a new link of an old term nothing is published until the leader's topic could name a newer leader;
+- the generation grows by one when the active copies change, and not for a standby; then all routes are published,
+  before the assignments;
 - nothing is placed while the link is down, nor until ``settle_s`` after it came up: in that time retained specs, births
-  and first heartbeats arrive, so that a restart adopts the modules of devices instead of moving them. If this process
-  has just reached the broker, as after a power cut, it waits longer for devices that served before;
+  and first heartbeats arrive, so that a restart adopts the modules of devices instead of moving them;
 - reactions to goodbyes that were the broker's end are rolled back (see ``failure_detector``).
 """
 
@@ -64,11 +61,7 @@ def next_deadline_s(state: State) -> float | None:
 def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] = never) -> tuple[State, list[Action]]:
     """The state after one event, and what to do, in this order; reconciles if enough is known.
 
-    Args:
-        state: what was known.
-        event: what happened.
-        now_s: the steady clock.
-        enough: whether the time for planning is over; it only ends the search for something better earlier.
+    ``enough`` says whether the time for planning is over; it only ends the search for something better earlier.
     """
     if isinstance(event, events.RequestReceived):
         return state, answer_unrouted(state, event, now_s)
@@ -144,7 +137,8 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
         case LinkDown():
             state = _roll_back(replace(state, link=None, settles_at_s=None, republish_at_s=None), now_s)
         case events.TaskDeployed(spec):
-            state = _on_spec(state, spec)
+            why = why_unroutable(spec)
+            state = _with_task(state, spec) if why is None else _with_invalid_task(state, spec.task, why)
         case events.TaskRejected(task, why):
             state = _with_invalid_task(state, task, why)
         case events.TaskUndeployed(task):
@@ -160,9 +154,7 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
     return _settle(state, now_s)
 
 
-def _on_spec(state: State, spec: TaskSpec) -> State:
-    if (why := why_unroutable(spec)) is not None:
-        return _with_invalid_task(state, spec.task, why)
+def _with_task(state: State, spec: TaskSpec) -> State:
     known = {module.key: module for task in state.tasks.values() for module in task.modules.values()}
     if changed := {module.key for module in spec.modules.values() if known.get(module.key) != module}:
         state = replace(state, cluster=failure_detector.clear_backoffs(state.cluster, changed))
@@ -210,11 +202,7 @@ def _roll_back(state: State, now_s: float) -> State:
     state = replace(state, snapshot=None)
     if snapshot is None or snapshot.at_s <= failure_detector.wills_doubtful_since_s(state.cluster, now_s):
         return state
-    if (snapshot.placement, snapshot.routes, snapshot.assignments) == (
-        state.placement,
-        state.routes,
-        state.assignments,
-    ):
+    if snapshot == Snapshot(snapshot.at_s, state.placement, state.routes, state.assignments):
         return state
     stamp = {"generation": state.generation + 1}
     return replace(

@@ -4,12 +4,10 @@ Owns the two connections, the mailbox between their threads and the loop's, and 
 
 Invariants:
 - only the thread that calls ``run`` uses the state; inboxes only put events into the mailbox;
-- an orchestrator that starts while another leads waits as its standby; one that resigns becomes a standby again;
 - the epoch is on the disk before it is published, and greater than every epoch stored or heard; a change of the
   deployed tasks is on the disk before any message follows from it;
 - if the process stood still, no device is blamed for the messages that it couldn't receive;
 - the control connection alone publishes state; requests arrive on the other one, so that no picture delays a heartbeat;
-- messages that can't be sent because the link is down are dropped: all is published again when it is up;
 - no message ends the loop: an exception that it causes is logged and counted.
 """
 
@@ -19,44 +17,20 @@ import secrets
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
 
-from broker.protocol import topics
+from broker.protocol import errors, topics
 from broker.protocol.codec import encode
-from broker.protocol.errors import (
-    BadFile,
-    MessageTooLarge,
-    NotConnected,
-    QueueFull,
-    RemoteProtocolError,
-    TransportError,
-)
 from broker.protocol.messages import OrchestratorState
+from broker.transport import port
 from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
-from broker.transport.port import (
-    Delivery,
-    Denied,
-    LinkDown,
-    LinkEvent,
-    LinkUp,
-    MakeTransport,
-    Outgoing,
-    Transport,
-)
 from orchestrator.action_log import log_action
 from orchestrator.decide import decide, next_deadline_s
-from orchestrator.events import (
-    Action,
-    AnswerError,
-    Event,
-    LeaderStateReceived,
-    Note,
-    PublishState,
-    Resign,
-)
+from orchestrator.events import Action, AnswerError, Event, LeaderStateReceived, Note, PublishState, Resign
 from orchestrator.leadership import standby
 from orchestrator.leadership.leader_files import LeaderFiles
 from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
@@ -77,12 +51,7 @@ class _Posted:
     """A connection's event in the mailbox."""
 
     control: bool
-    event: LinkEvent
-
-
-@dataclass(frozen=True)
-class _Stop:
-    """``stop`` was called."""
+    event: port.LinkEvent
 
 
 class Orchestrator:
@@ -90,15 +59,14 @@ class Orchestrator:
 
     Args:
         url: the broker, as ``mqtt://host:port``.
-        state_dir: a directory of its own, where the epoch and the deployed tasks outlive the process; it is made when
-            missing.
+        state_dir: a directory of its own, where the epoch and the deployed tasks outlive the process.
         site: the prefix in front of all topics.
         heartbeat_interval_s: how often agents report.
         settle_s: how long retained messages and first heartbeats may take to arrive after a connection.
         pace: how soon spares are chosen and better placements are searched for.
-        answer_unknown_tasks: answer requests for tasks that no device serves. It costs one more copy of each request
-            from the broker; without it such a request ends at its sender's deadline.
-        make_transport: makes the two connections; a test passes that of the in-memory broker.
+        answer_unknown_tasks: whether requests that no device serves are answered, for one more copy of each request;
+            without it such a request ends at its sender's deadline.
+        make_transport: makes the two connections.
 
     Raises:
         BadFile: the state directory can't be used, or the url isn't one.
@@ -114,7 +82,7 @@ class Orchestrator:
         settle_s: float = 1.5,
         pace: Pace | None = None,
         answer_unknown_tasks: bool = True,
-        make_transport: MakeTransport = connect,
+        make_transport: port.MakeTransport = connect,
     ) -> None:
         self._url = url
         self._prefix = topics.prefix_of(site)
@@ -122,15 +90,15 @@ class Orchestrator:
         self._files.read_epoch()  # before anything begins, for its errors
         self._heartbeat_interval_s = heartbeat_interval_s
         self._settle_s = settle_s
-        self._pace = pace
+        self._begin_term = partial(initial, heartbeat_interval_s=heartbeat_interval_s, settle_s=settle_s, pace=pace)
         self._answer_unknown_tasks = answer_unknown_tasks
         self._make_transport = make_transport
-        self._mailbox: Mailbox[_Posted | _Stop] = Mailbox(max_data_bytes=MAX_WAITING_BYTES)
+        self._mailbox: Mailbox[_Posted | None] = Mailbox(max_data_bytes=MAX_WAITING_BYTES)
         self._name = f"orchestrator-{secrets.token_hex(4)}"  # two orchestrators must not take over each other's session
         self._data = self._new_data()
-        self._control: Transport | None = None
+        self._control: port.Transport | None = None
         self._state: State | None = None
-        self._unsent: deque[Outgoing] = deque()
+        self._unsent: deque[port.Outgoing] = deque()
         self._stopping = False
         self._tick_from_s = 0.0  # no deadline is met before
         self._heartbeat_at_s = 0.0
@@ -156,15 +124,15 @@ class Orchestrator:
     def stop(self) -> None:
         """End ``run`` soon, cleanly. May be called from any thread or signal handler, more than once."""
         self._stopping = True
-        self._mailbox.put_control(_Stop())
+        self._mailbox.put_control(None)  # ends the wait for an event
 
     # --- the connections' threads ---
 
-    def _from_control(self, event: LinkEvent) -> None:
+    def _from_control(self, event: port.LinkEvent) -> None:
         self._mailbox.put_control(_Posted(control=True, event=event))
 
-    def _from_data(self, event: LinkEvent) -> None:
-        incoming = topics.read(self._prefix, event.topic, event.payload) if isinstance(event, Delivery) else None
+    def _from_data(self, event: port.LinkEvent) -> None:
+        incoming = topics.read(self._prefix, event.topic, event.payload) if isinstance(event, port.Delivery) else None
         if incoming is not None and incoming.topic is topics.TASK_REQUESTS:
             self._mailbox.put_data(_Posted(control=False, event=event), len(incoming.payload))
         else:
@@ -172,7 +140,7 @@ class Orchestrator:
 
     # --- begin and end ---
 
-    def _new_data(self) -> Transport:
+    def _new_data(self) -> port.Transport:
         return self._make_transport(url=self._url, client_id=f"{self._name}-data", inbox=self._from_data)
 
     def _wait_for_turn(self) -> int | None:
@@ -192,20 +160,20 @@ class Orchestrator:
             posted = self._mailbox.get(None if due_s is None else due_s - now_s)
             if due_s is not None and time.monotonic() > due_s + LEADER_INTERVAL_S:
                 watch = standby.reset_timer(watch, time.monotonic())
-            if isinstance(posted, _Posted):
+            if posted is not None:
                 watch = self._update_watch(watch, posted.event)
         self._data.unsubscribe(*heard)
         self._linked_s = time.monotonic() if watch.up_s is None else watch.up_s
         return None if self._stopping else watch.epoch
 
-    def _update_watch(self, watch: LeaderWatch, event: LinkEvent) -> LeaderWatch:
-        if isinstance(event, LinkDown):
+    def _update_watch(self, watch: LeaderWatch, event: port.LinkEvent) -> LeaderWatch:
+        if isinstance(event, port.LinkDown):
             _log.warning("waiting_for_broker", broker=self._url, reason=event.reason)
-        seen = self._event_of(event) if isinstance(event, Delivery) else None
+        seen = self._event_of(event) if isinstance(event, port.Delivery) else None
         news = seen.message if isinstance(seen, LeaderStateReceived) else event
-        if not isinstance(news, LinkUp | LinkDown | OrchestratorState):
+        if not isinstance(news, port.LinkUp | port.LinkDown | OrchestratorState):
             return watch
-        retained = isinstance(event, Delivery) and event.retain
+        retained = isinstance(event, port.Delivery) and event.retain
         after = standby.on_event(watch, news, time.monotonic(), retained=retained)
         if after.leader not in {watch.leader, None}:
             _log.info("waiting_as_standby", epoch=after.epoch, broker=self._url, prefix=self._prefix)
@@ -217,15 +185,8 @@ class Orchestrator:
         epoch, tasks = last + 1, self._files.read_tasks(last)
         self._files.store_tasks(epoch, tasks.values())  # before the epoch: a crash in between must not outdate them
         self._files.store_epoch(epoch)
-        state = initial(
-            epoch=epoch,
-            heartbeat_interval_s=self._heartbeat_interval_s,
-            settle_s=self._settle_s,
-            pace=self._pace,
-            linked_s=self._linked_s,
-            tasks=tasks,
-        )
-        self._state, self.resigned, self._heartbeat_at_s = state, None, time.monotonic()
+        self._state = self._begin_term(epoch=epoch, linked_s=self._linked_s, tasks=tasks)
+        self.resigned, self._heartbeat_at_s = None, time.monotonic()
         _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
         self._connect(epoch)
         while not self._stopping and self.resigned is None:
@@ -249,9 +210,9 @@ class Orchestrator:
         else:
             self._data.close()
 
-        def will(session: int) -> Outgoing:
+        def will(session: int) -> port.Outgoing:
             gone = OrchestratorState(epoch=epoch, online=False, session=session)
-            return Outgoing(topics.ORCHESTRATOR_STATE.at(self._prefix), encode(gone), retain=True)
+            return port.Outgoing(topics.ORCHESTRATOR_STATE.at(self._prefix), encode(gone), retain=True)
 
         self._control = self._make_transport(
             url=self._url, client_id=f"{self._name}-control", inbox=self._from_control, will=will
@@ -282,7 +243,7 @@ class Orchestrator:
         if time.monotonic() > min(due) + max(self._heartbeat_interval_s, LEADER_INTERVAL_S):
             _log.warning("overslept")
             self._react(Overslept())
-        if isinstance(posted, _Posted) and (event := self._to_event(posted)) is not None:
+        if posted is not None and (event := self._to_event(posted)) is not None:
             self._react(event)
         if deadline_s is not None and time.monotonic() >= deadline_s:
             self._react(Tick())
@@ -291,14 +252,13 @@ class Orchestrator:
 
     def _send_heartbeat(self) -> None:
         """Publish, once in each interval, that the leader's loop runs."""
-        if time.monotonic() < self._heartbeat_at_s:
+        state = self._state
+        if state is None or time.monotonic() < self._heartbeat_at_s:
             return
         self._heartbeat_at_s = time.monotonic() + standby.leader_interval_s(self._heartbeat_interval_s)
-        if self._state is not None and self._state.link is not None and self.resigned is None:
-            if self._state.republish_at_s is not None:
-                return  # this term may be over
-            alive = OrchestratorState(epoch=self._state.epoch, online=True, session=self._state.link.session)
-            self._unsent.append(Outgoing(topics.ORCHESTRATOR_HEARTBEAT.at(self._prefix), encode(alive), qos=0))
+        if state.link is not None and self.resigned is None and state.republish_at_s is None:  # else it may be over
+            alive = OrchestratorState(epoch=state.epoch, online=True, session=state.link.session)
+            self._unsent.append(port.Outgoing(topics.ORCHESTRATOR_HEARTBEAT.at(self._prefix), encode(alive), qos=0))
 
     def _react(self, event: Event) -> None:
         if self._state is None:
@@ -313,18 +273,15 @@ class Orchestrator:
                 self._tick_from_s = time.monotonic() + RETRY_FAILED_S
             return
         if self._state.tasks != tasks:
-            self._store_tasks(self._state)
+            try:
+                self._files.store_tasks(self._state.epoch, self._state.tasks.values())
+            except errors.BadFile as error:
+                _log.error("tasks_not_stored", reason=str(error))
         for action in actions:
             try:
                 self._carry_out(action)
             except Exception:  # noqa: BLE001 - the other actions are still due
                 self._log_failure("action_failed", action)
-
-    def _store_tasks(self, state: State) -> None:
-        try:
-            self._files.store_tasks(state.epoch, state.tasks.values())
-        except BadFile as error:
-            _log.error("tasks_not_stored", reason=str(error))
 
     def _log_failure(self, what: str, cause: object) -> None:
         """Count and log the current exception."""
@@ -333,19 +290,19 @@ class Orchestrator:
 
     def _to_event(self, posted: _Posted) -> Event | None:
         event = posted.event
-        if isinstance(event, Delivery):
+        if isinstance(event, port.Delivery):
             return self._event_of(event)
-        if isinstance(event, Denied):
+        if isinstance(event, port.Denied):
             _log.error("denied", topic=event.topic, reason=event.reason)
-        elif posted.control and isinstance(event, LinkUp | LinkDown):
-            _log.info("link_up" if isinstance(event, LinkUp) else "link_down", broker=self._url)
+        elif posted.control and isinstance(event, port.LinkUp | port.LinkDown):
+            _log.info("link_up" if isinstance(event, port.LinkUp) else "link_down", broker=self._url)
             return event
         return None
 
-    def _event_of(self, delivery: Delivery) -> Event | None:
+    def _event_of(self, delivery: port.Delivery) -> Event | None:
         try:
             return event_of(self._prefix, delivery)
-        except RemoteProtocolError as error:
+        except errors.RemoteProtocolError as error:
             _log.warning("message_refused", topic=delivery.topic, reason=str(error))
         except Exception:  # noqa: BLE001 - as in _react
             self._log_failure("message_failed", delivery)
@@ -359,7 +316,7 @@ class Orchestrator:
             case AnswerError(reply_to):
                 try:
                     self._data.publish(outgoing_of(self._prefix, action))
-                except (TransportError, MessageTooLarge) as error:
+                except (errors.TransportError, errors.MessageTooLarge) as error:
                     _log.warning("answer_lost", topic=reply_to, reason=str(error))
             case Resign(why, epoch):
                 self.resigned = why
@@ -374,11 +331,11 @@ class Orchestrator:
         while self._unsent and self._control:
             try:
                 self._control.publish(self._unsent[0])
-            except NotConnected:
+            except errors.NotConnected:
                 self._unsent.clear()  # all is published again when the link is up
                 return
-            except QueueFull:
+            except errors.QueueFull:
                 return
-            except MessageTooLarge as error:
+            except errors.MessageTooLarge as error:
                 _log.error("message_too_large", topic=error.topic, reason=str(error))
             self._unsent.popleft()
