@@ -29,7 +29,7 @@ from orchestrator.placement import publish, reconcile
 from orchestrator.placement.deployability import why_unroutable
 from orchestrator.placement.drain import drain_retry_at_s, empty_draining_devices
 from orchestrator.placement.planner_input import updated_footprints
-from orchestrator.placement.rebalance import give_up_at_s, plan_moves, review_at_s
+from orchestrator.placement.rebalance import next_step_at_s, plan_moves
 from orchestrator.planner.placement import never
 from orchestrator.state import Moment, Snapshot, State
 from orchestrator.unrouted_requests import answer_unrouted
@@ -54,7 +54,7 @@ def next_deadline_s(state: State) -> float | None:
     """The time at which a ``Tick`` is due if nothing happens before."""
     due = [state.settles_at_s, state.republish_at_s, failure_detector.next_deadline_s(state.cluster)]
     if state.settled:
-        due += [reconcile.spares_at_s(state), review_at_s(state), give_up_at_s(state), drain_retry_at_s(state)]
+        due += [reconcile.spares_at_s(state), next_step_at_s(state), drain_retry_at_s(state)]
     return min((at_s for at_s in due if at_s is not None), default=None)
 
 

@@ -14,7 +14,7 @@ from broker.transport.port import LinkUp
 from orchestrator.events import RetainedRouteReceived
 from orchestrator.leadership.standby import leader_interval_s
 from orchestrator.membership.cluster import Cluster
-from orchestrator.placement.routes import Term
+from orchestrator.placement.routes import Fence
 from orchestrator.planner.placement import never
 from orchestrator.planner.spares import NO_SPARES, Spares
 
@@ -167,9 +167,9 @@ class State:
         return self.link is not None and self.settles_at_s is None
 
     @property
-    def term(self) -> Term:
+    def fence(self) -> Fence:
         """Epoch and generation."""
-        return Term(self.epoch, self.generation)
+        return self.epoch, self.generation
 
 
 def initial(

@@ -19,7 +19,7 @@ from broker.protocol.codec import MAX_MESSAGE_BYTES
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec, describe
 from orchestrator.membership.device import Fitness
-from orchestrator.placement.routes import Term, build_route, why_too_large
+from orchestrator.placement.routes import build_route, why_too_large
 from orchestrator.planner.placement import Bars
 from orchestrator.state import State
 
@@ -30,7 +30,7 @@ _RETRY = "remove the cause; they are tried again after a while"
 def why_unroutable(spec: TaskSpec) -> str | None:
     """The reason why no route can ever be written for a task; None if one can. No device may get its modules then."""
     try:
-        build_route(spec, Term(0, 0), {}, {})
+        build_route(spec, (0, 0), {}, {})
     except (ValueError, ArithmeticError) as error:
         return f"its route can't be written: {describe_error(error)}; correct its spec"
     return None
@@ -42,13 +42,7 @@ def why_unservable(state: State, task: TaskSpec, barred: Bars) -> str | None:
 
 
 def no_fit_reason(error: NoDeviceFits, tasks: Sequence[TaskSpec], barred: Bars) -> str:
-    """The reason why a task found no place: what is missing, and which devices refused.
-
-    Args:
-        error: names a module of the task, or of one that was admitted before.
-        tasks: all of these.
-        barred: the devices that refused a module, with the reasons.
-    """
+    """The reason why one of these tasks found no place: what is missing, and which devices refused."""
     keys = {task.modules[error.module].key for task in tasks if error.module in task.modules}
     refusals = {device: why for key in keys for device, why in barred.get(key, {}).items()}
     if not refusals:

@@ -82,7 +82,7 @@ def _destinations(
     placement, facts = state.placement, state.placement.facts
     specs = planner_input.candidate_specs(state, facts)
     staying = [spec for name, spec in specs.items() if not state.cluster.devices[name].draining]
-    tasks = planner_input.with_measured_footprints(placement.tasks, facts.footprints)
+    tasks = planner_input.measured_tasks(placement)
     modules = distinct_modules(tasks)
     keep = {key: home for key, home in placement.where.items() if key not in leaving}
     served, at_hand = [task.task for task in tasks], planner_input.copies_at_hand(state)

@@ -52,13 +52,8 @@ def placement_constraints(
 ) -> Bars:
     """The devices that each module must not be placed on: where it failed, and doubtful ones that don't have it yet.
 
-    A draining device keeps what only it serves; other doubtful devices keep all that they were assigned.
-
-    Args:
-        state: for the current placement.
-        facts: the devices and tasks.
-        more: further homes of modules, which may stay as well.
-        only_drained: ignore other doubts, because nothing else fits.
+    A draining device keeps what only it serves; other doubtful devices keep all that they were assigned, and what has
+    its home there by ``more``. With ``only_drained`` other doubts are ignored, because nothing else fits.
     """
     bars: dict[ModuleKey, dict[DeviceId, str]] = {key: dict(refusals) for key, refusals in facts.barred.items()}
     keys = {module.key for task in facts.tasks for module in task.modules.values()}
@@ -116,6 +111,11 @@ def with_measured_footprints(tasks: Sequence[TaskSpec], footprints: Mapping[Modu
     return measured
 
 
+def measured_tasks(placement: CurrentPlacement) -> list[TaskSpec]:
+    """The placed tasks with the bytes that their modules really occupy."""
+    return with_measured_footprints(placement.tasks, placement.facts.footprints)
+
+
 def memory_credit(state: State, placement: CurrentPlacement, facts: Facts) -> dict[DeviceId, int]:
     """Bytes to add to a device's memory for active copies that are ready there in less than their footprint."""
     credit: dict[DeviceId, int] = {}
@@ -139,21 +139,17 @@ def free_bytes(placement: CurrentPlacement, devices: Iterable[DeviceSpec], modul
 
 def copies_at_hand(state: State) -> AtHand:
     """The devices that have a module's weights in memory or on their disk, or are loading them."""
-    found: dict[ModuleKey, set[DeviceId]] = {}
-    for device in state.cluster.alive():
-        for key in (*_present(device), *device.cached):
-            found.setdefault(key, set()).add(device.id)
-    return found
+    return _by_module((device.id, (*_present(device), *device.cached)) for device in state.cluster.alive())
 
 
 def existing_copies(state: State) -> AtHand:
     """The devices that have a module in memory, or were assigned it: to keep it there costs no load."""
-    found: dict[ModuleKey, set[DeviceId]] = {}
-    present = [(device.id, _present(device)) for device in state.cluster.alive()]
-    for name, keys in (*state.placement.roles.items(), *present):
-        for key in keys:
-            found.setdefault(key, set()).add(name)
-    return found
+    return _by_module(
+        [
+            *state.placement.roles.items(),
+            *((device.id, _present(device)) for device in state.cluster.alive()),
+        ]
+    )
 
 
 def copies_to_adopt(state: State, barred: Bars) -> dict[ModuleKey, DeviceId]:
@@ -182,6 +178,14 @@ def longest_loads_s(state: State) -> dict[ModuleKey, float]:
 
 def _present(device: Device) -> list[ModuleKey]:
     return [key for key, module in device.modules.items() if module.state != "failed"]
+
+
+def _by_module(modules: Iterable[tuple[DeviceId, Iterable[ModuleKey]]]) -> dict[ModuleKey, set[DeviceId]]:
+    found: dict[ModuleKey, set[DeviceId]] = {}
+    for device, keys in modules:
+        for key in keys:
+            found.setdefault(key, set()).add(device)
+    return found
 
 
 def _rank(device: DeviceId, serving: Sequence[DeviceId]) -> int:

@@ -148,17 +148,17 @@ def clear_outdated_topics(state: State, _moment: Moment) -> tuple[State, list[Ac
 def _route(state: State, task: TaskName, last_backup: tuple[DeviceId, ...]) -> Route:
     spec, placement = state.tasks.get(task), state.placement
     if spec is None:
-        return unavailable_route(task, state.term, state.invalid[task])
+        return unavailable_route(task, state.fence, state.invalid[task])
     why = placement.facts.unservable.get(task) or placement.refused.get(task)
     if why is not None:
-        return unavailable_route(task, state.term, why)
+        return unavailable_route(task, state.fence, why)
     try:
-        route = build_route(spec, state.term, placement.actives, state.cluster.devices)
+        route = build_route(spec, state.fence, placement.actives, state.cluster.devices)
         backup = backup_coordinators(spec, route.front_door, state.cluster.devices, last_backup)
         return route.model_copy(update={"second_door": backup}) if backup else route
     except (ValueError, ArithmeticError) as error:  # one odd spec or profile must not stop the other tasks
         why = f"its route can't be written: {describe_error(error)}; correct its spec"
-        return unavailable_route(task, state.term, why)
+        return unavailable_route(task, state.fence, why)
 
 
 def _why(placement: CurrentPlacement, key: ModuleKey, device: DeviceId, role: Role) -> str:

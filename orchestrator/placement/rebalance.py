@@ -13,10 +13,10 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from broker.cost_model import Linked, objective_s, source_of
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
+from broker.cost_model import objective_s, source_of
+from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
 from orchestrator.placement import planner_input
 from orchestrator.placement.reconcile import is_calm, with_placement, with_spares
@@ -35,7 +35,7 @@ def finish_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
     why = _obstacle(state, moves, moment)
     if why is None and not all(state.cluster.devices[device].ready(key) for key, device in moves.to.items()):
         return state, []
-    gain_s, needed_s = (0.0, 0.0) if why or moves.drains else _Costs.of(state).gain_s(moves.to)
+    gain_s, needed_s = (0.0, 0.0) if why or moves.drains else _Costs(state).gain_s(moves.to)
     if why is None and gain_s < needed_s:
         why = f"it would now gain {gain_s:.3g} s, and must gain {needed_s:.3g} s"
     placement = replace(state.placement, moves=None)
@@ -53,11 +53,11 @@ def finish_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
 
 def plan_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Search for a better placement with the newest measurements, when that is due; begin its moves if worth it."""
-    due_s = review_at_s(state)
-    if due_s is None or moment.now_s < due_s:
+    due_s = next_step_at_s(state)
+    if state.placement.moves is not None or due_s is None or moment.now_s < due_s:
         return state, []
     state = replace(state, reviewed_s=moment.now_s, spares_due_s=moment.now_s)  # replicas depend on measurements, too
-    costs = _Costs.of(state)
+    costs = _Costs(state)
     target, refused = place_most(
         list(costs.devices.values()),
         costs.tasks,
@@ -87,18 +87,13 @@ def begin_moves(
     return placement if begun else None
 
 
-def review_at_s(state: State) -> float | None:
-    """The time to search for a better placement, if nothing changes before."""
+def next_step_at_s(state: State) -> float | None:
+    """The time to cancel the round under way, or to search for a better placement, if nothing changes before."""
     placement = state.placement
-    alternatives = len(placement.facts.candidates) - 1
-    if placement.moves is not None or not placement.where or alternatives < 1 or not is_calm(state):
-        return None
-    return state.reviewed_s + state.pace.review_s
-
-
-def give_up_at_s(state: State) -> float | None:
-    """The time at which the round under way is cancelled."""
-    return state.placement.moves.until_s if state.placement.moves else None
+    if placement.moves is not None:
+        return placement.moves.until_s
+    has_choice = placement.where and len(placement.facts.candidates) > 1
+    return state.reviewed_s + state.pace.review_s if has_choice and is_calm(state) else None
 
 
 def _obstacle(state: State, moves: Moves, moment: Moment) -> str | None:
@@ -114,27 +109,20 @@ def _obstacle(state: State, moves: Moves, moment: Moment) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
 class _Costs:
     """The cost of the current placement and of alternatives, with the newest measurements."""
 
-    devices: Mapping[DeviceId, DeviceSpec]
-    tasks: list[TaskSpec]
-    sources: Mapping[str, Linked]
-    placement: CurrentPlacement
-
-    @classmethod
-    def of(cls, state: State) -> _Costs:
-        placement = state.placement
-        devices = planner_input.candidate_specs(state, placement.facts)
-        tasks = planner_input.with_measured_footprints(placement.tasks, placement.facts.footprints)
-        return cls(devices, tasks, {task.task: source_of(task, devices) for task in tasks}, placement)
+    def __init__(self, state: State) -> None:
+        self.placement = state.placement
+        self.devices = planner_input.candidate_specs(state, state.placement.facts)
+        self.tasks = planner_input.measured_tasks(state.placement)
+        self._sources = {task.task: source_of(task, self.devices) for task in self.tasks}
 
     def cost_s(self, moves: Mapping[ModuleKey, DeviceId], *, of: Mapping[ModuleKey, DeviceId]) -> float:
         """The objective of the tasks that use any module of ``of``, after these moves."""
         where = {key: self.devices[home] for key, home in {**self.placement.where, **moves}.items()}
         users = [task for task in self.tasks if any(task.module_of(node).key in of for node in task.nodes)]
-        return objective_s(users, where, self.sources)
+        return objective_s(users, where, self._sources)
 
     def gain_s(self, moves: Mapping[ModuleKey, DeviceId]) -> tuple[float, float]:
         """The gain of these moves in their tasks' objective, and the gain that they need to be made."""

@@ -86,7 +86,7 @@ def with_spares(state: State, placement: CurrentPlacement, *, only_existing: boo
     facts = placement.facts
     chosen = spares(
         list(planner_input.candidate_specs(state, facts).values()),
-        planner_input.with_measured_footprints(placement.tasks, facts.footprints),
+        planner_input.measured_tasks(placement),
         placement.where,
         load_s=planner_input.longest_loads_s(state),
         barred=planner_input.spare_constraints(state, facts, placement.where),

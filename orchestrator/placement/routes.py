@@ -14,7 +14,6 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from broker.cost_model import compute_s
 from broker.protocol.messages import Route, RouteDevice, RouteNode
@@ -24,15 +23,10 @@ from orchestrator.membership.device import Device, Fitness
 HEADER_ROOM_BYTES = 64 * 1024  # for the envelope, the plan and the topic of a message
 Actives = Mapping[ModuleKey, tuple[DeviceId, ...]]
 """The devices with an active copy of each placed module."""
+Fence = tuple[int, int]
+"""Epoch and generation, in every route and assignment."""
 DRIFT_FACTOR = 1.5  # measured seconds waver by some ten percent; only more than this may change the fastest device
-
-
-@dataclass(frozen=True)
-class Term:
-    """The fence in every route and assignment."""
-
-    epoch: int
-    generation: int
+_SECONDS = {"nodes": {"__all__": {"devices": {"__all__": {"compute_s"}}}}}
 
 
 def why_too_large(task: TaskSpec, limit_bytes: int) -> str | None:
@@ -58,27 +52,20 @@ def front_door_node(task: TaskSpec) -> NodeName:
     return min(task.nodes, key=lambda name: (-raw_bytes(name), name))
 
 
-def build_route(task: TaskSpec, term: Term, actives: Actives, devices: Mapping[DeviceId, Device]) -> Route:
-    """The route of a placed task; its ``group`` is left 0.
-
-    Args:
-        task: the graph.
-        term: epoch and generation.
-        actives: the devices with an active copy of each placed module.
-        devices: all that are known, by id.
-    """
+def build_route(task: TaskSpec, fence: Fence, actives: Actives, devices: Mapping[DeviceId, Device]) -> Route:
+    """The route of a placed task, with all devices that are known; its ``group`` is left 0."""
     nodes = {name: _node(task, name, actives, devices) for name in task.order}
-    front_door = tuple(candidate.device for candidate in nodes[front_door_node(task)].devices)
+    epoch, generation = fence
     return Route(
         task=task.task,
-        epoch=term.epoch,
-        generation=term.generation,
+        epoch=epoch,
+        generation=generation,
         group=0,
         inputs=task.inputs,
         nodes=nodes,
         output=task.output,
         wire=task.wire,
-        front_door=front_door,
+        front_door=tuple(able.device for able in nodes[front_door_node(task)].devices),
     )
 
 
@@ -89,12 +76,6 @@ def backup_coordinators(
 
     It keeps a copy of each request, and needs no module. The last one stays while it can; otherwise each newly measured
     link would make a new share group.
-
-    Args:
-        task: with ``redundancy``.
-        front_door: the devices that take the requests.
-        devices: all that are known, by id.
-        last: the backup coordinator so far.
     """
     if task.redundancy == 1 or not front_door:
         return ()
@@ -108,14 +89,14 @@ def backup_coordinators(
     return (min(links, key=lambda name: (links[name], name)),) if links else ()
 
 
-def unavailable_route(task: str, term: Term, why: str) -> Route:
+def unavailable_route(task: str, fence: Fence, why: str) -> Route:
     """The route of a task that can't be served; its ``group`` is left 0."""
-    return Route(task=task, epoch=term.epoch, generation=term.generation, group=0, unavailable=why)
+    return Route(task=task, epoch=fence[0], generation=fence[1], group=0, unavailable=why)
 
 
 def same_route(a: Route, b: Route) -> bool:
     """Whether two routes are equal but for the drift of measured seconds, which count only where there is a choice."""
-    if _without_seconds(a) != _without_seconds(b):
+    if a.model_dump(exclude=_SECONDS) != b.model_dump(exclude=_SECONDS):
         return False
     pairs = [
         (old.compute_s, new.compute_s)
@@ -147,13 +128,3 @@ def _node(task: TaskSpec, name: NodeName, actives: Actives, devices: Mapping[Dev
             for device in able
         ),
     )
-
-
-def _without_seconds(route: Route) -> Route:
-    nodes = {
-        name: node.model_copy(
-            update={"devices": tuple(device.model_copy(update={"compute_s": 0.0}) for device in node.devices)}
-        )
-        for name, node in route.nodes.items()
-    }
-    return route.model_copy(update={"nodes": nodes})

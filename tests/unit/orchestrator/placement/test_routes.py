@@ -10,7 +10,6 @@ from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, TaskSpec
 from orchestrator.membership.device import Device
 from orchestrator.placement.routes import (
     HEADER_ROOM_BYTES,
-    Term,
     build_route,
     front_door_node,
     same_route,
@@ -20,7 +19,7 @@ from tests import builders
 from tests.builders import profile
 
 PROFILE = profile(1000, latency_s=0.002)
-TERM = Term(epoch=3, generation=7)
+FENCE = (3, 7)  # epoch and generation
 module = partial(builders.module, flops=2e9)
 VISION, TEXT, HEAD = module("vision"), module("text"), module("head")
 TASK = TaskSpec(
@@ -44,7 +43,7 @@ def holder(name: str, *held: ModuleSpec, compute_s: float | None = None) -> Devi
 
 
 def test_a_route_is_complete_when_every_module_is_ready_where_it_was_placed() -> None:
-    route = build_route(TASK, TERM, WHERE, {"a": holder("a", VISION, HEAD), "b": holder("b", TEXT)})
+    route = build_route(TASK, FENCE, WHERE, {"a": holder("a", VISION, HEAD), "b": holder("b", TEXT)})
     assert route.complete
     assert route.front_door == ("a",)
     assert (route.epoch, route.generation, route.output) == (3, 7, "head")
@@ -55,13 +54,13 @@ def test_a_route_is_complete_when_every_module_is_ready_where_it_was_placed() ->
 def test_a_route_says_in_which_use_a_node_takes_its_module() -> None:
     seen = TASK.nodes["see"].model_copy(update={"use": "patch-mean"})
     task = TASK.model_copy(update={"nodes": TASK.nodes | {"see": seen}})
-    route = build_route(task, TERM, WHERE, {"a": holder("a", VISION, HEAD), "b": holder("b", TEXT)})
+    route = build_route(task, FENCE, WHERE, {"a": holder("a", VISION, HEAD), "b": holder("b", TEXT)})
     assert (route.nodes["see"].use, route.nodes["read"].use) == ("patch-mean", None)
 
 
 def test_while_a_module_loads_its_node_is_pending_and_the_task_is_not_unavailable() -> None:
     loading = replace(holder("b"), modules={TEXT.key: HeldModule(module="any", state="loading")})
-    route = build_route(TASK, TERM, WHERE, {"a": holder("a", VISION, HEAD), "b": loading})
+    route = build_route(TASK, FENCE, WHERE, {"a": holder("a", VISION, HEAD), "b": loading})
     assert route.nodes["read"].devices == ()
     assert route.unavailable is None
     assert route.front_door == ("a",)
@@ -70,7 +69,7 @@ def test_while_a_module_loads_its_node_is_pending_and_the_task_is_not_unavailabl
 
 def test_no_route_names_a_device_for_a_module_that_was_not_placed_there() -> None:
     everything = holder("c", VISION, TEXT, HEAD)
-    route = build_route(TASK, TERM, WHERE, {"a": holder("a", VISION, HEAD), "c": everything})
+    route = build_route(TASK, FENCE, WHERE, {"a": holder("a", VISION, HEAD), "c": everything})
     assert route.nodes["read"].devices == ()
 
 
@@ -78,13 +77,13 @@ def test_draining_and_suspect_devices_are_routed_to_but_offline_and_dead_ones_ar
     a, b = holder("a", VISION, HEAD), holder("b", TEXT)
     alive = [replace(b, status="draining"), replace(b, health="suspect")]
     gone = [replace(b, status="offline"), replace(b, health="dead"), replace(b, confirmed=False)]
-    assert all(build_route(TASK, TERM, WHERE, {"a": a, "b": other}).complete for other in alive)
-    assert not any(build_route(TASK, TERM, WHERE, {"a": a, "b": other}).complete for other in gone)
+    assert all(build_route(TASK, FENCE, WHERE, {"a": a, "b": other}).complete for other in alive)
+    assert not any(build_route(TASK, FENCE, WHERE, {"a": a, "b": other}).complete for other in gone)
 
 
 def test_routes_carry_measured_seconds_where_there_are_some_and_the_estimate_else() -> None:
     devices = {"a": holder("a", VISION, HEAD, compute_s=0.25), "b": holder("b", TEXT)}
-    route = build_route(TASK, TERM, WHERE, devices)
+    route = build_route(TASK, FENCE, WHERE, devices)
     assert route.nodes["see"].devices[0].compute_s == 0.25
     assert route.nodes["read"].devices[0].compute_s == 2.0
     assert route.nodes["read"].devices[0].latency_s == 0.002
@@ -92,9 +91,9 @@ def test_routes_carry_measured_seconds_where_there_are_some_and_the_estimate_els
 
 def test_drifting_seconds_do_not_make_another_route_but_another_device_does() -> None:
     b = holder("b", TEXT)
-    slow = build_route(TASK, TERM, WHERE, {"a": holder("a", VISION, HEAD, compute_s=0.25), "b": b})
-    fast = build_route(TASK, TERM, WHERE, {"a": holder("a", VISION, HEAD, compute_s=0.20), "b": b})
-    less = build_route(TASK, TERM, WHERE, {"a": holder("a", VISION, HEAD, compute_s=0.25)})
+    slow = build_route(TASK, FENCE, WHERE, {"a": holder("a", VISION, HEAD, compute_s=0.25), "b": b})
+    fast = build_route(TASK, FENCE, WHERE, {"a": holder("a", VISION, HEAD, compute_s=0.20), "b": b})
+    less = build_route(TASK, FENCE, WHERE, {"a": holder("a", VISION, HEAD, compute_s=0.25)})
     assert same_route(slow, fast)
     assert not same_route(slow, less)
 
@@ -131,7 +130,7 @@ def test_a_float16_wire_halves_what_nodes_send_in_the_route_and_against_the_brok
         "head": module("head", output_bytes=3_000_000),
     }
     task = TASK.model_copy(update={"modules": modules, "wire": "float16"})
-    route = build_route(task, TERM, {}, {})
+    route = build_route(task, FENCE, {}, {})
     assert (route.wire, route.nodes["read"].output_bytes) == ("float16", 2_500_001)
     assert "the output of head (3000000 bytes" in str(why_too_large(task, 2_900_000)), "the answer isn't rounded"
     assert why_too_large(task, 3_000_000 + HEADER_ROOM_BYTES) is None
