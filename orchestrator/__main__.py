@@ -51,13 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Lead, or stand by for the orchestrator that leads, until a signal comes.
-
-    Args:
-        arguments: those of ``add_arguments``.
-
-    Returns:
-        The exit status: 0 after a clean stop.
+    """Lead, or stand by for the orchestrator that leads, until a signal comes; returns the exit status 0.
 
     Raises:
         BadFile: a wrong argument or file.

@@ -35,6 +35,11 @@ class LeaderWatch:
     up_s: float | None = None  # since when our link is up
     heard_s: float = 0.0  # the leader's last sign of life
 
+    @property
+    def heard_over_this_link(self) -> bool:
+        """Whether the leader was heard since our link is up."""
+        return self.up_s is not None and self.heard_s >= self.up_s
+
 
 def leader_interval_s(heartbeat_interval_s: float) -> float:
     """Seconds between the leader's heartbeats: at most the devices' interval, so that a stalled link shows early."""
@@ -69,31 +74,24 @@ def reset_timer(watch: LeaderWatch, now_s: float) -> LeaderWatch:
 def take_over_at_s(watch: LeaderWatch, read_retained_s: float = READ_RETAINED_S) -> float | None:
     """The time to take over if nothing else is heard before; None while our own link is down.
 
-    Args:
-        watch: what is known.
-        read_retained_s: how long the broker's retained messages may take to arrive.
+    The broker's retained messages may take ``read_retained_s`` to arrive.
     """
     if watch.up_s is None:
         return None
     if watch.leader is not None:
-        if _heard_over_this_link(watch):
-            return watch.heard_s + SILENT_AFTER_INTERVALS * LEADER_INTERVAL_S
-        return watch.up_s + RECONNECT_S + SILENT_AFTER_INTERVALS * LEADER_INTERVAL_S
+        since_s = watch.heard_s if watch.heard_over_this_link else watch.up_s + RECONNECT_S
+        return since_s + SILENT_AFTER_INTERVALS * LEADER_INTERVAL_S
     if watch.free_s is None or watch.free_s < watch.up_s:
         return watch.up_s + read_retained_s
     return watch.free_s + (BROKER_ENDS_S if watch.ended else 0.0)
 
 
 def _on_leader_end(watch: LeaderWatch, gone: tuple[int, int], now_s: float) -> LeaderWatch:
-    if watch.leader == gone and not _heard_over_this_link(watch):
+    if watch.leader == gone and not watch.heard_over_this_link:
         return watch  # it may be the will of the broker's own end
     if watch.leader is None or gone[0] > watch.leader[0] or watch.leader == gone:
         return replace(watch, leader=None, ended=watch.leader, free_s=now_s)
     return watch
-
-
-def _heard_over_this_link(watch: LeaderWatch) -> bool:
-    return watch.up_s is not None and watch.heard_s >= watch.up_s
 
 
 def _undo_will(watch: LeaderWatch, now_s: float) -> LeaderWatch:

@@ -4,12 +4,10 @@ Owns the meaning of a birth, a will and a heartbeat for their sender, and what a
 Doesn't know other devices, silence, tasks or the broker; ``now_s`` comes in.
 
 Invariants:
-- a late message of an older session changes nothing. Session numbers are random: only memory tells old from new;
-- no late message hides a living device for good: if the current session is silent, a heartbeat of an earlier session
-  whose will never came, newer than all its others, makes that session the current one again;
+- a late message of an older session changes nothing. Session numbers are random: only memory tells old from new. But if
+  the current session is silent, a new heartbeat of an earlier one whose will never came makes that one current again;
 - a device counts as alive only after a heartbeat: a retained birth may be stale, a heartbeat is never retained;
-- measured seconds count until the device measures again or restarts, also for modules that it has unloaded. Otherwise
-  planning would repeat a move that a measurement has ruled out;
+- measured seconds count until the device measures again or restarts, also for modules that it has unloaded;
 - a module that failed on a device is barred there while the device reports the failure, and for a backoff after that.
 """
 
@@ -33,6 +31,7 @@ WILLS_S = 3.0  # from the wills that a stopping broker publishes until it closes
 _DOUBLINGS = 5  # from the first backoff to beyond the longest
 _PAST_SESSIONS = 8  # remembered per device; more than the broker can have under way
 _ENDED = sys.maxsize  # instead of a past session's last seq: its will came
+Status = Literal["online", "draining", "offline"]
 
 
 class Fitness(IntEnum):
@@ -60,7 +59,7 @@ class Device:
 
     id: DeviceId
     session: int
-    status: Literal["online", "draining", "offline"]
+    status: Status
     profile: DeviceProfile
     heard_s: float  # when its last sign of life came
     health: Literal["well", "suspect", "dead"] = "well"
@@ -112,12 +111,9 @@ class Device:
     @property
     def doubt(self) -> str | None:
         """The reason why a living device should get no module that another can take; None if it is fit."""
-        late = self.health == "suspect"
-        return {
-            Fitness.DRAINING: "it is being drained",
-            Fitness.UNRESPONSIVE: "calls to it time out",
-            Fitness.DOUBTFUL: "its heartbeats are late" if late else "it died and came back a moment ago",
-        }.get(self.fitness)
+        if self.fitness == Fitness.DOUBTFUL:
+            return "its heartbeats are late" if self.health == "suspect" else "it died and came back a moment ago"
+        return {Fitness.DRAINING: "it is being drained", Fitness.UNRESPONSIVE: "calls to it time out"}.get(self.fitness)
 
     def ready(self, key: ModuleKey) -> bool:
         """Whether it reports the module as loaded."""
@@ -166,13 +162,7 @@ def on_state(known: Device | None, name: DeviceId, message: DeviceState, now_s: 
     return _with_new_session(known, message.session, message.status, profile, now_s)
 
 
-def _with_new_session(
-    known: Device,
-    session: int,
-    status: Literal["online", "draining"],
-    profile: DeviceProfile,
-    now_s: float,
-) -> Device:
+def _with_new_session(known: Device, session: int, status: Status, profile: DeviceProfile, now_s: float) -> Device:
     """The device in another session, of which nothing is known before its first heartbeat.
 
     If the old session lived until now, this is probably another connection of the same process. So until the first

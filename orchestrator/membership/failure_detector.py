@@ -1,19 +1,15 @@
 """The failure detector: which devices are suspect or dead, from heartbeats, wills, silence and suspicions.
 
-Owns what the passing of time, a drain, the orchestrator's own link and coordinators' reports mean for devices. What a
-device's own messages mean is in ``device``. Doesn't know tasks or placement; ``now_s`` is any steady clock's.
+Owns what time, a drain, our own link and coordinators' reports mean for devices; what their own messages mean is in
+``device``. Doesn't know tasks or placement; ``now_s`` is any steady clock's.
 
 Invariants:
-- one missed heartbeat makes no device dead. The detector's clock stands still while the orchestrator's link is down,
-  while its process stands still, and while its own heartbeats don't come back; then every device has the full time;
-- after a new link every device also has the time to connect;
-- a broker that ends, or that returns with its memory, publishes the wills of living devices. Wills shortly before the
-  link's end are undone. After the link's return a will of a session from before is tentative, until a heartbeat of
-  another such session shows that the broker lived all the time;
-- if most devices fall silent within an interval, the network or the broker is the likely cause: the silent ones get
-  more time, and again when the first is heard. If most say goodbye at once, placement waits (``MassDeparture``);
-- a silent device that coordinators suspect is dead sooner; one that sends heartbeats becomes unresponsive;
-- a device that was away for an hour is forgotten. If it sends a heartbeat without a birth, it is asked for one.
+- the clock stands still while our link is down, our process stands still, or our own heartbeats don't come back. Then
+  every device has the full time again, and after a new link also the time to connect;
+- a broker that ends, or returns with its memory, publishes the wills of living devices. Wills shortly before the link's
+  end are undone. After its return a will of a session from before is tentative, until a heartbeat of another such
+  session shows that the broker lived all the time;
+- if most devices fall silent at once, the likely cause is the network: they get more time.
 """
 
 from __future__ import annotations
@@ -34,7 +30,6 @@ from orchestrator.membership.cluster import (
     MassDeparture,
     MembershipEvent,
     Overslept,
-    Tick,
 )
 from orchestrator.membership.device import WILLS_S, Device
 from orchestrator.membership.doubts import with_report
@@ -69,11 +64,9 @@ def on_own_heartbeat(cluster: Cluster, now_s: float) -> Cluster:
     cluster = replace(cluster, echo_s=now_s)
     if not late_s or not cluster.listening:
         return cluster
-    later = {
-        name: replace(device, heard_s=min(now_s, device.heard_s + late_s)) if device.watched else device
-        for name, device in cluster.devices.items()
-    }
-    return replace(cluster, devices=later)
+    watched = {name: device for name, device in cluster.devices.items() if device.watched}
+    later = {name: replace(device, heard_s=min(now_s, device.heard_s + late_s)) for name, device in watched.items()}
+    return replace(cluster, devices={**cluster.devices, **later})
 
 
 def clear_backoffs(cluster: Cluster, keys: Collection[ModuleKey]) -> Cluster:
@@ -137,8 +130,6 @@ def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Clus
             cluster = _on_link_down(cluster, now_s) if cluster.listening else cluster
         case Overslept():
             cluster = _reset_timers(cluster, now_s)
-        case Tick():
-            pass
     return cluster
 
 
@@ -206,8 +197,8 @@ def _begin_mass_departure(before: Cluster, after: Cluster, now_s: float) -> Clus
     if not after.listening or not any(name in before.devices and before.devices[name].alive for name in offline):
         return after
     interval_s = after.heartbeat_interval_s
-    recent = {name for name, d in offline.items() if now_s - d.ended_s <= interval_s}
-    if not _is_mass(len(recent), len(after.alive()) + len(recent)):
+    recent = {name for name, device in offline.items() if now_s - device.ended_s <= interval_s}
+    if not MASS_FROM <= len(recent) > len(after.alive()):
         return after
     departure = MassDeparture(now_s + MASS_SILENCE_INTERVALS * interval_s, frozenset(recent))
     return replace(after, mass_departure=departure)
@@ -215,16 +206,11 @@ def _begin_mass_departure(before: Cluster, after: Cluster, now_s: float) -> Clus
 
 def _end_mass_departure(cluster: Cluster, now_s: float) -> Cluster:
     """The cluster without a mass departure whose time is over, or most of whose devices are back."""
-    departure = cluster.mass_departure
-    if departure is None:
+    if (departure := cluster.mass_departure) is None:
         return cluster
-    away = [name for name in departure.gone if name not in cluster.devices or not cluster.devices[name].alive]
-    over = now_s >= departure.until_s or 2 * len(away) < len(departure.gone)
+    back = departure.gone & {device.id for device in cluster.alive()}
+    over = now_s >= departure.until_s or 2 * len(back) > len(departure.gone)
     return replace(cluster, mass_departure=None) if over else cluster
-
-
-def _is_mass(some: int, of: int) -> bool:
-    return some >= MASS_FROM and 2 * some > of
 
 
 # --- silence ---
@@ -248,14 +234,13 @@ def _give_silent_devices_time(cluster: Cluster, now_s: float) -> Cluster:
 
 def _stands_still_from_s(cluster: Cluster) -> float:
     """The time at which the detector's clock stops, unless our own heartbeat comes back before."""
-    if cluster.echo_s is None:
-        return math.inf
-    return cluster.echo_s + ECHO_LATE_INTERVALS * cluster.own_interval_s
+    return math.inf if cluster.echo_s is None else cluster.echo_s + ECHO_LATE_INTERVALS * cluster.own_interval_s
 
 
 def _most_are_silent(cluster: Cluster) -> bool:
     alive = [device for device in cluster.devices.values() if device.alive]
-    return _is_mass(sum(device.health == "suspect" for device in alive), len(alive))
+    silent = sum(device.health == "suspect" for device in alive)
+    return silent >= MASS_FROM and 2 * silent > len(alive)
 
 
 def _silence_counts_at_s(cluster: Cluster, device: Device, *, most_silent: bool) -> float:
@@ -282,10 +267,8 @@ def _examine_devices(cluster: Cluster, now_s: float) -> Cluster:
             device = replace(device, health="suspect")
         cluster = cluster.with_device(device)
     cluster = _declare_dead(cluster, now_s)
-    gone = {d.id for d in cluster.devices.values() if not d.watched and now_s >= d.heard_s + FORGET_AFTER_S}
-    if not gone:
-        return cluster
-    return replace(cluster, devices={name: d for name, d in cluster.devices.items() if name not in gone})
+    kept = {name: d for name, d in cluster.devices.items() if d.watched or now_s < d.heard_s + FORGET_AFTER_S}
+    return cluster if len(kept) == len(cluster.devices) else replace(cluster, devices=kept)
 
 
 def _declare_dead(cluster: Cluster, now_s: float) -> Cluster:
