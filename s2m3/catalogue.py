@@ -118,13 +118,7 @@ def models() -> list[dict[str, Any]]:
 
 
 def entry(name: str, task: TaskSpec, numbers: Mapping[ModuleName, Mapping[str, Any]]) -> dict[str, Any]:
-    """A model's entry in ``s2m3 models list``.
-
-    Args:
-        name: of the model.
-        task: its spec.
-        numbers: of each module: parameters, memory_bytes, flops and output_bytes.
-    """
+    """A model's entry in ``s2m3 models list``, with the numbers that ``numbers`` gives of each module."""
     sizes = [found["memory_bytes"] for found in numbers.values()]
     return {
         "name": name,

@@ -43,12 +43,7 @@ _CONTRACTIONS["somebody'd"] = "somebodyd"  # as in the official table; phrase ok
 
 
 def accuracy(predicted: Sequence[object], right: Sequence[object]) -> float:
-    """Top-1 accuracy: the share of answers that are right, from 0 to 1.
-
-    Args:
-        predicted: n answers.
-        right: The n right ones; n > 0.
-    """
+    """Top-1 accuracy: the share of n > 0 answers that are right, from 0 to 1."""
     return sum(one == other for one, other in zip(predicted, right, strict=True)) / len(right)
 
 
@@ -72,12 +67,7 @@ def recall_of_captions(scores: NDArray[np.floating], captions: Sequence[Sequence
 def recall_of_pictures(scores: NDArray[np.floating], captions: Sequence[Sequence[int]]) -> dict[int, float]:
     """Text-to-image recall: the share of captions with their own picture among the k best.
 
-    Args:
-        scores: Of each picture with each caption (n, m).
-        captions: For each picture the columns of its own captions.
-
-    Returns:
-        Recall by k = 1, 5, 10. Ties count against: another picture with the same score ranks first.
+    Arguments, result and ties are as for ``recall_of_captions``.
     """
     ranks = []
     for picture, own in enumerate(captions):
@@ -91,11 +81,7 @@ def vqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
     """The official VQA accuracy of one answer (Antol et al. 2015; the rule of VQA v2's evaluation code).
 
     It leaves each person out once, and takes the mean of min(others who agree / 3, 1). Answers are normalised if people
-    differ. If all gave the same words, the answer must have those words.
-
-    Args:
-        predicted: The answer.
-        answers: People's answers: ten in VQA v2 and TextVQA. A single one is compared alone.
+    differ. If all gave the same words, the answer must have those words. A single person's answer is compared alone.
     """
     given = [_spaces(answer) for answer in answers]
     said = _spaces(predicted)

@@ -68,10 +68,7 @@ def judge(process: str, samples: Sequence[Sample], least_s: float = 0.0) -> Verd
 def slope(x: Sequence[float], y: Sequence[float], like: Sequence[float] | None = None) -> float:
     """The median of the slopes between all pairs of points, or all pairs of alike points.
 
-    Args:
-        x: Of each point; it rises strictly.
-        y: Of each point.
-        like: Of each point. Points are alike if these differ by less than ``SAME_BYTES``; at least two must be.
+    x rises strictly. Points are alike if their ``like`` differs by less than ``SAME_BYTES``; at least two must be.
     """
     at, value = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     first, second = np.triu_indices(len(at), k=1)

@@ -57,11 +57,7 @@ class Soaked:
 
 
 def soak(scenario: Scenario, logs: Path | None) -> Soaked:
-    """Plays a scenario of ``draw_scenario`` while the processes are sampled.
-
-    Args:
-        scenario: The load and the faults.
-        logs: A directory for the processes' logs and the samples.
+    """Plays a scenario of ``draw_scenario`` while the processes are sampled; keeps their logs and the samples in logs.
 
     Raises:
         SiteFailed: the site didn't start.

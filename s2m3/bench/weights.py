@@ -20,11 +20,6 @@ def repositories(tasks: Iterable[TaskSpec]) -> list[str]:
 def provide(models: Path, tasks: Iterable[TaskSpec], progress: Callable[[str], None]) -> None:
     """Write random weights into a models directory for those repositories of tasks that it doesn't have.
 
-    Args:
-        models: The models directory.
-        tasks: The tasks.
-        progress: Called with a line of text before each repository.
-
     Raises:
         SiteFailed: one can't be written, with the reason.
     """

@@ -17,10 +17,7 @@ _NUMBERS = ("memory_bytes", "flops", "output_bytes")
 
 
 def compare(*, write: bool) -> list[dict[str, Any]]:
-    """Every number of a hub task that differs from what its configuration gives.
-
-    Args:
-        write: correct the catalogue's files.
+    """Every number of a hub task that differs from what its configuration gives; ``write`` corrects the files.
 
     Raises:
         BadFile: a file of the catalogue is wrong.

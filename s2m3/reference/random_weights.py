@@ -37,17 +37,10 @@ def write(
     changes: Mapping[str, Any] | None = None,
     max_shard_size: str = "5GB",
 ) -> Path:
-    """Writes a repository into a models directory.
+    """Writes a repository into a models directory, and gives the repository's directory.
 
-    Args:
-        published: The repository.
-        models: The models directory.
-        seed: The seed of the weights.
-        changes: File -> changes to it, section by section: for a small model of the same architecture.
-        max_shard_size: The largest file of weights. A larger model gets several, and an index.
-
-    Returns:
-        The repository's directory.
+    ``changes`` are by file, and inside it section by section: for a small model of the same architecture. Weights of
+    more than ``max_shard_size`` get several files, and an index.
     """
     directory = models / published.repository
     directory.mkdir(parents=True, exist_ok=True)
@@ -100,10 +93,7 @@ def randomise(network: nn.Module) -> None:
 def copy_frozen(model: nn.Module, frozen: Mapping[str, Any], models: Path) -> None:
     """Copies a model's frozen parts from another repository, if the models directory has it.
 
-    Args:
-        model: The model whose tensors are replaced, by the names of its network.
-        frozen: ``repository``, and ``prefixes``: the network's prefix -> the other's published one.
-        models: The models directory.
+    ``frozen`` has that ``repository``, and ``prefixes``: the prefix in the network -> the published one in the other.
     """
     if not (models / frozen["repository"]).is_dir():
         return

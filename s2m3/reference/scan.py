@@ -31,38 +31,22 @@ MAX_DEPTH = 4  # a models directory has its checkpoints two levels down, the hub
 
 @dataclass(frozen=True)
 class Found:
-    """A functional module in a checkpoint.
+    """A functional module in a checkpoint."""
 
-    Args:
-        family: Its family, such as ``clip.vision``.
-        digest: Its identity by content.
-        memory_bytes: Its size in the dtype in which a device would hold it.
-        tensors: Their published names.
-    """
-
-    family: str
-    digest: str
-    memory_bytes: int
-    tensors: frozenset[str]
+    family: str  # such as clip.vision
+    digest: str  # its identity by content
+    memory_bytes: int  # in the dtype in which a device would hold it
 
 
 @dataclass
 class Scanned:
-    """One checkpoint, or a path that has none.
-
-    Args:
-        path: Its path.
-        model_type: The type in its config.json; empty if that can't be read.
-        modules: The modules that were recognised.
-        unclaimed: The names of tensors that no family reads.
-        problems: Its problems, a sentence each.
-    """
+    """One checkpoint, or a path that has none."""
 
     path: str
-    model_type: str = ""
-    modules: list[Found] = field(default_factory=list)
-    unclaimed: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    model_type: str = ""  # in its config.json; empty if that can't be read
+    modules: list[Found] = field(default_factory=list)  # those that were recognised
+    unclaimed: list[str] = field(default_factory=list)  # the names of tensors that no family reads
+    problems: list[str] = field(default_factory=list)  # a sentence each
 
 
 class _Weights(Mapping[str, Tensor]):
@@ -105,12 +89,7 @@ class _Misfit:
 
 
 def scan(paths: Sequence[Path], dtype: str = "float32") -> list[Scanned]:
-    """The checkpoints at or below paths, read.
-
-    Args:
-        paths: Directories of checkpoints, or directories that contain such.
-        dtype: The dtype in which devices would hold the modules.
-    """
+    """The checkpoints at or below paths, with modules in the dtype in which devices would hold them."""
     found = [each for path in paths for each in _find(path)]
     return [each if isinstance(each, Scanned) else _scan(each, getattr(torch, dtype)) for each in found]
 
@@ -273,7 +252,6 @@ def _identified(checkpoint: Checkpoint, fit: _Fit, dtype: torch.dtype) -> Found:
         memory_bytes=sum(
             tensor.numel() * (dtype.itemsize if tensor.is_floating_point() else tensor.itemsize) for tensor in held
         ),
-        tensors=frozenset(fit.names.values()),
     )
 
 

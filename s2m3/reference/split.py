@@ -10,7 +10,7 @@ With ``remembers``, a node isn't computed again for the same inputs: the same va
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from broker.protocol.codec import (
     RawInput,
@@ -23,7 +23,7 @@ from broker.protocol.codec import (
 )
 from broker.protocol.errors import RemoteProtocolError
 from broker.protocol.messages import NodeInputs, Plan, PlannedNode, Result
-from broker.protocol.specs import ModuleKey, ModuleSpec, NodeName, TaskSpec
+from broker.protocol.specs import ModuleKey, NodeName, TaskSpec
 from broker.protocol.tensors import Array, Tensors, narrowed, widened
 from edge_agent import modules
 from edge_agent.modules import Module, Output, Value
@@ -33,17 +33,11 @@ MAX_REMEMBERED = 1024  # outputs; the embeddings of 64 captions have about 130 k
 
 
 class Split:
-    """Modules in memory, and the tasks that use them.
+    """Modules in memory, and the tasks that use them. It keeps this number of node outputs."""
 
-    Args:
-        load: Makes a module of its spec; the families' table by default.
-        remembers: The number of node outputs to keep.
-    """
-
-    def __init__(self, load: Callable[[ModuleSpec], Module] = modules.load, *, remembers: int = 0) -> None:
+    def __init__(self, *, remembers: int = 0) -> None:
         self.modules: dict[ModuleKey, Module] = {}
         self.sent_bytes = 0  # of arrays, from nodes to nodes, since the start
-        self._load = load
         self._runner = Runner()
         self._remembers = min(remembers, MAX_REMEMBERED)
         self._memory: OrderedDict[Hashable, Output] = OrderedDict()
@@ -56,7 +50,7 @@ class Split:
         """
         for spec in (spec for task in tasks for spec in task.modules.values()):
             if spec.key not in self.modules:
-                self.modules[spec.key] = self._load(spec)
+                self.modules[spec.key] = modules.load(spec)
 
     def run(self, task: TaskSpec, inputs: Mapping[str, RawInput]) -> Output:
         """Answers one request: the arrays of the task's output node, and the answer as a sensor gets it.

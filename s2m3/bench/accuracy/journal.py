@@ -17,11 +17,7 @@ Line = dict[str, Any]
 
 
 class Journal:
-    """The results of one run.
-
-    Args:
-        path: The file; None keeps the results in memory only.
-        run: All settings that change a result.
+    """The results of a run with these settings, which are all that change a result. Without a file: in memory only.
 
     Raises:
         BadFile: the file has another run's results, or is not a results file.

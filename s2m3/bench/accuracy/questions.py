@@ -67,13 +67,9 @@ class Questions(ABC):
 
 
 def about(dataset: Dataset, task: TaskSpec, positions: Sequence[int], *, templates: int | None = None) -> Questions:
-    """The questions of a dataset to a task.
+    """The questions to a task about the records at these positions, whose captions are the candidates for retrieval.
 
-    Args:
-        dataset: The data.
-        task: The task.
-        positions: The records in question. For retrieval, their captions are the candidates.
-        templates: How many prompts each class gets; all by default.
+    Each class gets this number of templates; all by default.
 
     Raises:
         Unfit: the data doesn't fit the task, with the reason.

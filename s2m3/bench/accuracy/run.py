@@ -44,13 +44,8 @@ def run(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Asks a task about a benchmark, from where its results file ends.
 
-    Args:
-        name: The task's name in the catalogue, or its file.
-        task: The task.
-        dataset: The benchmark.
-        settings: The parts of it to use.
-        results: The results file; None keeps nothing.
-        progress: Called with the number of records done, and of all.
+    The task's name is that in the catalogue, or its file. Without a results file nothing is kept. ``progress`` is
+    called with the number of records done, and of all.
 
     Returns:
         The summary: metrics of the split model, metrics of both models on the records that both answered, and the

@@ -102,19 +102,12 @@ def names(path: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A JSON object of an index, and where it is in its file. Its fields are read with their types checked.
+    """A JSON object of an index, and where it is in its file. Its fields are read with their types checked."""
 
-    Args:
-        found: The object; anything that isn't an object has no fields.
-        file: The index.
-        field: Its place in the index, such as ``images.3``; empty at the top.
-        line: Its line, in a file of lines.
-    """
-
-    found: Any
+    found: Any  # anything that isn't an object has no fields
     file: Path
-    field: str = ""
-    line: int | None = None
+    field: str = ""  # its place in the index, such as images.3
+    line: int | None = None  # in a file of lines
 
     def error(self, name: str, problem: str, fix: str = AGAIN) -> BadFile:
         """The error of one field."""
@@ -198,11 +191,7 @@ def index(path: Path) -> Entry:
 
 
 def lines(path: Path, fields: Sequence[str]) -> Iterator[Entry]:
-    """The objects of a file of JSON lines; empty lines are skipped.
-
-    Args:
-        path: The file.
-        fields: Those that an object may have: another one is a misspelt one.
+    """The objects of a file of JSON lines, with no other fields than these; empty lines are skipped.
 
     Raises:
         BadFile: the file can't be read or is empty, or the next line isn't such an object.

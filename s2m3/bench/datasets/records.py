@@ -36,38 +36,23 @@ class Record:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An opened directory.
+    """An opened directory."""
 
-    Args:
-        format: The name of its format, one of ``FORMATS``.
-        kind: The kind of its labels.
-        medium: The kind of its media.
-        size: How many records it has.
-        read: Makes the record at a position; raises BadFile when it is malformed.
-        classes: The classes' names, for classification.
-        texts: All captions, record by record, for retrieval.
-    """
-
-    format: str
-    kind: Kind
+    format: str  # one of ``FORMATS``
+    kind: Kind  # of its labels
     medium: Medium
-    size: int
-    read: Callable[[int], Record]
-    classes: tuple[str, ...] = ()
-    texts: tuple[tuple[str, ...], ...] = ()
+    size: int  # records
+    read: Callable[[int], Record]  # makes the record at a position; raises BadFile when it is malformed
+    classes: tuple[str, ...] = ()  # classification: their names
+    texts: tuple[tuple[str, ...], ...] = ()  # retrieval: all captions, record by record
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A format: how a directory of it is opened and recognised.
+    """A format: how a directory of it is opened and recognised."""
 
-    Args:
-        open: Opens a directory; raises BadFile when its index is missing or malformed.
-        recognises: Whether a directory looks like this format. Looks at names only.
-    """
-
-    open: Callable[[Path], Dataset]
-    recognises: Callable[[Path], bool]
+    open: Callable[[Path], Dataset]  # raises BadFile when the index is missing or malformed
+    recognises: Callable[[Path], bool]  # whether a directory looks like this format; looks at names only
 
     @classmethod
     def by_files(cls, open_: Callable[[Path], Dataset], *files: str) -> Reader:

@@ -42,11 +42,7 @@ LINES = tuple(f"a photo of the {thing} in {place}" for thing in THINGS for place
 
 
 class Coordinator:
-    """Sends requests to agents as a front door does, at once or one branch after the other; a context manager.
-
-    Args:
-        url: The broker's address.
-    """
+    """Sends requests to agents as a front door does, at once or one branch after the other; a context manager."""
 
     def __init__(self, url: str) -> None:
         self._prefix = prefix_of(None)
@@ -148,13 +144,7 @@ def _branches(plan: Plan, inputs: Mapping[str, RawInput]) -> Sequence[NodeName]:
 
 
 def compare_branches(*, models: Path, requests: int, captions: int, progress: Progress) -> dict[str, Any]:
-    """The report of both on one site of two equal devices, measured.
-
-    Args:
-        models: The models directory.
-        requests: The number of requests for each, without warm-up.
-        captions: The number of captions in the request.
-        progress: Called with a line of text before each step.
+    """The report of both on one site of two equal devices, measured by this number of requests after the warm-up.
 
     Raises:
         SiteFailed: the site doesn't serve, or both encoders are on one device.

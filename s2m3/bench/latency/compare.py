@@ -26,14 +26,7 @@ Progress = Callable[[str], None]
 def compare(
     workload: Workload, settings: LatencySettings, *, models: Path, requests: int, progress: Progress
 ) -> dict[str, Any]:
-    """The report of one workload, measured.
-
-    Args:
-        workload: The task and its inputs.
-        settings: The machines and links.
-        models: The models directory.
-        requests: The number of requests to each, without warm-up.
-        progress: Called with a line of text before each step.
+    """The report of one workload, measured by this number of requests to each site after the warm-up.
 
     Returns:
         The report of each site, by name, and the reductions: 0.3 means that split takes 30 % less time than cloud.

@@ -27,18 +27,11 @@ DEADLINE_S = 120.0
 
 @dataclass
 class Trial:
-    """A running site with one task, as a context manager.
+    """A running site with one task, as a context manager."""
 
-    Args:
-        name: Its name in errors.
-        agents: Its devices.
-        links: The shapes of links, for the devices that have one to the broker.
-        task: The task.
-    """
-
-    name: str
+    name: str  # in errors
     agents: Sequence[AgentConfig]
-    links: Mapping[str, LinkShape]
+    links: Mapping[str, LinkShape]  # of the devices that have one to the broker
     task: TaskSpec
     responses: list[Response] = field(default_factory=list)
 
@@ -101,11 +94,7 @@ class Trial:
         return any(held.get(each, "loading") == "loading" for each in assigned)
 
     def ask(self, inputs: Mapping[str, RawInput], *, counts: bool = True) -> Response:
-        """Sends one request and waits for its answer.
-
-        Args:
-            inputs: The request's inputs.
-            counts: Whether the report includes it; warm-up requests are left out.
+        """Sends one request and waits for its answer. The report includes it if it counts: a warm-up doesn't.
 
         Raises:
             SiteFailed: the request ended in an error.

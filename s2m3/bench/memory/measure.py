@@ -30,14 +30,9 @@ ROOM_BYTES = 32 * 1024 * 1024  # in addition: a module occupies some megabytes m
 def measure(
     chosen: Mapping[str, TaskSpec], *, agents: int, models: Path | None, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The report of both sides of a mix, measured.
+    """The report of both sides of a mix, the split one on this number of agents, measured.
 
-    Args:
-        chosen: The tasks by catalogue name.
-        agents: How many devices the split side has.
-        models: The models directory, for weights that pip doesn't deliver; None writes random ones of the real sizes,
-            and removes them.
-        progress: Called with a line of text before each step.
+    Without a models directory, weights that pip doesn't deliver are random ones of the real sizes.
 
     Raises:
         BadFile: Mosquitto or ``/proc`` is missing.
@@ -72,11 +67,7 @@ def measure(
 def totals(split: Processes, unsplit: Processes, empty: Memory) -> dict[str, Any]:
     """Sums over each side's processes after every task answered, and what the split side saves.
 
-    Args:
-        split: All processes of the split side; an agent is one that holds modules.
-        unsplit: All processes of the unsplit side.
-        empty: A process with the libraries and no weights. The last two figures, and only these, subtract it for each
-            process with weights.
+    The last two figures, and only these, subtract an empty process for each process with weights.
     """
     agents = [process for process in split.values() if process.holds]
     whole, parts = _sum(unsplit.values()), _sum(split.values())

@@ -40,17 +40,11 @@ Answers = dict[str, Any]
 
 @dataclass(frozen=True)
 class Process:
-    """A process of one side.
+    """A process of one side."""
 
-    Args:
-        holds: The modules or tasks of its weights.
-        weights_bytes: The exact bytes of these.
-        memory: Stage -> its memory then.
-    """
-
-    holds: list[str]
-    weights_bytes: int
-    memory: dict[str, Memory]
+    holds: list[str]  # the modules or tasks of its weights
+    weights_bytes: int  # exact
+    memory: dict[str, Memory]  # by stage
 
 
 Processes = dict[str, Process]
@@ -58,12 +52,6 @@ Processes = dict[str, Process]
 
 def split(chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_bytes: int) -> tuple[Processes, Answers]:
     """The processes of a site that serves the tasks (agents, orchestrator, Mosquitto), and the answers.
-
-    Args:
-        chosen: The tasks by catalogue name.
-        models: The models directory.
-        agents: The number of agents.
-        budget_bytes: The memory of each for modules.
 
     Raises:
         BadFile: Mosquitto or ``/proc`` is missing.

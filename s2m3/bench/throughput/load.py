@@ -51,15 +51,7 @@ def offer(
     seconds: float,
     deadline_s: float,
 ) -> Mapping[TaskName, Outcome]:
-    """Sends every task's requests evenly spaced at its rate, and waits until each has ended.
-
-    Args:
-        client: The sensor's client.
-        rates: Task -> requests per second.
-        inputs: Task -> the inputs of all its requests.
-        seconds: How long to send.
-        deadline_s: The deadline of each request.
-    """
+    """Sends every task's requests evenly spaced at its rate (per second), and waits until each has ended."""
     times = sorted((number / rate, task) for task, rate in rates.items() for number in range(round(seconds * rate)))
     began_s, pause = time.monotonic(), threading.Event()
     sent: list[tuple[TaskName, Future[Response]]] = []

@@ -34,16 +34,8 @@ def measure(
 ) -> dict[str, Any]:
     """The report of a site, measured: its capacity, multiples of it as load, and two tasks with unequal load.
 
-    Args:
-        devices: The number of agents.
-        speed: The speed of each, relative to this machine; below 1 by waiting.
-        seconds: The length of each trial.
-        deadline_s: The deadline of each request.
-        broker: ``mosquitto``, ``embedded`` or a URL.
-        progress: Called with a line of text before each step.
-
-    Returns:
-        The settings, the capacity, one row for each load, the fairness, and whether the goal is met.
+    Each agent has this speed relative to this machine, and each trial takes these seconds. The broker is ``mosquitto``,
+    ``embedded`` or a URL.
 
     Raises:
         SiteFailed: the tasks aren't served.

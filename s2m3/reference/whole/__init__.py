@@ -66,11 +66,7 @@ CLASSES: Mapping[str, str] = MappingProxyType(
 
 
 def load(name: str, task: TaskSpec) -> Whole:
-    """The whole model of a task, loaded.
-
-    Args:
-        name: The task's name in the catalogue, or its file's.
-        task: The task. Its graph decides which model it is when the catalogue doesn't have the name.
+    """The whole model of a task, loaded. The task's graph decides if the catalogue doesn't have the name.
 
     Raises:
         BadFile: no whole model of such a graph is known.

@@ -25,11 +25,7 @@ M = TypeVar("M", bound=PreTrainedModel)
 
 
 class Repository:
-    """The repository of one of a task's modules, as transformers reads it.
-
-    Args:
-        task: The task.
-        part: The end of the module's name, such as ``/vision``.
+    """The repository of a task's module whose name ends in ``part``, as transformers reads it.
 
     Raises:
         KeyError: no module has such a name, or it has no source.
