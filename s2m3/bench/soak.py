@@ -21,7 +21,7 @@ from broker.protocol.errors import ErrorCode, TransportError
 from s2m3.bench.flatness import Sample, Verdict, judge
 from s2m3.testbed.replay.report import Recording, Report, report
 from s2m3.testbed.replay.run import play
-from s2m3.testbed.replay.scenario import KINDS, Scenario
+from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.stage import Stage
 
 DEATHS_UNTIL = 0.4  # of the time
@@ -82,7 +82,7 @@ def draw_scenario(duration_s: float, seed: int) -> Scenario:
     at_s = GAP_S[1]
     while at_s < duration_s - 2 * RECOVERY_S:
         kinds = [*BENIGN, *(DEADLY if at_s < DEATHS_UNTIL * duration_s else ())]
-        drawn, lasts_s = _fault(chance.choice([kind for kind in kinds if _known(kind)]), at_s, chance)
+        drawn, lasts_s = _fault(chance.choice(kinds), at_s, chance)
         faults += drawn
         at_s += lasts_s + chance.uniform(*GAP_S)
     return Scenario.model_validate(
@@ -95,10 +95,6 @@ def draw_scenario(duration_s: float, seed: int) -> Scenario:
             "faults": faults,
         }
     )
-
-
-def _known(kind: str) -> bool:
-    return kind.split(maxsplit=1)[0] in {*KINDS, "drop"}
 
 
 def _fault(kind: str, at_s: float, chance: random.Random) -> tuple[list[dict[str, Any]], float]:

@@ -8,7 +8,6 @@ is random, those of biases and normalisations too, so that a tensor that is not 
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +18,9 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edge_agent.modules import FAMILIES
-from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import SINGLE, Checkpoint
 from edge_agent.modules.weights.hub import Repository
-from s2m3.reference import tokenizers
+from s2m3.reference import tokenizers, zoo
 from s2m3.reference.zoo import Published
 
 NOISE = 0.02  # standard deviation of what is added to every weight
@@ -108,8 +105,7 @@ def copy_frozen(model: nn.Module, frozen: Mapping[str, Any], models: Path) -> No
 
 def part_tensors(family: str, config: dict[str, Any]) -> dict[str, Tensor]:
     """A part's random weights under their published names, which are its network's names."""
-    name = family.partition(".")[2]
-    part = cast("model_parts.Parts", importlib.import_module(FAMILIES[family]).PARTS)[name]
+    part = zoo.part(family, family.partition(".")[2])
     network = part.build(config)
     randomise(network)
     layout = part.prefixes[str(config["model_type"])][0]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +99,7 @@ def report(scanned: Sequence[Scanned], dtype: str) -> dict[str, Any]:
     modules: dict[str, dict[str, Any]] = {}
     for checkpoint in scanned:
         for module in checkpoint.modules:
-            entry = modules.setdefault(
-                module.digest,
-                {
-                    "family": module.family,
-                    "digest": module.digest,
-                    "memory_bytes": module.memory_bytes,
-                    "checkpoints": [],
-                },
-            )
+            entry = modules.setdefault(module.digest, asdict(module) | {"checkpoints": []})
             entry["checkpoints"].append(checkpoint.path)
     unshared = sum(module["memory_bytes"] * len(module["checkpoints"]) for module in modules.values())
     shared = sum(module["memory_bytes"] for module in modules.values())
@@ -136,7 +128,6 @@ def report(scanned: Sequence[Scanned], dtype: str) -> dict[str, Any]:
 def _find(path: Path) -> list[Path | Scanned]:
     """The directories with a checkpoint at or below a path; if there is no such, a ``Scanned`` with the reason."""
     problem = ""
-    found: list[Path] = []
     if path.is_file() and path.name.endswith(PICKLES):
         problem = (
             f"{path} is a pickle or the like, which may run code when it is read: convert it to {SINGLE} if you trust "
@@ -146,14 +137,14 @@ def _find(path: Path) -> list[Path | Scanned]:
         problem = f"{path} is {'a file' if path.exists() else 'not there'}: name the directory of a checkpoint"
     else:
         try:
-            found = list(_below(path, MAX_DEPTH))
+            if found := list(_below(path, MAX_DEPTH)):
+                return [*found]
+            problem = f"{path} has no checkpoint {MAX_DEPTH} levels down: name one with config.json and {SINGLE}"
         except OSError as error:
             problem = (
                 f"{error.filename or path} can't be read ({error.strerror}): correct its permissions, or name another"
             )
-        if not found and not problem:
-            problem = f"{path} has no checkpoint {MAX_DEPTH} levels down: name one with config.json and {SINGLE}"
-    return [Scanned(str(path), problems=[problem])] if problem else [*found]
+    return [Scanned(str(path), problems=[problem])]
 
 
 def _below(directory: Path, depth: int) -> Iterator[Path]:
@@ -175,9 +166,9 @@ def _scan(directory: Path, dtype: torch.dtype) -> Scanned:
     except ModuleRefused as error:
         scanned.problems.append(str(error))
         return scanned
-    parts = _parts(scanned.model_type)
+    parts = {family: part for family, part in _all_parts() if scanned.model_type in part.prefixes}
     if not parts:
-        known = ", ".join(_model_types())
+        known = ", ".join(sorted({model_type for _, part in _all_parts() for model_type in part.prefixes}))
         scanned.problems.append(
             f"{directory} is a model of type {scanned.model_type or 'unknown'} by its config.json, which no family "
             f"knows: the families have {known}"
@@ -255,19 +246,10 @@ def _identified(checkpoint: Checkpoint, fit: _Fit, dtype: torch.dtype) -> Found:
     )
 
 
-def _parts(model_type: str) -> dict[str, model_parts.AnyPart]:
-    """Family -> its part, of those that are published in models of a type."""
-    return {family: part for family, part in _all_parts() if model_type in part.prefixes}
-
-
-def _model_types() -> list[str]:
-    return sorted({model_type for _, part in _all_parts() for model_type in part.prefixes})
-
-
 def _all_parts() -> Iterator[tuple[str, model_parts.AnyPart]]:
     for family, file in FAMILIES.items():
         with contextlib.suppress(ImportError):  # a family whose package is missing reads no model repository
-            parts = getattr(importlib.import_module(file), "PARTS", None)
-            part = parts.get(family.partition(".")[2]) if isinstance(parts, Mapping) else None
+            parts = getattr(importlib.import_module(file), "PARTS", {})
+            part = parts.get(family.partition(".")[2])
             if isinstance(part, model_parts.Part):
                 yield family, part

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, cast
 
 from broker.protocol.errors import BadFile, first_line
-from broker.protocol.specs import ModuleName, ModuleSpec, Source, Spec, TaskSpec
+from broker.protocol.specs import ModuleName, Spec, TaskSpec
 from edge_agent import catalog
 from edge_agent.modules import FAMILIES
 from edge_agent.modules.weights import hub, model_parts, precision
@@ -65,17 +65,13 @@ def published(repository: str) -> Published:
         raise BadFile(file=str(path), problem=problem, fix="write the repository's fields") from error
 
 
-def part_of(module: ModuleSpec) -> model_parts.AnyPart:
-    """The part that a module of a hub source is.
+@cache
+def part(family: str, name: str) -> model_parts.AnyPart:
+    """A part of a family by its name in a hub source.
 
     Raises:
-        BadFile: its family has no such part.
+        BadFile: the family has no such part.
     """
-    return _part(module.family, module.source.part if module.source else "")
-
-
-@cache
-def _part(family: str, name: str) -> model_parts.AnyPart:
     file = importlib.import_module(FAMILIES[family]) if family in FAMILIES else None
     parts = cast("model_parts.Parts", getattr(file, "PARTS", {}))
     if name not in parts:
@@ -107,12 +103,14 @@ def count(task: TaskSpec, name: ModuleName) -> model_parts.Count:
 
 
 @cache
-def _count(family: str, part: str, repository: str, use: str | None, dtype: str) -> model_parts.Count:
-    return model_parts.count(_part(family, part), published(repository).config, use=use, dtype=dtype)
+def _count(family: str, name: str, repository: str, use: str | None, dtype: str) -> model_parts.Count:
+    return model_parts.count(part(family, name), published(repository).config, use=use, dtype=dtype)
 
 
 def memory_bytes(task: TaskSpec, name: ModuleName, dtype: str) -> int | None:
     """Bytes of a module's weights in a dtype; None if its family doesn't compute in it.
+
+    A repository that the catalogue doesn't know has its own configuration.
 
     Raises:
         BadFile: as ``count`` does.
@@ -120,19 +118,13 @@ def memory_bytes(task: TaskSpec, name: ModuleName, dtype: str) -> int | None:
     """
     module = task.modules[name].model_copy(update={"dtype": dtype})
     if module.source is not None and module.source.hub is not None:
-        return _hub_bytes(module.family, module.source, dtype)
+        known = config_path(module.source.hub).is_file()
+        config = published(module.source.hub).config if known else Checkpoint(hub.repository(module.source)).config
+        return model_parts.weight_bytes(part(module.family, module.source.part), config, dtype)
     file = importlib.import_module(FAMILIES[module.family]) if module.family in FAMILIES else None
     if module.source is None or not hasattr(file, "memory_bytes"):
         return module.memory_bytes if dtype == task.modules[name].dtype else None
     return cast("int", cast("Any", file).memory_bytes(module))
-
-
-def _hub_bytes(family: str, source: Source, dtype: str) -> int:
-    """By the catalogue's configuration, or by the repository's own when the catalogue doesn't know it."""
-    part = _part(family, source.part)
-    if config_path(source.hub or "").is_file():
-        return model_parts.weight_bytes(part, published(source.hub or "").config, dtype)
-    return model_parts.weight_bytes(part, Checkpoint(hub.repository(source)).config, dtype)
 
 
 def inventory(name: str) -> dict[str, Any]:
@@ -155,29 +147,20 @@ def details(name: str) -> dict[str, Any]:
     for each in found["modules"]:
         module = task.modules[each["module"]]
         nodes = {node: spec for node, spec in task.nodes.items() if spec.module == each["module"]}
-        published_there = module.source is not None and module.source.hub is not None
+        weights, typical = None, "see the task's file"
+        if module.source is not None and module.source.hub is not None:
+            known = config_path(module.source.hub).is_file()
+            weights = published(module.source.hub).weights if known else None
+            sample = part(module.family, module.source.part).forwards[None].sample
+            typical = (sample.__doc__ or "").strip().partition("\n")[0]
         in_dtypes = {dtype: memory_bytes(task, each["module"], dtype) for dtype in precision.DTYPES}
         each |= {
             "source": str(module.source) if module.source else None,
-            "weights": _kind_of_weights(module),
+            "weights": weights,
             "dtype": module.dtype,
             "uses": sorted({spec.use or "ordinary" for spec in nodes.values()}),
             "needs": {node: list(spec.needs) for node, spec in nodes.items()},
             "bytes_by_dtype": {dtype: size_bytes for dtype, size_bytes in in_dtypes.items() if size_bytes is not None},
-            "typical": _first_line(part_of(module).forwards[None].sample.__doc__)
-            if published_there
-            else "see the task's file",
+            "typical": typical,
         }
     return found | {"description": task.description}
-
-
-def _kind_of_weights(module: ModuleSpec) -> str | None:
-    """The kind of weights in the pinned revision of a hub source, if it is known."""
-    source = module.source
-    if source is None or source.hub is None or not config_path(source.hub).is_file():
-        return None
-    return published(source.hub).weights
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0]

@@ -4,7 +4,7 @@
     imagelabels.mat    ``labels``: the class of each picture, 1 to 102
     jpg/image_NNNNN.jpg
 
-The files have numbers and no names. The names are the usual list, in the order of the numbers.
+The files have numbers and no names. ``flowers102.txt`` has the usual names, in the order of the numbers.
 """
 
 from __future__ import annotations
@@ -19,23 +19,7 @@ from s2m3.bench.datasets import disk
 from s2m3.bench.datasets.records import Dataset, Reader, of_files
 
 FILES = ("imagelabels.mat", "setid.mat")
-_NAMES = """
-pink primrose; hard-leaved pocket orchid; canterbury bells; sweet pea; english marigold; tiger lily; moon
-orchid; bird of paradise; monkshood; globe thistle; snapdragon; colt's foot; king protea; spear thistle;
-yellow iris; globe flower; purple coneflower; peruvian lily; balloon flower; giant white arum lily; fire lily;
-pincushion flower; fritillary; red ginger; grape hyacinth; corn poppy; prince of wales feathers; stemless
-gentian; artichoke; sweet william; carnation; garden phlox; love in the mist; mexican aster; alpine sea holly;
-ruby-lipped cattleya; cape flower; great masterwort; siam tulip; lenten rose; barbeton daisy; daffodil; sword
-lily; poinsettia; bolero deep blue; wallflower; marigold; buttercup; oxeye daisy; common dandelion; petunia;
-wild pansy; primula; sunflower; pelargonium; bishop of llandaff; gaura; geranium; orange dahlia; pink and
-yellow dahlia; cautleya spicata; japanese anemone; black-eyed susan; silverbush; californian poppy;
-osteospermum; spring crocus; bearded iris; windflower; tree poppy; gazania; azalea; water lily; rose; thorn
-apple; morning glory; passion flower; lotus; toad lily; anthurium; frangipani; clematis; hibiscus; columbine;
-desert-rose; tree mallow; magnolia; cyclamen; watercress; canna lily; hippeastrum; bee balm; air plant;
-foxglove; bougainvillea; camellia; mallow; mexican petunia; bromelia; blanket flower; trumpet creeper;
-blackberry lily
-"""
-CLASSES = tuple(" ".join(name.split()) for name in _NAMES.split(";"))
+CLASSES = disk.names(Path(__file__).with_suffix(".txt"))
 
 
 def _open(directory: Path) -> Dataset:

@@ -1,4 +1,4 @@
-"""What every whole model has in common: it answers requests, and computes no gradients."""
+"""The base of all whole models: each answers requests, and computes no gradients."""
 
 from __future__ import annotations
 
