@@ -249,7 +249,7 @@ def _identified(checkpoint: Checkpoint, fit: _Fit, dtype: torch.dtype) -> Found:
 def _all_parts() -> Iterator[tuple[str, model_parts.AnyPart]]:
     for family, file in FAMILIES.items():
         with contextlib.suppress(ImportError):  # a family whose package is missing reads no model repository
-            parts = getattr(importlib.import_module(file), "PARTS", {})
-            part = parts.get(family.partition(".")[2])
+            parts = getattr(importlib.import_module(file), "PARTS", None)
+            part = parts.get(family.partition(".")[2]) if isinstance(parts, Mapping) else None
             if isinstance(part, model_parts.Part):
                 yield family, part

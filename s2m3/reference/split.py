@@ -9,7 +9,6 @@ With ``remembers``, a node isn't computed again for the same inputs: the same va
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 
 from broker.protocol.codec import (
@@ -33,14 +32,14 @@ MAX_REMEMBERED = 1024  # outputs; the embeddings of 64 captions have about 130 k
 
 
 class Split:
-    """Modules in memory, and the tasks that use them. It keeps this number of node outputs."""
+    """Modules in memory, and the tasks that use them; on demand it remembers the newest outputs of nodes."""
 
-    def __init__(self, *, remembers: int = 0) -> None:
+    def __init__(self, *, remembers: bool = False) -> None:
         self.modules: dict[ModuleKey, Module] = {}
         self.sent_bytes = 0  # of arrays, from nodes to nodes, since the start
         self._runner = Runner()
-        self._remembers = min(remembers, MAX_REMEMBERED)
-        self._memory: OrderedDict[Hashable, Output] = OrderedDict()
+        self._remembers = remembers
+        self._memory: dict[Hashable, Output] = {}
 
     def hold(self, tasks: Sequence[TaskSpec]) -> None:
         """Loads the modules of tasks that aren't loaded.
@@ -68,10 +67,13 @@ class Split:
             spec = task.nodes[node]
             key = task.module_of(node).key
             origins[node] = (key, spec.use, tuple(origins[need] for need in spec.needs)) if self._remembers else None
-            output = self._recall(origins[node])
+            output = self._memory.pop(origins[node], None)
             if output is None:
                 output = self._runner.run(self.modules[key], [values[need] for need in spec.needs], spec.use)
-                self._remember(origins[node], output)
+            if self._remembers:
+                self._memory[origins[node]] = output  # the newest comes last
+                if len(self._memory) > MAX_REMEMBERED:
+                    del self._memory[next(iter(self._memory))]
             if node == task.output:
                 final = output
             if any(node in other.needs for other in task.nodes.values()):
@@ -80,18 +82,6 @@ class Split:
                 values[node] = widened(through_the_wire(task, node, given))
         result = decode(Result, encode(Result(request="r", task=task.task, answer=final.answer)))
         return Output(through_the_wire(task, task.output, final.tensors), result.answer)
-
-    def _recall(self, origin: Hashable) -> Output | None:
-        if origin is None or origin not in self._memory:
-            return None
-        self._memory.move_to_end(origin)
-        return self._memory[origin]
-
-    def _remember(self, origin: Hashable, output: Output) -> None:
-        if origin is not None:
-            self._memory[origin] = output
-            if len(self._memory) > self._remembers:
-                self._memory.popitem(last=False)
 
 
 def through_the_wire(task: TaskSpec, node: NodeName, tensors: Tensors) -> dict[str, Array]:

@@ -43,10 +43,7 @@ def bert(directory: Path, config: Config) -> None:
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1) if not chr(code).isupper()]
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     tokens = [*special, *letters, *(f"##{letter}" for letter in letters), *_WORDS[1:]]
-    if size < len(tokens):
-        msg = f"a vocabulary of {size} is too small for {len(tokens)} tokens"
-        raise ValueError(msg)
-    filled = [*tokens, *(f"[unused{index}]" for index in range(size - len(tokens)))]
+    filled = _filled(tokens, size, "[unused{}]")
     (directory / "vocab.txt").write_text("\n".join(filled) + "\n", encoding="utf-8")
     _write_config(directory, "BertTokenizer", do_lower_case=True)
 
@@ -142,14 +139,17 @@ def _write_byte_pairs(
     directory: Path, tokens: list[str], size: int, last: tuple[str, ...], merges: Sequence[str] = ()
 ) -> None:
     """Writes merges.txt, and vocab.json: tokens first, special ones at the very end, fillers between."""
-    room = size - len(last)
-    if room < len(tokens):
-        msg = f"a vocabulary of {size} is too small for {len(tokens) + len(last)} tokens"
-        raise ValueError(msg)
-    filled = [*tokens, *(f"<|unused-{index}|>" for index in range(room - len(tokens))), *last]
+    filled = [*_filled(tokens, size - len(last), "<|unused-{}|>"), *last]
     _write_json(directory / "vocab.json", {token: index for index, token in enumerate(filled)})
     lines = ["#version: 0.2", *merges]
     (directory / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _filled(tokens: list[str], size: int, filler: str) -> list[str]:
+    if size < len(tokens):
+        msg = f"a vocabulary with room for {size} tokens is too small for {len(tokens)}"
+        raise ValueError(msg)
+    return [*tokens, *(filler.format(index) for index in range(size - len(tokens)))]
 
 
 def _write_config(directory: Path, kind: str, **fields: Any) -> None:  # noqa: ANN401 - JSON

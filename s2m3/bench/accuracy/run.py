@@ -19,7 +19,7 @@ from s2m3.bench.accuracy import questions
 from s2m3.bench.accuracy.journal import Journal
 from s2m3.bench.datasets import Dataset, evenly
 from s2m3.reference import whole
-from s2m3.reference.split import MAX_REMEMBERED, Split
+from s2m3.reference.split import Split
 
 Progress = Callable[[int, int], None]
 
@@ -61,7 +61,7 @@ def run(
     journal = Journal(results, _identity(name, task, dataset, settings))
     if journal.summary is not None:
         return journal.summary, journal.records
-    split = Split(remembers=MAX_REMEMBERED if len(task.inputs) > 1 else 0)
+    split = Split(remembers=len(task.inputs) > 1)
     split.hold([task])
     began_s, begun_at = time.monotonic(), len(journal.records)
     model = whole.load(name, task) if begun_at < compared else None

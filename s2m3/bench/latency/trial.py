@@ -16,6 +16,7 @@ from broker.protocol.codec import RawInput
 from broker.protocol.messages import Route
 from broker.protocol.specs import TaskSpec
 from edge_agent.config import AgentConfig
+from s2m3.testbed.observer import Observer
 from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.proxy import LinkShape
 from s2m3.testbed.site import Site, SiteFailed
@@ -73,25 +74,9 @@ class Trial:
         Raises:
             SiteFailed: this takes too long.
         """
-        until_s = time.monotonic() + START_S
-        while True:
-            self.observer.look()
-            routes = [seen.at_s for seen in self.observer.sightings if isinstance(seen.message, Route)]
-            remaining_s = SETTLE_S if self._loads() else max(routes) + SETTLE_S - time.monotonic()
-            if remaining_s <= 0:
-                return
-            if time.monotonic() > until_s:
-                raise SiteFailed(f"{self.name}: modules still load or move after {START_S:g} s")
-            self.observer.wait_for(lambda _: False, remaining_s)
-
-    def _loads(self) -> bool:
-        """Whether a module is assigned and neither ready nor failed, by the newest heartbeats."""
-        heartbeats = self.observer.heartbeats.items()
-        held = {(device, key): each.state for device, last in heartbeats for key, each in last.modules.items()}
-        assigned = [
-            (device, each.spec.key) for device, all_ in self.observer.assignments.items() for each in all_.modules
-        ]
-        return any(held.get(each, "loading") == "loading" for each in assigned)
+        self.observer.look()  # what arrived while other sites started
+        if not self.site.wait_for(_settled, START_S):
+            raise SiteFailed(f"{self.name}: modules still load or move after {START_S:g} s")
 
     def ask(self, inputs: Mapping[str, RawInput], *, counts: bool = True) -> Response:
         """Sends one request and waits for its answer. The report includes it if it counts: a warm-up doesn't.
@@ -123,6 +108,15 @@ class Trial:
             "placement": self.placement,
             "nodes": nodes,
         }
+
+
+def _settled(seen: Observer) -> bool:
+    """Whether each assigned module is ready or failed by the newest heartbeats, and the newest route isn't new."""
+    held = {(device, key): each.state for device, last in seen.heartbeats.items() for key, each in last.modules.items()}
+    assigned = [(device, each.spec.key) for device, all_ in seen.assignments.items() for each in all_.modules]
+    loads = any(held.get(each, "loading") == "loading" for each in assigned)
+    newest_s = max(each.at_s for each in seen.sightings if isinstance(each.message, Route))
+    return not loads and time.monotonic() - newest_s >= SETTLE_S
 
 
 def percentiles(latency_s: Sequence[float]) -> dict[str, Any]:
