@@ -70,32 +70,24 @@ class QueueFull(TransportError):
 class NoDeviceFits(S2M3Error):
     """No device has the memory for a module."""
 
-    def __init__(
-        self,
-        *,
-        module: str,
-        memory_bytes: int,
-        short_bytes: Mapping[str, int],
-        change: tuple[str, int] | None = None,
-    ) -> None:
+    def __init__(self, *, module: str, memory_bytes: int, short_bytes: Mapping[str, int]) -> None:
         self.module = module
         self.memory_bytes = memory_bytes
         self.short_bytes = dict(short_bytes)  # device -> bytes missing there
-        self.change = change  # the smallest change that would make everything fit: a device, and bytes to add
+        self.change: tuple[str, int] | None = None  # the smallest that makes everything fit: a device, bytes to add
+        super().__init__()
+
+    def __str__(self) -> str:
         nearest = sorted(sorted(self.short_bytes), key=lambda device: self.short_bytes[device])
         missing = ", ".join(f"{device} lacks {self.short_bytes[device]}" for device in sorted(nearest[:_DEVICES_NAMED]))
         if len(nearest) > _DEVICES_NAMED:
             missing += f", and {len(nearest) - _DEVICES_NAMED} more lack as much or more"
         fix = "add a device, raise a memory budget, or undeploy a task"
-        if change:
-            fix = f"with {change[1]} bytes more on {change[0]} all would fit; or add a device, or undeploy a task"
-        super().__init__(f"no device fits {module} ({memory_bytes} bytes): {missing or 'there are no devices'}; {fix}")
-
-    def after(self, change: tuple[str, int] | None) -> NoDeviceFits:
-        """The same refusal with the smallest change that helps."""
-        return NoDeviceFits(
-            module=self.module, memory_bytes=self.memory_bytes, short_bytes=self.short_bytes, change=change
-        )
+        if self.change:
+            device, more_bytes = self.change
+            fix = f"with {more_bytes} bytes more on {device} all would fit; or add a device, or undeploy a task"
+        missing = missing or "there are no devices"
+        return f"no device fits {self.module} ({self.memory_bytes} bytes): {missing}; {fix}"
 
 
 class ModuleRefused(S2M3Error):

@@ -7,6 +7,7 @@ with its parent, also when the parent is killed.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -56,7 +57,7 @@ class EmbeddedBroker:
 
     def __init__(self, port: int = 0) -> None:
         self._port = port
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._running = contextlib.ExitStack()
         self._broker: Broker | None = None
 
     @property
@@ -84,12 +85,7 @@ class EmbeddedBroker:
 
     def stop(self) -> None:
         """End it and remove its files. Safe to call twice and before ``start``."""
-        if self._broker is not None:
-            self._broker.stop()
-            self._broker = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        self._running.close()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -102,12 +98,12 @@ class EmbeddedBroker:
             from iotcore import Broker  # noqa: PLC0415 - an extra, needed for this broker only
         except ImportError as error:
             raise TransportError("the embedded broker is not installed: install the [embedded] extra") from error
-        self._folder = tempfile.TemporaryDirectory(prefix="s2m3-broker-")
-        config = Path(self._folder.name) / "rumqttd.toml"
+        folder = self._running.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-broker-"))
+        config = Path(folder) / "rumqttd.toml"
         config.write_text(_CONFIG.format(host=HOST, port=port, max_packet_bytes=MAX_PACKET_BYTES))
-        broker = Broker(config_path=str(config))
+        self._broker = Broker(config_path=str(config))
         try:
-            broker.start()
+            self._broker.start()
         except RuntimeError as error:
             raise TransportError(f"the embedded broker did not start: {error}") from error
-        self._broker = broker
+        self._running.callback(self._broker.stop)

@@ -61,16 +61,12 @@ class MosquittoBroker:
     """
 
     def __init__(self, port: int = 0, settings: Sequence[str] = ()) -> None:
-        self.port = port or free_port()
+        self.port = port or free_port()  # the same after a restart
+        self.url = f"mqtt://{HOST}:{self.port}"
         # Without `user`, a Mosquitto that root starts becomes another user, who can't read its configuration's folder.
         self._configuration = "\n".join((configuration(self.port), f"user {getpass.getuser()}", *settings, ""))
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
-
-    @property
-    def url(self) -> str:
-        """The address for clients."""
-        return f"mqtt://{HOST}:{self.port}"
 
     @property
     def pid(self) -> int:

@@ -25,19 +25,15 @@ class Mailbox(Generic[E]):
         self._control: deque[E] = deque()
         self._data: deque[tuple[E, int]] = deque()
         self._data_bytes = 0
-        self._dropped = 0
-        self._changed = threading.Condition()
-
-    @property
-    def dropped(self) -> int:
+        self.dropped = 0
         """The number of refused events since the start."""
-        return self._dropped
+        self._changed = threading.Condition()
 
     def put_control(self, event: E) -> bool:
         """Add a control event; False when there are too many."""
         with self._changed:
             if len(self._control) >= MAX_CONTROL_EVENTS:
-                self._dropped += 1
+                self.dropped += 1
                 return False
             self._control.append(event)
             self._changed.notify()
@@ -47,7 +43,7 @@ class Mailbox(Generic[E]):
         """Add a data event of this size; False when there are too many, or too many bytes."""
         with self._changed:
             if len(self._data) >= MAX_DATA_EVENTS or self._data_bytes + size_bytes > self._max_data_bytes:
-                self._dropped += 1
+                self.dropped += 1
                 return False
             self._data.append((event, size_bytes))
             self._data_bytes += size_bytes

@@ -22,15 +22,14 @@ from broker.protocol.errors import LocalProtocolError
 
 LONGEST_RETRY_S = 5.0  # between two attempts to reach a broker that is down
 RECONNECT_S = LONGEST_RETRY_S + 1.0  # from a broker's return until every client is connected again
-MAX_TOPIC_BYTES = 65_535  # MQTT strings count their bytes in 16 bits
-MAX_PROPERTY_BYTES = 65_535  # of a content type or of correlation data
+MAX_STRING_BYTES = 65_535  # MQTT counts the bytes of a topic, a content type or correlation data in 16 bits
 MAX_EXPIRY_S = 2**32 - 1
 MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 64 * 1024  # room for the topic and the properties
 _PACKET_OVERHEAD_BYTES = 64  # fixed header, lengths, packet id, property ids, expiry: less than this
 
 
 def _check_topic(topic: str) -> None:
-    if not topic or any(sign in topic for sign in "+#\0") or len(topic.encode()) > MAX_TOPIC_BYTES:
+    if not topic or any(sign in topic for sign in "+#\0") or len(topic.encode()) > MAX_STRING_BYTES:
         raise LocalProtocolError(
             f"{topic[:80]!r} is not a valid topic to publish to: use a short name without +, # and NUL"
         )
@@ -68,10 +67,10 @@ class Outgoing:
             _check_topic(self.response_topic)
         if self.expiry_s is not None and not 1 <= self.expiry_s <= MAX_EXPIRY_S:
             raise LocalProtocolError(f"expiry_s must be 1 to {MAX_EXPIRY_S} whole seconds, got {self.expiry_s}")
-        if "\0" in (self.content_type or "") or len((self.content_type or "").encode()) > MAX_PROPERTY_BYTES:
-            raise LocalProtocolError(f"a content type has at most {MAX_PROPERTY_BYTES} bytes and no NUL")
-        if len(self.correlation or b"") > MAX_PROPERTY_BYTES:
-            raise LocalProtocolError(f"correlation data have at most {MAX_PROPERTY_BYTES} bytes")
+        if "\0" in (self.content_type or "") or len((self.content_type or "").encode()) > MAX_STRING_BYTES:
+            raise LocalProtocolError(f"a content type has at most {MAX_STRING_BYTES} bytes and no NUL")
+        if len(self.correlation or b"") > MAX_STRING_BYTES:
+            raise LocalProtocolError(f"correlation data have at most {MAX_STRING_BYTES} bytes")
 
     @property
     def packet_bytes(self) -> int:

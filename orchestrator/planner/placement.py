@@ -112,7 +112,8 @@ def refined(
     try:
         _fill(draft)
     except NoDeviceFits as refusal:
-        raise refusal.after(_least_change(draft)) from None
+        refusal.change = _least_change(draft)
+        raise
     return _improved(draft, enough)
 
 
@@ -156,7 +157,7 @@ def place_most(
     admitted, where, refused = _admit(problem_of, waiting, keep)
     by_name = {task.task: task for task in tasks}
     for name, refusal in refused.items():
-        refused[name] = refusal.after(_least_change(PartialPlacement(problem_of([*admitted, by_name[name]]))))
+        refusal.change = _least_change(PartialPlacement(problem_of([*admitted, by_name[name]])))
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):
             return search(admitted, homes), refused
