@@ -19,17 +19,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from broker.protocol.errors import LocalProtocolError, MessageTooLarge, NotConnected, TransportError
-from broker.transport.port import (
-    MAX_PACKET_BYTES,
-    Delivery,
-    Inbox,
-    LinkDown,
-    LinkEvent,
-    LinkUp,
-    Outgoing,
-    Undelivered,
-    WillFor,
-)
+from broker.transport import port
+from broker.transport.port import MAX_PACKET_BYTES, Inbox, Outgoing, WillFor
 
 _SHARE = "$share/"
 
@@ -52,7 +43,7 @@ class MemoryBroker:
 
     def __init__(self, *, max_packet_bytes: int = MAX_PACKET_BYTES) -> None:
         self.max_packet_bytes = max_packet_bytes
-        self.retained: dict[str, Delivery] = {}
+        self.retained: dict[str, port.Delivery] = {}
         self.connected: dict[str, MemoryTransport] = {}  # by client id
         self.started: list[MemoryTransport] = []  # and not closed or crashed
         self.lock = threading.RLock()
@@ -110,7 +101,7 @@ class MemoryBroker:
 
     def publish(self, publisher: MemoryTransport, message: Outgoing) -> None:
         """Add a message to each receiver's events, or ``Undelivered`` to the publisher's."""
-        delivery = Delivery(
+        delivery = port.Delivery(
             message.topic,
             message.payload,
             response_topic=message.response_topic,
@@ -126,7 +117,7 @@ class MemoryBroker:
         for receiver in receivers:
             receiver.events.append(delivery)
         if not receivers and publisher.connected and message.qos == 1 and message.token is not None:
-            publisher.events.append(Undelivered(message.topic, message.token))
+            publisher.events.append(port.Undelivered(message.topic, message.token))
 
     def receivers(self, topic: str) -> list[MemoryTransport]:
         """Each client with a matching filter, once; and one member of each matching share group, in turn."""
@@ -154,7 +145,7 @@ class MemoryBroker:
         self._sessions += 1
         client.connected = True
         client.will = client.will_for(self._sessions) if client.will_for else None
-        client.events.append(LinkUp(self._sessions))
+        client.events.append(port.LinkUp(self._sessions))
         self.connected[client.client_id] = client
         self.send_retained(client, client.filters)
         kept, client.kept = client.kept, []
@@ -180,7 +171,7 @@ class MemoryBroker:
         client = self.connected.pop(client_id, None)
         if client is not None:
             client.connected = False
-            client.events.append(LinkDown(reason))
+            client.events.append(port.LinkDown(reason))
             if will and client.will is not None:
                 self.publish(client, client.will)
         return client
@@ -219,7 +210,7 @@ class MemoryTransport:
         self.will_for = will
         self.will: Outgoing | None = None  # of the connection
         self.filters: dict[str, None] = {}  # in the order of subscribe()
-        self.events: deque[LinkEvent] = deque()  # not yet delivered to the inbox
+        self.events: deque[port.LinkEvent] = deque()  # not yet delivered to the inbox
         self.kept: list[Outgoing] = []  # lasting messages for the next connection
         self.connected = False
         self.taken_over = False  # by a newer transport with this id
