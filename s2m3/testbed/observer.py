@@ -57,12 +57,8 @@ class Sighting:
 class Observer:
     """A connection to a site. Call ``wait_for`` or ``look``; nothing changes in between.
 
-    As a context manager it waits until the broker is reached and the subscriptions are in force.
-
-    Args:
-        url: the broker.
-        site: the site's topic prefix, when it has one.
-        client_id: its name at the broker.
+    As a context manager it waits until the broker is reached and the subscriptions are in force. ``site`` is the topic
+    prefix of a site that has one.
 
     Raises:
         NotConnected: the broker can't be reached when the ``with`` block starts.

@@ -65,11 +65,8 @@ class Lane:
 class Proxy:
     """A proxy in front of a broker, on a port of its own; its threads end with ``close``.
 
-    Args:
-        target_url: the broker.
-        shape: delay and bandwidth.
-        buffer_bytes: the system's receive buffer of each connection; None: as large as the system likes. A sender takes
-            these bytes for sent.
+    ``buffer_bytes`` is the system's receive buffer of each connection; None: as large as the system likes. A sender
+    takes these bytes for sent.
     """
 
     def __init__(self, target_url: str, shape: LinkShape = UNSHAPED, buffer_bytes: int | None = None) -> None:

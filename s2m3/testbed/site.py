@@ -156,9 +156,8 @@ class Site:
 
     def kill(self, name: str) -> None:
         """End a process without warning (SIGKILL), as a power failure would."""
-        process = self._processes.pop(name)
-        process.kill()
-        _reap(process)
+        with self._processes.pop(name) as process:
+            process.kill()
 
     def end(self, name: str) -> None:
         """Ask a process to end (SIGTERM), and wait until it did.
@@ -305,16 +304,10 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
         process.terminate()
     until_s, all_heard = time.monotonic() + GOODBYE_S, True
     for process in processes:
-        try:
-            process.wait(max(0.0, until_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            all_heard = False
-        _reap(process)
+        with process:
+            try:
+                process.wait(max(0.0, until_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                all_heard = False
     return all_heard
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    process.wait()
-    if process.stdin:
-        process.stdin.close()

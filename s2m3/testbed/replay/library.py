@@ -18,11 +18,7 @@ from s2m3.testbed.replay.scenario import MODULE, STANDBY, WITHOUT, Scenario
 
 
 def load_scenario(name: str, broker: str | None = None) -> Scenario:
-    """Read a scenario by its name in the library or by its path.
-
-    Args:
-        name: of the library, or a path.
-        broker: instead of the scenario's.
+    """Read a scenario by its name in the library or by its path; ``broker`` replaces its own.
 
     Raises:
         BadFile: there is no such scenario, the file is wrong, or this broker can't be used for it.

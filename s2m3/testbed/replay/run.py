@@ -40,7 +40,7 @@ def play_all(
         loaded: the scenarios by name.
         say: called with each step.
         short: play the short form of each.
-        logs: a directory for what the processes print, in a directory for each scenario.
+        logs: a directory that gets one for each scenario, with what its processes print.
     """
     with ExitStack() as stack:
         stage: Stage | None = None

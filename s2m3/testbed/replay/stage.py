@@ -28,9 +28,7 @@ PERSISTENCE = ("persistence true", "autosave_interval 5")  # as deploy/mosquitto
 class Stage:
     """A running site for scenarios of one make; a context manager.
 
-    Args:
-        scenario: what site it needs.
-        logs: a directory for what the processes print; by default it goes with the site.
+    ``logs`` is a directory for what the processes print; by default it goes with the site.
     """
 
     def __init__(self, scenario: Scenario, logs: Path | None = None) -> None:
@@ -58,9 +56,7 @@ class Stage:
         """Start what was killed, and wait until everything is served and nothing moves any more.
 
         A single orchestrator is restarted after an earlier scenario, whose deaths would keep devices on probation.
-
-        Args:
-            standby: wait also until every module has a standby copy that is ready.
+        With ``standby``, it waits also until every module has a standby copy that is ready.
 
         Raises:
             SiteFailed: it doesn't come into order.

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from broker.protocol.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Route
@@ -82,12 +83,12 @@ def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
     affected = frozenset(task for task, route in before.items() if fault.target in named(route))
     if fault.kind == "drain":
         return Seen(affected, replaced_s=_replaced(after, before, fault.target, may_return=False))
-    if fault.kind in TAKES_AWAY and (detected_s := _detected(after, before, fault.target)) is not None:
-        later = [sighting for sighting in after if sighting.at_s >= detected_s]
-        known = routes_before(sightings, detected_s)
-        signal = _signal((s for s in after if s.at_s <= detected_s), fault.target)
-        return Seen(affected, detected_s, signal, _replaced(later, known, fault.target, may_return=True))
-    return Seen(affected)
+    detected = _detected(after, before, fault.target) if fault.kind in TAKES_AWAY else None
+    if detected is None:
+        return Seen(affected)
+    later = [sighting for sighting in after if sighting.at_s >= detected[0]]
+    known = routes_before(sightings, detected[0])
+    return Seen(affected, *detected, _replaced(later, known, fault.target, may_return=True))
 
 
 def over_s(fault: Injected, faults: Iterable[Injected]) -> float | None:
@@ -122,29 +123,24 @@ def routes_before(sightings: Iterable[Sighting], at_s: float) -> dict[TaskName, 
     return routes
 
 
-def _detected(after: Iterable[Sighting], before: Routes, device: DeviceId) -> float | None:
+def _detected(after: Iterable[Sighting], before: Routes, device: DeviceId) -> tuple[float, Signal] | None:
     routes = dict(before)
     on_duty = any(device in named(route) for route in routes.values())
+    signal: Signal = "heartbeats"
     for sighting in after:
-        message = sighting.message
+        message, offline = sighting.message, _is_offline(sighting, device)
+        if offline:
+            signal = "will"
+        elif signal == "heartbeats" and isinstance(message, Heartbeat) and device in message.suspects:
+            signal = "timeouts"
         if isinstance(message, Route):
             was_named = sighting.id in routes and device in named(routes[sighting.id])
             routes[sighting.id] = message
             if was_named and device not in named(message):
-                return sighting.at_s
-        elif not on_duty and _is_offline(sighting, device):
-            return sighting.at_s
+                return sighting.at_s, signal
+        elif offline and not on_duty:
+            return sighting.at_s, signal
     return None
-
-
-def _signal(until_detected: Iterable[Sighting], device: DeviceId) -> Signal:
-    signal: Signal = "heartbeats"
-    for sighting in until_detected:
-        if _is_offline(sighting, device):
-            return "will"
-        if isinstance(sighting.message, Heartbeat) and device in sighting.message.suspects:
-            signal = "timeouts"
-    return signal
 
 
 def _is_offline(sighting: Sighting, device: DeviceId) -> bool:
@@ -257,11 +253,7 @@ def stood_by(
 ) -> bool | None:
     """Whether each module that a device served at a time was ready on another one too; None if it served nothing.
 
-    Args:
-        sightings: in the order of time.
-        device: the one.
-        at_s: the time.
-        hit: device hit by a fault until then -> when; it counts again after its next heartbeat.
+    ``hit`` is a device hit by a fault until then -> when; it counts again after its next heartbeat.
     """
     served: dict[DeviceId, set[str]] = {}
     ready: dict[DeviceId, set[str]] = {}
@@ -283,31 +275,22 @@ def stood_by(
 
 def bands(sightings: Sequence[Sighting], silence_s: float, end_s: float) -> list[Band]:
     """Where which module was ready; a device that is silent for longer than ``silence_s`` holds nothing any more."""
-    found: list[Band] = []
-    for device in sorted({s.id for s in sightings if isinstance(s.message, Heartbeat)}):
-        open_: dict[tuple[str, str], float] = {}  # (module, role) -> since when
-        last_s: float | None = None
-        for at_s, held in _holdings([s for s in sightings if s.id == device], end_s):
-            if last_s is not None and at_s - last_s > silence_s:
-                found += [Band(device, *what, since, last_s + silence_s) for what, since in open_.items()]
-                open_.clear()
-            for what in [what for what in open_ if what not in held]:
-                found.append(Band(device, *what, open_.pop(what), at_s))
-            for what in held:
-                open_.setdefault(what, at_s)
-            last_s = at_s
-        if last_s is not None:
-            found += [Band(device, *what, since, min(end_s, last_s + silence_s)) for what, since in open_.items()]
-    return found
+    found: dict[tuple[DeviceId, str, str], list[Band]] = {}
+    for device in {s.id for s in sightings if isinstance(s.message, Heartbeat)}:
+        own = [s for s in sightings if s.id == device and s.at_s <= end_s]
+        for (from_s, held), (next_s, _) in pairwise([*_holdings(own), (end_s, set[tuple[str, str]]())]):
+            for module, role in held:
+                same = found.setdefault((device, module, role), [])
+                since_s = same.pop().from_s if same and same[-1].to_s == from_s else from_s
+                same.append(Band(device, module, role, since_s, min(next_s, from_s + silence_s)))
+    return [band for same in found.values() for band in same]
 
 
-def _holdings(sightings: Iterable[Sighting], end_s: float) -> Iterator[tuple[float, set[tuple[str, str]]]]:
+def _holdings(sightings: Iterable[Sighting]) -> Iterator[tuple[float, set[tuple[str, str]]]]:
     """The modules that a device really holds, with their assigned role, at each heartbeat and at its end."""
     roles: dict[str, str] = {}
     for sighting in sightings:
         message = sighting.message
-        if sighting.at_s > end_s:
-            return
         if isinstance(message, Assignment):
             roles = {assigned.module: assigned.role for assigned in message.modules}
         elif isinstance(message, Heartbeat):

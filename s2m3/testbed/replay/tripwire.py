@@ -28,12 +28,7 @@ Spring = Callable[[], None]
 
 
 class Tripwire:
-    """Watches the data topics of a site; a context manager that waits until it sees them.
-
-    Args:
-        url: the broker.
-        site: the site's topic prefix, when it has one.
-    """
+    """Watches the data topics of a site; a context manager that waits until it sees them."""
 
     def __init__(self, url: str, site: str | None) -> None:
         self._prefix = prefix_of(site)
