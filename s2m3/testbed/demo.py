@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from rich.console import Console
 from rich.progress import track
@@ -232,8 +233,4 @@ def _row(request: DemoRequest, response: Response, wanted: Answer) -> dict[str, 
 
 def _devices(response: Response) -> list[str]:
     """The devices a request travelled through, in order."""
-    devices: list[str] = []
-    for timing in response.result.timings:
-        if not devices or devices[-1] != timing.device:
-            devices.append(timing.device)
-    return devices
+    return [device for device, _ in groupby(timing.device for timing in response.result.timings)]

@@ -10,15 +10,7 @@ from collections.abc import Sequence
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """Returns the nearest-rank percentile: the smallest value that at least ``share`` percent don't exceed.
-
-    Args:
-        values: The measurements, in any order.
-        share: From 0 to 100; 0 gives the smallest value, 100 the largest.
-
-    Returns:
-        One of the values; None without any values.
-    """
+    """The smallest value that at least ``share`` (from 0 to 100) percent don't exceed; None without any values."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(share / 100 * len(values)) - 1)]

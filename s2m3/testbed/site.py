@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -41,49 +42,31 @@ class SiteFailed(S2M3Error):
     """The site didn't start, doesn't serve its tasks, or one of its processes ended by itself."""
 
 
+@dataclass(eq=False)
 class Site:
     """Processes that make up a site.
-
-    Args:
-        broker: ``embedded``, ``mosquitto``, or the URL of one that runs already.
-        agents: the devices.
-        name: the start of the topic prefix at a broker that runs already, and of the names of the connections.
-        links: the device (or orchestrator) that reaches the broker through a link of its own -> what that is like; the
-            others connect directly.
-        heartbeat_interval_s: how often the orchestrators expect the agents' heartbeats.
-        mosquitto_settings: further lines of the configuration, when the broker is ``mosquitto``.
-        logs: a directory where what the processes print outlives the site; by default it goes with it.
-        spares: whether leftover memory is given to standby copies and replicas.
 
     Raises:
         NotConnected: the broker doesn't answer when the ``with`` block starts.
     """
 
-    url: str  # of the broker
-    observer: Observer
-    client: Client
+    broker: str  # embedded, mosquitto, or the URL of one that runs already
+    agents: Sequence[AgentConfig]
+    _: KW_ONLY
+    name: str = "testbed"  # begins the topic prefix at a broker that runs already, and the names of the connections
+    links: Mapping[str, LinkShape] = field(default_factory=dict)  # by device or orchestrator; the others have none
+    heartbeat_interval_s: float = 1.0  # how often the orchestrators expect the agents' heartbeats
+    mosquitto_settings: Sequence[str] = ()  # further lines of the configuration
+    logs: Path | None = None  # where what the processes print outlives the site; by default it goes with it
+    spares: bool = True  # whether leftover memory is given to standby copies and replicas
 
-    def __init__(
-        self,
-        broker: str,
-        agents: Sequence[AgentConfig],
-        *,
-        name: str = "testbed",
-        links: Mapping[str, LinkShape] | None = None,
-        heartbeat_interval_s: float = 1.0,
-        mosquitto_settings: Sequence[str] = (),
-        logs: Path | None = None,
-        spares: bool = True,
-    ) -> None:
-        self._broker = broker
-        self._name = name
-        self._configs = {config.id: config for config in agents}
-        self._heartbeat_interval_s = heartbeat_interval_s
-        self._mosquitto_settings = mosquitto_settings
-        self._logs = logs
-        self._spares = spares
-        self._shapes = dict(links or {})
-        self.prefix: str | None = None  # of the topics, at a broker that others use too
+    prefix: str | None = field(default=None, init=False)  # of the topics, at a broker that others use too
+    url: str = field(init=False)  # of the broker
+    observer: Observer = field(init=False)
+    client: Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._configs = {config.id: config for config in self.agents}
         self._proxies: dict[str, Proxy] = {}
         self._own_broker: EmbeddedBroker | MosquittoBroker | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -91,20 +74,18 @@ class Site:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-")))
-            if self._broker.startswith("mqtt://"):
-                self.url, self.prefix = self._broker, f"{self._name}-{uuid.uuid4().hex[:8]}"
+            if self.broker.startswith("mqtt://"):
+                self.url, self.prefix = self.broker, f"{self.name}-{uuid.uuid4().hex[:8]}"
             else:
                 self._own_broker = broker = self._make_broker()
                 stack.enter_context(broker)
                 self.url = broker.url
-            self.observer = stack.enter_context(
-                Observer(self.url, client_id=f"{self._name}-observer", site=self.prefix)
-            )
+            self.observer = stack.enter_context(Observer(self.url, client_id=f"{self.name}-observer", site=self.prefix))
             if self.prefix:
                 stack.callback(lambda: self.observer.clear(self.devices))
-            for name, shape in self._shapes.items():
+            for name, shape in self.links.items():
                 self._proxies[name] = stack.enter_context(Proxy(self.url, shape))
-            self.client = stack.enter_context(Client(self.url, client_id=f"{self._name}-client", site=self.prefix))
+            self.client = stack.enter_context(Client(self.url, client_id=f"{self.name}-client", site=self.prefix))
             stack.callback(self.stop)
             self.start_orchestrator()
             for device in self._configs:
@@ -128,8 +109,8 @@ class Site:
     def start_orchestrator(self, name: str = ORCHESTRATOR) -> None:
         """Start the orchestrator, or a ``SPARE``; its state is its own, and survives a restart within this site."""
         arguments = ["orchestrator", "--broker", self._way(name), "--state-dir", str(self._directory / name)]
-        arguments += ["--heartbeat-interval", f"{self._heartbeat_interval_s:g}"]
-        arguments += [] if self._spares else ["--no-spares"]
+        arguments += ["--heartbeat-interval", f"{self.heartbeat_interval_s:g}"]
+        arguments += [] if self.spares else ["--no-spares"]
         self._start(name, [*arguments, *(["--site", self.prefix] if self.prefix else [])])
 
     def start_agent(self, device: str) -> None:
@@ -279,7 +260,7 @@ class Site:
         return "\n".join(text.splitlines()[-12:]) or "it printed nothing"
 
     def _log_of(self, name: str) -> Path:
-        return (self._logs or self._directory) / f"{name}.log"
+        return (self.logs or self._directory) / f"{name}.log"
 
     def _way(self, name: str) -> str:
         return self._proxies[name].url if name in self._proxies else self.url
@@ -290,11 +271,11 @@ class Site:
         return self._own_broker
 
     def _make_broker(self) -> MosquittoBroker | EmbeddedBroker:
-        if self._broker == "embedded":
+        if self.broker == "embedded":
             return EmbeddedBroker()
-        if self._broker == "mosquitto":
-            return MosquittoBroker(settings=self._mosquitto_settings)
-        problem = f"must be embedded, mosquitto or mqtt://host, got {self._broker!r}"
+        if self.broker == "mosquitto":
+            return MosquittoBroker(settings=self.mosquitto_settings)
+        problem = f"must be embedded, mosquitto or mqtt://host, got {self.broker!r}"
         raise BadFile(file="--broker", problem=problem, fix="use one of these")
 
 

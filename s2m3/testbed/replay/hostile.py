@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,14 +22,17 @@ STRANGER = "hostile"  # its client id, and the device that it pretends to be
 OVERSIZED_EVERY = 100  # messages: each takes megabytes, at the broker, at every front door and here
 
 
+@dataclass
 class Hostile:
-    """Makes such messages for one device of a site with these tasks; ``seed`` is that of all that is drawn."""
+    """Makes such messages for one device."""
 
-    def __init__(self, prefix: str, device: DeviceId, tasks: Sequence[TaskName], seed: int) -> None:
-        self._prefix = prefix
-        self._device = device
-        self._tasks = sorted(tasks)
-        self._chance = random.Random(seed)  # noqa: S311 - a load, not a secret
+    prefix: str  # of the site's topics
+    device: DeviceId
+    tasks: Sequence[TaskName]  # of the site
+    seed: int  # of all that is drawn
+
+    def __post_init__(self) -> None:
+        self._chance = random.Random(self.seed)  # noqa: S311 - a load, not a secret
         self._count = 0
 
     def next(self, recent: Sequence[Delivery]) -> Outgoing:
@@ -36,7 +40,7 @@ class Hostile:
         self._count += 1
         if self._count % OVERSIZED_EVERY == 0:
             return self._chance.choice((self._oversized_control, self._oversized_input))()
-        honest = [each for each in recent if not each.topic.startswith(f"{self._prefix}/tensors/{STRANGER}/")]
+        honest = [each for each in recent if not each.topic.startswith(f"{self.prefix}/tensors/{STRANGER}/")]
         makers = [self._malformed_tensors, self._short_tensors, self._malformed_control, self._bad_request, self._stale]
         if honest and self._chance.random() < 1 / (len(makers) + 1):
             return _again(self._chance.choice(honest))
@@ -44,7 +48,7 @@ class Hostile:
 
     def _tensors_topic(self) -> str:
         request = f"r{self._chance.randrange(10**6)}"
-        return TENSORS.at(self._prefix, sender=STRANGER, receiver=self._device, request=request, node="image-encoder")
+        return TENSORS.at(self.prefix, sender=STRANGER, receiver=self.device, request=request, node="image-encoder")
 
     def _malformed_tensors(self) -> Outgoing:
         payload = self._chance.choice(
@@ -61,8 +65,8 @@ class Hostile:
         return Outgoing(self._control_topic(), payload)
 
     def _control_topic(self) -> str:
-        assignment = DEVICE_ASSIGNMENT.at(self._prefix, device=self._device)
-        return self._chance.choice((assignment, TASK_ROUTE.at(self._prefix, task=self._chance.choice(self._tasks))))
+        assignment = DEVICE_ASSIGNMENT.at(self.prefix, device=self.device)
+        return self._chance.choice((assignment, TASK_ROUTE.at(self.prefix, task=self._chance.choice(self.tasks))))
 
     def _bad_request(self) -> Outgoing:
         payload, kind = self._chance.choice(
@@ -78,9 +82,9 @@ class Hostile:
 
     def _request(self, payload: bytes, content_type: str) -> Outgoing:
         return Outgoing(
-            TASK_REQUESTS.at(self._prefix, task=self._chance.choice(self._tasks)),
+            TASK_REQUESTS.at(self.prefix, task=self._chance.choice(self.tasks)),
             payload,
-            response_topic=RESULTS.at(self._prefix, client=STRANGER, request="0"),
+            response_topic=RESULTS.at(self.prefix, client=STRANGER, request="0"),
             correlation=self._chance.randbytes(8),
             content_type=content_type,
             expiry_s=5,
@@ -95,26 +99,26 @@ class Hostile:
     def _stale(self) -> Outgoing:
         old = self._chance.choice(("tensors", "assignment", "route"))
         if old == "assignment":
-            topic = DEVICE_ASSIGNMENT.at(self._prefix, device=self._device)
+            topic = DEVICE_ASSIGNMENT.at(self.prefix, device=self.device)
             return Outgoing(topic, encode(Assignment(epoch=0, generation=0)))
         if old == "route":
-            task = self._chance.choice(self._tasks)
+            task = self._chance.choice(self.tasks)
             route = Route(task=task, epoch=0, generation=0, group=0, unavailable="from an orchestrator of long ago")
-            return Outgoing(TASK_ROUTE.at(self._prefix, task=task), encode(route))
+            return Outgoing(TASK_ROUTE.at(self.prefix, task=task), encode(route))
         return Outgoing(self._tensors_topic(), self._stale_tensors())
 
     def _stale_tensors(self) -> bytes:
-        planned = PlannedNode(key="k", needs=("image",), device=self._device)
+        planned = PlannedNode(key="k", needs=("image",), device=self.device)
         message = NodeInputs(
             request=f"r{self._chance.randrange(10**6)}",
-            task=self._chance.choice(self._tasks),
+            task=self._chance.choice(self.tasks),
             node="image-encoder",
             epoch=0,
             generation=0,
             attempt=0,
             coordinator=STRANGER,
             deadline_s=5.0,
-            reply_to=RESULTS.at(self._prefix, client=STRANGER, request="0"),
+            reply_to=RESULTS.at(self.prefix, client=STRANGER, request="0"),
             plan=Plan(nodes={"image-encoder": planned}, output="image-encoder"),
             content_types={"image": "image/png"},
         )

@@ -255,7 +255,12 @@ class Injector:
         before = resource.prlimit(pid, resource.RLIMIT_DATA)
         limit = _data_bytes(pid) + (fault.memory or 0)
         resource.prlimit(pid, resource.RLIMIT_DATA, (limit, before[1]))
-        self._ends(fault, lambda: _unlimit(pid, before))
+
+        def unlimit() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_DATA, before)
+
+        self._ends(fault, unlimit)
 
     # --- faults that last, each in a thread ---
 
@@ -289,7 +294,7 @@ class Injector:
         try:
             if not up.wait(CONNECT_S):
                 raise SiteFailed("the hostile client could not connect")
-            names = [spec.task for spec in self._stage.specs]
+            names = sorted(spec.task for spec in self._stage.specs)
             makes = Hostile(self._stage.observer.prefix, target, names, self._scenario.seed)
             sent = 0
             while sent < messages and not self._stopping:
@@ -308,8 +313,3 @@ def _data_bytes(pid: int) -> int:
     with open(f"/proc/{pid}/status", encoding="ascii") as status:  # noqa: PTH123 - a kernel's file
         line = next(line for line in status if line.startswith("VmData:"))
     return int(line.split()[1]) * 1024
-
-
-def _unlimit(pid: int, limits: tuple[int, int]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_DATA, limits)
