@@ -22,7 +22,7 @@ from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS, DemoRequest
 from s2m3.testbed.observer import Observer, named
-from s2m3.testbed.replay.reference import Answer, answers, inputs_of
+from s2m3.testbed.replay.library import Answer, answers, inputs_of
 from s2m3.testbed.replay.timeline import Injected, look_at
 from s2m3.testbed.site import Site, SiteFailed
 

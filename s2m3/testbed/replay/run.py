@@ -15,8 +15,8 @@ from pathlib import Path
 from broker.client import Response
 from broker.protocol.errors import ErrorCode
 from s2m3.reference.pictures import DemoRequest
-from s2m3.testbed.replay import reference
 from s2m3.testbed.replay.inject import Injector
+from s2m3.testbed.replay.library import Answer, answers, in_order, inputs_of, requests_for
 from s2m3.testbed.replay.report import Ending, Outcome, Recording
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.stage import Stage
@@ -66,8 +66,8 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
     Raises:
         SiteFailed: the site did not come up.
     """
-    requests = reference.requests_for(scenario.tasks)
-    expected = reference.answers(request for each in requests.values() for request in each)
+    requests = requests_for(scenario.tasks)
+    expected = answers(request for each in requests.values() for request in each)
     stage.restore(standby=scenario.standby)
     before = stage.client.duplicates
     injector = Injector(stage, scenario)
@@ -96,7 +96,7 @@ def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) 
     """Send requests evenly until the load's time is over, all faults are, and every task is served again."""
     asked: list[Asked] = []
     tasks = [spec.task for spec in stage.specs]
-    questions = reference.in_order(reference.requests_for(scenario.tasks), scenario.seed)
+    questions = in_order(requests_for(scenario.tasks), scenario.seed)
     end_s = began_s + scenario.load.duration_s
     latest_s = end_s + PATIENCE_S
     for turn, request in enumerate(questions):
@@ -107,13 +107,13 @@ def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) 
         if due_s >= end_s:
             return asked
         sent_s = time.monotonic()
-        inputs = reference.inputs_of(request)
+        inputs = inputs_of(request)
         future = stage.client.submit(request.task, inputs, deadline_s=scenario.load.deadline_s)
         asked.append((request, sent_s, future))
     return asked  # pragma: no cover - the questions never end
 
 
-def _outcome(asked: Asked, deadline_s: float, expected: reference.Answer) -> Outcome:
+def _outcome(asked: Asked, deadline_s: float, expected: Answer) -> Outcome:
     """How a request ended; waits until the client says so, by the deadline and a little more."""
     request, sent_s, future = asked
     try:

@@ -15,7 +15,7 @@ from broker.protocol.messages import Heartbeat
 from edge_agent.config import AgentConfig
 from s2m3.testbed.observer import Observer, named
 from s2m3.testbed.proxy import UNSHAPED
-from s2m3.testbed.replay.reference import THREADS, specs_of
+from s2m3.testbed.replay.library import THREADS, specs_of
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.tripwire import Tripwire
 from s2m3.testbed.site import ORCHESTRATOR, SERVE_S, SPARE, Site, SiteFailed

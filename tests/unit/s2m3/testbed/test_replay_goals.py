@@ -15,10 +15,10 @@ from broker.protocol.messages import Assignment
 from broker.transport.port import MAX_PACKET_BYTES, Delivery
 from s2m3.bench.flatness import Sample, judge, slope
 from s2m3.bench.soak import draw_scenario, judge_errors, with_errors
-from s2m3.testbed.replay import goals, reference
+from s2m3.testbed.replay import goals
 from s2m3.testbed.replay.goals import Played
 from s2m3.testbed.replay.hostile import OVERSIZED_EVERY, Hostile
-from s2m3.testbed.replay.library import load_scenario
+from s2m3.testbed.replay.library import in_order, load_scenario, requests_for
 from s2m3.testbed.replay.report import FaultReport, Report
 
 MB = 10**6
@@ -264,10 +264,10 @@ def test_hostile_messages_are_drawn_by_a_seed_and_are_of_every_sort() -> None:
 
 
 def test_the_load_asks_the_tasks_in_turn_and_every_request_before_any_again() -> None:
-    requests = reference.requests_for(["pocket/classify", "pocket/vqa"])
-    asked = list(islice(reference.in_order(requests, seed=7), 12))
+    requests = requests_for(["pocket/classify", "pocket/vqa"])
+    asked = list(islice(in_order(requests, seed=7), 12))
     assert [request.task for request in asked] == ["classify", "vqa"] * 6
     assert set(asked[0:8:2]) == set(requests["classify"])
     assert set(asked[1::2]) == set(requests["vqa"])
-    assert asked == list(islice(reference.in_order(requests, seed=7), 12))
-    assert asked != list(islice(reference.in_order(requests, seed=8), 12))
+    assert asked == list(islice(in_order(requests, seed=7), 12))
+    assert asked != list(islice(in_order(requests, seed=8), 12))
