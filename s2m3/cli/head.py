@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     task, report = train(asked, lambda text: print(text, file=sys.stderr))
     if arguments.deploy:
         with connected(arguments) as observer:
-            report["rollout"] = asdict(rollout.deploy(observer, task, DEPLOY_S))
+            report["rollout"] = rollout.deploy(observer, task, DEPLOY_S)
     print_result(arguments, report, _print)
     return 0 if report["differing"] == 0 else 1
 

@@ -5,7 +5,7 @@ Owns what is read from the heartbeats. Reports nothing that a device didn't repo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 from broker.protocol.errors import S2M3Error
 from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec
@@ -18,19 +18,12 @@ class NotServed(S2M3Error):
     """The site doesn't serve the new task."""
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """The changes that a deployed task made."""
-
-    head_on: tuple[DeviceId, ...]
-    encoder_on: tuple[DeviceId, ...]
-    encoder_was_there: bool
-    encoder_loaded_again: bool
-    added_bytes: dict[DeviceId, int]  # of modules, by device, where it changed
-
-
-def deploy(observer: Observer, task: TaskSpec, timeout_s: float) -> Rollout:
+def deploy(observer: Observer, task: TaskSpec, timeout_s: float) -> dict[str, Any]:
     """Deploy a task whose output is a new head, and measure what it adds.
+
+    Returns:
+        The part of the JSON document: the devices of the head and of the encoder, whether the encoder was there and
+        whether it was loaded again, and the bytes of modules that each device has more.
 
     Raises:
         NotServed: there is no orchestrator, no device, or no room; or it took too long.
@@ -51,13 +44,13 @@ def deploy(observer: Observer, task: TaskSpec, timeout_s: float) -> Rollout:
         raise NotServed(f"{task.task} is served, but no device reports its head: look at `s2m3 status`")
     after = {device: heartbeat.memory_used_bytes for device, heartbeat in observer.heartbeats.items()}
     added = {device: used - before.get(device, 0) for device, used in after.items()}
-    return Rollout(
-        head_on=tuple(sorted(device for device, _ in _ready(observer, {head}))),
-        encoder_on=tuple(sorted({device for device, _ in _ready(observer, encoder)})),
-        encoder_was_there={key for _, key in had} == encoder,
-        encoder_loaded_again=_loaded(observer, since, encoder, had),
-        added_bytes={device: size for device, size in sorted(added.items()) if size},
-    )
+    return {
+        "head_on": sorted(device for device, _ in _ready(observer, {head})),
+        "encoder_on": sorted({device for device, _ in _ready(observer, encoder)}),
+        "encoder_was_there": {key for _, key in had} == encoder,
+        "encoder_loaded_again": _loaded(observer, since, encoder, had),
+        "added_bytes": {device: size for device, size in sorted(added.items()) if size},
+    }
 
 
 def _ready(observer: Observer, keys: set[ModuleKey]) -> set[tuple[DeviceId, ModuleKey]]:

@@ -134,19 +134,24 @@ def report(recording: Recording, expect: Expect) -> Report:
 
 
 def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:
-    allowed = {"lost": expect.lost, "wrong": expect.wrong, "errors": expect.errors, "moves": expect.moves}
-    counted = {"lost": found.lost, "wrong": found.wrong, "errors": sum(found.errors.values()), "moves": found.moves}
-    broken = [
-        f"{name}: {counted[name]}, expected at most {most}"
-        for name, most in allowed.items()
-        if most is not None and counted[name] > most
-    ]
-    least = {
-        "errors": (counted["errors"], expect.errors_at_least),
-        "refusals": (found.refusals, expect.refusals_at_least),
-        "leaders": (found.leaders, expect.leaders_at_least),
+    counted = {
+        "lost": found.lost,
+        "wrong": found.wrong,
+        "errors": sum(found.errors.values()),
+        "moves": found.moves,
+        "refusals": found.refusals,
+        "leaders": found.leaders,
     }
-    broken += [f"{name}: {count}, expected at least {few}" for name, (count, few) in least.items() if count < few]
+    most = {"lost": expect.lost, "wrong": expect.wrong, "errors": expect.errors, "moves": expect.moves}
+    least = {"errors": expect.errors_at_least, "refusals": expect.refusals_at_least, "leaders": expect.leaders_at_least}
+    broken = [
+        f"{name}: {counted[name]}, expected at most {limit}"
+        for name, limit in most.items()
+        if limit is not None and counted[name] > limit
+    ]
+    broken += [
+        f"{name}: {counted[name]}, expected at least {limit}" for name, limit in least.items() if counted[name] < limit
+    ]
     if expect.error_codes is not None:
         other = sorted(found.errors.keys() - set(expect.error_codes))
         broken += [f"{code}: {found.errors[code]}, expected none of this code" for code in other]

@@ -22,6 +22,7 @@ from s2m3.testbed.site import ORCHESTRATOR, SERVE_S, SPARE, Site, SiteFailed
 
 DEAD_INTERVALS = 3.5  # without a heartbeat: about then the orchestrator takes a device for dead
 SETTLED_INTERVALS = 2  # heartbeats without a new assignment: then nothing is about to move
+MAKE = ("broker", "persistence", "heartbeat_interval_s", "orchestrators", "spares", "fleet", "tasks", "redundancy")
 PERSISTENCE = ("persistence true", "autosave_interval 5")  # as deploy/mosquitto/development.conf says to sites
 
 
@@ -96,17 +97,17 @@ class Stage:
         if scenario.persistence:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-retained-"))
             settings = (*PERSISTENCE, f"persistence_location {directory}/")
-        threads_and_beat = {"threads": THREADS, "heartbeat_interval_s": scenario.heartbeat_interval_s}
+        beat_s = scenario.heartbeat_interval_s
         configs = [
-            AgentConfig.model_validate(device.model_dump(exclude_none=True) | threads_and_beat)
-            for device in scenario.fleet
+            AgentConfig(id=each.id, memory=each.memory, speed=each.speed, threads=THREADS, heartbeat_interval_s=beat_s)
+            for each in scenario.fleet
         ]
         self.site = Site(
             scenario.broker,
             configs,
             name="replay",
             links=dict.fromkeys([*(config.id for config in configs), ORCHESTRATOR, *self.others], UNSHAPED),
-            heartbeat_interval_s=scenario.heartbeat_interval_s,
+            heartbeat_interval_s=beat_s,
             mosquitto_settings=settings,
             logs=self._logs,
             spares=scenario.spares,
@@ -152,13 +153,4 @@ class Stage:
 
 def make_of(scenario: Scenario) -> tuple[object, ...]:
     """The settings with which the processes are started: scenarios of one make can share a site."""
-    return (
-        scenario.broker,
-        scenario.persistence,
-        scenario.heartbeat_interval_s,
-        scenario.orchestrators,
-        scenario.spares,
-        scenario.fleet,
-        scenario.tasks,
-        scenario.redundancy,
-    )
+    return tuple(getattr(scenario, name) for name in MAKE)

@@ -65,9 +65,11 @@ class Tripwire:
             self._up.set()
         if not isinstance(event, Delivery):
             return
-        happened = self._what(event)
-        if happened is None:
+        incoming = read(self._prefix, event.topic, event.payload)
+        if incoming is None or incoming.topic not in _FIELDS:
             return
+        field, name = _FIELDS[incoming.topic]
+        happened = When.model_validate({field: incoming.ids[name]})
         with self._lock:
             if happened.online is None and len(event.payload) <= MAX_REMEMBERED_BYTES:
                 self._recent.append(event)
@@ -75,10 +77,3 @@ class Tripwire:
             self._set = [(when, spring) for when, spring in self._set if when != happened]
         for spring in due:
             spring()
-
-    def _what(self, event: Delivery) -> When | None:
-        incoming = read(self._prefix, event.topic, event.payload)
-        if incoming is None or incoming.topic not in _FIELDS:
-            return None
-        field, name = _FIELDS[incoming.topic]
-        return When.model_validate({field: incoming.ids[name]})
