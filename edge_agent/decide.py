@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs
@@ -209,21 +208,19 @@ def _on_task_cleared(state: AgentState, event: events.RouteCleared, now_s: float
     ]
 
 
-RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Action]]] = MappingProxyType(
-    {
-        events.LeaderSeen: _on_leader,
-        events.ControlLinkRestored: _on_control_link_restored,
-        events.DataLinkChanged: coordinate.on_data_link,
-        events.Assigned: _on_assignment,
-        events.Routed: _on_route,
-        events.RouteCleared: _on_task_cleared,
-        events.ModuleReady: _on_module_ready,
-        events.ModuleFailed: _on_module_failed,
-        events.Requested: _on_request,
-        events.Received: _on_message,
-        events.NotReceived: lambda _, event, __: [Send(event.coordinator, event.failed, {}, event.deadline_s)],
-        events.Ran: execute.on_ran,
-        events.Tick: _on_tick,
-    }
-)
+RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Action]]] = {
+    events.LeaderSeen: _on_leader,
+    events.ControlLinkRestored: _on_control_link_restored,
+    events.DataLinkChanged: coordinate.on_data_link,
+    events.Assigned: _on_assignment,
+    events.Routed: _on_route,
+    events.RouteCleared: _on_task_cleared,
+    events.ModuleReady: _on_module_ready,
+    events.ModuleFailed: _on_module_failed,
+    events.Requested: _on_request,
+    events.Received: _on_message,
+    events.NotReceived: lambda _, event, __: [Send(event.coordinator, event.failed, {}, event.deadline_s)],
+    events.Ran: execute.on_ran,
+    events.Tick: _on_tick,
+}
 """Event -> its rule."""

@@ -23,43 +23,38 @@ class FairQueue(Generic[Item]):
     """The items that wait, by task."""
 
     def __init__(self) -> None:
-        self._waiting: dict[TaskName, dict[Item, float]] = {}  # -> its deadline
+        self.waiting: dict[TaskName, dict[Item, float]] = {}  # -> its deadline; the queue's users only read it
         self._used_s: dict[TaskName, float] = {}  # compute time of tasks that wait or are ahead of the virtual time
         self._virtual_time_s = 0.0  # used time of the task that was served last; a returning task starts here
 
-    @property
-    def waiting(self) -> Mapping[TaskName, Mapping[Item, float]]:
-        """Every waiting task -> its items and their deadlines."""
-        return self._waiting
-
     def add(self, task: TaskName, item: Item, deadline_s: float) -> None:
         """Put an item into the queue."""
-        if not self._waiting:  # no task is behind another one any more
+        if not self.waiting:  # no task is behind another one any more
             self._virtual_time_s = max(self._used_s.values(), default=self._virtual_time_s)
             self._used_s = {}
-        if task not in self._waiting:
+        if task not in self.waiting:
             self._used_s[task] = max(self._virtual_time_s, self._used_s.get(task, 0.0))
-            self._waiting[task] = {}
-        self._waiting[task][item] = deadline_s
+            self.waiting[task] = {}
+        self.waiting[task][item] = deadline_s
 
     def discard(self, task: TaskName, item: Item) -> bool:
         """Remove an item; False when it was not waiting."""
-        items = self._waiting.get(task, {})
+        items = self.waiting.get(task, {})
         found = items.pop(item, None) is not None
         if found and not items:
-            del self._waiting[task]
+            del self.waiting[task]
         return found
 
     def take(self) -> tuple[TaskName, Item] | None:
         """Remove and return the next item; None when the queue is empty. The caller then charges its seconds."""
-        if not self._waiting:
+        if not self.waiting:
             return None
-        task = min(self._waiting, key=lambda name: (self._used_s[name], name))
-        item = min(self._waiting[task].items(), key=lambda pair: pair[1])[0]
+        task = min(self.waiting, key=lambda name: (self._used_s[name], name))
+        item = min(self.waiting[task].items(), key=lambda pair: pair[1])[0]
         self._virtual_time_s = self._used_s[task]
         self.discard(task, item)
         ahead = {name: used_s for name, used_s in self._used_s.items() if used_s > self._virtual_time_s}
-        self._used_s = ahead | {name: self._used_s[name] for name in (*self._waiting, task)}
+        self._used_s = ahead | {name: self._used_s[name] for name in (*self.waiting, task)}
         return task, item
 
     def charge(self, task: TaskName, seconds: float) -> None:

@@ -27,22 +27,11 @@ MOST_REASONS = 200_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``s2m3 plan``."""
     parser.add_argument("--fleet", required=True, metavar="FILE", help="devices, and where requests start")
-    parser.add_argument(
-        "--tasks",
-        required=True,
-        action="append",
-        nargs="+",
-        metavar="T",
-        help="catalogue names, task files, lists of tasks, or directories of them; again for more",
-    )
+    text = "catalogue names, task files, lists of tasks, or directories of them; again for more"
+    parser.add_argument("--tasks", required=True, action="append", nargs="+", metavar="T", help=text)
     parser.add_argument("--solver", choices=SOLVERS, default="refined", help="default %(default)s")
-    parser.add_argument(
-        "--time-limit",
-        type=positive_seconds,
-        default=TIME_LIMIT_S,
-        metavar="S",
-        help="seconds, for refined and exact; then the best so far counts; default 60",
-    )
+    text = "seconds, for refined and exact; then the best so far counts; default 60"
+    parser.add_argument("--time-limit", type=positive_seconds, default=TIME_LIMIT_S, metavar="S", help=text)
     parser.add_argument(
         "--explain", action="store_true", help="say for each module why it is there, and on no other device"
     )

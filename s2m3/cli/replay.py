@@ -33,11 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser, "print one JSON document; a list when several are replayed")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the timeline; several: FILE-SCENARIO")
     parser.add_argument("--short", action="store_true", help="the same faults in less than half the time")
-    parser.add_argument(
-        "--goals",
-        action="store_true",
-        help="the whole library and the campaigns; prints the goals and what was measured",
-    )
+    text = "the whole library and the campaigns; prints the goals and what was measured"
+    parser.add_argument("--goals", action="store_true", help=text)
     parser.add_argument("--logs", metavar="DIR", type=Path, help="keep there what the processes print")
 
 

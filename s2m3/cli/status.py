@@ -52,7 +52,8 @@ def _print(observer: Observer) -> None:
     printed.print(f"orchestrator: {state}")
     devices = table("device", "state", "memory (MB)", "modules", title="devices")
     for name, device in sorted(observer.devices.items()):
-        devices.add_row(name, _status_of(observer, name, device), *_held(observer, name, device))
+        is_draining = name in observer.drained and device.status == "online"
+        devices.add_row(name, "draining" if is_draining else device.status, *_held(observer, name, device))
     printed.print(devices)
     tasks = table("task", "state", "front door", "nodes", title="tasks")
     for name, route in sorted(observer.routes.items()):
@@ -73,10 +74,6 @@ def _held(observer: Observer, name: str, device: DeviceState) -> tuple[str, str]
     ]
     memory = f"{megabytes(heartbeat.memory_used_bytes)} of {megabytes(heartbeat.memory_bytes)}"
     return memory, "\n".join(modules)
-
-
-def _status_of(observer: Observer, name: str, device: DeviceState) -> str:
-    return "draining" if name in observer.drained and device.status == "online" else device.status
 
 
 def state_of(observer: Observer, route: Route) -> str:

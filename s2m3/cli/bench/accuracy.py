@@ -36,11 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", metavar="DIR", help="one benchmark, or digits (scikit-learn's)")
     what.add_argument("--table", metavar="DIR", help="every benchmark below a directory, resumed where it stopped")
-    what.add_argument(
-        "--equivalence",
-        action="store_true",
-        help="split against whole, at real size: every model below 500 M parameters",
-    )
+    text = "split against whole, at real size: every model below 500 M parameters"
+    what.add_argument("--equivalence", action="store_true", help=text)
     parser.add_argument(
         "--task", action="append", metavar="T", help="a catalogue name or a file; again for more; default all"
     )
@@ -52,21 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unsplit", type=count(0), metavar="N", help="compare with the unsplit model on N records; default all"
     )
     parser.add_argument("--templates", type=positive, metavar="N", help="prompts for each class; default all")
-    parser.add_argument(
-        "--results",
-        metavar="PATH",
-        help=f"to resume: a file, or a directory for options and --table; default of --table DIR/{RESULTS}",
-    )
+    text = f"to resume: a file, or a directory for options and --table; default of --table DIR/{RESULTS}"
+    parser.add_argument("--results", metavar="PATH", help=text)
     parser.add_argument(
         "--dtype", action="append", default=[], choices=DTYPES, help="--data: the weights' dtype; again for more rows"
     )
-    parser.add_argument(
-        "--wire",
-        action="append",
-        default=[],
-        choices=WIRES,
-        help="--data: the dtype between nodes; again for more rows",
-    )
+    text = "--data: the dtype between nodes; again for more rows"
+    parser.add_argument("--wire", action="append", default=[], choices=WIRES, help=text)
     parser.add_argument("--options", choices=("all",), help="--data: every dtype with every wire")
     add_json(parser)
 

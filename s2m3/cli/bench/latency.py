@@ -29,35 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", choices=["cloud"], help="split against all modules on a cloud machine, and all on one device"
     )
     what.add_argument("--routing", action="store_true", help="branches in parallel against one after the other")
-    parser.add_argument(
-        "--settings",
-        action="append",
-        metavar="FILE",
-        help="machines and links; again for more; default: 20 Mbit/s, 50 ms",
-    )
+    text = "machines and links; again for more; default: 20 Mbit/s, 50 ms"
+    parser.add_argument("--settings", action="append", metavar="FILE", help=text)
     names = ", ".join(workload.name for workload in WORKLOADS)
     parser.add_argument(
         "--workload", action="append", metavar="NAME", help=f"one of {names}; again for more; default all"
     )
-    parser.add_argument(
-        "--requests",
-        type=positive,
-        default=REQUESTS,
-        metavar="N",
-        help="requests to each site, after the warm-up; default %(default)s",
-    )
-    parser.add_argument(
-        "--captions",
-        type=count(1, MOST_CAPTIONS),
-        default=CAPTIONS,
-        metavar="N",
-        help="--routing: captions in the request; default %(default)s",
-    )
-    parser.add_argument(
-        "--models",
-        metavar="DIR",
-        help="weights; missing ones are written there at random; default: a directory that is removed",
-    )
+    text = "requests to each site, after the warm-up; default %(default)s"
+    parser.add_argument("--requests", type=positive, default=REQUESTS, metavar="N", help=text)
+    text = "--routing: captions in the request; default %(default)s"
+    parser.add_argument("--captions", type=count(1, MOST_CAPTIONS), default=CAPTIONS, metavar="N", help=text)
+    text = "weights; missing ones are written there at random; default: a directory that is removed"
+    parser.add_argument("--models", metavar="DIR", help=text)
     add_json(parser)
 
 
