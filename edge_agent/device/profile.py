@@ -27,10 +27,8 @@ ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S = 100e6, 0.001  # until the link
 CHANNELS, EXPANDED, SIDE = 24, 144, 56  # of the bottleneck
 TOKENS, WIDTH = 28, 384  # of the feed-forward layer
 
-Clock = Callable[[], float]
 
-
-def profile(config: AgentConfig, clock: Clock = time.perf_counter) -> DeviceProfile:
+def profile(config: AgentConfig, clock: Callable[[], float] = time.perf_counter) -> DeviceProfile:
     """Measure this device. What the operator states in ``config`` is taken as it is.
 
     Without a stated budget it is the free memory, less the system's reserve and the headroom. The speed is the share
@@ -51,8 +49,7 @@ def profile(config: AgentConfig, clock: Clock = time.perf_counter) -> DeviceProf
 def spare_memory_bytes(free: int | None, headroom: float) -> int:
     """The bytes for modules: the free ones less the system's reserve, less the headroom of the rest; at least 1.
 
-    Raises:
-        BadFile: the free memory is unknown; the operator must state the budget.
+    ``BadFile`` when the free memory is unknown: the operator must state the budget.
     """
     if free is None:
         problem, fix = "this system doesn't report its free memory", "state the device's `memory`"
@@ -60,13 +57,12 @@ def spare_memory_bytes(free: int | None, headroom: float) -> int:
     return max(1, round((free - RESERVE_BYTES) * (1 - headroom)))
 
 
-def compute_flops_per_s(clock: Clock = time.perf_counter, measure_s: float = MEASURE_S) -> float:
+def compute_flops_per_s(clock: Callable[[], float] = time.perf_counter, measure_s: float = MEASURE_S) -> float:
     """Floating-point operations per second (two per multiply-add) at the configured thread count.
 
     A round is a mobile inverted bottleneck (Sandler et al. 2018) and a transformer's feed-forward layer over a few
-    captions. After one round to warm up, rounds run for ``measure_s``. The fastest one counts, so that other programs
-    that start at that moment don't make the device look slow. Such layers move more memory than one big product, so the
-    figure is far below the processor's peak: small models reach it.
+    captions, so small models reach the figure. Rounds run for ``measure_s`` after one to warm up. The fastest counts:
+    other programs that start at that moment don't make the device look slow.
     """
     generator = torch.Generator().manual_seed(0)
 

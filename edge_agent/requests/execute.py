@@ -62,11 +62,8 @@ def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: fl
 
 def on_module_ready(state: AgentState, key: ModuleKey, now_s: float) -> list[Action]:
     """Run the nodes that waited for a module."""
-    actions: list[Action] = []
-    for run, pending in list(state.pending.items()):
-        if pending.key == key:
-            actions += _enqueue_when_complete(state, run, pending, now_s)
-    return actions
+    waiting = [(run, each) for run, each in state.pending.items() if each.key == key]
+    return [action for run, pending in waiting for action in _enqueue_when_complete(state, run, pending, now_s)]
 
 
 def on_module_gone(state: AgentState, key: ModuleKey, now_s: float) -> list[Action]:

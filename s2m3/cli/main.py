@@ -45,17 +45,12 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    whole = OneLineParser(prog="s2m3", description="Many multi-modal AI tasks on the small machines of a site.")
-    whole.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    add_commands(whole, "command", COMMANDS)
-    return whole
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a person can correct become one line on standard error."""
-    arguments = parser().parse_args(argv)
+    parser = OneLineParser(prog="s2m3", description="Many multi-modal AI tasks on the small machines of a site.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    add_commands(parser, "command", COMMANDS)
+    arguments = parser.parse_args(argv)
     from broker.process import log_to_stderr  # noqa: PLC0415 - structlog, which --help does without
 
     log_to_stderr(level=logging.ERROR)  # a person reads what is printed; services lower the level themselves

@@ -53,7 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
         played[name] = Played(scenario, found)
         printed.print(f"  {'; '.join(found.why_not) or 'holds'}", markup=False)
         if arguments.plot and recording.outcomes:
-            picture = _plot_file(arguments.plot, name, several=len(names) > 1)
+            picture: Path = arguments.plot
+            if len(names) > 1:
+                picture = picture.with_stem(f"{picture.stem}-{Path(name).stem}")
             draw_to(picture, scenario, recording, found)
             printed.print(f"  drawn: {picture}", markup=False)
     reports = [each.report for each in played.values()]
@@ -87,10 +89,6 @@ def draw_to(file: Path, scenario: Scenario, recording: Recording, found: Report)
         draw(file, scenario, recording, found)
     except OSError as error:
         raise BadFile(file=str(file), problem=str(error), fix="name a file that can be written") from error
-
-
-def _plot_file(file: Path, name: str, *, several: bool) -> Path:
-    return file.with_name(f"{file.stem}-{Path(name).stem}{file.suffix}") if several else file
 
 
 def show_replays(printed: Console, reports: Sequence[Report]) -> None:

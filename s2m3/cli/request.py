@@ -69,9 +69,8 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise BadFile(
-            file=path, problem=error.strerror or "can't be read", fix="name a file that can be read"
-        ) from error
+        problem = error.strerror or "can't be read"
+        raise BadFile(file=path, problem=problem, fix="name a file that can be read") from error
 
 
 def _print(response: Response) -> None:

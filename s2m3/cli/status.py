@@ -57,7 +57,8 @@ def _print(observer: Observer) -> None:
     printed.print(devices)
     tasks = table("task", "state", "front door", "nodes", title="tasks")
     for name, route in sorted(observer.routes.items()):
-        tasks.add_row(name, state_of(observer, route), ", ".join(route.front_door), _places(route))
+        places = [f"{n}: {', '.join(d.device for d in node.devices) or 'loading'}" for n, node in route.nodes.items()]
+        tasks.add_row(name, state_of(observer, route), ", ".join(route.front_door), "\n".join(places))
     printed.print(tasks)
 
 
@@ -86,9 +87,3 @@ def state_of(observer: Observer, route: Route) -> str:
     able = [{device.device for device in node.devices} for node in route.nodes.values()]
     gone = sorted(set().union(*(devices for devices in able if devices <= offline)))
     return f"not served: {', '.join(gone)} offline" if gone else "served"
-
-
-def _places(route: Route) -> str:
-    return "\n".join(
-        f"{name}: {', '.join(d.device for d in node.devices) or 'loading'}" for name, node in route.nodes.items()
-    )

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--templates", type=positive, metavar="N", help="prompts for each class; default all")
     text = f"to resume: a file, or a directory for options and --table; default of --table DIR/{RESULTS}"
-    parser.add_argument("--results", metavar="PATH", help=text)
+    parser.add_argument("--results", metavar="PATH", type=Path, help=text)
     parser.add_argument(
         "--dtype", action="append", default=[], choices=DTYPES, help="--data: the weights' dtype; again for more rows"
     )
@@ -78,11 +78,10 @@ def _one(arguments: argparse.Namespace, settings: Settings) -> int:
         raise BadFile(file="--task", problem="must be given once with --data", fix="name one, such as pocket/classify")
     (name,) = arguments.task
     dataset = datasets.open_data(arguments.data, arguments.format)
-    results = Path(arguments.results) if arguments.results else None
     if arguments.options or arguments.dtype or arguments.wire:
-        return _options(arguments, settings, dataset, results)
+        return _options(arguments, settings, dataset)
     progress = ProgressLines(f"{arguments.data} {name}")
-    summary, _ = run.run(name, load_task(name), dataset, settings, results=results, progress=progress)
+    summary, _ = run.run(name, load_task(name), dataset, settings, results=arguments.results, progress=progress)
     text = f"{name} on {summary['records']} records of {summary['benchmark']}: split {_metrics(summary['split'])}"
     if summary["compared"]:
         both = f"split {_metrics(summary['split_of_compared'])}, unsplit {_metrics(summary['unsplit'])}"
@@ -91,15 +90,16 @@ def _one(arguments: argparse.Namespace, settings: Settings) -> int:
     return 1 if summary["differing"] else 0
 
 
-def _options(arguments: argparse.Namespace, settings: Settings, dataset: Dataset, results: Path | None) -> int:
+def _options(arguments: argparse.Namespace, settings: Settings, dataset: Dataset) -> int:
     from s2m3.bench.accuracy import options  # noqa: PLC0415 - see above
 
     dtypes, wires = (DTYPES, WIRES) if arguments.options else (arguments.dtype, arguments.wire)
-    if results:
-        _make(results)
+    if arguments.results:
+        _make(arguments.results)
     (name,) = arguments.task
     chosen, progress = options.chosen(dtypes, wires), ProgressLines(f"{arguments.data} {name}")
-    rows = options.rows(name, load_task(name), dataset, settings, chosen, results=results, progress=progress)
+    task, results = load_task(name), arguments.results
+    rows = options.rows(name, task, dataset, settings, chosen, results=results, progress=progress)
     first = rows[0]
     print_result(arguments, {"rows": rows, "ok": not first["differing"]}, lambda _: _print_options(name, rows))
     return 1 if first["differing"] else 0
@@ -162,7 +162,7 @@ def _table(arguments: argparse.Namespace, settings: Settings) -> int:
 
     top = Path(arguments.table)
     found = datasets.find(top)
-    results = Path(arguments.results) if arguments.results else top / RESULTS
+    results = arguments.results or top / RESULTS
     _make(results)
     rows: list[dict[str, Any]] = []
     for name in arguments.task or catalog.names():

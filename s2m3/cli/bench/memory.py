@@ -35,17 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--agents", type=count(1, MOST_AGENTS), default=3, metavar="N", help="--measure: devices; default 3"
     )
     parser.add_argument(
-        "--models", metavar="DIR", help="--measure: weights; by default random ones of the real sizes are written"
+        "--models",
+        metavar="DIR",
+        type=Path,
+        help="--measure: weights; by default random ones of the real sizes are written",
     )
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Counts, and measures if asked to; 0 if the paper's figures are reached and measured answers are equal."""
-    if arguments.models and not Path(arguments.models).is_dir():
-        raise BadFile(
-            file=arguments.models, problem="must be a directory", fix="name the models directory, or leave it out"
-        )
+    if arguments.models and not arguments.models.is_dir():
+        fix = "name the models directory, or leave it out"
+        raise BadFile(file=str(arguments.models), problem="must be a directory", fix=fix)
     chosen = mixes.named(arguments.measure).load() if arguments.measure else None
     report = counted()
     if chosen is not None:
@@ -54,8 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         def progress(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
-        models = Path(arguments.models) if arguments.models else None
-        found = measure.measure(chosen, agents=arguments.agents, models=models, progress=progress)
+        found = measure.measure(chosen, agents=arguments.agents, models=arguments.models, progress=progress)
         report["measured"] = {"mix": arguments.measure} | found
         report["ok"] = report["ok"] and all(report["measured"]["answers_equal"].values())
     print_result(arguments, report, _print)
@@ -63,11 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def counted() -> dict[str, Any]:
-    """The exact counts of the catalogue's tasks and mixes, and whether they reach the paper's figures.
-
-    Raises:
-        BadFile: a task or the mixes are wrong.
-    """
+    """The exact counts of the catalogue's tasks and mixes, and whether they reach the paper's figures."""
     single = [counts.single(name, load_task(name)) for name in catalog.names()]
     mixed = {name: {"description": mix.description} | counts.mix(mix.load()) for name, mix in mixes.mixes().items()}
     best = max(single, key=lambda each: float(each["saved_percent"]))
