@@ -39,14 +39,12 @@ class PicturesMissing(S2M3Error):
 class Picture:
     """One photograph: a file as a camera would send it."""
 
-    name: str
     path: Path
-    content_type: str
 
     @property
     def raw(self) -> RawInput:
         """The photograph as an input of a request."""
-        return RawInput(self.path.read_bytes(), self.content_type)
+        return RawInput(self.path.read_bytes(), "image/jpeg" if self.path.suffix == ".jpg" else "image/png")
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,7 @@ class DemoRequest:
 
     @property
     def inputs(self) -> dict[str, RawInput]:
-        """The request's inputs.
-
-        Raises:
-            PicturesMissing: as ``picture``.
-        """
+        """The request's inputs."""
         texts = {name: RawInput(text.encode(), "text/plain") for name, text in self.texts}
         return {"image": picture(self.picture).raw} | texts
 
@@ -121,4 +115,4 @@ def picture(name: str) -> Picture:
     path = Path(found.origin).parent / directory / name if found and found.origin else None
     if path is None or not path.is_file():
         raise PicturesMissing(f"the photograph {name} is missing: install the [pocket] extra")
-    return Picture(name, path, "image/jpeg" if path.suffix == ".jpg" else "image/png")
+    return Picture(path)

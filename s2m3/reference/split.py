@@ -79,18 +79,13 @@ class Split:
             if any(node in other.needs for other in task.nodes.values()):
                 given = narrowed(output.tensors, task.wire)
                 self.sent_bytes += sum(array.nbytes for array in given.values())
-                values[node] = widened(through_the_wire(task, node, given))
+                values[node] = widened(_through_the_wire(task, node, given))
         result = decode(Result, encode(Result(request="r", task=task.task, answer=final.answer)))
-        return Output(through_the_wire(task, task.output, final.tensors), result.answer)
+        return Output(_through_the_wire(task, task.output, final.tensors), result.answer)
 
 
-def through_the_wire(task: TaskSpec, node: NodeName, tensors: Tensors) -> dict[str, Array]:
-    """A node's arrays as the next device reads them: encoded in a message with a real envelope, and decoded.
-
-    Raises:
-        RemoteProtocolError: they are too large for the wire, or come back changed.
-        LocalProtocolError: a tensor message can't hold such an array.
-    """
+def _through_the_wire(task: TaskSpec, node: NodeName, tensors: Tensors) -> dict[str, Array]:
+    """A node's arrays as the next device reads them: encoded in a message with a real envelope, and decoded."""
     plan = Plan(
         nodes={
             name: PlannedNode(key=task.module_of(name).key, needs=planned.needs, use=planned.use, device="d")

@@ -1,6 +1,7 @@
 """Reading for all formats, each step with one clear error: bytes, media, text, lines of names, JSON.
 
-Owns those errors. Knows no format.
+Owns those errors: a function raises BadFile when what it reads is missing, unreadable or not of its kind. Knows no
+format.
 """
 
 from __future__ import annotations
@@ -32,11 +33,7 @@ def damaged(file: Path, problem: str, *, field: str = "", line: int | None = Non
 
 
 def contents(path: Path) -> bytes:
-    """A file's bytes.
-
-    Raises:
-        BadFile: it can't be read.
-    """
+    """A file's bytes."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -44,11 +41,7 @@ def contents(path: Path) -> bytes:
 
 
 def media(path: Path) -> RawInput:
-    """A picture or a sound as a sensor would send it: the file itself.
-
-    Raises:
-        BadFile: it is missing or empty, or its first bytes are those of another kind of file.
-    """
+    """A picture or a sound as a sensor would send it: the file itself, whose first bytes must fit its name."""
     content_type = media_type(path)
     data = contents(path)
     actual = next((kind for kind, magic in _MAGIC.items() if data.startswith(magic)), None)
@@ -58,11 +51,7 @@ def media(path: Path) -> RawInput:
 
 
 def media_type(path: Path) -> str:
-    """The content type that a file's name says.
-
-    Raises:
-        BadFile: it says none that is known.
-    """
+    """The content type that a file's name says."""
     content_type = (PICTURES | SOUNDS).get(path.suffix.lower())
     if content_type is None:
         raise BadFile(file=str(path), problem="has no name of a JPEG, PNG or WAV file", fix="convert it, or remove it")
@@ -77,11 +66,7 @@ def png(pixels: NDArray[np.uint8]) -> RawInput:
 
 
 def text(path: Path) -> str:
-    """A text file.
-
-    Raises:
-        BadFile: it can't be read, or isn't UTF-8.
-    """
+    """A text file in UTF-8."""
     try:
         return contents(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -89,11 +74,7 @@ def text(path: Path) -> str:
 
 
 def names(path: Path) -> tuple[str, ...]:
-    """The names in a file, one a line; empty lines are skipped.
-
-    Raises:
-        BadFile: it can't be read, or names one twice.
-    """
+    """The names in a file, each once, one a line; empty lines are skipped."""
     found = tuple(line.strip() for line in text(path).splitlines() if line.strip())
     if twice := [name for at, name in enumerate(found) if name in found[:at]]:
         raise damaged(path, f"names {twice[0]} twice", line=found.index(twice[0]) + 1)
@@ -114,11 +95,7 @@ class Entry:
         return BadFile(file=str(self.file), line=self.line, field=self._place(name), problem=problem, fix=fix)
 
     def text(self, name: str) -> str:
-        """A field that is a text.
-
-        Raises:
-            BadFile: it is missing, or of another type; so do ``number``, ``items`` and ``entries``.
-        """
+        """A field that is a text."""
         return str(self._typed(name, str, "a text"))
 
     def number(self, name: str) -> int:
@@ -138,11 +115,7 @@ class Entry:
         return self.checked(name, self.items(name))
 
     def checked(self, name: str, values: Sequence[object]) -> tuple[str, ...]:
-        """Values that must be texts, each with single blanks between its words.
-
-        Raises:
-            BadFile: the list is empty, or one value is blank or of another type.
-        """
+        """Values, at least one, that must be texts with words; each with single blanks between its words."""
         if not values:
             raise self.error(name, "is empty", "write at least one text")
         for value in values:
@@ -151,11 +124,7 @@ class Entry:
         return tuple(" ".join(str(value).split()) for value in values)
 
     def path(self, directory: Path, name: str, suffix: str = "") -> Path:
-        """A file that a field names, below a directory.
-
-        Raises:
-            BadFile: the name leads outside the directory.
-        """
+        """A file that a field names, below a directory; the name must not lead outside."""
         path = Path(self.text(name) + suffix)
         if path.is_absolute() or ".." in path.parts:
             raise self.error(name, f"leads outside: {path}", "name a file below")
@@ -174,11 +143,7 @@ class Entry:
 
 
 def index(path: Path) -> Entry:
-    """A file that holds one JSON object.
-
-    Raises:
-        BadFile: it can't be read, or isn't one.
-    """
+    """A file that holds one JSON object."""
     try:
         found = json.loads(text(path))
     except (ValueError, RecursionError) as error:
@@ -191,11 +156,7 @@ def index(path: Path) -> Entry:
 
 
 def lines(path: Path, fields: Sequence[str]) -> Iterator[Entry]:
-    """The objects of a file of JSON lines, with no other fields than these; empty lines are skipped.
-
-    Raises:
-        BadFile: the file can't be read or is empty, or the next line isn't such an object.
-    """
+    """The objects of a file of JSON lines, at least one, with no other fields than these; empty lines are skipped."""
     empty = True
     for line, content in enumerate(text(path).splitlines(), start=1):
         if not content.strip():

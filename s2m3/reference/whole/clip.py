@@ -8,13 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
-from transformers import (
-    CLIPConfig,
-    CLIPForImageClassification,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTokenizer,
-)
+from transformers import CLIPConfig, CLIPForImageClassification, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
