@@ -13,20 +13,17 @@ the table shows that the parts work together, not how well the network transcrib
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from broker.protocol.codec import RawInput
 from edge_agent import catalog
 
-SENTENCES: Mapping[str, str] = MappingProxyType(
-    {
-        "pump": "The pump in the cellar is running hot.",
-        "what-animal": "What animal is this?",
-        "what-is-in-the-cup": "What is in the cup?",
-        "what-is-taking-off": "What is taking off?",
-        "window": "Please close the window before the storm arrives.",
-    }
-)
+SENTENCES: Mapping[str, str] = {
+    "pump": "The pump in the cellar is running hot.",
+    "what-animal": "What animal is this?",
+    "what-is-in-the-cup": "What is in the cup?",
+    "what-is-taking-off": "What is taking off?",
+    "window": "Please close the window before the storm arrives.",
+}
 """Name -> text."""
 
 

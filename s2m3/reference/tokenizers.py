@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -124,9 +123,9 @@ def roberta(directory: Path, config: Config) -> None:
     _write_config(directory, "RobertaTokenizer")
 
 
-WRITERS: Mapping[str, Callable[[Path, Config], None]] = MappingProxyType(
-    {writer.__name__: writer for writer in (bert, clip, gpt2, prompted, roberta, siglip, whisper)}
-)
+WRITERS: Mapping[str, Callable[[Path, Config], None]] = {
+    writer.__name__: writer for writer in (bert, clip, gpt2, prompted, roberta, siglip, whisper)
+}
 """Kind -> its writer, which takes a directory and config.json."""
 
 

@@ -33,8 +33,7 @@ class Journal:
         elif found[0].get("run") != run:
             old = found[0].get("run")
             differs = [key for key in run if not isinstance(old, dict) or old.get(key) != run[key]]
-            problem = f"holds results of another run ({', '.join(differs) or 'no run'} differs)"
-            raise BadFile(file=str(path), line=1, problem=problem, fix="name another --results, or remove it")
+            raise self._foreign(1, f"holds results of another run ({', '.join(differs) or 'no run'} differs)")
         for line in found[1:]:
             if "summary" in line:
                 self.summary = line["summary"]
@@ -76,10 +75,8 @@ class Journal:
             try:
                 found.append(dict(json.loads(line)))
             except (ValueError, TypeError) as error:
-                raise BadFile(
-                    file=str(self._path),
-                    line=number,
-                    problem="is not a result",
-                    fix="name another --results, or remove it",
-                ) from error
+                raise self._foreign(number, "is not a result") from error
         return found
+
+    def _foreign(self, line: int, problem: str) -> BadFile:
+        return BadFile(file=str(self._path), line=line, problem=problem, fix="name another --results, or remove it")

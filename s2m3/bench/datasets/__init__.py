@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import cast
 
 from broker.protocol.errors import BadFile
@@ -17,23 +16,21 @@ from s2m3.bench.datasets.records import Dataset, Reader, Record
 
 __all__ = ["FORMATS", "Dataset", "Record", "detect", "evenly", "find", "open_data"]
 
-FORMATS: Mapping[str, str] = MappingProxyType(
-    {
-        "cifar-10": "cifar.CIFAR10",
-        "cifar-100": "cifar.CIFAR100",
-        "food-101": "food101.READER",
-        "flowers-102": "flowers102.READER",
-        "country-211": "country211.READER",
-        "flickr30k": "captions.FLICKR30K",
-        "coco-captions": "captions.COCO",
-        "vqa-v2": "questions.VQA_V2",
-        "textvqa": "questions.TEXTVQA",
-        "esc-50": "esc50.READER",
-        "captions": "captions.OWN_CAPTIONS",
-        "vqa": "questions.OWN_QUESTIONS",
-        "folders": "folders.READER",  # last: any directory of folders with pictures looks like it
-    }
-)
+FORMATS: Mapping[str, str] = {
+    "cifar-10": "cifar.CIFAR10",
+    "cifar-100": "cifar.CIFAR100",
+    "food-101": "food101.READER",
+    "flowers-102": "flowers102.READER",
+    "country-211": "country211.READER",
+    "flickr30k": "captions.FLICKR30K",
+    "coco-captions": "captions.COCO",
+    "vqa-v2": "questions.VQA_V2",
+    "textvqa": "questions.TEXTVQA",
+    "esc-50": "esc50.READER",
+    "captions": "captions.OWN_CAPTIONS",
+    "vqa": "questions.OWN_QUESTIONS",
+    "folders": "folders.READER",  # last: any directory of folders with pictures looks like it
+}
 """Format -> the file here and the name of its reader there: ten published benchmarks, and three forms of own data."""
 
 

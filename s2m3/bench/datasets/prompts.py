@@ -7,7 +7,6 @@ data/prompts.md), sounds that of CLAP (Elizalde et al. 2022). A class's score is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 _QUALITIES = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
 _CIFAR = tuple(
@@ -20,22 +19,20 @@ _CIFAR = tuple(
     )
 )  # 18
 
-TEMPLATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "cifar-10": _CIFAR,
-        "cifar-100": _CIFAR,
-        "food-101": ("a photo of {}, a type of food.",),
-        "flowers-102": ("a photo of a {}, a type of flower.",),
-        "country-211": (
-            "a photo i took in {}.",
-            "a photo i took while visiting {}.",
-            "a photo from my home country of {}.",
-            "a photo from my visit to {}.",
-            "a photo showing the country of {}.",
-        ),
-        "esc-50": ("this is a sound of {}.",),
-    }
-)
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "cifar-10": _CIFAR,
+    "cifar-100": _CIFAR,
+    "food-101": ("a photo of {}, a type of food.",),
+    "flowers-102": ("a photo of a {}, a type of flower.",),
+    "country-211": (
+        "a photo i took in {}.",
+        "a photo i took while visiting {}.",
+        "a photo from my home country of {}.",
+        "a photo from my visit to {}.",
+        "a photo showing the country of {}.",
+    ),
+    "esc-50": ("this is a sound of {}.",),
+}
 
 
 def templates(format_: str, medium: str) -> tuple[str, ...]:

@@ -74,10 +74,10 @@ class Coordinator:
             raise SiteFailed("the route has no device for one of the nodes")
         plan, request = choice[0], uuid.uuid4().hex
         began_s = time.monotonic()
-        branches = _branches(plan, inputs)
-        for node in branches:
-            message, values = self._message(route, plan, request, node, inputs)
-            send = Send(plan.nodes[node].device, message, values, began_s + DEADLINE_S)
+        for node in _branches(plan, inputs):
+            taken = {need: inputs[need] for need in plan.nodes[node].needs if need in inputs}
+            message = self._message(route, plan, request, node, taken)
+            send = Send(plan.nodes[node].device, message, taken, began_s + DEADLINE_S)
             self._transport.publish(wire.tensors_message(self._prefix, COORDINATOR, send, began_s))
             if sequential and node != plan.output:
                 self._await(NodeDone, request, node)
@@ -85,10 +85,9 @@ class Coordinator:
         return time.monotonic() - began_s
 
     def _message(
-        self, route: Route, plan: Plan, request: str, node: NodeName, inputs: Mapping[str, RawInput]
-    ) -> tuple[NodeInputs, dict[NodeName, RawInput]]:
-        taken = [need for need in plan.nodes[node].needs if need in inputs]
-        message = NodeInputs(
+        self, route: Route, plan: Plan, request: str, node: NodeName, taken: Mapping[NodeName, RawInput]
+    ) -> NodeInputs:
+        return NodeInputs(
             request=request,
             task=route.task,
             node=node,
@@ -99,9 +98,8 @@ class Coordinator:
             deadline_s=DEADLINE_S,
             reply_to=RESULTS.at(self._prefix, client=COORDINATOR, request=request),
             plan=plan,
-            content_types={name: inputs[name].content_type for name in taken},
+            content_types={name: raw.content_type for name, raw in taken.items()},
         )
-        return message, {name: inputs[name] for name in taken}
 
     def _await(self, kind: type[NodeDone | Result], request: str, node: NodeName | None = None) -> None:
         """Waits for a request's answer, or for the end of one of its nodes."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -30,38 +29,36 @@ LINEAR_HEAD = "a linear head on pocket/vision"
 Whole = Callable[[Mapping[str, RawInput]], Output]
 """A whole model with its weights in memory: ``model.Model`` says what it gives for a request's inputs."""
 
-CLASSES: Mapping[str, str] = MappingProxyType(
-    {
-        "pocket/ask": "whisper_ctranslate2.SpokenQuestion",
-        "pocket/classify": "efficientnet.Classification",
-        "pocket/speech": "whisper_ctranslate2.Transcription",
-        "pocket/vqa": "conse.QuestionAnswering",
-        "pocket/zero-shot": "conse.ZeroShot",
-        LINEAR_HEAD: "efficientnet.LinearHead",
-        "hub/alignment-clap": "clap.Alignment",
-        "hub/alignment-clip-b16-ast": "audio_spectrogram.Alignment",
-        "hub/captioning-blip": "blip.Captioning",
-        "hub/captioning-vit-gpt2": "vit_gpt2.Captioning",
-        "hub/classification-clip-b16": "clip.Classification",
-        "hub/classification-vit-b16": "vit.Classification",
-        "hub/decoder-vqa-llava-7b": "llava.Answering",
-        "hub/decoder-vqa-llava-interleave": "llava.Answering",
-        "hub/decoder-vqa-smolvlm-256m": "smolvlm.Answering",
-        "hub/encoder-vqa-blip": "blip.Answering",
-        "hub/encoder-vqa-clip-b16": "clip.QuestionAnswering",
-        "hub/encoder-vqa-clip-l14-336": "clip.QuestionAnswering",
-        "hub/encoder-vqa-vilt": "vilt.Answering",
-        "hub/retrieval-align": "align.Retrieval",
-        "hub/retrieval-clip-b16": "clip.Retrieval",
-        "hub/retrieval-clip-b32": "clip.Retrieval",
-        "hub/retrieval-clip-l14": "clip.Retrieval",
-        "hub/retrieval-clip-l14-336": "clip.Retrieval",
-        "hub/retrieval-siglip-b16": "siglip.Retrieval",
-        "hub/segmentation-clipseg": "clipseg.Segmentation",
-        "hub/speech-whisper-base": "whisper.Transcription",
-        "hub/speech-whisper-tiny": "whisper.Transcription",
-    }
-)
+CLASSES: Mapping[str, str] = {
+    "pocket/ask": "whisper_ctranslate2.SpokenQuestion",
+    "pocket/classify": "efficientnet.Classification",
+    "pocket/speech": "whisper_ctranslate2.Transcription",
+    "pocket/vqa": "conse.QuestionAnswering",
+    "pocket/zero-shot": "conse.ZeroShot",
+    LINEAR_HEAD: "efficientnet.LinearHead",
+    "hub/alignment-clap": "clap.Alignment",
+    "hub/alignment-clip-b16-ast": "audio_spectrogram.Alignment",
+    "hub/captioning-blip": "blip.Captioning",
+    "hub/captioning-vit-gpt2": "vit_gpt2.Captioning",
+    "hub/classification-clip-b16": "clip.Classification",
+    "hub/classification-vit-b16": "vit.Classification",
+    "hub/decoder-vqa-llava-7b": "llava.Answering",
+    "hub/decoder-vqa-llava-interleave": "llava.Answering",
+    "hub/decoder-vqa-smolvlm-256m": "smolvlm.Answering",
+    "hub/encoder-vqa-blip": "blip.Answering",
+    "hub/encoder-vqa-clip-b16": "clip.QuestionAnswering",
+    "hub/encoder-vqa-clip-l14-336": "clip.QuestionAnswering",
+    "hub/encoder-vqa-vilt": "vilt.Answering",
+    "hub/retrieval-align": "align.Retrieval",
+    "hub/retrieval-clip-b16": "clip.Retrieval",
+    "hub/retrieval-clip-b32": "clip.Retrieval",
+    "hub/retrieval-clip-l14": "clip.Retrieval",
+    "hub/retrieval-clip-l14-336": "clip.Retrieval",
+    "hub/retrieval-siglip-b16": "siglip.Retrieval",
+    "hub/segmentation-clipseg": "clipseg.Segmentation",
+    "hub/speech-whisper-base": "whisper.Transcription",
+    "hub/speech-whisper-tiny": "whisper.Transcription",
+}
 """Catalogue name -> the file and the class here of its whole model. The class is constructed with the task."""
 
 
