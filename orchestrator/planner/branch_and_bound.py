@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.planner.budget import GAIN, Budget
 from orchestrator.planner.candidates import Candidates
 from orchestrator.planner.fleet import Flags, Integers, Row
+from orchestrator.planner.local_search import GAIN, Budget
 
 _UNITS_OF_A_BRANCH, _UNITS_OF_A_CHECK = 2, 2
 _CHECKS_A_UNIT = 1_000  # candidates x slots that are checked in one unit

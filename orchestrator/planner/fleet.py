@@ -1,18 +1,13 @@
-"""The devices of a plan as arrays, built once and reused by later plans, for fleets of 10,000.
+"""The devices of a plan as arrays, for fleets of 10,000.
 
 Owns the figures of all devices: memory, speed and links, each an array of shape (D,) in the order of the devices'
-ids. Knows nothing of tasks, placements or liveness.
-
-Invariants:
-- a device keeps its row for the fleet's life: the row of a device that is gone has no memory, so nothing fits there;
-- of each figure, array and spec say the same, bit for bit.
+ids. Knows nothing of tasks, placements or liveness. Invariant: of each figure, array and spec say the same, bit for
+bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,61 +24,26 @@ NOWHERE: Row = -1
 """The row of what isn't a device of the fleet."""
 
 
-@dataclass(frozen=True, eq=False)
 class Fleet:
-    """Devices that may hold modules. Make one with ``Fleet.of``; ids are distinct."""
+    """Devices that may hold modules; ids are distinct."""
 
-    specs: tuple[DeviceSpec, ...]  # by row, those that are gone among them
-    rows: Mapping[DeviceId, Row]  # of those that are there
-    memory_bytes: Integers
-    flops_per_s: Floats
-    bandwidth_bits_per_s: Floats
-    latency_s: Floats
-    measured: Mapping[str, tuple[Integers, Floats]]  # module name or key -> rows, and the seconds measured there
-
-    @classmethod
-    def of(cls, devices: Sequence[DeviceSpec] | Fleet) -> Fleet:
-        """A fleet of these devices, in whatever order they come; a fleet is taken as it is."""
-        if isinstance(devices, Fleet):
-            return devices
-        specs = sorted(devices, key=lambda device: device.id)
-        measured: dict[str, tuple[list[Row], list[float]]] = {}
-        for row, spec in enumerate(specs):
+    def __init__(self, devices: Sequence[DeviceSpec]) -> None:
+        """Make the arrays of these devices, in whatever order they come."""
+        self.specs = sorted(devices, key=lambda device: device.id)  # by row
+        self.rows: dict[DeviceId, Row] = {spec.id: row for row, spec in enumerate(self.specs)}
+        self.every: Integers = np.arange(len(self.specs))  # all rows, (D,)
+        self.memory_bytes: Integers = np.array([spec.memory_bytes for spec in self.specs], dtype=np.int64)
+        self.flops_per_s = _floats(spec.compute_flops_per_s for spec in self.specs)
+        self.bandwidth_bits_per_s = _floats(spec.bandwidth_bits_per_s for spec in self.specs)
+        self.latency_s = _floats(spec.latency_s for spec in self.specs)
+        measured: dict[str, dict[Row, float]] = {}
+        for row, spec in enumerate(self.specs):
             for name, seconds in spec.compute_s.items():
-                rows, there = measured.setdefault(name, ([], []))
-                rows.append(row)
-                there.append(seconds)
-        return cls(
-            specs=tuple(specs),
-            rows={spec.id: row for row, spec in enumerate(specs)},
-            memory_bytes=np.array([spec.memory_bytes for spec in specs], dtype=np.int64),
-            flops_per_s=np.array([spec.compute_flops_per_s for spec in specs], dtype=np.float64),
-            bandwidth_bits_per_s=np.array([spec.bandwidth_bits_per_s for spec in specs], dtype=np.float64),
-            latency_s=np.array([spec.latency_s for spec in specs], dtype=np.float64),
-            measured={
-                name: (np.array(rows, dtype=np.int64), np.array(seconds, dtype=np.float64))
-                for name, (rows, seconds) in measured.items()
-            },
-        )
+                measured.setdefault(name, {})[row] = seconds
+        self._measured = {name: ([*there], [*there.values()]) for name, there in measured.items()}
 
     def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[DeviceSpec]:
-        return (self.specs[row] for row in self.rows.values())
-
-    def without(self, device: DeviceId) -> Fleet:
-        """The same fleet after the loss of one device; rows stay."""
-        memory_bytes = self.memory_bytes.copy()
-        memory_bytes[self.rows[device]] = 0
-        rows = dict(self.rows)
-        del rows[device]
-        return replace(self, rows=rows, memory_bytes=memory_bytes)
-
-    @cached_property
-    def every(self) -> Integers:
-        """All rows, (D,)."""
-        return np.arange(len(self.specs))
+        return len(self.specs)
 
     def crossings_s(self, size_bytes: int) -> Floats:
         """Seconds for this many bytes on each device's link, (D,): half of a transfer between two devices."""
@@ -100,7 +60,11 @@ class Fleet:
         """Seconds of one forward pass on every device, (D,): ``cost_model.compute_s``, bit for bit."""
         seconds = module.flops / self.flops_per_s
         for label in (name, module.key):  # what was measured by key wins
-            if label in self.measured:
-                rows, there = self.measured[label]
+            if label in self._measured:
+                rows, there = self._measured[label]
                 seconds[rows] = there
         return seconds
+
+
+def _floats(figures: Iterable[float]) -> Floats:
+    return np.array([*figures], dtype=np.float64)

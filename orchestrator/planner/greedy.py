@@ -27,7 +27,7 @@ from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.planner.fleet import NOWHERE, Integers, Row
 from orchestrator.planner.packing import SearchLimitReached, packed
-from orchestrator.planner.problem import Problem, Where, nowhere
+from orchestrator.planner.problem import Problem, Where
 
 FEW = 12
 """Up to so many devices, a module's cost includes the missing modules of its tasks."""
@@ -42,15 +42,20 @@ class PartialPlacement:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.where: Where = nowhere(problem)
+        self.where: Where = [NOWHERE] * len(problem.keys)
         self.room = problem.fleet.memory_bytes.copy()  # (D,) bytes left
         self.kept: set[int] = set()
 
     def copy(self) -> PartialPlacement:
-        """Another one of the same."""
+        """Another one of the same, for a trial."""
         draft = PartialPlacement(self.problem)
-        draft.where, draft.room, draft.kept = list(self.where), self.room.copy(), set(self.kept)
+        draft.where, draft.room = list(self.where), self.room.copy()
         return draft
+
+    def put_all(self, rows: Mapping[int, Row]) -> None:
+        """``put`` for each of these modules."""
+        for module, row in rows.items():
+            self.put(module, row)
 
     def put(self, module: int, row: Row) -> None:
         """Place a module, or take it away: ``NOWHERE``."""
@@ -81,7 +86,7 @@ class PartialPlacement:
                 self.put(module, row)
                 self.kept.add(module)
 
-    def packing(self, *, steps: int) -> list[Row] | None:
+    def packing(self, *, steps: int) -> dict[int, Row] | None:
         """Rows for the missing modules, at any cost; None when no way to fit all exists.
 
         Raises:
@@ -89,7 +94,8 @@ class PartialPlacement:
         """
         missing = self.missing
         sizes = [self.problem.bytes[module] for module in missing]
-        return packed(sizes, self.room.tolist(), [self.problem.barred[module] for module in missing], steps=steps)
+        rows = packed(sizes, self.room.tolist(), [self.problem.barred[module] for module in missing], steps=steps)
+        return None if rows is None else dict(zip(missing, rows, strict=True))
 
     def no_device_fits(self, module: int) -> NoDeviceFits:
         """The refusal of a module, with the bytes that each device is short of beside the placed modules."""
@@ -139,10 +145,8 @@ def _finish(draft: PartialPlacement) -> bool:
     except NoDeviceFits:
         if packing is None:
             return False
-        for module in missing:
-            draft.put(module, NOWHERE)
-        for module, row in zip(missing, packing, strict=True):
-            draft.put(module, row)
+        draft.put_all(dict.fromkeys(missing, NOWHERE))
+        draft.put_all(packing)
     return True
 
 

@@ -14,10 +14,9 @@ from itertools import combinations, islice
 import numpy as np
 
 from orchestrator.planner.branch_and_bound import BranchAndBound
-from orchestrator.planner.budget import GAIN
 from orchestrator.planner.candidates import Candidates, TooManyCandidates, candidates_of
 from orchestrator.planner.fleet import Integers
-from orchestrator.planner.local_search import FEW, LocalSearch
+from orchestrator.planner.local_search import FEW, GAIN, LocalSearch
 
 _WORK_ON_ALL = 90_000  # units of the budget, on all tasks together
 _WORK_ON_A_GROUP = 3_000
@@ -83,7 +82,7 @@ class LargeNeighbourhoodSearch:
         except TooManyCandidates:
             return False
         slots = {task: problem.schedules[task].slots for task in affected}
-        room = search.room.copy()
+        room = search.draft.room.copy()
         for module in {module for task in affected for module in slots[task]}:
             room[search.where[module]] += problem.bytes[module]
         tree = BranchAndBound(slots, problem.bytes, room, best=total, units=units, budget=search.budget)
@@ -106,12 +105,8 @@ class LargeNeighbourhoodSearch:
         if search.budget.over:
             raise TooManyCandidates
         schedule = problem.schedules[task]
-        penalties = [
-            problem.penalties(module)
-            if problem.relocation_penalty_s[module] and problem.users[module][0] == task
-            else None
-            for module in schedule.slots
-        ]
+        penalised = problem.penalised[task]
+        penalties = [problem.penalties(module) if module in penalised else None for module in schedule.slots]
         for module in free.intersection(schedule.slots) - self.options.keys():
             self.options[module] = search.promising(module)
         allowed = [

@@ -1,7 +1,8 @@
 """A better placement by small changes: single moves and swaps of two modules.
 
 Owns the changes and their order: the search makes each change that improves the placement, until no change does or the
-budget is spent. Knows nothing of clocks, nor of where the first placement came from.
+budget is spent. Owns ``Budget``, too: how much work the searches may do. Knows nothing of clocks, nor of where the
+first placement came from.
 
 A swap is more than an exchange: a module takes another one's device, and that one goes where it costs least.
 
@@ -11,43 +12,57 @@ penalties, only falls.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from orchestrator.planner.budget import ASK_EVERY, GAIN, Budget
 from orchestrator.planner.fleet import Integers, Row
-from orchestrator.planner.problem import Problem, Where
+from orchestrator.planner.greedy import PartialPlacement
 
 FEW = 16
 """Up to so many devices every one is tried for a module; of more only the cheapest."""
 _PROMISING = 8
+GAIN = 1e-9
+"""Relative: an improvement by less is rounding."""
+ASK_EVERY = 64
+"""So many units are spent between two looks at the caller's clock."""
+
+
+class Budget:
+    """The work that is left, in units of about 10 microseconds; the caller's clock may end it earlier."""
+
+    def __init__(self, units: int, enough: Callable[[], bool]) -> None:
+        self.left = units
+        self._enough = enough
+        self._ask_at = units
+
+    @property
+    def over(self) -> bool:
+        """Whether to stop."""
+        if 0 < self.left <= self._ask_at:
+            self._ask_at = self.left - ASK_EVERY
+            if self._enough():
+                self.left = 0
+        return self.left <= 0
+
+    def spend(self, units: int = 1) -> None:
+        """Count work that was done."""
+        self.left -= units
 
 
 class LocalSearch:
-    """A placement that is being improved."""
+    """A placement that is being improved: every module has a row, and the kept ones must not move."""
 
-    def __init__(self, problem: Problem, where: Where, pinned: Collection[int], budget: Budget) -> None:
-        """Start from a placement in which every module has a row.
-
-        Args:
-            problem: what is planned.
-            where: the rows; they are copied.
-            pinned: modules that must not move.
-            budget: how much may be looked at.
-        """
-        self.problem, self.budget = problem, budget
-        self.where = list(where)
-        self.room = problem.fleet.memory_bytes.copy()
-        for module, row in enumerate(where):
-            self.room[row] -= problem.bytes[module]
-        self.free = [module for module in range(len(where)) if module not in pinned]
-        every = np.array([*problem.fleet.rows.values()], dtype=np.int64)
+    def __init__(self, draft: PartialPlacement, budget: Budget) -> None:
+        """Start from a placement, which is changed."""
+        self.draft, self.problem, self.where, self.budget = draft, draft.problem, draft.where, budget
+        self.free = [module for module in range(len(self.where)) if module not in draft.kept]
+        every = self.problem.fleet.every
         self.allowed = [
-            np.array([where[module]]) if module in pinned else every[~np.isin(every, barred)]
-            for module, barred in enumerate(problem.barred)
+            np.array([self.where[module]]) if module in draft.kept else every[~np.isin(every, barred)]
+            for module, barred in enumerate(self.problem.barred)
         ]
-        self.shares = [self._share(task) for task in range(len(problem.tasks))]
+        self.shares = [self.problem.share(task, self.where) for task in range(len(self.problem.tasks))]
 
     @property
     def total(self) -> float:
@@ -61,13 +76,13 @@ class LocalSearch:
 
     def make(self, changes: Mapping[int, Row]) -> None:
         """Make a change."""
-        problem = self.problem
-        for module, row in changes.items():
-            self.room[self.where[module]] += problem.bytes[module]
-            self.room[row] -= problem.bytes[module]
-            self.where[module] = row
-        for task in {task for module in changes for task in problem.users[module]}:
-            self.shares[task] = self._share(task)
+        self.draft.put_all(changes)
+        for task in self._affected(changes):
+            self.shares[task] = self.problem.share(task, self.where)
+
+    def _affected(self, changes: Iterable[int]) -> list[int]:
+        """The tasks that use any of these modules."""
+        return sorted({task for module in changes for task in self.problem.users[module]})
 
     def promising(self, module: int) -> Integers:
         """The rows worth trying for a module in any combination: of many devices those that look cheapest."""
@@ -81,15 +96,6 @@ class LocalSearch:
         ]
         near = np.intersect1d(together, allowed)[:_PROMISING]
         return np.unique([*best.tolist(), *near.tolist(), self.where[module]])
-
-    def _share(self, task: int) -> float:
-        """A task's share of the total. A module's penalty counts for the first of its tasks."""
-        problem = self.problem
-        share = problem.tasks[task].weight * problem.latency_s(task, self.where)
-        for module in problem.schedules[task].slots:
-            if problem.relocation_penalty_s[module] and problem.users[module][0] == task:
-                share += problem.penalty(module, self.where[module])
-        return share
 
     def _tried(self, changes: Mapping[int, Row]) -> bool:
         """Make the change if it fits and improves."""
@@ -106,23 +112,19 @@ class LocalSearch:
             size = self.problem.bytes[module]
             added[row] = added.get(row, 0) + size
             added[self.where[module]] = added.get(self.where[module], 0) - size
-        return all(size <= self.room[row] for row, size in added.items())
+        return all(size <= self.draft.room[row] for row, size in added.items())
 
     def _gain(self, changes: Mapping[int, Row]) -> float:
         """By how much the total would fall."""
-        before = {module: self.where[module] for module in changes}
-        tasks = {task for module in changes for task in self.problem.users[module]}
+        there = list(self.where)
         for module, row in changes.items():
-            self.where[module] = row
-        gain = sum(self.shares[task] - self._share(task) for task in sorted(tasks))
-        for module, row in before.items():
-            self.where[module] = row
-        return gain
+            there[module] = row
+        return sum(self.shares[task] - self.problem.share(task, there) for task in self._affected(changes))
 
     def _moves(self) -> bool:
         improved = False
         for module in self.free:
-            able = self.allowed[module][self.room[self.allowed[module]] >= self.problem.bytes[module]]
+            able = self.allowed[module][self.draft.room[self.allowed[module]] >= self.problem.bytes[module]]
             for row in self._worth_trying(module, able):
                 if self.budget.over:
                     return improved
@@ -140,12 +142,12 @@ class LocalSearch:
 
     def _swapped(self, module: int, row: Row) -> bool:
         """Let a module take the place of another one on this device."""
-        short = self.problem.bytes[module] - int(self.room[row])
+        short = self.problem.bytes[module] - int(self.draft.room[row])
         for other in self.free:
             if self.where[other] != row or self.problem.bytes[other] < short:
                 continue
             allowed = self.allowed[other]
-            able = allowed[(self.room[allowed] >= self.problem.bytes[other]) | (allowed == self.where[module])]
+            able = allowed[(self.draft.room[allowed] >= self.problem.bytes[other]) | (allowed == self.where[module])]
             for away in self._worth_trying(other, able):
                 if self.budget.over:
                     return False

@@ -21,11 +21,10 @@ from functools import partial
 
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
-from orchestrator.planner.budget import Budget
 from orchestrator.planner.fleet import NOWHERE, Fleet
 from orchestrator.planner.greedy import PartialPlacement, greedy
 from orchestrator.planner.large_neighbourhood_search import LargeNeighbourhoodSearch
-from orchestrator.planner.local_search import LocalSearch
+from orchestrator.planner.local_search import Budget, LocalSearch
 from orchestrator.planner.packing import STEPS, SearchLimitReached, least_extra
 from orchestrator.planner.problem import AT_HAND_SHARE, AtHand, Bars, DeviceUse, Placement, Problem, distinct_modules
 
@@ -84,7 +83,7 @@ def place(
 
 
 def refined(
-    devices: Sequence[DeviceSpec] | Fleet,
+    devices: Sequence[DeviceSpec],
     tasks: Sequence[TaskSpec],
     *,
     keep: Homes | None = None,
@@ -118,7 +117,7 @@ def refined(
 
 
 def place_most(
-    devices: Sequence[DeviceSpec] | Fleet,
+    devices: Sequence[DeviceSpec],
     tasks: Sequence[TaskSpec],
     *,
     keep: Mapping[ModuleKey, DeviceId] | None = None,
@@ -144,7 +143,7 @@ def place_most(
         at_hand: as for ``place``.
         enough: whether the caller's time is over; it only ends the search for something better earlier.
     """
-    fleet, keep = Fleet.of(devices), keep or {}
+    fleet, keep = Fleet(devices), keep or {}
     near = {key: {*there} for key, there in (at_hand or {}).items()}
     for key, home in keep.items():  # a module that may move stays near its weights if it can
         near.setdefault(key, set()).add(home)
@@ -226,24 +225,21 @@ def _fill(draft: PartialPlacement) -> None:
     try:
         greedy(draft)
     except NoDeviceFits as refusal:
-        for module in missing:
-            draft.put(module, NOWHERE)
-        try:
+        draft.put_all(dict.fromkeys(missing, NOWHERE))
+        rows = None
+        with contextlib.suppress(SearchLimitReached):
             rows = draft.packing(steps=STEPS)
-        except SearchLimitReached:
-            rows = None
         if rows is None:
             raise refusal from None
-        for module, row in zip(missing, rows, strict=True):
-            draft.put(module, row)
+        draft.put_all(rows)
 
 
 def _improved(draft: PartialPlacement, enough: Callable[[], bool]) -> Placement:
     """The best placement that the search finds from a full draft; kept modules stay."""
-    search = LocalSearch(draft.problem, draft.where, draft.kept, Budget(WORK, enough))
+    search = LocalSearch(draft, Budget(WORK, enough))
     search.run()
     LargeNeighbourhoodSearch(search).run()
-    return draft.problem.placement(search.where, draft.kept)
+    return draft.problem.placement(draft.where, draft.kept)
 
 
 def _least_change(draft: PartialPlacement) -> tuple[DeviceId, int] | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from broker.cost_model import source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
-from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
+from orchestrator.planner.fleet import Fleet, Floats, Integers, Row
 from orchestrator.planner.schedule import TaskSchedule
 
 Bars = Mapping[ModuleKey, Mapping[DeviceId, str]]
@@ -72,7 +72,7 @@ class Problem:
             barred: devices that must not get a module.
             at_hand: devices that have a module's weights.
         """
-        self.fleet = Fleet.of(devices)
+        self.fleet = devices if isinstance(devices, Fleet) else Fleet(devices)
         self.tasks = sorted(tasks, key=lambda task: task.task)
         self.modules = distinct_modules(self.tasks)
         self.keys = list(self.modules)
@@ -81,7 +81,7 @@ class Problem:
         self.number = {key: module for module, key in enumerate(self.keys)}
         self.schedules: list[TaskSchedule] = []
         self.users: list[list[int]] = [[] for _ in self.keys]  # by module: its tasks, by number
-        specs = {name: self.fleet.specs[row] for name, row in self.fleet.rows.items()}
+        specs = {spec.id: spec for spec in self.fleet.specs}
         for number, task in enumerate(self.tasks):
             schedule = TaskSchedule(task, self.fleet, source_of(task, specs, default_source), self.number)
             self.schedules.append(schedule)
@@ -92,47 +92,52 @@ class Problem:
         self.barred = [[rows[name] for name in self.bars.get(key, ()) if name in rows] for key in self.keys]
         self.at_hand = [[rows[name] for name in (at_hand or {}).get(key, ()) if name in rows] for key in self.keys]
         self.relocation_penalty_s = [self._relocation_penalty(module) for module in range(len(self.keys))]
+        self.penalised: list[list[int]] = [[] for _ in self.tasks]  # by task: the modules whose first one it is
+        for module, penalty_s in enumerate(self.relocation_penalty_s):
+            if penalty_s:
+                self.penalised[self.users[module][0]].append(module)
 
     def _relocation_penalty(self, module: int) -> float:
         """The weighted seconds that count for a module on a device without its weights, if another device has them."""
         if not self.at_hand[module]:
             return 0.0
-        alone = np.zeros(len(self.fleet.latency_s))
-        every = np.arange(len(alone))
+        alone = np.zeros(len(self.fleet))
         for task in self.users[module]:
             schedule = self.schedules[task]
-            alone += self.tasks[task].weight * schedule.latencies_s([every] * len(schedule.slots))
-        return AT_HAND_SHARE * float(alone[[*self.fleet.rows.values()]].min())
+            alone += self.tasks[task].weight * schedule.latencies_s([self.fleet.every] * len(schedule.slots))
+        return AT_HAND_SHARE * float(alone.min())
 
     def penalty(self, module: int, row: Row) -> float:
         """``relocation_penalty_s`` if it counts on this row, else 0."""
-        return (
-            self.relocation_penalty_s[module]
-            if self.relocation_penalty_s[module] and row not in self.at_hand[module]
-            else 0.0
-        )
+        return 0.0 if row in self.at_hand[module] else self.relocation_penalty_s[module]
+
+    def penalties(self, module: int) -> Floats:
+        """``penalty`` on every row, (D,)."""
+        penalties = np.full(len(self.fleet), self.relocation_penalty_s[module])
+        penalties[self.at_hand[module]] = 0.0
+        return penalties
 
     def latency_s(self, task: int, where: Where) -> float:
         """Seconds of one request of this task alone."""
         schedule = self.schedules[task]
         return schedule.latency_s(tuple([where[module] for module in schedule.slots]))
 
-    def weighted_s(self, tasks: Sequence[int], where: Where) -> float:
-        """The share of the objective that these tasks have."""
-        return sum(self.tasks[task].weight * self.latency_s(task, where) for task in tasks)
+    def share(self, task: int, where: Where) -> float:
+        """What a task adds to the objective, with the penalties, in weighted seconds."""
+        share = self.tasks[task].weight * self.latency_s(task, where)
+        for module in self.penalised[task]:
+            share += self.penalty(module, where[module])
+        return share
 
     def objective(self, where: Where) -> float:
         """The objective with the penalties, in weighted seconds, which solvers compare."""
-        penalties = sum(
-            self.penalty(module, row) for module, row in enumerate(where) if self.relocation_penalty_s[module]
-        )
-        return self.weighted_s(range(len(self.tasks)), where) + penalties
+        return sum(self.share(task, where) for task in range(len(self.tasks)))
 
     def cost_s(self, module: int, row: Row, where: Where) -> float:
         """The share of the tasks that use this module, if it were on this row; ``NOWHERE`` is allowed."""
         there = where.copy()
         there[module] = row
-        return self.weighted_s(self.users[module], there)
+        return sum(self.tasks[task].weight * self.latency_s(task, there) for task in self.users[module])
 
     def costs_s(self, module: int, rows: Integers, where: Where) -> Floats:
         """``cost_s`` for each of these rows, bit for bit."""
@@ -147,7 +152,7 @@ class Problem:
 
     def bounds(self, module: int, where: Where) -> tuple[Floats, bool]:
         """For every row a lower bound of ``cost_s``, with the penalty; and whether each is the cost itself."""
-        bounds, exact = np.zeros(len(self.fleet.latency_s)), True
+        bounds, exact = np.zeros(len(self.fleet)), True
         for task in self.users[module]:
             schedule = self.schedules[task]
             slots = tuple([where[slot] for slot in schedule.slots])
@@ -171,12 +176,6 @@ class Problem:
             return best  # no row can be cheaper
         rows = rows[bounds <= least]
         return int(rows[(self.costs_s(module, rows, where) + self.penalties(module)[rows]).argmin()])
-
-    def penalties(self, module: int) -> Floats:
-        """``penalty`` on every row, (D,)."""
-        penalties = np.full(len(self.fleet.latency_s), self.relocation_penalty_s[module])
-        penalties[self.at_hand[module]] = 0.0
-        return penalties
 
     def placement(self, where: Where, kept: Collection[int] = ()) -> Placement:
         """The result, once every module has a row.
@@ -228,8 +227,3 @@ class Placement:
         for key, size in zip(self.problem.keys, self.problem.bytes, strict=True):
             used[self.where[key]] += size
         return {name: DeviceUse(used[name], fleet.specs[row].memory_bytes) for name, row in fleet.rows.items()}
-
-
-def nowhere(problem: Problem) -> Where:
-    """The placement in which no module has a device."""
-    return [NOWHERE] * len(problem.keys)

@@ -180,7 +180,7 @@ def test_one_placement_many_at_once_and_the_cost_model_say_the_same_seconds_bit_
     instance: Instance, data: st.DataObject
 ) -> None:
     devices, (task,) = instance
-    fleet = Fleet.of(devices)
+    fleet = Fleet(devices)
     keys = sorted({task.module_of(node).key for node in task.nodes})
     source = source_of(task, {device.id: device for device in devices})
     schedule = TaskSchedule(task, fleet, source, {key: number for number, key in enumerate(keys)})
@@ -203,7 +203,7 @@ def test_one_placement_many_at_once_and_the_cost_model_say_the_same_seconds_bit_
 @given(instances(most_tasks=1, most_devices=3))
 def test_every_assignment_at_once_has_the_seconds_of_each_and_the_bounds_are_below(instance: Instance) -> None:
     devices, (task,) = instance
-    fleet = Fleet.of(devices)
+    fleet = Fleet(devices)
     keys = sorted({task.module_of(node).key for node in task.nodes})
     source = source_of(task, {device.id: device for device in devices})
     schedule = TaskSchedule(task, fleet, source, {key: number for number, key in enumerate(keys)})

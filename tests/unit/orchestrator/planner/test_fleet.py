@@ -1,8 +1,7 @@
-"""Devices as arrays say what their specs say, and keep their rows when one goes."""
+"""Devices as arrays say what their specs say."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from broker.cost_model import OUTSIDE, Link, Linked, compute_s, crossing_s, transfer_s
@@ -19,24 +18,8 @@ DEVICES = [
 
 @pytest.mark.parametrize("end", [*DEVICES, OUTSIDE, Link("elsewhere", 0.02, 1e5)])
 def test_arrays_say_what_the_specs_say_bit_for_bit(end: Linked) -> None:
-    fleet = Fleet.of(DEVICES)
-    assert [spec.id for spec in fleet] == ["a", "b", "c"]
-    assert fleet.compute_s("name", MODULE).tolist() == [compute_s(spec, "name", MODULE) for spec in fleet]
-    assert fleet.crossings_s(1234).tolist() == [crossing_s(1234, spec) for spec in fleet]
-    assert fleet.transfers_s(1234, end).tolist() == [transfer_s(1234, end, spec) for spec in fleet]
-
-
-def test_who_is_gone_has_no_memory_and_the_others_keep_their_rows() -> None:
-    fleet = Fleet.of(DEVICES)
-    left = fleet.without("b")
-    assert left.rows == {"a": 0, "c": 2}
-    assert left.memory_bytes.tolist() == [100, 0, 100]
-    assert [spec.id for spec in left] == ["a", "c"]
-    assert len(left) == 2
-    assert len(fleet) == 3
-    assert np.array_equal(fleet.memory_bytes, [100, 100, 100])
-
-
-def test_a_fleet_is_taken_as_it_is() -> None:
-    fleet = Fleet.of(DEVICES)
-    assert Fleet.of(fleet) is fleet
+    fleet = Fleet(DEVICES)
+    assert [spec.id for spec in fleet.specs] == ["a", "b", "c"]
+    assert fleet.compute_s("name", MODULE).tolist() == [compute_s(spec, "name", MODULE) for spec in fleet.specs]
+    assert fleet.crossings_s(1234).tolist() == [crossing_s(1234, spec) for spec in fleet.specs]
+    assert fleet.transfers_s(1234, end).tolist() == [transfer_s(1234, end, spec) for spec in fleet.specs]

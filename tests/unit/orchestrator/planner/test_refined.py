@@ -9,7 +9,6 @@ import pytest
 
 from broker.protocol.errors import NoDeviceFits
 from orchestrator.planner.explain import explain
-from orchestrator.planner.fleet import Fleet
 from orchestrator.planner.placement import Placement, place, place_most, refined
 from tests import builders
 from tests.builders import device, joined
@@ -94,10 +93,10 @@ def test_weights_at_hand_decide_between_devices_that_hardly_differ() -> None:
 
 
 def test_when_a_device_is_lost_only_its_modules_move() -> None:
-    fleet = Fleet.of([device("a", 61), device("b", 41), device("c", 200, speed=1e9)])
+    devices = [device("a", 61), device("b", 41), device("c", 200, speed=1e9)]
     wanted = [task("t", [SEE, READ], HEAD)]
-    before = refined(fleet, wanted)
-    after = place(fleet.without("b"), wanted, keep=before.where)
+    before = refined(devices, wanted)
+    after = place([each for each in devices if each.id != "b"], wanted, keep=before.where)
     assert {key for key, home in after.where.items() if before.where[key] != home} == {
         key for key, home in before.where.items() if home == "b"
     }
