@@ -21,10 +21,9 @@ import numpy as np
 from broker.protocol.errors import NoDeviceFits, S2M3Error
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.candidates import Candidates, TooManyCandidates, candidates_of, least_s
-from orchestrator.planner.cp_sat_model import Chosen, Instance, Options, choose
-from orchestrator.planner.fleet import Integers
+from orchestrator.planner.cp_sat_model import choose
 from orchestrator.planner.placement import Bars, refined
-from orchestrator.planner.problem import Problem
+from orchestrator.planner.problem import Problem, Where
 
 TOLERANCE = 1e-10
 """Of the objective: plans are compared to 1e-9, and sums of floats lose less than this."""
@@ -87,98 +86,72 @@ def exact(
         return time.monotonic() > until_s
 
     search = _Search(Problem(devices, tasks, default_source=default_source, barred=barred))
-    best: Mapping[ModuleKey, DeviceId] | None = None
+    problem = search.problem
+    best: Where | None = None
     upper_s = np.inf
     refusal: NoDeviceFits | None = None
     try:
-        best = refined(devices, tasks, default_source=default_source, barred=barred, enough=over).where
-        upper_s = search.objective_s(best)
+        found = refined(devices, tasks, default_source=default_source, barred=barred, enough=over).where
+        best = [problem.fleet.rows[found[key]] for key in problem.keys]
+        upper_s = problem.objective(best)
     except NoDeviceFits as error:
         refusal = error
     finished = False
-    while not finished:
-        if not search.enumerate(upper_s, over):
-            break
-        chosen = search.choose(best, lambda: max(until_s - time.monotonic(), LEAST_S))
-        if not chosen.where and chosen.finished and refusal is not None:
+    while not finished and (candidates := search.candidates(upper_s, over)) is not None:
+        chosen = choose(problem, candidates, best, lambda: max(until_s - time.monotonic(), LEAST_S))
+        if chosen.where is None and chosen.finished and refusal is not None:
             raise refusal
         finished = chosen.finished and best is not None
         search.bound_s = max(search.bound_s, chosen.bound_s * (1 - TOLERANCE))
-        if chosen.where and (cost_s := search.objective_s(chosen.where)) < upper_s:
+        if chosen.where is not None and (cost_s := problem.objective(chosen.where)) < upper_s:
             best, upper_s, refusal = chosen.where, cost_s, None
         if not chosen.finished:
             break
     if best is None:
         raise Undecided(time_limit_s, search.bound_s)
-    return Optimum(best, upper_s, upper_s if finished else min(search.bound_s, upper_s), finished)
+    where = problem.placement(best).where
+    return Optimum(where, upper_s, upper_s if finished else min(search.bound_s, upper_s), finished)
 
 
 class _Search:
-    """One instance, and what each of its tasks may still choose from."""
+    """One instance, the least that each of its tasks can cost, and the bound of the objective that is known."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        fleet = problem.fleet
-        self.allowed = [fleet.every[~np.isin(fleet.every, barred)] for barred in problem.barred]  # by module
-        self.candidates: list[Candidates] = []  # by task
-        self.least_s = [
-            task.weight * least_s(schedule, self._allowed(number))
-            for number, (task, schedule) in enumerate(zip(problem.tasks, problem.schedules, strict=True))
+        every = problem.fleet.every
+        by_module = [every[~np.isin(every, barred)] for barred in problem.barred]
+        self._allowed = [[by_module[module] for module in schedule.slots] for schedule in problem.schedules]  # by task
+        self._least_s = [
+            schedule.task.weight * least_s(schedule, allowed)
+            for schedule, allowed in zip(problem.schedules, self._allowed, strict=True)
         ]
-        self.bound_s = sum(self.least_s) * (1 - TOLERANCE)
+        self.bound_s = sum(self._least_s) * (1 - TOLERANCE)
 
-    def objective_s(self, where: Mapping[ModuleKey, DeviceId]) -> float:
-        """The objective of a placement."""
-        problem = self.problem
-        return problem.objective([problem.fleet.rows[where[key]] for key in problem.keys])
-
-    def enumerate(self, upper_s: float, over: Callable[[], bool]) -> bool:
-        """List what each task may choose from; False if that is too much, or the time is over."""
-        problem, found = self.problem, list[Candidates]()
+    def candidates(self, upper_s: float, over: Callable[[], bool]) -> list[Candidates] | None:
+        """What each task may choose from; None if that is too much, or the time is over."""
+        found: list[Candidates] = []
         try:
-            for number, schedule in enumerate(problem.schedules):
+            for task, schedule in enumerate(self.problem.schedules):
                 if over():
-                    return False
-                sizes = [problem.bytes[module] for module in schedule.slots]
-                allowed, free = self._allowed(number), [None] * len(sizes)
-                limit_s = self._limit_s(number, upper_s)
-                found.append(candidates_of(schedule, allowed, free, sizes, limit_s, most=MOST_CANDIDATES))
-                self._learn(number, found[number])
+                    return None
+                sizes = [self.problem.bytes[module] for module in schedule.slots]
+                limit_s, free = self._limit_s(task, upper_s), [None] * len(sizes)
+                found.append(candidates_of(schedule, self._allowed[task], free, sizes, limit_s, most=MOST_CANDIDATES))
+                self._learn(task, found[task])
         except TooManyCandidates:
-            return False
+            return None
         before = -1
         while before != (before := sum(len(known.costs) for known in found)):
-            for number, known in enumerate(found):
-                found[number] = known.up_to(self._limit_s(number, upper_s))
-                self._learn(number, found[number])
-        self.candidates = found
-        self.bound_s = max(self.bound_s, sum(self.least_s) * (1 - TOLERANCE))
-        return True
-
-    def choose(self, start: Mapping[ModuleKey, DeviceId] | None, left_s: Callable[[], float]) -> Chosen:
-        """Take one of its candidates for every task."""
-        problem = self.problem
-        sizes = dict(zip(problem.keys, problem.bytes, strict=True))
-        shared = {problem.keys[module] for module, users in enumerate(problem.users) if len(users) > 1}
-        room = problem.fleet.memory_bytes
-        tight = room < sum(problem.bytes)
-        options = {
-            task.task: Options([problem.keys[module] for module in schedule.slots], found).cheapest(
-                shared, tight, sizes
-            )
-            for task, schedule, found in zip(problem.tasks, problem.schedules, self.candidates, strict=True)
-        }
-        devices = [device.id for device in problem.fleet.specs]
-        return choose(Instance(options, shared, sizes, room, devices), start, left_s)
-
-    def _allowed(self, task: int) -> list[Integers]:
-        """The rows that may have each slot of a task."""
-        return [self.allowed[module] for module in self.problem.schedules[task].slots]
+            for task, known in enumerate(found):
+                found[task] = known.up_to(self._limit_s(task, upper_s))
+                self._learn(task, found[task])
+        self.bound_s = max(self.bound_s, sum(self._least_s) * (1 - TOLERANCE))
+        return found
 
     def _learn(self, task: int, found: Candidates) -> None:
         if len(found.costs):
-            self.least_s[task] = float(found.costs[0])
+            self._least_s[task] = float(found.costs[0])
 
     def _limit_s(self, task: int, upper_s: float) -> float:
         """The cost beyond which the other tasks, each as cheap as it can be, don't make up for this one."""
-        return float(upper_s * (1 + TOLERANCE) - sum(self.least_s[:task]) - sum(self.least_s[task + 1 :]))
+        return float(upper_s * (1 + TOLERANCE) - sum(self._least_s[:task]) - sum(self._least_s[task + 1 :]))
