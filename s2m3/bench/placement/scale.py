@@ -7,16 +7,12 @@ programs on the machine don't count.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from time import process_time
-from typing import TypeVar
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any, TypeVar
 
 from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from orchestrator.planner.fleet import Fleet
@@ -131,17 +127,7 @@ def _least(runs: int, work: Callable[[], _T]) -> tuple[float, _T]:
     return min(taken), result
 
 
-def run(*, as_json: bool = False) -> int:
-    """Measure all decades and print them; returns the exit code."""
-    found = [measure(modules, devices) for modules, devices in DECADES]
-    if as_json:
-        print(json.dumps({"seed": SEED, "runs": RUNS, "scale": [asdict(scale) for scale in found]}))
-        return 0
-    headings = ("modules", "devices", "tasks", "fleet (s)", "greedy (s)", "one device lost (s)", "its modules", "moved")
-    table = Table(*headings, title="greedy: processor seconds of one core", title_justify="left")
-    for scale in found:
-        times = (f"{seconds:.4f}" for seconds in (scale.fleet_s, scale.greedy_s, scale.replan_s))
-        counts = (str(scale.lost_modules), str(scale.moved_modules))
-        table.add_row(str(scale.modules), str(scale.devices), str(scale.tasks), *times, *counts)
-    Console().print(table)
-    return 0
+def document() -> dict[str, Any]:
+    """All decades measured: the document that ``bench placement --scale --json`` prints."""
+    scales = [asdict(measure(modules, devices)) for modules, devices in DECADES]
+    return {"seed": SEED, "runs": RUNS, "scale": scales}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import s2m3
 from broker.protocol.errors import BadFile
@@ -36,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Solve, print, and draw on demand; 0 when refined is optimal wherever that is known."""
     if arguments.scale:
-        return scale.run(as_json=arguments.json)
+        print_result(arguments, scale.document(), _print_scale)
+        return 0
     if arguments.write:
         instances.write(Path(arguments.write))
         return 0
@@ -68,15 +70,9 @@ def _print(results: Sequence[Result]) -> None:
     headings = ("solver", "optimal", "no plan", "mean gap", "worst gap", "median (s)", "slowest (s)")
     made = table(*headings, title=f"{len(results)} instances")
     for line in summarise(results):
-        made.add_row(
-            line.solver,
-            f"{line.optimal} of {line.instances}",
-            str(line.no_plan),
-            f"{line.mean_gap:.2%}",
-            f"{line.worst_gap:.2%}",
-            f"{line.median_solve_s:.3g}",
-            f"{line.worst_solve_s:.3g}",
-        )
+        gaps = (f"{line.mean_gap:.2%}", f"{line.worst_gap:.2%}")
+        times = (f"{line.median_solve_s:.3g}", f"{line.worst_solve_s:.3g}")
+        made.add_row(line.solver, f"{line.optimal} of {line.instances}", str(line.no_plan), *gaps, *times)
     console().print(made)
     missed = [result.instance for result in results if result.solvers["refined"].optimal is False]
     unproven = [result.instance for result in results if result.solvers["exact"].optimal is not True]
@@ -84,3 +80,11 @@ def _print(results: Sequence[Result]) -> None:
         print(f"refined misses the optimum of: {', '.join(missed)}")
     if unproven:
         print(f"no proof within the time limit: {', '.join(unproven)}")
+
+
+def _print_scale(measured: dict[str, Any]) -> None:
+    headings = ("modules", "devices", "tasks", "fleet (s)", "greedy (s)", "one device lost (s)", "its modules", "moved")
+    made = table(*headings, title="greedy: processor seconds of one core")
+    for site in measured["scale"]:
+        made.add_row(*(f"{figure:.4f}" if isinstance(figure, float) else str(figure) for figure in site.values()))
+    console().print(made)
