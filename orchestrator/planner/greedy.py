@@ -40,11 +40,20 @@ _STEPS = 20_000  # of the search whether the missing modules can still be packed
 class PartialPlacement:
     """A placement that may still miss modules. Change it with ``put``, which keeps ``room`` right."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, homes: Mapping[ModuleKey, DeviceId] | None = None) -> None:
+        """Keep modules at home, as far as those devices are there, not barred, and have the memory."""
         self.problem = problem
         self.where: Where = [NOWHERE] * len(problem.keys)
         self.room = problem.fleet.memory_bytes.copy()  # (D,) bytes left
         self.kept: set[int] = set()
+        homes = homes or {}
+        for module, key in enumerate(problem.keys):
+            row = problem.fleet.rows.get(homes.get(key, ""), NOWHERE)
+            if row == NOWHERE or row in problem.barred[module]:
+                continue
+            if problem.bytes[module] <= self.room[row]:
+                self.put(module, row)
+                self.kept.add(module)
 
     def copy(self) -> PartialPlacement:
         """Another one of the same, for a trial."""
@@ -75,16 +84,6 @@ class PartialPlacement:
         fits = self.room >= self.problem.bytes[module]
         fits[self.problem.barred[module]] = False
         return np.flatnonzero(fits)
-
-    def keep(self, homes: Mapping[ModuleKey, DeviceId]) -> None:
-        """Put these modules where they are, as far as those devices are there, not barred, and have the memory."""
-        for module, key in enumerate(self.problem.keys):
-            row = self.problem.fleet.rows.get(homes.get(key, ""), NOWHERE)
-            if row == NOWHERE or row in self.problem.barred[module]:
-                continue
-            if self.problem.bytes[module] <= self.room[row]:
-                self.put(module, row)
-                self.kept.add(module)
 
     def packing(self, *, steps: int) -> dict[int, Row] | None:
         """Rows for the missing modules, at any cost; None when no way to fit all exists.

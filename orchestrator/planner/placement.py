@@ -26,20 +26,9 @@ from orchestrator.planner.greedy import PartialPlacement, greedy
 from orchestrator.planner.large_neighbourhood_search import LargeNeighbourhoodSearch
 from orchestrator.planner.local_search import Budget, LocalSearch
 from orchestrator.planner.packing import STEPS, SearchLimitReached, least_extra
-from orchestrator.planner.problem import AT_HAND_SHARE, AtHand, Bars, DeviceUse, Placement, Problem, distinct_modules
+from orchestrator.planner.problem import AtHand, Bars, Placement, Problem, distinct_modules
 
-__all__ = [
-    "AT_HAND_SHARE",
-    "AtHand",
-    "Bars",
-    "DeviceUse",
-    "Placement",
-    "distinct_modules",
-    "never",
-    "place",
-    "place_most",
-    "refined",
-]
+__all__ = ["AtHand", "Bars", "Placement", "distinct_modules", "never", "place", "place_most", "refined"]
 
 WORK = 120_000
 """The work of one search at most, in units of about 10 microseconds: a second."""
@@ -57,7 +46,7 @@ def place(
     devices: Sequence[DeviceSpec] | Fleet,
     tasks: Sequence[TaskSpec],
     *,
-    keep: Mapping[ModuleKey, DeviceId] | None = None,
+    keep: Homes | None = None,
     default_source: DeviceSpec | None = None,
     barred: Bars | None = None,
     at_hand: AtHand | None = None,
@@ -76,8 +65,7 @@ def place(
         NoDeviceFits: a module finds no device with enough memory left.
     """
     problem = Problem(devices, tasks, default_source=default_source, barred=barred, at_hand=at_hand)
-    draft = PartialPlacement(problem)
-    draft.keep(keep or {})
+    draft = PartialPlacement(problem, keep)
     greedy(draft)
     return problem.placement(draft.where, draft.kept)
 
@@ -106,21 +94,19 @@ def refined(
     Raises:
         NoDeviceFits: there is no way to fit all beside what is kept.
     """
-    draft = PartialPlacement(Problem(devices, tasks, default_source=default_source, barred=barred, at_hand=at_hand))
-    draft.keep(keep or {})
+    problem = Problem(devices, tasks, default_source=default_source, barred=barred, at_hand=at_hand)
     try:
-        _fill(draft)
+        return _search(problem, keep, enough)
     except NoDeviceFits as refusal:
-        refusal.change = _least_change(draft)
+        refusal.change = _least_change(PartialPlacement(problem, keep))
         raise
-    return _improved(draft, enough)
 
 
 def place_most(
     devices: Sequence[DeviceSpec],
     tasks: Sequence[TaskSpec],
     *,
-    keep: Mapping[ModuleKey, DeviceId] | None = None,
+    keep: Homes | None = None,
     served: Collection[TaskName] = (),
     default_source: DeviceSpec | None = None,
     barred: Bars | None = None,
@@ -148,33 +134,33 @@ def place_most(
     for key, home in keep.items():  # a module that may move stays near its weights if it can
         near.setdefault(key, set()).add(home)
     problem_of = partial(Problem, fleet, default_source=default_source, barred=barred)
-    search = partial(_search, problem_of, near=near, enough=enough)
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):
-            return search(tasks, homes), {}
+            return _search(problem_of(tasks, at_hand=near), homes, enough), {}
     waiting = sorted(tasks, key=lambda task: (task.task not in served, -task.weight, task.task))
     admitted, where, refused = _admit(problem_of, waiting, keep)
     by_name = {task.task: task for task in tasks}
     for name, refusal in refused.items():
         refusal.change = _least_change(PartialPlacement(problem_of([*admitted, by_name[name]])))
+    problem = problem_of(admitted, at_hand=near)
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):
-            return search(admitted, homes), refused
-    return search(admitted, where), refused
+            return _search(problem, homes, enough), refused
+    return _search(problem, where, enough), refused
 
 
-def _search(
-    problem_of: ProblemOf, tasks: Sequence[TaskSpec], homes: Homes, *, near: AtHand, enough: Callable[[], bool]
-) -> Placement:
-    """The best placement found of all these tasks; modules that have a home stay there.
+def _search(problem: Problem, homes: Homes | None, enough: Callable[[], bool]) -> Placement:
+    """The best placement found of all tasks; modules that have a home stay there.
 
     Raises:
         NoDeviceFits: no way to fit all exists.
     """
-    draft = PartialPlacement(problem_of(tasks, at_hand=near))
-    draft.keep(homes)
+    draft = PartialPlacement(problem, homes)
     _fill(draft)
-    return _improved(draft, enough)
+    search = LocalSearch(draft, Budget(WORK, enough))
+    search.run()
+    LargeNeighbourhoodSearch(search).run()
+    return problem.placement(draft.where, draft.kept)
 
 
 def _admit(
@@ -202,8 +188,7 @@ def _fit(problem: Problem, homes: Homes) -> Homes:
     Raises:
         NoDeviceFits: no way exists; it names the bytes that are missing while all modules are at home.
     """
-    draft = PartialPlacement(problem)
-    draft.keep(homes)
+    draft = PartialPlacement(problem, homes)
     try:
         greedy(draft)
     except NoDeviceFits as refusal:
@@ -232,14 +217,6 @@ def _fill(draft: PartialPlacement) -> None:
         if rows is None:
             raise refusal from None
         draft.put_all(rows)
-
-
-def _improved(draft: PartialPlacement, enough: Callable[[], bool]) -> Placement:
-    """The best placement that the search finds from a full draft; kept modules stay."""
-    search = LocalSearch(draft, Budget(WORK, enough))
-    search.run()
-    LargeNeighbourhoodSearch(search).run()
-    return draft.problem.placement(draft.where, draft.kept)
 
 
 def _least_change(draft: PartialPlacement) -> tuple[DeviceId, int] | None:

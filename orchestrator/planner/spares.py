@@ -19,7 +19,7 @@ from itertools import islice
 
 from broker.cost_model import compute_s, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
-from orchestrator.planner.placement import AT_HAND_SHARE, AtHand, Bars, distinct_modules
+from orchestrator.planner.problem import AT_HAND_SHARE, AtHand, Bars, distinct_modules
 
 EXPECTED_LOAD_BYTES_PER_S = 100e6  # of a load that was never measured: the speed of a gateway's SD card
 UTILISATION = 0.7
