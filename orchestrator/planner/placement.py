@@ -134,9 +134,10 @@ def place_most(
     for key, home in keep.items():  # a module that may move stays near its weights if it can
         near.setdefault(key, set()).add(home)
     problem_of = partial(Problem, fleet, default_source=default_source, barred=barred)
+    problem = problem_of(tasks, at_hand=near)
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):
-            return _search(problem_of(tasks, at_hand=near), homes, enough), {}
+            return _search(problem, homes, enough), {}
     waiting = sorted(tasks, key=lambda task: (task.task not in served, -task.weight, task.task))
     admitted, where, refused = _admit(problem_of, waiting, keep)
     by_name = {task.task: task for task in tasks}
