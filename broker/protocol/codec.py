@@ -106,10 +106,8 @@ def decode_request(payload: bytes, content_type: str, expected: Mapping[str, Inp
     if not payload:
         raise RequestFailed(ErrorCode.BAD_INPUT, f"the payload is empty: this task takes {wanted}")
     if len(payload) > MAX_MESSAGE_BYTES:
-        raise RequestFailed(
-            ErrorCode.TOO_LARGE,
-            f"the request has {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are allowed",
-        )
+        text = f"the request has {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are allowed"
+        raise RequestFailed(ErrorCode.TOO_LARGE, text)
     if content_type.split(";", maxsplit=1)[0].strip() == SAFETENSORS:
         inputs = _named_inputs(payload, expected, wanted)
     else:

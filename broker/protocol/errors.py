@@ -78,7 +78,7 @@ class NoDeviceFits(S2M3Error):
         super().__init__()
 
     def __str__(self) -> str:
-        nearest = sorted(sorted(self.short_bytes), key=lambda device: self.short_bytes[device])
+        nearest = sorted(self.short_bytes, key=lambda device: (self.short_bytes[device], device))
         missing = ", ".join(f"{device} lacks {self.short_bytes[device]}" for device in sorted(nearest[:_DEVICES_NAMED]))
         if len(nearest) > _DEVICES_NAMED:
             missing += f", and {len(nearest) - _DEVICES_NAMED} more lack as much or more"

@@ -26,7 +26,7 @@ POLL_S = 0.02
 GIVEN_BACK_BYTES = 128 * 1024  # larger blocks go back to the system; glibc alone keeps them after a few large messages
 
 # The settings of deploy/mosquitto/development.conf, where the reason of each is explained; a test holds them equal.
-_CONFIGURATION = """\
+CONFIGURATION = """\
 listener {port} 127.0.0.1
 allow_anonymous true
 set_tcp_nodelay true
@@ -40,11 +40,6 @@ log_type error
 log_type warning
 log_type notice
 """
-
-
-def configuration(port: int) -> str:
-    """The settings of a Mosquitto that listens on this port of the loopback interface, as a ``mosquitto.conf``."""
-    return _CONFIGURATION.format(port=port)
 
 
 def find_mosquitto() -> str | None:
@@ -64,7 +59,9 @@ class MosquittoBroker:
         self.port = port or free_port()  # the same after a restart
         self.url = f"mqtt://{HOST}:{self.port}"
         # Without `user`, a Mosquitto that root starts becomes another user, who can't read its configuration's folder.
-        self._configuration = "\n".join((configuration(self.port), f"user {getpass.getuser()}", *settings, ""))
+        self._configuration = "\n".join(
+            (CONFIGURATION.format(port=self.port), f"user {getpass.getuser()}", *settings, "")
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 

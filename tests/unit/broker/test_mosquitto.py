@@ -8,7 +8,7 @@ import pytest
 
 from broker.protocol.errors import BadFile, TransportError
 from broker.servers import mosquitto
-from broker.servers.mosquitto import MosquittoBroker, configuration
+from broker.servers.mosquitto import CONFIGURATION, MosquittoBroker
 from s2m3.testbed.replay.stage import PERSISTENCE
 
 DEPLOYED = Path(__file__).parents[3] / "deploy" / "mosquitto" / "development.conf"
@@ -16,7 +16,7 @@ DEPLOYED = Path(__file__).parents[3] / "deploy" / "mosquitto" / "development.con
 
 def test_the_file_to_deploy_has_the_settings_that_the_code_runs() -> None:
     lines = DEPLOYED.read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if line and not line.startswith("#")] == configuration(1883).splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == CONFIGURATION.format(port=1883).splitlines()
 
 
 def test_scenarios_use_the_settings_recommended_to_sites() -> None:
