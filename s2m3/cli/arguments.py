@@ -9,12 +9,10 @@ from broker.arguments import add_broker, count, number
 from broker.protocol.messages import MAX_DEADLINE_S
 from s2m3.testbed.observer import Observer
 
-LAST_PORT = 65_535
-
 seconds = number(0, MAX_DEADLINE_S, above=True, unit="seconds")
 positive_seconds = number(0, above=True, unit="seconds")
 positive = count(1)
-port = count(0, LAST_PORT)
+port = count(0, 65_535)
 
 
 def add_json(parser: argparse.ArgumentParser, text: str = "print one JSON document") -> None:

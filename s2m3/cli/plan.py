@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Read, solve, print; 0 when there is a plan."""
     devices, tasks = read(arguments.fleet, [name for names in arguments.tasks for name in names])
     solution = solve(arguments.solver, devices, tasks, time_limit_s=arguments.time_limit)
-    made = document(solution, devices, tasks)
+    made = _document(solution, devices, tasks)
     print_result(arguments, made, lambda _: _print(made, devices, tasks, with_reasons=arguments.explain))
     return 0 if made["feasible"] else 1
 
@@ -55,7 +55,7 @@ def _print(
         return
     placement = table("module", "MB", "device", "further copies", "used by", title="placement")
     sizes = {name: module.memory_bytes for task in tasks for name, module in task.modules.items()}
-    for name in names_of(tasks):
+    for name in _names_of(tasks):
         copies = [f"{device} (replica)" for device in made["replicas"].get(name, [])]
         copies += [f"{device} (standby)" for device in made["standby"].get(name, [])]
         users = [task.task for task in tasks if any(node.module == name for node in task.nodes.values())]
@@ -89,13 +89,13 @@ def _summary(made: dict[str, Any]) -> str:
     )
 
 
-def names_of(tasks: Sequence[TaskSpec]) -> dict[ModuleName, ModuleKey]:
+def _names_of(tasks: Sequence[TaskSpec]) -> dict[ModuleName, ModuleKey]:
     """The keys of the modules that nodes use, by the names that tasks give them, in order of the names."""
     found = {node.module: task.modules[node.module].key for task in tasks for node in task.nodes.values()}
     return dict(sorted(found.items()))
 
 
-def document(solution: Solution, devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec]) -> dict[str, Any]:
+def _document(solution: Solution, devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec]) -> dict[str, Any]:
     """The document that ``plan --json`` prints.
 
     ``feasible`` is None when the exact solver neither found a placement in time nor proved that none exists. ``used``
@@ -121,7 +121,7 @@ def document(solution: Solution, devices: Sequence[DeviceSpec], tasks: Sequence[
         made["feasible"] = False if isinstance(solution.refusal, NoDeviceFits) else None
         made["reason"] = _reason(solution)
         return made
-    names = names_of(tasks)
+    names = _names_of(tasks)
     spare = spares(devices, tasks, placement.where)
     made |= {
         "objective_s": placement.objective_s,

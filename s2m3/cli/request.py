@@ -59,9 +59,8 @@ def _inputs(arguments: argparse.Namespace, expected: Mapping[str, InputSpec]) ->
         given[name] = RawInput(before + text.encode(), "text/plain")
     if not given:
         wanted = ", ".join(f"{name} ({spec.kind})" for name, spec in expected.items()) or "an input"
-        raise BadFile(
-            file="request", problem=f"nothing to send; {arguments.task} takes {wanted}", fix="add --image or --text"
-        )
+        problem = f"nothing to send; {arguments.task} takes {wanted}"
+        raise BadFile(file="request", problem=problem, fix="add --image or --text")
     return given
 
 

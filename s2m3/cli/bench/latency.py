@@ -17,8 +17,6 @@ from s2m3.bench.latency.workloads import WORKLOADS, Workload, named
 from s2m3.cli.arguments import add_json, positive
 from s2m3.cli.output import console, print_json, print_result, show_progress, table
 
-REQUESTS = 20
-CAPTIONS, MOST_CAPTIONS = 44, 50
 MODES = ("cloud", "local", "split")
 
 
@@ -36,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workload", action="append", metavar="NAME", help=f"one of {names}; again for more; default all"
     )
     text = "requests to each site, after the warm-up; default %(default)s"
-    parser.add_argument("--requests", type=positive, default=REQUESTS, metavar="N", help=text)
+    parser.add_argument("--requests", type=positive, default=20, metavar="N", help=text)
     text = "--routing: captions in the request; default %(default)s"
-    parser.add_argument("--captions", type=count(1, MOST_CAPTIONS), default=CAPTIONS, metavar="N", help=text)
+    parser.add_argument("--captions", type=count(1, 50), default=44, metavar="N", help=text)
     text = "weights; missing ones are written there at random; default: a directory that is removed"
     parser.add_argument("--models", metavar="DIR", help=text)
     add_json(parser)
