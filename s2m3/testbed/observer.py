@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import structlog
@@ -173,18 +174,14 @@ class Observer:
             for topic in (DEVICE_STATE, DEVICE_ASSIGNMENT, DEVICE_DRAIN):
                 self._retain(topic.at(self.prefix, device=device))
 
-    def close(self) -> None:
-        """Disconnect; what was published is sent first."""
-        self._transport.close()
-
     def __enter__(self) -> Self:
         if not self.wait_for(lambda _: self._up, CONNECT_S):
-            self.close()
+            self._transport.close()
             raise NotConnected(f"no broker answers at {self._url}: start one (`s2m3 broker`), or name it with --broker")
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        self._transport.close()  # what was published is sent first
 
     def _retain(self, topic: str, payload: bytes = b"") -> None:
         self._transport.publish(Outgoing(topic, payload, retain=True))
@@ -192,22 +189,15 @@ class Observer:
     def _outcome(self, spec: TaskSpec, known: Route | None, until_s: float) -> Route | None:
         """The task's route when it is served or refused; a refusal that is ``known`` must stand for a while."""
 
-        def served(seen: Observer) -> bool:
+        def decided(seen: Observer, *, by_known: bool) -> bool:
             route = seen.routes.get(spec.task)
+            if route is not None and route.unavailable is not None:
+                return by_known or route is not known
             return route is not None and route.complete and _serves(route, spec)
 
-        def refused(seen: Observer) -> bool:
-            route = seen.routes.get(spec.task)
-            return route is not None and route.unavailable is not None
-
-        def decided(seen: Observer) -> bool:
-            return served(seen) or refused(seen)
-
-        self.wait_for(
-            lambda seen: served(seen) or (refused(seen) and seen.routes[spec.task] is not known),
-            min(until_s - time.monotonic(), STALE_REFUSAL_S),
-        )
-        return self.routes[spec.task] if self.wait_for(decided, until_s - time.monotonic()) else None
+        self.wait_for(partial(decided, by_known=False), min(until_s - time.monotonic(), STALE_REFUSAL_S))
+        done = self.wait_for(partial(decided, by_known=True), until_s - time.monotonic())
+        return self.routes[spec.task] if done else None
 
     def _put(self, event: LinkEvent) -> None:
         self._mailbox.put_control((time.monotonic(), event))
