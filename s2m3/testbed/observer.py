@@ -27,6 +27,7 @@ from broker.protocol.topics import (
     ORCHESTRATOR_STATE,
     TASK_ROUTE,
     TASK_SPEC,
+    Incoming,
     Topic,
     prefix_of,
     read,
@@ -205,27 +206,13 @@ class Observer:
     def _see(self, at_s: float, event: LinkEvent) -> None:
         if isinstance(event, LinkUp):
             self._up = True
-        if not isinstance(event, Delivery):
-            return
-        try:
-            self._note(at_s, event)
-        except RemoteProtocolError as error:
-            log.warning("message_refused", topic=event.topic, error=str(error))
+        if isinstance(event, Delivery) and (incoming := read(self.prefix, event.topic, event.payload)):
+            try:
+                self._note(at_s, incoming)
+            except RemoteProtocolError as error:
+                log.warning("message_refused", topic=event.topic, error=str(error))
 
-    def _keep(self, at_s: float, name: str, message: BaseModel | None) -> None:
-        if isinstance(message, Heartbeat):
-            before = self._last_kept.get(name)
-            if before is not None and _summary(before) == _summary(message):
-                message = before
-            self._last_kept[name] = message
-        self.sightings.append(Sighting(at_s, name, message))
-        if len(self.sightings) > SIGHTINGS:
-            del self.sightings[: SIGHTINGS // 2]
-
-    def _note(self, at_s: float, delivery: Delivery) -> None:
-        incoming = read(self.prefix, delivery.topic, delivery.payload)
-        if incoming is None:
-            return
+    def _note(self, at_s: float, incoming: Incoming) -> None:
         topic, message = incoming.topic, incoming.decode()
         name = next(iter(incoming.ids.values()), "")
         if topic is DEVICE_DRAIN:
@@ -241,6 +228,16 @@ class Observer:
         else:
             self._states[topic][name] = message
         self._keep(at_s, name, message)
+
+    def _keep(self, at_s: float, name: str, message: BaseModel | None) -> None:
+        if isinstance(message, Heartbeat):
+            before = self._last_kept.get(name)
+            if before is not None and _summary(before) == _summary(message):
+                message = before
+            self._last_kept[name] = message
+        self.sightings.append(Sighting(at_s, name, message))
+        if len(self.sightings) > SIGHTINGS:
+            del self.sightings[: SIGHTINGS // 2]
 
 
 def named(route: Route) -> set[DeviceId]:

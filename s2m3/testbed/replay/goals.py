@@ -118,15 +118,14 @@ def _without_standby(loaded: Sequence[FaultReport]) -> Goal:
     Where a device refused it first there is more to wait for than one loading: such replays don't count.
     """
     wanted = f"p{TAIL} < detection + load + {1000 * LOADING_S:.0f} ms"
-    rests = [_rest_s(fault) for fault in loaded]
+    rests = [
+        None
+        if fault.first_answer_after_s is None or fault.detected_after_s is None
+        else fault.first_answer_after_s - fault.detected_after_s - (fault.load_s or 0.0)
+        for fault in loaded
+    ]
     goal = _tail("first answer after a death, without a standby", LOADING_S, rests, wanted)
     return replace(goal, measured=f"detection + load + {goal.measured}" if rests else goal.measured)
-
-
-def _rest_s(fault: FaultReport) -> float | None:
-    if fault.first_answer_after_s is None or fault.detected_after_s is None:
-        return None
-    return fault.first_answer_after_s - fault.detected_after_s - (fault.load_s or 0.0)
 
 
 def _hung(campaigns: Mapping[str, Played]) -> Goal:

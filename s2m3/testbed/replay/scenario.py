@@ -113,11 +113,6 @@ class Fault(Spec):
         """Its target, as written."""
         return str(getattr(self, self.kind))
 
-    @property
-    def last_s(self) -> float:
-        """The time at which it comes for the last time."""
-        return self.at_s + (self.every_s or 0.0) * ((self.times or 1) - 1)
-
 
 class FleetDevice(Spec):
     """One device of the scenario."""
@@ -191,8 +186,9 @@ class Scenario(Spec):
         return self
 
     def _check(self, fault: Fault, place: tuple[int | str, ...], devices: set[DeviceId]) -> None:
-        if fault.last_s >= self.load.duration_s:
-            end = f"comes at {fault.last_s:g} s, and the load ends at {self.load.duration_s:g} s"
+        last_s = fault.at_s + (fault.every_s or 0.0) * ((fault.times or 1) - 1)
+        if last_s >= self.load.duration_s:
+            end = f"comes at {last_s:g} s, and the load ends at {self.load.duration_s:g} s"
             raise _unsound((*place, "at_s"), f"{end}; let it come before, or load for longer")
         if fault.target == BROKER and self.broker.startswith("mqtt://"):
             raise _unsound(
