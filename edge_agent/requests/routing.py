@@ -9,7 +9,7 @@ that already waits there, and a node that has finished costs nothing again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from math import prod
 
@@ -55,16 +55,16 @@ def choose_plan(
         return None
     done = {name: device for name, device in (finished or {}).items() if name in route.nodes}
     able = {name: _able(route.nodes[name], done.get(name), avoid) for name in route.order}
-    request = _Request(route, here, input_bytes, queue_s or {}, done)
+    cost = _cost_function(route, here, input_bytes, queue_s or {}, done)
     if prod(len(devices) for devices in able.values()) <= MAX_ENUMERATED:
-        chosen = min((dict(zip(able, devices, strict=True)) for devices in product(*able.values())), key=request.cost)
+        chosen = min((dict(zip(able, devices, strict=True)) for devices in product(*able.values())), key=cost)
     else:
-        chosen = _greedy(able, request)
+        chosen = _greedy(able, cost)
     nodes = {
         name: PlannedNode(key=node.key, needs=node.needs, use=node.use, device=chosen[name].device)
         for name, node in route.nodes.items()
     }
-    return Plan(nodes=nodes, output=route.output, wire=route.wire), request.cost(chosen)[0]
+    return Plan(nodes=nodes, output=route.output, wire=route.wire), cost(chosen)[0]
 
 
 def _able(node: RouteNode, kept: DeviceId | None, avoid: frozenset[DeviceId]) -> list[RouteDevice]:
@@ -73,47 +73,41 @@ def _able(node: RouteNode, kept: DeviceId | None, avoid: frozenset[DeviceId]) ->
     return [device for device in node.devices if device.device not in avoid] or list(node.devices)
 
 
-def _greedy(able: Mapping[NodeName, list[RouteDevice]], request: _Request) -> dict[NodeName, RouteDevice]:
+def _greedy(able: Mapping[NodeName, list[RouteDevice]], cost: Callable[[Choice], Cost]) -> dict[NodeName, RouteDevice]:
     chosen: dict[NodeName, RouteDevice] = {}
     for name, devices in able.items():
-        chosen[name] = min(devices, key=lambda device, name=name: request.cost({**chosen, name: device}))  # type: ignore[misc]
+        chosen[name] = min(devices, key=lambda device, name=name: cost({**chosen, name: device}))  # type: ignore[misc]
     return chosen
 
 
-class _Request:
-    """One request to be routed."""
+def _cost_function(
+    route: Route,
+    here: DeviceId,
+    input_bytes: Mapping[NodeName, int],
+    queue_s: Mapping[DeviceId, float],
+    finished: Mapping[NodeName, DeviceId],
+) -> Callable[[Choice], Cost]:
+    """The cost of a request's choices. They may be partial: nodes without a device neither delay nor cost."""
+    sent_bytes = {name: node.output_bytes for name, node in route.nodes.items()}
+    answer_bytes = sent_bytes[route.output or ""]  # of a float16 wire the route names half; the answer is full
+    graph = Graph(
+        {name: node.needs for name, node in route.nodes.items()},
+        output=route.output or "",
+        input_bytes=input_bytes,
+        sent_bytes=sent_bytes,
+        answer_bytes=2 * answer_bytes if route.wire == "float16" else answer_bytes,
+    )
+    able = (device for node in route.nodes.values() for device in node.devices)
+    links = {each.device: Link(each.device, each.latency_s, each.bandwidth_bits_per_s) for each in able}
+    sender = links.get(here, Link(here, OUTSIDE.latency_s, OUTSIDE.bandwidth_bits_per_s))
 
-    def __init__(
-        self,
-        route: Route,
-        here: DeviceId,
-        input_bytes: Mapping[NodeName, int],
-        queue_s: Mapping[DeviceId, float],
-        finished: Mapping[NodeName, DeviceId],
-    ) -> None:
-        sent_bytes = {name: node.output_bytes for name, node in route.nodes.items()}
-        answer_bytes = sent_bytes[route.output or ""]  # of a float16 wire the route names half; the answer is full
-        self._graph = Graph(
-            {name: node.needs for name, node in route.nodes.items()},
-            output=route.output or "",
-            input_bytes=input_bytes,
-            sent_bytes=sent_bytes,
-            answer_bytes=2 * answer_bytes if route.wire == "float16" else answer_bytes,
-        )
-        able = (device for node in route.nodes.values() for device in node.devices)
-        self._links = {each.device: Link(each.device, each.latency_s, each.bandwidth_bits_per_s) for each in able}
-        self._here = self._links.get(here, Link(here, OUTSIDE.latency_s, OUTSIDE.bandwidth_bits_per_s))
-        self._queue_s, self._finished = queue_s, finished
+    def cost(chosen: Choice) -> Cost:
+        devices = {node: chosen[name] for node, name in enumerate(graph.names) if name in chosen}
+        at = {node: links[device.device] for node, device in devices.items()}
+        done = {node for node, link in at.items() if finished.get(graph.names[node]) == link.id}
+        compute_s = {node: 0.0 if node in done else device.compute_s for node, device in devices.items()}
+        finish = finish_s(graph, at, compute_s, sender, queue_s=queue_s, finished=done)
+        names = [device.device for device in chosen.values()]
+        return answer_s(graph, finish, at, OUTSIDE), sum(finish.values()), names
 
-    def cost(self, chosen: Choice) -> Cost:
-        """The cost of a choice. It may be partial: nodes without a device neither delay nor cost."""
-        nodes = [node for node, name in enumerate(self._graph.names) if name in chosen]
-        devices = [chosen[self._graph.names[node]] for node in nodes]
-        at = {node: self._links[device.device] for node, device in zip(nodes, devices, strict=True)}
-        finished = {node for node, link in at.items() if self._finished.get(self._graph.names[node]) == link.id}
-        compute_s = {
-            node: 0.0 if node in finished else device.compute_s for node, device in zip(nodes, devices, strict=True)
-        }
-        finish = finish_s(self._graph, at, compute_s, self._here, queue_s=self._queue_s, finished=finished)
-        sum_s = sum(finish.values())
-        return answer_s(self._graph, finish, at, OUTSIDE), sum_s, [device.device for device in chosen.values()]
+    return cost
