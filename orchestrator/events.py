@@ -1,7 +1,6 @@
-"""The orchestrator's events and actions: frozen values, one class each.
+"""The orchestrator's events and actions: the words between messages and ``decide``, without topics or bytes.
 
-Owns the vocabulary between ``service``, which makes events of messages and messages of actions, and ``decide``. The
-events of devices are in ``cluster``. Doesn't know topics or bytes.
+The events of devices are in ``cluster``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The orchestrator's process: messages in, ``decide``, messages out.
 
-Owns the two connections, the mailbox between their threads and the loop's, and the clock. Decides nothing.
+Owns the two connections, the mailbox between their threads and the loop's, the clock and the log. Decides nothing.
 
 Invariants:
 - only the thread that calls ``run`` uses the state; inboxes only put events into the mailbox;
@@ -24,13 +24,13 @@ import structlog
 
 from broker.protocol import errors, topics
 from broker.protocol.codec import encode
-from broker.protocol.messages import OrchestratorState
+from broker.protocol.messages import OrchestratorState, Route
 from broker.transport import port
 from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
-from orchestrator.action_log import log_action
+from orchestrator import events
 from orchestrator.decide import decide, next_deadline_s
-from orchestrator.events import Action, AnswerError, Event, LeaderStateReceived, Note, PublishState, Resign
+from orchestrator.events import Action, Event, LeaderStateReceived
 from orchestrator.leadership import standby
 from orchestrator.leadership.leader_files import LeaderFiles
 from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
@@ -224,7 +224,7 @@ class Orchestrator:
         """Publish that no orchestrator leads, unless this one resigned; then disconnect."""
         if self._control and self._state and self._state.link and self.resigned is None:
             gone = OrchestratorState(epoch=self._state.epoch, online=False, session=self._state.link.session)
-            self._carry_out(PublishState(gone))
+            self._carry_out(events.PublishState(gone))
             self._flush()
         if self._control:
             self._control.close()
@@ -311,17 +311,17 @@ class Orchestrator:
     # --- actions ---
 
     def _carry_out(self, action: Action) -> None:
-        log_action(action)
+        _log_action(action)
         match action:
-            case AnswerError(reply_to):
+            case events.AnswerError(reply_to):
                 try:
                     self._data.publish(outgoing_of(self._prefix, action))
                 except (errors.TransportError, errors.MessageTooLarge) as error:
                     _log.warning("answer_lost", topic=reply_to, reason=str(error))
-            case Resign(why, epoch):
+            case events.Resign(why, epoch):
                 self.resigned = why
                 self._files.store_epoch(max(self._files.read_epoch(), epoch))
-            case Note():
+            case events.Note():
                 pass
             case _:
                 self._unsent.append(outgoing_of(self._prefix, action))
@@ -339,3 +339,33 @@ class Orchestrator:
             except errors.MessageTooLarge as error:
                 _log.error("message_too_large", topic=error.topic, reason=str(error))
             self._unsent.popleft()
+
+
+def _log_action(action: Action) -> None:
+    match action:
+        case events.PublishState(message):
+            _log.info("state", epoch=message.epoch, online=message.online)
+        case events.PublishRoute(route):
+            _log.info("route", task=route.task, generation=route.generation, **_summary(route))
+        case events.PublishSpec(spec):
+            _log.info("spec_restored", task=spec.task)
+        case events.ClearRoute(task):
+            _log.info("route_cleared", task=task)
+        case events.PublishAssignment(device, assignment):
+            names = {role: [m.module for m in assignment.modules if m.role == role] for role in ("active", "standby")}
+            _log.info("assignment", device=device, generation=assignment.generation, **names)
+        case events.ClearAssignment(device):
+            _log.info("device_forgotten", device=device)
+        case events.AnswerError(reply_to, _, result):
+            _log.info("request_refused", task=result.task, request=result.request, reply_to=reply_to)
+        case events.Resign(why, _):
+            _log.warning("resigning", why=why)
+        case events.Note(event, fields):
+            _log.info(event, **fields)
+
+
+def _summary(route: Route) -> dict[str, object]:
+    if route.unavailable is not None:
+        return {"unavailable": route.unavailable}
+    nodes = {name: [device.device for device in node.devices] for name, node in route.nodes.items()}
+    return {"nodes": nodes, "front_door": list(route.front_door), "group": route.group, "complete": route.complete}

@@ -1,10 +1,7 @@
 """Unrouted requests: the orchestrator's error replies to requests that no front door takes.
 
-Owns when it answers, and the sentences. Changes nothing. Doesn't know topics or connections.
-
-Invariants:
-- agents answer a request whose task has a front door, also while the orchestrator settles;
-- nothing is answered before the broker's retained routes had time to arrive: they may name a front door.
+Owns when it answers, and the sentences. Changes nothing. Doesn't know topics or connections. Agents answer a request
+whose task has a front door; so nothing is answered before the broker's retained routes had time to arrive.
 """
 
 from __future__ import annotations
@@ -27,9 +24,8 @@ def answer_unrouted(state: State, request: RequestReceived, now_s: float) -> lis
     refusal = _refusal(state, request.task, now_s)
     if refusal is None:
         return []
-    correlation = request.correlation or b""
     result = Result(
-        request=request_id(request.task, request.reply_to, correlation, request.payload),
+        request=request_id(request.task, request.reply_to, request.correlation or b"", request.payload),
         task=request.task,
         epoch=state.epoch,
         generation=state.generation,
@@ -43,21 +39,17 @@ def _refusal(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
     if state.link is None or (route is not None and route.front_door):
         return None
     if state.settles_at_s is not None:
-        return _settling(state, task, now_s)
+        retained = state.retained_routes.get(task)
+        if (retained is not None and retained.front_door) or now_s < state.cluster.up_s + READ_RETAINED_S:
+            return None
+        left_s = max(1, math.ceil(state.settles_at_s - now_s))
+        return _no_route("the orchestrator has just started; try again", float(left_s))
     if route is None:
         deployed = ", ".join(sorted(state.routes)) or "none"
         return _no_route(f"no task is called {task}; deployed tasks: {deployed}; deploy it with `s2m3 deploy FILE`")
     if route.unavailable is not None:
         return _no_route(route.unavailable)
     return _no_route(f"its modules are being loaded: {_loading(state, route)}; try again", RETRY_LOADING_S)
-
-
-def _settling(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
-    retained = state.retained_routes.get(task)
-    if (retained is not None and retained.front_door) or now_s < state.cluster.up_s + READ_RETAINED_S:
-        return None
-    left_s = (state.settles_at_s or now_s) - now_s
-    return _no_route("the orchestrator has just started; try again", float(max(1, math.ceil(left_s))))
 
 
 def _loading(state: State, route: Route) -> str:

@@ -22,7 +22,7 @@ from orchestrator.placement import planner_input
 from orchestrator.placement.deployability import no_fit_reason
 from orchestrator.placement.rebalance import begin_moves, finish_moves
 from orchestrator.planner.placement import distinct_modules, place_most
-from orchestrator.state import CurrentPlacement, DrainAttempt, Moment, State
+from orchestrator.state import DrainAttempt, Moment, State
 
 
 def empty_draining_devices(state: State, moment: Moment) -> tuple[State, list[Action]]:
@@ -46,10 +46,11 @@ def drain_retry_at_s(state: State) -> float | None:
 
 def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Begin the round that empties the draining devices, unless nothing is to move or the same was just tried."""
-    leaving = modules_to_move(state)
-    if not leaving:
-        return (state if state.drain_attempt is None else replace(state, drain_attempt=None)), []
     placement, last = state.placement, state.drain_attempt
+    draining = {name for name, device in state.cluster.devices.items() if device.fitness == Fitness.DRAINING}
+    leaving = {key: home for key, home in placement.where.items() if home in draining}
+    if not leaving:
+        return (state if last is None else replace(state, drain_attempt=None)), []
     if placement.moves is not None and placement.moves.drains:
         return state, []
     same = last is not None and (last.facts, last.where) == (placement.facts, placement.where)
@@ -63,16 +64,13 @@ def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
             note = Note("drain_moves", {"modules": placement.names(to)})
             return replace(state, placement=moving, drain_attempt=attempt), [note]
         why = dict.fromkeys(leaving, "no other device can take it beside what serves now")
-    stays = _reasons(placement, leaving, why)
+    parts: dict[DeviceId, list[str]] = {}
+    for key, home in leaving.items():
+        parts.setdefault(home, []).append(f"{placement.modules[key][0]} stays: {why.get(key, 'it is tried again')}")
+    stays = {home: "; ".join(reasons) for home, reasons in sorted(parts.items())}
     notes: list[Action] = [Note("drain_blocked", {"device": device, "why": reason}) for device, reason in stays.items()]
     blocked = replace(state, drain_attempt=replace(attempt, stays=stays))
     return blocked, (notes if last is None or last.stays != stays else [])
-
-
-def modules_to_move(state: State) -> dict[ModuleKey, DeviceId]:
-    """The modules that draining devices serve."""
-    draining = {name for name, device in state.cluster.devices.items() if device.fitness == Fitness.DRAINING}
-    return {key: home for key, home in state.placement.where.items() if home in draining}
 
 
 def _destinations(
@@ -107,13 +105,3 @@ def _destinations(
             to[key] = goal
             free[goal] -= modules[key][1].memory_bytes
     return to, why
-
-
-def _reasons(
-    placement: CurrentPlacement, leaving: Mapping[ModuleKey, DeviceId], why: Mapping[ModuleKey, str]
-) -> dict[DeviceId, str]:
-    """For each draining device the modules that stay there, and why."""
-    parts: dict[DeviceId, list[str]] = {}
-    for key, home in leaving.items():
-        parts.setdefault(home, []).append(f"{placement.modules[key][0]} stays: {why.get(key, 'it is tried again')}")
-    return {home: "; ".join(reasons) for home, reasons in sorted(parts.items())}

@@ -168,12 +168,9 @@ def copies_to_adopt(state: State, barred: Bars) -> dict[ModuleKey, DeviceId]:
 
 def longest_loads_s(state: State) -> dict[ModuleKey, float]:
     """The longest time that any device needed to load each module."""
-    longest: dict[ModuleKey, float] = {}
-    for device in state.cluster.alive():
-        for key, module in device.modules.items():
-            if module.load_s:
-                longest[key] = max(module.load_s, longest.get(key, 0.0))
-    return longest
+    held = [item for device in state.cluster.alive() for item in device.modules.items()]
+    loads = sorted((module.load_s, key) for key, module in held if module.load_s)
+    return {key: load_s for load_s, key in loads}  # of several the last one, which is the longest
 
 
 def _present(device: Device) -> list[ModuleKey]:

@@ -19,7 +19,7 @@ from broker.cost_model import objective_s, source_of
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
 from orchestrator.placement import planner_input
-from orchestrator.placement.reconcile import is_calm, with_placement, with_spares
+from orchestrator.placement.reconcile import adopt, is_calm, with_spares
 from orchestrator.planner.placement import distinct_modules, place_most
 from orchestrator.state import CurrentPlacement, Moment, Moves, State
 
@@ -47,8 +47,7 @@ def finish_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
         reasons = {key: f"moved from {moves.origin[key]}: {because}" for key in moves.to}
         placement = replace(placement, where={**placement.where, **moves.to}, why={**placement.why, **reasons})
         note = Note("moves_made", {"modules": names, "gain_s": gain_s})
-    placement = with_spares(state, placement, only_existing=True)
-    return replace(with_placement(state, placement, moment.now_s), reviewed_s=moment.now_s), [note]
+    return replace(adopt(state, placement, moment.now_s), reviewed_s=moment.now_s), [note]
 
 
 def plan_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
@@ -66,10 +65,8 @@ def plan_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
         enough=moment.enough,
     )
     to = {} if refused else costs.worthwhile_moves(target.where)
-    if not to:
-        return state, []
     gain_s, _ = costs.gain_s(to)
-    placement = begin_moves(state, to, moment, gain_s=gain_s)
+    placement = begin_moves(state, to, moment, gain_s=gain_s) if to else None
     if placement is None:
         return state, []
     note = Note("moves_planned", {"modules": placement.names(to), "gain_s": gain_s})

@@ -38,8 +38,7 @@ def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
         return state, []
     why = {key: f"took over from {placement.where[key]}" for key in heirs}
     placement = replace(placement, where={**placement.where, **heirs}, why={**placement.why, **why})
-    after = with_placement(state, with_spares(state, placement, only_existing=True), moment.now_s)
-    return after, [Note("took_over", {"modules": placement.names(heirs)})]
+    return adopt(state, placement, moment.now_s), [Note("took_over", {"modules": placement.names(heirs)})]
 
 
 def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
@@ -48,7 +47,7 @@ def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
     if facts == state.placement.facts or state.cluster.mass_departure is not None:
         return state, []
     placement, notes = _place(state, facts, moment)
-    return with_placement(state, with_spares(state, placement, only_existing=True), moment.now_s), notes
+    return adopt(state, placement, moment.now_s), notes
 
 
 def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
@@ -65,8 +64,9 @@ def spares_at_s(state: State) -> float | None:
     return state.spares_due_s if due else None
 
 
-def with_placement(state: State, placement: CurrentPlacement, now_s: float) -> State:
+def adopt(state: State, placement: CurrentPlacement, now_s: float) -> State:
     """The state with another placement; if copies differ, spares and planned moves wait their full time again."""
+    placement = with_spares(state, placement, only_existing=True)
     before, due_s = state.placement, now_s + state.pace.calm_s
     if placement.where != before.where:
         return replace(state, placement=placement, spares_due_s=due_s, reviewed_s=now_s)
