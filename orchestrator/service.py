@@ -55,7 +55,7 @@ class _Posted:
 
 
 class Orchestrator:
-    """One orchestrator: it leads, or waits as the standby of the leader. ``run`` blocks until ``stop`` is called.
+    """One orchestrator: it leads, or waits as a standby orchestrator. ``run`` blocks until ``stop`` is called.
 
     Args:
         url: the broker, as ``mqtt://host:port``.
@@ -195,7 +195,7 @@ class Orchestrator:
             self._step_down()
 
     def _step_down(self) -> None:
-        """Become a standby: of this term only the sessions of its links are kept."""
+        """Become a standby orchestrator: of this term only the sessions of its links are kept."""
         self._leave()
         self._sessions |= frozenset(self._state.sessions if self._state else ())
         self._unsent.clear()

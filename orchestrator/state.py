@@ -15,7 +15,7 @@ from orchestrator.events import RetainedRouteReceived
 from orchestrator.leadership.standby import leader_interval_s
 from orchestrator.membership.cluster import Cluster
 from orchestrator.placement.routes import Fence
-from orchestrator.planner.placement import never
+from orchestrator.planner.placement import distinct_modules, never
 from orchestrator.planner.spares import NO_SPARES, Spares
 
 Role = Literal["active", "standby"]
@@ -71,7 +71,6 @@ class CurrentPlacement:
 
     facts: Facts = Facts()
     where: Mapping[ModuleKey, DeviceId] = field(default_factory=dict)
-    modules: Mapping[ModuleKey, tuple[ModuleName, ModuleSpec]] = field(default_factory=dict)
     why: Mapping[ModuleKey, str] = field(default_factory=dict)
     refused: Mapping[TaskName, str] = field(default_factory=dict)
     spares: Spares = NO_SPARES
@@ -81,6 +80,11 @@ class CurrentPlacement:
     def tasks(self) -> list[TaskSpec]:
         """The tasks that are placed."""
         return [task for task in self.facts.tasks if task.task not in self.refused]
+
+    @cached_property
+    def modules(self) -> dict[ModuleKey, tuple[ModuleName, ModuleSpec]]:
+        """The modules of these tasks, with their names."""
+        return distinct_modules(self.tasks)
 
     @cached_property
     def actives(self) -> dict[ModuleKey, tuple[DeviceId, ...]]:

@@ -1,1 +1,1 @@
-"""Which orchestrator leads: epochs, the leader's own topic, and the standby's view of it."""
+"""Which orchestrator leads: epochs, the leader's own topic, and a standby orchestrator's view of it."""

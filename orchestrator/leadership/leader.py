@@ -4,8 +4,8 @@ Owns the meaning of the leader's topic and of the terms that devices report. Doe
 
 Invariants:
 - of two orchestrators with one epoch exactly one stays: the one with the higher session number;
-- an orchestrator whose term is over, or was led by another before, resigns and becomes a standby. It leads again only
-  with a higher epoch, which every device obeys.
+- an orchestrator whose term is over, or was led by another before, resigns and becomes a standby orchestrator. It leads
+  again only with a higher epoch, which every device obeys.
 """
 
 from __future__ import annotations

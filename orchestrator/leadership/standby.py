@@ -1,4 +1,4 @@
-"""The standby's view of the leader: when a waiting orchestrator takes over.
+"""A standby orchestrator's view of the leader: when it takes over.
 
 Owns the rule of the takeover. Doesn't know devices, tasks or connections; ``now_s`` comes in. Pure.
 
@@ -25,7 +25,7 @@ READ_RETAINED_S = 0.5  # a broker sends retained messages at once after the subs
 
 @dataclass(frozen=True)
 class LeaderWatch:
-    """A standby's knowledge of the leader."""
+    """A standby orchestrator's knowledge of the leader."""
 
     own: frozenset[int] = frozenset()  # sessions of our links in earlier terms
     epoch: int = 0  # the highest heard

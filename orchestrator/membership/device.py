@@ -239,11 +239,6 @@ def reset_timer(device: Device, now_s: float) -> Device:
     return replace(device, heard_s=now_s, health="well") if device.watched else device
 
 
-def undo_will(device: Device, since_s: float) -> Device:
-    """The device as it was before its will, if that came after ``since_s``: the broker was about to end."""
-    return device.before_will if device.before_will and device.ended_s > since_s else device
-
-
 def expire(device: Device, now_s: float) -> Device:
     """The device without timeout reports that are too old, and with backoffs ended; their failures stay counted."""
     over = {

@@ -136,8 +136,8 @@ def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Clus
 def _on_link_down(cluster: Cluster, now_s: float) -> Cluster:
     """The cluster with doubtful wills undone, and with the sessions of its devices: wills may arrive before they do."""
     since_s = wills_doubtful_since_s(cluster, now_s)
-    devices = {name: one_device.undo_will(device, since_s) for name, device in cluster.devices.items()}
-    cluster = replace(cluster, devices=devices, tentative_wills=frozenset())
+    undone = {name: d.before_will for name, d in cluster.devices.items() if d.before_will and d.ended_s > since_s}
+    cluster = replace(cluster, devices={**cluster.devices, **undone}, tentative_wills=frozenset())
     return replace(cluster, awaiting_first_heartbeat=_last_sessions(cluster), listening=False)
 
 

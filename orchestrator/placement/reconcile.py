@@ -18,7 +18,7 @@ from orchestrator.events import Action, Note
 from orchestrator.placement import planner_input
 from orchestrator.placement.deployability import no_fit_reason
 from orchestrator.planner.explain import Explanation, explain
-from orchestrator.planner.placement import Bars, Placement, distinct_modules, place_most
+from orchestrator.planner.placement import Bars, Placement, place_most
 from orchestrator.planner.spares import spares
 from orchestrator.state import CurrentPlacement, Facts, Moment, State
 
@@ -152,7 +152,6 @@ def _place(state: State, facts: Facts, moment: Moment) -> tuple[CurrentPlacement
         if len(waived[1]) < len(refused):
             notes.append(Note("doubts_waived", {"devices": {name: facts.doubts[name] for name in sorted(doubtful)}}))
             placement, refused = waived
-    placed = [task for task in facts.tasks if task.task not in refused]
     why = {
         key: before.why[key]
         if before.where.get(key) == home and key in before.why
@@ -160,8 +159,7 @@ def _place(state: State, facts: Facts, moment: Moment) -> tuple[CurrentPlacement
         for key, home in placement.where.items()
     }
     moves = before.moves if before.moves and before.moves.to.keys() <= placement.where.keys() else None
-    modules = distinct_modules(placed)
-    return CurrentPlacement(facts, placement.where, modules, why, refused, before.spares, moves), notes
+    return CurrentPlacement(facts, placement.where, why, refused, before.spares, moves), notes
 
 
 def _sentence(explanation: Explanation) -> str:
