@@ -78,8 +78,8 @@ def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
         gone = (led_s, None) if fault.kind == "start" else _orchestrator_gone(after, led_s)
         return Seen(frozenset(before), *gone, replaced_s=led_s)
     if fault.kind == "start":
-        beats = (s.at_s for s in after if s.id == fault.target and isinstance(s.message, Heartbeat))
-        return Seen(frozenset(), next(beats, None))
+        heartbeats = (s.at_s for s in after if s.id == fault.target and isinstance(s.message, Heartbeat))
+        return Seen(frozenset(), next(heartbeats, None))
     affected = frozenset(task for task, route in before.items() if fault.target in named(route))
     if fault.kind == "drain":
         return Seen(affected, replaced_s=_replaced(after, before, fault.target, may_return=False))
