@@ -36,15 +36,15 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Times = Annotated[int, Field(ge=1, le=MAX_FAULTS)]
 Limit = Annotated[int, Field(ge=0)]
 
-# which other fields a kind needs, and which it may have
-_NEEDS: dict[str, frozenset[str]] = {
-    "pause": frozenset({"for_s"}),
-    "partition": frozenset({"for_s"}),
-    "slow": frozenset({"for_s", "factor"}),
-    "hostile": frozenset({"messages"}),
-    "squeeze": frozenset({"memory", "for_s"}),
+# the other fields that a kind needs, and those that it may have
+_NEEDS: dict[str, set[str]] = {
+    "pause": {"for_s"},
+    "partition": {"for_s"},
+    "slow": {"for_s", "factor"},
+    "hostile": {"messages"},
+    "squeeze": {"memory", "for_s"},
 }
-_MAY: dict[str, frozenset[str]] = {"partition": frozenset({"disconnect"}), "restart": frozenset({"for_s", "gently"})}
+_MAY: dict[str, set[str]] = {"partition": {"disconnect"}, "restart": {"for_s", "gently"}}
 _PARAMETERS = ("for_s", "factor", "messages", "memory", "disconnect", "gently")
 
 
@@ -94,7 +94,7 @@ class Fault(Spec):
             raise _unsound((), f"{found}; write one of {', '.join(KINDS)} a fault")
         kind = kinds[0]
         given = {name for name in _PARAMETERS if getattr(self, name) is not None}
-        needs, may = _NEEDS.get(kind, frozenset()), _MAY.get(kind, frozenset())
+        needs, may = _NEEDS.get(kind, set()), _MAY.get(kind, set())
         if missing := sorted(needs - given):
             raise _unsound((), f"of kind {kind} needs {missing[0]}")
         if extra := sorted(given - needs - may):
@@ -197,8 +197,8 @@ class Scenario(Spec):
         if fault.target == BROKER and fault.gently and self.broker == "embedded":
             raise _unsound((*place, "gently"), "changes nothing: the embedded broker never announces its end")
         self._check_target(fault.kind, fault.target, (*place, fault.kind), devices)
-        if fault.when and fault.when.request and fault.when.request not in self._tasks:
-            raise _unsound((*place, "when", "request"), f"names {fault.when.request}, which is {self._not_of}")
+        if fault.when and fault.when.request:
+            self._check_task(fault.when.request, (*place, "when", "request"), "names")
         if fault.when and fault.when.online:
             self._check_target("start", fault.when.online, (*place, "when", "online"), devices)
 
@@ -209,20 +209,16 @@ class Scenario(Spec):
         if kind != "start" and target.startswith((MODULE, STANDBY, WITHOUT)):
             return  # which modules there are is in the tasks' specs
         if kind != "start" and target.startswith(FRONT_DOOR):
-            if (task := target.removeprefix(FRONT_DOOR)) not in self._tasks:
-                raise _unsound(place, f"names the task {task}, which is {self._not_of}")
+            self._check_task(target.removeprefix(FRONT_DOOR), place, "names the task")
         elif target not in known:
             by_name = (f"{MODULE}NAME", f"{STANDBY}NAME", f"{WITHOUT}NAME", f"{FRONT_DOOR}TASK")
             may = [*sorted(known), *(by_name if kind != "start" else ())]
             raise _unsound(place, f"must name one of {', '.join(may)}, got {target}")
 
-    @property
-    def _tasks(self) -> set[TaskName]:
-        return {task.rpartition("/")[2].removesuffix(".yaml") for task in self.tasks}
-
-    @property
-    def _not_of(self) -> str:
-        return f"not one of the scenario's: {', '.join(sorted(self._tasks))}"
+    def _check_task(self, task: TaskName, place: tuple[int | str, ...], names: str) -> None:
+        known = {name.rpartition("/")[2].removesuffix(".yaml") for name in self.tasks}
+        if task not in known:
+            raise _unsound(place, f"{names} {task}, which is not one of the scenario's: {', '.join(sorted(known))}")
 
     def shortened(self) -> Scenario:
         """The same faults in less time: the heartbeat's interval shrinks nearly as much, the deadlines don't."""
