@@ -38,7 +38,7 @@ class LeaderFiles:
     """The files in the state directory of a site, which has this broker and this prefix of topics.
 
     Raises:
-        BadFile: a method can't read the epoch or write a file, or the epoch is no whole number.
+        BadFile: a method can't read the epoch or write a file, or the epoch isn't a whole number.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class LeaderFiles:
     prefix: str
 
     def read_epoch(self) -> int:
-        """The stored epoch; 0 when there is none. Makes the directory."""
+        """The stored epoch; 0 when the file doesn't exist. Makes the directory."""
         file = self.folder / "epoch"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,7 @@ def _destinations(
         if not errors:
             break
     reasons = [no_fit_reason(error, placement.tasks, bars) for error in errors.values()]
-    free = planner_input.free_bytes(placement, staying, modules)
+    free = planner_input.free_bytes(placement, staying)
     to: dict[ModuleKey, DeviceId] = {}
     why: dict[ModuleKey, str] = {}
     for key in leaving:

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskSpec
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.membership.device import Device
 from orchestrator.placement.deployability import refused_too_often, why_unservable
-from orchestrator.planner.placement import AtHand, Bars
+from orchestrator.planner.placement import AtHand, Bars, distinct_modules
 from orchestrator.state import CurrentPlacement, Facts, State
-
-Modules = Mapping[ModuleKey, tuple[ModuleName, ModuleSpec]]
-"""The distinct modules of some tasks, with their names."""
 
 
 def facts_of(state: State) -> Facts:
@@ -127,8 +124,9 @@ def memory_credit(state: State, placement: CurrentPlacement, facts: Facts) -> di
     return {device: size_bytes for device, size_bytes in credit.items() if size_bytes}
 
 
-def free_bytes(placement: CurrentPlacement, devices: Iterable[DeviceSpec], modules: Modules) -> dict[DeviceId, int]:
+def free_bytes(placement: CurrentPlacement, devices: Iterable[DeviceSpec]) -> dict[DeviceId, int]:
     """The memory that all active copies leave on each device."""
+    modules = distinct_modules(measured_tasks(placement))
     free = {device.id: device.memory_bytes for device in devices}
     for key, homes in placement.actives.items():
         for home in homes:

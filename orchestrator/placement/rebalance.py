@@ -129,7 +129,7 @@ class _Costs:
     def worthwhile_moves(self, target: Mapping[ModuleKey, DeviceId]) -> dict[ModuleKey, DeviceId]:
         """The moves towards another placement that fit beside all active copies, and of which each gains enough."""
         modules = distinct_modules(self.tasks)
-        free = planner_input.free_bytes(self.placement, self.devices.values(), modules)
+        free = planner_input.free_bytes(self.placement, self.devices.values())
         moves: dict[ModuleKey, DeviceId] = {}
         for key, (_, module) in modules.items():
             to = target[key]
