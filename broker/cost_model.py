@@ -53,13 +53,7 @@ def crossing_s(size_bytes: int, link: Linked) -> float:
 
 
 def compute_s(device: DeviceSpec, name: ModuleName, module: ModuleSpec) -> float:
-    """Seconds of one forward pass: the device's measurement (by key, else by name) if there is one, else the estimate.
-
-    Args:
-        device: where it runs.
-        name: the task's name of the module.
-        module: its flops, and its key.
-    """
+    """Seconds of one forward pass: the device's measurement (by key, else by the task's name), else the estimate."""
     measured = device.compute_s.get(module.key) or device.compute_s.get(name)
     return measured or module.flops / device.compute_flops_per_s
 
@@ -81,7 +75,7 @@ class Graph:
         Args:
             needs: for each node the nodes and inputs that it needs.
             output: the node that gives the answer.
-            input_bytes: of each input.
+            input_bytes: by input.
             sent_bytes: what each node sends to another one.
             answer_bytes: what the output sends to the source.
         """

@@ -150,24 +150,6 @@ class _Program:
         )
 
 
-def fits(sizes: Sequence[int], room: Sequence[int]) -> bool:
-    """Whether modules of these sizes can be put on devices with this memory, all in bytes.
-
-    Raises:
-        S2M3Error: the solver isn't installed.
-    """
-    cp_model = _cp_model()
-    model = cp_model.CpModel()
-    held = [[model.new_bool_var("") for _ in room] for _ in sizes]
-    for binaries in held:
-        model.add_exactly_one(binaries)
-    for device, capacity in enumerate(room):
-        model.add(sum(binaries[device] * size for binaries, size in zip(held, sizes, strict=True)) <= capacity)
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
-    return bool(solver.solve(model) == cp_model.OPTIMAL)
-
-
 def _cp_model() -> Any:  # noqa: ANN401 - the solver is an extra
     try:
         from ortools.sat.python import cp_model  # noqa: PLC0415 - an extra, and slow to import

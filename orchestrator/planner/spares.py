@@ -47,10 +47,7 @@ NO_SPARES = Spares()
 def blast_radius(tasks: int, memory_bytes: int, load_s: float | None = None) -> float:
     """The gain of a standby per byte: tasks that stop without the module x seconds to load it / bytes.
 
-    Args:
-        tasks: how many need it.
-        memory_bytes: the size of a copy.
-        load_s: measured; else the seconds that a slow disk would need.
+    Without a measured ``load_s``, the seconds that a slow disk would need.
     """
     return tasks * (load_s or memory_bytes / EXPECTED_LOAD_BYTES_PER_S) / memory_bytes
 
@@ -114,7 +111,9 @@ class _SpareSelection:
         kept: Spares,
         only: AtHand | None,
     ) -> None:
-        self.devices = {device.id: device for device in sorted(devices, key=_fastest_first)}
+        self.devices = {
+            device.id: device for device in sorted(devices, key=lambda each: (-each.compute_flops_per_s, each.id))
+        }
         modules = distinct_modules(tasks)
         self.modules = {key: module for key, module in modules.items() if where.get(key) in self.devices}
         self.where = {key: self.devices[where[key]] for key in self.modules}
@@ -214,7 +213,3 @@ class _SpareSelection:
     def _seconds(self, key: ModuleKey, device: DeviceId) -> float:
         name, module = self.modules[key]
         return compute_s(self.devices[device], name, module)
-
-
-def _fastest_first(device: DeviceSpec) -> tuple[float, DeviceId]:
-    return -device.compute_flops_per_s, device.id

@@ -13,7 +13,7 @@ Owns their distribution, which is this:
 
 A draw in which the modules can't be packed is drawn again. That is the only selection; what a solver makes of a draw
 doesn't matter. A class's ``peak_flops_per_s`` is the data sheet's: cores x single-precision operations a cycle x clock.
-The instances are about relative speeds, and an agent measures itself anyway. Knows nothing of solvers but ``fits``.
+The instances are about relative speeds, and an agent measures itself anyway. Knows nothing of solvers but ``packed``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from broker.files import load_spec
 from broker.protocol.specs import DeviceSpec, FleetSpec, TaskSpec
 from edge_agent import catalog
-from orchestrator.planner.cp_sat_model import fits
+from orchestrator.planner.packing import packed
 from orchestrator.planner.placement import distinct_modules
 from s2m3.catalogue import TaskList, TaskUse, load_task, load_tasks
 
@@ -109,7 +109,8 @@ def draw(number: int, *, seed: str = SEED) -> Instance:
     while True:
         instance = _drawn(f"{number:03}", chance)
         sizes = [module.memory_bytes for _, module in distinct_modules(instance.tasks).values()]
-        if fits(sizes, [device.memory_bytes for device in instance.fleet.devices]):
+        rooms = [device.memory_bytes for device in instance.fleet.devices]
+        if packed(sizes, rooms, [()] * len(sizes)) is not None:
             return instance
 
 

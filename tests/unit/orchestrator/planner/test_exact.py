@@ -11,8 +11,8 @@ import pytest
 import orchestrator.planner.exact
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceSpec, TaskSpec
-from orchestrator.planner.cp_sat_model import fits
 from orchestrator.planner.exact import Optimum, Undecided, exact
+from orchestrator.planner.packing import packed
 from orchestrator.planner.placement import Placement, place, refined
 from tests import builders
 from tests.builders import chain
@@ -138,10 +138,10 @@ def test_a_faster_device_can_make_even_the_best_plan_slower() -> None:
     assert after.objective_s == pytest.approx(3.8, abs=0.02)
 
 
-def test_fits_packs_what_first_fit_does_not() -> None:
-    assert fits([5, 5, 4, 3, 3], [10, 10])
-    assert not fits([6, 6, 6], [10, 10])
-    assert not fits([11], [10, 10])
+def test_packing_finds_what_first_fit_does_not() -> None:
+    assert packed([5, 5, 4, 3, 3], [10, 10], [()] * 5)
+    assert not packed([6, 6, 6], [10, 10], [()] * 3)
+    assert not packed([11], [10, 10], [()])
 
 
 def test_the_greedy_plan_is_never_better(pair: list[DeviceSpec]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker.protocol.specs import FleetSpec, TaskSpec
-from orchestrator.planner.cp_sat_model import fits
+from orchestrator.planner.packing import packed
 from orchestrator.planner.placement import distinct_modules, refined
 from s2m3.bench.placement import compare as comparing
 from s2m3.bench.placement import scale
@@ -53,7 +53,7 @@ def test_there_are_95_instances_with_the_stated_spread(instances: Instances) -> 
     assert sources.count(1) < COUNT
     for _, fleet, tasks in instances:
         sizes = [module.memory_bytes for _, module in distinct_modules(tasks).values()]
-        assert fits(sizes, [device.memory_bytes for device in fleet.devices])
+        assert packed(sizes, [device.memory_bytes for device in fleet.devices], [()] * len(sizes)) is not None
 
 
 def test_refined_reaches_the_proven_optima_of_the_repository(instances: Instances) -> None:
