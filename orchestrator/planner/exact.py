@@ -128,7 +128,7 @@ class _Search:
         self.bound_s = sum(self._least_s) * (1 - TOLERANCE)
 
     def candidates(self, upper_s: float, over: Callable[[], bool]) -> list[Candidates] | None:
-        """What each task may choose from; None if that is too much, or the time is over."""
+        """The candidates of each task; None if that is too much, or the time is over."""
         found: list[Candidates] = []
         try:
             for task, schedule in enumerate(self.problem.schedules):

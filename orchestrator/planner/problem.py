@@ -123,7 +123,7 @@ class Problem:
         return schedule.latency_s(tuple([where[module] for module in schedule.slots]))
 
     def share(self, task: int, where: Where) -> float:
-        """What a task adds to the objective, with the penalties, in weighted seconds."""
+        """The share of a task in the objective, with the penalties, in weighted seconds."""
         share = self.tasks[task].weight * self.latency_s(task, where)
         for module in self.penalised[task]:
             share += self.penalty(module, where[module])

@@ -77,11 +77,7 @@ class TaskSchedule:
             return np.zeros(len(slots[0]))
         at = np.array([slots[self.slot_of[node]] for node in placed])  # (n, N), as all that follows
         finish = self._finishes_s(placed, at)
-        if self.graph.output not in placed:
-            return reduce(np.maximum, finish)
-        output = placed.index(self.graph.output)
-        latency_s: Floats = finish[output] + self.answers_s(at[output])
-        return latency_s
+        return self._ends_s(dict(zip(placed, finish, strict=True)), dict(zip(placed, at, strict=True)))
 
     def _finishes_s(self, placed: Sequence[int], at: Integers) -> Floats:
         """``cost_model.finish_s`` of N placements, (n, N), in which these n nodes are on these rows, (n, N)."""
@@ -102,11 +98,17 @@ class TaskSchedule:
                 start[user] = np.maximum(start[user], finish[need] + hop_s)
             earliest = np.where(able, start, np.inf)
             longest = np.where(earliest == earliest.min(axis=0), compute, -1.0)
-            first = longest.argmax(axis=0)  # of equals the smaller name
+            first = longest.argmax(axis=0)  # ties: the smaller name
             end = start[first, every] + compute[first, every]
             finish[first, every] = end
             start = np.where(at == at[first, every], np.maximum(start, end), start)
         return finish
+
+    def _ends_s(self, finish: Mapping[int, Floats], at: Mapping[int, Integers]) -> Floats:
+        """``cost_model.answer_s`` of N placements, (N,)."""
+        if self.graph.output not in finish:
+            return reduce(np.maximum, finish.values())
+        return finish[self.graph.output] + self.answers_s(at[self.graph.output])
 
     def computes_s(self, node: int, rows: Integers) -> Floats:
         """A node's compute time on each of these rows."""
@@ -158,11 +160,7 @@ class TaskSchedule:
                     if need in head:
                         ready = np.maximum(ready, head[need] + self.hops_s(need, at[need], at[node]))
                 head[node] = ready + self.computes_s(node, at[node])
-        if self.graph.output in head:
-            bounds = head[self.graph.output] + self.answers_s(at[self.graph.output])
-        else:
-            bounds = reduce(np.maximum, head.values())
-        bounds = np.broadcast_to(bounds, self.fleet.every.shape).copy()
+        bounds = np.broadcast_to(self._ends_s(head, at), self.fleet.every.shape).copy()
         for row in set(fixed.values()):
             bounds[row] = self.latency_s((*rows[:slot], row, *rows[slot + 1 :]))
         return bounds, exact

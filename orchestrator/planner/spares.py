@@ -111,9 +111,8 @@ class _SpareSelection:
         kept: Spares,
         only: AtHand | None,
     ) -> None:
-        self.devices = {
-            device.id: device for device in sorted(devices, key=lambda each: (-each.compute_flops_per_s, each.id))
-        }
+        fastest_first = sorted(devices, key=lambda device: (-device.compute_flops_per_s, device.id))
+        self.devices = {device.id: device for device in fastest_first}
         modules = distinct_modules(tasks)
         self.modules = {key: module for key, module in modules.items() if where.get(key) in self.devices}
         self.where = {key: self.devices[where[key]] for key in self.modules}
