@@ -80,16 +80,10 @@ def refined(
     at_hand: AtHand | None = None,
     enough: Callable[[], bool] = never,
 ) -> Placement:
-    """Place every module of every task, at an objective not above the greedy rule's.
+    """Place every module of every task, at an objective, with its penalties, not above the greedy rule's.
 
-    Args:
-        devices: those that may hold modules.
-        tasks: what to serve; names are distinct.
-        keep: as for ``place``.
-        default_source: as for ``place``.
-        barred: as for ``place``.
-        at_hand: as for ``place``. Then what is not above the greedy rule's is the objective with its penalties.
-        enough: whether the caller's time is over; it only ends the search earlier.
+    The arguments are those of ``place``, and ``enough``: whether the caller's time is over. That only ends the search
+    earlier.
 
     Raises:
         NoDeviceFits: there is no way to fit all beside what is kept.
@@ -119,15 +113,7 @@ def place_most(
     by one: those served now first, then those of greater weight, then by name. So a new task never drives out a served
     one. A refusal names the bytes that are missing beside the admitted tasks.
 
-    Args:
-        devices: as for ``place``.
-        tasks: what would be served, if all fits.
-        keep: as for ``place``.
-        served: the tasks that are served now.
-        default_source: as for ``place``.
-        barred: as for ``place``.
-        at_hand: as for ``place``.
-        enough: whether the caller's time is over; it only ends the search for something better earlier.
+    The arguments are those of ``refined``, and ``served``: the tasks that are served now.
     """
     fleet, keep = Fleet(devices), keep or {}
     near = {key: {*there} for key, there in (at_hand or {}).items()}

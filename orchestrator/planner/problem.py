@@ -63,15 +63,7 @@ class Problem:
         barred: Bars | None = None,
         at_hand: AtHand | None = None,
     ) -> None:
-        """Number the modules and prepare the tasks' schedules.
-
-        Args:
-            devices: those that may hold modules.
-            tasks: what to serve; names are distinct.
-            default_source: where requests of a task start that names no listed source.
-            barred: devices that must not get a module.
-            at_hand: devices that have a module's weights.
-        """
+        """Number the modules and prepare the tasks' schedules. The arguments are those of ``placement.place``."""
         self.fleet = devices if isinstance(devices, Fleet) else Fleet(devices)
         self.tasks = sorted(tasks, key=lambda task: task.task)
         self.modules = distinct_modules(self.tasks)
