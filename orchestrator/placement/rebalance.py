@@ -99,7 +99,8 @@ def _obstacle(state: State, moves: Moves, moment: Moment) -> str | None:
     for key, device in moves.to.items():
         if placement.where.get(key) != moves.origin[key]:
             return f"{placement.modules[key][0]} isn't on {moves.origin[key]} any more"
-        if device not in placement.spares.standby.get(key, ()):
+        is_lost = device not in placement.spares.standby.get(key, ())
+        if is_lost or (not moves.drains and state.cluster.devices[device].unresponsive):  # it would lose it again
             return f"{device} can't take {placement.modules[key][0]} any more"
     if moment.now_s >= moves.until_s:
         return f"the copies weren't ready after {state.pace.round_s:g} s"
@@ -133,7 +134,8 @@ class _Costs:
         moves: dict[ModuleKey, DeviceId] = {}
         for key, (_, module) in modules.items():
             to = target[key]
-            if to not in self.placement.actives[key] and module.memory_bytes <= free[to]:
+            doubtful = to in self.placement.facts.doubts  # it may have a standby, which was placed before the doubt
+            if to not in self.placement.actives[key] and module.memory_bytes <= free[to] and not doubtful:
                 moves[key] = to
                 free[to] -= module.memory_bytes
         for key in reversed(list(moves)):

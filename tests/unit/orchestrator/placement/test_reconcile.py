@@ -351,6 +351,29 @@ def test_a_move_whose_target_dies_is_given_up_and_leaves_nothing_behind() -> Non
     assert site.able("classify", "vision") == ["a"]
 
 
+def test_nothing_moves_to_a_standby_on_a_device_to_which_calls_time_out() -> None:
+    site = calm(CLASSIFY, a=100, b=100, c=1)
+    assert site.roles()["standby"]["vision"] == ["b"]
+    site.agents["a"].suspects = site.agents["c"].suspects = {"b": 0.0}
+    site.agents["a"].compute_s |= {VISION.key: 0.2, HEAD.key: 0.001}
+    site.agents["b"].compute_s |= {VISION.key: 0.001, HEAD.key: 0.001}
+    site.go_on(3 * PACE.review_s)
+    assert site.told("moves_planned") == site.told("took_over") == []
+    assert site.able("classify", "vision") == ["a"]
+
+
+def test_a_move_whose_target_takes_no_calls_any_more_is_given_up() -> None:
+    site = moving()
+    site.join("c", 1, 1e9)
+    site.agents["a"].suspects = site.agents["c"].suspects = {"fast": 0.0}
+    site.go_on(1)
+    site.agents["fast"].slow = False
+    site.go_on(2)
+    (given_up,) = site.told("moves_given_up")
+    assert given_up.fields["why"] == "fast can't take vision any more"
+    assert site.told("moves_made") == site.told("took_over") == []
+
+
 def test_a_move_that_is_never_ready_is_given_up_after_its_time() -> None:
     site = moving()
     started_s = site.now_s
