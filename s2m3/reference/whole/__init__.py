@@ -35,7 +35,7 @@ CLASSES: Mapping[str, str] = {
     "pocket/speech": "whisper_ctranslate2.Transcription",
     "pocket/vqa": "conse.QuestionAnswering",
     "pocket/zero-shot": "conse.ZeroShot",
-    LINEAR_HEAD: "efficientnet.LinearHead",
+    LINEAR_HEAD: "linear_head.LinearHead",
     "hub/alignment-clap": "clap.Alignment",
     "hub/alignment-clip-b16-ast": "audio_spectrogram.Alignment",
     "hub/captioning-blip": "blip.Captioning",

@@ -11,8 +11,8 @@ from edge_agent.modules import Output
 from edge_agent.modules.families.heads import RANKED
 from edge_agent.modules.inputs import decoding
 from s2m3.reference.whole import pretrained
-from s2m3.reference.whole.model import Inputs, read_head
-from s2m3.reference.whole.pretrained import Pretrained, Repository, ranked
+from s2m3.reference.whole.model import Inputs
+from s2m3.reference.whole.pretrained import Pretrained, Repository, ranked, read_head
 
 
 class Retrieval(pretrained.Retrieval):

