@@ -39,7 +39,7 @@ class Scale:
     tasks: int
     fleet_s: float  # from device specs to arrays, once
     greedy_s: float
-    replan_s: float  # after the loss of the device with most modules
+    replan_s: float  # after the loss of the device with most modules, arrays included
     lost_modules: int  # how many were on it
     moved_modules: int
 
