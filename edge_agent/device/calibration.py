@@ -134,7 +134,7 @@ class Calibration:
 
     def look(self) -> None:
         """Find which measured modules have their weights on this machine. Reads the disk, never the network."""
-        from edge_agent.modules.weights.cache_probe import is_here  # noqa: PLC0415 - torch comes with it
+        from edge_agent.modules.weights.packaged import is_here  # noqa: PLC0415 - torch comes with it
 
         self._here = {
             key: each.compute_s / self._speed

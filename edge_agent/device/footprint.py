@@ -61,11 +61,17 @@ def give_back() -> None:
 
 def _kilobytes(file: Path, wanted: str) -> int | None:
     """The bytes of a named line in a file with lines such as ``MemAvailable:   123 kB``."""
+    found = _number(file, f"{wanted}:")
+    return None if found is None else found * 1024
+
+
+def _number(file: Path, wanted: str) -> int | None:
+    """The number of the line in a file that starts with this word."""
     with suppress(OSError, ValueError):
         for line in file.read_text(encoding="ascii", errors="replace").splitlines():
-            name, _, amount = line.partition(":")
-            if name == wanted:
-                return int(amount.strip().removesuffix("kB")) * 1024
+            words = line.split()
+            if words[:1] == [wanted]:
+                return int(words[1])
     return None
 
 
@@ -91,15 +97,6 @@ def _left_in_groups(cgroup: Path, cgroups: Path) -> Iterable[int]:
         for each in (group, *group.parents):
             with suppress(OSError, ValueError):  # no limit here, or none at all
                 limit, used = (int((each / f"memory.{name}").read_text()) for name in ("max", "current"))
-                yield limit - used + _idle_files_bytes(each)
+                yield limit - used + (_number(each / "memory.stat", "inactive_file") or 0)
             if each == cgroups:
                 break
-
-
-def _idle_files_bytes(group: Path) -> int:
-    with suppress(OSError, ValueError):
-        for line in (group / "memory.stat").read_text().splitlines():
-            name, _, amount = line.partition(" ")
-            if name == "inactive_file":
-                return int(amount)
-    return 0

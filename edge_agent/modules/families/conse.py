@@ -29,7 +29,7 @@ from torch.nn import functional
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
-from edge_agent.modules.inputs import decoding, outputs, sample_inputs
+from edge_agent.modules.inputs import decoding, sample_inputs, steps
 from edge_agent.modules.inputs.imagenet import CLASSES
 from edge_agent.modules.weights import packaged, precision
 
@@ -60,7 +60,7 @@ class RankSteps:
     def answer(self, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
         """``scores`` (n,), and the texts under ``answer`` where there is a question, else under ``label``."""
         what = "answer" if "question" in prepared.arrays else "label"
-        return Output(dict(arrays), outputs.ranking(what, prepared.texts, arrays["scores"]))
+        return Output(dict(arrays), steps.ranking(what, prepared.texts, arrays["scores"]))
 
     def sample(self) -> tuple[Value, ...]:
         """A picture's classes, four captions' embeddings, and these."""

@@ -22,7 +22,7 @@ from torch.nn import functional
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
-from edge_agent.modules.inputs import decoding, outputs, sample_inputs, steps
+from edge_agent.modules.inputs import decoding, sample_inputs, steps
 from edge_agent.modules.inputs.imagenet import CLASSES, class_names
 from edge_agent.modules.weights import packaged, precision
 from edge_agent.modules.weights.packaged import Shape
@@ -129,7 +129,7 @@ def classify(w: Weights, features: Tensor) -> Tensor:
 
 def _label(arrays: Mapping[str, Array], _: Prepared) -> Output:
     """``probs`` (1, 1000), the label, its probability and the five best; ties go to the lower class."""
-    return Output(dict(arrays), outputs.ranking("label", class_names(), arrays["probs"][0], RANKED))
+    return Output(dict(arrays), steps.ranking("label", class_names(), arrays["probs"][0], RANKED))
 
 
 def load(spec: ModuleSpec) -> Module:

@@ -15,6 +15,7 @@ The prompt is the one of the model's card; ``causal`` has the rest of the langua
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -145,11 +146,23 @@ def _projector_steps(checkpoint: Checkpoint) -> steps.Steps:
     return steps.Steps(steps.arrays({"patches": shape}))
 
 
-_ANSWER = ordinary(causal.generate, causal.picture_prompt_and_answer, causal.one_pass)
-_LANGUAGE_LAYOUTS = (
-    {"language_model.": ""},
-    {"model.language_model.": "model.", "lm_head.": "lm_head."},
-)
+def _language_part(*, tied: bool) -> model_parts.Part[causal.Language]:
+    return model_parts.Part(
+        prefixes={
+            "llava": (
+                {"language_model.": ""},
+                {"model.language_model.": "model.", "lm_head.": "lm_head."},
+            )
+        },
+        build=lambda config: _language(config, tied=tied),
+        identity=_language_identity,
+        steps=_language_steps,
+        forwards=ordinary(causal.generate, causal.picture_prompt_and_answer, causal.one_pass),
+        settings=causal.settings,
+        unread=(".rotary_emb.inv_freq",),
+    )
+
+
 PARTS: model_parts.Parts = {
     "vision": model_parts.Part(
         prefixes={
@@ -174,22 +187,9 @@ PARTS: model_parts.Parts = {
         steps=_projector_steps,
         forwards=ordinary(Projector.forward, _patches),
     ),
-    "language": model_parts.Part(
-        prefixes={"llava": _LANGUAGE_LAYOUTS},
-        build=lambda config: _language(config, tied=False),
-        identity=_language_identity,
-        steps=_language_steps,
-        forwards=_ANSWER,
-        settings=causal.settings,
-        unread=(".rotary_emb.inv_freq",),
-    ),
-    "tied_language": model_parts.Part(
-        prefixes={"llava": _LANGUAGE_LAYOUTS},
-        build=lambda config: _language(config, tied=True),
-        identity=_language_identity,
-        steps=_language_steps,
-        forwards=_ANSWER,
-        settings=causal.settings,
+    "language": _language_part(tied=False),
+    "tied_language": replace(
+        _language_part(tied=True),
         equal={"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"},
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         unread=(".rotary_emb.inv_freq", "lm_head.weight"),

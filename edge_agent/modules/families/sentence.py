@@ -20,7 +20,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Pass
@@ -57,12 +56,7 @@ def load(spec: ModuleSpec) -> Module:
     Raises:
         ModuleRefused: the weights aren't there or don't fit.
     """
-    if spec.source is None:
-        raise ModuleRefused(f"{spec.family} needs a source of weights")
-    path = packaged.path_of(spec.source)
-    directory = path.parent
-    if missing := [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]:
-        raise ModuleRefused(f"{path.name} lies without {missing[0]}: these are not the weights of {spec.family}")
+    directory = packaged.directory_of(spec)
     model = _network(directory)
     model.train(mode=False)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
@@ -81,10 +75,8 @@ def memory_bytes(spec: ModuleSpec) -> int:
     Raises:
         ModuleRefused: its configuration isn't there.
     """
-    if spec.source is None:
-        raise ModuleRefused(f"{spec.family} needs a source of weights")
     with torch.device("meta"):
-        return precision.network_bytes(_network(packaged.path_of(spec.source).parent), spec.dtype)
+        return precision.network_bytes(_network(packaged.directory_of(spec)), spec.dtype)
 
 
 def _network(directory: Path) -> Bert:

@@ -45,9 +45,8 @@ from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
 from edge_agent.modules.inputs import audio, decoding, steps
-from edge_agent.modules.weights import ctranslate2_file, identity, packaged
-from edge_agent.modules.weights.ctranslate2_file import ModelFile, Variable
-from edge_agent.modules.weights.ctranslate2_model import open_whisper
+from edge_agent.modules.weights import ctranslate2_file, identity, packaged, part_source
+from edge_agent.modules.weights.ctranslate2_file import ModelFile, Variable, open_whisper
 from edge_agent.modules.weights.packaged import Shape
 
 PARTS = ("encoder", "decoder")
@@ -144,20 +143,16 @@ def load(spec: ModuleSpec) -> Module:
     part = spec.family.partition(".")[2]
     if spec.dtype != "float32":
         raise ModuleRefused(f"{spec.family} computes in float32, not {spec.dtype}: set dtype to float32")
-    if spec.source is None or spec.source.part != part:
-        raise ModuleRefused(f"{spec.family} takes its weights from a source with part: {part}, not {spec.source}")
-    path = packaged.path_of(spec.source)
-    if missing := [name for name in ("config.json", "tokenizer.json") if not (path.parent / name).is_file()]:
-        raise ModuleRefused(f"{path.name} lies without {missing[0]}: these are not the weights of {spec.family}")
+    path, directory = packaged.path_of(part_source(spec, part)), packaged.directory_of(spec)
     whole = read_file(path)
     held = _checked(whole, path.name, spec, part)
-    if spec.digest is not None and (real := _digest(held, path.parent, part)) != spec.digest:
+    if spec.digest is not None and (real := _digest(held, directory, part)) != spec.digest:
         raise ModuleRefused(f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}")
-    vocabulary = (path.parent / "vocabulary.txt").read_bytes() if part == "decoder" else b"none\n"
-    model = open_whisper(reduced(whole, part), (path.parent / "config.json").read_bytes(), vocabulary, part)
+    vocabulary = (directory / "vocabulary.txt").read_bytes() if part == "decoder" else b"none\n"
+    model = open_whisper(reduced(whole, part), (directory / "config.json").read_bytes(), vocabulary, part)
     if part == "encoder":
         return Module(model, {None: Pass(steps.Steps(_sound()), encode_audio)}, engine="ctranslate2")
-    hidden, answer = steps.arrays({"hidden": (1, POSITIONS, WIDTH)}), _spelling(_tokenizer(path.parent))
+    hidden, answer = steps.arrays({"hidden": (1, POSITIONS, WIDTH)}), _spelling(_tokenizer(directory))
     return Module(model, {None: Pass(steps.Steps(hidden, answer=answer), generate)}, engine="ctranslate2")
 
 

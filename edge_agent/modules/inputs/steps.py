@@ -1,6 +1,6 @@
 """The steps of one request that families share: for a picture, texts, a sound, or arrays of other nodes.
 
-Owns what a module is given in each of these forms, and the forms of answers. Knows no network and no engine: how a
+Owns what a module is given in each of these forms, and the form of rankings. Knows no network and no engine: how a
 picture becomes pixels, and which arrays of which shapes a part takes, come in.
 """
 
@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import JsonValue
 
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Array
 from edge_agent.modules import SCORES, Output, Prepared, Value
-from edge_agent.modules.inputs import decoding, outputs, sample_inputs
+from edge_agent.modules.inputs import decoding, sample_inputs
 
 Shape = tuple[int, ...]
 Answer = Callable[[Mapping[str, Array], Prepared], Output]
@@ -170,6 +172,21 @@ def likeliest(what: str, texts: Sequence[str], most: int) -> Answer:
 
 
 def ranked(what: str, texts: Sequence[str], arrays: Mapping[str, Array], most: int | None = None) -> Output:
-    """The arrays that cross the wire, and the n texts by ``SCORES`` (1, n), best first (see ``outputs.ranking``)."""
+    """The arrays that cross the wire, and the n texts by ``SCORES`` (1, n), best first (see ``ranking``)."""
     sent = {name: array for name, array in arrays.items() if name != SCORES}
-    return Output(sent, outputs.ranking(what, texts, arrays[SCORES][0], most))
+    return Output(sent, ranking(what, texts, arrays[SCORES][0], most))
+
+
+def ranking(what: str, texts: Sequence[str], scores: ArrayLike, most: int | None = None) -> dict[str, JsonValue]:
+    """The best text under the name ``what``, its score, and the best ``most`` of them (all by default), best first.
+
+    Args:
+        what: The name of a text: ``label``, ``answer``.
+        texts: n texts.
+        scores: Their scores (n,); ties stay in the order of the texts.
+        most: How many are named.
+    """
+    values = np.asarray(scores)
+    order = np.argsort(-values, kind="stable").tolist()
+    ranked: list[JsonValue] = [{what: texts[index], "score": float(values[index])} for index in order[:most]]
+    return {what: texts[order[0]], "score": float(values[order[0]]), "ranked": ranked}

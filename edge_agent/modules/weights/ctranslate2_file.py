@@ -1,4 +1,4 @@
-"""The weights file of CTranslate2, ``model.bin``: read, and written again with some variables left small.
+"""The weights file of CTranslate2, ``model.bin``: read, written with some variables left small, and opened.
 
 Owns the byte format, which the library writes in ``ctranslate2/specs/model_spec.py`` (``ModelSpec._serialize``) and
 reads in ``src/models/model.cc``. Knows no network. Nothing in such a file is code. All numbers are little-endian; a
@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import math
 import struct
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import ctranslate2
 import numpy as np
+import torch
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.tensors import Array
@@ -82,6 +86,34 @@ def chunks(file: ModelFile) -> Iterator[bytes | memoryview]:
 def size_bytes(variables: Iterable[Variable], item_bytes: int) -> int:
     """Bytes of variables when each element takes ``item_bytes`` in memory; scalars, which are settings, don't count."""
     return sum(math.prod(variable.shape) * item_bytes for variable in variables if variable.shape)
+
+
+def open_whisper(file: ModelFile, config: bytes, vocabulary: bytes, part: str) -> ctranslate2.models.Whisper:
+    """The model of a file, in float32, with as many threads as torch has now.
+
+    The library loads files only, so they lie in a temporary directory meanwhile: the weights, ``config`` as config.json
+    and ``vocabulary`` as vocabulary.txt. ``part`` is for sentences.
+
+    Raises:
+        ModuleRefused: the temporary directory has no room, or the library refuses the file.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="s2m3-") as name:
+            temporary = Path(name)
+            with (temporary / "model.bin").open("wb") as out:
+                out.writelines(chunks(file))
+            (temporary / "config.json").write_bytes(config)
+            (temporary / "vocabulary.txt").write_bytes(vocabulary)
+            return ctranslate2.models.Whisper(
+                name, device="cpu", compute_type="float32", inter_threads=1, intra_threads=torch.get_num_threads()
+            )
+    except OSError as error:
+        raise ModuleRefused(
+            f"the {part}'s file can't be written to {tempfile.gettempdir()} ({error.strerror or error}): "
+            "free some room there, or set TMPDIR to another directory"
+        ) from error
+    except (RuntimeError, ValueError, IndexError) as error:  # what the library raises for a file it doesn't like
+        raise ModuleRefused(f"CTranslate2 {ctranslate2.__version__} can't load the {part}: {error}") from error
 
 
 class _Reader:

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
 from edge_agent.modules import SCORES, Module, Pass, RequestSteps
-from edge_agent.modules.weights import hub, identity, precision
+from edge_agent.modules.weights import hub, identity, part_source, precision, several
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 
 Prefixes = Mapping[str, str]
@@ -170,11 +170,10 @@ def open_part(spec: ModuleSpec, name: str) -> Checkpoint:
     Raises:
         ModuleRefused: the source names another part or no repository, or the repository can't be had.
     """
-    if spec.source is None or spec.source.part != name:
-        raise ModuleRefused(f"{spec.family} takes its weights from a source with part: {name}, not {spec.source}")
-    if spec.source.hub is None:
+    source = part_source(spec, name)
+    if source.hub is None:
         raise ModuleRefused(f"{spec.family} takes its weights from a model repository: write source: {{hub: org/name}}")
-    return Checkpoint(hub.repository(spec.source))
+    return Checkpoint(hub.repository(source))
 
 
 def load_network(spec: ModuleSpec, part: Part[N], checkpoint: Checkpoint) -> N:
@@ -203,13 +202,7 @@ def load_network(spec: ModuleSpec, part: Part[N], checkpoint: Checkpoint) -> N:
 def fit(family: str, part: AnyPart, checkpoint: Checkpoint, network: nn.Module) -> dict[str, str]:
     """Canonical name -> the network's own name of the part's tensors, if they are those that the network takes.
 
-    Reads no weights, only which there are, and their shapes.
-
-    Args:
-        family: The family's name, for the sentence.
-        part: The part.
-        checkpoint: Of which it is a part.
-        network: What ``build`` made of the checkpoint's configuration; on the meta device, too.
+    Reads no weights, only which there are, and their shapes; ``network`` may be on the meta device.
 
     Raises:
         ModuleRefused: one is missing, one too many, or of another shape.
@@ -219,12 +212,12 @@ def fit(family: str, part: AnyPart, checkpoint: Checkpoint, network: nn.Module) 
     own = {canonical: renamed(part, canonical) for canonical in names}
     if missing := sorted(wanted.keys() - set(own.values()) - part.tied.keys()):
         raise ModuleRefused(
-            f"{checkpoint.repository} lacks {_first(missing)} of {family}: its weights are incomplete, or of "
+            f"{checkpoint.repository} lacks {several(missing)} of {family}: its weights are incomplete, or of "
             "another model than config.json says; fetch it again, or correct config.json"
         )
     if extra := sorted(names[canonical] for canonical, name in own.items() if name not in wanted):
         raise ModuleRefused(
-            f"{checkpoint.repository} has {_first(extra)} besides what {family} takes: config.json doesn't match "
+            f"{checkpoint.repository} has {several(extra)} besides what {family} takes: config.json doesn't match "
             "its weights; fetch it again, or correct config.json"
         )
     shapes = checkpoint.shapes(names.values())
@@ -262,12 +255,8 @@ def content_digest(
 ) -> str:
     """The identity by content: the weights by canonical name, and what of the configuration changes the output.
 
-    Args:
-        family: The family's name; equal weights of different arithmetic are different modules.
-        part: The part.
-        checkpoint: Where its configuration is.
-        tensors: Its tensors by canonical name, as ``read`` gives them.
-        dtype: The spec's; int8 is made of float32 tensors by a fixed rule, so these and the rule's name say all.
+    The family's name counts: equal weights of different arithmetic are different modules. int8 is made of float32
+    tensors by a fixed rule, so these and the name of that dtype say all.
 
     Raises:
         ModuleRefused: the configuration can't be read.
@@ -320,12 +309,6 @@ def build(part: Part[N], checkpoint: Checkpoint) -> N:
 def count(part: AnyPart, config: Config, *, use: str | None = None, dtype: str = "float32") -> Count:
     """Parameters, bytes and operations of a part, on the meta device: exact, and without weights.
 
-    Args:
-        part: The part.
-        config: Its config.json.
-        use: The node's use of it.
-        dtype: Of the weights.
-
     Raises:
         ModuleRefused: the configuration makes no network.
     """
@@ -371,11 +354,7 @@ def _build(part: Part[N], config: Config, where: str) -> N:
 
 
 def _check_equal(checkpoint: Checkpoint, name: str, other: str) -> None:
-    """Refuse a checkpoint that stores one matrix twice, with different numbers: only ``other`` is read.
-
-    Raises:
-        ModuleRefused: they differ.
-    """
+    """Refuse a checkpoint that stores one matrix twice, with different numbers: only ``other`` is read."""
     if name not in checkpoint.files or other not in checkpoint.files:
         return
     found = checkpoint.read((name, other))
@@ -391,7 +370,3 @@ def renamed(part: AnyPart, name: str) -> str:
     for pattern, replacement in part.renames:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _first(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

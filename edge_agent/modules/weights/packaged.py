@@ -1,7 +1,8 @@
 """Weights of pip packages and of the catalogue: read, checked, and copied into this process's own memory.
 
 Owns the allow-list of places and every check: a spec names an entry of a table, never a path to import or a file to
-unpickle. Knows no network: a family names the tensors of its part, and their shapes.
+unpickle. Tells whether the weights of any source are on this machine already. Knows no network: a family names the
+tensors of its part, and their shapes.
 
 Invariants: the file has exactly the named tensors; they are stored as float32; together they are no larger than
 ``memory_bytes`` of the spec; with a digest in the spec, their bytes have that digest.
@@ -21,7 +22,8 @@ from torch import Tensor
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent import catalog
-from edge_agent.modules.weights import precision
+from edge_agent.modules.weights import hub, part_source, precision, several
+from edge_agent.modules.weights.checkpoint import INDEX, SINGLE, read_object
 from edge_agent.modules.weights.identity import digest as digest_of
 
 Shape = tuple[int, ...]
@@ -53,6 +55,20 @@ def path_of(source: Source) -> Path:
     raise ModuleRefused(f"no weights from {source}: this agent reads the catalogue and pip's {_known()}")
 
 
+def directory_of(spec: ModuleSpec) -> Path:
+    """The directory of a module's weights, in which a model's configuration and tokenizer lie, too.
+
+    Raises:
+        ModuleRefused: the source is unknown, or a file is missing.
+    """
+    if spec.source is None:
+        raise ModuleRefused(f"{spec.family} needs a source of weights")
+    path = path_of(spec.source)
+    if missing := [name for name in ("config.json", "tokenizer.json") if not (path.parent / name).is_file()]:
+        raise ModuleRefused(f"{path.name} lies without {missing[0]}: these are not the weights of {spec.family}")
+    return path.parent
+
+
 def read(
     spec: ModuleSpec, part: str, shapes: Mapping[str, Shape], *, others: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
@@ -71,14 +87,12 @@ def read(
     Raises:
         ModuleRefused: the source is unknown, unreadable, or not what the spec says.
     """
-    if spec.source is None or spec.source.part != part:
-        raise ModuleRefused(f"{spec.family} takes its weights from a source with part: {part}, not {spec.source}")
-    path = path_of(spec.source)
+    path = path_of(part_source(spec, part))
     found = _load(path, others)
     if missing := sorted(shapes.keys() - found.keys()):
-        raise ModuleRefused(f"{path.name} lacks {_first(missing)}: these are not the weights of {spec.family}")
+        raise ModuleRefused(f"{path.name} lacks {several(missing)}: these are not the weights of {spec.family}")
     if extra := sorted(found.keys() - shapes.keys()):
-        raise ModuleRefused(f"{path.name} has {_first(extra)} besides: these are not the weights of {spec.family}")
+        raise ModuleRefused(f"{path.name} has {several(extra)} besides: these are not the weights of {spec.family}")
     for name, shape in shapes.items():
         if found[name].shape != shape or found[name].dtype != torch.float32:
             raise ModuleRefused(
@@ -134,5 +148,25 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _first(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+def is_here(source: Source | None) -> bool:
+    """Whether all files that hold a source's weights are on this machine; a family without weights needs none."""
+    if source is None:
+        return True
+    try:
+        if source.hub is None:
+            return path_of(source).is_file()
+        repository = hub.repository(source)
+        return repository.cached("config.json") is not None and _weights_are_here(repository)
+    except (ModuleRefused, OSError):
+        return False
+
+
+def _weights_are_here(repository: hub.Repository) -> bool:
+    index: Path | None = repository.cached(INDEX)
+    if index is not None:
+        files = read_object(index).get("weight_map")
+        named = {str(file) for file in files.values()} if isinstance(files, dict) else {""}
+        return all(repository.cached(file) is not None for file in named)
+    if repository.directory is not None:
+        return any(name.endswith(".safetensors") for name in repository.names())
+    return repository.cached(SINGLE) is not None

@@ -44,11 +44,7 @@ def floats(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 
 def quantise(network: nn.Module, *, tied: Collection[str] = ()) -> None:
-    """Replace the matrices of a network's linear layers by int8.
-
-    Args:
-        network: With float32 weights.
-        tied: Names of weights that are the same tensor as another.
+    """Replace the float32 matrices of a network's linear layers by int8, but those that are ``tied`` to another.
 
     Raises:
         ModuleRefused: torchao is missing.
@@ -100,12 +96,9 @@ def memory_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def network_bytes(network: nn.Module, dtype: str, *, tied: Collection[str] = ()) -> int:
-    """Bytes of a float32 network's weights and stored buffers in a dtype, counted without making them.
+    """Bytes of a float32 network's weights and stored buffers in a dtype, on any device, counted without making them.
 
-    Args:
-        network: The network; on the meta device, too.
-        dtype: Of the spec.
-        tied: Names of weights that are the same tensor as another.
+    Weights that are ``tied`` to another don't count.
     """
     linear = {f"{name}.weight" for name, module in network.named_modules() if _is_large_linear(module)}
     return sum(

@@ -24,7 +24,7 @@ from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import TaskSpec
 from edge_agent import catalog
 from edge_agent.modules.weights import hub
-from edge_agent.modules.weights.cache_probe import is_here
+from edge_agent.modules.weights.packaged import is_here
 from s2m3.bench.requests import requests
 from s2m3.catalogue import load_task
 from s2m3.reference import random_weights, whole, zoo

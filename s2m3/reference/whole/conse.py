@@ -19,7 +19,7 @@ from broker.protocol.specs import TaskSpec
 from edge_agent import catalog
 from edge_agent.modules import Output
 from edge_agent.modules.families import conse, sentence
-from edge_agent.modules.inputs import decoding, outputs
+from edge_agent.modules.inputs import decoding, steps
 from s2m3.reference.whole.efficientnet import Network
 from s2m3.reference.whole.model import Inputs, Model
 
@@ -61,7 +61,7 @@ class ZeroShot(_Rule):
         likeliest, names = self._likeliest(inputs["image"])
         seen = functional.normalize(likeliest @ names)  # (1, 384)
         scores = (seen @ self._embed(texts).T)[0]
-        return Output({}, outputs.ranking("label", texts, scores))
+        return Output({}, steps.ranking("label", texts, scores))
 
 
 class QuestionAnswering(_Rule):
@@ -75,4 +75,4 @@ class QuestionAnswering(_Rule):
         seen = functional.normalize(attended @ names)  # (1, 384)
         weight = conse.QUESTION_WEIGHT
         scores = (seen @ embedded.T + weight * (question @ embedded.T)) / (1 + weight)  # (1, n)
-        return Output({}, outputs.ranking("answer", answers, scores[0]))
+        return Output({}, steps.ranking("answer", answers, scores[0]))

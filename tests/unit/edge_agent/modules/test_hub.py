@@ -15,8 +15,8 @@ from huggingface_hub import errors
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import Source
 from edge_agent.modules.weights import hub
-from edge_agent.modules.weights.cache_probe import is_here
 from edge_agent.modules.weights.checkpoint import INDEX
+from edge_agent.modules.weights.packaged import is_here
 
 REVISION = "5ef227a78de3f75873f373246dac80def63b0003"
 SOURCE = Source(hub="org/name", part="vision", revision=REVISION)

@@ -7,7 +7,7 @@ import pytest
 from broker.protocol.codec import RawInput
 from edge_agent.modules.inputs import decoding, sample_inputs
 from edge_agent.modules.weights import packaged
-from edge_agent.modules.weights.cache_probe import is_here
+from edge_agent.modules.weights.packaged import is_here
 from s2m3.catalogue import load_task
 
 TASKS = {name: load_task(f"pocket/{name}") for name in ("ask", "zero-shot")}
