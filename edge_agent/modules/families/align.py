@@ -29,7 +29,7 @@ from edge_agent.modules.families import contrast
 from edge_agent.modules.inputs import prepare
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import ordinary, picture_tower
+from edge_agent.modules.weights.model_parts import ordinary, tower
 
 TOKENS = 64  # of a text, padded or cut
 # Fields of the vision tower's configuration that change what it gives.
@@ -40,14 +40,8 @@ VISION = (
 )
 
 
-def vision_config(config: Config) -> AlignVisionConfig:
-    """The vision tower's configuration."""
-    return AlignVisionConfig(**config.get("vision_config", {}))
-
-
-def text_config(config: Config) -> AlignTextConfig:
-    """The text tower's configuration."""
-    return AlignTextConfig(**config.get("text_config", {}))
+vision_config = prepare.section("vision_config", AlignVisionConfig)
+text_config = prepare.section("text_config", AlignTextConfig)
 
 
 class TextTower(nn.Module):
@@ -90,7 +84,7 @@ PARTS: model_parts.Parts = {
         build=lambda config: AlignVisionModel(vision_config(config)),
         identity=prepare.identity(vision_config, VISION, pictures=EfficientNetImageProcessorPil),
         steps=prepare.picture_steps(EfficientNetImageProcessorPil),
-        forwards=picture_tower("image_embeds", "pooler_output"),
+        forwards=tower("image_embeds", "pooler_output"),
     ),
     "text": model_parts.Part(
         prefixes={"align": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},

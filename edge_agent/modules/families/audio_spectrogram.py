@@ -18,7 +18,7 @@ AST hears the first 10.24 seconds: longer sounds are cut, shorter ones padded, a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from edge_agent.modules.families import contrast, vit
 from edge_agent.modules.inputs import audio, prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import ordinary
+from edge_agent.modules.weights.model_parts import ordinary, tower
 
 MOST_S = 60.0  # seconds of the longest sound that is read
 PROJECTION = "s2m3-audio-projection"
@@ -45,23 +45,6 @@ def ast_config(config: Config) -> ASTConfig:
     """The encoder's configuration, from the whole classifier's; its labels don't matter."""
     gone = {"id2label", "label2id", "dtype", "torch_dtype", "architectures"}
     return ASTConfig(**{name: value for name, value in config.items() if name not in gone})
-
-
-def encode_audio(network: ASTModel, features: Tensor) -> dict[str, Tensor]:
-    """A spectrogram (1, frames, mels) to ``pooled`` (1, d), the mean of the class and the distillation token."""
-    return {"pooled": network(input_values=features).pooler_output}
-
-
-class Projection(nn.Module):
-    """A linear map from AST's space to CLIP's."""
-
-    def __init__(self, width: int, projected: int) -> None:
-        super().__init__()
-        self.audio_projection = nn.Linear(width, projected)
-
-    def forward(self, pooled: Tensor) -> dict[str, Tensor]:
-        """Pooled sounds (1, d) to ``audio_embeds`` (1, e)."""
-        return {"audio_embeds": self.audio_projection(pooled)}
 
 
 class AlignmentHead(nn.Module):
@@ -81,12 +64,7 @@ class AlignmentHead(nn.Module):
         return {"logits": logits, "similarity": sound @ picture.t(), SCORES: logits.float().softmax(dim=1)}
 
 
-def extractor(checkpoint: Checkpoint) -> ASTFeatureExtractor:
-    """The repository's feature extractor.
-
-    Raises:
-        ModuleRefused: its file isn't there, or makes none.
-    """
+def _extractor(checkpoint: Checkpoint) -> ASTFeatureExtractor:
     return prepare.feature_extractor(checkpoint, ASTFeatureExtractor)
 
 
@@ -102,14 +80,9 @@ def samples(made: ASTFeatureExtractor, value: Value) -> NDArray[np.float32]:
     return found
 
 
-def _features(made: ASTFeatureExtractor, value: Value) -> Array:
-    """The encoder's input (1, frames, mels) of what a sensor sent."""
-    return np.asarray(made(samples(made, value), sampling_rate=made.sampling_rate, return_tensors="np")["input_values"])
-
-
 def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     wanted = f"{prepare.TOWER} patch_size qkv_bias frequency_stride time_stride max_length num_mel_bins"
-    sounds = prepare.fields(extractor(checkpoint), "sampling_rate num_mel_bins max_length do_normalize mean std")
+    sounds = prepare.fields(_extractor(checkpoint), "sampling_rate num_mel_bins max_length do_normalize mean std")
     return prepare.identity(ast_config, wanted)(checkpoint) | {"sounds": sounds}
 
 
@@ -118,9 +91,9 @@ def _sound(network: ASTModel) -> dict[str, Tensor]:
     return {"features": torch.empty(1, network.config.max_length, network.config.num_mel_bins)}
 
 
-def _pooled(network: Projection) -> dict[str, Tensor]:
+def _pooled(network: nn.ModuleDict) -> dict[str, Tensor]:
     """One sound."""
-    return {"pooled": torch.empty(1, network.audio_projection.in_features)}
+    return {"pooled": torch.empty(1, cast("nn.Linear", network["audio_projection"]).in_features)}
 
 
 def _sound_picture_and_texts(network: AlignmentHead) -> dict[str, Tensor]:
@@ -147,16 +120,16 @@ PARTS: model_parts.Parts = {
         prefixes={"audio-spectrogram-transformer": [{"audio_spectrogram_transformer.": ""}]},
         build=lambda config: ASTModel(ast_config(config)),
         identity=_encoder_identity,
-        steps=lambda checkpoint: steps.Steps(steps.sound(partial(_features, extractor(checkpoint)))),
-        forwards=ordinary(encode_audio, _sound),
+        steps=prepare.sound_steps(_extractor, samples, "input_values"),
+        forwards=tower("pooled", "pooler_output", _sound, features="input_values"),
         renames=vit.RENAMES,
     ),
-    "projection": model_parts.Part(
-        prefixes={PROJECTION: [{"audio_projection.": "audio_projection."}]},
-        build=lambda config: Projection(config["width"], config["projected"]),
-        identity=lambda _: {},
-        steps=lambda checkpoint: steps.Steps(steps.arrays({"pooled": (1, checkpoint.config["width"])})),
-        forwards=ordinary(Projection.forward, _pooled),
+    "projection": contrast.projection(
+        {PROJECTION: [{"audio_projection.": "audio_projection."}]},
+        "audio_projection",
+        "audio_embeds",
+        lambda config: (config["width"], config["projected"]),
+        _pooled,
     ),
     "alignment_head": model_parts.Part(
         prefixes={"clip": [{"logit_scale": "logit_scale"}]},

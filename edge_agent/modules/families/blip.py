@@ -34,7 +34,7 @@ from edge_agent.modules.families import generation
 from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import Forward, ordinary, picture_tower
+from edge_agent.modules.weights.model_parts import Forward, ordinary, tower
 
 MOST_TOKENS: Mapping[str | None, int] = {None: 10, "caption": 20}  # after the start, by use
 QUESTION_TOKENS = 10  # of the passes that are counted: "what is the cat looking at" with start, end and question mark
@@ -140,7 +140,7 @@ PARTS: model_parts.Parts = {
             vision_config, f"{prepare.TOWER} image_size patch_size", pictures=BlipImageProcessorPil
         ),
         steps=prepare.picture_steps(BlipImageProcessorPil),
-        forwards=picture_tower("states", "last_hidden_state"),
+        forwards=tower("states", "last_hidden_state"),
     ),
     "question": model_parts.Part(
         prefixes={"blip": [{"text_encoder.": ""}]},

@@ -120,7 +120,7 @@ def settings(checkpoint: Checkpoint) -> dict[str, Any]:
 def generate(
     network: PreTrainedModel, ids: Tensor, picture: Tensor, *, image: int, end: list[int]
 ) -> dict[str, Tensor]:
-    """The most probable tokens after a prompt, one after the other.
+    """The most probable tokens after a prompt: the new ids ``tokens`` (1, t), int64.
 
     Args:
         network: The language model.
@@ -128,9 +128,6 @@ def generate(
         picture: The picture's vectors (1, p, d).
         image: The token that stands for one of them.
         end: The tokens that end an answer.
-
-    Returns:
-        ``tokens``: the new ids (1, t), int64.
     """
     embedded = cast("Any", network).get_input_embeddings()(ids)  # (1, n, d)
     place = (ids == image).unsqueeze(-1)  # (1, n, 1)

@@ -13,7 +13,6 @@ repeated, as published. ``logit_scale_t`` only scales the texts' side of the tra
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -31,13 +30,12 @@ from transformers import (
 )
 
 from broker.protocol.errors import ModuleRefused
-from broker.protocol.tensors import Array
 from edge_agent.modules import Value
 from edge_agent.modules.families import contrast
-from edge_agent.modules.inputs import audio, prepare, steps
+from edge_agent.modules.inputs import audio, prepare
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import ordinary
+from edge_agent.modules.weights.model_parts import tower
 
 TEXT = f"{prepare.TEXT} pad_token_id projection_dim projection_hidden_act"
 MOST_S = 60.0  # seconds of the longest sound that is read
@@ -61,16 +59,6 @@ def _section(config: Config, name: str) -> dict[str, Any]:
     }
     own = {key: value for key, value in config.get(name, {}).items() if key not in {"dtype", "torch_dtype"}}
     return own | projection
-
-
-def encode_audio(network: ClapAudioModelWithProjection, features: Tensor) -> dict[str, Tensor]:
-    """A sound's spectrogram (1, 1, frames, mels) to ``audio_embeds`` (1, e)."""
-    return {"audio_embeds": network(input_features=features).audio_embeds}
-
-
-def encode_text(network: ClapTextModelWithProjection, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Tokens (n, t) to ``text_embeds`` (n, e)."""
-    return {"text_embeds": network(input_ids=ids, attention_mask=mask).text_embeds}
 
 
 def _logits(audio_embeds: Tensor, text_embeds: Tensor, logit_scale_a: Tensor) -> Tensor:
@@ -110,13 +98,6 @@ def beginning(made: ClapFeatureExtractor, value: Value) -> NDArray[np.float32]:
         RequestFailed: the sound can't be read.
     """
     return audio.samples(value, made.sampling_rate, MOST_S)[: made.nb_max_samples]
-
-
-def _features(made: ClapFeatureExtractor, value: Value) -> Array:
-    """The tower's input (1, 1, frames, mels) of what a sensor sent."""
-    return np.asarray(
-        made(beginning(made, value), sampling_rate=made.sampling_rate, return_tensors="np")["input_features"]
-    )
 
 
 def _audio_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -159,15 +140,15 @@ PARTS: model_parts.Parts = {
         prefixes={"clap": [{"audio_model.": "audio_model.", "audio_projection.": "audio_projection."}]},
         build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
         identity=_audio_identity,
-        steps=lambda checkpoint: steps.Steps(steps.sound(partial(_features, extractor(checkpoint)))),
-        forwards=ordinary(encode_audio, _sound),
+        steps=prepare.sound_steps(extractor, beginning, "input_features"),
+        forwards=tower("audio_embeds", "audio_embeds", _sound, features="input_features"),
     ),
     "text": model_parts.Part(
         prefixes={"clap": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
         build=_text,
         identity=prepare.identity(text_config, TEXT, texts=True),
         steps=prepare.text_steps(RobertaTokenizer, _longest),
-        forwards=ordinary(encode_text, _captions),
+        forwards=tower("text_embeds", "text_embeds", _captions, ids="input_ids", mask="attention_mask"),
         unread=(".position_ids", ".token_type_ids"),
     ),
     "head": contrast.head(

@@ -42,7 +42,7 @@ from edge_agent.modules.families import contrast
 from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import Forward, one_picture, ordinary, picture_tower
+from edge_agent.modules.weights.model_parts import Forward, one_picture, tower
 
 CLIPSEG_SIZE = 352  # pixels, the side of CLIPSeg's pictures
 CLIPSEG_LAYERS = (3, 6, 9)  # of which CLIPSeg's decoder takes the outputs, counted from 0
@@ -89,11 +89,6 @@ def _layers(network: CLIPVisionModel, pixels: Tensor, wanted: tuple[int, ...]) -
     return found
 
 
-def encode_text(network: CLIPTextModelWithProjection, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-    """Tokens (n, t) to ``text_embeds`` (n, e); no mask means that all are real."""
-    return {"text_embeds": network(input_ids=ids, attention_mask=mask).text_embeds}
-
-
 def _logits(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
     """In the arithmetic of transformers' CLIPModel."""
     image_embeds = image_embeds / _norm(image_embeds)
@@ -103,18 +98,6 @@ def _logits(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> T
 
 def _norm(rows: Tensor) -> Tensor:
     return torch.pow(torch.sum(torch.pow(rows, 2), dim=-1, keepdim=True), 0.5)
-
-
-class Projection(nn.Module):
-    """A linear map without bias."""
-
-    def __init__(self, width: int, projected: int) -> None:
-        super().__init__()
-        self.visual_projection = nn.Linear(width, projected, bias=False)
-
-    def forward(self, pooled: Tensor) -> dict[str, Tensor]:
-        """Pooled pictures (1, d) to ``image_embeds`` (1, e)."""
-        return {"image_embeds": self.visual_projection(pooled)}
 
 
 def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -134,17 +117,17 @@ def _captions(_: CLIPTextModelWithProjection) -> dict[str, Tensor]:
     return {"ids": torch.zeros(CAPTIONS, CAPTION_TOKENS, dtype=torch.int64)}
 
 
-def _pooled(network: Projection) -> dict[str, Tensor]:
+def _pooled(network: nn.ModuleDict) -> dict[str, Tensor]:
     """One picture."""
-    return {"pooled": torch.empty(1, network.visual_projection.in_features)}
+    return {"pooled": torch.empty(1, cast("nn.Linear", network["visual_projection"]).in_features)}
 
 
 def _projected(config: Config) -> int:
     return int(config.get("projection_dim", 512))
 
 
-def _projection(config: Config) -> Projection:
-    return Projection(vision_config(config).hidden_size, _projected(config))
+def _projection(config: Config) -> tuple[int, int]:
+    return vision_config(config).hidden_size, _projected(config)
 
 
 def ordinary_processor(config: CLIPVisionConfig) -> CLIPImageProcessorPil:
@@ -185,7 +168,7 @@ def _vision_steps(checkpoint: Checkpoint) -> dict[str | None, steps.Steps]:
 
 
 _VISION: model_parts.Forwards[CLIPVisionModel] = {
-    **picture_tower("pooled", "pooler_output"),
+    **tower("pooled", "pooler_output"),
     "patch-mean": Forward(mean_of_patches, one_picture),
     "llava": Forward(patches_for_llava, one_picture),
     "clipseg": Forward(layers_for_clipseg, _clipseg_picture),
@@ -208,17 +191,16 @@ PARTS: model_parts.Parts = {
         steps=_vision_steps,
         forwards=_VISION,
     ),
-    "image_projection": model_parts.Part(
-        prefixes={
+    "image_projection": contrast.projection(
+        {
             "clip": [{"visual_projection.": "visual_projection."}],
             "clipseg": [{"clip.visual_projection.": "visual_projection."}],
         },
-        build=_projection,
-        identity=lambda _: {},
-        steps=lambda checkpoint: steps.Steps(
-            steps.arrays({"pooled": (1, vision_config(checkpoint.config).hidden_size)})
-        ),
-        forwards=ordinary(Projection.forward, _pooled),
+        "visual_projection",
+        "image_embeds",
+        _projection,
+        _pooled,
+        bias=False,
     ),
     "text": model_parts.Part(
         prefixes={
@@ -228,7 +210,7 @@ PARTS: model_parts.Parts = {
         build=lambda config: CLIPTextModelWithProjection(text_config(config)),
         identity=_text_identity,
         steps=prepare.text_steps(CLIPTokenizer, lambda config: text_config(config).max_position_embeddings),
-        forwards=ordinary(encode_text, _captions),
+        forwards=tower("text_embeds", "text_embeds", _captions, ids="input_ids", mask="attention_mask"),
     ),
     "head": contrast.head(
         {"clip": [{"logit_scale": "logit_scale"}], "clipseg": [{"clip.logit_scale": "logit_scale"}]},

@@ -49,6 +49,38 @@ def picture_and_captions(network: Head) -> dict[str, Tensor]:
     return {"image_embeds": torch.empty(1, network.width), "text_embeds": torch.empty(TEXTS, network.width)}
 
 
+def projection(
+    prefixes: Mapping[str, Sequence[Prefixes]],
+    name: str,
+    gives: str,
+    sizes: Callable[[Config], tuple[int, int]],
+    sample: Callable[[nn.ModuleDict], Mapping[str, Tensor]],
+    *,
+    bias: bool = True,
+) -> Part[nn.ModuleDict]:
+    """The linear layer ``name`` that maps a tower's ``pooled`` (1, d) to embeddings (1, e).
+
+    Args:
+        prefixes: As for ``Part``.
+        name: The layer's name.
+        gives: The embeddings' name.
+        sizes: The lengths d and e.
+        sample: The tensors of the pass that is counted.
+        bias: Whether the layer has one.
+    """
+
+    def run(network: nn.ModuleDict, pooled: Tensor) -> dict[str, Tensor]:
+        return {gives: network[name](pooled)}
+
+    return Part(
+        prefixes=prefixes,
+        build=lambda config: nn.ModuleDict({name: nn.Linear(*sizes(config), bias=bias)}),
+        identity=lambda _: {},
+        steps=lambda checkpoint: steps.Steps(steps.arrays({"pooled": (1, sizes(checkpoint.config)[0])})),
+        forwards=ordinary(run, sample),
+    )
+
+
 def head(
     prefixes: Mapping[str, Sequence[Prefixes]],
     parameters: Mapping[str, tuple[int, ...]],

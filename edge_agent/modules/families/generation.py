@@ -18,7 +18,7 @@ CAPTION_TOKENS = 16  # of the pass that is counted
 
 
 def greedy(network: PreTrainedModel, states: Tensor, *, start: int, end: int, pad: int, most: int) -> dict[str, Tensor]:
-    """The most probable tokens, one after the other.
+    """The most probable tokens, one after the other: ``tokens`` (1, t), int64, start included.
 
     Args:
         network: A decoder with cross-attention.
@@ -27,9 +27,6 @@ def greedy(network: PreTrainedModel, states: Tensor, *, start: int, end: int, pa
         end: The token after which nothing follows.
         pad: The token that stands for none.
         most: How many tokens may follow the first.
-
-    Returns:
-        ``tokens`` (1, t), int64, start included.
     """
     first = torch.full((1, 1), start, dtype=torch.int64)
     found = cast("Any", network).generate(

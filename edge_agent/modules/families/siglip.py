@@ -26,23 +26,10 @@ from transformers import (
 from edge_agent.modules.families import contrast
 from edge_agent.modules.inputs import prepare
 from edge_agent.modules.weights import model_parts
-from edge_agent.modules.weights.checkpoint import Config
-from edge_agent.modules.weights.model_parts import ordinary, picture_tower
+from edge_agent.modules.weights.model_parts import tower
 
-
-def vision_config(config: Config) -> SiglipVisionConfig:
-    """The vision tower's configuration; published ones leave out what is as in the class."""
-    return SiglipVisionConfig(**config.get("vision_config", {}))
-
-
-def text_config(config: Config) -> SiglipTextConfig:
-    """The text tower's configuration."""
-    return SiglipTextConfig(**config.get("text_config", {}))
-
-
-def encode_text(network: SiglipTextModel, ids: Tensor, **_: Tensor) -> dict[str, Tensor]:
-    """Tokens (n, 64) to ``text_embeds`` (n, d); padding counts and has no mask, as in training."""
-    return {"text_embeds": network(input_ids=ids).pooler_output}
+vision_config = prepare.section("vision_config", SiglipVisionConfig)
+text_config = prepare.section("text_config", SiglipTextConfig)
 
 
 def _logits(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
@@ -61,7 +48,7 @@ PARTS: model_parts.Parts = {
         build=lambda config: SiglipVisionModel(vision_config(config)),
         identity=prepare.identity(vision_config, prepare.VISION, pictures=SiglipImageProcessorPil),
         steps=prepare.picture_steps(SiglipImageProcessorPil),
-        forwards=picture_tower("image_embeds", "pooler_output"),
+        forwards=tower("image_embeds", "pooler_output"),
     ),
     "text": model_parts.Part(
         prefixes={"siglip": [{"text_model.": ""}]},
@@ -70,7 +57,7 @@ PARTS: model_parts.Parts = {
         steps=prepare.text_steps(
             SiglipTokenizer, lambda config: text_config(config).max_position_embeddings, padded=True
         ),
-        forwards=ordinary(encode_text, _captions),
+        forwards=tower("text_embeds", "pooler_output", _captions, ids="input_ids"),  # padding counts, as in training
     ),
     "head": contrast.head(
         {"siglip": [{"logit_scale": "logit_scale", "logit_bias": "logit_bias"}]},

@@ -31,7 +31,7 @@ from edge_agent.modules.families import generation, vit
 from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
-from edge_agent.modules.weights.model_parts import ordinary, picture_tower
+from edge_agent.modules.weights.model_parts import ordinary, tower
 
 MOST_TOKENS = 16  # as its authors generate
 
@@ -107,7 +107,7 @@ PARTS: model_parts.Parts = {
         build=lambda config: ViTModel(_encoder_config(config), add_pooling_layer=False),
         identity=prepare.identity(_encoder_config, vit.VISION, pictures=ViTImageProcessorPil),
         steps=prepare.picture_steps(ViTImageProcessorPil),
-        forwards=picture_tower("states", "last_hidden_state"),
+        forwards=tower("states", "last_hidden_state"),
         renames=vit.RENAMES,
         unread=("encoder.pooler.dense.weight", "encoder.pooler.dense.bias"),
     ),

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,13 +27,12 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperTokenize
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
 from broker.protocol.errors import ModuleRefused
-from broker.protocol.tensors import Array
 from edge_agent.modules import Value
 from edge_agent.modules.families import generation
 from edge_agent.modules.inputs import audio, prepare, steps
 from edge_agent.modules.weights import identity, model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
-from edge_agent.modules.weights.model_parts import ordinary
+from edge_agent.modules.weights.model_parts import ordinary, tower
 
 MOST_TOKENS = 224  # of 30 s, as its authors generate: half of what the decoder can hold
 GENERATION = "generation_config.json"
@@ -73,11 +72,6 @@ def tokens_of(fields: Mapping[str, JsonValue]) -> Tokens:
         never=ids(fields.get("suppress_tokens")),
         never_first=ids(fields.get("begin_suppress_tokens")),
     )
-
-
-def encode_audio(network: WhisperEncoder, features: Tensor) -> dict[str, Tensor]:
-    """Mel features (1, m, 2 s) to ``states`` (1, s, d)."""
-    return {"states": network(features).last_hidden_state}
 
 
 class Decoder(nn.Module):
@@ -184,10 +178,8 @@ def _one_pass(network: Decoder, **tensors: Tensor) -> dict[str, Tensor]:
     return {"tokens": network.forward(hidden).argmax(dim=-1)}
 
 
-def _features(extractor: WhisperFeatureExtractor, value: Value) -> Array:
-    """The encoder's input (1, m, 2 s) of a wav's bytes, of at most 30 s: padded with silence to all that it hears."""
-    sound = audio.samples(value, extractor.sampling_rate, extractor.chunk_length)
-    return np.asarray(extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="np")["input_features"])
+def _samples(extractor: WhisperFeatureExtractor, value: Value) -> NDArray[np.float32]:
+    return audio.samples(value, extractor.sampling_rate, extractor.chunk_length)
 
 
 def _text_steps(checkpoint: Checkpoint) -> steps.Steps:
@@ -202,8 +194,8 @@ PARTS: model_parts.Parts = {
         prefixes={"whisper": [{"model.encoder.": ""}]},
         build=lambda config: WhisperEncoder(_config(config)),
         identity=_encoder_identity,
-        steps=lambda checkpoint: steps.Steps(steps.sound(partial(_features, _extractor(checkpoint)))),
-        forwards=ordinary(encode_audio, _sound),
+        steps=prepare.sound_steps(_extractor, _samples, "input_features"),
+        forwards=tower("states", "last_hidden_state", _sound, features="input_features"),
     ),
     "decoder": model_parts.Part(
         prefixes={"whisper": [{"model.decoder.": "decoder."}]},

@@ -30,12 +30,7 @@ _WANTED = "send a wav file of 16-bit PCM, mono or stereo"
 
 
 def samples(value: Value, rate_hz: int, most_s: float) -> NDArray[np.float32]:
-    """Decode a wav file: one channel (n,) at ``rate_hz``, from -1 to 1; two channels become their mean.
-
-    Args:
-        value: What the sensor sent.
-        rate_hz: The rate to give.
-        most_s: The longest sound that is taken, in seconds.
+    """Decode a wav file of at most ``most_s``: one channel (n,) at ``rate_hz``, -1 to 1; two become their mean.
 
     Raises:
         RequestFailed: ``bad_input`` when it isn't such a file, is truncated, has no samples, or is too long;

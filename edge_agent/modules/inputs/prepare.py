@@ -11,11 +11,15 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, SequenceFeatureExtractor
 from transformers.image_processing_backends import PilBackend
 
 from broker.protocol.errors import ModuleRefused, first_line
+from broker.protocol.tensors import Array
+from edge_agent.modules import Value
 from edge_agent.modules.inputs import steps
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
 from edge_agent.modules.weights.identity import fingerprint
@@ -55,11 +59,7 @@ HISTORY = frozenset(
 def tokenizer(
     checkpoint: Checkpoint, kind: type[PreTrainedTokenizerBase | AutoTokenizer] = AutoTokenizer
 ) -> PreTrainedTokenizerBase:
-    """The repository's tokenizer.
-
-    Args:
-        checkpoint: The repository.
-        kind: transformers' class, where its automatic choice would depend on what is installed.
+    """The repository's tokenizer, of transformers' class ``kind`` where its own choice depends on what is installed.
 
     Raises:
         ModuleRefused: its files aren't there, or make no tokenizer.
@@ -124,13 +124,25 @@ def text_steps(
     )
 
 
-def feature_extractor(checkpoint: Checkpoint, kind: type[F], only: Collection[str] = ()) -> F:
-    """The repository's own feature extractor for sounds, from its preprocessor_config.json.
+def sound_steps(
+    extractor_of: Callable[[Checkpoint], F], samples: Callable[[F, Value], NDArray[np.float32]], key: str
+) -> Callable[[Checkpoint], steps.Steps]:
+    """The steps of a part that takes sounds: ``samples`` of what a sensor sent, then the extractor's array ``key``."""
 
-    Args:
-        checkpoint: The repository.
-        kind: transformers' class.
-        only: The fields that count; all by default.
+    def made(checkpoint: Checkpoint) -> steps.Steps:
+        extractor = extractor_of(checkpoint)
+
+        def features(value: Value) -> Array:
+            sound, rate_hz = samples(extractor, value), extractor.sampling_rate
+            return np.asarray(cast("Any", extractor)(sound, sampling_rate=rate_hz, return_tensors="np")[key])
+
+        return steps.Steps(steps.sound(features))
+
+    return made
+
+
+def feature_extractor(checkpoint: Checkpoint, kind: type[F], only: Collection[str] = ()) -> F:
+    """The repository's own feature extractor for sounds, from the fields ``only`` of its preprocessor_config.json.
 
     Raises:
         ModuleRefused: the file isn't there, or makes none.
@@ -174,6 +186,11 @@ def identity(
         return found | ({"vocabulary": vocabulary(checkpoint)} if texts else {})
 
     return of
+
+
+def section(name: str, kind: Callable[..., T]) -> Callable[[Config], T]:
+    """Reads a section of config.json as transformers' configuration; what is missing is as in the class."""
+    return lambda config: kind(**config.get(name, {}))
 
 
 def labels(config: PreTrainedConfig) -> list[str]:

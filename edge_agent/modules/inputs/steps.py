@@ -178,13 +178,9 @@ def ranked(what: str, texts: Sequence[str], arrays: Mapping[str, Array], most: i
 
 
 def ranking(what: str, texts: Sequence[str], scores: ArrayLike, most: int | None = None) -> dict[str, JsonValue]:
-    """The best text under the name ``what``, its score, and the best ``most`` of them (all by default), best first.
+    """The best of n texts by scores (n,) under the name ``what``, its score, and the best ``most`` texts, best first.
 
-    Args:
-        what: The name of a text: ``label``, ``answer``.
-        texts: n texts.
-        scores: Their scores (n,); ties stay in the order of the texts.
-        most: How many are named.
+    All are named by default; ties stay in the order of the texts.
     """
     values = np.asarray(scores)
     order = np.argsort(-values, kind="stable").tolist()

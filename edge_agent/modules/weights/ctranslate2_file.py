@@ -56,11 +56,7 @@ class ModelFile:
 
 
 def parse(content: bytes | memoryview, name: str) -> ModelFile:
-    """Read a file's content, without copying its variables.
-
-    Args:
-        content: All of the file.
-        name: What the file is called, for sentences.
+    """Read a file's content, without copying its variables; ``name`` is for sentences.
 
     Raises:
         ModuleRefused: another version of the format, truncated, or malformed.

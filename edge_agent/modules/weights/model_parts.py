@@ -137,20 +137,32 @@ def ordinary(
     return {None: Forward(run, sample, unrolled)}
 
 
-def picture_tower(name: str, attribute: str) -> Forwards[Any]:
-    """The forwards of a tower that gives one array: a picture (1, 3, s, s) to an attribute of transformers' output."""
-
-    def run(network: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
-        return {name: getattr(network(pixel_values=pixels), attribute)}
-
-    return ordinary(run, one_picture)
-
-
 def one_picture(network: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any vision tower
     """One picture."""
     config = network.config
     length = side(config.image_size)
     return {"pixels": torch.empty(1, getattr(config, "num_channels", 3), length, length)}
+
+
+def tower(
+    gives: str, attribute: str, sample: Callable[[N], Mapping[str, Tensor]] = one_picture, **inputs: str
+) -> Forwards[N]:
+    """The forwards of a tower that gives one array.
+
+    Args:
+        gives: The array's name.
+        attribute: Its name in transformers' output.
+        sample: The tensors of the pass that is counted.
+        inputs: Our name of a tensor -> transformers' argument, for a tower that takes other things than ``pixels``.
+            Tensors without one are left out.
+    """
+    arguments = inputs or {"pixels": "pixel_values"}
+
+    def run(network: nn.Module, **tensors: Tensor) -> dict[str, Tensor]:
+        found = network(**{arguments[name]: tensor for name, tensor in tensors.items() if name in arguments})
+        return {gives: getattr(found, attribute)}
+
+    return ordinary(run, sample)
 
 
 def side(size: object) -> int:
