@@ -151,8 +151,7 @@ def details(name: str) -> dict[str, Any]:
         if module.source is not None and module.source.hub is not None:
             known = config_path(module.source.hub).is_file()
             weights = published(module.source.hub).weights if known else None
-            sample = part(module.family, module.source.part).forwards[None].sample
-            typical = (sample.__doc__ or "").strip().partition("\n")[0]
+            typical = part(module.family, module.source.part).forwards[None].typical
         in_dtypes = {dtype: memory_bytes(task, each["module"], dtype) for dtype in precision.DTYPES}
         each |= {
             "source": str(module.source) if module.source else None,

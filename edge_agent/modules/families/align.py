@@ -13,7 +13,6 @@ statistics of its normalisations, and one counter each, as published. Texts are 
 
 from __future__ import annotations
 
-import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 from transformers import (
@@ -68,12 +67,6 @@ def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return own | {"projection_dim": _projected(checkpoint.config)}
 
 
-def _captions(_: TextTower) -> dict[str, Tensor]:
-    """Four captions, each padded to 64 tokens."""
-    ids = torch.zeros(contrast.TEXTS, TOKENS, dtype=torch.int64)
-    return {"ids": ids, "mask": torch.zeros(contrast.TEXTS, 1, TOKENS, TOKENS)}
-
-
 def _projected(config: Config) -> int:
     return int(config.get("projection_dim", 640))
 
@@ -91,7 +84,11 @@ PARTS: model_parts.Parts = {
         build=lambda config: TextTower(text_config(config), _projected(config)),
         identity=_text_identity,
         steps=prepare.text_steps(BertTokenizer, lambda _: TOKENS, padded=True),
-        forwards=ordinary(TextTower.forward, _captions),
+        forwards=ordinary(
+            TextTower.forward,
+            "Four captions, each padded to 64 tokens.",
+            lambda _: {"ids": (contrast.TEXTS, TOKENS), "mask": (contrast.TEXTS, 1, TOKENS, TOKENS)},
+        ),
         unread=(
             ".position_ids",
             ".token_type_ids",

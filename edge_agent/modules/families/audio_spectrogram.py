@@ -18,7 +18,6 @@ AST hears the first 10.24 seconds: longer sounds are cut, shorter ones padded, a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 import torch
@@ -86,22 +85,6 @@ def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return prepare.identity(ast_config, wanted)(checkpoint) | {"sounds": sounds}
 
 
-def _sound(network: ASTModel) -> dict[str, Tensor]:
-    """One sound of 10.24 seconds, or padded to them."""
-    return {"features": torch.empty(1, network.config.max_length, network.config.num_mel_bins)}
-
-
-def _pooled(network: nn.ModuleDict) -> dict[str, Tensor]:
-    """One sound."""
-    return {"pooled": torch.empty(1, cast("nn.Linear", network["audio_projection"]).in_features)}
-
-
-def _sound_picture_and_texts(network: AlignmentHead) -> dict[str, Tensor]:
-    """One sound, one picture and four texts."""
-    one, texts = torch.empty(1, network.width), torch.empty(contrast.TEXTS, network.width)
-    return {"audio_embeds": one, "image_embeds": one, "text_embeds": texts}
-
-
 class AlignmentSteps(steps.Ranking):
     """Embeddings of a sound, a picture and n texts, and the texts."""
 
@@ -121,7 +104,13 @@ PARTS: model_parts.Parts = {
         build=lambda config: ASTModel(ast_config(config)),
         identity=_encoder_identity,
         steps=prepare.sound_steps(_extractor, samples, "input_values"),
-        forwards=tower("pooled", "pooler_output", _sound, features="input_values"),
+        forwards=tower(
+            "pooled",
+            "pooler_output",
+            "One sound of 10.24 seconds, or padded to them.",
+            lambda network: {"features": (1, network.config.max_length, network.config.num_mel_bins)},
+            features="input_values",
+        ),
         renames=vit.RENAMES,
     ),
     "projection": contrast.projection(
@@ -129,14 +118,22 @@ PARTS: model_parts.Parts = {
         "audio_projection",
         "audio_embeds",
         lambda config: (config["width"], config["projected"]),
-        _pooled,
+        "One sound.",
     ),
     "alignment_head": model_parts.Part(
         prefixes={"clip": [{"logit_scale": "logit_scale"}]},
         build=lambda config: AlignmentHead(_projected(config)),
         identity=lambda _: {},
         steps=lambda checkpoint: AlignmentSteps(["audio_embeds", "image_embeds"], _projected(checkpoint.config)),
-        forwards=ordinary(AlignmentHead.forward, _sound_picture_and_texts),
+        forwards=ordinary(
+            AlignmentHead.forward,
+            "One sound, one picture and four texts.",
+            lambda network: {
+                "audio_embeds": (1, network.width),
+                "image_embeds": (1, network.width),
+                "text_embeds": (contrast.TEXTS, network.width),
+            },
+        ),
     ),
 }
 

@@ -87,30 +87,9 @@ def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return _text_identity(checkpoint) | _special(checkpoint) | {"most": most}
 
 
-def _picture_and_question(network: BlipTextModel) -> dict[str, Tensor]:
-    """A question of ten tokens about one picture."""
-    return {
-        "ids": torch.zeros(1, QUESTION_TOKENS, dtype=torch.int64),
-        "mask": torch.zeros(1, 1, 1, QUESTION_TOKENS),
-        "states": torch.empty(1, network.config.patches, network.config.encoder_hidden_size),
-        "seen": torch.zeros(1, 1, 1, network.config.patches),
-    }
-
-
-def _answer(network: BlipTextLMHeadModel) -> dict[str, Tensor]:
-    """A caption of 16 tokens, or an answer of 4 to a question of ten, each token computed once, as with the cache."""
-    return _tokens_and_states(network, 4, QUESTION_TOKENS)
-
-
-def _caption(network: BlipTextLMHeadModel) -> dict[str, Tensor]:
-    """A caption of 16 tokens, or an answer of 4 to a question of ten, each token computed once, as with the cache."""
-    return _tokens_and_states(network, generation.CAPTION_TOKENS, network.config.patches)
-
-
-def _tokens_and_states(network: BlipTextLMHeadModel, tokens: int, attended: int) -> dict[str, Tensor]:
-    states = torch.empty(1, attended, network.config.encoder_hidden_size)
-    seen = torch.zeros(1, 1, 1, attended)
-    return generation.tokens_and_states(tokens, states) | {"encoder_attention_mask": seen}
+def _tokens_and_states(network: BlipTextLMHeadModel, tokens: int, attended: int) -> model_parts.Shapes:
+    states = (1, attended, network.config.encoder_hidden_size)
+    return generation.tokens_and_states(tokens, states) | {"encoder_attention_mask": (1, 1, 1, attended)}
 
 
 def _question_steps(checkpoint: Checkpoint) -> steps.Steps:
@@ -128,6 +107,9 @@ def _decoder_steps(checkpoint: Checkpoint) -> dict[str | None, steps.Steps]:
     return {use: steps.Steps(states, answer=steps.spelling(tokenizer, what)) for use, what in names.items()}
 
 
+_TYPICAL = (
+    "A caption of 16 tokens, or an answer of 4 to a question of ten, each token computed once, as with the cache."
+)
 _TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -147,7 +129,16 @@ PARTS: model_parts.Parts = {
         build=lambda config: cast("Any", BlipTextModel)(text_config(config), add_pooling_layer=False),
         identity=_text_identity,
         steps=_question_steps,
-        forwards=ordinary(encode_question, _picture_and_question),
+        forwards=ordinary(
+            encode_question,
+            "A question of ten tokens about one picture.",
+            lambda network: {
+                "ids": (1, QUESTION_TOKENS),
+                "mask": (1, 1, 1, QUESTION_TOKENS),
+                "states": (1, network.config.patches, network.config.encoder_hidden_size),
+                "seen": (1, 1, 1, network.config.patches),
+            },
+        ),
     ),
     "decoder": model_parts.Part(
         prefixes={"blip": [{"text_decoder.": ""}]},
@@ -155,8 +146,18 @@ PARTS: model_parts.Parts = {
         identity=_decoder_identity,
         steps=_decoder_steps,
         forwards={
-            use: Forward(partial(generation.greedy, most=MOST_TOKENS[use]), sample, generation.one_pass)
-            for use, sample in ((None, _answer), ("caption", _caption))
+            None: Forward(
+                partial(generation.greedy, most=MOST_TOKENS[None]),
+                _TYPICAL,
+                lambda network: _tokens_and_states(network, 4, QUESTION_TOKENS),
+                generation.one_pass,
+            ),
+            "caption": Forward(
+                partial(generation.greedy, most=MOST_TOKENS["caption"]),
+                _TYPICAL,
+                lambda network: _tokens_and_states(network, generation.CAPTION_TOKENS, network.config.patches),
+                generation.one_pass,
+            ),
         },
         settings=_settings,
         tied=_TIED,

@@ -35,6 +35,7 @@ from edge_agent.modules import Prepared, Value
 from edge_agent.modules.families import generation
 from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
+from edge_agent.modules.weights.model_parts import Forwards, Shapes, ordinary
 
 IMAGE = "<image>"
 """The placeholder of the picture in a prompt, once for each of its vectors."""
@@ -142,21 +143,22 @@ def generate(
     return {"tokens": found}
 
 
-def picture_prompt_and_answer(network: Language) -> dict[str, Tensor]:
-    """One picture, a prompt of 24 tokens besides it, and an answer of 16."""
-    length = network.config.picture_tokens + PROMPT_TOKENS + ANSWER_TOKENS
-    return {
-        "inputs_embeds": torch.empty(1, length, network.config.hidden_size),
-        "attention_mask": torch.zeros(1, 1, length, length),
-    }
-
-
-def one_pass(network: Language, inputs_embeds: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+def _one_pass(network: Language, inputs_embeds: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
     """The pass of a prompt and of its answer: each token once, as ``generate`` does with its cache."""
     logits = network(
         inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False, logits_to_keep=ANSWER_TOKENS
     ).logits
     return {"tokens": logits.argmax(dim=-1)}
+
+
+def answering(typical: str) -> Forwards[Language]:
+    """The forwards of a language model that answers a prompt with a picture in it; ``typical`` describes the pass."""
+
+    def shapes(network: Language) -> Shapes:
+        length = network.config.picture_tokens + PROMPT_TOKENS + ANSWER_TOKENS
+        return {"inputs_embeds": (1, length, network.config.hidden_size), "attention_mask": (1, 1, length, length)}
+
+    return ordinary(generate, typical, shapes, _one_pass)
 
 
 class PromptSteps:

@@ -39,6 +39,7 @@ from edge_agent.modules.weights.model_parts import tower
 
 TEXT = f"{prepare.TEXT} pad_token_id projection_dim projection_hidden_act"
 MOST_S = 60.0  # seconds of the longest sound that is read
+FRAMES = 1001  # of ten seconds, in steps of ten milliseconds, both ends included
 CAPTION_TOKENS = 9  # of the pass that is counted: "this is a sound of a dog" with start and end
 
 
@@ -112,23 +113,6 @@ def _audio_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return prepare.fields(config, wanted) | {"sounds": {name: features[name] for name in used.split()}}
 
 
-def _sound(network: ClapAudioModelWithProjection) -> dict[str, Tensor]:
-    """Ten seconds of sound."""
-    frames, mels = 1001, network.config.num_mel_bins  # ten seconds in steps of ten milliseconds, both ends included
-    return {"features": torch.empty(1, 1, frames, mels)}
-
-
-def _captions(_: ClapTextModelWithProjection) -> dict[str, Tensor]:
-    """Four captions of nine tokens."""
-    ids = torch.zeros(contrast.TEXTS, CAPTION_TOKENS, dtype=torch.int64)
-    return {"ids": ids, "mask": torch.zeros(contrast.TEXTS, 1, CAPTION_TOKENS, CAPTION_TOKENS)}
-
-
-def _sound_and_captions(network: contrast.Head) -> dict[str, Tensor]:
-    """One sound and four captions."""
-    return {"audio_embeds": torch.empty(1, network.width), "text_embeds": torch.empty(contrast.TEXTS, network.width)}
-
-
 def _longest(config: Config) -> int:
     """Tokens of the longest text: RoBERTa's positions start after the padding token's id."""
     own = text_config(config)
@@ -141,14 +125,30 @@ PARTS: model_parts.Parts = {
         build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
         identity=_audio_identity,
         steps=prepare.sound_steps(extractor, beginning, "input_features"),
-        forwards=tower("audio_embeds", "audio_embeds", _sound, features="input_features"),
+        forwards=tower(
+            "audio_embeds",
+            "audio_embeds",
+            "Ten seconds of sound.",
+            lambda network: {"features": (1, 1, FRAMES, network.config.num_mel_bins)},
+            features="input_features",
+        ),
     ),
     "text": model_parts.Part(
         prefixes={"clap": [{"text_model.": "text_model.", "text_projection.": "text_projection."}]},
         build=_text,
         identity=prepare.identity(text_config, TEXT, texts=True),
         steps=prepare.text_steps(RobertaTokenizer, _longest),
-        forwards=tower("text_embeds", "text_embeds", _captions, ids="input_ids", mask="attention_mask"),
+        forwards=tower(
+            "text_embeds",
+            "text_embeds",
+            "Four captions of nine tokens.",
+            lambda _: {
+                "ids": (contrast.TEXTS, CAPTION_TOKENS),
+                "mask": (contrast.TEXTS, 1, CAPTION_TOKENS, CAPTION_TOKENS),
+            },
+            ids="input_ids",
+            mask="attention_mask",
+        ),
         unread=(".position_ids", ".token_type_ids"),
     ),
     "head": contrast.head(
@@ -157,7 +157,7 @@ PARTS: model_parts.Parts = {
         _logits,
         lambda config: text_config(config).projection_dim,
         other="audio_embeds",
-        sample=_sound_and_captions,
+        typical="One sound and four captions.",
     ),
 }
 

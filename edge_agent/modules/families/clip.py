@@ -25,7 +25,7 @@ from typing import cast
 
 import torch
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
@@ -107,21 +107,6 @@ def _text_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return own | {"end": cast("int", end)}
 
 
-def _clipseg_picture(network: CLIPVisionModel) -> dict[str, Tensor]:
-    """One picture."""
-    return {"pixels": torch.empty(1, network.config.num_channels, CLIPSEG_SIZE, CLIPSEG_SIZE)}
-
-
-def _captions(_: CLIPTextModelWithProjection) -> dict[str, Tensor]:
-    """Four captions of seven tokens."""
-    return {"ids": torch.zeros(CAPTIONS, CAPTION_TOKENS, dtype=torch.int64)}
-
-
-def _pooled(network: nn.ModuleDict) -> dict[str, Tensor]:
-    """One picture."""
-    return {"pooled": torch.empty(1, cast("nn.Linear", network["visual_projection"]).in_features)}
-
-
 def _projected(config: Config) -> int:
     return int(config.get("projection_dim", 512))
 
@@ -169,9 +154,13 @@ def _vision_steps(checkpoint: Checkpoint) -> dict[str | None, steps.Steps]:
 
 _VISION: model_parts.Forwards[CLIPVisionModel] = {
     **tower("pooled", "pooler_output"),
-    "patch-mean": Forward(mean_of_patches, one_picture),
-    "llava": Forward(patches_for_llava, one_picture),
-    "clipseg": Forward(layers_for_clipseg, _clipseg_picture),
+    "patch-mean": Forward(mean_of_patches, "One picture.", one_picture),
+    "llava": Forward(patches_for_llava, "One picture.", one_picture),
+    "clipseg": Forward(
+        layers_for_clipseg,
+        "One picture.",
+        lambda network: {"pixels": (1, network.config.num_channels, CLIPSEG_SIZE, CLIPSEG_SIZE)},
+    ),
 }
 PARTS: model_parts.Parts = {
     "vision": model_parts.Part(
@@ -199,7 +188,7 @@ PARTS: model_parts.Parts = {
         "visual_projection",
         "image_embeds",
         _projection,
-        _pooled,
+        "One picture.",
         bias=False,
     ),
     "text": model_parts.Part(
@@ -210,7 +199,14 @@ PARTS: model_parts.Parts = {
         build=lambda config: CLIPTextModelWithProjection(text_config(config)),
         identity=_text_identity,
         steps=prepare.text_steps(CLIPTokenizer, lambda config: text_config(config).max_position_embeddings),
-        forwards=tower("text_embeds", "text_embeds", _captions, ids="input_ids", mask="attention_mask"),
+        forwards=tower(
+            "text_embeds",
+            "text_embeds",
+            "Four captions of seven tokens.",
+            lambda _: {"ids": (CAPTIONS, CAPTION_TOKENS)},
+            ids="input_ids",
+            mask="attention_mask",
+        ),
     ),
     "head": contrast.head(
         {"clip": [{"logit_scale": "logit_scale"}], "clipseg": [{"clip.logit_scale": "logit_scale"}]},

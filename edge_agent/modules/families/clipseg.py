@@ -119,20 +119,8 @@ def _tokens(config: CLIPSegConfig) -> int:
     return 1 + (clip.CLIPSEG_SIZE // model_parts.side(_tower(config).patch_size)) ** 2
 
 
-def _layers(network: Reduce) -> dict[str, Tensor]:
-    """One picture of 352 x 352, in patches of 16."""
-    return {name: torch.empty(shape) for name, shape in _layer_shapes(network.width).items()}
-
-
 def _layer_shapes(width: int) -> dict[str, tuple[int, ...]]:
     return {f"layer-{index}": (1, 1 + (clip.CLIPSEG_SIZE // 16) ** 2, width) for index in clip.CLIPSEG_LAYERS}
-
-
-def _reduced_and_text(network: CLIPSegDecoder) -> dict[str, Tensor]:
-    """One picture of 352 x 352, and one text."""
-    config = network.config
-    made = {name: torch.empty(shape) for name, shape in _reduced_shapes(config).items()}
-    return made | {"text_embeds": torch.empty(1, config.projection_dim or 0)}
 
 
 def _reduced_shapes(config: CLIPSegConfig) -> dict[str, tuple[int, ...]]:
@@ -206,7 +194,9 @@ PARTS: model_parts.Parts = {
         steps=lambda checkpoint: steps.Steps(
             steps.arrays(_layer_shapes(_tower(_config(checkpoint.config)).hidden_size), free=True)
         ),
-        forwards=ordinary(Reduce.forward, _layers),
+        forwards=ordinary(
+            Reduce.forward, "One picture of 352 x 352, in patches of 16.", lambda network: _layer_shapes(network.width)
+        ),
     ),
     "decoder": model_parts.Part(
         prefixes={
@@ -218,7 +208,11 @@ PARTS: model_parts.Parts = {
         build=_decoder,
         identity=_decoder_identity,
         steps=lambda checkpoint: MaskSteps(_config(checkpoint.config)),
-        forwards=ordinary(segment, _reduced_and_text),
+        forwards=ordinary(
+            segment,
+            "One picture of 352 x 352, and one text.",
+            lambda network: {**_reduced_shapes(network.config), "text_embeds": (1, network.config.projection_dim)},
+        ),
     ),
 }
 

@@ -10,6 +10,7 @@ Owns the head's inputs and its scores; how embeddings become logits is the famil
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -44,17 +45,12 @@ class Head(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
 
 
-def picture_and_captions(network: Head) -> dict[str, Tensor]:
-    """One picture and four captions."""
-    return {"image_embeds": torch.empty(1, network.width), "text_embeds": torch.empty(TEXTS, network.width)}
-
-
 def projection(
     prefixes: Mapping[str, Sequence[Prefixes]],
     name: str,
     gives: str,
     sizes: Callable[[Config], tuple[int, int]],
-    sample: Callable[[nn.ModuleDict], Mapping[str, Tensor]],
+    typical: str,
     *,
     bias: bool = True,
 ) -> Part[nn.ModuleDict]:
@@ -65,7 +61,7 @@ def projection(
         name: The layer's name.
         gives: The embeddings' name.
         sizes: The lengths d and e.
-        sample: The tensors of the pass that is counted.
+        typical: As for ``Forward``.
         bias: Whether the layer has one.
     """
 
@@ -77,7 +73,7 @@ def projection(
         build=lambda config: nn.ModuleDict({name: nn.Linear(*sizes(config), bias=bias)}),
         identity=lambda _: {},
         steps=lambda checkpoint: steps.Steps(steps.arrays({"pooled": (1, sizes(checkpoint.config)[0])})),
-        forwards=ordinary(run, sample),
+        forwards=ordinary(run, typical, lambda network: {"pooled": (1, cast("nn.Linear", network[name]).in_features)}),
     )
 
 
@@ -89,7 +85,7 @@ def head(
     *,
     probabilities: Callable[[Tensor], Tensor] = softmax,
     other: str = "image_embeds",
-    sample: Callable[[Head], Mapping[str, Tensor]] = picture_and_captions,
+    typical: str = "One picture and four captions.",
 ) -> Part[Head]:
     """The head of a family.
 
@@ -100,7 +96,7 @@ def head(
         width: The length e of the embeddings.
         probabilities: Logits (1, n) to scores (1, n) between 0 and 1.
         other: The name of the picture's or the sound's embedding.
-        sample: The tensors of the pass that is counted.
+        typical: As for ``Forward``.
     """
 
     def run(network: Head, **embeddings: Tensor) -> dict[str, Tensor]:
@@ -112,5 +108,7 @@ def head(
         build=lambda config: Head(width(config), parameters),
         identity=lambda _: {},
         steps=lambda checkpoint: steps.Ranking([other], width(checkpoint.config)),
-        forwards=ordinary(run, sample),
+        forwards=ordinary(
+            run, typical, lambda network: {other: (1, network.width), "text_embeds": (TEXTS, network.width)}
+        ),
     )

@@ -56,11 +56,10 @@ def one_pass(network: PreTrainedModel, **tensors: Tensor) -> dict[str, Tensor]:
     return {"tokens": cast("Any", network)(**tensors, use_cache=False).logits.argmax(dim=-1)}
 
 
-def tokens_and_states(tokens: int, states: Tensor) -> dict[str, Tensor]:
-    """Tensors for ``one_pass``: tokens (1, t) with their mask, and the states that they attend to."""
-    ids = torch.zeros(1, tokens, dtype=torch.int64)
+def tokens_and_states(tokens: int, states: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes for ``one_pass``: tokens (1, t) with their mask, and the states that they attend to."""
     return {
-        "input_ids": ids,
-        "attention_mask": torch.zeros(1, 1, tokens, tokens),
+        "input_ids": (1, tokens),
+        "attention_mask": (1, 1, tokens, tokens),
         "encoder_hidden_states": states,
     }

@@ -48,6 +48,10 @@ class Linear(nn.Module):
         """Features (1, d) to ``logits`` (1, c)."""
         return _scored(self.classifier(features))
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of one picture's features."""
+        return {"features": (1, self.width)}
+
 
 class Answerer(nn.Module):
     """A perceptron with one hidden layer over a picture's and a question's embedding."""
@@ -78,16 +82,6 @@ def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     wanted = ("model_type", "features", "width", "text_width", "hidden")
     fields: dict[str, JsonValue] = {name: checkpoint.config.get(name) for name in wanted}
     return fields | {"labels": [*labels(checkpoint.config)]}
-
-
-def one_row(network: Linear) -> dict[str, Tensor]:
-    """One picture."""
-    return {"features": torch.empty(1, network.width)}
-
-
-def _picture_and_question(network: Answerer) -> dict[str, Tensor]:
-    """One picture and one question."""
-    return {"image": torch.empty(1, network.width), "text": torch.empty(1, network.text_width)}
 
 
 def label_steps(name: str, width: int, names: Sequence[str]) -> steps.Steps:
@@ -130,14 +124,18 @@ PARTS: model_parts.Parts = {
         build=lambda config: Linear(config["width"], len(labels(config))),
         identity=_identity,
         steps=_label_steps,
-        forwards=ordinary(Linear.forward, one_row),
+        forwards=ordinary(Linear.forward, "One picture.", Linear.shapes),
     ),
     "answer": model_parts.Part(
         prefixes={ANSWER: [{"fuse.": "fuse.", "classify.": "classify."}]},
         build=lambda config: Answerer(config["width"], config["text_width"], config["hidden"], len(labels(config))),
         identity=_identity,
         steps=_answer_steps,
-        forwards=ordinary(Answerer.forward, _picture_and_question),
+        forwards=ordinary(
+            Answerer.forward,
+            "One picture and one question.",
+            lambda network: {"image": (1, network.width), "text": (1, network.text_width)},
+        ),
     ),
 }
 

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 from transformers import (
@@ -120,16 +119,6 @@ def _language(config: Config, *, tied: bool) -> causal.Language:
     return network
 
 
-def _picture(network: Tower) -> dict[str, Tensor]:
-    """One picture."""
-    return one_picture(network.network)
-
-
-def _patches(network: Projector) -> dict[str, Tensor]:
-    """One picture."""
-    return {"patches": torch.empty(1, network.patches, network.width)}
-
-
 def _language_steps(checkpoint: Checkpoint) -> causal.PromptSteps:
     vectors = (1, patches(_config(checkpoint.config)), causal.text_config(checkpoint.config).hidden_size)
     return causal.PromptSteps(
@@ -157,7 +146,7 @@ def _language_part(*, tied: bool) -> model_parts.Part[causal.Language]:
         build=lambda config: _language(config, tied=tied),
         identity=_language_identity,
         steps=_language_steps,
-        forwards=ordinary(causal.generate, causal.picture_prompt_and_answer, causal.one_pass),
+        forwards=causal.answering("One picture, a prompt of 24 tokens besides it, and an answer of 16."),
         settings=causal.settings,
         unread=(".rotary_emb.inv_freq",),
     )
@@ -176,7 +165,7 @@ PARTS: model_parts.Parts = {
         build=Tower,
         identity=_vision_identity,
         steps=prepare.picture_steps(SiglipImageProcessorPil),
-        forwards=ordinary(Tower.forward, _picture),
+        forwards=ordinary(Tower.forward, "One picture.", lambda tower: one_picture(tower.network)),
     ),
     "projector": model_parts.Part(
         prefixes={
@@ -185,7 +174,9 @@ PARTS: model_parts.Parts = {
         build=lambda config: Projector(_config(config)),
         identity=_projector_identity,
         steps=_projector_steps,
-        forwards=ordinary(Projector.forward, _patches),
+        forwards=ordinary(
+            Projector.forward, "One picture.", lambda network: {"patches": (1, network.patches, network.width)}
+        ),
     ),
     "language": _language_part(tied=False),
     "tied_language": replace(

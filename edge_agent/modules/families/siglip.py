@@ -37,11 +37,6 @@ def _logits(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, logi
     return (contrast.cosines(image_embeds, text_embeds) * logit_scale.exp() + logit_bias).t()
 
 
-def _captions(network: SiglipTextModel) -> dict[str, Tensor]:
-    """Four captions, each padded to 64 tokens."""
-    return {"ids": torch.zeros(contrast.TEXTS, network.config.max_position_embeddings, dtype=torch.int64)}
-
-
 PARTS: model_parts.Parts = {
     "vision": model_parts.Part(
         prefixes={"siglip": [{"vision_model.": ""}]},
@@ -57,7 +52,13 @@ PARTS: model_parts.Parts = {
         steps=prepare.text_steps(
             SiglipTokenizer, lambda config: text_config(config).max_position_embeddings, padded=True
         ),
-        forwards=tower("text_embeds", "pooler_output", _captions, ids="input_ids"),  # padding counts, as in training
+        forwards=tower(
+            "text_embeds",
+            "pooler_output",
+            "Four captions, each padded to 64 tokens.",
+            lambda network: {"ids": (contrast.TEXTS, network.config.max_position_embeddings)},
+            ids="input_ids",
+        ),  # padding counts, as in training
     ),
     "head": contrast.head(
         {"siglip": [{"logit_scale": "logit_scale", "logit_bias": "logit_bias"}]},

@@ -95,16 +95,6 @@ def _language(config: Config) -> causal.Language:
     return network
 
 
-def _tiles(network: Seeing) -> dict[str, Tensor]:
-    """One picture of 4:3, in thirteen tiles."""
-    return {"pixels": torch.empty(TILES, 3, network.side, network.side), "grid": torch.empty(2)}
-
-
-def _picture_prompt_and_answer(network: causal.Language) -> dict[str, Tensor]:
-    """One picture in thirteen tiles, a prompt of 24 tokens besides it, and an answer of 16."""
-    return causal.picture_prompt_and_answer(network)
-
-
 def _read_tiles(processor: Idefics3ImageProcessorPil, value: Value) -> dict[str, Array]:
     """``pixels`` of a picture's tiles (n, 3, s, s) and ``grid`` (2,)."""
     picture = decoding.picture(value)
@@ -141,14 +131,20 @@ PARTS: model_parts.Parts = {
         build=lambda config: Seeing(_config(config)),
         identity=_vision_identity,
         steps=_vision_steps,
-        forwards=ordinary(Seeing.forward, _tiles),
+        forwards=ordinary(
+            Seeing.forward,
+            "One picture of 4:3, in thirteen tiles.",
+            lambda network: {"pixels": (TILES, 3, network.side, network.side), "grid": (2,)},
+        ),
     ),
     "language": model_parts.Part(
         prefixes={"idefics3": [{"model.text_model.": "model.", "lm_head.": "lm_head."}]},
         build=_language,
         identity=_language_identity,
         steps=_language_steps,
-        forwards=ordinary(causal.generate, _picture_prompt_and_answer, causal.one_pass),
+        forwards=causal.answering(
+            "One picture in thirteen tiles, a prompt of 24 tokens besides it, and an answer of 16."
+        ),
         settings=causal.settings,
         unread=(".rotary_emb.inv_freq",),
     ),

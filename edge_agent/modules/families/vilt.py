@@ -78,12 +78,6 @@ def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return own | {"labels": [*prepare.labels(_config(checkpoint.config))]}
 
 
-def _picture_and_question(network: ViltForQuestionAnswering) -> dict[str, Tensor]:
-    """One picture of 384 x 512 pixels and a question of ten tokens."""
-    ids = torch.zeros(1, QUESTION_TOKENS, dtype=torch.int64)
-    return {"ids": ids, "pixels": torch.empty(1, network.config.num_channels, *PICTURE)}
-
-
 def _steps(checkpoint: Checkpoint) -> steps.Steps:
     config = _config(checkpoint.config)
     picture = steps.picture(prepare.image_processor(checkpoint, ViltImageProcessorPil))
@@ -98,7 +92,11 @@ PARTS: model_parts.Parts = {
         build=lambda config: ViltForQuestionAnswering(_config(config)),
         identity=_identity,
         steps=_steps,
-        forwards=ordinary(answer_question, _picture_and_question),
+        forwards=ordinary(
+            answer_question,
+            "One picture of 384 x 512 pixels and a question of ten tokens.",
+            lambda network: {"ids": (1, QUESTION_TOKENS), "pixels": (1, network.config.num_channels, *PICTURE)},
+        ),
     ),
 }
 

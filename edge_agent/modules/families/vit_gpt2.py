@@ -15,9 +15,7 @@ from __future__ import annotations
 from functools import partial
 from typing import cast
 
-import torch
 from pydantic import JsonValue
-from torch import Tensor
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -88,12 +86,6 @@ def _special(checkpoint: Checkpoint) -> dict[str, int]:
     return cast("dict[str, int]", found)
 
 
-def _caption(network: GPT2LMHeadModel) -> dict[str, Tensor]:
-    """A caption of 16 tokens, each computed once, as with the cache."""
-    states = torch.empty(1, network.config.states, network.config.n_embd)
-    return generation.tokens_and_states(generation.CAPTION_TOKENS, states)
-
-
 def _caption_steps(checkpoint: Checkpoint) -> steps.Steps:
     encoder = _encoder_config(checkpoint.config)
     shapes = {"states": (1, _states(encoder), encoder.hidden_size)}
@@ -116,7 +108,14 @@ PARTS: model_parts.Parts = {
         build=_decoder,
         identity=_decoder_identity,
         steps=_caption_steps,
-        forwards=ordinary(partial(generation.greedy, most=MOST_TOKENS), _caption, generation.one_pass),
+        forwards=ordinary(
+            partial(generation.greedy, most=MOST_TOKENS),
+            "A caption of 16 tokens, each computed once, as with the cache.",
+            lambda network: generation.tokens_and_states(
+                generation.CAPTION_TOKENS, (1, network.config.states, network.config.n_embd)
+            ),
+            generation.one_pass,
+        ),
         settings=_special,
         tied={"lm_head.weight": "transformer.wte.weight"},
         equal={"decoder.lm_head.weight": "decoder.transformer.wte.weight"},

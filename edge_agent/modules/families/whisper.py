@@ -161,16 +161,9 @@ def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return _shape(config, "decoder") | fields
 
 
-def _sound(network: WhisperEncoder) -> dict[str, Tensor]:
-    """One sound, padded to 30 seconds."""
-    return {"features": torch.empty(1, network.config.num_mel_bins, 2 * network.config.max_source_positions)}
-
-
-def _text(network: Decoder) -> dict[str, Tensor]:
-    """A text of 16 tokens, the start's among them, each computed once, as with the cache."""
+def _text(network: Decoder) -> model_parts.Shapes:
     config = network.decoder.config
-    states = torch.empty(1, config.max_source_positions, config.d_model)
-    return generation.tokens_and_states(generation.CAPTION_TOKENS, states)
+    return generation.tokens_and_states(generation.CAPTION_TOKENS, (1, config.max_source_positions, config.d_model))
 
 
 def _one_pass(network: Decoder, **tensors: Tensor) -> dict[str, Tensor]:
@@ -195,14 +188,25 @@ PARTS: model_parts.Parts = {
         build=lambda config: WhisperEncoder(_config(config)),
         identity=_encoder_identity,
         steps=prepare.sound_steps(_extractor, _samples, "input_features"),
-        forwards=tower("states", "last_hidden_state", _sound, features="input_features"),
+        forwards=tower(
+            "states",
+            "last_hidden_state",
+            "One sound, padded to 30 seconds.",
+            lambda network: {"features": (1, network.config.num_mel_bins, 2 * network.config.max_source_positions)},
+            features="input_features",
+        ),
     ),
     "decoder": model_parts.Part(
         prefixes={"whisper": [{"model.decoder.": "decoder."}]},
         build=lambda config: Decoder(_config(config)),
         identity=_decoder_identity,
         steps=_text_steps,
-        forwards=ordinary(Decoder.generate, _text, _one_pass),
+        forwards=ordinary(
+            Decoder.generate,
+            "A text of 16 tokens, the start's among them, each computed once, as with the cache.",
+            _text,
+            _one_pass,
+        ),
         settings=lambda checkpoint: {"tokens": _tokens(checkpoint)},
         equal={"proj_out.weight": "model.decoder.embed_tokens.weight"},
     ),

@@ -32,6 +32,7 @@ from edge_agent.modules.weights import hub, identity, part_source, precision, se
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 
 Prefixes = Mapping[str, str]
+Shapes = Mapping[str, tuple[int, ...]]
 # transformers' advice and progress bars are for interactive use.
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -48,16 +49,24 @@ class Forward(Generic[N]):
     Args:
         run: The network and its tensors by name to tensors by name. The device's forward pass and the count on the
             meta device call this same function.
-        sample: The tensors of the pass that is counted, made for a network on the device that is current. Its
-            docstring's first line describes them. A mask, where the network demands one, is an additive one of four
-            dimensions: transformers looks into others.
+        typical: The pass that is counted, in words.
+        shapes: The tensors of that pass, which are floats but for ``ids`` and ``input_ids``. A mask, where the network
+            demands one, is an additive one of four dimensions: transformers looks into others.
         unrolled: If ``run`` is a loop: one pass that computes each token once, as the loop does with its cache, for
-            the count. It takes the tensors of ``sample``.
+            the count. It takes the tensors of ``shapes``.
     """
 
     run: Callable[..., Mapping[str, Tensor]]
-    sample: Callable[[N], Mapping[str, Tensor]]
+    typical: str
+    shapes: Callable[[N], Shapes]
     unrolled: Callable[..., Mapping[str, Tensor]] | None = None
+
+    def sample(self, network: N) -> dict[str, Tensor]:
+        """The tensors of the pass that is counted, on the device that is current."""
+        return {
+            name: torch.zeros(shape, dtype=torch.int64 if name in {"ids", "input_ids"} else torch.float32)
+            for name, shape in self.shapes(network).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -130,29 +139,35 @@ def loader(parts: Parts) -> Callable[[ModuleSpec], Module]:
 
 def ordinary(
     run: Callable[..., Mapping[str, Tensor]],
-    sample: Callable[[N], Mapping[str, Tensor]],
+    typical: str,
+    shapes: Callable[[N], Shapes],
     unrolled: Callable[..., Mapping[str, Tensor]] | None = None,
 ) -> Forwards[N]:
     """The forwards of a part that has one use."""
-    return {None: Forward(run, sample, unrolled)}
+    return {None: Forward(run, typical, shapes, unrolled)}
 
 
-def one_picture(network: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any vision tower
-    """One picture."""
+def one_picture(network: Any) -> Shapes:  # noqa: ANN401 - any vision tower
+    """The shapes of a picture as the tower's configuration wants it."""
     config = network.config
     length = side(config.image_size)
-    return {"pixels": torch.empty(1, getattr(config, "num_channels", 3), length, length)}
+    return {"pixels": (1, getattr(config, "num_channels", 3), length, length)}
 
 
 def tower(
-    gives: str, attribute: str, sample: Callable[[N], Mapping[str, Tensor]] = one_picture, **inputs: str
+    gives: str,
+    attribute: str,
+    typical: str = "One picture.",
+    shapes: Callable[[N], Shapes] = one_picture,
+    **inputs: str,
 ) -> Forwards[N]:
     """The forwards of a tower that gives one array.
 
     Args:
         gives: The array's name.
         attribute: Its name in transformers' output.
-        sample: The tensors of the pass that is counted.
+        typical: As for ``Forward``.
+        shapes: As for ``Forward``.
         inputs: Our name of a tensor -> transformers' argument, for a tower that takes other things than ``pixels``.
             Tensors without one are left out.
     """
@@ -162,7 +177,7 @@ def tower(
         found = network(**{arguments[name]: tensor for name, tensor in tensors.items() if name in arguments})
         return {gives: getattr(found, attribute)}
 
-    return ordinary(run, sample)
+    return ordinary(run, typical, shapes)
 
 
 def side(size: object) -> int:
