@@ -60,10 +60,6 @@ class Calibration:
         measured: The measurements so far, and their file.
         speed: Share of its speed that the device offers: an emulated slower one's passes take longer.
         flops_per_s: The device's estimated speed, to skip passes that would take too long.
-        runner: Runs the passes.
-        clock: Seconds, rising.
-        resident_bytes: The process's resident memory; None when the system doesn't say.
-        free_bytes: The memory that the process may still take; None when the system doesn't say.
     """
 
     def __init__(
@@ -86,18 +82,14 @@ class Calibration:
         self._clock = clock
         self._resident_bytes = resident_bytes
         self._free_bytes = free_bytes
-        self._here: dict[ModuleKey, float] = {}
+        self.cached: Mapping[ModuleKey, float] = {}
+        """Modules that were measured and whose weights are on this machine -> seconds of a pass."""
         self.look()
 
     def expected_bytes(self, spec: ModuleSpec) -> int:
         """The bytes that a module will occupy: as it was measured, or as its spec says."""
         known = self._measured.modules.get(spec.key)
         return max(spec.memory_bytes, known.memory_bytes if known else 0)
-
-    @property
-    def cached(self) -> Mapping[ModuleKey, float]:
-        """Modules that were measured and whose weights are on this machine -> seconds of a pass."""
-        return self._here
 
     def load(self, spec: ModuleSpec, load: Callable[[ModuleSpec], Module]) -> Loaded:
         """Load a module, and measure whatever isn't known of it yet.
@@ -136,7 +128,7 @@ class Calibration:
         """Find which measured modules have their weights on this machine. Reads the disk, never the network."""
         from edge_agent.modules.weights.packaged import is_here  # noqa: PLC0415 - torch comes with it
 
-        self._here = {
+        self.cached = {
             key: each.compute_s / self._speed
             for key, each in self._measured.modules.items()
             if each.compute_s is not None and is_here(each.spec.source)

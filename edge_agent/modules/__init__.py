@@ -16,28 +16,8 @@ inference mode, moves a tensor or converts one. The same values give the same bi
 device of one kind. A module may have several uses (``NodeSpec.use``): the weights are the same and are held once; each
 use has its own steps and its own ``forward``. Only the arrays that a use's consumers need cross the wire.
 
-How to add a family whose weights are published as a model repository (``clip.py`` is the example):
-
-1. ``edge_agent/modules/families/FAMILY.py``, imported lazily by its line in ``_PARTS``. Its docstring has the table
-   of parts: weights, inputs, outputs (name, dtype, shape). The file has
-   - ``PARTS: model_parts.Parts``: for each part its prefixes in the published layouts, how transformers builds it from
-     config.json, its identity, its steps, and for each use its ``Forward``: the function, and sample tensors for
-     counting operations on the meta device (``model_parts.Part`` describes the fields);
-   - steps: one of ``inputs/steps.py`` (picture, texts, sound, arrays of other nodes, embeddings and the texts to rank);
-     else a subclass of ``steps.Steps``. ``sample()`` gives the values by which a device measures the module;
-   - ``load = model_parts.loader(PARTS)``.
-   A family's name is FILE.PART or FILE.SOMETHING; ``source.part`` in a spec is the key in ``PARTS``. Use two families
-   for the same weights only if they can't be one module with two uses.
-   ``forward`` computes in the spec's dtype: the runner casts what goes in, and gives float32, since the wire has no
-   bfloat16. If it is a loop (generation), its ``Forward`` has ``unrolled``. Nothing may draw random numbers.
-2. ``edge_agent/catalog/hub/configs/ORG--NAME.json`` for each repository that the family's tasks name (fields: see
-   ``s2m3/reference/zoo.py``), and ``edge_agent/catalog/hub/TASK-MODEL.yaml``; ``python -m s2m3 models numbers --write``
-   writes its numbers.
-3. ``s2m3/reference/whole/FAMILY.py``: each task as one whole transformers model, which split answers must equal; its
-   line in ``CLASSES`` of ``s2m3/reference/whole``.
-4. ``tests/equivalence/zoo/FAMILY.py``: ``ENTRIES``, one a catalogue task: a tiny configuration and the inputs.
-
-How to add an engine: a file in ``edge_agent/runtime/engines``, and its line in ``ENGINES`` there.
+``families/README.md`` tells how to add a family; an engine is a file in ``edge_agent/runtime/engines``, and its line in
+``ENGINES`` there.
 """
 
 from __future__ import annotations

@@ -198,7 +198,8 @@ class Store:
             size_bytes = self._calibration.expected_bytes(assigned.spec)
         with self._changed:
             self._changed.wait_for(
-                lambda: self._alive(key) or self._fits(size_bytes) or not self._leaving(), self._wait_s
+                lambda: self._alive(key) or self._used() + size_bytes <= self.budget_bytes or not self._leaving(),
+                self._wait_s,
             )
             if known := self._alive(key):
                 known.name, known.leaving = assigned.module, False
@@ -247,9 +248,6 @@ class Store:
     def _alive(self, key: ModuleKey) -> _Entry | None:
         entry = self._entries.get(key)
         return entry if entry is not None and entry.state != "failed" else None
-
-    def _fits(self, size_bytes: int) -> bool:
-        return self._used() + size_bytes <= self.budget_bytes
 
     def _leaving(self) -> bool:
         return any(entry.leaving for entry in self._entries.values())

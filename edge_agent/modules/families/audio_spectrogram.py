@@ -20,10 +20,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from broker.protocol.errors import ErrorCode, RequestFailed
@@ -46,21 +45,13 @@ def ast_config(config: Config) -> ASTConfig:
     return ASTConfig(**{name: value for name, value in config.items() if name not in gone})
 
 
-class AlignmentHead(nn.Module):
-    """Cosines of a sound with texts and with a picture; ``width`` is that of the embeddings."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.logit_scale = nn.Parameter(torch.tensor(0.0))
-
-    def forward(self, audio_embeds: Tensor, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
-        """A sound (1, e), a picture (1, e) and n texts (n, e) to ``logits`` (1, n) and ``similarity`` (1, 1)."""
-        sound, picture, texts = (
-            each / each.norm(dim=-1, keepdim=True) for each in (audio_embeds, image_embeds, text_embeds)
-        )
-        logits = sound @ texts.t() * self.logit_scale.exp()
-        return {"logits": logits, "similarity": sound @ picture.t(), SCORES: logits.float().softmax(dim=1)}
+def align(network: contrast.Head, audio_embeds: Tensor, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
+    """A sound, a picture (1, e) and n texts (n, e) to ``logits`` (1, n) of the texts and ``similarity`` (1, 1)."""
+    sound, picture, texts = (
+        each / each.norm(dim=-1, keepdim=True) for each in (audio_embeds, image_embeds, text_embeds)
+    )
+    logits = sound @ texts.t() * network.get_parameter("logit_scale").exp()
+    return {"logits": logits, "similarity": sound @ picture.t(), SCORES: logits.float().softmax(dim=1)}
 
 
 def _extractor(checkpoint: Checkpoint) -> ASTFeatureExtractor:
@@ -122,11 +113,11 @@ PARTS: model_parts.Parts = {
     ),
     "alignment_head": model_parts.Part(
         prefixes={"clip": [{"logit_scale": "logit_scale"}]},
-        build=lambda config: AlignmentHead(_projected(config)),
+        build=lambda config: contrast.Head(_projected(config), {"logit_scale": ()}),
         identity=lambda _: {},
         steps=lambda checkpoint: AlignmentSteps(["audio_embeds", "image_embeds"], _projected(checkpoint.config)),
         forwards=ordinary(
-            AlignmentHead.forward,
+            align,
             "One sound, one picture and four texts.",
             lambda network: {
                 "audio_embeds": (1, network.width),

@@ -13,7 +13,7 @@ The matrix of words of the decoder is its output layer too, and is held once (ol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -110,6 +110,10 @@ def _decoder_steps(checkpoint: Checkpoint) -> dict[str | None, steps.Steps]:
 _TYPICAL = (
     "A caption of 16 tokens, or an answer of 4 to a question of ten, each token computed once, as with the cache."
 )
+_SHAPES: Mapping[str | None, Callable[[BlipTextLMHeadModel], model_parts.Shapes]] = {
+    None: lambda network: _tokens_and_states(network, 4, QUESTION_TOKENS),
+    "caption": lambda network: _tokens_and_states(network, generation.CAPTION_TOKENS, network.config.patches),
+}
 _TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -146,18 +150,8 @@ PARTS: model_parts.Parts = {
         identity=_decoder_identity,
         steps=_decoder_steps,
         forwards={
-            None: Forward(
-                partial(generation.greedy, most=MOST_TOKENS[None]),
-                _TYPICAL,
-                lambda network: _tokens_and_states(network, 4, QUESTION_TOKENS),
-                generation.one_pass,
-            ),
-            "caption": Forward(
-                partial(generation.greedy, most=MOST_TOKENS["caption"]),
-                _TYPICAL,
-                lambda network: _tokens_and_states(network, generation.CAPTION_TOKENS, network.config.patches),
-                generation.one_pass,
-            ),
+            use: Forward(partial(generation.greedy, most=most), _TYPICAL, _SHAPES[use], generation.one_pass)
+            for use, most in MOST_TOKENS.items()
         },
         settings=_settings,
         tied=_TIED,

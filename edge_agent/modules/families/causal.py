@@ -210,6 +210,5 @@ class PromptSteps:
 
 def _question(value: Value) -> str:
     lines = decoding.lines(value)
-    if len(lines) != 1:
-        raise RequestFailed(ErrorCode.BAD_INPUT, f"the question has {len(lines)} lines: send one question on one line")
+    decoding.one_question(lines)
     return lines[0]

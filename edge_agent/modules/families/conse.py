@@ -3,12 +3,11 @@
 A picture's embedding is the mean of its likeliest classes' name embeddings, weighted by their probabilities (ConSE's
 ten, section 3 of the paper). Captions are ranked by their cosine with it: zero-shot classification.
 
-For question answering there is no training data here, so the question has two effects. It raises the weights of the
-classes whose names are near the question (softmax attention over cosines), and its own cosine with each answer counts
-a little. Measured on ``tests/equivalence/questions.yaml``, four answers to most questions: of the 45
-on which the rule was chosen 38 are right (35 without the question, 12 by chance), of 16 held out 15 (15, 4). So
-nearly all comes from the picture and the answers, and little from the question. It can name what the classifier saw;
-it can't count, read or locate.
+There is no training data for question answering here, so a question has two effects. It raises the weights of the
+classes whose names are near it (softmax attention over cosines), and its own cosine with each answer counts a little.
+Measured on ``tests/equivalence/questions.yaml``, four answers to most questions: of the 45 on which the rule was chosen
+38 are right (35 without the question, 12 by chance), of 16 held out 15 (15, 4): nearly all comes from the picture and
+the answers. It can name what the classifier saw; it can't count, read or locate.
 
     part          weights                          takes
     embeddings    1,000 class names (1000, 384)    ``probs`` (1, 1000), n texts' ``embeddings`` (n, 384), the texts; or

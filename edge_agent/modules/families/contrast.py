@@ -54,15 +54,9 @@ def projection(
     *,
     bias: bool = True,
 ) -> Part[nn.ModuleDict]:
-    """The linear layer ``name`` that maps a tower's ``pooled`` (1, d) to embeddings (1, e).
+    """The linear layer ``name`` that maps a tower's ``pooled`` (1, d) to the embeddings ``gives`` (1, e).
 
-    Args:
-        prefixes: As for ``Part``.
-        name: The layer's name.
-        gives: The embeddings' name.
-        sizes: The lengths d and e.
-        typical: As for ``Forward``.
-        bias: Whether the layer has one.
+    ``sizes`` are the lengths d and e, and the rest is as for ``Part`` and ``Forward``.
     """
 
     def run(network: nn.ModuleDict, pooled: Tensor) -> dict[str, Tensor]:
@@ -87,16 +81,10 @@ def head(
     other: str = "image_embeds",
     typical: str = "One picture and four captions.",
 ) -> Part[Head]:
-    """The head of a family.
+    """The head of a family, whose own are its ``parameters`` (name to shape) and its ``logits``.
 
-    Args:
-        prefixes: As for ``Part``.
-        parameters: Name to shape.
-        logits: Embeddings ``other`` (1, e) and ``text_embeds`` (n, e), and the parameters, to logits (1, n).
-        width: The length e of the embeddings.
-        probabilities: Logits (1, n) to scores (1, n) between 0 and 1.
-        other: The name of the picture's or the sound's embedding.
-        typical: As for ``Forward``.
+    ``logits`` takes the embeddings ``other`` (1, e) and ``text_embeds`` (n, e), and the parameters, and gives logits
+    (1, n), of which ``probabilities`` makes scores (1, n) between 0 and 1. ``width`` is the length e.
     """
 
     def run(network: Head, **embeddings: Tensor) -> dict[str, Tensor]:

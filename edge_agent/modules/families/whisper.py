@@ -52,13 +52,7 @@ class Tokens:
     never_first: tuple[int, ...]
 
 
-def tokens_of(fields: Mapping[str, JsonValue]) -> Tokens:
-    """Read the tokens of generation_config.json.
-
-    Raises:
-        KeyError, TypeError, ValueError: they aren't there, or no numbers.
-    """
-
+def _tokens_of(fields: Mapping[str, JsonValue]) -> Tokens:
     def ids(value: JsonValue) -> tuple[int, ...]:
         return tuple(int(each) for each in cast("list[int]", value or []))
 
@@ -121,7 +115,7 @@ def _extractor(checkpoint: Checkpoint) -> WhisperFeatureExtractor:
 def _tokens(checkpoint: Checkpoint) -> Tokens:
     path = checkpoint.repository.required(GENERATION)
     try:
-        found = tokens_of(read_object(path))
+        found = _tokens_of(read_object(path))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModuleRefused(
             f"{path} doesn't say which tokens start and end a text ({error}): fetch it again"

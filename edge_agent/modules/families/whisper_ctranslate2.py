@@ -13,15 +13,12 @@ The published weights are float16; both parts hold and compute them in float32 (
 never ``auto`` or ``int8``, which choose by the processor). Same bits at the same thread count on processors for which
 CTranslate2 picks the same kernels; its threads are torch's count at the time of loading.
 
-Memory. CTranslate2 knows no half of a Whisper: it loads one ``model.bin`` with an encoder and a decoder. So each part
-gives it a reduced file, written to a temporary directory and deleted after loading: its own half as published, and of
-the other half what the library's constructor asks for and never runs: its settings, one layer of arrays of one element,
-and for the decoder the encoder's last norm, by whose width ``generate`` knows an encoder's output. These are less than
-4 kB and not in ``memory_bytes``, which counts the half's weights in float32. A test holds the halves equal to the
-whole model, and another holds them to the file's names and shapes, for the library drops a layer that lacks a tensor
-without a word. (Giving the file from memory instead would keep a float16 copy for as long as the model lives.)
-Measured as growth of a process's resident memory on loading: encoder 34 MB, decoder 134 MB with its tokenizer, the
-whole model without one 153 MB; a pass of the encoder keeps 20 to 33 MB more for activations and features.
+CTranslate2 loads one ``model.bin`` with an encoder and a decoder. So each part gives it a reduced file: its own half as
+published, and of the other half what the library's constructor asks for and never runs: its settings, one layer of
+arrays of one element, and for the decoder the encoder's last norm, by whose width ``generate`` knows an encoder's
+output. These are less than 4 kB and not in ``memory_bytes``, which counts the half's weights in float32. (Giving the
+file from memory would keep a float16 copy for as long as the model lives.) Tests hold the halves equal to the whole
+model, and to the file's names and shapes: the library drops a layer that lacks a tensor without a word.
 """
 
 from __future__ import annotations
@@ -45,7 +42,7 @@ from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
 from edge_agent.modules.inputs import audio, decoding, steps
-from edge_agent.modules.weights import ctranslate2_file, identity, packaged, part_source
+from edge_agent.modules.weights import ctranslate2_file, identity, packaged, part_source, precision
 from edge_agent.modules.weights.ctranslate2_file import ModelFile, Variable, open_whisper
 from edge_agent.modules.weights.packaged import Shape
 
@@ -200,11 +197,7 @@ def _checked(whole: ModelFile, name: str, spec: ModuleSpec, part: str) -> dict[s
     if dict(whole.aliases) != _ALIASES:
         raise ModuleRefused(f"{name} doesn't share its embeddings: these are not the weights of {spec.family}")
     held = {variable: whole.variables[variable] for variable in shapes(part)}
-    if (size_bytes := ctranslate2_file.size_bytes(held.values(), _FLOAT32_BYTES)) > spec.memory_bytes:
-        raise ModuleRefused(
-            f"the weights of {spec.source} have {size_bytes} bytes and the spec says {spec.memory_bytes}: "
-            "correct memory_bytes"
-        )
+    precision.check(spec, ctranslate2_file.size_bytes(held.values(), _FLOAT32_BYTES))
     return held
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
 from edge_agent.modules import Value
 from edge_agent.modules.inputs import decoding
@@ -36,12 +35,7 @@ def samples(value: Value, rate_hz: int, most_s: float) -> NDArray[np.float32]:
         RequestFailed: ``bad_input`` when it isn't such a file, is truncated, has no samples, or is too long;
             ``module_failed`` when the task gives something else than an input.
     """
-    if not isinstance(value, RawInput):
-        raise RequestFailed(
-            ErrorCode.MODULE_FAILED,
-            f"this module needs a sound and was given {decoding.describe(value)}: correct the task's needs",
-        )
-    pcm, file_rate_hz = _decode(value.data)  # (n, channels)
+    pcm, file_rate_hz = _decode(decoding.sent(value, "a sound"))  # (n, channels)
     if (length_s := len(pcm) / file_rate_hz) > most_s:
         raise _bad(f"this sound lasts {length_s:.1f} s, at most {most_s:g} s are allowed: send a shorter part of it")
     mono = pcm.astype(np.float32).mean(axis=1, dtype=np.float32) / _FULL_SCALE  # (n,)

@@ -7,7 +7,7 @@ a value or a ``RequestFailed``; an error of a decoder never escapes.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -35,7 +35,7 @@ def picture(value: Value) -> Image.Image:
     Raises:
         RequestFailed: ``bad_input`` when it isn't a JPEG or PNG, is truncated, has too many pixels, or is too thin.
     """
-    data = _sent(value, "a picture")
+    data = sent(value, "a picture")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             # The header alone is read so far: nothing is decoded before its size is known.
@@ -109,16 +109,14 @@ def array(value: Value, name: str, shape: Sequence[int | None]) -> Array:
     return found
 
 
-def one_question(embeddings: Array) -> None:
-    """Refuse embeddings (n, e) of several questions.
+def one_question(lines: Sized) -> None:
+    """Refuse several lines, or their embeddings (n, e), where one question is asked.
 
     Raises:
         RequestFailed: ``bad_input``: the sensor's text had several lines.
     """
-    if len(embeddings) != 1:
-        raise RequestFailed(
-            ErrorCode.BAD_INPUT, f"the question has {len(embeddings)} lines: send one question on one line"
-        )
+    if len(lines) != 1:
+        raise RequestFailed(ErrorCode.BAD_INPUT, f"the question has {len(lines)} lines: send one question on one line")
 
 
 def count(values: Sequence[Value], *allowed: int) -> None:
@@ -156,7 +154,12 @@ def _given_text(tensors: Tensors) -> bytes:
     return array.tobytes()
 
 
-def _sent(value: Value, kind: str) -> bytes:
+def sent(value: Value, kind: str) -> bytes:
+    """The bytes that a sensor sent; ``kind`` is for the sentence.
+
+    Raises:
+        RequestFailed: ``module_failed`` when another node gave it: the task is wired wrongly.
+    """
     if isinstance(value, RawInput):
         return value.data
     raise RequestFailed(

@@ -161,15 +161,10 @@ def tower(
     shapes: Callable[[N], Shapes] = one_picture,
     **inputs: str,
 ) -> Forwards[N]:
-    """The forwards of a tower that gives one array.
+    """The forwards of a tower that gives one array, under the name ``gives``: an ``attribute`` of transformers' output.
 
-    Args:
-        gives: The array's name.
-        attribute: Its name in transformers' output.
-        typical: As for ``Forward``.
-        shapes: As for ``Forward``.
-        inputs: Our name of a tensor -> transformers' argument, for a tower that takes other things than ``pixels``.
-            Tensors without one are left out.
+    ``inputs`` are transformers' arguments by our names of tensors, for a tower that takes other things than ``pixels``;
+    tensors without one are left out.
     """
     arguments = inputs or {"pixels": "pixel_values"}
 
