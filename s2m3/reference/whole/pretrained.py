@@ -123,7 +123,7 @@ class Prompted(Model):
 
 
 def ranked(what: str, texts: Sequence[str], logits: Tensor, scores: Tensor, most: int | None = None) -> Output:
-    """Logits (1, n), and n texts ranked by their scores (1, n): ``outputs.ranking`` says how."""
+    """Logits (1, n), and n texts ranked by their scores (1, n): ``steps.ranking`` says how."""
     return Output({"logits": logits.contiguous().numpy()}, steps.ranking(what, texts, scores[0], most))
 
 
