@@ -1,4 +1,4 @@
-"""What a whole model's process imports: it is measured beside the agents that hold the split model."""
+"""The libraries in the process of a whole model, which is measured beside the agents that hold the split model."""
 
 from __future__ import annotations
 
