@@ -50,7 +50,7 @@ def text_spec(split: Any) -> ModuleSpec:
 def embedded(module: Module, *texts: str) -> Array:
     """Embeddings of texts as they are: longer ones than a request may have, too."""
     chosen = module.passes[None]
-    tokens = sentence.tokens(sentence.tokenizer(Path(get_model_path()).parent), list(texts))
+    tokens = sentence.tokens(sentence.tokenizer(Path(get_model_path())), list(texts))
     return engine("torch").forward(module, chosen, tokens)["embeddings"]
 
 
