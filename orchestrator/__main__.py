@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answer-unknown-tasks",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="answer requests that no device serves, for one more copy of each request from the broker",
+        help="answer requests that no device serves; costs one more copy of each request from the broker",
     )
     parser.add_argument(
         "--spares",

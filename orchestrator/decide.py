@@ -106,7 +106,7 @@ def _on_leader_message(state: State, seen: events.LeaderStateReceived, now_s: fl
 
 
 def _republish_after_link_up(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
-    """Publish all again after a new link; in a term that may be over only after a while."""
+    """Publish all again after a new link: at once in a new term; else after another leader could have been read."""
     if isinstance(event, LinkUp):
         if len(state.sessions) == 1:
             return state, announce_leadership(state)  # no orchestrator can have led after this term before it began

@@ -112,7 +112,7 @@ class HeldModule(Message):
     memory_bytes: Count = 0  # measured once it is ready, before that the spec's
     load_s: NotNegative | None = None  # measured: read and calibrate the weights, without imports
     compute_s: NotNegative | None = None  # moving average of measured forward passes
-    uses: Count = 0  # nodes of live requests that wait for it: its reference count
+    uses: Count = 0  # passes that use it now: its reference count
     queue: Count = 0  # waiting forward passes
 
 
@@ -128,7 +128,7 @@ class Heartbeat(Message):
     memory_bytes: Count = 0
     cached: dict[ModuleKey, NotNegative] = {}  # key of weights on its disk, not in memory -> measured seconds of a pass
     in_flight: Count = 0  # requests that it coordinates
-    progress: Count = 0  # handled events; doesn't change while the service hangs
+    progress: Count = 0  # turns of the service's loop; doesn't change while it hangs
     dropped: dict[str, int] = {}  # reason -> refused messages, since the start
     suspects: dict[DeviceId, NotNegative] = {}  # devices whose calls timed out -> seconds since then
 
@@ -159,7 +159,7 @@ class Route(Message):
     task: TaskName
     epoch: Count
     generation: Count
-    group: Count  # number of changes of the front door; part of the share group's name
+    group: Count  # counts the changes of front doors and backup coordinators; part of the share group's name
     inputs: dict[NodeName, InputSpec] = {}
     nodes: dict[NodeName, RouteNode] = {}
     output: NodeName | None = None

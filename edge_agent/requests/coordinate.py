@@ -209,7 +209,7 @@ def _accept(state: AgentState, event: Requested) -> dict[NodeName, RawInput]:
 
 
 def _admit(waiting_s: Mapping[DeviceId, float], choice: PlanAndTime | None, life_s: float, inflation: float) -> None:
-    """Refuse a request that others' work would make late. One that is slow by itself or waits for a module may try."""
+    """Refuse a request that others would make late. One that is late by itself, or waits for a module, is admitted."""
     if choice is None or not any(planned.device in waiting_s for planned in choice[0].nodes.values()):
         return
     expected_s = choice[1] * inflation
@@ -243,7 +243,7 @@ def _choose(state: AgentState, request: Coordinated, waiting_s: Mapping[DeviceId
 
 
 def _choose_again(state: AgentState, request: Coordinated, now_s: float, *, late: bool = False) -> PlanAndTime | None:
-    """A new plan. The request's own unfinished work counts only when it is late: it speaks against its device."""
+    """A new plan. If the request is late, its own unfinished work counts as queue: its device is slow."""
     waiting_s = waits_s(state, now_s, task=request.task, without=None if late else request)
     return _choose(state, request, waiting_s)
 

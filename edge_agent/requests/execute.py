@@ -231,7 +231,7 @@ def _on_error(state: AgentState, message: NodeInputs, error: Exception | None, n
         return [_failed(message, str(error), now_s)]
     fields: dict[str, object] = {"request": message.request, "node": message.node}
     if is_out_of_memory(error):
-        text = f"{state.device} has not the memory left to run {message.node}"
+        text = f"{state.device} has too little memory left to run {message.node}"
         return [Log("out_of_memory", fields), _failed(message, text, now_s)]
     text = f"{message.node} failed on {state.device}: {type(error).__name__}: {error}"
     failed = _failed(message, text[:500], now_s, retry=False)

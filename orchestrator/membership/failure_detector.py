@@ -79,7 +79,7 @@ def clear_backoffs(cluster: Cluster, keys: Collection[ModuleKey]) -> Cluster:
 
 
 def wills_doubtful_since_s(cluster: Cluster, now_s: float) -> float:
-    """If our link ends now, later wills were the broker's end: none of our own heartbeats came back after them."""
+    """The time since which wills count as the broker's own end if our link ends now: no heartbeat of ours came back."""
     return max(now_s - WILLS_S, -math.inf if cluster.echo_s is None else cluster.echo_s)
 
 

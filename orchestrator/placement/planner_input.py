@@ -49,8 +49,8 @@ def placement_constraints(
 ) -> Bars:
     """The devices that each module must not be placed on: where it failed, and doubtful ones that don't have it yet.
 
-    A draining device keeps what only it serves; other doubtful devices keep all that they were assigned, and what has
-    its home there by ``more``. With ``only_drained`` other doubts are ignored, because nothing else fits.
+    A draining device keeps what only it serves; other doubtful devices keep all that they were assigned, and the
+    modules that ``more`` places there. With ``only_drained`` other doubts are ignored, because nothing else fits.
     """
     bars: dict[ModuleKey, dict[DeviceId, str]] = {key: dict(refusals) for key, refusals in facts.barred.items()}
     keys = {module.key for task in facts.tasks for module in task.modules.values()}

@@ -80,7 +80,7 @@ def refined(
     at_hand: AtHand | None = None,
     enough: Callable[[], bool] = never,
 ) -> Placement:
-    """Place every module of every task, at an objective, with its penalties, not above the greedy rule's.
+    """Place every module of every task. The result is never worse than the greedy rule's, penalties included.
 
     The arguments are those of ``place``, and ``enough``: whether the caller's time is over. That only ends the search
     earlier.

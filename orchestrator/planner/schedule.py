@@ -131,8 +131,8 @@ class TaskSchedule:
     def bounds_s(self, slot: int, rows: tuple[Row, ...]) -> tuple[Floats, bool]:
         """For every row a lower bound of the latency, were this slot there and the others as they are.
 
-        A node that no placed node waits for, alone on its device, delays no other: then the bound is the latency.
-        Otherwise it is the longest path, without waiting for busy devices; up to the node itself even that is exact.
+        If no placed node waits for the moved node and no other node is on its device, the bound is exact. Otherwise it
+        is the longest path, which ignores busy devices.
 
         Args:
             slot: the slot that moves.

@@ -58,7 +58,7 @@ class When(Spec):
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if sum(value is not None for value in (self.node, self.request, self.online)) != 1:
-            raise _unsound((), "names not exactly one event; write one of node, request, online")
+            raise _unsound((), "must name exactly one of node, request, online")
         return self
 
 

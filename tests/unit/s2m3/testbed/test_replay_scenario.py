@@ -99,7 +99,7 @@ def test_the_example_is_read_and_its_faults_are_in_order_of_time(tmp_path: Path)
         ({"at_s": 1, "kill": "front-door:nope"}, "faults.0.kill", "names the task nope, which is not one"),
         ({"at_s": 1, "restart": "gw-a"}, "faults.0.restart", "Input should be 'broker' or 'orchestrator'"),
         ({"at_s": -1, "kill": "gw-a"}, "faults.0.at_s", "greater than or equal to 0"),
-        ({"at_s": 1, "kill": "gw-a", "when": {}}, "faults.0.when", "names not exactly one event"),
+        ({"at_s": 1, "kill": "gw-a", "when": {}}, "faults.0.when", "must name exactly one of node, request, online"),
         (
             {"at_s": 1, "kill": "gw-a", "when": {"online": "gw-x"}},
             "faults.0.when.online",
