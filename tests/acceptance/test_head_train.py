@@ -17,7 +17,7 @@ import torch
 from broker.protocol.codec import RawInput
 from broker.protocol.messages import HeldModule
 from edge_agent.config import AgentConfig
-from s2m3.bench.datasets import digits
+from s2m3.bench.datasets import classes
 from s2m3.catalogue import load_task
 from s2m3.reference import whole
 from s2m3.reference.pictures import picture
@@ -80,7 +80,7 @@ def encoders(heartbeats: dict[str, Any]) -> dict[str, HeldModule]:
 
 
 def png(position: int, path: Path) -> RawInput:
-    raw = digits.dataset().read(position).media
+    raw = classes.digits().read(position).media
     path.write_bytes(raw.data)
     return raw
 

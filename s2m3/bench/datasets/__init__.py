@@ -5,60 +5,46 @@ Owns the table of formats, and finding out which one a directory has. ``records`
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 from broker.protocol.errors import BadFile
-from s2m3.bench.datasets import digits
+from s2m3.bench.datasets import captions, classes, questions
 from s2m3.bench.datasets.records import Dataset, Reader, Record
 
 __all__ = ["FORMATS", "Dataset", "Record", "detect", "evenly", "find", "open_data"]
 
-FORMATS: Mapping[str, str] = {
-    "cifar-10": "cifar.CIFAR10",
-    "cifar-100": "cifar.CIFAR100",
-    "food-101": "food101.READER",
-    "flowers-102": "flowers102.READER",
-    "country-211": "country211.READER",
-    "flickr30k": "captions.FLICKR30K",
-    "coco-captions": "captions.COCO",
-    "vqa-v2": "questions.VQA_V2",
-    "textvqa": "questions.TEXTVQA",
-    "esc-50": "esc50.READER",
-    "captions": "captions.OWN_CAPTIONS",
-    "vqa": "questions.OWN_QUESTIONS",
-    "folders": "folders.READER",  # last: any directory of folders with pictures looks like it
+FORMATS: Mapping[str, Reader] = {
+    "cifar-10": classes.CIFAR10,
+    "cifar-100": classes.CIFAR100,
+    "food-101": classes.FOOD101,
+    "flowers-102": classes.FLOWERS102,
+    "country-211": classes.COUNTRY211,
+    "flickr30k": captions.FLICKR30K,
+    "coco-captions": captions.COCO,
+    "vqa-v2": questions.VQA_V2,
+    "textvqa": questions.TEXTVQA,
+    "esc-50": classes.ESC50,
+    "captions": captions.OWN_CAPTIONS,
+    "vqa": questions.OWN_QUESTIONS,
+    "folders": classes.OWN_FOLDERS,  # last: any directory of folders with pictures looks like it
 }
-"""Format -> the file here and the name of its reader there: ten published benchmarks, and three forms of own data."""
-
-
-def reader(name: str) -> Reader:
-    """The reader of a format.
-
-    Raises:
-        BadFile: there is no such format.
-    """
-    if name not in FORMATS:
-        raise BadFile(file="--format", problem=f"{name!r} is not a format", fix=f"name one of: {', '.join(FORMATS)}")
-    file, _, attribute = FORMATS[name].partition(".")
-    return cast("Reader", getattr(importlib.import_module(f"{__name__}.{file}"), attribute))
+"""Format -> its reader: ten published benchmarks, and three forms of own data."""
 
 
 def detect(directory: Path) -> str | None:
     """The first format that a directory looks like, by its files' names; None when it looks like no format."""
-    return next((name for name in FORMATS if reader(name).recognises(directory)), None)
+    return next((name for name, reader in FORMATS.items() if reader.recognises(directory)), None)
 
 
 def open_data(name: str | Path, format_: str | None = None) -> Dataset:
     """A directory, opened as the named format, or as the one that it looks like; or scikit-learn's ``digits``.
 
     Raises:
-        BadFile: it is not a directory, looks like no format, or its index is malformed.
+        BadFile: there is no such format; it is not a directory, looks like no format, or its index is malformed.
     """
-    if name == digits.NAME:
-        return digits.dataset()
+    if name == classes.DIGITS:
+        return classes.digits()
     directory = Path(name)
     _check_directory(directory, "name the directory of the unpacked data")
     found = format_ or detect(directory)
@@ -68,7 +54,9 @@ def open_data(name: str | Path, format_: str | None = None) -> Dataset:
             problem="looks like no known format",
             fix=f"name the directory of the unpacked data, or its --format: {', '.join(FORMATS)}",
         )
-    return reader(found).open(directory)
+    if found not in FORMATS:
+        raise BadFile(file="--format", problem=f"{found!r} is not a format", fix=f"name one of: {', '.join(FORMATS)}")
+    return FORMATS[found].open(directory)
 
 
 def evenly(size: int, limit: int | None) -> list[int]:

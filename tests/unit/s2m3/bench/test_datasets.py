@@ -17,7 +17,7 @@ from scipy.io import savemat
 
 from broker.protocol.errors import BadFile
 from s2m3.bench import datasets
-from s2m3.bench.datasets import Dataset, Record, digits, open_data, prompts
+from s2m3.bench.datasets import Dataset, Record, classes, open_data, prompts
 from tests.media import wav
 
 
@@ -410,7 +410,7 @@ def test_benchmarks_are_found_below_a_directory(tmp_path: Path) -> None:
 
 
 def test_the_digits_of_scikit_learn_are_labelled_pictures() -> None:
-    dataset = digits.dataset()
+    dataset = classes.digits()
     assert dataset.size == 1797
     record = dataset.read(0)
     assert record.label == 0
