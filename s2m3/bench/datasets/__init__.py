@@ -60,13 +60,7 @@ def open_data(name: str | Path, format_: str | None = None) -> Dataset:
 
 
 def evenly(size: int, limit: int | None) -> list[int]:
-    """Positions spread evenly over all records, so that a few records of sorted data cover all classes.
-
-    Raises:
-        BadFile: the limit is below 1.
-    """
-    if limit is not None and limit < 1:
-        raise BadFile(file="--limit", problem=f"{limit} is too few", fix="take at least 1")
+    """Positions spread evenly over all records, so that a few records of sorted data cover all classes."""
     count = size if limit is None else min(limit, size)
     return [at * size // count for at in range(count)]
 

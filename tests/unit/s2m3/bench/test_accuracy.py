@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from s2m3.bench.accuracy import questions
 from s2m3.bench.accuracy.journal import Journal
-from s2m3.bench.accuracy.run import Settings
 from s2m3.bench.datasets import Dataset, Record, evenly
 from s2m3.catalogue import load_task
 from s2m3.reference.whole import same
@@ -120,8 +120,13 @@ def test_a_limit_takes_records_evenly() -> None:
     assert evenly(10, 4) == [0, 2, 5, 7]
     assert evenly(3, 9) == [0, 1, 2]
     assert evenly(3, None) == [0, 1, 2]
-    with pytest.raises(BadFile, match="--limit: 0 is too few"):
-        evenly(3, Settings(limit=0).limit)
+
+
+def test_a_limit_of_no_records_is_refused(
+    exit_code: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["bench", "accuracy", "--data", "digits", "--task", "pocket/classify", "--limit", "0"]) == 2
+    assert "argument --limit: must be a whole number of at least 1, got '0'" in capsys.readouterr().err
 
 
 def test_a_journal_resumes_after_its_last_whole_line(tmp_path: Path) -> None:
