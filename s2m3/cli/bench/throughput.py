@@ -1,4 +1,4 @@
-"""``s2m3 bench throughput``: its command line and its tables. ``run`` measures."""
+"""``s2m3 bench throughput``: its command line and its tables. ``s2m3.bench.throughput`` measures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures and prints; 0 if the goodput at three times the capacity is at least 90 % of its peak."""
-    from s2m3.bench.throughput.run import measure  # noqa: PLC0415 - after the arguments: a wrong one is refused at once
+    from s2m3.bench.throughput import measure  # noqa: PLC0415 - after the arguments: a wrong one is refused at once
 
     found = measure(
         devices=arguments.devices,

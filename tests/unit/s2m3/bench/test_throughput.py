@@ -9,7 +9,7 @@ from typing import Any, cast
 from broker.client import Client, Response
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import ErrorBody, Result
-from s2m3.bench.throughput.load import Outcome, offer, saturate
+from s2m3.bench.throughput import Outcome, offer, saturate
 
 
 def answered(latency_s: float) -> Response:
