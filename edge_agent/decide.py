@@ -18,7 +18,7 @@ from broker.protocol.specs import TaskName
 from broker.protocol.topics import backup_coordinator_filter, front_door_filter
 from broker.transport.port import RECONNECT_S
 from edge_agent import events
-from edge_agent.actions import Action, JoinGroup, LeaveGroup, Load, Send, SendHeartbeat, Unload
+from edge_agent.events import Action, JoinGroup, LeaveGroup, Load, Send, SendHeartbeat, Unload
 from edge_agent.requests import backup_coordinator, coordinate, execute
 from edge_agent.state import AgentState
 

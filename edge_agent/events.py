@@ -1,17 +1,19 @@
-"""Everything that can happen to an agent: frozen values, one class each.
+"""The agent's events and actions: what happens to it, and what its rules (``decide``) answer. One frozen class each.
 
-Owns the vocabulary between ``wire``, which reads messages, ``service`` and the rules. Knows nothing of topics.
+Owns the vocabulary between ``wire``, ``service``, which performs actions, and the rules. Knows nothing of topics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from broker.protocol.messages import Assignment, NodeFailed, Route, TensorMessage
-from broker.protocol.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName
+from broker.protocol.messages import AssignedModule, Assignment, NodeFailed, Result, Route, TensorMessage
+from broker.protocol.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName, Wire
 from broker.protocol.tensors import Tensors
 from edge_agent.modules import Output, Value
+
+# --- events ---
 
 
 class Event:
@@ -156,3 +158,84 @@ class OwnStateSeen(ConnectionEvent):
 
     session: int
     status: str
+
+
+# --- actions ---
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load a module."""
+
+    assigned: AssignedModule
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Unload a module."""
+
+    key: ModuleKey
+
+
+@dataclass(frozen=True)
+class JoinGroup:
+    """Subscribe to a share group."""
+
+    filter: str
+
+
+@dataclass(frozen=True)
+class LeaveGroup:
+    """Unsubscribe from a share group."""
+
+    filter: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Compute a node. The values stand in the order of its needs."""
+
+    run: NodeRun
+    key: ModuleKey
+    values: tuple[Value, ...]
+    deadline_s: float  # on this device's clock
+    use: str | None = None  # which of the module's uses
+    wire: Wire = "float32"  # the dtype to which the output is rounded for other nodes
+    answers: bool = False  # the sensor gets the output, unrounded
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a message to another agent."""
+
+    receiver: DeviceId
+    message: TensorMessage
+    values: Mapping[NodeName, Value]  # need -> what the sensor sent, or the output of a node
+    deadline_s: float  # on this device's clock
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answer a sensor, with tensors when the task's output is a tensor."""
+
+    reply_to: str
+    correlation: bytes
+    result: Result
+    deadline_s: float  # on this device's clock
+    tensors: Tensors | None = None
+
+
+@dataclass(frozen=True)
+class SendHeartbeat:
+    """Send a heartbeat at once: the state of a module has changed."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """Write a log event with these fields."""
+
+    action: str
+    fields: dict[str, object] = field(default_factory=dict)
+
+
+Action = Load | Unload | JoinGroup | LeaveGroup | Run | Send | Reply | SendHeartbeat | Log

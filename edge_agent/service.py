@@ -23,7 +23,7 @@ from broker.protocol.topics import DEVICE_ECHO, DEVICE_HEARTBEAT, DEVICE_STATE, 
 from broker.transport import port
 from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
-from edge_agent import actions, events, wire
+from edge_agent import events, wire
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.device.client_takeover import ClientTakeover
@@ -194,28 +194,28 @@ class Agent:
 
     # --- actions out ---
 
-    def _perform(self, chosen: list[actions.Action]) -> None:
+    def _perform(self, chosen: list[events.Action]) -> None:
         for action in chosen:
             match action:
-                case actions.Load() | actions.Unload():
+                case events.Load() | events.Unload():
                     self._workers.submit(action)
-                case actions.Run():
+                case events.Run():
                     self._computing.add(action.run)
                     self._workers.submit(action)
-                case actions.JoinGroup(filter_):
+                case events.JoinGroup(filter_):
                     self._data.subscribe(filter_)
-                case actions.LeaveGroup(filter_):
+                case events.LeaveGroup(filter_):
                     self._data.unsubscribe(filter_)
-                case actions.Send():
+                case events.Send():
                     self._send(action)
-                case actions.Reply():
+                case events.Reply():
                     self._reply(action)
-                case actions.SendHeartbeat():
+                case events.SendHeartbeat():
                     self._wake_heart.set()
-                case actions.Log(name, fields):
+                case events.Log(name, fields):
                     self._log.info(name, **fields)
 
-    def _send(self, send: actions.Send) -> None:
+    def _send(self, send: events.Send) -> None:
         try:
             self._data.publish(wire.tensors_message(self._prefix, self._config.id, send, time.monotonic()))
         except LocalProtocolError as error:  # too large, or no way to write it: no retry helps
@@ -228,7 +228,7 @@ class Agent:
             self._state.dropped["tensors_not_sent"] += 1
             self._log.warning("tensors_not_sent", receiver=send.receiver, error=type(error).__name__)
 
-    def _reply(self, reply: actions.Reply) -> None:
+    def _reply(self, reply: events.Reply) -> None:
         try:
             self._data.publish(wire.result_message(reply, time.monotonic()))
         except TransportError as error:  # too many wait already; the sensor's retry covers it
@@ -239,7 +239,7 @@ class Agent:
             if reply.result.error is None:
                 body = ErrorBody(code=ErrorCode.TOO_LARGE, message=f"the answer can't be sent: {error}"[:500])
                 result = reply.result.model_copy(update={"answer": None, "error": body})
-                self._reply(actions.Reply(reply.reply_to, reply.correlation, result, reply.deadline_s))
+                self._reply(events.Reply(reply.reply_to, reply.correlation, result, reply.deadline_s))
 
     # --- the heartbeat's thread: no I/O but the publish, which never blocks ---
 

@@ -26,7 +26,7 @@ from broker.protocol.specs import DeviceId, NodeName
 from broker.protocol.tensors import Array, Tensors
 from broker.transport.port import RECONNECT_S, Delivery, Outgoing, Undelivered
 from edge_agent import events
-from edge_agent.actions import Reply, Send
+from edge_agent.events import Reply, Send
 from edge_agent.modules import Value
 from edge_agent.requests.execute import failure
 

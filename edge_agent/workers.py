@@ -22,7 +22,7 @@ from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.protocol.messages import AssignedModule
 from broker.protocol.specs import ModuleKey
 from broker.protocol.tensors import Tensors, narrowed, widened
-from edge_agent import actions, events
+from edge_agent import events
 from edge_agent.config import AgentConfig
 from edge_agent.device import footprint
 from edge_agent.modules import Output, Value
@@ -53,14 +53,14 @@ class Workers:
         self._hangs_at_s: float | None = None  # when the present pass counts as hung
         self._log = log.bind(device=config.id)
 
-    def submit(self, action: actions.Load | actions.Unload | actions.Run) -> None:
+    def submit(self, action: events.Load | events.Unload | events.Run) -> None:
         """Perform an action on its thread, after those before it."""
         match action:
-            case actions.Load(assigned):
+            case events.Load(assigned):
                 self._loader.submit(self._load, assigned)
-            case actions.Unload(key):
+            case events.Unload(key):
                 self._loader.submit(self._unload, key)
-            case actions.Run():
+            case events.Run():
                 self._computer.submit(self._run, action)
 
     def give_back_memory(self) -> None:
@@ -94,7 +94,7 @@ class Workers:
         self._log.info("module_unloaded", key=key)
         self._on_unloaded()
 
-    def _run(self, run: actions.Run) -> None:
+    def _run(self, run: events.Run) -> None:
         began_s = ended_s = time.monotonic()
         self._hangs_at_s = max(began_s, run.deadline_s) + HUNG_S
         output = given = failed = None
@@ -108,7 +108,7 @@ class Workers:
         self._hangs_at_s = None
         self._report(events.Ran(run.run, output, failed, began_s, ended_s - began_s, given))
 
-    def _forward(self, run: actions.Run, began_s: float) -> Output:
+    def _forward(self, run: events.Run, began_s: float) -> Output:
         if began_s >= run.deadline_s:
             raise RequestFailed(ErrorCode.DEADLINE_EXCEEDED, "its deadline passed before it could be computed")
         values = widened_values(run)
@@ -119,12 +119,12 @@ class Workers:
         return output
 
 
-def widened_values(run: actions.Run) -> tuple[Value, ...]:
+def widened_values(run: events.Run) -> tuple[Value, ...]:
     """The values of a forward pass, as modules take them: float16 arrays are float32 again."""
     return tuple(value if isinstance(value, RawInput) else widened(value) for value in run.values)
 
 
-def rounded_output(run: actions.Run, output: Output) -> tuple[Output, Tensors | None]:
+def rounded_output(run: events.Run, output: Output) -> tuple[Output, Tensors | None]:
     """The output to keep, and what other nodes take of it where that differs.
 
     Raises:

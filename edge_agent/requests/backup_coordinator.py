@@ -16,8 +16,7 @@ from __future__ import annotations
 from broker.protocol.codec import request_id
 from broker.protocol.messages import NodeDone, Route
 from broker.protocol.specs import DeviceId, RequestId, TaskName
-from edge_agent.actions import Action, Log
-from edge_agent.events import Requested
+from edge_agent.events import Action, Log, Requested
 from edge_agent.requests import coordinate
 from edge_agent.requests.load_estimate import waits_s
 from edge_agent.requests.routing import choose_plan

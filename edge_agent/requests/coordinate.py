@@ -32,8 +32,7 @@ from broker.protocol.messages import (
 from broker.protocol.specs import DeviceId, NodeName, TaskName
 from broker.protocol.topics import may_reply_to
 from broker.transport.port import RECONNECT_S
-from edge_agent.actions import Action, Log, Reply, Send, SendHeartbeat
-from edge_agent.events import DataLinkChanged, Requested
+from edge_agent.events import Action, DataLinkChanged, Log, Reply, Requested, Send, SendHeartbeat
 from edge_agent.requests.load_estimate import waits_s
 from edge_agent.requests.routing import PlanAndTime, choose_plan
 from edge_agent.state import AgentState, Coordinated, size_of

@@ -20,8 +20,7 @@ from broker.protocol.errors import ErrorCode, LocalProtocolError, ModuleRefused,
 from broker.protocol.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Timing
 from broker.protocol.specs import DeviceId, ModuleKey
 from broker.protocol.topics import may_reply_to
-from edge_agent.actions import Action, Log, Reply, Run, Send
-from edge_agent.events import NodeRun, Ran, Received
+from edge_agent.events import Action, Log, NodeRun, Ran, Received, Reply, Run, Send
 from edge_agent.requests.load_estimate import on_pass_ended, on_pass_submitted, own_wait_s
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 from edge_agent.state import AgentState, KeptOutput, PendingNode, size_of

@@ -23,7 +23,7 @@ from broker.protocol.topics import RESULTS, TENSORS, prefix_of, read
 from broker.transport.connect import connect
 from broker.transport.port import Delivery, LinkEvent, LinkUp
 from edge_agent import wire
-from edge_agent.actions import Send
+from edge_agent.events import Send
 from edge_agent.requests.routing import choose_plan
 from s2m3.bench.latency.compare import WARM_UP, Progress
 from s2m3.bench.latency.settings import Machine

@@ -11,9 +11,22 @@ import pytest
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import NodeDone, NodeInputs
-from edge_agent.actions import Action, JoinGroup, LeaveGroup, Log, Reply, Run, Send
 from edge_agent.decide import decide
-from edge_agent.events import ModuleReady, Ran, Received, RouteCleared, Routed, Tick
+from edge_agent.events import (
+    Action,
+    JoinGroup,
+    LeaveGroup,
+    Log,
+    ModuleReady,
+    Ran,
+    Received,
+    Reply,
+    RouteCleared,
+    Routed,
+    Run,
+    Send,
+    Tick,
+)
 from edge_agent.modules import Output
 from edge_agent.requests import backup_coordinator
 from edge_agent.state import AgentState

@@ -25,20 +25,28 @@ from broker.protocol.messages import (
 from broker.transport.port import RECONNECT_S
 from edge_agent import decide as decide_module
 from edge_agent import events
-from edge_agent.actions import Action, JoinGroup, LeaveGroup, Load, Reply, Run, Send, SendHeartbeat, Unload
 from edge_agent.decide import LEAVE_S, decide
 from edge_agent.events import (
+    Action,
     ControlLinkRestored,
+    JoinGroup,
     LeaderSeen,
+    LeaveGroup,
+    Load,
     ModuleFailed,
     ModuleReady,
     NotReceived,
     Ran,
     Received,
+    Reply,
     Requested,
     RouteCleared,
     Routed,
+    Run,
+    Send,
+    SendHeartbeat,
     Tick,
+    Unload,
 )
 from edge_agent.modules import Output
 from edge_agent.requests import backup_coordinator, coordinate, execute

@@ -12,9 +12,21 @@ from broker.protocol.messages import (
     NodeInputs,
     Route,
 )
-from edge_agent.actions import Action, Load, Reply, Run, Send, Unload
 from edge_agent.decide import decide
-from edge_agent.events import LeaderSeen, ModuleReady, Ran, Received, Routed, Tick
+from edge_agent.events import (
+    Action,
+    LeaderSeen,
+    Load,
+    ModuleReady,
+    Ran,
+    Received,
+    Reply,
+    Routed,
+    Run,
+    Send,
+    Tick,
+    Unload,
+)
 from edge_agent.modules import Output
 from edge_agent.state import AgentState
 from tests.builders import (

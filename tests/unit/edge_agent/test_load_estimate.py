@@ -9,9 +9,8 @@ import pytest
 
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.messages import Assignment, NodeDone, NodeInputs
-from edge_agent.actions import Action, Reply, Run, Send, Unload
 from edge_agent.decide import decide
-from edge_agent.events import Assigned, Ran, Received, Routed, Tick
+from edge_agent.events import Action, Assigned, Ran, Received, Reply, Routed, Run, Send, Tick, Unload
 from edge_agent.modules import Output
 from edge_agent.requests.load_estimate import own_wait_s, waits_s
 from edge_agent.state import AgentState

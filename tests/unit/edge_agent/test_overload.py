@@ -13,9 +13,8 @@ from broker.protocol.messages import (
     NodeFailed,
     NodeInputs,
 )
-from edge_agent.actions import Action, Reply, Run, Send
 from edge_agent.decide import decide
-from edge_agent.events import ModuleFailed, Ran, Received, Requested, Routed, Tick
+from edge_agent.events import Action, ModuleFailed, Ran, Received, Reply, Requested, Routed, Run, Send, Tick
 from edge_agent.modules import Output
 from edge_agent.requests import coordinate
 from edge_agent.requests.load_estimate import waits_s

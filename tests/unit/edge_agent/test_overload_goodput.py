@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from broker.protocol.messages import Route
-from edge_agent.actions import Action, Reply, Run
 from edge_agent.decide import decide
-from edge_agent.events import Event, ModuleReady, NodeRun, Ran, Requested, Tick
+from edge_agent.events import Action, Event, ModuleReady, NodeRun, Ran, Reply, Requested, Run, Tick
 from edge_agent.modules import Output
 from tests import builders
 from tests.builders import PREFIX, able, agent, module, route_node

@@ -8,9 +8,8 @@ import pytest
 
 from broker.protocol.messages import SUSPECTED_FOR_S, NodeInputs, RouteNode
 from broker.transport.port import RECONNECT_S
-from edge_agent.actions import Action, Send, SendHeartbeat
 from edge_agent.decide import decide
-from edge_agent.events import DataLinkChanged, Received, Routed, Tick
+from edge_agent.events import Action, DataLinkChanged, Received, Routed, Send, SendHeartbeat, Tick
 from edge_agent.state import AgentState
 from tests.builders import able, agent, all_of, done, only, requested, route, route_node
 

@@ -14,7 +14,6 @@ from broker.protocol.messages import Assignment, DeviceState, NodeDone, Orchestr
 from broker.protocol.tensors import unpack
 from broker.transport.port import Delivery, Undelivered
 from edge_agent import wire
-from edge_agent.actions import Send
 from edge_agent.events import (
     Assigned,
     Echoed,
@@ -24,6 +23,7 @@ from edge_agent.events import (
     Received,
     RouteCleared,
     Routed,
+    Send,
 )
 from edge_agent.modules import Value
 from tests.builders import PREFIX, node_inputs, route, route_node
