@@ -15,7 +15,7 @@ from typing import Any
 
 from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs
 from broker.protocol.specs import TaskName
-from broker.protocol.topics import backup_coordinator_filter, front_door_filter
+from broker.protocol.topics import share_group_filter
 from broker.transport.port import RECONNECT_S
 from edge_agent import events
 from edge_agent.events import Action, JoinGroup, LeaveGroup, Load, Send, SendHeartbeat, Unload
@@ -150,31 +150,27 @@ def _on_route(state: AgentState, event: events.Routed, now_s: float) -> list[Act
         return []
     state.routes[route.task] = route
     state.unconfirmed_tasks.discard(route.task)
-    front = backup = None
-    if state.device in route.front_door:
-        front = front_door_filter(state.prefix, route.task, route.epoch, route.group)
-    elif state.device in route.second_door:
-        backup = backup_coordinator_filter(state.prefix, route.task, route.epoch, route.group)
-    leave_s = now_s if front or backup or not route.front_door else now_s + LEAVE_S
+    group = None
+    if state.device in (*route.front_door, *route.second_door):
+        backup = state.device not in route.front_door
+        group = share_group_filter(state.prefix, route.task, route.epoch, route.group, backup=backup)
+    leave_s = now_s if group or not route.front_door else now_s + LEAVE_S
     return [
-        *_change_group(state, state.share_groups, route.task, front, leave_s),
-        *_change_group(state, state.backup_groups, route.task, backup, leave_s),
+        *_change_group(state, route.task, group, leave_s),
         *_leave_due_groups(state, now_s),
         *backup_coordinator.on_route(state, route, now_s),
         *coordinate.on_route(state, route, now_s),
     ]
 
 
-def _change_group(
-    state: AgentState, groups: dict[TaskName, str], task: TaskName, new: str | None, leave_s: float
-) -> list[Action]:
+def _change_group(state: AgentState, task: TaskName, new: str | None, leave_s: float) -> list[Action]:
     """Join a task's new share group, if there is one, now and leave the old one at ``leave_s``."""
-    old = groups.pop(task, None)
+    old = state.share_groups.pop(task, None)
     if old and new != old:
         state.leave_at_s[old] = leave_s
     if new is None:
         return []
-    groups[task] = new
+    state.share_groups[task] = new
     state.leave_at_s.pop(new, None)
     return [JoinGroup(new)] if new != old else []
 
@@ -200,8 +196,7 @@ def _on_task_cleared(state: AgentState, event: events.RouteCleared, now_s: float
     state.latency_inflation.pop(task, None)
     state.unconfirmed_tasks.discard(task)
     return [
-        *_change_group(state, state.share_groups, task, None, now_s),
-        *_change_group(state, state.backup_groups, task, None, now_s),
+        *_change_group(state, task, None, now_s),
         *_leave_due_groups(state, now_s),
         *backup_coordinator.on_task_cleared(state, task, now_s),
         *coordinate.on_task_cleared(state, task),

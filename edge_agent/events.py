@@ -1,4 +1,4 @@
-"""The agent's events and actions: what happens to it, and what its rules (``decide``) answer. One frozen class each.
+"""The agent's events and actions: frozen values, one class each.
 
 Owns the vocabulary between ``wire``, ``service``, which performs actions, and the rules. Knows nothing of topics.
 """

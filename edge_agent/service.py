@@ -266,16 +266,13 @@ class Agent:
 
     def _heartbeat(self, session: int, sequence: int) -> port.Outgoing:
         epoch, generation = self._state.fence
-        now_s = time.monotonic()
+        now_s, queues = time.monotonic(), self._state.queue_lengths
         heartbeat = Heartbeat(
             session=session,
             seq=sequence,
             epoch=epoch,
             generation=generation,
-            modules={
-                key: held.model_copy(update={"queue": self._state.queue_lengths[key]})
-                for key, held in self._store.held().items()
-            },
+            modules={key: held.model_copy(update={"queue": queues[key]}) for key, held in self._store.held().items()},
             memory_used_bytes=self._store.used_bytes,
             memory_bytes=self._profile.memory_bytes,
             cached=self._store.cached(),

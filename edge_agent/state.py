@@ -104,8 +104,7 @@ class AgentState:
     ready: set[ModuleKey] = field(default_factory=set)
     failed: set[ModuleKey] = field(default_factory=set)  # assigned, but can't be loaded here
     routes: dict[TaskName, Route] = field(default_factory=dict)
-    share_groups: dict[TaskName, str] = field(default_factory=dict)  # of tasks whose front door this device is
-    backup_groups: dict[TaskName, str] = field(default_factory=dict)  # of tasks whose backup coordinator it is
+    share_groups: dict[TaskName, str] = field(default_factory=dict)  # joined as a front door or a backup coordinator
     leave_at_s: dict[str, float] = field(default_factory=dict)  # share group -> when to leave it
     backups: dict[RequestId, BackedUp] = field(default_factory=dict)  # in the order of arrival
     backup_bytes: int = 0
@@ -121,7 +120,6 @@ class AgentState:
     fair_queue: FairQueue[NodeRun] = field(default_factory=FairQueue)  # complete nodes, before the compute thread
     passes: dict[NodeRun, tuple[TaskName, ModuleKey]] = field(default_factory=dict)  # submitted to it, in order
     pass_began_s: float = 0.0  # the first of them
-    queue_lengths: Counter[ModuleKey] = field(default_factory=Counter)  # nodes in the fair queue
     measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # moving average of the passes here
     reported_s: dict[tuple[DeviceId, TaskName], tuple[float, float]] = field(default_factory=dict)  # -> when, its queue
     latency_inflation: dict[TaskName, float] = field(default_factory=dict)  # real over expected latency, on average
@@ -129,6 +127,11 @@ class AgentState:
     suspect_only_after_s: float = -math.inf  # what was sent earlier may be lost, or its receiver was away
     suspects: dict[DeviceId, float] = field(default_factory=dict)  # -> when a call to the device last timed out
     dropped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def queue_lengths(self) -> Counter[ModuleKey]:
+        """The nodes in the fair queue, by module. Any thread may read it."""
+        return Counter(node.key for node in self.pending.copy().values() if node.waiting)
 
     def next_deadline_s(self) -> float | None:
         """The time when the next ``Tick`` is due; None when nothing waits for time."""

@@ -113,14 +113,13 @@ def prefix_of(site: str | None = None) -> str:
     return f"{site.strip('/')}/{VERSION}" if site else VERSION
 
 
-def front_door_filter(prefix: str, task: str, epoch: int, group: int) -> str:
-    """The shared subscription of a task's front door. New members form a new group: a hung one stays in the old."""
-    return f"$share/{task}-{epoch}-{group}/{TASK_REQUESTS.at(prefix, task=task)}"
+def share_group_filter(prefix: str, task: str, epoch: int, group: int, *, backup: bool = False) -> str:
+    """The shared subscription of a task's front door. New members form a new group: a hung one stays in the old.
 
-
-def backup_coordinator_filter(prefix: str, task: str, epoch: int, group: int) -> str:
-    """The shared subscription of a task's backup coordinator: it gets each request that the front door gets."""
-    return f"$share/{task}-{epoch}-{group}-second/{TASK_REQUESTS.at(prefix, task=task)}"
+    With ``backup`` it is that of the backup coordinators, who get each request that the front door gets.
+    """
+    second = "-second" if backup else ""
+    return f"$share/{task}-{epoch}-{group}{second}/{TASK_REQUESTS.at(prefix, task=task)}"
 
 
 def may_reply_to(prefix: str, reply_to: str) -> bool:

@@ -14,7 +14,6 @@ Invariants:
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 from broker.protocol.errors import ErrorCode, LocalProtocolError, ModuleRefused, RequestFailed
 from broker.protocol.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Timing
@@ -164,7 +163,6 @@ def _enqueue_when_complete(state: AgentState, run: NodeRun, pending: PendingNode
     if queued or pending.key not in state.ready or any(need not in pending.values for need in needs):
         return []
     pending.waiting, pending.complete_s = True, now_s
-    state.queue_lengths[pending.key] += 1
     state.fair_queue.add(pending.message.task, run, pending.deadline_s)
     return _submit_passes(state, now_s)
 
@@ -175,7 +173,7 @@ def _submit_passes(state: AgentState, now_s: float) -> list[Action]:
     while len(state.passes) < MAX_SUBMITTED and (taken := state.fair_queue.take()):
         task, run = taken
         pending = state.pending[run]
-        _leave_queue(state, pending)
+        pending.waiting = False
         if now_s >= pending.deadline_s:
             state.dropped["expired"] += 1
             _drop_pending(state, run)
@@ -280,10 +278,4 @@ def _drop_kept(state: AgentState, run: NodeRun) -> None:
 def _drop_pending(state: AgentState, run: NodeRun) -> None:
     if pending := state.pending.pop(run, None):
         state.pending_bytes -= pending.size_bytes
-        if state.fair_queue.discard(pending.message.task, run):
-            _leave_queue(state, pending)
-
-
-def _leave_queue(state: AgentState, pending: PendingNode) -> None:
-    pending.waiting = False
-    state.queue_lengths -= Counter({pending.key: 1})
+        state.fair_queue.discard(pending.message.task, run)

@@ -21,7 +21,7 @@ from broker.protocol.codec import SAFETENSORS, RawInput, encode
 from broker.protocol.errors import ErrorCode, LocalProtocolError
 from broker.protocol.messages import ErrorBody, Result, Route
 from broker.protocol.tensors import pack, unpack
-from broker.protocol.topics import RESULTS, TASK_ROUTE, front_door_filter
+from broker.protocol.topics import RESULTS, TASK_ROUTE, share_group_filter
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, Outgoing, WillFor
 from tests.builders import able, route, route_node
@@ -44,7 +44,7 @@ class FrontDoor:
         self.transport.start()
 
     def serve(self, group: int = 1, **changed: object) -> None:
-        self.transport.subscribe(front_door_filter(PREFIX, "classify", 1, group))
+        self.transport.subscribe(share_group_filter(PREFIX, "classify", 1, group))
         nodes = {"node": route_node("m", ("image",), able("gw-a"))}
         self.announce(route("classify", nodes, **{"generation": group, "group": group} | changed))
 
@@ -174,10 +174,10 @@ def test_an_undelivered_request_is_resent_soon(make_client: MakeClient, door: Fr
     class JustTooEarly(MemoryTransport):
         def publish(self, message: Outgoing) -> None:
             super().publish(message)
-            door.transport.subscribe(front_door_filter(PREFIX, "classify", 1, 2))
+            door.transport.subscribe(share_group_filter(PREFIX, "classify", 1, 2))
 
     door.serve()
-    door.transport.unsubscribe(front_door_filter(PREFIX, "classify", 1, 1))
+    door.transport.unsubscribe(share_group_filter(PREFIX, "classify", 1, 1))
     response = make_client(JustTooEarly).submit("classify", IMAGE).result(WAIT_S)
     assert (response.ok, response.attempts) == (True, 2)
 

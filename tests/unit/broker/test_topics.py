@@ -19,10 +19,10 @@ from broker.protocol.topics import (
     TOPICS,
     VERSION,
     Topic,
-    front_door_filter,
     may_reply_to,
     prefix_of,
     read,
+    share_group_filter,
 )
 from broker.transport.memory import matches
 
@@ -123,7 +123,7 @@ def test_a_sites_prefix_stands_in_front(site: str | None, prefix: str) -> None:
 
 
 def test_a_new_front_door_set_is_a_new_group_on_the_same_topic() -> None:
-    first, second = (front_door_filter(VERSION, "pick", 3, group) for group in (1, 2))
+    first, second = (share_group_filter(VERSION, "pick", 3, group) for group in (1, 2))
     assert first == "$share/pick-3-1/s2m3/v1/tasks/pick/requests"
     assert second == "$share/pick-3-2/s2m3/v1/tasks/pick/requests"
     assert first.split("/", 2)[2] == TASK_REQUESTS.at(VERSION, task="pick")
