@@ -30,10 +30,14 @@ from broker.protocol.messages import (
 )
 from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from broker.protocol.tensors import Array
+from edge_agent import modules
 from edge_agent.decide import decide
+from edge_agent.device.calibration import Calibration
+from edge_agent.device.measurements import Measurements
 from edge_agent.events import Assigned, ModuleReady, Requested, Routed
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
 from edge_agent.runtime.runner import Runner
+from edge_agent.runtime.store import MAX_WAIT_S, Load, Store
 from edge_agent.state import AgentState
 
 PREFIX = "s2m3/v1"
@@ -311,3 +315,9 @@ def computing(compute: Callable[..., Output], sample: tuple[Value, ...] | None =
 def runs(module: Module) -> Callable[..., Output]:
     """A loaded module as a function of its values, in a ``use``."""
     return lambda *values, use=None: Runner().run(module, values, use)
+
+
+def uncalibrated_store(budget_bytes: int, load: Load = modules.load, *, wait_s: float = MAX_WAIT_S) -> Store:
+    """A store that measures no memory: a module has the bytes of its spec."""
+    calibration = Calibration(Measurements(), resident_bytes=lambda: None, free_bytes=lambda: None)
+    return Store(budget_bytes, load, calibration=calibration, wait_s=wait_s)

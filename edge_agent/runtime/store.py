@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Literal
 
 import structlog
@@ -68,8 +67,8 @@ class Store:
     Args:
         budget_bytes: The most bytes of all modules together.
         load: Makes a module from its spec; by the families' table if not given.
+        calibration: Measures the real cost of modules.
         wait_s: The longest wait of a load for memory of leaving modules.
-        calibration: Measures the real cost of modules; None uses their specs.
     """
 
     def __init__(
@@ -77,8 +76,8 @@ class Store:
         budget_bytes: int,
         load: Load = modules.load,
         *,
+        calibration: Calibration,
         wait_s: float = MAX_WAIT_S,
-        calibration: Calibration | None = None,
     ) -> None:
         self.budget_bytes = budget_bytes
         self._load = load
@@ -96,13 +95,13 @@ class Store:
         entry, ours = self._claim(assigned)
         if ours:
             try:
-                loaded = self._loaded(assigned.spec)
+                loaded = self._calibration.load(assigned.spec, self._load)
             except Exception as error:  # a loader runs the code of a family and of libraries
                 self._finish(entry, None, _reason(assigned, error))
                 raise ModuleRefused(_reason(assigned, error)) from error
             self._finish(entry, loaded, None)
             with _harmless():
-                if entry.state == "ready" and self._calibration is not None:
+                if entry.state == "ready":
                     self._calibration.keep(assigned.spec, loaded)
                 del loaded  # a module that was refused or unloaded meanwhile must be freed
                 self._tidy()
@@ -126,7 +125,7 @@ class Store:
             del entry
             self._changed.notify_all()
         with _harmless():
-            if self._calibration is not None and compute_s is not None:
+            if compute_s is not None:
                 self._calibration.remember(key, compute_s)
             self._tidy()
 
@@ -167,20 +166,12 @@ class Store:
 
     def cached(self) -> dict[ModuleKey, float]:
         """Modules that aren't held, were measured here, and have their weights on this machine -> seconds of a pass."""
-        if self._calibration is None:
-            return {}
-        cached = self._calibration.cached
         with self._changed:
-            return {key: seconds for key, seconds in cached.items() if key not in self._entries}
+            return {key: seconds for key, seconds in self._calibration.cached.items() if key not in self._entries}
 
-    @contextmanager
-    def passing(self) -> Iterator[None]:
+    def passing(self) -> AbstractContextManager[object]:
         """The time of a forward pass: no measurement is taken meanwhile."""
-        if self._calibration is None:
-            yield
-        else:
-            with self._calibration.passing:
-                yield
+        return self._calibration.passing
 
     @property
     def used_bytes(self) -> int:
@@ -193,9 +184,7 @@ class Store:
 
     def _claim(self, assigned: AssignedModule) -> tuple[_Entry, bool]:
         """The key's entry, and whether the caller must load it. Waits for memory of leaving modules."""
-        key, size_bytes = assigned.spec.key, assigned.spec.memory_bytes
-        if self._calibration is not None:
-            size_bytes = self._calibration.expected_bytes(assigned.spec)
+        key, size_bytes = assigned.spec.key, self._calibration.expected_bytes(assigned.spec)
         with self._changed:
             self._changed.wait_for(
                 lambda: self._alive(key) or self._used() + size_bytes <= self.budget_bytes or not self._leaving(),
@@ -213,12 +202,6 @@ class Store:
                 f"{self.budget_bytes} are free: raise the device's memory, or place it elsewhere"
             )
             raise ModuleRefused(entry.error)
-
-    def _loaded(self, spec: ModuleSpec) -> Loaded:
-        if self._calibration is None:
-            began_s = perf_counter()
-            return Loaded(self._load(spec), spec.memory_bytes, perf_counter() - began_s, None)
-        return self._calibration.load(spec, self._load)
 
     def _finish(self, entry: _Entry, loaded: Loaded | None, error: str | None) -> None:
         """End a load: ready, failed, too large, or unloaded meanwhile."""
@@ -242,8 +225,7 @@ class Store:
     def _tidy(self) -> None:
         """After a load or an unload: return freed memory to the system, and check the disk for weights again."""
         footprint.give_back()
-        if self._calibration is not None:
-            self._calibration.look()
+        self._calibration.look()
 
     def _alive(self, key: ModuleKey) -> _Entry | None:
         entry = self._entries.get(key)

@@ -29,10 +29,9 @@ from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
 from edge_agent.config import AgentConfig
 from edge_agent.modules.weights import hub
-from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from s2m3.reference import random_weights, zoo
-from tests.builders import module, profile
+from tests.builders import module, profile, uncalibrated_store
 from tests.media import SMALLEST_CLIP
 from tests.patience import PATIENCE_S
 
@@ -98,7 +97,7 @@ def reported(recorder: Any) -> Iterator[Callable[..., dict[str, HeldModule]]]:
     agent = Agent(
         AgentConfig(id="gw-a", heartbeat_interval_s=0.05),
         profile=profile(10**9),
-        store=Store(10**9),
+        store=uncalibrated_store(10**9),
         make_transport=broker.connect,
     )
     thread = threading.Thread(target=agent.run)

@@ -15,8 +15,8 @@ from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery
 from edge_agent.config import AgentConfig
 from edge_agent.device.profile import ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S
-from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
+from tests.builders import uncalibrated_store
 
 ASSUMED = DeviceProfile(
     memory_bytes=100,
@@ -40,7 +40,7 @@ def measured(mosquitto_url: str, unique_prefix: str, make_recorder: Any, patienc
         topic = DEVICE_STATE.at(prefix_of(unique_prefix), device=config.id)
         observer.subscribe(topic)
         observer.start()
-        agent = Agent(config, profile=profile, store=Store(100))
+        agent = Agent(config, profile=profile, store=uncalibrated_store(100))
         thread = threading.Thread(target=agent.run)
         thread.start()
         running.append((agent, thread))

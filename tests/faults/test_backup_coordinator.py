@@ -26,9 +26,8 @@ from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkUp, Outgoing
 from edge_agent.config import AgentConfig
 from edge_agent.modules import Module, Output, Value
-from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
-from tests.builders import assignment, computing, encoder_route, module, profile
+from tests.builders import assignment, computing, encoder_route, module, profile, uncalibrated_store
 from tests.patience import until
 
 PROFILE = profile()
@@ -49,7 +48,7 @@ class Agents:
         recorder.wait_for(LinkUp)
         for name, way, compute in ((FRONT, proxy.url, self._compute_forever), (BACKUP, url, answers)):
             config = AgentConfig(id=f"{site}-{name}", broker=way, site=site, heartbeat_interval_s=0.05)
-            store = Store(100, load=partial(_loaded, compute))
+            store = uncalibrated_store(100, partial(_loaded, compute))
             stack.enter_context(running(Agent(config, profile=PROFILE, store=store)))
         stack.callback(self._release.set)  # before all others, so that the agent can end
         self.front, self.backup = f"{site}-{FRONT}", f"{site}-{BACKUP}"

@@ -17,9 +17,8 @@ from broker.protocol.messages import DeviceState, Heartbeat
 from broker.protocol.topics import DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
 from broker.transport.paho import MqttTransport
 from edge_agent.config import AgentConfig
-from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
-from tests.builders import profile
+from tests.builders import profile, uncalibrated_store
 
 PROFILE = profile()
 
@@ -29,7 +28,7 @@ class Running:
 
     def __init__(self, url: str, site: str, one_ended: threading.Event) -> None:
         config = AgentConfig(id="gw-a", broker=url, site=site, heartbeat_interval_s=0.05)
-        self.agent = Agent(config, profile=PROFILE, store=Store(100))
+        self.agent = Agent(config, profile=PROFILE, store=uncalibrated_store(100))
         self.refusal: IdInUse | None = None
         self.ended = threading.Event()
         self._one_ended = one_ended

@@ -20,10 +20,9 @@ from edge_agent import modules
 from edge_agent.modules.families import clip
 from edge_agent.modules.weights import hub, model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint
-from edge_agent.runtime.store import Store
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
-from tests.builders import module, runs
+from tests.builders import module, runs, uncalibrated_store
 from tests.media import SMALLEST_CLIP
 
 NAME = "openai/clip-vit-base-patch16"
@@ -372,7 +371,7 @@ def test_a_shorter_dtype_holds_half_the_bytes_and_gives_nearly_the_same_float32(
 
 
 def test_an_agent_reports_a_bad_checkpoint_and_goes_on(own: Path) -> None:
-    store = Store(10**8)
+    store = uncalibrated_store(10**8)
     (own / "model.safetensors").write_bytes(b"damaged")
     bad = AssignedModule(module="clip/vision", spec=clip_spec(), role="active")
     with pytest.raises(ModuleRefused):

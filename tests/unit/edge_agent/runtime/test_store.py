@@ -13,7 +13,7 @@ from broker.protocol.messages import AssignedModule
 from broker.protocol.specs import ModuleSpec
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
-from tests.builders import computing, module, runs
+from tests.builders import computing, module, runs, uncalibrated_store
 from tests.patience import PATIENCE_S
 
 
@@ -51,7 +51,7 @@ def loads() -> Loads:
 
 @pytest.fixture
 def store(loads: Loads) -> Store:
-    return Store(250, loads, wait_s=0)
+    return uncalibrated_store(250, loads, wait_s=0)
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
@@ -147,7 +147,7 @@ def test_a_module_on_its_way_out_that_is_assigned_again_stays(store: Store, load
 
 
 def test_a_load_waits_for_memory_that_is_on_its_way_out(loads: Loads) -> None:
-    store = Store(100, loads, wait_s=30)
+    store = uncalibrated_store(100, loads, wait_s=30)
     store.load(assigned("old"))
     done = threading.Event()
 
@@ -166,7 +166,7 @@ def test_a_load_waits_for_memory_that_is_on_its_way_out(loads: Loads) -> None:
 
 
 def test_a_load_does_not_wait_when_nothing_is_on_its_way_out(loads: Loads) -> None:
-    store = Store(100, loads, wait_s=3600)
+    store = uncalibrated_store(100, loads, wait_s=3600)
     store.load(assigned("a"))
     with pytest.raises(ModuleRefused):
         store.load(assigned("b"))
