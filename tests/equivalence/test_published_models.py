@@ -20,9 +20,9 @@ from edge_agent import catalog
 from edge_agent.modules import Module, load
 from edge_agent.modules.families import efficientnet, sentence
 from edge_agent.runtime.engines import engine
-from s2m3.reference import name_embeddings
 from s2m3.reference.pictures import names, picture
 from tests.builders import runs
+from tests.equivalence import name_embeddings
 
 TEXTS = [
     "a cat",

@@ -14,7 +14,7 @@ the answers. It can name what the classifier saw; it can't count, read or locate
                                                    ``probs``, a question's ``embeddings`` (1, 384), theirs, the texts
 
 It gives ``scores`` float32 (n,) and the answer; the one module serves both tasks. The weights are made by
-``python -m s2m3.reference.name_embeddings``.
+``python -m tests.equivalence.name_embeddings``.
 """
 
 from __future__ import annotations

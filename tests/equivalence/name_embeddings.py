@@ -2,7 +2,7 @@
 
 Owns the making of ``catalog/pocket/imagenet-names.safetensors``, so that anyone can make the file again and compare:
 
-    python -m s2m3.reference.name_embeddings edge_agent/catalog/pocket/imagenet-names.safetensors
+    python -m tests.equivalence.name_embeddings edge_agent/catalog/pocket/imagenet-names.safetensors
 """
 
 from __future__ import annotations
