@@ -54,10 +54,6 @@ def align(network: contrast.Head, audio_embeds: Tensor, image_embeds: Tensor, te
     return {"logits": logits, "similarity": sound @ picture.t(), SCORES: logits.float().softmax(dim=1)}
 
 
-def _extractor(checkpoint: Checkpoint) -> ASTFeatureExtractor:
-    return prepare.feature_extractor(checkpoint, ASTFeatureExtractor)
-
-
 def samples(made: ASTFeatureExtractor, value: Value) -> NDArray[np.float32]:
     """The samples (n,) of what a sensor sent.
 
@@ -72,7 +68,8 @@ def samples(made: ASTFeatureExtractor, value: Value) -> NDArray[np.float32]:
 
 def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     wanted = f"{prepare.TOWER} patch_size qkv_bias frequency_stride time_stride max_length num_mel_bins"
-    sounds = prepare.fields(_extractor(checkpoint), "sampling_rate num_mel_bins max_length do_normalize mean std")
+    extractor = prepare.processor(checkpoint, ASTFeatureExtractor)
+    sounds = prepare.fields(extractor, "sampling_rate num_mel_bins max_length do_normalize mean std")
     return prepare.identity(ast_config, wanted)(checkpoint) | {"sounds": sounds}
 
 
@@ -94,7 +91,9 @@ PARTS: model_parts.Parts = {
         prefixes={"audio-spectrogram-transformer": [{"audio_spectrogram_transformer.": ""}]},
         build=lambda config: ASTModel(ast_config(config)),
         identity=_encoder_identity,
-        steps=prepare.sound_steps(_extractor, samples, "input_values"),
+        steps=lambda checkpoint: steps.Steps(
+            steps.sound(prepare.processor(checkpoint, ASTFeatureExtractor), samples, "input_values")
+        ),
         forwards=tower(
             "pooled",
             "pooler_output",

@@ -32,7 +32,7 @@ from transformers import (
 from broker.protocol.errors import ModuleRefused
 from edge_agent.modules import Value
 from edge_agent.modules.families import contrast
-from edge_agent.modules.inputs import audio, prepare
+from edge_agent.modules.inputs import audio, prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import tower
@@ -83,7 +83,7 @@ def extractor(checkpoint: Checkpoint) -> ClapFeatureExtractor:
     Raises:
         ModuleRefused: its file isn't there, makes none, or is of a CLAP with fusion.
     """
-    made = prepare.feature_extractor(checkpoint, ClapFeatureExtractor)
+    made = prepare.processor(checkpoint, ClapFeatureExtractor)
     if made.truncation != "rand_trunc" or audio_config(checkpoint.config).enable_fusion:
         raise ModuleRefused(
             f"{checkpoint.repository.required(prepare.PREPROCESSOR)} is of a CLAP with fusion, which takes random "
@@ -124,7 +124,7 @@ PARTS: model_parts.Parts = {
         prefixes={"clap": [{"audio_model.": "audio_model.", "audio_projection.": "audio_projection."}]},
         build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
         identity=_audio_identity,
-        steps=prepare.sound_steps(extractor, beginning, "input_features"),
+        steps=lambda checkpoint: steps.Steps(steps.sound(extractor(checkpoint), beginning, "input_features")),
         forwards=tower(
             "audio_embeds",
             "audio_embeds",

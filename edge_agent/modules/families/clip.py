@@ -135,7 +135,7 @@ def _check_preprocessing(checkpoint: Checkpoint, config: CLIPVisionConfig) -> No
     """Refuse a CLIP whose pictures are prepared in another way: the tower's identity says nothing of that."""
     if checkpoint.model_type != "clip" or checkpoint.repository.path(prepare.PREPROCESSOR) is None:
         return
-    own: PilBackend = prepare.image_processor(checkpoint, CLIPImageProcessorPil)
+    own: PilBackend = prepare.processor(checkpoint, CLIPImageProcessorPil)
     ours, theirs = prepare.effective(ordinary_processor(config)), prepare.effective(own)
     if different := sorted(name for name in ours if ours[name] != theirs.get(name)):
         raise ModuleRefused(

@@ -80,7 +80,7 @@ def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
 
 def _steps(checkpoint: Checkpoint) -> steps.Steps:
     config = _config(checkpoint.config)
-    picture = steps.picture(prepare.image_processor(checkpoint, ViltImageProcessorPil))
+    picture = steps.picture(prepare.processor(checkpoint, ViltImageProcessorPil))
     question = steps.question(prepare.tokenizer(checkpoint, BertTokenizer), config.max_position_embeddings)
     answer = steps.likeliest("answer", prepare.labels(config), RANKED)
     return steps.Steps(picture, question, answer=answer)

@@ -109,7 +109,7 @@ def _config(config: Config) -> WhisperConfig:
 
 
 def _extractor(checkpoint: Checkpoint) -> WhisperFeatureExtractor:
-    return prepare.feature_extractor(checkpoint, WhisperFeatureExtractor, SOUND)
+    return prepare.processor(checkpoint, WhisperFeatureExtractor, SOUND)
 
 
 def _tokens(checkpoint: Checkpoint) -> Tokens:
@@ -181,7 +181,7 @@ PARTS: model_parts.Parts = {
         prefixes={"whisper": [{"model.encoder.": ""}]},
         build=lambda config: WhisperEncoder(_config(config)),
         identity=_encoder_identity,
-        steps=prepare.sound_steps(_extractor, _samples, "input_features"),
+        steps=lambda checkpoint: steps.Steps(steps.sound(_extractor(checkpoint), _samples, "input_features")),
         forwards=tower(
             "states",
             "last_hidden_state",

@@ -40,7 +40,7 @@ from transformers import WhisperFeatureExtractor
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
-from edge_agent.modules import Module, Output, Pass, Prepared, Value
+from edge_agent.modules import Module, Output, Pass, Prepared
 from edge_agent.modules.inputs import audio, decoding, steps
 from edge_agent.modules.weights import ctranslate2_file, identity, packaged, part_source, precision
 from edge_agent.modules.weights.ctranslate2_file import ModelFile, Variable, open_whisper
@@ -98,15 +98,10 @@ def shapes(part: str) -> dict[str, Shape]:
 
 def _sound() -> steps.Need:
     """A wav file's bytes to log-mel ``features`` (1, 80, 3000), padded to the window."""
-    extractor: Any = WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
+    extractor = WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
         feature_size=MELS, sampling_rate=RATE_HZ, chunk_length=int(WINDOW_S)
     )
-
-    def features(value: Value) -> Array:
-        sound = audio.samples(value, RATE_HZ, WINDOW_S)  # (n,)
-        return np.asarray(extractor(sound, sampling_rate=RATE_HZ, return_tensors="np")["input_features"])
-
-    return steps.sound(features)
+    return steps.sound(extractor, lambda _, value: audio.samples(value, RATE_HZ, WINDOW_S), "input_features")
 
 
 def _spelling(tokenizer: Tokenizer) -> steps.Answer:

@@ -11,22 +11,17 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import JsonValue
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, SequenceFeatureExtractor
 from transformers.image_processing_backends import PilBackend
 
 from broker.protocol.errors import ModuleRefused, first_line
-from broker.protocol.tensors import Array
-from edge_agent.modules import Value
 from edge_agent.modules.inputs import steps
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
 from edge_agent.modules.weights.identity import fingerprint
 
 T = TypeVar("T")
-P = TypeVar("P", bound=PilBackend)
-F = TypeVar("F", bound=SequenceFeatureExtractor)
+P = TypeVar("P", bound=PilBackend | SequenceFeatureExtractor)
 
 TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -101,18 +96,27 @@ def vocabulary(checkpoint: Checkpoint) -> JsonValue:
     return fingerprint([vocab, merges])
 
 
-def image_processor(checkpoint: Checkpoint, kind: type[P]) -> P:
-    """The repository's own image processor, from its preprocessor_config.json.
+def processor(checkpoint: Checkpoint, kind: type[P], only: Collection[str] = ()) -> P:
+    """The repository's own image processor, or feature extractor for sounds, from its preprocessor_config.json.
+
+    With ``only``, from these of the file's fields.
 
     Raises:
         ModuleRefused: the file isn't there, or makes none.
     """
-    return _processor(checkpoint, kind, "image processor")
+    path = checkpoint.repository.required(PREPROCESSOR)
+    found = read_object(path)
+    fields = {name: value for name, value in found.items() if (name in only if only else name not in HISTORY)}
+    try:
+        return kind(**fields)
+    except Exception as error:  # its fields may be wrong in any way
+        what = "image processor" if issubclass(kind, PilBackend) else "feature extractor"
+        raise ModuleRefused(f"{path} makes no {what} ({first_line(error)}): fetch it again") from error
 
 
 def picture_steps(kind: type[PilBackend]) -> Callable[[Checkpoint], steps.Steps]:
     """The steps of a part that takes pictures, prepared by the repository's own image processor."""
-    return lambda checkpoint: steps.Steps(steps.picture(image_processor(checkpoint, kind)))
+    return lambda checkpoint: steps.Steps(steps.picture(processor(checkpoint, kind)))
 
 
 def text_steps(
@@ -122,42 +126,6 @@ def text_steps(
     return lambda checkpoint: steps.Steps(
         steps.texts(tokenizer(checkpoint, kind), longest(checkpoint.config), padded=padded)
     )
-
-
-def sound_steps(
-    extractor_of: Callable[[Checkpoint], F], samples: Callable[[F, Value], NDArray[np.float32]], key: str
-) -> Callable[[Checkpoint], steps.Steps]:
-    """The steps of a part that takes sounds: ``samples`` of what a sensor sent, then the extractor's array ``key``."""
-
-    def made(checkpoint: Checkpoint) -> steps.Steps:
-        extractor = extractor_of(checkpoint)
-
-        def features(value: Value) -> Array:
-            sound, rate_hz = samples(extractor, value), extractor.sampling_rate
-            return np.asarray(cast("Any", extractor)(sound, sampling_rate=rate_hz, return_tensors="np")[key])
-
-        return steps.Steps(steps.sound(features))
-
-    return made
-
-
-def feature_extractor(checkpoint: Checkpoint, kind: type[F], only: Collection[str] = ()) -> F:
-    """The repository's own feature extractor for sounds, from the fields ``only`` of its preprocessor_config.json.
-
-    Raises:
-        ModuleRefused: the file isn't there, or makes none.
-    """
-    return _processor(checkpoint, kind, "feature extractor", only)
-
-
-def _processor(checkpoint: Checkpoint, kind: Callable[..., T], what: str, only: Collection[str] = ()) -> T:
-    path = checkpoint.repository.required(PREPROCESSOR)
-    found = read_object(path)
-    fields = {name: value for name, value in found.items() if (name in only if only else name not in HISTORY)}
-    try:
-        return kind(**fields)
-    except Exception as error:  # its fields may be wrong in any way
-        raise ModuleRefused(f"{path} makes no {what} ({first_line(error)}): fetch it again") from error
 
 
 def effective(processor: PilBackend) -> dict[str, JsonValue]:
@@ -182,7 +150,7 @@ def identity(
     def of(checkpoint: Checkpoint) -> dict[str, JsonValue]:
         found = fields(config_of(checkpoint.config), names)
         if pictures is not None:
-            found["pictures"] = effective(image_processor(checkpoint, pictures))
+            found["pictures"] = effective(processor(checkpoint, pictures))
         return found | ({"vocabulary": vocabulary(checkpoint)} if texts else {})
 
     return of

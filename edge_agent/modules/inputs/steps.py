@@ -76,11 +76,17 @@ def question(tokenizer: Any, longest: int) -> Need:  # noqa: ANN401 - the same
     return Need(lambda value: tokens(tokenizer, [" ".join(decoding.lines(value))], longest), sample_inputs.question)
 
 
-def sound(features: Callable[[Value], Array]) -> Need:
-    """A sound's wav bytes to ``features`` float32 (1, ...), by the given function."""
-    return Need(
-        lambda value: {"features": np.ascontiguousarray(features(value), dtype=np.float32)}, sample_inputs.sound
-    )
+def sound(extractor: Any, samples: Callable[[Any, Value], Array], key: str) -> Need:  # noqa: ANN401 - the same
+    """A sound's wav bytes to ``features`` float32 (1, ...): what transformers' ``extractor`` gives under ``key``.
+
+    ``samples`` makes the samples (n,) of what a sensor sent, for this extractor.
+    """
+
+    def read(value: Value) -> dict[str, Array]:
+        found = extractor(samples(extractor, value), sampling_rate=extractor.sampling_rate, return_tensors="np")[key]
+        return {"features": np.ascontiguousarray(found, dtype=np.float32)}
+
+    return Need(read, sample_inputs.sound)
 
 
 def arrays(shapes: Mapping[str, Shape], *, free: bool = False) -> Need:
