@@ -168,9 +168,9 @@ def latency_s(task: TaskSpec, where: Mapping[ModuleKey, DeviceSpec], source: Lin
     return answer_s(graph, finish_s(graph, devices, compute, source), devices, source)
 
 
-def source_of(task: TaskSpec, devices: Mapping[DeviceId, DeviceSpec], default: DeviceSpec | None = None) -> Linked:
-    """Where a task's requests start: its own source if that is one of the devices, else the default, else outside."""
-    return devices.get(task.source or "") or default or OUTSIDE
+def source_of(task: TaskSpec, devices: Mapping[DeviceId, DeviceSpec]) -> Linked:
+    """Where a task's requests start: its own source if that is one of the devices, else outside."""
+    return devices.get(task.source or "", OUTSIDE)
 
 
 def objective_s(

@@ -146,7 +146,6 @@ def exhaustive(
     devices: Sequence[DeviceSpec],
     tasks: Sequence[TaskSpec],
     *,
-    default_source: DeviceSpec | None = None,
     barred: Bars | None = None,
 ) -> tuple[dict[ModuleKey, DeviceId], float] | None:
     """The cheapest placement and its objective in seconds, or None when no placement fits.
@@ -154,7 +153,7 @@ def exhaustive(
     It tries up to ``len(devices)`` to the power of the number of modules: for some ten thousand, not for a fleet.
     """
     by_id = {device.id: device for device in devices}
-    sources = {task.task: source_of(task, by_id, default_source) for task in tasks}
+    sources = {task.task: source_of(task, by_id) for task in tasks}
     sizes = {key: module.memory_bytes for key, (_, module) in distinct_modules(tasks).items()}
     best: tuple[dict[ModuleKey, DeviceId], float] | None = None
     for where in _fitting(by_id, sizes, barred or {}):

@@ -59,7 +59,6 @@ def exact(
     devices: Sequence[DeviceSpec],
     tasks: Sequence[TaskSpec],
     *,
-    default_source: DeviceSpec | None = None,
     barred: Bars | None = None,
     time_limit_s: float = 60.0,
 ) -> Optimum:
@@ -71,7 +70,6 @@ def exact(
     Args:
         devices: those that may hold modules.
         tasks: what to serve; names are distinct.
-        default_source: where requests of a task start that names no listed source.
         barred: devices that must not get a module.
         time_limit_s: then the best so far is returned, with the bound that is proven.
 
@@ -85,13 +83,13 @@ def exact(
     def over() -> bool:
         return time.monotonic() > until_s
 
-    search = _Search(Problem(devices, tasks, default_source=default_source, barred=barred))
+    search = _Search(Problem(devices, tasks, barred=barred))
     problem = search.problem
     best: Where | None = None
     upper_s = np.inf
     refusal: NoDeviceFits | None = None
     try:
-        found = refined(devices, tasks, default_source=default_source, barred=barred, enough=over).where
+        found = refined(devices, tasks, barred=barred, enough=over).where
         best = [problem.fleet.rows[found[key]] for key in problem.keys]
         upper_s = problem.objective(best)
     except NoDeviceFits as error:

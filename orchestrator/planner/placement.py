@@ -47,7 +47,6 @@ def place(
     tasks: Sequence[TaskSpec],
     *,
     keep: Homes | None = None,
-    default_source: DeviceSpec | None = None,
     barred: Bars | None = None,
     at_hand: AtHand | None = None,
 ) -> Placement:
@@ -57,14 +56,13 @@ def place(
         devices: those that may hold modules.
         tasks: what to serve; names are distinct.
         keep: modules that stay where they are, if that device is listed, not barred, and still has the memory.
-        default_source: where requests of a task start that names no listed source.
         barred: devices that must not get a module.
         at_hand: devices that have a module's weights; preferred unless another is better by ``AT_HAND_SHARE``.
 
     Raises:
         NoDeviceFits: a module finds no device with enough memory left.
     """
-    problem = Problem(devices, tasks, default_source=default_source, barred=barred, at_hand=at_hand)
+    problem = Problem(devices, tasks, barred=barred, at_hand=at_hand)
     draft = PartialPlacement(problem, keep)
     greedy(draft)
     return problem.placement(draft.where, draft.kept)
@@ -75,7 +73,6 @@ def refined(
     tasks: Sequence[TaskSpec],
     *,
     keep: Homes | None = None,
-    default_source: DeviceSpec | None = None,
     barred: Bars | None = None,
     at_hand: AtHand | None = None,
     enough: Callable[[], bool] = never,
@@ -88,7 +85,7 @@ def refined(
     Raises:
         NoDeviceFits: there is no way to fit all beside what is kept.
     """
-    problem = Problem(devices, tasks, default_source=default_source, barred=barred, at_hand=at_hand)
+    problem = Problem(devices, tasks, barred=barred, at_hand=at_hand)
     try:
         return _search(problem, keep, enough)
     except NoDeviceFits as refusal:
@@ -102,7 +99,6 @@ def place_most(
     *,
     keep: Homes | None = None,
     served: Collection[TaskName] = (),
-    default_source: DeviceSpec | None = None,
     barred: Bars | None = None,
     at_hand: AtHand | None = None,
     enough: Callable[[], bool] = never,
@@ -119,7 +115,7 @@ def place_most(
     near = {key: {*there} for key, there in (at_hand or {}).items()}
     for key, home in keep.items():  # a module that may move stays near its weights if it can
         near.setdefault(key, set()).add(home)
-    problem_of = partial(Problem, fleet, default_source=default_source, barred=barred)
+    problem_of = partial(Problem, fleet, barred=barred)
     problem = problem_of(tasks, at_hand=near)
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):

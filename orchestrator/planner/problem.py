@@ -59,7 +59,6 @@ class Problem:
         devices: Sequence[DeviceSpec] | Fleet,
         tasks: Sequence[TaskSpec],
         *,
-        default_source: DeviceSpec | None = None,
         barred: Bars | None = None,
         at_hand: AtHand | None = None,
     ) -> None:
@@ -75,7 +74,7 @@ class Problem:
         self.users: list[list[int]] = [[] for _ in self.keys]  # by module: its tasks, by number
         specs = {spec.id: spec for spec in self.fleet.specs}
         for number, task in enumerate(self.tasks):
-            schedule = TaskSchedule(task, self.fleet, source_of(task, specs, default_source), self.number)
+            schedule = TaskSchedule(task, self.fleet, source_of(task, specs), self.number)
             self.schedules.append(schedule)
             for module in schedule.slots:
                 self.users[module].append(number)

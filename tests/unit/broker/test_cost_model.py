@@ -121,10 +121,10 @@ def test_the_objective_is_the_weighted_sum() -> None:
     assert objective_s([TASK, light], where, sources) == pytest.approx(2.0 * 3.01 + 0.5 * 3.01, abs=1e-12)
 
 
-def test_a_task_starts_at_its_own_source_or_the_default_or_outside() -> None:
+def test_a_task_starts_at_its_own_source_or_outside() -> None:
     named = TASK.model_copy(update={"source": "b"})
-    assert source_of(named, {"a": A, "b": B}, A) is B
-    assert source_of(named, {"a": A}, A) is A
+    assert source_of(named, {"a": A, "b": B}) is B
+    assert source_of(named, {"a": A}) is OUTSIDE
     assert source_of(TASK, {"a": A, "b": B}) is OUTSIDE
 
 
