@@ -20,11 +20,11 @@ from dataclasses import replace
 from broker.protocol.specs import TaskName, TaskSpec
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator import events
-from orchestrator.events import Action, Event
+from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived, MembershipEvent
 from orchestrator.leadership.leader import announce_leadership, on_leader_state, resign_if_outrun
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.membership import failure_detector
-from orchestrator.membership.cluster import Cluster, DrainReceived, HeartbeatReceived, MembershipEvent
+from orchestrator.membership.failure_detector import Cluster
 from orchestrator.placement import publish, reconcile
 from orchestrator.placement.deployability import why_unroutable
 from orchestrator.placement.drain import drain_retry_at_s, empty_draining_devices

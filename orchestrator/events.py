@@ -1,18 +1,49 @@
-"""The orchestrator's events and actions: the words between messages and ``decide``, without topics or bytes.
-
-The events of devices are in ``cluster``.
-"""
+"""The orchestrator's events and actions: the words between messages and ``decide``, without topics or bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from broker.protocol.messages import Assignment, OrchestratorState, Result, Route
+from broker.protocol.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Result, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName, TaskSpec
-from orchestrator.membership.cluster import MembershipEvent
+from broker.transport.port import LinkDown, LinkUp
 
 # --- events ---
+
+
+@dataclass(frozen=True)
+class DeviceStateReceived:
+    """A device's birth, drain or will arrived."""
+
+    device: DeviceId
+    message: DeviceState
+
+
+@dataclass(frozen=True)
+class HeartbeatReceived:
+    """A device's heartbeat arrived."""
+
+    device: DeviceId
+    message: Heartbeat
+
+
+@dataclass(frozen=True)
+class DrainReceived:
+    """An operator's order arrived: take a device out of service, or put it back."""
+
+    device: DeviceId
+    drain: bool
+
+
+@dataclass(frozen=True)
+class Overslept:
+    """The orchestrator's process stood still, and received nothing meanwhile."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +95,7 @@ class LeaderStateReceived:
     message: OrchestratorState
 
 
+MembershipEvent = DeviceStateReceived | HeartbeatReceived | DrainReceived | Overslept | Tick | LinkUp | LinkDown
 TaskEvent = TaskDeployed | TaskRejected | TaskUndeployed | RetainedRouteReceived
 Event = MembershipEvent | TaskEvent | RequestReceived | LeaderStateReceived
 

@@ -30,11 +30,10 @@ from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
 from orchestrator import events
 from orchestrator.decide import decide, next_deadline_s
-from orchestrator.events import Action, Event, LeaderStateReceived
+from orchestrator.events import Action, Event, LeaderStateReceived, Overslept, Tick
 from orchestrator.leadership import standby
 from orchestrator.leadership.leader_files import LeaderFiles
 from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
-from orchestrator.membership.cluster import Overslept, Tick
 from orchestrator.state import Pace, State, initial
 from orchestrator.wire import CONTROL_TOPICS, event_of, outgoing_of
 

@@ -13,7 +13,7 @@ from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, T
 from broker.transport.port import LinkUp
 from orchestrator.events import RetainedRouteReceived
 from orchestrator.leadership.standby import leader_interval_s
-from orchestrator.membership.cluster import Cluster
+from orchestrator.membership.failure_detector import Cluster
 from orchestrator.placement.routes import Fence
 from orchestrator.planner.placement import distinct_modules, never
 from orchestrator.planner.spares import NO_SPARES, Spares

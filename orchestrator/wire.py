@@ -12,7 +12,6 @@ from broker.protocol.messages import DeviceState, Drain, Heartbeat, Orchestrator
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import Delivery, Outgoing
 from orchestrator import events
-from orchestrator.membership.cluster import DeviceStateReceived, DrainReceived, HeartbeatReceived
 
 
 def event_of(prefix: str, delivery: Delivery) -> events.Event | None:
@@ -93,14 +92,14 @@ def _route(incoming: topics.Incoming) -> events.Event:
 def _state(incoming: topics.Incoming) -> events.Event | None:
     match incoming.decode():
         case Heartbeat() as heartbeat:
-            return HeartbeatReceived(incoming.ids["device"], heartbeat)
+            return events.HeartbeatReceived(incoming.ids["device"], heartbeat)
         case DeviceState() as state:
-            return DeviceStateReceived(incoming.ids["device"], state)
+            return events.DeviceStateReceived(incoming.ids["device"], state)
         case OrchestratorState() as leader:
             return events.LeaderStateReceived(leader)
         case Drain(drain=drain):
-            return DrainReceived(incoming.ids["device"], drain)
-    return DrainReceived(incoming.ids["device"], drain=False) if incoming.topic is topics.DEVICE_DRAIN else None
+            return events.DrainReceived(incoming.ids["device"], drain)
+    return events.DrainReceived(incoming.ids["device"], drain=False) if incoming.topic is topics.DEVICE_DRAIN else None
 
 
 CONTROL_TOPICS = (

@@ -16,21 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from broker.protocol.messages import SUSPECTED_FOR_S, DeviceState, Heartbeat
 from broker.protocol.specs import DeviceId, ModuleKey
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
+from orchestrator.events import DeviceStateReceived, DrainReceived, HeartbeatReceived, MembershipEvent, Overslept
 from orchestrator.membership import device as one_device
-from orchestrator.membership.cluster import (
-    Cluster,
-    DeviceStateReceived,
-    DrainReceived,
-    HeartbeatReceived,
-    MassDeparture,
-    MembershipEvent,
-    Overslept,
-)
 from orchestrator.membership.device import WILLS_S, Device
 from orchestrator.membership.doubts import with_report
 
@@ -43,6 +35,40 @@ AFTER_MASS_SILENCE_INTERVALS = 1.25  # once one is heard, the others' heartbeats
 ECHO_LATE_INTERVALS = 1.2  # of our own heartbeat: sooner than our stalled link can make any device look dead
 ECHO_GIVEN_UP_S = 10.0  # keepalive notices a stalled link much sooner; a broker that echoes nothing must not stop us
 FORGET_AFTER_S = 3600.0
+
+
+@dataclass(frozen=True)
+class MassDeparture:
+    """Most devices said goodbye at once: their modules are placed elsewhere only after ``until_s``."""
+
+    until_s: float
+    gone: frozenset[DeviceId]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All devices heard of since the start."""
+
+    heartbeat_interval_s: float
+    own_interval_s: float = 1.0  # between the orchestrator's own heartbeats
+    devices: Mapping[DeviceId, Device] = field(default_factory=dict)
+    listening: bool = False  # whether the orchestrator's link is up
+    up_s: float = 0.0  # since when
+    awaiting_first_heartbeat: Mapping[DeviceId, int] = field(default_factory=dict)  # over this link -> its last session
+    tentative_wills: frozenset[DeviceId] = frozenset()  # those of them whose will may be of the broker's end
+    drained: frozenset[DeviceId] = frozenset()  # by an operator, known or not
+    mass_departure: MassDeparture | None = None
+    echo_s: float | None = None  # when the orchestrator's own heartbeat last came back over this link
+
+    def alive(self) -> list[Device]:
+        """The devices to which requests may go, by id."""
+        return [device for _, device in sorted(self.devices.items()) if device.alive]
+
+    def with_device(self, device: Device | None) -> Cluster:
+        """The cluster with this device; the same object if nothing changed."""
+        if device is None or self.devices.get(device.id) is device:
+            return self
+        return replace(self, devices={**self.devices, device.id: device})
 
 
 def on_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:

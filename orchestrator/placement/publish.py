@@ -16,9 +16,8 @@ from dataclasses import replace
 from broker.protocol.messages import AssignedModule, Assignment, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName
 from orchestrator import events
-from orchestrator.events import Action, Event
+from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived
 from orchestrator.leadership.leader import announce_leadership
-from orchestrator.membership.cluster import DrainReceived, HeartbeatReceived
 from orchestrator.membership.failure_detector import on_event
 from orchestrator.placement.deployability import describe_error
 from orchestrator.placement.routes import backup_coordinators, build_route, same_route, unavailable_route

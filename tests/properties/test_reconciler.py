@@ -28,9 +28,13 @@ from orchestrator.decide import decide
 from orchestrator.events import (
     Action,
     ClearRoute,
+    DeviceStateReceived,
+    DrainReceived,
     Event,
+    HeartbeatReceived,
     LeaderStateReceived,
     Note,
+    Overslept,
     PublishAssignment,
     PublishDrain,
     PublishRoute,
@@ -40,9 +44,9 @@ from orchestrator.events import (
     TaskDeployed,
     TaskRejected,
     TaskUndeployed,
+    Tick,
 )
 from orchestrator.leadership.standby import READ_RETAINED_S
-from orchestrator.membership.cluster import DeviceStateReceived, DrainReceived, HeartbeatReceived, Overslept, Tick
 from orchestrator.placement.deployability import MAX_REFUSALS
 from orchestrator.placement.planner_input import with_measured_footprints
 from orchestrator.planner.placement import place

@@ -25,7 +25,10 @@ from orchestrator.events import (
     AnswerError,
     ClearAssignment,
     ClearRoute,
+    DeviceStateReceived,
+    DrainReceived,
     Event,
+    HeartbeatReceived,
     LeaderStateReceived,
     Note,
     PublishAssignment,
@@ -40,9 +43,9 @@ from orchestrator.events import (
     TaskDeployed,
     TaskRejected,
     TaskUndeployed,
+    Tick,
 )
 from orchestrator.leadership.standby import READ_RETAINED_S
-from orchestrator.membership.cluster import DeviceStateReceived, DrainReceived, HeartbeatReceived, Tick
 from orchestrator.state import State, initial
 from tests.builders import all_of, chain, module
 

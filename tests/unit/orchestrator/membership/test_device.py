@@ -6,14 +6,9 @@ from dataclasses import replace
 
 from broker.protocol.messages import DeviceProfile, DeviceState, HeldModule
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
-from orchestrator.membership.cluster import (
-    Cluster,
-    DeviceStateReceived,
-    HeartbeatReceived,
-    Tick,
-)
+from orchestrator.events import DeviceStateReceived, HeartbeatReceived, Tick
 from orchestrator.membership.device import WILLS_S, Fitness
-from orchestrator.membership.failure_detector import next_deadline_s, on_event, on_own_heartbeat
+from orchestrator.membership.failure_detector import Cluster, next_deadline_s, on_event, on_own_heartbeat
 from tests.builders import heartbeat, offline, profile
 
 PROFILE = profile(1000, latency_s=0.002)

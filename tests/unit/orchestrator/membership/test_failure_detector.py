@@ -6,20 +6,13 @@ import pytest
 
 from broker.protocol.messages import SUSPECTED_FOR_S
 from broker.transport.port import LinkDown, LinkUp
-from orchestrator.membership.cluster import (
-    Cluster,
-    DeviceStateReceived,
-    DrainReceived,
-    HeartbeatReceived,
-    MembershipEvent,
-    Overslept,
-    Tick,
-)
+from orchestrator.events import DeviceStateReceived, DrainReceived, HeartbeatReceived, MembershipEvent, Overslept, Tick
 from orchestrator.membership.device import Fitness
 from orchestrator.membership.doubts import FORGIVE_AFTER_S, PROBATION_HEARTBEATS
 from orchestrator.membership.failure_detector import (
     ECHO_GIVEN_UP_S,
     MASS_SILENCE_INTERVALS,
+    Cluster,
     next_deadline_s,
     on_event,
     on_own_heartbeat,

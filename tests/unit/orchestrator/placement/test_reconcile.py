@@ -11,14 +11,17 @@ from broker.transport.port import LinkUp
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
     Action,
+    DeviceStateReceived,
+    DrainReceived,
     Event,
+    HeartbeatReceived,
     Note,
     PublishAssignment,
     PublishRoute,
     RetainedRouteReceived,
     TaskDeployed,
+    Tick,
 )
-from orchestrator.membership.cluster import DeviceStateReceived, DrainReceived, HeartbeatReceived, Tick
 from orchestrator.membership.failure_detector import MASS_SILENCE_INTERVALS
 from orchestrator.placement.rebalance import GAIN_S, GAIN_SHARE
 from orchestrator.state import Pace, State, initial
