@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from broker.protocol.specs import DeviceId, ModuleKey, ModuleName
+from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.planner.fleet import NOWHERE
 from orchestrator.planner.greedy import PartialPlacement
 from orchestrator.planner.problem import Placement
@@ -21,7 +21,6 @@ from orchestrator.planner.problem import Placement
 class Explanation:
     """The reason why a module is where it is, and for each other device why it isn't there."""
 
-    module: ModuleName
     device: DeviceId
     why: str
     rejected: Mapping[DeviceId, str]
@@ -39,9 +38,7 @@ def explain(placement: Placement, key: ModuleKey) -> Explanation:
     """
     problem, module = placement.problem, placement.problem.number[key]
     rows = problem.fleet.rows
-    draft = PartialPlacement(problem)
-    for number, name in enumerate(problem.keys):
-        draft.put(number, rows[placement.where[name]])
+    draft = PartialPlacement(problem, placement.where)
     home = draft.where[module]
     draft.put(module, NOWHERE)
     able = draft.able(module)
@@ -70,7 +67,7 @@ def explain(placement: Placement, key: ModuleKey) -> Explanation:
         why = f"adds {added_s:.3g} s, and its weights are there already"
     else:
         why = f"adds {added_s:.3g} s, the least when its turn came"
-    return Explanation(problem.names[module], placement.where[key], why, rejected)
+    return Explanation(placement.where[key], why, rejected)
 
 
 def _slower(by_s: float, *, later: bool) -> str:

@@ -189,14 +189,6 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class DeviceUse:
-    """A device's memory in a placement."""
-
-    used_bytes: int
-    capacity_bytes: int
-
-
-@dataclass(frozen=True)
 class Placement:
     """Where each module is and what that costs. ``unshared_bytes``: the sum if each task had modules of its own.
 
@@ -212,9 +204,9 @@ class Placement:
     problem: Problem = field(compare=False, repr=False)
 
     @cached_property
-    def use(self) -> Mapping[DeviceId, DeviceUse]:
-        """The memory of each device, by id."""
-        fleet, used = self.problem.fleet, dict.fromkeys(self.problem.fleet.rows, 0)
+    def used_bytes(self) -> Mapping[DeviceId, int]:
+        """The memory that modules need on each device, by id."""
+        used = dict.fromkeys(self.problem.fleet.rows, 0)
         for key, size in zip(self.problem.keys, self.problem.bytes, strict=True):
             used[self.where[key]] += size
-        return {name: DeviceUse(used[name], fleet.specs[row].memory_bytes) for name, row in fleet.rows.items()}
+        return used

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from broker.protocol.errors import NoDeviceFits
@@ -59,8 +60,8 @@ def _print(
         copies = [f"{device} (replica)" for device in made["replicas"].get(name, [])]
         copies += [f"{device} (standby)" for device in made["standby"].get(name, [])]
         users = [task.task for task in tasks if any(node.module == name for node in task.nodes.values())]
-        row = (name, megabytes(sizes[name]), made["placement"][name], "\n".join(copies), "\n".join(users))
-        placement.add_row(*row)
+        size, device = megabytes(sizes[name]), made["placement"][name]
+        placement.add_row(name, size, device, "\n".join(copies), "\n".join(users))
     memory = table("device", "used (MB)", "spare copies (MB)", "of (MB)", title="memory")
     for device in sorted(device.id for device in devices):
         use = made["memory_bytes"]["per_device"][device]
@@ -122,6 +123,7 @@ def _document(solution: Solution, devices: Sequence[DeviceSpec], tasks: Sequence
         made["reason"] = _reason(solution)
         return made
     names = _names_of(tasks)
+    is_explained = len(names) * len(devices) <= MOST_REASONS
     spare = spares(devices, tasks, placement.where)
     made |= {
         "objective_s": placement.objective_s,
@@ -129,8 +131,8 @@ def _document(solution: Solution, devices: Sequence[DeviceSpec], tasks: Sequence
         "standby": _by_name(names, spare.standby),
         "replicas": _by_name(names, spare.replicas),
         "latency_s": dict(sorted(placement.latency_s.items())),
-        "memory_bytes": _memory(placement, spare, tasks),
-        "explain": _explain(placement, names) if len(names) * len(devices) <= MOST_REASONS else [],
+        "memory_bytes": _memory(placement, spare),
+        "explain": [{"module": name} | asdict(explain(placement, key)) for name, key in names.items() if is_explained],
     }
     return made
 
@@ -141,31 +143,20 @@ def _by_name(
     return {name: list(chosen[key]) for name, key in names.items() if chosen.get(key)}
 
 
-def _memory(placement: Placement, spare: Spares, tasks: Sequence[TaskSpec]) -> dict[str, Any]:
-    sizes: dict[ModuleKey, int] = {}
-    for task in tasks:
-        for module in task.modules.values():
-            sizes[module.key] = max(module.memory_bytes, sizes.get(module.key, 0))
-    spare_bytes = dict.fromkeys(placement.use, 0)
-    for key in placement.where:
+def _memory(placement: Placement, spare: Spares) -> dict[str, Any]:
+    problem, used_bytes = placement.problem, placement.used_bytes
+    spare_bytes = dict.fromkeys(used_bytes, 0)
+    for key, size in zip(problem.keys, problem.bytes, strict=True):
         for device in spare.of(key):
-            spare_bytes[device] += sizes[key]
+            spare_bytes[device] += size
     return {
         "shared": placement.shared_bytes,
         "unshared": placement.unshared_bytes,
         "per_device": {
-            device: {"used": use.used_bytes, "spare": spare_bytes[device], "capacity": use.capacity_bytes}
-            for device, use in placement.use.items()
+            device.id: {"used": used_bytes[device.id], "spare": spare_bytes[device.id], "capacity": device.memory_bytes}
+            for device in problem.fleet.specs
         },
     }
-
-
-def _explain(placement: Placement, names: Mapping[ModuleName, ModuleKey]) -> list[dict[str, Any]]:
-    made = []
-    for name, key in names.items():
-        found = explain(placement, key)
-        made.append({"module": name, "device": found.device, "why": found.why, "rejected": dict(found.rejected)})
-    return made
 
 
 def _reason(solution: Solution) -> dict[str, Any]:

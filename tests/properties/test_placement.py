@@ -51,8 +51,8 @@ def test_no_device_holds_more_than_its_memory_and_every_module_is_placed_once(
     for device in devices:
         used = used_bytes(placement, wanted, device.id)
         assert used <= device.memory_bytes
-        assert placement.use[device.id].used_bytes == used
-    assert placement.shared_bytes == sum(use.used_bytes for use in placement.use.values())
+        assert placement.used_bytes[device.id] == used
+    assert placement.shared_bytes == sum(placement.used_bytes.values())
     assert placement.shared_bytes <= placement.unshared_bytes
 
 
@@ -132,7 +132,7 @@ def test_placing_as_many_as_fit_leaves_out_only_what_cannot_be_added(
     placement, refused = place_most(devices, wanted)
     admitted = [task for task in wanted if task.task not in refused]
     assert placement.where.keys() == {task.module_of(node).key for task in admitted for node in task.nodes}
-    assert all(use.used_bytes <= use.capacity_bytes for use in placement.use.values())
+    assert all(placement.used_bytes[device.id] <= device.memory_bytes for device in devices)
     for task in wanted:
         if task.task in refused:
             for keep in ({}, placement.where):
@@ -231,7 +231,7 @@ def test_refined_is_never_above_greedy_whatever_the_order(instance: Instance, ch
     before = placed(devices, wanted)
     better = refined(devices, wanted)
     assert better.objective_s <= before.objective_s * (1 + 1e-9)
-    assert all(use.used_bytes <= use.capacity_bytes for use in better.use.values())
+    assert all(better.used_bytes[device.id] <= device.memory_bytes for device in devices)
     chance.shuffle(devices)
     chance.shuffle(wanted)
     assert refined(devices, wanted) == better

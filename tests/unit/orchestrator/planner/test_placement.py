@@ -30,7 +30,7 @@ def test_a_module_that_does_not_fit_the_fastest_goes_elsewhere_and_the_bytes_are
 def test_a_shared_module_is_placed_once_and_counted_once() -> None:
     other = module("other", memory_bytes=20)
     placement = place([device("a", 90)], [chain("t", VISION, HEAD), chain("u", VISION, other)])
-    assert placement.use["a"].used_bytes == 60 + 10 + 20
+    assert placement.used_bytes["a"] == 60 + 10 + 20
     assert placement.shared_bytes == 90
     assert placement.unshared_bytes == 150
 
@@ -43,7 +43,7 @@ def test_one_task_that_uses_a_module_twice_holds_it_once_shared_or_not() -> None
 def test_where_two_specs_of_one_module_disagree_the_larger_memory_counts() -> None:
     larger = VISION.model_copy(update={"memory_bytes": 80})
     placement = place([device("a", 80)], [chain("t", VISION), chain("u", larger)])
-    assert placement.use["a"].used_bytes == 80
+    assert placement.used_bytes["a"] == 80
     with pytest.raises(NoDeviceFits):
         place([device("a", 79)], [chain("t", VISION), chain("u", larger)])
 

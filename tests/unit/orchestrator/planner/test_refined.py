@@ -38,7 +38,7 @@ def test_modules_that_only_fit_together_one_way_are_packed_that_way() -> None:
     modules = [module(f"m{n}", size, flops=size * 1e6) for n, size in enumerate((50, 34, 33, 33, 26, 24))]
     tasks = [task(f"t{number}", [], spec) for number, spec in enumerate(modules)]
     placement = refined([device("a", 100, speed=9e12), device("b", 100, speed=1e12)], tasks)
-    assert sorted(use.used_bytes for use in placement.use.values()) == [100, 100]
+    assert sorted(placement.used_bytes.values()) == [100, 100]
 
 
 def test_a_large_fleet_that_the_rule_fills_badly_is_packed() -> None:
@@ -50,7 +50,7 @@ def test_a_large_fleet_that_the_rule_fills_badly_is_packed() -> None:
     with pytest.raises(NoDeviceFits):
         place(devices, tasks)
     placement = refined(devices, tasks, enough=lambda: True)
-    assert all(use.used_bytes == 100 for use in placement.use.values())
+    assert all(used_bytes == 100 for used_bytes in placement.used_bytes.values())
 
 
 def test_a_few_dear_modules_are_placed_as_well_as_trying_everything_finds() -> None:
