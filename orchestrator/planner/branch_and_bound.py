@@ -11,42 +11,35 @@ Invariant: a search that is not cut short has found the optimum, within ``GAIN``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from orchestrator.planner.candidates import Candidates
 from orchestrator.planner.fleet import Flags, Integers, Row
 from orchestrator.planner.local_search import GAIN, Budget
+from orchestrator.planner.problem import Problem
 
 _UNITS_OF_A_BRANCH, _UNITS_OF_A_CHECK = 2, 2
 _CHECKS_A_UNIT = 1_000  # candidates x slots that are checked in one unit
 
 
+class _Choice(NamedTuple):
+    """What is chosen so far: where its modules are, which of them are the last task's, the room left, and the cost."""
+
+    fixed: dict[int, Row]
+    added: dict[int, Row]
+    room: Integers
+    cost: float
+
+
 class BranchAndBound:
-    """A search for something cheaper than what is known."""
+    """A search for something cheaper than what is known, whose cost is ``best``; it spends ``units`` of the budget."""
 
-    def __init__(
-        self,
-        slots: Mapping[int, Sequence[int]],
-        sizes: Sequence[int],
-        room: Integers,
-        *,
-        best: float,
-        units: int,
-        budget: Budget,
-    ) -> None:
-        """Prepare.
-
-        Args:
-            slots: for each task its modules.
-            sizes: bytes of each module.
-            room: (D,) bytes of each device.
-            best: what the placement known costs.
-            units: how much of the budget may be used.
-            budget: how much may be looked at.
-        """
-        self.slots, self.sizes, self.budget = slots, sizes, budget
-        self.room, self.best, self.reserve = room, best, budget.left - units
+    def __init__(self, problem: Problem, *, best: float, units: int, budget: Budget) -> None:
+        self.slots = [schedule.slots for schedule in problem.schedules]  # by task: its modules
+        self.sizes, self.budget = problem.bytes, budget
+        self.best, self.reserve = best, budget.left - units
         self.found: dict[int, Row] | None = None
 
     @property
@@ -54,24 +47,19 @@ class BranchAndBound:
         """Whether the search ended, or must end, before all was looked at."""
         return self.budget.left < self.reserve or self.budget.over
 
-    def search(self, candidates: Mapping[int, Candidates]) -> dict[int, Row] | None:
+    def search(self, candidates: Mapping[int, Candidates], room: Integers) -> dict[int, Row] | None:
         """A placement cheaper than the one known, the cheapest if the budget was enough; None if there was none.
 
         Args:
             candidates: for each task, by number, all that could be in such a placement.
+            room: (D,) bytes of each device.
         """
-        self._below(candidates, {}, {}, self.room, 0.0)
+        self._below(candidates, _Choice({}, {}, room, 0.0))
         return self.found
 
-    def _below(
-        self,
-        candidates: Mapping[int, Candidates],
-        fixed: dict[int, Row],
-        added: dict[int, Row],
-        room: Integers,
-        cost: float,
-    ) -> None:
-        """Choose a way for each of these tasks, given where some modules are, the last of them, and the room left."""
+    def _below(self, candidates: Mapping[int, Candidates], made: _Choice) -> None:
+        """Choose a candidate for each of these tasks, beside those that were chosen."""
+        fixed, added, room, cost = made
         self.budget.spend(_UNITS_OF_A_BRANCH)
         if self.cut_short:
             return
@@ -94,24 +82,16 @@ class BranchAndBound:
         bound = cost + sum(float(still.costs[0]) for still in left.values())
         if bound >= self.best * (1 - GAIN):
             return
-        for task, still in left.items():  # a way that even beside the cheapest others is too much
+        for task, still in left.items():  # a candidate that even beside the cheapest others costs too much
             slack = self.best * (1 - GAIN) - bound + still.costs[0]
             left[task] = still.only(slice(int(np.searchsorted(still.costs, slack, "left"))))
         task = max(left, key=lambda number: (bytes_open[number], -len(left[number].costs), -number))
         others = bound - float(left[task].costs[0])
-        self._branch(task, left, others, fixed=fixed, room=room, cost=cost)
+        self._branch(task, left, others, made)
 
-    def _branch(
-        self,
-        task: int,
-        candidates: Mapping[int, Candidates],
-        others: float,
-        *,
-        fixed: dict[int, Row],
-        room: Integers,
-        cost: float,
-    ) -> None:
-        """Try each way of one task, the cheapest first; ``others`` is the least that all else costs."""
+    def _branch(self, task: int, candidates: Mapping[int, Candidates], others: float, made: _Choice) -> None:
+        """Try each candidate of one task, the cheapest first; ``others`` is the least that all else costs."""
+        fixed, room = made.fixed, made.room
         rest = {number: still for number, still in candidates.items() if number != task}
         for rows, share in zip(candidates[task].rows.tolist(), candidates[task].costs.tolist(), strict=True):
             if others + share >= self.best * (1 - GAIN) or self.cut_short:
@@ -120,7 +100,7 @@ class BranchAndBound:
             room_left = room.copy()
             for module, row in added.items():
                 room_left[row] -= self.sizes[module]
-            self._below(rest, {**fixed, **added}, added, room_left, cost + share)
+            self._below(rest, _Choice({**fixed, **added}, added, room_left, made.cost + share))
 
     def _possible(self, slots: Sequence[int], rows: Integers, fixed: Mapping[int, Row], room: Integers) -> Flags:
         """Which candidates agree with what is fixed, and have the room for the rest."""

@@ -144,7 +144,6 @@ def _finish(draft: PartialPlacement) -> bool:
     except NoDeviceFits:
         if packing is None:
             return False
-        draft.put_all(dict.fromkeys(missing, NOWHERE))
         draft.put_all(packing)
     return True
 

@@ -71,7 +71,7 @@ class LargeNeighbourhoodSearch:
         """
         search, problem = self.search, self.search.problem
         free = {module for task in tasks for module in problem.schedules[task].slots}
-        affected = sorted({task for module in free for task in problem.users[module]})
+        affected = search.affected(free)
         total = sum(search.shares[task] for task in affected)
         try:
             least = {task: self._least(task, free) for task in affected}
@@ -81,13 +81,11 @@ class LargeNeighbourhoodSearch:
             candidates = {task: self._candidates(task, free, least[task] + slack) for task in affected}
         except TooManyCandidates:
             return False
-        slots = {task: problem.schedules[task].slots for task in affected}
         room = search.draft.room.copy()
-        for module in {module for task in affected for module in slots[task]}:
+        for module in {module for task in affected for module in problem.schedules[task].slots}:
             room[search.where[module]] += problem.bytes[module]
-        tree = BranchAndBound(slots, problem.bytes, room, best=total, units=units, budget=search.budget)
-        found = tree.search(candidates)
-        if found:
+        tree = BranchAndBound(problem, best=total, units=units, budget=search.budget)
+        if found := tree.search(candidates, room):
             search.make(found)
         return self.certain and not tree.cut_short
 

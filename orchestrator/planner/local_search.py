@@ -71,17 +71,17 @@ class LocalSearch:
 
     def run(self) -> None:
         """Improve until nothing does."""
-        while not self.budget.over and (self._moves() or self._swaps()):
+        while not self.budget.over and (self._sweep(self._moved, only_with_room=True) or self._sweep(self._swapped)):
             pass
 
     def make(self, changes: Mapping[int, Row]) -> None:
         """Make a change."""
         self.draft.put_all(changes)
-        for task in self._affected(changes):
+        for task in self.affected(changes):
             self.shares[task] = self.problem.share(task, self.where)
 
-    def _affected(self, changes: Iterable[int]) -> list[int]:
-        """The tasks that use any of these modules."""
+    def affected(self, changes: Iterable[int]) -> list[int]:
+        """The tasks that use any of these modules, ascending."""
         return sorted({task for module in changes for task in self.problem.users[module]})
 
     def promising(self, module: int) -> Integers:
@@ -119,26 +119,23 @@ class LocalSearch:
         there = list(self.where)
         for module, row in changes.items():
             there[module] = row
-        return sum(self.shares[task] - self.problem.share(task, there) for task in self._affected(changes))
+        return sum(self.shares[task] - self.problem.share(task, there) for task in self.affected(changes))
 
-    def _moves(self) -> bool:
+    def _sweep(self, change: Callable[[int, Row], bool], *, only_with_room: bool = False) -> bool:
+        """Try a change of each module to each row worth trying; whether any improved."""
         improved = False
         for module in self.free:
-            able = self.allowed[module][self.draft.room[self.allowed[module]] >= self.problem.bytes[module]]
-            for row in self._worth_trying(module, able):
+            rows = self.allowed[module]
+            if only_with_room:
+                rows = rows[self.draft.room[rows] >= self.problem.bytes[module]]
+            for row in self._worth_trying(module, rows):
                 if self.budget.over:
                     return improved
-                improved |= row != self.where[module] and self._tried({module: row})
+                improved |= row != self.where[module] and change(module, row)
         return improved
 
-    def _swaps(self) -> bool:
-        improved = False
-        for module in self.free:
-            for row in self._worth_trying(module, self.allowed[module]):
-                if self.budget.over:
-                    return improved
-                improved |= row != self.where[module] and self._swapped(module, row)
-        return improved
+    def _moved(self, module: int, row: Row) -> bool:
+        return self._tried({module: row})
 
     def _swapped(self, module: int, row: Row) -> bool:
         """Let a module take the place of another one on this device."""
