@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from s2m3.bench.memory import mixes
+from s2m3.bench.memory import counts
 from s2m3.cli.main import main
 
 
@@ -16,8 +16,8 @@ def test_both_sides_are_measured_and_answer_the_same(
 ) -> None:
     path = tmp_path / "mixes.yaml"
     own = "small:\n  description: the smallest task\n  tasks: [pocket/classify]\n"
-    path.write_text(mixes.PATH.read_text() + own)
-    monkeypatch.setattr(mixes, "PATH", path)
+    path.write_text(counts.MIXES.read_text() + own)
+    monkeypatch.setattr(counts, "MIXES", path)
     assert main(["bench", "memory", "--measure", "small", "--agents", "1", "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)["measured"]
     assert measured["answers_equal"] == {"pocket/classify": True}

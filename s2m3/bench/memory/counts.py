@@ -1,7 +1,8 @@
-"""Exact bytes of weights: one task split over devices, and several tasks that share modules.
+"""Exact bytes of weights: one task split over devices, and the named mixes of tasks that share modules.
 
-Owns these two sums. Pure: sizes and identities come from the tasks' specs, and a test holds the catalogue's sizes equal
-to those of the real configurations. Token embeddings count like all other weights; activations don't count.
+Owns these two sums, and the catalogue's ``mixes.yaml`` (name -> description, tasks). Sizes and identities come from the
+tasks' specs, and a test holds the catalogue's sizes equal to those of the real configurations. Token embeddings count
+like all other weights; activations don't count.
 
 The comparison is our reading of the paper's abstract. A whole model needs one device for all its modules; a split one
 needs no device larger than its largest module. Unshared tasks hold all their modules each; shared tasks hold each
@@ -11,9 +12,59 @@ module once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from broker.protocol.specs import ModuleKey, TaskSpec
+from pydantic import Field, RootModel
+
+from broker.files import load_spec
+from broker.protocol.errors import BadFile
+from broker.protocol.specs import Id, ModuleKey, Spec, TaskSpec
+from edge_agent import catalog
+from s2m3.catalogue import load_task
+
+MIXES = catalog.DIRECTORY / "mixes.yaml"
+
+
+class Mix(Spec):
+    """A set of tasks: catalogue names, or files."""
+
+    description: str
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    def load(self) -> dict[str, TaskSpec]:
+        """The tasks by name.
+
+        Raises:
+            BadFile: one is missing or wrong.
+        """
+        return {name: load_task(name) for name in self.tasks}
+
+
+class Mixes(RootModel[dict[Id, Mix]]):
+    """The file."""
+
+
+def mixes() -> dict[str, Mix]:
+    """All mixes by name.
+
+    Raises:
+        BadFile: the file is wrong.
+    """
+    return load_spec(MIXES, Mixes).root
+
+
+def named_mix(name: str) -> Mix:
+    """One mix.
+
+    Raises:
+        BadFile: there is no such mix.
+    """
+    known = mixes()
+    if name not in known:
+        raise BadFile(
+            file=name, problem="is not the name of a mix", fix=f"name one of {', '.join(known)}, or add it to {MIXES}"
+        )
+    return known[name]
 
 
 def single(name: str, task: TaskSpec) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from broker.arguments import count
 from broker.protocol.errors import BadFile
 from edge_agent import catalog
-from s2m3.bench.memory import counts, mixes
+from s2m3.bench.memory import counts
 from s2m3.catalogue import load_task
 from s2m3.cli.arguments import add_json
 from s2m3.cli.output import console, megabytes, print_result, table
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.models and not arguments.models.is_dir():
         fix = "name the models directory, or leave it out"
         raise BadFile(file=str(arguments.models), problem="must be a directory", fix=fix)
-    chosen = mixes.named(arguments.measure).load() if arguments.measure else None
+    chosen = counts.named_mix(arguments.measure).load() if arguments.measure else None
     report = counted()
     if chosen is not None:
         from s2m3.bench.memory import measure  # noqa: PLC0415 - counting needs no broker
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 def counted() -> dict[str, Any]:
     """The exact counts of the catalogue's tasks and mixes, and whether they reach the paper's figures."""
     single = [counts.single(name, load_task(name)) for name in catalog.names()]
-    mixed = {name: {"description": mix.description} | counts.mix(mix.load()) for name, mix in mixes.mixes().items()}
+    mixed = {name: {"description": mix.description} | counts.mix(mix.load()) for name, mix in counts.mixes().items()}
     best = max(single, key=lambda each: float(each["saved_percent"]))
     claims = [
         _claim(f"{PAPER_MIX}: shared against unshared", PAPER_MULTI_PERCENT, mixed[PAPER_MIX]["saved_percent"]),

@@ -15,9 +15,9 @@ import pytest
 from broker.protocol.errors import BadFile
 from broker.protocol.specs import TaskSpec
 from edge_agent import catalog
-from s2m3.bench.memory import counts, measure, mixes, processes, sides
+from s2m3.bench.memory import counts, measure, processes
+from s2m3.bench.memory.measure import Process
 from s2m3.bench.memory.processes import Memory, memory_of
-from s2m3.bench.memory.sides import Process
 from s2m3.bench.requests import requests
 from s2m3.catalogue import load_task
 from s2m3.cli.main import main
@@ -101,7 +101,7 @@ def test_common_modules_count_once_when_shared_and_for_each_task_when_not() -> N
 
 
 def test_the_mix_of_our_reading_of_the_abstract_has_the_sizes_counted_by_hand_and_reaches_its_figure() -> None:
-    found = counts.mix(mixes.named("paper").load())
+    found = counts.mix(counts.named_mix("paper").load())
     retrieval = VISION + PROJECTION + TEXT + SCALE
     answering = VISION + TEXT + ANSWERS
     alignment = AUDIO + AUDIO_PROJECTION + VISION + PROJECTION + TEXT + SCALE
@@ -131,8 +131,8 @@ def test_every_task_of_the_catalogue_is_counted_and_every_kind_is_in_the_mixes_o
 def test_the_exit_code_says_when_the_papers_figure_is_not_reached(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    only_one = mixes.Mix(description="nothing to share", tasks=("pocket/classify",))
-    monkeypatch.setattr(mixes, "mixes", lambda: {"paper": only_one})
+    only_one = counts.Mix(description="nothing to share", tasks=("pocket/classify",))
+    monkeypatch.setattr(counts, "mixes", lambda: {"paper": only_one})
     assert main(["bench", "memory"]) == 1
     assert "-0.0 %; the paper's -61.5 % does NOT hold" in capsys.readouterr().out
 
@@ -155,9 +155,9 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
 def test_a_wrong_file_of_mixes_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mixes.yaml"
     path.write_text("mine:\n  description: x\n  tasks: []\n")
-    monkeypatch.setattr(mixes, "PATH", path)
+    monkeypatch.setattr(counts, "MIXES", path)
     with pytest.raises(BadFile, match=r"mixes.yaml:3: mine.tasks"):
-        mixes.mixes()
+        counts.mixes()
 
 
 def test_counting_and_measuring_do_without_torch() -> None:
@@ -239,7 +239,7 @@ def test_totals_add_every_process_and_only_one_figure_subtracts_empty_ones() -> 
 def test_a_process_that_can_not_load_its_model_is_reported_with_its_last_words(tmp_path: Path) -> None:
     name = "pocket/vision"  # an encoder alone, which answers nothing
     with pytest.raises(SiteFailed, match=rf"process of {name} ended before imported: .*no whole model is known"):
-        sides.unsplit({name: load_task(name)}, tmp_path)
+        measure.measure_unsplit({name: load_task(name)}, tmp_path)
 
 
 def test_the_numbers_of_a_process_are_of_its_process() -> None:
