@@ -77,18 +77,17 @@ def measure(
         progress(f"split: {agents} agents with {budget_bytes / 1e6:.0f} MB each")
         split, answers = measure_split(chosen, directory, agents, budget_bytes)
         progress(f"unsplit: {len(chosen)} processes")
-        unsplit, expected = measure_unsplit(chosen, directory)
-    empty = unsplit.pop(EMPTY)
+        unsplit, empty, expected = measure_unsplit(chosen, directory)
     return {
         "tasks": list(chosen),
         "weights": _origin(chosen, models),
         "machine": machine.description_for_memory(),
         "exact": {name: exact[name] for name in ("unshared_bytes", "shared_bytes", "saved_percent")},
         "agent_budget_bytes": budget_bytes,
-        "empty": asdict(empty)["memory"],
+        "empty": {stage: asdict(memory) for stage, memory in empty.items()},
         "split": {name: asdict(process) for name, process in split.items()},
         "unsplit": {name: asdict(process) for name, process in unsplit.items()},
-        "total": totals(split, unsplit, empty.memory[TRANSFORMERS]),
+        "total": totals(split, unsplit, empty[TRANSFORMERS]),
         "answers_equal": {name: answers[name] == expected[name] for name in chosen},
     }
 
@@ -156,14 +155,11 @@ def measure_split(
         site.observer.look()
         held = {device: heartbeat.modules for device, heartbeat in site.observer.heartbeats.items()}
     sizes = {spec.key: spec.memory_bytes for task in chosen.values() for spec in task.modules.values()}
-    processes = {
-        name: Process(
-            holds=sorted(module.module for module in held.get(name, {}).values()),
-            weights_bytes=sum(sizes[key] for key in held.get(name, {})),
-            memory=stages,
-        )
-        for name, stages in memory.items()
-    }
+    processes = {}
+    for name, stages in memory.items():
+        modules = held.get(name, {})
+        holds = sorted(module.module for module in modules.values())
+        processes[name] = Process(holds, sum(sizes[key] for key in modules), stages)
     return processes, answers
 
 
@@ -174,8 +170,8 @@ def _ask(client: Client, task: TaskSpec, name: str) -> Any:  # noqa: ANN401 - JS
     return response.result.answer
 
 
-def measure_unsplit(chosen: Mapping[str, TaskSpec], models: Path) -> tuple[Processes, Answers]:
-    """The process of each task and its answer, and an empty process under the name ``EMPTY``.
+def measure_unsplit(chosen: Mapping[str, TaskSpec], models: Path) -> tuple[Processes, dict[str, Memory], Answers]:
+    """The process of each task, the memory of an empty process by stage, and the answer of each task.
 
     Raises:
         BadFile: ``/proc`` is missing.
@@ -185,24 +181,16 @@ def measure_unsplit(chosen: Mapping[str, TaskSpec], models: Path) -> tuple[Proce
         children = {name: stack.enter_context(_Child(name, models)) for name in (EMPTY, *chosen)}
         answers: Answers = {}
         memory: dict[str, dict[str, Memory]] = {name: {} for name in children}
-        for stage, of_empty in ((IMPORTED, TORCH), (LOADED, TRANSFORMERS), (ANSWERED, None)):
-            for name in chosen:
-                answers[name] = children[name].reach(stage)
-            if of_empty is not None:
-                children[EMPTY].reach(of_empty)
-            for name in chosen:  # all at one stage, so that shared pages are divided alike
-                memory[name][stage] = memory_of(children[name].pid)
-            if of_empty is not None:
-                memory[EMPTY][of_empty] = memory_of(children[EMPTY].pid)
+        for stage, of_empty in ((IMPORTED, {EMPTY: TORCH}), (LOADED, {EMPTY: TRANSFORMERS}), (ANSWERED, {})):
+            stages = dict.fromkeys(chosen, stage) | of_empty
+            for name, own in stages.items():
+                answers[name] = children[name].reach(own)
+            for name, own in stages.items():  # all at one stage, so that shared pages are divided alike
+                memory[name][own] = memory_of(children[name].pid)
     processes = {
-        name: Process(
-            holds=[name] if name in chosen else [],
-            weights_bytes=counts.single(name, chosen[name])["unsplit_bytes"] if name in chosen else 0,
-            memory=stages,
-        )
-        for name, stages in memory.items()
+        name: Process([name], counts.single(name, task)["unsplit_bytes"], memory[name]) for name, task in chosen.items()
     }
-    return processes, answers
+    return processes, memory[EMPTY], answers
 
 
 class _Child:
@@ -219,12 +207,8 @@ class _Child:
             env=os.environ | {DIRECTORY_VARIABLE: str(models.resolve())},
             start_new_session=True,  # a Ctrl-C in the terminal reaches only this process, which ends the child
         )
+        self.pid = self._child.pid
         self._started = False
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._child.pid
 
     def reach(self, stage: str) -> Any:  # noqa: ANN401 - JSON
         """Let the child continue to its next stage; returns its answer there."""
