@@ -16,8 +16,7 @@ from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, T
 from orchestrator.planner.explain import explain
 from orchestrator.planner.placement import Placement
 from orchestrator.planner.spares import Spares, spares
-from s2m3.bench.placement.inputs import read
-from s2m3.bench.placement.solve import SOLVERS, TIME_LIMIT_S, Solution, solve
+from s2m3.bench.placement.solve import SOLVERS, TIME_LIMIT_S, Solution, read, solve
 from s2m3.cli.arguments import add_json, positive_seconds
 from s2m3.cli.output import console, megabytes, print_result, table
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from broker.protocol.specs import FleetSpec, TaskSpec
 from orchestrator.planner.placement import distinct_modules
-from s2m3.bench.placement.inputs import with_sources
-from s2m3.bench.placement.solve import SOLVERS, Solver, solve
+from s2m3.bench.placement.solve import SOLVERS, Solver, solve, with_sources
 
 EQUAL = 1e-9
 

@@ -13,9 +13,9 @@ from orchestrator.planner.placement import distinct_modules, refined
 from s2m3.bench.placement import compare as comparing
 from s2m3.bench.placement import scale
 from s2m3.bench.placement.compare import Outcome, Result, compare, summarise
-from s2m3.bench.placement.inputs import with_sources
 from s2m3.bench.placement.instances import COUNT, draw, read, texts
 from s2m3.bench.placement.plot import plot
+from s2m3.bench.placement.solve import with_sources
 from s2m3.cli.bench.placement import INSTANCES
 from s2m3.cli.main import main
 
