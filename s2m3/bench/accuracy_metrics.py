@@ -69,12 +69,9 @@ def recall_of_pictures(scores: NDArray[np.floating], captions: Sequence[Sequence
 
     Arguments, result and ties are as for ``recall_of_captions``.
     """
-    ranks = []
-    for picture, own in enumerate(captions):
-        for caption in own:
-            column = scores[:, caption]
-            ranks.append(int((column >= column[picture]).sum()) - 1)
-    return {k: sum(rank < k for rank in ranks) / len(ranks) for k in RECALLS}
+    pairs = [(picture, caption) for picture, own in enumerate(captions) for caption in own]
+    columns = scores[:, [caption for _, caption in pairs]]
+    return recall_of_captions(columns.T, [[picture] for picture, _ in pairs])
 
 
 def vqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
