@@ -17,14 +17,14 @@ from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkEvent, LinkUp, Outgoing
 from s2m3.bench.latency import branches
 from s2m3.bench.latency.branches import COORDINATOR, Coordinator
-from s2m3.bench.latency.workloads import text
+from s2m3.bench.requests import text_input
 from s2m3.testbed.site import SiteFailed
 from tests.builders import able, done, route, route_node
 from tests.patience import PATIENCE_S
 
 PREFIX = prefix_of(None)
 DEVICE = "gw-bench"
-INPUTS = {"left": text("l"), "right": text("r")}
+INPUTS = {"left": text_input("l"), "right": text_input("r")}
 
 
 def node(*needs: str) -> RouteNode:

@@ -26,6 +26,7 @@ from edge_agent.modules.weights import hub
 from edge_agent.modules.weights.checkpoint import read_object
 from s2m3.bench.accuracy_metrics import recall_of_captions, recall_of_pictures, vqa_accuracy
 from s2m3.bench.datasets import Dataset, Record, prompts
+from s2m3.bench.requests import text_input
 
 Requests = list[dict[str, RawInput]]
 Verdict = dict[str, Any]  # as in a results file
@@ -107,10 +108,6 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _sent(lines: Sequence[str]) -> RawInput:
-    return RawInput("\n".join(lines).encode(), "text/plain")
-
-
 def _portions(lines: Sequence[str]) -> Iterator[Sequence[str]]:
     """Parts of the lines, each as long as one request may have."""
     for start in range(0, len(lines), MAX_LINES):
@@ -165,7 +162,7 @@ class _Scoring(Questions):
 
     def requests(self, record: Record) -> Requests:
         """The picture or sound with all lines."""
-        return [{self._media: record.media, self._text: _sent(lines)} for lines in _portions(self._lines)]
+        return [{self._media: record.media, self._text: text_input(*lines)} for lines in _portions(self._lines)]
 
     def _scores(self, outputs: Sequence[Output]) -> NDArray[np.float32]:
         """The scores (n,) of all lines."""
@@ -236,12 +233,12 @@ class Asked(Questions):
         Raises:
             BadFile: the task needs choices, and the record has none.
         """
-        inputs = {self._media: record.media, self._question: _sent([_line(record.question)])}
+        inputs = {self._media: record.media, self._question: text_input(_line(record.question))}
         if self._choices:
             if not record.choices:
                 fix = "write them, or name a task that answers freely"
                 raise BadFile(file="vqa.jsonl", field=f"{record.id}: choices", problem="is missing", fix=fix)
-            inputs[self._choices] = _sent(record.choices)
+            inputs[self._choices] = text_input(*record.choices)
         return [inputs]
 
     def verdict(self, record: Record, outputs: Sequence[Output]) -> Verdict:

@@ -28,7 +28,8 @@ from edge_agent.requests.routing import choose_plan
 from s2m3.bench.latency.compare import WARM_UP, Progress
 from s2m3.bench.latency.settings import Machine
 from s2m3.bench.latency.trial import DEADLINE_S, Trial, percentiles
-from s2m3.bench.latency.workloads import Workload, text
+from s2m3.bench.latency.workloads import Workload
+from s2m3.bench.requests import text_input
 from s2m3.reference.pictures import picture
 from s2m3.testbed.proxy import UNSHAPED
 from s2m3.testbed.site import SiteFailed
@@ -106,11 +107,7 @@ class Coordinator:
         until_s = time.monotonic() + DEADLINE_S
         while True:
             message = self._read(self._next(until_s))
-            if (
-                isinstance(message, kind)
-                and message.request == request
-                and node in {None, getattr(message, "node", None)}
-            ):
+            if isinstance(message, kind) and message.request == request and node == getattr(message, "node", None):
                 return
 
     def _next(self, until_s: float) -> LinkEvent:
@@ -148,7 +145,7 @@ def compare_branches(*, models: Path, requests: int, captions: int, progress: Pr
         SiteFailed: the site doesn't serve, or both encoders are on one device.
     """
     workload = Workload("hub/retrieval-clip-b16", dict)
-    inputs = {"image": picture("china.jpg").raw, "text": text(*LINES[:captions])}
+    inputs = {"image": picture("china.jpg").raw, "text": text_input(*LINES[:captions])}
     agents = [Machine(id=name, memory=MEMORY_BYTES).config(UNSHAPED, str(models)) for name in ("gw-a", "gw-b")]
     latency_s: dict[str, list[float]] = {"parallel": [], "sequential": []}
     with Trial("routing", agents, {}, workload.task) as trial:

@@ -16,6 +16,7 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import BadFile
 from broker.protocol.specs import TaskSpec
 from edge_agent import catalog
+from s2m3.bench.requests import text_input
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS, picture
 
@@ -38,11 +39,6 @@ class Workload:
         return load_task(self.name)
 
 
-def text(*lines: str) -> RawInput:
-    """Texts, one a line."""
-    return RawInput("\n".join(lines).encode(), "text/plain")
-
-
 def sound(seconds: float = SOUND_S) -> RawInput:
     """The catalogue's recordings, repeated up to this length: 16-bit PCM."""
     frames, rate = b"", 0
@@ -62,8 +58,8 @@ def sound(seconds: float = SOUND_S) -> RawInput:
 
 WORKLOADS = (
     Workload("pocket/vqa", lambda: next(request.inputs for request in REQUESTS if request.task == "vqa")),
-    Workload("hub/retrieval-clip-b16", lambda: {"image": picture("china.jpg").raw, "text": text(*CAPTIONS)}),
-    Workload("hub/alignment-clap", lambda: {"audio": sound(), "text": text(*NOISES)}),
+    Workload("hub/retrieval-clip-b16", lambda: {"image": picture("china.jpg").raw, "text": text_input(*CAPTIONS)}),
+    Workload("hub/alignment-clap", lambda: {"audio": sound(), "text": text_input(*NOISES)}),
 )
 """A question about a photograph, captions for a photograph, texts for ten seconds of sound."""
 

@@ -17,6 +17,7 @@ from s2m3.bench.latency import branches, workloads
 from s2m3.bench.latency.compare import _trials
 from s2m3.bench.latency.settings import LatencySettings
 from s2m3.bench.latency.trial import percentiles
+from s2m3.bench.requests import text_input
 from s2m3.cli.main import main
 
 SETTINGS = Path(__file__).parents[4] / "benchmarks" / "latency" / "settings"
@@ -80,7 +81,7 @@ def test_the_output_that_waits_for_branches_is_sent_last() -> None:
     plan = Plan(
         nodes={"head": node("left", "right", "text"), "left": node("image"), "right": node("text")}, output="head"
     )
-    raw = workloads.text("a")
+    raw = text_input("a")
     assert branches._branches(plan, {"image": raw, "text": raw}) == ["left", "right", "head"]
 
 
