@@ -58,10 +58,6 @@ class _Submitted:
     future: Future[Response]
 
 
-class _Close:
-    """Wakes the client's thread when the client is closed."""
-
-
 class Client:
     """A sensor's client. ``submit`` returns a future, ``request`` waits, ``request_async`` is for asyncio.
 
@@ -91,7 +87,7 @@ class Client:
         """The number of answers to requests that already had one."""
         self._prefix = prefix_of(site)
         RESULTS.at(self._prefix, client=self.client_id, request="0")  # refuses an invalid id
-        self._mailbox: Mailbox[LinkEvent | _Submitted | _Close] = Mailbox()
+        self._mailbox: Mailbox[LinkEvent | _Submitted | None] = Mailbox()
         self._pending = PendingRequests(self._prefix, self.client_id, url, first_retry_s=first_retry_s)
         self._futures: dict[RequestId, Future[Response]] = {}
         self._watched: frozenset[TaskName] = frozenset()
@@ -143,7 +139,7 @@ class Client:
         """Disconnect; pending requests end with an error. Safe to call twice."""
         with self._closing:
             self._closed = True
-            self._mailbox.put_control(_Close())  # when the mailbox is full, the thread is awake
+            self._mailbox.put_control(None)  # ends the wait for an event; when the mailbox is full, the thread is awake
         if threading.current_thread() is not self._thread:  # a future's callback may close the client
             self._thread.join()
         self._transport.close()
@@ -190,7 +186,7 @@ class Client:
         for request in self._pending.ids:
             self._answer(request, closed)
 
-    def _handle(self, event: LinkEvent | _Submitted | _Close | None) -> None:
+    def _handle(self, event: LinkEvent | _Submitted | None) -> None:
         now_s = time.monotonic()
         match event:
             case _Submitted():
@@ -205,8 +201,6 @@ class Client:
                 self._pending.on_undelivered(request, now_s)
             case Denied(topic, reason):
                 log.error("denied_by_broker", client=self.client_id, topic=topic, reason=reason)
-            case _:
-                pass
 
     def _take(self, submitted: _Submitted) -> None:
         self._futures[submitted.request.id] = submitted.future
