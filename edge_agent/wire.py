@@ -65,7 +65,14 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | events.Connectio
     if incoming.topic is topics.TENSORS:
         return _received(incoming)
     if incoming.topic is topics.TASK_REQUESTS:
-        return _requested(incoming, delivery)
+        return events.Requested(
+            task=incoming.ids["task"],
+            payload=delivery.payload,
+            content_type=delivery.content_type or "",
+            reply_to=delivery.response_topic or "",
+            correlation=delivery.correlation or b"",
+            expiry_s=delivery.expiry_s,
+        )
     return _control_event(incoming)
 
 
@@ -89,17 +96,6 @@ def _received(incoming: topics.Incoming) -> events.Received:
     if (message.request, message.node) != (incoming.ids["request"], incoming.ids["node"]):
         raise RemoteProtocolError("the envelope names another request or node than the topic")
     return events.Received(incoming.ids["sender"], message, _values_of(message, tensors))
-
-
-def _requested(incoming: topics.Incoming, delivery: Delivery) -> events.Requested:
-    return events.Requested(
-        task=incoming.ids["task"],
-        payload=delivery.payload,
-        content_type=delivery.content_type or "",
-        reply_to=delivery.response_topic or "",
-        correlation=delivery.correlation or b"",
-        expiry_s=delivery.expiry_s,
-    )
 
 
 def tensors_message(prefix: str, device: DeviceId, send: Send, now_s: float) -> Outgoing:

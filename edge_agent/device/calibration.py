@@ -1,16 +1,13 @@
 """The real cost of a module on this device: its footprint and its seconds, measured when it is loaded.
 
-Owns the procedure. The family's imports come first, so that they don't count. Then: resident memory, load, one pass to
-warm up, up to ``PASSES`` passes against the clock, resident memory again. Measurements are kept on disk, so a module
-that comes back is ready as soon as its weights are read. All runs on the loader's thread. A measurement waits for a
-moment without a forward pass, at most ``PATIENCE_S``, so that neither disturbs the other.
-
-Not measured: a module that has no sample inputs, and a pass that by its operations would take longer than
-``LONGEST_S``. The bytes of such a module are those of its weights at rest; its seconds come with its first requests.
+Owns the procedure, on the loader's thread: the family's imports, which don't count, resident memory, load, one pass to
+warm up, up to ``PASSES`` passes against the clock, resident memory again. Measurements are kept on disk. Each waits for
+a moment without a forward pass, at most ``PATIENCE_S``, so that neither disturbs the other.
 
 A footprint is the growth of resident memory, and at least ``memory_bytes`` of the spec. Pages that a library keeps for
-later modules count for the first one. Memory that a pass needs for a moment doesn't count: the device's headroom is
-for that.
+later modules count for the first one. Memory that a pass needs for a moment belongs to the device's headroom. A module
+without sample inputs, or whose pass would by its operations take longer than ``LONGEST_S``, isn't run: its seconds come
+with its first requests.
 """
 
 from __future__ import annotations
@@ -39,7 +36,6 @@ LONGEST_S = 10.0  # a pass that would take longer, by its operations, isn't run 
 PATIENCE_S = 0.5  # the longest wait of a measurement for a moment without a forward pass
 FRESH_BYTES = 64 * 1024 * 1024  # memory that must remain free beside a module's weights while they are read
 
-Clock = Callable[[], float]
 log = structlog.get_logger()
 
 
@@ -69,7 +65,7 @@ class Calibration:
         speed: float = 1.0,
         flops_per_s: float = 1e9,
         runner: Runner | None = None,
-        clock: Clock = time.perf_counter,
+        clock: Callable[[], float] = time.perf_counter,
         resident_bytes: Callable[[], int | None] = footprint.resident_bytes,
         free_bytes: Callable[[], int | None] = footprint.free_bytes,
     ) -> None:
@@ -163,14 +159,11 @@ class Calibration:
             return first_s
         took_s: list[float] = []
         while len(took_s) < PASSES and sum(took_s) < MEASURE_S:
-            took_s.append(self._timed(module, values))
+            with self._quiet():
+                began_s = self._clock()
+                self._runner.run(module, values)
+                took_s.append(self._clock() - began_s)
         return max(statistics.median(took_s), 1e-9)
-
-    def _timed(self, module: Module, values: tuple[Value, ...]) -> float:
-        with self._quiet():
-            began_s = self._clock()
-            self._runner.run(module, values)
-            return self._clock() - began_s
 
     def _resident(self) -> int | None:
         with self._quiet():

@@ -9,7 +9,6 @@ Knows neither models nor messages. One thread at a time uses it: the store's loc
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from contextlib import suppress
@@ -94,14 +93,11 @@ class Measurements:
         """Replace the file as a whole, so that no reader sees half of it."""
         if self._path is None:
             return
-        content = {
-            "setting": self._setting,
-            "modules": {key: each.model_dump(mode="json") for key, each in self.modules.items()},
-        }
+        content = _File(setting=self._setting, modules=self.modules).model_dump_json()
         fresh = self._path.with_suffix(f".{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_text(json.dumps(content), encoding="utf-8")
+            fresh.write_text(content, encoding="utf-8")
             fresh.replace(self._path)
         except OSError as error:
             with suppress(OSError):

@@ -1,14 +1,11 @@
 """The modules that this device holds in memory: each once, within the memory budget, while an assignment names it.
 
-Owns the budget and the reference counts. Knows no family. Speaks two messages: ``AssignedModule`` comes in,
-``HeldModule`` goes out. Thread-safe: the loader's thread loads, the compute thread uses, the heartbeat's thread reads.
-
-A module's bytes are measured when it is loaded (``calibration``); before that they are those of an earlier measurement,
-or of its spec. A module that turns out larger than the free budget is dropped at once, and refused with both numbers.
+Owns the budget and the reference counts. Knows no family. Thread-safe: the loader's thread loads, the compute thread
+uses, the heartbeat's thread reads.
 
 Invariants:
-- The bytes of all modules loading, ready or leaving never exceed the budget. (The real bytes of a module that is larger
-  than its spec are known only after loading.)
+- The bytes of all modules loading, ready or leaving never exceed the budget. They are an earlier measurement's, or the
+  spec's, until the module is loaded and measured (``calibration``). One that turns out too large is dropped at once.
 - Equal keys are one module: loading twice holds it once.
 - A module in use stays in memory. Unloading waits for the last use, and frees its bytes then.
 - A failed module stays listed with its reason, at no bytes, until it is unloaded or loaded again.
@@ -155,8 +152,7 @@ class Store:
     def record(self, key: ModuleKey, compute_s: float) -> None:
         """Add a measured forward pass to the module's moving average; an unknown key is ignored."""
         with self._changed:
-            entry = self._entries.get(key)
-            if entry is not None:
+            if entry := self._entries.get(key):
                 entry.compute_s = averaged(entry.compute_s, compute_s)
 
     def held(self) -> dict[ModuleKey, HeldModule]:
@@ -177,28 +173,25 @@ class Store:
     def used_bytes(self) -> int:
         """Bytes of all modules loading, ready or leaving."""
         with self._changed:
-            return self._used()
-
-    def _used(self) -> int:
-        return sum(entry.memory_bytes for entry in self._entries.values())
+            return sum(entry.memory_bytes for entry in self._entries.values())
 
     def _claim(self, assigned: AssignedModule) -> tuple[_Entry, bool]:
         """The key's entry, and whether the caller must load it. Waits for memory of leaving modules."""
         key, size_bytes = assigned.spec.key, self._calibration.expected_bytes(assigned.spec)
         with self._changed:
             self._changed.wait_for(
-                lambda: self._alive(key) or self._used() + size_bytes <= self.budget_bytes or not self._leaving(),
+                lambda: self._alive(key) or self.used_bytes + size_bytes <= self.budget_bytes or not self._leaving(),
                 self._wait_s,
             )
             if known := self._alive(key):
                 known.name, known.leaving = assigned.module, False
                 return known, False
             entry = self._entries[key] = _Entry(assigned.module, assigned.spec, size_bytes)
-            if self._used() <= self.budget_bytes:
+            if self.used_bytes <= self.budget_bytes:
                 return entry, True
             entry.state = "failed"
             entry.error = (
-                f"{assigned.module} needs {size_bytes} bytes and {self.budget_bytes - self._used()} of "
+                f"{assigned.module} needs {size_bytes} bytes and {self.budget_bytes - self.used_bytes} of "
                 f"{self.budget_bytes} are free: raise the device's memory, or place it elsewhere"
             )
             raise ModuleRefused(entry.error)
@@ -210,7 +203,7 @@ class Store:
                 error = f"{entry.name} was unloaded while it was loading"
                 del self._entries[entry.spec.key]
             elif loaded is not None:
-                free_bytes = self.budget_bytes - self._used() + entry.size_bytes
+                free_bytes = self.budget_bytes - self.used_bytes + entry.size_bytes
                 entry.size_bytes, entry.load_s, entry.compute_s = loaded.memory_bytes, loaded.load_s, loaded.compute_s
                 if loaded.memory_bytes > free_bytes:
                     error = (
