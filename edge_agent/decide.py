@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs
+from broker.protocol.messages import Assignment, NodeDone, NodeFailed, NodeInputs, OrchestratorState, Route
 from broker.protocol.specs import TaskName
 from broker.protocol.topics import share_group_filter
 from broker.transport.port import RECONNECT_S
@@ -71,7 +71,7 @@ def _on_tick(state: AgentState, _: events.Tick, now_s: float) -> list[Action]:
     ]
 
 
-def _on_leader(state: AgentState, event: events.LeaderSeen, now_s: float) -> list[Action]:
+def _on_leader(state: AgentState, event: OrchestratorState, now_s: float) -> list[Action]:
     """Report at once to a new leader which modules are held. A leader that is online publishes all its routes."""
     if event.online and state.unconfirmed_tasks and state.confirm_by_s is None:
         state.confirm_by_s = now_s + CONFIRM_S
@@ -86,9 +86,8 @@ def _on_control_link_restored(state: AgentState, _: events.ControlLinkRestored, 
     return []
 
 
-def _on_assignment(state: AgentState, event: events.Assigned, now_s: float) -> list[Action]:
+def _on_assignment(state: AgentState, assignment: Assignment, now_s: float) -> list[Action]:
     """Load the assigned modules and unload all others; unload first, to make room."""
-    assignment = event.assignment
     fence = (assignment.epoch, assignment.generation)
     if fence < state.fence or assignment.epoch < state.epoch:
         state.dropped["stale_assignment"] += 1
@@ -139,9 +138,8 @@ def _on_module_failed(state: AgentState, event: events.ModuleFailed, now_s: floa
     return [*actions, SendHeartbeat(), *execute.on_module_gone(state, key, now_s)]
 
 
-def _on_route(state: AgentState, event: events.Routed, now_s: float) -> list[Action]:
+def _on_route(state: AgentState, route: Route, now_s: float) -> list[Action]:
     """Follow the newest route: join the task's new share group before leaving the old one."""
-    route = event.route
     known = state.routes.get(route.task)
     is_older = known is not None and (route.epoch, route.generation) < (known.epoch, known.generation)
     state.unconfirmed_tasks -= {route.task} if known == route else set()
@@ -204,11 +202,11 @@ def _on_task_cleared(state: AgentState, event: events.RouteCleared, now_s: float
 
 
 RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Action]]] = {
-    events.LeaderSeen: _on_leader,
+    OrchestratorState: _on_leader,
     events.ControlLinkRestored: _on_control_link_restored,
     events.DataLinkChanged: coordinate.on_data_link,
-    events.Assigned: _on_assignment,
-    events.Routed: _on_route,
+    Assignment: _on_assignment,
+    Route: _on_route,
     events.RouteCleared: _on_task_cleared,
     events.ModuleReady: _on_module_ready,
     events.ModuleFailed: _on_module_failed,

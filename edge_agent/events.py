@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from broker.protocol.messages import AssignedModule, Assignment, NodeFailed, Result, Route, TensorMessage
+from broker.protocol.messages import (
+    AssignedModule,
+    Assignment,
+    DeviceState,
+    NodeFailed,
+    OrchestratorState,
+    Result,
+    Route,
+    TensorMessage,
+)
 from broker.protocol.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName, Wire
 from broker.protocol.tensors import Tensors
 from edge_agent.modules import Output, Value
@@ -16,12 +25,8 @@ from edge_agent.modules import Output, Value
 # --- events ---
 
 
-class Event:
-    """An event that ``decide`` handles."""
-
-
-class ConnectionEvent:
-    """An event of the agent's connections (session, measured link, client id), which ``service`` handles itself."""
+class OwnEvent:
+    """An event of the agent's own: not a control message, which is the event of its arrival."""
 
 
 @dataclass(frozen=True)
@@ -34,48 +39,26 @@ class NodeRun:
 
 
 @dataclass(frozen=True)
-class LeaderSeen(Event):
-    """An orchestrator announced its epoch, or that it goes offline."""
-
-    epoch: int
-    online: bool = True
-
-
-@dataclass(frozen=True)
-class ControlLinkRestored(Event):
+class ControlLinkRestored(OwnEvent):
     """The control link is new. The agent missed all routes that were cleared while the link was down."""
 
 
 @dataclass(frozen=True)
-class DataLinkChanged(Event):
+class DataLinkChanged(OwnEvent):
     """The connection for requests and tensors came up or went down."""
 
     up: bool
 
 
 @dataclass(frozen=True)
-class Assigned(Event):
-    """An assignment for this device arrived."""
-
-    assignment: Assignment
-
-
-@dataclass(frozen=True)
-class Routed(Event):
-    """A task's route arrived."""
-
-    route: Route
-
-
-@dataclass(frozen=True)
-class RouteCleared(Event):
+class RouteCleared(OwnEvent):
     """A task was undeployed."""
 
     task: TaskName
 
 
 @dataclass(frozen=True)
-class ModuleReady(Event):
+class ModuleReady(OwnEvent):
     """A module is loaded. A measured forward pass took ``compute_s``."""
 
     key: ModuleKey
@@ -83,14 +66,14 @@ class ModuleReady(Event):
 
 
 @dataclass(frozen=True)
-class ModuleFailed(Event):
+class ModuleFailed(OwnEvent):
     """A module can't be loaded here."""
 
     key: ModuleKey
 
 
 @dataclass(frozen=True)
-class Requested(Event):
+class Requested(OwnEvent):
     """A sensor's request arrived at this front door."""
 
     task: TaskName
@@ -102,7 +85,7 @@ class Requested(Event):
 
 
 @dataclass(frozen=True)
-class Received(Event):
+class Received(OwnEvent):
     """A message between agents arrived. The broker vouches for its sender."""
 
     sender: DeviceId
@@ -111,7 +94,7 @@ class Received(Event):
 
 
 @dataclass(frozen=True)
-class NotReceived(Event):
+class NotReceived(OwnEvent):
     """The broker reports that no client took a message of ours. Its coordinator must know."""
 
     coordinator: DeviceId
@@ -120,7 +103,7 @@ class NotReceived(Event):
 
 
 @dataclass(frozen=True)
-class Ran(Event):
+class Ran(OwnEvent):
     """A forward pass ended with an output or with an error.
 
     ``output`` is rounded to the plan's ``wire`` unless the sensor gets it. Then ``given`` holds the rounded arrays for
@@ -136,29 +119,29 @@ class Ran(Event):
 
 
 @dataclass(frozen=True)
-class Tick(Event):
+class Tick(OwnEvent):
     """Time passed."""
 
 
+Event = Assignment | OrchestratorState | OwnEvent | Route
+"""An event that ``decide`` handles."""
+
+
 @dataclass(frozen=True)
-class RebirthRequested(ConnectionEvent):
+class RebirthRequested:
     """The orchestrator doesn't know this device and asks it to announce itself."""
 
 
 @dataclass(frozen=True)
-class Echoed(ConnectionEvent):
+class Echoed:
     """A message that the agent sent to itself came back."""
 
     payload: bytes
 
 
-@dataclass(frozen=True)
-class OwnStateSeen(ConnectionEvent):
-    """The broker delivered the retained state under this device's id."""
-
-    session: int
-    status: str
-
+ConnectionEvent = DeviceState | Echoed | RebirthRequested
+"""An event of the agent's connections (session, measured link, client id), which ``service`` handles itself.
+``DeviceState`` is the retained one under this device's id."""
 
 # --- actions ---
 

@@ -187,7 +187,9 @@ class Agent:
                     self._log.info("link_measured", **measured)
                     self._profile = found
                     self._announce("online")
-            case events.OwnStateSeen(session, status):  # a late will of an earlier connection, or another agent's state
+            case DeviceState(
+                status=status, session=session
+            ):  # a late will of an earlier connection, or another agent's state
                 self._takeover.on_session_seen(session, time.monotonic())
                 if status == "offline":
                     self._announce("online")

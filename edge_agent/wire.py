@@ -76,18 +76,12 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | events.Connectio
     return _control_event(incoming)
 
 
-def _control_event(incoming: topics.Incoming) -> events.Event | events.OwnStateSeen | None:
+def _control_event(incoming: topics.Incoming) -> events.Event | DeviceState | None:
     match incoming.decode():
-        case Assignment() as assignment:
-            return events.Assigned(assignment)
-        case DeviceState(status=status, session=session):
-            return events.OwnStateSeen(session, status)
-        case OrchestratorState(epoch=epoch, online=online):
-            return events.LeaderSeen(epoch, online)
-        case Route() as route:
-            if route.task != incoming.ids["task"]:
-                raise RemoteProtocolError("the route names another task than its topic")
-            return events.Routed(route)
+        case Route(task=task) if task != incoming.ids["task"]:
+            raise RemoteProtocolError("the route names another task than its topic")
+        case Assignment() | DeviceState() | OrchestratorState() | Route() as message:
+            return message
     return events.RouteCleared(incoming.ids["task"]) if incoming.topic is topics.TASK_ROUTE else None
 
 

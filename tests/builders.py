@@ -21,6 +21,7 @@ from broker.protocol.messages import (
     NodeDone,
     NodeFailed,
     NodeInputs,
+    OrchestratorState,
     Plan,
     PlannedNode,
     Route,
@@ -34,7 +35,7 @@ from edge_agent import modules
 from edge_agent.decide import decide
 from edge_agent.device.calibration import Calibration
 from edge_agent.device.measurements import Measurements
-from edge_agent.events import Assigned, ModuleReady, Requested, Routed
+from edge_agent.events import ModuleReady, Requested
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import MAX_WAIT_S, Load, Store
@@ -197,20 +198,20 @@ def assignment(*specs: ModuleSpec, epoch: int = 1, generation: int = 1) -> Assig
     return Assignment(epoch=epoch, generation=generation, modules=modules)
 
 
-def assigned(*specs: ModuleSpec, epoch: int = 1, generation: int = 1) -> Assigned:
-    """The event that an assignment arrived."""
-    return Assigned(assignment(*specs, epoch=epoch, generation=generation))
+def leader(epoch: int, *, online: bool = True) -> OrchestratorState:
+    """The message of an orchestrator that leads, or goes offline."""
+    return OrchestratorState(epoch=epoch, online=online, session=1)
 
 
 def agent(device: str, *holds: ModuleSpec, routes: Iterable[Route] = (), compute_s: float | None = None) -> AgentState:
     """The state of an agent that holds these modules and knows these routes since 0 s."""
     state = AgentState(device, PREFIX)
     if holds:
-        decide(state, assigned(*holds), 0.0)
+        decide(state, assignment(*holds), 0.0)
     for spec in holds:
         decide(state, ModuleReady(spec.key, compute_s=compute_s), 0.0)
     for known in routes:
-        decide(state, Routed(known), 0.0)
+        decide(state, known, 0.0)
     return state
 
 

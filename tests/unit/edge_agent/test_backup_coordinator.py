@@ -22,7 +22,6 @@ from edge_agent.events import (
     Received,
     Reply,
     RouteCleared,
-    Routed,
     Run,
     Send,
     Tick,
@@ -30,7 +29,7 @@ from edge_agent.events import (
 from edge_agent.modules import Output
 from edge_agent.requests import backup_coordinator
 from edge_agent.state import AgentState
-from tests.builders import ENCODER, PREFIX, agent, all_of, assigned, encoder_route, requested
+from tests.builders import ENCODER, PREFIX, agent, all_of, assignment, encoder_route, requested
 
 REQUESTS = f"{PREFIX}/tasks/encode/requests"
 route = partial(encoder_route, "encode", group=3, second_door=("gw-b",))
@@ -48,7 +47,7 @@ def pair() -> Pair:
     """gw-a computes and is the front door; gw-b holds copies."""
     pair = Pair(agent("gw-a", ENCODER, compute_s=0.1), agent("gw-b"))
     for state in (pair.front, pair.backup):
-        decide(state, Routed(route()), 0.0)
+        decide(state, route(), 0.0)
     return pair
 
 
@@ -59,8 +58,8 @@ def answer(state: AgentState, actions: list[Action], now_s: float) -> list[Actio
 
 def test_the_backup_coordinator_joins_a_share_group_of_its_own() -> None:
     state = agent("gw-b")
-    assert all_of(decide(state, Routed(route()), 0.0), JoinGroup) == [JoinGroup(f"$share/encode-1-3-second/{REQUESTS}")]
-    moved = decide(state, Routed(route(generation=2, group=4, front_door=("gw-b",), second_door=("gw-a",))), 1.0)
+    assert all_of(decide(state, route(), 0.0), JoinGroup) == [JoinGroup(f"$share/encode-1-3-second/{REQUESTS}")]
+    moved = decide(state, route(generation=2, group=4, front_door=("gw-b",), second_door=("gw-a",)), 1.0)
     assert [action for action in moved if isinstance(action, (JoinGroup, LeaveGroup))] == [
         JoinGroup(f"$share/encode-1-4/{REQUESTS}"),
         LeaveGroup(f"$share/encode-1-3-second/{REQUESTS}"),
@@ -86,7 +85,7 @@ def test_a_copy_is_dropped_when_the_answering_device_sends_done(pair: Pair) -> N
 def test_the_device_of_the_output_node_sends_done_to_the_backup_though_it_is_not_the_front_door() -> None:
     front, head = agent("gw-a"), agent("gw-c", ENCODER, compute_s=0.1)
     for state in (front, head):
-        decide(state, Routed(route(("gw-c",))), 0.0)
+        decide(state, route(("gw-c",)), 0.0)
     (send,) = all_of(decide(front, asked(), 0.0), Send)
     assert isinstance(send.message, NodeInputs)
     assert send.message.second_door == ("gw-b",)
@@ -141,7 +140,7 @@ def test_the_death_of_the_front_door_lets_the_backup_take_over_at_once(pair: Pai
         decide(pair.backup, asked(number), 0.0)
     actions = decide(
         pair.backup,
-        Routed(route(("gw-c",), generation=2, group=4, front_door=("gw-c",), second_door=("gw-b",))),
+        route(("gw-c",), generation=2, group=4, front_door=("gw-c",), second_door=("gw-b",)),
         0.05,
     )
     assert [send.receiver for send in all_of(actions, Send)] == ["gw-c"] * 3
@@ -151,16 +150,16 @@ def test_the_death_of_the_front_door_lets_the_backup_take_over_at_once(pair: Pai
 
 def test_a_front_door_that_only_grows_lets_the_backup_wait(pair: Pair) -> None:
     decide(pair.backup, asked(), 0.0)
-    assert not all_of(decide(pair.backup, Routed(route(generation=2, group=4, front_door=("gw-a", "gw-c"))), 0.1), Send)
+    assert not all_of(decide(pair.backup, route(generation=2, group=4, front_door=("gw-a", "gw-c")), 0.1), Send)
     assert len(pair.backup.backups) == 1
 
 
 def test_a_backup_that_becomes_the_front_door_takes_over_its_copies(pair: Pair) -> None:
-    decide(pair.backup, assigned(ENCODER, generation=2), 0)
+    decide(pair.backup, assignment(ENCODER, generation=2), 0)
     decide(pair.backup, ModuleReady(ENCODER.key), 0.0)
     decide(pair.backup, asked(), 0.0)
     promoted = route(("gw-b",), generation=2, group=4, front_door=("gw-b",), second_door=())
-    actions = decide(pair.backup, Routed(promoted), 0.1)
+    actions = decide(pair.backup, promoted, 0.1)
     assert all_of(answer(pair.backup, actions, 0.2), Reply)
     assert not pair.backup.coordinated
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from inspect import isfunction, isgeneratorfunction
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -30,7 +30,6 @@ from edge_agent.events import (
     Action,
     ControlLinkRestored,
     JoinGroup,
-    LeaderSeen,
     LeaveGroup,
     Load,
     ModuleFailed,
@@ -41,7 +40,6 @@ from edge_agent.events import (
     Reply,
     Requested,
     RouteCleared,
-    Routed,
     Run,
     Send,
     SendHeartbeat,
@@ -61,9 +59,10 @@ from tests.builders import (
     able,
     agent,
     all_of,
-    assigned,
+    assignment,
     done,
     failed,
+    leader,
     module,
     only,
     requested,
@@ -128,7 +127,8 @@ def encoded(front: AgentState) -> list[Action]:
 
 
 def test_every_event_has_one_rule() -> None:
-    assert set(decide_module.RULES) == set(events.Event.__subclasses__())
+    control_messages = set(get_args(events.Event)) - {events.OwnEvent}
+    assert set(decide_module.RULES) == control_messages | set(events.OwnEvent.__subclasses__())
 
 
 @pytest.mark.parametrize("rules", [decide_module, backup_coordinator, coordinate, execute])
@@ -150,9 +150,9 @@ def test_a_rule_has_its_effect_though_its_actions_are_dropped(front: AgentState)
 
 def test_the_same_events_give_the_same_actions_and_the_same_state() -> None:
     history: list[events.Event] = [
-        assigned(ENCODER),
+        assignment(ENCODER),
         ModuleReady(ENCODER.key, 0.1),
-        Routed(zero_shot_route()),
+        zero_shot_route(),
         ASKED,
         ASKED,
         Tick(),
@@ -171,31 +171,31 @@ def test_the_same_events_give_the_same_actions_and_the_same_state() -> None:
 
 def test_assigned_modules_are_loaded_after_the_others_are_unloaded() -> None:
     state = AgentState("gw-a", PREFIX)
-    assert only(decide(state, assigned(ENCODER), 0.0), Load).assigned.spec == ENCODER
-    actions = decide(state, assigned(HEAD, generation=2), 0.0)
+    assert only(decide(state, assignment(ENCODER), 0.0), Load).assigned.spec == ENCODER
+    actions = decide(state, assignment(HEAD, generation=2), 0.0)
     assert [type(action) for action in actions] == [Unload, Load, SendHeartbeat]
 
 
 def test_the_same_assignment_again_loads_nothing(front: AgentState) -> None:
-    assert not all_of(decide(front, assigned(ENCODER), 0.0), Load)
+    assert not all_of(decide(front, assignment(ENCODER), 0.0), Load)
 
 
 def test_an_older_assignment_is_dropped_and_counted(front: AgentState) -> None:
-    decide(front, assigned(ENCODER, generation=5), 0.0)
-    assert decide(front, assigned(generation=4), 0.0) == []
+    decide(front, assignment(ENCODER, generation=5), 0.0)
+    assert decide(front, assignment(generation=4), 0.0) == []
     assert front.dropped["stale_assignment"] == 1
     assert ENCODER.key in front.assigned
 
 
 def test_an_assignment_of_an_older_epoch_is_dropped_even_with_a_higher_generation(front: AgentState) -> None:
-    decide(front, LeaderSeen(7), 0.0)
-    assert decide(front, assigned(generation=99, epoch=6), 0.0) == []
+    decide(front, leader(7), 0.0)
+    assert decide(front, assignment(generation=99, epoch=6), 0.0) == []
     assert ENCODER.key in front.assigned
 
 
 def test_a_new_leader_gets_a_heartbeat_at_once(front: AgentState) -> None:
-    assert decide(front, LeaderSeen(2), 0.0) == [SendHeartbeat()]
-    assert decide(front, LeaderSeen(2), 0.0) == []
+    assert decide(front, leader(2), 0.0) == [SendHeartbeat()]
+    assert decide(front, leader(2), 0.0) == []
 
 
 def test_a_module_that_failed_is_reported_and_its_requests_go_back(front: AgentState) -> None:
@@ -211,18 +211,18 @@ def test_a_module_that_failed_is_reported_and_its_requests_go_back(front: AgentS
 def test_the_front_door_joins_its_share_group() -> None:
     state = AgentState("gw-a", PREFIX)
     assert (
-        only(decide(state, Routed(zero_shot_route()), 0.0), JoinGroup).filter
+        only(decide(state, zero_shot_route(), 0.0), JoinGroup).filter
         == f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests"
     )
 
 
 def test_a_new_front_door_set_joins_the_new_group_before_leaving_the_old(front: AgentState) -> None:
-    actions = decide(front, Routed(zero_shot_route(group=2, generation=2)), 0.0)
+    actions = decide(front, zero_shot_route(group=2, generation=2), 0.0)
     assert [type(action) for action in actions] == [JoinGroup, LeaveGroup]
 
 
 def test_a_removed_front_door_leaves_when_the_new_one_had_time_to_join(front: AgentState) -> None:
-    decide(front, Routed(zero_shot_route(encoder=("gw-c",), group=2, generation=2)), 0.0)
+    decide(front, zero_shot_route(encoder=("gw-c",), group=2, generation=2), 0.0)
     assert decide(front, Tick(), 0.5) == []
     assert all_of(decide(front, request(), 0.5), Send), "a request in between is coordinated here"
     assert front.next_deadline_s() == LEAVE_S
@@ -232,19 +232,19 @@ def test_a_removed_front_door_leaves_when_the_new_one_had_time_to_join(front: Ag
 
 
 def test_a_front_door_that_returns_to_its_group_meanwhile_does_not_leave_it(front: AgentState) -> None:
-    decide(front, Routed(zero_shot_route(encoder=("gw-c",), group=2, generation=2)), 0.0)
-    decide(front, Routed(zero_shot_route(generation=3)), 0.5)
+    decide(front, zero_shot_route(encoder=("gw-c",), group=2, generation=2), 0.0)
+    decide(front, zero_shot_route(generation=3), 0.5)
     assert not all_of(decide(front, Tick(), 2 * LEAVE_S), LeaveGroup)
 
 
 def test_a_front_door_of_an_unavailable_task_leaves_at_once(front: AgentState) -> None:
     nobody = Route(task="zero-shot", epoch=1, generation=2, group=2, unavailable="no device can hold it")
-    assert all_of(decide(front, Routed(nobody), 0.0), LeaveGroup)
+    assert all_of(decide(front, nobody, 0.0), LeaveGroup)
 
 
 def test_an_older_route_is_dropped_and_counted(front: AgentState) -> None:
-    decide(front, Routed(zero_shot_route(generation=3)), 0.0)
-    assert decide(front, Routed(zero_shot_route(encoder=("gw-c",), generation=2)), 0.0) == []
+    decide(front, zero_shot_route(generation=3), 0.0)
+    assert decide(front, zero_shot_route(encoder=("gw-c",), generation=2), 0.0) == []
     assert front.dropped["stale_route"] == 1
 
 
@@ -320,10 +320,10 @@ THIRD = float(np.float32(1 / 3))
 @pytest.mark.parametrize("device", ["gw-a", "gw-b"])
 def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_runs(device: str) -> None:
     state = AgentState("gw-a", PREFIX)
-    decide(state, assigned(ENCODER, HEAD), 0.0)
+    decide(state, assignment(ENCODER, HEAD), 0.0)
     for spec in (ENCODER, HEAD):
         decide(state, ModuleReady(spec.key), 0.0)
-    decide(state, Routed(zero_shot_route(head=(device,), wire="float16")), 0.0)
+    decide(state, zero_shot_route(head=(device,), wire="float16"), 0.0)
     encoder = only(decide(state, ASKED, 0.0), Run)
     actions = decide(state, computed(encoder, features(THIRD)), 0.1)
     if device == "gw-a":
@@ -344,7 +344,7 @@ def test_with_a_float16_wire_a_node_takes_the_same_rounded_numbers_wherever_it_r
 
 
 def test_the_sensor_s_output_is_never_rounded(front: AgentState, back: AgentState) -> None:
-    decide(front, Routed(zero_shot_route(generation=2, wire="float16")), 0.0)
+    decide(front, zero_shot_route(generation=2, wire="float16"), 0.0)
     _, sends = answered(front, back)
     back.kept.clear()
     actions = [a for send in sends for a in decide(back, Received("gw-a", send.message, send.values), 0.5)]
@@ -367,7 +367,7 @@ def test_an_output_for_the_sensor_and_for_another_node_is_rounded_for_the_node_a
 
 
 def test_a_number_beyond_float16_ends_the_request_with_what_to_do(front: AgentState) -> None:
-    decide(front, Routed(zero_shot_route(generation=2, wire="float16")), 0.0)
+    decide(front, zero_shot_route(generation=2, wire="float16"), 0.0)
     run = only(decide(front, ASKED, 0.1), Run)
     with pytest.raises(LocalProtocolError) as error:
         rounded_output(run, features(7e4))
@@ -425,7 +425,7 @@ def test_a_missing_node_is_sent_to_the_device_of_the_new_route_and_finished_ones
     front: AgentState,
 ) -> None:
     encoded(front)
-    moved = decide(front, Routed(zero_shot_route(head=("gw-c",), generation=2)), 0.5)
+    moved = decide(front, zero_shot_route(head=("gw-c",), generation=2), 0.5)
     assert not all_of(moved, Run)
     assert {(s.receiver, s.message.node, s.message.attempt) for s in all_of(moved, Send)} == {("gw-c", "head", 1)}
     values = {need: type(value) for s in all_of(moved, Send) for need, value in s.values.items()}
@@ -439,7 +439,7 @@ def elsewhere(state: AgentState, now_s: float, encoder: str, head: str) -> list[
     """The messages sent when the route names these devices: none, one or, separated by spaces, several."""
     known = state.routes["zero-shot"].generation
     made = zero_shot_route(tuple(encoder.split()), tuple(head.split()), generation=known + 1, front_door=("gw-a",))
-    return all_of(decide(state, Routed(made), now_s), Send)
+    return all_of(decide(state, made, now_s), Send)
 
 
 def encoded_on(state: AgentState, device: str, now_s: float) -> None:
@@ -457,7 +457,7 @@ def receivers(sends: list[Send]) -> dict[str, str]:
 def asked() -> AgentState:
     """gw-a assigned the encoder to gw-d and the head to gw-b."""
     state = AgentState("gw-a", PREFIX)
-    decide(state, Routed(zero_shot_route(("gw-d",), front_door=("gw-a",))), 0.0)
+    decide(state, zero_shot_route(("gw-d",), front_door=("gw-a",)), 0.0)
     assert receivers(all_of(decide(state, ASKED, 0.0), Send)) == {"encoder": "gw-d", "head": "gw-b"}
     return state
 
@@ -517,24 +517,24 @@ def test_a_completed_node_whose_device_refuses_it_is_computed_elsewhere(asked: A
 
 def test_a_route_that_changes_elsewhere_sends_nothing_again(front: AgentState) -> None:
     decide(front, request(), 0.0)
-    assert not all_of(decide(front, Routed(zero_shot_route(generation=2)), 0.1), Send)
+    assert not all_of(decide(front, zero_shot_route(generation=2), 0.1), Send)
 
 
 def test_while_a_module_is_loading_requests_wait_and_then_go(front: AgentState) -> None:
-    decide(front, Routed(zero_shot_route(head=(), generation=2)), 0.0)
+    decide(front, zero_shot_route(head=(), generation=2), 0.0)
     assert not all_of(decide(front, request(), 0.1), Send)
-    assert all_of(decide(front, Routed(zero_shot_route(head=("gw-c",), generation=2)), 0.5), Send)
+    assert all_of(decide(front, zero_shot_route(head=("gw-c",), generation=2), 0.5), Send)
 
 
 def test_an_unavailable_task_ends_its_requests_with_the_reason(front: AgentState) -> None:
     decide(front, request(), 0.0)
     withdrawn = Route(task="zero-shot", epoch=1, generation=2, group=1, unavailable="no device fits m/head")
-    body = only(decide(front, Routed(withdrawn), 0.1), Reply).result.error
+    body = only(decide(front, withdrawn, 0.1), Reply).result.error
     assert body == ErrorBody(code=ErrorCode.NO_ROUTE, message="no device fits m/head")
 
 
 def test_a_refusal_is_tried_again_soon_and_elsewhere(front: AgentState) -> None:
-    decide(front, Routed(zero_shot_route(head=("gw-b", "gw-c"), generation=2)), 0.0)
+    decide(front, zero_shot_route(head=("gw-b", "gw-c"), generation=2), 0.0)
     sent = only(decide(front, request(), 0.0), Send)
     assert sent.receiver == "gw-b"
     decide(front, Received("gw-b", failed(sent.message, generation=2), {}), 0.05)
@@ -546,7 +546,7 @@ def test_a_refusal_is_tried_again_soon_and_elsewhere(front: AgentState) -> None:
 
 def test_a_refusal_of_an_older_attempt_is_ignored(front: AgentState) -> None:
     sent = only(decide(front, request(), 0.0), Send)
-    decide(front, Routed(zero_shot_route(head=("gw-c",), generation=2)), 0.1)
+    decide(front, zero_shot_route(head=("gw-c",), generation=2), 0.1)
     decide(front, NotReceived("gw-a", failed(sent.message), 1.0), 0.2)
     assert "gw-b" not in next(iter(front.coordinated.values())).avoid
 
@@ -604,7 +604,7 @@ def test_a_tensor_of_an_older_generation_is_refused_with_a_message_to_its_coordi
     front: AgentState, back: AgentState
 ) -> None:
     sent = only(decide(front, request(), 0.0), Send)
-    decide(back, assigned(HEAD, generation=4), 0.0)
+    decide(back, assignment(HEAD, generation=4), 0.0)
     failed = only(decide(back, Received("gw-a", sent.message, sent.values), 0.1), Send)
     assert failed.receiver == "gw-a"
     assert isinstance(failed.message, NodeFailed)
@@ -624,7 +624,7 @@ def test_inputs_wait_for_a_module_that_is_still_loading(front: AgentState) -> No
     asked = decide(front, request(), 0.0)
     sends = [only(asked, Send), only(decide(front, Ran(only(asked, Run).run, features(), None, 0, 0.02), 0.1), Send)]
     state = AgentState("gw-b", PREFIX)
-    decide(state, assigned(HEAD), 0.0)
+    decide(state, assignment(HEAD), 0.0)
     for send in sends:
         assert not all_of(decide(state, Received("gw-a", send.message, send.values), 0.1), Run)
     assert only(decide(state, ModuleReady(HEAD.key), 0.2), Run).key == HEAD.key
@@ -633,8 +633,8 @@ def test_inputs_wait_for_a_module_that_is_still_loading(front: AgentState) -> No
 def test_a_module_runs_in_the_use_that_its_node_names(front: AgentState) -> None:
     used = zero_shot_route(generation=2)
     encoder = used.nodes["encoder"].model_copy(update={"use": "patch-mean"})
-    decide(front, assigned(ENCODER, generation=2), 0.0)
-    decide(front, Routed(used.model_copy(update={"nodes": used.nodes | {"encoder": encoder}})), 0.0)
+    decide(front, assignment(ENCODER, generation=2), 0.0)
+    decide(front, used.model_copy(update={"nodes": used.nodes | {"encoder": encoder}}), 0.0)
     assert only(decide(front, request(), 0.0), Run).use == "patch-mean"
 
 
@@ -697,11 +697,11 @@ def test_the_same_correlation_with_another_picture_is_another_request(front: Age
 def test_an_output_of_another_module_is_not_taken_for_this_ones(front: AgentState) -> None:
     decide(front, Ran(only(decide(front, ASKED, 0.0), Run).run, features(1.0), None, 0.0, 0.0), 0.1)
     newer = module("encoder-2")
-    decide(front, assigned(newer, generation=2), 1.0)
+    decide(front, assignment(newer, generation=2), 1.0)
     decide(front, ModuleReady(newer.key), 1.0)
     changed = zero_shot_route(generation=2).model_dump()
     changed["nodes"]["encoder"]["key"] = newer.key
-    actions = decide(front, Routed(Route.model_validate(changed)), 1.0)
+    actions = decide(front, Route.model_validate(changed), 1.0)
     actions += decide(front, Tick(), 9.0)
     assert {run.key for run in all_of(actions, Run)} == {newer.key}
 
@@ -754,7 +754,7 @@ def test_only_an_assignee_can_complete_a_node(front: AgentState) -> None:
 
 def test_the_done_of_the_output_ends_a_request_though_its_route_is_incomplete_by_now(front: AgentState) -> None:
     sent = only(decide(front, ASKED, 0.0), Send)
-    decide(front, Routed(zero_shot_route(head=(), generation=2)), 0.1)  # it came first: routes have a lane of their own
+    decide(front, zero_shot_route(head=(), generation=2), 0.1)  # it came first: routes have a lane of their own
     assert next(iter(front.coordinated.values())).plan is None
     ended = done(sent.message, node="head")
     decide(front, Received("gw-a", ended.model_copy(update={"node": "encoder"}), {}), 0.2)
@@ -836,27 +836,27 @@ def test_the_answer_follows_the_newest_attempt(front: AgentState, back: AgentSta
 
 def test_a_failed_module_is_unloaded_when_unassigned_and_retried_when_assigned_again() -> None:
     state = AgentState("gw-a", PREFIX)
-    decide(state, assigned(ENCODER), 0.0)
+    decide(state, assignment(ENCODER), 0.0)
     decide(state, ModuleFailed(ENCODER.key), 0.0)
-    assert not all_of(decide(state, assigned(ENCODER), 0.0), Load)  # the same assignment again
-    assert only(decide(state, assigned(ENCODER, generation=2), 0.0), Load)
+    assert not all_of(decide(state, assignment(ENCODER), 0.0), Load)  # the same assignment again
+    assert only(decide(state, assignment(ENCODER, generation=2), 0.0), Load)
     decide(state, ModuleFailed(ENCODER.key), 0.0)
-    assert only(decide(state, assigned(generation=3), 0.0), Unload).key == ENCODER.key
+    assert only(decide(state, assignment(generation=3), 0.0), Unload).key == ENCODER.key
     assert not state.failed
 
 
 def test_a_module_assigned_again_before_its_failure_was_known_is_retried(front: AgentState) -> None:
-    decide(front, assigned(ENCODER, HEAD, generation=2), 0.0)
-    decide(front, assigned(ENCODER, HEAD, generation=3), 0.1)
+    decide(front, assignment(ENCODER, HEAD, generation=2), 0.0)
+    decide(front, assignment(ENCODER, HEAD, generation=3), 0.1)
     assert only(decide(front, ModuleFailed(HEAD.key), 0.2), Load).assigned.spec == HEAD
     assert not all_of(decide(front, ModuleFailed(HEAD.key), 0.3), Load)
     assert front.failed == {HEAD.key}
 
 
 def test_a_module_is_ready_when_its_newer_load_succeeds_after_a_late_failure_of_the_older(front: AgentState) -> None:
-    decide(front, assigned(ENCODER, HEAD, generation=2), 0.0)
-    decide(front, assigned(ENCODER, generation=3), 0.1)
-    decide(front, assigned(ENCODER, HEAD, generation=4), 0.2)  # while the first load of it is under way
+    decide(front, assignment(ENCODER, HEAD, generation=2), 0.0)
+    decide(front, assignment(ENCODER, generation=3), 0.1)
+    decide(front, assignment(ENCODER, HEAD, generation=4), 0.2)  # while the first load of it is under way
     decide(front, ModuleFailed(HEAD.key), 0.3)
     decide(front, ModuleReady(HEAD.key), 0.4)
     assert HEAD.key in front.ready
@@ -868,9 +868,9 @@ def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_pu
 ) -> None:
     decide(front, ControlLinkRestored(), 10.0)
     assert front.next_deadline_s() is None  # without a leader, serving goes on
-    decide(front, LeaderSeen(1, online=False), 11.0)
+    decide(front, leader(1, online=False), 11.0)
     assert front.next_deadline_s() is None
-    decide(front, LeaderSeen(1), 12.0)
+    decide(front, leader(1), 12.0)
     due_s = front.next_deadline_s()
     assert due_s is not None
     assert all_of(decide(front, Tick(), due_s), LeaveGroup)
@@ -879,17 +879,17 @@ def test_a_task_undeployed_while_the_link_was_down_is_forgotten_once_a_leader_pu
 
 def test_routes_outlive_a_leader_that_connects_after_its_retained_state_was_read(front: AgentState) -> None:
     decide(front, ControlLinkRestored(), 10.0)
-    decide(front, LeaderSeen(1), 10.0)
+    decide(front, leader(1), 10.0)
     decide(front, Tick(), 10.0 + RECONNECT_S + 0.5)
     assert front.routes
-    decide(front, Routed(zero_shot_route()), 10.0 + RECONNECT_S + 1.0)
+    decide(front, zero_shot_route(), 10.0 + RECONNECT_S + 1.0)
     decide(front, Tick(), 99.0)
     assert front.routes
 
 
 def test_a_route_republished_on_a_new_link_stays(front: AgentState) -> None:
     decide(front, ControlLinkRestored(), 10.0)
-    decide(front, LeaderSeen(1), 12.0)
-    decide(front, Routed(zero_shot_route()), 12.1)
+    decide(front, leader(1), 12.0)
+    decide(front, zero_shot_route(), 12.1)
     assert not all_of(decide(front, Tick(), 99.0), LeaveGroup)
     assert front.routes

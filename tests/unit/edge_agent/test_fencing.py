@@ -15,13 +15,11 @@ from broker.protocol.messages import (
 from edge_agent.decide import decide
 from edge_agent.events import (
     Action,
-    LeaderSeen,
     Load,
     ModuleReady,
     Ran,
     Received,
     Reply,
-    Routed,
     Run,
     Send,
     Tick,
@@ -33,10 +31,11 @@ from tests.builders import (
     PREFIX,
     agent,
     all_of,
-    assigned,
+    assignment,
     done,
     encoder_route,
     failed,
+    leader,
     module,
     only,
     requested,
@@ -46,7 +45,7 @@ EPOCH, GENERATION = 4, 7
 
 
 OWN, OLD = module("own"), module("old")
-assignment = partial(assigned, epoch=EPOCH, generation=GENERATION)
+fenced_assignment = partial(assignment, epoch=EPOCH, generation=GENERATION)
 
 
 def fenced_route(epoch: int = EPOCH, generation: int = GENERATION, device: str = "gw-a", door: str = "gw-a") -> Route:
@@ -59,9 +58,9 @@ asked = partial(requested, "t", expiry_s=60)
 @pytest.fixture
 def state() -> AgentState:
     state = AgentState("gw-a", PREFIX)
-    decide(state, assignment(OWN), 0.0)
+    decide(state, fenced_assignment(OWN), 0.0)
     decide(state, ModuleReady(OWN.key), 0.0)
-    decide(state, Routed(fenced_route()), 0.0)
+    decide(state, fenced_route(), 0.0)
     return state
 
 
@@ -72,14 +71,14 @@ OLDER = pytest.mark.parametrize(
 
 @OLDER
 def test_an_older_assignment(state: AgentState, epoch: int, generation: int) -> None:
-    assert decide(state, assignment(OLD, epoch=epoch, generation=generation), 1.0) == []
+    assert decide(state, fenced_assignment(OLD, epoch=epoch, generation=generation), 1.0) == []
     assert list(state.assigned) == [OWN.key]
     assert state.dropped["stale_assignment"] == 1
 
 
 @OLDER
 def test_an_older_route(state: AgentState, epoch: int, generation: int) -> None:
-    assert decide(state, Routed(fenced_route(epoch, generation, door="gw-b")), 1.0) == []
+    assert decide(state, fenced_route(epoch, generation, door="gw-b"), 1.0) == []
     assert state.routes["t"].front_door == ("gw-a",)
     assert state.dropped["stale_route"] == 1
 
@@ -134,21 +133,21 @@ def test_every_tensor_and_every_result_carries_the_fence_of_the_route_that_it_fo
 
 
 def test_once_a_newer_leader_was_seen_the_older_one_is_not_obeyed(state: AgentState) -> None:
-    decide(state, LeaderSeen(EPOCH + 1), 1.0)
-    assert decide(state, assignment(generation=GENERATION + 1), 1.1) == []
-    assert decide(state, Routed(fenced_route(generation=GENERATION + 1, door="gw-b")), 1.1) == []
+    decide(state, leader(EPOCH + 1), 1.0)
+    assert decide(state, fenced_assignment(generation=GENERATION + 1), 1.1) == []
+    assert decide(state, fenced_route(generation=GENERATION + 1, door="gw-b"), 1.1) == []
     assert (state.dropped["stale_assignment"], state.dropped["stale_route"]) == (1, 1)
-    decide(state, LeaderSeen(EPOCH), 1.2)
+    decide(state, leader(EPOCH), 1.2)
     assert state.epoch == EPOCH + 1
 
 
 def test_a_restarted_device_with_an_old_retained_assignment_unloads_the_modules_that_the_new_one_lacks() -> None:
     """The broker still has the old retained assignment, until the orchestrator publishes a new one."""
     state = AgentState("gw-a", PREFIX)
-    loads = all_of(decide(state, assignment(OWN, OLD), 0.0), Load)
+    loads = all_of(decide(state, fenced_assignment(OWN, OLD), 0.0), Load)
     assert {load.assigned.spec.key for load in loads} == {OWN.key, OLD.key}
     decide(state, ModuleReady(OLD.key), 0.1)
-    actions = decide(state, assignment(OWN, epoch=EPOCH + 1, generation=0), 0.2)
+    actions = decide(state, fenced_assignment(OWN, epoch=EPOCH + 1, generation=0), 0.2)
     assert [action for action in actions if isinstance(action, (Unload, Load))] == [Unload(OLD.key)]
     assert OLD.key not in state.ready
-    assert decide(state, assignment(OWN, OLD), 0.3) == [], "the old one, delivered again, loads nothing"
+    assert decide(state, fenced_assignment(OWN, OLD), 0.3) == [], "the old one, delivered again, loads nothing"

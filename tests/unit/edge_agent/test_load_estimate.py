@@ -10,7 +10,7 @@ import pytest
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.messages import Assignment, NodeDone, NodeInputs
 from edge_agent.decide import decide
-from edge_agent.events import Action, Assigned, Ran, Received, Reply, Routed, Run, Send, Tick, Unload
+from edge_agent.events import Action, Ran, Received, Reply, Run, Send, Tick, Unload
 from edge_agent.modules import Output
 from edge_agent.requests.load_estimate import own_wait_s, waits_s
 from edge_agent.state import AgentState
@@ -109,7 +109,7 @@ def test_a_request_whose_route_changes_does_not_run_from_its_own_work() -> None:
     state = front(("gw-b", "gw-d"))
     assert receivers(ask(state, 1, 0.0)) == ["gw-b"]
     state.coordinated[next(iter(state.coordinated))].plan = None  # as while no device was able
-    assert receivers(decide(state, Routed(encoder_route("encode", FAR, generation=2)), 0.1)) == ["gw-b"]
+    assert receivers(decide(state, encoder_route("encode", FAR, generation=2), 0.1)) == ["gw-b"]
 
 
 def test_the_own_queue_is_the_submitted_work_less_the_time_since_it_began() -> None:
@@ -166,6 +166,6 @@ def test_an_unloaded_module_leaves_no_measurement() -> None:
     state = front(("gw-a",))
     decide(state, Ran(the_run(ask(state, 1, 0.0)).run, features(), None, 0.0, 2.0), 2.0)
     assert state.measured_s == {ENCODER.key: 2.0}
-    actions = decide(state, Assigned(Assignment(epoch=1, generation=2)), 3.0)
+    actions = decide(state, Assignment(epoch=1, generation=2), 3.0)
     assert any(isinstance(action, Unload) for action in actions)
     assert state.measured_s == {}

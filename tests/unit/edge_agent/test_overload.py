@@ -14,7 +14,7 @@ from broker.protocol.messages import (
     NodeInputs,
 )
 from edge_agent.decide import decide
-from edge_agent.events import Action, ModuleFailed, Ran, Received, Reply, Requested, Routed, Run, Send, Tick
+from edge_agent.events import Action, ModuleFailed, Ran, Received, Reply, Requested, Run, Send, Tick
 from edge_agent.modules import Output
 from edge_agent.requests import coordinate
 from edge_agent.requests.load_estimate import waits_s
@@ -85,12 +85,12 @@ def test_a_task_that_floods_does_not_keep_another_out(state: AgentState) -> None
 def test_a_node_queued_here_counts_once_while_its_request_waits_for_a_route(state: AgentState) -> None:
     encoder = route("greedy").nodes["encoder"]
     head = encoder.model_copy(update={"needs": ("encoder",)})
-    decide(state, Routed(route("greedy", generation=2, nodes={"encoder": encoder, "head": head}, output="head")), 0.0)
+    decide(state, route("greedy", generation=2, nodes={"encoder": encoder, "head": head}, output="head"), 0.0)
     flood(state, "greedy", 1)
     before = waits_s(state, 0.0, task="greedy")
     assert before == {"gw-a": pytest.approx(2.0)}
     lost = {"encoder": encoder, "head": head.model_copy(update={"devices": ()})}
-    decide(state, Routed(route("greedy", generation=3, nodes=lost, output="head")), 0.0)
+    decide(state, route("greedy", generation=3, nodes=lost, output="head"), 0.0)
     assert waits_s(state, 0.0, task="greedy") == {"gw-a": pytest.approx(1.0)}, (
         "its encoder alone: its head has no device"
     )

@@ -9,7 +9,7 @@ import pytest
 from broker.protocol.messages import SUSPECTED_FOR_S, NodeInputs, RouteNode
 from broker.transport.port import RECONNECT_S
 from edge_agent.decide import decide
-from edge_agent.events import Action, DataLinkChanged, Received, Routed, Send, SendHeartbeat, Tick
+from edge_agent.events import Action, DataLinkChanged, Received, Send, SendHeartbeat, Tick
 from edge_agent.state import AgentState
 from tests.builders import able, agent, all_of, done, only, requested, route, route_node
 
@@ -139,13 +139,13 @@ def test_no_device_is_suspected_while_the_route_is_incomplete(front: AgentState)
     ask(front, 1, 0.0)
     known = front.routes["t"]
     pending = known.model_copy(update={"generation": 2, "nodes": known.nodes | {"encoder": node(("text",))}})
-    decide(front, Routed(pending), 0.05)  # gw-b died, its module loads elsewhere
+    decide(front, pending, 0.05)  # gw-b died, its module loads elsewhere
     now_s = 0.05
     while now_s < 3.0:
         now_s, _ = late(front)
         assert not front.suspects
     loaded = known.model_copy(update={"generation": 3, "nodes": known.nodes | {"encoder": node(("text",), "gw-d")}})
-    send = only(decide(front, Routed(loaded), now_s + 0.5), Send)
+    send = only(decide(front, loaded, now_s + 0.5), Send)
     assert send.receiver == "gw-d"
     late(front)
     assert list(front.suspects) == ["gw-d"], "it got its inputs"
@@ -156,7 +156,7 @@ def changed(state: AgentState, now_s: float, **able: str) -> list[Send]:
     known = state.routes["t"]
     nodes = {name: node(known.nodes[name].needs, *devices.split()) for name, devices in able.items()}
     moved = known.model_copy(update={"generation": known.generation + 1, "nodes": known.nodes | nodes})
-    return all_of(decide(state, Routed(moved), now_s), Send)
+    return all_of(decide(state, moved, now_s), Send)
 
 
 def test_a_new_assignee_of_a_lost_output_is_suspected_and_not_the_device_that_waits_for_it(front: AgentState) -> None:
@@ -200,7 +200,7 @@ def test_a_device_that_got_a_kept_output_is_suspected(front: AgentState) -> None
 
 def test_a_device_does_not_suspect_itself(front: AgentState) -> None:
     own = front.routes["t"].model_copy(update={"generation": 2, "nodes": {"head": node(("text",), "gw-a")}})
-    decide(front, Routed(own), 0.0)
+    decide(front, own, 0.0)
     decide(front, requested("t", expiry_s=60), 0.0)
     late(front)
     assert not front.suspects
@@ -220,7 +220,7 @@ def test_signs_of_life_of_devices_without_an_assignment_are_forgotten(front: Age
     for generation in range(2, 100):  # its encoder is assigned to many devices, one after the other
         nodes = front.routes["t"].nodes | {"encoder": node(("text",), f"gw-{generation}")}
         moved = front.routes["t"].model_copy(update={"generation": generation, "nodes": nodes})
-        decide(front, Routed(moved), 0.2)
+        decide(front, moved, 0.2)
     decide(front, Received("gw-c", done(second, node="head"), {}), 0.3)
     assert not front.coordinated
     assert not front.last_heard_s

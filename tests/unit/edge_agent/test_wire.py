@@ -15,14 +15,10 @@ from broker.protocol.tensors import unpack
 from broker.transport.port import Delivery, Undelivered
 from edge_agent import wire
 from edge_agent.events import (
-    Assigned,
     Echoed,
-    LeaderSeen,
-    OwnStateSeen,
     RebirthRequested,
     Received,
     RouteCleared,
-    Routed,
     Send,
 )
 from edge_agent.modules import Value
@@ -76,13 +72,13 @@ def test_the_coordinator_learns_of_inputs_that_no_device_received() -> None:
     [
         (topics.DEVICE_REBIRTH, {"device": "gw-a"}, b"", RebirthRequested()),
         (topics.DEVICE_ECHO, {"device": "gw-a"}, b"x", Echoed(b"x")),
-        (topics.DEVICE_ASSIGNMENT, {"device": "gw-a"}, ASSIGNMENT, Assigned(Assignment(epoch=1, generation=2))),
+        (topics.DEVICE_ASSIGNMENT, {"device": "gw-a"}, ASSIGNMENT, Assignment(epoch=1, generation=2)),
         (topics.DEVICE_ASSIGNMENT, {"device": "gw-a"}, b"", None),
-        (topics.DEVICE_STATE, {"device": "gw-a"}, OWN_STATE, OwnStateSeen(7, "offline")),
+        (topics.DEVICE_STATE, {"device": "gw-a"}, OWN_STATE, DeviceState(status="offline", session=7)),
         (topics.DEVICE_STATE, {"device": "gw-a"}, b"", None),
-        (topics.ORCHESTRATOR_STATE, {}, LEADER, LeaderSeen(3, online=True)),
+        (topics.ORCHESTRATOR_STATE, {}, LEADER, OrchestratorState(epoch=3, online=True, session=1)),
         (topics.ORCHESTRATOR_STATE, {}, b"", None),
-        (topics.TASK_ROUTE, {"task": ROUTE.task}, encode(ROUTE), Routed(ROUTE)),
+        (topics.TASK_ROUTE, {"task": ROUTE.task}, encode(ROUTE), ROUTE),
         (topics.TASK_ROUTE, {"task": ROUTE.task}, b"", RouteCleared(ROUTE.task)),
         (topics.TASK_SPEC, {"task": ROUTE.task}, b"", None),
     ],
