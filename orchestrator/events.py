@@ -184,16 +184,8 @@ class Note:
     fields: Mapping[str, object]
 
 
-Message = (
-    PublishState
-    | PublishSpec
-    | PublishRoute
-    | ClearRoute
-    | PublishAssignment
-    | ClearAssignment
-    | PublishDrain
-    | RequestRebirth
-    | AnswerError
-)
+TaskMessage = PublishSpec | PublishRoute | ClearRoute
+DeviceMessage = PublishAssignment | ClearAssignment | PublishDrain | RequestRebirth
+Message = PublishState | TaskMessage | DeviceMessage | AnswerError
 """The actions that are messages."""
 Action = Message | Resign | Note
