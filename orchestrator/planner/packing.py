@@ -44,25 +44,17 @@ def packed(
 
 
 def least_extra(
-    sizes: Sequence[int],
-    rooms: Sequence[int],
-    barred: Sequence[Collection[int]],
-    *,
-    steps: int = STEPS_FOR_A_CHANGE,
+    sizes: Sequence[int], rooms: Sequence[int], barred: Sequence[Collection[int]]
 ) -> tuple[int, int] | None:
-    """The smallest change that makes all fit: which room, and how many bytes more.
+    """The smallest change that makes all fit: which room, and how many bytes more. The arguments are as in ``packed``.
 
-    Args:
-        sizes: bytes of each module.
-        rooms: bytes of each device.
-        barred: for each module the rooms that must not get it.
-        steps: how long to search, in all. If they are not enough, the change makes all fit, but may not be the
-            smallest.
+    If ``STEPS_FOR_A_CHANGE`` are not enough, the change makes all fit, but may not be the smallest.
 
     Returns:
         None when more memory in one room is not enough: a module is barred everywhere, or there are no rooms.
     """
     best: tuple[int, int] | None = None
+    steps = STEPS_FOR_A_CHANGE
     for room in sorted(range(len(rooms)), key=lambda room: -rooms[room]):
         low, high = 0, best[1] if best else sum(sizes) + 1  # not enough; enough, or no better than what is known
         ask = high - 1  # first whether this room is better than the best at all: most aren't
