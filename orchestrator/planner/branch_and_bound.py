@@ -25,7 +25,7 @@ _CHECKS_A_UNIT = 1_000  # candidates x slots that are checked in one unit
 
 
 class _Choice(NamedTuple):
-    """What is chosen so far: where its modules are, which of them are the last task's, the room left, and the cost."""
+    """The candidates chosen so far: where their modules are, those of the last one, the room left, and the cost."""
 
     fixed: dict[int, Row]
     added: dict[int, Row]

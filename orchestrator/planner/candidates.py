@@ -96,9 +96,7 @@ def candidates_of(
 def least_s(schedule: TaskSchedule, allowed: Sequence[Integers]) -> float:
     """A lower bound of the latency, whatever the assignment; infinite when a module is allowed nowhere.
 
-    Args:
-        schedule: the task's.
-        allowed: for each slot the rows that may have it.
+    ``allowed`` has for each slot the rows that may have it.
     """
     latest = 0.0
     for node, tail in tails_s(schedule, allowed).items():

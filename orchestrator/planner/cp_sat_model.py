@@ -42,13 +42,9 @@ class Chosen:
 def choose(
     problem: Problem, candidates: Sequence[Candidates], start: Where | None, left_s: Callable[[], float]
 ) -> Chosen:
-    """Take one candidate for every task, with the least sum of costs.
+    """Take one candidate for every task, with the least sum of costs; begin the search at ``start``.
 
-    Args:
-        problem: what is planned.
-        candidates: by task.
-        start: a placement to begin with.
-        left_s: the time left, asked when the program is written; after it the best so far is returned.
+    ``left_s`` gives the time left, and is asked when the program is written; after it the best so far is returned.
 
     Raises:
         S2M3Error: the solver isn't installed.

@@ -67,11 +67,8 @@ def exact(
     The search starts from the refined placement. It leaves out every candidate of a task that could not be part of a
     cheaper placement even if each other task were as cheap as it can be.
 
-    Args:
-        devices: those that may hold modules.
-        tasks: what to serve; names are distinct.
-        barred: devices that must not get a module.
-        time_limit_s: then the best so far is returned, with the bound that is proven.
+    After ``time_limit_s`` it returns the best so far, with the bound that is proven. The other arguments are those of
+    ``placement.refined``.
 
     Raises:
         NoDeviceFits: no placement exists.

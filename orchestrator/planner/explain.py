@@ -29,12 +29,8 @@ class Explanation:
 def explain(placement: Placement, key: ModuleKey) -> Explanation:
     """Explain one module of a placement.
 
-    Args:
-        placement: what ``place``, ``place_most`` or ``refined`` returned.
-        key: a module that it places.
-
     Raises:
-        KeyError: it doesn't place that module.
+        KeyError: the placement doesn't have that module.
     """
     problem, module = placement.problem, placement.problem.number[key]
     rows = problem.fleet.rows

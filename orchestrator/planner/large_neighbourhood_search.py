@@ -60,11 +60,7 @@ class LargeNeighbourhoodSearch:
                     return
 
     def place_again(self, tasks: Collection[int], units: int) -> bool:
-        """Place all modules of these tasks as well as can be, the others staying where they are.
-
-        Args:
-            tasks: the tasks' numbers.
-            units: how much of the budget may be spent.
+        """Place all modules of these tasks as well as ``units`` of work allow; the others stay where they are.
 
         Returns:
             Whether no better placement of them exists, for certain.

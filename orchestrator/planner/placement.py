@@ -33,8 +33,6 @@ __all__ = ["AtHand", "Bars", "Placement", "distinct_modules", "never", "place", 
 WORK = 120_000
 """The work of one search at most, in units of about 10 microseconds: a second."""
 Homes = Mapping[ModuleKey, DeviceId]
-ProblemOf = Callable[..., Problem]
-"""Makes the problem of some tasks on the devices at hand."""
 
 
 def never() -> bool:
@@ -147,7 +145,7 @@ def _search(problem: Problem, homes: Homes | None, enough: Callable[[], bool]) -
 
 
 def _admit(
-    problem_of: ProblemOf, waiting: Sequence[TaskSpec], keep: Homes
+    problem_of: Callable[..., Problem], waiting: Sequence[TaskSpec], keep: Homes
 ) -> tuple[list[TaskSpec], Homes, dict[TaskName, NoDeviceFits]]:
     """Admit one task after the other; return those that fit together, a placement of them, and the refusals."""
     admitted: list[TaskSpec] = []

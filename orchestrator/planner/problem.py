@@ -169,12 +169,7 @@ class Problem:
         return int(rows[(self.costs_s(module, rows, where) + self.penalties(module)[rows]).argmin()])
 
     def placement(self, where: Where, kept: Collection[int] = ()) -> Placement:
-        """The result, once every module has a row.
-
-        Args:
-            where: the modules' rows.
-            kept: modules that were not to move.
-        """
+        """The result, once every module has a row; ``kept`` are the modules that were not to move."""
         ids = [self.fleet.specs[row].id for row in where]
         latency_s = {task.task: self.latency_s(number, where) for number, task in enumerate(self.tasks)}
         return Placement(

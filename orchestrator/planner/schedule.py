@@ -21,17 +21,13 @@ from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
 
 
 class TaskSchedule:
-    """One task over a fleet."""
+    """One task over a fleet.
+
+    ``source`` is where requests start and answers go; it need not be a device of the fleet. ``modules`` has the number
+    that the plan gave each module.
+    """
 
     def __init__(self, task: TaskSpec, fleet: Fleet, source: Linked, modules: Mapping[ModuleKey, int]) -> None:
-        """Prepare.
-
-        Args:
-            task: the graph.
-            fleet: the devices that rows refer to.
-            source: where requests start and answers go; it need not be a device of the fleet.
-            modules: the number that the plan gave each module.
-        """
         self.task, self.fleet, self.source, self.graph = task, fleet, source, Graph.of(task)
         self.source_row = fleet.rows.get(source.id, NOWHERE)
         self.specs = [task.module_of(name) for name in self.graph.names]  # by node, as all below

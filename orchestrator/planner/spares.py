@@ -167,8 +167,7 @@ class _SpareSelection:
         able = kept[:1] or self._worth_comparing(key)
         if not able:
             return
-        cost = {device: self._cost(key, device) for device in able}
-        chosen = min(able, key=lambda device: (cost[device], device))
+        chosen = min(able, key=lambda device: (self._cost(key, device), device))
         self.put(key, chosen)
         self.standby.setdefault(key, []).append(chosen)
 
