@@ -60,28 +60,21 @@ def _cifar(format_: str, file: str, names: str, *, label_bytes: int) -> Reader:
 def _open_cifar(format_: str, file: Path, names: Path, label_bytes: int) -> Dataset:
     classes = tuple(name.replace("_", " ") for name in disk.names(names))
     record_bytes = label_bytes + 3 * CIFAR_SIDE * CIFAR_SIDE
-    try:
-        size_bytes = file.stat().st_size
-    except OSError as error:
-        raise disk.damaged(file, error.strerror or "can't be read") from error
-    if not size_bytes or size_bytes % record_bytes:
-        problem = f"has {size_bytes} bytes, not a whole number of records of {record_bytes}: truncated"
+    data = np.frombuffer(disk.contents(file), np.uint8)
+    if not len(data) or len(data) % record_bytes:
+        problem = f"has {len(data)} bytes, not a whole number of records of {record_bytes}: truncated"
         raise disk.damaged(file, problem)
+    records = data.reshape(-1, record_bytes)
 
     def read(position: int) -> Record:
-        with file.open("rb") as stream:
-            stream.seek(position * record_bytes)
-            data = stream.read(record_bytes)
-        if len(data) < record_bytes:
-            raise disk.damaged(file, "is truncated", field=f"record {position}")
-        label = data[label_bytes - 1]
+        label = int(records[position, label_bytes - 1])
         if label >= len(classes):
             problem = f"has label {label}, and {names.name} has {len(classes)} names"
             raise disk.damaged(file, problem, field=f"record {position}")
-        planes = np.frombuffer(data, np.uint8, offset=label_bytes).reshape(3, CIFAR_SIDE, CIFAR_SIDE)
+        planes = records[position, label_bytes:].reshape(3, CIFAR_SIDE, CIFAR_SIDE)
         return Record(f"{file.name}:{position}", disk.png(np.ascontiguousarray(planes.transpose(1, 2, 0))), label)
 
-    return Dataset(format_, "classification", "image", size_bytes // record_bytes, read, classes)
+    return Dataset(format_, "classification", "image", len(records), read, classes)
 
 
 def _food101(directory: Path) -> Dataset:

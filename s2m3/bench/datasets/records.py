@@ -2,7 +2,7 @@
 
 Owns the types. Knows no format, no model and no metric.
 
-A reader opens a directory. It reads names and indexes at once, and a picture or a sound when its record is read.
+A reader opens a directory. It reads names and indexes at once, and a picture's or sound's file when its record is read.
 Records always come in the order in which the format lists them, so that a run can go on at a position. Malformed data
 is one ``BadFile`` with file, line or field, problem and fix: at opening when the index shows it, else at its record.
 """
