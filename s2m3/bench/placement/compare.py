@@ -44,32 +44,15 @@ class Result:
     solvers: Mapping[Solver, Outcome]
 
 
-@dataclass(frozen=True)
-class Summary:
-    """One solver on all instances: ``no_plan`` counts those of which it says that nothing fits."""
-
-    solver: Solver
-    instances: int
-    optimal: int
-    no_plan: int
-    mean_gap: float
-    worst_gap: float
-    median_solve_s: float
-    worst_solve_s: float
-
-
 def compare(
     instances: Iterable[tuple[str, FleetSpec, Sequence[TaskSpec]]],
     *,
     time_limit_s: float,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None],
 ) -> list[Result]:
-    """Solve each instance with every solver.
+    """Solve each instance (its name, fleet and tasks) with every solver, the exact one within the time limit.
 
-    Args:
-        instances: name, fleet and tasks of each.
-        time_limit_s: of the exact solver, for each instance.
-        progress: told each instance's name before it is solved.
+    ``progress`` is told each instance's name before it is solved.
     """
     results = []
     solve("exact", (), ())  # loads the solver's library outside of all measurements
@@ -93,31 +76,28 @@ def compare(
     return results
 
 
-def summarise(results: Sequence[Result]) -> list[Summary]:
-    """One line a solver."""
+def summarise(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One row a solver, on all instances: ``no_plan`` counts those of which it says that nothing fits."""
     made = []
     for solver in SOLVERS:
         outcomes = [result.solvers[solver] for result in results]
         gaps = [max(0.0, outcome.gap) for outcome in outcomes if outcome.gap is not None] or [0.0]
         times = [outcome.solve_s for outcome in outcomes] or [0.0]
         made.append(
-            Summary(
-                solver=solver,
-                instances=len(outcomes),
-                optimal=sum(bool(outcome.optimal) for outcome in outcomes),
-                no_plan=sum(outcome.objective_s is None for outcome in outcomes),
-                mean_gap=mean(gaps),
-                worst_gap=max(gaps),
-                median_solve_s=median(times),
-                worst_solve_s=max(times),
-            )
+            {
+                "solver": solver,
+                "instances": len(outcomes),
+                "optimal": sum(bool(outcome.optimal) for outcome in outcomes),
+                "no_plan": sum(outcome.objective_s is None for outcome in outcomes),
+                "mean_gap": mean(gaps),
+                "worst_gap": max(gaps),
+                "median_solve_s": median(times),
+                "worst_solve_s": max(times),
+            }
         )
     return made
 
 
 def document(results: Sequence[Result]) -> dict[str, Any]:
     """The document that ``bench placement --json`` prints."""
-    return {
-        "summary": [asdict(line) for line in summarise(results)],
-        "instances": [asdict(result) for result in results],
-    }
+    return {"summary": summarise(results), "instances": [asdict(result) for result in results]}

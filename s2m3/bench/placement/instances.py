@@ -184,9 +184,9 @@ def texts(instance: Instance) -> dict[str, str]:
     return {FLEET_FILE: "\n".join(fleet) + "\n", TASKS_FILE: "\n".join(tasks) + "\n"}
 
 
-def write(directory: Path, *, count: int = COUNT) -> None:
+def write(directory: Path) -> None:
     """Draw all instances and write each into a directory of its number."""
-    for number in range(1, count + 1):
+    for number in range(1, COUNT + 1):
         instance = draw(number)
         folder = directory / instance.name
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from time import process_time
 from typing import Any, TypeVar
 
@@ -28,20 +27,6 @@ _INPUTS = {
     "audio": InputSpec(kind="audio", bytes=300_000),
 }
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Scale:
-    """One size of site, and what planning it takes."""
-
-    modules: int
-    devices: int
-    tasks: int
-    fleet_s: float  # from device specs to arrays, once
-    greedy_s: float
-    replan_s: float  # after the loss of the device with most modules, arrays included
-    lost_modules: int  # how many were on it
-    moved_modules: int
 
 
 def site(modules: int, devices: int, *, seed: int = SEED) -> tuple[list[DeviceSpec], list[TaskSpec]]:
@@ -97,24 +82,24 @@ def _task(name: str, encoders: Sequence[ModuleSpec], head: ModuleSpec, source: s
     )
 
 
-def measure(modules: int, devices: int, *, runs: int = RUNS) -> Scale:
-    """Plan one site, lose a device, plan again."""
+def measure(modules: int, devices: int, *, runs: int = RUNS) -> dict[str, int | float]:
+    """Plan one site, lose the device with most modules, plan again: the site's size, and the seconds of each step."""
     specs, tasks = site(modules, devices)
     fleet_s, fleet = _least(runs, lambda: Fleet(specs))
     greedy_s, before = _least(runs, lambda: place(fleet, tasks))
     ((lost, on_it),) = Counter(before.where.values()).most_common(1)
     left = [spec for spec in specs if spec.id != lost]
     replan_s, after = _least(runs, lambda: place(left, tasks, keep=before.where))
-    return Scale(
-        modules=len(before.where),
-        devices=devices,
-        tasks=len(tasks),
-        fleet_s=fleet_s,
-        greedy_s=greedy_s,
-        replan_s=replan_s,
-        lost_modules=on_it,
-        moved_modules=sum(home != after.where[key] for key, home in before.where.items()),
-    )
+    return {
+        "modules": len(before.where),
+        "devices": devices,
+        "tasks": len(tasks),
+        "fleet_s": fleet_s,  # from device specs to arrays, once
+        "greedy_s": greedy_s,
+        "replan_s": replan_s,  # arrays included
+        "lost_modules": on_it,
+        "moved_modules": sum(home != after.where[key] for key, home in before.where.items()),
+    }
 
 
 def _least(runs: int, work: Callable[[], _T]) -> tuple[float, _T]:
@@ -129,5 +114,5 @@ def _least(runs: int, work: Callable[[], _T]) -> tuple[float, _T]:
 
 def document() -> dict[str, Any]:
     """All decades measured: the document that ``bench placement --scale --json`` prints."""
-    scales = [asdict(measure(modules, devices)) for modules, devices in DECADES]
+    scales = [measure(modules, devices) for modules, devices in DECADES]
     return {"seed": SEED, "runs": RUNS, "scale": scales}

@@ -104,13 +104,9 @@ class Solution:
 def solve(
     solver: Solver, devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], *, time_limit_s: float = TIME_LIMIT_S
 ) -> Solution:
-    """Place every module of every task.
+    """Place every module of every task; the tasks' names are distinct, and each source is a device.
 
-    Args:
-        solver: which of the three.
-        devices: those that may hold modules.
-        tasks: what to serve; names are distinct, and each source is a device.
-        time_limit_s: for refined and exact; greedy needs none.
+    ``time_limit_s`` is for refined and exact; greedy needs none.
 
     Raises:
         S2M3Error: the exact solver isn't installed.

@@ -42,16 +42,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.write:
         instances.write(Path(arguments.write))
         return 0
-    results = compare(_instances(arguments), time_limit_s=arguments.time_limit, progress=_progress)
+    results = compare(
+        _instances(arguments),
+        time_limit_s=arguments.time_limit,
+        progress=lambda name: show_progress(f"instance {name}"),
+    )
     show_progress("")
     if arguments.plot:
         plot(results, Path(arguments.plot))
     print_result(arguments, document(results), lambda _: _print(results))
     return 0 if all(result.solvers["refined"].optimal is not False for result in results) else 1
-
-
-def _progress(name: str) -> None:
-    show_progress(f"instance {name}")
 
 
 def _instances(arguments: argparse.Namespace) -> Sequence[tuple[str, FleetSpec, Sequence[TaskSpec]]]:
@@ -70,9 +70,9 @@ def _print(results: Sequence[Result]) -> None:
     headings = ("solver", "optimal", "no plan", "mean gap", "worst gap", "median (s)", "slowest (s)")
     made = table(*headings, title=f"{len(results)} instances")
     for line in summarise(results):
-        gaps = (f"{line.mean_gap:.2%}", f"{line.worst_gap:.2%}")
-        times = (f"{line.median_solve_s:.3g}", f"{line.worst_solve_s:.3g}")
-        made.add_row(line.solver, f"{line.optimal} of {line.instances}", str(line.no_plan), *gaps, *times)
+        gaps = (f"{line[name]:.2%}" for name in ("mean_gap", "worst_gap"))
+        times = (f"{line[name]:.3g}" for name in ("median_solve_s", "worst_solve_s"))
+        made.add_row(line["solver"], f"{line['optimal']} of {line['instances']}", str(line["no_plan"]), *gaps, *times)
     console().print(made)
     missed = [result.instance for result in results if result.solvers["refined"].optimal is False]
     unproven = [result.instance for result in results if result.solvers["exact"].optimal is not True]

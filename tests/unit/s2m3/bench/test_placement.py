@@ -89,9 +89,9 @@ def made_up() -> list[Result]:
 
 def test_the_summary_counts_what_is_optimal_missing_and_unknown() -> None:
     greedy, refined_line, exact = summarise(made_up())
-    assert (greedy.optimal, greedy.no_plan, greedy.mean_gap, greedy.worst_gap) == (0, 1, 0.5, 0.5)
-    assert (refined_line.optimal, refined_line.no_plan, refined_line.worst_gap) == (2, 0, 0.0)
-    assert (exact.instances, exact.median_solve_s, exact.worst_solve_s) == (3, 0.1, 9.0)
+    assert (greedy["optimal"], greedy["no_plan"], greedy["mean_gap"], greedy["worst_gap"]) == (0, 1, 0.5, 0.5)
+    assert (refined_line["optimal"], refined_line["no_plan"], refined_line["worst_gap"]) == (2, 0, 0.0)
+    assert (exact["instances"], exact["median_solve_s"], exact["worst_solve_s"]) == (3, 0.1, 9.0)
 
 
 @pytest.mark.parametrize("name", ["plot.svg", "plot.png"])

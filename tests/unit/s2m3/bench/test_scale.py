@@ -7,9 +7,9 @@ from s2m3.bench.placement.scale import measure, site
 
 def test_after_a_loss_only_what_was_on_the_lost_device_moves() -> None:
     scale = measure(40, 60, runs=1)
-    assert scale.modules == 40
-    assert scale.devices == 60
-    assert scale.moved_modules == scale.lost_modules > 0
+    assert scale["modules"] == 40
+    assert scale["devices"] == 60
+    assert scale["moved_modules"] == scale["lost_modules"] > 0
 
 
 def test_the_same_seed_draws_the_same_site_of_distinct_devices_that_share_modules() -> None:
