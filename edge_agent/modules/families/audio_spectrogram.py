@@ -25,11 +25,10 @@ from pydantic import JsonValue
 from torch import Tensor
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
-from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Array
 from edge_agent.modules import SCORES, Output, Prepared, Value
 from edge_agent.modules.families import contrast, vit
-from edge_agent.modules.inputs import audio, prepare, steps
+from edge_agent.modules.inputs import audio, decoding, prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import ordinary, tower
@@ -62,7 +61,7 @@ def samples(made: ASTFeatureExtractor, value: Value) -> NDArray[np.float32]:
     """
     found = audio.samples(value, made.sampling_rate, MOST_S)
     if len(found) < _WINDOW:
-        raise RequestFailed(ErrorCode.BAD_INPUT, f"this sound has {len(found)} samples: send at least {_WINDOW}")
+        raise decoding.bad_input(f"this sound has {len(found)} samples: send at least {_WINDOW}")
     return found
 
 
@@ -84,6 +83,11 @@ class AlignmentSteps(steps.Ranking):
 
 def _projected(config: Config) -> int:
     return int(config.get("projection_dim", 512))
+
+
+def _alignment_steps(checkpoint: Checkpoint) -> AlignmentSteps:
+    width = _projected(checkpoint.config)
+    return AlignmentSteps({"audio_embeds": (1, width)}, {"image_embeds": (1, width)}, width=width)
 
 
 PARTS: model_parts.Parts = {
@@ -114,7 +118,7 @@ PARTS: model_parts.Parts = {
         prefixes={"clip": [{"logit_scale": "logit_scale"}]},
         build=lambda config: contrast.Head(_projected(config), {"logit_scale": ()}),
         identity=lambda _: {},
-        steps=lambda checkpoint: AlignmentSteps(["audio_embeds", "image_embeds"], _projected(checkpoint.config)),
+        steps=_alignment_steps,
         forwards=ordinary(
             align,
             "One sound, one picture and four texts.",

@@ -29,7 +29,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Tensors
 from edge_agent.modules import Prepared, Value
 from edge_agent.modules.families import generation
@@ -198,9 +197,7 @@ class PromptSteps:
         prompt = self._prompt.format(image=image, question=_question(values[1]))
         ids = self._tokenizer(prompt, return_tensors="np")["input_ids"]
         if int((ids == self._image).sum()) != picture.shape[1]:
-            raise RequestFailed(
-                ErrorCode.BAD_INPUT, f"the question has {IMAGE} in it, which stands for the picture: leave it out"
-            )
+            raise decoding.bad_input(f"the question has {IMAGE} in it, which stands for the picture: leave it out")
         return Prepared({"ids": ids, "picture": picture})
 
     def sample(self) -> tuple[Value, ...]:

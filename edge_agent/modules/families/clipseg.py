@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegVisionConfig
 from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
 
-from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.protocol.errors import ModuleRefused
 from broker.protocol.tensors import Array
 from edge_agent.modules import SCORES, Output, Prepared, Value
 from edge_agent.modules.families import clip
@@ -127,24 +127,18 @@ def _reduced_shapes(config: CLIPSegConfig) -> dict[str, tuple[int, ...]]:
     return {f"reduced-{index}": (1, _tokens(config), config.reduce_dim) for index in range(len(config.extract_layers))}
 
 
-class MaskSteps:
+class MaskSteps(steps.Ranking):
     """The reduced layers, the embeddings of n texts, and the texts, to a mask a text."""
 
     def __init__(self, config: CLIPSegConfig) -> None:
-        self._shapes = _reduced_shapes(config)
-        self._width = cast("int", config.projection_dim)
+        super().__init__(_reduced_shapes(config), width=cast("int", config.projection_dim))
 
     def prepare(self, values: Sequence[Value]) -> Prepared:
         """The reduced layers, ``text_embeds`` (n, e) and the texts."""
-        decoding.count(values, 3)
-        texts = decoding.lines(values[2])
-        if len(texts) > MAX_TEXTS:
-            raise RequestFailed(
-                ErrorCode.BAD_INPUT, f"{len(texts)} texts, at most {MAX_TEXTS} are segmented at once: send fewer"
-            )
-        found = {"text_embeds": decoding.array(values[1], "text_embeds", (len(texts), self._width))}
-        found |= {name: decoding.array(values[0], name, shape) for name, shape in self._shapes.items()}
-        return Prepared(found, texts)
+        prepared = super().prepare(values)
+        if (texts := len(prepared.texts)) > MAX_TEXTS:
+            raise decoding.bad_input(f"{texts} texts, at most {MAX_TEXTS} are segmented at once: send fewer")
+        return prepared
 
     def answer(self, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
         """``logits`` (n, s, s) and a mask a text."""
@@ -152,8 +146,8 @@ class MaskSteps:
 
     def sample(self) -> tuple[Value, ...]:
         """The reduced layers, and one text with its embedding."""
-        embedding = sample_inputs.arrays({"text_embeds": (1, self._width)})
-        return sample_inputs.arrays(self._shapes), embedding, sample_inputs.question()
+        layers, _, _ = super().sample()
+        return layers, sample_inputs.arrays({"text_embeds": (1, self._width)}), sample_inputs.question()
 
 
 def answer(texts: Sequence[str], probabilities: Array) -> dict[str, JsonValue]:

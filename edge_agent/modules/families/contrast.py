@@ -17,15 +17,10 @@ from torch import Tensor, nn
 
 from edge_agent.modules import SCORES
 from edge_agent.modules.inputs import steps
-from edge_agent.modules.weights.checkpoint import Config
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import Part, Prefixes, ordinary
 
 TEXTS = 4  # of the pass that is counted
-
-
-def softmax(logits: Tensor) -> Tensor:
-    """The texts compete: probabilities (1, n) that add up to 1."""
-    return logits.softmax(dim=1)
 
 
 def cosines(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
@@ -77,7 +72,7 @@ def head(
     logits: Callable[..., Tensor],
     width: Callable[[Config], int],
     *,
-    probabilities: Callable[[Tensor], Tensor] = softmax,
+    probabilities: Callable[[Tensor], Tensor] = lambda logits: logits.softmax(dim=1),
     other: str = "image_embeds",
     typical: str = "One picture and four captions.",
 ) -> Part[Head]:
@@ -91,11 +86,15 @@ def head(
         found = logits(**embeddings, **dict(network.named_parameters()))
         return {"logits": found, SCORES: probabilities(found.float())}
 
+    def ranking(checkpoint: Checkpoint) -> steps.Ranking:
+        length = width(checkpoint.config)
+        return steps.Ranking({other: (1, length)}, width=length)
+
     return Part(
         prefixes=prefixes,
         build=lambda config: Head(width(config), parameters),
         identity=lambda _: {},
-        steps=lambda checkpoint: steps.Ranking([other], width(checkpoint.config)),
+        steps=ranking,
         forwards=ordinary(
             run, typical, lambda network: {other: (1, network.width), "text_embeds": (TEXTS, network.width)}
         ),

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import Idefics3Config, Idefics3ImageProcessorPil
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector, Idefics3VisionTransformer
 
-from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Array
 from edge_agent.modules import Value
 from edge_agent.modules.families import causal
@@ -114,10 +113,7 @@ def _language_steps(checkpoint: Checkpoint) -> causal.PromptSteps:
     def image(value: Value, count: int) -> str:
         rows, columns = (int(each) for each in decoding.array(value, "grid", (2,)))
         if count != (rows * columns + 1) * vectors:
-            raise RequestFailed(
-                ErrorCode.MODULE_FAILED,
-                f"{count} vectors are not those of {rows} x {columns} tiles and one: correct the task's needs",
-            )
+            raise decoding.wrong_needs(f"{count} vectors are not those of {rows} x {columns} tiles and one")
         return placeholder(rows, columns, vectors)
 
     shape = (1, TILES * vectors, causal.text_config(checkpoint.config).hidden_size)

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from broker.protocol.errors import ErrorCode, RequestFailed
 from edge_agent.modules import Value
-from edge_agent.modules.inputs import decoding
+from edge_agent.modules.inputs.decoding import bad_input, sent
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 
 SLOWEST_HZ = 8_000
@@ -35,9 +34,11 @@ def samples(value: Value, rate_hz: int, most_s: float) -> NDArray[np.float32]:
         RequestFailed: ``bad_input`` when it isn't such a file, is truncated, has no samples, or is too long;
             ``module_failed`` when the task gives something else than an input.
     """
-    pcm, file_rate_hz = _decode(decoding.sent(value, "a sound"))  # (n, channels)
+    pcm, file_rate_hz = _decode(sent(value, "a sound"))  # (n, channels)
     if (length_s := len(pcm) / file_rate_hz) > most_s:
-        raise _bad(f"this sound lasts {length_s:.1f} s, at most {most_s:g} s are allowed: send a shorter part of it")
+        raise bad_input(
+            f"this sound lasts {length_s:.1f} s, at most {most_s:g} s are allowed: send a shorter part of it"
+        )
     mono = pcm.astype(np.float32).mean(axis=1, dtype=np.float32) / _FULL_SCALE  # (n,)
     if file_rate_hz != rate_hz:
         common = math.gcd(file_rate_hz, rate_hz)
@@ -54,17 +55,17 @@ def _decode(data: bytes) -> tuple[NDArray[np.int16], int]:
     except Exception as error:  # hostile bytes make a decoder raise anything
         if is_out_of_memory(error):
             raise
-        raise _bad(f"this is not a wav file that can be read ({_kind(error)}): {_WANTED}") from error
+        raise bad_input(f"this is not a wav file that can be read ({_kind(error)}): {_WANTED}") from error
     if told.sampwidth != _SAMPLE_BYTES:
-        raise _bad(f"this wav file has {8 * told.sampwidth} bits a sample: {_WANTED}")
+        raise bad_input(f"this wav file has {8 * told.sampwidth} bits a sample: {_WANTED}")
     if told.nchannels not in _CHANNELS:
-        raise _bad(f"this wav file has {told.nchannels} channels: {_WANTED}")
+        raise bad_input(f"this wav file has {told.nchannels} channels: {_WANTED}")
     if not SLOWEST_HZ <= told.framerate <= FASTEST_HZ:
-        raise _bad(f"this wav file has {told.framerate} samples a second: send {SLOWEST_HZ} to {FASTEST_HZ}")
+        raise bad_input(f"this wav file has {told.framerate} samples a second: send {SLOWEST_HZ} to {FASTEST_HZ}")
     if not told.nframes:
-        raise _bad(f"this wav file has no samples: {_WANTED}")
+        raise bad_input(f"this wav file has no samples: {_WANTED}")
     if len(content) != told.nframes * told.nchannels * _SAMPLE_BYTES:
-        raise _bad("this wav file is truncated, or its header says a wrong length: send all of a finished file")
+        raise bad_input("this wav file is truncated, or its header says a wrong length: send all of a finished file")
     return np.frombuffer(content, "<i2").reshape(-1, told.nchannels), told.framerate
 
 
@@ -73,7 +74,3 @@ def _kind(error: Exception) -> str:
     if isinstance(error, wave.Error):
         return str(error)
     return "truncated" if isinstance(error, EOFError) else "damaged"
-
-
-def _bad(sentence: str) -> RequestFailed:
-    return RequestFailed(ErrorCode.BAD_INPUT, sentence)

@@ -50,7 +50,7 @@ def picture(value: Value) -> Image.Image:
             raise
         # A library's own message may name an object in memory; a person can use the kind of error.
         reason = "truncated" if "truncated" in str(error) else _kind(error)
-    raise RequestFailed(ErrorCode.BAD_INPUT, f"this is not a picture that can be read ({reason}): send a JPEG or PNG")
+    raise bad_input(f"this is not a picture that can be read ({reason}): send a JPEG or PNG")
 
 
 def lines(value: Value) -> list[str]:
@@ -64,18 +64,15 @@ def lines(value: Value) -> list[str]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RequestFailed(ErrorCode.BAD_INPUT, "this text is not UTF-8: send text/plain in UTF-8") from error
+        raise bad_input("this text is not UTF-8: send text/plain in UTF-8") from error
     found = [stripped for line in text.splitlines() if (stripped := line.strip())]
     if not found:
-        raise RequestFailed(ErrorCode.BAD_INPUT, "this text has no words: send one text a line")
+        raise bad_input("this text has no words: send one text a line")
     if len(found) > MAX_LINES:
-        raise RequestFailed(
-            ErrorCode.BAD_INPUT, f"this text has {len(found)} lines, at most {MAX_LINES} are allowed: send fewer"
-        )
+        raise bad_input(f"this text has {len(found)} lines, at most {MAX_LINES} are allowed: send fewer")
     if (longest := max(map(len, found))) > MAX_LINE_CHARACTERS:
-        raise RequestFailed(
-            ErrorCode.BAD_INPUT,
-            f"a line of this text has {longest} characters, at most {MAX_LINE_CHARACTERS} are allowed: shorten it",
+        raise bad_input(
+            f"a line of this text has {longest} characters, at most {MAX_LINE_CHARACTERS} are allowed: shorten it"
         )
     return found
 
@@ -102,10 +99,7 @@ def array(value: Value, name: str, shape: Sequence[int | None]) -> Array:
     if found is None or not fits:
         wanted = " x ".join("n" if length is None else str(length) for length in shape)
         given = "what a sensor sent" if isinstance(value, RawInput) else describe(value)
-        raise RequestFailed(
-            ErrorCode.MODULE_FAILED,
-            f"this module needs {name} (float32 {wanted}, finite) and was given {given}: correct the task's needs",
-        )
+        raise wrong_needs(f"this module needs {name} (float32 {wanted}, finite) and was given {given}")
     return found
 
 
@@ -116,7 +110,7 @@ def one_question(lines: Sized) -> None:
         RequestFailed: ``bad_input``: the sensor's text had several lines.
     """
     if len(lines) != 1:
-        raise RequestFailed(ErrorCode.BAD_INPUT, f"the question has {len(lines)} lines: send one question on one line")
+        raise bad_input(f"the question has {len(lines)} lines: send one question on one line")
 
 
 def count(values: Sequence[Value], *allowed: int) -> None:
@@ -127,9 +121,7 @@ def count(values: Sequence[Value], *allowed: int) -> None:
     """
     if len(values) not in allowed:
         wanted = " or ".join(map(str, allowed))
-        raise RequestFailed(
-            ErrorCode.MODULE_FAILED, f"this module takes {wanted} values, not {len(values)}: correct the task's needs"
-        )
+        raise wrong_needs(f"this module takes {wanted} values, not {len(values)}")
 
 
 def describe(value: Value) -> str:
@@ -142,15 +134,10 @@ def describe(value: Value) -> str:
 def _given_text(tensors: Tensors) -> bytes:
     array = tensors.get(TEXT)
     if array is None or array.dtype != np.uint8 or array.ndim != 1:
-        raise RequestFailed(
-            ErrorCode.MODULE_FAILED,
-            f"this module needs a text (an input, or an array {TEXT}, uint8 n) and was given {describe(tensors)}: "
-            "correct the task's needs",
-        )
+        given = describe(tensors)
+        raise wrong_needs(f"this module needs a text (an input, or an array {TEXT}, uint8 n) and was given {given}")
     if not array.size:
-        raise RequestFailed(
-            ErrorCode.BAD_INPUT, "another node found no words in what was sent: send something that has some"
-        )
+        raise bad_input("another node found no words in what was sent: send something that has some")
     return array.tobytes()
 
 
@@ -162,9 +149,17 @@ def sent(value: Value, kind: str) -> bytes:
     """
     if isinstance(value, RawInput):
         return value.data
-    raise RequestFailed(
-        ErrorCode.MODULE_FAILED, f"this module needs {kind} and was given {describe(value)}: correct the task's needs"
-    )
+    raise wrong_needs(f"this module needs {kind} and was given {describe(value)}")
+
+
+def bad_input(sentence: str) -> RequestFailed:
+    """The error about what a sensor sent."""
+    return RequestFailed(ErrorCode.BAD_INPUT, sentence)
+
+
+def wrong_needs(sentence: str) -> RequestFailed:
+    """The error about values that a module can't take because its task is wired wrongly; adds what to do."""
+    return RequestFailed(ErrorCode.MODULE_FAILED, f"{sentence}: correct the task's needs")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import JsonValue
 
-from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Array
 from edge_agent.modules import SCORES, Output, Prepared, Value
 from edge_agent.modules.inputs import decoding, sample_inputs
@@ -99,26 +98,24 @@ def arrays(shapes: Mapping[str, Shape], *, free: bool = False) -> Need:
 
 
 class Ranking:
-    """Embeddings of other nodes, ``text_embeds`` (n, e), and the n texts, which are ranked.
+    """Arrays of other nodes, ``text_embeds`` (n, e), and the n texts, which are ranked.
 
     Args:
-        names: The arrays (1, e) of the values before the texts' embeddings.
-        width: The length e of each.
+        shapes: The arrays of each value before the texts' embeddings.
+        width: The length e of an embedding.
     """
 
-    def __init__(self, names: Sequence[str], width: int) -> None:
-        self._names = names
+    def __init__(self, *shapes: Mapping[str, Shape], width: int) -> None:
+        self._needs = [arrays(each) for each in shapes]
         self._width = width
 
     def prepare(self, values: Sequence[Value]) -> Prepared:
-        """The embeddings, checked, and the texts."""
-        decoding.count(values, len(self._names) + 2)
+        """The arrays, checked, and the texts."""
+        decoding.count(values, len(self._needs) + 2)
         texts = decoding.lines(values[-1])
-        found = {
-            name: decoding.array(value, name, (1, self._width))
-            for name, value in zip(self._names, values, strict=False)
-        }
-        found["text_embeds"] = decoding.array(values[-2], "text_embeds", (len(texts), self._width))
+        found = {"text_embeds": decoding.array(values[-2], "text_embeds", (len(texts), self._width))}
+        for need, value in zip(self._needs, values, strict=False):
+            found |= need.read(value)
         return Prepared(found, texts)
 
     def answer(self, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
@@ -127,9 +124,8 @@ class Ranking:
 
     def sample(self) -> tuple[Value, ...]:
         """Embeddings, those of four texts among them, and these."""
-        shapes = [{name: (1, self._width)} for name in self._names]
-        shapes.append({"text_embeds": (sample_inputs.TEXTS, self._width)})
-        return *map(sample_inputs.arrays, shapes), sample_inputs.texts()
+        embedded = sample_inputs.arrays({"text_embeds": (sample_inputs.TEXTS, self._width)})
+        return *(need.sample() for need in self._needs), embedded, sample_inputs.texts()
 
 
 def pixels(processor: Any, value: Value) -> Array:  # noqa: ANN401 - the same
@@ -142,9 +138,8 @@ def pixels(processor: Any, value: Value) -> Array:  # noqa: ANN401 - the same
     try:
         made = processor(images=picture, return_tensors="np")["pixel_values"]
     except ValueError as error:
-        raise RequestFailed(
-            ErrorCode.BAD_INPUT,
-            f"a picture of {picture.width} x {picture.height} pixels is too thin for this model: send a squarer one",
+        raise decoding.bad_input(
+            f"a picture of {picture.width} x {picture.height} pixels is too thin for this model: send a squarer one"
         ) from error
     return np.ascontiguousarray(made, dtype=np.float32)
 
