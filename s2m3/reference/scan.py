@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from broker.protocol.errors import ModuleRefused
 from edge_agent.modules import FAMILIES
@@ -69,23 +70,15 @@ class _Weights(Mapping[str, Tensor]):
         return len(self._names)
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """A part whose tensors are all in the checkpoint, before they are read."""
+@dataclass
+class _Candidate:
+    """A part with tensors in the checkpoint, before they are read."""
 
     family: str
     part: model_parts.AnyPart
-    network: nn.Module  # on the meta device
     names: Mapping[str, str]  # canonical -> published
-
-
-@dataclass(frozen=True)
-class _Misfit:
-    """A part with only some tensors in the checkpoint, and the reason why it can't be loaded."""
-
-    problem: str
-    names: frozenset[str]  # published
-    alike: int  # how many of them the network would take
+    wanted: Mapping[str, Tensor]  # the network's, on the meta device
+    problem: str = ""  # the reason why it can't be loaded
 
 
 def scan(paths: Sequence[Path], dtype: str = "float32") -> list[Scanned]:
@@ -174,23 +167,22 @@ def _scan(directory: Path, dtype: torch.dtype) -> Scanned:
             f"knows: the families have {known}"
         )
         return scanned
-    fits, misfits = _sorted_out(checkpoint, parts)
     taken: set[str] = set()
-    for fit in fits:
-        published = frozenset(fit.names.values())
-        if taken & published:  # such as one scale that two families read
+    for each in _candidates(checkpoint, parts):
+        published = set(each.names.values())
+        if each.problem:
+            if published - taken:
+                scanned.problems.append(each.problem)
+        elif taken & published:  # such as one scale that two families read
             continue
-        try:
-            scanned.modules.append(_identified(checkpoint, fit, dtype))
-        except ModuleRefused as error:
-            scanned.problems.append(str(error))
-        except Exception as error:  # noqa: BLE001 - a checkpoint's other files may be wrong in any way
-            scanned.problems.append(f"{fit.family} of {directory} can't be read ({type(error).__name__}: {error})")
+        else:
+            try:
+                scanned.modules.append(_identified(checkpoint, each, dtype))
+            except ModuleRefused as error:
+                scanned.problems.append(str(error))
+            except Exception as error:  # noqa: BLE001 - a checkpoint's other files may be wrong in any way
+                scanned.problems.append(f"{each.family} of {directory} can't be read ({type(error).__name__}: {error})")
         taken |= published
-    for misfit in misfits:
-        if misfit.names - taken:
-            scanned.problems.append(misfit.problem)
-        taken |= misfit.names
     if not taken:
         scanned.problems.append(
             f"{directory} has no tensors of {', '.join(sorted(parts))}: its weights are not those of a "
@@ -202,41 +194,38 @@ def _scan(directory: Path, dtype: torch.dtype) -> Scanned:
     return scanned
 
 
-def _sorted_out(checkpoint: Checkpoint, parts: model_parts.Parts) -> tuple[list[_Fit], list[_Misfit]]:
-    """The parts that fit and those that don't, each list with the most of the checkpoint first.
+def _candidates(checkpoint: Checkpoint, parts: model_parts.Parts) -> list[_Candidate]:
+    """The parts that fit, then those that don't, both with the most of the checkpoint first.
 
     Several parts may read the same tensors: those of an encoder of either kind, or a scale that two heads use.
     """
-    fits: list[_Fit] = []
-    misfits: list[_Misfit] = []
+    found: list[_Candidate] = []
+    numbers_of_file = Counter[str]()
     for family, part in parts.items():
         try:
-            names = model_parts.tensor_names(part, checkpoint)
+            candidate = _Candidate(family, part, model_parts.tensor_names(part, checkpoint), {})
         except ModuleRefused:
             continue  # this checkpoint has no such part
-        network: nn.Module | None = None
+        found.append(candidate)
         try:
             with torch.device("meta"):
                 network = model_parts.build(part, checkpoint)
+            candidate.wanted = network.state_dict()
             model_parts.fit(family, part, checkpoint, network)
-            fits.append(_Fit(family, part, network, names))
+            numbers_of_file[FAMILIES[family]] += sum(tensor.numel() for tensor in candidate.wanted.values())
         except ModuleRefused as error:
-            known = network.state_dict().keys() if network else {}
-            alike = sum(model_parts.renamed(part, name) in known for name in names)
-            misfits.append(_Misfit(str(error), frozenset(names.values()), alike))
-    of_file: dict[str, int] = {}
-    for fit in fits:
-        file = FAMILIES[fit.family]
-        of_file[file] = of_file.get(file, 0) + sum(tensor.numel() for tensor in fit.network.state_dict().values())
-    fits.sort(key=lambda fit: -of_file[FAMILIES[fit.family]])
-    misfits.sort(key=lambda misfit: -misfit.alike)
-    return fits, misfits
+            candidate.problem = str(error)
+
+    def rank(each: _Candidate) -> tuple[bool, int]:
+        known = sum(model_parts.renamed(each.part, name) in each.wanted for name in each.names)
+        return bool(each.problem), -known if each.problem else -numbers_of_file[FAMILIES[each.family]]
+
+    return sorted(found, key=rank)
 
 
-def _identified(checkpoint: Checkpoint, fit: _Fit, dtype: torch.dtype) -> Found:
+def _identified(checkpoint: Checkpoint, fit: _Candidate, dtype: torch.dtype) -> Found:
     weights = _Weights(checkpoint, fit.names, dtype)
-    wanted = fit.network.state_dict()
-    held = [wanted[model_parts.renamed(fit.part, name)] for name in fit.names]
+    held = [fit.wanted[model_parts.renamed(fit.part, name)] for name in fit.names]
     return Found(
         family=fit.family,
         digest=model_parts.content_digest(fit.family, fit.part, checkpoint, weights),
