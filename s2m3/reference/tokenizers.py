@@ -82,17 +82,14 @@ def prompted(directory: Path, config: Config) -> None:
     special = {"<s>": text["bos_token_id"], "</s>": text["eos_token_id"], "<image>": image}
     if config["model_type"] == "idefics3":  # its processor would add these behind the vocabulary
         special |= {"<fake_token_around_image>": image - 2, "<end_of_utterance>": image - 3}
-    ids = {letter: index for index, letter in enumerate(_letters())}
     added = [
         {"id": index, "content": token, "special": True, "single_word": False, "lstrip": False, "rstrip": False}
         | {"normalized": False}
         for token, index in sorted(special.items(), key=lambda each: each[1])
     ]
-    taken = set(special.values())
-    if taken & set(ids.values()):  # published models have their special tokens first: move the letters
-        ids = {letter: index + max(taken & set(range(len(ids) * 2))) + 1 for letter, index in ids.items()}
-    free = (index for index in range(text["vocab_size"]) if index not in taken and index not in set(ids.values()))
-    ids |= special | {f"<|unused-{index}|>": index for index in free}
+    free = (index for index in range(text["vocab_size"]) if index not in special.values())
+    ids = special | dict(zip(_letters(), free, strict=False))  # letters first: none of the free ids is lost
+    ids |= {f"<|unused-{index}|>": index for index in free}
     _write_json(
         directory / "tokenizer.json",
         {
