@@ -17,18 +17,9 @@ from pathlib import Path
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import S2M3Error
 
-_PLACES = {
-    "camera.png": ("skimage", "data"),
-    "chelsea.png": ("skimage", "data"),
-    "coffee.png": ("skimage", "data"),
-    "horse.png": ("skimage", "data"),
-    "moon.png": ("skimage", "data"),
-    "motorcycle_left.png": ("skimage", "data"),
-    "page.png": ("skimage", "data"),
-    "rocket.jpg": ("skimage", "data"),
-    "china.jpg": ("sklearn", "datasets/images"),
-    "flower.jpg": ("sklearn", "datasets/images"),
-}
+_SKIMAGE = "camera.png chelsea.png coffee.png horse.png moon.png motorcycle_left.png page.png rocket.jpg"
+_PLACES = dict.fromkeys(_SKIMAGE.split(), ("skimage", "data"))
+_PLACES |= dict.fromkeys(("china.jpg", "flower.jpg"), ("sklearn", "datasets/images"))
 
 
 class PicturesMissing(S2M3Error):
