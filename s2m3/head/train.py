@@ -62,11 +62,7 @@ class Training:
 
 
 def train(asked: Training, say: Callable[[str], object]) -> tuple[TaskSpec, dict[str, Any]]:
-    """Fit a head, write its weights and its task, and try it split and unsplit.
-
-    Args:
-        asked: what is to be trained.
-        say: called with what takes long.
+    """Fit a head, write its weights and its task, and try it split and unsplit; ``say`` gets what takes long.
 
     Returns:
         The new task, and the report for ``--json``.

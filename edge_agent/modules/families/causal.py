@@ -120,14 +120,9 @@ def settings(checkpoint: Checkpoint) -> dict[str, Any]:
 def generate(
     network: PreTrainedModel, ids: Tensor, picture: Tensor, *, image: int, end: list[int]
 ) -> dict[str, Tensor]:
-    """The most probable tokens after a prompt: the new ids ``tokens`` (1, t), int64.
+    """The most probable tokens after a prompt: the new ids ``tokens`` (1, t), int64, until one of ``end``.
 
-    Args:
-        network: The language model.
-        ids: The prompt (1, n), in which ``image`` stands p times.
-        picture: The picture's vectors (1, p, d).
-        image: The token that stands for one of them.
-        end: The tokens that end an answer.
+    In the prompt ``ids`` (1, n) the token ``image`` stands once for each of the ``picture``'s vectors (1, p, d).
     """
     embedded = cast("Any", network).get_input_embeddings()(ids)  # (1, n, d)
     place = (ids == image).unsqueeze(-1)  # (1, n, 1)

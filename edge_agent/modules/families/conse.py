@@ -80,12 +80,9 @@ def rank(names: Tensor, probs: Tensor, candidates: Tensor, question: Tensor | No
 
 
 def picture(names: Tensor, probabilities: Tensor, question: Tensor | None = None) -> Tensor:
-    """The embedding (1, 384) of a picture.
+    """The embedding (1, 384) of a picture with class probabilities (1, 1000), in the light of a question (1, 384).
 
-    Args:
-        names: Embeddings of the class names (1000, 384).
-        probabilities: The picture's class probabilities (1, 1000).
-        question: The embedding (1, 384) of a question in whose light it is seen, or None.
+    ``names`` are the embeddings (1000, 384) of the class names.
     """
     best = torch.sort(probabilities, descending=True, stable=True)
     likeliest = best.values[:, :LIKELIEST]  # (1, 10)

@@ -20,13 +20,7 @@ CAPTION_TOKENS = 16  # of the pass that is counted
 def greedy(network: PreTrainedModel, states: Tensor, *, start: int, end: int, pad: int, most: int) -> dict[str, Tensor]:
     """The most probable tokens, one after the other: ``tokens`` (1, t), int64, start included.
 
-    Args:
-        network: A decoder with cross-attention.
-        states: What it attends to, (1, n, d), all of it.
-        start: The first token, which is given.
-        end: The token after which nothing follows.
-        pad: The token that stands for none.
-        most: How many tokens may follow the first.
+    ``network`` is a decoder that attends to all ``states`` (1, n, d). At most ``most`` tokens follow the start.
     """
     first = torch.full((1, 1), start, dtype=torch.int64)
     found = cast("Any", network).generate(
@@ -39,11 +33,6 @@ def greedy(network: PreTrainedModel, states: Tensor, *, start: int, end: int, pa
         **limits(most),
     )
     return {"tokens": found}
-
-
-def whole(model: PreTrainedModel, most: int, **given: Tensor) -> Tensor:
-    """Token ids (1, t) of a whole model's own ``generate``, with the same limit: what ``greedy`` must equal."""
-    return cast("Tensor", cast("Any", model).generate(**given, **limits(most)))
 
 
 def limits(most: int) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from transformers import BertTokenizer, BlipForConditionalGeneration, BlipForQuestionAnswering, BlipImageProcessorPil
 
 from edge_agent.modules import Output
-from edge_agent.modules.families import blip, generation
+from edge_agent.modules.families.blip import MOST_TOKENS
+from edge_agent.modules.families.generation import limits
 from edge_agent.modules.inputs import decoding
 from s2m3.reference.whole.model import Inputs
 from s2m3.reference.whole.pretrained import Pretrained, generated
@@ -21,12 +22,11 @@ class Answering(Pretrained):
         question = " ".join(decoding.lines(inputs["question"]))
         longest = self._model.text_encoder.config.max_position_embeddings
         asked = self._tokenizer(question, truncation=True, max_length=longest, return_tensors="pt")
-        tokens = generation.whole(
-            self._model,
-            blip.MOST_TOKENS[None],
+        tokens = self._model.generate(
             input_ids=asked["input_ids"],
             attention_mask=asked["attention_mask"],
             **self._pixels(inputs),
+            **limits(MOST_TOKENS[None]),
         )
         return generated("answer", tokens, self._tokenizer)
 
@@ -38,5 +38,5 @@ class Captioning(Pretrained):
     tokenizer, processor = BertTokenizer, BlipImageProcessorPil
 
     def _answer(self, inputs: Inputs) -> Output:
-        tokens = generation.whole(self._model, blip.MOST_TOKENS["caption"], **self._pixels(inputs))
+        tokens = self._model.generate(**self._pixels(inputs), **limits(MOST_TOKENS["caption"]))
         return generated("caption", tokens, self._tokenizer)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from transformers import GPT2Tokenizer, VisionEncoderDecoderModel, ViTImageProcessorPil
 
 from edge_agent.modules import Output
-from edge_agent.modules.families import generation, vit_gpt2
+from edge_agent.modules.families.generation import limits
+from edge_agent.modules.families.vit_gpt2 import MOST_TOKENS
 from s2m3.reference.whole.model import Inputs
 from s2m3.reference.whole.pretrained import Pretrained, generated
 
@@ -17,5 +18,5 @@ class Captioning(Pretrained):
     tokenizer, processor = GPT2Tokenizer, ViTImageProcessorPil
 
     def _answer(self, inputs: Inputs) -> Output:
-        tokens = generation.whole(self._model, vit_gpt2.MOST_TOKENS, **self._pixels(inputs))
+        tokens = self._model.generate(**self._pixels(inputs), **limits(MOST_TOKENS))
         return generated("caption", tokens, self._tokenizer)
