@@ -48,14 +48,10 @@ def accuracy(predicted: Sequence[object], right: Sequence[object]) -> float:
 
 
 def recall_of_captions(scores: NDArray[np.floating], captions: Sequence[Sequence[int]]) -> dict[int, float]:
-    """Image-to-text recall: the share of pictures with one of their own captions among the k best.
+    """Image-to-text recall by k = 1, 5, 10: the share of pictures with one of their own captions among the k best.
 
-    Args:
-        scores: Of each picture with each caption (n, m).
-        captions: For each picture the columns of its own captions, at least one.
-
-    Returns:
-        Recall by k = 1, 5, 10. Ties count against: another caption with the same score ranks first.
+    ``scores`` are of each picture with each caption (n, m). ``captions`` are for each picture the columns of its own
+    captions, at least one. Ties count against: another caption with the same score ranks first.
     """
     ranks = []
     for row, own in zip(scores, captions, strict=True):

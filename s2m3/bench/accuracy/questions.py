@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -108,12 +108,6 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _portions(lines: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Parts of the lines, each as long as one request may have."""
-    for start in range(0, len(lines), MAX_LINES):
-        yield lines[start : start + MAX_LINES]
-
-
 def scores_of(output: Output, lines: Sequence[str]) -> NDArray[np.float32]:
     """The scores (n,) of n lines: the output's array of n numbers, else those of its ranked answer.
 
@@ -158,16 +152,17 @@ class _Scoring(Questions):
     """The scores of many lines with each picture or sound, in several requests if one can't hold all lines."""
 
     def __init__(self, media: NodeName, text: NodeName, lines: Sequence[str]) -> None:
-        self._media, self._text, self._lines = media, text, lines
+        self._media, self._text = media, text
+        self._portions = [lines[start : start + MAX_LINES] for start in range(0, len(lines), MAX_LINES)]
 
     def requests(self, record: Record) -> Requests:
         """The picture or sound with all lines."""
-        return [{self._media: record.media, self._text: text_input(*lines)} for lines in _portions(self._lines)]
+        return [{self._media: record.media, self._text: text_input(*lines)} for lines in self._portions]
 
     def _scores(self, outputs: Sequence[Output]) -> NDArray[np.float32]:
         """The scores (n,) of all lines."""
-        portions = zip(outputs, _portions(self._lines), strict=True)
-        return np.concatenate([scores_of(output, lines) for output, lines in portions])
+        pairs = zip(outputs, self._portions, strict=True)
+        return np.concatenate([scores_of(output, lines) for output, lines in pairs])
 
 
 class Prompted(_Scoring):

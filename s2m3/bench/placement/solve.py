@@ -26,11 +26,9 @@ TIME_LIMIT_S = 60.0
 
 
 def read(fleet: str | Path, tasks: Sequence[str | Path]) -> tuple[tuple[DeviceSpec, ...], list[TaskSpec]]:
-    """The devices, and the tasks with the source of each filled in.
+    """The devices of a fleet file, and the tasks with the source of each filled in.
 
-    Args:
-        fleet: a fleet file.
-        tasks: catalogue names, task files, lists of tasks, or directories of such files.
+    ``tasks`` are catalogue names, task files, lists of tasks, or directories of such files.
 
     Raises:
         BadFile: a file is wrong; two tasks have one name; a task's source is not a device of the fleet; one module name
