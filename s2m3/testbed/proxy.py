@@ -14,13 +14,12 @@ Connections that began during the cut never reached the broker, and end.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import selectors
 import socket
 import threading
-import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Self
 from urllib.parse import quote
 
@@ -29,7 +28,7 @@ from broker.servers.ports import HOST
 from broker.transport.address import parse_url
 
 CHUNK_BYTES = 8 * 1024  # connections take turns at this size: 3 ms at 20 Mbit/s
-AHEAD_S = 0.005  # how early a lane takes bytes: a thread that wakes late loses no bandwidth
+AHEAD_S = 0.005  # how early a lane takes bytes: a loop that wakes late loses no bandwidth
 MAX_WAITING_BYTES = 16 * 1024 * 1024  # under way in one direction of a connection; then its sender waits
 CONNECT_S = 5.0
 
@@ -46,11 +45,12 @@ UNSHAPED = LinkShape()
 
 
 class Lane:
-    """The arithmetic of one direction of a link: when entering bytes arrive. Its owner brings the clock and a lock."""
+    """One direction of a link: when entering bytes arrive, by a clock of its owner, and whose turn it is."""
 
     def __init__(self, delay_s: float, bits_per_s: float | None) -> None:
         self.free_s = 0.0  # when the last byte that entered has left the sender
         self.passed_bytes = 0
+        self.turn = asyncio.Lock()  # a connection holds it until the lane can take more
         self._delay_s = delay_s
         self._bits_per_s = bits_per_s
 
@@ -63,7 +63,7 @@ class Lane:
 
 
 class Proxy:
-    """A proxy in front of a broker, on a port of its own; its threads end with ``close``.
+    """A proxy in front of a broker, on a port of its own; its thread ends with ``close``.
 
     ``buffer_bytes`` is the system's receive buffer of each connection; None: as large as the system likes. A sender
     takes these bytes for sent.
@@ -72,17 +72,19 @@ class Proxy:
     def __init__(self, target_url: str, shape: LinkShape = UNSHAPED, buffer_bytes: int | None = None) -> None:
         self._target = parse_url(target_url)
         self._buffer_bytes = buffer_bytes
-        self._link = _Link(
-            Lane(shape.delay_s, shape.up_bits_per_s), Lane(shape.delay_s, shape.down_bits_per_s), threading.Condition()
-        )
-        self._changed = self._link.changed  # guards the link and all below
-        self._disconnects = 0
-        self._begun_while_cut: list[socket.socket] = []
-        self._closed = False
-        self._threads: list[threading.Thread] = []
+        self._up = Lane(shape.delay_s, shape.up_bits_per_s)
+        self._down = Lane(shape.delay_s, shape.down_bits_per_s)
+        self._passing = asyncio.Event()  # not set during a cut
+        self._passing.set()
+        self._serving: set[asyncio.Task[None]] = set()  # one a client
+        self._pairs: set[tuple[_Flow, _Flow]] = set()  # up and down, of the clients that reached the broker
         self._listener = socket.create_server((HOST, 0))
+        self._listener.setblocking(False)
         self._port = int(self._listener.getsockname()[1])
-        self._start("accept", self._accept)
+        # Of the selectors only this one doesn't round a delay up to a whole millisecond.
+        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        self._thread = threading.Thread(target=self._run, name=f"proxy[{self._port}]", daemon=True)
+        self._thread.start()
 
     @property
     def url(self) -> str:
@@ -94,54 +96,36 @@ class Proxy:
     @property
     def connections(self) -> int:
         """The number of open connections to the broker."""
-        with self._changed:
-            return len(self._link.pairs)
+        return len(self._pairs)
 
     @property
     def passed_bytes(self) -> tuple[int, int]:
         """Bytes that arrived at the broker, and from it, since the start."""
-        with self._changed:
-            return self._link.up.passed_bytes, self._link.down.passed_bytes
+        return self._up.passed_bytes, self._down.passed_bytes
 
     @property
     def waiting_bytes(self) -> tuple[int, int]:
         """Bytes on their way to the broker, and from it."""
-        with self._changed:
-            pairs = self._link.pairs
-            return sum(pair.up.waiting_bytes for pair in pairs), sum(pair.down.waiting_bytes for pair in pairs)
+        pairs = list(self._pairs)  # the loop's thread changes them
+        return sum(up.waiting_bytes for up, _ in pairs), sum(down.waiting_bytes for _, down in pairs)
 
     def cut(self) -> None:
         """Let nothing pass until ``restore``; connections stay open."""
-        with self._changed:
-            self._link.cut = True
+        self._loop.call_soon_threadsafe(self._passing.clear)
 
     def restore(self) -> None:
         """Let everything pass again: waiting bytes arrive at once."""
-        with self._changed:
-            self._link.cut = False
-            stale, self._begun_while_cut = self._begun_while_cut, []
-            self._changed.notify_all()
-        for client in stale:
-            _end(client)
+        self._loop.call_soon_threadsafe(self._passing.set)
 
     def disconnect(self) -> None:
         """End every connection at both ends, at once, without an MQTT packet; new ones are accepted."""
-        with self._changed:
-            self._disconnects += 1
-            for pair in self._link.pairs:
-                pair.end()
+        self._loop.call_soon_threadsafe(self._disconnect)
 
     def close(self) -> None:
         """End every connection and accept no new one. Safe to call twice."""
-        with self._changed:
-            self._closed = True
-            threads, self._threads = self._threads, []
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
-        self.restore()
-        self.disconnect()
-        for thread in threads:
-            thread.join()
+        with contextlib.suppress(OSError):  # closed already
+            self._listener.shutdown(socket.SHUT_RDWR)  # ends ``_accept``
+        self._thread.join()
         self._listener.close()
 
     def __enter__(self) -> Self:
@@ -150,156 +134,101 @@ class Proxy:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            with self._changed:
-                if self._link.cut and not self._closed:
-                    self._begun_while_cut.append(client)
-                    continue
-                disconnects = self._disconnects
-            try:
-                broker = socket.create_connection((self._target.host, self._target.port), CONNECT_S)
-            except OSError:  # the broker is down: the client's connection ends, and the client tries again
-                _end(client)
-                continue
-            broker.settimeout(None)
-            self._join(client, broker, disconnects)
+    # --- the thread ---
 
-    def _join(self, client: socket.socket, broker: socket.socket, disconnects: int) -> None:
-        """Let the two connections pass on each other's bytes, unless ``disconnect`` was called since the client's."""
-        for end in (client, broker):
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._buffer_bytes is not None:
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
-        with self._changed:
-            if self._closed or disconnects != self._disconnects:
-                _end(client)
-                _end(broker)
-                return
-            pair = _Pair(self._link, client, broker)
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
-            for name, flow in (("up", pair.up), ("down", pair.down)):
-                self._start(f"{name}.read", flow.read)
-                self._start(f"{name}.write", flow.write)
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._accept())
+        self._loop.close()
 
-    def _start(self, name: str, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name=f"proxy[{self._port}].{name}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def _disconnect(self) -> None:
+        for task in self._serving:
+            task.cancel()
 
+    async def _accept(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = await self._loop.sock_accept(self._listener)
+                    serving = group.create_task(self._serve(client))
+                    self._serving.add(serving)
+                    serving.add_done_callback(self._serving.discard)
+                    serving.add_done_callback(partial(_end, client))
+            self._disconnect()
 
-@dataclass
-class _Link:
-    """The state that all connections share."""
-
-    up: Lane
-    down: Lane
-    changed: threading.Condition  # guards this object, the pairs and the flows; notified at each change
-    cut: bool = False
-    pairs: set[_Pair] = field(default_factory=set)
-
-
-class _Pair:
-    """A client's connection and its connection to the broker. Call its methods with the link's lock."""
-
-    def __init__(self, link: _Link, client: socket.socket, broker: socket.socket) -> None:
-        self._link = link
-        self._ends = (client, broker)
-        self.ended = False  # bytes that still wait are dropped
-        self.up = _Flow(self, link, link.up, client, broker)
-        self.down = _Flow(self, link, link.down, broker, client)
-        link.pairs.add(self)
-
-    def end(self) -> None:
-        """End both connections now."""
-        self.ended = True
-        for each in self._ends:
-            with contextlib.suppress(OSError):  # closed already
-                each.shutdown(socket.SHUT_RDWR)
-        self._link.changed.notify_all()
-
-    def leave(self) -> None:
-        """End and forget the connections if both directions are done."""
-        if self.up.done and self.down.done:
-            self._link.pairs.discard(self)
-            self.end()
-            for each in self._ends:
-                each.close()
+    async def _serve(self, client: socket.socket) -> None:
+        """Pass on a client's bytes to the broker, and back, until both directions or one of the connections ended."""
+        if not self._passing.is_set():
+            await self._passing.wait()
+            return
+        try:  # blocks the others, for a moment: they go to the same broker
+            broker = socket.create_connection((self._target.host, self._target.port), CONNECT_S)
+        except OSError:  # the broker is down: the client's connection ends, and the client tries again
+            return
+        flows = _Flow(self._up, self._passing, client, broker), _Flow(self._down, self._passing, broker, client)
+        self._pairs.add(flows)
+        try:
+            for end in (client, broker):
+                end.setblocking(False)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._buffer_bytes is not None:
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
+            async with asyncio.TaskGroup() as group:
+                for flow in flows:
+                    group.create_task(flow.read())
+                    group.create_task(flow.write())
+        except* OSError:  # one of the connections is gone
+            pass
+        finally:
+            self._pairs.discard(flows)
+            _end(broker)
 
 
 class _Flow:
     """One direction of one connection: a reader books each chunk's arrival on the lane, a writer keeps to it."""
 
-    def __init__(self, pair: _Pair, link: _Link, lane: Lane, source: socket.socket, sink: socket.socket) -> None:
+    def __init__(self, lane: Lane, passing: asyncio.Event, source: socket.socket, sink: socket.socket) -> None:
         self.waiting_bytes = 0
-        self.done = False
-        self._pair = pair
-        self._link = link
-        self._changed = link.changed
+        self._loop = asyncio.get_running_loop()
         self._lane = lane
+        self._passing = passing
         self._source = source
         self._sink = sink
-        self._chunks: deque[tuple[float, bytes]] = deque()  # (when it arrives, the bytes); no bytes: the end
+        self._chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()  # (when it arrives, bytes); none: the end
+        self._sent = asyncio.Event()
 
-    def read(self) -> None:
+    async def read(self) -> None:
         """Receive chunks, as fast as the lane takes them."""
         while True:
-            try:
-                chunk = self._source.recv(CHUNK_BYTES)
-            except OSError:
-                chunk = b""
-            with self._changed:
-                self._chunks.append((self._lane.enter(time.monotonic(), len(chunk)), chunk))
-                self.waiting_bytes += len(chunk)
-                self._changed.notify_all()
-                if not chunk or not self._room():
+            chunk = b""
+            with contextlib.suppress(OSError):
+                chunk = await self._loop.sock_recv(self._source, CHUNK_BYTES)
+            self.waiting_bytes += len(chunk)
+            async with self._lane.turn:
+                self._chunks.put_nowait((self._lane.enter(self._loop.time(), len(chunk)), chunk))
+                if not chunk:
                     return
+                await asyncio.sleep(self._lane.free_s - self._loop.time() - AHEAD_S)
+            while self.waiting_bytes > MAX_WAITING_BYTES:
+                self._sent.clear()
+                await self._sent.wait()
 
-    def write(self) -> None:
+    async def write(self) -> None:
         """Send each chunk at its time of arrival, in order."""
-        try:
-            while chunk := self._next():
-                self._sink.sendall(chunk)
-                with self._changed:
-                    self.waiting_bytes -= len(chunk)
-                    self._lane.passed_bytes += len(chunk)
-                    self._changed.notify_all()
-            self._sink.shutdown(socket.SHUT_WR)  # the other direction goes on
-        except OSError:
-            with self._changed:
-                self._pair.end()
-        with self._changed:
-            self.done = True
-            self._pair.leave()
-
-    def _room(self) -> bool:
-        """Wait until the lane can take more; False when the connection ended."""
-        while not self._pair.ended:
-            early_s = self._lane.free_s - time.monotonic() - AHEAD_S
-            if early_s <= 0 and self.waiting_bytes <= MAX_WAITING_BYTES:
-                return True
-            self._changed.wait(early_s if early_s > 0 else None)
-        return False
-
-    def _next(self) -> bytes:
-        """The next chunk, at its time of arrival; empty at the end."""
-        with self._changed:
-            while not self._pair.ended:
-                if not self._chunks or self._link.cut:
-                    self._changed.wait()
-                    continue
-                early_s = self._chunks[0][0] - time.monotonic()
-                if early_s <= 0:
-                    return self._chunks.popleft()[1]
-                self._changed.wait(early_s)
-            return b""
+        while True:
+            arrives_s, chunk = await self._chunks.get()
+            if (early_s := arrives_s - self._loop.time()) > 0:
+                await asyncio.sleep(early_s)
+            await self._passing.wait()
+            if not chunk:
+                break
+            await self._loop.sock_sendall(self._sink, chunk)
+            self.waiting_bytes -= len(chunk)
+            self._lane.passed_bytes += len(chunk)
+            self._sent.set()
+        self._sink.shutdown(socket.SHUT_WR)  # the other direction goes on
 
 
-def _end(connection: socket.socket) -> None:
+def _end(connection: socket.socket, *_: object) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()

@@ -215,7 +215,7 @@ def test_connections_begun_during_a_cut_never_reach_the_broker(far: Far) -> None
         proxy.cut()
         with dial(proxy) as stale:
             stale.settimeout(PATIENCE_S)
-            until(lambda: bool(proxy._begun_while_cut))
+            until(lambda: bool(proxy._serving))
             proxy.restore()
             assert receive(stale, 1) == b""
         with dial(proxy) as fresh, far.take() as end:
