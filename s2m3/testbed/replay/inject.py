@@ -7,9 +7,9 @@ to which target; judges nothing.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import resource
+import sched
 import signal
 import threading
 import time
@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from broker.protocol.errors import TransportError
-from broker.transport.connect import connect
-from broker.transport.port import LinkEvent, LinkUp
 from s2m3.testbed.replay.hostile import STRANGER, Hostile
 from s2m3.testbed.replay.scenario import (
     BROKER,
@@ -31,14 +29,13 @@ from s2m3.testbed.replay.scenario import (
     Scenario,
     When,
 )
-from s2m3.testbed.replay.stage import Stage
+from s2m3.testbed.replay.stage import Stage, connected
 from s2m3.testbed.replay.timeline import Injected
 from s2m3.testbed.site import SiteFailed
 
 SLICE_S = 0.05  # of a slowed process: in each it runs for 1/factor and stands for the rest
 PATIENCE_S = 60.0  # for the event that a fault waits for
 HOSTILE_PAUSE_S = 0.002  # between two hostile messages: faster than any camera, slower than a full queue
-CONNECT_S = 5.0
 
 Act = Callable[[], None]
 
@@ -51,9 +48,8 @@ class Injector:
         self.troubles: list[str] = []
         self._stage = stage
         self._scenario = scenario
-        self._numbers = itertools.count()
-        self._pending: dict[int, tuple[float, Act]] = {}  # when, what; of a fault that waits for its event: to give up
-        self._changed = threading.Condition()
+        self._schedule = sched.scheduler(time.monotonic)  # of a fault that waits for its event: to give up
+        self._wakeup = threading.Event()
         self._stopping = False
         self._killed: list[str] = []
         self._helpers: list[threading.Thread] = []
@@ -68,78 +64,51 @@ class Injector:
     @property
     def finished(self) -> bool:
         """Whether all faults were injected and are over, or gave up waiting."""
-        with self._changed:
-            return not self._pending and not any(helper.is_alive() for helper in self._helpers)
+        return self._schedule.empty() and not any(helper.is_alive() for helper in self._helpers)
 
     def stop(self) -> None:
         """Inject nothing more, and end the faults that last."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
+        self._stopping = True
+        self._wakeup.set()
         self._thread.join()
         for helper in self._helpers:
             helper.join()
-        if self._pending:
+        if not self._schedule.empty():
             self.troubles.append("the load was over before all faults were")
 
     # --- the thread ---
 
-    def _later(self, due_s: float, act: Act) -> int:
-        with self._changed:
-            number = next(self._numbers)
-            self._pending[number] = (due_s, act)
-            self._changed.notify_all()
-        return number
+    def _later(self, due_s: float, act: Act) -> sched.Event:
+        event = self._schedule.enterabs(due_s, 0, self._try, (act,))
+        self._wakeup.set()
+        return event
 
     def _run(self) -> None:
-        while act := self._next():
-            self._try(act)
-
-    def _next(self) -> Act | None:
-        """The next action that is due; None at the end."""
-        with self._changed:
-            while not self._stopping:
-                if not self._pending:
-                    self._changed.wait()
-                    continue
-                number = min(self._pending, key=lambda each: self._pending[each][0])
-                due_s, act = self._pending[number]
-                early_s = due_s - time.monotonic()
-                if early_s <= 0:
-                    del self._pending[number]
-                    return act
-                self._changed.wait(early_s)
-        return None
+        while not self._stopping:
+            self._wakeup.wait(self._schedule.run(blocking=False))
+            self._wakeup.clear()
 
     def _try(self, act: Act) -> None:
         """Do it; a failure is recorded, and the faults after it are injected all the same."""
         try:
             act()
         except Exception as error:  # noqa: BLE001 - whatever it is, the fault was not injected
-            with self._changed:
-                self.troubles.append(f"{type(error).__name__}: {error}")
+            self.troubles.append(f"{type(error).__name__}: {error}")
 
     def _arm(self, fault: Fault) -> None:
         """Let the fault come when its event does."""
         when = fault.when or When()
         if when.online == KILLED:
             when = When(online=self._whom(KILLED))
-        number = self._later(time.monotonic() + PATIENCE_S, partial(self._give_up, fault))
+        vain = f"{fault.kind} {fault.target} at {fault.at_s:g} s waited {PATIENCE_S:g} s for an event that never came"
+        giving_up = self._later(time.monotonic() + PATIENCE_S, lambda: self.troubles.append(vain))
 
         def spring() -> None:
-            with self._changed:
-                if number in self._pending:
-                    self._pending[number] = (0.0, partial(self._act, fault))
-                    self._changed.notify_all()
+            with contextlib.suppress(ValueError):  # it gave up before
+                self._schedule.cancel(giving_up)
+                self._later(0.0, partial(self._act, fault))
 
         self._stage.tripwire.arm(when, spring)
-
-    def _give_up(self, fault: Fault) -> None:
-        sentence = (
-            f"{fault.kind} {fault.target} at {fault.at_s:g} s waited {PATIENCE_S:g} s for an event that never came"
-        )
-        with self._changed:
-            self.troubles.append(sentence)
 
     # --- faults ---
 
@@ -266,8 +235,7 @@ class Injector:
 
     def _helper(self, work: Act) -> None:
         thread = threading.Thread(target=self._try, args=(work,), name="fault", daemon=True)
-        with self._changed:
-            self._helpers = [helper for helper in self._helpers if helper.is_alive()] + [thread]
+        self._helpers = [helper for helper in self._helpers if helper.is_alive()] + [thread]
         thread.start()
 
     def _slow(self, target: str, factor: float, for_s: float) -> None:
@@ -283,29 +251,15 @@ class Injector:
                 os.kill(pid, signal.SIGCONT)
 
     def _hostile(self, target: str, messages: int) -> None:
-        site, up = self._stage.site, threading.Event()
-
-        def inbox(event: LinkEvent) -> None:
-            if isinstance(event, LinkUp):
-                up.set()
-
-        stranger = connect(site.url, client_id=STRANGER, inbox=inbox)
-        stranger.start()
-        try:
-            if not up.wait(CONNECT_S):
-                raise SiteFailed("the hostile client could not connect")
-            names = sorted(spec.task for spec in self._stage.specs)
-            makes = Hostile(self._stage.observer.prefix, target, names, self._scenario.seed)
-            sent = 0
+        names = sorted(spec.task for spec in self._stage.specs)
+        makes = Hostile(self._stage.observer.prefix, target, names, self._scenario.seed)
+        sent = 0
+        with connected(self._stage.site.url, STRANGER, lambda _: None) as stranger:
             while sent < messages and not self._stopping:
-                try:
+                with contextlib.suppress(TransportError):  # its own queue is full, or the broker threw it out
                     stranger.publish(makes.next(self._stage.tripwire.recent))
                     sent += 1
-                except TransportError:  # its own queue is full, or the broker threw it out
-                    pass
                 time.sleep(HOSTILE_PAUSE_S)
-        finally:
-            stranger.close()
 
 
 def _data_bytes(pid: int) -> int:

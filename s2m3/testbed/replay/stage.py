@@ -1,29 +1,81 @@
 """The site on which a scenario plays: real processes behind links, and a tripwire.
 
-Owns its start, the wait until it serves, and its return to order before the next scenario of the same make.
+Owns its start, the wait until it serves, and its return to order before the next scenario of the same make. Owns also
+the connection of the tripwire, which tells the injector of the event that a fault waits for, and remembers messages.
 """
 
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
 from broker.protocol.messages import Heartbeat
+from broker.protocol.topics import DEVICE_HEARTBEAT, TASK_REQUESTS, TENSORS, read
+from broker.transport.connect import connect
+from broker.transport.port import Delivery, Inbox, LinkEvent, LinkUp, Transport
 from edge_agent.config import AgentConfig
 from s2m3.testbed.observer import Observer, named
 from s2m3.testbed.proxy import UNSHAPED
 from s2m3.testbed.replay.library import THREADS, specs_of
-from s2m3.testbed.replay.scenario import Scenario
-from s2m3.testbed.replay.tripwire import Tripwire
+from s2m3.testbed.replay.scenario import Scenario, When
 from s2m3.testbed.site import ORCHESTRATOR, SERVE_S, SPARE, Site, SiteFailed
 
 DEAD_INTERVALS = 3.5  # without a heartbeat: about then the orchestrator takes a device for dead
 SETTLED_INTERVALS = 2  # heartbeats without a new assignment: then nothing is about to move
 MAKE = ("broker", "persistence", "heartbeat_interval_s", "orchestrators", "spares", "fleet", "tasks", "redundancy")
 PERSISTENCE = ("persistence true", "autosave_interval 5")  # as deploy/mosquitto/development.conf says to sites
+
+
+CONNECT_S = 5.0
+REMEMBERED = 40  # messages
+MAX_REMEMBERED_BYTES = 1_000_000  # of one message
+
+_FIELDS = {TENSORS: ("node", "node"), TASK_REQUESTS: ("request", "task"), DEVICE_HEARTBEAT: ("online", "device")}
+"""The topics that are watched: the field of ``When`` that each one meets, and the id in its name."""
+
+
+class Tripwire:
+    """Compares what arrives on the data topics of a site, under ``prefix``, with the events that faults wait for."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._lock = threading.Lock()
+        self._set: list[tuple[When, Callable[[], None]]] = []
+        self._recent: deque[Delivery] = deque(maxlen=REMEMBERED)
+
+    def arm(self, when: When, spring: Callable[[], None]) -> None:
+        """Call ``spring`` once, from the network's thread, at the next such event."""
+        with self._lock:
+            self._set.append((when, spring))
+
+    @property
+    def recent(self) -> list[Delivery]:
+        """The last requests and tensors, oldest first."""
+        with self._lock:
+            return list(self._recent)
+
+    def see(self, event: LinkEvent) -> None:
+        """Take in one event of the connection."""
+        if not isinstance(event, Delivery):
+            return
+        incoming = read(self._prefix, event.topic, event.payload)
+        if incoming is None or incoming.topic not in _FIELDS:
+            return
+        field, name = _FIELDS[incoming.topic]
+        happened = When.model_validate({field: incoming.ids[name]})
+        with self._lock:
+            if happened.online is None and len(event.payload) <= MAX_REMEMBERED_BYTES:
+                self._recent.append(event)
+            due = [spring for when, spring in self._set if when == happened]
+            self._set = [(when, spring) for when, spring in self._set if when != happened]
+        for spring in due:
+            spring()
 
 
 class Stage:
@@ -114,7 +166,10 @@ class Stage:
         )
         stack.enter_context(self.site)
         self.observer, self.client = self.site.observer, self.site.client
-        self.tripwire = stack.enter_context(Tripwire(self.site.url, self.site.prefix))
+        prefix = self.observer.prefix
+        self.tripwire = Tripwire(prefix)
+        filters = [topic.filter(prefix) for topic in _FIELDS]
+        stack.enter_context(connected(self.site.url, "replay-tripwire", self.tripwire.see, *filters))
         self.site.require(lambda seen: seen.leads, SERVE_S, "no orchestrator was online")
         for name in self.others:
             self.site.start_orchestrator(name)
@@ -154,3 +209,28 @@ class Stage:
 def make_of(scenario: Scenario) -> tuple[object, ...]:
     """The settings with which the processes are started: scenarios of one make can share a site."""
     return tuple(getattr(scenario, name) for name in MAKE)
+
+
+@contextmanager
+def connected(url: str, client_id: str, inbox: Inbox, *filters: str) -> Iterator[Transport]:
+    """A connection to a broker, subscribed to these filters; the block begins when they are in force.
+
+    Raises:
+        SiteFailed: the broker can't be reached.
+    """
+    up = threading.Event()
+
+    def put(event: LinkEvent) -> None:
+        if isinstance(event, LinkUp):
+            up.set()
+        inbox(event)
+
+    transport = connect(url, client_id=client_id, inbox=put)
+    try:
+        transport.subscribe(*filters)
+        transport.start()
+        if not up.wait(CONNECT_S):
+            raise SiteFailed(f"the client {client_id} could not connect to the broker")
+        yield transport
+    finally:
+        transport.close()
