@@ -9,7 +9,7 @@ Invariant: the total, the objective with its penalties, only falls.
 from __future__ import annotations
 
 from collections.abc import Collection
-from itertools import combinations, islice
+from itertools import combinations, cycle, islice
 
 import numpy as np
 
@@ -49,15 +49,14 @@ class LargeNeighbourhoodSearch:
             order = sorted(range(len(gaps)), key=lambda task: (gaps[task], task))
             groups = [*islice(combinations(order, size), _GROUPS)]
             since = 0  # groups looked at since the last that improved
-            while since < len(groups):
-                for group in groups:
-                    if search.budget.over or since == len(groups):
-                        break
-                    before = search.total
-                    self.place_again(group, _WORK_ON_A_GROUP)
-                    since = 0 if search.total < before else since + 1
+            for group in cycle(groups):
                 if search.budget.over:
                     return
+                if since == len(groups):
+                    break
+                before = search.total
+                self.place_again(group, _WORK_ON_A_GROUP)
+                since = 0 if search.total < before else since + 1
 
     def place_again(self, tasks: Collection[int], units: int) -> bool:
         """Place all modules of these tasks as well as ``units`` of work allow; the others stay where they are.

@@ -89,15 +89,10 @@ class _Search:
         self.kinds = [number[kind] for kind in bars]  # rooms of one kind take the same modules
         self.steps = steps
         self.failed: set[tuple[int, tuple[tuple[int, int], ...]]] = set()
-        self.found = [-1] * len(sizes)
+        self.found = [-1] * len(sizes)  # in the order of the arguments
 
     def run(self) -> list[int] | None:
-        if not self._from(0):
-            return None
-        rooms = [-1] * len(self.order)
-        for item, room in zip(self.order, self.found, strict=True):
-            rooms[item] = room
-        return rooms
+        return self.found if self._from(0) else None
 
     def _from(self, item: int) -> bool:
         """Put this item and all after it."""
@@ -120,7 +115,7 @@ class _Search:
         }
         for _, room in sorted(choices.items()):
             self.rooms[room] -= size
-            self.found[item] = room
+            self.found[self.order[item]] = room
             if self._from(item + 1):
                 return True
             self.rooms[room] += size
