@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from broker.protocol.messages import OrchestratorState
 from broker.protocol.specs import TaskName, TaskSpec
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator import events
@@ -65,7 +66,7 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
     """
     if isinstance(event, events.RequestReceived):
         return state, answer_unrouted(state, event, now_s)
-    if isinstance(event, events.LeaderStateReceived):
+    if isinstance(event, OrchestratorState):
         return _on_leader_message(state, event, now_s)
     if isinstance(event, HeartbeatReceived) and (resign := resign_if_outrun(state, event.device, event.message)):
         return state, resign
@@ -92,14 +93,14 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
     return state, actions
 
 
-def _on_leader_message(state: State, seen: events.LeaderStateReceived, now_s: float) -> tuple[State, list[Action]]:
+def _on_leader_message(state: State, seen: OrchestratorState, now_s: float) -> tuple[State, list[Action]]:
     """React to the leader's topic. An older leader that came back may have overwritten all retained topics."""
-    state, actions = on_leader_state(state, seen.message)
-    if state.link is not None and seen.message.online and seen.message.session == state.link.session:
+    state, actions = on_leader_state(state, seen)
+    if state.link is not None and seen.online and seen.session == state.link.session:
         state = replace(state, cluster=failure_detector.on_own_heartbeat(state.cluster, now_s))
     if state.link is None or any(isinstance(action, events.Resign) for action in actions):
         return state, actions
-    outdated = seen.message.epoch < state.epoch and seen.message.online
+    outdated = seen.epoch < state.epoch and seen.online
     if state.republish_at_s is None and not outdated:
         return state, actions
     return publish.republish_all(replace(state, republish_at_s=None))

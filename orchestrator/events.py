@@ -88,16 +88,10 @@ class RequestReceived:
     payload: bytes  # for the request's id, if this orchestrator answers
 
 
-@dataclass(frozen=True)
-class LeaderStateReceived:
-    """The leader's topic or heartbeat arrived: this orchestrator's own, or another's."""
-
-    message: OrchestratorState
-
-
 MembershipEvent = DeviceStateReceived | HeartbeatReceived | DrainReceived | Overslept | Tick | LinkUp | LinkDown
 TaskEvent = TaskDeployed | TaskRejected | TaskUndeployed | RetainedRouteReceived
-Event = MembershipEvent | TaskEvent | RequestReceived | LeaderStateReceived
+Event = MembershipEvent | TaskEvent | RequestReceived | OrchestratorState
+"""The leader's topic and its heartbeat are events as they are: this orchestrator's own, or another's."""
 
 # --- actions ---
 

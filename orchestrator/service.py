@@ -30,7 +30,7 @@ from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
 from orchestrator import events
 from orchestrator.decide import decide, next_deadline_s
-from orchestrator.events import Action, Event, LeaderStateReceived, Overslept, Tick
+from orchestrator.events import Action, Event, Overslept, Tick
 from orchestrator.leadership import standby
 from orchestrator.leadership.leader_files import LeaderFiles
 from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
@@ -168,8 +168,7 @@ class Orchestrator:
     def _update_watch(self, watch: LeaderWatch, event: port.LinkEvent) -> LeaderWatch:
         if isinstance(event, port.LinkDown):
             _log.warning("waiting_for_broker", broker=self._url, reason=event.reason)
-        seen = self._event_of(event) if isinstance(event, port.Delivery) else None
-        news = seen.message if isinstance(seen, LeaderStateReceived) else event
+        news = self._event_of(event) if isinstance(event, port.Delivery) else event
         if not isinstance(news, port.LinkUp | port.LinkDown | OrchestratorState):
             return watch
         retained = isinstance(event, port.Delivery) and event.retain

@@ -96,7 +96,7 @@ def _state(incoming: topics.Incoming) -> events.Event | None:
         case DeviceState() as state:
             return events.DeviceStateReceived(incoming.ids["device"], state)
         case OrchestratorState() as leader:
-            return events.LeaderStateReceived(leader)
+            return leader
         case Drain(drain=drain):
             return events.DrainReceived(incoming.ids["device"], drain)
     return events.DrainReceived(incoming.ids["device"], drain=False) if incoming.topic is topics.DEVICE_DRAIN else None

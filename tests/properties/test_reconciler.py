@@ -32,7 +32,6 @@ from orchestrator.events import (
     DrainReceived,
     Event,
     HeartbeatReceived,
-    LeaderStateReceived,
     Note,
     Overslept,
     PublishAssignment,
@@ -142,7 +141,7 @@ class Reconciler(RuleBasedStateMachine):
             elif isinstance(action, PublishState):
                 assert action.message.epoch == self.epoch
                 self.leader = action.message
-        if not isinstance(event, LinkUp | LeaderStateReceived | RetainedRouteReceived):
+        if not isinstance(event, LinkUp | OrchestratorState | RetainedRouteReceived):
             again, nothing = decide(self.state, event, self.now_s)
             assert nothing == [], nothing
             assert again == self.state
@@ -312,7 +311,7 @@ class Reconciler(RuleBasedStateMachine):
         """From then on time passes only as long as the next one isn't late."""
         if self.state.link is not None:
             session = self.state.link.session
-            self.feed(LeaderStateReceived(OrchestratorState(epoch=self.epoch, online=True, session=session)))
+            self.feed(OrchestratorState(epoch=self.epoch, online=True, session=session))
 
     @rule()
     def everything_loads_for_long(self) -> None:
@@ -357,7 +356,7 @@ class Reconciler(RuleBasedStateMachine):
     @rule(other=st.sampled_from([True, False]))
     def the_leaders_topic_says_something_old(self, other: bool) -> None:  # noqa: FBT001 - hypothesis passes names
         epoch = self.epoch - 1 if other and self.epoch else self.epoch
-        self.feed(LeaderStateReceived(OrchestratorState(epoch=epoch, online=False, session=0)))
+        self.feed(OrchestratorState(epoch=epoch, online=False, session=0))
 
     @rule(seconds=st.sampled_from([0.5, 10.0]))
     def lose_the_link(self, seconds: float) -> None:
@@ -461,7 +460,7 @@ class Reconciler(RuleBasedStateMachine):
         said = self.leader
         self.feed(LinkUp(self.sessions))
         if said is not None:
-            self.feed(LeaderStateReceived(said.model_copy(update={"online": False})))
+            self.feed(said.model_copy(update={"online": False}))
         for event in (*self.births.values(), *self.drained.values(), *self.specs.values()):
             self.feed(event)
         for name, route in sorted(self.routes.items()):

@@ -29,7 +29,6 @@ from orchestrator.events import (
     DrainReceived,
     Event,
     HeartbeatReceived,
-    LeaderStateReceived,
     Note,
     PublishAssignment,
     PublishDrain,
@@ -470,7 +469,7 @@ def test_when_the_link_is_back_all_is_published_again_and_nothing_moves() -> Non
     assert said(site.feed(Tick())) == []
     assert said(site.feed(LinkUp(7))) == [], "a newer orchestrator may lead"
     assert said(site.feed(TaskDeployed(CLASSIFY))) == []
-    actions = said(site.feed(LeaderStateReceived(OrchestratorState(epoch=1, online=False, session=1))))
+    actions = said(site.feed(OrchestratorState(epoch=1, online=False, session=1)))
     assert actions[0] == PublishState(OrchestratorState(epoch=1, online=True, session=7))
     assert actions[1] == PublishRoute(routes["classify"])
     assert actions[2:] == [PublishAssignment(device, assignments[device]) for device in ("a", "b")]
@@ -564,12 +563,12 @@ def test_an_orchestrator_that_comes_up_with_the_broker_waits_for_the_devices_tha
 
 def test_a_higher_epoch_makes_it_resign_and_its_own_echo_does_not() -> None:
     site = Site(epoch=3)
-    assert all_of(site.feed(LeaderStateReceived(OrchestratorState(epoch=4, online=True, session=8))), Resign)
-    assert site.feed(LeaderStateReceived(OrchestratorState(epoch=3, online=True, session=1))) == []
+    assert all_of(site.feed(OrchestratorState(epoch=4, online=True, session=8)), Resign)
+    assert site.feed(OrchestratorState(epoch=3, online=True, session=1)) == []
 
 
-def leader(epoch: int, session: int, *, online: bool = True) -> LeaderStateReceived:
-    return LeaderStateReceived(OrchestratorState(epoch=epoch, online=online, session=session))
+def leader(epoch: int, session: int, *, online: bool = True) -> OrchestratorState:
+    return OrchestratorState(epoch=epoch, online=online, session=session)
 
 
 def test_of_two_orchestrators_with_one_epoch_the_lower_session_resigns() -> None:
@@ -577,7 +576,7 @@ def test_of_two_orchestrators_with_one_epoch_the_lower_session_resigns() -> None
     high.feed(LinkUp(8))
     (resigned,) = all_of(low.feed(leader(3, 8)), Resign)
     assert "same epoch 3" in resigned.why
-    assert high.feed(leader(3, 1)) == [PublishState(leader(3, 8).message)], "a late word of its own earlier link"
+    assert high.feed(leader(3, 1)) == [PublishState(leader(3, 8))], "a late word of its own earlier link"
     assert high.feed(leader(3, 1)) == []
     assert high.feed(leader(3, 5)) == [PublishState(OrchestratorState(epoch=3, online=True, session=8))]
 
@@ -621,7 +620,7 @@ def test_a_broker_that_lost_its_memory_is_given_the_specs_back_and_the_task_stay
     site = serving(CLASSIFY, a=100)
     actions = reconnected(site, broker_kept_memory=False, routes=False)
     assert actions == [
-        PublishState(leader(1, 2).message),
+        PublishState(leader(1, 2)),
         PublishSpec(CLASSIFY),
         PublishRoute(site.route("classify")),
         PublishAssignment("a", site.state.assignments["a"]),
@@ -851,8 +850,8 @@ def test_what_most_tasks_need_is_listed_first_and_standbys_last() -> None:
 def test_a_late_will_of_ours_or_an_older_orchestrator_is_overwritten() -> None:
     site = Site(epoch=3)
     truth = [PublishState(OrchestratorState(epoch=3, online=True, session=1))]
-    assert site.feed(LeaderStateReceived(OrchestratorState(epoch=3, online=False, session=0))) == truth
-    assert site.feed(LeaderStateReceived(OrchestratorState(epoch=2, online=True, session=5))) == truth
+    assert site.feed(OrchestratorState(epoch=3, online=False, session=0)) == truth
+    assert site.feed(OrchestratorState(epoch=2, online=True, session=5)) == truth
 
 
 def ask(site: Site, name: str, correlation: bytes | None = b"request-1") -> list[Action]:
@@ -955,10 +954,10 @@ def test_a_task_that_describes_a_shared_module_differently_is_refused_and_distur
 
 def test_our_own_word_that_comes_back_over_this_link_proves_it_and_no_other_does() -> None:
     site = Site(epoch=3)
-    site.feed(LeaderStateReceived(OrchestratorState(epoch=3, online=True, session=77)))
+    site.feed(OrchestratorState(epoch=3, online=True, session=77))
     assert site.state.cluster.echo_s is None
     site.now_s = 4.0
-    site.feed(LeaderStateReceived(OrchestratorState(epoch=3, online=True, session=1)))
+    site.feed(OrchestratorState(epoch=3, online=True, session=1))
     assert site.state.cluster.echo_s == 4.0
     site.feed(LinkDown("cut"))
     site.feed(LinkUp(2))

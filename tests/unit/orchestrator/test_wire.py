@@ -12,7 +12,6 @@ from broker.transport.port import Delivery
 from orchestrator.events import (
     ClearAssignment,
     ClearRoute,
-    LeaderStateReceived,
     PublishRoute,
     PublishSpec,
     PublishState,
@@ -93,4 +92,4 @@ def test_actions_become_retained_messages_on_their_topics() -> None:
     assert event_of(PREFIX, Delivery(restored.topic, restored.payload)) == TaskDeployed(SPEC)
     state = OrchestratorState(epoch=1, online=True, session=1)
     led = outgoing_of(PREFIX, PublishState(state))
-    assert event_of(PREFIX, Delivery(led.topic, led.payload)) == LeaderStateReceived(state)
+    assert event_of(PREFIX, Delivery(led.topic, led.payload)) == state
