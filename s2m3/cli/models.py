@@ -98,9 +98,9 @@ def _print_model(found: dict[str, Any]) -> None:
 
 def write_numbers(arguments: argparse.Namespace) -> int:
     """Compare, or correct, the numbers in edge_agent/catalog/hub; 1 when they differ and weren't corrected."""
-    from s2m3.reference import numbers  # noqa: PLC0415 - torch
+    from s2m3.reference import zoo  # noqa: PLC0415 - torch
 
-    differences = numbers.compare(write=arguments.write)
+    differences = zoo.compare_numbers(write=arguments.write)
     lines = [f"{d['name']}: {d['module']}: {d['field']}: {d['written']} -> {d['counted']}" for d in differences]
     lines.append(f"{len(differences)} numbers {'corrected' if arguments.write else 'differ'}")
     print_result(arguments, differences, "\n".join(lines))

@@ -1,16 +1,21 @@
 """The published models of the catalogue as data: configurations and counts.
 
 Owns ``edge_agent/catalog/hub/configs/ORG--NAME.json``, one file for each repository, whose fields are those of
-``Published``. Counts need no weights: parts are built on the meta device. Knows no family.
+``Published``, and the numbers in the catalogue's task files, which follow from them. Counts need no weights: parts are
+built on the meta device. Knows no family.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
+
+import yaml
 
 from broker.protocol.errors import BadFile, first_line
 from broker.protocol.specs import ModuleName, Spec, TaskSpec
@@ -19,6 +24,8 @@ from edge_agent.modules import FAMILIES
 from edge_agent.modules.weights import hub, model_parts, precision
 from edge_agent.modules.weights.checkpoint import Checkpoint
 from s2m3.catalogue import config_path, entry, load_task
+
+_NUMBERS = ("memory_bytes", "flops", "output_bytes")
 
 
 class Published(Spec):
@@ -163,3 +170,42 @@ def details(name: str) -> dict[str, Any]:
             "typical": typical,
         }
     return found | {"description": task.description}
+
+
+def compare_numbers(*, write: bool) -> list[dict[str, Any]]:
+    """Every number of a hub task that differs from what its configuration gives; ``write`` corrects the files.
+
+    Raises:
+        BadFile: a file of the catalogue is wrong.
+    """
+    differences = []
+    for name in hub_names():
+        task, path = load_task(name), catalog.path(name)
+        for module, spec in task.modules.items():
+            counted = count(task, module)
+            for field in _NUMBERS:
+                written, real = getattr(spec, field), getattr(counted, field) or 1
+                if written != real:
+                    found = {"name": name, "module": module, "field": field, "written": written, "counted": real}
+                    differences.append(found)
+                    if write:
+                        _replace_number(path, module, field, real)
+    return differences
+
+
+def _replace_number(path: Path, module: str, field: str, value: int) -> None:
+    """Replace one number of one module in a task file, and nothing else.
+
+    Raises:
+        BadFile: the number doesn't stand on a line of its own.
+    """
+    text = path.read_text(encoding="utf-8")
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    for step in ("modules", module, field):
+        node = next((each for key, each in getattr(node, "value", []) if key.value == step), None)
+        if node is None:
+            raise BadFile(file=str(path), field=f"modules.{module}.{field}", problem="is missing", fix="write 1 there")
+    lines = text.splitlines(keepends=True)
+    line = node.start_mark.line
+    lines[line] = re.sub(rf"({field}:\s*)[^\s,}}#]+", rf"\g<1>{value}", lines[line], count=1)
+    path.write_text("".join(lines), encoding="utf-8")
