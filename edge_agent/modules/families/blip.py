@@ -72,19 +72,17 @@ _text_identity = prepare.identity(text_config, f"{prepare.TEXT} encoder_hidden_s
 
 
 def _special(checkpoint: Checkpoint) -> dict[str, int]:
-    config = text_config(checkpoint.config)
-    return {name: cast("int", getattr(config, f"{name}_token_id")) for name in ("bos", "sep", "pad")}
-
-
-def _settings(checkpoint: Checkpoint) -> dict[str, int]:
     """The special tokens of ``generation.greedy``."""
-    found = _special(checkpoint)
-    return {"start": found["bos"], "end": found["sep"], "pad": found["pad"]}
+    config = text_config(checkpoint.config)
+    found = {"start": config.bos_token_id, "end": config.sep_token_id, "pad": config.pad_token_id}
+    return cast("dict[str, int]", found)
 
 
 def _decoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     most: list[JsonValue] = [MOST_TOKENS[None], MOST_TOKENS["caption"]]
-    return _text_identity(checkpoint) | _special(checkpoint) | {"most": most}
+    special = _special(checkpoint)
+    ours: dict[str, JsonValue] = {"bos": special["start"], "sep": special["end"], "pad": special["pad"], "most": most}
+    return _text_identity(checkpoint) | ours
 
 
 def _tokens_and_states(network: BlipTextLMHeadModel, tokens: int, attended: int) -> model_parts.Shapes:
@@ -153,7 +151,7 @@ PARTS: model_parts.Parts = {
             use: Forward(partial(generation.greedy, most=most), _TYPICAL, _SHAPES[use], generation.one_pass)
             for use, most in MOST_TOKENS.items()
         },
-        settings=_settings,
+        settings=_special,
         tied=_TIED,
         equal={f"text_decoder.{own}": f"text_decoder.{other}" for own, other in _TIED.items()},
         unread=(".position_ids", *(f"text_decoder.{name}" for name in _TIED)),

@@ -63,11 +63,8 @@ class RankSteps:
 
     def sample(self) -> tuple[Value, ...]:
         """A picture's classes, four captions' embeddings, and these."""
-        probs, embeddings = (
-            sample_inputs.arrays({"probs": (1, CLASSES)}),
-            sample_inputs.arrays({TENSOR: (sample_inputs.TEXTS, WIDTH)}),
-        )
-        return probs, embeddings, sample_inputs.texts()
+        embeddings = sample_inputs.arrays({TENSOR: (sample_inputs.TEXTS, WIDTH)})
+        return sample_inputs.arrays({"probs": (1, CLASSES)}), embeddings, sample_inputs.texts()
 
 
 def rank(names: Tensor, probs: Tensor, candidates: Tensor, question: Tensor | None = None) -> dict[str, Tensor]:

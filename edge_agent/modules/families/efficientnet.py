@@ -62,10 +62,6 @@ class _Block:
     def expands(self) -> bool:
         return self.channels != self.channels_in
 
-    @property
-    def skips(self) -> bool:
-        return self.stride == 1 and self.channels_in == self.channels_out
-
 
 def _blocks() -> Iterator[_Block]:
     channels, index = _STEM, 0
@@ -177,7 +173,7 @@ def _bottleneck(w: Weights, block: _Block, x: Tensor) -> Tensor:
         w, f"{block.name}_depthwise_conv", f"{block.name}_bn1", x, stride=block.stride, groups=block.channels
     )
     x = _conv_norm(w, f"{block.name}_project_conv", f"{block.name}_bn2", functional.relu6(x))
-    return x + skipped if block.skips else x
+    return x + skipped if block.stride == 1 and block.channels_in == block.channels_out else x
 
 
 def _conv_norm(w: Weights, conv: str, norm: str, x: Tensor, *, stride: int = 1, groups: int = 1) -> Tensor:

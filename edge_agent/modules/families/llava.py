@@ -46,8 +46,7 @@ class Tower(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        own = {name: value for name, value in config["vision_config"].items() if name not in {"dtype", "torch_dtype"}}
-        self.network = SiglipVisionModel(SiglipVisionConfig.from_dict(own))
+        self.network = SiglipVisionModel(_vision_config(config))
         self.layer = _layer(config)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -89,16 +88,14 @@ def _layer(config: Config) -> int:
     return layer
 
 
+def _vision_config(config: Config) -> SiglipVisionConfig:
+    own = {name: value for name, value in config["vision_config"].items() if name not in {"dtype", "torch_dtype"}}
+    return SiglipVisionConfig.from_dict(own)
+
+
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    def config_of(config: Config) -> SiglipVisionConfig:
-        return SiglipVisionConfig.from_dict(config["vision_config"])
-
-    own = prepare.identity(config_of, prepare.VISION, pictures=SiglipImageProcessorPil)(checkpoint)
+    own = prepare.identity(_vision_config, prepare.VISION, pictures=SiglipImageProcessorPil)(checkpoint)
     return own | {"layer": _layer(checkpoint.config)}
-
-
-def _projector_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    return {"act": _config(checkpoint.config).projector_hidden_act}
 
 
 def _language_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -172,7 +169,7 @@ PARTS: model_parts.Parts = {
             "llava": [{"multi_modal_projector.": "network."}, {"model.multi_modal_projector.": "network."}],
         },
         build=lambda config: Projector(_config(config)),
-        identity=_projector_identity,
+        identity=lambda checkpoint: {"act": _config(checkpoint.config).projector_hidden_act},
         steps=_projector_steps,
         forwards=ordinary(
             Projector.forward, "One picture.", lambda network: {"patches": (1, network.patches, network.width)}

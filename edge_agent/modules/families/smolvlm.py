@@ -77,11 +77,9 @@ def placeholder(rows: int, columns: int, vectors: int) -> str:
 
 
 def _vision_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
-    def config_of(config: Config) -> object:
-        return _config(config).vision_config
-
-    own = prepare.identity(config_of, prepare.VISION, pictures=Idefics3ImageProcessorPil)(checkpoint)
-    return own | {"scale_factor": _config(checkpoint.config).scale_factor}
+    config = _config(checkpoint.config)
+    own = prepare.identity(lambda _: config.vision_config, prepare.VISION, pictures=Idefics3ImageProcessorPil)
+    return own(checkpoint) | {"scale_factor": config.scale_factor}
 
 
 def _language_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:

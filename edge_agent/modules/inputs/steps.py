@@ -54,8 +54,22 @@ class Steps:
 
 
 def picture(processor: Any) -> Need:  # noqa: ANN401 - transformers isn't imported here
-    """A picture's bytes to ``pixels`` (1, 3, h, w), by transformers' image processor."""
-    return Need(lambda value: {"pixels": pixels(processor, value)}, sample_inputs.picture)
+    """A picture's bytes to ``pixels`` float32 (1, 3, h, w), by transformers' image processor.
+
+    Reading raises RequestFailed: ``bad_input`` when it is no picture, or its size leaves nothing of a side.
+    """
+
+    def read(value: Value) -> dict[str, Array]:
+        picture = decoding.picture(value)
+        try:
+            made = processor(images=picture, return_tensors="np")["pixel_values"]
+        except ValueError as error:
+            raise decoding.bad_input(
+                f"a picture of {picture.width} x {picture.height} pixels is too thin for this model: send a squarer one"
+            ) from error
+        return {"pixels": np.ascontiguousarray(made, dtype=np.float32)}
+
+    return Need(read, sample_inputs.picture)
 
 
 def texts(tokenizer: Any, longest: int, *, padded: bool = False) -> Need:  # noqa: ANN401 - the same
@@ -126,22 +140,6 @@ class Ranking:
         """Embeddings, those of four texts among them, and these."""
         embedded = sample_inputs.arrays({"text_embeds": (sample_inputs.TEXTS, self._width)})
         return *(need.sample() for need in self._needs), embedded, sample_inputs.texts()
-
-
-def pixels(processor: Any, value: Value) -> Array:  # noqa: ANN401 - the same
-    """A picture's input for the network, float32 (1, 3, height, width), by transformers' image processor.
-
-    Raises:
-        RequestFailed: ``bad_input`` when it can't be read, or its size leaves nothing of a side.
-    """
-    picture = decoding.picture(value)
-    try:
-        made = processor(images=picture, return_tensors="np")["pixel_values"]
-    except ValueError as error:
-        raise decoding.bad_input(
-            f"a picture of {picture.width} x {picture.height} pixels is too thin for this model: send a squarer one"
-        ) from error
-    return np.ascontiguousarray(made, dtype=np.float32)
 
 
 def tokens(tokenizer: Any, texts: Sequence[str], longest: int, *, padding: bool | str = True) -> dict[str, Array]:  # noqa: ANN401 - the same
