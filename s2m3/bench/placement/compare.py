@@ -52,7 +52,7 @@ def compare(
 ) -> list[Result]:
     """Solve each instance (its name, fleet and tasks) with every solver, the exact one within the time limit.
 
-    ``progress`` is told each instance's name before it is solved.
+    ``progress`` gets each instance's name before the instance is solved.
     """
     results = []
     solve("exact", (), ())  # loads the solver's library outside of all measurements
