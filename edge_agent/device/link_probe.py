@@ -43,38 +43,6 @@ class Estimate:
         return all(max(pair) <= ALIKE_FACTOR * min(pair) for pair in pairs)
 
 
-class Measurement:
-    """One measurement of a link. ``estimate`` is its result after the last message; the nonce marks its messages."""
-
-    def __init__(self, nonce: int) -> None:
-        self.estimate: Estimate | None = None
-        self._nonce = nonce
-        self._sent_s = 0.0
-        self._small_s: list[float] = []
-        self._large_s: list[float] = []
-
-    def next_payload(self, now_s: float) -> bytes:
-        """The message to send now."""
-        self._sent_s = now_s
-        return self._head() if len(self._small_s) < SMALL else self._head().ljust(LARGE_BYTES, b".")
-
-    def on_echo(self, payload: bytes, heard_s: float) -> bool:
-        """Record a message that came back at ``heard_s``; True when another one must be sent."""
-        if self.estimate is not None or not payload.startswith(self._head()):
-            return False
-        took_s = max(0.0, heard_s - self._sent_s)
-        (self._small_s if len(self._small_s) < SMALL else self._large_s).append(took_s)
-        if len(self._large_s) < LARGE and not (self._large_s and took_s > SLOW_S):
-            return True
-        round_trip_s = min(self._small_s)
-        transfer_s = max(min(self._large_s) - round_trip_s, MIN_TRANSFER_S)  # up, and down again
-        self.estimate = Estimate(round_trip_s / 2, 2 * 8 * LARGE_BYTES / transfer_s)
-        return False
-
-    def _head(self) -> bytes:
-        return f"{self._nonce}-{len(self._small_s) + len(self._large_s)} ".encode()
-
-
 class LinkProbe:
     """Measures the link at each new data connection, with messages to the device's own ``topic``."""
 
@@ -82,34 +50,46 @@ class LinkProbe:
         self._topic = topic
         self._publish = publish
         self._stated = config.model_dump(include=set(Estimate.__dataclass_fields__), exclude_none=True)
-        self._measurement: Measurement | None = None
         self._announced: Estimate | None = None
+        self._session: int | None = None  # of the connection that is being measured; marks the messages
+        self._sent_s = 0.0
+        self._small_s: list[float] = []
+        self._large_s: list[float] = []
 
     def begin(self, session: int, now_s: float) -> None:
         """Measure a new connection, unless the operator stated all values."""
         if len(self._stated) < len(Estimate.__dataclass_fields__):
-            self._measurement = Measurement(session)
-            self._send(self._measurement, now_s)
+            self._session, self._small_s, self._large_s = session, [], []
+            self._send(now_s)
 
     def on_echo(self, payload: bytes, heard_s: float, now_s: float, profile: DeviceProfile) -> DeviceProfile | None:
         """The profile to announce after a message came back at ``heard_s``; the next message goes at ``now_s``.
 
         None while the measurement goes on, and when it gives nothing new.
         """
-        if self._measurement is None:
+        if self._session is None or not payload.startswith(self._head()):
             return None
-        if self._measurement.on_echo(payload, heard_s):
-            self._send(self._measurement, now_s)
-        if (estimate := self._measurement.estimate) is None:
+        took_s = max(0.0, heard_s - self._sent_s)
+        (self._small_s if len(self._small_s) < SMALL else self._large_s).append(took_s)
+        if len(self._large_s) < LARGE and not (self._large_s and took_s > SLOW_S):
+            self._send(now_s)
             return None
-        self._measurement = None
+        self._session = None
+        round_trip_s = min(self._small_s)
+        transfer_s = max(min(self._large_s) - round_trip_s, MIN_TRANSFER_S)  # up, and down again
+        estimate = Estimate(round_trip_s / 2, 2 * 8 * LARGE_BYTES / transfer_s)
         if self._announced is not None and estimate.resembles(self._announced):
             return None
         self._announced = estimate
         return profile.model_copy(update=asdict(estimate) | self._stated)
 
-    def _send(self, measurement: Measurement, now_s: float) -> None:
+    def _head(self) -> bytes:
+        return f"{self._session}-{len(self._small_s) + len(self._large_s)} ".encode()
+
+    def _send(self, now_s: float) -> None:
+        self._sent_s = now_s
+        payload = self._head() if len(self._small_s) < SMALL else self._head().ljust(LARGE_BYTES, b".")
         try:
-            self._publish(Outgoing(self._topic, measurement.next_payload(now_s), qos=0))
+            self._publish(Outgoing(self._topic, payload, qos=0))
         except (TransportError, LocalProtocolError) as error:  # the assumed values stay
             log.info("link_not_measured", reason=str(error) or type(error).__name__)
