@@ -152,12 +152,8 @@ def answer_s(graph: Graph, finish: Mapping[int, float], devices: Mapping[int, Li
 def latency_s(task: TaskSpec, where: Mapping[ModuleKey, DeviceSpec], source: Linked) -> float:
     """Seconds from a request's start at its source to the answer there, for one request alone.
 
-    While the output's module isn't placed, it is the time at which the last placed node finishes.
-
-    Args:
-        task: the graph.
-        where: the device of each placed module.
-        source: where the inputs are, and where the answer goes.
+    ``where`` is the device of each placed module. While the output's module isn't placed, the time ends when the last
+    placed node finishes.
     """
     graph, devices, compute = Graph.of(task), dict[int, DeviceSpec](), dict[int, float]()
     for node, name in enumerate(graph.names):
@@ -178,10 +174,8 @@ def objective_s(
 ) -> float:
     """The weighted sum of the tasks' latencies, in seconds: a placement is the better, the less this is.
 
-    Args:
-        tasks: the tasks, in any order; the sum is made in the order of their names.
-        where: the device of each placed module.
-        sources: where each task's requests start.
+    ``where`` is the device of each placed module, ``sources`` where each task's requests start. The sum doesn't depend
+    on the order of the tasks.
     """
     by_name = sorted(tasks, key=lambda task: task.task)
     return sum(task.weight * latency_s(task, where, sources[task.task]) for task in by_name)

@@ -46,10 +46,7 @@ next_connection_delay_ms = 1
 
 
 class EmbeddedBroker:
-    """An MQTT 5 broker in a child process, as a context manager.
-
-    Args:
-        port: its port on 127.0.0.1; 0 takes a free port.
+    """An MQTT 5 broker in a child process, as a context manager. Port 0 on 127.0.0.1 takes a free one.
 
     Raises:
         TransportError: on ``start``: iotcore isn't installed, the port is taken, or the broker doesn't start.

@@ -48,11 +48,9 @@ def find_mosquitto() -> str | None:
 
 
 class MosquittoBroker:
-    """A Mosquitto as a child process, as a context manager.
+    """A Mosquitto as a child process, as a context manager. Port 0 on 127.0.0.1 takes a free one.
 
-    Args:
-        port: its port on 127.0.0.1; 0 takes a free port.
-        settings: further lines of its configuration.
+    ``settings`` are further lines of its configuration.
     """
 
     def __init__(self, port: int = 0, settings: Sequence[str] = ()) -> None:

@@ -55,12 +55,7 @@ def setting(threads: int, libraries: str) -> str:
 
 
 class Measurements:
-    """The measurements of one device.
-
-    Args:
-        path: The file; None keeps them for this run only.
-        setting: The setting of the measurements, in one line.
-    """
+    """The measurements of one device under one ``setting``, kept in the file ``path``; None: for this run only."""
 
     def __init__(self, path: Path | None = None, setting: str = "") -> None:
         self._path = path

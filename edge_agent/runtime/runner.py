@@ -15,8 +15,7 @@ from edge_agent.runtime.engines import engine, limit_threads
 class Runner:
     """Runs one pass at a time, on the thread that calls.
 
-    Args:
-        threads: The threads of each pass, for this whole process; None leaves them as they are.
+    ``threads`` are those of each pass, for this whole process; None leaves them as they are.
     """
 
     def __init__(self, threads: int | None = None) -> None:
