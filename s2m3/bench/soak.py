@@ -12,10 +12,10 @@ import csv
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from broker.protocol.errors import ErrorCode, TransportError
 from s2m3.bench.flatness import Sample, Verdict, judge
@@ -62,15 +62,16 @@ def soak(scenario: Scenario, logs: Path | None) -> Soaked:
     Raises:
         SiteFailed: the site didn't start.
     """
-    with Stage(scenario, logs) as stage, Sampler(stage) as sampler:
+    with Stage(scenario, logs) as stage, sampled(stage) as samples:
         recording = play(scenario, stage)
         processes = set(_pids(stage))
+    lives = [(f"{name} ({pid})", life) for (name, pid), life in sorted(samples.items())]
     if logs:
-        write_samples(logs / "samples.csv", sampler.lives())
+        write_samples(logs / "samples.csv", lives)
     found = report(recording, scenario.expect)
     errors = judge_errors(found)
     least_s = LIFE_SHARE * scenario.load.duration_s
-    verdicts = [verdict for name, life in sampler.lives() if (verdict := judge(name, life, least_s))]
+    verdicts = [verdict for name, life in lives if (verdict := judge(name, life, least_s))]
     unjudged = sorted(processes - {verdict.process.split()[0] for verdict in verdicts})
     return Soaked(recording, with_errors(found, errors), errors, verdicts, unjudged)
 
@@ -149,34 +150,27 @@ def with_errors(found: Report, verdicts: Sequence[ErrorVerdict]) -> Report:
     return replace(found, ok=found.ok and not broken, why_not=[*found.why_not, *broken])
 
 
-class Sampler:
-    """Samples a stage's processes at an interval; a context manager."""
+@contextlib.contextmanager
+def sampled(stage: Stage) -> Iterator[dict[tuple[str, int], list[Sample]]]:
+    """The samples of a stage's processes, by name and process id, taken at an interval while the block runs."""
+    lives: dict[tuple[str, int], list[Sample]] = {}
+    stopping = threading.Event()
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        self._samples: dict[tuple[str, int], list[Sample]] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def lives(self) -> list[tuple[str, list[Sample]]]:
-        """The samples of each process, with its name."""
-        return [(f"{name} ({pid})", life) for (name, pid), life in sorted(self._samples.items())]
-
-    def _run(self) -> None:
-        while not self._stopping.wait(SAMPLE_S):
-            heartbeats = dict(self._stage.observer.heartbeats)
-            for name, pid in _pids(self._stage).items():
+    def run() -> None:
+        while not stopping.wait(SAMPLE_S):
+            heartbeats = dict(stage.observer.heartbeats)
+            for name, pid in _pids(stage).items():
                 held_bytes = heartbeats[name].memory_used_bytes if name in heartbeats else 0
-                if (sampled := sample(pid, held_bytes)) is not None:
-                    self._samples.setdefault((name, pid), []).append(sampled)
+                if (taken := sample(pid, held_bytes)) is not None:
+                    lives.setdefault((name, pid), []).append(taken)
+
+    thread = threading.Thread(target=run, name="sampler", daemon=True)
+    thread.start()
+    try:
+        yield lives
+    finally:
+        stopping.set()
+        thread.join()
 
 
 def write_samples(file: Path, lives: Sequence[tuple[str, Sequence[Sample]]]) -> None:
