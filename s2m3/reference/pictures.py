@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from broker.protocol.codec import RawInput
@@ -47,9 +48,9 @@ class DemoRequest:
     expected: str
     texts: tuple[tuple[str, str], ...] = ()  # input -> text
 
-    @property
+    @cached_property
     def inputs(self) -> dict[str, RawInput]:
-        """The request's inputs."""
+        """The request's inputs, read once."""
         texts = {name: RawInput(text.encode(), "text/plain") for name, text in self.texts}
         return {"image": picture(self.picture).raw} | texts
 

@@ -14,7 +14,7 @@ from itertools import groupby
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from broker.client import Response
 from broker.protocol.messages import AssignedModule
@@ -22,7 +22,7 @@ from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS, DemoRequest
 from s2m3.testbed.observer import Observer, named
-from s2m3.testbed.replay.library import Answer, answers, inputs_of
+from s2m3.testbed.replay.library import Answer, answers
 from s2m3.testbed.replay.timeline import Injected, look_at
 from s2m3.testbed.site import Site, SiteFailed
 
@@ -131,7 +131,7 @@ class _Demo:
 
     def _ask_everything(self, expected: Mapping[DemoRequest, Answer]) -> bool:
         asked = track(REQUESTS, "requests on real photographs", console=self._console)
-        responses = [self._site.client.request(r.task, inputs_of(r), deadline_s=DEADLINE_S) for r in asked]
+        responses = [self._site.client.request(r.task, r.inputs, deadline_s=DEADLINE_S) for r in asked]
         table = _table("answers", "picture", "task", "answer", "score", "ms", "path", "equal")
         for request, response in zip(REQUESTS, responses, strict=True):
             wanted = expected[request]
@@ -161,7 +161,7 @@ class _Demo:
                 self._site.kill(victim)
                 in_flight = sum(not future.done() for _, future in sent)
             request = REQUESTS[number % len(REQUESTS)]
-            future = self._site.client.submit(request.task, inputs_of(request), deadline_s=DEADLINE_S)
+            future = self._site.client.submit(request.task, request.inputs, deadline_s=DEADLINE_S)
             sent.append((request, future))
             if not BEFORE_KILL <= number < BEFORE_KILL + AT_ONCE:
                 time.sleep(1 / RATE_PER_S)
@@ -211,10 +211,7 @@ class _Demo:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table
+    return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
 
 
 def _row(request: DemoRequest, response: Response, wanted: Answer) -> dict[str, object]:

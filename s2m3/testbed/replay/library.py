@@ -14,7 +14,6 @@ from pathlib import Path
 from pydantic import JsonValue, ValidationError
 
 from broker.files import bad_field, load_spec
-from broker.protocol.codec import RawInput
 from broker.protocol.errors import BadFile
 from broker.protocol.specs import TaskName, TaskSpec, describe
 from s2m3 import scenarios
@@ -25,7 +24,6 @@ from s2m3.testbed.replay.scenario import MODULE, STANDBY, WITHOUT, Scenario
 
 THREADS = 1  # of a forward pass, here and in every agent: bits are equal at the same number
 
-Inputs = Mapping[str, RawInput]
 Answer = Mapping[str, JsonValue]
 
 
@@ -111,12 +109,6 @@ def in_order(requests: Mapping[str, Sequence[DemoRequest]], seed: int) -> Iterat
             yield deck.pop()
 
 
-@cache
-def inputs_of(request: DemoRequest) -> Inputs:
-    """The request's inputs, read once."""
-    return request.inputs
-
-
 def answers(requests: Iterable[DemoRequest]) -> dict[DemoRequest, Answer]:
     """The answers of the whole models, computed in this process, each once."""
     return {request: _answers_of(request.task)[request] for request in requests}
@@ -128,4 +120,4 @@ def _answers_of(task: TaskName) -> dict[DemoRequest, Answer]:
 
     torch.set_num_threads(THREADS)
     model = whole.load(f"pocket/{task}", load_task(f"pocket/{task}"))
-    return {request: model(inputs_of(request)).answer or {} for request in REQUESTS if request.task == task}
+    return {request: model(request.inputs).answer or {} for request in REQUESTS if request.task == task}

@@ -16,7 +16,7 @@ from broker.client import Response
 from broker.protocol.errors import ErrorCode
 from s2m3.reference.pictures import DemoRequest
 from s2m3.testbed.replay.inject import Injector
-from s2m3.testbed.replay.library import Answer, answers, in_order, inputs_of, requests_for
+from s2m3.testbed.replay.library import Answer, answers, in_order, requests_for
 from s2m3.testbed.replay.report import Ending, Outcome, Recording
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.stage import Stage
@@ -107,8 +107,7 @@ def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) 
         if due_s >= end_s:
             return asked
         sent_s = time.monotonic()
-        inputs = inputs_of(request)
-        future = stage.client.submit(request.task, inputs, deadline_s=scenario.load.deadline_s)
+        future = stage.client.submit(request.task, request.inputs, deadline_s=scenario.load.deadline_s)
         asked.append((request, sent_s, future))
     return asked  # pragma: no cover - the questions never end
 
