@@ -99,14 +99,9 @@ def show_replays(printed: Console, reports: Sequence[Report]) -> None:
     made = table("scenario", *counts, "holds", title="replays" if len(reports) > 1 else None, right=counts)
     for found in reports:
         errors = ", ".join(f"{code} {count}" for code, count in found.errors.items()) or "0"
-        made.add_row(
-            found.name,
-            *(str(each) for each in (found.sent, found.answered, errors, found.lost, found.wrong)),
-            *(str(each) for each in (found.duplicates, found.moves)),
-            _ms(found.latency_s["p50"]),
-            _ms(found.latency_s["p95"]),
-            yes_or_no(holds=found.ok),
-        )
+        numbers = (found.sent, found.answered, errors, found.lost, found.wrong, found.duplicates, found.moves)
+        times = (_ms(found.latency_s[share]) for share in ("p50", "p95"))
+        made.add_row(found.name, *map(str, numbers), *times, yes_or_no(holds=found.ok))
     printed.print(made)
     for found in reports:
         for sentence in found.why_not:
@@ -136,17 +131,9 @@ def _show_faults(printed: Console, found: Report) -> None:
     columns = ("at s", "fault", "target", "in flight", "detected after s", "by", *figures[3:])
     made = table(*columns, title=found.name, right=figures)
     for fault in found.faults:
-        made.add_row(
-            f"{fault.at_s:.2f}",
-            fault.kind,
-            fault.target,
-            str(fault.in_flight),
-            _s(fault.detected_after_s),
-            fault.detected_by or "",
-            _s(fault.replaced_after_s),
-            _s(fault.first_answer_after_s),
-            str(fault.moves),
-        )
+        detected = (_s(fault.detected_after_s), fault.detected_by or "")
+        later = (_s(fault.replaced_after_s), _s(fault.first_answer_after_s), str(fault.moves))
+        made.add_row(f"{fault.at_s:.2f}", fault.kind, fault.target, str(fault.in_flight), *detected, *later)
     printed.print(made)
 
 

@@ -129,7 +129,6 @@ def _without_standby(loaded: Sequence[FaultReport]) -> Goal:
 
 
 def _hung(campaigns: Mapping[str, Played]) -> Goal:
-    name, wanted = "a hung device detected", f"all within {HUNG_INTERVALS:g} heartbeat intervals"
     played = [campaigns[campaign] for campaign in ("hung", "hung-idle") if campaign in campaigns]
     found = [
         math.inf if fault.detected_after_s is None else fault.detected_after_s / each.scenario.heartbeat_interval_s
@@ -137,7 +136,7 @@ def _hung(campaigns: Mapping[str, Played]) -> Goal:
         for fault in each.report.faults
         if fault.kind == "pause"
     ]
-    if not found:
-        return Goal(name, wanted, "not measured", 0, holds=False)
-    longest = max(found)
-    return Goal(name, wanted, f"longest {longest:.2f} intervals", len(found), longest <= HUNG_INTERVALS)
+    text = f"longest {max(found):.2f} intervals" if found else "not measured"
+    holds = bool(found) and max(found) <= HUNG_INTERVALS
+    wanted = f"all within {HUNG_INTERVALS:g} heartbeat intervals"
+    return Goal("a hung device detected", wanted, text, len(found), holds)

@@ -97,15 +97,12 @@ class Hostile:
         return self._request(b"\xff\xd8\xff" + b"\0" * MAX_INPUT_BYTES, "image/jpeg")
 
     def _stale(self) -> Outgoing:
-        old = self._chance.choice(("tensors", "assignment", "route"))
-        if old == "assignment":
-            topic = DEVICE_ASSIGNMENT.at(self.prefix, device=self.device)
-            return Outgoing(topic, encode(Assignment(epoch=0, generation=0)))
-        if old == "route":
-            task = self._chance.choice(self.tasks)
-            route = Route(task=task, epoch=0, generation=0, group=0, unavailable="from an orchestrator of long ago")
-            return Outgoing(TASK_ROUTE.at(self.prefix, task=task), encode(route))
-        return Outgoing(self._tensors_topic(), self._stale_tensors())
+        task, reason = self._chance.choice(self.tasks), "from an orchestrator of long ago"
+        route = Route(task=task, epoch=0, generation=0, group=0, unavailable=reason)
+        assignment = DEVICE_ASSIGNMENT.at(self.prefix, device=self.device), encode(Assignment(epoch=0, generation=0))
+        tensors = self._tensors_topic(), self._stale_tensors()
+        old = (tensors, assignment, (TASK_ROUTE.at(self.prefix, task=task), encode(route)))
+        return Outgoing(*self._chance.choice(old))
 
     def _stale_tensors(self) -> bytes:
         planned = PlannedNode(key="k", needs=("image",), device=self.device)
