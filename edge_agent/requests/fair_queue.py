@@ -37,13 +37,12 @@ class FairQueue(Generic[Item]):
             self.waiting[task] = {}
         self.waiting[task][item] = deadline_s
 
-    def discard(self, task: TaskName, item: Item) -> bool:
-        """Remove an item; False when it was not waiting."""
+    def discard(self, task: TaskName, item: Item) -> None:
+        """Remove an item, if it waits."""
         items = self.waiting.get(task, {})
-        found = items.pop(item, None) is not None
-        if found and not items:
-            del self.waiting[task]
-        return found
+        items.pop(item, None)
+        if not items:
+            self.waiting.pop(task, None)
 
     def take(self) -> tuple[TaskName, Item] | None:
         """Remove and return the next item; None when the queue is empty. The caller then charges its seconds."""
