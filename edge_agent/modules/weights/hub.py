@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker.protocol.errors import ModuleRefused, first_line
@@ -29,20 +30,14 @@ class HubIsAway(ModuleRefused):
     """A file isn't here, and the hub can't be asked for it."""
 
 
+@dataclass(eq=False)
 class Repository:
-    """The files of one repository.
+    """The files of one repository."""
 
-    Args:
-        name: organisation/name.
-        revision: The pinned revision; None is the hub's newest.
-        directory: Where it is in the models directory; None when it is on the hub.
-    """
-
-    def __init__(self, name: str, revision: str | None, directory: Path | None) -> None:
-        self.name = name
-        self.revision = revision
-        self.directory = directory
-        self._hub_is_away = False
+    name: str  # organisation/name
+    revision: str | None  # the pinned one; None is the hub's newest
+    directory: Path | None  # where it is in the models directory; None when it is on the hub
+    _hub_is_away: bool = field(default=False, init=False)
 
     def path(self, file: str) -> Path | None:
         """A file on this machine, downloaded when it must be; None when the repository has none of that name.
