@@ -16,9 +16,8 @@ CTranslate2 picks the same kernels; its threads are torch's count at the time of
 CTranslate2 loads one ``model.bin`` with an encoder and a decoder. So each part gives it a reduced file: its own half as
 published, and of the other half what the library's constructor asks for and never runs: its settings, one layer of
 arrays of one element, and for the decoder the encoder's last norm, by whose width ``generate`` knows an encoder's
-output. These are less than 4 kB and not in ``memory_bytes``, which counts the half's weights in float32. (Giving the
-file from memory would keep a float16 copy for as long as the model lives.) Tests hold the halves equal to the whole
-model, and to the file's names and shapes: the library drops a layer that lacks a tensor without a word.
+output. These are less than 4 kB and not in ``memory_bytes``, which counts the half's weights in float32. The file must
+have exactly the published names and shapes: the library drops a layer that lacks a tensor without a word.
 """
 
 from __future__ import annotations

@@ -138,13 +138,10 @@ def effective(processor: PilBackend) -> dict[str, JsonValue]:
 def identity(
     config_of: Callable[[Config], object], names: str, *, pictures: type[PilBackend] | None = None, texts: bool = False
 ) -> Callable[[Checkpoint], dict[str, JsonValue]]:
-    """A part's identity: some fields of its configuration, and how its pictures and texts are prepared.
+    """A part's identity: the fields ``names`` of its configuration, and how its pictures and texts are prepared.
 
-    Args:
-        config_of: Makes the part's configuration of config.json.
-        names: Its fields that change what the part gives, separated by blanks.
-        pictures: The image processor of a part that takes pictures.
-        texts: Whether the part takes or gives texts: then the vocabulary counts.
+    ``config_of`` makes the configuration of config.json. ``pictures`` is the image processor of a part that takes
+    pictures. With ``texts``, which the part takes or gives, the vocabulary counts.
     """
 
     def of(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -173,9 +170,8 @@ def fields(config: object, names: str) -> dict[str, JsonValue]:
 
 
 def _plain_size(size: Any) -> Any:  # noqa: ANN401 - transformers' size, or an enumeration
-    if hasattr(size, "items"):
-        return {key: value for key, value in size.items() if value is not None}
-    return {key: value for key, value in vars(size).items() if value is not None}
+    fields = size if hasattr(size, "items") else vars(size)
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _text(path: Path) -> str:

@@ -73,12 +73,9 @@ def picture(processor: Any) -> Need:  # noqa: ANN401 - transformers isn't import
 
 
 def texts(tokenizer: Any, longest: int, *, padded: bool = False) -> Need:  # noqa: ANN401 - the same
-    """A text, one a line (n), to ``ids`` and ``mask`` int64 (n, t).
+    """A text, one a line (n), to ``ids`` and ``mask`` int64 (n, t), by transformers' tokenizer.
 
-    Args:
-        tokenizer: transformers' tokenizer.
-        longest: A text's most tokens; what is longer is cut.
-        padded: Whether each text is padded to that length, or all to the longest of them.
+    Each text is cut to ``longest`` tokens, and padded to as many if ``padded``, else to the longest of the n.
     """
     padding = "max_length" if padded else True
     return Need(lambda value: tokens(tokenizer, decoding.lines(value), longest, padding=padding), sample_inputs.texts)
@@ -114,9 +111,7 @@ def arrays(shapes: Mapping[str, Shape], *, free: bool = False) -> Need:
 class Ranking:
     """Arrays of other nodes, ``text_embeds`` (n, e), and the n texts, which are ranked.
 
-    Args:
-        shapes: The arrays of each value before the texts' embeddings.
-        width: The length e of an embedding.
+    ``shapes`` are those of the arrays, one mapping for each node, and ``width`` is e.
     """
 
     def __init__(self, *shapes: Mapping[str, Shape], width: int) -> None:

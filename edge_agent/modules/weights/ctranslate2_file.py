@@ -87,8 +87,8 @@ def size_bytes(variables: Iterable[Variable], item_bytes: int) -> int:
 def open_whisper(file: ModelFile, config: bytes, vocabulary: bytes, part: str) -> ctranslate2.models.Whisper:
     """The model of a file, in float32, with as many threads as torch has now.
 
-    The library loads files only, so they lie in a temporary directory meanwhile: the weights, ``config`` as config.json
-    and ``vocabulary`` as vocabulary.txt. ``part`` is for sentences.
+    They lie in a temporary directory meanwhile, for the library keeps a copy of a file that it is given from memory:
+    the weights, ``config`` as config.json and ``vocabulary`` as vocabulary.txt. ``part`` is for sentences.
 
     Raises:
         ModuleRefused: the temporary directory has no room, or the library refuses the file.

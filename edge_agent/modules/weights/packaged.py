@@ -72,13 +72,9 @@ def directory_of(spec: ModuleSpec) -> Path:
 def read(
     spec: ModuleSpec, part: str, shapes: Mapping[str, Shape], *, others: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
-    """Read the tensors of one part.
+    """Read the tensors of one part, which are those of ``shapes``; the spec's source must name this ``part``.
 
-    Args:
-        spec: The module; its source must name this ``part``, for the part belongs to the module's identity.
-        part: The part that the family loads.
-        shapes: Every tensor of the part, with its shape.
-        others: Prefixes and suffixes of the names that belong to the model's other parts or to training.
+    ``others`` are prefixes and suffixes of the names that belong to the model's other parts or to training.
 
     Returns:
         Tensors of the spec's dtype in aligned memory of their own, by name. For int8 they are float32 still: the
