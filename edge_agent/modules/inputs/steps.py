@@ -56,7 +56,7 @@ class Steps:
 def picture(processor: Any) -> Need:  # noqa: ANN401 - transformers isn't imported here
     """A picture's bytes to ``pixels`` float32 (1, 3, h, w), by transformers' image processor.
 
-    Reading raises RequestFailed: ``bad_input`` when it is no picture, or its size leaves nothing of a side.
+    Reading raises RequestFailed: ``bad_input`` when it can't be read, or its size leaves nothing of a side.
     """
 
     def read(value: Value) -> dict[str, Array]:
