@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -84,8 +85,7 @@ def spares(
     selection = _SpareSelection(devices, tasks, where, barred=barred or {}, at_hand=at_hand or {}, kept=kept, only=only)
     for key, device in (pinned or {}).items():
         if key in selection.modules and selection.may_take(key, device, pinned=True):
-            selection.put(key, device)
-            selection.standby[key] = [device]
+            selection.add_standby(key, device)
     for key in selection.by_urgency(load_s or {}):
         selection.choose_standby(key)
     for key in selection.modules:
@@ -116,29 +116,34 @@ class _SpareSelection:
         modules = distinct_modules(tasks)
         self.modules = {key: module for key, module in modules.items() if where.get(key) in self.devices}
         self.where = {key: self.devices[where[key]] for key in self.modules}
-        self.standby: dict[ModuleKey, list[DeviceId]] = {}
-        self.replicas: dict[ModuleKey, list[DeviceId]] = {}
+        self.standby: dict[ModuleKey, list[DeviceId]] = defaultdict(list)
+        self.replicas: dict[ModuleKey, list[DeviceId]] = defaultdict(list)
         self._barred, self._at_hand, self._kept, self._only = barred, at_hand, kept, only
-        self._users: dict[ModuleKey, list[TaskSpec]] = {}
-        self._rate: dict[ModuleKey, float] = {}
+        self._users: dict[ModuleKey, list[TaskSpec]] = defaultdict(list)
+        self._rate: dict[ModuleKey, float] = defaultdict(float)
         for task in sorted(tasks, key=lambda task: task.task):
             keys = [task.module_of(node).key for node in task.nodes]
             for key in keys:
-                self._rate[key] = self._rate.get(key, 0.0) + task.weight
+                self._rate[key] += task.weight
             for key in dict.fromkeys(keys):
-                self._users.setdefault(key, []).append(task)
+                self._users[key].append(task)
         self._sources = {task.task: source_of(task, self.devices) for task in tasks}
         self._room = {name: device.memory_bytes for name, device in self.devices.items()}
-        self._copies: dict[ModuleKey, set[DeviceId]] = {}
+        self._copies: dict[ModuleKey, set[DeviceId]] = defaultdict(set)
         self._busy = dict.fromkeys(self.devices, 0.0)
         for key, device in self.where.items():
-            self.put(key, device.id)
+            self._put(key, device.id)
             self._busy[device.id] += self._rate[key] * self._seconds(key, device.id)
 
-    def put(self, key: ModuleKey, device: DeviceId) -> None:
+    def _put(self, key: ModuleKey, device: DeviceId) -> None:
         """Take the memory of one more copy."""
-        self._copies.setdefault(key, set()).add(device)
+        self._copies[key].add(device)
         self._room[device] -= self.modules[key][1].memory_bytes
+
+    def add_standby(self, key: ModuleKey, device: DeviceId) -> None:
+        """Put a standby there."""
+        self._put(key, device)
+        self.standby[key].append(device)
 
     def may_take(self, key: ModuleKey, device: DeviceId, *, pinned: bool = False) -> bool:
         """Whether one more copy may be there."""
@@ -162,25 +167,20 @@ class _SpareSelection:
     def choose_standby(self, key: ModuleKey) -> None:
         """Give a module its one standby, if any device can take it; beside a pinned copy only one that is there."""
         kept = [device for device in self._kept.of(key) if self.may_take(key, device)]
-        if not kept and self.standby.get(key):
-            return
-        able = kept[:1] or self._worth_comparing(key)
-        if not able:
-            return
-        chosen = min(able, key=lambda device: (self._cost(key, device), device))
-        self.put(key, chosen)
-        self.standby.setdefault(key, []).append(chosen)
+        able = kept[:1] or ([] if self.standby[key] else self._worth_comparing(key))
+        if able:
+            self.add_standby(key, min(able, key=lambda device: (self._cost(key, device), device)))
 
     def overloaded(self, key: ModuleKey) -> bool:
         """Whether a module's rate is too much for its active copies."""
-        active = [self.where[key].id, *self.replicas.get(key, ())]
+        active = [self.where[key].id, *self.replicas[key]]
         may_do_per_s = sum(UTILISATION / self._seconds(key, device) for device in active)
         had_more = len(self._kept.replicas.get(key, ())) >= len(active)
         return self._rate[key] * (KEEP_REPLICA_FACTOR if had_more else 1.0) > may_do_per_s
 
     def add_replica(self, key: ModuleKey, *, pinned: DeviceId | None) -> bool:
         """Make the standby a replica, else put a new one where there is most time left; whether that could be done."""
-        waiting = [device for device in self.standby.get(key, ()) if device != pinned]
+        waiting = [device for device in self.standby[key] if device != pinned]
         kept = [device for device in self._kept.replicas.get(key, ()) if self.may_take(key, device)]
         able = waiting or kept or [device for device in self.devices if self.may_take(key, device)]
         if not able:
@@ -191,8 +191,8 @@ class _SpareSelection:
         if chosen in waiting:
             self.standby[key].remove(chosen)
         else:
-            self.put(key, chosen)
-        self.replicas.setdefault(key, []).append(chosen)
+            self._put(key, chosen)
+        self.replicas[key].append(chosen)
         share = self._rate[key] / (1 + len(self.replicas[key]))
         self._busy[chosen] += share * self._seconds(key, chosen)
         return True
