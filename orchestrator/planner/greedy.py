@@ -49,9 +49,8 @@ class PartialPlacement:
         homes = homes or {}
         for module, key in enumerate(problem.keys):
             row = problem.fleet.rows.get(homes.get(key, ""), NOWHERE)
-            if row == NOWHERE or row in problem.barred[module]:
-                continue
-            if problem.bytes[module] <= self.room[row]:
+            is_able = row != NOWHERE and row not in problem.barred[module]
+            if is_able and problem.bytes[module] <= self.room[row]:
                 self.put(module, row)
                 self.kept.add(module)
 
@@ -120,15 +119,13 @@ def greedy(draft: PartialPlacement) -> None:
 
 def _best_ahead(draft: PartialPlacement, module: int, rows: Integers) -> Row | None:
     """The row from which the rule itself ends best; None when it finds no end, wherever this module is."""
-    best: tuple[float, Row] | None = None
+    ends: list[tuple[float, Row]] = []
     for row in rows.tolist():
         trial = draft.copy()
         trial.put(module, row)
-        if not _finish(trial):
-            continue
-        cost = draft.problem.objective(trial.where)
-        best = min(best or (cost, row), (cost, row))
-    return best[1] if best else None
+        if _finish(trial):
+            ends.append((draft.problem.objective(trial.where), row))
+    return min(ends)[1] if ends else None
 
 
 def _finish(draft: PartialPlacement) -> bool:

@@ -55,12 +55,11 @@ def _print(
         return
     placement = table("module", "MB", "device", "further copies", "used by", title="placement")
     sizes = {name: module.memory_bytes for task in tasks for name, module in task.modules.items()}
-    for name in _names_of(tasks):
-        copies = [f"{device} (replica)" for device in made["replicas"].get(name, [])]
-        copies += [f"{device} (standby)" for device in made["standby"].get(name, [])]
+    for name, device in made["placement"].items():
+        copies = [f"{other} (replica)" for other in made["replicas"].get(name, [])]
+        copies += [f"{other} (standby)" for other in made["standby"].get(name, [])]
         users = [task.task for task in tasks if any(node.module == name for node in task.nodes.values())]
-        size, device = megabytes(sizes[name]), made["placement"][name]
-        placement.add_row(name, size, device, "\n".join(copies), "\n".join(users))
+        placement.add_row(name, megabytes(sizes[name]), device, "\n".join(copies), "\n".join(users))
     memory = table("device", "used (MB)", "spare copies (MB)", "of (MB)", title="memory")
     for device in sorted(device.id for device in devices):
         use = made["memory_bytes"]["per_device"][device]
