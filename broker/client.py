@@ -29,7 +29,7 @@ from broker.protocol.errors import ErrorCode, LocalProtocolError, MessageTooLarg
 from broker.protocol.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
 from broker.protocol.specs import RequestId, TaskName
 from broker.protocol.tensors import Tensors
-from broker.protocol.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read
+from broker.protocol.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read, require_id
 from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, MakeTransport, Outgoing, Undelivered
@@ -86,7 +86,7 @@ class Client:
         self.duplicates = 0
         """The number of answers to requests that already had one."""
         self._prefix = prefix_of(site)
-        RESULTS.at(self._prefix, client=self.client_id, request="0")  # refuses an invalid id
+        require_id("client", self.client_id)
         self._mailbox: Mailbox[LinkEvent | _Submitted | None] = Mailbox()
         self._pending = PendingRequests(self._prefix, self.client_id, url, first_retry_s=first_retry_s)
         self._futures: dict[RequestId, Future[Response]] = {}

@@ -47,7 +47,9 @@ def encode(message: BaseModel) -> bytes:
 
 
 def decode(kind: type[M], payload: bytes) -> M:
-    """Read a control message or a result.
+    """Read a control message or a result; unknown fields are ignored, also inside a spec.
+
+    Messages that may have further fields keep them.
 
     Raises:
         RemoteProtocolError: too large, not JSON, or a field is missing or wrong.
@@ -55,7 +57,7 @@ def decode(kind: type[M], payload: bytes) -> M:
     if len(payload) > MAX_CONTROL_BYTES:
         raise RemoteProtocolError(f"{kind.__name__} of {len(payload)} bytes, at most {MAX_CONTROL_BYTES} are allowed")
     try:
-        return kind.model_validate_json(payload)
+        return kind.model_validate_json(payload, extra=None if kind.model_config.get("extra") == "allow" else "ignore")
     except ValidationError as error:
         field, sentence = describe(error.errors()[0])
         raise RemoteProtocolError(": ".join(part for part in (kind.__name__, field, sentence) if part)) from error

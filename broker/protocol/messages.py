@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
@@ -27,6 +28,7 @@ from broker.protocol.specs import (
     NotNegative,
     Rate,
     RequestId,
+    Revision,
     TaskName,
     Wire,
     in_order,
@@ -35,7 +37,11 @@ from broker.protocol.specs import (
 MAX_DEADLINE_S = 86_400.0  # one day
 SUSPECTED_FOR_S = 15.0  # a timed-out call counts so long: a few timeouts of a coordinator, and its next heartbeats
 
-Count = Annotated[int, Field(ge=0)]
+MAX_FENCE = 2**53 - 1  # the largest integer that is exact in every JSON reader
+
+Fence = Annotated[int, Field(strict=True, ge=0, le=MAX_FENCE)]
+"""A number that tells old from new, such as an epoch. Anything else is refused when it is read: a text, true, 1.0."""
+Count = Annotated[int, Field(strict=True, ge=0, le=2**60)]
 
 
 class Message(BaseModel):
@@ -54,12 +60,18 @@ def _check_graph(needs: Mapping[NodeName, Sequence[NodeName]], output: NodeName 
 # --- control: JSON ---
 
 
-class OrchestratorState(Message):
-    """The leader's term (epoch), or its end."""
+def _unless(default: object) -> Callable[[object], bool]:
+    """Leave a field out of the bytes while it has its default."""
+    return lambda value: value == default
 
-    epoch: Count
+
+class OrchestratorState(Message):
+    """The leader's term (epoch), or its end. ``change`` counts the changes of deployed tasks and drains."""
+
+    epoch: Fence
     online: bool
-    session: Count  # new at each connection, so that a late will of an older connection has no effect
+    session: Fence  # new at each connection, so that a late will of an older connection has no effect
+    change: Annotated[Fence, Field(exclude_if=_unless(0))] = 0
 
 
 class Drain(Message):
@@ -77,12 +89,30 @@ class DeviceProfile(Message):
     latency_s: NotNegative
 
 
+class About(Message):
+    """The software and the machine of a device, for people."""
+
+    version: str
+    host: str
+    machine: str  # its architecture
+    cpu: str
+    python: str
+    engines: tuple[str, ...]
+    accelerator: str | None = None
+
+
 class DeviceState(Message):
-    """A device's birth, drain or death; also its will."""
+    """A device's birth, drain or death; also its will. The last four fields are in births only.
+
+    A device whose birth has ``about`` ignores fields that it doesn't know, also inside specs.
+    """
 
     status: Literal["online", "draining", "offline"]
-    session: Count
-    profile: DeviceProfile | None = None  # in births only
+    session: Fence
+    profile: DeviceProfile | None = None
+    about: About | None = None
+    tasks: tuple[TaskName, ...] | None = None  # the tasks that it may serve; null allows all
+    availability: Annotated[Literal["always", "sometimes"], Field(exclude_if=_unless("always"))] = "always"
 
 
 class AssignedModule(Message):
@@ -92,13 +122,14 @@ class AssignedModule(Message):
     spec: ModuleSpec
     role: Literal["active", "standby"] = "active"
     why: str = ""
+    revision: Revision | None = None  # of the task's spec that describes the module; of the first task by name
 
 
 class Assignment(Message):
     """All modules that a device must hold, under the fence (epoch, generation). It unloads the others."""
 
-    epoch: Count
-    generation: Count
+    epoch: Fence
+    generation: Fence
     modules: tuple[AssignedModule, ...] = ()
     stays: str | None = None  # why a drained device must keep these modules
 
@@ -119,17 +150,17 @@ class HeldModule(Message):
 class Heartbeat(Message):
     """A device's periodic report of its actual state."""
 
-    session: Count
-    seq: Count
-    epoch: Count  # of its assignment
-    generation: Count
+    session: Fence
+    seq: Fence
+    epoch: Fence  # of its assignment
+    generation: Fence
     modules: dict[ModuleKey, HeldModule] = {}
     memory_used_bytes: Count = 0
     memory_bytes: Count = 0
     cached: dict[ModuleKey, NotNegative] = {}  # key of weights on its disk, not in memory -> measured seconds of a pass
     in_flight: Count = 0  # requests that it coordinates
     progress: Count = 0  # turns of the service's loop; doesn't change while it hangs
-    dropped: dict[str, int] = {}  # reason -> refused messages, since the start
+    dropped: dict[str, Count] = {}  # reason -> refused messages, since the start
     suspects: dict[DeviceId, NotNegative] = {}  # devices whose calls timed out -> seconds since then
 
 
@@ -157,9 +188,9 @@ class Route(Message):
     """The devices for a task's requests. ``unavailable`` is the reason why the task can't be served now."""
 
     task: TaskName
-    epoch: Count
-    generation: Count
-    group: Count  # counts the changes of front doors and backup coordinators; part of the share group's name
+    epoch: Fence
+    generation: Fence
+    group: Fence  # counts the changes of front doors and backup coordinators; part of the share group's name
     inputs: dict[NodeName, InputSpec] = {}
     nodes: dict[NodeName, RouteNode] = {}
     output: NodeName | None = None
@@ -167,6 +198,7 @@ class Route(Message):
     front_door: tuple[DeviceId, ...] = ()
     second_door: tuple[DeviceId, ...] = ()  # the backup coordinator; keeps a copy of each open request
     unavailable: str | None = None
+    revision: Revision | None = None  # of the task's spec
 
     @model_validator(mode="after")
     def _graph_is_sound(self) -> Self:
@@ -196,7 +228,7 @@ class Timing(Message):
     queue_s: NotNegative
     compute_s: NotNegative
     output_bytes: Count
-    attempt: Count
+    attempt: Fence
 
 
 class ErrorBody(Message):
@@ -212,8 +244,9 @@ class Result(Message):
 
     request: RequestId
     task: TaskName
-    epoch: Count = 0
-    generation: Count = 0
+    epoch: Fence = 0
+    generation: Fence = 0
+    revision: Revision | None = None  # of the task's spec
     coordinator: DeviceId | None = None
     answer: dict[str, JsonValue] | None = None
     error: ErrorBody | None = None
@@ -226,6 +259,15 @@ class Result(Message):
 def _from_text(value: object) -> object:
     """Decode a compound field: metadata are strings, so it travels as JSON text."""
     return json.loads(value) if isinstance(value, str) else value
+
+
+def _number_of(value: object) -> object:
+    """Read the digits of a fencing number: at most 16 of them, before anything is converted."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,16}", value) else value
+
+
+FenceText = Annotated[int, BeforeValidator(_number_of), Field(strict=True, ge=0, le=MAX_FENCE)]
+"""A fencing number in metadata, where it travels as text."""
 
 
 class PlannedNode(Message):
@@ -243,6 +285,7 @@ class Plan(Message):
     nodes: dict[NodeName, PlannedNode]
     output: NodeName
     wire: Wire = "float32"  # arrays between nodes are rounded to it
+    revision: Revision | None = None  # of the task's spec
 
     @model_validator(mode="after")
     def _graph_is_sound(self) -> Self:
@@ -266,9 +309,10 @@ class Envelope(Message):
     request: RequestId
     task: TaskName
     node: NodeName
-    epoch: Count
-    generation: Count
-    attempt: Count
+    epoch: FenceText
+    generation: FenceText
+    attempt: FenceText
+    revision: Revision | None = None  # of the task's spec
 
 
 class NodeInputs(Envelope):

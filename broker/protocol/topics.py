@@ -1,7 +1,8 @@
 """The topic table: one constant per topic; every other file uses these constants.
 
 Owns templates, QoS, retain, writers, readers and messages, and how a delivered message is recognized (``read``).
-``topics.md`` is this table for people; a test holds them equal. Doesn't know connections.
+``topics.md`` is this table for people; a test holds them equal: a topic that a process uses has its section there.
+Doesn't know connections.
 """
 
 from __future__ import annotations
@@ -17,16 +18,26 @@ from pydantic import BaseModel
 from broker.protocol.codec import decode
 from broker.protocol.errors import LocalProtocolError
 from broker.protocol.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Result, Route
-from broker.protocol.specs import ID_PATTERN, INVALID_ID, TaskSpec
+from broker.protocol.reports import Standing, Summary, SystemEvent, TaskStatus, Trace
+from broker.protocol.specs import ID_PATTERN, INVALID_ID, INVALID_LEVEL, TaskSpec, is_level
 
 VERSION = "s2m3/v1"
 _ID = ID_PATTERN.removeprefix("^").removesuffix("$")
 _LEVEL = re.compile(r"\{(\w+)\}")
 
 
+def require_id(name: str, value: str) -> None:
+    """Refuse an id that is not valid with ``LocalProtocolError``."""
+    if not re.fullmatch(_ID, value):
+        raise LocalProtocolError(f"{name} {value!r} {INVALID_ID}")
+
+
 @dataclass(frozen=True)
 class Topic:
-    """One row of the contract. ``message`` is None where the payload is not a JSON message of this protocol."""
+    """One row of the contract. ``message`` is None where the payload is not a JSON message of this protocol.
+
+    ``free`` names the levels that a sensor chooses; all other levels in braces are ids.
+    """
 
     template: str
     qos: Literal[0, 1]
@@ -34,6 +45,7 @@ class Topic:
     writer: str
     reader: str
     message: type[BaseModel] | None
+    free: tuple[str, ...] = ()
 
     def at(self, prefix: str, **ids: str) -> str:
         """The topic for these ids.
@@ -42,13 +54,15 @@ class Topic:
             LocalProtocolError: an id is not valid.
         """
         for name, value in ids.items():
-            if not re.fullmatch(_ID, value):
-                raise LocalProtocolError(f"{name} {value!r} {INVALID_ID}")
+            if name not in self.free:
+                require_id(name, value)
+            elif not is_level(value):
+                raise LocalProtocolError(f"{name} {value!r} {INVALID_LEVEL}")
         return f"{prefix}/{self.template.format(**ids)}"
 
     def filter(self, prefix: str, **ids: str) -> str:
         """The subscription filter: an id that is not given matches any id."""
-        levels = dict.fromkeys(_LEVEL.findall(self.template), "+")
+        levels = dict.fromkeys(self.fields, "+")
         return f"{prefix}/{self.template.format(**(levels | ids))}"
 
     def match(self, prefix: str, topic: str) -> dict[str, str] | None:
@@ -56,29 +70,60 @@ class Topic:
         if not topic.startswith(prefix + "/"):
             return None
         found = self._pattern.fullmatch(topic, len(prefix) + 1)
-        return found.groupdict() if found else None
+        ids = found.groupdict() if found else None
+        return ids if ids is not None and all(is_level(ids[name]) for name in self.free) else None
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the levels in braces."""
+        return tuple(_LEVEL.findall(self.template))
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        return re.compile(_LEVEL.sub(rf"(?P<\1>{_ID})", self.template))
+        return re.compile(
+            _LEVEL.sub(lambda level: f"(?P<{level[1]}>{'[^/]+' if level[1] in self.free else _ID})", self.template)
+        )
 
 
 ORCHESTRATOR_STATE = Topic("orchestrator/state", 1, True, "orchestrator", "all", OrchestratorState)
 ORCHESTRATOR_HEARTBEAT = Topic("orchestrator/heartbeat", 0, False, "orchestrator", "orchestrator", OrchestratorState)
+ORCHESTRATOR_EVENTS = Topic("orchestrator/events", 0, False, "orchestrator", "all", SystemEvent)
 TASK_SPEC = Topic("tasks/{task}/spec", 1, True, "deployer, orchestrator", "orchestrator", TaskSpec)
 TASK_ROUTE = Topic("tasks/{task}/route", 1, True, "orchestrator", "agents, clients", Route)
+TASK_REVISION = Topic("tasks/{task}/revisions/{revision}", 1, True, "operator, orchestrator", "orchestrator", TaskSpec)
+TASK_STATUS = Topic("tasks/{task}/status", 1, True, "orchestrator", "all", TaskStatus)
 DEVICE_STATE = Topic("devices/{device}/state", 1, True, "agent", "all", DeviceState)
 DEVICE_ASSIGNMENT = Topic("devices/{device}/assignment", 1, True, "orchestrator", "agent", Assignment)
 DEVICE_HEARTBEAT = Topic("devices/{device}/heartbeat", 0, False, "agent", "orchestrator", Heartbeat)
 DEVICE_DRAIN = Topic("devices/{device}/drain", 1, True, "operator, orchestrator", "orchestrator", Drain)
 DEVICE_REBIRTH = Topic("devices/{device}/rebirth", 1, False, "orchestrator", "agent", None)
 DEVICE_ECHO = Topic("devices/{device}/echo", 0, False, "agent", "agent", None)
+DEVICE_STANDING = Topic("devices/{device}/standing", 1, True, "orchestrator", "all", Standing)
+DEVICE_SUMMARY = Topic("devices/{device}/summary", 1, True, "agent", "all", Summary)
+DEVICE_EVENTS = Topic("devices/{device}/events", 0, False, "agent", "all", SystemEvent)
+DEVICE_TRACES = Topic("devices/{device}/traces/{request}", 0, False, "agent", "all", Trace)
 TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor", "front door", None)
+CLIENT_REQUESTS = Topic(
+    "tasks/{task}/requests/{client}/{request}", 1, False, "sensor", "front door", None, free=("client", "request")
+)
 TENSORS = Topic("tensors/{sender}/{receiver}/{request}/{node}", 1, False, "agent", "agent", None)
-RESULTS = Topic("clients/{client}/results/{request}", 1, False, "agent", "sensor", Result)
+RESULTS = Topic("clients/{client}/results/{request}", 1, False, "agent", "sensor", Result, free=("client", "request"))
 
 TOPICS = tuple(row for row in tuple(globals().values()) if isinstance(row, Topic))
 """The whole table, in the order above."""
+
+
+def _by_literal_levels() -> dict[int, dict[tuple[int, ...], dict[tuple[str, ...], Topic]]]:
+    """The rows by their number of levels, the places of the levels that are given, and these levels."""
+    rows: dict[int, dict[tuple[int, ...], dict[tuple[str, ...], Topic]]] = {}
+    for row in TOPICS:
+        levels = row.template.split("/")
+        places = tuple(place for place, level in enumerate(levels) if not _LEVEL.fullmatch(level))
+        rows.setdefault(len(levels), {}).setdefault(places, {})[tuple(levels[place] for place in places)] = row
+    return rows
+
+
+_ROWS = _by_literal_levels()
 
 
 @dataclass(frozen=True)
@@ -102,8 +147,12 @@ class Incoming:
 
 def read(prefix: str, topic: str, payload: bytes) -> Incoming | None:
     """Recognize a delivered message; None when its topic is not in the table. The payload is not decoded yet."""
-    for row in TOPICS:
-        if (ids := row.match(prefix, topic)) is not None:
+    if not topic.startswith(prefix + "/"):
+        return None
+    levels = topic[len(prefix) + 1 :].split("/")
+    for places, rows in _ROWS.get(len(levels), {}).items():
+        row = rows.get(tuple(levels[place] for place in places))
+        if row is not None and (ids := row.match(prefix, topic)) is not None:
             return Incoming(row, ids, payload)
     return None
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from broker.protocol.codec import (
     MAX_CONTROL_BYTES,
@@ -128,6 +129,20 @@ def test_an_envelope_is_exactly_these_strings_and_comes_back_with_its_arrays(
     assert read == message
     np.testing.assert_array_equal(arrays["image/features"], FEATURES)
     assert decode_tensors(written)[0] == message
+
+
+@pytest.mark.parametrize(("message", "metadata"), ENVELOPES)
+@pytest.mark.parametrize("name", ["epoch", "generation", "attempt"])
+def test_a_fencing_number_of_an_envelope_is_the_digits_of_an_integer_below_2_to_the_53(
+    message: TensorMessage, metadata: dict[str, str], name: str
+) -> None:
+    read, _ = decode_tensors(pack({}, metadata | {name: str(2**53 - 1)}))
+    assert getattr(read, name) == 2**53 - 1
+    for wrong in (str(2**53), "-1", "+1", "1.0", "1e3", " 1", "1_0", "true", "", "٣", "9" * 4_300):
+        with pytest.raises(RemoteProtocolError):
+            decode_tensors(pack({}, metadata | {name: wrong}))
+    with pytest.raises(ValidationError):
+        type(message).model_validate(message.model_dump() | {name: True})
 
 
 @pytest.mark.parametrize(("message", "metadata"), ENVELOPES)

@@ -71,7 +71,7 @@ def test_a_good_file_is_read(path: Path) -> None:
             "output: head",
             "output: head\nwieght: 2",
             ":10: wieght: Extra inputs are not permitted; remove it or correct its spelling; known fields: task, "
-            "description, source, inputs, nodes, output, weight, wire, redundancy, modules",
+            "description, source, inputs, nodes, output, weight, wire, redundancy, devices, modules",
             id="an unknown field",
         ),
         pytest.param(

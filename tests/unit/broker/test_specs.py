@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from broker.protocol.specs import DeviceSpec, ModuleSpec, Source, TaskSpec, describe, parse_bytes
+from broker.protocol.specs import DeviceSpec, ModuleSpec, Source, TaskSpec, describe, in_order, parse_bytes
 
 MODULE = {"family": "clip.vision", "memory_bytes": 100, "flops": 1e9, "output_bytes": 8}
 TASK: dict[str, Any] = {
@@ -172,3 +172,61 @@ def test_a_device_may_be_infinitely_near_and_not_infinitely_fast() -> None:
 def test_a_spec_cant_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         TaskSpec.model_validate(TASK).output = "other"  # type: ignore[misc]
+
+
+# --- the order of a graph, and the revision of a task ---
+
+
+def by_rounds(needs: dict[str, list[str]]) -> tuple[str, ...]:
+    """The definition: in each round all nodes whose needs are done, in the given order."""
+    done: list[str] = []
+    while following := [n for n, taken in needs.items() if n not in done and set(taken) & set(needs) <= set(done)]:
+        done += following
+    return tuple(done)
+
+
+@given(st.dictionaries(st.sampled_from("abcdefgh"), st.lists(st.sampled_from("abcdefghxy"), max_size=3)))
+def test_nodes_are_ordered_in_rounds(needs: dict[str, list[str]]) -> None:
+    assert in_order(needs) == by_rounds(needs)
+
+
+class Counted(dict[str, list[str]]):
+    """A graph that counts how often a need is looked up."""
+
+    looked_up = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.looked_up += 1
+        return super().__contains__(name)
+
+
+@pytest.mark.parametrize("nodes", [10, 1_000, 4_000])
+def test_a_chain_written_last_first_is_ordered_in_one_look_at_each_need(nodes: int) -> None:
+    chain = Counted({f"n{n}": [f"n{n - 1}"] for n in reversed(range(nodes))})
+    assert in_order(chain) == tuple(f"n{n}" for n in range(nodes))
+    assert chain.looked_up == nodes
+
+
+def test_a_revision_names_the_content_of_a_spec() -> None:
+    spec = TaskSpec.model_validate(TASK)
+    assert spec.revision == TaskSpec.model_validate(TASK | {"description": "other", "weight": 1}).revision
+    shuffled = {key: TASK[key] for key in reversed(TASK)} | {"nodes": dict(reversed(TASK["nodes"].items()))}
+    assert TaskSpec.model_validate(shuffled).revision == spec.revision
+    written = TaskSpec.model_validate_json(spec.model_dump_json())
+    assert written.revision == spec.revision
+    changes: list[dict[str, Any]] = [
+        {"weight": 2},
+        {"wire": "float16"},
+        {"devices": ["gw-a"]},
+        {"modules": {"m": MODULE | {"flops": 2e9}}},
+        {"output": "vision"},
+    ]
+    others = {TaskSpec.model_validate(TASK | change).revision for change in changes}
+    assert len(others | {spec.revision}) == 6
+    assert all(len(each) == 12 and set(each) <= set("0123456789abcdef") for each in others)
+
+
+def test_a_tasks_devices_are_named_or_left_out() -> None:
+    assert TaskSpec.model_validate(TASK | {"devices": ["gw-a", "gw-b"]}).devices == ("gw-a", "gw-b")
+    assert problem(TaskSpec, TASK | {"devices": []})[0] == "devices"
+    assert problem(TaskSpec, TASK | {"devices": ["No Id"]})[0] == "devices.0"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from broker.protocol.errors import LocalProtocolError, RemoteProtocolError
 from broker.protocol.messages import OrchestratorState
 from broker.protocol.topics import (
+    CLIENT_REQUESTS,
     DEVICE_ECHO,
     DEVICE_HEARTBEAT,
     DEVICE_STATE,
@@ -26,19 +27,27 @@ from broker.protocol.topics import (
 )
 from broker.transport.memory import matches
 
-IDS = {name: f"{name}-1" for name in ("device", "task", "client", "sender", "receiver", "request", "node")}
+IDS = {name: f"{name}-1" for name in ("device", "task", "client", "sender", "receiver", "request", "node", "revision")}
 TABLE = [
     ("orchestrator/state", 1, True),
     ("orchestrator/heartbeat", 0, False),
+    ("orchestrator/events", 0, False),
     ("tasks/{task}/spec", 1, True),
     ("tasks/{task}/route", 1, True),
+    ("tasks/{task}/revisions/{revision}", 1, True),
+    ("tasks/{task}/status", 1, True),
     ("devices/{device}/state", 1, True),
     ("devices/{device}/assignment", 1, True),
     ("devices/{device}/heartbeat", 0, False),
     ("devices/{device}/drain", 1, True),
     ("devices/{device}/rebirth", 1, False),
     ("devices/{device}/echo", 0, False),
+    ("devices/{device}/standing", 1, True),
+    ("devices/{device}/summary", 1, True),
+    ("devices/{device}/events", 0, False),
+    ("devices/{device}/traces/{request}", 0, False),
     ("tasks/{task}/requests", 1, False),
+    ("tasks/{task}/requests/{client}/{request}", 1, False),
     ("tensors/{sender}/{receiver}/{request}/{node}", 1, False),
     ("clients/{client}/results/{request}", 1, False),
 ]
@@ -76,6 +85,45 @@ def test_an_invalid_id_is_neither_written_nor_matched(wrong: str) -> None:
     with pytest.raises(LocalProtocolError, match="use a-z, 0-9 and -, at most 63 characters"):
         DEVICE_STATE.at(VERSION, device=wrong)
     assert DEVICE_STATE.match(VERSION, f"{VERSION}/devices/{wrong}/state") is None
+
+
+@pytest.mark.parametrize("level", ["ESP_1A2B", "1", "Kamera Süd", "a" * 64, "ü" * 32, "-", "$x", "a.b:c@d"])
+def test_a_sensor_names_itself_and_its_request_as_it_likes(level: str) -> None:
+    for topic in (CLIENT_REQUESTS, RESULTS):
+        ids = IDS | {"client": level, "request": level}
+        name = topic.at(VERSION, **{field: ids[field] for field in topic.fields})
+        incoming = read(VERSION, name, b"")
+        assert incoming is not None
+        assert incoming.topic is topic
+        assert (incoming.ids["client"], incoming.ids["request"]) == (level, level)
+
+
+@pytest.mark.parametrize("wrong", ["", "a/b", "a+", "#", "+", "a\0", "a" * 65, "ü" * 33])
+def test_a_level_that_breaks_topics_is_neither_written_nor_matched(wrong: str) -> None:
+    for ids in ({"client": wrong, "request": "1"}, {"client": "c", "request": wrong}):
+        with pytest.raises(LocalProtocolError, match="use 1 to 64 bytes of UTF-8 without"):
+            CLIENT_REQUESTS.at(VERSION, task="pick", **ids)
+        assert CLIENT_REQUESTS.match(VERSION, f"{VERSION}/tasks/pick/requests/{ids['client']}/{ids['request']}") is None
+
+
+def test_a_delivered_topic_is_compared_with_at_most_one_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It's read for every message, thousands of times a second: the table's length must not matter."""
+    tried: list[Topic] = []
+    match = Topic.match
+
+    def counted(self: Topic, prefix: str, topic: str) -> dict[str, str] | None:
+        tried.append(self)
+        return match(self, prefix, topic)
+
+    monkeypatch.setattr(Topic, "match", counted)
+    for topic in TOPICS:
+        tried.clear()
+        assert read(VERSION, topic.at(VERSION, **used(topic)), b"") is not None
+        assert tried == [topic]
+    for other in ("frigate/door/person", f"{VERSION}/tasks/a/other", f"{VERSION}/{'a/' * 500}", VERSION, ""):
+        tried.clear()
+        assert read(VERSION, other, b"") is None
+        assert tried == []
 
 
 @EACH

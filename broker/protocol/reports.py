@@ -1,0 +1,132 @@
+"""The messages for people who watch a site: standings, statuses, events, traces and summaries.
+
+Owns their fields. They report decisions and measurements; no process decides by them. Doesn't know their readers. A
+reader ignores unknown fields and event types.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from broker.protocol.messages import Count, Fence, Message
+from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, NodeName, NotNegative, RequestId, Revision, TaskName
+
+Time = NotNegative
+"""Seconds since 1970 on the sender's clock."""
+Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_]{0,63}$")]
+"""A name for programs. The set may grow: a reader takes any."""
+
+
+class Standing(Message):
+    """The orchestrator's opinion of a device, since when, until when, and why."""
+
+    device: DeviceId
+    standing: Literal["online", "suspect", "unresponsive", "dead", "probation", "draining", "drained"]
+    since: Time
+    until: Time | None = None
+    why: str
+
+
+class Candidate(Message):
+    """A revision that is tried before it is served."""
+
+    revision: Revision
+    state: Word
+    why: str
+
+
+class TaskStatus(Message):
+    """A task's revisions, and the requests that could not be answered."""
+
+    task: TaskName
+    revision: Revision | None = None  # the one that is served
+    candidate: Candidate | None = None
+    revisions: tuple[Revision, ...] = ()  # the last five, newest first
+    unanswerable: dict[str, Count] = Field(default_factory=dict)  # reason -> requests
+
+
+class EventType(StrEnum):
+    """The types of events that this version tells."""
+
+    DEVICE_ONLINE = "device_online"
+    DEVICE_SUSPECT = "device_suspect"
+    DEVICE_DEAD = "device_dead"
+    DEVICE_DRAINING = "device_draining"
+    DEVICE_DRAINED = "device_drained"
+    MODULE_LOADING = "module_loading"
+    MODULE_READY = "module_ready"
+    MODULE_FAILED = "module_failed"
+    MODULE_UNLOADED = "module_unloaded"
+    PLACED = "placed"
+    MOVED = "moved"
+    TOOK_OVER = "took_over"
+    LEADER_CHANGED = "leader_changed"
+    TASK_DEPLOYED = "task_deployed"
+    TASK_UNAVAILABLE = "task_unavailable"
+
+
+class SystemEvent(Message):
+    """One thing that happened. ``at`` is the sender's clock; order is by arrival. It may have further fields."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: Word
+    at: Time
+    device: DeviceId | None = None
+    task: TaskName | None = None
+    module: ModuleName | None = None
+    why: str | None = None
+
+
+class TraceNode(Message):
+    """The way of one node of a request: seconds on the coordinator's clock."""
+
+    device: DeviceId
+    transfer_s: NotNegative
+    queue_s: NotNegative
+    compute_s: NotNegative
+    return_s: NotNegative
+    bytes: Count
+    attempts: Count
+    cache_hit: bool = False
+    batch: Annotated[Count, Field(ge=1)] = 1
+
+
+class Trace(Message):
+    """The way of one request, without its payload. ``outcome`` is ``answered`` or an error code."""
+
+    request: RequestId
+    task: TaskName
+    outcome: Word
+    total_s: NotNegative
+    nodes: dict[NodeName, TraceNode]
+
+
+class ModuleSummary(Message):
+    """A module on a device, for people."""
+
+    module: ModuleName
+    state: Word
+    memory_bytes: Count
+
+
+class TaskCounters(Message):
+    """The requests of a task that a device coordinated since its agent started."""
+
+    requests: Count
+    answered: Count
+    errors: dict[Word, Count] = Field(default_factory=dict)  # error code -> requests
+    latency_s: dict[float, Count] = Field(default_factory=dict)  # upper bound of a bucket in seconds -> answers
+
+
+class Summary(Message):
+    """A device's modules and counters, for people."""
+
+    session: Fence
+    at: Time
+    version: str
+    modules: dict[ModuleKey, ModuleSummary] = Field(default_factory=dict)
+    counters: dict[TaskName, TaskCounters] = Field(default_factory=dict)
