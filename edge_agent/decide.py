@@ -1,6 +1,6 @@
 """The agent's decisions: ``decide(state, event, now_s) -> actions``. Sans-I/O, deterministic.
 
-Owns the fence and the table of rules: one for each event. A rule changes the state in place and returns a list of
+Owns the table of rules: one for each event. A rule changes the state in place and returns a list of
 actions; it is done when it returns. A message that stays on this device never becomes bytes: it is the next event.
 
 Three events bypass ``decide`` (``events.ConnectionEvent``): the device's echo, a rebirth request and the device's own
@@ -16,13 +16,11 @@ from typing import Any
 from broker.protocol.messages import Assignment, NodeDone, NodeFailed, NodeInputs, OrchestratorState, Route
 from broker.protocol.specs import TaskName
 from broker.protocol.topics import share_group_filter
-from broker.transport.port import RECONNECT_S
-from edge_agent import events
+from edge_agent import events, term
 from edge_agent.events import Action, JoinGroup, LeaveGroup, Load, Send, SendHeartbeat, Unload
 from edge_agent.requests import backup_coordinator, coordinate, execute
 from edge_agent.state import AgentState
 
-CONFIRM_S = RECONNECT_S + 2.0  # for routes to arrive again: the leader's topic may be the broker's memory of a dead one
 LEAVE_S = 1.0  # a removed front door stays in its share group so long: the new one may not have joined yet
 
 
@@ -64,6 +62,7 @@ def _on_message(state: AgentState, event: events.Received, now_s: float) -> list
 def _on_tick(state: AgentState, _: events.Tick, now_s: float) -> list[Action]:
     return [
         *execute.on_tick(state, now_s),
+        *term.on_tick(state, now_s),
         *_leave_due_groups(state, now_s),
         *_forget_unconfirmed_tasks(state, now_s),
         *backup_coordinator.on_tick(state, now_s),
@@ -71,29 +70,19 @@ def _on_tick(state: AgentState, _: events.Tick, now_s: float) -> list[Action]:
     ]
 
 
-def _on_leader(state: AgentState, event: OrchestratorState, now_s: float) -> list[Action]:
-    """Report at once to a new leader which modules are held. A leader that is online publishes all its routes."""
-    if event.online and state.unconfirmed_tasks and state.confirm_by_s is None:
-        state.confirm_by_s = now_s + CONFIRM_S
-    if event.epoch <= state.epoch:
-        return []
-    state.epoch = event.epoch
-    return [SendHeartbeat()]
-
-
 def _on_control_link_restored(state: AgentState, _: events.ControlLinkRestored, __: float) -> list[Action]:
-    state.unconfirmed_tasks, state.confirm_by_s = set(state.routes), None
+    state.unconfirmed_tasks, state.confirm_by_s, state.contested = set(state.routes), None, None
     return []
 
 
 def _on_assignment(state: AgentState, assignment: Assignment, now_s: float) -> list[Action]:
     """Load the assigned modules and unload all others; unload first, to make room."""
     fence = (assignment.epoch, assignment.generation)
-    if fence < state.fence or assignment.epoch < state.epoch:
+    if fence < state.fence or not term.obey(state, assignment.epoch):
         state.dropped["stale_assignment"] += 1
         return []
     is_newer = fence > state.fence
-    state.fence, state.epoch = fence, assignment.epoch
+    state.fence = fence
     wanted = {assigned.spec.key: assigned for assigned in assignment.modules}
     actions: list[Action] = []
     for key in [key for key in state.assigned if key not in wanted]:
@@ -143,7 +132,7 @@ def _on_route(state: AgentState, route: Route, now_s: float) -> list[Action]:
     known = state.routes.get(route.task)
     is_older = known is not None and (route.epoch, route.generation) < (known.epoch, known.generation)
     state.unconfirmed_tasks -= {route.task} if known == route else set()
-    if is_older or route.epoch < state.epoch:
+    if is_older or not term.obey(state, route.epoch):
         state.dropped["stale_route"] += 1
         return []
     state.routes[route.task] = route
@@ -202,7 +191,8 @@ def _on_task_cleared(state: AgentState, event: events.RouteCleared, now_s: float
 
 
 RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Action]]] = {
-    OrchestratorState: _on_leader,
+    OrchestratorState: term.on_leader,
+    events.LeaderAnnounced: term.on_leader_announced,
     events.ControlLinkRestored: _on_control_link_restored,
     events.DataLinkChanged: coordinate.on_data_link,
     Assignment: _on_assignment,

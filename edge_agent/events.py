@@ -39,6 +39,13 @@ class NodeRun:
 
 
 @dataclass(frozen=True)
+class LeaderAnnounced(OwnEvent):
+    """A message of the leader's topic that was published just now: not the broker's memory of a dead leader."""
+
+    message: OrchestratorState
+
+
+@dataclass(frozen=True)
 class ControlLinkRestored(OwnEvent):
     """The control link is new. The agent missed all routes that were cleared while the link was down."""
 
@@ -214,6 +221,11 @@ class SendHeartbeat:
 
 
 @dataclass(frozen=True)
+class ReadRetained:
+    """Subscribe to the control topics again: the broker then sends what it retains."""
+
+
+@dataclass(frozen=True)
 class Log:
     """Write a log event with these fields."""
 
@@ -221,4 +233,4 @@ class Log:
     fields: dict[str, object] = field(default_factory=dict)
 
 
-Action = Load | Unload | JoinGroup | LeaveGroup | Run | Send | Reply | SendHeartbeat | Log
+Action = Load | Unload | JoinGroup | LeaveGroup | Run | Send | Reply | SendHeartbeat | ReadRetained | Log

@@ -204,10 +204,8 @@ class Agent:
                 case events.Run():
                     self._computing.add(action.run)
                     self._workers.submit(action)
-                case events.JoinGroup(filter_):
-                    self._data.subscribe(filter_)
-                case events.LeaveGroup(filter_):
-                    self._data.unsubscribe(filter_)
+                case events.JoinGroup() | events.LeaveGroup() | events.ReadRetained():
+                    self._change_filters(action)
                 case events.Send():
                     self._send(action)
                 case events.Reply():
@@ -216,6 +214,17 @@ class Agent:
                     self._wake_heart.set()
                 case events.Log(name, fields):
                     self._log.info(name, **fields)
+
+    def _change_filters(self, action: events.JoinGroup | events.LeaveGroup | events.ReadRetained) -> None:
+        match action:
+            case events.JoinGroup(filter_):
+                self._data.subscribe(filter_)
+            case events.LeaveGroup(filter_):
+                self._data.unsubscribe(filter_)
+            case events.ReadRetained():
+                filters = wire.control_filters(self._prefix, self._config.id)
+                self._control.unsubscribe(*filters)
+                self._control.subscribe(*filters)
 
     def _send(self, send: events.Send) -> None:
         try:

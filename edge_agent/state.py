@@ -91,6 +91,14 @@ class KeptOutput:
     deadline_s: float  # of its request; later no device asks for it
 
 
+@dataclass(frozen=True)
+class Contested:
+    """Another term than ours, which a leader announced. If no leader opposes it until then, that term is obeyed."""
+
+    epoch: int
+    due_s: float
+
+
 @dataclass
 class AgentState:
     """Everything that the rules know."""
@@ -98,7 +106,8 @@ class AgentState:
     device: DeviceId
     prefix: str
     fence: Fence = (0, 0)
-    epoch: int = 0  # the highest seen
+    epoch: int = 0  # the term that it obeys: the highest seen, unless a leader with a lower one is not opposed
+    contested: Contested | None = None
     assigned: dict[ModuleKey, AssignedModule] = field(default_factory=dict)
     loading: dict[ModuleKey, Fence] = field(default_factory=dict)  # -> the assignment that asked for it
     ready: set[ModuleKey] = field(default_factory=set)
@@ -140,6 +149,7 @@ class AgentState:
         times += [backup.due_s for backup in self.backups.values()]
         times += self.leave_at_s.values()
         times += [] if self.confirm_by_s is None else [self.confirm_by_s]
+        times += [] if self.contested is None else [self.contested.due_s]
         times += [self.sweep_at_s] if self.kept else []
         times += [at_s + SUSPECTED_FOR_S for at_s in self.suspects.values()]
         return min(times, default=None)

@@ -73,11 +73,13 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | events.Connectio
             correlation=delivery.correlation or b"",
             expiry_s=delivery.expiry_s,
         )
-    return _control_event(incoming)
+    return _control_event(incoming, retained=delivery.retain)
 
 
-def _control_event(incoming: topics.Incoming) -> events.Event | DeviceState | None:
+def _control_event(incoming: topics.Incoming, *, retained: bool) -> events.Event | DeviceState | None:
     match incoming.decode():
+        case OrchestratorState() as leader if not retained:
+            return events.LeaderAnnounced(leader)
         case Route(task=task) if task != incoming.ids["task"]:
             raise RemoteProtocolError("the route names another task than its topic")
         case Assignment() | DeviceState() | OrchestratorState() | Route() as message:

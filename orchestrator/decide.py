@@ -22,7 +22,7 @@ from broker.protocol.specs import TaskName, TaskSpec
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator import events
 from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived, MembershipEvent
-from orchestrator.leadership.leader import announce_leadership, on_leader_state, resign_if_outrun
+from orchestrator.leadership.leader import announce_leadership, on_leader_state, tell_devices_ahead
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.membership import failure_detector
 from orchestrator.membership.failure_detector import Cluster
@@ -68,12 +68,14 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
         return state, answer_unrouted(state, event, now_s)
     if isinstance(event, OrchestratorState):
         return _on_leader_message(state, event, now_s)
-    if isinstance(event, HeartbeatReceived) and (resign := resign_if_outrun(state, event.device, event.message)):
-        return state, resign
+    if isinstance(event, events.RouteHeard):
+        return state, publish.restore_route(state, event)
+    if isinstance(event, events.LeaderTopicLost):
+        return state, [events.Note("leader_topic_lost", {"why": event.why}), *announce_leadership(state)]
     before, state = state, _on_event(state, event, now_s)
     state = _snapshot_before_departures(before, state, now_s)
     actions: list[Action] = _log_device_changes(before.cluster, state.cluster)
-    for react in (_republish_after_link_up, publish.request_rebirth):
+    for react in (_republish_after_link_up, tell_devices_ahead, publish.request_rebirth):
         state, more = react(state, event, now_s)
         actions += more
     if not state.settled:
@@ -103,7 +105,9 @@ def _on_leader_message(state: State, seen: OrchestratorState, now_s: float) -> t
     outdated = seen.epoch < state.epoch and seen.online
     if state.republish_at_s is None and not outdated:
         return state, actions
-    return publish.republish_all(replace(state, republish_at_s=None))
+    notes: list[Action] = [action for action in actions if isinstance(action, events.Note)]
+    state, again = publish.republish_all(replace(state, republish_at_s=None))
+    return state, [*notes, *again]
 
 
 def _republish_after_link_up(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:

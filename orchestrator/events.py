@@ -79,6 +79,21 @@ class RetainedRouteReceived:
 
 
 @dataclass(frozen=True)
+class RouteHeard:
+    """A route was published just now: our own, coming back, or another client's."""
+
+    task: TaskName
+    epoch: int
+
+
+@dataclass(frozen=True)
+class LeaderTopicLost:
+    """The leader's topic was cleared, or its message can't be read."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class RequestReceived:
     """A sensor's request arrived; ``reply_to`` is known to be allowed."""
 
@@ -90,7 +105,8 @@ class RequestReceived:
 
 MembershipEvent = DeviceStateReceived | HeartbeatReceived | DrainReceived | Overslept | Tick | LinkUp | LinkDown
 TaskEvent = TaskDeployed | TaskRejected | TaskUndeployed | RetainedRouteReceived
-Event = MembershipEvent | TaskEvent | RequestReceived | OrchestratorState
+TopicEvent = RouteHeard | LeaderTopicLost
+Event = MembershipEvent | TaskEvent | TopicEvent | RequestReceived | OrchestratorState
 """The leader's topic and its heartbeat are events as they are: this orchestrator's own, or another's."""
 
 # --- actions ---

@@ -151,7 +151,8 @@ class Orchestrator:
         heard = [topic.filter(self._prefix) for topic in (topics.ORCHESTRATOR_STATE, topics.ORCHESTRATOR_HEARTBEAT)]
         self._data.subscribe(*heard)
         self._data.start()
-        watch, read_s = LeaderWatch(own=self._sessions), min(READ_RETAINED_S, self._settle_s)
+        watch = LeaderWatch(own=self._sessions, stored=self._files.read_epoch())
+        read_s = min(READ_RETAINED_S, self._settle_s)
         while not self._stopping:
             due_s, now_s = standby.take_over_at_s(watch, read_s), time.monotonic()
             if due_s is not None and now_s >= due_s:
@@ -173,6 +174,8 @@ class Orchestrator:
             return watch
         retained = isinstance(event, port.Delivery) and event.retain
         after = standby.on_event(watch, news, time.monotonic(), retained=retained)
+        if after.doubted is not None and after.doubted.times == 1 and after.doubted is not watch.doubted:
+            _log.warning("epoch_not_plausible", epoch=after.doubted.epoch, known=max(after.stored, after.epoch))
         if after.leader not in {watch.leader, None}:
             _log.info("waiting_as_standby", epoch=after.epoch, broker=self._url, prefix=self._prefix)
         return after

@@ -12,6 +12,7 @@ from broker.protocol.messages import Assignment, DeviceProfile, Route
 from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
 from broker.transport.port import LinkUp
 from orchestrator.events import RetainedRouteReceived
+from orchestrator.leadership.epochs import DoubtedLeader
 from orchestrator.leadership.standby import leader_interval_s
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.placement.routes import Fence
@@ -144,6 +145,8 @@ class State:
     settles_at_s: float | None = None  # nothing is placed before
     linked_s: float = -math.inf  # when this process first reached the broker: the broker didn't start later
     sessions: tuple[int, ...] = ()  # of our latest links, the present one last
+    doubted_leader: DoubtedLeader | None = None  # the last message of the leader's topics, if its epoch isn't accepted
+    told_term_s: float = -math.inf  # when this term was last announced to devices that obey a later one
     republish_at_s: float | None = None  # when all is published again after a new link, unless a newer leader shows up
     broker_kept_memory: bool = False  # whether the broker knows an earlier link of ours
     delivered_specs: frozenset[TaskName] = frozenset()  # tasks whose specs came over this link

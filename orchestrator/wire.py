@@ -8,7 +8,7 @@ from __future__ import annotations
 from broker.protocol import topics
 from broker.protocol.codec import JSON, encode
 from broker.protocol.errors import RemoteProtocolError
-from broker.protocol.messages import DeviceState, Drain, Heartbeat, OrchestratorState, Route
+from broker.protocol.messages import MAX_FENCE, DeviceState, Drain, Heartbeat, OrchestratorState, Route
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import Delivery, Outgoing
 from orchestrator import events
@@ -28,7 +28,9 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | None:
     if incoming.topic is topics.TASK_SPEC:
         return _spec(incoming)
     if incoming.topic is topics.TASK_ROUTE:
-        return _route(incoming) if delivery.retain and delivery.payload else None  # not our own one, coming back
+        return _route(incoming, retained=delivery.retain) if delivery.payload else None
+    if incoming.topic is topics.ORCHESTRATOR_STATE:
+        return _leader_topic(incoming, retained=delivery.retain)
     return _state(incoming)
 
 
@@ -77,16 +79,25 @@ def _spec(incoming: topics.Incoming) -> events.Event:
     return events.TaskDeployed(spec)
 
 
-def _route(incoming: topics.Incoming) -> events.Event:
+def _route(incoming: topics.Incoming, *, retained: bool) -> events.Event:
     task = incoming.ids["task"]
     try:
         route = incoming.decode()
     except RemoteProtocolError:
         route = None
+    if not retained:
+        return events.RouteHeard(task, route.epoch if isinstance(route, Route) else MAX_FENCE)
     if not isinstance(route, Route):
         return events.RetainedRouteReceived(task, available=False)  # it must be overwritten or cleared all the same
     serving = {node.key: tuple(device.device for device in node.devices) for node in route.nodes.values()}
     return events.RetainedRouteReceived(task, route.unavailable is None, bool(route.front_door), serving)
+
+
+def _leader_topic(incoming: topics.Incoming, *, retained: bool) -> events.Event | None:
+    try:
+        return _state(incoming) or (None if retained else events.LeaderTopicLost("it was cleared"))
+    except RemoteProtocolError as error:
+        return events.LeaderTopicLost(str(error))
 
 
 def _state(incoming: topics.Incoming) -> events.Event | None:

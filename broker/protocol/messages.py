@@ -35,6 +35,7 @@ from broker.protocol.specs import (
 )
 
 MAX_DEADLINE_S = 86_400.0  # one day
+MAX_EPOCH_JUMP = 1_000_000  # a higher epoch above the highest known is not plausible: each term adds one
 SUSPECTED_FOR_S = 15.0  # a timed-out call counts so long: a few timeouts of a coordinator, and its next heartbeats
 
 MAX_FENCE = 2**53 - 1  # the largest integer that is exact in every JSON reader

@@ -1,21 +1,25 @@
 """The leader's term: what the orchestrator publishes of it, and when it resigns.
 
-Owns the meaning of the leader's topic and of the terms that devices report. Doesn't know placement.
+Owns the meaning of the leader's topic, and the answer to devices that obey a later term. Doesn't know placement.
 
 Invariants:
+- only the leader's own topics make an orchestrator resign; no device can. The orchestrator announces its term again to
+  a device that obeys a later one, and the device follows when no other leader objects (``edge_agent.term``);
+- an epoch that isn't plausible (``epochs``) ends no term. It is logged, and overwritten;
 - of two orchestrators with one epoch exactly one stays: the one with the higher session number;
-- an orchestrator whose term is over, or was led by another before, resigns and becomes a standby orchestrator. It leads
-  again only with a higher epoch, which every device obeys.
+- an orchestrator whose term is over resigns and waits as a standby. It leads again only with a higher epoch.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from broker.protocol.messages import Heartbeat, OrchestratorState
-from broker.protocol.specs import DeviceId
-from orchestrator.events import Action, PublishState, Resign
+from broker.protocol.messages import OrchestratorState
+from orchestrator.events import Action, Event, HeartbeatReceived, Note, PublishState, Resign
+from orchestrator.leadership.epochs import doubt
 from orchestrator.state import State
+
+TELL_AGAIN_S = 5.0  # at most that often is the term announced to devices that obey a later one
 
 
 def announce_leadership(state: State) -> list[Action]:
@@ -27,6 +31,12 @@ def announce_leadership(state: State) -> list[Action]:
 
 def on_leader_state(state: State, seen: OrchestratorState) -> tuple[State, list[Action]]:
     """React to the leader's topic: to an own message, a late one, or another orchestrator's."""
+    doubted = doubt(state.epoch, seen, state.doubted_leader)
+    state = replace(state, doubted_leader=doubted)
+    if doubted is not None:
+        fields = {"epoch": seen.epoch, "own_epoch": state.epoch, "online": seen.online}
+        notes: list[Action] = [Note("epoch_not_plausible", fields)] if doubted.times == 1 else []
+        return state, [*notes, *announce_leadership(state)]
     if seen.epoch > state.epoch:
         why = f"an orchestrator with epoch {seen.epoch} came after this one with epoch {state.epoch}"
         return state, [Resign(why, seen.epoch)]
@@ -43,13 +53,11 @@ def on_leader_state(state: State, seen: OrchestratorState) -> tuple[State, list[
     return state, announce_leadership(state)  # the other resigns when it receives this
 
 
-def resign_if_outrun(state: State, device: DeviceId, heartbeat: Heartbeat) -> list[Action]:
-    """Resign if a device obeys a term that this orchestrator didn't reach: the device would refuse its messages."""
-    if (heartbeat.epoch, heartbeat.generation) <= (state.epoch, state.generation):
-        return []
-    why = (
-        f"device {device} obeys epoch {heartbeat.epoch}, generation {heartbeat.generation}, and this orchestrator is "
-        f"at epoch {state.epoch}, generation {state.generation}: it leads again with an epoch above both, unless "
-        "another does"
-    )
-    return [Resign(why, heartbeat.epoch)]
+def tell_devices_ahead(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
+    """Announce this term again if a device reports that it obeys a later one; a device can't end a term."""
+    if not isinstance(event, HeartbeatReceived) or state.link is None or event.message.epoch <= state.epoch:
+        return state, []
+    if state.republish_at_s is not None or now_s - state.told_term_s < TELL_AGAIN_S:
+        return state, []
+    fields = {"device": event.device, "obeys_epoch": event.message.epoch, "own_epoch": state.epoch}
+    return replace(state, told_term_s=now_s), [Note("device_obeys_later_term", fields), *announce_leadership(state)]

@@ -1,10 +1,11 @@
 """The leader's files: the epoch, and a copy of the deployed tasks for a broker that loses its memory.
 
-Owns how they are written, so that neither a crash nor a power cut leaves an old or a half-written one. Doesn't know the
-broker, or what a task means.
+Owns how they are written, so that neither a crash nor a power cut leaves an old or a half-written one. A damaged file
+is set aside under another name and logged, and the start goes on without it. Doesn't know the broker, or what a task
+means.
 
 Invariants:
-- the epoch only grows;
+- the epoch only grows, unless its file is damaged: then it goes on from what the broker remembers;
 - the tasks count only for the broker and the topic prefix that they were stored for, and only while no later term is
   known: a later leader may have undeployed one;
 - a damaged file of tasks is the same as no file.
@@ -13,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from broker.protocol.errors import BadFile
 from broker.protocol.specs import TaskName, TaskSpec
+from orchestrator.leadership.epochs import LARGEST_EPOCH
 
 _log = structlog.get_logger("orchestrator")
 
@@ -38,7 +41,7 @@ class LeaderFiles:
     """The files in the state directory of a site, which has this broker and this prefix of topics.
 
     Raises:
-        BadFile: a method can't read the epoch or write a file, or the epoch isn't a whole number.
+        BadFile: a method can't read or write a file.
     """
 
     folder: Path
@@ -46,20 +49,20 @@ class LeaderFiles:
     prefix: str
 
     def read_epoch(self) -> int:
-        """The stored epoch; 0 when the file doesn't exist. Makes the directory."""
+        """The stored epoch; 0 when the file doesn't exist, or was damaged and is set aside. Makes the directory."""
         file = self.folder / "epoch"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            text = file.read_text(encoding="ascii").strip()
+            content = file.read_bytes()
         except FileNotFoundError:
             return 0
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "is not text"
-            raise BadFile(file=str(file), problem=reason, fix="name another --state-dir") from error
-        if not text.isdecimal():
-            fix = "remove it: the epoch then goes on from what the broker remembers"
-            raise BadFile(file=str(file), problem=f"holds {text[:40]!r}, no epoch", fix=fix)
-        return int(text)
+        except OSError as error:
+            problem = error.strerror or "can't be read"
+            raise BadFile(file=str(file), problem=problem, fix="name another --state-dir") from error
+        if re.fullmatch(rb"\s*[0-9]{1,16}\s*", content) and int(content) <= LARGEST_EPOCH:
+            return int(content)
+        _set_aside(file, f"it holds {content[:40]!r}, and an epoch is a whole number up to {LARGEST_EPOCH}")
+        return 0
 
     def store_epoch(self, epoch: int) -> None:
         """Write the epoch durably."""
@@ -83,6 +86,17 @@ class LeaderFiles:
         """Write the tasks durably."""
         stored = _StoredTasks(epoch=epoch, broker=self.broker, prefix=self.prefix, tasks=tuple(tasks))
         _write_durably(self.folder / "tasks.json", stored.model_dump_json())
+
+
+def _set_aside(file: Path, reason: str) -> None:
+    """Rename a damaged file, so that the next start doesn't read it again, and log its new name."""
+    kept_as = file.with_name(f"{file.name}.damaged")
+    try:
+        file.replace(kept_as)
+    except OSError as error:
+        problem = f"is damaged and can't be renamed: {error.strerror}"
+        raise BadFile(file=str(file), problem=problem, fix="name another --state-dir") from error
+    _log.error("damaged_file_set_aside", file=str(file), kept_as=str(kept_as), reason=reason)
 
 
 def _write_durably(file: Path, text: str) -> None:

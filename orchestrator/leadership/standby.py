@@ -7,15 +7,18 @@ Invariants:
   that stopped published all wills. Silence ends it only while the standby's own link is up;
 - after a new link the leader also has the time to connect, whatever the broker retained of its old link;
 - a late will of an earlier link of the leader changes nothing, and neither does a message of an earlier epoch;
-- messages that this orchestrator published in a term that is over make no standby wait.
+- messages that this orchestrator published in a term that is over make no standby wait;
+- a message whose epoch isn't plausible (``epochs``) changes nothing, unless a leader repeats it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from broker.protocol.messages import OrchestratorState
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
+from orchestrator.leadership.epochs import DoubtedLeader, doubt
 
 LEADER_INTERVAL_S = 1.0  # between the leader's heartbeats, at most
 SILENT_AFTER_INTERVALS = 3.25  # as for devices: three missed, and a quarter for the network's jitter
@@ -28,7 +31,10 @@ class LeaderWatch:
     """A standby orchestrator's knowledge of the leader."""
 
     own: frozenset[int] = frozenset()  # sessions of our links in earlier terms
-    epoch: int = 0  # the highest heard
+    stored: int = 0  # the highest epoch in our own state directory
+    epoch: int = 0  # the highest heard and accepted
+    doubted: DoubtedLeader | None = None  # the last message whose epoch isn't accepted
+    doubted_s: float = -math.inf  # when such a message last named a leader: if it leads, it repeats the epoch in time
     leader: tuple[int, int] | None = None  # epoch and session
     ended: tuple[int, int] | None = None  # the last leader whose will or goodbye came
     free_s: float | None = None  # since when no orchestrator leads, by those messages
@@ -57,13 +63,21 @@ def on_event(
             return replace(_undo_will(watch, now_s), up_s=None)
         case OrchestratorState(epoch=epoch) if epoch < watch.epoch:
             return watch
-        case OrchestratorState(epoch=epoch, online=online, session=session):
-            watch = replace(watch, epoch=epoch)
-            if online and retained and watch.leader == (epoch, session):
-                return watch
-            if online and session not in watch.own:
-                return replace(watch, leader=(epoch, session), free_s=None, heard_s=now_s)
-            return _on_leader_end(watch, (epoch, session), now_s)
+        case OrchestratorState(online=online):
+            doubted = doubt(max(watch.stored, watch.epoch), event, watch.doubted)
+            watch = replace(watch, doubted=doubted)
+            if doubted is not None:
+                return replace(watch, doubted_s=now_s) if online else watch
+            return _on_leader(watch, event, now_s, retained=retained)
+
+
+def _on_leader(watch: LeaderWatch, said: OrchestratorState, now_s: float, *, retained: bool) -> LeaderWatch:
+    watch = replace(watch, epoch=said.epoch)
+    if said.online and retained and watch.leader == (said.epoch, said.session):
+        return watch
+    if said.online and said.session not in watch.own:
+        return replace(watch, leader=(said.epoch, said.session), free_s=None, heard_s=now_s)
+    return _on_leader_end(watch, (said.epoch, said.session), now_s)
 
 
 def reset_timer(watch: LeaderWatch, now_s: float) -> LeaderWatch:
@@ -81,9 +95,10 @@ def take_over_at_s(watch: LeaderWatch, read_retained_s: float = READ_RETAINED_S)
     if watch.leader is not None:
         since_s = watch.heard_s if watch.heard_over_this_link else watch.up_s + RECONNECT_S
         return since_s + SILENT_AFTER_INTERVALS * LEADER_INTERVAL_S
+    repeated_by_s = watch.doubted_s + SILENT_AFTER_INTERVALS * LEADER_INTERVAL_S
     if watch.free_s is None or watch.free_s < watch.up_s:
-        return watch.up_s + read_retained_s
-    return watch.free_s + (BROKER_ENDS_S if watch.ended else 0.0)
+        return max(watch.up_s + read_retained_s, repeated_by_s)
+    return max(watch.free_s + (BROKER_ENDS_S if watch.ended else 0.0), repeated_by_s)
 
 
 def _on_leader_end(watch: LeaderWatch, gone: tuple[int, int], now_s: float) -> LeaderWatch:

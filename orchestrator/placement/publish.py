@@ -16,7 +16,7 @@ from dataclasses import replace
 from broker.protocol.messages import AssignedModule, Assignment, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName
 from orchestrator import events
-from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived
+from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived, RouteHeard
 from orchestrator.leadership.leader import announce_leadership
 from orchestrator.membership.failure_detector import on_event
 from orchestrator.placement.deployability import describe_error
@@ -75,6 +75,21 @@ def restore_lost_retained_topics(state: State, moment: Moment) -> tuple[State, l
     state = replace(state, delivered_specs=known, withheld_routes=frozenset())
     specs = [events.PublishSpec(state.tasks[task]) for task in lost]
     return state, [*map(events.PublishDrain, drains), *specs, *routes]
+
+
+def restore_route(state: State, heard: RouteHeard) -> list[Action]:
+    """Overwrite a route that another client published: of a task that doesn't exist, or of a later term than ours.
+
+    Agents wouldn't obey ours before they know that the later term has no leader, so that is announced, too.
+    """
+    if not state.settled:
+        return []
+    if heard.task not in state.tasks and heard.task not in state.invalid:
+        return [events.ClearRoute(heard.task)]
+    if heard.epoch <= state.epoch or heard.task not in state.routes:
+        return []
+    note = events.Note("foreign_route_overwritten", {"task": heard.task, "epoch": heard.epoch})
+    return [note, *announce_leadership(state), events.PublishRoute(state.routes[heard.task])]
 
 
 def lost_specs(state: State) -> list[TaskName]:
@@ -180,4 +195,4 @@ def _is_missed(state: State, device: DeviceId, last: Assignment, now_s: float) -
     if known.heard_s - assigned_s <= _MISSED_AFTER_INTERVALS * state.cluster.heartbeat_interval_s:
         return False
     differs = known.modules.keys() != {module.spec.key for module in last.modules}
-    return now_s - assigned_s >= _REPEAT_S and (differs or known.fence < (last.epoch, last.generation))
+    return now_s - assigned_s >= _REPEAT_S and (differs or known.fence != (last.epoch, last.generation))

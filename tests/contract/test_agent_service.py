@@ -187,6 +187,22 @@ def test_a_rebirth_request_is_answered_with_the_profile_and_a_heartbeat(start: C
     assert DEVICE_REBIRTH.at(PREFIX, device="gw-a") not in world.broker.retained
 
 
+def test_a_term_that_no_leader_stands_up_for_is_given_up_and_the_retained_messages_are_read_again(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.term.CONFIRM_S", 0.2)
+    world = start()
+    world.serve()
+    lie = assignment(epoch=1000, generation=1)
+    world.publish(DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(lie))
+    world.heartbeat(lambda seen: (seen.epoch, seen.modules) == (1000, {}))
+    world.assign(SPEC)  # the leader sends the assignment again; it is stale, and retained
+    world.received.clear()
+    world.publish(ORCHESTRATOR_STATE.at(PREFIX), encode(OrchestratorState(epoch=1, online=True, session=1)))
+    world.heartbeat(lambda seen: (seen.epoch, seen.generation, state_of(seen)) == (1, 1, "ready"))
+    assert world.ask().answer == {"label": "echo"}
+
+
 def test_an_answer_expires_a_little_after_its_request(start: Callable[..., World]) -> None:
     world = start()
     world.serve()

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from broker.protocol.messages import (
+    MAX_EPOCH_JUMP,
+    MAX_FENCE,
     NodeFailed,
     NodeInputs,
     Route,
@@ -15,9 +17,13 @@ from broker.protocol.messages import (
 from edge_agent.decide import decide
 from edge_agent.events import (
     Action,
+    ControlLinkRestored,
+    Event,
+    LeaderAnnounced,
     Load,
     ModuleReady,
     Ran,
+    ReadRetained,
     Received,
     Reply,
     Run,
@@ -27,6 +33,7 @@ from edge_agent.events import (
 )
 from edge_agent.modules import Output
 from edge_agent.state import AgentState
+from edge_agent.term import CONFIRM_S
 from tests.builders import (
     PREFIX,
     agent,
@@ -139,6 +146,83 @@ def test_once_a_newer_leader_was_seen_the_older_one_is_not_obeyed(state: AgentSt
     assert (state.dropped["stale_assignment"], state.dropped["stale_route"]) == (1, 1)
     decide(state, leader(EPOCH), 1.2)
     assert state.epoch == EPOCH + 1
+
+
+ABSURD = pytest.mark.parametrize("absurd", [EPOCH + MAX_EPOCH_JUMP + 1, MAX_FENCE])
+
+
+@ABSURD
+@pytest.mark.parametrize("kind", ["leader", "announced", "assignment", "route"])
+def test_an_epoch_that_no_leader_can_have_come_to_captures_no_device(state: AgentState, absurd: int, kind: str) -> None:
+    messages: dict[str, Event] = {
+        "leader": leader(absurd),
+        "announced": LeaderAnnounced(leader(absurd)),
+        "assignment": fenced_assignment(OLD, epoch=absurd),
+        "route": fenced_route(absurd, door="gw-b"),
+    }
+    assert decide(state, messages[kind], 1.0) == []
+    assert (state.epoch, state.dropped["implausible_epoch"]) == (EPOCH, 1)
+    decide(state, LeaderAnnounced(leader(EPOCH)), 1.1)  # the real leader overwrites it
+    assert list(state.assigned) == [OWN.key]
+    assert decide(state, fenced_assignment(OLD, OWN, generation=GENERATION + 1), 1.2)
+    decide(state, fenced_route(EPOCH + 1, door="gw-b"), 1.3)
+    assert state.routes["t"].front_door == ("gw-b",)
+    assert not all_of(decide(state, Tick(), 100.0), ReadRetained)
+
+
+@pytest.mark.parametrize("kind", ["leader", "assignment", "route"])
+@pytest.mark.parametrize("later", [EPOCH + 1, EPOCH + MAX_EPOCH_JUMP])
+def test_a_later_term_that_no_leader_stands_up_for_is_given_up(state: AgentState, kind: str, later: int) -> None:
+    front, message = asked_of_another()
+    decide(front, fenced_route(later, device="gw-b", door="gw-f"), 0.5)
+    for each in (state, front):
+        decide(each, leader(EPOCH), 0.0)
+        lies: dict[str, Event] = {
+            "leader": leader(later),
+            "assignment": fenced_assignment(epoch=later),
+            "route": fenced_route(later, door="gw-b"),
+        }
+        decide(each, lies[kind], 1.0)
+        decide(each, LeaderAnnounced(leader(EPOCH)), 2.0)
+        decide(each, LeaderAnnounced(leader(EPOCH)), 4.0)
+        assert each.next_deadline_s() is not None
+        assert not all_of(decide(each, Tick(), 2.0 + CONFIRM_S - 0.1), ReadRetained)
+        assert all_of(decide(each, Tick(), 2.0 + CONFIRM_S), ReadRetained)
+        assert each.epoch == EPOCH
+        decide(each, fenced_assignment(OWN, generation=GENERATION + 1), 11.0)
+        decide(each, fenced_route(generation=GENERATION + 1, door="gw-c"), 11.0)
+        assert (list(each.assigned), each.fence) == ([OWN.key], (EPOCH, GENERATION + 1))
+        assert each.routes["t"].front_door == ("gw-c",)
+    decide(front, Received("gw-b", done(message, epoch=EPOCH, generation=GENERATION + 1), {}), 11.1)
+    assert not front.coordinated, "requests that were planned in the later term end, too"
+
+
+def test_a_leader_that_is_opposed_at_once_is_not_obeyed(state: AgentState) -> None:
+    """An older leader that comes back announces itself; the newer one overwrites that."""
+    for at_s in range(0, 60, 5):
+        decide(state, LeaderAnnounced(leader(EPOCH - 1)), at_s + 1.0)
+        decide(state, LeaderAnnounced(leader(EPOCH)), at_s + 1.1)
+        assert not all_of(decide(state, Tick(), at_s + 4.0), ReadRetained)
+    assert state.epoch == EPOCH
+
+
+def test_what_a_broker_remembers_of_a_dead_leader_ends_no_term(state: AgentState) -> None:
+    decide(state, leader(EPOCH - 1), 1.0)
+    decide(state, Tick(), 100.0)
+    assert state.epoch == EPOCH
+    decide(state, LeaderAnnounced(leader(EPOCH - 1)), 101.0)
+    decide(state, ControlLinkRestored(), 102.0)
+    decide(state, Tick(), 200.0)
+    assert state.epoch == EPOCH
+
+
+def test_a_leader_far_ahead_is_obeyed_once_nobody_opposed_it(state: AgentState) -> None:
+    far = EPOCH + 10 * MAX_EPOCH_JUMP
+    decide(state, LeaderAnnounced(leader(far)), 1.0)
+    assert decide(state, fenced_assignment(OLD, epoch=far), 1.1) == []
+    assert all_of(decide(state, Tick(), 1.0 + CONFIRM_S), ReadRetained)
+    decide(state, fenced_assignment(OLD, epoch=far), 10.0)
+    assert list(state.assigned) == [OLD.key]
 
 
 def test_a_restarted_device_with_an_old_retained_assignment_unloads_the_modules_that_the_new_one_lacks() -> None:

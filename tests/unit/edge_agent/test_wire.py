@@ -16,6 +16,7 @@ from broker.transport.port import Delivery, Undelivered
 from edge_agent import wire
 from edge_agent.events import (
     Echoed,
+    LeaderAnnounced,
     RebirthRequested,
     Received,
     RouteCleared,
@@ -76,7 +77,7 @@ def test_the_coordinator_learns_of_inputs_that_no_device_received() -> None:
         (topics.DEVICE_ASSIGNMENT, {"device": "gw-a"}, b"", None),
         (topics.DEVICE_STATE, {"device": "gw-a"}, OWN_STATE, DeviceState(status="offline", session=7)),
         (topics.DEVICE_STATE, {"device": "gw-a"}, b"", None),
-        (topics.ORCHESTRATOR_STATE, {}, LEADER, OrchestratorState(epoch=3, online=True, session=1)),
+        (topics.ORCHESTRATOR_STATE, {}, LEADER, LeaderAnnounced(OrchestratorState(epoch=3, online=True, session=1))),
         (topics.ORCHESTRATOR_STATE, {}, b"", None),
         (topics.TASK_ROUTE, {"task": ROUTE.task}, encode(ROUTE), ROUTE),
         (topics.TASK_ROUTE, {"task": ROUTE.task}, b"", RouteCleared(ROUTE.task)),

@@ -9,6 +9,8 @@ import pytest
 from broker.protocol.codec import MAX_MESSAGE_BYTES, request_id
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
+    MAX_EPOCH_JUMP,
+    MAX_FENCE,
     DeviceProfile,
     DeviceState,
     ErrorBody,
@@ -29,6 +31,7 @@ from orchestrator.events import (
     DrainReceived,
     Event,
     HeartbeatReceived,
+    LeaderTopicLost,
     Note,
     PublishAssignment,
     PublishDrain,
@@ -39,11 +42,13 @@ from orchestrator.events import (
     RequestReceived,
     Resign,
     RetainedRouteReceived,
+    RouteHeard,
     TaskDeployed,
     TaskRejected,
     TaskUndeployed,
     Tick,
 )
+from orchestrator.leadership.epochs import ACCEPTED_AFTER, LARGEST_EPOCH
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.state import State, initial
 from tests.builders import all_of, chain, module
@@ -581,15 +586,61 @@ def test_of_two_orchestrators_with_one_epoch_the_lower_session_resigns() -> None
     assert high.feed(leader(3, 5)) == [PublishState(OrchestratorState(epoch=3, online=True, session=8))]
 
 
-def test_it_resigns_when_a_device_obeys_a_term_that_it_did_not_reach() -> None:
+@pytest.mark.parametrize("epoch", [7, MAX_FENCE])
+@pytest.mark.parametrize("device", ["a", "stranger"])
+def test_a_device_that_obeys_a_later_term_is_told_this_one_again_and_ends_no_term(device: str, epoch: int) -> None:
     site = serving(CLASSIFY, a=100)
-    before = site.state
-    (lost,) = all_of(site.report("a", 7, 0, {}), Resign)
-    assert (lost.epoch, site.state) == (7, before)
-    assert "device a obeys epoch 7" in lost.why
-    (reused,) = all_of(site.report("a", 1, 40, {}), Resign)
-    assert reused.epoch == 1
-    assert not all_of(site.report("a", 1, 1, {}), Resign)
+    site.sessions[device] = 1
+    actions = site.report(device, epoch, 0, {})
+    assert not all_of(actions, Resign)
+    assert all_of(actions, PublishState) == [PublishState(leader(1, 1))]
+    assert all_of(actions, Note)[0].fields == {"device": device, "obeys_epoch": epoch, "own_epoch": 1}
+    assert not all_of(site.report(device, epoch, 0, {}), PublishState), "at most every five seconds"
+    site.now_s += 5
+    assert all_of(site.report(device, epoch, 0, {}), PublishState)
+    assert site.state.epoch == 1
+
+
+def test_a_device_that_obeys_a_later_term_gets_its_assignment_again() -> None:
+    site = serving(CLASSIFY, a=100)
+    actions: list[Action] = []
+    for _ in range(6):
+        site.now_s += 1.0
+        held = {m.spec.key: HeldModule(module=m.module, state="ready") for m in site.state.assignments["a"].modules}
+        actions += site.report("a", 7, 0, held)
+    assert all_of(actions, PublishAssignment) == [PublishAssignment("a", site.state.assignments["a"])]
+
+
+@pytest.mark.parametrize("epoch", [MAX_EPOCH_JUMP + 2, MAX_FENCE])
+@pytest.mark.parametrize("online", [True, False])
+def test_an_epoch_that_is_not_plausible_is_overwritten_and_ends_no_term(epoch: int, *, online: bool) -> None:
+    site = serving(CLASSIFY, a=100)
+    actions = site.feed(leader(epoch, 8, online=online))
+    assert events(actions) == ["epoch_not_plausible"]
+    assert said(actions) == [PublishState(leader(1, 1))]
+    for session in range(9, 14):
+        assert said(site.feed(leader(epoch, session, online=online))) == [PublishState(leader(1, 1))]
+
+
+def test_a_leader_that_repeats_an_epoch_far_above_ours_is_real_and_a_number_near_the_end_never_is() -> None:
+    site, other = Site(), Site()
+    for times in range(ACCEPTED_AFTER):
+        actions = site.feed(leader(MAX_EPOCH_JUMP + 2, 8))
+        assert bool(all_of(actions, Resign)) == (times == ACCEPTED_AFTER - 1)
+        assert not all_of(other.feed(leader(LARGEST_EPOCH + 1, 8)), Resign)
+
+
+def test_a_cleared_or_unreadable_leaders_topic_is_written_again() -> None:
+    site = Site(epoch=3)
+    assert said(site.feed(LeaderTopicLost("it was cleared"))) == [PublishState(leader(3, 1))]
+
+
+def test_a_route_of_a_task_that_does_not_exist_is_cleared_and_one_of_a_later_term_is_overwritten() -> None:
+    site = serving(CLASSIFY, a=100)
+    assert site.feed(RouteHeard("nonsense", 1)) == [ClearRoute("nonsense")]
+    assert site.feed(RouteHeard("classify", 1)) == [], "our own, coming back"
+    actions = site.feed(RouteHeard("classify", 2))
+    assert said(actions) == [PublishState(leader(1, 1)), PublishRoute(site.route("classify"))]
 
 
 def reconnected(site: Site, *, broker_kept_memory: bool, routes: bool) -> list[Action]:

@@ -7,16 +7,18 @@ import pytest
 from broker.protocol import topics
 from broker.protocol.codec import decode, encode
 from broker.protocol.errors import RemoteProtocolError
-from broker.protocol.messages import OrchestratorState, Route
+from broker.protocol.messages import MAX_FENCE, OrchestratorState, Route
 from broker.transport.port import Delivery
 from orchestrator.events import (
     ClearAssignment,
     ClearRoute,
+    LeaderTopicLost,
     PublishRoute,
     PublishSpec,
     PublishState,
     RequestReceived,
     RetainedRouteReceived,
+    RouteHeard,
     TaskDeployed,
     TaskUndeployed,
 )
@@ -30,8 +32,10 @@ SPEC = chain("classify", VISION, image_bytes=1000)
 AT = topics.TASK_ROUTE.at(PREFIX, task="classify")
 
 
-def test_our_own_published_route_is_ignored_but_a_retained_one_is_read() -> None:
-    assert event_of(PREFIX, Delivery(AT, encode(ROUTE))) is None
+def test_a_published_route_is_heard_and_a_retained_one_is_read() -> None:
+    assert event_of(PREFIX, Delivery(AT, encode(ROUTE))) == RouteHeard("classify", ROUTE.epoch)
+    assert event_of(PREFIX, Delivery(AT, b"{")) == RouteHeard("classify", MAX_FENCE), "it must be overwritten"
+    assert event_of(PREFIX, Delivery(AT, b"")) is None
     assert event_of(PREFIX, Delivery(AT, encode(ROUTE), retain=True)) == RetainedRouteReceived(
         "classify", available=True
     )
@@ -45,6 +49,12 @@ def test_an_unreadable_retained_route_is_reported_so_that_it_is_cleared() -> Non
 def test_a_cleared_retained_message_means_nothing(topic: topics.Topic) -> None:
     ids = {"device": "a", "task": "classify"}
     assert event_of(PREFIX, Delivery(topic.at(PREFIX, **ids), b"", retain=True)) is None
+
+
+@pytest.mark.parametrize("payload", [b"", b"[]", b'{"epoch": 1' + b"0" * 4300 + b', "online": true, "session": 1}'])
+def test_a_cleared_or_unreadable_leaders_topic_is_an_event_and_no_error(payload: bytes) -> None:
+    topic = topics.ORCHESTRATOR_STATE.at(PREFIX)
+    assert isinstance(event_of(PREFIX, Delivery(topic, payload)), LeaderTopicLost)
 
 
 def test_an_empty_spec_undeploys() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from broker.protocol.messages import OrchestratorState
+from dataclasses import replace
+
+from broker.protocol.messages import MAX_EPOCH_JUMP, MAX_FENCE, OrchestratorState
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
+from orchestrator.leadership.epochs import ACCEPTED_AFTER, LARGEST_EPOCH
 from orchestrator.leadership.standby import (
     BROKER_ENDS_S,
     LEADER_INTERVAL_S,
@@ -93,3 +96,27 @@ def test_its_own_message_of_a_term_that_is_over_delays_nothing() -> None:
     assert due_s is not None
     assert due_s <= 10.1
     assert watch.epoch == 4
+
+
+def test_a_message_whose_epoch_is_not_plausible_changes_nothing() -> None:
+    watch = on_event(replace(linked(), stored=5), said(6, 7), 11.0)
+    for absurd in (6 + MAX_EPOCH_JUMP + 1, MAX_FENCE):
+        for online in (True, False):
+            doubted = on_event(watch, said(absurd, 9, online=online), 11.5)
+            assert (doubted.epoch, doubted.leader, take_over_at_s(doubted)) == (6, (6, 7), 11.0 + SILENCE_S)
+
+
+def test_an_absurd_retained_leader_delays_a_takeover_only_until_its_heartbeats_are_missed() -> None:
+    watch = on_event(linked(10.0), said(MAX_FENCE, 9), 10.1, retained=True)
+    assert take_over_at_s(watch) == 10.1 + SILENCE_S
+    assert take_over_at_s(on_event(linked(10.0), said(MAX_FENCE, 9, online=False), 10.1)) == 10.0 + READ_RETAINED_S
+
+
+def test_a_leader_far_ahead_is_accepted_when_it_repeats_its_epoch() -> None:
+    watch, far = linked(), MAX_EPOCH_JUMP + 1
+    for times in range(ACCEPTED_AFTER):
+        watch = on_event(watch, said(far, 9), 10.0 + times)
+    assert (watch.epoch, watch.leader) == (far, (far, 9))
+    for times in range(10):
+        watch = on_event(watch, said(LARGEST_EPOCH + 1, 11), 20.0 + times)
+    assert watch.epoch == far, "no series of terms comes to such a number"
