@@ -8,6 +8,8 @@ from s2m3.cli.commands import add_commands
 
 COMMANDS = {
     "accuracy": "accuracy of the split and the unsplit model on labelled data, and how many answers differ",
+    "fleet": "the orchestrator and the broker under a simulated fleet: processor, memory, time until tasks are served "
+    "and after deaths",
     "latency": "seconds to an answer: split against cloud and local over shaped links, or parallel against sequential "
     "routing",
     "memory": "memory: a task split over devices, tasks that share modules, and the memory of real processes",

@@ -1,0 +1,86 @@
+"""``s2m3 bench fleet``: its command line and its tables. ``s2m3.bench.fleet`` simulates and measures."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from broker.arguments import count, number
+from s2m3.bench import machine
+from s2m3.cli.arguments import add_json
+from s2m3.cli.output import console, print_result, show_progress, table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``s2m3 bench fleet``."""
+    parser.add_argument("--devices", type=count(1, 20_000), default=100, metavar="N", help="default %(default)s")
+    parser.add_argument("--tasks", type=count(1, 1_000), default=14, metavar="N", help="default %(default)s")
+    seconds = number(2, 3600, unit="seconds")
+    parser.add_argument("--seconds", type=seconds, default=30.0, metavar="S", help="at rest; default %(default)s")
+    text = "from the first device's birth to the last one's; default %(default)s"
+    parser.add_argument("--births", type=number(0, 3600, unit="seconds"), default=10.0, metavar="S", help=text)
+    text = "from a module's assignment until its device reports it as ready; default %(default)s"
+    parser.add_argument("--load", type=number(0, 600, unit="seconds"), default=0.2, metavar="S", help=text)
+    text = "measure routing and rest only: no deaths, no restart of the broker, no power-up"
+    parser.add_argument("--steady", action="store_true", help=text)
+    text = "devices subscribe to all routes, as agents do: one message for each device at each change of a route"
+    parser.add_argument("--all-subscriptions", action="store_true", help=text)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print; 0 if the run is valid, all tasks were routed, and no failure moved more than it had to."""
+    from s2m3.bench.fleet.measure import Settings, measure  # noqa: PLC0415 - after the arguments, as for all benches
+
+    settings = Settings(
+        devices=arguments.devices,
+        tasks=arguments.tasks,
+        seconds=arguments.seconds,
+        births_s=arguments.births,
+        load_s=arguments.load,
+        failures=not arguments.steady,
+        all_subscriptions=arguments.all_subscriptions,
+    )
+    found = measure(settings, show_progress) | {"machine": machine.description()}
+    show_progress("")
+    print_result(arguments, found, _show)
+    return 0 if found["ok"] else 1
+
+
+def _show(found: dict[str, Any]) -> None:
+    printed = console()
+    made = table("measured", "value", title=f"{found['devices']} devices, {found['tasks']} tasks", right={"value"})
+    rate, gap = found["bytes_per_s"], found["leader_gap_s"]
+    rows = {
+        "all tasks routed after": _seconds(found["all_routed_s"]),
+        "orchestrator, share of a core": f"{found['orchestrator_core_share']:.3f}",
+        "orchestrator, waiting for its core": f"{found['orchestrator_waited_share']:.3f}",
+        "orchestrator, resident": f"{found['orchestrator_rss_mb']:.0f} MB",
+        "broker, share of a core": f"{found['broker_core_share']:.3f}",
+        "simulator, share of a core": f"{found['simulator_core_share']:.3f}",
+        "from devices, at rest": f"{rate['from_devices'] / 1000:.1f} kB/s",
+        "from the broker to all, at rest": f"{rate['broker_sent'] / 1000:.1f} kB/s",
+        "between the leader's heartbeats, p99": _seconds(gap["p99"]),
+    }
+    if "rerouted_s" in found:
+        restart, power_up = found["broker_restart"], found["power_up"]
+        rows |= {
+            "re-routed after a death, with standby": _seconds(found["rerouted_s"]),
+            f"without, {found['load_s']:g} s of loading included": _seconds(found["rerouted_without_standby_s"]),
+            "moved by a restart of the broker": str(restart["moves"]),
+            "settled after the first birth of a power-up": _seconds(power_up["settled_s"]),
+            "needless moves of it": str(power_up["needless_moves"]),
+        }
+    for name, value in rows.items():
+        made.add_row(name, value)
+    printed.print(made)
+    late = found["heartbeats"]
+    printed.print(
+        f"{late['sent']} simulated heartbeats, {late['late']} of them more than {late['late_above_s']:g} s late"
+    )
+    for reason in found["why_not"]:
+        printed.print(f"[bold]does not hold:[/bold] {reason}")
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.2f} s"
