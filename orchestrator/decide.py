@@ -1,7 +1,8 @@
 """The orchestrator's decisions: events in, actions out. Sans-I/O and deterministic.
 
 Owns the order of the rules, and what an event means. Doesn't know topics, bytes, threads or clocks: ``now_s`` is the
-time of any steady clock, and equal arguments give equal results, unless ``enough`` ends a search earlier.
+time of any steady clock, and equal arguments give equal results. It searches for nothing: it asks for a plan
+(``RequestPlan``), which arrives as an event (``PlanFound``).
 
 Invariants:
 - idempotent: the same event a second time gives no actions;
@@ -26,12 +27,11 @@ from orchestrator.leadership.leader import announce_leadership, on_leader_state,
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.membership import failure_detector
 from orchestrator.membership.failure_detector import Cluster
-from orchestrator.placement import publish, reconcile
+from orchestrator.placement import planning, publish, reconcile
 from orchestrator.placement.deployability import why_unroutable
 from orchestrator.placement.drain import drain_retry_at_s, empty_draining_devices
 from orchestrator.placement.planner_input import updated_footprints
 from orchestrator.placement.rebalance import next_step_at_s, plan_moves
-from orchestrator.planner.placement import never
 from orchestrator.state import Moment, Snapshot, State
 from orchestrator.unrouted_requests import answer_unrouted
 
@@ -46,6 +46,7 @@ PLACING: Sequence[Rule] = (
     plan_moves,
     empty_draining_devices,
     reconcile.choose_spares,
+    planning.drop_lost,
 )
 """The reconciler: which device should have which module."""
 PUBLISHING: Sequence[Rule] = (publish.publish_routes, publish.publish_assignments, publish.clear_outdated_topics)
@@ -54,16 +55,16 @@ PUBLISHING: Sequence[Rule] = (publish.publish_routes, publish.publish_assignment
 def next_deadline_s(state: State) -> float | None:
     """The time at which a ``Tick`` is due if nothing happens before."""
     due = [state.settles_at_s, state.republish_at_s, failure_detector.next_deadline_s(state.cluster)]
-    if state.settled:
+    if state.settled and state.planning is not None:
+        due.append(state.planning.until_s)
+        due += [state.placement.moves.until_s if state.placement.moves else None]
+    elif state.settled:
         due += [reconcile.spares_at_s(state), next_step_at_s(state), drain_retry_at_s(state)]
     return min((at_s for at_s in due if at_s is not None), default=None)
 
 
-def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] = never) -> tuple[State, list[Action]]:
-    """The state after one event, and what to do, in this order; reconciles if enough is known.
-
-    ``enough`` says whether the time for planning is over; it only ends the search for something better earlier.
-    """
+def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
+    """The state after one event, and what to do, in this order; reconciles if enough is known."""
     if isinstance(event, events.RequestReceived):
         return state, answer_unrouted(state, event, now_s)
     if isinstance(event, OrchestratorState):
@@ -72,7 +73,7 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
         return state, publish.restore_route(state, event)
     if isinstance(event, events.LeaderTopicLost):
         return state, [events.Note("leader_topic_lost", {"why": event.why}), *announce_leadership(state)]
-    before, state = state, _on_event(state, event, now_s)
+    before, state = state, planning.on_event(_on_event(state, event, now_s), event)
     state = _snapshot_before_departures(before, state, now_s)
     actions: list[Action] = _log_device_changes(before.cluster, state.cluster)
     for react in (_republish_after_link_up, tell_devices_ahead, publish.request_rebirth):
@@ -80,7 +81,7 @@ def decide(state: State, event: Event, now_s: float, enough: Callable[[], bool] 
         actions += more
     if not state.settled:
         return state, actions
-    moment = Moment(now_s, enough)
+    moment = Moment(now_s)
     for rule in PLACING:
         state, more = rule(state, moment)
         actions += more
@@ -140,7 +141,8 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
                 reviewed_s=now_s,  # what devices measure just after an outage is of its backlog
             )
         case LinkDown():
-            state = _roll_back(replace(state, link=None, settles_at_s=None, republish_at_s=None), now_s)
+            state = replace(state, link=None, settles_at_s=None, republish_at_s=None, planning=None)
+            state = _roll_back(state, now_s)
         case events.TaskDeployed(spec):
             why = why_unroutable(spec)
             state = _with_task(state, spec) if why is None else _with_invalid_task(state, spec.task, why)

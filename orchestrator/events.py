@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from broker.protocol.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Result, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName, TaskSpec
 from broker.transport.port import LinkDown, LinkUp
+from orchestrator.planner.plans import Plan, Problem
+
+Ticket = tuple[int, int]
+"""The epoch, and the number of a problem in it."""
 
 # --- events ---
 
@@ -103,10 +107,18 @@ class RequestReceived:
     payload: bytes  # for the request's id, if this orchestrator answers
 
 
+@dataclass(frozen=True)
+class PlanFound:
+    """The planner's plan for the problem of this ``ticket`` arrived."""
+
+    ticket: Ticket
+    plan: Plan
+
+
 MembershipEvent = DeviceStateReceived | HeartbeatReceived | DrainReceived | Overslept | Tick | LinkUp | LinkDown
 TaskEvent = TaskDeployed | TaskRejected | TaskUndeployed | RetainedRouteReceived
 TopicEvent = RouteHeard | LeaderTopicLost
-Event = MembershipEvent | TaskEvent | TopicEvent | RequestReceived | OrchestratorState
+Event = MembershipEvent | TaskEvent | TopicEvent | RequestReceived | PlanFound | OrchestratorState
 """The leader's topic and its heartbeat are events as they are: this orchestrator's own, or another's."""
 
 # --- actions ---
@@ -187,6 +199,21 @@ class Resign:
 
 
 @dataclass(frozen=True)
+class RequestPlan:
+    """Give the planner a problem; the one that it is at, if any, isn't needed any more."""
+
+    ticket: Ticket
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class EndPlanning:
+    """Tell the planner to come to an end with this problem, because another one waits."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True)
 class Note:
     """A line for the log."""
 
@@ -198,4 +225,4 @@ TaskMessage = PublishSpec | PublishRoute | ClearRoute
 DeviceMessage = PublishAssignment | ClearAssignment | PublishDrain | RequestRebirth
 Message = PublishState | TaskMessage | DeviceMessage | AnswerError
 """The actions that are messages."""
-Action = Message | Resign | Note
+Action = Message | RequestPlan | EndPlanning | Resign | Note

@@ -1,12 +1,14 @@
 """The orchestrator's process: messages in, ``decide``, messages out.
 
-Owns the two connections, the mailbox between their threads and the loop's, the clock and the log. Decides nothing.
+Owns the two connections, the planner, the mailbox between their threads and the loop's, the clock and the log. Decides
+nothing.
 
 Invariants:
 - only the thread that calls ``run`` uses the state; inboxes only put events into the mailbox;
 - the epoch is on the disk before it is published, and greater than every epoch stored or heard; a change of the
   deployed tasks is on the disk before any message follows from it;
 - if the process stood still, no device is blamed for the messages that it couldn't receive;
+- no search holds up the loop: a planner's process does it, and its plan is an event (``planner_process``);
 - the control connection alone publishes state; requests arrive on the other one, so that no picture delays a heartbeat;
 - no message ends the loop: an exception that it causes is logged and counted.
 """
@@ -30,16 +32,16 @@ from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
 from orchestrator import events
 from orchestrator.decide import decide, next_deadline_s
-from orchestrator.events import Action, Event, Overslept, Tick
+from orchestrator.events import Action, Event, Overslept, PlanFound, Tick
 from orchestrator.leadership import standby
 from orchestrator.leadership.leader_files import LeaderFiles
 from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
+from orchestrator.planner_process.client import MakePlanner, Planner, PlannerProcess
 from orchestrator.state import Pace, State, initial
 from orchestrator.wire import CONTROL_TOPICS, event_of, outgoing_of
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
-PLANNING_S = 0.03  # a turn's time to search for a better placement: a death meanwhile waits no longer
 MAX_WAITING_BYTES = 32 * 1024 * 1024  # of requests that wait for the loop's next turn; two of the largest
 
 _log = structlog.get_logger("orchestrator")
@@ -47,10 +49,10 @@ _log = structlog.get_logger("orchestrator")
 
 @dataclass(frozen=True)
 class _Posted:
-    """A connection's event in the mailbox."""
+    """An event of a connection, or of the planner, in the mailbox."""
 
     control: bool
-    event: port.LinkEvent
+    event: port.LinkEvent | PlanFound
 
 
 class Orchestrator:
@@ -66,6 +68,7 @@ class Orchestrator:
         answer_unknown_tasks: whether requests that no device serves are answered, for one more copy of each request;
             without it such a request ends at its sender's deadline.
         make_transport: makes the two connections.
+        make_planner: makes the planner.
 
     Raises:
         BadFile: the state directory can't be used, or the url isn't one.
@@ -82,6 +85,7 @@ class Orchestrator:
         pace: Pace | None = None,
         answer_unknown_tasks: bool = True,
         make_transport: port.MakeTransport = connect,
+        make_planner: MakePlanner = PlannerProcess,
     ) -> None:
         self._url = url
         self._prefix = topics.prefix_of(site)
@@ -91,7 +95,8 @@ class Orchestrator:
         self._settle_s = settle_s
         self._begin_term = partial(initial, heartbeat_interval_s=heartbeat_interval_s, settle_s=settle_s, pace=pace)
         self._answer_unknown_tasks = answer_unknown_tasks
-        self._make_transport = make_transport
+        self._make_transport, self._make_planner = make_transport, make_planner
+        self._planner: Planner | None = None
         self._mailbox: Mailbox[_Posted | None] = Mailbox(max_data_bytes=MAX_WAITING_BYTES)
         self._name = f"orchestrator-{secrets.token_hex(4)}"  # two orchestrators must not take over each other's session
         self._data = self._new_data()
@@ -112,11 +117,13 @@ class Orchestrator:
         Raises:
             BadFile: the epoch can't be stored.
         """
+        self._planner = self._make_planner(self._from_planner)  # it starts while this one waits
         try:
             while not self._stopping and (seen := self._wait_for_turn()) is not None:
                 self._lead(seen)
         finally:
             self._leave()
+            self._planner.close()
             dropped, failed = self._mailbox.dropped, self._internal_errors
             _log.info("stopped", messages_dropped=dropped, internal_errors=failed)
 
@@ -136,6 +143,9 @@ class Orchestrator:
             self._mailbox.put_data(_Posted(control=False, event=event), len(incoming.payload))
         else:
             self._mailbox.put_control(_Posted(control=False, event=event))
+
+    def _from_planner(self, found: PlanFound) -> None:
+        self._mailbox.put_control(_Posted(control=True, event=found))
 
     # --- begin and end ---
 
@@ -160,7 +170,7 @@ class Orchestrator:
             posted = self._mailbox.get(None if due_s is None else due_s - now_s)
             if due_s is not None and time.monotonic() > due_s + LEADER_INTERVAL_S:
                 watch = standby.reset_timer(watch, time.monotonic())
-            if posted is not None:
+            if posted is not None and not isinstance(posted.event, PlanFound):
                 watch = self._update_watch(watch, posted.event)
         self._data.unsubscribe(*heard)
         self._linked_s = time.monotonic() if watch.up_s is None else watch.up_s
@@ -246,7 +256,7 @@ class Orchestrator:
             self._react(Overslept())
         if posted is not None and (event := self._to_event(posted)) is not None:
             self._react(event)
-        if deadline_s is not None and time.monotonic() >= deadline_s:
+        if self.resigned is None and deadline_s is not None and time.monotonic() >= deadline_s:
             self._react(Tick())
         self._send_heartbeat()
         self._flush()
@@ -266,8 +276,7 @@ class Orchestrator:
             return
         tasks = self._state.tasks
         try:
-            now_s = time.monotonic()
-            self._state, actions = decide(self._state, event, now_s, lambda: time.monotonic() > now_s + PLANNING_S)
+            self._state, actions = decide(self._state, event, time.monotonic())
         except Exception:  # noqa: BLE001 - a bug met by one message, perhaps a retained one, must not end the leader
             self._log_failure("event_failed", event)
             if isinstance(event, Tick):
@@ -291,6 +300,8 @@ class Orchestrator:
 
     def _to_event(self, posted: _Posted) -> Event | None:
         event = posted.event
+        if isinstance(event, PlanFound):
+            return event
         if isinstance(event, port.Delivery):
             return self._event_of(event)
         if isinstance(event, port.Denied):
@@ -322,7 +333,11 @@ class Orchestrator:
             case events.Resign(why, epoch):
                 self.resigned = why
                 self._files.store_epoch(max(self._files.read_epoch(), epoch))
-            case events.Note():
+            case events.RequestPlan() if self._planner is not None:
+                self._planner.request(action)
+            case events.EndPlanning() if self._planner is not None:
+                self._planner.end(action)
+            case events.Note() | events.RequestPlan() | events.EndPlanning():
                 pass
             case _:
                 self._unsent.append(outgoing_of(self._prefix, action))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -16,7 +16,8 @@ from orchestrator.leadership.epochs import DoubtedLeader
 from orchestrator.leadership.standby import leader_interval_s
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.placement.routes import Fence
-from orchestrator.planner.placement import distinct_modules, never
+from orchestrator.planner.plans import Plan
+from orchestrator.planner.problem import distinct_modules
 from orchestrator.planner.spares import NO_SPARES, Spares
 
 Role = Literal["active", "standby"]
@@ -24,10 +25,9 @@ Role = Literal["active", "standby"]
 
 @dataclass(frozen=True)
 class Moment:
-    """Now, and whether the time for planning is over."""
+    """Now."""
 
     now_s: float
-    enough: Callable[[], bool] = never
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,11 @@ class CurrentPlacement:
         return [task for task in self.facts.tasks if task.task not in self.refused]
 
     @cached_property
+    def planned(self) -> dict[TaskName, TaskSpec]:
+        """The tasks that the plan was about, but for those that can't be served."""
+        return {task.task: task for task in self.facts.tasks}
+
+    @cached_property
     def modules(self) -> dict[ModuleKey, tuple[ModuleName, ModuleSpec]]:
         """The modules of these tasks, with their names."""
         return distinct_modules(self.tasks)
@@ -123,6 +128,23 @@ class DrainAttempt:
     stays: Mapping[DeviceId, str] = field(default_factory=dict)  # what can't move, and why
 
 
+PlanKind = Literal["placement", "drain", "moves", "spares"]
+"""The plans that the planner is asked for, the most urgent first."""
+
+
+@dataclass(frozen=True)
+class Planning:
+    """The one problem that the planner has, and its plan once that has arrived."""
+
+    number: int
+    kind: PlanKind
+    facts: Facts
+    where: Mapping[ModuleKey, DeviceId]  # both as they were when it was asked
+    until_s: float  # it counts as lost then
+    ending: bool = False  # whether it must come to an end
+    plan: Plan | None = None
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The placement, and what was published of it, before the first of the latest goodbyes."""
@@ -160,6 +182,8 @@ class State:
     snapshot: Snapshot | None = None  # restored if the goodbyes were the broker's end
     spares_due_s: float | None = None  # when spares are to be chosen; None: they have been
     drain_attempt: DrainAttempt | None = None
+    planning: Planning | None = None
+    problems: int = 0  # that the planner was given in this term
     rebirth_requested_s: Mapping[DeviceId, float] = field(default_factory=dict)
     reviewed_s: float = 0.0  # when a better placement was last searched for, or an active copy last moved
     generation: int = 0

@@ -36,20 +36,21 @@ def answer_unrouted(state: State, request: RequestReceived, now_s: float) -> lis
 
 def _refusal(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
     route = state.routes.get(task)
-    if state.link is None or (route is not None and route.front_door):
+    doors = [known.front_door for known in (route, state.retained_routes.get(task)) if known is not None]
+    still_read = state.settles_at_s is not None and now_s < state.cluster.up_s + READ_RETAINED_S
+    if state.link is None or still_read or any(doors):
         return None
     if state.settles_at_s is not None:
-        retained = state.retained_routes.get(task)
-        if (retained is not None and retained.front_door) or now_s < state.cluster.up_s + READ_RETAINED_S:
-            return None
         left_s = max(1, math.ceil(state.settles_at_s - now_s))
         return _no_route("the orchestrator has just started; try again", float(left_s))
     if route is None:
+        if task in state.tasks:
+            return _no_route("its placement is being planned; try again", RETRY_LOADING_S)
         deployed = ", ".join(sorted(state.routes)) or "none"
         return _no_route(f"no task is called {task}; deployed tasks: {deployed}; deploy it with `s2m3 deploy FILE`")
-    if route.unavailable is not None:
-        return _no_route(route.unavailable)
-    return _no_route(f"its modules are being loaded: {_loading(state, route)}; try again", RETRY_LOADING_S)
+    if route.unavailable is None:
+        return _no_route(f"its modules are being loaded: {_loading(state, route)}; try again", RETRY_LOADING_S)
+    return _no_route(route.unavailable)
 
 
 def _loading(state: State, route: Route) -> str:

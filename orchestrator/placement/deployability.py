@@ -11,15 +11,13 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from pydantic import ValidationError
 
 from broker.protocol.codec import MAX_MESSAGE_BYTES
-from broker.protocol.errors import NoDeviceFits
-from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec, describe
+from broker.protocol.specs import ModuleKey, TaskSpec, describe
 from orchestrator.membership.device import Fitness
 from orchestrator.placement.routes import build_route, why_too_large
+from orchestrator.planner.explain import listed
 from orchestrator.planner.placement import Bars
 from orchestrator.state import State
 
@@ -41,17 +39,6 @@ def why_unservable(state: State, task: TaskSpec, barred: Bars) -> str | None:
     return _contradiction(state, task) or _oversize(state, task) or _refusals(state, task, barred)
 
 
-def no_fit_reason(error: NoDeviceFits, tasks: Sequence[TaskSpec], barred: Bars) -> str:
-    """The reason why one of these tasks found no place: what is missing, and which devices refused."""
-    keys = {task.modules[error.module].key for task in tasks if error.module in task.modules}
-    refusals = {device: why for key in keys for device, why in barred.get(key, {}).items()}
-    if not refusals:
-        return str(error)
-    if not error.short_bytes:
-        return f"no device can run {error.module}: {_listed(refusals)}; it is placed as soon as one of them can"
-    return f"{error} ({_listed(refusals)})"
-
-
 def describe_error(error: Exception) -> str:
     """The error for a person: of a validation error the first field and its problem."""
     return ": ".join(describe(error.errors()[0])) if isinstance(error, ValidationError) else str(error)
@@ -70,7 +57,7 @@ def _refusals(state: State, task: TaskSpec, barred: Bars) -> str | None:
         home = state.cluster.devices.get(state.placement.where.get(module.key, ""))
         if home is not None and home.fitness > Fitness.DRAINING and home.id not in refusals:
             continue  # it has an active copy; only further copies were refused
-        return f"{len(refusals)} devices refused {name}, and no other is tried now: {_listed(refusals)}; {_RETRY}"
+        return f"{len(refusals)} devices refused {name}, and no other is tried now: {listed(refusals)}; {_RETRY}"
     return None
 
 
@@ -98,7 +85,3 @@ def _oversize(state: State, task: TaskSpec) -> str | None:
         return why_too_large(task, min(MAX_MESSAGE_BYTES, broker_bytes or MAX_MESSAGE_BYTES))
     except (ValueError, ArithmeticError) as error:
         return f"its sizes can't be computed: {describe_error(error)}; correct its spec"
-
-
-def _listed(refusals: Mapping[DeviceId, str]) -> str:
-    return ", ".join(f"{device}: {why}" for device, why in sorted(refusals.items()))

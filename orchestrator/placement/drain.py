@@ -18,10 +18,9 @@ from dataclasses import replace
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
 from orchestrator.membership.device import Fitness
-from orchestrator.placement import planner_input
-from orchestrator.placement.deployability import no_fit_reason
+from orchestrator.placement import planner_input, planning
 from orchestrator.placement.rebalance import begin_moves, finish_moves
-from orchestrator.planner.placement import distinct_modules, place_most
+from orchestrator.planner.plans import DrainPlan, DrainProblem
 from orchestrator.state import DrainAttempt, Moment, State
 
 
@@ -46,6 +45,7 @@ def drain_retry_at_s(state: State) -> float | None:
 
 def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Begin the round that empties the draining devices, unless nothing is to move or the same was just tried."""
+    state, asked = planning.taken(state, "drain")
     placement, last = state.placement, state.drain_attempt
     draining = {name for name, device in state.cluster.devices.items() if device.fitness == Fitness.DRAINING}
     leaving = {key: home for key, home in placement.where.items() if home in draining}
@@ -56,8 +56,10 @@ def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
     same = last is not None and (last.facts, last.where) == (placement.facts, placement.where)
     if same and last is not None and moment.now_s < last.retry_at_s:
         return state, []
+    if asked is None or not planning.is_for(asked, state, "drain", placement.facts):
+        return planning.request(state, moment, "drain", placement.facts, lambda: _problem(state, leaving))
+    to, why = (asked.plan.to, asked.plan.why) if isinstance(asked.plan, DrainPlan) else ({}, {})
     attempt = DrainAttempt(placement.facts, placement.where, moment.now_s + state.pace.review_s)
-    to, why = _destinations(state, leaving, moment)
     if to:
         moving = begin_moves(state, to, moment, gain_s=0.0, drains=True)
         if moving is not None:
@@ -73,35 +75,18 @@ def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
     return blocked, (notes if last is None or last.stays != stays else [])
 
 
-def _destinations(
-    state: State, leaving: Mapping[ModuleKey, DeviceId], moment: Moment
-) -> tuple[dict[ModuleKey, DeviceId], dict[ModuleKey, str]]:
-    """Where modules can go, and why the others can't; all active copies keep their memory meanwhile."""
+def _problem(state: State, leaving: Mapping[ModuleKey, DeviceId]) -> DrainProblem:
     placement, facts = state.placement, state.placement.facts
     specs = planner_input.candidate_specs(state, facts)
-    staying = [spec for name, spec in specs.items() if not state.cluster.devices[name].draining]
     tasks = planner_input.measured_tasks(placement)
-    modules = distinct_modules(tasks)
-    keep = {key: home for key, home in placement.where.items() if key not in leaving}
-    served, at_hand = [task.task for task in tasks], planner_input.copies_at_hand(state)
-    for only_drained in (False, True):
-        bars = planner_input.placement_constraints(state, facts, only_drained=only_drained)
-        target, errors = place_most(
-            staying, tasks, keep=keep, served=served, barred=bars, at_hand=at_hand, enough=moment.enough
-        )
-        if not errors:
-            break
-    reasons = [no_fit_reason(error, placement.tasks, bars) for error in errors.values()]
-    free = planner_input.free_bytes(placement, staying)
-    to: dict[ModuleKey, DeviceId] = {}
-    why: dict[ModuleKey, str] = {}
-    for key in leaving:
-        goal = target.where.get(key)
-        if goal is None:
-            why[key] = reasons[0] if reasons else "no other device may take it"
-        elif modules[key][1].memory_bytes > free[goal]:
-            why[key] = f"{goal} has no room for it beside what it serves until that has moved"
-        else:
-            to[key] = goal
-            free[goal] -= modules[key][1].memory_bytes
-    return to, why
+    return DrainProblem(
+        devices=tuple(spec for name, spec in specs.items() if not planner_input.is_draining(state, name)),
+        tasks=tuple(tasks),
+        at_hand=planner_input.copies_at_hand(state),
+        barred=planner_input.placement_constraints(state, facts),
+        leaving=leaving,
+        where=placement.where,
+        actives=placement.actives,
+        served=frozenset(task.task for task in tasks),
+        waived=planner_input.placement_constraints(state, facts, only_drained=True),
+    )

@@ -55,7 +55,7 @@ def placement_constraints(
     bars: dict[ModuleKey, dict[DeviceId, str]] = {key: dict(refusals) for key, refusals in facts.barred.items()}
     keys = {module.key for task in facts.tasks for module in task.modules.values()}
     for name, why in facts.doubts.items():
-        draining = state.cluster.devices[name].draining
+        draining = is_draining(state, name)
         if only_drained and not draining:
             continue
         stays = {key for homes in (state.placement.where, *more) for key, home in homes.items() if home == name}
@@ -64,6 +64,12 @@ def placement_constraints(
         for key in keys - stays:
             bars.setdefault(key, {}).setdefault(name, why)
     return bars
+
+
+def is_draining(state: State, name: DeviceId) -> bool:
+    """Whether a device's modules must move away."""
+    device = state.cluster.devices.get(name)
+    return device is not None and device.draining
 
 
 def spare_constraints(state: State, facts: Facts, where: Mapping[ModuleKey, DeviceId]) -> Bars:
@@ -92,7 +98,8 @@ def updated_footprints(state: State, name: DeviceId) -> Mapping[ModuleKey, int]:
 
 def candidate_specs(state: State, facts: Facts) -> dict[DeviceId, DeviceSpec]:
     """The candidates as planning sees them."""
-    return {name: state.cluster.devices[name].spec for name, _ in facts.candidates}
+    devices = state.cluster.devices
+    return {name: devices[name].spec for name, _ in facts.candidates if name in devices}
 
 
 def with_measured_footprints(tasks: Sequence[TaskSpec], footprints: Mapping[ModuleKey, int]) -> list[TaskSpec]:
@@ -124,15 +131,20 @@ def memory_credit(state: State, placement: CurrentPlacement, facts: Facts) -> di
     return {device: size_bytes for device, size_bytes in credit.items() if size_bytes}
 
 
-def free_bytes(placement: CurrentPlacement, devices: Iterable[DeviceSpec]) -> dict[DeviceId, int]:
-    """The memory that all active copies leave on each device."""
-    modules = distinct_modules(measured_tasks(placement))
-    free = {device.id: device.memory_bytes for device in devices}
-    for key, homes in placement.actives.items():
-        for home in homes:
-            if home in free:
-                free[home] -= modules[key][1].memory_bytes
-    return free
+def fits(state: State, facts: Facts, homes: Mapping[ModuleKey, Sequence[DeviceId]]) -> bool:
+    """Whether these copies fit into the memory of their devices, which are alive.
+
+    A copy that is ready needs the bytes that its own device reports, any other its footprint; both at least the spec's.
+    """
+    modules = distinct_modules(facts.tasks)
+    free = {name: profile.memory_bytes for name, profile in facts.candidates}
+    for key, copies in homes.items():
+        least = modules[key][1].memory_bytes
+        for name in copies:
+            device = state.cluster.devices[name]
+            own = device.modules[key].memory_bytes if device.ready(key) else facts.footprints.get(key, 0)
+            free[name] -= max(own, least)
+    return all(size_bytes >= 0 for size_bytes in free.values())
 
 
 def copies_at_hand(state: State) -> AtHand:

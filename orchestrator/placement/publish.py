@@ -4,6 +4,8 @@ Owns the step from the current placement to messages, and the memory of what was
 
 Invariants:
 - a message is published when it differs from the last one, or when its device reports that it doesn't obey;
+- a task has no route, and a device no assignment, before the first plan for it: until then those of an earlier term
+  stand. A new spec of a task changes its route when its plan has come;
 - a spec is published before its route, and routes before assignments: no request is sent to a copy about to go;
 - an assignment lists active copies before standbys, and first what most tasks need: devices load in that order.
 """
@@ -109,7 +111,9 @@ def publish_routes(state: State, _moment: Moment) -> tuple[State, list[Action]]:
     routes, highest = dict(state.routes), state.group
     for task in sorted(state.tasks.keys() | state.invalid.keys()):
         last = routes.get(task)
-        route = _route(state, task, last.second_door if last else ())
+        route = _route(state, task, last)
+        if route is None:
+            continue
         same_doors = last is not None and (last.front_door, last.second_door) == (route.front_door, route.second_door)
         group = last.group if last is not None and same_doors else highest + 1
         route = route.model_copy(update={"group": group})
@@ -125,8 +129,14 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
     assignments = dict(state.assignments)
     placement = state.placement
     shared = Counter(m.key for task in placement.tasks for m in {m.key: m for m in task.modules.values()}.values())
-    for device in sorted({alive.id for alive in state.cluster.alive()} | assignments.keys()):
+    planned = {name for name, _ in placement.facts.candidates}
+    alive = {device.id for device in state.cluster.alive()}
+    for device in sorted(alive | assignments.keys()):
         last = assignments.get(device)
+        if device in alive - planned:
+            if last is not None and _is_missed(state, device, last, moment.now_s):
+                actions.append(events.PublishAssignment(device, last))
+            continue
         wanted = {key: (placement.modules[key][1], role) for key, role in placement.roles.get(device, {}).items()}
         stays = state.drain_attempt.stays.get(device) if state.drain_attempt else None
         if last and last.stays == stays and {m.spec.key: (m.spec, m.role) for m in last.modules} == wanted:
@@ -147,27 +157,35 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
 
 def clear_outdated_topics(state: State, _moment: Moment) -> tuple[State, list[Action]]:
     """Clear the routes, of this term and earlier ones, without a task, and the assignments of forgotten devices."""
-    without = sorted((state.routes.keys() | state.retained_routes.keys()) - state.tasks.keys() - state.invalid.keys())
+    known = state.tasks.keys() | state.invalid.keys()
+    without = sorted((state.routes.keys() | state.retained_routes.keys()) - known)
+    retained = {task: route for task, route in state.retained_routes.items() if task in known - state.routes.keys()}
     forgotten = sorted(state.assignments.keys() - state.cluster.devices.keys())
     state = replace(
         state,
         routes={task: route for task, route in state.routes.items() if task not in without},
-        retained_routes={},
+        retained_routes=retained,
         assignments={device: last for device, last in state.assignments.items() if device not in forgotten},
         assigned_s={device: at_s for device, at_s in state.assigned_s.items() if device not in forgotten},
     )
     return state, [*map(events.ClearRoute, without), *map(events.ClearAssignment, forgotten)]
 
 
-def _route(state: State, task: TaskName, last_backup: tuple[DeviceId, ...]) -> Route:
-    spec, placement = state.tasks.get(task), state.placement
-    if spec is None:
+def _route(state: State, task: TaskName, last: Route | None) -> Route | None:
+    """The route of a task; ``last`` under the present fence, or None, while its plan hasn't come."""
+    placement = state.placement
+    if task not in state.tasks:
         return unavailable_route(task, state.fence, state.invalid[task])
     why = placement.facts.unservable.get(task) or placement.refused.get(task)
     if why is not None:
         return unavailable_route(task, state.fence, why)
+    spec = placement.planned.get(task)
+    if spec is None:
+        stamp = {"epoch": state.epoch, "generation": state.generation}
+        return None if last is None else last.model_copy(update=stamp)
     try:
         route = build_route(spec, state.fence, placement.actives, state.cluster.devices)
+        last_backup = last.second_door if last else ()
         backup = backup_coordinators(spec, route.front_door, state.cluster.devices, last_backup)
         return route.model_copy(update={"second_door": backup}) if backup else route
     except (ValueError, ArithmeticError) as error:  # one odd spec or profile must not stop the other tasks

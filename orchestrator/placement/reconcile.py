@@ -13,16 +13,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from broker.protocol.specs import DeviceId
 from orchestrator.events import Action, Note
-from orchestrator.placement import planner_input
-from orchestrator.placement.deployability import no_fit_reason
-from orchestrator.planner.explain import Explanation, explain
-from orchestrator.planner.placement import Bars, Placement, place_most
+from orchestrator.placement import planner_input, planning
+from orchestrator.planner.plans import PlacementPlan, PlacementProblem, SparesPlan, SparesProblem
 from orchestrator.planner.spares import spares
-from orchestrator.state import CurrentPlacement, Facts, Moment, State
-
-_REJECTED_SHOWN = 4  # other devices named in an assignment's reason; a thousand of them must still fit a message
+from orchestrator.state import CurrentPlacement, Facts, Moment, Planning, State
 
 
 def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
@@ -42,20 +37,32 @@ def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
 
 
 def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Place all modules if any fact has changed; not while most devices have just vanished."""
+    """Have all modules placed if any fact has changed; not while most devices have just vanished."""
+    state, asked = planning.taken(state, "placement")
     facts = planner_input.facts_of(state)
     if facts == state.placement.facts or state.cluster.mass_departure is not None:
         return state, []
-    placement, notes = _place(state, facts, moment)
-    return adopt(state, placement, moment.now_s), notes
+    notes: list[Action] = []
+    if asked is not None and isinstance(asked.plan, PlacementPlan):
+        state, notes = _use_plan(state, facts, asked, asked.plan, moment)
+    if facts == state.placement.facts:
+        return state, notes
+    state, more = planning.request(state, moment, "placement", facts, lambda: _placement_problem(state, facts))
+    return state, [*notes, *more]
 
 
 def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Give leftover memory to standbys and replicas, when that is due."""
-    due_s = spares_at_s(state)
+    state, asked = planning.taken(state, "spares")
+    due_s, placement = spares_at_s(state), state.placement
     if due_s is None or moment.now_s < due_s:
         return state, []
-    return replace(state, placement=with_spares(state, state.placement), spares_due_s=None), []
+    if asked is not None and isinstance(asked.plan, SparesPlan) and _still_fit(state, asked, asked.plan):
+        chosen = asked.plan.spares
+        if chosen != placement.spares:
+            placement = replace(placement, spares=chosen)
+        return replace(state, placement=placement, spares_due_s=None), []
+    return planning.request(state, moment, "spares", placement.facts, lambda: _spares_problem(state))
 
 
 def spares_at_s(state: State) -> float | None:
@@ -113,57 +120,68 @@ def log_placement_changes(before: CurrentPlacement, after: CurrentPlacement, gen
     return [*notes, *(Note("task_withdrawn", {"task": task, "why": why}) for task, why in withdrawn.items())]
 
 
-def _place(state: State, facts: Facts, moment: Moment) -> tuple[CurrentPlacement, list[Action]]:
+def _placement_problem(state: State, facts: Facts) -> PlacementProblem:
     before = state.placement
     candidates = planner_input.candidate_specs(state, facts)
     served = {task.task for task in before.tasks}
     served |= {task for task, route in state.retained_routes.items() if route.available}
     keep = planner_input.copies_to_adopt(state, facts.barred)
     keep |= {key: home for key, home in before.where.items() if home in candidates}
+    doubtful = any(not planner_input.is_draining(state, name) for name in facts.doubts)
+    return PlacementProblem(
+        devices=tuple(candidates.values()),
+        tasks=tuple(planner_input.with_measured_footprints(facts.tasks, facts.footprints)),
+        at_hand=planner_input.copies_at_hand(state),
+        barred=planner_input.placement_constraints(state, facts, keep),
+        keep=keep,
+        served=frozenset(served),
+        where=before.where,
+        explained=frozenset(before.where.keys() & before.why.keys()),
+        credit=planner_input.memory_credit(state, before, facts),
+        waived=planner_input.placement_constraints(state, facts, keep, only_drained=True) if doubtful else None,
+    )
 
-    def attempt(credit: dict[DeviceId, int], bars: Bars) -> tuple[Placement, dict[str, str]]:
-        devices = [
-            spec.model_copy(update={"memory_bytes": spec.memory_bytes + credit[name]}) if name in credit else spec
-            for name, spec in candidates.items()
-        ]
-        placement, errors = place_most(
-            devices,
-            planner_input.with_measured_footprints(facts.tasks, facts.footprints),
-            keep=keep,
-            served=served,
-            barred=bars,
-            at_hand=planner_input.copies_at_hand(state),
-            enough=moment.enough,
-        )
-        return placement, {name: no_fit_reason(error, facts.tasks, bars) for name, error in errors.items()}
 
-    def placed_with(bars: Bars) -> tuple[Placement, dict[str, str]]:
-        credit = planner_input.memory_credit(state, before, facts)
-        placement, refused = attempt(credit, bars)
-        if any(placement.where.get(key) != home for key, home in before.where.items() if home in credit):
-            return attempt({}, bars)  # the credit was given for copies that stay
-        return placement, refused
-
-    placement, refused = placed_with(planner_input.placement_constraints(state, facts, keep))
+def _use_plan(
+    state: State, facts: Facts, asked: Planning, plan: PlacementPlan, moment: Moment
+) -> tuple[State, list[Action]]:
+    """The state with a plan that still stands in force; else the state as it is."""
+    where = planning.standing_homes(state, facts, asked, plan)
+    if where is None:
+        return state, [Note("plan_outdated", {"number": asked.number})]
+    before = state.placement
+    stays = {key for key, home in where.items() if before.where.get(key) == home and key in before.why}
+    why = {key: before.why[key] if key in stays else plan.why.get(key, "stays where it is") for key in where}
+    moves = before.moves if before.moves and before.moves.to.keys() <= where.keys() else None
     notes: list[Action] = []
-    doubtful = {name for name in facts.doubts if not state.cluster.devices[name].draining}
-    if refused and doubtful:
-        waived = placed_with(planner_input.placement_constraints(state, facts, keep, only_drained=True))
-        if len(waived[1]) < len(refused):
-            notes.append(Note("doubts_waived", {"devices": {name: facts.doubts[name] for name in sorted(doubtful)}}))
-            placement, refused = waived
-    why = {
-        key: before.why[key]
-        if before.where.get(key) == home and key in before.why
-        else _sentence(explain(placement, key))
-        for key, home in placement.where.items()
-    }
-    moves = before.moves if before.moves and before.moves.to.keys() <= placement.where.keys() else None
-    return CurrentPlacement(facts, placement.where, why, refused, before.spares, moves), notes
+    if plan.waived:
+        doubts = {
+            name: why for name, why in sorted(asked.facts.doubts.items()) if not planner_input.is_draining(state, name)
+        }
+        notes.append(Note("doubts_waived", {"devices": doubts}))
+    return adopt(
+        state, CurrentPlacement(asked.facts, where, why, plan.refused, before.spares, moves), moment.now_s
+    ), notes
 
 
-def _sentence(explanation: Explanation) -> str:
-    others = [f"{device}: {reason}" for device, reason in explanation.rejected.items()]
-    if len(others) > _REJECTED_SHOWN:
-        others[_REJECTED_SHOWN:] = [f"and {len(others) - _REJECTED_SHOWN} more"]
-    return "; ".join([explanation.why, *others])
+def _spares_problem(state: State) -> SparesProblem:
+    placement = state.placement
+    facts = placement.facts
+    return SparesProblem(
+        devices=tuple(planner_input.candidate_specs(state, facts).values()),
+        tasks=tuple(planner_input.measured_tasks(placement)),
+        at_hand=planner_input.copies_at_hand(state),
+        barred=planner_input.spare_constraints(state, facts, placement.where),
+        where=placement.where,
+        load_s=planner_input.longest_loads_s(state),
+        kept=placement.spares,
+    )
+
+
+def _still_fit(state: State, asked: Planning, plan: SparesPlan) -> bool:
+    """Whether chosen spares fit beside the active copies, which are where they were."""
+    placement = state.placement
+    copies = {key: (home, *plan.spares.of(key)) for key, home in placement.where.items()}
+    return planning.is_for(asked, state, "spares", placement.facts) and planner_input.fits(
+        state, placement.facts, copies
+    )

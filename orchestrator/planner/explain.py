@@ -1,4 +1,4 @@
-"""The reasons why a module is on its device and on no other, worked out on request.
+"""The reasons why a module is on its device and on no other, and why a task found no place, worked out on request.
 
 Owns the sentences. Knows nothing of how the placement was found: each reason compares the placement with one in which
 only this module is moved.
@@ -6,15 +6,18 @@ only this module is moved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from broker.protocol.specs import DeviceId, ModuleKey
+from broker.protocol.errors import NoDeviceFits
+from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec
 from orchestrator.planner.fleet import NOWHERE
 from orchestrator.planner.greedy import PartialPlacement
-from orchestrator.planner.problem import Placement
+from orchestrator.planner.problem import Bars, Placement
+
+_REJECTED_SHOWN = 4  # other devices named in an assignment's reason; a thousand of them must still fit a message
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,28 @@ class Explanation:
     device: DeviceId
     why: str
     rejected: Mapping[DeviceId, str]
+
+    def __str__(self) -> str:
+        others = [f"{device}: {reason}" for device, reason in self.rejected.items()]
+        if len(others) > _REJECTED_SHOWN:
+            others[_REJECTED_SHOWN:] = [f"and {len(others) - _REJECTED_SHOWN} more"]
+        return "; ".join([self.why, *others])
+
+
+def no_fit_reason(error: NoDeviceFits, tasks: Sequence[TaskSpec], barred: Bars) -> str:
+    """The reason why one of these tasks found no place: what is missing, and which devices refused."""
+    keys = {task.modules[error.module].key for task in tasks if error.module in task.modules}
+    refusals = {device: why for key in keys for device, why in barred.get(key, {}).items()}
+    if not refusals:
+        return str(error)
+    if not error.short_bytes:
+        return f"no device can run {error.module}: {listed(refusals)}; it is placed as soon as one of them can"
+    return f"{error} ({listed(refusals)})"
+
+
+def listed(refusals: Mapping[DeviceId, str]) -> str:
+    """The devices that refused, each with its reason, as a phrase."""
+    return ", ".join(f"{device}: {why}" for device, why in sorted(refusals.items()))
 
 
 def explain(placement: Placement, key: ModuleKey) -> Explanation:

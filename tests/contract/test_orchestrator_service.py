@@ -45,6 +45,7 @@ from broker.transport.port import (
 from orchestrator.__main__ import main
 from orchestrator.decide import decide
 from orchestrator.events import Action, Event, TaskDeployed
+from orchestrator.planner_process.client import InlinePlanner
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace, State
 from tests.builders import chain, module, profile
@@ -84,6 +85,7 @@ class World:
             "settle_s": 0.05,
             "heartbeat_interval_s": NEVER_SILENT_S,
             "pace": UNHURRIED,
+            "make_planner": InlinePlanner,
         } | options
         orchestrator = Orchestrator("mqtt://unused", self.folder, self.site, make_transport=self._make, **settings)
         thread = threading.Thread(target=orchestrator.run, name="orchestrator")
@@ -407,10 +409,10 @@ def test_a_broker_that_lost_everything_gets_everything_again(
 def test_a_bug_met_by_one_message_is_logged_and_the_orchestrator_goes_on(
     memory: World, make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stumbles(state: State, event: Event, now_s: float, enough: Callable[[], bool]) -> tuple[State, list[Action]]:
+    def stumbles(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
         if isinstance(event, TaskDeployed) and event.spec.task == "cursed":
             raise ZeroDivisionError
-        return decide(state, event, now_s, enough)
+        return decide(state, event, now_s)
 
     monkeypatch.setattr("orchestrator.service.decide", stumbles)
     memory.deploy(TASK.model_copy(update={"task": "cursed"}))

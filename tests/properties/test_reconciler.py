@@ -1,8 +1,9 @@
 """Any order of births, deaths, late and repeated messages, deployments and restarts: what the reconciler never does.
 
 The model is a fleet whose agents obey, a broker that remembers retained messages, and a bag of messages that may come
-again at any time. Agents measure: modules are larger and slower than their specs say, on each device differently. After
-each event the invariants hold; after calm, every task that fits is served, and nothing changes any more.
+again at any time. Agents measure: modules are larger and slower than their specs say, on each device differently. The
+planner answers at once, or after any other events, or twice, or never. After each event the invariants hold; after
+calm, every task that fits is served, and nothing changes any more.
 """
 
 from __future__ import annotations
@@ -30,15 +31,18 @@ from orchestrator.events import (
     ClearRoute,
     DeviceStateReceived,
     DrainReceived,
+    EndPlanning,
     Event,
     HeartbeatReceived,
     Note,
     Overslept,
+    PlanFound,
     PublishAssignment,
     PublishDrain,
     PublishRoute,
     PublishSpec,
     PublishState,
+    RequestPlan,
     RetainedRouteReceived,
     TaskDeployed,
     TaskRejected,
@@ -47,8 +51,10 @@ from orchestrator.events import (
 )
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.placement.deployability import MAX_REFUSALS
-from orchestrator.placement.planner_input import with_measured_footprints
-from orchestrator.planner.placement import place
+from orchestrator.placement.planner_input import facts_of, with_measured_footprints
+from orchestrator.placement.planning import PLAN_LOST_S
+from orchestrator.planner.placement import never, place
+from orchestrator.planner.plans import solve
 from orchestrator.state import Pace, State, initial
 from tests.builders import joined, module, offline, online, part_of, profile
 
@@ -112,6 +118,10 @@ class Reconciler(RuleBasedStateMachine):
         self.epoch = 0
         self.leader: OrchestratorState | None = None  # what the broker remembers of us
         self.done: list[Action] = []
+        self.is_prompt = True  # whether a plan arrives at once
+        self.asked: RequestPlan | None = None  # the problem that the planner has
+        self.is_ended = False  # whether it must come to an end with it
+        self.plans: list[PlanFound] = []  # delivered once
         self.state: State
         self.restart_orchestrator()
 
@@ -122,6 +132,16 @@ class Reconciler(RuleBasedStateMachine):
         self.state, actions = decide(self.state, event, self.now_s)
         self.done += actions
         assert self.state.generation in {before.generation, before.generation + 1}
+        self._deliver(actions)
+        if not isinstance(event, LinkUp | OrchestratorState | RetainedRouteReceived):
+            again, nothing = decide(self.state, event, self.now_s)
+            assert nothing == [], nothing
+            assert again == self.state
+        if self.is_prompt:
+            self.the_plan_arrives()
+
+    def _deliver(self, actions: list[Action]) -> None:
+        """Let the broker remember what was published, and the planner begin."""
         assignments_began = False
         for action in actions:
             if isinstance(action, PublishRoute):
@@ -141,10 +161,21 @@ class Reconciler(RuleBasedStateMachine):
             elif isinstance(action, PublishState):
                 assert action.message.epoch == self.epoch
                 self.leader = action.message
-        if not isinstance(event, LinkUp | OrchestratorState | RetainedRouteReceived):
-            again, nothing = decide(self.state, event, self.now_s)
-            assert nothing == [], nothing
-            assert again == self.state
+            else:
+                self._give_to_planner(action)
+
+    def _give_to_planner(self, action: Action) -> None:
+        if isinstance(action, RequestPlan):
+            assert self.asked is None or action.ticket > self.asked.ticket
+            self.asked, self.is_ended = action, False
+        elif isinstance(action, EndPlanning):
+            assert self.asked is None or action.ticket == self.asked.ticket
+            self.is_ended = True
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the placement follows from all that is known."""
+        return self.state.settled and facts_of(self.state) == self.state.placement.facts
 
     def _newer(self, known: Route | Assignment | None, said: Route | Assignment) -> None:
         assert known is None or (said.epoch, said.generation) >= (known.epoch, known.generation)
@@ -164,6 +195,36 @@ class Reconciler(RuleBasedStateMachine):
         self.all_send_heartbeats()
         self.wait(1.5)
         self.work()
+
+    # --- the planner ---
+
+    @rule(prompt=st.booleans())
+    def the_planner_takes_its_time(self, *, prompt: bool) -> None:
+        """Or none."""
+        self.is_prompt = prompt
+        if prompt:
+            self.the_plan_arrives()
+
+    @rule()
+    def the_plan_arrives(self) -> None:
+        while self.asked is not None:
+            asked, ended, self.asked = self.asked, self.is_ended, None
+            found = PlanFound(asked.ticket, solve(asked.problem, (lambda: True) if ended else never))
+            self.plans = [*self.plans[-9:], found]
+            self.feed(found)
+            if not self.is_prompt:
+                return
+
+    @precondition(lambda self: self.plans)
+    @rule(data=st.data())
+    def an_old_plan_arrives(self, data: st.DataObject) -> None:
+        self.feed(data.draw(st.sampled_from(self.plans)))
+
+    @precondition(lambda self: self.asked)
+    @rule()
+    def the_plan_is_lost(self) -> None:
+        """The orchestrator asks again after a while."""
+        self.asked = None
 
     # --- devices ---
 
@@ -296,7 +357,8 @@ class Reconciler(RuleBasedStateMachine):
     @rule()
     def work(self, *, lazy: bool = False) -> None:
         """All devices obey and send heartbeats until spares are chosen and a better placement is searched for."""
-        for _ in range(int(2 * PACE.review_s / INTERVAL_S)):
+        self.the_planner_takes_its_time(prompt=True)
+        for _ in range(int(2 * (PACE.review_s + PLAN_LOST_S * (self.state.planning is not None)) / INTERVAL_S)):
             for device in DEVICES:
                 if not lazy:
                     self.obey(device)
@@ -473,7 +535,7 @@ class Reconciler(RuleBasedStateMachine):
     def no_device_is_asked_to_hold_more_than_its_memory(self) -> None:
         for device, said in self.state.assignments.items():
             known = self.state.cluster.devices[device]
-            if self.state.settled:
+            if self.is_planned:
                 assert sum(held.spec.memory_bytes for held in said.modules) <= known.profile.memory_bytes
             keys = [held.spec.key for held in said.modules]
             assert len(keys) == len(set(keys))
@@ -501,7 +563,7 @@ class Reconciler(RuleBasedStateMachine):
 
     @invariant()
     def no_device_holds_more_than_it_can_by_what_was_measured(self) -> None:
-        if self.state.settled:
+        if self.is_planned:
             for device, keys in self.state.placement.roles.items():
                 known = self.state.cluster.devices[device]
                 if not known.alive:
@@ -527,15 +589,19 @@ class Reconciler(RuleBasedStateMachine):
     @invariant()
     def the_broker_remembers_what_the_orchestrator_believes_it_said(self) -> None:
         if self.state.settled:
+            assert {name: self.routes[name] for name in self.state.routes} == dict(self.state.routes)
+            assert self.routes.keys() <= self.specs.keys()
+            assert all(self.assignments[device] == said for device, said in self.state.assignments.items())
+        if self.is_planned:
             assert self.routes == dict(self.state.routes)
             assert self.state.routes.keys() == self.specs.keys()
-            assert all(self.assignments[device] == said for device, said in self.state.assignments.items())
 
     @invariant()
     def every_route_carries_the_generation_of_the_placement(self) -> None:
         if self.state.settled:
             assert all(
-                (route.epoch, route.generation) == (self.epoch, self.state.generation) for route in self.routes.values()
+                (route.epoch, route.generation) == (self.epoch, self.state.generation)
+                for route in self.state.routes.values()
             )
 
     # --- and after calm ---
@@ -546,7 +612,7 @@ class Reconciler(RuleBasedStateMachine):
         for _ in range(5):
             self.done.clear()
             self.work()
-        assert [action for action in self.done if not isinstance(action, PublishAssignment | Note)] == []
+        assert [action for action in self.done if not isinstance(action, PublishAssignment | Note | RequestPlan)] == []
         for device, agent in self.agents.items():
             known = self.state.cluster.devices.get(device)
             assert (known is not None and known.alive) == agent.up

@@ -21,7 +21,7 @@ from broker.protocol.messages import (
 )
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
-from orchestrator.decide import decide, next_deadline_s
+from orchestrator.decide import next_deadline_s
 from orchestrator.events import (
     Action,
     AnswerError,
@@ -52,6 +52,7 @@ from orchestrator.leadership.epochs import ACCEPTED_AFTER, LARGEST_EPOCH
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.state import State, initial
 from tests.builders import all_of, chain, module
+from tests.planned import decide_and_plan
 
 REPLY_TO = "s2m3/v1/clients/cam/results/request-1"
 
@@ -74,7 +75,7 @@ class Site:
         self.feed(LinkUp(1))
 
     def feed(self, event: Event) -> list[Action]:
-        self.state, actions = decide(self.state, event, self.now_s)
+        self.state, actions = decide_and_plan(self.state, event, self.now_s)
         return actions
 
     def settle(self) -> list[Action]:

@@ -8,7 +8,7 @@ from functools import partial
 from broker.protocol.messages import AssignedModule, Heartbeat, HeldModule, Route
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import LinkUp
-from orchestrator.decide import decide, next_deadline_s
+from orchestrator.decide import next_deadline_s
 from orchestrator.events import (
     Action,
     DeviceStateReceived,
@@ -23,9 +23,10 @@ from orchestrator.events import (
     Tick,
 )
 from orchestrator.membership.failure_detector import MASS_SILENCE_INTERVALS
-from orchestrator.placement.rebalance import GAIN_S, GAIN_SHARE
+from orchestrator.planner.moves import GAIN_S, GAIN_SHARE
 from orchestrator.state import Pace, State, initial
 from tests.builders import all_of, chain, module, offline, online, profile
+from tests.planned import decide_and_plan
 
 PACE = Pace(calm_s=2.0, review_s=10.0, round_s=60.0)
 
@@ -70,7 +71,7 @@ class Site:
             self.feed(TaskDeployed(spec))
 
     def feed(self, event: Event) -> list[Action]:
-        self.state, actions = decide(self.state, event, self.now_s)
+        self.state, actions = decide_and_plan(self.state, event, self.now_s)
         self.notes += all_of(actions, Note)
         return actions
 
@@ -570,7 +571,7 @@ def test_a_drain_whose_copies_never_get_ready_starts_again_in_the_same_turn_and_
     (given_up,) = site.told("moves_given_up")
     assert "weren't ready" in str(given_up.fields["why"])
     assert len(site.told("drain_moves")) == 2
-    again, nothing = decide(site.state, Tick(), site.now_s)
+    again, nothing = decide_and_plan(site.state, Tick(), site.now_s)
     assert (again, nothing) == (site.state, [])
     site.agents["b"].slow = False
     served_without_a_gap(site, 2, "classify")

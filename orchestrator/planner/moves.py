@@ -1,0 +1,75 @@
+"""The moves from a placement to a better one that are worth making.
+
+Owns what a move gains, what it must gain, and the memory that active copies leave. Knows nothing of when a move is
+made, nor of loads.
+
+Invariant: no move for less than ``GAIN_SHARE`` of its tasks' cost and less than ``GAIN_S``, each move of a round
+included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from broker.cost_model import objective_s, source_of
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
+from orchestrator.planner.problem import distinct_modules
+
+GAIN_SHARE = 0.15  # of the tasks' weighted seconds: measured averages waver by some ten percent under load
+GAIN_S = 0.02  # weighted seconds: a wireless network's jitter is as large, and no person sees less
+Homes = Mapping[ModuleKey, DeviceId]
+Actives = Mapping[ModuleKey, tuple[DeviceId, ...]]
+"""The devices with an active copy of each placed module."""
+
+
+def free_bytes(tasks: Sequence[TaskSpec], actives: Actives, devices: Iterable[DeviceSpec]) -> dict[DeviceId, int]:
+    """The memory that all active copies leave on each device."""
+    modules = distinct_modules(tasks)
+    free = {device.id: device.memory_bytes for device in devices}
+    for key, homes in actives.items():
+        for home in homes:
+            if home in free:
+                free[home] -= modules[key][1].memory_bytes
+    return free
+
+
+class MoveCosts:
+    """The cost of a placement, and of the same with some modules moved."""
+
+    def __init__(self, devices: Iterable[DeviceSpec], tasks: Sequence[TaskSpec], where: Homes) -> None:
+        self.devices = {device.id: device for device in devices}
+        self.tasks, self.where = tasks, where
+        self._sources = {task.task: source_of(task, self.devices) for task in tasks}
+        self._users: dict[ModuleKey, list[int]] = {}
+        for number, task in enumerate(tasks):
+            for key in dict.fromkeys(task.module_of(node).key for node in task.nodes):
+                self._users.setdefault(key, []).append(number)
+
+    def cost_s(self, moves: Homes, *, of: Collection[ModuleKey]) -> float:
+        """The objective of the tasks that use any module of ``of``, after these moves."""
+        users = [self.tasks[number] for number in sorted({number for key in of for number in self._users[key]})]
+        keys = {task.module_of(node).key for task in users for node in task.nodes}
+        where = {key: self.devices[moves.get(key, self.where[key])] for key in keys}
+        return objective_s(users, where, self._sources)
+
+    def gain_s(self, moves: Homes) -> tuple[float, float]:
+        """The gain of these moves in their tasks' objective, and the gain that they need to be made."""
+        now_s = self.cost_s({}, of=moves)
+        return now_s - self.cost_s(moves, of=moves), max(GAIN_SHARE * now_s, GAIN_S)
+
+    def worthwhile(self, target: Homes, actives: Actives, doubtful: Collection[DeviceId]) -> dict[ModuleKey, DeviceId]:
+        """The moves towards another placement that fit beside all active copies, and of which each gains enough."""
+        modules = distinct_modules(self.tasks)
+        free = free_bytes(self.tasks, actives, self.devices.values())
+        moves: dict[ModuleKey, DeviceId] = {}
+        for key, (_, module) in modules.items():
+            to = target[key]  # a doubtful one may have a standby, which was placed before the doubt
+            if to not in actives[key] and module.memory_bytes <= free[to] and to not in doubtful:
+                moves[key] = to
+                free[to] -= module.memory_bytes
+        for key in reversed(list(moves)):
+            others = {other: to for other, to in moves.items() if other != key}
+            if self.cost_s(others, of={key}) - self.cost_s(moves, of={key}) < GAIN_S:
+                moves = others
+        gain_s, needed_s = self.gain_s(moves) if moves else (0.0, 1.0)
+        return moves if gain_s >= needed_s else {}

@@ -1,0 +1,208 @@
+"""The problems that the orchestrator gives the planner, and the plans that it gets back: values that can be pickled.
+
+Owns ``solve``, a pure function from a problem to its plan. Knows nothing of live devices, of processes or of clocks;
+the caller's ``enough`` may end a search early, with what it has found until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from broker.protocol.errors import NoDeviceFits
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
+from orchestrator.planner.explain import explain, no_fit_reason
+from orchestrator.planner.moves import Actives, Homes, MoveCosts, free_bytes
+from orchestrator.planner.placement import Placement, never, place_most
+from orchestrator.planner.problem import AtHand, Bars, distinct_modules
+from orchestrator.planner.spares import NO_SPARES, Spares, spares
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The fields of every problem; ``tasks`` have the bytes that their modules really occupy."""
+
+    devices: tuple[DeviceSpec, ...]
+    tasks: tuple[TaskSpec, ...]
+    at_hand: AtHand
+    barred: Bars
+
+
+@dataclass(frozen=True)
+class PlacementProblem(_Problem):
+    """The device for each module of each task, or the reason why a task has to wait."""
+
+    keep: Homes  # where modules stay if they can
+    served: frozenset[TaskName]  # tasks that no other one may drive out
+    where: Homes  # of the placement in force
+    explained: frozenset[ModuleKey]  # modules that need no other reason while they stay
+    credit: Mapping[DeviceId, int]  # memory beyond a device's own, for copies that need less there; while they stay
+    waived: Bars | None  # the constraints without doubts about devices, for tasks that would have to wait
+
+
+@dataclass(frozen=True)
+class PlacementPlan:
+    """The answer to a ``PlacementProblem``."""
+
+    where: Homes
+    why: Mapping[ModuleKey, str]  # for modules that aren't where they were, or had no reason
+    refused: Mapping[TaskName, str]
+    waived: bool  # whether doubts about devices were ignored
+
+
+@dataclass(frozen=True)
+class MovesProblem(_Problem):
+    """The moves to a better placement that are worth making."""
+
+    where: Homes
+    actives: Actives
+    doubtful: frozenset[DeviceId]
+
+
+@dataclass(frozen=True)
+class MovesPlan:
+    """The answer to a ``MovesProblem``: where modules should move, and what that gains of the objective."""
+
+    to: Homes = field(default_factory=dict)
+    gain_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class DrainProblem(_Problem):
+    """Other places for the modules of devices that are emptied; these aren't among ``devices``."""
+
+    leaving: Homes
+    where: Homes
+    actives: Actives
+    served: frozenset[TaskName]
+    waived: Bars  # as in ``PlacementProblem``
+
+
+@dataclass(frozen=True)
+class DrainPlan:
+    """The answer to a ``DrainProblem``: where modules can go, and why the others can't."""
+
+    to: Homes
+    why: Mapping[ModuleKey, str]
+
+
+@dataclass(frozen=True)
+class SparesProblem(_Problem):
+    """Standbys and replicas for the memory that a placement leaves. The fields are ``spares``' arguments."""
+
+    where: Homes
+    load_s: Mapping[ModuleKey, float]
+    kept: Spares
+
+
+@dataclass(frozen=True)
+class SparesPlan:
+    """The answer to a ``SparesProblem``."""
+
+    spares: Spares = NO_SPARES
+
+
+Problem = PlacementProblem | MovesProblem | DrainProblem | SparesProblem
+Plan = PlacementPlan | MovesPlan | DrainPlan | SparesPlan
+
+
+def solve(problem: Problem, enough: Callable[[], bool] = never) -> Plan:
+    """The plan that answers a problem. Equal problems have equal plans, unless ``enough`` ends a search earlier."""
+    match problem:
+        case PlacementProblem():
+            return _placement(problem, enough)
+        case MovesProblem():
+            return _moves(problem, enough)
+        case DrainProblem():
+            return _drain(problem, enough)
+        case SparesProblem():
+            return _spares(problem)
+
+
+def _placement(problem: PlacementProblem, enough: Callable[[], bool]) -> PlacementPlan:
+    def attempt(credit: Mapping[DeviceId, int], bars: Bars) -> tuple[Placement, dict[TaskName, NoDeviceFits]]:
+        devices = [
+            spec.model_copy(update={"memory_bytes": spec.memory_bytes + credit[spec.id]}) if spec.id in credit else spec
+            for spec in problem.devices
+        ]
+        return place_most(
+            devices,
+            problem.tasks,
+            keep=problem.keep,
+            served=problem.served,
+            barred=bars,
+            at_hand=problem.at_hand,
+            enough=enough,
+        )
+
+    def placed_with(bars: Bars) -> tuple[Placement, dict[TaskName, str]]:
+        placement, errors = attempt(problem.credit, bars)
+        if any(placement.where.get(key) != home for key, home in problem.where.items() if home in problem.credit):
+            placement, errors = attempt({}, bars)  # the credit was given for copies that stay
+        return placement, {name: no_fit_reason(error, problem.tasks, bars) for name, error in errors.items()}
+
+    (placement, refused), waived = placed_with(problem.barred), False
+    if refused and problem.waived is not None:
+        again = placed_with(problem.waived)
+        if len(again[1]) < len(refused):
+            (placement, refused), waived = again, True
+    why = {
+        key: str(explain(placement, key))
+        for key, home in placement.where.items()
+        if key not in problem.explained or problem.where[key] != home
+    }
+    return PlacementPlan(placement.where, why, refused, waived)
+
+
+def _moves(problem: MovesProblem, enough: Callable[[], bool]) -> MovesPlan:
+    target, refused = place_most(
+        problem.devices, problem.tasks, barred=problem.barred, at_hand=problem.at_hand, enough=enough
+    )
+    costs = MoveCosts(problem.devices, problem.tasks, problem.where)
+    to = {} if refused else costs.worthwhile(target.where, problem.actives, problem.doubtful)
+    return MovesPlan(to, costs.gain_s(to)[0]) if to else MovesPlan()
+
+
+def _drain(problem: DrainProblem, enough: Callable[[], bool]) -> DrainPlan:
+    """All active copies keep their memory until the moved ones are ready."""
+    keep = {key: home for key, home in problem.where.items() if key not in problem.leaving}
+    for bars in (problem.barred, problem.waived):
+        target, errors = place_most(
+            problem.devices,
+            problem.tasks,
+            keep=keep,
+            served=problem.served,
+            barred=bars,
+            at_hand=problem.at_hand,
+            enough=enough,
+        )
+        if not errors:
+            break
+    reasons = [no_fit_reason(error, problem.tasks, bars) for error in errors.values()]
+    modules, free = distinct_modules(problem.tasks), free_bytes(problem.tasks, problem.actives, problem.devices)
+    to: dict[ModuleKey, DeviceId] = {}
+    why: dict[ModuleKey, str] = {}
+    for key in problem.leaving:
+        goal = target.where.get(key)
+        if goal is None:
+            why[key] = reasons[0] if reasons else "no other device may take it"
+        elif modules[key][1].memory_bytes > free[goal]:
+            why[key] = f"{goal} has no room for it beside what it serves until that has moved"
+        else:
+            to[key] = goal
+            free[goal] -= modules[key][1].memory_bytes
+    return DrainPlan(to, why)
+
+
+def _spares(problem: SparesProblem) -> SparesPlan:
+    return SparesPlan(
+        spares(
+            problem.devices,
+            problem.tasks,
+            problem.where,
+            load_s=problem.load_s,
+            barred=problem.barred,
+            at_hand=problem.at_hand,
+            kept=problem.kept,
+        )
+    )

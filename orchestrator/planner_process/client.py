@@ -1,0 +1,218 @@
+"""The way to the planner: a process of its own, which is started, watched, and started again if it dies.
+
+Owns that process, the pipes to it and the thread that waits for its plans. Decides nothing.
+
+Invariants:
+- ``request`` and ``end`` never wait for the process: the orchestrator's loop calls them;
+- of two problems only the later one is sure to be answered;
+- the process ends with this one, however this one ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from typing import Protocol
+
+import structlog
+
+from orchestrator.events import EndPlanning, PlanFound, RequestPlan, Ticket
+from orchestrator.planner.plans import (
+    DrainProblem,
+    MovesProblem,
+    PlacementProblem,
+    Plan,
+    Problem,
+    SparesProblem,
+    solve,
+)
+from orchestrator.planner_process.__main__ import NUMBER
+
+SEARCH_S = {PlacementProblem: 0.1, DrainProblem: 0.1, SparesProblem: 0.5, MovesProblem: 0.5}
+"""The longest search for something better by kind of problem: requests wait for the first two."""
+HUNG_S = 10.0  # after its seconds; a process that has just started first reads its code
+
+_log = structlog.get_logger("orchestrator.planner")
+
+Inbox = Callable[[PlanFound], None]
+
+
+class Planner(Protocol):
+    """The orchestrator's view of a planner. It calls the inbox with each plan, from any thread."""
+
+    def request(self, action: RequestPlan) -> None:
+        """Begin with a problem."""
+
+    def end(self, action: EndPlanning) -> None:
+        """Come to an end with a problem, with what was found."""
+
+    def close(self) -> None:
+        """End for good."""
+
+
+MakePlanner = Callable[[Inbox], Planner]
+
+
+class InlinePlanner:
+    """A planner in the calling thread, for tests and tools: the plan is in the inbox when ``request`` returns."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    def request(self, action: RequestPlan) -> None:
+        """Solve the problem."""
+        self._inbox(PlanFound(action.ticket, solve(action.problem)))
+
+    def end(self, action: EndPlanning) -> None:
+        """Do nothing: no problem is under way."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    number: int
+    ticket: Ticket
+    problem: Problem
+
+
+class _Process:
+    """One run of the planner's program."""
+
+    def __init__(self) -> None:
+        self.plans, theirs = Pipe()
+        end_read, self.end_write = os.pipe()
+        os.set_blocking(self.end_write, False)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.planner_process", str(theirs.fileno()), str(end_read)],
+                pass_fds=(theirs.fileno(), end_read),
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            )
+        finally:
+            theirs.close()
+            os.close(end_read)
+
+    def end(self, number: int) -> None:
+        """Say that problems up to this number must come to an end."""
+        with contextlib.suppress(OSError):  # it has died
+            os.write(self.end_write, NUMBER.pack(number))
+
+    def close(self) -> int:
+        """End it, at whatever it is; its exit status."""
+        self.process.kill()
+        status = self.process.wait()
+        self.plans.close()
+        os.close(self.end_write)
+        return status
+
+
+class PlannerProcess:
+    """A planner in a process of its own; ``inbox`` is called from this planner's thread."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._number = 0  # of the newest problem
+        self._closing = False
+        self._lock = threading.Lock()  # around the change of the process
+        self._process: _Process | None = None
+        self._thread = threading.Thread(target=self._run, name="planner", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, while there is a process."""
+        with self._lock:
+            return self._process.process.pid if self._process else None
+
+    def request(self, action: RequestPlan) -> None:
+        """Begin with a problem as soon as the one under way has come to its end."""
+        self._tell_to_end(self._number)
+        self._number += 1
+        self._jobs.put(_Job(self._number, action.ticket, action.problem))
+
+    def end(self, action: EndPlanning) -> None:  # noqa: ARG002 - there is only one
+        """Let the newest problem come to an end."""
+        self._tell_to_end(self._number)
+
+    def close(self) -> None:
+        """End the process and the thread."""
+        self._closing = True
+        self._jobs.put(None)
+        with self._lock:
+            if self._process is not None:
+                self._process.process.kill()
+        self._thread.join()
+
+    def _tell_to_end(self, number: int) -> None:
+        with self._lock:
+            if self._process is not None:
+                self._process.end(number)
+
+    # --- the planner's thread ---
+
+    def _run(self) -> None:
+        self._start()
+        while (job := self._jobs.get()) is not None and not self._closing:
+            while not self._jobs.empty() and (newer := self._jobs.get()) is not None:
+                job = newer  # the plan of an older one isn't waited for
+            self._answer(job)
+        self._stop()
+
+    def _answer(self, job: _Job) -> None:
+        """Have a problem solved; once more, if the process dies at it."""
+        for _ in range(2):
+            if self._closing:
+                return
+            process = self._process or self._start()
+            try:
+                found = self._exchange(process, job)
+            except (EOFError, OSError) as error:
+                status = self._stop()
+                if not self._closing:
+                    _log.error("planner_ended", status=status, reason=str(error) or type(error).__name__)
+                    self._start()
+                continue
+            if isinstance(found, str):
+                _log.error("planning_failed", kind=type(job.problem).__name__, exception=found)
+            else:
+                self._inbox(PlanFound(job.ticket, found))
+            return
+
+    def _exchange(self, process: _Process, job: _Job) -> Plan | str:
+        """Send a problem and wait for the answer.
+
+        Raises:
+            EOFError: the process has died.
+            OSError: so it has, or it hangs.
+        """
+        seconds = SEARCH_S[type(job.problem)]
+        process.plans.send((job.number, seconds, job.problem))
+        until_s = time.monotonic() + seconds + HUNG_S
+        while process.plans.poll(max(0.0, until_s - time.monotonic())):
+            answered: tuple[int, Plan | str] = process.plans.recv()
+            if answered[0] == job.number:
+                return answered[1]
+        raise TimeoutError(f"no answer after {seconds + HUNG_S:g} s")
+
+    def _start(self) -> _Process:
+        process = _Process()
+        with self._lock:
+            self._process = process
+        return process
+
+    def _stop(self) -> int | None:
+        with self._lock:
+            process, self._process = self._process, None
+        return process.close() if process is not None else None

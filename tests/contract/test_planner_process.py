@@ -1,0 +1,145 @@
+"""The planner's process: it answers, comes to an end when told to, is started again, and ends with its orchestrator."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from broker.protocol.specs import TaskSpec
+from orchestrator.events import EndPlanning, PlanFound, RequestPlan
+from orchestrator.planner.plans import PlacementPlan, PlacementProblem, solve
+from orchestrator.planner_process.client import InlinePlanner, PlannerProcess
+from tests.builders import chain, device, module
+from tests.patience import until
+
+TASK = chain("classify", module("vision", 60), module("head", 10))
+
+
+def problem(*tasks: TaskSpec, devices: int = 2) -> PlacementProblem:
+    return PlacementProblem(
+        devices=tuple(device(f"d{number:02}", speed=1e9 * (number + 1)) for number in range(devices)),
+        tasks=tasks or (TASK,),
+        at_hand={},
+        barred={},
+        keep={},
+        served=frozenset(),
+        where={},
+        explained=frozenset(),
+        credit={},
+        waived=None,
+    )
+
+
+@pytest.fixture
+def found() -> queue.Queue[PlanFound]:
+    return queue.Queue()
+
+
+@pytest.fixture
+def planner(found: queue.Queue[PlanFound]) -> Iterator[PlannerProcess]:
+    process = PlannerProcess(found.put)
+    yield process
+    process.close()
+    assert process.pid is None
+
+
+def test_the_process_finds_what_the_function_finds(planner: PlannerProcess, found: queue.Queue[PlanFound]) -> None:
+    for number in (1, 2):
+        planner.request(RequestPlan((1, number), problem()))
+        assert found.get(timeout=60) == PlanFound((1, number), solve(problem()))
+
+
+def test_the_inline_planner_finds_the_same(found: queue.Queue[PlanFound]) -> None:
+    InlinePlanner(found.put).request(RequestPlan((1, 1), problem()))
+    assert found.get_nowait() == PlanFound((1, 1), solve(problem()))
+
+
+def test_of_many_problems_the_last_is_answered(planner: PlannerProcess, found: queue.Queue[PlanFound]) -> None:
+    for number in range(1, 9):
+        planner.request(RequestPlan((1, number), problem()))
+        planner.end(EndPlanning((1, number)))
+    while found.get(timeout=60).ticket != (1, 8):
+        pass
+    assert found.empty()
+
+
+def test_no_signal_of_a_terminal_or_a_service_manager_ends_it(
+    planner: PlannerProcess, found: queue.Queue[PlanFound]
+) -> None:
+    planner.request(RequestPlan((1, 1), problem()))
+    found.get(timeout=60)
+    pid = planner.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
+    planner.request(RequestPlan((1, 2), problem()))
+    assert found.get(timeout=60).ticket == (1, 2)
+    assert planner.pid == pid
+
+
+def test_a_process_that_dies_is_started_again_and_the_problem_is_solved(
+    planner: PlannerProcess, found: queue.Queue[PlanFound]
+) -> None:
+    planner.request(RequestPlan((1, 1), problem()))
+    found.get(timeout=60)
+    pid = planner.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with capture_logs() as log:
+        planner.request(RequestPlan((1, 2), problem()))
+        assert isinstance(found.get(timeout=60).plan, PlacementPlan)
+    assert [(line["event"], line["status"]) for line in log] == [("planner_ended", -signal.SIGKILL)]
+    assert planner.pid not in {pid, None}
+
+
+def test_a_process_that_is_killed_at_work_is_started_again_and_the_problem_is_solved(
+    planner: PlannerProcess, found: queue.Queue[PlanFound]
+) -> None:
+    until(lambda: planner.pid is not None)
+    pid = planner.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # so that the problem is under way when it dies
+    planner.request(RequestPlan((1, 1), problem()))
+    os.kill(pid, signal.SIGKILL)
+    assert isinstance(found.get(timeout=60).plan, PlacementPlan)
+
+
+def test_a_bug_met_by_one_problem_is_logged_and_the_process_goes_on(
+    planner: PlannerProcess, found: queue.Queue[PlanFound]
+) -> None:
+    broken = PlacementProblem(**{**vars(problem()), "tasks": None})
+    with capture_logs() as log:
+        planner.request(RequestPlan((1, 1), broken))
+        until(lambda: bool(log))
+    assert [(line["event"], line["kind"]) for line in log] == [("planning_failed", "PlacementProblem")]
+    planner.request(RequestPlan((1, 2), problem()))
+    assert found.get(timeout=60).ticket == (1, 2)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_the_process_ends_with_its_orchestrator(
+    how: signal.Signals,
+) -> None:
+    code = (
+        "import sys, time\n"
+        "from orchestrator.planner_process.client import PlannerProcess\n"
+        "planner = PlannerProcess(print)\n"
+        "while planner.pid is None: time.sleep(0.01)\n"
+        "print(planner.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        parent.send_signal(how)
+        parent.wait(timeout=60)
+    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split())
