@@ -89,6 +89,7 @@ class Requested(OwnEvent):
     reply_to: str
     correlation: bytes
     expiry_s: int | None
+    waited_s: float = 0.0  # in this device's mailbox: the request has so much less time
 
 
 @dataclass(frozen=True)

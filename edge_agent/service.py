@@ -10,15 +10,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 import structlog
 
 from broker.protocol.codec import encode
-from broker.protocol.errors import ErrorCode, IdInUse, LocalProtocolError, RemoteProtocolError, TransportError
-from broker.protocol.messages import DeviceProfile, DeviceState, ErrorBody, Heartbeat, NodeInputs
+from broker.protocol.errors import IdInUse, LocalProtocolError, RemoteProtocolError, TransportError
+from broker.protocol.messages import DeviceProfile, DeviceState, Heartbeat
 from broker.protocol.topics import DEVICE_ECHO, DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
 from broker.transport import port
 from broker.transport.connect import connect
@@ -28,9 +28,10 @@ from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.device.client_takeover import ClientTakeover
 from edge_agent.device.link_probe import LinkProbe
-from edge_agent.requests.execute import failure
+from edge_agent.requests.error_reply import refuse_unread
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
+from edge_agent.sender import Sender
 from edge_agent.state import AgentState
 from edge_agent.workers import HUNG_S, Workers
 
@@ -74,8 +75,9 @@ class Agent:
         self._data = make_transport(url=url, client_id=f"{config.id}-data", inbox=partial(self._put, "data"))
         self._heart = threading.Thread(target=self._send_heartbeats, name=f"agent[{config.id}].heartbeat", daemon=True)
         self._wake_heart = threading.Event()
-        report, wake = self._mailbox.put_control, self._wake_heart.set
+        report, wake = self._mailbox.put_own, self._wake_heart.set
         self._workers = Workers(config, store, runner or Runner(), report=report, on_unloaded=wake)
+        self._sender = Sender(config.id, self._prefix, self._data.publish, report=report)
         self._stopping = threading.Event()
         self._session: int | None = None  # of the control link, while it is up
         self._takeover = ClientTakeover(time.monotonic())
@@ -105,16 +107,24 @@ class Agent:
     def stop(self) -> None:
         """End ``run`` soon; callable from any thread and from a signal handler."""
         self._stopping.set()
-        self._mailbox.put_control(events.Tick())  # wakes the loop
+        self._mailbox.put_own(events.Tick())  # wakes the loop
 
     # --- events in ---
 
     def _put(self, link: Literal["control", "data"], event: port.LinkEvent) -> None:
         item = _FromLink(link, event, time.monotonic())
-        if link == "data" and isinstance(event, port.Delivery):
+        if link == "control" or not isinstance(event, port.Delivery):
+            self._mailbox.put_control(item, certain=isinstance(event, port.LinkUp | port.LinkDown))
+        elif not wire.is_request(self._prefix, event.topic):
             self._mailbox.put_data(item, len(event.payload))
-        else:
-            self._mailbox.put_control(item)
+        elif not self._mailbox.put_request(item, len(event.payload)):
+            self._refuse(event)
+
+    def _refuse(self, delivery: port.Delivery) -> None:
+        """Answer a request that finds the mailbox full: from its topic and properties, in the network's thread."""
+        request = wire.event_of(self._prefix, delivery)
+        if isinstance(request, events.Requested):
+            self._sender.refuse(refuse_unread(self._state, request, time.monotonic()))
 
     def _turn(self) -> None:
         due_s = self._state.next_deadline_s()
@@ -128,6 +138,7 @@ class Agent:
         due_s = self._state.next_deadline_s()
         if due_s is not None and now_s >= due_s:
             self._handle(events.Tick(), now_s)
+        self._sender.retry(now_s)
         if now_s >= self._gives_back_at_s:
             self._gives_back_at_s = now_s + GIVE_BACK_S
             self._workers.give_back_memory()
@@ -141,7 +152,7 @@ class Agent:
             self._state.dropped["internal_error"] += 1
             self._log.exception("event_failed", event_kind=type(event).__name__)
             for run in self._state.passes.keys() - self._computing:  # or their passes would never end
-                self._mailbox.put_control(events.Ran(run, None, error, now_s, 0.0))
+                self._mailbox.put_own(events.Ran(run, None, error, now_s, 0.0))
 
     def _read(self, item: _FromLink) -> events.Event | None:
         try:
@@ -159,6 +170,8 @@ class Agent:
         match event:
             case port.Delivery():
                 read = wire.event_of(self._prefix, event)
+                if isinstance(read, events.Requested):
+                    return replace(read, waited_s=max(0.0, time.monotonic() - item.at_s))
                 if not isinstance(read, events.ConnectionEvent):
                     return read
                 self._on_connection_event(read, item.at_s)
@@ -197,23 +210,32 @@ class Agent:
     # --- actions out ---
 
     def _perform(self, chosen: list[events.Action]) -> None:
+        """Perform actions in order; one that fails is logged, and those behind it are performed all the same."""
         for action in chosen:
-            match action:
-                case events.Load() | events.Unload():
-                    self._workers.submit(action)
-                case events.Run():
-                    self._computing.add(action.run)
-                    self._workers.submit(action)
-                case events.JoinGroup() | events.LeaveGroup() | events.ReadRetained():
-                    self._change_filters(action)
-                case events.Send():
-                    self._send(action)
-                case events.Reply():
-                    self._reply(action)
-                case events.SendHeartbeat():
-                    self._wake_heart.set()
-                case events.Log(name, fields):
-                    self._log.info(name, **fields)
+            try:
+                self._perform_one(action)
+            except Exception as error:  # noqa: BLE001 - as in _handle
+                self._state.dropped["internal_error"] += 1
+                self._log.exception("action_failed", action_kind=type(action).__name__)
+                self._make_up_for(action, error, time.monotonic())
+
+    def _perform_one(self, action: events.Action) -> None:
+        match action:
+            case events.Load() | events.Unload():
+                self._workers.submit(action)
+            case events.Run():
+                self._workers.submit(action)
+                self._computing.add(action.run)
+            case events.JoinGroup() | events.LeaveGroup() | events.ReadRetained():
+                self._change_filters(action)
+            case events.Send():
+                self._sender.send(action)
+            case events.Reply():
+                self._sender.reply(action)
+            case events.SendHeartbeat():
+                self._wake_heart.set()
+            case events.Log(name, fields):
+                self._log.info(name, **fields)
 
     def _change_filters(self, action: events.JoinGroup | events.LeaveGroup | events.ReadRetained) -> None:
         match action:
@@ -226,31 +248,13 @@ class Agent:
                 self._control.unsubscribe(*filters)
                 self._control.subscribe(*filters)
 
-    def _send(self, send: events.Send) -> None:
-        try:
-            self._data.publish(wire.tensors_message(self._prefix, self._config.id, send, time.monotonic()))
-        except LocalProtocolError as error:  # too large, or no way to write it: no retry helps
-            self._log.error("tensors_not_sendable", receiver=send.receiver, error=str(error))
-            if isinstance(send.message, NodeInputs):
-                body = ErrorBody(code=ErrorCode.TOO_LARGE, message=str(error))
-                failed = failure(send.message, body, retry=False)
-                self._mailbox.put_control(events.NotReceived(send.message.coordinator, failed, send.deadline_s))
-        except TransportError as error:  # the coordinator's retry covers it
-            self._state.dropped["tensors_not_sent"] += 1
-            self._log.warning("tensors_not_sent", receiver=send.receiver, error=type(error).__name__)
-
-    def _reply(self, reply: events.Reply) -> None:
-        try:
-            self._data.publish(wire.result_message(reply, time.monotonic()))
-        except TransportError as error:  # too many wait already; the sensor's retry covers it
-            self._state.dropped["result_not_sent"] += 1
-            self._log.warning("result_not_sent", reply_to=reply.reply_to, error=type(error).__name__)
-        except LocalProtocolError as error:  # no retry helps; the sensor gets the reason
-            self._log.error("result_not_sendable", reply_to=reply.reply_to, error=str(error))
-            if reply.result.error is None:
-                body = ErrorBody(code=ErrorCode.TOO_LARGE, message=f"the answer can't be sent: {error}"[:500])
-                result = reply.result.model_copy(update={"answer": None, "error": body})
-                self._reply(events.Reply(reply.reply_to, reply.correlation, result, reply.deadline_s))
+    def _make_up_for(self, action: events.Action, error: Exception, now_s: float) -> None:
+        """Report the end of an action that could not be begun, so that nothing waits for it."""
+        match action:
+            case events.Run(run):
+                self._mailbox.put_own(events.Ran(run, None, error, now_s, 0.0))
+            case events.Load(assigned):
+                self._mailbox.put_own(events.ModuleFailed(assigned.spec.key))
 
     # --- the heartbeat's thread: no I/O but the publish, which never blocks ---
 
@@ -289,7 +293,7 @@ class Agent:
             cached=self._store.cached(),
             in_flight=len(self._state.coordinated),
             progress=self._progress,
-            dropped=self._state.dropped.copy() | Counter(mailbox_full=self._mailbox.dropped),
+            dropped=self._state.dropped + self._sender.dropped + Counter(mailbox_full=self._mailbox.dropped),
             suspects={device: max(0.0, now_s - at_s) for device, at_s in dict(self._state.suspects).items()},
         )
         return port.Outgoing(DEVICE_HEARTBEAT.at(self._prefix, device=self._config.id), encode(heartbeat), qos=0)

@@ -49,6 +49,11 @@ def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     return (topics.TENSORS.filter(prefix, receiver=device), topics.DEVICE_ECHO.at(prefix, device=device))
 
 
+def is_request(prefix: str, topic: str) -> bool:
+    """Whether a topic is that of requests."""
+    return topics.TASK_REQUESTS.match(prefix, topic) is not None
+
+
 def event_of(prefix: str, delivery: Delivery) -> events.Event | events.ConnectionEvent | None:
     """The event of a delivered message; None when an agent ignores it, such as a cleared topic.
 

@@ -32,8 +32,8 @@ allow_anonymous true
 set_tcp_nodelay true
 max_packet_size 16842752
 max_inflight_messages 20
-max_queued_messages 1000
-max_queued_bytes 134217728
+max_queued_messages 10000
+max_queued_bytes 268435456
 persistence false
 log_dest stderr
 log_type error

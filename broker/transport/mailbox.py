@@ -1,7 +1,9 @@
 """The mailbox of a process: network, heartbeat and compute threads leave events for the service thread.
 
-Owns the bounds. Control events never wait behind data events. Data events can't fill the memory: when their share is
-full, an event is refused and counted, and its sender retries.
+Owns the bounds and the order of the lanes: the process's own events, control, data, requests. A lane never waits behind
+a later one. Own events can't be refused: each one is the end of work that the service thread began. Data and requests
+can't fill the memory: when a lane is full, an event is refused and counted. The sender of data retries; the caller
+answers a refused request.
 """
 
 from __future__ import annotations
@@ -15,24 +17,56 @@ E = TypeVar("E")
 MAX_CONTROL_EVENTS = 10_000
 MAX_DATA_EVENTS = 1_000
 MAX_DATA_BYTES = 128 * 1024 * 1024
+MAX_REQUESTS = 500
+MAX_REQUEST_BYTES = 64 * 1024 * 1024
+
+
+class _Lane(Generic[E]):
+    """A queue with a bound on its events and on their bytes."""
+
+    def __init__(self, most_events: int, most_bytes: int) -> None:
+        self._most_events, self._most_bytes = most_events, most_bytes
+        self._waiting: deque[tuple[E, int]] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, event: E, size_bytes: int) -> bool:
+        if len(self._waiting) >= self._most_events or self._bytes + size_bytes > self._most_bytes:
+            return False
+        self._waiting.append((event, size_bytes))
+        self._bytes += size_bytes
+        return True
+
+    def take(self) -> E:
+        event, size_bytes = self._waiting.popleft()
+        self._bytes -= size_bytes
+        return event
 
 
 class Mailbox(Generic[E]):
-    """A bounded queue with a fast lane for control events. Putting never blocks."""
+    """Bounded queues, and an unbounded one for the process's own events. Putting never blocks."""
 
     def __init__(self, *, max_data_bytes: int = MAX_DATA_BYTES) -> None:
-        self._max_data_bytes = max_data_bytes
+        self._own: deque[E] = deque()
         self._control: deque[E] = deque()
-        self._data: deque[tuple[E, int]] = deque()
-        self._data_bytes = 0
+        self._data: _Lane[E] = _Lane(MAX_DATA_EVENTS, max_data_bytes)
+        self._requests: _Lane[E] = _Lane(MAX_REQUESTS, MAX_REQUEST_BYTES)
         self.dropped = 0
         """The number of refused events since the start."""
         self._changed = threading.Condition()
 
-    def put_control(self, event: E) -> bool:
-        """Add a control event; False when there are too many."""
+    def put_own(self, event: E) -> None:
+        """Add an event of the process's own threads; there is always room."""
         with self._changed:
-            if len(self._control) >= MAX_CONTROL_EVENTS:
+            self._own.append(event)
+            self._changed.notify()
+
+    def put_control(self, event: E, *, certain: bool = False) -> bool:
+        """Add a control event; False when there are too many. There is always room for a ``certain`` one."""
+        with self._changed:
+            if len(self._control) >= MAX_CONTROL_EVENTS and not certain:
                 self.dropped += 1
                 return False
             self._control.append(event)
@@ -41,23 +75,27 @@ class Mailbox(Generic[E]):
 
     def put_data(self, event: E, size_bytes: int) -> bool:
         """Add a data event of this size; False when there are too many, or too many bytes."""
-        with self._changed:
-            if len(self._data) >= MAX_DATA_EVENTS or self._data_bytes + size_bytes > self._max_data_bytes:
-                self.dropped += 1
-                return False
-            self._data.append((event, size_bytes))
-            self._data_bytes += size_bytes
-            self._changed.notify()
-            return True
+        return self._put(self._data, event, size_bytes)
+
+    def put_request(self, event: E, size_bytes: int) -> bool:
+        """Add a sensor's request of this size; False when there are too many, or too many bytes."""
+        return self._put(self._requests, event, size_bytes)
 
     def get(self, timeout_s: float | None) -> E | None:
-        """Take the next event, control events first; None after the timeout."""
+        """Take the next event of the first lane that has one; None after the timeout."""
         with self._changed:
-            self._changed.wait_for(lambda: self._control or self._data, timeout_s)
+            self._changed.wait_for(lambda: self._own or self._control or self._data or self._requests, timeout_s)
+            if self._own:
+                return self._own.popleft()
             if self._control:
                 return self._control.popleft()
-            if self._data:
-                event, size_bytes = self._data.popleft()
-                self._data_bytes -= size_bytes
-                return event
-            return None
+            lane = self._data or self._requests
+            return lane.take() if lane else None
+
+    def _put(self, lane: _Lane[E], event: E, size_bytes: int) -> bool:
+        with self._changed:
+            if lane.put(event, size_bytes):
+                self._changed.notify()
+                return True
+            self.dropped += 1
+            return False

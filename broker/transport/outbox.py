@@ -6,6 +6,8 @@ Owns the messages that are not yet written (QoS 0) or acknowledged (QoS 1). Does
 Invariants:
 - An accepted message is completed, or dropped when the connection ends. Only lasting messages stay for the next one.
 - A lasting message stays until its expiry, counted from ``put``; without an expiry, for ever.
+- A small lasting message, such as the refusal of a request, has a reserve of its own: it is accepted when other
+  messages fill the queue.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from broker.protocol.errors import MessageTooLarge, NotConnected, QueueFull
 from broker.transport.port import Outgoing
 
+SMALL_BYTES = 4096  # of a packet: a refusal has some 600
 MOST_TRIES = 3  # connections on which a lasting message was written and not acknowledged
 
 
@@ -33,11 +36,15 @@ class _Waiting:
 class Outbox:
     """A bounded queue of messages, open while there is a connection. ``put`` never waits.
 
-    A single message may have more than ``max_bytes``. ``clock`` gives seconds and never goes back.
+    A single message may have more than ``max_bytes``. ``reserve`` is the number of further messages that small lasting
+    ones may be. ``clock`` gives seconds and never goes back.
     """
 
-    def __init__(self, *, max_messages: int, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, max_messages: int, max_bytes: int, reserve: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._max_messages = max_messages
+        self._reserve = reserve
         self._max_bytes = max_bytes
         self._clock = clock
         self._lock = threading.Lock()
@@ -101,7 +108,9 @@ class Outbox:
                 raise MessageTooLarge(topic=message.topic, size_bytes=size_bytes, limit_bytes=self._limit_bytes)
             waiting = len(self._queue) + len(self._taken)
             too_many_bytes = waiting and self._waiting_bytes + size_bytes > self._max_bytes
-            if waiting >= self._max_messages or too_many_bytes:
+            is_small = message.lasting and size_bytes <= SMALL_BYTES
+            in_reserve = is_small and self._reserve > 0 and waiting < self._max_messages + self._reserve
+            if (waiting >= self._max_messages or too_many_bytes) and not in_reserve:
                 raise QueueFull(
                     f"{waiting} messages of {self._waiting_bytes} bytes wait for the broker: "
                     f"publish {message.topic} later"

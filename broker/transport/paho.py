@@ -41,6 +41,9 @@ from broker.transport.wakeup import Wakeup
 
 MAX_QUEUED = 1_000  # messages
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
+RESERVE = (
+    20_000  # small lasting messages beyond these: twice what the broker keeps for a client, some 12 MB of refusals
+)
 MAX_IN_FLIGHT = 20  # QoS 1 messages without their PUBACK: Mosquitto's default; a CONNACK may lower it
 FIRST_RETRY_S = 0.1
 CLOSE_S = 5.0  # limit of the wait in close() for accepted messages
@@ -81,7 +84,7 @@ class MqttTransport:
     Args:
         keepalive_s: the broker publishes the will after 1.5 times this without activity.
         max_packet_bytes: larger messages are refused, outgoing and incoming.
-        max_queued: messages that may wait to be written or acknowledged.
+        max_queued: messages that may wait to be written or acknowledged; small lasting ones have ``RESERVE`` more.
         max_queued_bytes: their bytes; a single message may have more.
 
     Raises:
@@ -107,7 +110,7 @@ class MqttTransport:
         self._keepalive_s = keepalive_s
         self._max_packet_bytes = max_packet_bytes
         self._log = _log.bind(client_id=client_id, broker=str(self._address))
-        self._outbox = Outbox(max_messages=max_queued, max_bytes=max_queued_bytes)
+        self._outbox = Outbox(max_messages=max_queued, max_bytes=max_queued_bytes, reserve=RESERVE)
         self._closing = threading.Event()
         self._lock = threading.Lock()  # guards the fields below; not held during calls of paho or the inbox
         self._filters: dict[str, None] = {}  # in the order of subscribe()

@@ -18,6 +18,7 @@ from broker.protocol.messages import NodeDone, Route
 from broker.protocol.specs import DeviceId, RequestId, TaskName
 from edge_agent.events import Action, Log, Requested
 from edge_agent.requests import coordinate
+from edge_agent.requests.error_reply import lifetime_s
 from edge_agent.requests.load_estimate import waits_s
 from edge_agent.requests.routing import choose_plan
 from edge_agent.state import AgentState, BackedUp
@@ -31,7 +32,7 @@ def on_request(state: AgentState, event: Requested, route: Route, now_s: float) 
     request = request_id(event.task, event.reply_to, event.correlation, event.payload)
     if request in state.backups or request in state.coordinated:
         return []
-    life_s = coordinate.lifetime_s(event)
+    life_s = lifetime_s(event)
     wait_s = min(coordinate.timeout_s(_expected_s(state, route, now_s)), life_s / 2)
     state.backups[request] = BackedUp(event, route.front_door, now_s + wait_s, now_s + life_s)
     state.backup_bytes += len(event.payload)
@@ -81,9 +82,10 @@ def _expected_s(state: AgentState, route: Route, now_s: float) -> float:
 def _take_over(state: AgentState, now_s: float, requests: list[RequestId]) -> list[Action]:
     actions: list[Action] = []
     for request in requests:
-        backup = _release(state, request)
+        backup = state.backups[request]
         actions.append(Log("request_taken_over", {"request": request, "task": backup.event.task}))
         actions += coordinate.on_request(state, backup.event, now_s, deadline_s=backup.deadline_s)
+        _release(state, request)
     return actions
 
 

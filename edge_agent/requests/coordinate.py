@@ -21,23 +21,21 @@ from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.messages import (
     MAX_DEADLINE_S,
     SUSPECTED_FOR_S,
-    ErrorBody,
     NodeDone,
     NodeFailed,
     NodeInputs,
     Plan,
-    Result,
     Route,
 )
 from broker.protocol.specs import DeviceId, NodeName, TaskName
 from broker.protocol.topics import may_reply_to
 from broker.transport.port import RECONNECT_S
-from edge_agent.events import Action, DataLinkChanged, Log, Reply, Requested, Send, SendHeartbeat
+from edge_agent.events import Action, DataLinkChanged, Log, Requested, Send, SendHeartbeat
+from edge_agent.requests.error_reply import error_reply, lifetime_s, no_room, other_backups
 from edge_agent.requests.load_estimate import waits_s
 from edge_agent.requests.routing import PlanAndTime, choose_plan
 from edge_agent.state import AgentState, Coordinated, size_of
 
-DEFAULT_DEADLINE_S = 30.0  # for a sensor that sets no Message Expiry
 MAX_COORDINATED = 256  # requests; a task may hold as many of them as are left free
 MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # of their inputs, kept until the answer is delivered; shared the same way
 FIRST_TIMEOUT_S = 1.0  # a heartbeat; doubles with each attempt, as loading a module may be slow
@@ -65,13 +63,15 @@ def on_request(state: AgentState, event: Requested, now_s: float, *, deadline_s:
     ends_s = now_s + lifetime_s(event) if deadline_s is None else deadline_s
     request = Coordinated(name, event.task, {}, event.reply_to, event.correlation, ends_s)
     try:
+        if is_new and ends_s <= now_s:
+            raise no_room(f"it waited {event.waited_s:.1f} s at {state.device}, longer than it had")
         request.inputs = _accept(state, event)
         waiting_s = waits_s(state, now_s, task=event.task)
         choice = _choose(state, request, waiting_s)
         if is_new:
             _admit(waiting_s, choice, ends_s - now_s, state.latency_inflation.get(event.task, 1.0))
     except RequestFailed as error:
-        return _error_reply(state, request, error)
+        return error_reply(state, request, error)
     state.coordinated[name] = request
     state.coordinated_bytes += request.size_bytes
     if choice and is_new:
@@ -173,11 +173,6 @@ def on_tick(state: AgentState, now_s: float) -> list[Action]:
     return actions
 
 
-def lifetime_s(event: Requested) -> float:
-    """The seconds that a request has when it arrives."""
-    return min(MAX_DEADLINE_S, float(event.expiry_s or DEFAULT_DEADLINE_S))
-
-
 def timeout_s(expected_s: float) -> float:
     """The seconds after which an attempt with this expected duration times out."""
     return max(FIRST_TIMEOUT_S, TIMEOUT_FACTOR * expected_s)
@@ -202,8 +197,7 @@ def _accept(state: AgentState, event: Requested) -> dict[NodeName, RawInput]:
     own_bytes = sum(request.size_bytes for request in own)
     free_bytes = MAX_COORDINATED_BYTES - state.coordinated_bytes
     if len(own) >= MAX_COORDINATED - len(state.coordinated) or own_bytes + len(event.payload) > free_bytes:
-        text = f"{len(own)} requests of {event.task}, {own_bytes} bytes, are in flight here already; send more slowly"
-        raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
+        raise no_room(f"{len(own)} requests of {event.task}, {own_bytes} bytes, are in flight here already")
     return decode_request(event.payload, event.content_type, route.inputs)
 
 
@@ -290,7 +284,7 @@ def _inputs_for(state: AgentState, request: Coordinated, plan: Plan, node: NodeN
         correlation=request.correlation.hex(),
         plan=plan,
         content_types={name: raw.content_type for name, raw in values.items()},
-        second_door=_other_backups(state, request.task),
+        second_door=other_backups(state, request.task),
     )
     return Send(plan.nodes[node].device, message, values, request.deadline_s)
 
@@ -356,31 +350,10 @@ def _suspect_silent_devices(state: AgentState, request: Coordinated, now_s: floa
 
 
 def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> list[Action]:
+    """End a request with an error; it is forgotten once its answer is made."""
+    actions = error_reply(state, request, error)
     _forget(state, request)
-    return _error_reply(state, request, error)
-
-
-def _error_reply(state: AgentState, request: Coordinated, error: RequestFailed) -> list[Action]:
-    """Answer a request with an error, and tell its backup coordinators that it has ended."""
-    result = Result(
-        request=request.request,
-        task=request.task,
-        epoch=state.fence[0],
-        generation=state.fence[1],
-        coordinator=state.device,
-        error=ErrorBody(code=error.code, message=error.message, retry_after_s=error.retry_after_s),
-    )
-    actions: list[Action] = [Reply(request.reply_to, request.correlation, result, request.deadline_s)]
-    route = state.routes.get(request.task)
-    if route is None or route.output is None:
-        return actions
-    fields = {"request": request.request, "task": request.task, "epoch": route.epoch, "generation": route.generation}
-    done = NodeDone(**fields, node=route.output, attempt=0)
-    return actions + [Send(each, done, {}, request.deadline_s) for each in _other_backups(state, request.task)]
-
-
-def _other_backups(state: AgentState, task: TaskName) -> tuple[DeviceId, ...]:
-    return tuple(device for device in state.routes[task].second_door if device != state.device)
+    return actions
 
 
 def _forget(state: AgentState, request: Coordinated) -> None:

@@ -28,6 +28,7 @@ from broker.protocol.topics import (
     TASK_REQUESTS,
     TASK_ROUTE,
 )
+from broker.transport import mailbox
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
 from edge_agent import service
@@ -286,6 +287,38 @@ def test_a_hung_loop_sends_no_heartbeats(start: Callable[..., World], monkeypatc
     released.set()
     world.received.clear()
     world.heartbeat()
+
+
+def test_an_action_that_fails_takes_none_of_those_behind_it_along(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = start()
+    other = module("z", memory_bytes=10)
+    submit = world.agent._workers.submit
+
+    def fail_once(action: Any) -> None:
+        if getattr(action, "assigned", None) and action.assigned.spec == SPEC:
+            raise ZeroDivisionError
+        submit(action)
+
+    monkeypatch.setattr(world.agent._workers, "submit", fail_once)
+    world.assign(SPEC, other)
+    seen = world.heartbeat(lambda seen: other.key in seen.modules and seen.modules[other.key].state == "ready")
+    assert seen.dropped["internal_error"] == 1
+    until(lambda: SPEC.key in world.agent._state.failed)  # nothing waits for a load that was never begun
+
+
+def test_a_full_mailbox_refuses_requests_but_no_pass_or_module_of_its_own(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mailbox, "MAX_REQUESTS", 0)
+    monkeypatch.setattr(mailbox, "MAX_DATA_EVENTS", 0)
+    world = start()
+    world.serve()
+    error = world.ask(b"whatever this is").error
+    assert error is not None
+    assert (error.code, error.retry_after_s) == (ErrorCode.OVERLOADED, 1.0)
+    assert world.heartbeat(lambda seen: seen.dropped).dropped["mailbox_full"] >= 1
 
 
 def test_memory_that_a_burst_took_returns_to_the_system(

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from broker.transport import mailbox as module
-from broker.transport.mailbox import MAX_CONTROL_EVENTS, MAX_DATA_EVENTS, Mailbox
+from broker.transport.mailbox import MAX_CONTROL_EVENTS, MAX_DATA_EVENTS, MAX_REQUESTS, Mailbox
 from tests.patience import PATIENCE_S
 
 
@@ -45,6 +45,30 @@ def test_even_control_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     mailbox: Mailbox[int] = Mailbox()
     assert [mailbox.put_control(number) for number in range(3)] == [True, True, False]
     assert mailbox.dropped == 1
+
+
+def test_a_process_s_own_events_always_have_room_and_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CONTROL_EVENTS", 1)
+    mailbox: Mailbox[str] = Mailbox(max_data_bytes=1)
+    assert mailbox.put_request("request", 1)
+    assert mailbox.put_data("data", 1)
+    assert mailbox.put_control("control")
+    assert not mailbox.put_control("one more")
+    assert mailbox.put_control("the link is up", certain=True)
+    for number in range(20_000):
+        mailbox.put_own(str(number))
+    assert [mailbox.get(0) for _ in range(20_000)] == [str(number) for number in range(20_000)]
+    assert [mailbox.get(0) for _ in range(5)] == ["control", "the link is up", "data", "request", None]
+
+
+def test_requests_take_no_room_from_data() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    assert all(mailbox.put_request(number, 0) for number in range(MAX_REQUESTS))
+    assert not mailbox.put_request(-1, 0)
+    assert all(mailbox.put_data(number, 0) for number in range(MAX_DATA_EVENTS))
+    assert mailbox.dropped == 1
+    assert [mailbox.get(0) for _ in range(MAX_DATA_EVENTS + 1)][-2:] == [MAX_DATA_EVENTS - 1, 0]
+    assert mailbox.put_request(-1, 0)
 
 
 def test_get_wakes_when_something_comes() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.protocol.errors import MessageTooLarge, NotConnected, QueueFull
-from broker.transport.outbox import MOST_TRIES, Outbox
+from broker.transport.outbox import MOST_TRIES, SMALL_BYTES, Outbox
 from broker.transport.port import Outgoing
 
 
@@ -80,6 +80,26 @@ def test_lasting_messages_are_bounded_like_others(outbox: Outbox) -> None:
     outbox.put(message(900, lasting=True))
     with pytest.raises(QueueFull):
         outbox.put(message(900, lasting=True))
+
+
+def test_a_small_lasting_message_has_room_when_others_fill_the_queue() -> None:
+    outbox = Outbox(max_messages=3, max_bytes=1_000, reserve=2)
+    outbox.open(limit_bytes=10_000)
+    outbox.put(message(900))
+    for number in (1, 2):
+        outbox.put(message(number, lasting=True))
+    for full_for in (
+        message(1),
+        message(SMALL_BYTES, lasting=True),
+    ):  # of others, and of a lasting one that isn't small
+        with pytest.raises(QueueFull):
+            outbox.put(full_for)
+    refusals = [message(number, lasting=True) for number in (3, 4)]
+    for each in refusals:
+        outbox.put(each)
+    with pytest.raises(QueueFull, match="5 messages"):
+        outbox.put(message(5, lasting=True))
+    assert [outbox.take() for _ in range(5)][3:] == refusals
 
 
 def test_nothing_leaves_while_it_is_closed(outbox: Outbox) -> None:

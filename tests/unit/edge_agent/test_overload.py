@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from edge_agent.decide import decide
 from edge_agent.events import Action, ModuleFailed, Ran, Received, Reply, Requested, Run, Send, Tick
 from edge_agent.modules import Output
 from edge_agent.requests import coordinate
+from edge_agent.requests.error_reply import refuse_unread
 from edge_agent.requests.load_estimate import waits_s
 from edge_agent.state import AgentState
 from tests.builders import ENCODER, agent, all_of, encoder_route, failed, requested
@@ -196,3 +198,33 @@ def test_thousands_of_requests_leave_nothing_behind(state: AgentState) -> None:
     assert {name: size for name, size in sizes.items() if size and name not in kept} == {}
     assert (state.coordinated_bytes, state.pending_bytes, state.kept_bytes) == (0, 0, 0)
     assert not state.fair_queue.waiting
+
+
+def test_a_request_that_finds_no_room_is_refused_unread_and_its_backup_is_told(state: AgentState) -> None:
+    decide(state, route("greedy", second_door=("gw-b",)), 0.0)
+    damaged = replace(asked("greedy", 1), payload=b"\xff" * 1000, content_type="application/vnd.safetensors")
+    reply, done = refuse_unread(state, damaged, 5.0)
+    assert isinstance(reply, Reply)
+    assert isinstance(done, Send)
+    assert reply.result.error is not None
+    assert (reply.result.error.code, reply.result.error.retry_after_s) == (ErrorCode.OVERLOADED, 1.0)
+    assert (reply.reply_to, reply.correlation, reply.deadline_s) == (damaged.reply_to, damaged.correlation, 15.0)
+    assert (done.receiver, done.message.request) == ("gw-b", reply.result.request)
+    assert state.coordinated == {}
+
+
+def test_a_backup_coordinator_without_room_and_a_request_without_reply_are_refused_in_silence(
+    state: AgentState,
+) -> None:
+    decide(state, route("greedy", front_door=("gw-b",), second_door=("gw-a",)), 0.0)
+    assert refuse_unread(state, asked("greedy", 1), 0.0) == []
+    assert refuse_unread(state, replace(asked("modest", 1), reply_to="elsewhere"), 0.0) == []
+
+
+def test_the_time_that_a_request_waited_unread_is_gone(state: AgentState) -> None:
+    early, late = (replace(asked("modest", number), waited_s=waited_s) for number, waited_s in ((1, 4.0), (2, 10.0)))
+    decide(state, early, 100.0)
+    (kept,) = state.coordinated.values()
+    assert kept.deadline_s == 106.0
+    error = refused(decide(state, late, 100.0))
+    assert (error.code, "waited 10.0 s" in error.message) == (ErrorCode.OVERLOADED, True)

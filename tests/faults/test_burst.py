@@ -1,0 +1,116 @@
+"""Three thousand requests at once at one agent: each ends in an answer or an error before its deadline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.protocol.codec import decode_result, encode
+from broker.protocol.messages import AssignedModule, Assignment
+from broker.protocol.topics import DEVICE_ASSIGNMENT, TASK_REQUESTS, TASK_ROUTE, prefix_of
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, LinkUp, Outgoing
+from edge_agent.config import AgentConfig
+from edge_agent.modules import Output, Value
+from edge_agent.service import Agent
+from tests.builders import able, computing, module, profile, route, route_node, uncalibrated_store
+from tests.patience import PATIENCE_S, until
+
+REQUESTS = 3_000
+BYTES = 14_000  # a small JPEG
+DEADLINE_S = 20
+PASS_S = 0.02
+SPEC = module("y", memory_bytes=10, output_bytes=8)
+
+
+def echo(_: Value) -> Output:
+    threading.Event().wait(PASS_S)
+    return Output({"bits": np.zeros(1, dtype=np.float32)}, {"label": "echo"})
+
+
+class Sensor:
+    """A client that publishes plain requests as fast as it can, and notes when each one ended and how."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self.prefix = prefix
+        self.ended: dict[bytes, tuple[float, str]] = {}
+        self.up = threading.Event()
+        self.transport = MqttTransport(
+            url=url, client_id="sensor", inbox=self._put, max_queued=2 * REQUESTS, max_queued_bytes=2 * REQUESTS * BYTES
+        )
+        self.transport.subscribe(f"{prefix}/clients/sensor/results/+")
+        self.transport.start()
+
+    def _put(self, event: object) -> None:
+        if isinstance(event, LinkUp):
+            self.up.set()
+        if isinstance(event, Delivery) and event.correlation:
+            result, _ = decode_result(event.payload, event.content_type)
+            how = result.error.code if result.error else "answered"
+            self.ended.setdefault(event.correlation, (time.monotonic(), str(how)))
+
+    def ask(self, number: int) -> float:
+        message = Outgoing(
+            TASK_REQUESTS.at(self.prefix, task="echo"),
+            number.to_bytes(4, "big") * (BYTES // 4),
+            response_topic=f"{self.prefix}/clients/sensor/results/1",
+            correlation=str(number).encode(),
+            content_type="image/jpeg",
+            expiry_s=DEADLINE_S,
+        )
+        self.transport.publish(message)
+        return time.monotonic()
+
+
+@pytest.fixture
+def burst(start_mosquitto: Callable[..., Any]) -> Iterator[Callable[..., Sensor]]:
+    """A sensor at a Mosquitto with the shipped configuration, where one agent serves the task ``echo``."""
+    running: list[tuple[Agent, threading.Thread, Sensor]] = []
+
+    def start(*settings: str) -> Sensor:
+        url, prefix = start_mosquitto(*settings).url, prefix_of()
+        sensor = Sensor(url, prefix)
+        store = uncalibrated_store(100, lambda _: computing(echo))
+        agent = Agent(AgentConfig(id="gw-a", broker=url), profile=profile(), store=store)
+        thread = threading.Thread(target=agent.run)
+        thread.start()
+        running.append((agent, thread, sensor))
+        assert sensor.up.wait(PATIENCE_S)
+        wanted = Assignment(epoch=1, generation=1, modules=(AssignedModule(module="y", spec=SPEC),))
+        served = route("echo", {"node": route_node(SPEC.key, ("image",), able("gw-a", compute_s=PASS_S))})
+        for topic, message in (
+            (DEVICE_ASSIGNMENT.at(prefix, device="gw-a"), wanted),
+            (TASK_ROUTE.at(prefix, task="echo"), served),
+        ):
+            sensor.transport.publish(Outgoing(topic, encode(message), retain=True))
+        number = REQUESTS
+        while not any(how == "answered" for _, how in list(sensor.ended.values())):
+            sensor.ask(number)
+            number += 1
+            time.sleep(0.1)
+        sensor.ended.clear()
+        return sensor
+
+    yield start
+    for agent, thread, sensor in running:
+        agent.stop()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+        sensor.transport.close()
+
+
+def test_each_of_three_thousand_requests_at_once_ends_before_its_deadline(burst: Callable[..., Sensor]) -> None:
+    sensor = burst()
+    sent_s = [sensor.ask(number) for number in range(REQUESTS)]
+    ended = sensor.ended
+    until(lambda: len(ended) >= REQUESTS or time.monotonic() > sent_s[-1] + DEADLINE_S + 1, 2 * DEADLINE_S)
+    how = Counter(code for _, code in ended.values())
+    assert len(ended) == REQUESTS, how
+    assert set(how) == {"answered", "overloaded"}
+    assert [n for n, at_s in enumerate(sent_s) if ended[str(n).encode()][0] > at_s + DEADLINE_S] == [], "late"
