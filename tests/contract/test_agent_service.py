@@ -37,6 +37,7 @@ from edge_agent.decide import decide
 from edge_agent.device.calibration import Calibration
 from edge_agent.device.link_probe import LARGE, SMALL
 from edge_agent.device.measurements import Measurements
+from edge_agent.events import LeaderAnnounced
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
@@ -260,7 +261,7 @@ def test_a_hung_loop_sends_no_heartbeats(start: Callable[..., World], monkeypatc
     released, hung, silent = threading.Event(), threading.Event(), threading.Event()
 
     def hang(state: Any, event: Any, now_s: float) -> Any:
-        if event == OrchestratorState(epoch=9, online=True, session=1):
+        if event == LeaderAnnounced(OrchestratorState(epoch=9, online=True, session=1)):
             hung.set()
             released.wait(WAIT_S)
         return decide(state, event, now_s)
