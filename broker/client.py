@@ -29,7 +29,7 @@ from broker.protocol.errors import ErrorCode, LocalProtocolError, MessageTooLarg
 from broker.protocol.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
 from broker.protocol.specs import RequestId, TaskName
 from broker.protocol.tensors import Tensors
-from broker.protocol.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read, require_id
+from broker.protocol.topics import CLIENT_REQUESTS, RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read, require_id
 from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, MakeTransport, Outgoing, Undelivered
@@ -197,10 +197,13 @@ class Client:
                 self._pending.on_link_up(now_s)
             case LinkDown():
                 self._pending.on_link_down()
-            case Undelivered(token=str(request)):
+            case Undelivered(topic, token=str(request)):
                 self._pending.on_undelivered(request, now_s)
+                self._pending.on_topic_refused(topic, now_s)
             case Denied(topic, reason):
                 log.error("denied_by_broker", client=self.client_id, topic=topic, reason=reason)
+                if TASK_REQUESTS.match(self._prefix, topic) or CLIENT_REQUESTS.match(self._prefix, topic):
+                    self._pending.on_topic_refused(topic, now_s)
 
     def _take(self, submitted: _Submitted) -> None:
         self._futures[submitted.request.id] = submitted.future

@@ -7,6 +7,8 @@ Invariants:
 - A request ends by its deadline. While its route has no front door, it waits; it is sent as soon as there is one.
 - Cached routes are provisional after the link was lost, until the broker could have published them again: a client that
   was away misses the clearing of a route. Requests may follow a provisional route; none fails because of it.
+- A request's topic names its client, so that access rules can tell clients apart. Where the broker says that no front
+  door subscribes to that topic, or forbids it, the other one is used: a front door of an older version, an older rule.
 - A route is watched while a request for its task is pending. Afterwards it is watched only if the task is served, or
   if it was served before the link was lost and the broker may still publish its route again.
 """
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import ErrorBody, Route
 from broker.protocol.specs import RequestId, TaskName
-from broker.protocol.topics import RESULTS, TASK_REQUESTS
+from broker.protocol.topics import CLIENT_REQUESTS, RESULTS, TASK_REQUESTS
 from broker.transport.port import Outgoing
 
 ROUTE_WAIT_S = 0.7  # a retained route arrives within milliseconds of the subscription; later means never
@@ -69,6 +71,7 @@ class PendingRequests:
         self._requests: dict[RequestId, PendingRequest] = {}
         self._watches: dict[TaskName, _Watch] = {}
         self._up_s: float | None = None  # the link is up since then
+        self._names_client = True  # in the topic of a request
 
     @property
     def ids(self) -> tuple[RequestId, ...]:
@@ -123,6 +126,13 @@ class PendingRequests:
         """No front door subscribes to the task's requests; one is about to."""
         if request in self._requests:
             self.retry_after(request, SOON_S, now_s)
+
+    def on_topic_refused(self, topic: str, now_s: float) -> None:
+        """The broker gave a request to nobody, or forbids its topic: the next attempt uses the other topic."""
+        ids = CLIENT_REQUESTS.match(self._prefix, topic)
+        self._names_client = ids is None
+        if ids is not None and ids["request"] in self._requests:
+            self.retry_after(ids["request"], SOON_S, now_s)
 
     def on_not_sent(self, request: RequestId, now_s: float) -> None:
         """The transport refused the message of ``step``."""
@@ -194,10 +204,14 @@ class PendingRequests:
         doublings = min(pending.attempts, _MAX_DOUBLINGS)
         pending.next_send_s = now_s + min(self._longest_retry_s, self._first_retry_s * 2**doublings)
         pending.attempts += 1
+        ids = {"client": self._client_id, "request": pending.id}
+        topic = TASK_REQUESTS.at(self._prefix, task=pending.task)
+        if self._names_client:
+            topic = CLIENT_REQUESTS.at(self._prefix, task=pending.task, **ids)
         return Outgoing(
-            TASK_REQUESTS.at(self._prefix, task=pending.task),
+            topic,
             pending.payload,
-            response_topic=RESULTS.at(self._prefix, client=self._client_id, request=pending.id),
+            response_topic=RESULTS.at(self._prefix, **ids),
             correlation=pending.id.encode(),
             content_type=pending.content_type,
             expiry_s=max(1, math.ceil(pending.deadline_s - now_s)),

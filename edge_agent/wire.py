@@ -62,23 +62,29 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | events.Connectio
     """
     incoming = topics.read(prefix, delivery.topic, delivery.payload)
     if incoming is None:
-        return None
+        return _not_in_the_table(prefix, delivery.topic)
     if incoming.topic is topics.DEVICE_REBIRTH:
         return events.RebirthRequested()
     if incoming.topic is topics.DEVICE_ECHO:
         return events.Echoed(delivery.payload)
     if incoming.topic is topics.TENSORS:
         return _received(incoming)
-    if incoming.topic is topics.TASK_REQUESTS:
+    if incoming.topic in topics.REQUESTS:
         return events.Requested(
             task=incoming.ids["task"],
             payload=delivery.payload,
             content_type=delivery.content_type or "",
-            reply_to=delivery.response_topic or "",
+            reply_to=topics.answer_topic(prefix, incoming, delivery.response_topic),
             correlation=delivery.correlation or b"",
             expiry_s=delivery.expiry_s,
         )
     return _control_event(incoming, retained=delivery.retain)
+
+
+def _not_in_the_table(prefix: str, topic: str) -> None:
+    """Ignore a message of an unknown topic, but not a request."""
+    if topic.startswith(f"{prefix}/tasks/") and "/requests/" in topic:
+        raise RemoteProtocolError("a request's topic ends with requests, or with requests/CLIENT/REQUEST")
 
 
 def _control_event(incoming: topics.Incoming, *, retained: bool) -> events.Event | DeviceState | None:

@@ -139,7 +139,7 @@ class Orchestrator:
 
     def _from_data(self, event: port.LinkEvent) -> None:
         incoming = topics.read(self._prefix, event.topic, event.payload) if isinstance(event, port.Delivery) else None
-        if incoming is not None and incoming.topic is topics.TASK_REQUESTS:
+        if incoming is not None and incoming.topic in topics.REQUESTS:
             self._mailbox.put_data(_Posted(control=False, event=event), len(incoming.payload))
         else:
             self._mailbox.put_control(_Posted(control=False, event=event))
@@ -217,7 +217,7 @@ class Orchestrator:
 
     def _connect(self, epoch: int) -> None:
         if self._answer_unknown_tasks:
-            self._data.subscribe(topics.TASK_REQUESTS.filter(self._prefix))
+            self._data.subscribe(topics.requests_filter(self._prefix))
         else:
             self._data.close()
 

@@ -21,9 +21,9 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | None:
         RemoteProtocolError: it breaks the contract.
     """
     incoming = topics.read(prefix, delivery.topic, delivery.payload)
-    if incoming is None or incoming.topic not in (*CONTROL_TOPICS, topics.TASK_REQUESTS):
+    if incoming is None or incoming.topic not in (*CONTROL_TOPICS, *topics.REQUESTS):
         return None
-    if incoming.topic is topics.TASK_REQUESTS:
+    if incoming.topic in topics.REQUESTS:
         return _request(prefix, incoming, delivery)
     if incoming.topic is topics.TASK_SPEC:
         return _spec(incoming)
@@ -59,8 +59,8 @@ def outgoing_of(prefix: str, action: events.Message) -> Outgoing:
 
 
 def _request(prefix: str, incoming: topics.Incoming, delivery: Delivery) -> events.Event | None:
-    reply_to = delivery.response_topic
-    if delivery.retain or not reply_to or not topics.may_reply_to(prefix, reply_to):
+    reply_to = topics.answer_topic(prefix, incoming, delivery.response_topic)
+    if delivery.retain or not topics.may_reply_to(prefix, reply_to):
         return None  # there is no sensor to answer, or its answer topic is not allowed
     return events.RequestReceived(incoming.ids["task"], reply_to, delivery.correlation, delivery.payload)
 

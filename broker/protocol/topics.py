@@ -109,6 +109,8 @@ CLIENT_REQUESTS = Topic(
 TENSORS = Topic("tensors/{sender}/{receiver}/{request}/{node}", 1, False, "agent", "agent", None)
 RESULTS = Topic("clients/{client}/results/{request}", 1, False, "agent", "sensor", Result, free=("client", "request"))
 
+REQUESTS = (TASK_REQUESTS, CLIENT_REQUESTS)
+"""The two topics of a request."""
 TOPICS = tuple(row for row in tuple(globals().values()) if isinstance(row, Topic))
 """The whole table, in the order above."""
 
@@ -168,7 +170,26 @@ def share_group_filter(prefix: str, task: str, epoch: int, group: int, *, backup
     With ``backup`` it is that of the backup coordinators, who get each request that the front door gets.
     """
     second = "-second" if backup else ""
-    return f"$share/{task}-{epoch}-{group}{second}/{TASK_REQUESTS.at(prefix, task=task)}"
+    return f"$share/{task}-{epoch}-{group}{second}/{requests_filter(prefix, task)}"
+
+
+def requests_filter(prefix: str, task: str = "+") -> str:
+    """The filter of a task's requests, on both of their topics.
+
+    It is one filter, not two: of two filters in one share group the embedded broker delivers only the first one's.
+    """
+    return f"{TASK_REQUESTS.filter(prefix, task=task)}/#"
+
+
+def answer_topic(prefix: str, request: Incoming, response_topic: str | None) -> str:
+    """The topic of a request's answer; empty when the request names none.
+
+    A request that names its client in its own topic is answered at that client's topic, whatever its Response Topic
+    is: so an access rule for the request's topic holds for the answer's, too.
+    """
+    if request.topic is not CLIENT_REQUESTS:
+        return response_topic or ""
+    return RESULTS.at(prefix, client=request.ids["client"], request=request.ids["request"])
 
 
 def may_reply_to(prefix: str, reply_to: str) -> bool:

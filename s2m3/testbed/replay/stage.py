@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from broker.protocol.messages import Heartbeat
-from broker.protocol.topics import DEVICE_HEARTBEAT, TASK_REQUESTS, TENSORS, read
+from broker.protocol.topics import DEVICE_HEARTBEAT, REQUESTS, TENSORS, read
 from broker.transport.connect import connect
 from broker.transport.port import Delivery, Inbox, LinkEvent, LinkUp, Transport
 from edge_agent.config import AgentConfig
@@ -36,7 +36,8 @@ CONNECT_S = 5.0
 REMEMBERED = 40  # messages
 MAX_REMEMBERED_BYTES = 1_000_000  # of one message
 
-_FIELDS = {TENSORS: ("node", "node"), TASK_REQUESTS: ("request", "task"), DEVICE_HEARTBEAT: ("online", "device")}
+_FIELDS = {TENSORS: ("node", "node"), DEVICE_HEARTBEAT: ("online", "device")}
+_FIELDS |= dict.fromkeys(REQUESTS, ("request", "task"))
 """The topics that are watched: the field of ``When`` that each one meets, and the id in its name."""
 
 

@@ -63,7 +63,7 @@ def test_a_request_is_sent_when_its_route_comes(pending: PendingRequests) -> Non
     pending.on_route("classify", bare_route(), START_S + 0.1)
     message = pending.step("r1", START_S + 0.1)
     assert isinstance(message, Outgoing)
-    assert message.topic == "s2m3/v1/tasks/classify/requests"
+    assert message.topic == "s2m3/v1/tasks/classify/requests/camera/r1"
     assert message.response_topic == "s2m3/v1/clients/camera/results/r1"
     assert (message.correlation, message.token, message.expiry_s) == (b"r1", "r1", 1000)
 
@@ -95,6 +95,28 @@ def test_an_undelivered_request_is_resent_soon_each_time(sent: PendingRequests) 
         assert due_s(sent) == now_s + SOON_S
         now_s = due_s(sent)
         assert isinstance(sent.step("r1", now_s), Outgoing)
+
+
+def topic_of(step: Outgoing | ErrorBody | None) -> str:
+    assert isinstance(step, Outgoing)
+    return step.topic
+
+
+@pytest.mark.parametrize("undelivered", [True, False], ids=["no front door reads it", "an access rule forbids it"])
+def test_a_request_goes_to_its_other_topic_when_the_broker_refuses_one(
+    sent: PendingRequests, *, undelivered: bool
+) -> None:
+    named, plain = f"{PREFIX}/tasks/classify/requests/camera/r1", f"{PREFIX}/tasks/classify/requests"
+    if undelivered:
+        sent.on_undelivered("r1", START_S)
+    sent.on_topic_refused(named, START_S)
+    assert due_s(sent) == START_S + SOON_S
+    assert topic_of(sent.step("r1", due_s(sent))) == plain
+    sent.add(request("r2"), START_S)
+    assert topic_of(sent.step("r2", START_S)) == plain, "it is remembered"
+    sent.on_topic_refused(plain, START_S)
+    assert due_s(sent) > START_S + SOON_S, "a broker that forbids both is not asked all the time"
+    assert topic_of(sent.step("r2", due_s(sent))) == named
 
 
 def test_only_the_undelivered_request_is_expedited(sent: PendingRequests) -> None:

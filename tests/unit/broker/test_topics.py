@@ -172,9 +172,10 @@ def test_a_sites_prefix_stands_in_front(site: str | None, prefix: str) -> None:
 
 def test_a_new_front_door_set_is_a_new_group_on_the_same_topic() -> None:
     first, second = (share_group_filter(VERSION, "pick", 3, group) for group in (1, 2))
-    assert first == "$share/pick-3-1/s2m3/v1/tasks/pick/requests"
-    assert second == "$share/pick-3-2/s2m3/v1/tasks/pick/requests"
-    assert first.split("/", 2)[2] == TASK_REQUESTS.at(VERSION, task="pick")
+    assert first == "$share/pick-3-1/s2m3/v1/tasks/pick/requests/#"
+    assert second == "$share/pick-3-2/s2m3/v1/tasks/pick/requests/#"
+    for topic in (TASK_REQUESTS, CLIENT_REQUESTS):
+        assert matches(first.split("/", 2)[2], topic.at(VERSION, **used(topic) | {"task": "pick"}))
 
 
 @pytest.mark.parametrize(

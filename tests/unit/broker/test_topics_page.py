@@ -48,7 +48,8 @@ def test_a_section_has_an_example_that_is_a_message_and_a_line_to_paste(topic: T
     (lines,) = re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)
     named = re.search(rf"{VERSION}/[^' ]+", lines)
     assert named
-    pattern = re.sub(r"\\\{\w+\\\}", "([a-z0-9-]+|[+])", re.escape(topic.template))
+    levels = {name: "[^/]+" if name in topic.free else "([a-z0-9-]+|[+])" for name in topic.fields}
+    pattern = topic.template.format(**levels)
     assert re.fullmatch(f"{VERSION}/{pattern}", named[0].strip())
 
 

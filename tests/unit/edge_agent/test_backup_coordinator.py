@@ -31,7 +31,7 @@ from edge_agent.requests import backup_coordinator
 from edge_agent.state import AgentState
 from tests.builders import ENCODER, PREFIX, agent, all_of, assignment, encoder_route, requested
 
-REQUESTS = f"{PREFIX}/tasks/encode/requests"
+REQUESTS = f"{PREFIX}/tasks/encode/requests/#"
 route = partial(encoder_route, "encode", group=3, second_door=("gw-b",))
 asked = partial(requested, "encode")
 

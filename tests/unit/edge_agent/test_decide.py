@@ -212,7 +212,7 @@ def test_the_front_door_joins_its_share_group() -> None:
     state = AgentState("gw-a", PREFIX)
     assert (
         only(decide(state, zero_shot_route(), 0.0), JoinGroup).filter
-        == f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests"
+        == f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests/#"
     )
 
 
@@ -226,7 +226,7 @@ def test_a_removed_front_door_leaves_when_the_new_one_had_time_to_join(front: Ag
     assert decide(front, Tick(), 0.5) == []
     assert all_of(decide(front, request(), 0.5), Send), "a request in between is coordinated here"
     assert front.next_deadline_s() == LEAVE_S
-    old = f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests"
+    old = f"$share/zero-shot-1-1/{PREFIX}/tasks/zero-shot/requests/#"
     assert only(decide(front, Tick(), LEAVE_S), LeaveGroup).filter == old
     assert not all_of(decide(front, Tick(), 2 * LEAVE_S), LeaveGroup)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from edge_agent.events import (
     LeaderAnnounced,
     RebirthRequested,
     Received,
+    Requested,
     RouteCleared,
     Send,
 )
@@ -87,6 +89,27 @@ def test_the_coordinator_learns_of_inputs_that_no_device_received() -> None:
 def test_each_topic_has_its_event(topic: topics.Topic, ids: dict[str, str], payload: bytes, event: object) -> None:
     assert wire.event_of(PREFIX, Delivery(topic.at(PREFIX, **ids), payload)) == event
     assert wire.event_of(PREFIX, Delivery(topic.at("elsewhere/s2m3/v1", **ids), payload)) is None
+
+
+def test_a_request_that_names_its_client_is_answered_there_and_nowhere_else() -> None:
+    ids = {"client": "ESP 1/A".replace("/", "."), "request": "1"}
+    named = Delivery(
+        topics.CLIENT_REQUESTS.at(PREFIX, task="t", **ids),
+        b"jpeg",
+        response_topic=topics.RESULTS.at(PREFIX, client="other", request="1"),
+        correlation=b"7",
+        expiry_s=9,
+    )
+    wanted = Requested("t", b"jpeg", "", f"{PREFIX}/clients/ESP 1.A/results/1", b"7", 9)
+    assert wire.event_of(PREFIX, named) == wanted
+    plain = replace(named, topic=topics.TASK_REQUESTS.at(PREFIX, task="t"))
+    assert wire.event_of(PREFIX, plain) == replace(wanted, reply_to=f"{PREFIX}/clients/other/results/1")
+
+
+@pytest.mark.parametrize("end", ["cam", "cam/1/2", f"{'a' * 65}/1", "cam/", "/1"])
+def test_a_request_under_another_topic_is_refused_with_the_right_ones(end: str) -> None:
+    with pytest.raises(RemoteProtocolError, match="requests/CLIENT/REQUEST"):
+        wire.event_of(PREFIX, Delivery(f"{PREFIX}/tasks/t/requests/{end}", b"jpeg"))
 
 
 def test_a_message_that_differs_from_its_topic_breaks_the_contract() -> None:

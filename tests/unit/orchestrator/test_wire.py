@@ -89,6 +89,16 @@ def test_a_requests_payload_is_part_of_its_event() -> None:
     assert seen == RequestReceived("classify", reply_to, None, b"a picture")
 
 
+def test_a_request_that_names_its_client_is_refused_at_that_client() -> None:
+    topic = topics.CLIENT_REQUESTS.at(PREFIX, task="classify", client="ESP_1A2B", request="1")
+    answer_at = topics.RESULTS.at(PREFIX, client="ESP_1A2B", request="1")
+    elsewhere = topics.RESULTS.at(PREFIX, client="other", request="1")
+    for response_topic in (None, elsewhere):
+        seen = event_of(PREFIX, Delivery(topic, b"x", response_topic=response_topic))
+        assert seen == RequestReceived("classify", answer_at, None, b"x")
+    assert event_of(PREFIX, Delivery(topic, b"x", retain=True)) is None
+
+
 def test_actions_become_retained_messages_on_their_topics() -> None:
     said = outgoing_of(PREFIX, PublishRoute(ROUTE))
     assert (said.topic, said.retain, said.qos, decode(Route, said.payload)) == (AT, True, 1, ROUTE)
