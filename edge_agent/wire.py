@@ -62,7 +62,8 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | events.Connectio
     """
     incoming = topics.read(prefix, delivery.topic, delivery.payload)
     if incoming is None:
-        return _not_in_the_table(prefix, delivery.topic)
+        _refuse_wrong_request(prefix, delivery.topic)
+        return None
     if incoming.topic is topics.DEVICE_REBIRTH:
         return events.RebirthRequested()
     if incoming.topic is topics.DEVICE_ECHO:
@@ -81,8 +82,8 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | events.Connectio
     return _control_event(incoming, retained=delivery.retain)
 
 
-def _not_in_the_table(prefix: str, topic: str) -> None:
-    """Ignore a message of an unknown topic, but not a request."""
+def _refuse_wrong_request(prefix: str, topic: str) -> None:
+    """Refuse an unknown topic below a task's requests; any other unknown topic is of a newer version."""
     if topic.startswith(f"{prefix}/tasks/") and "/requests/" in topic:
         raise RemoteProtocolError("a request's topic ends with requests, or with requests/CLIENT/REQUEST")
 
