@@ -29,6 +29,7 @@ def answer_unrouted(state: State, request: RequestReceived, now_s: float) -> lis
         task=request.task,
         epoch=state.epoch,
         generation=state.generation,
+        revision=state.tasks[request.task].revision if request.task in state.tasks else None,
         error=refusal,
     )
     return [AnswerError(request.reply_to, request.correlation, result)]

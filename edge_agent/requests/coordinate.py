@@ -278,6 +278,7 @@ def _inputs_for(state: AgentState, request: Coordinated, plan: Plan, node: NodeN
         epoch=request.fence[0],
         generation=request.fence[1],
         attempt=request.attempt,
+        revision=plan.revision,
         coordinator=state.device,
         deadline_s=min(MAX_DEADLINE_S, max(0.0, request.deadline_s - now_s)),
         reply_to=request.reply_to,

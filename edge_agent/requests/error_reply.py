@@ -24,20 +24,28 @@ def lifetime_s(event: Requested) -> float:
 
 def error_reply(state: AgentState, request: Coordinated, error: RequestFailed) -> list[Action]:
     """Answer a request with an error, and tell its backup coordinators that it has ended."""
+    route = state.routes.get(request.task)
     result = Result(
         request=request.request,
         task=request.task,
         epoch=state.fence[0],
         generation=state.fence[1],
+        revision=route.revision if route else None,
         coordinator=state.device,
         error=ErrorBody(code=error.code, message=error.message, retry_after_s=error.retry_after_s),
     )
     actions: list[Action] = [Reply(request.reply_to, request.correlation, result, request.deadline_s)]
-    route = state.routes.get(request.task)
     if route is None or route.output is None:
         return actions
-    fields = {"request": request.request, "task": request.task, "epoch": route.epoch, "generation": route.generation}
-    done = NodeDone(**fields, node=route.output, attempt=0)
+    done = NodeDone(
+        request=request.request,
+        task=request.task,
+        node=route.output,
+        epoch=route.epoch,
+        generation=route.generation,
+        attempt=0,
+        revision=route.revision,
+    )
     return actions + [Send(each, done, {}, request.deadline_s) for each in other_backups(state, request.task)]
 
 

@@ -212,6 +212,7 @@ def _answer(message: NodeInputs, kept: KeptOutput, deadline_s: float) -> Reply:
         task=message.task,
         epoch=message.epoch,
         generation=message.generation,
+        revision=message.revision,
         coordinator=message.coordinator,
         answer=kept.output.answer,
         timings=kept.timings,

@@ -64,7 +64,7 @@ def choose_plan(
         name: PlannedNode(key=node.key, needs=node.needs, use=node.use, device=chosen[name].device)
         for name, node in route.nodes.items()
     }
-    return Plan(nodes=nodes, output=route.output, wire=route.wire), cost(chosen)[0]
+    return Plan(nodes=nodes, output=route.output, wire=route.wire, revision=route.revision), cost(chosen)[0]
 
 
 def _able(node: RouteNode, kept: DeviceId | None, avoid: frozenset[DeviceId]) -> list[RouteDevice]:

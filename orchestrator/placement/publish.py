@@ -129,6 +129,7 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
     assignments = dict(state.assignments)
     placement = state.placement
     shared = Counter(m.key for task in placement.tasks for m in {m.key: m for m in task.modules.values()}.values())
+    revision = {m.key: task.revision for task in reversed(placement.tasks) for m in task.modules.values()}
     planned = {name for name, _ in placement.facts.candidates}
     alive = {device.id for device in state.cluster.alive()}
     for device in sorted(alive | assignments.keys()):
@@ -137,17 +138,24 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
             if last is not None and _is_missed(state, device, last, moment.now_s):
                 actions.append(events.PublishAssignment(device, last))
             continue
-        wanted = {key: (placement.modules[key][1], role) for key, role in placement.roles.get(device, {}).items()}
+        roles = placement.roles.get(device, {})
+        wanted = {key: (placement.modules[key][1], role, revision.get(key)) for key, role in roles.items()}
         stays = state.drain_attempt.stays.get(device) if state.drain_attempt else None
-        if last and last.stays == stays and {m.spec.key: (m.spec, m.role) for m in last.modules} == wanted:
+        if last and last.stays == stays and {m.spec.key: (m.spec, m.role, m.revision) for m in last.modules} == wanted:
             if _is_missed(state, device, last, moment.now_s):
                 actions.append(events.PublishAssignment(device, last))
             continue
         modules = tuple(
             AssignedModule(
-                module=placement.modules[key][0], spec=spec, role=role, why=_why(placement, key, device, role)
+                module=placement.modules[key][0],
+                spec=spec,
+                role=role,
+                why=_why(placement, key, device, role),
+                revision=task_revision,
             )
-            for key, (spec, role) in sorted(wanted.items(), key=lambda item: (item[1][1], -shared[item[0]]))
+            for key, (spec, role, task_revision) in sorted(
+                wanted.items(), key=lambda item: (item[1][1], -shared[item[0]])
+            )
         )
         assignments[device] = Assignment(epoch=state.epoch, generation=state.generation, modules=modules, stays=stays)
         actions.append(events.PublishAssignment(device, assignments[device]))
@@ -178,7 +186,7 @@ def _route(state: State, task: TaskName, last: Route | None) -> Route | None:
         return unavailable_route(task, state.fence, state.invalid[task])
     why = placement.facts.unservable.get(task) or placement.refused.get(task)
     if why is not None:
-        return unavailable_route(task, state.fence, why)
+        return unavailable_route(task, state.fence, why, state.tasks[task].revision)
     spec = placement.planned.get(task)
     if spec is None:
         stamp = {"epoch": state.epoch, "generation": state.generation}
@@ -190,7 +198,7 @@ def _route(state: State, task: TaskName, last: Route | None) -> Route | None:
         return route.model_copy(update={"second_door": backup}) if backup else route
     except (ValueError, ArithmeticError) as error:  # one odd spec or profile must not stop the other tasks
         why = f"its route can't be written: {describe_error(error)}; correct its spec"
-        return unavailable_route(task, state.fence, why)
+        return unavailable_route(task, state.fence, why, spec.revision)
 
 
 def _why(placement: CurrentPlacement, key: ModuleKey, device: DeviceId, role: Role) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from broker.cost_model import compute_s
 from broker.protocol.messages import Route, RouteDevice, RouteNode
-from broker.protocol.specs import DeviceId, ModuleKey, NodeName, TaskSpec
+from broker.protocol.specs import DeviceId, ModuleKey, NodeName, Revision, TaskSpec
 from orchestrator.membership.device import Device, Fitness
 
 HEADER_ROOM_BYTES = 64 * 1024  # for the envelope, the plan and the topic of a message
@@ -66,6 +66,7 @@ def build_route(task: TaskSpec, fence: Fence, actives: Actives, devices: Mapping
         output=task.output,
         wire=task.wire,
         front_door=tuple(able.device for able in nodes[front_door_node(task)].devices),
+        revision=task.revision,
     )
 
 
@@ -89,9 +90,9 @@ def backup_coordinators(
     return (min(links, key=lambda name: (links[name], name)),) if links else ()
 
 
-def unavailable_route(task: str, fence: Fence, why: str) -> Route:
+def unavailable_route(task: str, fence: Fence, why: str, revision: Revision | None = None) -> Route:
     """The route of a task that can't be served; its ``group`` is left 0."""
-    return Route(task=task, epoch=fence[0], generation=fence[1], group=0, unavailable=why)
+    return Route(task=task, epoch=fence[0], generation=fence[1], group=0, unavailable=why, revision=revision)
 
 
 def same_route(a: Route, b: Route) -> bool:

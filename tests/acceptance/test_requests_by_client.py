@@ -56,6 +56,7 @@ def photo(name: str) -> tuple[str, str]:
 def test_a_picture_alone_is_a_request_and_the_answer_has_the_sensors_own_names(publish: Publish, quality: str) -> None:
     (answer,) = publish(("1", "-V", "5", "-q", quality, *photo("rocket.jpg")), client="ESP_1A2B")
     assert answer["topic"] == "s2m3/v1/clients/ESP_1A2B/results/1"
+    assert answer["revision"] == load_task("pocket/classify").revision
     assert answer["answer"]["label"] == "missile"
 
 

@@ -456,6 +456,30 @@ def test_the_generation_grows_by_one_for_each_change_of_the_placement() -> None:
     assert site.state.generation == 3
 
 
+def test_routes_assignments_and_refusals_name_the_revision_of_their_task() -> None:
+    site = serving(CLASSIFY, CAPTION, a=1000)
+    assert {name: route.revision for name, route in site.state.routes.items()} == {
+        "caption": CAPTION.revision,
+        "classify": CLASSIFY.revision,
+    }
+    held = {module.spec.key: module.revision for module in site.state.assignments["a"].modules}
+    assert held == {VISION.key: CAPTION.revision, TEXT.key: CAPTION.revision, HEAD.key: CLASSIFY.revision}
+    actions = site.feed(TaskDeployed(chain("classify", VISION, HEAD, description="other words")))
+    assert not [*all_of(actions, PublishRoute), *all_of(actions, PublishAssignment)]
+    heavier = chain("classify", VISION, HEAD, weight=2.0)
+    assert heavier.revision != CLASSIFY.revision
+    actions = site.feed(TaskDeployed(heavier))
+    assert [action.route.revision for action in all_of(actions, PublishRoute)] == [heavier.revision]
+    (changed,) = all_of(actions, PublishAssignment)
+    assert {module.spec.key: module.revision for module in changed.assignment.modules}[HEAD.key] == heavier.revision
+    too_large = chain("classify", module("large", memory_bytes=10**6), HEAD)
+    site.feed(TaskDeployed(too_large))
+    refused = site.route("classify")
+    assert (bool(refused.unavailable), refused.revision) == (True, too_large.revision)
+    answer, *_ = all_of(site.feed(RequestReceived("classify", REPLY_TO, None, b"x")), AnswerError)
+    assert answer.result.revision == too_large.revision
+
+
 def test_an_assignment_says_why() -> None:
     site = Site()
     site.born("a", 100)
