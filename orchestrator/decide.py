@@ -24,10 +24,11 @@ from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator import events
 from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived, MembershipEvent
 from orchestrator.leadership.leader import announce_leadership, on_leader_state, tell_devices_ahead
+from orchestrator.leadership.orders import NOTHING_DELIVERED
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.membership import failure_detector
 from orchestrator.membership.failure_detector import Cluster
-from orchestrator.placement import planning, publish, reconcile
+from orchestrator.placement import planning, publish, reconcile, restore
 from orchestrator.placement.deployability import why_unroutable
 from orchestrator.placement.drain import drain_retry_at_s, empty_draining_devices
 from orchestrator.placement.planner_input import updated_footprints
@@ -39,7 +40,7 @@ _SESSIONS_KEPT = 16  # of our own links: the broker has messages of fewer under 
 
 Rule = Callable[[State, Moment], tuple[State, list[Action]]]
 PLACING: Sequence[Rule] = (
-    publish.restore_lost_retained_topics,
+    restore.keep_orders,
     reconcile.take_over,
     reconcile.place_modules,
     reconcile.take_over,  # again: of the copies that were found, one may serve sooner
@@ -70,7 +71,7 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
     if isinstance(event, OrchestratorState):
         return _on_leader_message(state, event, now_s)
     if isinstance(event, events.RouteHeard):
-        return state, publish.restore_route(state, event)
+        return state, restore.restore_route(state, event)
     if isinstance(event, events.LeaderTopicLost):
         return state, [events.Note("leader_topic_lost", {"why": event.why}), *announce_leadership(state)]
     before, state = state, planning.on_event(_on_event(state, event, now_s), event)
@@ -107,7 +108,7 @@ def _on_leader_message(state: State, seen: OrchestratorState, now_s: float) -> t
     if state.republish_at_s is None and not outdated:
         return state, actions
     notes: list[Action] = [action for action in actions if isinstance(action, events.Note)]
-    state, again = publish.republish_all(replace(state, republish_at_s=None))
+    state, again = restore.republish_all(replace(state, republish_at_s=None))
     return state, [*notes, *again]
 
 
@@ -119,7 +120,7 @@ def _republish_after_link_up(state: State, event: Event, now_s: float) -> tuple[
         return replace(state, republish_at_s=now_s + min(READ_RETAINED_S, state.settle_s)), []
     if state.republish_at_s is None or now_s < state.republish_at_s:
         return state, []
-    return publish.republish_all(replace(state, republish_at_s=None))
+    return restore.republish_all(replace(state, republish_at_s=None))
 
 
 # --- events ---
@@ -133,25 +134,17 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
                 link=event,
                 settles_at_s=now_s + state.settle_s,
                 sessions=(*state.sessions, event.session)[-_SESSIONS_KEPT:],
-                broker_kept_memory=False,
-                delivered_specs=frozenset(),
-                withheld_routes=frozenset(),
+                reconciled=False,
+                broker_change=0,
+                delivered=NOTHING_DELIVERED,
                 retained_routes={},
-                unconfirmed_drains=state.unconfirmed_drains | state.cluster.drained,
                 reviewed_s=now_s,  # what devices measure just after an outage is of its backlog
             )
         case LinkDown():
             state = replace(state, link=None, settles_at_s=None, republish_at_s=None, planning=None)
             state = _roll_back(state, now_s)
-        case events.TaskDeployed(spec):
-            why = why_unroutable(spec)
-            state = _with_task(state, spec) if why is None else _with_invalid_task(state, spec.task, why)
-        case events.TaskRejected(task, why):
-            state = _with_invalid_task(state, task, why)
-        case events.TaskUndeployed(task):
-            state = publish.without_task(state, task)
-        case DrainReceived(device):
-            state = replace(state, unconfirmed_drains=state.unconfirmed_drains - {device})
+        case events.TaskDeployed() | events.TaskRejected() | events.TaskUndeployed() | DrainReceived():
+            state = _on_order(state, event)
         case events.RetainedRouteReceived(task):
             state = replace(state, retained_routes={**state.retained_routes, task: event})
     if isinstance(event, MembershipEvent):
@@ -161,18 +154,38 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
     return _settle(state, now_s)
 
 
+def _on_order(
+    state: State, order: events.TaskDeployed | events.TaskRejected | events.TaskUndeployed | DrainReceived
+) -> State:
+    """The state after an operator's order; what comes before the orders are reconciled with the broker is noted."""
+    delivered = state.delivered
+    match order:
+        case events.TaskDeployed(spec, retained):
+            why = why_unroutable(spec)
+            state = _with_task(state, spec) if why is None else _with_invalid_task(state, spec.task, why)
+            delivered = delivered.with_task(spec.task, retained=retained)
+        case events.TaskRejected(task, why):
+            state = _with_invalid_task(state, task, why)
+            delivered = delivered.with_task(task, retained=False)
+        case events.TaskUndeployed(task):
+            state = restore.without_task(state, task)
+            delivered = delivered.with_task(task, retained=False)
+        case DrainReceived(device, retained=retained):
+            delivered = delivered.with_drain(device, retained=retained)
+    return state if state.reconciled else replace(state, delivered=delivered)
+
+
 def _with_task(state: State, spec: TaskSpec) -> State:
     known = {module.key: module for task in state.tasks.values() for module in task.modules.values()}
     if changed := {module.key for module in spec.modules.values() if known.get(module.key) != module}:
         state = replace(state, cluster=failure_detector.clear_backoffs(state.cluster, changed))
     invalid = {task: why for task, why in state.invalid.items() if task != spec.task}
-    delivered = state.delivered_specs | {spec.task}
-    return replace(state, tasks={**state.tasks, spec.task: spec}, invalid=invalid, delivered_specs=delivered)
+    return replace(state, tasks={**state.tasks, spec.task: spec}, invalid=invalid)
 
 
 def _with_invalid_task(state: State, task: TaskName, why: str) -> State:
-    state = publish.without_task(state, task)
-    return replace(state, invalid={**state.invalid, task: why}, delivered_specs=state.delivered_specs | {task})
+    state = restore.without_task(state, task)
+    return replace(state, invalid={**state.invalid, task: why})
 
 
 def _settle(state: State, now_s: float) -> State:

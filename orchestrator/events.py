@@ -38,6 +38,7 @@ class DrainReceived:
 
     device: DeviceId
     drain: bool
+    retained: bool = False  # by the broker, from before this link
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class TaskDeployed:
     """A task's spec arrived."""
 
     spec: TaskSpec
+    retained: bool = False  # by the broker, from before this link
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,13 @@ class PublishSpec:
 
 
 @dataclass(frozen=True)
+class ClearSpec:
+    """Clear the spec of an undeployed task at a broker that lost the undeployment."""
+
+    task: TaskName
+
+
+@dataclass(frozen=True)
 class PublishRoute:
     """Publish a task's route."""
 
@@ -170,6 +179,13 @@ class ClearAssignment:
 @dataclass(frozen=True)
 class PublishDrain:
     """Publish the order to drain a device to a broker that lost it."""
+
+    device: DeviceId
+
+
+@dataclass(frozen=True)
+class ClearDrain:
+    """Put a device back in service at a broker that lost that order."""
 
     device: DeviceId
 
@@ -221,8 +237,8 @@ class Note:
     fields: Mapping[str, object]
 
 
-TaskMessage = PublishSpec | PublishRoute | ClearRoute
-DeviceMessage = PublishAssignment | ClearAssignment | PublishDrain | RequestRebirth
+TaskMessage = PublishSpec | ClearSpec | PublishRoute | ClearRoute
+DeviceMessage = PublishAssignment | ClearAssignment | PublishDrain | ClearDrain | RequestRebirth
 Message = PublishState | TaskMessage | DeviceMessage | AnswerError
 """The actions that are messages."""
 Action = Message | RequestPlan | EndPlanning | Resign | Note

@@ -26,19 +26,22 @@ import structlog
 
 from broker.protocol import errors, topics
 from broker.protocol.codec import encode
-from broker.protocol.messages import OrchestratorState, Route
+from broker.protocol.messages import OrchestratorState
 from broker.transport import port
 from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
 from orchestrator import events
+from orchestrator.action_log import log_action
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import Action, Event, Overslept, PlanFound, Tick
 from orchestrator.leadership import standby
+from orchestrator.leadership.leader import announce_leadership
 from orchestrator.leadership.leader_files import LeaderFiles
+from orchestrator.leadership.orders import NO_ORDERS, CopiedEvent, Orders, StandbyCopy
 from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
 from orchestrator.planner_process.client import MakePlanner, Planner, PlannerProcess
 from orchestrator.state import Pace, State, initial
-from orchestrator.wire import CONTROL_TOPICS, event_of, outgoing_of
+from orchestrator.wire import CONTROL_TOPICS, STANDBY_TOPICS, event_of, outgoing_of
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
@@ -60,7 +63,7 @@ class Orchestrator:
 
     Args:
         url: the broker, as ``mqtt://host:port``.
-        state_dir: a directory of its own, where the epoch and the deployed tasks outlive the process.
+        state_dir: a directory of its own, where the epoch and the operators' orders outlive the process.
         site: the prefix in front of all topics.
         heartbeat_interval_s: how often agents report.
         settle_s: how long retained messages and first heartbeats may take to arrive after a connection.
@@ -102,6 +105,7 @@ class Orchestrator:
         self._data = self._new_data()
         self._control: port.Transport | None = None
         self._state: State | None = None
+        self._copy = StandbyCopy(NO_ORDERS, settle_s)  # while it waits
         self._unsent: deque[port.Outgoing] = deque()
         self._stopping = False
         self._tick_from_s = 0.0  # no deadline is met before
@@ -158,11 +162,12 @@ class Orchestrator:
         Returns:
             The highest epoch heard, or None after ``stop``.
         """
-        heard = [topic.filter(self._prefix) for topic in (topics.ORCHESTRATOR_STATE, topics.ORCHESTRATOR_HEARTBEAT)]
+        heard = [topic.filter(self._prefix) for topic in STANDBY_TOPICS]
         self._data.subscribe(*heard)
         self._data.start()
         watch = LeaderWatch(own=self._sessions, stored=self._files.read_epoch())
         read_s = min(READ_RETAINED_S, self._settle_s)
+        self._copy = StandbyCopy(self._files.read_orders(watch.stored), self._settle_s)
         while not self._stopping:
             due_s, now_s = standby.take_over_at_s(watch, read_s), time.monotonic()
             if due_s is not None and now_s >= due_s:
@@ -181,22 +186,34 @@ class Orchestrator:
             _log.warning("waiting_for_broker", broker=self._url, reason=event.reason)
         news = self._event_of(event) if isinstance(event, port.Delivery) else event
         if not isinstance(news, port.LinkUp | port.LinkDown | OrchestratorState):
+            self._update_copy(news)
             return watch
         retained = isinstance(event, port.Delivery) and event.retain
         after = standby.on_event(watch, news, time.monotonic(), retained=retained)
+        if not isinstance(news, OrchestratorState) or after.leader == (news.epoch, news.session):
+            self._update_copy(news)
         if after.doubted is not None and after.doubted.times == 1 and after.doubted is not watch.doubted:
             _log.warning("epoch_not_plausible", epoch=after.doubted.epoch, known=max(after.stored, after.epoch))
         if after.leader not in {watch.leader, None}:
             _log.info("waiting_as_standby", epoch=after.epoch, broker=self._url, prefix=self._prefix)
         return after
 
+    def _update_copy(self, news: object) -> None:
+        """Keep our own copy of the operators' orders: the leader and the broker may end in the same moment."""
+        if not isinstance(news, CopiedEvent):
+            return
+        before = self._copy.orders
+        self._copy = self._copy.on_event(news, time.monotonic())
+        if self._copy.orders is not before:
+            self._store_orders(self._copy.orders)
+
     def _lead(self, seen: int) -> None:
         """Lead until ``stop`` is called or a newer leader shows up."""
         last = max(self._files.read_epoch(), seen)
-        epoch, tasks = last + 1, self._files.read_tasks(last)
-        self._files.store_tasks(epoch, tasks.values())  # before the epoch: a crash in between must not outdate them
+        epoch, orders = last + 1, self._files.read_orders(last)
+        self._files.store_orders(orders)  # before the epoch: it outdates a file of an earlier version
         self._files.store_epoch(epoch)
-        self._state = self._begin_term(epoch=epoch, linked_s=self._linked_s, tasks=tasks)
+        self._state = self._begin_term(epoch=epoch, linked_s=self._linked_s, orders=orders)
         self.resigned, self._heartbeat_at_s = None, time.monotonic()
         _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
         self._connect(epoch)
@@ -234,8 +251,9 @@ class Orchestrator:
     def _leave(self) -> None:
         """Publish that no orchestrator leads, unless this one resigned; then disconnect."""
         if self._control and self._state and self._state.link and self.resigned is None:
-            gone = OrchestratorState(epoch=self._state.epoch, online=False, session=self._state.link.session)
-            self._carry_out(events.PublishState(gone))
+            for action in announce_leadership(self._state):
+                if isinstance(action, events.PublishState):
+                    self._carry_out(events.PublishState(action.message.model_copy(update={"online": False})))
             self._flush()
         if self._control:
             self._control.close()
@@ -274,7 +292,7 @@ class Orchestrator:
     def _react(self, event: Event) -> None:
         if self._state is None:
             return
-        tasks = self._state.tasks
+        orders = self._state.orders
         try:
             self._state, actions = decide(self._state, event, time.monotonic())
         except Exception:  # noqa: BLE001 - a bug met by one message, perhaps a retained one, must not end the leader
@@ -282,16 +300,19 @@ class Orchestrator:
             if isinstance(event, Tick):
                 self._tick_from_s = time.monotonic() + RETRY_FAILED_S
             return
-        if self._state.tasks != tasks:
-            try:
-                self._files.store_tasks(self._state.epoch, self._state.tasks.values())
-            except errors.BadFile as error:
-                _log.error("tasks_not_stored", reason=str(error))
+        if self._state.orders is not orders:
+            self._store_orders(self._state.orders)
         for action in actions:
             try:
                 self._carry_out(action)
             except Exception:  # noqa: BLE001 - the other actions are still due
                 self._log_failure("action_failed", action)
+
+    def _store_orders(self, orders: Orders) -> None:
+        try:
+            self._files.store_orders(orders)
+        except errors.BadFile as error:
+            _log.error("tasks_not_stored", reason=str(error))
 
     def _log_failure(self, what: str, cause: object) -> None:
         """Count and log the current exception."""
@@ -323,7 +344,7 @@ class Orchestrator:
     # --- actions ---
 
     def _carry_out(self, action: Action) -> None:
-        _log_action(action)
+        log_action(action)
         match action:
             case events.AnswerError(reply_to):
                 try:
@@ -355,33 +376,3 @@ class Orchestrator:
             except errors.MessageTooLarge as error:
                 _log.error("message_too_large", topic=error.topic, reason=str(error))
             self._unsent.popleft()
-
-
-def _log_action(action: Action) -> None:
-    match action:
-        case events.PublishState(message):
-            _log.info("state", epoch=message.epoch, online=message.online)
-        case events.PublishRoute(route):
-            _log.info("route", task=route.task, generation=route.generation, **_summary(route))
-        case events.PublishSpec(spec):
-            _log.info("spec_restored", task=spec.task)
-        case events.ClearRoute(task):
-            _log.info("route_cleared", task=task)
-        case events.PublishAssignment(device, assignment):
-            names = {role: [m.module for m in assignment.modules if m.role == role] for role in ("active", "standby")}
-            _log.info("assignment", device=device, generation=assignment.generation, **names)
-        case events.ClearAssignment(device):
-            _log.info("device_forgotten", device=device)
-        case events.AnswerError(reply_to, _, result):
-            _log.info("request_refused", task=result.task, request=result.request, reply_to=reply_to)
-        case events.Resign(why, _):
-            _log.warning("resigning", why=why)
-        case events.Note(event, fields):
-            _log.info(event, **fields)
-
-
-def _summary(route: Route) -> dict[str, object]:
-    if route.unavailable is not None:
-        return {"unavailable": route.unavailable}
-    nodes = {name: [device.device for device in node.devices] for name, node in route.nodes.items()}
-    return {"nodes": nodes, "front_door": list(route.front_door), "group": route.group, "complete": route.complete}

@@ -13,6 +13,7 @@ from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, T
 from broker.transport.port import LinkUp
 from orchestrator.events import RetainedRouteReceived
 from orchestrator.leadership.epochs import DoubtedLeader
+from orchestrator.leadership.orders import NO_ORDERS, NOTHING_DELIVERED, Delivered, Orders
 from orchestrator.leadership.standby import leader_interval_s
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.placement.routes import Fence
@@ -170,11 +171,11 @@ class State:
     doubted_leader: DoubtedLeader | None = None  # the last message of the leader's topics, if its epoch isn't accepted
     told_term_s: float = -math.inf  # when this term was last announced to devices that obey a later one
     republish_at_s: float | None = None  # when all is published again after a new link, unless a newer leader shows up
-    broker_kept_memory: bool = False  # whether the broker knows an earlier link of ours
-    delivered_specs: frozenset[TaskName] = frozenset()  # tasks whose specs came over this link
+    orders: Orders = NO_ORDERS  # tasks and drains, as the state directory has them before any message follows from them
+    reconciled: bool = False  # whether the broker has all of these orders; false from a new link until it settled
+    broker_change: int = 0  # the broker's change number, as heard over this link before that
+    delivered: Delivered = NOTHING_DELIVERED
     retained_routes: Mapping[TaskName, RetainedRouteReceived] = field(default_factory=dict)  # came over this link
-    withheld_routes: frozenset[TaskName] = frozenset()  # not published again yet, because their specs are missing
-    unconfirmed_drains: frozenset[DeviceId] = frozenset()  # ordered before this link, and not received over it yet
     tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)
     invalid: Mapping[TaskName, str] = field(default_factory=dict)
     footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # the most bytes that any device measured
@@ -210,8 +211,8 @@ def initial(
     settle_s: float = 1.5,
     pace: Pace | None = None,
     linked_s: float = -math.inf,
-    tasks: Mapping[TaskName, TaskSpec] | None = None,
+    orders: Orders = NO_ORDERS,
 ) -> State:
-    """The state at the begin of a term; ``tasks`` are those that an earlier term stored."""
+    """The state at the begin of a term; ``orders`` are those that the state directory has."""
     cluster = Cluster(heartbeat_interval_s, leader_interval_s(heartbeat_interval_s))
-    return State(epoch, settle_s, cluster, pace or Pace(), linked_s=linked_s, tasks=tasks or {})
+    return State(epoch, settle_s, cluster, pace or Pace(), linked_s=linked_s, orders=orders, tasks=orders.specs)

@@ -25,12 +25,13 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | None:
         return None
     if incoming.topic in topics.REQUESTS:
         return _request(prefix, incoming, delivery)
-    if incoming.topic is topics.TASK_SPEC:
-        return _spec(incoming)
     if incoming.topic is topics.TASK_ROUTE:
         return _route(incoming, retained=delivery.retain) if delivery.payload else None
     if incoming.topic is topics.ORCHESTRATOR_STATE:
         return _leader_topic(incoming, retained=delivery.retain)
+    if incoming.topic in {topics.TASK_SPEC, topics.DEVICE_DRAIN}:
+        read = _spec if incoming.topic is topics.TASK_SPEC else _drain
+        return read(incoming, retained=delivery.retain)
     return _state(incoming)
 
 
@@ -38,11 +39,12 @@ def outgoing_of(prefix: str, action: events.Message) -> Outgoing:
     """The message that carries out an action."""
     if isinstance(action, events.AnswerError):
         return Outgoing(action.reply_to, encode(action.result), correlation=action.correlation, content_type=JSON)
+    ids: dict[str, str] = {}
     match action:
         case events.PublishState(message):
-            topic, payload, ids = topics.ORCHESTRATOR_STATE, encode(message), {}
-        case events.PublishSpec(spec):
-            topic, payload, ids = topics.TASK_SPEC, encode(spec), {"task": spec.task}
+            topic, payload = topics.ORCHESTRATOR_STATE, encode(message)
+        case events.PublishSpec() | events.ClearSpec() | events.PublishDrain() | events.ClearDrain():
+            topic, payload, ids = _order_of(action)
         case events.PublishRoute(route):
             topic, payload, ids = topics.TASK_ROUTE, encode(route), {"task": route.task}
         case events.ClearRoute(task):
@@ -51,11 +53,23 @@ def outgoing_of(prefix: str, action: events.Message) -> Outgoing:
             topic, payload, ids = topics.DEVICE_ASSIGNMENT, encode(assignment), {"device": device}
         case events.ClearAssignment(device):
             topic, payload, ids = topics.DEVICE_ASSIGNMENT, b"", {"device": device}
-        case events.PublishDrain(device):
-            topic, payload, ids = topics.DEVICE_DRAIN, encode(Drain(drain=True)), {"device": device}
         case events.RequestRebirth(device):
             topic, payload, ids = topics.DEVICE_REBIRTH, b"", {"device": device}
     return Outgoing(topic.at(prefix, **ids), payload, qos=topic.qos, retain=topic.retain)
+
+
+def _order_of(
+    action: events.PublishSpec | events.ClearSpec | events.PublishDrain | events.ClearDrain,
+) -> tuple[topics.Topic, bytes, dict[str, str]]:
+    match action:
+        case events.PublishSpec(spec):
+            return topics.TASK_SPEC, encode(spec), {"task": spec.task}
+        case events.ClearSpec(task):
+            return topics.TASK_SPEC, b"", {"task": task}
+        case events.PublishDrain(device):
+            return topics.DEVICE_DRAIN, encode(Drain(drain=True)), {"device": device}
+        case events.ClearDrain(device):
+            return topics.DEVICE_DRAIN, b"", {"device": device}
 
 
 def _request(prefix: str, incoming: topics.Incoming, delivery: Delivery) -> events.Event | None:
@@ -65,7 +79,7 @@ def _request(prefix: str, incoming: topics.Incoming, delivery: Delivery) -> even
     return events.RequestReceived(incoming.ids["task"], reply_to, delivery.correlation, delivery.payload)
 
 
-def _spec(incoming: topics.Incoming) -> events.Event:
+def _spec(incoming: topics.Incoming, *, retained: bool) -> events.Event:
     task = incoming.ids["task"]
     try:
         spec = incoming.decode()
@@ -76,7 +90,7 @@ def _spec(incoming: topics.Incoming) -> events.Event:
     if spec.task != task:
         why = f"its spec names the task {spec.task} and was sent to {task}; send it to tasks/{spec.task}/spec"
         return events.TaskRejected(task, why)
-    return events.TaskDeployed(spec)
+    return events.TaskDeployed(spec, retained=retained)
 
 
 def _route(incoming: topics.Incoming, *, retained: bool) -> events.Event:
@@ -108,9 +122,12 @@ def _state(incoming: topics.Incoming) -> events.Event | None:
             return events.DeviceStateReceived(incoming.ids["device"], state)
         case OrchestratorState() as leader:
             return leader
-        case Drain(drain=drain):
-            return events.DrainReceived(incoming.ids["device"], drain)
-    return events.DrainReceived(incoming.ids["device"], drain=False) if incoming.topic is topics.DEVICE_DRAIN else None
+    return None
+
+
+def _drain(incoming: topics.Incoming, *, retained: bool) -> events.Event:
+    said = incoming.decode()
+    return events.DrainReceived(incoming.ids["device"], isinstance(said, Drain) and said.drain, retained=retained)
 
 
 CONTROL_TOPICS = (
@@ -123,3 +140,6 @@ CONTROL_TOPICS = (
     topics.TASK_ROUTE,
 )
 """The topics of the control connection."""
+
+STANDBY_TOPICS = (topics.ORCHESTRATOR_STATE, topics.ORCHESTRATOR_HEARTBEAT, topics.TASK_SPEC, topics.DEVICE_DRAIN)
+"""The topics of a standby: the leader's, and the operators' orders, of which it keeps a copy."""

@@ -17,6 +17,7 @@ from dataclasses import replace
 from broker.protocol.messages import OrchestratorState
 from orchestrator.events import Action, Event, HeartbeatReceived, Note, PublishState, Resign
 from orchestrator.leadership.epochs import doubt
+from orchestrator.leadership.orders import change_of
 from orchestrator.state import State
 
 TELL_AGAIN_S = 5.0  # at most that often is the term announced to devices that obey a later one
@@ -26,7 +27,9 @@ def announce_leadership(state: State) -> list[Action]:
     """The message that this orchestrator leads; none while its link is down."""
     if state.link is None:
         return []
-    return [PublishState(OrchestratorState(epoch=state.epoch, online=True, session=state.link.session))]
+    change = state.orders.change if state.reconciled else state.broker_change
+    said = OrchestratorState(epoch=state.epoch, online=True, session=state.link.session, change=change)
+    return [PublishState(said)]
 
 
 def on_leader_state(state: State, seen: OrchestratorState) -> tuple[State, list[Action]]:
@@ -41,8 +44,10 @@ def on_leader_state(state: State, seen: OrchestratorState) -> tuple[State, list[
         why = f"an orchestrator with epoch {seen.epoch} came after this one with epoch {state.epoch}"
         return state, [Resign(why, seen.epoch)]
     own = seen.epoch == state.epoch and seen.session in state.sessions
-    if own and seen.session != state.sessions[-1]:
-        state = replace(state, broker_kept_memory=True)
+    if state.link is not None and seen.session == state.link.session:
+        state = _confirm_orders(state, seen)
+    elif not state.reconciled:
+        state = replace(state, broker_change=max(state.broker_change, change_of(state.orders, seen)))
     if seen.epoch < state.epoch or not seen.online:
         return state, announce_leadership(state)  # a late will, or a leader that doesn't know us yet, overwrote ours
     if own or state.link is None:
@@ -51,6 +56,13 @@ def on_leader_state(state: State, seen: OrchestratorState) -> tuple[State, list[
         why = f"another orchestrator leads with the same epoch {seen.epoch}, and it came later"
         return state, [Resign(why, seen.epoch)]
     return state, announce_leadership(state)  # the other resigns when it receives this
+
+
+def _confirm_orders(state: State, own: OrchestratorState) -> State:
+    """The state after our own announcement came back: the broker has all orders up to its change number."""
+    if not state.reconciled or own.change != state.orders.change or own.session == state.orders.session:
+        return state
+    return replace(state, orders=replace(state.orders, session=own.session))
 
 
 def tell_devices_ahead(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:

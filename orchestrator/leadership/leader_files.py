@@ -1,4 +1,4 @@
-"""The leader's files: the epoch, and a copy of the deployed tasks for a broker that loses its memory.
+"""The leader's files: the epoch, and the operators' orders (deployed tasks, drains) for a broker that loses its memory.
 
 Owns how they are written, so that neither a crash nor a power cut leaves an old or a half-written one. A damaged file
 is set aside under another name and logged, and the start goes on without it. Doesn't know the broker, or what a task
@@ -6,34 +6,57 @@ means.
 
 Invariants:
 - the epoch only grows, unless its file is damaged: then it goes on from what the broker remembers;
-- the tasks count only for the broker and the topic prefix that they were stored for, and only while no later term is
-  known: a later leader may have undeployed one;
-- a damaged file of tasks is the same as no file.
+- the orders count only for the broker and the topic prefix that they were stored for;
+- no file has a password.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from broker.protocol.errors import BadFile
-from broker.protocol.specs import TaskName, TaskSpec
+from broker.protocol.messages import Fence
+from broker.protocol.specs import DeviceId, TaskName, TaskSpec, describe
+from broker.transport.address import parse_url
 from orchestrator.leadership.epochs import LARGEST_EPOCH
+from orchestrator.leadership.orders import Deployed, Orders, record
 
 _log = structlog.get_logger("orchestrator")
 
 
+class _StoredTask(BaseModel):
+    spec: TaskSpec
+    change: Fence
+    earlier: tuple[TaskSpec, ...] = ()
+
+
+class _StoredOrders(BaseModel):
+    broker: str
+    prefix: str
+    change: Fence
+    session: Fence | None = None
+    tasks: tuple[_StoredTask, ...]
+    drains: dict[DeviceId, Fence] = {}
+    undeployed: dict[TaskName, Fence] = {}
+    undrained: dict[DeviceId, Fence] = {}
+
+
 class _StoredTasks(BaseModel):
-    epoch: int
+    """The file of versions that stored no change numbers."""
+
+    epoch: Fence
     broker: str
     prefix: str
     tasks: tuple[TaskSpec, ...]  # in the order in which they were deployed
+
+
+_STORED: TypeAdapter[_StoredOrders | _StoredTasks] = TypeAdapter(_StoredOrders | _StoredTasks)
 
 
 @dataclass(frozen=True)
@@ -68,23 +91,48 @@ class LeaderFiles:
         """Write the epoch durably."""
         _write_durably(self.folder / "epoch", f"{epoch}\n")
 
-    def read_tasks(self, last_epoch: int) -> dict[TaskName, TaskSpec]:
-        """The stored tasks; none if they are of another site or of a term before ``last_epoch``."""
+    def read_orders(self, last_epoch: int) -> Orders:
+        """The stored orders; none if the file doesn't exist, is of another site, or was damaged and is set aside."""
         file = self.folder / "tasks.json"
         try:
-            stored = _StoredTasks.model_validate_json(file.read_bytes())
+            stored = _STORED.validate_json(file.read_bytes(), extra="ignore")
         except FileNotFoundError:
-            return {}
-        except (OSError, ValidationError) as error:
-            _log.warning("stored_tasks_unreadable", file=str(file), reason=str(error))
-            return {}
-        if (stored.broker, stored.prefix) != (self.broker, self.prefix) or stored.epoch < last_epoch:
-            return {}
-        return {spec.task: spec for spec in stored.tasks}
+            return Orders()
+        except OSError as error:
+            problem = error.strerror or "can't be read"
+            raise BadFile(file=str(file), problem=problem, fix="name another --state-dir") from error
+        except ValidationError as error:
+            _set_aside(file, f"it holds no deployed tasks: {': '.join(describe(error.errors()[0]))}")
+            return Orders()
+        if (str(parse_url(stored.broker)), stored.prefix) != (str(parse_url(self.broker)), self.prefix):
+            _log.warning("stored_tasks_of_another_site", file=str(file), broker=stored.broker, prefix=stored.prefix)
+            return Orders()
+        if isinstance(stored, _StoredTasks):
+            tasks = {spec.task: spec for spec in stored.tasks} if stored.epoch >= last_epoch else {}
+            return record(Orders(), tasks, (), epoch=0, session=None)
+        return Orders(
+            change=stored.change,
+            session=stored.session,
+            tasks={each.spec.task: Deployed(each.spec, each.change, each.earlier) for each in stored.tasks},
+            drains=stored.drains,
+            undeployed=stored.undeployed,
+            undrained=stored.undrained,
+        )
 
-    def store_tasks(self, epoch: int, tasks: Iterable[TaskSpec]) -> None:
-        """Write the tasks durably."""
-        stored = _StoredTasks(epoch=epoch, broker=self.broker, prefix=self.prefix, tasks=tuple(tasks))
+    def store_orders(self, orders: Orders) -> None:
+        """Write the orders durably."""
+        stored = _StoredOrders(
+            broker=f"mqtt://{parse_url(self.broker)}",
+            prefix=self.prefix,
+            change=orders.change,
+            session=orders.session,
+            tasks=tuple(
+                _StoredTask(spec=each.spec, change=each.change, earlier=each.earlier) for each in orders.tasks.values()
+            ),
+            drains=dict(orders.drains),
+            undeployed=dict(orders.undeployed),
+            undrained=dict(orders.undrained),
+        )
         _write_durably(self.folder / "tasks.json", stored.model_dump_json())
 
 

@@ -1,4 +1,4 @@
-"""Publishing: routes, assignments, and what the broker has lost or should forget.
+"""Publishing: routes, assignments, and what the broker should forget.
 
 Owns the step from the current placement to messages, and the memory of what was published. Decides nothing.
 
@@ -6,7 +6,7 @@ Invariants:
 - a message is published when it differs from the last one, or when its device reports that it doesn't obey;
 - a task has no route, and a device no assignment, before the first plan for it: until then those of an earlier term
   stand. A new spec of a task changes its route when its plan has come;
-- a spec is published before its route, and routes before assignments: no request is sent to a copy about to go;
+- routes are published before assignments: no request is sent to a copy about to go;
 - an assignment lists active copies before standbys, and first what most tasks need: devices load in that order.
 """
 
@@ -18,9 +18,7 @@ from dataclasses import replace
 from broker.protocol.messages import AssignedModule, Assignment, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName
 from orchestrator import events
-from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived, RouteHeard
-from orchestrator.leadership.leader import announce_leadership
-from orchestrator.membership.failure_detector import on_event
+from orchestrator.events import Action, Event, HeartbeatReceived
 from orchestrator.placement.deployability import describe_error
 from orchestrator.placement.routes import backup_coordinators, build_route, same_route, unavailable_route
 from orchestrator.state import CurrentPlacement, Moment, Role, State
@@ -38,71 +36,6 @@ def request_rebirth(state: State, event: Event, now_s: float) -> tuple[State, li
         return state, []
     state = replace(state, rebirth_requested_s={**requested_s, event.device: now_s})
     return state, [events.RequestRebirth(event.device)]
-
-
-def republish_all(state: State) -> tuple[State, list[Action]]:
-    """Publish all again, for the broker may have lost its memory.
-
-    If it has sent nothing, it has lost the specs as well. Otherwise a missing spec may be late, or its task undeployed:
-    its route waits until that is known.
-    """
-    has_memory = state.broker_kept_memory or state.delivered_specs or state.retained_routes
-    lost = [] if has_memory else lost_specs(state)
-    delivered = state.delivered_specs | set(lost)
-    state = replace(state, delivered_specs=delivered, withheld_routes=frozenset(state.routes.keys() - delivered))
-    return state, [
-        *announce_leadership(state),
-        *(events.PublishSpec(state.tasks[task]) for task in lost),
-        *(events.PublishRoute(route) for task, route in sorted(state.routes.items()) if task in delivered),
-        *(events.PublishAssignment(device, last) for device, last in sorted(state.assignments.items())),
-    ]
-
-
-def restore_lost_retained_topics(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Publish the specs and drains that a broker without memory lost; forget those that were cleared unheard.
-
-    A broker that kept its memory delivers every drain, and every spec before its route. So a route without a spec means
-    that the task was undeployed while the link was down, or before this term (the tasks may be of an earlier one).
-    """
-    drains = [] if state.broker_kept_memory else sorted(state.unconfirmed_drains)
-    cluster = state.cluster
-    for device in drains:
-        cluster = on_event(cluster, DrainReceived(device, drain=True), moment.now_s)
-    state = replace(state, cluster=cluster, unconfirmed_drains=frozenset())
-    lost = lost_specs(state)
-    for task in (state.tasks.keys() | state.invalid.keys()) - state.delivered_specs - set(lost):
-        state = without_task(state, task)
-    known = frozenset(state.tasks.keys() | state.invalid.keys())
-    routes = [events.PublishRoute(state.routes[task]) for task in sorted(state.withheld_routes & known)]
-    state = replace(state, delivered_specs=known, withheld_routes=frozenset())
-    specs = [events.PublishSpec(state.tasks[task]) for task in lost]
-    return state, [*map(events.PublishDrain, drains), *specs, *routes]
-
-
-def restore_route(state: State, heard: RouteHeard) -> list[Action]:
-    """Overwrite a route that another client published: of a task that doesn't exist, or of a later term than ours.
-
-    Agents wouldn't obey ours before they know that the later term has no leader, so that is announced, too.
-    """
-    if not state.settled:
-        return []
-    if heard.task not in state.tasks and heard.task not in state.invalid:
-        return [events.ClearRoute(heard.task)]
-    if heard.epoch <= state.epoch or heard.task not in state.routes:
-        return []
-    note = events.Note("foreign_route_overwritten", {"task": heard.task, "epoch": heard.epoch})
-    return [note, *announce_leadership(state), events.PublishRoute(state.routes[heard.task])]
-
-
-def lost_specs(state: State) -> list[TaskName]:
-    """The tasks of which the broker delivered neither the spec nor a route over this link, sorted by name."""
-    return sorted(state.tasks.keys() - state.delivered_specs - state.retained_routes.keys())
-
-
-def without_task(state: State, task: TaskName) -> State:
-    """The state without a task, valid or not."""
-    tasks = {other: spec for other, spec in state.tasks.items() if other != task}
-    return replace(state, tasks=tasks, invalid={other: why for other, why in state.invalid.items() if other != task})
 
 
 def publish_routes(state: State, _moment: Moment) -> tuple[State, list[Action]]:

@@ -22,6 +22,7 @@ from broker.protocol.errors import BadFile, RemoteProtocolError
 from broker.protocol.messages import (
     Assignment,
     DeviceState,
+    Drain,
     Heartbeat,
     HeldModule,
     OrchestratorState,
@@ -562,18 +563,46 @@ def test_stored_tasks_of_another_broker_or_an_earlier_term_and_damaged_ones_are_
     memory.stop(first)
     file = memory.folder / "tasks.json"
     content = json.loads(file.read_text(encoding="utf-8"))
-    assert [spec["task"] for spec in content["tasks"]] == ["classify"]
+    assert [task["spec"]["task"] for task in content["tasks"]] == ["classify"]
     if stored == "damaged":
         file.write_text('{"tasks": [', encoding="utf-8")
-    else:
-        content |= {"broker": "mqtt://other"} if stored == "of another broker" else {"epoch": 0}
-        file.write_text(json.dumps(content), encoding="utf-8")
+    elif stored == "of another broker":
+        file.write_text(json.dumps(content | {"broker": "mqtt://other"}), encoding="utf-8")
+    else:  # as earlier versions stored them
+        old = {"epoch": 0, "broker": "mqtt://unused", "prefix": memory.prefix, "tasks": [TASK.model_dump(mode="json")]}
+        file.write_text(json.dumps(old), encoding="utf-8")
     memory_broker.restart()
     memory.heard.clear()
     memory.deploy(TASK.model_copy(update={"task": "fence"}))
     memory.lead()
     memory.hear_route(lambda route: route.epoch == 2 and route.task == "fence")
     assert not [event for event in memory.heard.deliveries if event.topic.endswith("/tasks/classify/spec")]
+
+
+def test_orders_outlive_the_ends_of_broker_leader_and_disk_by_the_standbys_copy(
+    memory: World, memory_broker: MemoryBroker, tmp_path: Path
+) -> None:
+    memory.deploy()
+    first = memory.lead()
+    memory.hear_route(lambda route: route.unavailable is not None)
+    memory.folder = tmp_path / "standby"
+    spare = memory.lead()
+    memory.until((memory.folder / "tasks.json").exists)
+    memory.say(topics.DEVICE_DRAIN, encode(Drain(drain=True)), device="gw-z")
+    memory.deploy(TASK.model_copy(update={"task": "second"}))
+    memory.hear_route(lambda route: route.task == "second")
+    memory.until(lambda: "second" in (memory.folder / "tasks.json").read_text(encoding="utf-8"))
+    with ExitStack() as stack:
+        for name in memory.made[1:3]:
+            stack.enter_context(memory_broker.partitioned(name))  # the leader is gone
+        memory_broker.restart()
+        memory.heard.clear()
+        memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch == 2)
+        memory.hear(topics.TASK_SPEC, lambda spec: spec.task == "classify")
+        memory.hear(topics.TASK_SPEC, lambda spec: spec.task == "second")
+        assert memory.hear(topics.DEVICE_DRAIN, lambda said: said.drain)
+        memory.stop(spare)
+    memory.stop(first)
 
 
 def test_a_silent_device_is_given_up(memory: World, make_recorder: MakeRecorder) -> None:

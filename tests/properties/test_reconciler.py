@@ -8,7 +8,8 @@ calm, every task that fits is served, and nothing changes any more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -49,6 +50,7 @@ from orchestrator.events import (
     TaskUndeployed,
     Tick,
 )
+from orchestrator.leadership.orders import NO_ORDERS
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.placement.deployability import MAX_REFUSALS
 from orchestrator.placement.planner_input import facts_of, with_measured_footprints
@@ -111,10 +113,11 @@ class Reconciler(RuleBasedStateMachine):
         self.routes: dict[str, Route] = {}  # what the broker remembers
         self.assignments: dict[str, Assignment] = {}
         self.births: dict[str, DeviceStateReceived] = {}
-        self.specs: dict[str, Event] = {}
-        self.drained: dict[str, Event] = {}  # by an operator, as the broker remembers it
+        self.specs: dict[str, TaskDeployed | TaskRejected] = {}
+        self.drained: dict[str, DrainReceived] = {}  # by an operator, as the broker remembers it
         self.restored: set[str] = set()  # specs given back to a broker without memory
         self.drained_anew: set[str] = set()  # and drains
+        self.saved: tuple[Any, Any, Any] | None = None  # an old memory of the broker: leader, specs and drains
         self.epoch = 0
         self.leader: OrchestratorState | None = None  # what the broker remembers of us
         self.done: list[Action] = []
@@ -163,6 +166,9 @@ class Reconciler(RuleBasedStateMachine):
                 self.leader = action.message
             else:
                 self._give_to_planner(action)
+        if self.state.link and self.state.reconciled and any(isinstance(action, PublishState) for action in actions):
+            confirmed = replace(self.state.orders, session=self.state.link.session)  # our announcement came back
+            self.state = replace(self.state, orders=confirmed)
 
     def _give_to_planner(self, action: Action) -> None:
         if isinstance(action, RequestPlan):
@@ -492,22 +498,57 @@ class Reconciler(RuleBasedStateMachine):
     @precondition(lambda self: self.state.settled)
     @rule()
     def broker_and_orchestrator_restart_without_the_brokers_memory(self) -> None:
-        """The orchestrator stored the tasks, and no more."""
+        """The orchestrator stored the orders, and no more."""
         self.specs = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
-        for lost in (self.routes, self.assignments, self.drained):
+        for lost in (self.routes, self.assignments):
             lost.clear()
         self.leader = None
         self.restart_orchestrator(remembered=False)
         self.restored.clear()
+        self.drained_anew.clear()
         self.now_s += 1.5
         self.feed(Tick())
         assert self.restored == self.specs.keys()
+        assert self.drained_anew == self.drained.keys()
+
+    @precondition(lambda self: self.state.settled and self.leader is not None)
+    @rule()
+    def the_broker_saves_its_memory(self) -> None:
+        specs = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
+        self.saved = (self.leader, specs, dict(self.drained))
+
+    @precondition(lambda self: self.state.settled and self.saved is not None)
+    @rule(restarts=st.booleans())
+    def the_broker_returns_with_what_it_saved(self, *, restarts: bool) -> None:
+        """It has specs and drains of some time ago; all that changed since is restored, in both directions."""
+        assert self.saved is not None
+        leader, specs, drained = self.saved
+        self.specs = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
+        self.routes.clear()
+        self.assignments.clear()
+        self.feed(LinkDown("lost"))
+        if restarts:
+            self.restart_orchestrator(remembered=False)
+        else:
+            self.sessions += 1
+            self.feed(LinkUp(self.sessions))
+            for birth in self.births.values():
+                self.feed(birth)
+        retained = [replace(event, retained=True) for event in (*specs.values(), *drained.values())]
+        for event in (leader, *retained):
+            self.feed(event)
+        for seconds in (READ_RETAINED_S, 1.5 - READ_RETAINED_S):
+            self.now_s += seconds
+            self.feed(Tick())
+        self.saved = None
+        assert self.state.tasks == {name: TASKS[name] for name in self.specs}
+        assert self.state.cluster.drained == self.drained.keys()
 
     @rule()
     def restart_orchestrator(self, *, remembered: bool = True) -> None:
         self.epoch += 1
-        stored = self.state.tasks if hasattr(self, "state") else {}
-        self.state = initial(epoch=self.epoch, heartbeat_interval_s=INTERVAL_S, settle_s=1.5, pace=PACE, tasks=stored)
+        stored = self.state.orders if hasattr(self, "state") else NO_ORDERS
+        self.state = initial(epoch=self.epoch, heartbeat_interval_s=INTERVAL_S, settle_s=1.5, pace=PACE, orders=stored)
         if remembered:
             self.link()
             return
@@ -522,9 +563,11 @@ class Reconciler(RuleBasedStateMachine):
         said = self.leader
         self.feed(LinkUp(self.sessions))
         if said is not None:
-            self.feed(said.model_copy(update={"online": False}))
-        for event in (*self.births.values(), *self.drained.values(), *self.specs.values()):
+            self.feed(said.model_copy(update={"online": False, "change": 0}))  # a will doesn't know later changes
+        for event in self.births.values():
             self.feed(event)
+        for order in (*self.drained.values(), *self.specs.values()):
+            self.feed(order if isinstance(order, TaskRejected) else replace(order, retained=True))
         for name, route in sorted(self.routes.items()):
             serving = {node.key: tuple(able.device for able in node.devices) for node in route.nodes.values()}
             self.feed(RetainedRouteReceived(name, route.unavailable is None, bool(route.front_door), serving))

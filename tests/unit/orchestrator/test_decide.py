@@ -26,7 +26,9 @@ from orchestrator.events import (
     Action,
     AnswerError,
     ClearAssignment,
+    ClearDrain,
     ClearRoute,
+    ClearSpec,
     DeviceStateReceived,
     DrainReceived,
     Event,
@@ -170,7 +172,7 @@ def test_routes_come_before_assignments_and_carry_the_same_generation() -> None:
     site.feed(TaskDeployed(CAPTION))
     actions = said(site.settle())
     kinds = [type(action) for action in actions]
-    assert kinds == [PublishRoute, PublishRoute, PublishAssignment, PublishAssignment]
+    assert kinds == [PublishState, PublishRoute, PublishRoute, PublishAssignment, PublishAssignment]
     assert {action.route.generation for action in all_of(actions, PublishRoute)} == {1}
     assert {action.assignment.generation for action in all_of(actions, PublishAssignment)} == {1}
 
@@ -506,7 +508,7 @@ def test_when_the_link_is_back_all_is_published_again_and_nothing_moves() -> Non
     site.born("a", 100)
     site.born("b", 100, speed=5e9)
     site.heartbeats()
-    assert said(site.settle()) == []
+    assert said(site.settle()) == [announcement(site)], "the broker has all orders now"
     assert site.route("classify").complete
 
 
@@ -597,6 +599,12 @@ def test_a_higher_epoch_makes_it_resign_and_its_own_echo_does_not() -> None:
     assert site.feed(OrchestratorState(epoch=3, online=True, session=1)) == []
 
 
+def announcement(site: Site) -> PublishState:
+    assert site.state.link is not None
+    change, session = site.state.orders.change, site.state.link.session
+    return PublishState(OrchestratorState(epoch=site.state.epoch, online=True, session=session, change=change))
+
+
 def leader(epoch: int, session: int, *, online: bool = True) -> OrchestratorState:
     return OrchestratorState(epoch=epoch, online=online, session=session)
 
@@ -618,7 +626,7 @@ def test_a_device_that_obeys_a_later_term_is_told_this_one_again_and_ends_no_ter
     site.sessions[device] = 1
     actions = site.report(device, epoch, 0, {})
     assert not all_of(actions, Resign)
-    assert all_of(actions, PublishState) == [PublishState(leader(1, 1))]
+    assert all_of(actions, PublishState) == [announcement(site)]
     assert all_of(actions, Note)[0].fields == {"device": device, "obeys_epoch": epoch, "own_epoch": 1}
     assert not all_of(site.report(device, epoch, 0, {}), PublishState), "at most every five seconds"
     site.now_s += 5
@@ -642,9 +650,9 @@ def test_an_epoch_that_is_not_plausible_is_overwritten_and_ends_no_term(epoch: i
     site = serving(CLASSIFY, a=100)
     actions = site.feed(leader(epoch, 8, online=online))
     assert events(actions) == ["epoch_not_plausible"]
-    assert said(actions) == [PublishState(leader(1, 1))]
+    assert said(actions) == [announcement(site)]
     for session in range(9, 14):
-        assert said(site.feed(leader(epoch, session, online=online))) == [PublishState(leader(1, 1))]
+        assert said(site.feed(leader(epoch, session, online=online))) == [announcement(site)]
 
 
 def test_a_leader_that_repeats_an_epoch_far_above_ours_is_real_and_a_number_near_the_end_never_is() -> None:
@@ -665,99 +673,176 @@ def test_a_route_of_a_task_that_does_not_exist_is_cleared_and_one_of_a_later_ter
     assert site.feed(RouteHeard("nonsense", 1)) == [ClearRoute("nonsense")]
     assert site.feed(RouteHeard("classify", 1)) == [], "our own, coming back"
     actions = site.feed(RouteHeard("classify", 2))
-    assert said(actions) == [PublishState(leader(1, 1)), PublishRoute(site.route("classify"))]
+    assert said(actions) == [announcement(site), PublishRoute(site.route("classify"))]
 
 
-def reconnected(site: Site, *, broker_kept_memory: bool, routes: bool) -> list[Action]:
-    """The link goes and comes; no spec is delivered again. What the orchestrator says after the retained messages."""
+def confirmed(site: Site) -> Site:
+    """The site after its own announcement came back: the broker has all orders."""
+    site.state = replace(site.state, orders=replace(site.state.orders, session=1))
+    return site
+
+
+def reconnected(site: Site, *retained: Event) -> list[Action]:
+    """The link goes and comes, and the broker delivers what it retains. What the orchestrator says after that."""
     site.feed(LinkDown("lost"))
     site.now_s += 5
     site.feed(LinkUp(2))
-    if broker_kept_memory:
-        site.feed(leader(1, 1, online=False))
-    if routes:
-        site.feed(RetainedRouteReceived("classify", available=True, front_door=True))
+    actions = [action for event in retained for action in said(site.feed(event))]
     site.now_s += READ_RETAINED_S
-    actions = said(site.feed(Tick()))
+    actions += said(site.feed(Tick()))
     site.heartbeats()
     return actions + said(site.settle())
 
 
+WILL = leader(1, 1, online=False)
+ROUTED = RetainedRouteReceived("classify", available=True, front_door=True)
+RETAINED = TaskDeployed(CLASSIFY, retained=True)
+NEWER = CLASSIFY.model_copy(update={"weight": 3.0})
+
+
 def test_a_task_that_was_undeployed_while_the_link_was_down_is_taken_away() -> None:
-    site = serving(CLASSIFY, a=100)
-    actions = reconnected(site, broker_kept_memory=True, routes=True)
+    site = confirmed(serving(CLASSIFY, a=100))
+    actions = reconnected(site, WILL, ROUTED)
     assert ClearRoute("classify") in actions
     assert site.where() == {}
     assert not all_of(actions, PublishSpec)
-    assert not all_of(actions, PublishRoute)
+    assert (site.state.tasks, list(site.state.orders.undeployed)) == ({}, ["classify"])
 
 
-def test_a_broker_that_lost_its_memory_is_given_the_specs_back_and_the_task_stays() -> None:
-    site = serving(CLASSIFY, a=100)
-    actions = reconnected(site, broker_kept_memory=False, routes=False)
-    assert actions == [
-        PublishState(leader(1, 2)),
-        PublishSpec(CLASSIFY),
-        PublishRoute(site.route("classify")),
-        PublishAssignment("a", site.state.assignments["a"]),
-    ], "the spec is there before the route, whenever we end"
+@pytest.mark.parametrize("retained", [[], [ROUTED], [leader(1, 1)], [leader(1, 0, online=False), ROUTED]])
+def test_a_broker_that_lost_its_memory_is_given_the_specs_back_and_the_task_stays(retained: list[Event]) -> None:
+    """It has no change number, or a lower one; whatever else it has proves nothing."""
+    site = confirmed(serving(CLASSIFY, a=100))
+    change, generation = site.state.orders.change, site.state.generation
+    actions = reconnected(site, *retained)
+    announced = all_of(actions, PublishState)
+    assert [each.message.change for each in (announced[0], announced[-1])] == [0, change]
+    assert all_of(actions, PublishSpec) == [PublishSpec(CLASSIFY)]
+    last = actions.index(announced[-1])
+    assert actions.index(PublishSpec(CLASSIFY)) < last, "the broker has all orders up to the number that it gets"
     assert site.route("classify").complete
+    assert site.state.generation == generation
     assert said(site.feed(Tick())) == []
 
 
-def test_a_broker_with_an_old_memory_from_before_the_task_was_deployed_is_given_the_spec_back() -> None:
-    site = serving(CLASSIFY, a=100)
-    actions = reconnected(site, broker_kept_memory=True, routes=False)
-    assert actions[-2:] == [PublishSpec(CLASSIFY), PublishRoute(site.route("classify"))]
-    assert len(all_of(actions, PublishRoute)) == 1
+def test_an_old_memory_gets_only_what_changed_since() -> None:
+    """The broker came back with what it saved before: an old spec, a task that was undeployed since, and a drain."""
+    site = serving(CLASSIFY, CAPTION, a=300, b=300)
+    site.feed(DrainReceived("b", drain=True))
+    saved = leader(1, 1).model_copy(update={"change": site.state.orders.change})
+    site.feed(TaskDeployed(NEWER))
+    site.feed(TaskUndeployed("caption"))
+    site.feed(DrainReceived("b", drain=False))
+    site.feed(DrainReceived("a", drain=True))
+    retained: list[Event] = [
+        saved,
+        RETAINED,
+        TaskDeployed(CAPTION, retained=True),
+        DrainReceived("b", drain=True, retained=True),
+    ]
+    actions = reconnected(site, *retained)
+    assert all_of(actions, PublishSpec) == [PublishSpec(NEWER)]
+    assert all_of(actions, ClearSpec) == [ClearSpec("caption")]
+    assert (all_of(actions, PublishDrain), all_of(actions, ClearDrain)) == ([PublishDrain("a")], [ClearDrain("b")])
+    assert site.state.tasks == {"classify": NEWER}
+    assert site.state.cluster.drained == {"a"}
 
 
-def restarted(*, route_remembered: bool) -> tuple[Site, list[Action]]:
-    """A new term that begins with stored tasks, at a broker without specs; what it says after it settled."""
+def test_what_an_old_memory_lacks_from_before_its_number_was_undeployed() -> None:
+    site = serving(CLASSIFY, CAPTION, a=300)
+    saved = leader(1, 1).model_copy(update={"change": site.state.orders.change})
+    site.feed(TaskDeployed(NEWER))
+    actions = reconnected(site, saved)
+    assert all_of(actions, PublishSpec) == [PublishSpec(NEWER)]
+    assert site.state.tasks == {"classify": NEWER}
+
+
+def test_an_order_that_was_given_before_we_were_back_wins() -> None:
+    """The broker lost its memory, and an operator deployed, undeployed and drained before the orchestrator was back."""
+    other = CAPTION.model_copy(update={"weight": 7.0})
+    site = serving(CLASSIFY, CAPTION, a=300, b=300)
+    site.feed(DrainReceived("a", drain=True))
+    given: list[Event] = [
+        TaskDeployed(other, retained=True),
+        TaskUndeployed("classify"),
+        DrainReceived("a", drain=False),
+    ]
+    actions = reconnected(site, *given)
+    assert not all_of(actions, PublishSpec)
+    assert not all_of(actions, PublishDrain)
+    assert (site.state.tasks, site.state.cluster.drained) == ({"caption": other}, frozenset())
+
+
+def restarted(*retained: Event) -> tuple[Site, list[Action]]:
+    """A new term that begins with stored orders; what it says after it settled."""
     site = Site(epoch=2)
-    site.state = replace(initial(epoch=2, tasks={"classify": CLASSIFY}), link=site.state.link, settles_at_s=1.5)
-    if route_remembered:
-        site.feed(RetainedRouteReceived("classify", available=True, front_door=True))
+    orders = replace(confirmed(serving(CLASSIFY, a=100)).state.orders, drains={"b": 1024})
+    site.state = replace(initial(epoch=2, orders=orders), link=LinkUp(5), sessions=(5,), settles_at_s=1.5)
+    for event in retained:
+        site.feed(event)
     site.born("a", 100)
     return site, site.settle()
 
 
-def test_a_stored_task_is_given_back_to_a_broker_that_lost_its_memory() -> None:
-    site, actions = restarted(route_remembered=False)
+def test_stored_orders_are_given_back_to_a_broker_that_lost_its_memory() -> None:
+    site, actions = restarted(ROUTED)
     assert all_of(actions, PublishSpec) == [PublishSpec(CLASSIFY)]
+    assert all_of(actions, PublishDrain) == [PublishDrain("b")]
     site.heartbeats()
     assert site.route("classify").complete
 
 
 def test_a_stored_task_that_was_undeployed_without_a_leader_does_not_come_back() -> None:
-    site, actions = restarted(route_remembered=True)
+    site, actions = restarted(WILL, ROUTED)
     assert not all_of(actions, PublishSpec)
     assert all_of(actions, ClearRoute) == [ClearRoute("classify")]
-    assert (site.state.tasks, site.where()) == ({}, {})
+    assert (site.state.tasks, site.where(), site.state.cluster.drained) == ({}, {}, frozenset())
 
 
-def test_a_route_that_waited_for_its_spec_is_published_once_that_is_there() -> None:
+def test_the_number_of_a_later_term_is_above_those_of_earlier_terms() -> None:
+    """A leader without a copy would otherwise count from 0 again, below what a standby knows."""
     site = serving(CLASSIFY, a=100)
-    site.feed(TaskRejected("broken", "its spec is wrong"))
-    site.gone("a")
-    site.feed(LinkDown("broker restarted"))
-    site.now_s += 1
-    site.feed(LinkUp(7))
-    actions = site.feed(leader(1, 1, online=False))
-    assert not all_of(actions, PublishRoute), "no route is published before its spec"
-    for spec in (TaskDeployed(CLASSIFY), TaskRejected("broken", "its spec is wrong")):
-        actions += site.feed(spec)
-    actions += site.settle()
-    published = {action.route.task: action.route.generation for action in all_of(actions, PublishRoute)}
-    assert published == {"classify": site.state.generation, "broken": site.state.generation}
-    assert not all_of(actions, PublishSpec)
+    assert site.state.orders.change == 1024
+    site.feed(TaskDeployed(CAPTION))
+    assert site.state.orders.change == 1025
+    later = Site(epoch=2)
+    later.feed(TaskDeployed(CLASSIFY, retained=True))
+    later.settle()
+    assert later.state.orders.change == 2048
 
 
-def test_a_broker_that_lost_its_memory_is_given_the_drain_back_and_the_device_stays_empty() -> None:
+def test_an_absurd_change_number_counts_as_none() -> None:
+    site = confirmed(serving(CLASSIFY, a=100))
+    actions = reconnected(site, leader(1, 9).model_copy(update={"change": MAX_FENCE, "epoch": 0}))
+    assert all_of(actions, PublishSpec) == [PublishSpec(CLASSIFY)]
+    assert site.state.orders.change == 1024
+
+
+def test_our_own_announcement_confirms_that_the_broker_has_the_orders() -> None:
+    site = serving(CLASSIFY, a=100)
+    assert site.state.orders.session is None
+    site.feed(leader(1, 1))
+    assert site.state.orders.session is None, "a heartbeat has no number"
+    (announced,) = all_of(site.feed(LeaderTopicLost("it was cleared")), PublishState)
+    site.feed(announced.message)
+    assert site.state.orders.session == 1
+    site.feed(TaskDeployed(CAPTION))
+    assert site.state.orders.session == 1
+
+
+def test_the_last_five_revisions_of_a_task_are_kept() -> None:
+    site = serving(CLASSIFY, a=100)
+    specs = [CLASSIFY.model_copy(update={"weight": float(weight)}) for weight in range(2, 9)]
+    for spec in specs:
+        site.feed(TaskDeployed(spec))
+    assert site.state.orders.tasks["classify"].revisions == tuple(spec.revision for spec in specs[:-6:-1])
+
+
+def test_a_drained_device_stays_empty_when_the_broker_lost_its_memory() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.feed(DrainReceived("a", drain=True))
     site.heartbeats()
-    assert PublishDrain("a") in reconnected(site, broker_kept_memory=False, routes=False)
+    assert PublishDrain("a") in reconnected(site)
     site.heartbeats()
     assert set(site.where().values()) == {"b"}
     assert PublishDrain("a") not in site.feed(Tick())
@@ -766,7 +851,7 @@ def test_a_broker_that_lost_its_memory_is_given_the_drain_back_and_the_device_st
 def test_a_drain_that_was_taken_back_while_the_link_was_down_is_not_given_back() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.feed(DrainReceived("a", drain=True))
-    assert not all_of(reconnected(site, broker_kept_memory=True, routes=True), PublishDrain)
+    assert not all_of(reconnected(confirmed(site), WILL, RETAINED), PublishDrain)
     assert not site.state.cluster.devices["a"].draining
 
 

@@ -1,0 +1,251 @@
+"""The operators' orders: deployed tasks, with their last revisions, and drained devices. A durable copy of them.
+
+The broker retains the same orders. Owns the rule that reconciles both after a new connection. Each change gets a
+number, which the leader publishes in its topic (``change``):
+
+- the broker's number is missing or lower than the copy's: the broker lost its memory, and what changed in the copy
+  since that number wins. What the broker lacks is published again, and what was undeployed since is cleared again;
+- otherwise the broker wins, and what it lacks was undeployed.
+
+A leader publishes a number only when the broker has all orders up to it. A leader's will counts as the last number that
+its link confirmed: the broker had all that this link changed. Knows no files, topics or clock. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from broker.protocol.messages import OrchestratorState
+from broker.protocol.specs import DeviceId, Revision, TaskName, TaskSpec
+from broker.transport.port import LinkDown, LinkUp
+from orchestrator.events import DrainReceived, TaskDeployed, TaskRejected, TaskUndeployed
+
+REVISIONS_KEPT = 5  # of each task, with the served one
+REMOVALS_KEPT = 1_000  # undeployed tasks, and devices put back in service: the newest
+LARGEST_CHANGE = 2**52 - 1  # that is accepted: half of all numbers stay for the changes after it
+CopiedEvent = LinkUp | LinkDown | TaskDeployed | TaskRejected | TaskUndeployed | DrainReceived | OrchestratorState
+_CHANGES_OF_A_TERM = 1024  # a later term's numbers are above those of earlier terms, though its leader lost its copy
+_LARGEST_FACTOR = 2**40  # an epoch that counts for this; the product stays below ``LARGEST_CHANGE``
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployed task: its spec, the number of its last change, and its earlier specs, newest first."""
+
+    spec: TaskSpec
+    change: int
+    earlier: tuple[TaskSpec, ...] = ()
+
+    @property
+    def revisions(self) -> tuple[Revision, ...]:
+        """The last revisions, the deployed one first."""
+        return tuple(spec.revision for spec in (self.spec, *self.earlier))
+
+
+@dataclass(frozen=True)
+class Orders:
+    """All orders up to a change. Tasks are in the order in which they were deployed."""
+
+    change: int = 0
+    session: int | None = None  # of the leader's link over which the broker is known to have all of them
+    tasks: Mapping[TaskName, Deployed] = field(default_factory=dict)
+    drains: Mapping[DeviceId, int] = field(default_factory=dict)  # -> the number of the change
+    undeployed: Mapping[TaskName, int] = field(default_factory=dict)
+    undrained: Mapping[DeviceId, int] = field(default_factory=dict)
+
+    @cached_property
+    def specs(self) -> dict[TaskName, TaskSpec]:
+        """The deployed specs."""
+        return {task: deployed.spec for task, deployed in self.tasks.items()}
+
+    @cached_property
+    def drained(self) -> frozenset[DeviceId]:
+        """The drained devices."""
+        return frozenset(self.drains)
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """The orders that came over the present link: all names, and those that were not retained but new."""
+
+    tasks: frozenset[TaskName] = frozenset()
+    new_tasks: frozenset[TaskName] = frozenset()
+    drains: frozenset[DeviceId] = frozenset()
+    new_drains: frozenset[DeviceId] = frozenset()
+
+    def with_task(self, task: TaskName, *, retained: bool) -> Delivered:
+        """Also this task: its spec, its invalid spec, or the end of its spec."""
+        new = self.new_tasks if retained else self.new_tasks | {task}
+        return replace(self, tasks=self.tasks | {task}, new_tasks=new)
+
+    def with_drain(self, device: DeviceId, *, retained: bool) -> Delivered:
+        """Also a drain of this device, or the end of one."""
+        new = self.new_drains if retained else self.new_drains | {device}
+        return replace(self, drains=self.drains | {device}, new_drains=new)
+
+
+NO_ORDERS = Orders()
+NOTHING_DELIVERED = Delivered()
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """The orders in force, and what to publish so that the broker has them."""
+
+    tasks: dict[TaskName, TaskSpec]
+    drained: frozenset[DeviceId]
+    specs: tuple[TaskSpec, ...] = ()
+    drains: tuple[DeviceId, ...] = ()
+    cleared_specs: tuple[TaskName, ...] = ()
+    cleared_drains: tuple[DeviceId, ...] = ()
+
+
+def change_of(orders: Orders, said: OrchestratorState) -> int:
+    """The broker's change number by a message of the leader's topic; 0 when it has none, or an absurd one."""
+    if not said.online and said.session == orders.session:
+        return max(said.change, orders.change)
+    return said.change if said.change <= LARGEST_CHANGE else 0
+
+
+def record(
+    orders: Orders,
+    tasks: Mapping[TaskName, TaskSpec],
+    drained: Collection[DeviceId],
+    *,
+    epoch: int,
+    session: int | None,
+    change: int | None = None,
+) -> Orders:
+    """The orders after these tasks and drains; the same object if they are the same.
+
+    The change gets the next number, or the given ``change``. ``session`` is that of the leader's present link.
+    """
+    specs = orders.specs
+    changed = {task: spec for task, spec in tasks.items() if specs.get(task) != spec}
+    undeployed, undrained = specs.keys() - tasks.keys(), orders.drains.keys() - set(drained)
+    if not (changed or undeployed or undrained or set(drained) - orders.drains.keys()):
+        return orders
+    if change is None:
+        change = max(orders.change + 1, min(epoch, _LARGEST_FACTOR) * _CHANGES_OF_A_TERM)
+    kept = {task: orders.tasks[task] for task in specs if task in tasks}
+    deployed = {task: _redeployed(orders.tasks.get(task), spec, change) for task, spec in changed.items()}
+    return Orders(
+        change=change,
+        session=session if session == orders.session else None,
+        tasks=kept | deployed,
+        drains={device: orders.drains.get(device, change) for device in sorted(drained)},
+        undeployed=_newest(orders.undeployed, undeployed, change, without=tasks.keys()),
+        undrained=_newest(orders.undrained, undrained, change, without=drained),
+    )
+
+
+def reconcile(
+    orders: Orders,
+    broker_change: int,
+    delivered: Delivered,
+    tasks: Mapping[TaskName, TaskSpec],
+    drained: Collection[DeviceId],
+) -> Reconciled:
+    """Reconcile the copy with what the broker delivered over a new link: ``tasks`` and ``drained``.
+
+    Of the tasks only those count that were delivered. An order that was given over this link wins in any case.
+    """
+    since = min(orders.change, broker_change)
+    specs = [
+        deployed.spec
+        for task, deployed in orders.tasks.items()
+        if deployed.change > since and _is_lost(task, deployed, delivered, tasks)
+    ]
+    restored = {spec.task: spec for spec in specs}
+    cleared = [
+        task
+        for task, change in orders.undeployed.items()
+        if change > since and task in tasks and task in delivered.tasks - delivered.new_tasks
+    ]
+    in_force = {
+        task: restored.get(task) or tasks[task]
+        for task in (*orders.tasks, *(task for task in tasks if task not in orders.tasks))
+        if task in restored or (task in delivered.tasks and task in tasks and task not in cleared)
+    }
+    lost_drains = [d for d, change in orders.drains.items() if change > since and d not in delivered.drains]
+    cleared_drains = [
+        device
+        for device, change in orders.undrained.items()
+        if change > since and device in drained and device not in delivered.new_drains
+    ]
+    return Reconciled(
+        tasks=in_force,
+        drained=frozenset(drained) - set(cleared_drains) | set(lost_drains),
+        specs=tuple(specs),
+        drains=tuple(lost_drains),
+        cleared_specs=tuple(cleared),
+        cleared_drains=tuple(cleared_drains),
+    )
+
+
+@dataclass(frozen=True)
+class StandbyCopy:
+    """A standby orchestrator's copy of the orders, from what it hears. The leader's number says when it is whole."""
+
+    orders: Orders
+    settle_s: float  # for retained messages to arrive after our link came up
+    up_s: float = math.inf
+    tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)  # heard over this link
+    drained: frozenset[DeviceId] = frozenset()
+    announced: OrchestratorState | None = None  # by the leader, and not in the copy yet
+
+    def on_event(self, event: CopiedEvent, now_s: float) -> StandbyCopy:
+        """The copy after this event. A leader's number covers all that was published before it."""
+        copy = self._heard(event, now_s)
+        if copy.announced is None or now_s < copy.up_s + copy.settle_s:
+            return copy
+        kept = _confirmed(copy.orders, copy.tasks, copy.drained, copy.announced)
+        return replace(copy, orders=kept, announced=None)
+
+    def _heard(self, event: CopiedEvent, now_s: float) -> StandbyCopy:
+        match event:
+            case LinkUp() | LinkDown():
+                return StandbyCopy(self.orders, self.settle_s, now_s if isinstance(event, LinkUp) else math.inf)
+            case TaskDeployed(spec):
+                return replace(self, tasks={**self.tasks, spec.task: spec})
+            case TaskRejected(task) | TaskUndeployed(task):
+                return replace(self, tasks={name: spec for name, spec in self.tasks.items() if name != task})
+            case DrainReceived(device, drain):
+                return replace(self, drained=self.drained | {device} if drain else self.drained - {device})
+            case OrchestratorState(online=True, change=change) if self.orders.change <= change <= LARGEST_CHANGE:
+                return replace(self, announced=event) if change else self
+        return self
+
+
+def _confirmed(
+    orders: Orders, heard: Mapping[TaskName, TaskSpec], drained: frozenset[DeviceId], leader: OrchestratorState
+) -> Orders:
+    tasks = {name: heard[name] for name in (*orders.tasks, *heard) if name in heard}
+    session, change = leader.session, leader.change
+    kept = record(orders, tasks, drained, epoch=leader.epoch, session=session, change=change)
+    same = (kept.change, kept.session) == (change, session)
+    return kept if same else replace(kept, change=change, session=session)
+
+
+def _is_lost(task: TaskName, deployed: Deployed, delivered: Delivered, tasks: Mapping[TaskName, TaskSpec]) -> bool:
+    """Whether the broker lacks a spec, or retains an earlier one of it."""
+    if task not in delivered.tasks:
+        return True
+    return task not in delivered.new_tasks and tasks.get(task) in deployed.earlier
+
+
+def _redeployed(before: Deployed | None, spec: TaskSpec, change: int) -> Deployed:
+    earlier = () if before is None else (before.spec, *before.earlier)
+    return Deployed(spec, change, tuple(each for each in earlier if each != spec)[: REVISIONS_KEPT - 1])
+
+
+def _newest(
+    before: Mapping[str, int], removed: Collection[str], change: int, *, without: Collection[str]
+) -> dict[str, int]:
+    """The numbers of removals, oldest first, without those that were ordered again."""
+    both = {name: at for name, at in before.items() if name not in without and name not in removed}
+    both |= dict.fromkeys(sorted(removed), change)
+    return dict([*both.items()][-REMOVALS_KEPT:])

@@ -1,0 +1,88 @@
+"""Restoring messages that the broker lost, or that another client overwrote.
+
+Owns when the operators' orders are reconciled with the broker (``leadership.orders`` has the rule), and what follows a
+new link. Decides no placement.
+
+Invariants:
+- the leader's topic has a change number only when the broker has all orders up to it;
+- nothing is placed, and no route published first, before the orders are reconciled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from broker.protocol.specs import TaskName
+from orchestrator import events
+from orchestrator.events import Action, DrainReceived, RouteHeard
+from orchestrator.leadership import orders
+from orchestrator.leadership.leader import announce_leadership
+from orchestrator.membership.failure_detector import on_event
+from orchestrator.state import Moment, State
+
+
+def republish_all(state: State) -> tuple[State, list[Action]]:
+    """Publish all routes and assignments again, for the broker may have lost its memory; the specs follow."""
+    return state, [
+        *announce_leadership(state),
+        *(events.PublishRoute(route) for _, route in sorted(state.routes.items())),
+        *(events.PublishAssignment(device, last) for device, last in sorted(state.assignments.items())),
+    ]
+
+
+def keep_orders(state: State, moment: Moment) -> tuple[State, list[Action]]:
+    """Reconcile the orders with the broker after a new link, and record each change of them after that."""
+    before, actions = state.orders, list[Action]()
+    reconciled = state.reconciled
+    if not reconciled:
+        state, actions = _reconcile(state, moment.now_s)
+    if state.tasks is not before.specs or state.cluster.drained != before.drained:
+        session = state.link.session if state.link else None
+        kept = orders.record(state.orders, state.tasks, state.cluster.drained, epoch=state.epoch, session=session)
+        state = replace(state, orders=kept, tasks=kept.specs)
+    if reconciled and state.orders.change == before.change:
+        return state, actions
+    return state, [*actions, *announce_leadership(state)]
+
+
+def _reconcile(state: State, now_s: float) -> tuple[State, list[Action]]:
+    found = orders.reconcile(state.orders, state.broker_change, state.delivered, state.tasks, state.cluster.drained)
+    cluster = state.cluster
+    for device in sorted(found.drained ^ cluster.drained):
+        cluster = on_event(cluster, DrainReceived(device, drain=device in found.drained), now_s)
+    change = max(state.orders.change, state.broker_change)
+    state = replace(
+        state,
+        cluster=cluster,
+        tasks=found.tasks,
+        invalid={task: why for task, why in state.invalid.items() if task in state.delivered.tasks},
+        orders=replace(state.orders, change=change),
+        reconciled=True,
+    )
+    return state, [
+        *map(events.PublishSpec, found.specs),
+        *map(events.ClearSpec, found.cleared_specs),
+        *map(events.PublishDrain, found.drains),
+        *map(events.ClearDrain, found.cleared_drains),
+    ]
+
+
+def restore_route(state: State, heard: RouteHeard) -> list[Action]:
+    """Overwrite a route that another client published: of a task that doesn't exist, or of a later term than ours.
+
+    Agents wouldn't obey ours before they know that the later term has no leader, so that is announced, too.
+    """
+    if not state.settled:
+        return []
+    if heard.task not in state.tasks and heard.task not in state.invalid:
+        return [events.ClearRoute(heard.task)]
+    if heard.epoch <= state.epoch or heard.task not in state.routes:
+        return []
+    note = events.Note("foreign_route_overwritten", {"task": heard.task, "epoch": heard.epoch})
+    return [note, *announce_leadership(state), events.PublishRoute(state.routes[heard.task])]
+
+
+def without_task(state: State, task: TaskName) -> State:
+    """The state without a task, valid or not."""
+    tasks = {other: spec for other, spec in state.tasks.items() if other != task}
+    return replace(state, tasks=tasks, invalid={other: why for other, why in state.invalid.items() if other != task})

@@ -1,0 +1,72 @@
+"""The leader's files: what was stored is read again, old formats too, and a damaged file stops no start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from orchestrator.leadership.leader_files import LeaderFiles
+from orchestrator.leadership.orders import NO_ORDERS, Orders, record
+from tests.builders import chain, module
+
+CLASSIFY = chain("classify", module("vision"))
+CAPTION = chain("caption", module("text"))
+URL = "mqtt://alice:s3cret@broker:1884"
+
+
+def files(folder: Path, *, broker: str = URL, prefix: str = "s2m3/v1") -> LeaderFiles:
+    return LeaderFiles(folder, broker, prefix)
+
+
+def some_orders() -> Orders:
+    orders = record(NO_ORDERS, {"classify": CLASSIFY, "caption": CAPTION}, {"gw-b"}, epoch=1, session=7)
+    newer = CLASSIFY.model_copy(update={"weight": 2.0})
+    return record(orders, {"classify": newer}, {"gw-c"}, epoch=1, session=7)
+
+
+def test_stored_orders_are_read_again_with_their_revisions_removals_and_numbers(tmp_path: Path) -> None:
+    stored = some_orders()
+    files(tmp_path).store_orders(stored)
+    assert files(tmp_path).read_orders(0) == stored
+    assert len(stored.tasks["classify"].revisions) == 2
+    assert (list(stored.undeployed), list(stored.undrained)) == (["caption"], ["gw-b"])
+
+
+def test_no_file_has_a_password(tmp_path: Path) -> None:
+    files(tmp_path).store_orders(some_orders())
+    assert "s3cret" not in (tmp_path / "tasks.json").read_text(encoding="utf-8")
+    assert files(tmp_path, broker="mqtt://bob:other@broker:1884").read_orders(0).tasks, "it is the same broker"
+
+
+@pytest.mark.parametrize("other", [{"broker": "mqtt://another"}, {"prefix": "plant/s2m3/v1"}])
+def test_orders_of_another_site_do_not_count(tmp_path: Path, other: dict[str, str]) -> None:
+    files(tmp_path).store_orders(some_orders())
+    assert files(tmp_path, **other).read_orders(0) == NO_ORDERS
+
+
+@pytest.mark.parametrize(("last_epoch", "counts"), [(6, True), (5, True), (7, False)])
+def test_the_file_of_an_earlier_version_is_read_unless_a_later_term_is_known(
+    tmp_path: Path, last_epoch: int, *, counts: bool
+) -> None:
+    tasks = [spec.model_dump(mode="json") for spec in (CLASSIFY, CAPTION)]
+    content = {"epoch": 6, "broker": URL, "prefix": "s2m3/v1", "tasks": tasks}
+    (tmp_path / "tasks.json").write_text(json.dumps(content), encoding="utf-8")
+    orders = files(tmp_path).read_orders(last_epoch)
+    assert list(orders.tasks) == (["classify", "caption"] if counts else [])
+    assert orders.change == (1 if counts else 0), "a broker without a number has lost its memory"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\0\0\0", b"[]", b'{"tasks": 7}', b"\xff\xfe"])
+def test_a_damaged_file_is_set_aside_and_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "tasks.json"
+    file.write_bytes(content)
+    with capture_logs() as log:
+        assert files(tmp_path).read_orders(0) == NO_ORDERS
+        assert files(tmp_path).read_orders(0) == NO_ORDERS
+    (line,) = log
+    assert (line["event"], line["file"]) == ("damaged_file_set_aside", str(file))
+    assert Path(line["kept_as"]).read_bytes() == content
+    assert not file.exists()
