@@ -15,6 +15,7 @@ from broker.protocol.errors import BadFile, IdInUse
 from edge_agent.config import STATE_DIR, AgentConfig
 from edge_agent.device.footprint import share_one_heap
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
+from edge_agent.restart import PassHung, restart
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal arrives. ``BadFile`` for a wrong configuration, ``IdInUse`` for an id that is taken."""
+    """Serve until a signal arrives. ``BadFile`` for a wrong configuration, ``IdInUse`` for an id that is taken.
+
+    A hung forward pass ends in a new process with this one's id, or in ``EXIT_HUNG`` after several.
+    """
     log_to_stderr()
     share_one_heap()
     config = load_spec(arguments.config, AgentConfig)
@@ -53,7 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
     calibration = Calibration(measured, speed=config.speed, flops_per_s=full_speed, runner=runner)
     agent = Agent(config, profile=offered, store=Store(offered.memory_bytes, calibration=calibration), runner=runner)
     with stopped_by_signals(agent.stop, until_stdin_closes=arguments.until_stdin_closes):
-        agent.run()
+        try:
+            agent.run()
+        except PassHung:
+            return restart()
     return 0
 
 

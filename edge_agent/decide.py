@@ -16,7 +16,7 @@ from typing import Any
 from broker.protocol.messages import Assignment, NodeDone, NodeFailed, NodeInputs, OrchestratorState, Route
 from broker.protocol.specs import TaskName
 from broker.protocol.topics import share_group_filter
-from edge_agent import events, term
+from edge_agent import events, leaving, term
 from edge_agent.events import Action, JoinGroup, LeaveGroup, Load, Send, SendHeartbeat, Unload
 from edge_agent.requests import backup_coordinator, coordinate, execute
 from edge_agent.state import AgentState
@@ -77,6 +77,8 @@ def _on_control_link_restored(state: AgentState, _: events.ControlLinkRestored, 
 
 def _on_assignment(state: AgentState, assignment: Assignment, now_s: float) -> list[Action]:
     """Load the assigned modules and unload all others; unload first, to make room."""
+    if state.leaving:
+        return []
     fence = (assignment.epoch, assignment.generation)
     if fence < state.fence or not term.obey(state, assignment.epoch):
         state.dropped["stale_assignment"] += 1
@@ -138,7 +140,7 @@ def _on_route(state: AgentState, route: Route, now_s: float) -> list[Action]:
     state.routes[route.task] = route
     state.unconfirmed_tasks.discard(route.task)
     group = None
-    if state.device in (*route.front_door, *route.second_door):
+    if state.device in (*route.front_door, *route.second_door) and not state.leaving:
         backup = state.device not in route.front_door
         group = share_group_filter(state.prefix, route.task, route.epoch, route.group, backup=backup)
     leave_s = now_s if group or not route.front_door else now_s + LEAVE_S
@@ -204,6 +206,8 @@ RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Actio
     events.Received: _on_message,
     events.NotReceived: lambda _, event, __: [Send(event.coordinator, event.failed, {}, event.deadline_s)],
     events.Ran: execute.on_ran,
+    events.PassIsHung: leaving.on_pass_hung,
+    events.Restarting: leaving.on_restarting,
     events.Tick: _on_tick,
 }
 """Event -> its rule."""

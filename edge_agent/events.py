@@ -127,6 +127,18 @@ class Ran(OwnEvent):
 
 
 @dataclass(frozen=True)
+class PassIsHung(OwnEvent):
+    """A forward pass doesn't end: this process will be replaced soon."""
+
+    run: NodeRun
+
+
+@dataclass(frozen=True)
+class Restarting(OwnEvent):
+    """This process is replaced now."""
+
+
+@dataclass(frozen=True)
 class Tick(OwnEvent):
     """Time passed."""
 

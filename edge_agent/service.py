@@ -26,18 +26,23 @@ from broker.transport.mailbox import Mailbox
 from edge_agent import events, wire
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
+from edge_agent.device.awake_clock import AwakeClock
 from edge_agent.device.client_takeover import ClientTakeover
 from edge_agent.device.link_probe import LinkProbe
 from edge_agent.requests.error_reply import refuse_unread
+from edge_agent.restart import PassHung
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
 from edge_agent.sender import Sender
 from edge_agent.state import AgentState
-from edge_agent.workers import HUNG_S, Workers
+from edge_agent.workers import HungPass, Workers
 
 log = structlog.get_logger()
 
 GIVE_BACK_S = 60.0  # between two returns of freed memory to the system; the next pass is a little slower
+HUNG_S = 5.0  # without a turn of the loop: far longer than any garbage collection
+FAREWELL_S = 10.0  # for the requests that an agent with a hung pass coordinates
+CLOSE_S = 3.0  # for both connections, when the agent ends
 LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung loop differs from an idle one
 NOT_RECEIVED_LIFE_S = 1.0  # of the message to a coordinator that a device is not there; its retry covers the loss
 
@@ -81,7 +86,9 @@ class Agent:
         self._stopping = threading.Event()
         self._session: int | None = None  # of the control link, while it is up
         self._takeover = ClientTakeover(time.monotonic())
-        self._ended_by: IdInUse | None = None
+        self._ended_by: IdInUse | PassHung | None = None
+        self._awake = AwakeClock(time.monotonic())
+        self._restart_by_s: float | None = None  # a pass hangs
         self._data_up = False
         self._progress = 0
         self._computing: set[events.NodeRun] = set()  # submitted to the compute thread
@@ -90,7 +97,12 @@ class Agent:
         self._log = log.bind(device=config.id)
 
     def run(self) -> None:
-        """Serve until stopped; then announce the end. ``IdInUse`` when another agent has this device's id."""
+        """Serve until stopped; then announce the end.
+
+        Raises:
+            IdInUse: another agent has this device's id.
+            PassHung: a forward pass hangs, so this process must be replaced.
+        """
         self._data.subscribe(*wire.data_filters(self._prefix, self._config.id))
         self._control.subscribe(*wire.control_filters(self._prefix, self._config.id))
         self._data.start()
@@ -139,9 +151,28 @@ class Agent:
         if due_s is not None and now_s >= due_s:
             self._handle(events.Tick(), now_s)
         self._sender.retry(now_s)
+        self._watch_passes(now_s)
         if now_s >= self._gives_back_at_s:
             self._gives_back_at_s = now_s + GIVE_BACK_S
             self._workers.give_back_memory()
+
+    def _watch_passes(self, now_s: float) -> None:
+        """Leave when a forward pass hangs: at once for the orchestrator, a little later for good."""
+        hung = self._workers.hung_pass(self._awake.tick(now_s))
+        if self._restart_by_s is None and hung is not None:
+            self._leave(hung, now_s)
+        elif self._restart_by_s is not None and (now_s >= self._restart_by_s or not self._state.coordinated):
+            self._handle(events.Restarting(), now_s)
+            self._ended_by = PassHung(f"a pass of {hung.run.key if hung else 'a module'} hangs")
+            self.stop()
+
+    def _leave(self, hung: HungPass, now_s: float) -> None:
+        fields = {"node": hung.run.run.node, "request": hung.run.run.request, "module": hung.run.key}
+        since_s, limit_s = round(hung.since_s, 1), round(hung.limit_s, 1)
+        self._log.error("pass_hung", since_s=since_s, limit_s=limit_s, restart_within_s=FAREWELL_S, **fields)
+        self._restart_by_s = now_s + FAREWELL_S
+        self._announce("offline")
+        self._handle(events.PassIsHung(hung.run.run), now_s)
 
     def _handle(self, event: events.Event, now_s: float) -> None:
         if isinstance(event, events.Ran):
@@ -265,10 +296,9 @@ class Agent:
             now_s = time.monotonic()
             if self._progress != progress:
                 progress, moved_s = self._progress, now_s
-            is_hung = self._workers.is_hung(now_s)
-            if is_hung or now_s - moved_s > HUNG_S:
-                self._log.error("hung", since_s=round(now_s - moved_s, 1), computing=is_hung)
-            elif (session := self._session) is not None and self._data_up:
+            if now_s - moved_s > HUNG_S:
+                self._log.error("hung", since_s=round(now_s - moved_s, 1))
+            elif self._restart_by_s is None and (session := self._session) is not None and self._data_up:
                 try:
                     self._control.publish(self._heartbeat(session, sequence))
                     sequence += 1
@@ -326,7 +356,8 @@ class Agent:
             self.stop()
 
     def _announce(self, status: Literal["online", "offline"]) -> None:
-        if self._session is None or (status == "online" and not self._data_up):
+        is_ready = self._data_up and self._restart_by_s is None
+        if self._session is None or (status == "online" and not is_ready):
             return
         profile = self._profile if status == "online" else None
         state = DeviceState(status=status, session=self._session, profile=profile)
@@ -340,7 +371,11 @@ class Agent:
         self._wake_heart.set()
         self._heart.join(timeout=LONGEST_SLEEP_S)
         self._announce("offline")
-        self._control.close()
-        self._data.close()
+        closing = [threading.Thread(target=link.close, daemon=True) for link in (self._control, self._data)]
+        for each in closing:
+            each.start()
+        until_s = time.monotonic() + CLOSE_S
+        for each in closing:
+            each.join(max(0.0, until_s - time.monotonic()))
         self._workers.close()
         self._log.info("agent_stopped")

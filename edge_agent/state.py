@@ -135,6 +135,7 @@ class AgentState:
     last_heard_s: dict[DeviceId, float] = field(default_factory=dict)  # of devices that have work of ours
     suspect_only_after_s: float = -math.inf  # what was sent earlier may be lost, or its receiver was away
     suspects: dict[DeviceId, float] = field(default_factory=dict)  # -> when a call to the device last timed out
+    leaving: bool = False  # a pass hangs: no new module, no share group
     dropped: Counter[str] = field(default_factory=Counter)
 
     @property

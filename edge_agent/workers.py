@@ -4,16 +4,23 @@ Owns the way of a module and of a forward pass through the store and the runner,
 exchange, and when a pass counts as hung. Decides nothing.
 
 Invariants:
-- Each load and each pass ends in exactly one event.
+- Each load and each pass ends in exactly one event, except a pass that hangs.
+- A pass is hung by its own measure: by the passes of its module before, whatever deadline the sensor chose.
+- No thread here keeps the process from ending.
 - A node takes the same rounded numbers wherever it runs: an answer doesn't depend on the placement.
 - What the sensor gets is never rounded.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
 
 import structlog
 
@@ -29,9 +36,51 @@ from edge_agent.modules import Output, Value
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
 
-HUNG_S = 5.0  # beyond a pass's deadline, or without a turn of the loop: far longer than any garbage collection
+HUNG_S = 30.0  # the least time after which a pass counts as hung
+HUNG_FACTOR = 20.0  # times the measured seconds of a pass of this module, when that is longer
+CLOSE_S = 1.0  # the longest wait for the present pass, when the agent ends
 
 log = structlog.get_logger()
+
+
+def hung_after_s(measured_s: float, batch: int = 1) -> float:
+    """The seconds after which a forward pass of a batch counts as hung; ``measured_s`` is that of one request."""
+    return max(HUNG_S, HUNG_FACTOR * measured_s * batch)
+
+
+@dataclass(frozen=True)
+class HungPass:
+    """A forward pass that doesn't end."""
+
+    run: events.Run
+    since_s: float
+    limit_s: float
+
+
+class _Passes:
+    """The compute thread. It doesn't keep the process from ending, as the threads of an executor would."""
+
+    def __init__(self, name: str) -> None:
+        self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[[], object]) -> None:
+        self._queue.put(work)
+
+    def close(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._queue.get_nowait()
+        self._queue.put(None)
+        self._thread.join(CLOSE_S)
+
+    def _serve(self) -> None:
+        while (work := self._queue.get()) is not None:
+            try:
+                work()
+            except Exception:
+                log.exception("work_failed")
 
 
 class Workers:
@@ -49,8 +98,9 @@ class Workers:
         self._store, self._runner, self._speed = store, runner, config.speed
         self._report, self._on_unloaded = report, on_unloaded
         self._loader = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].load")
-        self._computer = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].compute")
-        self._hangs_at_s: float | None = None  # when the present pass counts as hung
+        self._computer = _Passes(f"agent[{config.id}].compute")
+        self._computing: events.Run | None = None  # the present pass
+        self._watched: tuple[events.Run | None, float] = (None, 0.0)  # the pass seen last; since when
         self._log = log.bind(device=config.id)
 
     def submit(self, action: events.Load | events.Unload | events.Run) -> None:
@@ -61,21 +111,26 @@ class Workers:
             case events.Unload(key):
                 self._loader.submit(self._unload, key)
             case events.Run():
-                self._computer.submit(self._run, action)
+                self._computer.submit(partial(self._run, action))
 
     def give_back_memory(self) -> None:
         """Return freed memory to the system, between two passes."""
         self._computer.submit(footprint.give_back)
 
-    def is_hung(self, now_s: float) -> bool:
-        """Whether a forward pass runs far beyond its deadline."""
-        hangs_at_s = self._hangs_at_s
-        return hangs_at_s is not None and now_s > hangs_at_s
+    def hung_pass(self, awake_s: float) -> HungPass | None:
+        """The present pass, if it is hung. One thread calls this often, with the time in which the process ran."""
+        run = self._computing
+        if run is not self._watched[0]:
+            self._watched = run, awake_s
+        if run is None:
+            return None
+        since_s, limit_s = awake_s - self._watched[1], hung_after_s(self._store.pass_s(run.key))
+        return HungPass(run, since_s, limit_s) if since_s > limit_s else None
 
     def close(self) -> None:
-        """Drop the actions that wait, and wait for those that run."""
-        self._loader.shutdown(cancel_futures=True)
-        self._computer.shutdown(cancel_futures=True)
+        """Drop the actions that wait, and wait a little for the pass that runs."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        self._computer.close()
 
     def _load(self, assigned: AssignedModule) -> None:
         key = assigned.spec.key
@@ -96,7 +151,7 @@ class Workers:
 
     def _run(self, run: events.Run) -> None:
         began_s = ended_s = time.monotonic()
-        self._hangs_at_s = max(began_s, run.deadline_s) + HUNG_S
+        self._computing = run
         output = given = failed = None
         try:
             whole = self._forward(run, began_s)
@@ -105,7 +160,7 @@ class Workers:
             output, given = rounded_output(run, whole)
         except Exception as error:  # noqa: BLE001 - whatever a module does, the sensor gets an answer
             failed, ended_s = error, time.monotonic()
-        self._hangs_at_s = None
+        self._computing = None
         self._report(events.Ran(run.run, output, failed, began_s, ended_s - began_s, given))
 
     def _forward(self, run: events.Run, began_s: float) -> Output:

@@ -87,6 +87,10 @@ class Calibration:
         known = self._measured.modules.get(spec.key)
         return max(spec.memory_bytes, known.memory_bytes if known else 0)
 
+    def estimated_s(self, spec: ModuleSpec) -> float:
+        """The seconds of one pass of a module by its operations, at the speed that this device offers."""
+        return spec.flops / self._flops_per_s / self._speed
+
     def load(self, spec: ModuleSpec, load: Callable[[ModuleSpec], Module]) -> Loaded:
         """Load a module, and measure whatever isn't known of it yet.
 

@@ -173,6 +173,12 @@ def on_tick(state: AgentState, now_s: float) -> list[Action]:
     return actions
 
 
+def give_up(state: AgentState) -> list[Action]:
+    """End all requests with an error: this process ends."""
+    error = no_room(f"{state.device} restarts")
+    return [action for request in list(state.coordinated.values()) for action in _end(state, request, error)]
+
+
 def timeout_s(expected_s: float) -> float:
     """The seconds after which an attempt with this expected duration times out."""
     return max(FIRST_TIMEOUT_S, TIMEOUT_FACTOR * expected_s)

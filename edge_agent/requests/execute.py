@@ -73,6 +73,16 @@ def on_module_gone(state: AgentState, key: ModuleKey, now_s: float) -> list[Acti
     return [_failed(pending.message, text, now_s) for _, pending in gone]
 
 
+def on_pass_hung(state: AgentState, run: NodeRun, now_s: float) -> list[Action]:
+    """Return all nodes to their coordinators. That of the hung pass isn't tried elsewhere: it may hang there, too."""
+    actions: list[Action] = []
+    for each, pending in list(state.pending.items()):
+        _drop_pending(state, each)
+        text = f"{each.node} hangs on {state.device}" if each == run else f"{state.device} restarts: a pass hangs"
+        actions.append(_failed(pending.message, text, now_s, retry=each != run))
+    return actions
+
+
 def on_ran(state: AgentState, event: Ran, now_s: float) -> list[Action]:
     """Submit the next pass; then keep and forward the output, or report the error to the coordinator."""
     on_pass_ended(state, event.run, event.compute_s, now_s, succeeded=event.output is not None)

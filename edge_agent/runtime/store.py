@@ -155,6 +155,14 @@ class Store:
             if entry := self._entries.get(key):
                 entry.compute_s = averaged(entry.compute_s, compute_s)
 
+    def pass_s(self, key: ModuleKey) -> float:
+        """The seconds of a module's passes: measured, or else estimated from its operations; 0 for an unknown key."""
+        with self._changed:
+            entry = self._entries.get(key)
+            if entry is None:
+                return 0.0
+            return self._calibration.estimated_s(entry.spec) if entry.compute_s is None else entry.compute_s
+
     def held(self) -> dict[ModuleKey, HeldModule]:
         """The modules held, loading or failed, for the heartbeat; without the leaving ones."""
         with self._changed:

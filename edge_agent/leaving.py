@@ -1,0 +1,25 @@
+"""The rules of an agent whose forward pass hangs: it leaves its tasks, and ends what it coordinates. Sans-I/O.
+
+Owns the order: the share groups first, so that no further request comes; then the nodes that wait here go back to their
+coordinators, which choose other devices. What this device coordinates goes on until the process restarts.
+"""
+
+from __future__ import annotations
+
+from edge_agent.events import Action, LeaveGroup, PassIsHung, Restarting
+from edge_agent.requests import coordinate, execute
+from edge_agent.state import AgentState
+
+
+def on_pass_hung(state: AgentState, event: PassIsHung, now_s: float) -> list[Action]:
+    """Leave the share groups, and hold no module any more."""
+    state.leaving = True
+    groups = [*state.share_groups.values(), *state.leave_at_s]
+    state.share_groups, state.leave_at_s = {}, {}
+    state.assigned, state.ready, state.failed, state.loading = {}, set(), set(), {}
+    return [*(LeaveGroup(group) for group in groups), *execute.on_pass_hung(state, event.run, now_s)]
+
+
+def on_restarting(state: AgentState, _: Restarting, __: float) -> list[Action]:
+    """End the requests that this device still coordinates with an error: their sensors may ask again."""
+    return coordinate.give_up(state)

@@ -1,0 +1,161 @@
+"""A forward pass that never ends: the agent restarts under its process id, and ends in time when it is asked to.
+
+The agent is a process of its own at a real Mosquitto; its limits are shorter, so that the test is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from broker.protocol.codec import decode, decode_result, encode
+from broker.protocol.errors import ErrorCode
+from broker.protocol.messages import AssignedModule, Assignment, DeviceState, Heartbeat
+from broker.protocol.topics import (
+    DEVICE_ASSIGNMENT,
+    DEVICE_HEARTBEAT,
+    DEVICE_STATE,
+    TASK_REQUESTS,
+    TASK_ROUTE,
+    prefix_of,
+)
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, Outgoing
+from edge_agent.restart import EXIT_HUNG, VARIABLE
+from tests.builders import able, module, route, route_node
+from tests.patience import PATIENCE_S
+
+END_S = 5.0  # from SIGTERM to the end
+SPEC = module("y", memory_bytes=10, output_bytes=8)
+DEADLINE_S = 3600  # of the hung request: no pass is hung by its sensor's word
+PROGRAM = """
+import sys, threading
+from broker.process import log_to_stderr, stopped_by_signals
+from edge_agent import service, workers
+from edge_agent.config import AgentConfig
+from edge_agent.modules import Output
+from edge_agent.restart import PassHung, restart
+from tests.builders import computing, profile, uncalibrated_store
+
+workers.HUNG_S, service.FAREWELL_S = float(sys.argv[3]), 0.5
+
+def compute(value):
+    if value.data == b"hang":
+        threading.Event().wait()
+    return Output({}, {"label": "done"})
+
+log_to_stderr()
+config = AgentConfig(id=sys.argv[2], site=sys.argv[2], broker=sys.argv[1], heartbeat_interval_s=0.2)
+agent = service.Agent(config, profile=profile(), store=uncalibrated_store(100, lambda _: computing(compute)))
+with stopped_by_signals(agent.stop, until_stdin_closes=False):
+    try:
+        agent.run()
+    except PassHung:
+        sys.exit(restart())
+"""
+
+
+class World:
+    """One agent in a process of its own, and a client that is its orchestrator and its sensor."""
+
+    def __init__(self, url: str, name: str, recorder: Any, hung_s: float, environ: dict[str, str]) -> None:
+        self.name, self.prefix, self.received = name, prefix_of(name), recorder
+        self.client = MqttTransport(url=url, client_id=f"{name}-client", inbox=recorder)
+        self.client.subscribe(f"{self.prefix}/#")
+        self.client.start()
+        command = [sys.executable, "-c", PROGRAM, url, name, str(hung_s)]
+        self.process = subprocess.Popen(command, env=environ)
+
+    def serve(self) -> None:
+        self.heartbeat(lambda _: True)
+        wanted = Assignment(epoch=1, generation=1, modules=(AssignedModule(module="y", spec=SPEC),))
+        served = route("t", {"node": route_node(SPEC.key, ("image",), able(self.name))}, front_door=(self.name,))
+        for topic, message in (
+            (DEVICE_ASSIGNMENT.at(self.prefix, device=self.name), wanted),
+            (TASK_ROUTE.at(self.prefix, task="t"), served),
+        ):
+            self.client.publish(Outgoing(topic, encode(message), retain=True))
+        self.heartbeat(lambda seen: any(held.state == "ready" for held in seen.modules.values()))
+
+    def heartbeat(self, fits: Callable[[Heartbeat], object]) -> Heartbeat:
+        topic = DEVICE_HEARTBEAT.at(self.prefix, device=self.name)
+
+        def fitting(event: object) -> bool:
+            is_beat = isinstance(event, Delivery) and event.topic == topic
+            return is_beat and bool(fits(decode(Heartbeat, getattr(event, "payload", b""))))
+
+        return decode(Heartbeat, self.received.wait_for(fitting).payload)
+
+    def ask(self, payload: bytes) -> None:
+        reply_to = f"{self.prefix}/clients/c/results/{payload.decode()}"
+        topic = TASK_REQUESTS.at(self.prefix, task="t")
+        self.client.publish(Outgoing(topic, payload, response_topic=reply_to, expiry_s=DEADLINE_S))
+
+    def answer(self, payload: bytes) -> Any:
+        topic = f"{self.prefix}/clients/c/results/{payload.decode()}"
+        found = self.received.wait_for(lambda event: getattr(event, "topic", "") == topic)
+        return decode_result(found.payload, found.content_type)[0]
+
+
+@pytest.fixture
+def start(mosquitto_url: str, unique_prefix: str, make_recorder: Any) -> Iterator[Callable[..., World]]:
+    worlds: list[World] = []
+
+    def make(hung_s: float, restarts: str = "") -> World:
+        environ = {**os.environ, VARIABLE: restarts}
+        worlds.append(World(mosquitto_url, f"{unique_prefix}-{len(worlds)}", make_recorder(), hung_s, environ))
+        worlds[-1].serve()
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.client.close()
+        world.process.kill()
+        world.process.wait()
+
+
+def test_an_agent_with_a_hung_pass_says_so_and_begins_anew_under_its_process_id(start: Callable[..., World]) -> None:
+    world = start(1.0)
+    before = world.heartbeat(lambda _: True).session
+    world.ask(b"good")
+    assert world.answer(b"good").answer == {"label": "done"}
+    world.ask(b"hang")
+    error = world.answer(b"hang").error
+    assert (error.code, "hangs on" in error.message) == (ErrorCode.MODULE_FAILED, True)
+    topic = DEVICE_STATE.at(world.prefix, device=world.name)
+    offline = world.received.wait_for(
+        lambda event: getattr(event, "topic", "") == topic and decode(DeviceState, event.payload).status == "offline"
+    )
+    assert decode(DeviceState, offline.payload).session == before
+    again = world.heartbeat(
+        lambda seen: seen.session != before and any(held.state == "ready" for held in seen.modules.values())
+    )
+    assert again.session != before
+    assert world.process.poll() is None, "the same process"
+    world.ask(b"better")
+    assert world.answer(b"better").answer == {"label": "done"}
+
+
+def test_after_three_restarts_it_ends_with_an_exit_code_of_its_own(start: Callable[..., World]) -> None:
+    now_s = time.monotonic()
+    world = start(1.0, restarts=",".join(str(now_s - ago_s) for ago_s in (1, 2, 3)))
+    world.ask(b"hang")
+    assert world.process.wait(PATIENCE_S) == EXIT_HUNG
+
+
+def test_sigterm_ends_an_agent_with_a_hung_pass_within_five_seconds(start: Callable[..., World]) -> None:
+    world = start(3600.0)
+    world.ask(b"hang")
+    world.ask(b"waits")
+    world.heartbeat(lambda seen: any(held.uses and held.queue == 0 for held in seen.modules.values()))
+    world.process.send_signal(signal.SIGTERM)
+    began_s = time.monotonic()
+    assert world.process.wait(PATIENCE_S) == 0
+    assert time.monotonic() - began_s < END_S
