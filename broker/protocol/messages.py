@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, S
 
 from broker.protocol.errors import ErrorCode
 from broker.protocol.specs import (
+    MAX_NODES,
     Bytes,
     DeviceId,
     Id,
@@ -193,7 +194,7 @@ class Route(Message):
     generation: Fence
     group: Fence  # counts the changes of front doors and backup coordinators; part of the share group's name
     inputs: dict[NodeName, InputSpec] = {}
-    nodes: dict[NodeName, RouteNode] = {}
+    nodes: Annotated[dict[NodeName, RouteNode], Field(max_length=MAX_NODES)] = {}
     output: NodeName | None = None
     wire: Wire = "float32"
     front_door: tuple[DeviceId, ...] = ()
@@ -283,7 +284,7 @@ class PlannedNode(Message):
 class Plan(Message):
     """The devices of one request, chosen by its coordinator. Messages carry it: a device needn't know the task."""
 
-    nodes: dict[NodeName, PlannedNode]
+    nodes: Annotated[dict[NodeName, PlannedNode], Field(max_length=MAX_NODES)]
     output: NodeName
     wire: Wire = "float32"  # arrays between nodes are rounded to it
     revision: Revision | None = None  # of the task's spec

@@ -30,6 +30,7 @@ RequestId = Id
 ModuleName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.@-]*(/[a-z0-9][a-z0-9.@-]*)*$", max_length=128)
 ]
+MAX_NODES = 256  # of a task: each message between agents carries its plan, and has a header of at most 256 KiB
 MAX_LEVEL_BYTES = 64
 LEVEL_PATTERN = r"^[^/+#\x00]+$"
 INVALID_LEVEL = f"is not a valid topic level: use 1 to {MAX_LEVEL_BYTES} bytes of UTF-8 without + # / and NUL"
@@ -199,7 +200,7 @@ class TaskSpec(Spec):
     description: str = ""
     source: DeviceId | None = None  # requests start there, for planning
     inputs: Annotated[dict[NodeName, InputSpec], Field(min_length=1)]
-    nodes: Annotated[dict[NodeName, NodeSpec], Field(min_length=1)]
+    nodes: Annotated[dict[NodeName, NodeSpec], Field(min_length=1, max_length=MAX_NODES)]
     output: NodeName
     weight: Positive = 1.0  # requests per second, for planning
     wire: Wire = "float32"

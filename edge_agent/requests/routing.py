@@ -22,6 +22,8 @@ PlanAndTime = tuple[Plan, float]
 
 MAX_ENUMERATED = 64
 """Up to so many choices are all compared: some milliseconds of a small board. Beyond, one node after the other."""
+MAX_GREEDY_STEPS = 500_000
+"""Up to so many steps of the cost model a plan may take node after node: 40 ms of a desktop's core."""
 
 Choice = Mapping[NodeName, RouteDevice]
 Cost = tuple[float, float, list[DeviceId]]
@@ -40,7 +42,8 @@ def choose_plan(
     """Choose a device for every node of a task, so that the answer is expected soonest.
 
     All choices are compared when there are at most ``MAX_ENUMERATED``; else each node in the order of needs goes where
-    it helps most, given those before it. Among equal ones, the least total of the nodes' finishes, then the names.
+    it helps most, given those before it; in a graph that is too large even for that, each goes where the orchestrator's
+    plan has it. Among equal ones, the least total of the nodes' finishes, then the names.
     None while a node has no device.
 
     Args:
@@ -58,8 +61,10 @@ def choose_plan(
     cost = _cost_function(route, here, input_bytes, queue_s or {}, done)
     if prod(len(devices) for devices in able.values()) <= MAX_ENUMERATED:
         chosen = min((dict(zip(able, devices, strict=True)) for devices in product(*able.values())), key=cost)
-    else:
+    elif sum(map(len, able.values())) * len(able) ** 2 <= MAX_GREEDY_STEPS:
         chosen = _greedy(able, cost)
+    else:
+        chosen = {name: devices[0] for name, devices in able.items()}
     nodes = {
         name: PlannedNode(key=node.key, needs=node.needs, use=node.use, device=chosen[name].device)
         for name, node in route.nodes.items()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from broker.protocol.messages import Route, RouteDevice
+from broker.protocol.specs import MAX_NODES
 from edge_agent.requests import routing
 from edge_agent.requests.routing import choose_plan
 from tests.builders import route, route_node
@@ -254,3 +257,29 @@ def test_among_many_choices_one_at_a_time_is_made_and_its_seconds_are_right(
         assert alone_s(planned[first]) == pytest.approx(
             min(alone_s(each.device) for each in built.nodes[first].devices)
         )
+
+
+def test_the_largest_graph_that_may_be_sent_is_scheduled_once_and_goes_where_the_route_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A request of it must not stop its front door: the search would take seconds, node after node."""
+    devices = tuple(able_device(name) for name in ("gw-b", "gw-a", "gw-c", "gw-d"))
+    chain = {
+        f"n{number}": route_node(f"k{number}", (f"n{number - 1}" if number else "image",), devices)
+        for number in reversed(range(MAX_NODES))
+    }
+    built = route("t", chain, output=f"n{MAX_NODES - 1}")
+    scheduled: list[object] = []
+    finish_s = routing.finish_s
+
+    def counted(*arguments: Any, **options: Any) -> dict[int, float]:
+        scheduled.append(arguments)
+        return finish_s(*arguments, **options)
+
+    monkeypatch.setattr(routing, "finish_s", counted)
+    choice = choose_plan(built, here="gw-a", input_bytes=BYTES)
+    assert choice is not None
+    assert {node.device for node in choice[0].nodes.values()} == {"gw-b"}
+    assert len(scheduled) == 1
+    with pytest.raises(ValidationError, match="at most 256 items"):
+        route("t", {**chain, "more": route_node("k", ("image",), devices)}, output="more")
