@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from broker.cost_model import finish_s
 from broker.protocol.messages import Route, RouteDevice
 from broker.protocol.specs import MAX_NODES
 from edge_agent.requests import routing
@@ -270,7 +271,6 @@ def test_the_largest_graph_that_may_be_sent_is_scheduled_once_and_goes_where_the
     }
     built = route("t", chain, output=f"n{MAX_NODES - 1}")
     scheduled: list[object] = []
-    finish_s = routing.finish_s
 
     def counted(*arguments: Any, **options: Any) -> dict[int, float]:
         scheduled.append(arguments)
