@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise BadFile(file="agent", problem="torch is not installed here", fix="install the [agent] extra") from error
 
+    from edge_agent.device.about import about  # noqa: PLC0415 - after the configuration
     from edge_agent.device.calibration import Calibration  # noqa: PLC0415 - the same
     from edge_agent.device.measurements import Measurements, setting  # noqa: PLC0415 - the same
     from edge_agent.device.profile import profile  # noqa: PLC0415 - the same
@@ -55,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     measured = Measurements(directory / f"{config.id}.json", setting(config.threads, f"torch {torch.__version__}"))
     full_speed = offered.compute_flops_per_s / config.speed
     calibration = Calibration(measured, speed=config.speed, flops_per_s=full_speed, runner=runner)
-    agent = Agent(config, profile=offered, store=Store(offered.memory_bytes, calibration=calibration), runner=runner)
+    store = Store(offered.memory_bytes, calibration=calibration)
+    agent = Agent(config, profile=offered, store=store, runner=runner, about=about())
     with stopped_by_signals(agent.stop, until_stdin_closes=arguments.until_stdin_closes):
         try:
             agent.run()

@@ -13,11 +13,20 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from broker.protocol.messages import Assignment, NodeDone, NodeFailed, NodeInputs, OrchestratorState, Route
+from broker.protocol.messages import (
+    AssignedModule,
+    Assignment,
+    NodeDone,
+    NodeFailed,
+    NodeInputs,
+    OrchestratorState,
+    Route,
+)
+from broker.protocol.reports import EventType
 from broker.protocol.specs import TaskName
 from broker.protocol.topics import share_group_filter
 from edge_agent import events, leaving, term
-from edge_agent.events import Action, JoinGroup, LeaveGroup, Load, Send, SendHeartbeat, Unload
+from edge_agent.events import Action, JoinGroup, LeaveGroup, Load, PublishEvent, Send, SendHeartbeat, Unload
 from edge_agent.requests import backup_coordinator, coordinate, execute
 from edge_agent.state import AgentState
 
@@ -88,19 +97,23 @@ def _on_assignment(state: AgentState, assignment: Assignment, now_s: float) -> l
     wanted = {assigned.spec.key: assigned for assigned in assignment.modules}
     actions: list[Action] = []
     for key in [key for key in state.assigned if key not in wanted]:
-        del state.assigned[key]
+        name = state.assigned.pop(key).module
         state.ready.discard(key)
         state.failed.discard(key)
         state.measured_s.pop(key, None)
-        actions += [Unload(key), *execute.on_module_gone(state, key, now_s)]
+        actions += [Unload(key, name), *execute.on_module_gone(state, key, now_s)]
     for key, assigned in wanted.items():
         is_known = key in state.assigned and not (is_newer and key in state.failed)
         state.assigned[key] = assigned
         if not is_known:
             state.failed.discard(key)
             state.loading[key] = state.fence
-            actions.append(Load(assigned))
+            actions += _load(assigned)
     return [*actions, SendHeartbeat()]
+
+
+def _load(assigned: AssignedModule) -> list[Action]:
+    return [Load(assigned), PublishEvent(EventType.MODULE_LOADING, module=assigned.module)]
 
 
 def _on_module_ready(state: AgentState, event: events.ModuleReady, now_s: float) -> list[Action]:
@@ -112,7 +125,8 @@ def _on_module_ready(state: AgentState, event: events.ModuleReady, now_s: float)
     state.failed.discard(key)  # an older load failed when the module had been unassigned and assigned again meanwhile
     if event.compute_s is not None:
         state.measured_s.setdefault(key, event.compute_s)
-    return [SendHeartbeat(), *execute.on_module_ready(state, key, now_s)]
+    told = PublishEvent(EventType.MODULE_READY, module=state.assigned[key].module)
+    return [SendHeartbeat(), told, *execute.on_module_ready(state, key, now_s)]
 
 
 def _on_module_failed(state: AgentState, event: events.ModuleFailed, now_s: float) -> list[Action]:
@@ -123,9 +137,10 @@ def _on_module_failed(state: AgentState, event: events.ModuleFailed, now_s: floa
     since = state.loading.pop(key, state.fence)
     if key in state.assigned and since < state.fence:  # assigned again before its failure was known
         state.loading[key] = state.fence
-        actions.append(Load(state.assigned[key]))
+        actions += _load(state.assigned[key])
     elif key in state.assigned:
         state.failed.add(key)
+        actions.append(PublishEvent(EventType.MODULE_FAILED, module=state.assigned[key].module, why=event.why))
     return [*actions, SendHeartbeat(), *execute.on_module_gone(state, key, now_s)]
 
 
@@ -188,7 +203,7 @@ def _on_task_cleared(state: AgentState, event: events.RouteCleared, now_s: float
         *_change_group(state, task, None, now_s),
         *_leave_due_groups(state, now_s),
         *backup_coordinator.on_task_cleared(state, task, now_s),
-        *coordinate.on_task_cleared(state, task),
+        *coordinate.on_task_cleared(state, task, now_s),
     ]
 
 
@@ -202,6 +217,10 @@ RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Actio
     events.RouteCleared: _on_task_cleared,
     events.ModuleReady: _on_module_ready,
     events.ModuleFailed: _on_module_failed,
+    events.ModuleUnloaded: lambda _, event, __: [
+        SendHeartbeat(),
+        PublishEvent(EventType.MODULE_UNLOADED, module=event.module),
+    ],
     events.Requested: _on_request,
     events.Received: _on_message,
     events.NotReceived: lambda _, event, __: [Send(event.coordinator, event.failed, {}, event.deadline_s)],

@@ -18,7 +18,8 @@ from broker.protocol.messages import (
     Route,
     TensorMessage,
 )
-from broker.protocol.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName, Wire
+from broker.protocol.reports import EventType, Trace
+from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, NodeName, RequestId, TaskName, Wire
 from broker.protocol.tensors import Tensors
 from edge_agent.modules import Output, Value
 
@@ -77,6 +78,14 @@ class ModuleFailed(OwnEvent):
     """A module can't be loaded here."""
 
     key: ModuleKey
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class ModuleUnloaded(OwnEvent):
+    """A module's memory is free again, or will be when its last use ends."""
+
+    module: ModuleName
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,7 @@ class Unload:
     """Unload a module."""
 
     key: ModuleKey
+    module: ModuleName
 
 
 @dataclass(frozen=True)
@@ -239,6 +249,24 @@ class ReadRetained:
 
 
 @dataclass(frozen=True)
+class PublishEvent:
+    """Publish that something happened on this device."""
+
+    type: EventType
+    task: TaskName | None = None
+    module: ModuleName | None = None
+    why: str | None = None
+    requests: int | None = None  # that a backup coordinator took over
+
+
+@dataclass(frozen=True)
+class PublishTrace:
+    """Publish where the seconds of a request went."""
+
+    trace: Trace
+
+
+@dataclass(frozen=True)
 class Log:
     """Write a log event with these fields."""
 
@@ -246,4 +274,17 @@ class Log:
     fields: dict[str, object] = field(default_factory=dict)
 
 
-Action = Load | Unload | JoinGroup | LeaveGroup | Run | Send | Reply | SendHeartbeat | ReadRetained | Log
+Action = (
+    Load
+    | Unload
+    | JoinGroup
+    | LeaveGroup
+    | Run
+    | Send
+    | Reply
+    | SendHeartbeat
+    | ReadRetained
+    | PublishEvent
+    | PublishTrace
+    | Log
+)

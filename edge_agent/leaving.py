@@ -20,6 +20,6 @@ def on_pass_hung(state: AgentState, event: PassIsHung, now_s: float) -> list[Act
     return [*(LeaveGroup(group) for group in groups), *execute.on_pass_hung(state, event.run, now_s)]
 
 
-def on_restarting(state: AgentState, _: Restarting, __: float) -> list[Action]:
+def on_restarting(state: AgentState, _: Restarting, now_s: float) -> list[Action]:
     """End the requests that this device still coordinates with an error: their sensors may ask again."""
-    return coordinate.give_up(state)
+    return coordinate.give_up(state, now_s)

@@ -7,6 +7,7 @@ handles echoes, rebirth requests and the device's own state itself; ``decide`` d
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -18,7 +19,8 @@ import structlog
 
 from broker.protocol.codec import encode
 from broker.protocol.errors import IdInUse, LocalProtocolError, RemoteProtocolError, TransportError
-from broker.protocol.messages import DeviceProfile, DeviceState, Heartbeat
+from broker.protocol.messages import About, DeviceProfile, DeviceState, Heartbeat
+from broker.protocol.specs import TaskName
 from broker.protocol.topics import DEVICE_ECHO, DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
 from broker.transport import port
 from broker.transport.connect import connect
@@ -29,6 +31,7 @@ from edge_agent.decide import decide
 from edge_agent.device.awake_clock import AwakeClock
 from edge_agent.device.client_takeover import ClientTakeover
 from edge_agent.device.link_probe import LinkProbe
+from edge_agent.reports import SUMMARY_S, Reports
 from edge_agent.requests.error_reply import refuse_unread
 from edge_agent.restart import PassHung
 from edge_agent.runtime.runner import Runner
@@ -64,10 +67,11 @@ class Agent:
         profile: DeviceProfile,
         store: Store,
         runner: Runner | None = None,
+        about: About | None = None,
         make_transport: port.MakeTransport = connect,
     ) -> None:
         self._config = config
-        self._profile = profile
+        self._profile, self._about = profile, about
         self._store = store
         self._prefix = prefix_of(config.site)
         self._state_topic = DEVICE_STATE.at(self._prefix, device=config.id)
@@ -80,8 +84,8 @@ class Agent:
         self._data = make_transport(url=url, client_id=f"{config.id}-data", inbox=partial(self._put, "data"))
         self._heart = threading.Thread(target=self._send_heartbeats, name=f"agent[{config.id}].heartbeat", daemon=True)
         self._wake_heart = threading.Event()
-        report, wake = self._mailbox.put_own, self._wake_heart.set
-        self._workers = Workers(config, store, runner or Runner(), report=report, on_unloaded=wake)
+        report = self._mailbox.put_own
+        self._workers = Workers(config, store, runner or Runner(), report=report)
         self._sender = Sender(config.id, self._prefix, self._data.publish, report=report)
         self._stopping = threading.Event()
         self._session: int | None = None  # of the control link, while it is up
@@ -94,6 +98,10 @@ class Agent:
         self._computing: set[events.NodeRun] = set()  # submitted to the compute thread
         self._gives_back_at_s = time.monotonic() + GIVE_BACK_S
         self._link_probe = LinkProbe(config, DEVICE_ECHO.at(self._prefix, device=config.id), self._data.publish)
+        version = about.version if about else "unknown"
+        self._reports = Reports(config.id, self._prefix, version=version, publish=self._control.publish)
+        self._summary_at_s = -math.inf
+        self._refused: Counter[TaskName] = Counter()  # requests that weren't read; only the network's thread adds to it
         self._log = log.bind(device=config.id)
 
     def run(self) -> None:
@@ -136,7 +144,9 @@ class Agent:
         """Answer a request that finds the mailbox full: from its topic and properties, in the network's thread."""
         request = wire.event_of(self._prefix, delivery)
         if isinstance(request, events.Requested):
-            self._sender.refuse(refuse_unread(self._state, request, time.monotonic()))
+            refusal = refuse_unread(self._state, request, time.monotonic())
+            self._refused[request.task] += bool(refusal)
+            self._sender.refuse(refusal)
 
     def _turn(self) -> None:
         due_s = self._state.next_deadline_s()
@@ -155,6 +165,9 @@ class Agent:
         if now_s >= self._gives_back_at_s:
             self._gives_back_at_s = now_s + GIVE_BACK_S
             self._workers.give_back_memory()
+        if now_s >= self._summary_at_s:
+            self._summary_at_s = now_s + SUMMARY_S
+            self._reports.summarize(self._state, self._store.held(), self._refused.copy())
 
     def _watch_passes(self, now_s: float) -> None:
         """Leave when a forward pass hangs: at once for the orchestrator, a little later for good."""
@@ -265,6 +278,8 @@ class Agent:
                 self._sender.reply(action)
             case events.SendHeartbeat():
                 self._wake_heart.set()
+            case events.PublishEvent() | events.PublishTrace():
+                self._reports.publish(action)
             case events.Log(name, fields):
                 self._log.info(name, **fields)
 
@@ -339,6 +354,8 @@ class Agent:
             self._data_up = session is not None
         else:
             self._session = session
+            if session is not None:
+                self._reports.republish_summary()
             self._check_takeover(session, time.monotonic())
         if session is not None:
             self._announce("online")
@@ -359,8 +376,8 @@ class Agent:
         is_ready = self._data_up and self._restart_by_s is None
         if self._session is None or (status == "online" and not is_ready):
             return
-        profile = self._profile if status == "online" else None
-        state = DeviceState(status=status, session=self._session, profile=profile)
+        birth = {"profile": self._profile, "about": self._about} if status == "online" else {}
+        state = DeviceState(status=status, session=self._session, **birth)
         try:
             self._control.publish(port.Outgoing(self._state_topic, encode(state), retain=True))
         except TransportError as error:  # online: a new link will follow; offline: so does the will

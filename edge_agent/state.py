@@ -10,13 +10,15 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from broker.protocol.codec import RawInput
-from broker.protocol.messages import SUSPECTED_FOR_S, AssignedModule, NodeInputs, Plan, Route, Timing
+from broker.protocol.messages import SUSPECTED_FOR_S, AssignedModule, NodeDone, NodeInputs, Plan, Route, Timing
 from broker.protocol.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName
 from broker.protocol.tensors import Tensors
 from edge_agent.events import NodeRun, Requested
 from edge_agent.modules import Output, Value
+from edge_agent.requests.counters import Counters, Sampler
 from edge_agent.requests.fair_queue import FairQueue
 
+MAX_TRACES_PER_S = 20
 Fence = tuple[int, int]
 """(epoch, generation). A message with a lower fence than the highest seen is stale."""
 
@@ -31,6 +33,7 @@ class Coordinated:
     reply_to: str
     correlation: bytes
     deadline_s: float
+    arrived_s: float = 0.0
     began_s: float = 0.0
     expected_s: float = 0.0  # expected duration at admission; 0 when unknown
     attempt: int = -1
@@ -42,6 +45,7 @@ class Coordinated:
     ever_assigned: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # in any attempt
     current_assignees: dict[NodeName, tuple[DeviceId, float]] = field(default_factory=dict)  # by the plan; since when
     completed: dict[NodeName, tuple[DeviceId, float]] = field(default_factory=dict)  # which device keeps it; since when
+    reports: dict[NodeName, NodeDone] = field(default_factory=dict)  # of the completed nodes
     avoid: frozenset[DeviceId] = frozenset()
     retry_at_s: float = 0.0  # when to send the missing nodes again
 
@@ -88,6 +92,7 @@ class KeptOutput:
     given: Tensors  # what other nodes take of it
     timings: tuple[Timing, ...]
     size_bytes: int
+    input_bytes: int  # of what the node took
     deadline_s: float  # of its request; later no device asks for it
 
 
@@ -137,6 +142,8 @@ class AgentState:
     suspects: dict[DeviceId, float] = field(default_factory=dict)  # -> when a call to the device last timed out
     leaving: bool = False  # a pass hangs: no new module, no share group
     dropped: Counter[str] = field(default_factory=Counter)
+    counters: Counters = field(default_factory=Counters)
+    trace_sampler: Sampler = field(default_factory=lambda: Sampler(MAX_TRACES_PER_S))
 
     @property
     def queue_lengths(self) -> Counter[ModuleKey]:

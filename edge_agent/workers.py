@@ -27,7 +27,6 @@ import structlog
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.protocol.messages import AssignedModule
-from broker.protocol.specs import ModuleKey
 from broker.protocol.tensors import Tensors, narrowed, widened
 from edge_agent import events
 from edge_agent.config import AgentConfig
@@ -93,10 +92,9 @@ class Workers:
         runner: Runner,
         *,
         report: Callable[[events.Event], object],
-        on_unloaded: Callable[[], None],
     ) -> None:
         self._store, self._runner, self._speed = store, runner, config.speed
-        self._report, self._on_unloaded = report, on_unloaded
+        self._report = report
         self._loader = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].load")
         self._computer = _Passes(f"agent[{config.id}].compute")
         self._computing: events.Run | None = None  # the present pass
@@ -108,8 +106,8 @@ class Workers:
         match action:
             case events.Load(assigned):
                 self._loader.submit(self._load, assigned)
-            case events.Unload(key):
-                self._loader.submit(self._unload, key)
+            case events.Unload():
+                self._loader.submit(self._unload, action)
             case events.Run():
                 self._computer.submit(partial(self._run, action))
 
@@ -138,16 +136,16 @@ class Workers:
             held = self._store.load(assigned)
         except ModuleRefused as error:
             self._log.error("module_refused", module=assigned.module, error=str(error))
-            self._report(events.ModuleFailed(key))
+            self._report(events.ModuleFailed(key, str(error)))
         else:
             measured = held.model_dump(include={"memory_bytes", "load_s", "compute_s"})
             self._log.info("module_ready", module=assigned.module, **measured)
             self._report(events.ModuleReady(key, held.compute_s))
 
-    def _unload(self, key: ModuleKey) -> None:
-        self._store.unload(key)
-        self._log.info("module_unloaded", key=key)
-        self._on_unloaded()
+    def _unload(self, unload: events.Unload) -> None:
+        self._store.unload(unload.key)
+        self._log.info("module_unloaded", key=unload.key)
+        self._report(events.ModuleUnloaded(unload.module))
 
     def _run(self, run: events.Run) -> None:
         began_s = ended_s = time.monotonic()

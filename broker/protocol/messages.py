@@ -336,6 +336,11 @@ class NodeDone(Envelope):
 
     kind: Literal["done"] = "done"
     queue_s: NotNegative = 0.0  # expected time of the work that waits on the sender
+    waited_s: Annotated[NotNegative, Field(exclude_if=_unless(0.0))] = 0.0  # of this node, from its last input
+    compute_s: Annotated[NotNegative, Field(exclude_if=_unless(0.0))] = 0.0  # of its pass
+    input_bytes: Annotated[Count, BeforeValidator(_from_text), Field(exclude_if=_unless(0))] = 0  # that it took
+    cache_hit: Annotated[bool, Field(exclude_if=_unless(default=False))] = False  # its output was kept from before
+    batch: Annotated[Count, BeforeValidator(_from_text), Field(ge=1, exclude_if=_unless(1))] = 1  # nodes in its pass
 
 
 class NodeFailed(Envelope):

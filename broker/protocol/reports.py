@@ -102,7 +102,8 @@ class Trace(Message):
     task: TaskName
     outcome: Word
     total_s: NotNegative
-    nodes: dict[NodeName, TraceNode]
+    nodes: dict[NodeName, TraceNode]  # that finished
+    unfinished: dict[NodeName, DeviceId] = Field(default_factory=dict)
 
 
 class ModuleSummary(Message):
@@ -111,6 +112,7 @@ class ModuleSummary(Message):
     module: ModuleName
     state: Word
     memory_bytes: Count
+    error: str | None = None
 
 
 class TaskCounters(Message):
@@ -130,3 +132,4 @@ class Summary(Message):
     version: str
     modules: dict[ModuleKey, ModuleSummary] = Field(default_factory=dict)
     counters: dict[TaskName, TaskCounters] = Field(default_factory=dict)
+    last_minute: dict[TaskName, TaskCounters] = Field(default_factory=dict)  # what they grew by

@@ -13,10 +13,13 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
+
 from broker.protocol.codec import request_id
 from broker.protocol.messages import NodeDone, Route
+from broker.protocol.reports import EventType
 from broker.protocol.specs import DeviceId, RequestId, TaskName
-from edge_agent.events import Action, Log, Requested
+from edge_agent.events import Action, Log, PublishEvent, Requested
 from edge_agent.requests import coordinate
 from edge_agent.requests.error_reply import lifetime_s
 from edge_agent.requests.load_estimate import waits_s
@@ -24,6 +27,7 @@ from edge_agent.requests.routing import choose_plan
 from edge_agent.state import AgentState, BackedUp
 
 MAX_BACKUPS = 1024
+GONE, LATE = "a device left the front door", "no device answered in time"
 MAX_BACKUP_BYTES = 64 * 1024 * 1024  # of their payloads
 
 
@@ -59,7 +63,8 @@ def on_done(state: AgentState, sender: DeviceId, message: NodeDone) -> list[Acti
 def on_route(state: AgentState, route: Route, now_s: float) -> list[Action]:
     """Take over the requests that a removed front door may have had."""
     of_task = [(name, backup) for name, backup in state.backups.items() if backup.event.task == route.task]
-    return _take_over(state, now_s, [name for name, b in of_task if not set(b.front_door) <= set(route.front_door)])
+    requests = [name for name, backup in of_task if not set(backup.front_door) <= set(route.front_door)]
+    return _take_over(state, now_s, requests, why=GONE)
 
 
 def on_task_cleared(state: AgentState, task: TaskName, now_s: float) -> list[Action]:
@@ -69,7 +74,8 @@ def on_task_cleared(state: AgentState, task: TaskName, now_s: float) -> list[Act
 
 def on_tick(state: AgentState, now_s: float) -> list[Action]:
     """Take over the requests that no device has answered in time."""
-    return _take_over(state, now_s, [name for name, backup in state.backups.items() if now_s >= backup.due_s])
+    requests = [name for name, backup in state.backups.items() if now_s >= backup.due_s]
+    return _take_over(state, now_s, requests, why=LATE)
 
 
 def _expected_s(state: AgentState, route: Route, now_s: float) -> float:
@@ -79,8 +85,12 @@ def _expected_s(state: AgentState, route: Route, now_s: float) -> float:
     return choice[1] if choice else 0.0
 
 
-def _take_over(state: AgentState, now_s: float, requests: list[RequestId]) -> list[Action]:
-    actions: list[Action] = []
+def _take_over(state: AgentState, now_s: float, requests: list[RequestId], why: str | None = None) -> list[Action]:
+    """Coordinate requests from now on. Publish an event for each task that says ``why``, if there is a reason."""
+    numbers = Counter(state.backups[request].event.task for request in requests) if why else {}
+    actions: list[Action] = [
+        PublishEvent(EventType.TOOK_OVER, task=task, why=why, requests=number) for task, number in numbers.items()
+    ]
     for request in requests:
         backup = state.backups[request]
         actions.append(Log("request_taken_over", {"request": request, "task": backup.event.task}))

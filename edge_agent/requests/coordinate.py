@@ -34,6 +34,7 @@ from edge_agent.events import Action, DataLinkChanged, Log, Requested, Send, Sen
 from edge_agent.requests.error_reply import error_reply, lifetime_s, no_room, other_backups
 from edge_agent.requests.load_estimate import waits_s
 from edge_agent.requests.routing import PlanAndTime, choose_plan
+from edge_agent.requests.traces import on_ended
 from edge_agent.state import AgentState, Coordinated, size_of
 
 MAX_COORDINATED = 256  # requests; a task may hold as many of them as are left free
@@ -62,6 +63,8 @@ def on_request(state: AgentState, event: Requested, now_s: float, *, deadline_s:
     is_new = deadline_s is None
     ends_s = now_s + lifetime_s(event) if deadline_s is None else deadline_s
     request = Coordinated(name, event.task, {}, event.reply_to, event.correlation, ends_s)
+    request.arrived_s = ends_s - lifetime_s(event) - event.waited_s
+    state.counters.count_request(event.task)
     try:
         if is_new and ends_s <= now_s:
             raise no_room(f"it waited {event.waited_s:.1f} s at {state.device}, longer than it had")
@@ -71,7 +74,7 @@ def on_request(state: AgentState, event: Requested, now_s: float, *, deadline_s:
         if is_new:
             _admit(waiting_s, choice, ends_s - now_s, state.latency_inflation.get(event.task, 1.0))
     except RequestFailed as error:
-        return error_reply(state, request, error)
+        return [*error_reply(state, request, error), *on_ended(state, request, error.code, now_s)]
     state.coordinated[name] = request
     state.coordinated_bytes += request.size_bytes
     if choice and is_new:
@@ -84,15 +87,15 @@ def on_route(state: AgentState, route: Route, now_s: float) -> list[Action]:
     actions: list[Action] = []
     for request in _requests_of(state, route.task):
         if route.unavailable:
-            actions += _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable))
+            actions += _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable), now_s)
         elif request.plan is None or _is_broken(request, request.plan, route):
             actions += _dispatch(state, request, now_s, _choose_again(state, request, now_s))
     return actions
 
 
-def on_task_cleared(state: AgentState, task: TaskName) -> list[Action]:
+def on_task_cleared(state: AgentState, task: TaskName, now_s: float) -> list[Action]:
     """End the requests of an undeployed task with an error."""
-    return [action for request in _requests_of(state, task) for action in _end(state, request, _no_task(task))]
+    return [action for request in _requests_of(state, task) for action in _end(state, request, _no_task(task), now_s)]
 
 
 def on_data_link(state: AgentState, event: DataLinkChanged, now_s: float) -> list[Action]:
@@ -131,11 +134,13 @@ def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float
     assignee, _ = request.current_assignees.get(message.node, (sender, now_s))
     if sender == assignee or message.node not in request.completed:
         request.completed[message.node] = sender, now_s
+        request.reports[message.node] = message
     if sender != state.device:
         _record_queue(state, sender, request.task, message.queue_s, now_s)
     if message.node == request.output:
         _update_latency_inflation(state, request, now_s)
         _forget(state, request)
+        return on_ended(state, request, None, now_s)
     return []
 
 
@@ -152,7 +157,7 @@ def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> list[Acti
     elif message.retry and (body.code != ErrorCode.OVERLOADED or _has_alternative(state, request, message)):
         _schedule_retry(request, message, now_s)
     else:
-        return _end(state, request, RequestFailed(body.code, body.message, retry_after_s=body.retry_after_s))
+        return _end(state, request, RequestFailed(body.code, body.message, retry_after_s=body.retry_after_s), now_s)
     return []
 
 
@@ -164,7 +169,7 @@ def on_tick(state: AgentState, now_s: float) -> list[Action]:
         if now_s >= request.deadline_s:
             _update_latency_inflation(state, request, now_s)
             text = f"no answer in time after {request.attempt + 1} attempts; allow more time or add devices"
-            actions += _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text))
+            actions += _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text), now_s)
         elif now_s >= request.retry_at_s and state.suspect_only_after_s == math.inf:
             request.retry_at_s = math.inf  # until our link is up
         elif now_s >= request.retry_at_s:
@@ -173,10 +178,10 @@ def on_tick(state: AgentState, now_s: float) -> list[Action]:
     return actions
 
 
-def give_up(state: AgentState) -> list[Action]:
+def give_up(state: AgentState, now_s: float) -> list[Action]:
     """End all requests with an error: this process ends."""
     error = no_room(f"{state.device} restarts")
-    return [action for request in list(state.coordinated.values()) for action in _end(state, request, error)]
+    return [action for request in list(state.coordinated.values()) for action in _end(state, request, error, now_s)]
 
 
 def timeout_s(expected_s: float) -> float:
@@ -356,9 +361,9 @@ def _suspect_silent_devices(state: AgentState, request: Coordinated, now_s: floa
     return actions
 
 
-def _end(state: AgentState, request: Coordinated, error: RequestFailed) -> list[Action]:
+def _end(state: AgentState, request: Coordinated, error: RequestFailed, now_s: float) -> list[Action]:
     """End a request with an error; it is forgotten once its answer is made."""
-    actions = error_reply(state, request, error)
+    actions = [*error_reply(state, request, error), *on_ended(state, request, error.code, now_s)]
     _forget(state, request)
     return actions
 

@@ -45,7 +45,7 @@ def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: fl
         return [_failed(message, stale if is_stale else f"{state.device} is not assigned {planned.key}", now_s)]
     run = NodeRun(message.request, message.node, message.plan.work)
     if (kept := state.kept.get(run)) and now_s < kept.deadline_s:
-        return _forward(state, message, kept, now_s, now_s + message.deadline_s)
+        return _forward(state, message, kept, now_s, now_s + message.deadline_s, is_kept=True)
     if run not in state.pending and (refusal := _overload(state, message, planned.key, now_s)):
         state.dropped["overloaded"] += 1
         return [_failed(message, refusal, now_s)]
@@ -120,7 +120,9 @@ def _on_output(state: AgentState, event: Ran, now_s: float) -> list[Action]:
     )
     given = output.tensors if event.given is None else event.given
     size_bytes = timing.output_bytes + (0 if event.given is None else size_of(given)) + len(json.dumps(output.answer))
-    kept = KeptOutput(output, given, (*pending.timings.values(), timing), size_bytes, pending.deadline_s)
+    kept = KeptOutput(
+        output, given, (*pending.timings.values(), timing), size_bytes, pending.size_bytes, pending.deadline_s
+    )
     _keep(state, event.run, kept, now_s)
     return _forward(state, message, kept, now_s, pending.deadline_s)
 
@@ -199,7 +201,15 @@ def _submit_passes(state: AgentState, now_s: float) -> list[Action]:
     return actions
 
 
-def _forward(state: AgentState, message: NodeInputs, kept: KeptOutput, now_s: float, deadline_s: float) -> list[Action]:
+def _forward(
+    state: AgentState,
+    message: NodeInputs,
+    kept: KeptOutput,
+    now_s: float,
+    deadline_s: float,
+    *,
+    is_kept: bool = False,
+) -> list[Action]:
     """Send an output to every node that takes it, the output node's to the sensor, and ``done`` to the coordinators."""
     plan = message.plan
     actions: list[Action] = []
@@ -209,7 +219,14 @@ def _forward(state: AgentState, message: NodeInputs, kept: KeptOutput, now_s: fl
         values = {message.node: kept.given} if kept.given else {}
         actions.append(Send(plan.nodes[consumer].device, inputs, values, deadline_s))
     own_s = state.measured_s.get(plan.nodes[message.node].key, 0.0)
-    done = NodeDone(**_envelope(message), queue_s=own_wait_s(state, now_s, task=message.task, new_work_s=own_s))
+    done = NodeDone(
+        **_envelope(message),
+        queue_s=own_wait_s(state, now_s, task=message.task, new_work_s=own_s),
+        waited_s=0.0 if is_kept else kept.timings[-1].queue_s,
+        compute_s=0.0 if is_kept else kept.timings[-1].compute_s,
+        input_bytes=kept.input_bytes,
+        cache_hit=is_kept,
+    )
     if message.node != plan.output:
         return [*actions, Send(message.coordinator, done, {}, deadline_s)]
     owners = (message.coordinator, *message.second_door)

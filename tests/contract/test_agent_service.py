@@ -13,17 +13,22 @@ import pytest
 from broker.protocol.codec import RawInput, decode, encode
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
+    About,
     DeviceState,
     Heartbeat,
     OrchestratorState,
     Result,
 )
+from broker.protocol.reports import Summary, SystemEvent, Trace
 from broker.protocol.specs import ModuleSpec, Source
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_ECHO,
+    DEVICE_EVENTS,
     DEVICE_REBIRTH,
     DEVICE_STATE,
+    DEVICE_SUMMARY,
+    DEVICE_TRACES,
     ORCHESTRATOR_STATE,
     TASK_REQUESTS,
     TASK_ROUTE,
@@ -55,7 +60,13 @@ class World:
     """One agent, and a client that plays the orchestrator and the sensor."""
 
     def __init__(
-        self, received: Any, module: Callable[..., Output], *, packet_bytes: int = 2**20, footprint: int = 12
+        self,
+        received: Any,
+        module: Callable[..., Output],
+        *,
+        packet_bytes: int = 2**20,
+        footprint: int = 12,
+        about: About | None = None,
     ) -> None:
         self.footprint = footprint
         self.broker = MemoryBroker(max_packet_bytes=packet_bytes)
@@ -67,7 +78,7 @@ class World:
         self.calibration = Calibration(Measurements(), resident_bytes=lambda: self.resident, free_bytes=lambda: None)
         self.resident = 0
         store = Store(100, load=lambda _: self._load(module), calibration=self.calibration)
-        self.agent = Agent(config, profile=PROFILE, store=store, make_transport=self.broker.connect)
+        self.agent = Agent(config, profile=PROFILE, store=store, make_transport=self.broker.connect, about=about)
         self._thread = threading.Thread(target=self.agent.run)
         self._thread.start()
 
@@ -105,6 +116,12 @@ class World:
             return bool(fits(decode(Heartbeat, event.payload)))
 
         return decode(Heartbeat, self.received.wait_for(fitting, count=count).payload)
+
+    def summary(self, fits: Callable[[Summary], object] = lambda _: True) -> Any:
+        topic = DEVICE_SUMMARY.at(PREFIX, device="gw-a")
+        return self.received.wait_for(
+            lambda event: getattr(event, "topic", "") == topic and fits(decode(Summary, event.payload))
+        )
 
     def await_link_measured(self) -> None:
         topic = DEVICE_ECHO.at(PREFIX, device="gw-a")
@@ -203,6 +220,72 @@ def test_a_term_that_no_leader_stands_up_for_is_given_up_and_the_retained_messag
     world.publish(ORCHESTRATOR_STATE.at(PREFIX), encode(OrchestratorState(epoch=1, online=True, session=1)))
     world.heartbeat(lambda seen: (seen.epoch, seen.generation, state_of(seen)) == (1, 1, "ready"))
     assert world.ask().answer == {"label": "echo"}
+
+
+def test_a_birth_says_what_the_device_is_and_a_death_does_not(start: Callable[..., World]) -> None:
+    about = About(version="1", host="h", machine="m", cpu="c", python="3", engines=("torch 2",))
+    world = start(about=about)
+    world.heartbeat()
+    world.stop()
+    state = DEVICE_STATE.at(PREFIX, device="gw-a")
+    states = [decode(DeviceState, event.payload) for event in world.received.deliveries if event.topic == state]
+    assert {(each.status, each.about) for each in states} == {("online", about), ("offline", None)}
+
+
+def test_a_summary_is_retained_and_comes_again_to_a_broker_that_lost_it(start: Callable[..., World]) -> None:
+    world = start()
+    world.serve()
+    topic = DEVICE_SUMMARY.at(PREFIX, device="gw-a")
+    first = decode(Summary, world.summary().payload)
+    assert first.counters == {}
+    world.received.clear()
+    world.broker.retained.pop(topic)
+    world.broker.restart()
+    assert decode(Summary, world.summary().payload) == first
+    assert topic in world.broker.retained
+
+
+def test_a_summary_counts_the_requests_since_the_start_of_the_process(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SUMMARY_S", 0.2)
+    world = start()
+    world.serve()
+    assert world.ask().error is None
+    one = world.summary(lambda seen: "echo" in seen.counters)
+    counted = decode(Summary, one.payload)
+    assert counted.counters["echo"].answered == counted.counters["echo"].requests >= 1
+    assert counted.counters == counted.last_minute
+    assert {each.state for each in counted.modules.values()} == {"ready"}
+    world.broker.restart()
+    world.ask(b"y")
+    more = counted.counters["echo"].answered + 1
+    later = decode(Summary, world.summary(lambda seen: seen.counters["echo"].answered >= more).payload)
+    assert later.session == counted.session, "a new link doesn't start the counters again"
+
+
+def test_the_life_of_a_module_is_published_and_not_retained(start: Callable[..., World]) -> None:
+    world = start()
+    world.assign(SPEC)
+    world.heartbeat(lambda seen: state_of(seen) == "ready")
+    world.assign(generation=2)
+    topic = DEVICE_EVENTS.at(PREFIX, device="gw-a")
+    world.received.wait_for(lambda event: getattr(event, "topic", "") == topic, count=3)
+    found = [decode(SystemEvent, event.payload) for event in world.received.deliveries if event.topic == topic]
+    assert [each.type for each in found] == ["module_loading", "module_ready", "module_unloaded"]
+    assert {(each.module, each.device) for each in found} == {("m/y", "gw-a")}
+    assert all(each.at > 0 for each in found)
+    assert topic not in world.broker.retained
+
+
+def test_the_trace_of_a_request_is_published_and_not_retained(start: Callable[..., World]) -> None:
+    world = start()
+    world.serve()
+    request = world.ask().request
+    topic = DEVICE_TRACES.at(PREFIX, device="gw-a", request=request)
+    trace = decode(Trace, world.received.wait_for(lambda event: getattr(event, "topic", "") == topic).payload)
+    assert (trace.task, trace.outcome, set(trace.nodes)) == ("echo", "answered", {"node"})
+    assert topic not in world.broker.retained
 
 
 def test_an_answer_expires_a_little_after_its_request(start: Callable[..., World]) -> None:

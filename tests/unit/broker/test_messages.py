@@ -193,7 +193,7 @@ GOLDEN: list[tuple[BaseModel, bytes]] = [
         (
             b'{"request":"r","task":"pick","outcome":"answered","total_s":0.5,"nodes":{"head":{"device":"a",'
             b'"transfer_s":0.1,"queue_s":0.0,"compute_s":0.2,"return_s":0.1,"bytes":9,"attempts":1,"cache_hit":false,'
-            b'"batch":1}}}'
+            b'"batch":1}},"unfinished":{}}'
         ),
     ),
     (
@@ -208,7 +208,8 @@ GOLDEN: list[tuple[BaseModel, bytes]] = [
         ),
         (
             b'{"session":1,"at":2.5,"version":"0.1.0","modules":{"k":{"module":"m","state":"ready","memory_bytes":7}},'
-            b'"counters":{"pick":{"requests":3,"answered":2,"errors":{"no_route":1},"latency_s":{"0.1":1,"inf":1}}}}'
+            b'"counters":{"pick":{"requests":3,"answered":2,"errors":{"no_route":1},"latency_s":{"0.1":1,"inf":1}}},'
+            b'"last_minute":{}}'
         ),
     ),
 ]

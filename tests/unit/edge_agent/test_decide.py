@@ -35,6 +35,7 @@ from edge_agent.events import (
     ModuleFailed,
     ModuleReady,
     NotReceived,
+    PublishEvent,
     Ran,
     Received,
     Reply,
@@ -144,7 +145,7 @@ def test_every_rule_returns_a_list_and_none_is_a_generator(rules: ModuleType) ->
 def test_a_rule_has_its_effect_though_its_actions_are_dropped(front: AgentState) -> None:
     coordinate.on_request(front, ASKED, 0.0)
     assert len(front.coordinated) == 1
-    coordinate.on_task_cleared(front, "zero-shot")
+    coordinate.on_task_cleared(front, "zero-shot", 0.0)
     assert not front.coordinated
 
 
@@ -173,7 +174,7 @@ def test_assigned_modules_are_loaded_after_the_others_are_unloaded() -> None:
     state = AgentState("gw-a", PREFIX)
     assert only(decide(state, assignment(ENCODER), 0.0), Load).assigned.spec == ENCODER
     actions = decide(state, assignment(HEAD, generation=2), 0.0)
-    assert [type(action) for action in actions] == [Unload, Load, SendHeartbeat]
+    assert [type(action) for action in actions] == [Unload, Load, PublishEvent, SendHeartbeat]
 
 
 def test_the_same_assignment_again_loads_nothing(front: AgentState) -> None:

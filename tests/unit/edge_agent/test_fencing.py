@@ -232,6 +232,6 @@ def test_a_restarted_device_with_an_old_retained_assignment_unloads_the_modules_
     assert {load.assigned.spec.key for load in loads} == {OWN.key, OLD.key}
     decide(state, ModuleReady(OLD.key), 0.1)
     actions = decide(state, fenced_assignment(OWN, epoch=EPOCH + 1, generation=0), 0.2)
-    assert [action for action in actions if isinstance(action, (Unload, Load))] == [Unload(OLD.key)]
+    assert [action for action in actions if isinstance(action, (Unload, Load))] == [Unload(OLD.key, "m/old")]
     assert OLD.key not in state.ready
     assert decide(state, fenced_assignment(OWN, OLD), 0.3) == [], "the old one, delivered again, loads nothing"

@@ -1,0 +1,56 @@
+"""The description of this machine and its software, which a device's birth carries for people.
+
+Owns where each text comes from. Decides nothing; no rule reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+from importlib import metadata
+from pathlib import Path
+
+from broker.protocol.messages import About
+from edge_agent.runtime.engines import ENGINES
+
+CPU_INFO = Path("/proc/cpuinfo")
+_MODEL = re.compile(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", re.MULTILINE)  # x86; boards with ARM
+
+
+def about() -> About:
+    """The version, host, architecture, processor, interpreter, installed engines and accelerator of this agent."""
+    installed = {engine: version for engine in ENGINES if (version := _version(engine))}
+    return About(
+        version=_version("s2m3") or "unknown",
+        host=socket.gethostname(),
+        machine=platform.machine(),
+        cpu=f"{_processor()}, {os.cpu_count() or 1} cores",
+        python=platform.python_version(),
+        engines=tuple(f"{engine} {version}" for engine, version in sorted(installed.items())),
+        accelerator=_accelerator() if "torch" in installed else None,
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's name as the system gives it; else its architecture."""
+    try:
+        found = _MODEL.search(CPU_INFO.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _accelerator() -> str | None:
+    """The name of the first CUDA device; None without one."""
+    import torch  # noqa: PLC0415 - an agent starts without it
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
