@@ -21,7 +21,15 @@ from broker.protocol.messages import (
     Result,
 )
 from broker.protocol.specs import ModuleSpec
-from broker.protocol.topics import DEVICE_ASSIGNMENT, DEVICE_HEARTBEAT, RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of
+from broker.protocol.topics import (
+    CLIENT_REQUESTS,
+    DEVICE_ASSIGNMENT,
+    DEVICE_HEARTBEAT,
+    RESULTS,
+    TASK_REQUESTS,
+    TASK_ROUTE,
+    prefix_of,
+)
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkUp, Outgoing
 from edge_agent.config import AgentConfig
@@ -69,11 +77,15 @@ class Agents:
         )
         self._publish(TASK_ROUTE.at(self.prefix, task="echo"), known)
 
-    def ask_once(self) -> None:
+    def ask_once(self, *, names_client: bool = False) -> None:
         """One publish, as of a plain sensor, once both agents have joined their groups; nothing is resent."""
         self._await_members()
-        reply_to = RESULTS.at(self.prefix, client="sensor", request="only")
-        topic = TASK_REQUESTS.at(self.prefix, task="echo")
+        ids = {"client": "sensor", "request": "only"}
+        if names_client:
+            topic = CLIENT_REQUESTS.at(self.prefix, task="echo", **ids)
+            self.observer.publish(Outgoing(topic, b"a cat", expiry_s=30))
+            return
+        topic, reply_to = TASK_REQUESTS.at(self.prefix, task="echo"), RESULTS.at(self.prefix, **ids)
         self.observer.publish(Outgoing(topic, b"a cat", response_topic=reply_to, correlation=b"only", expiry_s=30))
 
     def answer(self) -> Result:
@@ -136,9 +148,12 @@ def agents(broker_url: str, unique_prefix: str, proxy_to: Callable[[str], Any], 
         yield Agents(stack, broker_url, unique_prefix, proxy_to(broker_url), recorder)
 
 
-def test_the_backup_answers_a_request_that_died_with_the_front_door(agents: Agents, patience_s: float) -> None:
+@pytest.mark.parametrize("names_client", [False, True])
+def test_the_backup_answers_a_request_that_died_with_the_front_door(
+    agents: Agents, patience_s: float, *, names_client: bool
+) -> None:
     agents.route(1, agents.front, (agents.backup,))
-    agents.ask_once()
+    agents.ask_once(names_client=names_client)
     assert agents.taken.wait(patience_s), "the front door has the request and computes"
     agents.way.close()
     result = agents.answer()
