@@ -161,7 +161,7 @@ class Agent:
         if due_s is not None and now_s >= due_s:
             self._handle(events.Tick(), now_s)
         self._sender.retry(now_s)
-        self._watch_passes(now_s)
+        self._watch_workers(now_s)
         if now_s >= self._gives_back_at_s:
             self._gives_back_at_s = now_s + GIVE_BACK_S
             self._workers.give_back_memory()
@@ -169,9 +169,9 @@ class Agent:
             self._summary_at_s = now_s + SUMMARY_S
             self._reports.summarize(self._state, self._store.held(), self._refused.copy())
 
-    def _watch_passes(self, now_s: float) -> None:
+    def _watch_workers(self, now_s: float) -> None:
         """Leave when a forward pass hangs: at once for the orchestrator, a little later for good."""
-        hung = self._workers.hung_pass(self._awake.tick(now_s))
+        hung = self._workers.watch(self._awake.tick(now_s))
         if self._restart_by_s is None and hung is not None:
             self._leave(hung, now_s)
         elif self._restart_by_s is not None and (now_s >= self._restart_by_s or not self._state.coordinated):

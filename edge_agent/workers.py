@@ -1,7 +1,7 @@
-"""The threads that load modules and compute nodes: one thread each.
+"""The threads that load modules (``loads``) and the one that computes nodes.
 
-Owns the way of a module and of a forward pass through the store and the runner, the rounding of the arrays that nodes
-exchange, and when a pass counts as hung. Decides nothing.
+Owns the way of a forward pass through the store and the runner, the rounding of the arrays that nodes exchange, and
+when a pass counts as hung. Decides nothing.
 
 Invariants:
 - Each load and each pass ends in exactly one event, except a pass that hangs.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +24,12 @@ from queue import Empty, SimpleQueue
 import structlog
 
 from broker.protocol.codec import RawInput
-from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
-from broker.protocol.messages import AssignedModule
+from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Tensors, narrowed, widened
 from edge_agent import events
 from edge_agent.config import AgentConfig
 from edge_agent.device import footprint
+from edge_agent.loads import Loads
 from edge_agent.modules import Output, Value
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
@@ -83,7 +82,7 @@ class _Passes:
 
 
 class Workers:
-    """Performs ``Load``, ``Unload`` and ``Run``; both threads call ``report`` with the events."""
+    """Performs ``Load``, ``Unload`` and ``Run``; its threads call ``report`` with the events."""
 
     def __init__(
         self,
@@ -95,7 +94,7 @@ class Workers:
     ) -> None:
         self._store, self._runner, self._speed = store, runner, config.speed
         self._report = report
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix=f"agent[{config.id}].load")
+        self._loads = Loads(config.id, store, report=report)
         self._computer = _Passes(f"agent[{config.id}].compute")
         self._computing: events.Run | None = None  # the present pass
         self._watched: tuple[events.Run | None, float] = (None, 0.0)  # the pass seen last; since when
@@ -105,9 +104,9 @@ class Workers:
         """Perform an action on its thread, after those before it."""
         match action:
             case events.Load(assigned):
-                self._loader.submit(self._load, assigned)
+                self._loads.load(assigned)
             case events.Unload():
-                self._loader.submit(self._unload, action)
+                self._loads.unload(action)
             case events.Run():
                 self._computer.submit(partial(self._run, action))
 
@@ -115,8 +114,12 @@ class Workers:
         """Return freed memory to the system, between two passes."""
         self._computer.submit(footprint.give_back)
 
-    def hung_pass(self, awake_s: float) -> HungPass | None:
-        """The present pass, if it is hung. One thread calls this often, with the time in which the process ran."""
+    def watch(self, awake_s: float) -> HungPass | None:
+        """Give up loads that hang, and return the present pass if it hangs.
+
+        One thread calls this often, with the time in which the process ran.
+        """
+        self._loads.watch(awake_s)
         run = self._computing
         if run is not self._watched[0]:
             self._watched = run, awake_s
@@ -126,26 +129,8 @@ class Workers:
         return HungPass(run, since_s, limit_s) if since_s > limit_s else None
 
     def close(self) -> None:
-        """Drop the actions that wait, and wait a little for the pass that runs."""
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        """Drop the passes that wait, and wait a little for the one that runs."""
         self._computer.close()
-
-    def _load(self, assigned: AssignedModule) -> None:
-        key = assigned.spec.key
-        try:
-            held = self._store.load(assigned)
-        except ModuleRefused as error:
-            self._log.error("module_refused", module=assigned.module, error=str(error))
-            self._report(events.ModuleFailed(key, str(error)))
-        else:
-            measured = held.model_dump(include={"memory_bytes", "load_s", "compute_s"})
-            self._log.info("module_ready", module=assigned.module, **measured)
-            self._report(events.ModuleReady(key, held.compute_s))
-
-    def _unload(self, unload: events.Unload) -> None:
-        self._store.unload(unload.key)
-        self._log.info("module_unloaded", key=unload.key)
-        self._report(events.ModuleUnloaded(unload.module))
 
     def _run(self, run: events.Run) -> None:
         began_s = ended_s = time.monotonic()

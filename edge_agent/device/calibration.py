@@ -27,6 +27,7 @@ from edge_agent import modules
 from edge_agent.device import footprint
 from edge_agent.device.measurements import Measurement, Measurements
 from edge_agent.modules import Module, Value
+from edge_agent.modules.weights.progress import current
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 from edge_agent.runtime.runner import Runner
 
@@ -47,6 +48,7 @@ class Loaded:
     memory_bytes: int
     load_s: float  # until it can be used, without the imports of its family
     compute_s: float | None  # None: not measured
+    is_alone: bool = True  # no other load ran meanwhile: the growth of memory is this module's
 
 
 class Calibration:
@@ -108,10 +110,11 @@ class Calibration:
         if compute_s is None:
             compute_s = self._calibrated(spec, module)
         after = self._resident()
-        grown = after - before if before is not None and after is not None else 0
+        is_alone = not current().disturbed
+        grown = after - before if before is not None and after is not None and is_alone else 0
         memory_bytes = known.memory_bytes if known and known.compute_s else max(spec.memory_bytes, grown)
         load_s = self._clock() - began_s
-        return Loaded(module, memory_bytes, load_s, None if compute_s is None else compute_s / self._speed)
+        return Loaded(module, memory_bytes, load_s, None if compute_s is None else compute_s / self._speed, is_alone)
 
     def keep(self, spec: ModuleSpec, loaded: Loaded) -> None:
         """Keep the cost of a module that fits. The cost of one that doesn't may have been measured at a bad moment."""

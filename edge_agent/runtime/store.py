@@ -52,6 +52,7 @@ class _Entry:
     compute_s: float | None = None
     uses: int = 0
     leaving: bool = False  # unloaded, but still in use or loading
+    abandoned: bool = False  # its load stands still: whatever comes of it is dropped
 
     @property
     def memory_bytes(self) -> int:
@@ -98,10 +99,9 @@ class Store:
                 raise ModuleRefused(_reason(assigned, error)) from error
             self._finish(entry, loaded, None)
             with _harmless():
-                if entry.state == "ready":
+                if entry.state == "ready" and loaded.is_alone:
                     self._calibration.keep(assigned.spec, loaded)
-                del loaded  # a module that was refused or unloaded meanwhile must be freed
-                self._tidy()
+            del loaded  # a module that was refused or unloaded meanwhile must be freed
         with self._changed:
             self._changed.wait_for(lambda: entry.state != "loading")
             if entry.error is not None:
@@ -110,21 +110,44 @@ class Store:
 
     def unload(self, key: ModuleKey) -> None:
         """Drop a module, now or when its last use or its loading ends; an unknown key is ignored."""
+        self.settle(key, self.release(key))
+
+    def release(self, key: ModuleKey) -> float | None:
+        """The first half of ``unload``, which never waits. Returns the measured seconds of a pass, for ``settle``."""
         with self._changed:
             entry = self._entries.get(key)
             if entry is None:
-                return
-            compute_s = entry.compute_s
+                return None
             if entry.uses or entry.state == "loading":
                 entry.leaving = True
             else:
                 del self._entries[key]
-            del entry
             self._changed.notify_all()
+            return entry.compute_s
+
+    def settle(self, key: ModuleKey, compute_s: float | None) -> None:
+        """The second half of ``unload``: keep what was measured, and tidy."""
         with _harmless():
             if compute_s is not None:
                 self._calibration.remember(key, compute_s)
-            self._tidy()
+        self.tidy()
+
+    def abandon(self, key: ModuleKey, reason: str) -> None:
+        """End the load of a module that makes no progress: it has failed, and whatever comes of it is dropped."""
+        with self._changed:
+            entry = self._entries.get(key)
+            if entry is None or entry.state != "loading":
+                return
+            if entry.leaving:
+                del self._entries[key]
+            entry.state, entry.error, entry.abandoned = "failed", reason, True
+            self._changed.notify_all()
+
+    def refuse(self, assigned: AssignedModule, reason: str) -> None:
+        """List a module as failed that can't be loaded now."""
+        with self._changed:
+            entry = _Entry(assigned.module, assigned.spec, 0, "failed", error=reason)
+            self._entries[assigned.spec.key] = entry
 
     @contextmanager
     def use(self, key: ModuleKey) -> Iterator[Module]:
@@ -205,8 +228,10 @@ class Store:
             raise ModuleRefused(entry.error)
 
     def _finish(self, entry: _Entry, loaded: Loaded | None, error: str | None) -> None:
-        """End a load: ready, failed, too large, or unloaded meanwhile."""
+        """End a load: ready, failed, too large, or unloaded meanwhile. The end of an abandoned one changes nothing."""
         with self._changed:
+            if entry.abandoned:
+                return
             if entry.leaving:
                 error = f"{entry.name} was unloaded while it was loading"
                 del self._entries[entry.spec.key]
@@ -223,10 +248,11 @@ class Store:
             entry.state = "ready" if error is None else "failed"
             self._changed.notify_all()
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
         """After a load or an unload: return freed memory to the system, and check the disk for weights again."""
-        footprint.give_back()
-        self._calibration.look()
+        with _harmless():
+            footprint.give_back()
+            self._calibration.look()
 
     def _alive(self, key: ModuleKey) -> _Entry | None:
         entry = self._entries.get(key)

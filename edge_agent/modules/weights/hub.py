@@ -2,7 +2,7 @@
 
 Owns the order of places: the models directory (``DIRECTORY_VARIABLE``, or the agent's setting ``models:``), laid out
 DIR/org/name/{config.json, *.safetensors, tokenizer files}; then the Hugging Face hub at the pinned revision, file by
-file, into the hub client's own cache. Knows no file's meaning, and never opens one.
+file, into the hub client's own cache. Owns the check for room on the disk. Knows no file's meaning, and opens none.
 
 Invariants: a repository found in the models directory is complete there, and the hub isn't asked for the rest. The
 organisation ``local`` is for weights that nobody publishes: they are looked up in the models directory only.
@@ -14,13 +14,18 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.specs import Source
+from edge_agent.modules.weights.progress import current
 
 DIRECTORY_VARIABLE = "S2M3_MODELS"
+DISK_RESERVE_BYTES = 64 * 1024 * 1024  # that a download leaves free, for logs and measurements
 LOCAL = "local"
 UNKNOWN = object()
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w-]*(\.[\w-]+)*")  # no dots beside dots: no way up
@@ -131,10 +136,12 @@ def _cached(name: str, revision: str | None, file: str) -> Path | object | None:
 def _download(name: str, revision: str | None, file: str, *, cache_only: bool) -> Path | None:
     from huggingface_hub import errors, hf_hub_download  # noqa: PLC0415 - the same
 
+    watch_downloads()
     where = f"{name}@{revision}" if revision else name
     elsewhere = f"put the repository into DIR/{name} and set {DIRECTORY_VARIABLE}=DIR (or models: in the agent's file)"
     try:
-        return Path(hf_hub_download(name, file, revision=revision, local_files_only=cache_only))
+        with current().fetching():
+            return Path(hf_hub_download(name, file, revision=revision, local_files_only=cache_only))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:  # before the former's base class
         raise HubIsAway(
             f"no network for the hub, and {file} of {where} is not in its cache: connect this device, or {elsewhere}"
@@ -158,3 +165,51 @@ def _reason(error: OSError, what: str, elsewhere: str) -> str:
     if isinstance(error, ConnectionError | TimeoutError) or error.errno is None:
         return f"no network for the hub, or it refuses: {what}: {first}; try again later, or {elsewhere}"
     return f"{what} can't be stored ({first}): check the disk and the permissions of HF_HOME"
+
+
+def watch_downloads() -> None:
+    """Let each download of the hub's client report its progress, so that it can be stopped and needs the disk's room.
+
+    The Xet protocol, which reads in threads that nobody can stop, is turned off.
+    """
+    from huggingface_hub import constants, get_session  # noqa: PLC0415 - the same
+
+    constants.HF_HUB_DISABLE_XET = True
+    hooks = get_session().event_hooks["response"]
+    if _watch not in hooks:
+        hooks.append(_watch)
+
+
+def _watch(response: Any) -> None:  # noqa: ANN401 - of the hub's HTTP library, which differs between its versions
+    """Check the room for a download that begins, and count its bytes as they come."""
+    if response.request.method != "GET" or response.is_redirect:
+        return
+    progress, read = current(), response.iter_raw
+    size_bytes = int(response.headers.get("Content-Length") or 0)
+    check_room(size_bytes)
+    progress.expected_bytes += size_bytes
+
+    def counted(chunk_size: int | None = None) -> Iterator[bytes]:
+        for chunk in read(chunk_size):
+            progress.on_fetched(len(chunk))
+            yield chunk
+
+    response.iter_raw = counted
+
+
+def check_room(size_bytes: int) -> None:
+    """Check that the disk of the hub's cache has room for a download.
+
+    Raises:
+        ModuleRefused: it hasn't.
+    """
+    from huggingface_hub import constants  # noqa: PLC0415 - the same
+
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next(path for path in (cache, *cache.parents) if path.is_dir())
+    free_bytes = shutil.disk_usage(place).free
+    if size_bytes + DISK_RESERVE_BYTES > free_bytes:
+        raise ModuleRefused(
+            f"the download has {size_bytes} bytes, and {free_bytes} are free on the disk of {place}, of which "
+            f"{DISK_RESERVE_BYTES} stay free: free some room, or set HF_HOME to a larger disk"
+        )

@@ -1,0 +1,229 @@
+"""Loads that make no progress: each fails with its reason, holds up no other module, and stops when it is unloaded.
+
+The hub is a small server on this machine that sends one byte after the other, and its client the real one.
+"""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from broker.protocol.codec import decode, encode
+from broker.protocol.messages import AssignedModule, Heartbeat, HeldModule
+from broker.protocol.specs import ModuleSpec, Source
+from broker.protocol.topics import DEVICE_ASSIGNMENT
+from broker.transport.memory import MemoryBroker, MemoryTransport
+from broker.transport.port import Delivery, Outgoing
+from edge_agent import loads
+from edge_agent.config import AgentConfig
+from edge_agent.loads import MIN_BYTES_PER_S, MIN_CPU_SHARE, Pace, deadline_s
+from edge_agent.modules import Module, Output
+from edge_agent.modules.weights import hub
+from edge_agent.service import Agent
+from tests.builders import PREFIX, assignment, computing, module, part_of, profile, uncalibrated_store
+from tests.patience import PATIENCE_S, until
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SIZE = 1_000_000
+GOOD, STUCK, DRIP = (module(name, memory_bytes=10) for name in ("good", "stuck", "drip"))
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Serves a file of 1 MB under every name, a byte at a time; notes when its client is gone."""
+
+    sent = 0
+    gone = threading.Event()
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        for name, value in {"ETag": '"abc"', "X-Repo-Commit": COMMIT, "Content-Length": str(SIZE)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        pause = threading.Event()
+        try:
+            for _ in range(SIZE):
+                self.wfile.write(b".")
+                Hub.sent += 1
+                pause.wait(0.02)
+        except OSError:
+            Hub.gone.set()
+
+    def log_message(self, *_: object) -> None:
+        """Keep silent."""
+
+
+@pytest.fixture
+def hub_that_drips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    Hub.sent = 0
+    Hub.gone.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(hub.DIRECTORY_VARIABLE, raising=False)
+    yield
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class World:
+    """An agent that holds what it is assigned, and the heartbeats that it sends."""
+
+    def __init__(self, received: Any) -> None:
+        self.received = received
+        self.released = threading.Event()
+        broker = MemoryBroker()
+        self.listener = MemoryTransport(broker, client_id="listener", inbox=received)
+        self.listener.subscribe(f"{PREFIX}/#")
+        self.listener.start()
+        self.agent = Agent(
+            AgentConfig(id="gw-a", heartbeat_interval_s=0.05),
+            profile=profile(),
+            store=uncalibrated_store(100, self._load),
+            make_transport=broker.connect,
+        )
+        self._thread = threading.Thread(target=self.agent.run)
+        self._thread.start()
+
+    def _load(self, spec: ModuleSpec) -> Module:
+        if part_of(spec) == "stuck":
+            self.released.wait()
+        if part_of(spec) == "drip":
+            hub.repository(Source(hub="org/drips", part="x")).required("config.json")
+        return computing(lambda *_: Output({}))
+
+    def assign(self, *specs: ModuleSpec, generation: int = 1) -> None:
+        topic = DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a")
+        self.listener.publish(Outgoing(topic, encode(assignment(*specs, generation=generation)), retain=True))
+
+    def held(self, fits: Callable[[dict[str, HeldModule]], object]) -> dict[str, HeldModule]:
+        """The modules by name, as a heartbeat from now on says."""
+        self.received.clear()
+
+        def modules(event: object) -> dict[str, HeldModule]:
+            assert isinstance(event, Delivery)
+            return {held.module.rpartition("/")[2]: held for held in decode(Heartbeat, event.payload).modules.values()}
+
+        def fitting(event: object) -> bool:
+            return isinstance(event, Delivery) and event.topic.endswith("/heartbeat") and bool(fits(modules(event)))
+
+        return modules(self.received.wait_for(fitting))
+
+    def stop(self) -> None:
+        self.released.set()
+        self.agent.stop()
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def world(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(loads, "STILL_S", 2.0)
+    monkeypatch.setattr(loads, "YIELD_S", 0.2)
+    made = World(recorder)
+    yield made
+    made.stop()
+
+
+def test_a_load_that_stands_still_fails_and_the_next_module_does_not_wait_for_it(world: World) -> None:
+    world.assign(STUCK, GOOD)
+    seen = world.held(lambda held: "good" in held and held["good"].state == "ready")
+    assert seen["stuck"].state == "loading"
+    failed = world.held(lambda held: held["stuck"].state == "failed")["stuck"]
+    assert "its load stands still" in str(failed.error)
+    assert failed.memory_bytes == 0
+    until(lambda: STUCK.key in world.agent._state.failed)
+
+
+def test_a_module_whose_load_was_left_behind_is_refused_until_that_has_ended(world: World) -> None:
+    world.assign(STUCK)
+    world.held(lambda held: "stuck" in held and held["stuck"].state == "failed")
+    world.assign(STUCK, generation=2)
+    again = world.held(lambda held: "an earlier load of it still stands still here" in str(held["stuck"].error))
+    assert again["stuck"].state == "failed"
+    world.released.set()
+    thread = world.agent._workers._loads._stuck[STUCK.key]
+    thread.join(PATIENCE_S)
+    assert world.held(lambda held: held)["stuck"].state == "failed", "what came of it at last is dropped"
+    world.assign(STUCK, generation=3)
+    world.held(lambda held: held["stuck"].state == "ready")
+
+
+@pytest.mark.usefixtures("hub_that_drips")
+def test_a_hub_that_drips_fails_the_module_and_holds_up_no_other(world: World) -> None:
+    world.assign(DRIP, GOOD)
+    seen = world.held(lambda held: "good" in held and held["good"].state == "ready")
+    assert seen["drip"].state == "loading"
+    failed = world.held(lambda held: held["drip"].state == "failed")["drip"]
+    assert "its load stands still" in str(failed.error)
+    assert Hub.gone.wait(PATIENCE_S), "the download ends, too"
+    assert Hub.sent > 10
+
+
+@pytest.mark.usefixtures("hub_that_drips")
+def test_an_undeployed_module_stops_loading(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loads, "STILL_S", 3600.0)
+    world.assign(DRIP)
+    until(lambda: Hub.sent > 5)
+    world.assign(generation=2)
+    assert Hub.gone.wait(PATIENCE_S)
+    world.held(lambda held: not held)
+    until(lambda: world.agent._store.used_bytes == 0)
+    assert not world.agent._state.failed
+
+
+@pytest.mark.usefixtures("hub_that_drips")
+def test_a_download_that_the_disk_has_no_room_for_is_refused_with_both_numbers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=hub.DISK_RESERVE_BYTES + SIZE - 1))
+    world.assign(DRIP)
+    failed = world.held(lambda held: "drip" in held and held["drip"].state == "failed")["drip"]
+    assert f"the download has {SIZE} bytes, and {hub.DISK_RESERVE_BYTES + SIZE - 1} are free" in str(failed.error)
+
+
+def test_progress_is_bytes_or_processor_time_and_either_is_enough() -> None:
+    window_s = 10.0
+    for size_bytes, cpu_s, still in (
+        (0, 0.0, True),
+        (MIN_BYTES_PER_S * window_s - 1, 0.0, True),
+        (MIN_BYTES_PER_S * window_s, 0.0, False),
+        (0, MIN_CPU_SHARE * window_s, False),
+    ):
+        pace = Pace(window_s)
+        assert not pace.stands_still(100.0, 7, 3.0)
+        assert not pace.stands_still(109.9, 7, 3.0)
+        assert pace.stands_still(110.0, 7 + int(size_bytes), 3.0 + cpu_s) == still
+    assert pace.stands_still(120.0, 7, 3.0 + MIN_CPU_SHARE * window_s), "and then nothing"
+
+
+def test_a_load_has_a_deadline_by_its_bytes() -> None:
+    assert deadline_s(0) == pytest.approx(loads.LOAD_S)
+    assert deadline_s(64 * 2**20) == pytest.approx(loads.LOAD_S + 1024)
+
+
+def test_a_load_that_goes_on_too_long_fails_although_it_makes_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    worked_s = iter(range(1000))
+    monkeypatch.setattr(loads, "_cpu_s", lambda _: float(next(worked_s)))
+    loading = loads._Loading(AssignedModule(module="m", spec=GOOD))
+    assert not any(loading.problem(float(at_s)) for at_s in range(100, 400)), "it waits for its turn"
+    loading.waiting = False
+    problems = [loading.problem(float(at_s)) for at_s in range(400, 525)]
+    assert problems.index("its load takes longer than 120 s") == 121
+    loading.progress.expected_bytes = 10 * MIN_BYTES_PER_S
+    assert not loading.problem(525.0), "the download turned out to be larger"
