@@ -6,7 +6,8 @@ coordinators, which choose other devices. What this device coordinates goes on u
 
 from __future__ import annotations
 
-from edge_agent.events import Action, LeaveGroup, PassIsHung, Restarting
+from broker.protocol.reports import EventType
+from edge_agent.events import Action, LeaveGroup, PassIsHung, PublishEvent, Restarting
 from edge_agent.requests import coordinate, execute
 from edge_agent.state import AgentState
 
@@ -14,10 +15,13 @@ from edge_agent.state import AgentState
 def on_pass_hung(state: AgentState, event: PassIsHung, now_s: float) -> list[Action]:
     """Leave the share groups, and hold no module any more."""
     state.leaving = True
+    _, key = state.passes.get(event.run, (None, ""))
+    module = state.assigned[key].module if key in state.assigned else None
+    told = PublishEvent(EventType.MODULE_FAILED, module=module, why=f"a pass hangs, so {state.device} restarts")
     groups = [*state.share_groups.values(), *state.leave_at_s]
     state.share_groups, state.leave_at_s = {}, {}
     state.assigned, state.ready, state.failed, state.loading = {}, set(), set(), {}
-    return [*(LeaveGroup(group) for group in groups), *execute.on_pass_hung(state, event.run, now_s)]
+    return [told, *(LeaveGroup(group) for group in groups), *execute.on_pass_hung(state, event.run, now_s)]
 
 
 def on_restarting(state: AgentState, _: Restarting, now_s: float) -> list[Action]:

@@ -10,7 +10,18 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import NodeFailed, Plan, PlannedNode
 from edge_agent.decide import decide
-from edge_agent.events import JoinGroup, LeaveGroup, Load, PassIsHung, Received, Reply, Restarting, Run, Send
+from edge_agent.events import (
+    JoinGroup,
+    LeaveGroup,
+    Load,
+    PassIsHung,
+    PublishEvent,
+    Received,
+    Reply,
+    Restarting,
+    Run,
+    Send,
+)
 from edge_agent.state import AgentState
 from tests.builders import ENCODER, agent, all_of, assignment, encoder_route, node_inputs, only, requested
 
@@ -27,6 +38,8 @@ def test_it_leaves_its_groups_and_joins_and_loads_nothing_more(state: AgentState
     run = only(decide(state, requested("t"), 0.0), Run)
     actions = decide(state, PassIsHung(run.run), 31.0)
     assert [each.filter for each in all_of(actions, LeaveGroup)] == [group]
+    told = only(actions, PublishEvent)
+    assert (told.type, told.module, told.why) == ("module_failed", "m/encoder", "a pass hangs, so gw-a restarts")
     later = [*decide(state, route("t", generation=9), 32.0), *decide(state, assignment(ENCODER, generation=9), 32.0)]
     assert not all_of(later, JoinGroup)
     assert not all_of(later, Load)
