@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from orchestrator.planner.budget import Budget
 from orchestrator.planner.candidates import Candidates
 from orchestrator.planner.fleet import Flags, Integers, Row
-from orchestrator.planner.local_search import GAIN, Budget
+from orchestrator.planner.local_search import GAIN
 from orchestrator.planner.problem import Problem
 
 _UNITS_OF_A_BRANCH, _UNITS_OF_A_CHECK = 2, 2

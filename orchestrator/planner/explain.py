@@ -91,6 +91,16 @@ def explain(placement: Placement, key: ModuleKey) -> Explanation:
     return Explanation(placement.where[key], why, rejected)
 
 
+def brief_reason(placement: Placement, key: ModuleKey) -> str:
+    """The reason why one module is where it is, without a look at other devices."""
+    problem, module = placement.problem, placement.problem.number[key]
+    if key in placement.kept:
+        return "stays where it is"
+    where = PartialPlacement(problem, placement.where).where
+    added_s = problem.cost_s(module, where[module], where) - problem.cost_s(module, NOWHERE, where)
+    return f"adds {max(0.0, added_s):.3g} s"
+
+
 def _slower(by_s: float, *, later: bool) -> str:
     if by_s > 0:
         return f"slower by {by_s:.3g} s"

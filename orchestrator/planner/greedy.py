@@ -10,6 +10,8 @@ The modules that an unfinished placement still misses will cost something too. T
   costs, and compares the results (a rollout: Bertsekas, Tsitsiklis and Wu, "Rollout algorithms for combinatorial
   optimization", 1997). So it takes no device that would leave the other modules without room.
 
+When the budget is spent, it looks at no costs any more: a module goes where it leaves the least room.
+
 Source of the rule: "S2M3: Split-and-Share Multi-Modal Models for Distributed Multi-Task Inference on the Edge" (ICDCS
 2025).
 """
@@ -25,6 +27,7 @@ import numpy as np
 
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, ModuleKey
+from orchestrator.planner.budget import Budget
 from orchestrator.planner.fleet import NOWHERE, Integers, Row
 from orchestrator.planner.packing import SearchLimitReached, packed
 from orchestrator.planner.problem import Problem, Where
@@ -35,6 +38,8 @@ ROLLOUTS = 300
 """Up to so many modules x devices, the rule looks ahead: some ten milliseconds."""
 _COMPLETIONS = 64  # placements of one task's missing modules; beyond them, these count as nothing
 _STEPS = 20_000  # of the search whether the missing modules can still be packed
+_UNITS_OF_A_COMPLETION = 2
+_UNITS_OF_A_TASK = 15  # what it costs to compare devices for one module of a task
 
 
 class PartialPlacement:
@@ -84,7 +89,7 @@ class PartialPlacement:
         fits[self.problem.barred[module]] = False
         return np.flatnonzero(fits)
 
-    def packing(self, *, steps: int) -> dict[int, Row] | None:
+    def packing(self, budget: Budget, *, steps: int) -> dict[int, Row] | None:
         """Rows for the missing modules, at any cost; None when no way to fit all exists.
 
         Raises:
@@ -92,7 +97,8 @@ class PartialPlacement:
         """
         missing = self.missing
         sizes = [self.problem.bytes[module] for module in missing]
-        rows = packed(sizes, self.room.tolist(), [self.problem.barred[module] for module in missing], steps=steps)
+        barred = [self.problem.barred[module] for module in missing]
+        rows = packed(sizes, self.room.tolist(), barred, steps=steps, budget=budget)
         return None if rows is None else dict(zip(missing, rows, strict=True))
 
     def no_device_fits(self, module: int) -> NoDeviceFits:
@@ -103,41 +109,43 @@ class PartialPlacement:
         return NoDeviceFits(module=self.problem.names[module], memory_bytes=size, short_bytes=short)
 
 
-def greedy(draft: PartialPlacement) -> None:
+def greedy(draft: PartialPlacement, budget: Budget | None = None) -> None:
     """Place the modules that have no device yet.
 
     Raises:
         NoDeviceFits: a module finds no device with enough memory left; those before it are placed.
     """
-    missing = draft.missing
+    missing, budget = draft.missing, budget or Budget()
     ahead = len(missing) * len(draft.problem.fleet) <= ROLLOUTS
     for module in missing:
         rows = draft.able(module)
-        row = _best_ahead(draft, module, rows) if ahead and len(rows) > 1 else None
-        draft.put(module, _best(draft, module, rows) if row is None else row)
+        row = _best_ahead(draft, module, rows, budget) if ahead and len(rows) > 1 else None
+        draft.put(module, _best(draft, module, rows, budget) if row is None else row)
 
 
-def _best_ahead(draft: PartialPlacement, module: int, rows: Integers) -> Row | None:
+def _best_ahead(draft: PartialPlacement, module: int, rows: Integers, budget: Budget) -> Row | None:
     """The row from which the rule itself ends best; None when it finds no end, wherever this module is."""
     ends: list[tuple[float, Row]] = []
     for row in rows.tolist():
+        if budget.over:
+            return None
         trial = draft.copy()
         trial.put(module, row)
-        if _finish(trial):
+        if _finish(trial, budget):
             ends.append((draft.problem.objective(trial.where), row))
     return min(ends)[1] if ends else None
 
 
-def _finish(draft: PartialPlacement) -> bool:
+def _finish(draft: PartialPlacement, budget: Budget) -> bool:
     """Place the missing modules by the rule, or by packing where the rule fails; tell whether all are placed."""
     missing, packing = draft.missing, None
     with suppress(SearchLimitReached):
-        packing = draft.packing(steps=_STEPS)
+        packing = draft.packing(budget, steps=_STEPS)
         if packing is None:
             return False
     try:
         for module in missing:
-            draft.put(module, _best(draft, module, draft.able(module)))
+            draft.put(module, _best(draft, module, draft.able(module), budget))
     except NoDeviceFits:
         if packing is None:
             return False
@@ -145,21 +153,24 @@ def _finish(draft: PartialPlacement) -> bool:
     return True
 
 
-def _best(draft: PartialPlacement, module: int, rows: Integers) -> Row:
-    """The row where this module's expected cost is least.
+def _best(draft: PartialPlacement, module: int, rows: Integers, budget: Budget) -> Row:
+    """The row where this module's expected cost is least, or where it leaves the least room.
 
     Raises:
         NoDeviceFits: no row is left.
     """
     if not len(rows):
         raise draft.no_device_fits(module)
+    if budget.over:
+        return int(rows[draft.room[rows].argmin()])
+    budget.spend(_UNITS_OF_A_TASK * len(draft.problem.users[module]))
     if len(draft.problem.fleet) > FEW:
         return draft.problem.cheapest(module, rows, draft.where)
     options: list[Row] = rows.tolist()
-    return min(options, key=lambda row: (_expected(draft, module, row), row))
+    return min(options, key=lambda row: (_expected(draft, module, row, budget), row))
 
 
-def _expected(draft: PartialPlacement, module: int, row: Row) -> float:
+def _expected(draft: PartialPlacement, module: int, row: Row, budget: Budget) -> float:
     """The expected share of this module's tasks in the objective, if it were on this row."""
     problem = draft.problem
     cost = problem.penalty(module, row)
@@ -175,7 +186,9 @@ def _expected(draft: PartialPlacement, module: int, row: Row) -> float:
                 options.append(roomy or [int(draft.room.argmax())])
             else:
                 options.append([there])
-        if prod(map(len, options)) > _COMPLETIONS:
+        completions = prod(map(len, options))
+        budget.spend(_UNITS_OF_A_COMPLETION * (1 + min(completions, _COMPLETIONS)))
+        if completions > _COMPLETIONS:
             cost += problem.tasks[task].weight * schedule.latency_s(tuple(at))
         else:
             cost += problem.tasks[task].weight * min(map(schedule.latency_s, product(*options)))

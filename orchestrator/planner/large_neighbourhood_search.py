@@ -23,6 +23,7 @@ _WORK_ON_A_GROUP = 3_000
 _TOGETHER = 3  # tasks of the largest group
 _GROUPS = 5_000  # of one size at most; the work ends before
 _UNITS_OF_A_TASK = 20  # what it costs to enumerate the candidates of a task
+_UNITS_OF_TOO_MANY = 2_000  # to find out that there are too many
 _CANDIDATES_A_UNIT = 10  # how many candidates or devices cost one more
 
 
@@ -98,14 +99,22 @@ class LargeNeighbourhoodSearch:
         if search.budget.over:
             raise TooManyCandidates
         schedule = problem.schedules[task]
-        penalised = problem.penalised[task]
-        penalties = [problem.penalties(module) if module in penalised else None for module in schedule.slots]
+        movable = {
+            module
+            for module in problem.penalised[task]
+            if module in free or search.where[module] not in problem.at_hand[module]
+        }
+        penalties = [problem.penalties(module) if module in movable else None for module in schedule.slots]
         for module in free.intersection(schedule.slots) - self.options.keys():
             self.options[module] = search.promising(module)
         allowed = [
             self.options[module] if module in free else np.array([search.where[module]]) for module in schedule.slots
         ]
         sizes = [problem.bytes[module] for module in schedule.slots]
-        found = candidates_of(schedule, allowed, penalties, sizes, limit * (1 + GAIN))
+        try:
+            found = candidates_of(schedule, allowed, penalties, sizes, limit * (1 + GAIN))
+        except TooManyCandidates:
+            search.budget.spend(_UNITS_OF_TOO_MANY)
+            raise
         search.budget.spend(_UNITS_OF_A_TASK + (len(found.costs) + len(problem.fleet)) // _CANDIDATES_A_UNIT)
         return found

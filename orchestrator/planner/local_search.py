@@ -1,8 +1,7 @@
 """A better placement by small changes: single moves and swaps of two modules.
 
 Owns the changes and their order: the search makes each change that improves the placement, until no change does or the
-budget is spent. Owns ``Budget``, too: how much work the searches may do. Knows nothing of clocks, nor of where the
-first placement came from.
+budget is spent. Knows nothing of clocks, nor of where the first placement came from.
 
 A swap is more than an exchange: a module takes another one's device, and that one goes where it costs least.
 
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from orchestrator.planner.budget import ASK_EVERY, Budget
 from orchestrator.planner.fleet import Integers, Row
 from orchestrator.planner.greedy import PartialPlacement
 
@@ -24,30 +24,6 @@ FEW = 16
 _PROMISING = 8
 GAIN = 1e-9
 """Relative: an improvement by less is rounding."""
-ASK_EVERY = 64
-"""So many units are spent between two looks at the caller's clock."""
-
-
-class Budget:
-    """The work that is left, in units of about 10 microseconds; the caller's clock may end it earlier."""
-
-    def __init__(self, units: int, enough: Callable[[], bool]) -> None:
-        self.left = units
-        self._enough = enough
-        self._ask_at = units
-
-    @property
-    def over(self) -> bool:
-        """Whether to stop."""
-        if 0 < self.left <= self._ask_at:
-            self._ask_at = self.left - ASK_EVERY
-            if self._enough():
-                self.left = 0
-        return self.left <= 0
-
-    def spend(self, units: int = 1) -> None:
-        """Count work that was done."""
-        self.left -= units
 
 
 class LocalSearch:

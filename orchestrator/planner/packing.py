@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 
+from orchestrator.planner.budget import Budget
+
 STEPS = 200_000
 """How many rooms are looked at before the search gives up; some tenths of a second."""
 STEPS_FOR_A_CHANGE = 50_000
 """The same, for the smallest change that would make all fit."""
+_STEPS_IN_ANY_CASE = 2_000  # a millisecond or two, though the budget is spent
+_STEPS_A_UNIT = 10
 
 
 class SearchLimitReached(Exception):
@@ -24,7 +28,12 @@ class SearchLimitReached(Exception):
 
 
 def packed(
-    sizes: Sequence[int], rooms: Sequence[int], barred: Sequence[Collection[int]], *, steps: int = STEPS
+    sizes: Sequence[int],
+    rooms: Sequence[int],
+    barred: Sequence[Collection[int]],
+    *,
+    steps: int = STEPS,
+    budget: Budget | None = None,
 ) -> list[int] | None:
     """Put every size into a room.
 
@@ -33,6 +42,7 @@ def packed(
         rooms: bytes of each device.
         barred: for each module the rooms that must not get it.
         steps: how long to search.
+        budget: ends the search, too, but for a few steps.
 
     Returns:
         For each module its room, or None: no way to fit all exists.
@@ -40,26 +50,28 @@ def packed(
     Raises:
         SearchLimitReached: the steps were not enough to tell.
     """
-    return _Search(sizes, rooms, barred, steps).run()
+    return _Search(sizes, rooms, barred, steps, budget or Budget()).run()
 
 
 def least_extra(
-    sizes: Sequence[int], rooms: Sequence[int], barred: Sequence[Collection[int]]
+    sizes: Sequence[int], rooms: Sequence[int], barred: Sequence[Collection[int]], *, budget: Budget | None = None
 ) -> tuple[int, int] | None:
     """The smallest change that makes all fit: which room, and how many bytes more. The arguments are as in ``packed``.
 
-    If ``STEPS_FOR_A_CHANGE`` are not enough, the change makes all fit, but may not be the smallest.
+    If ``STEPS_FOR_A_CHANGE`` or the budget are not enough, the change makes all fit, but may not be the smallest.
 
     Returns:
-        None when more memory in one room is not enough: a module is barred everywhere, or there are no rooms.
+        None when more memory in one room is not enough: a module is barred everywhere, or there are no rooms; or when
+        none was found in time.
     """
+    budget = budget or Budget()
     best: tuple[int, int] | None = None
     steps = STEPS_FOR_A_CHANGE
     for room in sorted(range(len(rooms)), key=lambda room: -rooms[room]):
         low, high = 0, best[1] if best else sum(sizes) + 1  # not enough; enough, or no better than what is known
         ask = high - 1  # first whether this room is better than the best at all: most aren't
-        while high - low > 1 and steps > 0:
-            search = _Search(sizes, [*rooms[:room], rooms[room] + ask, *rooms[room + 1 :]], barred, steps)
+        while high - low > 1 and steps > 0 and not budget.over:
+            search = _Search(sizes, [*rooms[:room], rooms[room] + ask, *rooms[room + 1 :]], barred, steps, budget)
             try:
                 found = search.run()
             except SearchLimitReached:
@@ -77,7 +89,12 @@ def least_extra(
 
 class _Search:
     def __init__(
-        self, sizes: Sequence[int], rooms: Sequence[int], barred: Sequence[Collection[int]], steps: int
+        self,
+        sizes: Sequence[int],
+        rooms: Sequence[int],
+        barred: Sequence[Collection[int]],
+        steps: int,
+        budget: Budget,
     ) -> None:
         self.order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], -len(barred[item]), item))
         self.sizes = [sizes[item] for item in self.order]
@@ -87,7 +104,8 @@ class _Search:
         bars = [tuple(room in bars for bars in self.barred) for room in range(len(rooms))]
         number = {kind: position for position, kind in enumerate(dict.fromkeys(bars))}
         self.kinds = [number[kind] for kind in bars]  # rooms of one kind take the same modules
-        self.steps = steps
+        self.steps, self.budget = steps, budget
+        self.in_any_case = steps - _STEPS_IN_ANY_CASE  # what is left of the steps then
         self.failed: set[tuple[int, tuple[tuple[int, int], ...]]] = set()
         self.found = [-1] * len(sizes)  # in the order of the arguments
 
@@ -99,7 +117,8 @@ class _Search:
         if item == len(self.sizes):
             return True
         self.steps -= len(self.rooms)
-        if self.steps < 0:
+        self.budget.spend(1 + len(self.rooms) // _STEPS_A_UNIT)
+        if self.steps < 0 or (self.steps < self.in_any_case and self.budget.over):
             raise SearchLimitReached
         least = self.sizes[-1]
         if self.left[item] > sum(room for room in self.rooms if room >= least):

@@ -4,7 +4,8 @@ Owns ``place`` (all tasks by the greedy rule, or an error), ``refined`` (all tas
 uses) and ``place_most`` (as many tasks as fit, by that search, and why not the others). The search begins with the
 greedy rule, or with a packing where that rule finds no room; then come small changes, and then whole tasks, which on
 small problems ends with the optimum. Knows nothing of liveness, epochs, messages or clocks: devices come in as specs,
-all of them may be used, and the caller's ``enough`` may end the search early.
+all of them may be used, and the caller's ``enough`` may end the search early. ``place_most`` has one budget for all
+that it does: what is left undone when it is spent is only what makes the answer better.
 
 Invariants:
 - a module is placed once however many tasks need it, and its memory counts once;
@@ -21,23 +22,19 @@ from functools import partial
 
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
+from orchestrator.planner.budget import Budget, never
 from orchestrator.planner.fleet import NOWHERE, Fleet
 from orchestrator.planner.greedy import PartialPlacement, greedy
 from orchestrator.planner.large_neighbourhood_search import LargeNeighbourhoodSearch
-from orchestrator.planner.local_search import Budget, LocalSearch
+from orchestrator.planner.local_search import LocalSearch
 from orchestrator.planner.packing import STEPS, SearchLimitReached, least_extra
 from orchestrator.planner.problem import AtHand, Bars, Placement, Problem, distinct_modules
 
 __all__ = ["AtHand", "Bars", "Placement", "distinct_modules", "never", "place", "place_most", "refined"]
 
 WORK = 120_000
-"""The work of one search at most, in units of about 10 microseconds: a second."""
+"""The work of one search, or of one ``place_most``, at most, in units of about 10 microseconds: a second."""
 Homes = Mapping[ModuleKey, DeviceId]
-
-
-def never() -> bool:
-    """False: the clock of a caller without a time limit."""
-    return False
 
 
 def place(
@@ -85,9 +82,9 @@ def refined(
     """
     problem = Problem(devices, tasks, barred=barred, at_hand=at_hand)
     try:
-        return _search(problem, keep, enough)
+        return _search(problem, keep, Budget(), Budget(WORK, enough))
     except NoDeviceFits as refusal:
-        refusal.change = _least_change(PartialPlacement(problem, keep))
+        refusal.change = _least_change(PartialPlacement(problem, keep), Budget())
         raise
 
 
@@ -99,7 +96,8 @@ def place_most(
     served: Collection[TaskName] = (),
     barred: Bars | None = None,
     at_hand: AtHand | None = None,
-    enough: Callable[[], bool] = never,
+    budget: Budget | None = None,
+    search: int = WORK,
 ) -> tuple[Placement, dict[TaskName, NoDeviceFits]]:
     """Place as many tasks as fit, and give the reason for each other task.
 
@@ -107,9 +105,10 @@ def place_most(
     by one: those served now first, then those of greater weight, then by name. So a new task never drives out a served
     one. A refusal names the bytes that are missing beside the admitted tasks.
 
-    The arguments are those of ``refined``, and ``served``: the tasks that are served now.
+    The arguments are those of ``place``, and ``served``: the tasks that are served now; ``budget`` for all of this, and
+    how much of it may go into the ``search`` for something better.
     """
-    fleet, keep = Fleet(devices), keep or {}
+    fleet, keep, budget = Fleet(devices), keep or {}, budget or Budget(WORK)
     near = {key: {*there} for key, there in (at_hand or {}).items()}
     for key, home in keep.items():  # a module that may move stays near its weights if it can
         near.setdefault(key, set()).add(home)
@@ -117,35 +116,36 @@ def place_most(
     problem = problem_of(tasks, at_hand=near)
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):
-            return _search(problem, homes, enough), {}
+            return _search(problem, homes, budget.part(budget.left // 4), budget.part(search)), {}
     waiting = sorted(tasks, key=lambda task: (task.task not in served, -task.weight, task.task))
-    admitted, where, refused = _admit(problem_of, waiting, keep)
-    by_name = {task.task: task for task in tasks}
+    admitted, where, refused = _admit(problem_of, waiting, keep, budget.part(budget.left // 2))
+    by_name, changes = {task.task: task for task in tasks}, budget.part(budget.left // 2)
     for name, refusal in refused.items():
-        refusal.change = _least_change(PartialPlacement(problem_of([*admitted, by_name[name]])))
+        if not changes.over:
+            refusal.change = _least_change(PartialPlacement(problem_of([*admitted, by_name[name]])), changes)
     problem = problem_of(admitted, at_hand=near)
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):
-            return _search(problem, homes, enough), refused
-    return _search(problem, where, enough), refused
+            return _search(problem, homes, budget, budget.part(search)), refused
+    return _search(problem, where, budget, budget.part(search)), refused
 
 
-def _search(problem: Problem, homes: Homes | None, enough: Callable[[], bool]) -> Placement:
+def _search(problem: Problem, homes: Homes | None, budget: Budget, for_better: Budget) -> Placement:
     """The best placement found of all tasks; modules that have a home stay there.
 
     Raises:
         NoDeviceFits: no way to fit all exists.
     """
     draft = PartialPlacement(problem, homes)
-    _fill(draft)
-    search = LocalSearch(draft, Budget(WORK, enough))
+    _fill(draft, budget)
+    search = LocalSearch(draft, for_better)
     search.run()
     LargeNeighbourhoodSearch(search).run()
     return problem.placement(draft.where, draft.kept)
 
 
 def _admit(
-    problem_of: Callable[..., Problem], waiting: Sequence[TaskSpec], keep: Homes
+    problem_of: Callable[..., Problem], waiting: Sequence[TaskSpec], keep: Homes, budget: Budget
 ) -> tuple[list[TaskSpec], Homes, dict[TaskName, NoDeviceFits]]:
     """Admit one task after the other; return those that fit together, a placement of them, and the refusals."""
     admitted: list[TaskSpec] = []
@@ -154,7 +154,7 @@ def _admit(
         refused: dict[TaskName, NoDeviceFits] = {}
         for task in waiting:
             try:
-                where = _fit(problem_of([*admitted, task]), {**keep, **where})
+                where = _fit(problem_of([*admitted, task]), {**keep, **where}, budget)
                 admitted.append(task)
             except NoDeviceFits as refusal:
                 refused[task.task] = refusal
@@ -163,7 +163,7 @@ def _admit(
         waiting = [task for task in waiting if task.task in refused]
 
 
-def _fit(problem: Problem, homes: Homes) -> Homes:
+def _fit(problem: Problem, homes: Homes, budget: Budget) -> Homes:
     """Some placement of all tasks, in which modules that have a home stay there if they can.
 
     Raises:
@@ -171,17 +171,20 @@ def _fit(problem: Problem, homes: Homes) -> Homes:
     """
     draft = PartialPlacement(problem, homes)
     try:
-        greedy(draft)
+        greedy(draft, budget)
     except NoDeviceFits as refusal:
         draft = PartialPlacement(problem)
         try:
-            _fill(draft)
-        except NoDeviceFits:
-            raise refusal from None
+            _pack(draft, refusal, budget.part(budget.left // 4))  # the rest is for other tasks
+        except SearchLimitReached:
+            try:
+                greedy(draft, budget)
+            except NoDeviceFits:
+                raise refusal from None
     return problem.placement(draft.where).where
 
 
-def _fill(draft: PartialPlacement) -> None:
+def _fill(draft: PartialPlacement, budget: Budget) -> None:
     """Place the modules that have no device yet: by the greedy rule, or by packing where that finds no room.
 
     Raises:
@@ -189,20 +192,31 @@ def _fill(draft: PartialPlacement) -> None:
     """
     missing = draft.missing
     try:
-        greedy(draft)
+        greedy(draft, budget)
     except NoDeviceFits as refusal:
         draft.put_all(dict.fromkeys(missing, NOWHERE))
-        rows = None
-        with contextlib.suppress(SearchLimitReached):
-            rows = draft.packing(steps=STEPS)
-        if rows is None:
+        try:
+            _pack(draft, refusal, budget)
+        except SearchLimitReached:
             raise refusal from None
-        draft.put_all(rows)
 
 
-def _least_change(draft: PartialPlacement) -> tuple[DeviceId, int] | None:
+def _pack(draft: PartialPlacement, refusal: NoDeviceFits, budget: Budget) -> None:
+    """Place the modules that have no device yet, at any cost.
+
+    Raises:
+        NoDeviceFits: the refusal: there is no way.
+        SearchLimitReached: neither a way nor a proof was found.
+    """
+    rows = draft.packing(budget, steps=STEPS)
+    if rows is None:
+        raise refusal from None
+    draft.put_all(rows)
+
+
+def _least_change(draft: PartialPlacement, budget: Budget) -> tuple[DeviceId, int] | None:
     """The least change that makes all fit beside what the draft places: which device, how many bytes more."""
     problem, missing = draft.problem, draft.missing
     sizes = [problem.bytes[module] for module in missing]
-    extra = least_extra(sizes, draft.room.tolist(), [problem.barred[module] for module in missing])
+    extra = least_extra(sizes, draft.room.tolist(), [problem.barred[module] for module in missing], budget=budget)
     return (problem.fleet.specs[extra[0]].id, extra[1]) if extra else None

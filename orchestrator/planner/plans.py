@@ -6,16 +6,25 @@ the caller's ``enough`` may end a search early, with what it has found until the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
-from orchestrator.planner.explain import explain, no_fit_reason
+from orchestrator.planner.budget import Budget, never
+from orchestrator.planner.explain import brief_reason, explain, no_fit_reason
 from orchestrator.planner.moves import Actives, Homes, MoveCosts, free_bytes
-from orchestrator.planner.placement import Placement, never, place_most
+from orchestrator.planner.placement import Placement, place_most
 from orchestrator.planner.problem import AtHand, Bars, distinct_modules
 from orchestrator.planner.spares import NO_SPARES, Spares, spares
+
+# Units of the budget (``budget``), a hundred to a millisecond.
+_WORK = 60_000  # on a placement: what must be done, refusals and reasons included
+_WORK_ON_BETTER = 3_000  # of it on something better, for which requests wait; a review follows
+_WORK_ON_REASONS = 15_000  # of it on the comparison with other devices
+_WORK_ON_MOVES = 50_000
+_UNITS_OF_A_REASON = 40
+_DEVICES_A_UNIT = 20
 
 
 @dataclass(frozen=True)
@@ -110,16 +119,16 @@ def solve(problem: Problem, enough: Callable[[], bool] = never) -> Plan:
     """The plan that answers a problem. Equal problems have equal plans, unless ``enough`` ends a search earlier."""
     match problem:
         case PlacementProblem():
-            return _placement(problem, enough)
+            return _placement(problem, Budget(_WORK, enough))
         case MovesProblem():
-            return _moves(problem, enough)
+            return _moves(problem, Budget(_WORK_ON_MOVES, enough))
         case DrainProblem():
-            return _drain(problem, enough)
+            return _drain(problem, Budget(_WORK, enough))
         case SparesProblem():
             return _spares(problem)
 
 
-def _placement(problem: PlacementProblem, enough: Callable[[], bool]) -> PlacementPlan:
+def _placement(problem: PlacementProblem, budget: Budget) -> PlacementPlan:
     def attempt(credit: Mapping[DeviceId, int], bars: Bars) -> tuple[Placement, dict[TaskName, NoDeviceFits]]:
         devices = [
             spec.model_copy(update={"memory_bytes": spec.memory_bytes + credit[spec.id]}) if spec.id in credit else spec
@@ -132,7 +141,8 @@ def _placement(problem: PlacementProblem, enough: Callable[[], bool]) -> Placeme
             served=problem.served,
             barred=bars,
             at_hand=problem.at_hand,
-            enough=enough,
+            budget=budget.part(budget.left // 2),  # the rest is for other attempts, and for reasons
+            search=_WORK_ON_BETTER,
         )
 
     def placed_with(bars: Bars) -> tuple[Placement, dict[TaskName, str]]:
@@ -146,24 +156,29 @@ def _placement(problem: PlacementProblem, enough: Callable[[], bool]) -> Placeme
         again = placed_with(problem.waived)
         if len(again[1]) < len(refused):
             (placement, refused), waived = again, True
-    why = {
-        key: str(explain(placement, key))
-        for key, home in placement.where.items()
-        if key not in problem.explained or problem.where[key] != home
-    }
-    return PlacementPlan(placement.where, why, refused, waived)
+    new = [key for key, home in placement.where.items() if key not in problem.explained or problem.where[key] != home]
+    return PlacementPlan(placement.where, _reasons(placement, new, budget.part(_WORK_ON_REASONS)), refused, waived)
 
 
-def _moves(problem: MovesProblem, enough: Callable[[], bool]) -> MovesPlan:
+def _reasons(placement: Placement, keys: Sequence[ModuleKey], budget: Budget) -> dict[ModuleKey, str]:
+    """The reasons why modules are where they are: compared with other devices while the budget lasts."""
+    reasons: dict[ModuleKey, str] = {}
+    for key in keys:
+        reasons[key] = brief_reason(placement, key) if budget.over else str(explain(placement, key))
+        budget.spend(_UNITS_OF_A_REASON + len(placement.problem.fleet) // _DEVICES_A_UNIT)
+    return reasons
+
+
+def _moves(problem: MovesProblem, budget: Budget) -> MovesPlan:
     target, refused = place_most(
-        problem.devices, problem.tasks, barred=problem.barred, at_hand=problem.at_hand, enough=enough
+        problem.devices, problem.tasks, barred=problem.barred, at_hand=problem.at_hand, budget=budget
     )
     costs = MoveCosts(problem.devices, problem.tasks, problem.where)
     to = {} if refused else costs.worthwhile(target.where, problem.actives, problem.doubtful)
     return MovesPlan(to, costs.gain_s(to)[0]) if to else MovesPlan()
 
 
-def _drain(problem: DrainProblem, enough: Callable[[], bool]) -> DrainPlan:
+def _drain(problem: DrainProblem, budget: Budget) -> DrainPlan:
     """All active copies keep their memory until the moved ones are ready."""
     keep = {key: home for key, home in problem.where.items() if key not in problem.leaving}
     for bars in (problem.barred, problem.waived):
@@ -174,7 +189,8 @@ def _drain(problem: DrainProblem, enough: Callable[[], bool]) -> DrainPlan:
             served=problem.served,
             barred=bars,
             at_hand=problem.at_hand,
-            enough=enough,
+            budget=budget.part(budget.left // 2),
+            search=_WORK_ON_BETTER,
         )
         if not errors:
             break

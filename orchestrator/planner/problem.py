@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -82,14 +82,14 @@ class Problem:
         rows = self.fleet.rows
         self.barred = [[rows[name] for name in self.bars.get(key, ()) if name in rows] for key in self.keys]
         self.at_hand = [[rows[name] for name in (at_hand or {}).get(key, ()) if name in rows] for key in self.keys]
-        self.relocation_penalty_s = [self._relocation_penalty(module) for module in range(len(self.keys))]
+        self.relocation_penalty_s = cache(self._relocation_penalty_s)
+        """The weighted seconds that count for a module on a device without its weights, if another device has them."""
         self.penalised: list[list[int]] = [[] for _ in self.tasks]  # by task: the modules whose first one it is
-        for module, penalty_s in enumerate(self.relocation_penalty_s):
-            if penalty_s:
+        for module, near in enumerate(self.at_hand):
+            if near:
                 self.penalised[self.users[module][0]].append(module)
 
-    def _relocation_penalty(self, module: int) -> float:
-        """The weighted seconds that count for a module on a device without its weights, if another device has them."""
+    def _relocation_penalty_s(self, module: int) -> float:
         if not self.at_hand[module]:
             return 0.0
         alone = np.zeros(len(self.fleet))
@@ -100,11 +100,11 @@ class Problem:
 
     def penalty(self, module: int, row: Row) -> float:
         """``relocation_penalty_s`` if it counts on this row, else 0."""
-        return 0.0 if row in self.at_hand[module] else self.relocation_penalty_s[module]
+        return 0.0 if row in self.at_hand[module] else self.relocation_penalty_s(module)
 
     def penalties(self, module: int) -> Floats:
         """``penalty`` on every row, (D,)."""
-        penalties = np.full(len(self.fleet), self.relocation_penalty_s[module])
+        penalties = np.full(len(self.fleet), self.relocation_penalty_s(module))
         penalties[self.at_hand[module]] = 0.0
         return penalties
 

@@ -36,8 +36,8 @@ from orchestrator.planner.plans import (
 )
 from orchestrator.planner_process.__main__ import NUMBER
 
-SEARCH_S = {PlacementProblem: 0.1, DrainProblem: 0.1, SparesProblem: 0.5, MovesProblem: 0.5}
-"""The longest search for something better by kind of problem: requests wait for the first two."""
+SEARCH_S = {PlacementProblem: 0.5, DrainProblem: 0.5, SparesProblem: 0.5, MovesProblem: 0.5}
+"""The longest search by kind of problem, on a machine on which its units take longer than they should."""
 HUNG_S = 10.0  # after its seconds; a process that has just started first reads its code
 
 _log = structlog.get_logger("orchestrator.planner")

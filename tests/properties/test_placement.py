@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from broker.cost_model import latency_s, objective_s, source_of
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceSpec, TaskSpec
+from orchestrator.planner.budget import Budget
 from orchestrator.planner.candidates import candidates_of, least_s, tails_s
 from orchestrator.planner.explain import explain
 from orchestrator.planner.fleet import NOWHERE, Fleet
@@ -257,3 +258,22 @@ def test_a_clock_that_has_run_out_still_gives_a_placement_as_good_as_greedy(
     devices, wanted = instance
     before = placed(devices, wanted)
     assert refined(devices, wanted, enough=lambda: True).objective_s <= before.objective_s * (1 + 1e-9)
+
+
+@CALMLY
+@given(instances(), st.integers(0, 2_000), st.data())
+def test_with_any_budget_the_plan_fits_keeps_what_was_served_and_refuses_with_a_reason(
+    instance: Instance, units: int, data: st.DataObject
+) -> None:
+    devices, wanted = instance
+    some = data.draw(st.lists(st.sampled_from(wanted), unique_by=lambda task: task.task))
+    before, refused_before = place_most(devices, some)
+    served = {task.task for task in some} - refused_before.keys()
+    placement, refused = place_most(devices, wanted, keep=before.where, served=served, budget=Budget(units))
+    admitted = [task for task in wanted if task.task not in refused]
+    assert placement.where.keys() == {task.module_of(node).key for task in admitted for node in task.nodes}
+    for device in devices:
+        assert placement.used_bytes[device.id] <= device.memory_bytes
+    assert not served & refused.keys()
+    for refusal in refused.values():
+        assert refusal.short_bytes.keys() == {device.id for device in devices}
