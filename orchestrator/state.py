@@ -130,7 +130,7 @@ class DrainAttempt:
 
 
 PlanKind = Literal["placement", "drain", "moves", "spares"]
-"""The plans that the planner is asked for, the most urgent first."""
+"""The plans that the planner is asked for."""
 
 
 @dataclass(frozen=True)

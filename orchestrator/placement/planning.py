@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import get_args
 
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName
 from orchestrator.events import Action, EndPlanning, Event, PlanFound, RequestPlan
@@ -23,16 +22,20 @@ from orchestrator.planner.plans import PlacementPlan, Problem
 from orchestrator.state import Facts, Moment, PlanKind, Planning, State
 
 PLAN_LOST_S = 10.0  # the planner ends a search much sooner; by then it has died, or hangs
-_URGENCY: tuple[PlanKind, ...] = get_args(PlanKind)
 
 
 def request(
     state: State, moment: Moment, kind: PlanKind, facts: Facts, problem: Callable[[], Problem]
 ) -> tuple[State, list[Action]]:
-    """Give the planner a problem if it has none. One that is outdated, or less urgent, comes to an end first."""
+    """Give the planner a problem if it has none.
+
+    The running one comes to an end first if it is outdated, or if modules must be placed; any other problem waits.
+    """
     running = state.planning
-    if running is not None and moment.now_s < running.until_s:
-        if running.ending or is_for(running, state, kind, facts) or _URGENCY.index(kind) > _URGENCY.index(running.kind):
+    if running is not None and running.plan is None and moment.now_s < running.until_s:
+        is_outdated = kind == running.kind and not is_for(running, state, kind, facts)
+        is_urgent = kind == "placement" != running.kind
+        if running.ending or not (is_outdated or is_urgent):
             return state, []
         return replace(state, planning=replace(running, ending=True)), [EndPlanning((state.epoch, running.number))]
     number = state.problems + 1
@@ -63,8 +66,9 @@ def drop_lost(state: State, moment: Moment) -> tuple[State, list[Action]]:
 
 
 def is_for(asked: Planning, state: State, kind: PlanKind, facts: Facts) -> bool:
-    """Whether nothing that a problem is about has changed since it was asked."""
-    return (asked.kind, asked.facts, asked.where) == (kind, facts, state.placement.where)
+    """Whether nothing that a problem is about has changed since it was asked; a placement adapts to what took over."""
+    same_where = kind == "placement" or asked.where == state.placement.where
+    return asked.kind == kind and same_where and asked.facts == facts
 
 
 def standing_homes(

@@ -45,6 +45,7 @@ def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
     notes: list[Action] = []
     if asked is not None and isinstance(asked.plan, PlacementPlan):
         state, notes = _use_plan(state, facts, asked, asked.plan, moment)
+        facts = planner_input.facts_of(state)  # a module with an active copy is not refused too often
     if facts == state.placement.facts:
         return state, notes
     state, more = planning.request(state, moment, "placement", facts, lambda: _placement_problem(state, facts))

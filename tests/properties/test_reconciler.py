@@ -600,7 +600,7 @@ class Reconciler(RuleBasedStateMachine):
     @invariant()
     def no_standby_is_in_a_route(self) -> None:
         if self.state.settled:
-            for route in self.routes.values():
+            for route in self.state.routes.values():
                 for node in route.nodes.values():
                     assert {able.device for able in node.devices} <= set(self.state.placement.actives[node.key])
 
@@ -622,7 +622,7 @@ class Reconciler(RuleBasedStateMachine):
     @invariant()
     def nothing_is_routed_to_the_dead(self) -> None:
         if self.state.settled:
-            for route in self.routes.values():
+            for route in self.state.routes.values():
                 named = {device.device for node in route.nodes.values() for device in node.devices}
                 assert not named & self.announced_dead - self.state.cluster.awaiting_first_heartbeat.keys()
                 assert not set(route.second_door) & set(route.front_door)

@@ -166,6 +166,22 @@ def test_a_newer_problem_ends_the_running_one_and_is_asked_after_its_answer() ->
     assert site.where() == {"vision": "a", "head": "a", "text": "b"}
 
 
+def test_modules_are_placed_before_any_search_goes_on() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    while not isinstance(site.asked[-1].problem, MovesProblem):
+        site.answer()
+        site.pass_time(1.0)
+        site.heartbeat("a")
+        site.heartbeat("b")
+    ticket = site.asked[-1].ticket
+    assert site.feed(TaskDeployed(CAPTION)) == [EndPlanning(ticket)]
+    assert site.heartbeat("a") == []
+    site.answer()
+    assert isinstance(site.asked[-1].problem, PlacementProblem)
+    site.answer()
+    assert "text" in site.where()
+
+
 def test_a_plan_that_uses_a_device_which_has_died_is_not_used() -> None:
     site = settled(CLASSIFY, a=100, b=60)
     site.gone("a")
