@@ -1,0 +1,171 @@
+"""Deployed tasks and drains outlive a broker and an orchestrator that end in the same second: real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from broker.protocol import topics
+from broker.protocol.codec import decode, encode
+from broker.protocol.messages import Drain, OrchestratorState
+from broker.protocol.specs import TaskSpec
+from broker.servers.mosquitto import MosquittoBroker
+from broker.transport.paho import MqttTransport
+from broker.transport.port import Delivery, LinkUp, Outgoing
+from tests.builders import chain, module
+from tests.conftest import Recorder
+
+PREFIX = topics.prefix_of()
+TASKS = {name: chain(name, module("vision")) for name in ("classify", "caption", "vqa")}
+ROUNDS = [0.0, 0.3, 0.7, 1.1, 1.5]  # seconds from the broker's return to the orchestrator's end
+
+
+class Site:
+    """A Mosquitto, and an orchestrator with its state directory."""
+
+    def __init__(self, stack: ExitStack, folder: Path, *settings: str) -> None:
+        self._stack = stack
+        self.broker = stack.enter_context(MosquittoBroker(settings=settings))
+        self.folder = folder
+        self.orchestrator = self.start_orchestrator()
+
+    def start_orchestrator(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "orchestrator", "--broker", self.broker.url, "--state-dir", str(self.folder)]
+        self.orchestrator = self._stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        self._stack.callback(self.orchestrator.kill)
+        return self.orchestrator
+
+    def kill_orchestrator(self) -> None:
+        self.orchestrator.kill()
+        self.orchestrator.wait()
+
+    def retained(self, holds: Callable[[dict[str, bytes]], bool]) -> dict[str, bytes]:
+        """Wait until the newest message of each topic holds; those messages."""
+        recorder = Recorder()
+        transport = MqttTransport(url=self.broker.url, client_id="observer", inbox=recorder)
+        transport.subscribe(f"{PREFIX}/#")
+        transport.start()
+        recorder.wait_for(LinkUp)
+        heard = dict[str, bytes]()
+        try:
+            while not holds(heard):
+                count = len(recorder.deliveries)
+                heard = {seen.topic.removeprefix(f"{PREFIX}/"): seen.payload for seen in recorder.deliveries}
+                if not holds(heard):
+                    recorder.wait_for(Delivery, count=count + 1)
+        finally:
+            transport.close()
+        return heard
+
+    def publish(self, topic: topics.Topic, payload: bytes, **ids: str) -> None:
+        recorder = Recorder()
+        transport = MqttTransport(url=self.broker.url, client_id="operator", inbox=recorder)
+        transport.start()
+        recorder.wait_for(LinkUp)
+        transport.publish(Outgoing(topic.at(PREFIX, **ids), payload, retain=True))
+        transport.close()
+
+    def deploy(self, *names: str) -> None:
+        for name in names:
+            self.publish(topics.TASK_SPEC, encode(TASKS[name]), task=name)
+
+    def undeploy(self, name: str) -> None:
+        self.publish(topics.TASK_SPEC, b"", task=name)
+
+    def drain(self, device: str) -> None:
+        self.publish(topics.DEVICE_DRAIN, encode(Drain(drain=True)), device=device)
+
+    def await_orders(self, tasks: set[str], drained: set[str] = frozenset()) -> None:
+        """Wait until the leader says that the broker has all orders; they are exactly these, and routed."""
+
+        def holds(heard: dict[str, bytes]) -> bool:
+            state = heard.get("orchestrator/state")
+            leader = decode(OrchestratorState, state) if state else None
+            return leader is not None and leader.online and leader.change > 0 and routed(heard) == tasks
+
+        def routed(heard: dict[str, bytes]) -> set[str]:
+            return {name.split("/")[1] for name, payload in heard.items() if name.endswith("/route") and payload}
+
+        heard = self.retained(holds)
+        specs = {name: payload for name, payload in heard.items() if name.endswith("/spec") and payload}
+        assert {decode(TaskSpec, payload).task for payload in specs.values()} == tasks
+        drains = {name.split("/")[1] for name, payload in heard.items() if name.endswith("/drain") and payload}
+        assert drains == drained
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    with ExitStack() as stack:
+        yield lambda *settings: Site(stack, tmp_path / "state", *settings)
+
+
+def pause(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+def test_nothing_is_lost_whenever_a_broker_without_persistence_and_the_orchestrator_end(
+    start: Callable[..., Site],
+) -> None:
+    """Each round begins with what the last one left."""
+    site = start()
+    site.deploy(*TASKS)
+    site.drain("gw-z")
+    site.await_orders(set(TASKS), {"gw-z"})
+    for seconds in ROUNDS:
+        site.broker.kill()
+        site.broker.start()
+        pause(seconds)
+        site.kill_orchestrator()
+        site.start_orchestrator()
+        site.await_orders(set(TASKS), {"gw-z"})
+    site.broker.kill()
+    site.kill_orchestrator()
+    site.broker.start()
+    site.start_orchestrator()
+    site.await_orders(set(TASKS), {"gw-z"})
+
+
+def test_a_task_that_was_undeployed_while_no_orchestrator_was_there_does_not_come_back(
+    start: Callable[..., Site],
+) -> None:
+    site = start()
+    site.deploy("classify", "caption")
+    site.await_orders({"classify", "caption"})
+    site.kill_orchestrator()
+    site.undeploy("caption")
+    site.start_orchestrator()
+    site.await_orders({"classify"})
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["with the orchestrator", "alone"])
+def test_a_broker_that_returns_with_an_old_memory_gets_what_changed_since(
+    start: Callable[..., Site], tmp_path: Path, *, together: bool
+) -> None:
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    site = start("persistence true", "autosave_interval 0", f"persistence_location {memory}/")
+    site.deploy("classify", "caption")
+    site.drain("gw-z")
+    site.await_orders({"classify", "caption"}, {"gw-z"})
+    os.kill(site.broker.pid, signal.SIGUSR1)  # Mosquitto saves its memory now
+    while not (memory / "mosquitto.db").exists():
+        pause(0.05)
+    site.undeploy("caption")
+    site.deploy("vqa")
+    site.publish(topics.DEVICE_DRAIN, b"", device="gw-z")
+    site.await_orders({"classify", "vqa"})
+    site.broker.kill()
+    if together:
+        site.kill_orchestrator()
+    site.broker.start()
+    if together:
+        site.start_orchestrator()
+    site.await_orders({"classify", "vqa"})
