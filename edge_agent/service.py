@@ -79,7 +79,11 @@ class Agent:
         self._mailbox: Mailbox[events.Event | _FromLink] = Mailbox()
         url = config.broker
         self._control = make_transport(
-            url=url, client_id=config.id, inbox=partial(self._put, "control"), will=self._will
+            url=url,
+            client_id=config.id,
+            inbox=partial(self._put, "control"),
+            will=self._will,
+            max_packet_bytes=port.MAX_CONTROL_PACKET_BYTES,
         )
         self._data = make_transport(url=url, client_id=f"{config.id}-data", inbox=partial(self._put, "data"))
         self._heart = threading.Thread(target=self._send_heartbeats, name=f"agent[{config.id}].heartbeat", daemon=True)

@@ -243,7 +243,11 @@ class Orchestrator:
             return port.Outgoing(topics.ORCHESTRATOR_STATE.at(self._prefix), encode(gone), retain=True)
 
         self._control = self._make_transport(
-            url=self._url, client_id=f"{self._name}-control", inbox=self._from_control, will=will
+            url=self._url,
+            client_id=f"{self._name}-control",
+            inbox=self._from_control,
+            will=will,
+            max_packet_bytes=port.MAX_CONTROL_PACKET_BYTES,
         )
         self._control.subscribe(*(topic.filter(self._prefix) for topic in CONTROL_TOPICS))
         self._control.start()

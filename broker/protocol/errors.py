@@ -46,8 +46,8 @@ class MessageTooLarge(LocalProtocolError):
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
         super().__init__(
-            f"the message for {topic} has {size_bytes} bytes and the broker takes {limit_bytes}: "
-            "send less, or raise the broker's max_packet_size"
+            f"the message for {topic} has {size_bytes} bytes, and this connection to the broker takes {limit_bytes}: "
+            "send less, or raise the broker's max_packet_size if that is lower"
         )
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from broker.transport.paho import MqttTransport
-from broker.transport.port import Inbox, Transport, WillFor
+from broker.transport.port import MAX_PACKET_BYTES, Inbox, Transport, WillFor
 
 
-def connect(url: str, *, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:
+def connect(
+    url: str,
+    *,
+    client_id: str,
+    inbox: Inbox,
+    will: WillFor | None = None,
+    max_packet_bytes: int = MAX_PACKET_BYTES,
+) -> Transport:
     """A transport to the broker at ``url``, not yet started (see ``MakeTransport``).
 
     Raises:
         BadFile: the url is not valid.
     """
-    return MqttTransport(url=url, client_id=client_id, inbox=inbox, will=will)
+    return MqttTransport(url=url, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes)

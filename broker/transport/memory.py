@@ -64,9 +64,17 @@ class MemoryBroker:
                 self._cut.discard(client_id)
                 self._reconnect()
 
-    def connect(self, url: str = "", *, client_id: str, inbox: Inbox, will: WillFor | None = None) -> MemoryTransport:  # noqa: ARG002
+    def connect(
+        self,
+        url: str = "",  # noqa: ARG002
+        *,
+        client_id: str,
+        inbox: Inbox,
+        will: WillFor | None = None,
+        max_packet_bytes: int = port.MAX_PACKET_BYTES,
+    ) -> MemoryTransport:
         """A transport to this broker, whatever the ``url`` (see ``MakeTransport``)."""
-        return MemoryTransport(self, client_id=client_id, inbox=inbox, will=will)
+        return MemoryTransport(self, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes)
 
     def crash(self, client_id: str) -> None:
         """End a client like a killed process: its will is published, and it receives and publishes nothing.
@@ -115,7 +123,7 @@ class MemoryBroker:
             self.retained.pop(message.topic, None)
         receivers = self.receivers(message.topic)
         for receiver in receivers:
-            receiver.events.append(delivery)
+            receiver.take(delivery)
         if not receivers and publisher.connected and message.qos == 1 and message.token is not None:
             publisher.events.append(port.Undelivered(message.topic, message.token))
 
@@ -164,7 +172,8 @@ class MemoryBroker:
     def send_retained(self, client: MemoryTransport, filters: Iterable[str]) -> None:
         """Add the retained messages of new filters to a client's events; share groups get none."""
         for name in filters:
-            client.events.extend(state for topic, state in self.retained.items() if matches(name, topic))
+            for state in [state for topic, state in self.retained.items() if matches(name, topic)]:
+                client.take(state)
 
     def _disconnect(self, client_id: str, reason: str, *, will: bool = True) -> MemoryTransport | None:
         """End the connection with this id, if there is one; both sides see this."""
@@ -203,8 +212,17 @@ class MemoryTransport:
     so that a test sees it. Sessions count from 1.
     """
 
-    def __init__(self, broker: MemoryBroker, *, client_id: str, inbox: Inbox, will: WillFor | None = None) -> None:
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        *,
+        client_id: str,
+        inbox: Inbox,
+        will: WillFor | None = None,
+        max_packet_bytes: int = port.MAX_PACKET_BYTES,
+    ) -> None:
         self._broker = broker
+        self.max_packet_bytes = max_packet_bytes
         self.client_id = client_id
         self.inbox = inbox
         self.will_for = will
@@ -228,7 +246,7 @@ class MemoryTransport:
 
     def publish(self, message: Outgoing) -> None:
         """Deliver a message to each client that subscribes to its topic."""
-        size_bytes, limit_bytes = message.packet_bytes, self._broker.max_packet_bytes
+        size_bytes, limit_bytes = message.packet_bytes, min(self.max_packet_bytes, self._broker.max_packet_bytes)
         with self._broker.changing():
             if not self.connected and (self.closed or not message.lasting):
                 raise NotConnected(f"no connection to the broker now, so {message.topic} was not published")
@@ -238,6 +256,11 @@ class MemoryTransport:
                 self._broker.publish(self, message)
             else:
                 self.kept.append(message)
+
+    def take(self, delivery: port.Delivery) -> None:
+        """Add a delivery to the events, unless it is larger than this client takes; the broker drops it then."""
+        if len(delivery.payload) + len(delivery.topic) <= self.max_packet_bytes:
+            self.events.append(delivery)
 
     def subscribe(self, *filters: str) -> None:
         """Add filters; they are remembered and subscribed again at each connection."""

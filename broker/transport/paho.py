@@ -356,7 +356,7 @@ class MqttTransport:
             self._emit(port.Undelivered(message.topic, message.token))
 
     def _on_message(self, _client: object, _userdata: object, message: paho.MQTTMessage) -> None:
-        size_bytes = len(message.payload)
+        size_bytes = len(message.payload) + len(message.topic)  # at most the packet's; a broker may not check it
         if size_bytes > self._max_packet_bytes:
             self._log.warning("refused a message: too large", topic=message.topic, size_bytes=size_bytes)
             return

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from broker.protocol.codec import MAX_MESSAGE_BYTES
+from broker.protocol.codec import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 from broker.protocol.errors import LocalProtocolError
 
 LONGEST_RETRY_S = 5.0  # between two attempts to reach a broker that is down
@@ -25,6 +25,7 @@ RECONNECT_S = LONGEST_RETRY_S + 1.0  # from a broker's return until every client
 MAX_STRING_BYTES = 65_535  # MQTT counts the bytes of a topic, a content type or correlation data in 16 bits
 MAX_EXPIRY_S = 2**32 - 1
 MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 64 * 1024  # room for the topic and the properties
+MAX_CONTROL_PACKET_BYTES = MAX_CONTROL_BYTES + 1024  # of a control connection; its topics are short
 _PACKET_OVERHEAD_BYTES = 64  # fixed header, lengths, packet id, property ids, expiry: less than this
 
 
@@ -169,7 +170,16 @@ class MakeTransport(Protocol):
         client_id: unique at the broker, which ends the older of two connections with the same id.
         inbox: called in the network thread, or in the twin's case in the thread that caused the event.
         will: makes the will for each connection's session number.
+        max_packet_bytes: larger messages are refused, outgoing ones by ``publish`` and incoming ones by the broker.
     """
 
-    def __call__(self, *, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:
+    def __call__(
+        self,
+        *,
+        url: str,
+        client_id: str,
+        inbox: Inbox,
+        will: WillFor | None = None,
+        max_packet_bytes: int = MAX_PACKET_BYTES,
+    ) -> Transport:
         """Make it."""

@@ -34,7 +34,7 @@ from broker.protocol.topics import (
 )
 from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
-from broker.transport.port import Delivery, LinkEvent, LinkUp, Outgoing
+from broker.transport.port import MAX_CONTROL_PACKET_BYTES, Delivery, LinkEvent, LinkUp, Outgoing
 
 log = structlog.get_logger()
 
@@ -86,7 +86,7 @@ class Observer:
         }
         self._mailbox: Mailbox[tuple[float, LinkEvent]] = Mailbox()
         self._up = False
-        self._transport = connect(url, client_id=client_id, inbox=self._put)
+        self._transport = connect(url, client_id=client_id, inbox=self._put, max_packet_bytes=MAX_CONTROL_PACKET_BYTES)
         topics = (ORCHESTRATOR_STATE, DEVICE_DRAIN, *self._states)
         self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
         self._transport.start()

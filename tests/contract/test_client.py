@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from broker.protocol.messages import ErrorBody, Result, Route
 from broker.protocol.tensors import pack, unpack
 from broker.protocol.topics import RESULTS, TASK_ROUTE, share_group_filter
 from broker.transport.memory import MemoryBroker, MemoryTransport
-from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, Outgoing, WillFor
+from broker.transport.port import Delivery, LinkDown, LinkEvent, Outgoing
 from tests.builders import able, route, route_node
 from tests.patience import PATIENCE_S, until
 
@@ -93,8 +94,8 @@ def make_client(broker: MemoryBroker) -> Iterator[MakeClient]:
     def make(
         transport: type[MemoryTransport] = MemoryTransport, name: str = "camera", first_retry_s: float = NEVER_S
     ) -> Client:
-        def connect(*, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> MemoryTransport:  # noqa: ARG001
-            return transport(broker, client_id=client_id, inbox=inbox, will=will)
+        def connect(*, url: str, **options: Any) -> MemoryTransport:  # noqa: ARG001
+            return transport(broker, **options)
 
         made.append(Client(client_id=name, first_retry_s=first_retry_s, make_transport=connect))
         return made[-1]

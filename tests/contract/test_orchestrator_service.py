@@ -94,9 +94,9 @@ class World:
         thread.start()
         return orchestrator
 
-    def _make(self, *, client_id: str, inbox: Inbox, will: WillFor | None = None, url: str = "") -> Transport:
+    def _make(self, *, client_id: str, url: str = "", **options: Any) -> Transport:
         self.made.append(client_id)
-        return self.connect(url=url, client_id=client_id, inbox=inbox, will=will)
+        return self.connect(url=url, client_id=client_id, **options)
 
     def say(self, topic: topics.Topic, payload: bytes, **ids: str) -> None:
         self.listener.publish(Outgoing(topic.at(self.prefix, **ids), payload, topic.qos, topic.retain))
@@ -240,8 +240,8 @@ def world(
         return build(memory_broker.connect)
     real = str(request.getfixturevalue(f"{request.param}_url"))
 
-    def make(*, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:  # noqa: ARG001
-        return MqttTransport(url=real, client_id=client_id, inbox=inbox, will=will)
+    def make(*, url: str, **options: Any) -> Transport:  # noqa: ARG001
+        return MqttTransport(url=real, **options)
 
     return build(make)
 
@@ -696,12 +696,12 @@ def test_an_undeployed_task_is_unloaded_and_its_route_cleared(memory: World, mak
 def test_it_can_be_stopped_while_it_waits_for_a_broker(memory: World, make_recorder: MakeRecorder) -> None:
     waiting = make_recorder()
 
-    def no_broker(*, url: str, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:  # noqa: ARG001
+    def no_broker(*, url: str, inbox: Inbox, **options: Any) -> Transport:  # noqa: ARG001
         def overheard(event: LinkEvent) -> None:
             inbox(event)
             waiting(event)
 
-        return MqttTransport(url="mqtt://127.0.0.1:1", client_id=client_id, inbox=overheard, will=will)
+        return MqttTransport(url="mqtt://127.0.0.1:1", inbox=overheard, **options)
 
     memory.connect = no_broker
     orchestrator = memory.lead()

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from broker.protocol.codec import MAX_CONTROL_BYTES
 from broker.protocol.errors import LocalProtocolError, MessageTooLarge, NotConnected, TransportError
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.paho import MqttTransport
 from broker.transport.port import (
+    MAX_CONTROL_PACKET_BYTES,
     Delivery,
     Inbox,
     LinkDown,
@@ -41,8 +43,12 @@ class MemoryWorld:
         self.broker = MemoryBroker(max_packet_bytes=MAX_PACKET_BYTES)
         self._stack = ExitStack()
 
-    def make(self, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:
-        transport = MemoryTransport(self.broker, client_id=client_id, inbox=inbox, will=will)
+    def make(
+        self, client_id: str, inbox: Inbox, will: WillFor | None = None, max_packet_bytes: int = MAX_PACKET_BYTES
+    ) -> Transport:
+        transport = MemoryTransport(
+            self.broker, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes
+        )
         self._stack.callback(transport.close)
         return transport
 
@@ -69,10 +75,12 @@ class MqttWorld:
         self._proxies: dict[str, Proxy] = {}
         self._stack = ExitStack()
 
-    def make(self, client_id: str, inbox: Inbox, will: WillFor | None = None) -> Transport:
+    def make(
+        self, client_id: str, inbox: Inbox, will: WillFor | None = None, max_packet_bytes: int = MAX_PACKET_BYTES
+    ) -> Transport:
         proxy = self._proxies[client_id] = self._proxy_to(self._url)
         transport = MqttTransport(
-            url=proxy.url, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=MAX_PACKET_BYTES
+            url=proxy.url, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes
         )
         self._stack.callback(transport.close)
         return transport
@@ -109,7 +117,11 @@ def connect(
     """Makes a transport that is up, and its inbox."""
 
     def connected(
-        name: str, *filters: str, will: WillFor | None = None, also: Inbox = lambda _event: None
+        name: str,
+        *filters: str,
+        will: WillFor | None = None,
+        also: Inbox = lambda _event: None,
+        max_packet_bytes: int = MAX_PACKET_BYTES,
     ) -> tuple[Transport, Recorder]:
         recorder = make_recorder()
 
@@ -117,7 +129,7 @@ def connect(
             recorder(event)
             also(event)
 
-        transport = world.make(f"{unique_prefix}-{name}", inbox, will)
+        transport = world.make(f"{unique_prefix}-{name}", inbox, will, max_packet_bytes)
         transport.subscribe(*filters)
         transport.start()
         recorder.wait_for(LinkUp)
@@ -345,6 +357,24 @@ def test_an_oversize_message_is_refused_here_and_the_connection_lives_on(connect
     transport.publish(Outgoing(f"{unique_prefix}/x", b"small"))
     assert inbox.wait_for(Delivery).payload == b"small"
     assert [type(event) for event in inbox.events] == [LinkUp, Delivery]
+
+
+def test_a_control_connection_neither_sends_nor_receives_more_than_a_control_message(
+    connect: Connect, unique_prefix: str
+) -> None:
+    """A large message reaches the others; a smaller one that comes after it reaches the control connection."""
+    topic = f"{unique_prefix}/control"
+    control, recorder = connect("control", topic, max_packet_bytes=MAX_CONTROL_PACKET_BYTES)
+    other, everything = connect("other", topic)
+    with pytest.raises(MessageTooLarge):
+        control.publish(Outgoing(topic, bytes(MAX_CONTROL_PACKET_BYTES)))
+    largest, last = bytes(MAX_CONTROL_BYTES), b"last"
+    for payload in (bytes(MAX_CONTROL_PACKET_BYTES), largest, last):
+        other.publish(Outgoing(topic, payload))
+    recorder.wait_for(lambda event: isinstance(event, Delivery) and event.payload == last)
+    assert [len(each.payload) for each in recorder.deliveries] == [len(largest), len(last)]
+    everything.wait_for(Delivery, count=3)
+    assert control.connected
 
 
 def test_a_big_message_arrives_intact(connect: Connect, unique_prefix: str) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -83,7 +83,7 @@ class Site:
     def drain(self, device: str) -> None:
         self.publish(topics.DEVICE_DRAIN, encode(Drain(drain=True)), device=device)
 
-    def await_orders(self, tasks: set[str], drained: set[str] = frozenset()) -> None:
+    def await_orders(self, tasks: set[str], drained: Collection[str] = ()) -> None:
         """Wait until the leader says that the broker has all orders; they are exactly these, and routed."""
 
         def holds(heard: dict[str, bytes]) -> bool:
@@ -98,7 +98,7 @@ class Site:
         specs = {name: payload for name, payload in heard.items() if name.endswith("/spec") and payload}
         assert {decode(TaskSpec, payload).task for payload in specs.values()} == tasks
         drains = {name.split("/")[1] for name, payload in heard.items() if name.endswith("/drain") and payload}
-        assert drains == drained
+        assert drains == set(drained)
 
 
 @pytest.fixture
