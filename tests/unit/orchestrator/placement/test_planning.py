@@ -52,7 +52,7 @@ class Site:
     def feed(self, event: Event) -> list[Action]:
         self.state, actions = decide(self.state, event, self.now_s)
         self.asked += all_of(actions, RequestPlan)
-        return [action for action in actions if not isinstance(action, Note)]
+        return [action for action in actions if not isinstance(action, Note | PublishState)]
 
     def join(self, device: str, memory_bytes: int = 100) -> list[Action]:
         birth = self.feed(DeviceStateReceived(device, online(1, profile(memory_bytes))))
