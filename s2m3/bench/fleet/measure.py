@@ -281,9 +281,11 @@ class _Run:
         self.sessions.run(REVIEWED_S)
         born_s = {name: agent.born_s or 0.0 for name, agent in self.agents.items()}
         moves = self.watch.moves
+        served_s = [self.watch.served_s.get(task) for task in self.names]
         changed_s = [since_s for _, since_s in self.watch.homes.values()]
         abandoned = self._loads().abandoned - loads.abandoned
         return {
+            "served_s": None if None in served_s else max(each for each in served_s if each) - begin_s,
             "settled_s": max(changed_s) - begin_s if changed_s and self.watch.serves(self.names) else None,
             "moves": len(moves),
             "needless_moves": sum(is_needless(move, born_s) for move in moves) + abandoned,

@@ -85,7 +85,7 @@ def allow_files(devices: int) -> None:
 
 @dataclass(frozen=True)
 class Usage:
-    """The processor time of a process since its start, and its memory now."""
+    """The processor time of a process and its children since its start, and their memory now."""
 
     at_s: float
     processor_s: float
@@ -102,7 +102,7 @@ class Usage:
 
 
 def usage(pid: int) -> Usage:
-    """The processor time of a process with all of its threads, and its memory.
+    """The processor time and the memory of a process, with all of its threads and children.
 
     Raises:
         SiteFailed: it has ended.
@@ -110,9 +110,17 @@ def usage(pid: int) -> Usage:
     try:
         process = psutil.Process(pid)
         times, memory = process.cpu_times(), process.memory_info().rss
+        processor_s = times.user + times.system + times.children_user + times.children_system
+        waited_s = _waited_s(pid)
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has ended since
+                child_times = child.cpu_times()
+                processor_s += child_times.user + child_times.system
+                memory += child.memory_info().rss
+                waited_s += _waited_s(child.pid)
     except psutil.Error as error:
         raise SiteFailed(f"process {pid} has ended") from error
-    return Usage(time.monotonic(), times.user + times.system, _waited_s(pid), memory / MEGABYTE)
+    return Usage(time.monotonic(), processor_s, waited_s, memory / MEGABYTE)
 
 
 def _waited_s(pid: int) -> float:

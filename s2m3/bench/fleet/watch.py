@@ -50,6 +50,7 @@ class Watch(Client):
         self.epochs: set[int] = set()  # of all leaders
         self.routes: dict[TaskName, Route] = {}
         self.changed_s: dict[TaskName, float] = {}  # when the newest route of each task came
+        self.served_s: dict[TaskName, float] = {}  # when the first complete route of each task came
         self.homes: dict[ModuleKey, tuple[DeviceId, float]] = {}  # where each module is served, and since when
         self.moves: list[Move] = []
         self.received: Counter[str] = Counter()  # messages by the template of their topic
@@ -69,7 +70,7 @@ class Watch(Client):
     def forget(self) -> None:
         """Forget the site, which loses its power."""
         self.leader = None
-        for record in (self.routes, self.changed_s, self.homes, self.moves):
+        for record in (self.routes, self.changed_s, self.served_s, self.homes, self.moves):
             record.clear()
 
     def serves(self, tasks: Iterable[TaskName]) -> bool:
@@ -117,6 +118,8 @@ class Watch(Client):
 
     def _on_route(self, route: Route, now_s: float) -> None:
         self.routes[route.task], self.changed_s[route.task] = route, now_s
+        if route.complete:
+            self.served_s.setdefault(route.task, now_s)
         for node in route.nodes.values():
             if not node.devices:
                 continue

@@ -68,8 +68,9 @@ def _show(found: dict[str, Any]) -> None:
             "re-routed after a death, with standby": _seconds(found["rerouted_s"]),
             f"without, {found['load_s']:g} s of loading included": _seconds(found["rerouted_without_standby_s"]),
             "moved by a restart of the broker": str(restart["moves"]),
-            "settled after the first birth of a power-up": _seconds(power_up["settled_s"]),
-            "needless moves of it": str(power_up["needless_moves"]),
+            "all tasks routed after the first birth of a power-up": _seconds(power_up["served_s"]),
+            "the last module moved after": _seconds(power_up["settled_s"]),
+            "moves, and needless ones": f"{power_up['moves']}, {power_up['needless_moves']}",
         }
     for name, value in rows.items():
         made.add_row(name, value)
