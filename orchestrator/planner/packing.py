@@ -50,6 +50,8 @@ def packed(
     Raises:
         SearchLimitReached: the steps were not enough to tell.
     """
+    if sum(sizes) > sum(rooms):
+        return None
     return _Search(sizes, rooms, barred, steps, budget or Budget()).run()
 
 
@@ -101,7 +103,8 @@ class _Search:
         self.barred = [frozenset(barred[item]) for item in self.order]
         self.left = [*reversed([*accumulate(reversed(self.sizes))]), 0]  # bytes of this item and all after it
         self.rooms = list(rooms)
-        bars = [tuple(room in bars for bars in self.barred) for room in range(len(rooms))]
+        some = [bars for bars in self.barred if bars]
+        bars = [tuple(room in bars for bars in some) for room in range(len(rooms))]
         number = {kind: position for position, kind in enumerate(dict.fromkeys(bars))}
         self.kinds = [number[kind] for kind in bars]  # rooms of one kind take the same modules
         self.steps, self.budget = steps, budget
