@@ -26,7 +26,7 @@ from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived,
 from orchestrator.leadership.leader import announce_leadership, on_leader_state, tell_devices_ahead
 from orchestrator.leadership.orders import NOTHING_DELIVERED
 from orchestrator.leadership.standby import READ_RETAINED_S
-from orchestrator.membership import failure_detector
+from orchestrator.membership import checks, failure_detector
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.placement import planning, publish, reconcile, restore
 from orchestrator.placement.deployability import why_unroutable
@@ -56,6 +56,7 @@ PUBLISHING: Sequence[Rule] = (publish.publish_routes, publish.publish_assignment
 def next_deadline_s(state: State) -> float | None:
     """The time at which a ``Tick`` is due if nothing happens before."""
     due = [state.settles_at_s, state.republish_at_s, failure_detector.next_deadline_s(state.cluster)]
+    due.append(checks.next_deadline_s(state.checks))
     if state.settled and state.planning is not None:
         due.append(state.planning.until_s)
         due += [state.placement.moves.until_s if state.placement.moves else None]
@@ -77,7 +78,7 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
     before, state = state, planning.on_event(_on_event(state, event, now_s), event)
     state = _snapshot_before_departures(before, state, now_s)
     actions: list[Action] = _log_device_changes(before.cluster, state.cluster)
-    for react in (_republish_after_link_up, tell_devices_ahead, publish.request_rebirth):
+    for react in (_republish_after_link_up, tell_devices_ahead, publish.request_rebirth, _check_suspects):
         state, more = react(state, event, now_s)
         actions += more
     if not state.settled:
@@ -121,6 +122,15 @@ def _republish_after_link_up(state: State, event: Event, now_s: float) -> tuple[
     if state.republish_at_s is None or now_s < state.republish_at_s:
         return state, []
     return restore.republish_all(replace(state, republish_at_s=None))
+
+
+def _check_suspects(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
+    """Check the devices that one coordinator suspects, and note what came of it."""
+    cluster, known, actions = checks.on_event(state.cluster, state.checks, event, now_s)
+    if cluster is not state.cluster or known is not state.checks:
+        state = replace(state, cluster=cluster, checks=known)
+    fields = [{"device": each.device, "within_s": each.within_s} for each in actions]
+    return state, [*actions, *(events.Note("device_checked", each) for each in fields)]
 
 
 # --- events ---

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker.protocol.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Result, Route
-from broker.protocol.specs import DeviceId, ModuleKey, TaskName, TaskSpec
+from broker.protocol.specs import DeviceId, ModuleKey, RequestId, TaskName, TaskSpec
 from broker.transport.port import LinkDown, LinkUp
 from orchestrator.planner.plans import Plan, Problem
 
@@ -117,9 +117,17 @@ class PlanFound:
     plan: Plan
 
 
+@dataclass(frozen=True)
+class CheckAnswered:
+    """A device answered the orchestrator's own check."""
+
+    device: DeviceId
+    request: RequestId
+
+
 MembershipEvent = DeviceStateReceived | HeartbeatReceived | DrainReceived | Overslept | Tick | LinkUp | LinkDown
 TaskEvent = TaskDeployed | TaskRejected | TaskUndeployed | RetainedRouteReceived
-TopicEvent = RouteHeard | LeaderTopicLost
+TopicEvent = RouteHeard | LeaderTopicLost | CheckAnswered
 Event = MembershipEvent | TaskEvent | TopicEvent | RequestReceived | PlanFound | OrchestratorState
 """The leader's topic and its heartbeat are events as they are: this orchestrator's own, or another's."""
 
@@ -198,6 +206,17 @@ class RequestRebirth:
 
 
 @dataclass(frozen=True)
+class CheckDevice:
+    """Send a device a request of our own, which it answers with a refusal if it serves."""
+
+    device: DeviceId
+    request: RequestId
+    key: ModuleKey  # of a module that it holds, if it holds any
+    fence: tuple[int, int]  # epoch and generation that it reports
+    within_s: float
+
+
+@dataclass(frozen=True)
 class AnswerError:
     """Answer a request that no device takes."""
 
@@ -238,7 +257,7 @@ class Note:
 
 
 TaskMessage = PublishSpec | ClearSpec | PublishRoute | ClearRoute
-DeviceMessage = PublishAssignment | ClearAssignment | PublishDrain | ClearDrain | RequestRebirth
+DeviceMessage = PublishAssignment | ClearAssignment | PublishDrain | ClearDrain | RequestRebirth | CheckDevice
 Message = PublishState | TaskMessage | DeviceMessage | AnswerError
 """The actions that are messages."""
 Action = Message | RequestPlan | EndPlanning | Resign | Note

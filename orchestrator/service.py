@@ -41,7 +41,7 @@ from orchestrator.leadership.orders import NO_ORDERS, CopiedEvent, Orders, Stand
 from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
 from orchestrator.planner_process.client import MakePlanner, Planner, PlannerProcess
 from orchestrator.state import Pace, State, initial
-from orchestrator.wire import CONTROL_TOPICS, STANDBY_TOPICS, event_of, outgoing_of
+from orchestrator.wire import CONTROL_TOPICS, STANDBY_TOPICS, answers_filter, event_of, outgoing_of
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
@@ -249,7 +249,7 @@ class Orchestrator:
             will=will,
             max_packet_bytes=port.MAX_CONTROL_PACKET_BYTES,
         )
-        self._control.subscribe(*(topic.filter(self._prefix) for topic in CONTROL_TOPICS))
+        self._control.subscribe(*(topic.filter(self._prefix) for topic in CONTROL_TOPICS), answers_filter(self._prefix))
         self._control.start()
 
     def _leave(self) -> None:

@@ -15,6 +15,7 @@ from orchestrator.events import RetainedRouteReceived
 from orchestrator.leadership.epochs import DoubtedLeader
 from orchestrator.leadership.orders import NO_ORDERS, NOTHING_DELIVERED, Delivered, Orders
 from orchestrator.leadership.standby import leader_interval_s
+from orchestrator.membership.checks import Checks
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.placement.routes import Fence
 from orchestrator.planner.plans import Plan
@@ -168,6 +169,7 @@ class State:
     settles_at_s: float | None = None  # nothing is placed before
     linked_s: float = -math.inf  # when this process first reached the broker: the broker didn't start later
     sessions: tuple[int, ...] = ()  # of our latest links, the present one last
+    checks: Checks = field(default_factory=dict)  # of devices that one coordinator suspects
     doubted_leader: DoubtedLeader | None = None  # the last message of the leader's topics, if its epoch isn't accepted
     told_term_s: float = -math.inf  # when this term was last announced to devices that obey a later one
     republish_at_s: float | None = None  # when all is published again after a new link, unless a newer leader shows up

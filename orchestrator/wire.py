@@ -5,13 +5,30 @@ Owns the event of each topic, and the topic of each action. Doesn't know connect
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from broker.protocol import topics
-from broker.protocol.codec import JSON, encode
+from broker.protocol.codec import JSON, RAW, encode, encode_tensors
 from broker.protocol.errors import RemoteProtocolError
-from broker.protocol.messages import MAX_FENCE, DeviceState, Drain, Heartbeat, OrchestratorState, Route
+from broker.protocol.messages import (
+    MAX_FENCE,
+    DeviceState,
+    Drain,
+    Heartbeat,
+    NodeInputs,
+    OrchestratorState,
+    Plan,
+    PlannedNode,
+    Route,
+)
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import Delivery, Outgoing
 from orchestrator import events
+from orchestrator.membership.doubts import OWN_CHECK
+
+_CHECK = "check"  # the task, the input and the use of our own requests to devices
 
 
 def event_of(prefix: str, delivery: Delivery) -> events.Event | None:
@@ -21,7 +38,7 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | None:
         RemoteProtocolError: it breaks the contract.
     """
     incoming = topics.read(prefix, delivery.topic, delivery.payload)
-    if incoming is None or incoming.topic not in (*CONTROL_TOPICS, *topics.REQUESTS):
+    if incoming is None or incoming.topic not in (*CONTROL_TOPICS, *topics.REQUESTS, topics.TENSORS):
         return None
     if incoming.topic in topics.REQUESTS:
         return _request(prefix, incoming, delivery)
@@ -39,6 +56,8 @@ def outgoing_of(prefix: str, action: events.Message) -> Outgoing:
     """The message that carries out an action."""
     if isinstance(action, events.AnswerError):
         return Outgoing(action.reply_to, encode(action.result), correlation=action.correlation, content_type=JSON)
+    if isinstance(action, events.CheckDevice):
+        return _check_of(prefix, action)
     ids: dict[str, str] = {}
     match action:
         case events.PublishState(message):
@@ -56,6 +75,32 @@ def outgoing_of(prefix: str, action: events.Message) -> Outgoing:
         case events.RequestRebirth(device):
             topic, payload, ids = topics.DEVICE_REBIRTH, b"", {"device": device}
     return Outgoing(topic.at(prefix, **ids), payload, qos=topic.qos, retain=topic.retain)
+
+
+def answers_filter(prefix: str) -> str:
+    """The subscription for the answers to our own checks."""
+    return topics.TENSORS.filter(prefix, receiver=OWN_CHECK)
+
+
+def _check_of(prefix: str, check: events.CheckDevice) -> Outgoing:
+    """A request for one node on one device, in a use that no module has: the device refuses it in its turn."""
+    planned = PlannedNode(key=check.key, needs=(_CHECK,), use=_CHECK, device=check.device)
+    message = NodeInputs(
+        request=check.request,
+        task=_CHECK,
+        node="node",
+        epoch=check.fence[0],
+        generation=check.fence[1],
+        attempt=0,
+        coordinator=OWN_CHECK,
+        deadline_s=check.within_s,
+        reply_to=topics.RESULTS.at(prefix, client=OWN_CHECK, request=check.request),
+        plan=Plan(nodes={"node": planned}, output="node"),
+        content_types={_CHECK: "application/octet-stream"},
+    )
+    ids = {"sender": OWN_CHECK, "receiver": check.device, "request": check.request, "node": "node"}
+    payload = encode_tensors(message, {f"{_CHECK}/{RAW}": np.zeros(1, dtype=np.uint8)})
+    return Outgoing(topics.TENSORS.at(prefix, **ids), payload, expiry_s=math.ceil(check.within_s))
 
 
 def _order_of(
@@ -122,7 +167,8 @@ def _state(incoming: topics.Incoming) -> events.Event | None:
             return events.DeviceStateReceived(incoming.ids["device"], state)
         case OrchestratorState() as leader:
             return leader
-    return None
+    is_answer = incoming.topic is topics.TENSORS
+    return events.CheckAnswered(incoming.ids["sender"], incoming.ids["request"]) if is_answer else None
 
 
 def _drain(incoming: topics.Incoming, *, retained: bool) -> events.Event:

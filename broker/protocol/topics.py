@@ -106,7 +106,9 @@ TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor", "front door",
 CLIENT_REQUESTS = Topic(
     "tasks/{task}/requests/{client}/{request}", 1, False, "sensor", "front door", None, free=("client", "request")
 )
-TENSORS = Topic("tensors/{sender}/{receiver}/{request}/{node}", 1, False, "agent", "agent", None)
+TENSORS = Topic(
+    "tensors/{sender}/{receiver}/{request}/{node}", 1, False, "agent, orchestrator", "agent, orchestrator", None
+)
 RESULTS = Topic("clients/{client}/results/{request}", 1, False, "agent", "sensor", Result, free=("client", "request"))
 
 REQUESTS = (TASK_REQUESTS, CLIENT_REQUESTS)

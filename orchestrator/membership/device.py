@@ -23,7 +23,7 @@ from typing import Literal
 
 from broker.protocol.messages import SUSPECTED_FOR_S, DeviceProfile, DeviceState, Heartbeat, HeldModule
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey
-from orchestrator.membership.doubts import SUFFICIENT_TIMEOUTS, FlapRecord, TimeoutReports
+from orchestrator.membership.doubts import SUFFICIENT_REPORTS, FlapRecord, TimeoutReports
 
 FIRST_BACKOFF_S = 30.0  # after a module's first failure on a device; doubles with each further failure
 LONGEST_BACKOFF_S = 15 * 60.0
@@ -90,7 +90,12 @@ class Device:
     @property
     def unresponsive(self) -> bool:
         """Whether it sends heartbeats and calls to it time out."""
-        return self.health == "well" and sum(r.calls for r in self.timeout_reports.values()) >= SUFFICIENT_TIMEOUTS
+        return self.health == "well" and self.is_accused
+
+    @property
+    def is_accused(self) -> bool:
+        """Whether there is sufficient evidence that calls to it time out."""
+        return len(self.timeout_reports) >= SUFFICIENT_REPORTS
 
     @cached_property
     def fitness(self) -> Fitness:

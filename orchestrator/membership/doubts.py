@@ -1,8 +1,9 @@
 """Doubts about a device that sends heartbeats: calls to it time out, or it died and returned lately (flap damping).
 
-Owns both records and their rules. One report of one coordinator moves nothing, because its own link may be at fault:
-two coordinators, or two calls of one, are sufficient evidence. A device that returned is on probation, and longer after
-each further death. Doesn't know heartbeats or placement; ``now_s`` comes in.
+Owns both records and their rules. The reports of one coordinator move nothing, because its own link may be at fault, or
+it may lie: two coordinators, or one and the orchestrator's own check (``checks``), are sufficient evidence. A device
+that returned is on probation, and longer after each further death. Doesn't know heartbeats or placement; ``now_s``
+comes in.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, replace
 from broker.protocol.messages import SUSPECTED_FOR_S
 from broker.protocol.specs import DeviceId
 
-SUFFICIENT_TIMEOUTS = 2
+SUFFICIENT_REPORTS = 2  # of different coordinators
+OWN_CHECK = "orchestrator"  # as a coordinator: the orchestrator's own check failed
 SAME_CALL_S = 0.5  # two reports whose times differ by less are about the same call
 PROBATION_HEARTBEATS = 5  # without a gap: a box with flickering power, or short of memory, dies sooner
 _DOUBLINGS = 6  # each further death doubles the probation, up to 320 heartbeats
@@ -22,10 +24,9 @@ FORGIVE_AFTER_S = 600.0  # a device that lived this long since its return begins
 
 @dataclass(frozen=True)
 class TimeoutReport:
-    """One coordinator's report: when a call timed out last, and how many calls did."""
+    """One coordinator's report: when a call timed out last."""
 
     at_s: float
-    calls: int = 1
 
 
 TimeoutReports = Mapping[DeviceId, TimeoutReport]
@@ -42,7 +43,7 @@ def with_report(known: TimeoutReports, by: DeviceId, since_s: float | None, now_
     at_s, last = now_s - since_s, known.get(by)
     if last is not None and at_s - last.at_s < SAME_CALL_S:
         return known
-    return {**known, by: TimeoutReport(at_s, last.calls + 1 if last else 1)}
+    return {**known, by: TimeoutReport(at_s)}
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from broker.protocol.specs import DeviceId, ModuleKey
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.events import DeviceStateReceived, DrainReceived, HeartbeatReceived, MembershipEvent, Overslept
 from orchestrator.membership import device as one_device
-from orchestrator.membership.device import WILLS_S, Device
+from orchestrator.membership.device import WILLS_S, Device, Fitness
 from orchestrator.membership.doubts import with_report
 
 SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late heartbeat proves no death
 DEAD_AFTER_INTERVALS = 3.25  # three heartbeats missed, and a quarter of an interval for the network's jitter
-SUSPECTED_DEAD_AFTER_INTERVALS = 2.25  # two heartbeats missed, and a coordinator's call timed out as well
+SUSPECTED_DEAD_AFTER_INTERVALS = 2.25  # two heartbeats missed, and the calls of two coordinators timed out as well
 MASS_SILENCE_INTERVALS = 5.0  # more time when most are silent: a switch, or a broker, is back after some seconds
 MASS_FROM = 3  # devices: two may share a plug and die together
 AFTER_MASS_SILENCE_INTERVALS = 1.25  # once one is heard, the others' heartbeats must come in an interval and its jitter
@@ -86,7 +86,7 @@ def on_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:
 
 def on_own_heartbeat(cluster: Cluster, now_s: float) -> Cluster:
     """The cluster after our own heartbeat came back: the time for which it was late doesn't count for any device."""
-    late_s = max(0.0, now_s - _stands_still_from_s(cluster))
+    late_s = max(0.0, now_s - stands_still_from_s(cluster))
     cluster = replace(cluster, echo_s=now_s)
     if not late_s or not cluster.listening:
         return cluster
@@ -123,8 +123,8 @@ def next_deadline_s(cluster: Cluster) -> float | None:
         )
         due += [report.at_s + SUSPECTED_FOR_S for report in device.timeout_reports.values()]
         due += [backoff.until_s for backoff in device.backoffs.values() if backoff.until_s is not None]
-    stands_still_from_s = _stands_still_from_s(cluster)
-    due = [at_s for at_s in due if at_s <= stands_still_from_s]
+    until_s = stands_still_from_s(cluster)
+    due = [at_s for at_s in due if at_s <= until_s]
     due += [cluster.mass_departure.until_s] if cluster.mass_departure else []
     due += [] if cluster.echo_s is None else [cluster.echo_s + ECHO_GIVEN_UP_S]
     return min(due, default=None)
@@ -188,10 +188,11 @@ def _on_first_heartbeat(cluster: Cluster, name: DeviceId, session: int, now_s: f
 
 
 def _on_suspicions(cluster: Cluster, by: DeviceId, message: Heartbeat, now_s: float) -> Cluster:
-    """The cluster with the timeouts that a coordinator reports."""
+    """The cluster with the timeouts that a coordinator reports; none if it isn't in good standing itself."""
+    suspects = message.suspects if cluster.devices[by].fitness == Fitness.FIT else {}
     for device in list(cluster.devices.values()):
         if device.id != by:
-            reports = with_report(device.timeout_reports, by, message.suspects.get(device.id), now_s)
+            reports = with_report(device.timeout_reports, by, suspects.get(device.id), now_s)
             if reports is not device.timeout_reports:
                 cluster = cluster.with_device(replace(device, timeout_reports=reports))
     return cluster
@@ -258,7 +259,7 @@ def _give_silent_devices_time(cluster: Cluster, now_s: float) -> Cluster:
     return replace(cluster, devices={**cluster.devices, **later})
 
 
-def _stands_still_from_s(cluster: Cluster) -> float:
+def stands_still_from_s(cluster: Cluster) -> float:
     """The time at which the detector's clock stops, unless our own heartbeat comes back before."""
     return math.inf if cluster.echo_s is None else cluster.echo_s + ECHO_LATE_INTERVALS * cluster.own_interval_s
 
@@ -276,7 +277,7 @@ def _silence_counts_at_s(cluster: Cluster, device: Device, *, most_silent: bool)
     elif most_silent:
         intervals = DEAD_AFTER_INTERVALS + MASS_SILENCE_INTERVALS
     else:
-        intervals = SUSPECTED_DEAD_AFTER_INTERVALS if device.timeout_reports else DEAD_AFTER_INTERVALS
+        intervals = SUSPECTED_DEAD_AFTER_INTERVALS if device.is_accused else DEAD_AFTER_INTERVALS
     reconnects_s = RECONNECT_S if device.id in cluster.awaiting_first_heartbeat else 0.0
     return device.heard_s + reconnects_s + intervals * cluster.heartbeat_interval_s
 
@@ -285,7 +286,7 @@ def _examine_devices(cluster: Cluster, now_s: float) -> Cluster:
     """The cluster with backoffs and reports expired, silent devices suspect or dead, and long absent ones forgotten."""
     if cluster.echo_s is not None and now_s >= cluster.echo_s + ECHO_GIVEN_UP_S:
         cluster = _reset_timers(cluster, now_s)
-    now_s = min(now_s, _stands_still_from_s(cluster))
+    now_s = min(now_s, stands_still_from_s(cluster))
     for known in cluster.devices.values():
         device = one_device.expire(known, now_s)
         well = device.watched and device.health == "well"

@@ -10,12 +10,13 @@ import numpy as np
 import psutil
 import pytest
 
-from broker.protocol.codec import RawInput, decode, encode
+from broker.protocol.codec import RawInput, decode, decode_tensors, encode
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
     About,
     DeviceState,
     Heartbeat,
+    NodeFailed,
     OrchestratorState,
     Result,
 )
@@ -47,6 +48,8 @@ from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from edge_agent.wire import LATE_S
+from orchestrator.events import CheckDevice
+from orchestrator.wire import outgoing_of
 from tests.builders import PREFIX, able, assignment, computing, module, profile, route, route_node
 from tests.patience import PATIENCE_S, until
 
@@ -286,6 +289,45 @@ def test_the_trace_of_a_request_is_published_and_not_retained(start: Callable[..
     trace = decode(Trace, world.received.wait_for(lambda event: getattr(event, "topic", "") == topic).payload)
     assert (trace.task, trace.outcome, set(trace.nodes)) == ("echo", "answered", {"node"})
     assert topic not in world.broker.retained
+
+
+def test_an_orchestrators_check_is_answered_with_a_refusal_and_not_while_a_pass_hangs(
+    start: Callable[..., World],
+) -> None:
+    release = threading.Event()
+
+    def hang(value: Value) -> Output:
+        release.wait(WAIT_S)
+        return echo(value)
+
+    world = start(hang)
+    world.serve()
+    world.observer.subscribe(f"{PREFIX}/tensors/gw-a/orchestrator/+/+")
+
+    def check(request: str, key: str = SPEC.key) -> None:
+        world.observer.publish(outgoing_of(PREFIX, CheckDevice("gw-a", request, key, (1, 1), 30.0)))
+
+    def answered(request: str) -> Callable[[object], bool]:
+        topic = f"{PREFIX}/tensors/gw-a/orchestrator/{request}/node"
+        return lambda event: getattr(event, "topic", None) == topic
+
+    check("check-1")
+    said = decode_tensors(world.received.wait_for(answered("check-1")).payload)[0]
+    assert isinstance(said, NodeFailed)
+    assert "has no use check" in said.error.message
+    check("check-2", "not-held")
+    world.received.wait_for(answered("check-2"))
+    topic = f"{PREFIX}/clients/observer/results/1"
+    while not world.agent._computing:
+        world.observer.publish(
+            Outgoing(TASK_REQUESTS.at(PREFIX, task="echo"), b"x", response_topic=topic, expiry_s=EXPIRY_S)
+        )
+    check("check-3")
+    check("check-4", "not-held")
+    world.received.wait_for(answered("check-4"))  # the loop has read both
+    assert not any(answered("check-3")(event) for event in world.received.events)
+    release.set()
+    world.received.wait_for(answered("check-3"))
 
 
 def test_an_answer_expires_a_little_after_its_request(start: Callable[..., World]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from broker.protocol import topics
-from broker.protocol.codec import decode, encode
+from broker.protocol.codec import decode, decode_tensors, encode
 from broker.protocol.errors import RemoteProtocolError
-from broker.protocol.messages import MAX_FENCE, OrchestratorState, Route
+from broker.protocol.messages import MAX_FENCE, NodeInputs, OrchestratorState, Route
 from broker.transport.port import Delivery
 from orchestrator.events import (
+    CheckAnswered,
+    CheckDevice,
     ClearAssignment,
     ClearRoute,
     LeaderTopicLost,
@@ -113,3 +115,17 @@ def test_actions_become_retained_messages_on_their_topics() -> None:
     state = OrchestratorState(epoch=1, online=True, session=1)
     led = outgoing_of(PREFIX, PublishState(state))
     assert event_of(PREFIX, Delivery(led.topic, led.payload)) == state
+
+
+def test_a_check_is_a_request_that_an_agent_refuses_in_its_turn_and_the_answer_is_an_event() -> None:
+    """The agent's side of it: a module in a use that it doesn't have."""
+    sent = outgoing_of(PREFIX, CheckDevice("gw-a", "check-1", VISION.key, (1, 2), 1.5))
+    incoming = topics.read(PREFIX, sent.topic, sent.payload)
+    assert incoming is not None
+    assert incoming.ids == {"sender": "orchestrator", "receiver": "gw-a", "request": "check-1", "node": "node"}
+    message, tensors = decode_tensors(sent.payload)
+    assert isinstance(message, NodeInputs)
+    assert (message.coordinator, message.plan.nodes["node"].use) == ("orchestrator", "check")
+    assert list(tensors) == ["check/raw"]
+    answer = topics.TENSORS.at(PREFIX, sender="gw-a", receiver="orchestrator", request="check-1", node="node")
+    assert event_of(PREFIX, Delivery(answer, b"whatever it says")) == CheckAnswered("gw-a", "check-1")

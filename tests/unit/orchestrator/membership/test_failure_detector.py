@@ -97,7 +97,7 @@ def test_one_report_of_one_coordinator_moves_nothing() -> None:
     assert not fleet.cluster.devices["b"].unresponsive
 
 
-def test_a_device_with_heartbeats_and_two_timeout_reports_is_unresponsive_until_they_are_taken_back() -> None:
+def test_two_coordinators_reports_make_a_device_unresponsive_until_one_is_taken_back() -> None:
     fleet = Fleet("a", "b", "c")
     fleet.blame("a", "c")
     fleet.blame("b", "c")
@@ -106,12 +106,37 @@ def test_a_device_with_heartbeats_and_two_timeout_reports_is_unresponsive_until_
     fleet.suspects.clear()
     fleet.heartbeat("a")
     assert not fleet.cluster.devices["c"].unresponsive
+
+
+def test_many_reports_of_one_coordinator_move_nothing() -> None:
+    fleet = Fleet("a", "b", "c")
+    for _ in range(5):
+        fleet.blame("a", "c")
+        fleet.go_on(2)
+    assert not fleet.cluster.devices["c"].unresponsive
+    fleet.beating.discard("c")
     fleet.blame("a", "c")
-    fleet.go_on(2)
+    fleet.go_on(3.0)
+    assert "c" in fleet.alive(), "nor is it dead sooner"
+
+
+def test_only_coordinators_in_good_standing_count() -> None:
+    fleet = Fleet("a", "b", "c", "d")
+    fleet.die("b")
+    fleet.now_s += 1.0
+    fleet.join("b")  # on probation
     fleet.blame("a", "c")
-    fleet.suspects["b"] = {}
-    fleet.heartbeat("b")
+    fleet.blame("b", "c")
+    assert not fleet.cluster.devices["c"].unresponsive
+    fleet.feed(DrainReceived("d", drain=True))
+    fleet.blame("d", "c")
+    assert not fleet.cluster.devices["c"].unresponsive
+    fleet.go_on(PROBATION_HEARTBEATS + 1)
+    fleet.blame("b", "c")
     assert fleet.cluster.devices["c"].unresponsive
+    fleet.blame("c", "a")
+    fleet.blame("c", "b")
+    assert not fleet.cluster.devices["a"].timeout_reports, "an unresponsive device's word doesn't count"
 
 
 def test_a_suspicion_ends_by_itself() -> None:
@@ -122,14 +147,15 @@ def test_a_suspicion_ends_by_itself() -> None:
     assert not fleet.cluster.devices["c"].unresponsive
 
 
-def test_a_silent_device_is_dead_sooner_when_a_coordinator_suspects_it() -> None:
-    fleet = Fleet("a", "b")
+def test_a_silent_device_is_dead_sooner_when_two_coordinators_suspect_it() -> None:
+    fleet = Fleet("a", "b", "c")
     fleet.beating.discard("b")
     fleet.blame("a", "b")
+    fleet.blame("c", "b")
     fleet.go_on(2)
-    assert fleet.alive() == {"a", "b"}
+    assert fleet.alive() == {"a", "b", "c"}
     fleet.go_on(0.25)
-    assert fleet.alive() == {"a"}
+    assert fleet.alive() == {"a", "c"}
 
 
 # --- probation ---
