@@ -29,6 +29,7 @@ from broker.protocol.specs import TaskSpec
 from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker
 from edge_agent.config import AgentConfig
+from s2m3.testbed.faulty_agent import InnerFault, file_of
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.proxy import LinkShape, Proxy
 
@@ -59,6 +60,7 @@ class Site:
     mosquitto_settings: Sequence[str] = ()  # further lines of the configuration
     logs: Path | None = None  # where what the processes print outlives the site; by default it goes with it
     spares: bool = True  # whether leftover memory is given to standby copies and replicas
+    inner_faults: bool = False  # whether agents can fail from inside (``fail_inside``)
 
     prefix: str | None = field(default=None, init=False)  # of the topics, at a broker that others use too
     url: str = field(init=False)  # of the broker
@@ -118,9 +120,13 @@ class Site:
         config = self._configs[device]
         state = config.state_dir or str(self._directory / "agents")  # what it measures survives a restart, and no more
         config = config.model_copy(update={"broker": self._way(device), "site": self.prefix, "state_dir": state})
-        path = self._directory / f"{device}.yaml"
+        path = self._config_file(device)
         path.write_text(yaml.safe_dump(config.model_dump(exclude_none=True)), encoding="utf-8")
-        self._start(device, ["edge_agent", "--config", str(path)])
+        self._start(device, ["s2m3.testbed.faulty_agent" if self.inner_faults else "edge_agent", "--config", str(path)])
+
+    def fail_inside(self, device: str, fault: InnerFault) -> None:
+        """Let a device's next forward pass never end (hang), or its next load make no progress (stall)."""
+        file_of(self._config_file(device), fault).touch()
 
     def pid(self, name: str) -> int:
         """The process id of the orchestrator or of a device's agent, for faults."""
@@ -254,6 +260,9 @@ class Site:
                 stderr=output,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches only us, and we end them in order
             )
+
+    def _config_file(self, device: str) -> Path:
+        return self._directory / f"{device}.yaml"
 
     def _last_words(self, name: str) -> str:
         text = self._log_of(name).read_text(encoding="utf-8", errors="replace").strip()

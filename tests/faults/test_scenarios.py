@@ -33,9 +33,11 @@ COME_BACK_S = PATIENCE_S  # the broker, and all its clients
 LONG = {
     "broker-away",
     "broker-restart-gently-persistent",
+    "hung-pass",
     "leader-hung",
     "leader-killed",
     "second-front-door",
+    "stalled-load",
 }  # CI has an end
 
 

@@ -143,10 +143,18 @@ class Injector:
                 self._restart(target, fault)
             case "hostile":
                 self._helper(lambda: self._hostile(target, fault.messages or 0))
-            case "squeeze":
-                self._squeeze(target, fault)
             case "drain" | "undrain":
                 self._stage.observer.set_drain(target, drain=fault.kind == "drain")
+            case _:
+                self._befall_inside(target, fault)
+
+    def _befall_inside(self, target: str, fault: Fault) -> None:
+        """The faults after which a process lives and its connections stand."""
+        match fault.kind:
+            case "squeeze":
+                self._squeeze(target, fault)
+            case "hang" | "stall":
+                self._stage.site.fail_inside(target, fault.kind)
 
     def _kill(self, target: str) -> None:
         """Kill it at once; the wait until it is gone must not delay the next fault."""

@@ -29,7 +29,9 @@ from s2m3.testbed.replay.timeline import Injected, Signal
 SAME_MOMENT_S = 1.0  # faults so close to each other are one
 Ending = Literal["right", "wrong", "error", "lost"]
 REPLACED_KINDS = timeline.TAKES_AWAY | {"drain"}  # after which another device must serve
-QUIET_KINDS = frozenset({"start", "hostile", "undrain", "squeeze", "slow"})  # no answer has to wait because of these
+QUIET_KINDS = frozenset(
+    {"start", "hostile", "undrain", "squeeze", "slow", "stall"}
+)  # no answer has to wait because of these
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,11 @@ from pydantic_core import PydanticCustomError
 from broker.protocol.errors import ErrorCode
 from broker.protocol.specs import Bytes, DeviceId, NodeName, NotNegative, Spec, TaskName
 
-Kind = Literal["kill", "start", "pause", "partition", "slow", "restart", "hostile", "drain", "undrain", "squeeze"]
+Kind = Literal[
+    "kill", "start", "pause", "partition", "slow", "restart", "hostile", "drain", "undrain", "squeeze", "hang", "stall"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+INNER: tuple[Kind, ...] = ("hang", "stall")  # faults from inside an agent
 ORCHESTRATOR = "orchestrator"
 BROKER = "broker"
 KILLED = "killed"
@@ -76,6 +79,8 @@ class Fault(Spec):
     drain: Target | None = None  # an operator takes the device out of service
     undrain: Target | None = None  # and back
     squeeze: Target | None = None  # its process gets no more than `memory` on top of what it has
+    hang: Target | None = None  # the device's next forward pass never ends
+    stall: Target | None = None  # its next load makes no progress
     for_s: Seconds | None = None
     factor: Annotated[float, Field(gt=1, le=1000)] | None = None
     messages: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -219,6 +224,11 @@ class Scenario(Spec):
         known = {name.rpartition("/")[2].removesuffix(".yaml") for name in self.tasks}
         if task not in known:
             raise _unsound(place, f"{names} {task}, which is not one of the scenario's: {', '.join(sorted(known))}")
+
+    @property
+    def inner_faults(self) -> bool:
+        """Whether agents must be able to fail from inside."""
+        return any(fault.kind in INNER for fault in self.faults)
 
     def shortened(self) -> Scenario:
         """The same faults in less time: the heartbeat's interval shrinks nearly as much, the deadlines don't."""

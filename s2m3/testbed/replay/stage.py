@@ -28,7 +28,17 @@ from s2m3.testbed.site import ORCHESTRATOR, SERVE_S, SPARE, Site, SiteFailed
 
 DEAD_INTERVALS = 3.5  # without a heartbeat: about then the orchestrator takes a device for dead
 SETTLED_INTERVALS = 2  # heartbeats without a new assignment: then nothing is about to move
-MAKE = ("broker", "persistence", "heartbeat_interval_s", "orchestrators", "spares", "fleet", "tasks", "redundancy")
+MAKE = (
+    "broker",
+    "persistence",
+    "heartbeat_interval_s",
+    "orchestrators",
+    "spares",
+    "fleet",
+    "tasks",
+    "redundancy",
+    "inner_faults",
+)
 PERSISTENCE = ("persistence true", "autosave_interval 5")  # as deploy/mosquitto/development.conf says to sites
 
 
@@ -164,6 +174,7 @@ class Stage:
             mosquitto_settings=settings,
             logs=self._logs,
             spares=scenario.spares,
+            inner_faults=scenario.inner_faults,
         )
         stack.enter_context(self.site)
         self.observer, self.client = self.site.observer, self.site.client

@@ -32,7 +32,7 @@ from s2m3.testbed.replay.scenario import BROKER, ORCHESTRATOR, Kind
 
 Routes = Mapping[TaskName, Route]
 Signal = Literal["will", "timeouts", "heartbeats"]
-TAKES_AWAY: frozenset[Kind] = frozenset({"kill", "pause", "partition"})  # the device, from the site
+TAKES_AWAY: frozenset[Kind] = frozenset({"kill", "pause", "partition", "hang"})  # the device, from the site
 _UNDONE_BY: Mapping[Kind, Kind] = {"kill": "start", "drain": "undrain"}
 
 

@@ -1,0 +1,58 @@
+"""An agent with faults from inside: ``python -m s2m3.testbed.faulty_agent --config FILE``.
+
+Owns two faults that no signal causes from outside: a forward pass that never ends, and a load that makes no progress.
+Each waits for a file beside the agent's configuration, and the fault takes the file away: it comes once, and an agent
+that restarts is whole again. Everything else is the real agent.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+InnerFault = Literal["hang", "stall"]
+
+
+def file_of(config: Path, fault: InnerFault) -> Path:
+    """The file that causes a fault in the agent with this configuration."""
+    return config.with_suffix(f".{fault}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the agent, with faults that come when their files are there."""
+    from edge_agent import __main__ as agent  # noqa: PLC0415 - the file's name is needed without torch
+    from edge_agent.device.calibration import Calibration  # noqa: PLC0415 - the same
+    from edge_agent.runtime.runner import Runner  # noqa: PLC0415 - the same
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    config = Path(arguments[arguments.index("--config") + 1])
+    _stands_still(Runner, "run", file_of(config, "hang"), on_thread=".compute")
+    _stands_still(Calibration, "load", file_of(config, "stall"), on_thread=".load[")
+    return agent.main(arguments)
+
+
+def _stands_still(owner: type, method: str, file: Path, *, on_thread: str) -> None:
+    """Let one call of a method never end, once the file is there."""
+    real: Callable[..., Any] = getattr(owner, method)
+
+    def faulty(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the method takes and gives
+        if on_thread in threading.current_thread().name and _taken(file):
+            threading.Event().wait()
+        return real(*arguments, **named)
+
+    setattr(owner, method, faulty)
+
+
+def _taken(file: Path) -> bool:
+    try:
+        file.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
