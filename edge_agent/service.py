@@ -1,6 +1,6 @@
 """The agent's loop: it takes events, lets ``decide`` choose the actions, and performs them.
 
-Owns the service thread (the caller of ``run``) and the heartbeat's thread. The threads of ``workers`` and of the
+Owns the service thread (the caller of ``run``). The threads of ``workers`` and of the
 network only fill the mailbox. Owns the connections, too: the session, the measured link and the client id. So it
 handles echoes, rebirth requests and the device's own state itself; ``decide`` decides everything else.
 """
@@ -18,10 +18,10 @@ from typing import Literal
 import structlog
 
 from broker.protocol.codec import encode
-from broker.protocol.errors import IdInUse, LocalProtocolError, RemoteProtocolError, TransportError
-from broker.protocol.messages import About, DeviceProfile, DeviceState, Heartbeat
+from broker.protocol.errors import IdInUse, RemoteProtocolError, TransportError
+from broker.protocol.messages import About, DeviceProfile, DeviceState
 from broker.protocol.specs import TaskName
-from broker.protocol.topics import DEVICE_ECHO, DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
+from broker.protocol.topics import DEVICE_ECHO, DEVICE_STATE, prefix_of
 from broker.transport import port
 from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
@@ -31,6 +31,7 @@ from edge_agent.decide import decide
 from edge_agent.device.awake_clock import AwakeClock
 from edge_agent.device.client_takeover import ClientTakeover
 from edge_agent.device.link_probe import LinkProbe
+from edge_agent.heart import Heart, snapshot_of
 from edge_agent.reports import SUMMARY_S, Reports
 from edge_agent.requests.error_reply import refuse_unread
 from edge_agent.restart import PassHung
@@ -43,7 +44,6 @@ from edge_agent.workers import HungPass, Workers
 log = structlog.get_logger()
 
 GIVE_BACK_S = 60.0  # between two returns of freed memory to the system; the next pass is a little slower
-HUNG_S = 5.0  # without a turn of the loop: far longer than any garbage collection
 FAREWELL_S = 10.0  # for the requests that an agent with a hung pass coordinates
 CLOSE_S = 3.0  # for both connections, when the agent ends
 LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung loop differs from an idle one
@@ -86,8 +86,14 @@ class Agent:
             max_packet_bytes=port.MAX_CONTROL_PACKET_BYTES,
         )
         self._data = make_transport(url=url, client_id=f"{config.id}-data", inbox=partial(self._put, "data"))
-        self._heart = threading.Thread(target=self._send_heartbeats, name=f"agent[{config.id}].heartbeat", daemon=True)
-        self._wake_heart = threading.Event()
+        self._heart = Heart(
+            config,
+            self._prefix,
+            store,
+            profile.memory_bytes,
+            session=self._serving_session,
+            publish=self._control.publish,
+        )
         report = self._mailbox.put_own
         self._workers = Workers(config, store, runner or Runner(), report=report)
         self._sender = Sender(config.id, self._prefix, self._data.publish, report=report)
@@ -98,7 +104,6 @@ class Agent:
         self._awake = AwakeClock(time.monotonic())
         self._restart_by_s: float | None = None  # a pass hangs
         self._data_up = False
-        self._progress = 0
         self._computing: set[events.NodeRun] = set()  # submitted to the compute thread
         self._gives_back_at_s = time.monotonic() + GIVE_BACK_S
         self._link_probe = LinkProbe(config, DEVICE_ECHO.at(self._prefix, device=config.id), self._data.publish)
@@ -156,7 +161,7 @@ class Agent:
         due_s = self._state.next_deadline_s()
         wait_s = LONGEST_SLEEP_S if due_s is None else min(LONGEST_SLEEP_S, max(0.0, due_s - time.monotonic()))
         item = self._mailbox.get(wait_s)
-        self._progress += 1
+        self._heart.progress += 1
         event = self._read(item) if isinstance(item, _FromLink) else item
         now_s = time.monotonic()
         if event is not None:
@@ -165,6 +170,8 @@ class Agent:
         if due_s is not None and now_s >= due_s:
             self._handle(events.Tick(), now_s)
         self._sender.retry(now_s)
+        if self._heart.needs_snapshot(now_s):
+            self._take_snapshot(now_s)
         self._watch_workers(now_s)
         if now_s >= self._gives_back_at_s:
             self._gives_back_at_s = now_s + GIVE_BACK_S
@@ -172,6 +179,18 @@ class Agent:
         if now_s >= self._summary_at_s:
             self._summary_at_s = now_s + SUMMARY_S
             self._reports.summarize(self._state, self._store.held(), self._refused.copy())
+
+    def _serving_session(self) -> int | None:
+        """The session under which this device serves: both links are up, and no forward pass hangs."""
+        return self._session if self._data_up and self._restart_by_s is None else None
+
+    def _take_snapshot(self, now_s: float) -> None:
+        dropped = self._sender.dropped + Counter(mailbox_full=self._mailbox.dropped)
+        self._heart.take(snapshot_of(self._state, dropped), now_s)
+
+    def _send_heartbeat(self) -> None:
+        self._take_snapshot(time.monotonic())
+        self._heart.wake()
 
     def _watch_workers(self, now_s: float) -> None:
         """Leave when a forward pass hangs: at once for the orchestrator, a little later for good."""
@@ -241,7 +260,7 @@ class Agent:
         match event:
             case events.RebirthRequested():
                 self._announce("online")
-                self._wake_heart.set()
+                self._send_heartbeat()
             case events.Echoed(payload):
                 if found := self._link_probe.on_echo(payload, arrived_s, time.monotonic(), self._profile):
                     measured = found.model_dump(include={"latency_s", "bandwidth_bits_per_s"})
@@ -281,7 +300,7 @@ class Agent:
             case events.Reply():
                 self._sender.reply(action)
             case events.SendHeartbeat():
-                self._wake_heart.set()
+                self._send_heartbeat()
             case events.PublishEvent() | events.PublishTrace():
                 self._reports.publish(action)
             case events.Log(name, fields):
@@ -306,47 +325,6 @@ class Agent:
             case events.Load(assigned):
                 self._mailbox.put_own(events.ModuleFailed(assigned.spec.key))
 
-    # --- the heartbeat's thread: no I/O but the publish, which never blocks ---
-
-    def _send_heartbeats(self) -> None:
-        """Send heartbeats while the device can serve: both links are up, the loop turns, and no forward pass hangs."""
-        sequence, progress, moved_s = 0, -1, time.monotonic()
-        while not self._stopping.is_set():
-            now_s = time.monotonic()
-            if self._progress != progress:
-                progress, moved_s = self._progress, now_s
-            if now_s - moved_s > HUNG_S:
-                self._log.error("hung", since_s=round(now_s - moved_s, 1))
-            elif self._restart_by_s is None and (session := self._session) is not None and self._data_up:
-                try:
-                    self._control.publish(self._heartbeat(session, sequence))
-                    sequence += 1
-                except (TransportError, LocalProtocolError) as error:
-                    self._log.warning("heartbeat_not_sent", error=str(error) or type(error).__name__)
-                except Exception:  # noqa: BLE001 - the next one may succeed; a device without heartbeats counts as dead
-                    self._log.exception("heartbeat_failed")
-            self._wake_heart.wait(self._config.heartbeat_interval_s)
-            self._wake_heart.clear()
-
-    def _heartbeat(self, session: int, sequence: int) -> port.Outgoing:
-        epoch, generation = self._state.fence
-        now_s, queues = time.monotonic(), self._state.queue_lengths
-        heartbeat = Heartbeat(
-            session=session,
-            seq=sequence,
-            epoch=epoch,
-            generation=generation,
-            modules={key: held.model_copy(update={"queue": queues[key]}) for key, held in self._store.held().items()},
-            memory_used_bytes=self._store.used_bytes,
-            memory_bytes=self._profile.memory_bytes,
-            cached=self._store.cached(),
-            in_flight=len(self._state.coordinated),
-            progress=self._progress,
-            dropped=self._state.dropped + self._sender.dropped + Counter(mailbox_full=self._mailbox.dropped),
-            suspects={device: max(0.0, now_s - at_s) for device, at_s in dict(self._state.suspects).items()},
-        )
-        return port.Outgoing(DEVICE_HEARTBEAT.at(self._prefix, device=self._config.id), encode(heartbeat), qos=0)
-
     # --- the links ---
 
     def _will(self, session: int) -> port.Outgoing:
@@ -363,7 +341,7 @@ class Agent:
             self._check_takeover(session, time.monotonic())
         if session is not None:
             self._announce("online")
-            self._wake_heart.set()
+            self._send_heartbeat()
             if link == "data":
                 self._link_probe.begin(session, time.monotonic())
 
@@ -389,8 +367,7 @@ class Agent:
 
     def _close(self) -> None:
         self._stopping.set()
-        self._wake_heart.set()
-        self._heart.join(timeout=LONGEST_SLEEP_S)
+        self._heart.stop()
         self._announce("offline")
         closing = [threading.Thread(target=link.close, daemon=True) for link in (self._control, self._data)]
         for each in closing:

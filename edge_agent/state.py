@@ -147,8 +147,8 @@ class AgentState:
 
     @property
     def queue_lengths(self) -> Counter[ModuleKey]:
-        """The nodes in the fair queue, by module. Any thread may read it."""
-        return Counter(node.key for node in self.pending.copy().values() if node.waiting)
+        """The nodes in the fair queue, by module."""
+        return Counter(node.key for node in self.pending.values() if node.waiting)
 
     def next_deadline_s(self) -> float | None:
         """The time when the next ``Tick`` is due; None when nothing waits for time."""

@@ -37,7 +37,7 @@ from broker.protocol.topics import (
 from broker.transport import mailbox
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
-from edge_agent import service
+from edge_agent import heart, service
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.device.calibration import Calibration
@@ -403,8 +403,8 @@ def test_a_hung_loop_sends_no_heartbeats(start: Callable[..., World], monkeypatc
             return lambda *_, **__: None
 
     monkeypatch.setattr(service, "decide", hang)
-    monkeypatch.setattr(service, "HUNG_S", 0.7)
-    monkeypatch.setattr(service, "log", Log())
+    monkeypatch.setattr(heart, "HUNG_S", 0.7)
+    monkeypatch.setattr(heart, "log", Log())
     world = start()
     world.heartbeat()
     world.publish(f"{PREFIX}/orchestrator/state", encode(OrchestratorState(epoch=9, online=True, session=1)))
