@@ -25,7 +25,7 @@ from broker.protocol.messages import (
 from broker.protocol.reports import EventType
 from broker.protocol.specs import TaskName
 from broker.protocol.topics import share_group_filter
-from edge_agent import events, leaving, term
+from edge_agent import events, kept_routes, leaving, term
 from edge_agent.events import Action, JoinGroup, LeaveGroup, Load, PublishEvent, Send, SendHeartbeat, Unload
 from edge_agent.requests import backup_coordinator, coordinate, execute
 from edge_agent.state import AgentState
@@ -152,7 +152,10 @@ def _on_route(state: AgentState, route: Route, now_s: float) -> list[Action]:
     if is_older or not term.obey(state, route.epoch):
         state.dropped["stale_route"] += 1
         return []
-    state.routes[route.task] = route
+    excess = kept_routes.keep(state, route)
+    dropped = [action for task in excess for action in _on_task_cleared(state, events.RouteCleared(task), now_s)]
+    if route.task in excess:
+        return dropped
     state.unconfirmed_tasks.discard(route.task)
     group = None
     if state.device in (*route.front_door, *route.second_door) and not state.leaving:
@@ -160,6 +163,7 @@ def _on_route(state: AgentState, route: Route, now_s: float) -> list[Action]:
         group = share_group_filter(state.prefix, route.task, route.epoch, route.group, backup=backup)
     leave_s = now_s if group or not route.front_door else now_s + LEAVE_S
     return [
+        *dropped,
         *_change_group(state, route.task, group, leave_s),
         *_leave_due_groups(state, now_s),
         *backup_coordinator.on_route(state, route, now_s),

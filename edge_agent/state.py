@@ -118,6 +118,7 @@ class AgentState:
     ready: set[ModuleKey] = field(default_factory=set)
     failed: set[ModuleKey] = field(default_factory=set)  # assigned, but can't be loaded here
     routes: dict[TaskName, Route] = field(default_factory=dict)
+    route_bytes: dict[TaskName, int] = field(default_factory=dict)  # of these routes, as JSON
     share_groups: dict[TaskName, str] = field(default_factory=dict)  # joined as a front door or a backup coordinator
     leave_at_s: dict[str, float] = field(default_factory=dict)  # share group -> when to leave it
     backups: dict[RequestId, BackedUp] = field(default_factory=dict)  # in the order of arrival

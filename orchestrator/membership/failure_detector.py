@@ -55,6 +55,7 @@ class Cluster:
     listening: bool = False  # whether the orchestrator's link is up
     up_s: float = 0.0  # since when
     awaiting_first_heartbeat: Mapping[DeviceId, int] = field(default_factory=dict)  # over this link -> its last session
+    witnesses: frozenset[DeviceId] = frozenset()  # devices whose sessions from before still live over this link
     tentative_wills: frozenset[DeviceId] = frozenset()  # those of them whose will may be of the broker's end
     drained: frozenset[DeviceId] = frozenset()  # by an operator, known or not
     mass_departure: MassDeparture | None = None
@@ -151,7 +152,7 @@ def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Clus
             # Drains come again with the link, from the broker's memory or from ours (``publish``).
             sessions = _last_sessions(cluster)
             cluster = replace(_reset_timers(cluster, now_s), awaiting_first_heartbeat=sessions, listening=True)
-            cluster = replace(cluster, up_s=now_s, mass_departure=None, drained=frozenset())
+            cluster = replace(cluster, up_s=now_s, mass_departure=None, drained=frozenset(), witnesses=frozenset())
         case LinkDown():
             cluster = _on_link_down(cluster, now_s) if cluster.listening else cluster
         case Overslept():
@@ -174,11 +175,17 @@ def _last_sessions(cluster: Cluster) -> Mapping[DeviceId, int]:
 
 
 def _on_first_heartbeat(cluster: Cluster, name: DeviceId, session: int, now_s: float) -> Cluster:
-    """The cluster after a heartbeat over this link: if its session is from before, the tentative wills are true."""
+    """The cluster after a heartbeat over this link. Two sessions from before make the tentative wills true.
+
+    One device's word isn't enough: it may keep its session's number on purpose.
+    """
     awaited = cluster.awaiting_first_heartbeat
-    if awaited.get(name) != session:
+    is_witness = awaited.get(name) == session
+    if not is_witness or not cluster.witnesses - {name}:
         others = {other: last for other, last in awaited.items() if other != name}
-        return replace(cluster, awaiting_first_heartbeat=others, tentative_wills=cluster.tentative_wills - {name})
+        witnesses = cluster.witnesses | {name} if is_witness else cluster.witnesses
+        wills = cluster.tentative_wills - {name}
+        return replace(cluster, awaiting_first_heartbeat=others, tentative_wills=wills, witnesses=witnesses)
     gone = {other: awaited[other] for other in cluster.tentative_wills - {name}}
     cluster = replace(cluster, awaiting_first_heartbeat={}, tentative_wills=frozenset())
     for other, ended in gone.items():

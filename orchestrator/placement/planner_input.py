@@ -4,6 +4,7 @@ Owns the step from reports to the planner's arguments. Changes nothing; doesn't 
 
 Invariants:
 - a measured value wins over an estimate. Of measured footprints the largest counts everywhere, and at least the spec's;
+  but one device's word counts elsewhere only up to a bound, so that it can't make a task too large for the others;
 - a module needs the bytes that its own device reports, where it is ready: another device's larger measurement displaces
   no module.
 """
@@ -17,6 +18,9 @@ from orchestrator.membership.device import Device
 from orchestrator.placement.deployability import refused_too_often, why_unservable
 from orchestrator.planner.placement import AtHand, Bars, distinct_modules
 from orchestrator.state import CurrentPlacement, Facts, State
+
+MOST_TIMES_SPEC = 2  # a measured footprint, where it isn't the device's own, is at most this times the spec's bytes ...
+MOST_BEYOND_BYTES = 16 * 1024 * 1024  # ... and this: a small module's measurement has the noise of its process
 
 
 def facts_of(state: State) -> Facts:
@@ -83,16 +87,22 @@ def spare_constraints(state: State, facts: Facts, where: Mapping[ModuleKey, Devi
 
 
 def updated_footprints(state: State, name: DeviceId) -> Mapping[ModuleKey, int]:
-    """The footprints after a device's report; only of modules that a task needs."""
-    known = state.cluster.devices.get(name)
+    """The footprints after a device's report of modules that it was assigned, as far as one device's word counts."""
+    known, assigned = state.cluster.devices.get(name), state.assignments.get(name)
     larger = {
         key: module.memory_bytes
         for key, module in (known.modules.items() if known else ())
         if module.state == "ready" and module.memory_bytes > state.footprints.get(key, 0)
     }
     if larger:
-        needed = {module.key for task in state.tasks.values() for module in task.modules.values()}
-        larger = {key: size_bytes for key, size_bytes in larger.items() if key in needed}
+        needed = {each.spec.key: each.spec.memory_bytes for each in assigned.modules} if assigned else {}
+        larger = {
+            key: min(size_bytes, MOST_TIMES_SPEC * needed[key] + MOST_BEYOND_BYTES)
+            for key, size_bytes in larger.items()
+            if key in needed
+        }
+        if all(state.footprints.get(key) == size_bytes for key, size_bytes in larger.items()):
+            return state.footprints
     return {**state.footprints, **larger} if larger else state.footprints
 
 

@@ -184,14 +184,25 @@ def test_a_goodbye_that_the_broker_remembers_may_be_its_own_end_and_the_device_h
     assert not on_event(back, will(session=2), 104.2).devices["gw"].alive, "a goodbye over this link counts"
 
 
-def test_a_heartbeat_of_a_session_of_before_shows_that_the_broker_was_there_and_the_goodbyes_count() -> None:
-    cluster = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    cluster = on_event(cluster, will(), 100.0)
-    assert not on_event(cluster, other(gw_heartbeat(2)), 100.5).devices["gw"].alive
-    again = on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0)
-    again = on_event(on_event(on_event(again, birth(session=2), 100.1), will(), 100.2), other(gw_heartbeat(2)), 100.3)
+def third(event: DeviceStateReceived | HeartbeatReceived) -> DeviceStateReceived | HeartbeatReceived:
+    return replace(event, device="gw-3")
+
+
+def three_after_a_new_link() -> Cluster:
+    cluster = on_event(on_event(two(), third(birth()), 0.0), third(gw_heartbeat(1)), 0.0)
+    return on_event(on_event(cluster, LinkDown("gone"), 1.0), LinkUp(2), 100.0)
+
+
+def test_heartbeats_of_two_sessions_of_before_show_that_the_broker_was_there_and_the_goodbyes_count() -> None:
+    cluster = on_event(three_after_a_new_link(), will(), 100.0)
+    one = on_event(on_event(cluster, other(gw_heartbeat(2)), 100.5), other(gw_heartbeat(3)), 100.6)
+    assert one.devices["gw"].alive, "one device may lie"
+    assert not on_event(one, third(gw_heartbeat(2)), 100.7).devices["gw"].alive
+    again = on_event(on_event(three_after_a_new_link(), birth(session=2), 100.1), will(), 100.2)
+    again = on_event(on_event(again, other(gw_heartbeat(2)), 100.3), third(gw_heartbeat(2)), 100.3)
     assert on_event(again, gw_heartbeat(1, session=2), 100.4).devices["gw"].alive, "of an old session"
-    silent = on_event(on_event(on_event(two(), LinkDown("gone"), 1.0), LinkUp(2), 100.0), other(gw_heartbeat(2)), 100.5)
+    silent = on_event(on_event(three_after_a_new_link(), other(gw_heartbeat(2)), 100.5), third(gw_heartbeat(2)), 100.5)
+    silent = on_event(on_event(silent, other(gw_heartbeat(3)), 103.0), third(gw_heartbeat(3)), 103.0)
     assert not on_event(silent, Tick(), 103.25).devices["gw"].alive, "no device needs the time to connect any more"
 
 

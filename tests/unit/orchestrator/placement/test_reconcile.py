@@ -23,6 +23,7 @@ from orchestrator.events import (
     Tick,
 )
 from orchestrator.membership.failure_detector import MASS_SILENCE_INTERVALS
+from orchestrator.placement.planner_input import MOST_BEYOND_BYTES
 from orchestrator.planner.moves import GAIN_S, GAIN_SHARE
 from orchestrator.state import Pace, State, initial
 from tests.builders import all_of, chain, module, offline, online, profile
@@ -451,6 +452,17 @@ def test_a_larger_measurement_of_another_device_displaces_no_module() -> None:
     assert site.state.footprints[VISION.key] == 75
     assert site.roles()["active"] == {"vision": ["a"], "head": ["a"]}
     assert site.agents["a"].loads == 2
+
+
+def test_one_devices_measurement_counts_elsewhere_only_up_to_a_bound() -> None:
+    """Else a device that lies would make the task too large for every other one."""
+    site = calm(CLASSIFY, a=200)
+    site.agents["a"].memory_bytes[VISION.key] = 2**50
+    site.go_on(1)
+    site.join("b", 200 * 2**20, 1e9)
+    site.kill("a")
+    assert site.state.placement.where == {VISION.key: "b", HEAD.key: "b"}
+    assert site.state.footprints[VISION.key] == 2 * VISION.memory_bytes + MOST_BEYOND_BYTES
 
 
 # --- refusals ---

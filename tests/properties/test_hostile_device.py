@@ -1,0 +1,130 @@
+"""A device that lies, in every interleaving with a site's life: it harms only itself.
+
+The machine is that of ``test_reconciler``, with one more device. It speaks under its own name, from the past and the
+future: births and wills of any session, heartbeats of any epoch and generation with modules that it doesn't have,
+suspicions against everybody, drains of itself. After each of its messages the term, the tasks, the other devices, and
+all that is published for others are what they were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from broker.protocol.messages import MAX_FENCE, DeviceState, Heartbeat, HeldModule
+from orchestrator.decide import decide
+from orchestrator.events import (
+    CheckAnswered,
+    CheckDevice,
+    ClearAssignment,
+    DeviceStateReceived,
+    DrainReceived,
+    EndPlanning,
+    Event,
+    HeartbeatReceived,
+    Note,
+    PublishAssignment,
+    PublishState,
+    RequestPlan,
+    RequestRebirth,
+    Tick,
+)
+from orchestrator.leadership.leader import announce_leadership
+from tests.builders import profile
+from tests.properties.test_reconciler import DEVICES, MODULES, Reconciler, TestReconciler
+
+EVIL = "evil"
+numbers = st.sampled_from([0, 1, 2, 3, 5, 1000, MAX_FENCE - 1, MAX_FENCE])
+statuses = st.sampled_from(["online", "draining", "offline"])
+claims = st.sets(st.sampled_from(sorted(MODULES)))
+suspects = st.sets(st.sampled_from([*DEVICES, EVIL, "nobody"]))
+FOR_ITSELF = PublishAssignment | ClearAssignment | RequestRebirth
+
+
+class HostileDevice(Reconciler):
+    """See the file's head. The device is too small for any module: what it gets would be its own."""
+
+    @rule(status=statuses, session=numbers, seq=numbers)
+    def it_lies_about_its_state(self, status: str, session: int, seq: int) -> None:
+        said = DeviceState.model_validate({"status": status, "session": session, "profile": profile(1)})
+        self.lie(DeviceStateReceived(EVIL, said))
+        self.lie(HeartbeatReceived(EVIL, Heartbeat(session=session, seq=seq, epoch=0, generation=0)))
+
+    @rule(fences=st.tuples(numbers, numbers, numbers, numbers), claims=claims, size_bytes=numbers, suspects=suspects)
+    def it_lies_in_a_heartbeat(
+        self, fences: tuple[int, int, int, int], claims: set[str], size_bytes: int, suspects: set[str]
+    ) -> None:
+        session, seq, epoch, generation = fences
+        held = {
+            MODULES[part].key: HeldModule(module="m", state="ready", memory_bytes=size_bytes, compute_s=0.0)
+            for part in claims
+        }
+        message = Heartbeat(
+            session=session,
+            seq=seq,
+            epoch=epoch,
+            generation=generation,
+            modules=held,
+            suspects=dict.fromkeys(suspects, 0.0),
+        )
+        self.lie(HeartbeatReceived(EVIL, message))
+
+    @rule(request=st.sampled_from(["check-0", "check-1"]))
+    def it_answers_what_it_was_not_asked(self, request: str) -> None:
+        self.lie(CheckAnswered(EVIL, request))
+
+    @rule(drain=st.booleans())
+    def it_is_drained(self, *, drain: bool) -> None:
+        event = DrainReceived(EVIL, drain=drain)
+        self.drained.pop(EVIL, None)
+        if drain:
+            self.drained[EVIL] = event
+        self.lie(event, of_an_operator=True)
+
+    def lie(self, event: Event, *, of_an_operator: bool = False) -> None:
+        self.feed(Tick())  # what time alone brings
+        before = self.state
+        self.state, actions = decide(before, event, self.now_s)
+        self._deliver(actions)
+        after = self.state
+        assert (after.epoch, after.generation, after.tasks) == (before.epoch, before.generation, before.tasks)
+        assert of_an_operator or after.orders == before.orders
+        assert (after.invalid, after.footprints) == (before.invalid, before.footprints)
+        assert after.placement.where == before.placement.where
+        for device in DEVICES:
+            known, now = before.cluster.devices.get(device), after.cluster.devices.get(device)
+            if known is None or now is None:
+                assert known is now
+                continue
+            assert now == replace(known, timeout_reports=now.timeout_reports)
+            assert (now.fitness, now.is_accused) == (known.fitness, known.is_accused)
+            assert now.timeout_reports.keys() - {EVIL} == known.timeout_reports.keys() - {EVIL}
+        assert (after.routes, others(after.assignments)) == (before.routes, others(before.assignments))
+        for action in actions:
+            if isinstance(action, FOR_ITSELF):
+                assert action.device == EVIL
+            elif isinstance(action, PublishState):
+                assert [action] == announce_leadership(after), "the term as it is, once more"
+            else:
+                assert isinstance(action, Note | CheckDevice | RequestPlan | EndPlanning), action
+        if self.is_prompt:
+            self.the_plan_arrives()
+
+
+def others(assignments: object) -> dict[str, object]:
+    assert isinstance(assignments, dict)
+    return {device: said for device, said in assignments.items() if device != EVIL}
+
+
+class LongHostileDevice(HostileDevice):
+    """The same machine, for a run that takes a quarter of an hour."""
+
+
+TestHostileDevice = HostileDevice.TestCase
+TestHostileDevice.settings = settings(TestReconciler.settings, max_examples=20)
+TestLongHostileDevice = pytest.mark.long(pytest.mark.timeout(7200)(LongHostileDevice.TestCase))
+TestLongHostileDevice.settings = settings(TestReconciler.settings, max_examples=1000, stateful_step_count=50)
