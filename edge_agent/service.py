@@ -172,6 +172,7 @@ class Agent:
         self._sender.retry(now_s)
         if self._heart.needs_snapshot(now_s):
             self._take_snapshot(now_s)
+        self._link_probe.on_tick(now_s)
         self._watch_workers(now_s)
         if now_s >= self._gives_back_at_s:
             self._gives_back_at_s = now_s + GIVE_BACK_S

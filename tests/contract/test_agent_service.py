@@ -41,7 +41,7 @@ from edge_agent import heart, service
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.device.calibration import Calibration
-from edge_agent.device.link_probe import LARGE, SMALL
+from edge_agent.device.link_probe import LARGE, ROUNDS, SMALL
 from edge_agent.device.measurements import Measurements
 from edge_agent.events import LeaderAnnounced
 from edge_agent.modules import Module, Output, Value
@@ -535,7 +535,7 @@ def test_the_link_is_measured_over_the_broker_and_announced_with_the_profile(sta
     assert announced.profile is not None
     assert announced.profile.memory_bytes == PROFILE.memory_bytes
     echoes = [e for e in world.received.deliveries if e.topic == DEVICE_ECHO.at(PREFIX, device="gw-a")]
-    assert len(echoes) == SMALL + LARGE
+    assert len(echoes) == ROUNDS * (SMALL + LARGE)
 
 
 def test_a_broker_that_refuses_large_messages_leaves_the_assumed_link(start: Callable[..., World]) -> None:
