@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from broker.protocol.errors import ErrorCode
-from broker.protocol.messages import ErrorBody, Route
+from broker.protocol.messages import MAX_EPOCH_JUMP, ErrorBody, Route
 from broker.protocol.specs import RequestId, TaskName
 from broker.protocol.topics import CLIENT_REQUESTS, RESULTS, TASK_REQUESTS
 from broker.transport.port import Outgoing
@@ -115,6 +115,8 @@ class PendingRequests:
         known = watch.route
         if route and known and (route.epoch, route.generation) < (known.epoch, known.generation):
             return  # it is stale: agents don't obey it either
+        if route and route.epoch > (known.epoch if known else 0) + MAX_EPOCH_JUMP:
+            return  # no leader can have come to this term; the next route would look stale
         watch.route, watch.confirmed, watch.lost = route, True, False
         if route is None:
             watch.absent_s = now_s + ROUTE_WAIT_S

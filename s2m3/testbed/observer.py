@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from broker.protocol.codec import encode
 from broker.protocol.errors import NotConnected, RemoteProtocolError
-from broker.protocol.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Route
+from broker.protocol.messages import MAX_EPOCH_JUMP, Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName, TaskSpec
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
@@ -259,7 +259,11 @@ def _summary(heartbeat: Heartbeat) -> object:
 
 
 def _is_stale(message: BaseModel, known: BaseModel | None) -> bool:
-    """Whether it is of an older epoch or generation than the known one, so that no device obeys it."""
-    if not isinstance(message, (Route, Assignment)) or not isinstance(known, (Route, Assignment)):
+    """Whether no device obeys it: it is older than the known one, or of an epoch that no leader can have come to."""
+    if not isinstance(message, (Route, Assignment)):
         return False
+    if not isinstance(known, (Route, Assignment)):
+        return message.epoch > MAX_EPOCH_JUMP
+    if message.epoch > known.epoch + MAX_EPOCH_JUMP:
+        return True
     return (message.epoch, message.generation) < (known.epoch, known.generation)

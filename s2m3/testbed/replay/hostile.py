@@ -1,7 +1,9 @@
 """Hostile messages, such as any MQTT client that may connect can send.
 
-Owns their kinds: malformed, short, oversized, stale, and duplicated. They are drawn with a seed, so that a replay can
-be repeated; only the duplicates depend on the messages that were really sent.
+Owns their kinds: malformed, short, oversized, duplicated, and lies about the past (stale) and the future: of terms that
+no leader can have come to, and of a device that reports any term, suspects another and says that it holds anything.
+They are drawn with a seed, so that a replay can be repeated; only the duplicates depend on the messages that were
+really sent.
 """
 
 from __future__ import annotations
@@ -9,13 +11,37 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from broker.protocol.codec import MAX_CONTROL_BYTES, MAX_INPUT_BYTES, encode, encode_tensors
-from broker.protocol.messages import Assignment, NodeInputs, Plan, PlannedNode, Route
+from broker.protocol.messages import (
+    MAX_EPOCH_JUMP,
+    MAX_FENCE,
+    Assignment,
+    DeviceProfile,
+    DeviceState,
+    Heartbeat,
+    HeldModule,
+    NodeInputs,
+    OrchestratorState,
+    Plan,
+    PlannedNode,
+    Route,
+)
 from broker.protocol.specs import DeviceId, TaskName
-from broker.protocol.topics import DEVICE_ASSIGNMENT, RESULTS, TASK_REQUESTS, TASK_ROUTE, TENSORS
+from broker.protocol.topics import (
+    DEVICE_ASSIGNMENT,
+    DEVICE_HEARTBEAT,
+    DEVICE_STATE,
+    ORCHESTRATOR_HEARTBEAT,
+    ORCHESTRATOR_STATE,
+    RESULTS,
+    TASK_REQUESTS,
+    TASK_ROUTE,
+    TENSORS,
+)
 from broker.transport.port import Delivery, Outgoing
 
 STRANGER = "hostile"  # its client id, and the device that it pretends to be
@@ -41,7 +67,15 @@ class Hostile:
         if self._count % OVERSIZED_EVERY == 0:
             return self._chance.choice((self._oversized_control, self._oversized_input))()
         honest = [each for each in recent if not each.topic.startswith(f"{self.prefix}/tensors/{STRANGER}/")]
-        makers = [self._malformed_tensors, self._short_tensors, self._malformed_control, self._bad_request, self._stale]
+        makers = [
+            self._malformed_tensors,
+            self._short_tensors,
+            self._malformed_control,
+            self._bad_request,
+            self._stale,
+            self._future,
+            self._stranger,
+        ]
         if honest and self._chance.random() < 1 / (len(makers) + 1):
             return _again(self._chance.choice(honest))
         return self._chance.choice(makers)()
@@ -103,6 +137,46 @@ class Hostile:
         tensors = self._tensors_topic(), self._stale_tensors()
         old = (tensors, assignment, (TASK_ROUTE.at(self.prefix, task=task), encode(route)))
         return Outgoing(*self._chance.choice(old))
+
+    def _future(self) -> Outgoing:
+        """A term that no leader can have come to, in one of the leader's topics."""
+        epoch = self._chance.choice((2 + MAX_EPOCH_JUMP + self._chance.randrange(2**40), MAX_FENCE - 1, MAX_FENCE))
+        route = Route(task=self._chance.choice(self.tasks), epoch=epoch, generation=0, group=0, unavailable="never")
+        state = OrchestratorState(
+            epoch=epoch,
+            online=self._chance.choice((True, False)),
+            session=self._chance.randrange(MAX_FENCE),
+            change=self._chance.choice((0, MAX_FENCE)),
+        )
+        digits = b'{"epoch": ' + b"9" * 4300 + b', "online": true, "session": 1}'
+        topic, payload = self._chance.choice(
+            (
+                (ORCHESTRATOR_STATE.at(self.prefix), encode(state)),
+                (ORCHESTRATOR_STATE.at(self.prefix), self._chance.choice((digits, b""))),
+                (ORCHESTRATOR_HEARTBEAT.at(self.prefix), encode(state)),
+                (TASK_ROUTE.at(self.prefix, task=route.task), encode(route)),
+                (DEVICE_ASSIGNMENT.at(self.prefix, device=self.device), encode(Assignment(epoch=epoch, generation=0))),
+            )
+        )
+        return Outgoing(topic, payload, retain=topic == ORCHESTRATOR_STATE.at(self.prefix))
+
+    def _stranger(self) -> Outgoing:
+        """A device that doesn't exist, or exists only as a liar: too small for any module."""
+        session = self._chance.randrange(3)
+        profile = DeviceProfile(memory_bytes=1, compute_flops_per_s=1e21, bandwidth_bits_per_s=1e12, latency_s=0.0)
+        status: Literal["online", "offline"] = self._chance.choice(("online", "offline"))
+        state = DeviceState(status=status, session=session, profile=profile if status == "online" else None)
+        held = HeldModule(module="m", state="ready", memory_bytes=2**50, compute_s=0.0)
+        heartbeat = Heartbeat(
+            session=session,
+            seq=self._chance.choice((self._count, MAX_FENCE)),
+            epoch=self._chance.choice((0, 2, MAX_FENCE)),
+            generation=self._chance.choice((0, 2, MAX_FENCE)),
+            modules={"k": held},
+            suspects={self.device: 0.0},
+        )
+        topic, message = self._chance.choice(((DEVICE_STATE, state), (DEVICE_HEARTBEAT, heartbeat)))
+        return Outgoing(topic.at(self.prefix, device=STRANGER), encode(message))
 
     def _stale_tensors(self) -> bytes:
         planned = PlannedNode(key="k", needs=("image",), device=self.device)

@@ -14,7 +14,7 @@ from broker.pending_requests import (
     PendingRequests,
 )
 from broker.protocol.errors import ErrorCode
-from broker.protocol.messages import ErrorBody, Route
+from broker.protocol.messages import MAX_EPOCH_JUMP, MAX_FENCE, ErrorBody, Route
 from broker.transport.port import Outgoing
 
 PREFIX = "s2m3/v1"
@@ -261,6 +261,18 @@ def test_a_broker_that_lost_its_memory_costs_no_request(sent: PendingRequests) -
 def test_a_route_of_an_older_term_changes_nothing(pending: PendingRequests) -> None:
     pending.on_route("classify", bare_route(epoch=2), START_S)
     pending.on_route("classify", bare_route(epoch=1, front_door=(), why="from an old term"), START_S)
+    assert isinstance(pending.step("r1", START_S), Outgoing)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_route_of_a_term_that_no_leader_can_have_come_to_changes_nothing(
+    pending: PendingRequests, *, known: bool
+) -> None:
+    if known:
+        pending.on_route("classify", bare_route(epoch=2), START_S)
+    for epoch in (MAX_EPOCH_JUMP + 3, MAX_FENCE):
+        pending.on_route("classify", bare_route(epoch=epoch, front_door=(), why="a lie"), START_S)
+    pending.on_route("classify", bare_route(epoch=3), START_S)
     assert isinstance(pending.step("r1", START_S), Outgoing)
 
 

@@ -237,13 +237,13 @@ def test_hostile_messages_are_drawn_by_a_seed_and_are_of_every_sort() -> None:
 
     def made() -> list[Any]:
         hostile = Hostile("s2m3/v1", "gw-a", ["classify"], seed=7)
-        return [hostile.next([real]) for _ in range(400)]
+        return [hostile.next([real]) for _ in range(600)]
 
     messages = made()
     # (safetensors writes the metadata of equal messages in any order)
     assert [(m.topic, len(m.payload)) for m in messages] == [(m.topic, len(m.payload)) for m in made()]
     large = [message for message in messages if len(message.payload) > MAX_CONTROL_BYTES]
-    assert len(large) == 400 // OVERSIZED_EVERY
+    assert len(large) == 600 // OVERSIZED_EVERY
     assert {len(message.payload) > MAX_INPUT_BYTES for message in large} == {True, False}
     assert all(message.packet_bytes <= MAX_PACKET_BYTES for message in large)  # the broker takes and delivers them
     assert sum(message.payload == b"jpeg" for message in messages) > 10  # duplicated
@@ -261,6 +261,11 @@ def test_hostile_messages_are_drawn_by_a_seed_and_are_of_every_sort() -> None:
                 refused += 1
     assert stale > 10
     assert refused > 30
+    lies = [message for message in messages if message.topic.endswith(("/route", "/orchestrator/state"))]
+    assert sum(b'"epoch":900' in message.payload for message in lies) > 10  # near 2^53
+    assert sum(b'"epoch": 9999' in message.payload for message in lies) > 3
+    assert {message.retain for message in messages} == {True, False}
+    assert sum("/devices/hostile/" in message.topic for message in messages) > 20
 
 
 def test_the_load_asks_the_tasks_in_turn_and_every_request_before_any_again() -> None:
