@@ -18,7 +18,7 @@ from typing import Literal
 import structlog
 
 from broker.protocol.codec import encode
-from broker.protocol.errors import IdInUse, RemoteProtocolError, TransportError
+from broker.protocol.errors import ErrorCode, IdInUse, RemoteProtocolError, TransportError
 from broker.protocol.messages import About, DeviceProfile, DeviceState
 from broker.protocol.specs import TaskName
 from broker.protocol.topics import DEVICE_ECHO, DEVICE_STATE, prefix_of
@@ -29,6 +29,7 @@ from edge_agent import events, wire
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.device.awake_clock import AwakeClock
+from edge_agent.device.broker_drops import BrokerDrops
 from edge_agent.device.client_takeover import ClientTakeover
 from edge_agent.device.link_probe import LinkProbe
 from edge_agent.heart import Heart, snapshot_of
@@ -97,6 +98,8 @@ class Agent:
         report = self._mailbox.put_own
         self._workers = Workers(config, store, runner or Runner(), report=report)
         self._sender = Sender(config.id, self._prefix, self._data.publish, report=report)
+        self._is_overloaded = False  # it refused a request since the start
+        self._broker_drops = BrokerDrops(url, config.id, make_transport)
         self._stopping = threading.Event()
         self._session: int | None = None  # of the control link, while it is up
         self._takeover = ClientTakeover(time.monotonic())
@@ -170,6 +173,8 @@ class Agent:
         if due_s is not None and now_s >= due_s:
             self._handle(events.Tick(), now_s)
         self._sender.retry(now_s)
+        if self._refused or self._is_overloaded:
+            self._broker_drops.look(now_s)
         if self._heart.needs_snapshot(now_s):
             self._take_snapshot(now_s)
         self._link_probe.on_tick(now_s)
@@ -300,6 +305,8 @@ class Agent:
                 self._sender.send(action)
             case events.Reply():
                 self._sender.reply(action)
+                error = action.result.error
+                self._is_overloaded |= error is not None and error.code == ErrorCode.OVERLOADED
             case events.SendHeartbeat():
                 self._send_heartbeat()
             case events.PublishEvent() | events.PublishTrace():
@@ -369,6 +376,7 @@ class Agent:
     def _close(self) -> None:
         self._stopping.set()
         self._heart.stop()
+        self._broker_drops.stop()
         self._announce("offline")
         closing = [threading.Thread(target=link.close, daemon=True) for link in (self._control, self._data)]
         for each in closing:

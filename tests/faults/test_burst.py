@@ -17,6 +17,7 @@ from broker.protocol.topics import DEVICE_ASSIGNMENT, TASK_REQUESTS, TASK_ROUTE,
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkUp, Outgoing
 from edge_agent.config import AgentConfig
+from edge_agent.device import broker_drops
 from edge_agent.modules import Output, Value
 from edge_agent.service import Agent
 from tests.builders import able, computing, module, profile, route, route_node, uncalibrated_store
@@ -114,3 +115,21 @@ def test_each_of_three_thousand_requests_at_once_ends_before_its_deadline(burst:
     assert len(ended) == REQUESTS, how
     assert set(how) == {"answered", "overloaded"}
     assert [n for n, at_s in enumerate(sent_s) if ended[str(n).encode()][0] > at_s + DEADLINE_S] == [], "late"
+
+
+def test_an_agent_tells_of_a_broker_whose_queue_is_too_small(
+    burst: Callable[..., Sensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    class Log:
+        def warning(self, action: str, *, dropped_since_its_start: int, **_: object) -> None:
+            assert action == "broker_drops_messages"
+            told.append(dropped_since_its_start)
+
+    monkeypatch.setattr(broker_drops, "log", Log())
+    sensor = burst("max_queued_messages 20", "sys_interval 1")
+    for number in range(REQUESTS):
+        sensor.ask(number)
+    until(lambda: told)
+    assert told[0] > 0

@@ -1,0 +1,67 @@
+"""The messages that the broker itself dropped, so that the agent can tell of a queue that is too small for a burst.
+
+Owns a short connection of its own to read one figure, once this device had to refuse requests. No MQTT
+message says how much a broker keeps for a client, and it acknowledges what it drops; Mosquitto publishes the number of
+all dropped messages. It has a connection of its own because the embedded broker ends one that asks for such topics.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from contextlib import suppress
+
+import structlog
+
+from broker.transport.port import Delivery, LinkEvent, MakeTransport
+
+TOPIC = "$SYS/broker/publish/messages/dropped"
+LISTEN_S = 25.0  # Mosquitto publishes it every ten seconds
+AGAIN_S = 600.0  # between two looks
+ADVICE = "raise max_queued_messages and max_queued_bytes, as in deploy/mosquitto/development.conf"
+
+log = structlog.get_logger()
+
+
+class BrokerDrops:
+    """Looks how many messages the broker has dropped, in a thread of its own.
+
+    Args:
+        url: of the broker.
+        device: this device's id.
+        make_transport: makes the connection.
+    """
+
+    def __init__(self, url: str, device: str, make_transport: MakeTransport) -> None:
+        self._url, self._device, self._make_transport = url, device, make_transport
+        self._looked_s = -math.inf
+        self._known = 0  # dropped messages that were logged
+        self._stopping = threading.Event()
+
+    def look(self, now_s: float) -> None:
+        """Log soon how many messages the broker has dropped, if it says so; at most every ``AGAIN_S``."""
+        if now_s - self._looked_s >= AGAIN_S:
+            self._looked_s = now_s
+            threading.Thread(target=self._listen, name=f"agent[{self._device}].drops", daemon=True).start()
+
+    def stop(self) -> None:
+        """End a look that goes on."""
+        self._stopping.set()
+
+    def _listen(self) -> None:
+        transport = self._make_transport(url=self._url, client_id=f"{self._device}-drops", inbox=self._hear)
+        transport.subscribe(TOPIC)
+        transport.start()
+        self._stopping.wait(LISTEN_S)
+        transport.close()
+
+    def _hear(self, event: LinkEvent) -> None:
+        if not isinstance(event, Delivery):
+            return
+        with suppress(ValueError):
+            dropped = int(event.payload)
+            if dropped > self._known:
+                log.warning(
+                    "broker_drops_messages", device=self._device, dropped_since_its_start=dropped, advice=ADVICE
+                )
+                self._known = dropped
