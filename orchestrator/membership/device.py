@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Literal
+from itertools import islice
+from typing import Literal, TypeVar
 
 from broker.protocol.messages import SUSPECTED_FOR_S, DeviceProfile, DeviceState, Heartbeat, HeldModule
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey
@@ -28,9 +29,12 @@ from orchestrator.membership.doubts import SUFFICIENT_REPORTS, FlapRecord, Timeo
 FIRST_BACKOFF_S = 30.0  # after a module's first failure on a device; doubles with each further failure
 LONGEST_BACKOFF_S = 15 * 60.0
 WILLS_S = 3.0  # from the wills that a stopping broker publishes until it closes all links: it may write a disk first
+MAX_MODULES = 1_000  # kept of a heartbeat: the most that an assignment has
+MAX_CACHED = 2_000  # other modules of a heartbeat that are kept
 _DOUBLINGS = 5  # from the first backoff to beyond the longest
 _PAST_SESSIONS = 8  # remembered per device; more than the broker can have under way
 _ENDED = sys.maxsize  # instead of a past session's last seq: its will came
+T = TypeVar("T")
 Status = Literal["online", "draining", "offline"]
 
 
@@ -195,10 +199,15 @@ def _with_new_session(known: Device, session: int, status: Status, profile: Devi
 
 def _on_will(known: Device, session: int, now_s: float) -> Device:
     if session == known.session and known.status != "offline":
-        return replace(known, status="offline", confirmed=False, modules={}, ended_s=now_s, before_will=known)
+        return replace(without_reports(known), status="offline", ended_s=now_s, before_will=known)
     if known.past_sessions.get(session, _ENDED) != _ENDED:
         return replace(known, past_sessions={**known.past_sessions, session: _ENDED})
     return known
+
+
+def without_reports(device: Device) -> Device:
+    """A device that is gone, without what it reported: strangers that come and go must not fill our memory."""
+    return replace(device, confirmed=False, modules={}, cached=frozenset(), measured={})
 
 
 def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interval_s: float) -> Device | None:
@@ -212,8 +221,10 @@ def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interva
     if known.status == "offline" or message.seq <= known.seq:
         return known
     is_first = known.seq < 0  # of its session: it replaces all that was known of the one before
-    measured = {key: cached_s for key, cached_s in message.cached.items() if cached_s}
-    measured |= {key: module.compute_s for key, module in message.modules.items() if module.compute_s}
+    modules, cached = _first(message.modules, MAX_MODULES), _first(message.cached, MAX_CACHED)
+    measured = {key: cached_s for key, cached_s in cached.items() if cached_s}
+    measured |= {key: module.compute_s for key, module in modules.items() if module.compute_s}
+    earlier = {} if is_first or len(known.measured) > MAX_MODULES + MAX_CACHED else known.measured
     after = replace(
         known,
         heard_s=now_s,
@@ -221,9 +232,9 @@ def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interva
         confirmed=True,
         seq=message.seq,
         fence=(message.epoch, message.generation),
-        modules=message.modules,
-        cached=frozenset(message.cached.keys() - message.modules.keys()),
-        measured=measured if is_first else {**known.measured, **measured},
+        modules=modules,
+        cached=frozenset(cached.keys() - modules.keys()),
+        measured={**earlier, **measured},
         flaps=known.flaps.on_heartbeat(now_s, interval_s),
     )
     failed, known_failed = after.failed, known.failed
@@ -239,6 +250,11 @@ def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interva
     return replace(after, backoffs=backoffs)
 
 
+def _first(reported: Mapping[ModuleKey, T], most: int) -> Mapping[ModuleKey, T]:
+    """The first of these entries, as many as are kept."""
+    return reported if len(reported) <= most else dict(islice(reported.items(), most))
+
+
 def reset_timer(device: Device, now_s: float) -> Device:
     """The device with the full time until its silence counts."""
     return replace(device, heard_s=now_s, health="well") if device.watched else device
@@ -252,6 +268,8 @@ def expire(device: Device, now_s: float) -> Device:
         if backoff.until_s is not None and now_s >= backoff.until_s
     }
     reports = {by: r for by, r in device.timeout_reports.items() if now_s < r.at_s + SUSPECTED_FOR_S}
+    if device.before_will is not None and now_s > device.ended_s + WILLS_S:
+        device = replace(device, before_will=None)  # the will is true
     if not over and len(reports) == len(device.timeout_reports):
         return device
     return replace(device, backoffs={**device.backoffs, **over}, timeout_reports=reports)

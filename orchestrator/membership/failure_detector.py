@@ -35,6 +35,8 @@ AFTER_MASS_SILENCE_INTERVALS = 1.25  # once one is heard, the others' heartbeats
 ECHO_LATE_INTERVALS = 1.2  # of our own heartbeat: sooner than our stalled link can make any device look dead
 ECHO_GIVEN_UP_S = 10.0  # keepalive notices a stalled link much sooner; a broker that echoes nothing must not stop us
 FORGET_AFTER_S = 3600.0
+MAX_ABSENT = 1_000  # dead and offline devices that are remembered, the latest
+MAX_DEVICES = 10_000  # more births are ignored: three times the largest site that was measured
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Clus
         case DeviceStateReceived(name, message):
             if message.status == "offline" and cluster.awaiting_first_heartbeat.get(name) == message.session:
                 return replace(cluster, tentative_wills=cluster.tentative_wills | {name})
-            cluster = cluster.with_device(one_device.on_state(cluster.devices.get(name), name, message, now_s))
+            if len(cluster.devices) < MAX_DEVICES or name in cluster.devices:
+                cluster = cluster.with_device(one_device.on_state(cluster.devices.get(name), name, message, now_s))
         case HeartbeatReceived(name, message):
             known = cluster.devices.get(name)
             after = one_device.on_heartbeat(known, message, now_s, cluster.heartbeat_interval_s)
@@ -302,6 +305,10 @@ def _examine_devices(cluster: Cluster, now_s: float) -> Cluster:
         cluster = cluster.with_device(device)
     cluster = _declare_dead(cluster, now_s)
     kept = {name: d for name, d in cluster.devices.items() if d.watched or now_s < d.heard_s + FORGET_AFTER_S}
+    if len(kept) > MAX_ABSENT:
+        absent = sorted((d.heard_s, name) for name, d in kept.items() if not d.watched)
+        for _, name in absent[: max(0, len(absent) - MAX_ABSENT)]:
+            del kept[name]
     return cluster if len(kept) == len(cluster.devices) else replace(cluster, devices=kept)
 
 
@@ -310,7 +317,7 @@ def _declare_dead(cluster: Cluster, now_s: float) -> Cluster:
     while True:
         most_silent = _most_are_silent(cluster)
         over = {
-            name: replace(device, health="dead", confirmed=False, modules={})
+            name: replace(one_device.without_reports(device), health="dead")
             for name, device in cluster.devices.items()
             if device.watched
             and device.health == "suspect"

@@ -25,6 +25,7 @@ from orchestrator.state import CurrentPlacement, Moment, Role, State
 
 _MISSED_AFTER_INTERVALS = 3.0  # a device that doesn't report its assignment by then didn't get it
 _REPEAT_S = 5.0  # at most that often
+_MAX_REBIRTHS = 1_000  # requested in that time
 
 
 def request_rebirth(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
@@ -32,7 +33,7 @@ def request_rebirth(state: State, event: Event, now_s: float) -> tuple[State, li
     if not isinstance(event, HeartbeatReceived) or event.device in state.cluster.devices or not state.settled:
         return state, []
     requested_s = {name: at_s for name, at_s in state.rebirth_requested_s.items() if now_s - at_s < _REPEAT_S}
-    if event.device in requested_s:
+    if event.device in requested_s or len(requested_s) >= _MAX_REBIRTHS:
         return state, []
     state = replace(state, rebirth_requested_s={**requested_s, event.device: now_s})
     return state, [events.RequestRebirth(event.device)]

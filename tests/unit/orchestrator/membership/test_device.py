@@ -7,8 +7,8 @@ from dataclasses import replace
 from broker.protocol.messages import DeviceProfile, DeviceState, HeldModule
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.events import DeviceStateReceived, HeartbeatReceived, Tick
-from orchestrator.membership.device import WILLS_S, Fitness
-from orchestrator.membership.failure_detector import Cluster, next_deadline_s, on_event, on_own_heartbeat
+from orchestrator.membership.device import MAX_CACHED, MAX_MODULES, WILLS_S, Fitness
+from orchestrator.membership.failure_detector import MAX_ABSENT, Cluster, next_deadline_s, on_event, on_own_heartbeat
 from tests.builders import heartbeat, offline, profile
 
 PROFILE = profile(1000, latency_s=0.002)
@@ -321,3 +321,29 @@ def test_measured_seconds_stand_in_the_devices_spec() -> None:
     held = HeldModule(module="m", state="ready", compute_s=0.3)
     fresh = HeldModule(module="n", state="ready", compute_s=0.0)
     assert on_event(alive(), gw_heartbeat(2, k=held, f=fresh), 0.1).devices["gw"].spec.compute_s == {"k": 0.3}
+
+
+def test_what_is_kept_of_a_heartbeat_is_bounded_and_what_is_gone_leaves_little_behind() -> None:
+    many = {f"k-{number}": HeldModule(module="m", state="ready", compute_s=1.0) for number in range(5_000)}
+    cached = {f"c-{number}": 1.0 for number in range(5_000)}
+    said = HeartbeatReceived("gw", heartbeat(9, 1, modules=many, cached=cached))
+    device = on_event(alive(), said, 1.0).devices["gw"]
+    assert (len(device.modules), len(device.cached)) == (MAX_MODULES, MAX_CACHED)
+    for seq in range(10, 20):
+        more = HeartbeatReceived("gw", heartbeat(seq, 1, cached={f"c-{seq}-{n}": 1.0 for n in range(2_000)}))
+        device = on_event(alive(), more, 1.0).devices["gw"]
+        assert len(device.measured) <= 2 * (MAX_MODULES + MAX_CACHED)
+    gone = on_event(on_event(alive(), said, 1.0), will(), 2.0)
+    kept = on_event(gone, Tick(), 2.0 + WILLS_S + 0.1).devices["gw"]
+    assert (kept.modules, kept.cached, kept.measured, kept.before_will) == ({}, frozenset(), {}, None)
+
+
+def test_the_number_of_absent_devices_is_bounded_and_the_latest_stay() -> None:
+    cluster = listening()
+    for number in range(MAX_ABSENT + 20):
+        name, at_s = f"gw-{number}", number / 1000
+        cluster = on_event(cluster, replace(birth(), device=name), at_s)
+        cluster = on_event(cluster, replace(will(), device=name), at_s)
+    assert len(cluster.devices) == MAX_ABSENT
+    assert f"gw-{MAX_ABSENT + 19}" in cluster.devices
+    assert "gw-0" not in cluster.devices
