@@ -55,7 +55,8 @@ class Pace:
             return False
         from_s, from_bytes, from_cpu_s = self._from
         enough_bytes = size_bytes - from_bytes >= MIN_BYTES_PER_S * self._window_s
-        if enough_bytes or cpu_s - from_cpu_s >= MIN_CPU_SHARE * self._window_s:
+        is_done = size_bytes < from_bytes  # a download has its final name
+        if enough_bytes or is_done or cpu_s - from_cpu_s >= MIN_CPU_SHARE * self._window_s:
             self._from = awake_s, size_bytes, cpu_s
             return False
         return awake_s - from_s >= self._window_s
@@ -87,7 +88,8 @@ class _Loading:
             self.short.restart()
             return ""
         self.began_s = awake_s if self.began_s is None else self.began_s
-        size_bytes, cpu_s = self.progress.fetched_bytes + _read_bytes(self.thread), _cpu_s(self.thread)
+        fetched_bytes = self.progress.fetched_bytes + self.progress.growing_bytes
+        size_bytes, cpu_s = fetched_bytes + _read_bytes(self.thread), _cpu_s(self.thread)
         self.idle = self.short.stands_still(awake_s, size_bytes, cpu_s)
         if self.progress.stopped and self.idle:
             return self.progress.stopped

@@ -40,6 +40,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """Serves a file of 1 MB under every name, a byte at a time; notes when its client is gone."""
 
     sent = 0
+    piece = b"."
     gone = threading.Event()
 
     def do_HEAD(self) -> None:
@@ -52,9 +53,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.do_HEAD()
         pause = threading.Event()
         try:
-            for _ in range(SIZE):
-                self.wfile.write(b".")
-                Hub.sent += 1
+            for _ in range(SIZE // len(Hub.piece)):
+                self.wfile.write(Hub.piece)
+                Hub.sent += len(Hub.piece)
                 pause.wait(0.02)
         except OSError:
             Hub.gone.set()
@@ -65,7 +66,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub_that_drips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    Hub.sent = 0
+    Hub.sent, Hub.piece = 0, b"."
     Hub.gone.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
@@ -103,7 +104,7 @@ class World:
     def _load(self, spec: ModuleSpec) -> Module:
         if part_of(spec) == "stuck":
             self.released.wait()
-        if part_of(spec) == "drip":
+        if part_of(spec).startswith("drip"):
             hub.repository(Source(hub="org/drips", part="x")).required("config.json")
         return computing(lambda *_: Output({}))
 
@@ -173,6 +174,18 @@ def test_a_hub_that_drips_fails_the_module_and_holds_up_no_other(world: World) -
     assert "its load stands still" in str(failed.error)
     assert Hub.gone.wait(PATIENCE_S), "the download ends, too"
     assert Hub.sent > 10
+
+
+@pytest.mark.usefixtures("hub_that_drips")
+def test_a_load_that_waits_for_the_download_of_another_one_makes_progress_with_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "CHUNK_BYTES", 20_000)
+    Hub.piece = b"." * 4_000  # 200 kB a second: 5 s, longer than a load may stand still
+    also = module("drip-too", memory_bytes=10)
+    world.assign(DRIP, also)
+    world.held(lambda held: len(held) == 2 and all(each.state == "ready" for each in held.values()))
+    assert Hub.sent == SIZE, "it is fetched once"
 
 
 @pytest.mark.usefixtures("hub_that_drips")

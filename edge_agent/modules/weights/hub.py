@@ -25,6 +25,7 @@ from broker.protocol.specs import Source
 from edge_agent.modules.weights.progress import current
 
 DIRECTORY_VARIABLE = "S2M3_MODELS"
+CHUNK_BYTES = 1024 * 1024  # written at a time: other loads that wait for the same file see it grow
 DISK_RESERVE_BYTES = 64 * 1024 * 1024  # that a download leaves free, for logs and measurements
 LOCAL = "local"
 UNKNOWN = object()
@@ -134,13 +135,13 @@ def _cached(name: str, revision: str | None, file: str) -> Path | object | None:
 
 
 def _download(name: str, revision: str | None, file: str, *, cache_only: bool) -> Path | None:
-    from huggingface_hub import errors, hf_hub_download  # noqa: PLC0415 - the same
+    from huggingface_hub import constants, errors, hf_hub_download  # noqa: PLC0415 - the same
 
     watch_downloads()
     where = f"{name}@{revision}" if revision else name
     elsewhere = f"put the repository into DIR/{name} and set {DIRECTORY_VARIABLE}=DIR (or models: in the agent's file)"
     try:
-        with current().fetching():
+        with current().fetching(Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"):
             return Path(hf_hub_download(name, file, revision=revision, local_files_only=cache_only))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:  # before the former's base class
         raise HubIsAway(
@@ -175,6 +176,7 @@ def watch_downloads() -> None:
     from huggingface_hub import constants, get_session  # noqa: PLC0415 - the same
 
     constants.HF_HUB_DISABLE_XET = True
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     hooks = get_session().event_hooks["response"]
     if _watch not in hooks:
         hooks.append(_watch)

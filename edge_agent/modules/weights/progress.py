@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from broker.protocol.errors import ModuleRefused
 
@@ -28,6 +29,7 @@ class Progress:
         self.expected_bytes = 0  # of all downloads that have begun
         self.disturbed = False  # another load ran meanwhile: the growth of memory isn't this module's alone
         self.stopped = ""  # the reason why it must end
+        self.directory: Path | None = None  # where a download grows, perhaps that of another load or process
         self._step_aside, self._go_on = step_aside, go_on
 
     def on_fetched(self, size_bytes: int) -> None:
@@ -36,14 +38,25 @@ class Progress:
         if self.stopped:
             raise ModuleRefused(self.stopped)
 
+    @property
+    def growing_bytes(self) -> int:
+        """The bytes of unfinished downloads where this load waits for one; another load or process may do it."""
+        if self.directory is None:
+            return 0
+        with suppress(OSError):
+            return sum(path.stat().st_size for path in self.directory.glob("*.incomplete"))
+        return 0
+
     @contextmanager
-    def fetching(self) -> Iterator[None]:
-        """The time of a download: other loads may go on."""
+    def fetching(self, directory: Path) -> Iterator[None]:
+        """The time of a download into a directory: other loads may go on."""
+        self.directory = directory
         self._step_aside()
         try:
             yield
         finally:
             self._go_on()
+            self.directory = None
 
 
 class _Current(threading.local):
