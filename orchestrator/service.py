@@ -153,8 +153,12 @@ class Orchestrator:
 
     # --- begin and end ---
 
-    def _new_data(self) -> port.Transport:
-        return self._make_transport(url=self._url, client_id=f"{self._name}-data", inbox=self._from_data)
+    def _new_data(self, max_packet_bytes: int = port.MAX_CONTROL_PACKET_BYTES) -> port.Transport:
+        """The connection for requests; while it waits, the one that hears the leader."""
+        name = f"{self._name}-data"
+        return self._make_transport(
+            url=self._url, client_id=name, inbox=self._from_data, max_packet_bytes=max_packet_bytes
+        )
 
     def _wait_for_turn(self) -> int | None:
         """Wait until no orchestrator leads; waits for the broker as long as it takes.
@@ -177,7 +181,6 @@ class Orchestrator:
                 watch = standby.reset_timer(watch, time.monotonic())
             if posted is not None and not isinstance(posted.event, PlanFound):
                 watch = self._update_watch(watch, posted.event)
-        self._data.unsubscribe(*heard)
         self._linked_s = time.monotonic() if watch.up_s is None else watch.up_s
         return None if self._stopping else watch.epoch
 
@@ -185,6 +188,8 @@ class Orchestrator:
         if isinstance(event, port.LinkDown):
             _log.warning("waiting_for_broker", broker=self._url, reason=event.reason)
         news = self._event_of(event) if isinstance(event, port.Delivery) else event
+        if isinstance(news, events.LeaderTopicLost):
+            _log.warning("leader_topic_lost", why=news.why)
         if not isinstance(news, port.LinkUp | port.LinkDown | OrchestratorState):
             self._update_copy(news)
             return watch
@@ -233,10 +238,11 @@ class Orchestrator:
         self._tick_from_s = 0.0
 
     def _connect(self, epoch: int) -> None:
+        self._data.close()
         if self._answer_unknown_tasks:
+            self._data = self._new_data(port.MAX_PACKET_BYTES)
             self._data.subscribe(topics.requests_filter(self._prefix))
-        else:
-            self._data.close()
+            self._data.start()
 
         def will(session: int) -> port.Outgoing:
             gone = OrchestratorState(epoch=epoch, online=False, session=session)
