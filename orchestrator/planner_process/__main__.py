@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from orchestrator.planner.plans import Plan, Problem, solve
 
 NUMBER = struct.Struct("!Q")
+DEEPEST = 50_000  # calls in one another: packing and branch and bound take one or two for each module or task
 
 
 class Ends:
@@ -53,6 +54,7 @@ def answer(problem: Problem, number: int, seconds: float, ends: Ends) -> Plan | 
 
 def main(arguments: Sequence[str]) -> None:
     """Solve one problem after the other, until the orchestrator ends."""
+    sys.setrecursionlimit(DEEPEST)
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     problems, ends = Connection(int(arguments[0])), Ends(int(arguments[1]))

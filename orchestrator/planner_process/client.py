@@ -38,6 +38,7 @@ from orchestrator.planner_process.__main__ import NUMBER
 
 SEARCH_S = {PlacementProblem: 0.5, DrainProblem: 0.5, SparesProblem: 0.5, MovesProblem: 0.5}
 """The longest search by kind of problem, on a machine on which its units take longer than they should."""
+WATCH_S = 1.0  # between two looks whether the idle process lives: the next problem should find it ready
 HUNG_S = 10.0  # after its seconds; a process that has just started first reads its code
 
 _log = structlog.get_logger("orchestrator.planner")
@@ -164,11 +165,26 @@ class PlannerProcess:
 
     def _run(self) -> None:
         self._start()
-        while (job := self._jobs.get()) is not None and not self._closing:
+        while (job := self._next_job()) is not None and not self._closing:
             while not self._jobs.empty() and (newer := self._jobs.get()) is not None:
                 job = newer  # the plan of an older one isn't waited for
             self._answer(job)
         self._stop()
+
+    def _next_job(self) -> _Job | None:
+        while True:
+            try:
+                return self._jobs.get(timeout=WATCH_S)
+            except queue.Empty:
+                process = self._process
+                if not self._closing and process is not None and process.process.poll() is not None:
+                    self._restart("it ended while it had no problem")
+
+    def _restart(self, reason: str) -> None:
+        status = self._stop()
+        if not self._closing:
+            _log.error("planner_ended", status=status, reason=reason)
+            self._start()
 
     def _answer(self, job: _Job) -> None:
         """Have a problem solved; once more, if the process dies at it."""
@@ -179,10 +195,7 @@ class PlannerProcess:
             try:
                 found = self._exchange(process, job)
             except (EOFError, OSError) as error:
-                status = self._stop()
-                if not self._closing:
-                    _log.error("planner_ended", status=status, reason=str(error) or type(error).__name__)
-                    self._start()
+                self._restart(str(error) or type(error).__name__)
                 continue
             if isinstance(found, str):
                 _log.error("planning_failed", kind=type(job.problem).__name__, exception=found)

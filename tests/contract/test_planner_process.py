@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,28 @@ def test_a_process_that_dies_is_started_again_and_the_problem_is_solved(
         assert isinstance(found.get(timeout=60).plan, PlacementPlan)
     assert [(line["event"], line["status"]) for line in log] == [("planner_ended", -signal.SIGKILL)]
     assert planner.pid not in {pid, None}
+
+
+def test_an_idle_process_that_dies_is_started_again_before_the_next_problem(planner: PlannerProcess) -> None:
+    until(lambda: planner.pid is not None)
+    pid = planner.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: planner.pid not in {pid, None})
+
+
+def test_two_thousand_modules_that_hardly_fit_are_packed_or_refused(
+    planner: PlannerProcess, found: queue.Queue[PlanFound]
+) -> None:
+    """The search goes as deep as there are modules."""
+    modules = [module(f"m{number}", 50 if number % 2 else 34, flops=1e9 - number) for number in range(2000)]
+    tasks = [chain(f"t{number}", *modules[number : number + 40]) for number in range(0, 2000, 40)]
+    size = sum(each.memory_bytes for each in modules)
+    asked = replace(problem(*tasks), devices=(device("a", size - 34_000), device("b", 34_000)))
+    planner.request(RequestPlan((1, 1), asked))
+    plan = found.get(timeout=120).plan
+    assert isinstance(plan, PlacementPlan)
+    assert len(plan.where) == 2000 - 40 * len(plan.refused) > 1900
 
 
 def test_a_process_that_is_killed_at_work_is_started_again_and_the_problem_is_solved(

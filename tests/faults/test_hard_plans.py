@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 from broker.protocol import topics
@@ -98,7 +99,12 @@ def test_tasks_that_do_not_fit_change_no_leader_and_each_has_its_reason(count: i
         assert 0 < len(refused) < count
         assert all("no device fits" in (watch.routes[name].unavailable or "") for name in refused)
 
-        # 2. devices die, and all is planned again and again
+        # 2. the planner dies, too
+        assert processes._orchestrator
+        (planner,) = psutil.Process(processes._orchestrator.pid).children()
+        planner.kill()
+
+        # 3. devices die, and all is planned again and again
         for name in ("d03", "d17", "d31"):
             agents[name].fail()
             sessions.run(2.0)
