@@ -110,7 +110,7 @@ class Sender:
             self._log.error("result_not_sendable", reply_to=reply.reply_to, error=str(error))
             if reply.result.error is None:
                 body = ErrorBody(code=ErrorCode.TOO_LARGE, message=f"the answer can't be sent: {error}"[:500])
-                return self._replied(_as_error(reply, body))
+                return self._replied(as_error(reply, body))
         return True
 
     def _keep(self, reply: events.Reply) -> None:
@@ -119,7 +119,7 @@ class Sender:
             return
         text = "the device has no room to send more answers; send more slowly"
         body = ErrorBody(code=ErrorCode.OVERLOADED, message=text, retry_after_s=RETRY_AFTER_S)
-        if not self._replied(_as_error(reply, body)):
+        if not self._replied(as_error(reply, body)):
             self._count_unsent(reply)
 
     def _keeps_answer_of(self, done: NodeDone) -> bool:
@@ -132,6 +132,7 @@ class Sender:
             self._log.warning("result_not_sent", reply_to=action.reply_to)
 
 
-def _as_error(reply: events.Reply, body: ErrorBody) -> events.Reply:
+def as_error(reply: events.Reply, body: ErrorBody) -> events.Reply:
+    """The same end of a request with an error in place of the answer."""
     result = reply.result.model_copy(update={"answer": None, "error": body})
     return events.Reply(reply.reply_to, reply.correlation, result, reply.deadline_s)

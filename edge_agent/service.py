@@ -19,7 +19,7 @@ import structlog
 
 from broker.protocol.codec import encode
 from broker.protocol.errors import ErrorCode, IdInUse, RemoteProtocolError, TransportError
-from broker.protocol.messages import About, DeviceProfile, DeviceState
+from broker.protocol.messages import About, DeviceProfile, DeviceState, ErrorBody
 from broker.protocol.specs import TaskName
 from broker.protocol.topics import DEVICE_ECHO, DEVICE_STATE, prefix_of
 from broker.transport import port
@@ -38,7 +38,7 @@ from edge_agent.requests.error_reply import refuse_unread
 from edge_agent.restart import PassHung
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
-from edge_agent.sender import Sender
+from edge_agent.sender import Sender, as_error
 from edge_agent.state import AgentState
 from edge_agent.workers import HungPass, Workers
 
@@ -101,6 +101,7 @@ class Agent:
         self._is_overloaded = False  # it refused a request since the start
         self._broker_drops = BrokerDrops(url, config.id, make_transport)
         self._stopping = threading.Event()
+        self._is_asked_to_end = False  # then a hung pass restarts nothing
         self._session: int | None = None  # of the control link, while it is up
         self._takeover = ClientTakeover(time.monotonic())
         self._ended_by: IdInUse | PassHung | None = None
@@ -133,11 +134,15 @@ class Agent:
                 self._turn()
         finally:
             self._close()
-        if self._ended_by is not None:
+        if self._ended_by is not None and not (self._is_asked_to_end and isinstance(self._ended_by, PassHung)):
             raise self._ended_by
 
     def stop(self) -> None:
         """End ``run`` soon; callable from any thread and from a signal handler."""
+        self._is_asked_to_end = True
+        self._end()
+
+    def _end(self) -> None:
         self._stopping.set()
         self._mailbox.put_own(events.Tick())  # wakes the loop
 
@@ -206,7 +211,7 @@ class Agent:
         elif self._restart_by_s is not None and (now_s >= self._restart_by_s or not self._state.coordinated):
             self._handle(events.Restarting(), now_s)
             self._ended_by = PassHung(f"a pass of {hung.run.key if hung else 'a module'} hangs")
-            self.stop()
+            self._end()
 
     def _leave(self, hung: HungPass, now_s: float) -> None:
         fields = {"node": hung.run.run.node, "request": hung.run.run.request, "module": hung.run.key}
@@ -332,6 +337,9 @@ class Agent:
                 self._mailbox.put_own(events.Ran(run, None, error, now_s, 0.0))
             case events.Load(assigned):
                 self._mailbox.put_own(events.ModuleFailed(assigned.spec.key))
+            case events.Reply(result=result) if result.error is None:
+                text = f"the answer can't be sent: {type(error).__name__}: {error}"
+                self._perform([as_error(action, ErrorBody(code=ErrorCode.MODULE_FAILED, message=text[:500]))])
 
     # --- the links ---
 
@@ -360,7 +368,7 @@ class Agent:
                 self._announce("offline")  # not serving yet, but the other agent must see this session
         elif self._takeover.on_disconnected(now_s):
             self._ended_by = IdInUse(self._config.id)
-            self.stop()
+            self._end()
 
     def _announce(self, status: Literal["online", "offline"]) -> None:
         is_ready = self._data_up and self._restart_by_s is None

@@ -37,7 +37,7 @@ from broker.protocol.topics import (
 from broker.transport import mailbox
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
-from edge_agent import heart, service
+from edge_agent import heart, service, wire
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.device.calibration import Calibration
@@ -45,6 +45,7 @@ from edge_agent.device.link_probe import LARGE, ROUNDS, SMALL
 from edge_agent.device.measurements import Measurements
 from edge_agent.events import LeaderAnnounced
 from edge_agent.modules import Module, Output, Value
+from edge_agent.restart import PassHung
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from edge_agent.wire import LATE_S
@@ -429,9 +430,33 @@ def test_an_action_that_fails_takes_none_of_those_behind_it_along(
 
     monkeypatch.setattr(world.agent._workers, "submit", fail_once)
     world.assign(SPEC, other)
-    seen = world.heartbeat(lambda seen: other.key in seen.modules and seen.modules[other.key].state == "ready")
+    world.heartbeat(lambda seen: other.key in seen.modules and seen.modules[other.key].state == "ready")
+    seen = world.heartbeat(lambda seen: seen.dropped)
     assert seen.dropped["internal_error"] == 1
     until(lambda: SPEC.key in world.agent._state.failed)  # nothing waits for a load that was never begun
+
+
+def test_an_answer_that_no_code_can_write_ends_in_an_error(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = wire.result_message
+
+    def fail_for_answers(reply: Any, now_s: float) -> Outgoing:
+        return write(reply, now_s / (0 if reply.result.answer else 1))
+
+    monkeypatch.setattr(wire, "result_message", fail_for_answers)
+    world = start()
+    world.serve()
+    error = world.ask().error
+    assert error is not None
+    assert (error.code, "ZeroDivisionError" in error.message) == (ErrorCode.MODULE_FAILED, True)
+
+
+def test_an_agent_that_is_asked_to_end_does_not_restart_for_a_hung_pass(start: Callable[..., World]) -> None:
+    world = start()
+    world.heartbeat()
+    world.agent._ended_by = PassHung("it hangs")
+    world.stop()  # an exception of its thread would fail this test
 
 
 def test_a_full_mailbox_refuses_requests_but_no_pass_or_module_of_its_own(
