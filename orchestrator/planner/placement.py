@@ -112,7 +112,7 @@ def place_most(
     near = {key: {*there} for key, there in (at_hand or {}).items()}
     for key, home in keep.items():  # a module that may move stays near its weights if it can
         near.setdefault(key, set()).add(home)
-    problem_of = partial(Problem, fleet, barred=barred)
+    problem_of = partial(Problem, fleet, barred=barred, known={})
     problem = problem_of(tasks, at_hand=near)
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):

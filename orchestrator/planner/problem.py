@@ -61,8 +61,13 @@ class Problem:
         *,
         barred: Bars | None = None,
         at_hand: AtHand | None = None,
+        known: dict[TaskName, TaskSchedule] | None = None,
     ) -> None:
-        """Number the modules and prepare the tasks' schedules. The arguments are those of ``placement.place``."""
+        """Number the modules and prepare the tasks' schedules.
+
+        The arguments are those of ``placement.place``, and the schedules that another problem of this fleet prepared;
+        new ones are added.
+        """
         self.fleet = devices if isinstance(devices, Fleet) else Fleet(devices)
         self.tasks = sorted(tasks, key=lambda task: task.task)
         self.modules = distinct_modules(self.tasks)
@@ -74,7 +79,13 @@ class Problem:
         self.users: list[list[int]] = [[] for _ in self.keys]  # by module: its tasks, by number
         specs = {spec.id: spec for spec in self.fleet.specs}
         for number, task in enumerate(self.tasks):
-            schedule = TaskSchedule(task, self.fleet, source_of(task, specs), self.number)
+            schedule = known.get(task.task) if known is not None else None
+            if schedule is not None and schedule.task is task:
+                schedule = schedule.numbered(self.number)
+            else:
+                schedule = TaskSchedule(task, self.fleet, source_of(task, specs), self.number)
+            if known is not None:
+                known[task.task] = schedule
             self.schedules.append(schedule)
             for module in schedule.slots:
                 self.users[module].append(number)

@@ -11,6 +11,7 @@ each slot, or ``NOWHERE`` while that module isn't placed. Nodes are numbered in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import cache, reduce
 
 import numpy as np
@@ -32,9 +33,9 @@ class TaskSchedule:
         self.source_row = fleet.rows.get(source.id, NOWHERE)
         self.specs = [task.module_of(name) for name in self.graph.names]  # by node, as all below
         self.names = [task.nodes[name].module for name in self.graph.names]
-        keys = tuple(dict.fromkeys(spec.key for spec in self.specs))
-        self.slots = tuple(modules[key] for key in keys)
-        self.slot_of = [keys.index(spec.key) for spec in self.specs]
+        self.keys = tuple(dict.fromkeys(spec.key for spec in self.specs))
+        self.slots = tuple(modules[key] for key in self.keys)
+        self.slot_of = [self.keys.index(spec.key) for spec in self.specs]
         self.order = [self.graph.names.index(name) for name in task.order]
         self.above: list[set[int]] = [set() for _ in self.specs]  # the nodes that each one waits for, however far
         for node in self.order:
@@ -45,6 +46,12 @@ class TaskSchedule:
         self._compute_s: Callable[[int, Row], float] = cache(
             lambda node, row: compute_s(fleet.specs[row], self.names[node], self.specs[node])
         )
+
+    def numbered(self, modules: Mapping[ModuleKey, int]) -> TaskSchedule:
+        """The same schedule, with all that it remembers, for a plan that gives the modules other numbers."""
+        other = copy(self)
+        other.slots = tuple(modules[key] for key in self.keys)
+        return other
 
     def _latency_s(self, rows: tuple[Row, ...]) -> float:
         at = {node: rows[slot] for node, slot in enumerate(self.slot_of) if rows[slot] != NOWHERE}

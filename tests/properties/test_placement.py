@@ -18,6 +18,7 @@ from orchestrator.planner.candidates import candidates_of, least_s, tails_s
 from orchestrator.planner.explain import explain
 from orchestrator.planner.fleet import NOWHERE, Fleet
 from orchestrator.planner.placement import Placement, distinct_modules, place, place_most, refined
+from orchestrator.planner.problem import Problem
 from orchestrator.planner.schedule import TaskSchedule
 from tests.oracles import request_of, simulated_latency_s
 from tests.strategies import Instance, fleets, instances, modules
@@ -258,6 +259,22 @@ def test_a_clock_that_has_run_out_still_gives_a_placement_as_good_as_greedy(
     devices, wanted = instance
     before = placed(devices, wanted)
     assert refined(devices, wanted, enough=lambda: True).objective_s <= before.objective_s * (1 + 1e-9)
+
+
+@CALMLY
+@given(instances(), st.data())
+def test_schedules_that_another_problem_prepared_say_the_same_under_other_numbers(
+    instance: Instance, data: st.DataObject
+) -> None:
+    devices, wanted = instance
+    fleet, known = Fleet(devices), dict[str, TaskSchedule]()
+    some = data.draw(st.lists(st.sampled_from(wanted), unique_by=lambda task: task.task))
+    Problem(fleet, some, known=known)
+    problem, alone = Problem(fleet, wanted, known=known), Problem(fleet, wanted)
+    row = st.integers(NOWHERE, len(devices) - 1)
+    where = data.draw(st.lists(row, min_size=len(alone.keys), max_size=len(alone.keys)))
+    assert [schedule.slots for schedule in problem.schedules] == [schedule.slots for schedule in alone.schedules]
+    assert problem.objective(where) == alone.objective(where)
 
 
 @CALMLY
