@@ -84,5 +84,5 @@ def _with_result(cluster: Cluster, name: DeviceId, since_s: float | None, now_s:
         return cluster
     reports = with_report(device.timeout_reports, OWN_CHECK, since_s, now_s)
     return (
-        cluster if reports is device.timeout_reports else cluster.with_device(replace(device, timeout_reports=reports))
+        cluster if reports is device.timeout_reports else cluster.with_devices(replace(device, timeout_reports=reports))
     )

@@ -260,8 +260,19 @@ def reset_timer(device: Device, now_s: float) -> Device:
     return replace(device, heard_s=now_s, health="well") if device.watched else device
 
 
+def expires_at_s(device: Device) -> float:
+    """The time at which ``expire`` next changes the device."""
+    if not device.timeout_reports and not device.backoffs:
+        return math.inf
+    due = [report.at_s + SUSPECTED_FOR_S for report in device.timeout_reports.values()]
+    due += [backoff.until_s for backoff in device.backoffs.values() if backoff.until_s is not None]
+    return min(due, default=math.inf)
+
+
 def expire(device: Device, now_s: float) -> Device:
     """The device without timeout reports that are too old, and with backoffs ended; their failures stay counted."""
+    if device.before_will is None and not device.backoffs and not device.timeout_reports:
+        return device
     over = {
         key: replace(backoff, until_s=None)
         for key, backoff in device.backoffs.items()

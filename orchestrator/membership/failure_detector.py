@@ -9,22 +9,24 @@ Invariants:
 - a broker that ends, or returns with its memory, publishes the wills of living devices. Wills shortly before the link's
   end are undone. After its return a will of a session from before is tentative, until a heartbeat of another such
   session shows that the broker lived all the time;
-- if most devices fall silent at once, the likely cause is the network: they get more time.
+- if most devices fall silent at once, the likely cause is the network: they get more time;
+- an event that changes one device costs the same, however many there are; all are examined only when one may be due.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from broker.protocol.messages import SUSPECTED_FOR_S, DeviceState, Heartbeat
+from broker.protocol.messages import DeviceState, Heartbeat
 from broker.protocol.specs import DeviceId, ModuleKey
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
-from orchestrator.events import DeviceStateReceived, DrainReceived, HeartbeatReceived, MembershipEvent, Overslept
+from orchestrator.events import DeviceStateReceived, DrainReceived, HeartbeatReceived, MembershipEvent, Overslept, Tick
 from orchestrator.membership import device as one_device
 from orchestrator.membership.device import WILLS_S, Device, Fitness
 from orchestrator.membership.doubts import with_report
+from orchestrator.membership.persistent_map import PersistentMap
 
 SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late heartbeat proves no death
 DEAD_AFTER_INTERVALS = 3.25  # three heartbeats missed, and a quarter of an interval for the network's jitter
@@ -53,7 +55,11 @@ class Cluster:
 
     heartbeat_interval_s: float
     own_interval_s: float = 1.0  # between the orchestrator's own heartbeats
-    devices: Mapping[DeviceId, Device] = field(default_factory=dict)
+    devices: PersistentMap[Device] = field(default_factory=PersistentMap)
+    living: int = 0  # how many devices are alive
+    silent: int = 0  # how many of them are suspect
+    reported: frozenset[DeviceId] = frozenset()  # devices with timeout reports
+    examine_at_s: float = field(default=math.inf, compare=False)  # no device changes by time alone before
     listening: bool = False  # whether the orchestrator's link is up
     up_s: float = 0.0  # since when
     awaiting_first_heartbeat: Mapping[DeviceId, int] = field(default_factory=dict)  # over this link -> its last session
@@ -67,24 +73,46 @@ class Cluster:
         """The devices to which requests may go, by id."""
         return [device for _, device in sorted(self.devices.items()) if device.alive]
 
-    def with_device(self, device: Device | None) -> Cluster:
-        """The cluster with this device; the same object if nothing changed."""
-        if device is None or self.devices.get(device.id) is device:
+    def with_devices(self, *devices: Device | None) -> Cluster:
+        """The cluster with these devices; the same object if nothing changed."""
+        changed = {new.id: new for new in devices if new is not None and self.devices.get(new.id) is not new}
+        if not changed:
             return self
-        return replace(self, devices={**self.devices, device.id: device})
+        known = [device for name in changed if (device := self.devices.get(name)) is not None]
+        living = self.living + _living(changed.values()) - _living(known)
+        silent = self.silent + _silent(changed.values()) - _silent(known)
+        reported = self.reported
+        if reporting := {name for name, device in changed.items() if device.timeout_reports}:
+            reported |= reporting
+        if over := reported & changed.keys() - reporting:
+            reported -= over
+        most_silent = _are_most(silent, living)
+        due_s = min(_changes_at_s(self, device, most_silent=most_silent) for device in changed.values())
+        if any(device.watched and not changed[device.id].watched for device in known):
+            due_s = -math.inf  # the time at which it would have been late may be the one to forget
+        return replace(
+            self,
+            devices=self.devices.changed(changed),
+            living=living,
+            silent=silent,
+            reported=reported,
+            examine_at_s=min(self.examine_at_s, due_s),
+        )
 
 
 def on_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:
-    """The cluster after this event, with every device examined at this time."""
+    """The cluster after this event, with every device examined that may be due at this time."""
     before, cluster = cluster, _apply_event(cluster, event, now_s)
     if _most_are_silent(before) and not _most_are_silent(cluster):
-        cluster = _give_silent_devices_time(cluster, now_s)
+        cluster = replace(_give_silent_devices_time(cluster, now_s), examine_at_s=-math.inf)
+    if isinstance(event, Tick):
+        cluster = replace(cluster, examine_at_s=-math.inf)
     if cluster.listening:
         cluster = _examine_devices(cluster, now_s)
     cluster = _update_records(before, cluster, now_s)
     if before.devices is not cluster.devices:
         cluster = _begin_mass_departure(before, cluster, now_s)
-    return _end_mass_departure(cluster, now_s)
+    return _end_mass_departure(before, cluster, now_s)
 
 
 def on_own_heartbeat(cluster: Cluster, now_s: float) -> Cluster:
@@ -93,18 +121,19 @@ def on_own_heartbeat(cluster: Cluster, now_s: float) -> Cluster:
     cluster = replace(cluster, echo_s=now_s)
     if not late_s or not cluster.listening:
         return cluster
-    watched = {name: device for name, device in cluster.devices.items() if device.watched}
-    later = {name: replace(device, heard_s=min(now_s, device.heard_s + late_s)) for name, device in watched.items()}
-    return replace(cluster, devices={**cluster.devices, **later})
+    watched = [device for device in cluster.devices.values() if device.watched]
+    return cluster.with_devices(*(replace(known, heard_s=min(now_s, known.heard_s + late_s)) for known in watched))
 
 
 def clear_backoffs(cluster: Cluster, keys: Collection[ModuleKey]) -> Cluster:
     """The cluster without the backoffs of these modules, whose specs have changed: they may load now."""
-    devices = {
-        name: replace(device, backoffs={key: backoff for key, backoff in device.backoffs.items() if key not in keys})
-        for name, device in cluster.devices.items()
-    }
-    return replace(cluster, devices=devices)
+    return cluster.with_devices(
+        *(
+            replace(device, backoffs={key: backoff for key, backoff in device.backoffs.items() if key not in keys})
+            for device in cluster.devices.values()
+            if not device.backoffs.keys().isdisjoint(keys)
+        )
+    )
 
 
 def wills_doubtful_since_s(cluster: Cluster, now_s: float) -> float:
@@ -116,21 +145,10 @@ def next_deadline_s(cluster: Cluster) -> float | None:
     """The time to examine the devices if nothing happens before."""
     if not cluster.listening:
         return None
-    most_silent = _most_are_silent(cluster)
-    due: list[float] = []
-    for device in cluster.devices.values():
-        due.append(
-            _silence_counts_at_s(cluster, device, most_silent=most_silent)
-            if device.watched
-            else device.heard_s + FORGET_AFTER_S
-        )
-        due += [report.at_s + SUSPECTED_FOR_S for report in device.timeout_reports.values()]
-        due += [backoff.until_s for backoff in device.backoffs.values() if backoff.until_s is not None]
-    until_s = stands_still_from_s(cluster)
-    due = [at_s for at_s in due if at_s <= until_s]
+    due = [cluster.examine_at_s] if cluster.examine_at_s <= stands_still_from_s(cluster) else []
     due += [cluster.mass_departure.until_s] if cluster.mass_departure else []
     due += [] if cluster.echo_s is None else [cluster.echo_s + ECHO_GIVEN_UP_S]
-    return min(due, default=None)
+    return min((at_s for at_s in due if at_s < math.inf), default=None)
 
 
 # --- events ---
@@ -142,12 +160,12 @@ def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Clus
             if message.status == "offline" and cluster.awaiting_first_heartbeat.get(name) == message.session:
                 return replace(cluster, tentative_wills=cluster.tentative_wills | {name})
             if len(cluster.devices) < MAX_DEVICES or name in cluster.devices:
-                cluster = cluster.with_device(one_device.on_state(cluster.devices.get(name), name, message, now_s))
+                cluster = cluster.with_devices(one_device.on_state(cluster.devices.get(name), name, message, now_s))
         case HeartbeatReceived(name, message):
             known = cluster.devices.get(name)
             after = one_device.on_heartbeat(known, message, now_s, cluster.heartbeat_interval_s)
             if after is not known:
-                cluster = _on_first_heartbeat(cluster.with_device(after), name, message.session, now_s)
+                cluster = _on_first_heartbeat(cluster, name, message.session, now_s).with_devices(after)
                 cluster = _on_suspicions(cluster, name, message, now_s)
         case DrainReceived(name, drain):
             cluster = replace(cluster, drained=cluster.drained | {name} if drain else cluster.drained - {name})
@@ -166,8 +184,8 @@ def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Clus
 def _on_link_down(cluster: Cluster, now_s: float) -> Cluster:
     """The cluster with doubtful wills undone, and with the sessions of its devices: wills may arrive before they do."""
     since_s = wills_doubtful_since_s(cluster, now_s)
-    undone = {name: d.before_will for name, d in cluster.devices.items() if d.before_will and d.ended_s > since_s}
-    cluster = replace(cluster, devices={**cluster.devices, **undone}, tentative_wills=frozenset())
+    undone = [device.before_will for device in cluster.devices.values() if device.ended_s > since_s]
+    cluster = replace(cluster.with_devices(*undone), tentative_wills=frozenset())
     return replace(cluster, awaiting_first_heartbeat=_last_sessions(cluster), listening=False)
 
 
@@ -183,36 +201,47 @@ def _on_first_heartbeat(cluster: Cluster, name: DeviceId, session: int, now_s: f
     One device's word isn't enough: it may keep its session's number on purpose.
     """
     awaited = cluster.awaiting_first_heartbeat
-    is_witness = awaited.get(name) == session
+    if name not in awaited:
+        return cluster
+    is_witness = awaited[name] == session
     if not is_witness or not cluster.witnesses - {name}:
         others = {other: last for other, last in awaited.items() if other != name}
         witnesses = cluster.witnesses | {name} if is_witness else cluster.witnesses
         wills = cluster.tentative_wills - {name}
         return replace(cluster, awaiting_first_heartbeat=others, tentative_wills=wills, witnesses=witnesses)
     gone = {other: awaited[other] for other in cluster.tentative_wills - {name}}
-    cluster = replace(cluster, awaiting_first_heartbeat={}, tentative_wills=frozenset())
-    for other, ended in gone.items():
-        will = DeviceState(status="offline", session=ended)
-        cluster = cluster.with_device(one_device.on_state(cluster.devices.get(other), other, will, now_s))
-    return cluster
+    cluster = replace(
+        cluster, awaiting_first_heartbeat={}, tentative_wills=frozenset(), examine_at_s=-math.inf
+    )  # the others have no more time to connect
+    wills = {other: DeviceState(status="offline", session=ended) for other, ended in gone.items()}
+    return cluster.with_devices(
+        *(one_device.on_state(cluster.devices.get(other), other, will, now_s) for other, will in wills.items())
+    )
 
 
 def _on_suspicions(cluster: Cluster, by: DeviceId, message: Heartbeat, now_s: float) -> Cluster:
     """The cluster with the timeouts that a coordinator reports; none if it isn't in good standing itself."""
     suspects = message.suspects if cluster.devices[by].fitness == Fitness.FIT else {}
-    for device in list(cluster.devices.values()):
-        if device.id != by:
-            reports = with_report(device.timeout_reports, by, suspects.get(device.id), now_s)
+    for name in sorted(cluster.reported.union(suspects) - {by}):
+        if (device := cluster.devices.get(name)) is not None:
+            reports = with_report(device.timeout_reports, by, suspects.get(name), now_s)
             if reports is not device.timeout_reports:
-                cluster = cluster.with_device(replace(device, timeout_reports=reports))
+                cluster = cluster.with_devices(replace(device, timeout_reports=reports))
     return cluster
 
 
 def _update_records(before: Cluster, after: Cluster, now_s: float) -> Cluster:
     """The cluster with the deaths, returns and gaps that this event brought, and with the drained devices marked."""
     just_up = now_s - after.up_s < DEAD_AFTER_INTERVALS * after.heartbeat_interval_s  # a broker's end kills no device
-    for name, device in after.devices.items():
-        known, flaps = before.devices.get(name), device.flaps
+    changed = after.devices.differences(before.devices)
+    if after.drained is not before.drained:
+        changed += after.drained ^ before.drained
+    marked: list[Device] = []
+    for name in changed:
+        known, device = before.devices.get(name), after.devices.get(name)
+        if device is None:
+            continue
+        flaps = device.flaps
         if known is not None:
             if known.alive and not device.alive and not just_up and name not in before.awaiting_first_heartbeat:
                 flaps = flaps.on_death(now_s)
@@ -221,8 +250,8 @@ def _update_records(before: Cluster, after: Cluster, now_s: float) -> Cluster:
             if known.health == "well" and device.health == "suspect":
                 flaps = flaps.on_gap()
         if (flaps, name in after.drained) != (device.flaps, device.drained):
-            after = after.with_device(replace(device, flaps=flaps, drained=name in after.drained))
-    return after
+            marked.append(replace(device, flaps=flaps, drained=name in after.drained))
+    return after.with_devices(*marked)
 
 
 # --- mass departures ---
@@ -230,43 +259,49 @@ def _update_records(before: Cluster, after: Cluster, now_s: float) -> Cluster:
 
 def _begin_mass_departure(before: Cluster, after: Cluster, now_s: float) -> Cluster:
     """The cluster with a mass departure if one more of most devices has said goodbye."""
-    offline = {name: device for name, device in after.devices.items() if device.status == "offline"}
-    if not after.listening or not any(name in before.devices and before.devices[name].alive for name in offline):
+    changed = after.devices.differences(before.devices)
+    gone = [name for name in changed if name in before.devices and before.devices[name].alive]
+    if not after.listening or not any(
+        name in after.devices and after.devices[name].status == "offline" for name in gone
+    ):
         return after
     interval_s = after.heartbeat_interval_s
-    recent = {name for name, device in offline.items() if now_s - device.ended_s <= interval_s}
-    if not MASS_FROM <= len(recent) > len(after.alive()):
+    offline = (device for device in after.devices.values() if device.status == "offline")
+    recent = {device.id for device in offline if now_s - device.ended_s <= interval_s}
+    if not MASS_FROM <= len(recent) > after.living:
         return after
     departure = MassDeparture(now_s + MASS_SILENCE_INTERVALS * interval_s, frozenset(recent))
     return replace(after, mass_departure=departure)
 
 
-def _end_mass_departure(cluster: Cluster, now_s: float) -> Cluster:
+def _end_mass_departure(before: Cluster, after: Cluster, now_s: float) -> Cluster:
     """The cluster without a mass departure whose time is over, or most of whose devices are back."""
-    if (departure := cluster.mass_departure) is None:
-        return cluster
-    back = departure.gone & {device.id for device in cluster.alive()}
+    departure = after.mass_departure
+    if departure is None or (now_s < departure.until_s and before.living >= after.living):
+        return after
+    back = [name for name in departure.gone if name in after.devices and after.devices[name].alive]
     over = now_s >= departure.until_s or 2 * len(back) > len(departure.gone)
-    return replace(cluster, mass_departure=None) if over else cluster
+    return replace(after, mass_departure=None) if over else after
 
 
 # --- silence ---
 
 
 def _reset_timers(cluster: Cluster, now_s: float) -> Cluster:
-    devices = {name: one_device.reset_timer(device, now_s) for name, device in cluster.devices.items()}
-    return replace(cluster, devices=devices, echo_s=None)
+    cluster = cluster.with_devices(*(one_device.reset_timer(known, now_s) for known in cluster.devices.values()))
+    return replace(cluster, echo_s=None)
 
 
 def _give_silent_devices_time(cluster: Cluster, now_s: float) -> Cluster:
     """The cluster after a mass silence has just ended: the devices that are still silent have time to be heard."""
     earliest_s = now_s - (DEAD_AFTER_INTERVALS - AFTER_MASS_SILENCE_INTERVALS) * cluster.heartbeat_interval_s
-    later = {
-        name: replace(device, heard_s=max(device.heard_s, earliest_s), timeout_reports={})
-        for name, device in cluster.devices.items()
-        if device.watched and device.health == "suspect"
-    }
-    return replace(cluster, devices={**cluster.devices, **later})
+    return cluster.with_devices(
+        *(
+            replace(device, heard_s=max(device.heard_s, earliest_s), timeout_reports={})
+            for device in cluster.devices.values()
+            if device.watched and device.health == "suspect"
+        )
+    )
 
 
 def stands_still_from_s(cluster: Cluster) -> float:
@@ -274,10 +309,29 @@ def stands_still_from_s(cluster: Cluster) -> float:
     return math.inf if cluster.echo_s is None else cluster.echo_s + ECHO_LATE_INTERVALS * cluster.own_interval_s
 
 
+def _living(devices: Iterable[Device]) -> int:
+    return sum(device.alive for device in devices)
+
+
+def _silent(devices: Iterable[Device]) -> int:
+    return sum(device.alive and device.health == "suspect" for device in devices)
+
+
+def _are_most(silent: int, living: int) -> bool:
+    return silent >= MASS_FROM and 2 * silent > living
+
+
 def _most_are_silent(cluster: Cluster) -> bool:
-    alive = [device for device in cluster.devices.values() if device.alive]
-    silent = sum(device.health == "suspect" for device in alive)
-    return silent >= MASS_FROM and 2 * silent > len(alive)
+    return _are_most(cluster.silent, cluster.living)
+
+
+def _changes_at_s(cluster: Cluster, device: Device, *, most_silent: bool) -> float:
+    """The time at which a device changes if nothing is heard before: it is late, dead or forgotten, or a doubt ends."""
+    if device.watched:
+        first_s = _silence_counts_at_s(cluster, device, most_silent=most_silent)
+    else:
+        first_s = device.heard_s + FORGET_AFTER_S
+    return min(first_s, one_device.expires_at_s(device))
 
 
 def _silence_counts_at_s(cluster: Cluster, device: Device, *, most_silent: bool) -> float:
@@ -297,32 +351,42 @@ def _examine_devices(cluster: Cluster, now_s: float) -> Cluster:
     if cluster.echo_s is not None and now_s >= cluster.echo_s + ECHO_GIVEN_UP_S:
         cluster = _reset_timers(cluster, now_s)
     now_s = min(now_s, stands_still_from_s(cluster))
-    for known in cluster.devices.values():
-        device = one_device.expire(known, now_s)
-        well = device.watched and device.health == "well"
-        if well and now_s >= _silence_counts_at_s(cluster, device, most_silent=False):
-            device = replace(device, health="suspect")
-        cluster = cluster.with_device(device)
+    if now_s < cluster.examine_at_s:
+        return cluster
+    cluster = cluster.with_devices(*(_examine(cluster, known, now_s) for known in cluster.devices.values()))
     cluster = _declare_dead(cluster, now_s)
-    kept = {name: d for name, d in cluster.devices.items() if d.watched or now_s < d.heard_s + FORGET_AFTER_S}
-    if len(kept) > MAX_ABSENT:
-        absent = sorted((d.heard_s, name) for name, d in kept.items() if not d.watched)
-        for _, name in absent[: max(0, len(absent) - MAX_ABSENT)]:
-            del kept[name]
-    return cluster if len(kept) == len(cluster.devices) else replace(cluster, devices=kept)
+    absent = sorted((device.heard_s, device.id) for device in cluster.devices.values() if not device.watched)
+    beyond = len(absent) - MAX_ABSENT
+    forgotten = [
+        name for rank, (heard_s, name) in enumerate(absent) if rank < beyond or now_s >= heard_s + FORGET_AFTER_S
+    ]
+    if forgotten:
+        reported = cluster.reported.difference(forgotten)
+        cluster = replace(cluster, devices=cluster.devices.without(forgotten), reported=reported)
+    most_silent = _most_are_silent(cluster)
+    due = (_changes_at_s(cluster, device, most_silent=most_silent) for device in cluster.devices.values())
+    return replace(cluster, examine_at_s=min(due, default=math.inf))
+
+
+def _examine(cluster: Cluster, device: Device, now_s: float) -> Device:
+    device = one_device.expire(device, now_s)
+    well = device.watched and device.health == "well"
+    if well and now_s >= _silence_counts_at_s(cluster, device, most_silent=False):
+        return replace(device, health="suspect")
+    return device
 
 
 def _declare_dead(cluster: Cluster, now_s: float) -> Cluster:
     """The cluster with those dead that were silent too long; one death may end a mass silence that spared others."""
     while True:
         most_silent = _most_are_silent(cluster)
-        over = {
-            name: replace(one_device.without_reports(device), health="dead")
-            for name, device in cluster.devices.items()
+        over = [
+            replace(one_device.without_reports(device), health="dead")
+            for device in cluster.devices.values()
             if device.watched
             and device.health == "suspect"
             and now_s >= _silence_counts_at_s(cluster, device, most_silent=most_silent)
-        }
+        ]
         if not over:
             return cluster
-        cluster = replace(cluster, devices={**cluster.devices, **over})
+        cluster = cluster.with_devices(*over)

@@ -20,6 +20,7 @@ from orchestrator.events import Action, Note
 from orchestrator.membership.device import Fitness
 from orchestrator.placement import planner_input, planning
 from orchestrator.placement.rebalance import begin_moves, finish_moves
+from orchestrator.placement.reconcile import take_over
 from orchestrator.planner.plans import DrainPlan, DrainProblem
 from orchestrator.state import DrainAttempt, Moment, State
 
@@ -29,8 +30,9 @@ def empty_draining_devices(state: State, moment: Moment) -> tuple[State, list[Ac
     notes: list[Action] = []
     while True:
         begun, more = _begin(state, moment)
-        after, ended = finish_moves(begun, moment)
-        notes += [*more, *ended]
+        taken, heirs = take_over(begun, moment)  # of the round's copies, one may be there already
+        after, ended = finish_moves(taken, moment)
+        notes += [*more, *heirs, *ended]
         if after is state:
             return state, notes
         state = after

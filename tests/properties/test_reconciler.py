@@ -8,6 +8,7 @@ calm, every task that fits is served, and nothing changes any more.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +53,7 @@ from orchestrator.events import (
 )
 from orchestrator.leadership.orders import NO_ORDERS
 from orchestrator.leadership.standby import READ_RETAINED_S
+from orchestrator.membership.failure_detector import on_event
 from orchestrator.placement.deployability import MAX_REFUSALS
 from orchestrator.placement.planner_input import facts_of, with_measured_footprints
 from orchestrator.placement.planning import PLAN_LOST_S
@@ -646,6 +648,16 @@ class Reconciler(RuleBasedStateMachine):
                 (route.epoch, route.generation) == (self.epoch, self.state.generation)
                 for route in self.state.routes.values()
             )
+
+    @invariant()
+    def the_cluster_counts_its_devices_and_examines_them_in_time(self) -> None:
+        cluster = self.state.cluster
+        alive = [device for device in cluster.devices.values() if device.alive]
+        assert (cluster.living, cluster.silent) == (len(alive), sum(device.health == "suspect" for device in alive))
+        assert cluster.reported == {name for name, device in cluster.devices.items() if device.timeout_reports}
+        examined = on_event(replace(cluster, examine_at_s=-math.inf), Tick(), self.now_s)
+        assert on_event(cluster, Tick(), self.now_s) == examined
+        assert not cluster.listening or cluster.examine_at_s <= examined.examine_at_s
 
     # --- and after calm ---
 
