@@ -15,8 +15,9 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from broker.protocol.messages import OrchestratorState
 from broker.protocol.specs import TaskName, TaskSpec
@@ -52,16 +53,16 @@ PLACING: Sequence[Rule] = (
 """The reconciler: which device should have which module."""
 PUBLISHING: Sequence[Rule] = (publish.publish_routes, publish.publish_assignments, publish.clear_outdated_topics)
 
+_NOT_FOR_RULES = {"cluster", "checks", "snapshot", "rebirth_requested_s", "told_term_s"}
+_FOR_RULES = {field.name for field in fields(State)} - _NOT_FOR_RULES
+
 
 def next_deadline_s(state: State) -> float | None:
     """The time at which a ``Tick`` is due if nothing happens before."""
     due = [state.settles_at_s, state.republish_at_s, failure_detector.next_deadline_s(state.cluster)]
     due.append(checks.next_deadline_s(state.checks))
-    if state.settled and state.planning is not None:
-        due.append(state.planning.until_s)
-        due += [state.placement.moves.until_s if state.placement.moves else None]
-    elif state.settled:
-        due += [reconcile.spares_at_s(state), next_step_at_s(state), drain_retry_at_s(state)]
+    if state.settled:
+        due.append(state.due_s)
     return min((at_s for at_s in due if at_s is not None), default=None)
 
 
@@ -70,7 +71,8 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
     if isinstance(event, events.RequestReceived):
         return state, answer_unrouted(state, event, now_s)
     if isinstance(event, OrchestratorState):
-        return _on_leader_message(state, event, now_s)
+        after, answer = _on_leader_message(state, event, now_s)
+        return (after if _is_same(state, after) else replace(after, due_s=-math.inf)), answer
     if isinstance(event, events.RouteHeard):
         return state, restore.restore_route(state, event)
     if isinstance(event, events.LeaderTopicLost):
@@ -81,21 +83,52 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
     for react in (_republish_after_link_up, tell_devices_ahead, publish.request_rebirth, _check_suspects):
         state, more = react(state, event, now_s)
         actions += more
-    if not state.settled:
-        return state, actions
-    moment = Moment(now_s)
-    for rule in PLACING:
-        state, more = rule(state, moment)
+    if state.settled and (moment := _moment(before, state, now_s)) is not None:
+        state, more = _apply_rules(state, moment)
         actions += more
-    if state.placement.serving != before.placement.serving:
-        state = replace(state, generation=state.generation + 1)
-    actions += reconcile.log_placement_changes(before.placement, state.placement, state.generation)
-    for rule in PUBLISHING:
-        state, more = rule(state, moment)
-        actions += more
+    state, more = publish.repeat_missed_assignment(state, event, now_s)
+    actions += more
     # Assignments come after all routes, also after those that were just published again.
     actions.sort(key=lambda action: isinstance(action, events.PublishAssignment | events.ClearAssignment))
     return state, actions
+
+
+def _moment(before: State, state: State, now_s: float) -> Moment | None:
+    """The changes that the rules must look at; None if nothing has changed, and no rule is due."""
+    if not before.settled or (state.due_s is not None and now_s >= state.due_s):
+        return Moment(now_s)
+    known, devices = before.cluster.devices, state.cluster.devices
+    changed = frozenset(name for name in devices.differences(known) if publish.concerns(state, known.get(name), name))
+    return Moment(now_s, before, changed) if changed or not _is_same(before, state) else None
+
+
+def _is_same(before: State, state: State) -> bool:
+    """Whether two states are equal for the rules, but for their devices."""
+    then, now = before.cluster, state.cluster
+    return (
+        then.mass_departure is now.mass_departure
+        and then.drained is now.drained
+        and all(getattr(before, name) is getattr(state, name) for name in _FOR_RULES)
+    )
+
+
+def _apply_rules(state: State, moment: Moment) -> tuple[State, list[Action]]:
+    before, actions = state.placement, list[Action]()
+    for rule in PLACING:
+        state, more = rule(state, moment)
+        actions += more
+    if state.placement is not before:
+        if state.placement.serving != before.serving:
+            state = replace(state, generation=state.generation + 1)
+        actions += reconcile.log_placement_changes(before, state.placement, state.generation)
+    for rule in PUBLISHING:
+        state, more = rule(state, moment)
+        actions += more
+    if state.planning is not None:
+        due = [state.planning.until_s, state.placement.moves.until_s if state.placement.moves else None]
+    else:
+        due = [reconcile.spares_at_s(state), next_step_at_s(state), drain_retry_at_s(state)]
+    return replace(state, due_s=min((at_s for at_s in due if at_s is not None), default=None)), actions
 
 
 def _on_leader_message(state: State, seen: OrchestratorState, now_s: float) -> tuple[State, list[Action]]:
@@ -216,12 +249,11 @@ def _settle(state: State, now_s: float) -> State:
 
 def _snapshot_before_departures(before: State, after: State, now_s: float) -> State:
     """The state with a snapshot of what was placed and published before a goodbye, or before the first of several."""
-    if after.cluster.devices is before.cluster.devices:
-        return after
     if after.snapshot and after.snapshot.at_s > failure_detector.wills_doubtful_since_s(after.cluster, now_s):
         return after
-    known = before.cluster.devices
-    if not any(d.ended_s == now_s and name in known and known[name].alive for name, d in after.cluster.devices.items()):
+    known, devices = before.cluster.devices, after.cluster.devices
+    left = [name for name in devices.differences(known) if name in known and known[name].alive]
+    if not any(name in devices and devices[name].ended_s == now_s for name in left):
         return after
     return replace(after, snapshot=Snapshot(now_s, before.placement, before.routes, before.assignments))
 
@@ -247,9 +279,9 @@ def _roll_back(state: State, now_s: float) -> State:
 
 def _log_device_changes(before: Cluster, after: Cluster) -> list[Action]:
     notes: list[Action] = []
-    for name, device in after.devices.items():
-        known = before.devices.get(name)
-        if known is device:
+    for name in after.devices.differences(before.devices):
+        known, device = before.devices.get(name), after.devices.get(name)
+        if device is None:
             continue
         was = (known.status, known.health, known.confirmed) if known else None
         if was != (device.status, device.health, device.confirmed):

@@ -27,9 +27,11 @@ Role = Literal["active", "standby"]
 
 @dataclass(frozen=True)
 class Moment:
-    """Now."""
+    """Now, and what has changed since the rules last ran, so that they need to look at nothing else."""
 
     now_s: float
+    before: State | None = None  # the state then; None: a rule looks at everything
+    changed: frozenset[DeviceId] = frozenset()  # devices whose measured seconds or more have changed
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class CurrentPlacement:
     spares: Spares = NO_SPARES
     moves: Moves | None = None
 
-    @property
+    @cached_property
     def tasks(self) -> list[TaskSpec]:
         """The tasks that are placed."""
         return [task for task in self.facts.tasks if task.task not in self.refused]
@@ -100,6 +102,20 @@ class CurrentPlacement:
         return {key: (home, *self.spares.replicas.get(key, ())) for key, home in self.where.items()}
 
     @cached_property
+    def users(self) -> dict[ModuleKey, frozenset[TaskName]]:
+        """The tasks that use each module."""
+        users: dict[ModuleKey, set[TaskName]] = {}
+        for task in self.tasks:
+            for module in task.modules.values():
+                users.setdefault(module.key, set()).add(task.task)
+        return {key: frozenset(names) for key, names in users.items()}
+
+    @cached_property
+    def revisions(self) -> dict[ModuleKey, str]:
+        """The revision of the first task that uses each module."""
+        return {module.key: task.revision for task in reversed(self.tasks) for module in task.modules.values()}
+
+    @cached_property
     def roles(self) -> dict[DeviceId, dict[ModuleKey, Role]]:
         """The modules that each device must have, and their roles there."""
         roles: dict[DeviceId, dict[ModuleKey, Role]] = {}
@@ -110,7 +126,7 @@ class CurrentPlacement:
                 roles.setdefault(device, {})[key] = "standby"
         return roles
 
-    @property
+    @cached_property
     def serving(self) -> dict[ModuleKey, tuple[tuple[DeviceId, ...], ModuleSpec]]:
         """The active copies, without names, reasons and standbys: a change of this is a new generation."""
         return {key: (devices, self.modules[key][1]) for key, devices in self.actives.items()}
@@ -193,6 +209,9 @@ class State:
     routes: Mapping[TaskName, Route] = field(default_factory=dict)  # as published
     assignments: Mapping[DeviceId, Assignment] = field(default_factory=dict)  # as published
     assigned_s: Mapping[DeviceId, float] = field(default_factory=dict)  # when each assignment was last published
+    due_s: float | None = field(
+        default=None, compare=False
+    )  # when a rule has something to do if nothing changes before
     group: int = 0  # the highest number of a share group; all tasks share the count, so that no name comes back
 
     @property

@@ -136,6 +136,11 @@ class Device:
         """Whether it serves the module, and no other device need take over from it."""
         return self.fitness > Fitness.UNRESPONSIVE and self.serves(key)
 
+    @cached_property
+    def held(self) -> dict[ModuleKey, tuple[str, str | None]]:
+        """The modules that it reports, each with its state and error."""
+        return {key: (module.state, module.error) for key, module in self.modules.items()}
+
     @property
     def failed(self) -> dict[ModuleKey, str]:
         """The modules that its latest heartbeat reports as failed, each with the error."""
@@ -151,6 +156,17 @@ class Device:
     def spec(self) -> DeviceSpec:
         """The device as planning sees it, with the seconds that it measured."""
         return DeviceSpec(id=self.id, compute_s=dict(self.measured), **self.profile.model_dump())
+
+
+def is_like(device: Device, known: Device) -> bool:
+    """Whether two versions of a device are equal for placement and routes, but for measured seconds."""
+    return (
+        device.fitness == known.fitness
+        and device.held == known.held
+        and device.backoffs == known.backoffs
+        and device.profile == known.profile
+        and (device.status, device.health, device.drained) == (known.status, known.health, known.drained)
+    )
 
 
 def on_state(known: Device | None, name: DeviceId, message: DeviceState, now_s: float) -> Device | None:

@@ -5,7 +5,7 @@ two versions also show quickly where they differ. Doesn't know what the values m
 
 Invariants:
 - no version ever changes;
-- the order of iteration depends on the ids alone.
+- the order of iteration follows from the ids and their changes, in every process.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.membership.device import Device
 from orchestrator.placement.deployability import refused_too_often, why_unservable
 from orchestrator.planner.placement import AtHand, Bars, distinct_modules
-from orchestrator.state import CurrentPlacement, Facts, State
+from orchestrator.state import CurrentPlacement, Facts, Moment, State
 
 MOST_TIMES_SPEC = 2  # a measured footprint, where it isn't the device's own, is at most this times the spec's bytes ...
 MOST_BEYOND_BYTES = 16 * 1024 * 1024  # ... and this: a small module's measurement has the noise of its process
@@ -45,6 +45,32 @@ def facts_of(state: State) -> Facts:
             if state.footprints.get(module.key, 0) > module.memory_bytes
         },
         doubts={device.id: device.doubt for device in alive if device.doubt is not None},
+    )
+
+
+def facts_stay(state: State, moment: Moment) -> bool:
+    """Whether the facts, and what is asked of the planner, are as they were when the rules last ran."""
+    before, now = moment.before, state.cluster.devices
+    if before is None or any(
+        old is not new
+        for old, new in (
+            (before.tasks, state.tasks),
+            (before.footprints, state.footprints),
+            (before.link, state.link),
+            (before.planning, state.planning),
+            (before.placement.where, state.placement.where),
+            (before.cluster.mass_departure, state.cluster.mass_departure),
+        )
+    ):
+        return False
+    then = before.cluster.devices
+    return all(
+        name in then
+        and name in now
+        and (then[name].fitness, then[name].doubt) == (now[name].fitness, now[name].doubt)
+        and then[name].profile == now[name].profile
+        and then[name].barred == now[name].barred
+        for name in moment.changed
     )
 
 

@@ -12,15 +12,16 @@ Invariants:
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 
 from broker.protocol.messages import AssignedModule, Assignment, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName
 from orchestrator import events
 from orchestrator.events import Action, Event, HeartbeatReceived
+from orchestrator.membership.device import Device, is_like
 from orchestrator.placement.deployability import describe_error
-from orchestrator.placement.routes import backup_coordinators, build_route, same_route, unavailable_route
+from orchestrator.placement.routes import backup_coordinators, build_route, has_drifted, same_route, unavailable_route
 from orchestrator.state import CurrentPlacement, Moment, Role, State
 
 _MISSED_AFTER_INTERVALS = 3.0  # a device that doesn't report its assignment by then didn't get it
@@ -39,12 +40,25 @@ def request_rebirth(state: State, event: Event, now_s: float) -> tuple[State, li
     return state, [events.RequestRebirth(event.device)]
 
 
-def publish_routes(state: State, _moment: Moment) -> tuple[State, list[Action]]:
+def concerns(state: State, known: Device | None, name: DeviceId) -> bool:
+    """Whether a changed device differs from how it was known in anything that placement, routes or assignments use."""
+    device = state.cluster.devices.get(name)
+    if known is None or device is None or not is_like(device, known):
+        return True
+    return device.measured != known.measured and any(
+        has_drifted(state.routes[task], device) for task in _tasks_on(state.placement, name) if task in state.routes
+    )
+
+
+def publish_routes(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Publish the route of each task, where it changed."""
     actions: list[Action] = []
-    routes, highest = dict(state.routes), state.group
+    routes: dict[TaskName, Route] = {}
+    highest = state.group
     for task in sorted(state.tasks.keys() | state.invalid.keys()):
-        last = routes.get(task)
+        if _route_stays(state, moment, task):
+            continue
+        last = state.routes.get(task)
         route = _route(state, task, last)
         if route is None:
             continue
@@ -54,30 +68,23 @@ def publish_routes(state: State, _moment: Moment) -> tuple[State, list[Action]]:
         if last is None or not same_route(last, route):
             actions.append(events.PublishRoute(route))
             routes[task], highest = route, max(highest, group)
-    return replace(state, routes=routes, group=highest), actions
+    return (replace(state, routes={**state.routes, **routes}, group=highest) if routes else state), actions
 
 
 def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Publish each device's modules, if they changed, if this term published none yet, or if the device missed them."""
-    actions: list[Action] = []
-    assignments = dict(state.assignments)
+    """Publish each device's modules, if they changed, or if this term published none yet."""
+    assignments: dict[DeviceId, Assignment] = {}
     placement = state.placement
-    shared = Counter(m.key for task in placement.tasks for m in {m.key: m for m in task.modules.values()}.values())
-    revision = {m.key: task.revision for task in reversed(placement.tasks) for m in task.modules.values()}
     planned = {name for name, _ in placement.facts.candidates}
-    alive = {device.id for device in state.cluster.alive()}
-    for device in sorted(alive | assignments.keys()):
-        last = assignments.get(device)
-        if device in alive - planned:
-            if last is not None and _is_missed(state, device, last, moment.now_s):
-                actions.append(events.PublishAssignment(device, last))
+    for device in sorted(_maybe_reassigned(state, moment)):
+        last, known = state.assignments.get(device), state.cluster.devices.get(device)
+        alive = known is not None and known.alive
+        if (alive and device not in planned) or (last is None and not alive):
             continue
         roles = placement.roles.get(device, {})
-        wanted = {key: (placement.modules[key][1], role, revision.get(key)) for key, role in roles.items()}
+        wanted = {key: (placement.modules[key][1], role, placement.revisions.get(key)) for key, role in roles.items()}
         stays = state.drain_attempt.stays.get(device) if state.drain_attempt else None
         if last and last.stays == stays and {m.spec.key: (m.spec, m.role, m.revision) for m in last.modules} == wanted:
-            if _is_missed(state, device, last, moment.now_s):
-                actions.append(events.PublishAssignment(device, last))
             continue
         modules = tuple(
             AssignedModule(
@@ -85,24 +92,40 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
                 spec=spec,
                 role=role,
                 why=_why(placement, key, device, role),
-                revision=task_revision,
+                revision=revision,
             )
-            for key, (spec, role, task_revision) in sorted(
-                wanted.items(), key=lambda item: (item[1][1], -shared[item[0]])
+            for key, (spec, role, revision) in sorted(
+                wanted.items(), key=lambda item: (item[1][1], -len(placement.users[item[0]]))
             )
         )
         assignments[device] = Assignment(epoch=state.epoch, generation=state.generation, modules=modules, stays=stays)
-        actions.append(events.PublishAssignment(device, assignments[device]))
-    assigned_s = {action.device: moment.now_s for action in actions if isinstance(action, events.PublishAssignment)}
-    return replace(state, assignments=assignments, assigned_s={**state.assigned_s, **assigned_s}), actions
+    if not assignments:
+        return state, []
+    assigned_s = {**state.assigned_s, **dict.fromkeys(assignments, moment.now_s)}
+    state = replace(state, assignments={**state.assignments, **assignments}, assigned_s=assigned_s)
+    return state, [events.PublishAssignment(device, new) for device, new in assignments.items()]
 
 
-def clear_outdated_topics(state: State, _moment: Moment) -> tuple[State, list[Action]]:
+def repeat_missed_assignment(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
+    """Publish a device's assignment again if it had the time to obey, and reports that it doesn't."""
+    if not isinstance(event, HeartbeatReceived) or not state.settled:
+        return state, []
+    last = state.assignments.get(event.device)
+    if last is None or not _is_missed(state, event.device, last, now_s):
+        return state, []
+    state = replace(state, assigned_s={**state.assigned_s, event.device: now_s})
+    return state, [events.PublishAssignment(event.device, last)]
+
+
+def clear_outdated_topics(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Clear the routes, of this term and earlier ones, without a task, and the assignments of forgotten devices."""
     known = state.tasks.keys() | state.invalid.keys()
     without = sorted((state.routes.keys() | state.retained_routes.keys()) - known)
     retained = {task: route for task, route in state.retained_routes.items() if task in known - state.routes.keys()}
-    forgotten = sorted(state.assignments.keys() - state.cluster.devices.keys())
+    maybe = state.assignments.keys() if moment.before is None else moment.changed & state.assignments.keys()
+    forgotten = sorted(device for device in maybe if device not in state.cluster.devices)
+    if not without and not forgotten and len(retained) == len(state.retained_routes):
+        return state, []
     state = replace(
         state,
         routes={task: route for task, route in state.routes.items() if task not in without},
@@ -111,6 +134,54 @@ def clear_outdated_topics(state: State, _moment: Moment) -> tuple[State, list[Ac
         assigned_s={device: at_s for device, at_s in state.assigned_s.items() if device not in forgotten},
     )
     return state, [*map(events.ClearRoute, without), *map(events.ClearAssignment, forgotten)]
+
+
+def _tasks_on(placement: CurrentPlacement, device: DeviceId) -> set[TaskName]:
+    """The tasks that use a module which a device must have."""
+    return {task for key in placement.roles.get(device, {}) for task in placement.users.get(key, ())}
+
+
+def _route_stays(state: State, moment: Moment, task: TaskName) -> bool:
+    """Whether nothing that a task's route depends on has changed."""
+    before = moment.before
+    if before is None or before.generation != state.generation or before.tasks.get(task) is not state.tasks.get(task):
+        return False
+    spec, now, then = state.tasks.get(task), state.placement, before.placement
+    if spec is None:
+        return before.invalid.get(task) == state.invalid[task]
+    keys = {module.key for module in spec.modules.values()}
+    if now is not then and (
+        now.planned.get(task) is not then.planned.get(task)
+        or now.facts.unservable.get(task) != then.facts.unservable.get(task)
+        or now.refused.get(task) != then.refused.get(task)
+        or any(now.actives.get(key) != then.actives.get(key) for key in keys)
+    ):
+        return False
+    if spec.redundancy > 1:
+        return not moment.changed
+    return moment.changed.isdisjoint(device for key in keys for device in now.actives.get(key, ()))
+
+
+def _maybe_reassigned(state: State, moment: Moment) -> Collection[DeviceId]:
+    """The devices whose assignments may have changed."""
+    before, now = moment.before, state.placement
+    if before is None:
+        return state.cluster.devices.keys() | state.assignments.keys()
+    maybe = set(moment.changed)
+    if before.drain_attempt is not state.drain_attempt:
+        maybe |= state.assignments.keys()
+    if (then := before.placement) is not now:
+        maybe |= {name for name, _ in now.facts.candidates}.difference(name for name, _ in then.facts.candidates)
+        respecified = {
+            key
+            for key, module in now.modules.items()
+            if (then.modules.get(key), then.revisions.get(key)) != (module, now.revisions.get(key))
+        }
+        for device in now.roles.keys() | then.roles.keys():
+            roles = now.roles.get(device, {})
+            if roles != then.roles.get(device, {}) or not respecified.isdisjoint(roles):
+                maybe.add(device)
+    return maybe
 
 
 def _route(state: State, task: TaskName, last: Route | None) -> Route | None:

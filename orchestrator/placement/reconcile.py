@@ -38,6 +38,8 @@ def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
 
 def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Have all modules placed if any fact has changed; not while most devices have just vanished."""
+    if planner_input.facts_stay(state, moment):
+        return state, []
     state, asked = planning.taken(state, "placement")
     facts = planner_input.facts_of(state)
     if facts == state.placement.facts or state.cluster.mass_departure is not None:

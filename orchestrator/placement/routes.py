@@ -80,6 +80,9 @@ def backup_coordinators(
     """
     if task.redundancy == 1 or not front_door:
         return ()
+    for name in last:
+        if name in devices and devices[name].fitness == Fitness.FIT and name not in front_door:
+            return (name,)
     able = [device for name, device in devices.items() if device.alive and name not in front_door]
     fit = [device for device in able if device.fitness == Fitness.FIT]
     able = fit or [device for device in able if device.fitness > Fitness.DRAINING]
@@ -106,6 +109,17 @@ def same_route(a: Route, b: Route) -> bool:
         for old, new in zip(node.devices, b.nodes[name].devices, strict=True)
     ]
     return all(max(pair) <= DRIFT_FACTOR * min(pair) for pair in pairs)
+
+
+def has_drifted(route: Route, device: Device) -> bool:
+    """Whether a device's measured seconds differ from a route's so much that another device may be the fastest."""
+    return any(
+        max(measured_s, able.compute_s) > DRIFT_FACTOR * min(measured_s, able.compute_s)
+        for node in route.nodes.values()
+        if len(node.devices) > 1 and (measured_s := device.measured.get(node.key)) is not None
+        for able in node.devices
+        if able.device == device.id
+    )
 
 
 def _node(task: TaskSpec, name: NodeName, actives: Actives, devices: Mapping[DeviceId, Device]) -> RouteNode:

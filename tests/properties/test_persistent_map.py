@@ -30,9 +30,3 @@ def test_each_version_is_the_dict_that_the_same_steps_make(steps: list[dict[str,
     (first, known_first), (last, known_last) = versions[len(versions) // 2], versions[-1]
     changed = {key for key in known_first.keys() | known_last if known_first.get(key) != known_last.get(key)}
     assert last.differences(first) == first.differences(last) == sorted(changed)
-
-
-def test_the_order_of_iteration_depends_on_the_keys_alone() -> None:
-    items = {f"gw-{number}": number + 1 for number in range(500)}
-    backwards = dict(reversed(items.items()))
-    assert list(PersistentMap[int]().changed(items)) == list(PersistentMap[int]().changed(backwards))

@@ -137,9 +137,11 @@ class Reconciler(RuleBasedStateMachine):
         self.state, actions = decide(self.state, event, self.now_s)
         self.done += actions
         assert self.state.generation in {before.generation, before.generation + 1}
+        whole = decide(replace(before, due_s=-math.inf), event, self.now_s)  # all rules look at everything
+        assert whole == (self.state, actions)
         self._deliver(actions)
         if not isinstance(event, LinkUp | OrchestratorState | RetainedRouteReceived):
-            again, nothing = decide(self.state, event, self.now_s)
+            again, nothing = decide(replace(self.state, due_s=-math.inf), event, self.now_s)
             assert nothing == [], nothing
             assert again == self.state
         if self.is_prompt:
