@@ -213,9 +213,9 @@ def _on_first_heartbeat(cluster: Cluster, name: DeviceId, session: int, now_s: f
     cluster = replace(
         cluster, awaiting_first_heartbeat={}, tentative_wills=frozenset(), examine_at_s=-math.inf
     )  # the others have no more time to connect
-    wills = {other: DeviceState(status="offline", session=ended) for other, ended in gone.items()}
+    ends = {other: DeviceState(status="offline", session=ended) for other, ended in gone.items()}
     return cluster.with_devices(
-        *(one_device.on_state(cluster.devices.get(other), other, will, now_s) for other, will in wills.items())
+        *(one_device.on_state(cluster.devices.get(other), other, end, now_s) for other, end in ends.items())
     )
 
 
