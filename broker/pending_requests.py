@@ -113,8 +113,9 @@ class PendingRequests:
         if watch is None:
             return  # it crossed with the end of the subscription
         known = watch.route
-        if route and known and (route.epoch, route.generation) < (known.epoch, known.generation):
-            return  # it is stale: agents don't obey it either
+        is_older = route and known and (route.epoch, route.generation) < (known.epoch, known.generation)
+        if route and known and is_older and not (known.unavailable and route.complete):
+            return  # it is stale, unless the newer one was a lie, which the leader overwrites
         if route and route.epoch > (known.epoch if known else 0) + MAX_EPOCH_JUMP:
             return  # no leader can have come to this term; the next route would look stale
         watch.route, watch.confirmed, watch.lost = route, True, False

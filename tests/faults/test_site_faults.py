@@ -215,6 +215,24 @@ def test_hostile_messages_are_counted_and_the_device_goes_on(steady: Running, re
     steady.check(steady.ask(3))
 
 
+def test_a_site_that_hears_of_a_later_term_serves_again_soon(running: Running, recorder: Any) -> None:
+    """An open broker lets anybody write the leader's topics; nobody leads that term, so it is given up."""
+    transport = plain(running, recorder)
+    assert running.observer.leader is not None
+    epoch = running.observer.leader.epoch
+    device = running.holder_of("efficientnet.encoder")
+    lie = Assignment(epoch=epoch + 1000, generation=0)
+    transport.publish(Outgoing(DEVICE_ASSIGNMENT.at(PREFIX, device=device), encode(lie), retain=True))
+    assert running.observer.wait_for(lambda seen: seen.heartbeats[device].epoch == epoch + 1000, START_S)
+    away = Route(task="classify", epoch=epoch + 1000, generation=0, group=0, unavailable="a lie")
+    transport.publish(Outgoing(TASK_ROUTE.at(PREFIX, task="classify"), encode(away), retain=True))
+    transport.close()
+    assert running.observer.wait_for(lambda seen: seen.heartbeats[device].epoch == epoch, START_S)
+    assert running.observer.leader is not None
+    assert running.observer.leader.epoch == epoch, "the leader stayed"
+    running.check(running.ask(3))
+
+
 def test_messages_older_than_the_assignment_are_dropped_and_counted(steady: Running, recorder: Any) -> None:
     transport = plain(steady, recorder)
     device = steady.holder_of("efficientnet.encoder")

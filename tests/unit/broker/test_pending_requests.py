@@ -264,6 +264,12 @@ def test_a_route_of_an_older_term_changes_nothing(pending: PendingRequests) -> N
     assert isinstance(pending.step("r1", START_S), Outgoing)
 
 
+def test_a_lie_that_a_task_is_unavailable_ends_with_the_leaders_route(pending: PendingRequests) -> None:
+    pending.on_route("classify", bare_route(epoch=1000, front_door=(), why="a lie"), START_S)
+    pending.on_route("classify", bare_route(epoch=1), START_S)
+    assert isinstance(pending.step("r1", START_S), Outgoing)
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_route_of_a_term_that_no_leader_can_have_come_to_changes_nothing(
     pending: PendingRequests, *, known: bool
