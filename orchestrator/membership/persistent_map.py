@@ -70,8 +70,8 @@ class PersistentMap(Mapping[str, V], Generic[V]):
             if ours is not theirs
             for leaf, known in zip(ours, theirs, strict=True)
             if leaf is not known
-            for key in leaf.keys() | known.keys()
-            if leaf.get(key) is not known.get(key)
+            for key in {**leaf, **known}
+            if key not in leaf or key not in known or leaf[key] is not known[key]
         )
 
     def _flat(self) -> dict[str, V]:

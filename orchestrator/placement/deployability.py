@@ -11,6 +11,8 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 from pydantic import ValidationError
 
 from broker.protocol.codec import MAX_MESSAGE_BYTES
@@ -34,9 +36,17 @@ def why_unroutable(spec: TaskSpec) -> str | None:
     return None
 
 
-def why_unservable(state: State, task: TaskSpec, barred: Bars) -> str | None:
+def why_unservable(state: State, task: TaskSpec, barred: Bars, disputed: AbstractSet[ModuleKey]) -> str | None:
     """The reason why this task can't be served now, wherever its modules are placed; None if it may be."""
-    return _contradiction(state, task) or _oversize(state, task) or _refusals(state, task, barred)
+    why = None if disputed.isdisjoint(module.key for module in task.modules.values()) else _contradiction(state, task)
+    return why or _oversize(state, task) or _refusals(state, task, barred)
+
+
+def disputed_modules(state: State) -> set[ModuleKey]:
+    """The modules that tasks describe differently."""
+    first: dict[ModuleKey, tuple[str, int]] = {}
+    modules = (module for task in state.tasks.values() for module in task.modules.values())
+    return {m.key for m in modules if first.setdefault(m.key, (m.family, m.memory_bytes)) != (m.family, m.memory_bytes)}
 
 
 def describe_error(error: Exception) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.membership.device import Device
-from orchestrator.placement.deployability import refused_too_often, why_unservable
+from orchestrator.placement.deployability import disputed_modules, refused_too_often, why_unservable
 from orchestrator.planner.placement import AtHand, Bars, distinct_modules
 from orchestrator.state import CurrentPlacement, Facts, Moment, State
 
@@ -31,7 +31,8 @@ def facts_of(state: State) -> Facts:
         for key, error in device.barred.items():
             barred.setdefault(key, {})[device.id] = f"it failed there: {error}"
     tasks = [task for _, task in sorted(state.tasks.items())]
-    reasons = {task.task: why for task in tasks if (why := why_unservable(state, task, barred)) is not None}
+    disputed = disputed_modules(state)
+    reasons = {task.task: why for task in tasks if (why := why_unservable(state, task, barred, disputed)) is not None}
     served = tuple(task for task in tasks if task.task not in reasons)
     return Facts(
         candidates=tuple((device.id, device.profile) for device in alive),

@@ -46,7 +46,9 @@ def concerns(state: State, known: Device | None, name: DeviceId) -> bool:
     if known is None or device is None or not is_like(device, known):
         return True
     return device.measured != known.measured and any(
-        has_drifted(state.routes[task], device) for task in _tasks_on(state.placement, name) if task in state.routes
+        has_drifted(state.routes[task], device)
+        for task in _tasks_shared_by(state.placement, name)
+        if task in state.routes
     )
 
 
@@ -136,9 +138,10 @@ def clear_outdated_topics(state: State, moment: Moment) -> tuple[State, list[Act
     return state, [*map(events.ClearRoute, without), *map(events.ClearAssignment, forgotten)]
 
 
-def _tasks_on(placement: CurrentPlacement, device: DeviceId) -> set[TaskName]:
-    """The tasks that use a module which a device must have."""
-    return {task for key in placement.roles.get(device, {}) for task in placement.users.get(key, ())}
+def _tasks_shared_by(placement: CurrentPlacement, device: DeviceId) -> set[TaskName]:
+    """The tasks that use a module which a device and another one serve: only there the measured seconds matter."""
+    shared = [key for key in placement.roles.get(device, ()) if len(placement.actives.get(key, ())) > 1]
+    return {task for key in shared for task in placement.users.get(key, ())}
 
 
 def _route_stays(state: State, moment: Moment, task: TaskName) -> bool:
