@@ -22,7 +22,7 @@ from queue import SimpleQueue
 import structlog
 
 from broker.protocol.errors import ModuleRefused
-from broker.protocol.messages import AssignedModule
+from broker.protocol.messages import AssignedModule, HeldModule
 from broker.protocol.specs import ModuleKey
 from edge_agent import events
 from edge_agent.modules.weights.progress import Progress, reporting_to
@@ -190,11 +190,8 @@ class Loads:
         self._turns.take(loading)
         event: events.Event
         try:
-            with reporting_to(loading.progress):
-                held = self._store.load(assigned)
-            if loading.progress.stopped and not loading.given_up:
-                self._store.release(assigned.spec.key)  # it was unloaded before the store knew of it
-        except ModuleRefused as error:
+            held = self._loaded(loading)
+        except Exception as error:  # noqa: BLE001 - each load ends in an event
             event = events.ModuleFailed(assigned.spec.key, str(error))
             if not loading.given_up and not loading.progress.stopped:
                 self._log.error("module_refused", module=assigned.module, error=str(error))
@@ -209,6 +206,15 @@ class Loads:
         if is_ours:
             self._report(event)
         self._tidying.put(self._store.tidy)
+
+    def _loaded(self, loading: _Loading) -> HeldModule:
+        if loading.progress.stopped:
+            raise ModuleRefused(loading.progress.stopped)
+        with reporting_to(loading.progress):
+            held = self._store.load(loading.assigned)
+        if loading.progress.stopped and not loading.given_up:
+            self._store.release(loading.assigned.spec.key)  # it was unloaded before the store knew of it
+        return held
 
     def _end(self, loading: _Loading) -> bool:
         """Remove a load and begin the next one of its module; returns whether its end is news. The lock is held."""

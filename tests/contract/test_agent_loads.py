@@ -88,6 +88,7 @@ class World:
     def __init__(self, received: Any) -> None:
         self.received = received
         self.released = threading.Event()
+        self.begun: list[str] = []  # modules
         broker = MemoryBroker()
         self.listener = MemoryTransport(broker, client_id="listener", inbox=received)
         self.listener.subscribe(f"{PREFIX}/#")
@@ -102,6 +103,7 @@ class World:
         self._thread.start()
 
     def _load(self, spec: ModuleSpec) -> Module:
+        self.begun.append(part_of(spec))
         if part_of(spec) == "stuck":
             self.released.wait()
         if part_of(spec).startswith("drip"):
@@ -198,6 +200,21 @@ def test_an_undeployed_module_stops_loading(world: World, monkeypatch: pytest.Mo
     world.held(lambda held: not held)
     until(lambda: world.agent._store.used_bytes == 0)
     assert not world.agent._state.failed
+
+
+def test_a_module_that_is_undeployed_while_it_waits_is_not_loaded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loads, "STILL_S", 3600.0)
+    monkeypatch.setattr(loads, "YIELD_S", 3600.0)
+    last = module("last", memory_bytes=10)
+    world.assign(STUCK, GOOD)
+    until(lambda: world.begun)
+    world.assign(STUCK, generation=2)
+    world.assign(STUCK, last, generation=3)
+    world.released.set()
+    world.held(lambda held: "last" in held and held["last"].state == "ready")
+    assert world.begun == ["stuck", "last"]
 
 
 @pytest.mark.usefixtures("hub_that_drips")
