@@ -18,6 +18,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from orchestrator.leadership.leader_files import LeaderFiles
 from orchestrator.leadership.orders import NO_ORDERS, CopiedEvent, Orders, StandbyCopy
 from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
 from orchestrator.planner_process.client import MakePlanner, Planner, PlannerProcess
+from orchestrator.reports import Reports, When
 from orchestrator.state import Pace, State, initial
 from orchestrator.wire import CONTROL_TOPICS, STANDBY_TOPICS, answers_filter, event_of, outgoing_of
 
@@ -105,6 +107,7 @@ class Orchestrator:
         self._data = self._new_data()
         self._control: port.Transport | None = None
         self._state: State | None = None
+        self._reports = Reports(self._prefix)
         self._copy = StandbyCopy(NO_ORDERS, settle_s)  # while it waits
         self._unsent: deque[port.Outgoing] = deque()
         self._stopping = False
@@ -218,6 +221,7 @@ class Orchestrator:
         epoch, orders = last + 1, self._files.read_orders(last)
         self._files.store_orders(orders)  # before the epoch: it outdates a file of an earlier version
         self._files.store_epoch(epoch)
+        self._reports = Reports(self._prefix)
         self._state = self._begin_term(epoch=epoch, linked_s=self._linked_s, orders=orders)
         self.resigned, self._heartbeat_at_s = None, time.monotonic()
         _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
@@ -298,25 +302,34 @@ class Orchestrator:
         if state.link is not None and self.resigned is None and state.republish_at_s is None:  # else it may be over
             alive = OrchestratorState(epoch=state.epoch, online=True, session=state.link.session)
             self._unsent.append(port.Outgoing(topics.ORCHESTRATOR_HEARTBEAT.at(self._prefix), encode(alive), qos=0))
+            self._report(partial(self._reports.sweep, state))
 
     def _react(self, event: Event) -> None:
         if self._state is None:
             return
-        orders = self._state.orders
+        before = self._state
         try:
-            self._state, actions = decide(self._state, event, time.monotonic())
+            self._state, actions = decide(before, event, time.monotonic())
         except Exception:  # noqa: BLE001 - a bug met by one message, perhaps a retained one, must not end the leader
             self._log_failure("event_failed", event)
             if isinstance(event, Tick):
                 self._tick_from_s = time.monotonic() + RETRY_FAILED_S
             return
-        if self._state.orders is not orders:
+        if self._state.orders is not before.orders:
             self._store_orders(self._state.orders)
         for action in actions:
             try:
                 self._carry_out(action)
             except Exception:  # noqa: BLE001 - the other actions are still due
                 self._log_failure("action_failed", action)
+        self._report(partial(self._reports.on_event, before, event, self._state, actions))
+
+    def _report(self, reports: Callable[[When], list[port.Outgoing]]) -> None:
+        """Publish reports for people, made for this moment; the site works without them."""
+        try:
+            self._unsent += reports(When(time.monotonic(), time.time()))
+        except Exception:  # noqa: BLE001 - as in _react
+            self._log_failure("report_failed", reports)
 
     def _store_orders(self, orders: Orders) -> None:
         try:

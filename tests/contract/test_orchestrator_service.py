@@ -29,6 +29,7 @@ from broker.protocol.messages import (
     Result,
     Route,
 )
+from broker.protocol.reports import SystemEvent
 from broker.protocol.specs import ModuleSpec, TaskSpec
 from broker.transport.memory import MemoryBroker
 from broker.transport.paho import MqttTransport
@@ -803,3 +804,30 @@ def test_a_second_process_waits_and_leads_when_the_first_is_killed(
     assert {"epoch": 2, "event": "leading"}.items() <= wait_until_leading(spare)[0].items()
     spare.communicate(timeout=patience_s)
     assert spare.returncode == 0
+
+
+def test_standings_statuses_and_events_are_published_for_people(world: World, make_recorder: MakeRecorder) -> None:
+    a = Agent(world, "a", make_recorder())
+    world.deploy()
+    world.lead(heartbeat_interval_s=1.0)
+    world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    a.heartbeat()
+    a.assigned(lambda said: bool(said.modules))
+    a.heartbeat(VISION)
+    assert world.hear(topics.TASK_STATUS, lambda said: said.revision is not None).revision == TASK.revision
+    assert world.hear(topics.DEVICE_STANDING, lambda said: said.standing == "online").device == "a"
+    a.die()
+    dead = world.hear(topics.DEVICE_STANDING, lambda said: said.standing == "dead")
+    assert dead.why == "its connection ended"
+    for kind in ("leader_changed", "task_deployed", "device_online", "placed", "device_dead", "task_unavailable"):
+        world.hear(topics.ORCHESTRATOR_EVENTS, partial(is_of_type, kind))
+    world.say(topics.TASK_SPEC, b"", task="classify")
+    world.hear_cleared(topics.TASK_STATUS, task="classify")
+    late = make_recorder()
+    world.open("late", late, f"{world.prefix}/#")
+    late.wait_for(lambda event: isinstance(event, Delivery) and event.topic.endswith("/a/standing"))
+    assert not [event.topic for event in late.deliveries if event.topic.endswith("/events") and event.retain]
+
+
+def is_of_type(kind: str, said: SystemEvent) -> bool:
+    return said.type == kind

@@ -1,0 +1,272 @@
+"""The reports of the leader for people: what it thinks of each device, the status of each task, and its events. Pure.
+
+Owns their messages, and the memory of what was published. It compares the states before and after an event; no rule of
+``decide`` depends on it.
+
+Invariants:
+- a standing is published when it changes, and a task's status at most at each ``sweep``; both again over a new link;
+- a heartbeat that changes nothing costs the same, however many devices and tasks there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal, NamedTuple
+
+from pydantic import BaseModel
+
+from broker.protocol import topics
+from broker.protocol.codec import encode
+from broker.protocol.messages import SUSPECTED_FOR_S
+from broker.protocol.reports import EventType, Standing, SystemEvent, TaskStatus
+from broker.protocol.specs import DeviceId, ModuleKey, Revision, TaskName
+from broker.transport.port import LinkUp, Outgoing
+from orchestrator import events
+from orchestrator.membership.device import Device, Fitness
+from orchestrator.state import State
+
+REVISIONS_KEPT = 5
+Name = Literal["online", "suspect", "unresponsive", "dead", "probation", "draining", "drained"]
+EVENT_OF: Final[Mapping[Name, EventType]] = {
+    "online": EventType.DEVICE_ONLINE,
+    "probation": EventType.DEVICE_ONLINE,
+    "suspect": EventType.DEVICE_SUSPECT,
+    "unresponsive": EventType.DEVICE_SUSPECT,
+    "dead": EventType.DEVICE_DEAD,
+    "draining": EventType.DEVICE_DRAINING,
+    "drained": EventType.DEVICE_DRAINED,
+}
+
+
+class When(NamedTuple):
+    """A moment, on the loop's clock and in seconds since 1970."""
+
+    now_s: float
+    at: float
+
+    def to_people(self, time_s: float) -> float:
+        """A time on the loop's clock, in seconds since 1970."""
+        return self.at + time_s - self.now_s
+
+
+class Opinion(NamedTuple):
+    """A standing without its times; ``until_s`` is on the loop's clock."""
+
+    standing: Name
+    why: str
+    until_s: float | None = None
+
+
+class Reports:
+    """The reports of one term."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._standings: dict[DeviceId, Standing] = {}
+        self._statuses: dict[TaskName, TaskStatus] = {}
+        self._revisions: dict[TaskName, deque[Revision]] = {}
+        self._unanswerable: dict[TaskName, Counter[str]] = {}
+        self._unpublished: set[DeviceId] = set()  # over this link
+
+    def on_event(
+        self, before: State, event: events.Event, after: State, actions: Sequence[events.Action], when: When
+    ) -> list[Outgoing]:
+        """The reports after ``decide`` has handled an event."""
+        if isinstance(event, LinkUp):
+            self._unpublished, self._statuses = set(self._standings), {}
+        for action in actions:
+            if isinstance(action, events.AnswerError) and (task := action.result.task) in after.tasks:
+                self._unanswerable.setdefault(task, Counter())[reason_of(after, task)] += 1
+        if after.link is None:
+            return []
+        changed = {note.fields["device"] for note in _notes(actions, "device_changed")}
+        changed |= {device} if (device := getattr(event, "device", None)) else set()
+        happened = [*_leader_events(event, after), *_task_events(before, after, actions)]
+        happened += _placement_events(before, after, actions) if before.placement is not after.placement else []
+        told = [self._message(topics.ORCHESTRATOR_EVENTS, SystemEvent(at=when.at, **fields)) for fields in happened]
+        return [*self._on_devices(after, sorted(map(str, changed)), when), *told]
+
+    def sweep(self, state: State, when: When) -> list[Outgoing]:
+        """What else has changed; the leader calls this once in each interval of its heartbeats."""
+        if state.link is None:
+            return []
+        devices = state.cluster.devices
+        return [
+            *self._on_devices(state, sorted(devices.keys() | self._standings.keys()), when),
+            *self._on_tasks(state),
+        ]
+
+    def _on_devices(self, state: State, names: Iterable[DeviceId], when: When) -> list[Outgoing]:
+        told: list[Outgoing] = []
+        for name in names:
+            device, last = state.cluster.devices.get(name), self._standings.get(name)
+            if device is None:
+                told += [self._cleared(topics.DEVICE_STANDING, device=name)] if self._standings.pop(name, None) else []
+                continue
+            opinion = opinion_of(state, device, when.now_s) or _opinion_before(last, when)
+            if opinion is None or not (name in self._unpublished or _differs(state, last, opinion, when)):
+                continue
+            is_new = last is None or last.standing != opinion.standing
+            message = self._standings[name] = Standing(
+                device=name,
+                standing=opinion.standing,
+                since=when.at if last is None or is_new else last.since,
+                until=None if opinion.until_s is None else round(when.to_people(opinion.until_s), 3),
+                why=opinion.why,
+            )
+            self._unpublished.discard(name)
+            told.append(self._message(topics.DEVICE_STANDING, message, device=name))
+            if is_new:
+                happened = SystemEvent(type=EVENT_OF[opinion.standing], at=when.at, device=name, why=opinion.why)
+                told.append(self._message(topics.ORCHESTRATOR_EVENTS, happened))
+        return told
+
+    def _on_tasks(self, state: State) -> list[Outgoing]:
+        told: list[Outgoing] = []
+        known = state.tasks.keys() | state.invalid.keys()
+        for task in sorted(known):
+            spec, route = state.tasks.get(task), state.routes.get(task)
+            revisions = self._revisions.setdefault(task, deque(maxlen=REVISIONS_KEPT))
+            if spec is not None and spec.revision not in list(revisions)[:1]:
+                revisions.appendleft(spec.revision)
+            status = TaskStatus(
+                task=task,
+                revision=route.revision if route is not None and route.complete else None,
+                revisions=tuple(revisions),
+                unanswerable=dict(sorted(self._unanswerable.get(task, {}).items())),
+            )
+            if self._statuses.get(task) != status:
+                self._statuses[task] = status
+                told.append(self._message(topics.TASK_STATUS, status, task=task))
+        for task in sorted(self._revisions.keys() - known):
+            for memory in (self._revisions, self._statuses, self._unanswerable):
+                memory.pop(task, None)
+            told.append(self._cleared(topics.TASK_STATUS, task=task))
+        return told
+
+    def _message(self, topic: topics.Topic, message: BaseModel, **ids: str) -> Outgoing:
+        return Outgoing(topic.at(self._prefix, **ids), encode(message), qos=topic.qos, retain=topic.retain)
+
+    def _cleared(self, topic: topics.Topic, **ids: str) -> Outgoing:
+        return Outgoing(topic.at(self._prefix, **ids), b"", qos=topic.qos, retain=topic.retain)
+
+
+def opinion_of(state: State, device: Device, now_s: float) -> Opinion | None:
+    """What the leader thinks of a device; None of one whose first heartbeat is still on its way."""
+    if not device.watched:
+        silent = f"no heartbeat came for {max(0.0, now_s - device.heard_s):.0f} s"
+        return Opinion("dead", "its connection ended" if device.status == "offline" else silent)
+    if device.health == "suspect":
+        return Opinion("suspect", "its heartbeats are late")
+    if not device.confirmed:
+        return None
+    if device.fitness == Fitness.DRAINING:
+        return _drain_of(state, device)
+    return _doubts_about(state, device, now_s) or Opinion("online", "its heartbeats arrive")
+
+
+def _doubts_about(state: State, device: Device, now_s: float) -> Opinion | None:
+    if device.unresponsive:
+        until_s = max(report.at_s for report in device.timeout_reports.values()) + SUSPECTED_FOR_S
+        return Opinion("unresponsive", f"calls to it time out at {', '.join(sorted(device.timeout_reports))}", until_s)
+    if owed := device.flaps.heartbeats_owed:
+        until_s = now_s + owed * state.cluster.heartbeat_interval_s
+        times = f"{device.flaps.deaths} times" if device.flaps.deaths > 1 else "once"
+        return Opinion("probation", f"it died {times} lately, and came back", until_s)
+    return None
+
+
+def _drain_of(state: State, device: Device) -> Opinion:
+    by = "an operator drains it" if device.drained else "it is about to end"
+    if stays := state.drain_attempt.stays.get(device.id) if state.drain_attempt else None:
+        return Opinion("draining", f"{by}; {stays}")
+    is_empty = not device.modules and device.id not in state.placement.roles
+    return Opinion("drained" if is_empty else "draining", by)
+
+
+def reason_of(state: State, task: TaskName) -> str:
+    """The reason, for programs, why the leader answers a request of a deployed task with an error."""
+    route = state.routes.get(task)
+    if state.settles_at_s is not None:
+        return "starting"
+    return "planning" if route is None else "loading" if route.unavailable is None else "unavailable"
+
+
+def _opinion_before(last: Standing | None, when: When) -> Opinion | None:
+    if last is None:
+        return None
+    return Opinion(last.standing, last.why, None if last.until is None else when.now_s + last.until - when.at)
+
+
+def _differs(state: State, last: Standing | None, opinion: Opinion, when: When) -> bool:
+    """Whether an opinion is news. The end of a probation moves a little with each heartbeat, which isn't."""
+    if last is None or (last.standing, last.until is None) != (opinion.standing, opinion.until_s is None):
+        return True
+    if last.standing == "dead":  # the seconds of its silence grow
+        return False
+    if last.why != opinion.why:
+        return True
+    if last.until is None or opinion.until_s is None:
+        return False
+    return abs(when.to_people(opinion.until_s) - last.until) > 2 * state.cluster.heartbeat_interval_s
+
+
+# --- events: their fields but for the time ---
+
+
+def _notes(actions: Iterable[events.Action], event: str) -> list[events.Note]:
+    return [action for action in actions if isinstance(action, events.Note) and action.event == event]
+
+
+def _leader_events(event: events.Event, after: State) -> list[dict[str, object]]:
+    is_first = isinstance(event, LinkUp) and len(after.sessions) == 1
+    return [{"type": EventType.LEADER_CHANGED, "epoch": after.epoch}] if is_first else []
+
+
+def _task_events(before: State, after: State, actions: Iterable[events.Action]) -> list[dict[str, object]]:
+    happened: list[dict[str, object]] = []
+    if before.tasks is not after.tasks:
+        for task, spec in after.tasks.items():
+            known = before.tasks.get(task)
+            if known is not spec and (known is None or known.revision != spec.revision):
+                happened.append({"type": EventType.TASK_DEPLOYED, "task": task, "revision": spec.revision})
+    for action in actions:
+        if isinstance(action, events.PublishRoute) and (why := action.route.unavailable):
+            last = before.routes.get(action.route.task)
+            if last is None or last.unavailable != why:
+                happened.append({"type": EventType.TASK_UNAVAILABLE, "task": action.route.task, "why": why})
+    return happened
+
+
+def _placement_events(before: State, after: State, actions: Iterable[events.Action]) -> list[dict[str, object]]:
+    heirs = {name for note in _notes(actions, "took_over") for name in _names(note.fields["modules"])}
+    happened: list[dict[str, object]] = []
+    for key, home in after.placement.where.items():
+        origin = before.placement.where.get(key)
+        if origin == home:
+            continue
+        module, why = after.placement.modules[key][0], after.placement.why.get(key, "")
+        if origin is None:
+            happened.append({"type": EventType.PLACED, "module": module, "device": home, "why": why})
+            continue
+        kind = EventType.TOOK_OVER if module in heirs else EventType.MOVED
+        why = "; ".join(part for part in (_why_left(after, origin, key), why) if part)
+        happened.append({"type": kind, "module": module, "device": home, "origin": origin, "why": why})
+    return happened
+
+
+def _names(modules: object) -> Iterable[str]:
+    return modules if isinstance(modules, Mapping) else ()
+
+
+def _why_left(state: State, origin: DeviceId, key: ModuleKey) -> str | None:
+    """The reason why a module had to leave a device; None if it moved for a gain."""
+    device = state.cluster.devices.get(origin)
+    if device is None or not device.alive:
+        return f"{origin} is gone"
+    if device.draining:
+        return f"{origin} is drained"
+    if key in device.barred:
+        return f"{origin} can't load it: {device.barred[key]}"
+    return f"{origin} doesn't answer" if device.unresponsive else None

@@ -1,0 +1,275 @@
+"""What the leader publishes for people: standings, statuses and events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from broker.protocol import topics
+from broker.protocol.codec import decode
+from broker.protocol.messages import DeviceState, HeldModule
+from broker.protocol.reports import Standing, SystemEvent, TaskStatus
+from broker.protocol.specs import TaskSpec
+from broker.transport.port import LinkDown, LinkUp, Outgoing
+from orchestrator import reports
+from orchestrator.events import (
+    DeviceStateReceived,
+    DrainReceived,
+    Event,
+    HeartbeatReceived,
+    RequestReceived,
+    TaskDeployed,
+    TaskUndeployed,
+    Tick,
+)
+from orchestrator.reports import Reports, When
+from orchestrator.state import initial
+from tests.builders import PREFIX, chain, heartbeat, module, offline, online, profile
+from tests.planned import decide_and_plan
+
+SINCE_1970_S = 1_000_000.0
+VISION = module("vision", memory_bytes=60)
+TASK = chain("classify", VISION)
+
+
+class Site:
+    """A leader with its reports, and devices that do what they are assigned; the time goes only when it is told."""
+
+    def __init__(self, *devices: str) -> None:
+        self.state, self.now_s, self.seq = initial(epoch=1), 0.0, 0
+        self.reports = Reports(PREFIX)
+        self.told: list[Outgoing] = []
+        self.feed(LinkUp(1))
+        for device in devices:
+            self.born(device)
+        self.pass_s(1.5)
+
+    def feed(self, event: Event) -> None:
+        before = self.state
+        self.state, actions = decide_and_plan(before, event, self.now_s)
+        self.told += self.reports.on_event(before, event, self.state, actions, self.when)
+
+    @property
+    def when(self) -> When:
+        return When(self.now_s, SINCE_1970_S + self.now_s)
+
+    def born(self, device: str, session: int = 1) -> None:
+        self.feed(DeviceStateReceived(device, online(session, profile(memory_bytes=100))))
+        self.beat(device, session)
+
+    def beat(self, device: str, session: int = 1, **fields: Any) -> None:
+        self.seq += 1
+        said = self.state.assignments.get(device)
+        held = {m.spec.key: HeldModule(module=m.module, state="ready") for m in said.modules} if said else {}
+        fence = {"epoch": said.epoch, "generation": said.generation} if said else {"epoch": 0, "generation": 0}
+        self.feed(HeartbeatReceived(device, heartbeat(self.seq, session, modules=held, **fence, **fields)))
+
+    def pass_s(self, seconds: float, *living: str) -> None:
+        """Time goes, a heartbeat's interval at a time; the living devices send theirs."""
+        until_s = self.now_s + seconds
+        while self.now_s < until_s:
+            self.now_s = min(until_s, self.now_s + 1.0)
+            for device in living:
+                self.beat(device)
+            self.feed(Tick())
+            self.told += self.reports.sweep(self.state, self.when)
+
+    def deploy(self, spec: TaskSpec = TASK) -> None:
+        self.feed(TaskDeployed(spec))
+
+    def standings(self, device: str) -> list[Standing]:
+        name = topics.DEVICE_STANDING.at(PREFIX, device=device)
+        return [decode(Standing, told.payload) for told in self.told if told.topic == name and told.payload]
+
+    def events(self) -> list[tuple[str, str | None, str | None]]:
+        name = topics.ORCHESTRATOR_EVENTS.at(PREFIX)
+        found = [decode(SystemEvent, told.payload) for told in self.told if told.topic == name]
+        return [(each.type, each.device or each.task, each.why) for each in found]
+
+    def status(self) -> TaskStatus:
+        name = topics.TASK_STATUS.at(PREFIX, task="classify")
+        return [decode(TaskStatus, told.payload) for told in self.told if told.topic == name][-1]
+
+
+def test_a_device_is_online_after_its_first_heartbeat_and_nothing_is_published_while_that_stays() -> None:
+    site = Site()
+    site.feed(DeviceStateReceived("a", online()))
+    assert not site.standings("a"), "a retained birth may be stale"
+    site.beat("a")
+    site.pass_s(5, "a")
+    (only,) = site.standings("a")
+    assert (only.standing, only.since, only.until) == ("online", SINCE_1970_S + 1.5, None)
+    assert [event for event in site.events() if event[1] == "a"] == [("device_online", "a", "its heartbeats arrive")]
+
+
+def test_a_silent_device_is_suspect_and_then_dead_and_on_probation_when_it_is_back() -> None:
+    site = Site("a", "b")
+    site.pass_s(6, "b")
+    assert [each.standing for each in site.standings("a")] == ["online", "suspect", "dead"]
+    assert "no heartbeat came for" in site.standings("a")[-1].why
+    site.pass_s(5, "b")
+    assert len(site.standings("a")) == 3, "the seconds of its silence grow, and that isn't news"
+    site.born("a", session=2)
+    back = site.standings("a")[-1]
+    assert (back.standing, back.why) == ("probation", "it died once lately, and came back")
+    assert back.until is not None
+    assert back.until - back.since == pytest.approx(4.0, abs=1.5)
+    for _ in range(8):
+        site.now_s += 1.0
+        site.beat("a", session=2)
+    assert [each.standing for each in site.standings("a")[3:]] == ["probation", "online"], "one message each"
+    assert [event[0] for event in site.events() if event[1] == "a"] == [
+        "device_online",
+        "device_suspect",
+        "device_dead",
+        "device_online",
+        "device_online",
+    ]
+
+
+def test_a_will_says_that_the_connection_ended() -> None:
+    site = Site("a")
+    site.feed(DeviceStateReceived("a", offline()))
+    assert site.standings("a")[-1].why == "its connection ended"
+
+
+def test_calls_that_time_out_make_a_device_unresponsive_and_name_who_says_so() -> None:
+    site = Site("a", "b", "c")
+    site.beat("b", suspects={"a": 0.1})
+    site.beat("c", suspects={"a": 0.1})
+    site.told += site.reports.sweep(site.state, site.when)
+    last = site.standings("a")[-1]
+    assert (last.standing, last.why) == ("unresponsive", "calls to it time out at b, c")
+    assert last.until is not None
+    assert last.until > SINCE_1970_S + site.now_s + 10
+
+
+def test_a_drain_is_published_until_the_device_is_empty() -> None:
+    site = Site("a", "b")
+    site.deploy()
+    site.pass_s(2, "a", "b")
+    (home,) = site.state.placement.where.values()
+    site.feed(DrainReceived(home, drain=True))
+    site.pass_s(40, "a", "b")
+    assert [each.standing for each in site.standings(home)] == ["online", "draining", "drained"]
+    assert "an operator drains it" in site.standings(home)[-1].why
+    moved = [event for event in site.events() if event[0] in {"moved", "took_over"}]
+    assert moved
+    assert f"{home} is drained" in str(moved[0][2])
+
+
+def test_a_module_is_placed_and_moves_with_a_reason_when_its_device_dies() -> None:
+    site = Site("a", "b")
+    site.deploy()
+    site.pass_s(1, "a", "b")
+    (home,) = site.state.placement.where.values()
+    (other,) = {"a", "b"} - {home}
+    site.feed(DeviceStateReceived(home, offline()))
+    site.pass_s(1, other)
+    told = {kind: (device, why) for kind, device, why in site.events()}
+    assert told["placed"][0] == home
+    device, why = told["moved"]
+    assert device == other
+    assert str(why).startswith(f"{home} is gone")
+
+
+def test_a_deployed_task_and_one_that_is_unavailable_are_events_with_the_reason() -> None:
+    site = Site()
+    site.deploy()
+    site.pass_s(1)
+    told = {kind: (task, why) for kind, task, why in site.events()}
+    assert told["task_deployed"][0] == "classify"
+    assert "there are no devices" in str(told["task_unavailable"][1])
+    assert told["leader_changed"]
+    before = len(site.told)
+    site.pass_s(5)
+    assert len(site.told) == before
+
+
+def test_a_status_has_the_served_revision_and_the_last_five() -> None:
+    site = Site("a")
+    specs = [chain("classify", VISION, weight=1.0 + number) for number in range(7)]
+    for spec in specs:
+        site.deploy(spec)
+        site.pass_s(2, "a")
+    status = site.status()
+    assert status.revision == specs[-1].revision
+    assert status.revisions == tuple(spec.revision for spec in reversed(specs))[:5]
+
+
+def test_a_task_that_is_not_served_has_no_served_revision() -> None:
+    site = Site()
+    site.deploy()
+    site.pass_s(1)
+    assert (site.status().revision, site.status().revisions) == (None, (TASK.revision,))
+
+
+def test_unanswerable_requests_are_counted_by_reason_and_told_once_a_second() -> None:
+    site = Site()
+    site.deploy()
+    site.pass_s(1)
+    before = len(site.told)
+    for number in range(100):
+        site.feed(RequestReceived("classify", f"{PREFIX}/clients/c/results/{number}", None, b"x"))
+        site.feed(RequestReceived("anything", f"{PREFIX}/clients/c/results/{number}", None, b"x"))
+    assert len(site.told) == before
+    site.pass_s(1)
+    assert site.status().unanswerable == {"unavailable": 100}
+    assert len(site.told) == before + 1, "no topic for a task that isn't deployed"
+
+
+def test_an_undeployed_task_loses_its_status() -> None:
+    site = Site()
+    site.deploy()
+    site.pass_s(1)
+    site.feed(TaskUndeployed("classify"))
+    site.pass_s(1)
+    assert site.told[-1] == Outgoing(topics.TASK_STATUS.at(PREFIX, task="classify"), b"", qos=1, retain=True)
+
+
+def test_a_new_link_gets_all_standings_and_statuses_again_and_no_event_of_them() -> None:
+    site = Site("a", "b")
+    site.deploy()
+    site.pass_s(2, "a", "b")
+    site.feed(LinkDown("gone"))
+    site.told.clear()
+    site.feed(LinkUp(2))
+    for device in ("a", "b"):
+        site.beat(device)
+    site.pass_s(3, "a", "b")
+    assert len(site.standings("a")) == len(site.standings("b")) == 1
+    assert site.status().revision == TASK.revision
+    assert not [event for event in site.events() if event[0].startswith("device_")]
+
+
+def test_nothing_is_told_while_the_link_is_down() -> None:
+    site = Site("a")
+    site.feed(LinkDown("gone"))
+    site.told.clear()
+    site.pass_s(10)
+    assert not site.told
+
+
+def test_a_forgotten_device_loses_its_standing() -> None:
+    site = Site("a", "b")
+    site.feed(DeviceStateReceived("a", DeviceState(status="offline", session=1)))
+    site.now_s += 4000
+    site.beat("b")
+    site.pass_s(1, "b")
+    cleared = [told.topic for told in site.told if not told.payload]
+    assert cleared == [topics.DEVICE_STANDING.at(PREFIX, device="a")]
+
+
+def test_a_heartbeat_that_changes_nothing_looks_at_its_device_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(*(f"d-{number}" for number in range(50)))
+    looked: list[str] = []
+
+    def counting(state: Any, device: Any, now_s: float) -> Any:
+        looked.append(device.id)
+        return real(state, device, now_s)
+
+    real = reports.opinion_of
+    monkeypatch.setattr(reports, "opinion_of", counting)
+    site.beat("d-7")
+    assert looked == ["d-7"]
