@@ -88,7 +88,7 @@ class Reports:
         return [*self._on_devices(after, sorted(map(str, changed)), when), *told]
 
     def sweep(self, state: State, when: When) -> list[Outgoing]:
-        """What else has changed; the leader calls this once in each interval of its heartbeats."""
+        """The reports of all other changes; the leader calls this once in each interval of its heartbeats."""
         if state.link is None:
             return []
         devices = state.cluster.devices
@@ -153,7 +153,7 @@ class Reports:
 
 
 def opinion_of(state: State, device: Device, now_s: float) -> Opinion | None:
-    """What the leader thinks of a device; None of one whose first heartbeat is still on its way."""
+    """The leader's opinion of a device; None of one whose first heartbeat is still on its way."""
     if not device.watched:
         silent = f"no heartbeat came for {max(0.0, now_s - device.heard_s):.0f} s"
         return Opinion("dead", "its connection ended" if device.status == "offline" else silent)
@@ -251,7 +251,8 @@ def _placement_events(before: State, after: State, actions: Iterable[events.Acti
             happened.append({"type": EventType.PLACED, "module": module, "device": home, "why": why})
             continue
         kind = EventType.TOOK_OVER if module in heirs else EventType.MOVED
-        why = "; ".join(part for part in (_why_left(after, origin, key), why) if part)
+        left = _why_left(after, origin, key)
+        why = f"{left}; {why}" if left and module not in heirs else left or why
         happened.append({"type": kind, "module": module, "device": home, "origin": origin, "why": why})
     return happened
 

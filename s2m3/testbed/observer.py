@@ -18,15 +18,19 @@ from pydantic import BaseModel
 from broker.protocol.codec import encode
 from broker.protocol.errors import NotConnected, RemoteProtocolError
 from broker.protocol.messages import MAX_EPOCH_JUMP, Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Route
+from broker.protocol.reports import Standing, Summary, TaskStatus
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName, TaskSpec
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_DRAIN,
     DEVICE_HEARTBEAT,
+    DEVICE_STANDING,
     DEVICE_STATE,
+    DEVICE_SUMMARY,
     ORCHESTRATOR_STATE,
     TASK_ROUTE,
     TASK_SPEC,
+    TASK_STATUS,
     Incoming,
     Topic,
     prefix_of,
@@ -74,6 +78,9 @@ class Observer:
         self.heartbeats: dict[str, Heartbeat] = {}
         self.assignments: dict[str, Assignment] = {}
         self.routes: dict[str, Route] = {}
+        self.standings: dict[str, Standing] = {}
+        self.summaries: dict[str, Summary] = {}
+        self.statuses: dict[str, TaskStatus] = {}  # of tasks
         self.drained: set[str] = set()  # devices that an operator takes out of service
         self.sightings: list[Sighting] = []
         self._ordered: set[TaskName] = set()  # tasks that were deployed by this observer
@@ -84,10 +91,15 @@ class Observer:
             DEVICE_ASSIGNMENT: self.assignments,
             TASK_ROUTE: self.routes,
         }
+        self._reports: dict[Topic, dict[str, Any]] = {
+            DEVICE_STANDING: self.standings,
+            DEVICE_SUMMARY: self.summaries,
+            TASK_STATUS: self.statuses,
+        }
         self._mailbox: Mailbox[tuple[float, LinkEvent]] = Mailbox()
         self._up = False
         self._transport = connect(url, client_id=client_id, inbox=self._put, max_packet_bytes=MAX_CONTROL_PACKET_BYTES)
-        topics = (ORCHESTRATOR_STATE, DEVICE_DRAIN, *self._states)
+        topics = (ORCHESTRATOR_STATE, DEVICE_DRAIN, *self._states, *self._reports)
         self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
         self._transport.start()
 
@@ -171,8 +183,9 @@ class Observer:
         for task in self._ordered | self.routes.keys():
             self._retain(TASK_SPEC.at(self.prefix, task=task))
             self._retain(TASK_ROUTE.at(self.prefix, task=task))
+            self._retain(TASK_STATUS.at(self.prefix, task=task))
         for device in devices:
-            for topic in (DEVICE_STATE, DEVICE_ASSIGNMENT, DEVICE_DRAIN):
+            for topic in (DEVICE_STATE, DEVICE_ASSIGNMENT, DEVICE_DRAIN, DEVICE_STANDING, DEVICE_SUMMARY):
                 self._retain(topic.at(self.prefix, device=device))
 
     def __enter__(self) -> Self:
@@ -218,6 +231,10 @@ class Observer:
         if topic is DEVICE_DRAIN:
             drains = isinstance(message, Drain) and message.drain
             (self.drained.add if drains else self.drained.discard)(name)
+            return
+        if topic in self._reports:
+            self._reports[topic].pop(name, None)
+            self._reports[topic] |= {name: message} if message else {}
             return
         if topic is ORCHESTRATOR_STATE:
             self.leader = message if isinstance(message, OrchestratorState) else None

@@ -24,6 +24,10 @@ def test_status_shows_devices_modules_and_tasks(s2m3: Run) -> None:
     assert set(status["tasks"]) == {"classify", "zero-shot", "vqa"}
     text = s2m3("status").stdout
     assert "minilm/text (ready)" in text
+    assert {device["standing"]["standing"] for device in status["devices"].values()} == {"online"}
+    assert {each["revision"] for each in status["statuses"].values()} == {
+        each["revision"] for each in status["tasks"].values()
+    }
     assert "served" in text
 
 

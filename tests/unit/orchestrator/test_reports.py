@@ -1,4 +1,4 @@
-"""What the leader publishes for people: standings, statuses and events."""
+"""The leader's reports for people: standings, statuses and events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from orchestrator.events import (
 )
 from orchestrator.reports import Reports, When
 from orchestrator.state import initial
-from tests.builders import PREFIX, chain, heartbeat, module, offline, online, profile
+from tests import builders
+from tests.builders import PREFIX, chain, module, offline, online, profile
 from tests.planned import decide_and_plan
 
 SINCE_1970_S = 1_000_000.0
@@ -34,7 +35,7 @@ TASK = chain("classify", VISION)
 
 
 class Site:
-    """A leader with its reports, and devices that do what they are assigned; the time goes only when it is told."""
+    """A leader with its reports, and devices that do what they are assigned; time passes only in ``pass_s``."""
 
     def __init__(self, *devices: str) -> None:
         self.state, self.now_s, self.seq = initial(epoch=1), 0.0, 0
@@ -56,14 +57,14 @@ class Site:
 
     def born(self, device: str, session: int = 1) -> None:
         self.feed(DeviceStateReceived(device, online(session, profile(memory_bytes=100))))
-        self.beat(device, session)
+        self.heartbeat(device, session)
 
-    def beat(self, device: str, session: int = 1, **fields: Any) -> None:
+    def heartbeat(self, device: str, session: int = 1, **fields: Any) -> None:
         self.seq += 1
         said = self.state.assignments.get(device)
         held = {m.spec.key: HeldModule(module=m.module, state="ready") for m in said.modules} if said else {}
         fence = {"epoch": said.epoch, "generation": said.generation} if said else {"epoch": 0, "generation": 0}
-        self.feed(HeartbeatReceived(device, heartbeat(self.seq, session, modules=held, **fence, **fields)))
+        self.feed(HeartbeatReceived(device, builders.heartbeat(self.seq, session, modules=held, **fence, **fields)))
 
     def pass_s(self, seconds: float, *living: str) -> None:
         """Time goes, a heartbeat's interval at a time; the living devices send theirs."""
@@ -71,7 +72,7 @@ class Site:
         while self.now_s < until_s:
             self.now_s = min(until_s, self.now_s + 1.0)
             for device in living:
-                self.beat(device)
+                self.heartbeat(device)
             self.feed(Tick())
             self.told += self.reports.sweep(self.state, self.when)
 
@@ -96,7 +97,7 @@ def test_a_device_is_online_after_its_first_heartbeat_and_nothing_is_published_w
     site = Site()
     site.feed(DeviceStateReceived("a", online()))
     assert not site.standings("a"), "a retained birth may be stale"
-    site.beat("a")
+    site.heartbeat("a")
     site.pass_s(5, "a")
     (only,) = site.standings("a")
     assert (only.standing, only.since, only.until) == ("online", SINCE_1970_S + 1.5, None)
@@ -117,7 +118,7 @@ def test_a_silent_device_is_suspect_and_then_dead_and_on_probation_when_it_is_ba
     assert back.until - back.since == pytest.approx(4.0, abs=1.5)
     for _ in range(8):
         site.now_s += 1.0
-        site.beat("a", session=2)
+        site.heartbeat("a", session=2)
     assert [each.standing for each in site.standings("a")[3:]] == ["probation", "online"], "one message each"
     assert [event[0] for event in site.events() if event[1] == "a"] == [
         "device_online",
@@ -136,8 +137,8 @@ def test_a_will_says_that_the_connection_ended() -> None:
 
 def test_calls_that_time_out_make_a_device_unresponsive_and_name_who_says_so() -> None:
     site = Site("a", "b", "c")
-    site.beat("b", suspects={"a": 0.1})
-    site.beat("c", suspects={"a": 0.1})
+    site.heartbeat("b", suspects={"a": 0.1})
+    site.heartbeat("c", suspects={"a": 0.1})
     site.told += site.reports.sweep(site.state, site.when)
     last = site.standings("a")[-1]
     assert (last.standing, last.why) == ("unresponsive", "calls to it time out at b, c")
@@ -236,7 +237,7 @@ def test_a_new_link_gets_all_standings_and_statuses_again_and_no_event_of_them()
     site.told.clear()
     site.feed(LinkUp(2))
     for device in ("a", "b"):
-        site.beat(device)
+        site.heartbeat(device)
     site.pass_s(3, "a", "b")
     assert len(site.standings("a")) == len(site.standings("b")) == 1
     assert site.status().revision == TASK.revision
@@ -255,7 +256,7 @@ def test_a_forgotten_device_loses_its_standing() -> None:
     site = Site("a", "b")
     site.feed(DeviceStateReceived("a", DeviceState(status="offline", session=1)))
     site.now_s += 4000
-    site.beat("b")
+    site.heartbeat("b")
     site.pass_s(1, "b")
     cleared = [told.topic for told in site.told if not told.payload]
     assert cleared == [topics.DEVICE_STANDING.at(PREFIX, device="a")]
@@ -271,5 +272,5 @@ def test_a_heartbeat_that_changes_nothing_looks_at_its_device_only(monkeypatch: 
 
     real = reports.opinion_of
     monkeypatch.setattr(reports, "opinion_of", counting)
-    site.beat("d-7")
+    site.heartbeat("d-7")
     assert looked == ["d-7"]

@@ -1,4 +1,4 @@
-"""The state of a task in ``s2m3 status``, by its last route."""
+"""The words of ``s2m3 status``: the state of a task, the standing of a device, the requests of the last minute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from broker.protocol.messages import DeviceState, Route
-from s2m3.cli.status import state_of
+from broker.protocol.reports import Standing, Summary, TaskCounters
+from s2m3.cli.status import standing_of, state_of, traffic_of
 from tests.builders import encoder_route
 
 UNAVAILABLE = Route(task="t", epoch=1, generation=1, group=1, unavailable="no device fits m")
@@ -32,3 +33,36 @@ def test_a_task_is_served_while_a_device_can_run_each_node(route: Route, state: 
     states = {"gw-a": "offline", "gw-b": "online"}
     devices = {name: DeviceState.model_validate({"status": said, "session": 1}) for name, said in states.items()}
     assert state_of(cast("Any", SimpleNamespace(devices=devices)), route) == state
+
+
+ONLINE = DeviceState(status="online", session=1)
+
+
+def seen(**fields: Any) -> Any:
+    return SimpleNamespace(**{"devices": {}, "drained": set(), "standings": {}, "summaries": {}} | fields)
+
+
+@pytest.mark.parametrize(
+    ("standing", "until", "says"),
+    [
+        ("online", None, "online"),
+        ("dead", None, "dead: because"),
+        ("probation", 0.0, "probation until "),
+    ],
+)
+def test_a_standing_says_until_when_and_why(standing: Any, until: float | None, says: str) -> None:
+    said = Standing(device="gw-a", standing=standing, since=0, until=until, why="because")
+    assert standing_of(seen(standings={"gw-a": said}), "gw-a", ONLINE).startswith(says)
+
+
+def test_a_device_of_an_orchestrator_that_publishes_no_standings_has_its_own_state() -> None:
+    assert standing_of(seen(), "gw-a", ONLINE) == "online"
+    assert standing_of(seen(drained={"gw-a"}), "gw-a", ONLINE) == "draining"
+
+
+def test_the_last_minute_is_the_sum_over_the_devices_that_are_online() -> None:
+    counted = {"t": TaskCounters(requests=3, answered=2, errors={"no_route": 1}, latency_s={0.1: 2})}
+    summary = Summary(session=1, at=1, version="1", last_minute=counted)
+    devices = {"gw-a": ONLINE, "gw-b": ONLINE, "gw-c": DeviceState(status="offline", session=1)}
+    found = traffic_of(seen(devices=devices, summaries=dict.fromkeys(devices, summary)))
+    assert found == {"t": TaskCounters(requests=6, answered=4, errors={"no_route": 2}, latency_s={0.1: 4})}
