@@ -1,7 +1,7 @@
-"""The cost model: how many seconds computing, sending and one whole request take.
+"""The cost model: where a module may stand, its bytes there, and the seconds of computing, sending and whole requests.
 
 Owns the formulas by which the orchestrator plans and each agent routes, so that both expect the same seconds. Knows
-nothing of liveness, of memory, or of how a placement was found; reads no clock.
+nothing of liveness, of free memory, or of how a placement was found; reads no clock.
 
 Rules:
 - times are in seconds, sizes in bytes, bandwidths in bits per second;
@@ -14,6 +14,12 @@ Rules:
 - *latency* of a request that is alone on the site, by list scheduling (Graham 1969): of the nodes whose needs are
   scheduled, the one that can start first goes next (ties: the longer compute, then the smaller name). It starts when
   all that it needs has arrived and its device is free. The latency ends when the answer is at the source;
+- *may run*: a task's nodes run only on a device that the task's ``devices`` and the device's ``tasks`` both allow;
+- *may hold*: a device can take a copy of a module if the module fits into its whole memory, and all tasks that the copy
+  serves may run there. A module that several tasks share has one copy, if any device may hold it for all of them.
+  Otherwise it has further copies, each for some of the tasks. So it may stand wherever one of its tasks may run;
+- *memory*: a module needs ``memory_bytes`` on a device, which depends on the device: its engine runs one of the
+  module's variants;
 - a placement may be partial: a node without a device neither delays nor costs, so that unfinished placements can be
   compared.
 """
@@ -56,6 +62,21 @@ def compute_s(device: DeviceSpec, name: ModuleName, module: ModuleSpec) -> float
     """Seconds of one forward pass: the device's measurement (by key, else by the task's name), else the estimate."""
     measured = device.compute_s.get(module.key) or device.compute_s.get(name)
     return measured or module.flops / device.compute_flops_per_s
+
+
+def memory_bytes(module: ModuleSpec, device: DeviceSpec) -> int:  # noqa: ARG001 - of the variant that its engine runs
+    """The bytes that a module needs on a device. Every module has one variant, so the device makes no difference."""
+    return module.memory_bytes
+
+
+def may_run(task: TaskSpec, device: DeviceSpec) -> bool:
+    """Whether a task's nodes may run on a device: the task's ``devices`` and the device's ``tasks`` allow it."""
+    return (task.devices is None or device.id in task.devices) and (device.tasks is None or task.task in device.tasks)
+
+
+def may_hold(module: ModuleSpec, device: DeviceSpec, tasks: Iterable[TaskSpec]) -> bool:
+    """Whether a device can hold a copy of a module in its whole memory, and may, for all tasks that the copy serves."""
+    return memory_bytes(module, device) <= device.memory_bytes and all(may_run(task, device) for task in tasks)
 
 
 class Graph:

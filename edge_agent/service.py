@@ -374,7 +374,9 @@ class Agent:
         is_ready = self._data_up and self._restart_by_s is None
         if self._session is None or (status == "online" and not is_ready):
             return
-        birth = {"profile": self._profile, "about": self._about} if status == "online" else {}
+        birth = (
+            {"profile": self._profile, "about": self._about, "tasks": self._config.tasks} if status == "online" else {}
+        )
         state = DeviceState(status=status, session=self._session, **birth)
         try:
             self._control.publish(port.Outgoing(self._state_topic, encode(state), retain=True))

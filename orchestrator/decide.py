@@ -223,6 +223,8 @@ def _with_task(state: State, spec: TaskSpec) -> State:
     if changed := {module.key for module in spec.modules.values() if known.get(module.key) != module}:
         state = replace(state, cluster=failure_detector.clear_backoffs(state.cluster, changed))
     invalid = {task: why for task, why in state.invalid.items() if task != spec.task}
+    if state.settles_at_s is not None and spec.task not in state.tasks:
+        state = replace(state, undated=state.undated | {spec.task})
     return replace(state, tasks={**state.tasks, spec.task: spec}, invalid=invalid)
 
 
@@ -244,7 +246,17 @@ def _settle(state: State, now_s: float) -> State:
         device for route in state.retained_routes.values() for homes in route.serving.values() for device in homes
     }
     waits = now_s < patient_s and not served <= {device.id for device in state.cluster.alive()}
-    return replace(state, settles_at_s=patient_s if waits else None)
+    return replace(state, settles_at_s=patient_s) if waits else _with_tasks_by_age(replace(state, settles_at_s=None))
+
+
+def _with_tasks_by_age(state: State) -> State:
+    """The state with its tasks in order; of those whose age isn't known, the served ones count as older."""
+
+    def age(task: TaskName) -> int:
+        route = state.retained_routes.get(task)
+        return 0 if task not in state.undated else 1 if route is not None and route.available else 2
+
+    return replace(state, tasks={task: state.tasks[task] for task in sorted(state.tasks, key=age)}, undated=frozenset())
 
 
 def _snapshot_before_departures(before: State, after: State, now_s: float) -> State:

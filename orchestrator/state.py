@@ -18,6 +18,7 @@ from orchestrator.leadership.standby import leader_interval_s
 from orchestrator.membership.checks import Checks
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.placement.routes import Fence
+from orchestrator.planner.copies import FurtherCopies, copy_key, original_key, with_further_copies
 from orchestrator.planner.plans import Plan
 from orchestrator.planner.problem import distinct_modules
 from orchestrator.planner.spares import NO_SPARES, Spares
@@ -49,11 +50,12 @@ class Facts:
     """The facts that placement depends on: when they change, it runs again. Measured seconds drift, and don't count."""
 
     candidates: tuple[tuple[DeviceId, DeviceProfile], ...] = ()
-    tasks: tuple[TaskSpec, ...] = ()  # those that can be served
+    tasks: tuple[TaskSpec, ...] = ()  # those that can be served, in the order in which they were deployed
     unservable: Mapping[TaskName, str] = field(default_factory=dict)  # the others, with the reason
     barred: Mapping[ModuleKey, Mapping[DeviceId, str]] = field(default_factory=dict)
     footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # measured bytes, where more than the spec's
     doubts: Mapping[DeviceId, str] = field(default_factory=dict)  # candidates that should get nothing more, and why
+    limits: Mapping[DeviceId, tuple[TaskName, ...]] = field(default_factory=dict)  # candidates that serve only these
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Moves:
 class CurrentPlacement:
     """The placement in force, and the facts that it follows from.
 
-    ``where`` has the active copy that planning counts; ``spares`` has the others; ``moves.to`` are among the standbys.
+    ``where`` has the active copies that planning counts: one of each module, and further copies where no device may
+    serve all of its tasks (``copies``). ``spares`` has the others; ``moves.to`` are among the standbys.
     """
 
     facts: Facts = Facts()
@@ -80,11 +83,17 @@ class CurrentPlacement:
     refused: Mapping[TaskName, str] = field(default_factory=dict)
     spares: Spares = NO_SPARES
     moves: Moves | None = None
+    further: FurtherCopies = field(default_factory=dict)  # by task the modules of which it uses a further copy
+
+    @property
+    def placed(self) -> list[TaskSpec]:
+        """The tasks that are placed, as they were deployed."""
+        return [task for task in self.facts.tasks if task.task not in self.refused]
 
     @cached_property
     def tasks(self) -> list[TaskSpec]:
-        """The tasks that are placed."""
-        return [task for task in self.facts.tasks if task.task not in self.refused]
+        """The tasks that are placed, in which each further copy is a module of its own."""
+        return with_further_copies(self.placed, self.further)
 
     @cached_property
     def planned(self) -> dict[TaskName, TaskSpec]:
@@ -93,38 +102,55 @@ class CurrentPlacement:
 
     @cached_property
     def modules(self) -> dict[ModuleKey, tuple[ModuleName, ModuleSpec]]:
-        """The modules of these tasks, with their names."""
-        return distinct_modules(self.tasks)
+        """The modules of these tasks, with their names; of each copy the module that it is a copy of."""
+        modules = distinct_modules(self.placed)
+        copies = distinct_modules(self.tasks) if self.further else modules
+        return {key: modules[original_key(key)] for key in copies}
 
     @cached_property
     def actives(self) -> dict[ModuleKey, tuple[DeviceId, ...]]:
         """The devices that serve each module; first the one that planning counts."""
         return {key: (home, *self.spares.replicas.get(key, ())) for key, home in self.where.items()}
 
+    def actives_of(self, task: TaskName) -> Mapping[ModuleKey, tuple[DeviceId, ...]]:
+        """The devices that serve each module for a task."""
+        further = self.further.get(task)
+        if not further:
+            return self.actives
+        copies = {key: self.actives.get(copy_key(key, number), ()) for key, number in further.items()}
+        return {**self.actives, **copies}
+
+    @cached_property
+    def copies(self) -> dict[DeviceId, dict[ModuleKey, ModuleKey]]:
+        """By device and module the copy that must be there."""
+        copies: dict[DeviceId, dict[ModuleKey, ModuleKey]] = {}
+        for key, devices in self.actives.items():
+            for device in (*devices, *self.spares.standby.get(key, ())):
+                copies.setdefault(device, {})[original_key(key)] = key
+        return copies
+
     @cached_property
     def users(self) -> dict[ModuleKey, frozenset[TaskName]]:
         """The tasks that use each module."""
         users: dict[ModuleKey, set[TaskName]] = {}
-        for task in self.tasks:
+        for task in self.placed:
             for module in task.modules.values():
                 users.setdefault(module.key, set()).add(task.task)
         return {key: frozenset(names) for key, names in users.items()}
 
     @cached_property
     def revisions(self) -> dict[ModuleKey, str]:
-        """The revision of the first task that uses each module."""
-        return {module.key: task.revision for task in reversed(self.tasks) for module in task.modules.values()}
+        """The revision of the first task, by name, that uses each module."""
+        by_name = sorted(self.placed, key=lambda task: task.task, reverse=True)
+        return {module.key: task.revision for task in by_name for module in task.modules.values()}
 
     @cached_property
     def roles(self) -> dict[DeviceId, dict[ModuleKey, Role]]:
         """The modules that each device must have, and their roles there."""
-        roles: dict[DeviceId, dict[ModuleKey, Role]] = {}
-        for key, devices in self.actives.items():
-            for device in devices:
-                roles.setdefault(device, {})[key] = "active"
-            for device in self.spares.standby.get(key, ()):
-                roles.setdefault(device, {})[key] = "standby"
-        return roles
+        return {
+            device: {key: "active" if device in self.actives[copy] else "standby" for key, copy in copies.items()}
+            for device, copies in self.copies.items()
+        }
 
     @cached_property
     def serving(self) -> dict[ModuleKey, tuple[tuple[DeviceId, ...], ModuleSpec]]:
@@ -133,7 +159,11 @@ class CurrentPlacement:
 
     def names(self, to: Mapping[ModuleKey, DeviceId]) -> dict[ModuleName, DeviceId]:
         """The same mapping with the modules' names, for the log."""
-        return {self.modules[key][0]: device for key, device in to.items()}
+        return {self.name(key): device for key, device in to.items()}
+
+    def name(self, key: ModuleKey) -> ModuleName:
+        """A copy's name for the log."""
+        return self.modules[key][0] + key.removeprefix(original_key(key))
 
 
 @dataclass(frozen=True)
@@ -194,7 +224,8 @@ class State:
     broker_change: int = 0  # the broker's change number, as heard over this link before that
     delivered: Delivered = NOTHING_DELIVERED
     retained_routes: Mapping[TaskName, RetainedRouteReceived] = field(default_factory=dict)  # came over this link
-    tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)
+    tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)  # in the order in which they were deployed
+    undated: frozenset[TaskName] = frozenset()  # tasks whose specs came while settling: their order says nothing
     invalid: Mapping[TaskName, str] = field(default_factory=dict)
     footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # the most bytes that any device measured
     placement: CurrentPlacement = CurrentPlacement()

@@ -7,12 +7,13 @@ that the search takes the cost model's word for the cost of one placement.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from broker.cost_model import objective_s, source_of
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, NodeName, TaskSpec
-from orchestrator.planner.placement import Bars, distinct_modules
+from broker.cost_model import latency_s, source_of
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleSpec, NodeName, TaskSpec
+from orchestrator.planner.copies import Bars
+from orchestrator.planner.placement import distinct_modules
 
 ELSEWHERE = (0.0, float("inf"))
 """Latency and bandwidth of what isn't a device: only the other end's link takes time."""
@@ -142,40 +143,107 @@ def simulated_latency_s(
     return done[task.output] + request.sent_s(answer_bytes, request.device[task.output], source)
 
 
+def may_run(task: TaskSpec, device: DeviceSpec) -> bool:
+    """Whether both allow it."""
+    return device.id in (task.devices or (device.id,)) and task.task in (
+        (task.task,) if device.tasks is None else device.tasks
+    )
+
+
+Copies = dict[str, dict[ModuleKey, int]]
+"""For each task the number of the copy of each module that it uses, from 1."""
+Size = Callable[[ModuleSpec, DeviceSpec], int]
+
+
+def own_size(module: ModuleSpec, _device: DeviceSpec) -> int:
+    """The bytes of a module: the same on every device."""
+    return module.memory_bytes
+
+
+def copies_of(
+    devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], *, barred: Bars | None = None, size: Size = own_size
+) -> Copies:
+    """Which copies of modules are needed, so that every task can use one where it may run."""
+    largest = {key: module for key, (_, module) in distinct_modules(tasks).items()}
+    groups: dict[ModuleKey, list[tuple[list[str], set[DeviceId]]]] = {}
+    for task in sorted(tasks, key=lambda task: task.task):
+        may = [device for device in devices if may_run(task, device)]
+        for module in (largest[task.module_of(node).key] for node in task.nodes):
+            bars = (barred or {}).get(module.key, {})
+            hold = {d.id for d in may if size(module, d) <= d.memory_bytes and d.id not in bars}
+            hold = hold or {device.id for device in may}
+            known = groups.setdefault(module.key, [])
+            if any(task.task in names for names, _ in known):
+                continue
+            for names, able in known:
+                if able & hold:
+                    names.append(task.task)
+                    able.intersection_update(hold)
+                    break
+            else:
+                known.append(([task.task], hold))
+    copies: Copies = {task.task: {} for task in tasks}
+    for key, known in groups.items():
+        for number, (names, _) in enumerate(known, start=1):
+            for name in names:
+                copies[name][key] = number
+    return copies
+
+
+def key_of(copy: tuple[ModuleKey, int]) -> ModuleKey:
+    """The key that the planner gives a copy."""
+    return copy[0] if copy[1] == 1 else f"{copy[0]}|{copy[1]}"
+
+
+def counted_s(
+    devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], copies: Copies, where: Mapping[ModuleKey, DeviceId]
+) -> float:
+    """The objective, each task with the copies that it uses. (``where`` has the devices by the planner's keys.)"""
+    by_id = {device.id: device for device in devices}
+    return sum(
+        task.weight
+        * latency_s(
+            task,
+            {key: by_id[where[key_of((key, number))]] for key, number in copies[task.task].items()},
+            source_of(task, by_id),
+        )
+        for task in tasks
+    )
+
+
 def exhaustive(
-    devices: Sequence[DeviceSpec],
-    tasks: Sequence[TaskSpec],
-    *,
-    barred: Bars | None = None,
+    devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], *, barred: Bars | None = None, size: Size = own_size
 ) -> tuple[dict[ModuleKey, DeviceId], float] | None:
     """The cheapest placement and its objective in seconds, or None when no placement fits.
 
-    It tries up to ``len(devices)`` to the power of the number of modules: for some ten thousand, not for a fleet.
+    It tries up to ``len(devices)`` to the power of the number of copies: for some ten thousand, not for a fleet.
     """
-    by_id = {device.id: device for device in devices}
-    sources = {task.task: source_of(task, by_id) for task in tasks}
-    sizes = {key: module.memory_bytes for key, (_, module) in distinct_modules(tasks).items()}
+    copies = copies_of(devices, tasks, barred=barred, size=size)
+    modules = {key: module for key, (_, module) in distinct_modules(tasks).items()}
+    able: dict[ModuleKey, dict[DeviceId, int]] = {}
+    for task in tasks:
+        for key, number in copies[task.task].items():
+            bars = (barred or {}).get(key, {})
+            may = {d.id: size(modules[key], d) for d in devices if may_run(task, d) and d.id not in bars}
+            known = able.setdefault(key_of((key, number)), may)
+            able[key_of((key, number))] = {name: bytes_ for name, bytes_ in known.items() if name in may}
     best: tuple[dict[ModuleKey, DeviceId], float] | None = None
-    for where in _fitting(by_id, sizes, barred or {}):
-        cost_s = objective_s(tasks, {key: by_id[device] for key, device in where.items()}, sources)
+    for where in _fitting(able, {device.id: device.memory_bytes for device in devices}):
+        cost_s = counted_s(devices, tasks, copies, where)
         if best is None or cost_s < best[1]:
             best = (where, cost_s)
     return best
 
 
 def _fitting(
-    devices: Mapping[DeviceId, DeviceSpec], sizes: Mapping[ModuleKey, int], barred: Bars
+    able: Mapping[ModuleKey, Mapping[DeviceId, int]], room: Mapping[DeviceId, int]
 ) -> Iterator[dict[ModuleKey, DeviceId]]:
-    """Every way to put these modules on devices that have the memory."""
-
-    def further(todo: Sequence[ModuleKey], room: dict[DeviceId, int]) -> Iterator[dict[ModuleKey, DeviceId]]:
-        if not todo:
-            yield {}
-            return
-        key, *rest = todo
-        for device in sorted(room):
-            if sizes[key] <= room[device] and device not in barred.get(key, {}):
-                for where in further(rest, {**room, device: room[device] - sizes[key]}):
-                    yield {key: device, **where}
-
-    yield from further(list(sizes), {name: device.memory_bytes for name, device in devices.items()})
+    """Every way to put these copies on devices that may hold them and have the memory."""
+    if not able:
+        yield {}
+        return
+    key, *rest = able
+    for device, size in sorted(able[key].items()):
+        if size <= room[device]:
+            for where in _fitting({other: able[other] for other in rest}, {**room, device: room[device] - size}):
+                yield {key: device, **where}

@@ -6,6 +6,7 @@ test.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, S
 
 PARTS = [f"part-{number}" for number in range(5)]
 DEVICES = "abcde"
+TASKS = [f"task-{number}" for number in range(4)]
 DIGESTS = ["sha256:" + character * 64 for character in "01"]
 Instance = tuple[list[DeviceSpec], list[TaskSpec]]
 
@@ -46,7 +48,9 @@ def modules(draw: st.DrawFn) -> dict[str, ModuleSpec]:
 
 
 @st.composite
-def tasks(draw: st.DrawFn, name: str, known: dict[str, ModuleSpec], *, chain: bool = False) -> TaskSpec:
+def tasks(
+    draw: st.DrawFn, name: str, known: dict[str, ModuleSpec], *, chain: bool = False, constrained: bool = False
+) -> TaskSpec:
     """A graph of up to four nodes over these modules, which it may call by names of its own.
 
     Args:
@@ -54,6 +58,7 @@ def tasks(draw: st.DrawFn, name: str, known: dict[str, ModuleSpec], *, chain: bo
         name: the task's.
         known: the modules, by part.
         chain: each node needs the one before it, and nothing else.
+        constrained: the task may name the devices where its modules may stand.
     """
     nodes: dict[str, NodeSpec] = {}
     alias = draw(st.sampled_from(["", "my-"]))
@@ -68,6 +73,7 @@ def tasks(draw: st.DrawFn, name: str, known: dict[str, ModuleSpec], *, chain: bo
         "redundancy": draw(st.sampled_from([1, 2])),
         "source": draw(st.sampled_from([None, "a", "b", "nobody"])),
         "description": "drawn",
+        "devices": draw(_some_of(DEVICES, least=1)) if constrained else None,
     }
     omitted = draw(st.sets(st.sampled_from(sorted(fields)), max_size=2))  # these have their defaults
     return TaskSpec(
@@ -83,9 +89,20 @@ def tasks(draw: st.DrawFn, name: str, known: dict[str, ModuleSpec], *, chain: bo
     )
 
 
+def _some_of(names: Sequence[str], *, least: int) -> st.SearchStrategy[tuple[str, ...] | None]:
+    """None, or some of these names."""
+    some = st.lists(st.sampled_from(names), min_size=least, max_size=3, unique=True)
+    return st.none() | st.none() | some.map(tuple)
+
+
 @st.composite
-def fleets(draw: st.DrawFn, known: dict[str, ModuleSpec], *, most: int = 5) -> list[DeviceSpec]:
-    """Up to ``most`` devices; some have measured some modules, by name or by key."""
+def fleets(
+    draw: st.DrawFn, known: dict[str, ModuleSpec], *, most: int = 5, constrained: bool = False
+) -> list[DeviceSpec]:
+    """Up to ``most`` devices; some have measured some modules, by name or by key.
+
+    ``constrained``: a device may name the tasks that it may serve.
+    """
     labels = [*PARTS, *(f"my-{part}" for part in PARTS), *(module.key for module in known.values())]
     return [
         DeviceSpec(
@@ -95,15 +112,18 @@ def fleets(draw: st.DrawFn, known: dict[str, ModuleSpec], *, most: int = 5) -> l
             bandwidth_bits_per_s=draw(st.sampled_from([1e6, 1e8])),
             latency_s=draw(st.sampled_from([0.0, 0.001, 0.05])),
             compute_s=draw(st.dictionaries(st.sampled_from(labels), st.sampled_from([0.01, 0.5]), max_size=3)),
+            tasks=draw(_some_of(TASKS, least=0)) if constrained else None,
         )
         for name in draw(st.lists(st.sampled_from(DEVICES[:most]), min_size=1, max_size=most, unique=True))
     ]
 
 
 @st.composite
-def instances(draw: st.DrawFn, *, most_devices: int = 5, most_tasks: int = 4, chains: bool = False) -> Instance:
-    """A fleet, and tasks over the same modules. ``chains``: as for ``tasks``."""
+def instances(
+    draw: st.DrawFn, *, most_devices: int = 5, most_tasks: int = 4, chains: bool = False, constrained: bool = False
+) -> Instance:
+    """A fleet, and tasks over the same modules. ``chains`` and ``constrained``: as for ``tasks`` and ``fleets``."""
     known = draw(modules())
     count = draw(st.integers(1, most_tasks))
-    drawn = [draw(tasks(f"task-{number}", known, chain=chains)) for number in range(count)]
-    return draw(fleets(known, most=most_devices)), drawn
+    drawn = [draw(tasks(TASKS[number], known, chain=chains, constrained=constrained)) for number in range(count)]
+    return draw(fleets(known, most=most_devices, constrained=constrained)), drawn

@@ -19,7 +19,7 @@ sentence. The name says which side is at fault.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 _DEVICES_NAMED = 8  # in one sentence; all of them are in the attribute
@@ -28,6 +28,12 @@ _DEVICES_NAMED = 8  # in one sentence; all of them are in the attribute
 def first_line(error: BaseException, default: str = "") -> str:
     """The first line of an error's text; the default, or else the error's class, when it has none."""
     return (str(error).strip() or default or type(error).__name__).splitlines()[0]
+
+
+def named(texts: Sequence[str]) -> list[str]:
+    """As many of these as a sentence can name, and how many more there are."""
+    rest = len(texts) - _DEVICES_NAMED
+    return [*texts] if rest <= 0 else [*texts[:_DEVICES_NAMED], f"and {rest} more"]
 
 
 class S2M3Error(Exception):
@@ -68,26 +74,41 @@ class QueueFull(TransportError):
 
 
 class NoDeviceFits(S2M3Error):
-    """No device has the memory for a module."""
+    """No device has the memory for a module, or may hold it."""
 
-    def __init__(self, *, module: str, memory_bytes: int, short_bytes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        *,
+        module: str,
+        memory_bytes: int,
+        short_bytes: Mapping[str, int],
+        excluded: Mapping[str, str] | None = None,
+    ) -> None:
         self.module = module
         self.memory_bytes = memory_bytes
         self.short_bytes = dict(short_bytes)  # device -> bytes missing there
+        self.excluded = dict(excluded or {})  # device -> why it doesn't count, whatever its memory
+        self.absent: dict[str, str] = {}  # devices that are known and not there -> why
+        self.yields_to: tuple[str, ...] = ()  # tasks of greater weight, or older ones, that use the memory
         self.change: tuple[str, int] | None = None  # the smallest that makes everything fit: a device, bytes to add
         super().__init__()
 
     def __str__(self) -> str:
         nearest = sorted(self.short_bytes, key=lambda device: (self.short_bytes[device], device))
-        missing = ", ".join(f"{device} lacks {self.short_bytes[device]}" for device in sorted(nearest[:_DEVICES_NAMED]))
+        parts = [f"{device} lacks {self.short_bytes[device]}" for device in sorted(nearest[:_DEVICES_NAMED])]
         if len(nearest) > _DEVICES_NAMED:
-            missing += f", and {len(nearest) - _DEVICES_NAMED} more lack as much or more"
+            parts.append(f"and {len(nearest) - _DEVICES_NAMED} more lack as much or more")
+        parts += named([f"{device}: {why}" for device, why in sorted(self.excluded.items())])
+        yields = f"; yields to {', '.join(named(self.yields_to))}" if self.yields_to else ""
         fix = "add a device, raise a memory budget, or undeploy a task"
         if self.change:
             device, more_bytes = self.change
             fix = f"with {more_bytes} bytes more on {device} all would fit; or add a device, or undeploy a task"
-        missing = missing or "there are no devices"
-        return f"no device fits {self.module} ({self.memory_bytes} bytes): {missing}; {fix}"
+        away = ", ".join(named([f"{device}: {why}" for device, why in sorted(self.absent.items())]))
+        missing = ", ".join([*parts, *([away] if away else [])])
+        if not parts:
+            missing = f"there are no devices ({away})" if away else "there are no devices"
+        return f"no device fits {self.module} ({self.memory_bytes} bytes): {missing}{yields}; {fix}"
 
 
 class ModuleRefused(S2M3Error):

@@ -248,7 +248,7 @@ class TaskSpec(Spec):
 
 
 class DeviceSpec(Spec):
-    """A device for planning: its memory, its speed, its link."""
+    """A device for planning: its memory, its speed, its link, and the tasks that it may serve; null allows all."""
 
     id: DeviceId
     memory_bytes: Bytes
@@ -256,6 +256,7 @@ class DeviceSpec(Spec):
     bandwidth_bits_per_s: Rate
     latency_s: NotNegative
     compute_s: dict[str, Positive] = {}  # module name or key -> measured seconds, used instead of the estimate
+    tasks: tuple[TaskName, ...] | None = None
 
 
 class FleetSpec(Spec):

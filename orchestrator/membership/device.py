@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Literal, TypeVar
 
 from broker.protocol.messages import SUSPECTED_FOR_S, DeviceProfile, DeviceState, Heartbeat, HeldModule
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName
 from orchestrator.membership.doubts import SUFFICIENT_REPORTS, FlapRecord, TimeoutReports
 
 FIRST_BACKOFF_S = 30.0  # after a module's first failure on a device; doubles with each further failure
@@ -78,6 +78,7 @@ class Device:
     ended_s: float = -math.inf  # when its will or goodbye came
     before_will: Device | None = None  # the device as it was then
     drained: bool = False  # by an operator
+    tasks: tuple[TaskName, ...] | None = None  # those that it may serve; None: all
     flaps: FlapRecord = field(default_factory=FlapRecord)
     timeout_reports: TimeoutReports = field(default_factory=dict)
 
@@ -121,8 +122,17 @@ class Device:
     def doubt(self) -> str | None:
         """The reason why a living device should get no module that another can take; None if it is fit."""
         if self.fitness == Fitness.DOUBTFUL:
-            return "its heartbeats are late" if self.health == "suspect" else "it died and came back a moment ago"
+            return "its heartbeats are late" if self.health == "suspect" else self.flaps.why
         return {Fitness.DRAINING: "it is being drained", Fitness.UNRESPONSIVE: "calls to it time out"}.get(self.fitness)
+
+    @property
+    def absence(self) -> str | None:
+        """The reason why it can hold nothing now; None if it is alive."""
+        if self.alive:
+            return None
+        if self.status == "offline":
+            return "it is offline"
+        return "it is dead: its heartbeats ended" if self.health == "dead" else "it hasn't sent a heartbeat yet"
 
     def ready(self, key: ModuleKey) -> bool:
         """Whether it reports the module as loaded."""
@@ -155,7 +165,7 @@ class Device:
     @cached_property
     def spec(self) -> DeviceSpec:
         """The device as planning sees it, with the seconds that it measured."""
-        return DeviceSpec(id=self.id, compute_s=dict(self.measured), **self.profile.model_dump())
+        return DeviceSpec(id=self.id, compute_s=dict(self.measured), tasks=self.tasks, **self.profile.model_dump())
 
 
 def is_like(device: Device, known: Device) -> bool:
@@ -164,7 +174,7 @@ def is_like(device: Device, known: Device) -> bool:
         device.fitness == known.fitness
         and device.held == known.held
         and device.backoffs == known.backoffs
-        and device.profile == known.profile
+        and (device.profile, device.tasks) == (known.profile, known.tasks)
         and (device.status, device.health, device.drained) == (known.status, known.health, known.drained)
     )
 
@@ -177,14 +187,16 @@ def on_state(known: Device | None, name: DeviceId, message: DeviceState, now_s: 
     if profile is None:
         return known
     if known is None:
-        return Device(name, message.session, message.status, profile, now_s)
+        return Device(name, message.session, message.status, profile, now_s, tasks=message.tasks)
+    tasks = message.tasks if message.profile else known.tasks
     if message.session == known.session:
-        changed = (known.status, known.profile) != (message.status, profile)
+        changed = (known.status, known.profile, known.tasks) != (message.status, profile, tasks)
         # A device that drains or is gone leaves; only a new session brings it back.
-        return replace(known, status=message.status, profile=profile) if known.status == "online" and changed else known
+        leaves_or_differs = known.status == "online" and changed
+        return replace(known, status=message.status, profile=profile, tasks=tasks) if leaves_or_differs else known
     if message.session in known.past_sessions:
         return known
-    return _with_new_session(known, message.session, message.status, profile, now_s)
+    return replace(_with_new_session(known, message.session, message.status, profile, now_s), tasks=tasks)
 
 
 def _with_new_session(known: Device, session: int, status: Status, profile: DeviceProfile, now_s: float) -> Device:

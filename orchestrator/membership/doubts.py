@@ -74,5 +74,10 @@ class FlapRecord:
         return replace(self, heartbeats_owed=self._probation) if self.heartbeats_owed else self
 
     @property
+    def why(self) -> str:
+        """The reason of the probation, with its end."""
+        return f"it died and came back, and is on probation until {self._probation} heartbeats came without a gap"
+
+    @property
     def _probation(self) -> int:
         return PROBATION_HEARTBEATS << min(self.deaths - 1, _DOUBLINGS) if self.deaths else 0

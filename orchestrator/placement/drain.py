@@ -70,7 +70,7 @@ def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
         why = dict.fromkeys(leaving, "no other device can take it beside what serves now")
     parts: dict[DeviceId, list[str]] = {}
     for key, home in leaving.items():
-        parts.setdefault(home, []).append(f"{placement.modules[key][0]} stays: {why.get(key, 'it is tried again')}")
+        parts.setdefault(home, []).append(f"{placement.name(key)} stays: {why.get(key, 'it is tried again')}")
     stays = {home: "; ".join(reasons) for home, reasons in sorted(parts.items())}
     notes: list[Action] = [Note("drain_blocked", {"device": device, "why": reason}) for device, reason in stays.items()]
     blocked = replace(state, drain_attempt=replace(attempt, stays=stays))
@@ -89,6 +89,6 @@ def _problem(state: State, leaving: Mapping[ModuleKey, DeviceId]) -> DrainProble
         leaving=leaving,
         where=placement.where,
         actives=placement.actives,
-        served=frozenset(task.task for task in tasks),
+        further=placement.further,
         waived=planner_input.placement_constraints(state, facts, only_drained=True),
     )

@@ -11,11 +11,14 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from broker.cost_model import memory_bytes
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.membership.device import Device
 from orchestrator.placement.deployability import disputed_modules, refused_too_often, why_unservable
+from orchestrator.planner.copies import copy_key, original_key, with_further_copies
 from orchestrator.planner.placement import AtHand, Bars, distinct_modules
 from orchestrator.state import CurrentPlacement, Facts, Moment, State
 
@@ -30,8 +33,7 @@ def facts_of(state: State) -> Facts:
     for device in alive:
         for key, error in device.barred.items():
             barred.setdefault(key, {})[device.id] = f"it failed there: {error}"
-    tasks = [task for _, task in sorted(state.tasks.items())]
-    disputed = disputed_modules(state)
+    tasks, disputed = state.tasks.values(), disputed_modules(state)
     reasons = {task.task: why for task in tasks if (why := why_unservable(state, task, barred, disputed)) is not None}
     served = tuple(task for task in tasks if task.task not in reasons)
     return Facts(
@@ -46,6 +48,7 @@ def facts_of(state: State) -> Facts:
             if state.footprints.get(module.key, 0) > module.memory_bytes
         },
         doubts={device.id: device.doubt for device in alive if device.doubt is not None},
+        limits={device.id: device.tasks for device in alive if device.tasks is not None},
     )
 
 
@@ -69,7 +72,7 @@ def facts_stay(state: State, moment: Moment) -> bool:
         name in then
         and name in now
         and (then[name].fitness, then[name].doubt) == (now[name].fitness, now[name].doubt)
-        and then[name].profile == now[name].profile
+        and (then[name].profile, then[name].tasks) == (now[name].profile, now[name].tasks)
         and then[name].barred == now[name].barred
         for name in moment.changed
     )
@@ -89,7 +92,8 @@ def placement_constraints(
         draining = is_draining(state, name)
         if only_drained and not draining:
             continue
-        stays = {key for homes in (state.placement.where, *more) for key, home in homes.items() if home == name}
+        homes = [item for homes in (state.placement.where, *more) for item in homes.items()]
+        stays = {original_key(key) for key, home in homes if home == name}
         if not draining:
             stays |= state.placement.roles.get(name, {}).keys()
         for key in keys - stays:
@@ -154,17 +158,22 @@ def with_measured_footprints(tasks: Sequence[TaskSpec], footprints: Mapping[Modu
 
 def measured_tasks(placement: CurrentPlacement) -> list[TaskSpec]:
     """The placed tasks with the bytes that their modules really occupy."""
-    return with_measured_footprints(placement.tasks, placement.facts.footprints)
+    return with_measured_footprints(placement.placed, placement.facts.footprints)
+
+
+def measured_copies(placement: CurrentPlacement) -> list[TaskSpec]:
+    """The same tasks, in which each further copy is a module of its own."""
+    return with_further_copies(measured_tasks(placement), placement.further)
 
 
 def memory_credit(state: State, placement: CurrentPlacement, facts: Facts) -> dict[DeviceId, int]:
     """Bytes to add to a device's memory for active copies that are ready there in less than their footprint."""
     credit: dict[DeviceId, int] = {}
     for key, home in placement.where.items():
-        device = state.cluster.devices.get(home)
-        if key in facts.footprints and device is not None and device.ready(key):
-            own = max(device.modules[key].memory_bytes, placement.modules[key][1].memory_bytes)
-            credit[home] = credit.get(home, 0) + max(0, facts.footprints[key] - own)
+        device, module = state.cluster.devices.get(home), original_key(key)
+        if module in facts.footprints and device is not None and device.ready(module):
+            own = max(device.modules[module].memory_bytes, placement.modules[key][1].memory_bytes)
+            credit[home] = credit.get(home, 0) + max(0, facts.footprints[module] - own)
     return {device: size_bytes for device, size_bytes in credit.items() if size_bytes}
 
 
@@ -175,12 +184,12 @@ def fits(state: State, facts: Facts, homes: Mapping[ModuleKey, Sequence[DeviceId
     """
     modules = distinct_modules(facts.tasks)
     free = {name: profile.memory_bytes for name, profile in facts.candidates}
-    for key, copies in homes.items():
-        least = modules[key][1].memory_bytes
+    for copy, copies in homes.items():
+        key = original_key(copy)
         for name in copies:
             device = state.cluster.devices[name]
             own = device.modules[key].memory_bytes if device.ready(key) else facts.footprints.get(key, 0)
-            free[name] -= max(own, least)
+            free[name] -= max(own, memory_bytes(modules[key][1], device.spec))
     return all(size_bytes >= 0 for size_bytes in free.values())
 
 
@@ -200,7 +209,10 @@ def existing_copies(state: State) -> AtHand:
 
 
 def copies_to_adopt(state: State, barred: Bars) -> dict[ModuleKey, DeviceId]:
-    """A device that has each module already: the first of fit, ready, served it by the retained routes, smaller id."""
+    """The devices that have each module already: the first of fit, ready, served it by the retained routes, smaller id.
+
+    The first one is for the module's first copy; the others, where it is ready, are for further copies, if any.
+    """
     serving: dict[ModuleKey, tuple[DeviceId, ...]] = {}
     for route in state.retained_routes.values():
         serving |= route.serving
@@ -210,7 +222,13 @@ def copies_to_adopt(state: State, barred: Bars) -> dict[ModuleKey, DeviceId]:
         for key in _present(device)
         if device.id not in barred.get(key, {})
     ]
-    return {key: device for *_, device, key in sorted(copies, reverse=True)}
+    homes: dict[ModuleKey, DeviceId] = {}
+    count: Counter[ModuleKey] = Counter()
+    for _, not_ready, _, device, key in sorted(copies):
+        if not count[key] or not not_ready:
+            count[key] += 1
+            homes[copy_key(key, count[key])] = device
+    return homes
 
 
 def longest_loads_s(state: State) -> dict[ModuleKey, float]:

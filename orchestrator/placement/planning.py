@@ -15,9 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
+from broker.cost_model import may_run
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName
 from orchestrator.events import Action, EndPlanning, Event, PlanFound, RequestPlan
 from orchestrator.placement import planner_input
+from orchestrator.planner.copies import original_key, with_further_copies
 from orchestrator.planner.plans import PlacementPlan, Problem
 from orchestrator.state import Facts, Moment, PlanKind, Planning, State
 
@@ -79,10 +81,22 @@ def standing_homes(
     over = {key: home for key, home in now.items() if key in plan.where and asked.where.get(key) != home}
     where = {**plan.where, **over}
     alive = {name for name, _ in facts.candidates}
-    usable = alive.issuperset(where.values()) and not any(home in facts.barred.get(k, ()) for k, home in where.items())
+    barred = any(home in facts.barred.get(original_key(key), ()) for key, home in where.items())
+    usable = alive.issuperset(where.values()) and not barred and _are_allowed(state, facts, plan, where)
     if not usable or (asked.facts != facts and not _is_harmless(state, facts, asked, plan.refused, where)):
         return None
     return where if planner_input.fits(state, facts, {key: (home,) for key, home in where.items()}) else None
+
+
+def _are_allowed(state: State, facts: Facts, plan: PlacementPlan, where: Mapping[ModuleKey, DeviceId]) -> bool:
+    """Whether every task may run where its modules are, and no device has two copies of a module."""
+    if len({(original_key(key), home) for key, home in where.items()}) < len(where):
+        return False
+    for task in with_further_copies([task for task in facts.tasks if task.task not in plan.refused], plan.further):
+        homes = {where[key] for node in task.nodes if (key := task.module_of(node).key) in where}
+        if not all(may_run(task, state.cluster.devices[home].spec) for home in homes):
+            return False
+    return True
 
 
 def _is_harmless(
@@ -95,13 +109,13 @@ def _is_harmless(
     """Whether a plan for older facts only places what has no device, and all its tasks are still as they were."""
     now, specs = state.placement, {task.task: task for task in facts.tasks}
     placed = {task.task for task in asked.facts.tasks} - set(refused)
-    lost = [task for task in now.tasks if task.task in specs and task.task not in placed]
+    lost = [task for task in now.placed if task.task in specs and task.task not in placed]
     if lost or any(specs.get(task.task) != task for task in asked.facts.tasks):
         return False
     alive = {name for name, _ in facts.candidates}
     stay = planner_input.copies_to_adopt(state, facts.barred) | {k: h for k, h in now.where.items() if h in alive}
     for key, home in where.items():
-        could_stay = key in stay and stay[key] not in facts.barred.get(key, ())
+        could_stay = key in stay and stay[key] not in facts.barred.get(original_key(key), ())
         if home != stay.get(key) and (could_stay or home in facts.doubts):
             return False
     return True

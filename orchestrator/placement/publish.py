@@ -157,12 +157,13 @@ def _route_stays(state: State, moment: Moment, task: TaskName) -> bool:
         now.planned.get(task) is not then.planned.get(task)
         or now.facts.unservable.get(task) != then.facts.unservable.get(task)
         or now.refused.get(task) != then.refused.get(task)
-        or any(now.actives.get(key) != then.actives.get(key) for key in keys)
+        or any(now.actives_of(task).get(key) != then.actives_of(task).get(key) for key in keys)
     ):
         return False
     if spec.redundancy > 1:
         return not moment.changed
-    return moment.changed.isdisjoint(device for key in keys for device in now.actives.get(key, ()))
+    actives = now.actives_of(task)
+    return moment.changed.isdisjoint(device for key in keys for device in actives.get(key, ()))
 
 
 def _maybe_reassigned(state: State, moment: Moment) -> Collection[DeviceId]:
@@ -200,7 +201,7 @@ def _route(state: State, task: TaskName, last: Route | None) -> Route | None:
         stamp = {"epoch": state.epoch, "generation": state.generation}
         return None if last is None else last.model_copy(update=stamp)
     try:
-        route = build_route(spec, state.fence, placement.actives, state.cluster.devices)
+        route = build_route(spec, state.fence, placement.actives_of(task), state.cluster.devices)
         last_backup = last.second_door if last else ()
         backup = backup_coordinators(spec, route.front_door, state.cluster.devices, last_backup)
         return route.model_copy(update={"second_door": backup}) if backup else route
@@ -210,11 +211,12 @@ def _route(state: State, task: TaskName, last: Route | None) -> Route | None:
 
 
 def _why(placement: CurrentPlacement, key: ModuleKey, device: DeviceId, role: Role) -> str:
-    home = placement.where[key]
+    copy = placement.copies[device][key]
+    home = placement.where[copy]
     if role == "active":
-        alone = placement.why[key]
+        alone = placement.why[copy]
         return alone if device == home else f"serves beside {home}, which alone can't keep up with the rate"
-    if placement.moves is not None and placement.moves.to.get(key) == device:
+    if placement.moves is not None and placement.moves.to.get(copy) == device:
         if placement.moves.drains:
             return f"takes over from {home}, which is emptied, once it is loaded"
         return f"takes over from {home} once it is loaded: the round gains {placement.moves.gain_s:.3g} s"

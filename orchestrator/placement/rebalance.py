@@ -18,6 +18,7 @@ from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
 from orchestrator.placement import planner_input, planning
 from orchestrator.placement.reconcile import adopt, is_calm, with_spares
+from orchestrator.planner.copies import original_key
 from orchestrator.planner.moves import MoveCosts
 from orchestrator.planner.plans import MovesPlan, MovesProblem
 from orchestrator.state import CurrentPlacement, Moment, Moves, State
@@ -29,7 +30,9 @@ def finish_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
     if moves is None:
         return state, []
     why = _obstacle(state, moves, moment)
-    if why is None and not all(state.cluster.devices[device].ready(key) for key, device in moves.to.items()):
+    if why is None and not all(
+        state.cluster.devices[device].ready(original_key(key)) for key, device in moves.to.items()
+    ):
         return state, []
     gain_s, needed_s = (0.0, 0.0) if why or moves.drains else _costs(state).gain_s(moves.to)
     if why is None and gain_s < needed_s:
@@ -95,11 +98,11 @@ def _obstacle(state: State, moves: Moves, moment: Moment) -> str | None:
     placement = state.placement
     for key, device in moves.to.items():
         if placement.where.get(key) != moves.origin[key]:
-            return f"{placement.modules[key][0]} isn't on {moves.origin[key]} any more"
+            return f"{placement.name(key)} isn't on {moves.origin[key]} any more"
         known = state.cluster.devices.get(device)
         is_lost = known is None or device not in placement.spares.standby.get(key, ())
         if known is None or is_lost or (not moves.drains and known.unresponsive):  # it would lose it again
-            return f"{device} can't take {placement.modules[key][0]} any more"
+            return f"{device} can't take {placement.name(key)} any more"
     if moment.now_s >= moves.until_s:
         return f"the copies weren't ready after {state.pace.round_s:g} s"
     return None
@@ -109,7 +112,7 @@ def _costs(state: State) -> MoveCosts:
     """The cost of the current placement and of alternatives, with the newest measurements."""
     placement = state.placement
     devices = planner_input.candidate_specs(state, placement.facts)
-    return MoveCosts(devices.values(), planner_input.measured_tasks(placement), placement.where)
+    return MoveCosts(devices.values(), planner_input.measured_copies(placement), placement.where)
 
 
 def _problem(state: State) -> MovesProblem:
@@ -122,4 +125,5 @@ def _problem(state: State) -> MovesProblem:
         where=placement.where,
         actives=placement.actives,
         doubtful=frozenset(placement.facts.doubts),
+        further=placement.further,
     )

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from orchestrator.events import Action, Note
 from orchestrator.placement import planner_input, planning
+from orchestrator.planner.copies import original_key
 from orchestrator.planner.plans import PlacementPlan, PlacementProblem, SparesPlan, SparesProblem
 from orchestrator.planner.spares import spares
 from orchestrator.state import CurrentPlacement, Facts, Moment, Planning, State
@@ -26,8 +27,8 @@ def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
     heirs = {
         key: ready[0]
         for key, home in placement.where.items()
-        if not (home in devices and devices[home].keeps(key))
-        and (ready := [d for d in placement.spares.of(key) if d in devices and devices[d].keeps(key)])
+        if not (home in devices and devices[home].keeps(original_key(key)))
+        and (ready := [d for d in placement.spares.of(key) if d in devices and devices[d].keeps(original_key(key))])
     }
     if not heirs:
         return state, []
@@ -88,7 +89,8 @@ def adopt(state: State, placement: CurrentPlacement, now_s: float) -> State:
 def is_calm(state: State) -> bool:
     """Whether every module's active copy serves."""
     devices = state.cluster.devices
-    return all(home in devices and devices[home].serves(key) for key, home in state.placement.where.items())
+    where = state.placement.where
+    return all(home in devices and devices[home].serves(original_key(key)) for key, home in where.items())
 
 
 def with_spares(state: State, placement: CurrentPlacement, *, only_existing: bool = False) -> CurrentPlacement:
@@ -96,7 +98,7 @@ def with_spares(state: State, placement: CurrentPlacement, *, only_existing: boo
     facts = placement.facts
     chosen = spares(
         list(planner_input.candidate_specs(state, facts).values()),
-        planner_input.measured_tasks(placement),
+        planner_input.measured_copies(placement),
         placement.where,
         load_s=planner_input.longest_loads_s(state),
         barred=planner_input.spare_constraints(state, facts, placement.where),
@@ -112,12 +114,12 @@ def log_placement_changes(before: CurrentPlacement, after: CurrentPlacement, gen
     """The log lines about moved and dropped modules, changed spares and withdrawn tasks."""
     notes: list[Action] = []
     moved = after.names({key: home for key, home in after.where.items() if before.where.get(key) != home})
-    dropped = sorted(before.modules[key][0] for key in before.where if key not in after.where)
+    dropped = sorted(before.name(key) for key in before.where if key not in after.where)
     if moved or dropped:
         notes.append(Note("placed", {"generation": generation, "moved": moved, "dropped": dropped}))
     if before.spares != after.spares:
         kinds = (("standby", after.spares.standby), ("replicas", after.spares.replicas))
-        named = {kind: {after.modules[key][0]: [*homes] for key, homes in copies.items()} for kind, copies in kinds}
+        named = {kind: {after.name(key): [*homes] for key, homes in copies.items()} for kind, copies in kinds}
         notes.append(Note("spares", named))
     withdrawn = {task: why for task, why in after.refused.items() if before.refused.get(task) != why}
     return [*notes, *(Note("task_withdrawn", {"task": task, "why": why}) for task, why in withdrawn.items())]
@@ -126,10 +128,9 @@ def log_placement_changes(before: CurrentPlacement, after: CurrentPlacement, gen
 def _placement_problem(state: State, facts: Facts) -> PlacementProblem:
     before = state.placement
     candidates = planner_input.candidate_specs(state, facts)
-    served = {task.task for task in before.tasks}
-    served |= {task for task, route in state.retained_routes.items() if route.available}
     keep = planner_input.copies_to_adopt(state, facts.barred)
     keep |= {key: home for key, home in before.where.items() if home in candidates}
+    keep = dict(sorted(keep.items(), key=lambda item: planner_input.is_draining(state, item[1])))  # taken last
     doubtful = any(not planner_input.is_draining(state, name) for name in facts.doubts)
     return PlacementProblem(
         devices=tuple(candidates.values()),
@@ -137,9 +138,9 @@ def _placement_problem(state: State, facts: Facts) -> PlacementProblem:
         at_hand=planner_input.copies_at_hand(state),
         barred=planner_input.placement_constraints(state, facts, keep),
         keep=keep,
-        served=frozenset(served),
         where=before.where,
         explained=frozenset(before.where.keys() & before.why.keys()),
+        absent={device.id: why for device in state.cluster.devices.values() if (why := device.absence) is not None},
         credit=planner_input.memory_credit(state, before, facts),
         waived=planner_input.placement_constraints(state, facts, keep, only_drained=True) if doubtful else None,
     )
@@ -155,16 +156,16 @@ def _use_plan(
     before = state.placement
     stays = {key for key, home in where.items() if before.where.get(key) == home and key in before.why}
     why = {key: before.why[key] if key in stays else plan.why.get(key, "stays where it is") for key in where}
-    moves = before.moves if before.moves and before.moves.to.keys() <= where.keys() else None
+    same = plan.further == before.further
+    moves = before.moves if same and before.moves and before.moves.to.keys() <= where.keys() else None
     notes: list[Action] = []
     if plan.waived:
         doubts = {
             name: why for name, why in sorted(asked.facts.doubts.items()) if not planner_input.is_draining(state, name)
         }
         notes.append(Note("doubts_waived", {"devices": doubts}))
-    return adopt(
-        state, CurrentPlacement(asked.facts, where, why, plan.refused, before.spares, moves), moment.now_s
-    ), notes
+    placement = CurrentPlacement(asked.facts, where, why, plan.refused, before.spares, moves, plan.further)
+    return adopt(state, placement, moment.now_s), notes
 
 
 def _spares_problem(state: State) -> SparesProblem:
@@ -172,7 +173,7 @@ def _spares_problem(state: State) -> SparesProblem:
     facts = placement.facts
     return SparesProblem(
         devices=tuple(planner_input.candidate_specs(state, facts).values()),
-        tasks=tuple(planner_input.measured_tasks(placement)),
+        tasks=tuple(planner_input.measured_copies(placement)),
         at_hand=planner_input.copies_at_hand(state),
         barred=planner_input.spare_constraints(state, facts, placement.where),
         where=placement.where,

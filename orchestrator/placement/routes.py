@@ -4,8 +4,8 @@ Owns a route's content: the devices able to run each node now, the front door, t
 the placement was found, nor publishing.
 
 Invariants:
-- a route names a device for a node only if an active copy is placed there, and the living device reports it as ready;
-  standbys are in no route;
+- a route names a device for a node only if the task may run there, an active copy is placed there, and the living
+  device reports it as ready; standbys are in no route;
 - a node without a device is pending, not unavailable: its module loads, and requests wait;
 - ``unavailable`` says why, and what to do;
 - an unresponsive device is named only for nodes that no other device can run.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from broker.cost_model import compute_s
+from broker.cost_model import compute_s, may_run
 from broker.protocol.messages import Route, RouteDevice, RouteNode
 from broker.protocol.specs import DeviceId, ModuleKey, NodeName, Revision, TaskSpec
 from orchestrator.membership.device import Device, Fitness
@@ -84,6 +84,7 @@ def backup_coordinators(
         if name in devices and devices[name].fitness == Fitness.FIT and name not in front_door:
             return (name,)
     able = [device for name, device in devices.items() if device.alive and name not in front_door]
+    able = [device for device in able if may_run(task, device.spec)]
     fit = [device for device in able if device.fitness == Fitness.FIT]
     able = fit or [device for device in able if device.fitness > Fitness.DRAINING]
     if staying := [device.id for device in able if device.id in last]:
@@ -125,7 +126,7 @@ def has_drifted(route: Route, device: Device) -> bool:
 def _node(task: TaskSpec, name: NodeName, actives: Actives, devices: Mapping[DeviceId, Device]) -> RouteNode:
     node, module = task.nodes[name], task.module_of(name)
     holders = [devices[name] for name in actives.get(module.key, ()) if name in devices]
-    able = [holder for holder in holders if holder.alive and holder.ready(module.key)]
+    able = [holder for holder in holders if holder.alive and holder.ready(module.key) and may_run(task, holder.spec)]
     able = [holder for holder in able if not holder.unresponsive] or able
     return RouteNode(
         module=node.module,

@@ -39,7 +39,7 @@ class BranchAndBound:
 
     def __init__(self, problem: Problem, *, best: float, units: int, budget: Budget) -> None:
         self.slots = [schedule.slots for schedule in problem.schedules]  # by task: its modules
-        self.sizes, self.budget = problem.bytes, budget
+        self.sizes, self.most, self.budget = problem.sizes, problem.bytes, budget
         self.best, self.reserve = best, budget.left - units
         self.found: dict[int, Row] | None = None
 
@@ -68,7 +68,7 @@ class BranchAndBound:
             self.best, self.found = cost, dict(fixed)
             return
         bytes_open = {
-            task: sum(self.sizes[module] for module in self.slots[task] if module not in fixed) for task in candidates
+            task: sum(self.most[module] for module in self.slots[task] if module not in fixed) for task in candidates
         }
         least_room = min((int(room[row]) for row in added.values()), default=0)
         left: dict[int, Candidates] = {}
@@ -100,7 +100,7 @@ class BranchAndBound:
             added = {module: row for module, row in zip(self.slots[task], rows, strict=True) if module not in fixed}
             room_left = room.copy()
             for module, row in added.items():
-                room_left[row] -= self.sizes[module]
+                room_left[row] -= self.sizes[module][row]
             self._below(rest, _Choice({**fixed, **added}, added, room_left, made.cost + share))
 
     def _possible(self, slots: Sequence[int], rows: Integers, fixed: Mapping[int, Row], room: Integers) -> Flags:
@@ -110,10 +110,10 @@ class BranchAndBound:
             if module in fixed:
                 possible &= rows[:, slot] == fixed[module]
         open_slots = [(rows[:, slot], self.sizes[module]) for slot, module in enumerate(slots) if module not in fixed]
-        for at, size in open_slots:
+        for at, sizes in open_slots:
             used = np.zeros(len(rows), dtype=np.int64)
             for there, other in open_slots:
-                used += size if there is at else np.where(there == at, other, 0)
+                used += sizes[at] if there is at else np.where(there == at, other[at], 0)
             possible &= used <= room[at]
         self.budget.spend(_UNITS_OF_A_CHECK + len(rows) * len(slots) // _CHECKS_A_UNIT)
         return possible

@@ -48,7 +48,7 @@ def candidates_of(
     schedule: TaskSchedule,
     allowed: Sequence[Integers],
     penalties: Sequence[Floats | None],
-    sizes: Sequence[int],
+    sizes: Sequence[Integers],
     limit: float,
     *,
     most: int = MOST_CANDIDATES,
@@ -59,7 +59,7 @@ def candidates_of(
         schedule: the task's.
         allowed: for each slot the rows that may have it.
         penalties: for each slot what each row costs besides, (D,), or None.
-        sizes: bytes of each slot.
+        sizes: bytes of each slot on each row, (D,).
         limit: the cost beyond which nothing matters.
         most: how many there may be.
 
@@ -131,13 +131,13 @@ def _narrowed(
     return {slot: at[good] for slot, at in rows.items()}, {node: ends[good] for node, ends in finish.items()}
 
 
-def _fitting(room: Integers, rows: dict[int, Integers], sizes: Sequence[int]) -> Flags:
+def _fitting(room: Integers, rows: dict[int, Integers], sizes: Sequence[Integers]) -> Flags:
     """The partial assignments whose modules alone fit, (N,)."""
     fits = np.ones(len(next(iter(rows.values()))), dtype=np.bool_)
     for at in rows.values():
         used = np.zeros(len(at), dtype=np.int64)
         for slot, there in rows.items():
-            used += np.where(there == at, sizes[slot], 0)
+            used += np.where(there == at, sizes[slot][at], 0)
         fits &= used <= room[at]
     return fits
 

@@ -79,7 +79,8 @@ class _Program:
 
     def __init__(self, problem: Problem, candidates: Sequence[Candidates], model: Any) -> None:  # noqa: ANN401 - the solver is an extra
         self.problem, self.model = problem, model
-        self.tight = np.flatnonzero(problem.fleet.memory_bytes < sum(problem.bytes))  # devices that could be filled up
+        all_bytes = sum(problem.sizes, np.zeros(len(problem.fleet), dtype=np.int64))  # (D,)
+        self.tight = np.flatnonzero(problem.fleet.memory_bytes < all_bytes)  # devices that could be filled up
         shared = [module for module, users in enumerate(problem.users) if len(users) > 1]
         self.there = {module: [model.new_bool_var("") for _ in problem.fleet.specs] for module in shared}
         self.candidates = [self._cheapest(task, found) for task, found in enumerate(candidates)]
@@ -110,7 +111,8 @@ class _Program:
         used = np.zeros((len(found.rows), len(self.problem.fleet)), dtype=np.int64)
         for slot, module in enumerate(self.problem.schedules[task].slots):
             if module not in self.there:
-                used[np.arange(len(used)), found.rows[:, slot]] += self.problem.bytes[module]
+                rows = found.rows[:, slot]
+                used[np.arange(len(used)), rows] += self.problem.sizes[module][rows]
         return used
 
     def _agree(self, task: int) -> None:
@@ -124,7 +126,7 @@ class _Program:
         """Limit each device that could be filled up: the shared modules there, and each task's own of what is taken."""
         own = [self._own_bytes(task, found) for task, found in enumerate(self.candidates)]
         for row in self.tight.tolist():
-            used = [(binaries[row], self.problem.bytes[module]) for module, binaries in self.there.items()]
+            used = [(binaries[row], int(self.problem.sizes[module][row])) for module, binaries in self.there.items()]
             for taken, sizes in zip(self.taken, own, strict=True):
                 used += [(taken[number], int(sizes[number, row])) for number in np.flatnonzero(sizes[:, row]).tolist()]
             if used:

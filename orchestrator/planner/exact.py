@@ -129,7 +129,7 @@ class _Search:
             for task, schedule in enumerate(self.problem.schedules):
                 if over():
                     return None
-                sizes = [self.problem.bytes[module] for module in schedule.slots]
+                sizes = [self.problem.sizes[module] for module in schedule.slots]
                 limit_s, free = self._limit_s(task, upper_s), [None] * len(sizes)
                 found.append(candidates_of(schedule, self._allowed[task], free, sizes, limit_s, most=MOST_CANDIDATES))
                 self._learn(task, found[task])

@@ -6,16 +6,16 @@ only this module is moved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from broker.protocol.errors import NoDeviceFits
-from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec
+from broker.protocol.errors import NoDeviceFits, named
+from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.planner.fleet import NOWHERE
 from orchestrator.planner.greedy import PartialPlacement
-from orchestrator.planner.problem import Bars, Placement
+from orchestrator.planner.problem import Placement
 
 _REJECTED_SHOWN = 4  # other devices named in an assignment's reason; a thousand of them must still fit a message
 
@@ -35,20 +35,21 @@ class Explanation:
         return "; ".join([self.why, *others])
 
 
-def no_fit_reason(error: NoDeviceFits, tasks: Sequence[TaskSpec], barred: Bars) -> str:
-    """The reason why one of these tasks found no place: what is missing, and which devices refused."""
-    keys = {task.modules[error.module].key for task in tasks if error.module in task.modules}
-    refusals = {device: why for key in keys for device, why in barred.get(key, {}).items()}
-    if not refusals:
+def no_fit_reason(error: NoDeviceFits, absent: Mapping[DeviceId, str]) -> str:
+    """The reason why a task found no place: what each device lacks, or why it doesn't count.
+
+    ``absent`` are further devices, which the planner doesn't know, each with its reason.
+    """
+    error.absent = dict(absent)
+    if error.short_bytes or not error.excluded:
         return str(error)
-    if not error.short_bytes:
-        return f"no device can run {error.module}: {listed(refusals)}; it is placed as soon as one of them can"
-    return f"{error} ({listed(refusals)})"
+    error.excluded |= absent
+    return f"no device can run {error.module}: {listed(error.excluded)}; it is placed as soon as one of them can"
 
 
 def listed(refusals: Mapping[DeviceId, str]) -> str:
     """The devices that refused, each with its reason, as a phrase."""
-    return ", ".join(f"{device}: {why}" for device, why in sorted(refusals.items()))
+    return ", ".join(named([f"{device}: {why}" for device, why in sorted(refusals.items())]))
 
 
 def explain(placement: Placement, key: ModuleKey) -> Explanation:
@@ -66,15 +67,15 @@ def explain(placement: Placement, key: ModuleKey) -> Explanation:
     costs_s = problem.costs_s(module, able, draft.where)
     cost_s = float(costs_s[np.searchsorted(able, home)])
     slower_s = dict(zip(able.tolist(), (costs_s - cost_s).tolist(), strict=True))
-    bars = problem.bars.get(key, {})
+    excluded = problem.exclusions(module)
     rejected: dict[DeviceId, str] = {}
     for name, row in rows.items():
         if row == home:
             continue
-        if name in bars:
-            rejected[name] = bars[name]
+        if name in excluded:
+            rejected[name] = excluded[name]
         elif row not in slower_s:
-            rejected[name] = f"memory short by {problem.bytes[module] - int(draft.room[row])} bytes"
+            rejected[name] = f"memory short by {int(problem.sizes[module][row] - draft.room[row])} bytes"
         else:
             rejected[name] = _slower(slower_s[row], later=row > home)
     added_s = max(0.0, cost_s - problem.cost_s(module, NOWHERE, draft.where))

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from broker.cost_model import Linked, crossing_s
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleName, ModuleSpec
+from broker.cost_model import Linked, crossing_s, memory_bytes
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -36,6 +36,7 @@ class Fleet:
         self.flops_per_s = _floats(spec.compute_flops_per_s for spec in self.specs)
         self.bandwidth_bits_per_s = _floats(spec.bandwidth_bits_per_s for spec in self.specs)
         self.latency_s = _floats(spec.latency_s for spec in self.specs)
+        self._sizes: dict[tuple[ModuleKey, int], Integers] = {}
         measured: dict[str, dict[Row, float]] = {}
         for row, spec in enumerate(self.specs):
             for name, seconds in spec.compute_s.items():
@@ -55,6 +56,14 @@ class Fleet:
         if end.id in self.rows:
             seconds[self.rows[end.id]] = 0.0
         return seconds
+
+    def sizes_bytes(self, module: ModuleSpec) -> Integers:
+        """The memory that a module needs on every device, (D,): ``cost_model.memory_bytes``."""
+        known = self._sizes.get((module.key, module.memory_bytes))
+        if known is None:
+            known = np.array([memory_bytes(module, spec) for spec in self.specs], dtype=np.int64)
+            self._sizes[module.key, module.memory_bytes] = known
+        return known
 
     def compute_s(self, name: ModuleName, module: ModuleSpec) -> Floats:
         """Seconds of one forward pass on every device, (D,): ``cost_model.compute_s``, bit for bit."""

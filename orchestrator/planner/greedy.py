@@ -55,7 +55,7 @@ class PartialPlacement:
         for module, key in enumerate(problem.keys):
             row = problem.fleet.rows.get(homes.get(key, ""), NOWHERE)
             is_able = row != NOWHERE and row not in problem.barred[module]
-            if is_able and problem.bytes[module] <= self.room[row]:
+            if is_able and problem.sizes[module][row] <= self.room[row]:
                 self.put(module, row)
                 self.kept.add(module)
 
@@ -73,10 +73,10 @@ class PartialPlacement:
     def put(self, module: int, row: Row) -> None:
         """Place a module, or take it away: ``NOWHERE``."""
         if self.where[module] != NOWHERE:
-            self.room[self.where[module]] += self.problem.bytes[module]
+            self.room[self.where[module]] += self.problem.sizes[module][self.where[module]]
         self.where[module] = row
         if row != NOWHERE:
-            self.room[row] -= self.problem.bytes[module]
+            self.room[row] -= self.problem.sizes[module][row]
 
     @property
     def missing(self) -> list[int]:
@@ -85,7 +85,7 @@ class PartialPlacement:
 
     def able(self, module: int) -> Integers:
         """The rows that have the memory for a module and may get it, ascending."""
-        fits = self.room >= self.problem.bytes[module]
+        fits = self.room >= self.problem.sizes[module]
         fits[self.problem.barred[module]] = False
         return np.flatnonzero(fits)
 
@@ -96,17 +96,20 @@ class PartialPlacement:
             SearchLimitReached: the steps were not enough to tell.
         """
         missing = self.missing
-        sizes = [self.problem.bytes[module] for module in missing]
+        sizes = [self.problem.sizes[module].tolist() for module in missing]
         barred = [self.problem.barred[module] for module in missing]
         rows = packed(sizes, self.room.tolist(), barred, steps=steps, budget=budget)
         return None if rows is None else dict(zip(missing, rows, strict=True))
 
     def no_device_fits(self, module: int) -> NoDeviceFits:
         """The refusal of a module, with the bytes that each device is short of beside the placed modules."""
-        fleet, barred = self.problem.fleet, set(self.problem.barred[module])
-        size = self.problem.bytes[module]
-        short = {name: int(size - self.room[row]) for name, row in fleet.rows.items() if row not in barred}
-        return NoDeviceFits(module=self.problem.names[module], memory_bytes=size, short_bytes=short)
+        fleet, barred, sizes = self.problem.fleet, set(self.problem.barred[module]), self.problem.sizes[module]
+        short = {name: int(sizes[row] - self.room[row]) for name, row in fleet.rows.items() if row not in barred}
+        size_bytes = self.problem.modules[self.problem.keys[module]][1].memory_bytes
+        excluded = self.problem.exclusions(module)
+        return NoDeviceFits(
+            module=self.problem.names[module], memory_bytes=size_bytes, short_bytes=short, excluded=excluded
+        )
 
 
 def greedy(draft: PartialPlacement, budget: Budget | None = None) -> None:
@@ -181,8 +184,8 @@ def _expected(draft: PartialPlacement, module: int, row: Row, budget: Budget) ->
         options = []
         for slot, there in zip(schedule.slots, at, strict=True):
             if there == NOWHERE:
-                size = problem.bytes[slot]
-                roomy = [r for r in near if draft.room[r] - (problem.bytes[module] if r == row else 0) >= size]
+                taken = problem.sizes[module][row]
+                roomy = [r for r in near if draft.room[r] - (taken if r == row else 0) >= problem.sizes[slot][r]]
                 options.append(roomy or [int(draft.room.argmax())])
             else:
                 options.append([there])

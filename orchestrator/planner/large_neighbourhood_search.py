@@ -79,7 +79,7 @@ class LargeNeighbourhoodSearch:
             return False
         room = search.draft.room.copy()
         for module in {module for task in affected for module in problem.schedules[task].slots}:
-            room[search.where[module]] += problem.bytes[module]
+            room[search.where[module]] += problem.sizes[module][search.where[module]]
         tree = BranchAndBound(problem, best=total, units=units, budget=search.budget)
         if found := tree.search(candidates, room):
             search.make(found)
@@ -110,7 +110,7 @@ class LargeNeighbourhoodSearch:
         allowed = [
             self.options[module] if module in free else np.array([search.where[module]]) for module in schedule.slots
         ]
-        sizes = [problem.bytes[module] for module in schedule.slots]
+        sizes = [problem.sizes[module] for module in schedule.slots]
         try:
             found = candidates_of(schedule, allowed, penalties, sizes, limit * (1 + GAIN))
         except TooManyCandidates:

@@ -85,9 +85,9 @@ class LocalSearch:
         """Whether the devices have the memory; each may get its module."""
         added: dict[Row, int] = {}
         for module, row in changes.items():
-            size = self.problem.bytes[module]
-            added[row] = added.get(row, 0) + size
-            added[self.where[module]] = added.get(self.where[module], 0) - size
+            sizes, home = self.problem.sizes[module], self.where[module]
+            added[row] = added.get(row, 0) + int(sizes[row])
+            added[home] = added.get(home, 0) - int(sizes[home])
         return all(size <= self.draft.room[row] for row, size in added.items())
 
     def _gain(self, changes: Mapping[int, Row]) -> float:
@@ -103,7 +103,7 @@ class LocalSearch:
         for module in self.free:
             rows = self.allowed[module]
             if only_with_room:
-                rows = rows[self.draft.room[rows] >= self.problem.bytes[module]]
+                rows = rows[self.draft.room[rows] >= self.problem.sizes[module][rows]]
             for row in self._worth_trying(module, rows):
                 if self.budget.over:
                     return improved
@@ -115,12 +115,13 @@ class LocalSearch:
 
     def _swapped(self, module: int, row: Row) -> bool:
         """Let a module take the place of another one on this device."""
-        short = self.problem.bytes[module] - int(self.draft.room[row])
+        short = int(self.problem.sizes[module][row]) - int(self.draft.room[row])
         for other in self.free:
-            if self.where[other] != row or self.problem.bytes[other] < short:
+            sizes = self.problem.sizes[other]
+            if self.where[other] != row or sizes[row] < short:
                 continue
             allowed = self.allowed[other]
-            able = allowed[(self.draft.room[allowed] >= self.problem.bytes[other]) | (allowed == self.where[module])]
+            able = allowed[(self.draft.room[allowed] >= sizes[allowed]) | (allowed == self.where[module])]
             for away in self._worth_trying(other, able):
                 if self.budget.over:
                     return False

@@ -11,25 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from broker.cost_model import objective_s, source_of
+from broker.cost_model import memory_bytes, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
+from orchestrator.planner.copies import Homes
 from orchestrator.planner.problem import distinct_modules
 
 GAIN_SHARE = 0.15  # of the tasks' weighted seconds: measured averages waver by some ten percent under load
 GAIN_S = 0.02  # weighted seconds: a wireless network's jitter is as large, and no person sees less
-Homes = Mapping[ModuleKey, DeviceId]
 Actives = Mapping[ModuleKey, tuple[DeviceId, ...]]
 """The devices with an active copy of each placed module."""
 
 
 def free_bytes(tasks: Sequence[TaskSpec], actives: Actives, devices: Iterable[DeviceSpec]) -> dict[DeviceId, int]:
     """The memory that all active copies leave on each device."""
-    modules = distinct_modules(tasks)
-    free = {device.id: device.memory_bytes for device in devices}
+    modules, specs = distinct_modules(tasks), {device.id: device for device in devices}
+    free = {name: device.memory_bytes for name, device in specs.items()}
     for key, homes in actives.items():
         for home in homes:
             if home in free:
-                free[home] -= modules[key][1].memory_bytes
+                free[home] -= memory_bytes(modules[key][1], specs[home])
     return free
 
 
@@ -64,9 +64,10 @@ class MoveCosts:
         moves: dict[ModuleKey, DeviceId] = {}
         for key, (_, module) in modules.items():
             to = target[key]  # a doubtful one may have a standby, which was placed before the doubt
-            if to not in actives[key] and module.memory_bytes <= free[to] and to not in doubtful:
+            size_bytes = memory_bytes(module, self.devices[to])
+            if to not in actives[key] and size_bytes <= free[to] and to not in doubtful:
                 moves[key] = to
-                free[to] -= module.memory_bytes
+                free[to] -= size_bytes
         for key in reversed(list(moves)):
             others = {other: to for other, to in moves.items() if other != key}
             if self.cost_s(others, of={key}) - self.cost_s(moves, of={key}) < GAIN_S:

@@ -28,7 +28,7 @@ class SearchLimitReached(Exception):
 
 
 def packed(
-    sizes: Sequence[int],
+    sizes: Sequence[Sequence[int]],
     rooms: Sequence[int],
     barred: Sequence[Collection[int]],
     *,
@@ -38,7 +38,7 @@ def packed(
     """Put every size into a room.
 
     Args:
-        sizes: bytes of each module.
+        sizes: for each module its bytes in each room.
         rooms: bytes of each device.
         barred: for each module the rooms that must not get it.
         steps: how long to search.
@@ -50,13 +50,17 @@ def packed(
     Raises:
         SearchLimitReached: the steps were not enough to tell.
     """
-    if sum(sizes) > sum(rooms):
+    if sum(min(each, default=0) for each in sizes) > sum(rooms):
         return None
     return _Search(sizes, rooms, barred, steps, budget or Budget()).run()
 
 
 def least_extra(
-    sizes: Sequence[int], rooms: Sequence[int], barred: Sequence[Collection[int]], *, budget: Budget | None = None
+    sizes: Sequence[Sequence[int]],
+    rooms: Sequence[int],
+    barred: Sequence[Collection[int]],
+    *,
+    budget: Budget | None = None,
 ) -> tuple[int, int] | None:
     """The smallest change that makes all fit: which room, and how many bytes more. The arguments are as in ``packed``.
 
@@ -70,7 +74,8 @@ def least_extra(
     best: tuple[int, int] | None = None
     steps = STEPS_FOR_A_CHANGE
     for room in sorted(range(len(rooms)), key=lambda room: -rooms[room]):
-        low, high = 0, best[1] if best else sum(sizes) + 1  # not enough; enough, or no better than what is known
+        low = 0  # not enough
+        high = best[1] if best else sum(each[room] for each in sizes) + 1  # enough, or no better than what is known
         ask = high - 1  # first whether this room is better than the best at all: most aren't
         while high - low > 1 and steps > 0 and not budget.over:
             search = _Search(sizes, [*rooms[:room], rooms[room] + ask, *rooms[room + 1 :]], barred, steps, budget)
@@ -82,7 +87,7 @@ def least_extra(
             if found is None:
                 low = ask
             else:
-                used = sum(size for size, there in zip(sizes, found, strict=True) if there == room)
+                used = sum(each[room] for each, there in zip(sizes, found, strict=True) if there == room)
                 high = max(low + 1, used - rooms[room])
                 best = (room, high)
             ask = (low + high) // 2
@@ -92,21 +97,31 @@ def least_extra(
 class _Search:
     def __init__(
         self,
-        sizes: Sequence[int],
+        sizes: Sequence[Sequence[int]],
         rooms: Sequence[int],
         barred: Sequence[Collection[int]],
         steps: int,
         budget: Budget,
     ) -> None:
-        self.order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], -len(barred[item]), item))
+        most, least = [max(each, default=0) for each in sizes], [min(each, default=0) for each in sizes]
+        self.order = sorted(range(len(sizes)), key=lambda item: (-most[item], -len(barred[item]), item))
         self.sizes = [sizes[item] for item in self.order]
         self.barred = [frozenset(barred[item]) for item in self.order]
-        self.left = [*reversed([*accumulate(reversed(self.sizes))]), 0]  # bytes of this item and all after it
+        in_order = [least[item] for item in self.order]
+        self.left = [*reversed([*accumulate(reversed(in_order))]), 0]  # least bytes of this item and all after it
+        self.least = [*reversed([*accumulate(reversed(in_order), min)])]  # of any of them
         self.rooms = list(rooms)
-        some = [bars for bars in self.barred if bars]
-        bars = [tuple(room in bars for bars in some) for room in range(len(rooms))]
-        number = {kind: position for position, kind in enumerate(dict.fromkeys(bars))}
-        self.kinds = [number[kind] for kind in bars]  # rooms of one kind take the same modules
+        alike = [in_order[item] == most[at] for item, at in enumerate(self.order)]  # whether all rooms are
+        some = [
+            (bars, same, each)
+            for bars, same, each in zip(self.barred, alike, self.sizes, strict=True)
+            if bars or not same
+        ]
+        kinds = [
+            tuple((room in bars, 0 if same else each[room]) for bars, same, each in some) for room in range(len(rooms))
+        ]
+        number = {kind: position for position, kind in enumerate(dict.fromkeys(kinds))}
+        self.kinds = [number[kind] for kind in kinds]  # rooms of one kind take the same modules in as many bytes
         self.steps, self.budget = steps, budget
         self.in_any_case = steps - _STEPS_IN_ANY_CASE  # what is left of the steps then
         self.failed: set[tuple[int, tuple[tuple[int, int], ...]]] = set()
@@ -123,23 +138,23 @@ class _Search:
         self.budget.spend(1 + len(self.rooms) // _STEPS_A_UNIT)
         if self.steps < 0 or (self.steps < self.in_any_case and self.budget.over):
             raise SearchLimitReached
-        least = self.sizes[-1]
+        least = self.least[item]
         if self.left[item] > sum(room for room in self.rooms if room >= least):
             return False
         state = (item, tuple(sorted(zip(self.kinds, self.rooms, strict=True))))
         if state in self.failed:
             return False
-        size, bars = self.sizes[item], self.barred[item]
+        sizes, bars = self.sizes[item], self.barred[item]
         choices = {
-            (left - size, self.kinds[room]): room
+            (left - sizes[room], self.kinds[room]): room
             for room, left in reversed([*enumerate(self.rooms)])
-            if left >= size and room not in bars
+            if left >= sizes[room] and room not in bars
         }
         for _, room in sorted(choices.items()):
-            self.rooms[room] -= size
+            self.rooms[room] -= sizes[room]
             self.found[self.order[item]] = room
             if self._from(item + 1):
                 return True
-            self.rooms[room] += size
+            self.rooms[room] += sizes[room]
         self.failed.add(state)
         return False

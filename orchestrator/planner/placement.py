@@ -10,31 +10,33 @@ that it does: what is left undone when it is spent is only what makes the answer
 Invariants:
 - a module is placed once however many tasks need it, and its memory counts once;
 - on no device do the modules need more than its ``memory_bytes``;
-- equal arguments in any order give the equal placement: ties go to the smaller device id;
+- equal arguments give the equal placement: ties go to the smaller device id. The order of the tasks only says which of
+  them yield when not all fit;
 - ``refined`` is never worse than ``place``.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from broker.protocol.errors import NoDeviceFits
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
+from broker.protocol.specs import DeviceId, DeviceSpec, TaskName, TaskSpec
 from orchestrator.planner.budget import Budget, never
+from orchestrator.planner.copies import Bars, Homes, original_key
 from orchestrator.planner.fleet import NOWHERE, Fleet
 from orchestrator.planner.greedy import PartialPlacement, greedy
 from orchestrator.planner.large_neighbourhood_search import LargeNeighbourhoodSearch
 from orchestrator.planner.local_search import LocalSearch
 from orchestrator.planner.packing import STEPS, SearchLimitReached, least_extra
-from orchestrator.planner.problem import AtHand, Bars, Placement, Problem, distinct_modules
+from orchestrator.planner.problem import AtHand, Placement, Problem, distinct_modules
 
 __all__ = ["AtHand", "Bars", "Placement", "distinct_modules", "never", "place", "place_most", "refined"]
 
 WORK = 120_000
 """The work of one search, or of one ``place_most``, at most, in units of about 10 microseconds: a second."""
-Homes = Mapping[ModuleKey, DeviceId]
+_STEPS_ALONE = 20_000  # of the search whether a refused task would fit if it were alone
 
 
 def place(
@@ -57,8 +59,8 @@ def place(
     Raises:
         NoDeviceFits: a module finds no device with enough memory left.
     """
-    problem = Problem(devices, tasks, barred=barred, at_hand=at_hand)
-    draft = PartialPlacement(problem, keep)
+    problem = Problem(devices, tasks, homes=keep, barred=barred, at_hand=at_hand)
+    draft = PartialPlacement(problem, problem.homes)
     greedy(draft)
     return problem.placement(draft.where, draft.kept)
 
@@ -80,11 +82,11 @@ def refined(
     Raises:
         NoDeviceFits: there is no way to fit all beside what is kept.
     """
-    problem = Problem(devices, tasks, barred=barred, at_hand=at_hand)
+    problem = Problem(devices, tasks, homes=keep, barred=barred, at_hand=at_hand)
     try:
-        return _search(problem, keep, Budget(), Budget(WORK, enough))
+        return _search(problem, Budget(), Budget(WORK, enough))
     except NoDeviceFits as refusal:
-        refusal.change = _least_change(PartialPlacement(problem, keep), Budget())
+        refusal.change = _least_change(PartialPlacement(problem, problem.homes), Budget())
         raise
 
 
@@ -93,7 +95,6 @@ def place_most(
     tasks: Sequence[TaskSpec],
     *,
     keep: Homes | None = None,
-    served: Collection[TaskName] = (),
     barred: Bars | None = None,
     at_hand: AtHand | None = None,
     budget: Budget | None = None,
@@ -102,41 +103,58 @@ def place_most(
     """Place as many tasks as fit, and give the reason for each other task.
 
     Placed modules stay if everything fits that way; else they may move. If it still doesn't fit, tasks are admitted one
-    by one: those served now first, then those of greater weight, then by name. So a new task never drives out a served
-    one. A refusal names the bytes that are missing beside the admitted tasks.
+    by one: those of greater weight first, and of equal weight those that come first in ``tasks``. So a task never
+    yields to a later one of equal weight. A refusal names the bytes that are missing beside the admitted tasks, and the
+    tasks that it yields to.
 
-    The arguments are those of ``place``, and ``served``: the tasks that are served now; ``budget`` for all of this, and
-    how much of it may go into the ``search`` for something better.
+    The arguments are those of ``place``; ``tasks`` are in the order in which they were deployed. ``budget`` is for all
+    of this, and ``search`` says how much of it may go into the search for something better.
     """
     fleet, keep, budget = Fleet(devices), keep or {}, budget or Budget(WORK)
     near = {key: {*there} for key, there in (at_hand or {}).items()}
     for key, home in keep.items():  # a module that may move stays near its weights if it can
-        near.setdefault(key, set()).add(home)
+        near.setdefault(original_key(key), set()).add(home)
     problem_of = partial(Problem, fleet, barred=barred, known={})
-    problem = problem_of(tasks, at_hand=near)
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):
-            return _search(problem, homes, budget.part(budget.left // 4), budget.part(search)), {}
-    waiting = sorted(tasks, key=lambda task: (task.task not in served, -task.weight, task.task))
+            problem = problem_of(tasks, homes=homes, at_hand=near)
+            return _search(problem, budget.part(budget.left // 4), budget.part(search)), {}
+    waiting = sorted(tasks, key=lambda task: -task.weight)
     admitted, where, refused = _admit(problem_of, waiting, keep, budget.part(budget.left // 2))
     by_name, changes = {task.task: task for task in tasks}, budget.part(budget.left // 2)
     for name, refusal in refused.items():
         if not changes.over:
             refusal.change = _least_change(PartialPlacement(problem_of([*admitted, by_name[name]])), changes)
-    problem = problem_of(admitted, at_hand=near)
-    for homes in (keep, {}):
+    for homes in (keep, {}, where):
         with contextlib.suppress(NoDeviceFits):
-            return _search(problem, homes, budget, budget.part(search)), refused
-    return _search(problem, where, budget, budget.part(search)), refused
+            problem = problem_of(admitted, homes=homes, at_hand=near)
+            placement = _search(problem, budget, budget.part(search))
+            break
+    for name, refusal in refused.items():
+        first = [task for task in waiting[: waiting.index(by_name[name])] if task.task not in refused]
+        refusal.yields_to = _in_the_way(problem_of([by_name[name]]), first, placement, budget)
+    return placement, refused
 
 
-def _search(problem: Problem, homes: Homes | None, budget: Budget, for_better: Budget) -> Placement:
+def _in_the_way(
+    alone: Problem, first: Sequence[TaskSpec], placement: Placement, budget: Budget
+) -> tuple[TaskName, ...]:
+    """Those of the tasks that come first which use devices that the refused task may use; none if it never fits."""
+    draft = PartialPlacement(alone)
+    with contextlib.suppress(SearchLimitReached):
+        if draft.packing(budget, steps=_STEPS_ALONE) is None:
+            return ()
+    able = {alone.fleet.specs[row].id for module in draft.missing for row in draft.able(module).tolist()}
+    return tuple(task.task for task in first if able & placement.devices_of(task.task))
+
+
+def _search(problem: Problem, budget: Budget, for_better: Budget) -> Placement:
     """The best placement found of all tasks; modules that have a home stay there.
 
     Raises:
         NoDeviceFits: no way to fit all exists.
     """
-    draft = PartialPlacement(problem, homes)
+    draft = PartialPlacement(problem, problem.homes)
     _fill(draft, budget)
     search = LocalSearch(draft, for_better)
     search.run()
@@ -154,7 +172,7 @@ def _admit(
         refused: dict[TaskName, NoDeviceFits] = {}
         for task in waiting:
             try:
-                where = _fit(problem_of([*admitted, task]), {**keep, **where}, budget)
+                where = _fit(partial(problem_of, [*admitted, task]), {**keep, **where}, budget)
                 admitted.append(task)
             except NoDeviceFits as refusal:
                 refused[task.task] = refusal
@@ -163,16 +181,18 @@ def _admit(
         waiting = [task for task in waiting if task.task in refused]
 
 
-def _fit(problem: Problem, homes: Homes, budget: Budget) -> Homes:
+def _fit(problem_of: Callable[..., Problem], homes: Homes, budget: Budget) -> Homes:
     """Some placement of all tasks, in which modules that have a home stay there if they can.
 
     Raises:
         NoDeviceFits: no way exists; it names the bytes that are missing while all modules are at home.
     """
-    draft = PartialPlacement(problem, homes)
+    problem = problem_of(homes=homes)
+    draft = PartialPlacement(problem, problem.homes)
     try:
         greedy(draft, budget)
     except NoDeviceFits as refusal:
+        problem = problem_of()
         draft = PartialPlacement(problem)
         try:
             _pack(draft, refusal, budget.part(budget.left // 4))  # the rest is for other tasks
@@ -217,6 +237,6 @@ def _pack(draft: PartialPlacement, refusal: NoDeviceFits, budget: Budget) -> Non
 def _least_change(draft: PartialPlacement, budget: Budget) -> tuple[DeviceId, int] | None:
     """The least change that makes all fit beside what the draft places: which device, how many bytes more."""
     problem, missing = draft.problem, draft.missing
-    sizes = [problem.bytes[module] for module in missing]
+    sizes = [problem.sizes[module].tolist() for module in missing]
     extra = least_extra(sizes, draft.room.tolist(), [problem.barred[module] for module in missing], budget=budget)
     return (problem.fleet.specs[extra[0]].id, extra[1]) if extra else None

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from broker.cost_model import memory_bytes
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
 from orchestrator.planner.budget import Budget, never
+from orchestrator.planner.copies import Bars, FurtherCopies, Homes, with_further_copies
 from orchestrator.planner.explain import brief_reason, explain, no_fit_reason
-from orchestrator.planner.moves import Actives, Homes, MoveCosts, free_bytes
+from orchestrator.planner.moves import Actives, MoveCosts, free_bytes
 from orchestrator.planner.placement import Placement, place_most
-from orchestrator.planner.problem import AtHand, Bars, distinct_modules
+from orchestrator.planner.problem import AtHand, distinct_modules
 from orchestrator.planner.spares import NO_SPARES, Spares, spares
 
 # Units of the budget (``budget``), a hundred to a millisecond.
@@ -29,7 +31,10 @@ _DEVICES_A_UNIT = 20
 
 @dataclass(frozen=True)
 class _Problem:
-    """The fields of every problem; ``tasks`` have the bytes that their modules really occupy."""
+    """The fields of every problem.
+
+    ``tasks`` have the bytes that their modules really occupy. They are in the order in which they were deployed.
+    """
 
     devices: tuple[DeviceSpec, ...]
     tasks: tuple[TaskSpec, ...]
@@ -42,10 +47,10 @@ class PlacementProblem(_Problem):
     """The device for each module of each task, or the reason why a task has to wait."""
 
     keep: Homes  # where modules stay if they can
-    served: frozenset[TaskName]  # tasks that no other one may drive out
     where: Homes  # of the placement in force
     explained: frozenset[ModuleKey]  # modules that need no other reason while they stay
     credit: Mapping[DeviceId, int]  # memory beyond a device's own, for copies that need less there; while they stay
+    absent: Mapping[DeviceId, str]  # devices that can hold nothing now, each with the reason
     waived: Bars | None  # the constraints without doubts about devices, for tasks that would have to wait
 
 
@@ -54,6 +59,7 @@ class PlacementPlan:
     """The answer to a ``PlacementProblem``."""
 
     where: Homes
+    further: FurtherCopies
     why: Mapping[ModuleKey, str]  # for modules that aren't where they were, or had no reason
     refused: Mapping[TaskName, str]
     waived: bool  # whether doubts about devices were ignored
@@ -66,6 +72,7 @@ class MovesProblem(_Problem):
     where: Homes
     actives: Actives
     doubtful: frozenset[DeviceId]
+    further: FurtherCopies  # of the placement in force
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class DrainProblem(_Problem):
     leaving: Homes
     where: Homes
     actives: Actives
-    served: frozenset[TaskName]
+    further: FurtherCopies  # of the placement in force
     waived: Bars  # as in ``PlacementProblem``
 
 
@@ -97,7 +104,10 @@ class DrainPlan:
 
 @dataclass(frozen=True)
 class SparesProblem(_Problem):
-    """Standbys and replicas for the memory that a placement leaves. The fields are ``spares``' arguments."""
+    """Standbys and replicas for the memory that a placement leaves. The fields are ``spares``' arguments.
+
+    In ``tasks`` each further copy is a module of its own.
+    """
 
     where: Homes
     load_s: Mapping[ModuleKey, float]
@@ -138,7 +148,6 @@ def _placement(problem: PlacementProblem, budget: Budget) -> PlacementPlan:
             devices,
             problem.tasks,
             keep=problem.keep,
-            served=problem.served,
             barred=bars,
             at_hand=problem.at_hand,
             budget=budget.part(budget.left // 2),  # the rest is for other attempts, and for reasons
@@ -149,7 +158,7 @@ def _placement(problem: PlacementProblem, budget: Budget) -> PlacementPlan:
         placement, errors = attempt(problem.credit, bars)
         if any(placement.where.get(key) != home for key, home in problem.where.items() if home in problem.credit):
             placement, errors = attempt({}, bars)  # the credit was given for copies that stay
-        return placement, {name: no_fit_reason(error, problem.tasks, bars) for name, error in errors.items()}
+        return placement, {name: no_fit_reason(error, problem.absent) for name, error in errors.items()}
 
     (placement, refused), waived = placed_with(problem.barred), False
     if refused and problem.waived is not None:
@@ -157,7 +166,8 @@ def _placement(problem: PlacementProblem, budget: Budget) -> PlacementPlan:
         if len(again[1]) < len(refused):
             (placement, refused), waived = again, True
     new = [key for key, home in placement.where.items() if key not in problem.explained or problem.where[key] != home]
-    return PlacementPlan(placement.where, _reasons(placement, new, budget.part(_WORK_ON_REASONS)), refused, waived)
+    why = _reasons(placement, new, budget.part(_WORK_ON_REASONS))
+    return PlacementPlan(placement.where, placement.further, why, refused, waived)
 
 
 def _reasons(placement: Placement, keys: Sequence[ModuleKey], budget: Budget) -> dict[ModuleKey, str]:
@@ -173,8 +183,12 @@ def _moves(problem: MovesProblem, budget: Budget) -> MovesPlan:
     target, refused = place_most(
         problem.devices, problem.tasks, barred=problem.barred, at_hand=problem.at_hand, budget=budget
     )
-    costs = MoveCosts(problem.devices, problem.tasks, problem.where)
-    to = {} if refused else costs.worthwhile(target.where, problem.actives, problem.doubtful)
+    costs = MoveCosts(problem.devices, with_further_copies(problem.tasks, problem.further), problem.where)
+    to = (
+        {}
+        if refused or target.further != problem.further
+        else costs.worthwhile(target.where, problem.actives, problem.doubtful)
+    )
     return MovesPlan(to, costs.gain_s(to)[0]) if to else MovesPlan()
 
 
@@ -186,7 +200,6 @@ def _drain(problem: DrainProblem, budget: Budget) -> DrainPlan:
             problem.devices,
             problem.tasks,
             keep=keep,
-            served=problem.served,
             barred=bars,
             at_hand=problem.at_hand,
             budget=budget.part(budget.left // 2),
@@ -194,19 +207,20 @@ def _drain(problem: DrainProblem, budget: Budget) -> DrainPlan:
         )
         if not errors:
             break
-    reasons = [no_fit_reason(error, problem.tasks, bars) for error in errors.values()]
-    modules, free = distinct_modules(problem.tasks), free_bytes(problem.tasks, problem.actives, problem.devices)
+    reasons = [no_fit_reason(error, {}) for error in errors.values()]
+    tasks, specs = with_further_copies(problem.tasks, problem.further), {spec.id: spec for spec in problem.devices}
+    modules, free = distinct_modules(tasks), free_bytes(tasks, problem.actives, problem.devices)
     to: dict[ModuleKey, DeviceId] = {}
     why: dict[ModuleKey, str] = {}
     for key in problem.leaving:
-        goal = target.where.get(key)
+        goal = target.where.get(key) if target.further == problem.further else None
         if goal is None:
             why[key] = reasons[0] if reasons else "no other device may take it"
-        elif modules[key][1].memory_bytes > free[goal]:
+        elif memory_bytes(modules[key][1], specs[goal]) > free[goal]:
             why[key] = f"{goal} has no room for it beside what it serves until that has moved"
         else:
             to[key] = goal
-            free[goal] -= modules[key][1].memory_bytes
+            free[goal] -= memory_bytes(modules[key][1], specs[goal])
     return DrainPlan(to, why)
 
 

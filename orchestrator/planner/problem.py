@@ -4,7 +4,8 @@ Owns the numbering of modules, which tasks use them, the cost of a placement, an
 placement is searched for, nor of liveness, epochs or messages.
 
 Invariants:
-- a module is placed once however many tasks need it, and its memory counts once;
+- a module is placed once however many tasks need it, and its memory counts once; a further copy (``copies``) is a
+  module of its own here;
 - modules are numbered in greedy order, tasks by name, devices by id: the order in which they came changes nothing.
 """
 
@@ -18,11 +19,19 @@ import numpy as np
 
 from broker.cost_model import source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
+from orchestrator.planner.copies import (
+    Bars,
+    FurtherCopies,
+    Homes,
+    original_key,
+    separate,
+    where_copies_may_be,
+    why_may_not_run,
+    with_further_copies,
+)
 from orchestrator.planner.fleet import Fleet, Floats, Integers, Row
 from orchestrator.planner.schedule import TaskSchedule
 
-Bars = Mapping[ModuleKey, Mapping[DeviceId, str]]
-"""Module key to the devices that must not get it, each with the reason."""
 AtHand = Mapping[ModuleKey, Collection[DeviceId]]
 """Module key to the devices that hold its weights, or have them on disk."""
 Where = list[Row]
@@ -59,21 +68,26 @@ class Problem:
         devices: Sequence[DeviceSpec] | Fleet,
         tasks: Sequence[TaskSpec],
         *,
+        homes: Homes | None = None,
         barred: Bars | None = None,
         at_hand: AtHand | None = None,
         known: dict[TaskName, TaskSchedule] | None = None,
     ) -> None:
         """Number the modules and prepare the tasks' schedules.
 
-        The arguments are those of ``placement.place``, and the schedules that another problem of this fleet prepared;
-        new ones are added.
+        The arguments are those of ``placement.place``; ``homes``, where copies of modules stand; and the schedules that
+        another problem of this fleet prepared: new ones are added.
         """
         self.fleet = devices if isinstance(devices, Fleet) else Fleet(devices)
-        self.tasks = sorted(tasks, key=lambda task: task.task)
+        self.bars = barred or {}
+        self.further, self.homes = separate(tasks, self.fleet, homes or {}, self.bars)
+        self.tasks = sorted(with_further_copies(tasks, self.further), key=lambda task: task.task)
         self.modules = distinct_modules(self.tasks)
         self.keys = list(self.modules)
         self.names = [name for name, _ in self.modules.values()]
-        self.bytes = [spec.memory_bytes for _, spec in self.modules.values()]
+        largest = distinct_modules(tasks) if self.further else self.modules
+        self.sizes = [self.fleet.sizes_bytes(largest[original_key(key)][1]) for key in self.keys]  # by module: (D,)
+        self.bytes = [max(sizes.tolist(), default=0) for sizes in self.sizes]  # the most that a module needs anywhere
         self.number = {key: module for module, key in enumerate(self.keys)}
         self.schedules: list[TaskSchedule] = []
         self.users: list[list[int]] = [[] for _ in self.keys]  # by module: its tasks, by number
@@ -89,16 +103,37 @@ class Problem:
             self.schedules.append(schedule)
             for module in schedule.slots:
                 self.users[module].append(number)
-        self.bars = barred or {}
-        rows = self.fleet.rows
-        self.barred = [[rows[name] for name in self.bars.get(key, ()) if name in rows] for key in self.keys]
-        self.at_hand = [[rows[name] for name in (at_hand or {}).get(key, ()) if name in rows] for key in self.keys]
+        rows, originals = self.fleet.rows, [original_key(key) for key in self.keys]
+        self.may_be = where_copies_may_be(self.tasks, self.fleet, self.homes)
+        self.barred = [self._barred(key) for key in self.keys]
+        self.at_hand = [[rows[name] for name in (at_hand or {}).get(key, ()) if name in rows] for key in originals]
         self.relocation_penalty_s = cache(self._relocation_penalty_s)
         """The weighted seconds that count for a module on a device without its weights, if another device has them."""
         self.penalised: list[list[int]] = [[] for _ in self.tasks]  # by task: the modules whose first one it is
         for module, near in enumerate(self.at_hand):
             if near:
                 self.penalised[self.users[module][0]].append(module)
+
+    def _barred(self, key: ModuleKey) -> list[Row]:
+        """The rows that must not get a module: by its bars, and by what its tasks and the devices allow."""
+        rows = [self.fleet.rows[name] for name in self.bars.get(original_key(key), ()) if name in self.fleet.rows]
+        if key not in self.may_be:
+            return rows
+        able = self.may_be[key].copy()
+        able[rows] = False
+        return [*np.flatnonzero(~able).tolist()]
+
+    def exclusions(self, module: int) -> dict[DeviceId, str]:
+        """The devices that must not get a module, each with the reason."""
+        bars = self.bars.get(original_key(self.keys[module]), {})
+        ids = [(row, self.fleet.specs[row].id) for row in self.barred[module]]
+        return {name: bars[name] if name in bars else self.why_may_not_hold(module, row) for row, name in ids}
+
+    def why_may_not_hold(self, module: int, row: Row) -> str:
+        """The reason why a device may not hold a module, though no bar says so."""
+        device = self.fleet.specs[row]
+        reasons = (why_may_not_run(self.tasks[task], device) for task in self.users[module])
+        return next((why for why in reasons if why), "another copy of it is there")
 
     def _relocation_penalty_s(self, module: int) -> float:
         if not self.at_hand[module]:
@@ -182,13 +217,14 @@ class Problem:
     def placement(self, where: Where, kept: Collection[int] = ()) -> Placement:
         """The result, once every module has a row; ``kept`` are the modules that were not to move."""
         ids = [self.fleet.specs[row].id for row in where]
+        at = [int(sizes[row]) for sizes, row in zip(self.sizes, where, strict=True)]
         latency_s = {task.task: self.latency_s(number, where) for number, task in enumerate(self.tasks)}
         return Placement(
             where=dict(zip(self.keys, ids, strict=True)),
             objective_s=sum(task.weight * latency_s[task.task] for task in self.tasks),
             latency_s=latency_s,
-            shared_bytes=sum(self.bytes),
-            unshared_bytes=sum(size * len(users) for size, users in zip(self.bytes, self.users, strict=True)),
+            shared_bytes=sum(at),
+            unshared_bytes=sum(size * len(users) for size, users in zip(at, self.users, strict=True)),
             kept=frozenset(self.keys[module] for module in kept),
             problem=self,
         )
@@ -198,6 +234,7 @@ class Problem:
 class Placement:
     """Where each module is and what that costs. ``unshared_bytes``: the sum if each task had modules of its own.
 
+    ``where`` has each copy of a module, by its key (``copies``); ``further`` has the tasks that use a further copy.
     ``kept`` are the modules that were not to move. ``explain`` says why each module is where it is.
     """
 
@@ -209,10 +246,20 @@ class Placement:
     kept: frozenset[ModuleKey]
     problem: Problem = field(compare=False, repr=False)
 
+    @property
+    def further(self) -> FurtherCopies:
+        """For each task the modules of which it uses a further copy."""
+        return self.problem.further
+
+    def devices_of(self, task: TaskName) -> set[DeviceId]:
+        """The devices that a task uses."""
+        number = next(number for number, spec in enumerate(self.problem.tasks) if spec.task == task)
+        return {self.where[self.problem.keys[module]] for module in self.problem.schedules[number].slots}
+
     @cached_property
     def used_bytes(self) -> Mapping[DeviceId, int]:
         """The memory that modules need on each device, by id."""
         used = dict.fromkeys(self.problem.fleet.rows, 0)
-        for key, size in zip(self.problem.keys, self.problem.bytes, strict=True):
-            used[self.where[key]] += size
+        for key, sizes in zip(self.problem.keys, self.problem.sizes, strict=True):
+            used[self.where[key]] += int(sizes[self.problem.fleet.rows[self.where[key]]])
         return used

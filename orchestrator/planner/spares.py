@@ -6,7 +6,7 @@ changes ``where``, the copies that planning counts.
 Invariants:
 - active copies, standbys and replicas together never need more than a device's ``memory_bytes``: spares take only the
   memory that is left, so no task loses its place to them;
-- no device holds two copies of a module;
+- no device holds two copies of a module, and each holds only copies for tasks that may run there;
 - equal arguments give equal spares, and spares that come back as ``kept`` are chosen again, so that the choice settles;
 - a replica is a standby that also works: a module with replicas needs no standby beside them.
 """
@@ -18,9 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from broker.cost_model import compute_s, objective_s, source_of
+from broker.cost_model import compute_s, memory_bytes, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
-from orchestrator.planner.problem import AT_HAND_SHARE, AtHand, Bars, distinct_modules
+from orchestrator.planner.copies import Bars, original_key, where_copies_may_be
+from orchestrator.planner.fleet import Fleet
+from orchestrator.planner.problem import AT_HAND_SHARE, AtHand, distinct_modules
 
 EXPECTED_LOAD_BYTES_PER_S = 100e6  # of a load that was never measured: the speed of a gateway's SD card
 UTILISATION = 0.7
@@ -73,8 +75,9 @@ def spares(
 
     Args:
         devices: those that may hold modules.
-        tasks: the tasks that are placed; their weights are requests per second.
-        where: the active copy of each module.
+        tasks: the tasks that are placed, in which each further copy (``copies``) is a module of its own; their weights
+            are requests per second.
+        where: the active copy of each module, and of each further one.
         load_s: measured seconds to load.
         barred: devices that must not get a module.
         at_hand: devices that have a module's weights; preferred unless another is better by ``AT_HAND_SHARE``.
@@ -118,6 +121,8 @@ class _SpareSelection:
         self.where = {key: self.devices[where[key]] for key in self.modules}
         self.standby: dict[ModuleKey, list[DeviceId]] = defaultdict(list)
         self.replicas: dict[ModuleKey, list[DeviceId]] = defaultdict(list)
+        fleet = Fleet(devices)
+        self._rows, self._may_be = fleet.rows, where_copies_may_be(tasks, fleet, where)
         self._barred, self._at_hand, self._kept, self._only = barred, at_hand, kept, only
         self._users: dict[ModuleKey, list[TaskSpec]] = defaultdict(list)
         self._rate: dict[ModuleKey, float] = defaultdict(float)
@@ -138,7 +143,7 @@ class _SpareSelection:
     def _put(self, key: ModuleKey, device: DeviceId) -> None:
         """Take the memory of one more copy."""
         self._copies[key].add(device)
-        self._room[device] -= self.modules[key][1].memory_bytes
+        self._room[device] -= memory_bytes(self.modules[key][1], self.devices[device])
 
     def add_standby(self, key: ModuleKey, device: DeviceId) -> None:
         """Put a standby there."""
@@ -149,16 +154,17 @@ class _SpareSelection:
         """Whether one more copy may be there."""
         return (
             device in self._room
-            and self.modules[key][1].memory_bytes <= self._room[device]
+            and memory_bytes(self.modules[key][1], self.devices[device]) <= self._room[device]
             and device not in self._copies[key]
-            and device not in self._barred.get(key, {})
-            and (pinned or self._only is None or device in self._only.get(key, ()))
+            and device not in self._barred.get(original_key(key), {})
+            and (key not in self._may_be or self._may_be[key][self._rows[device]])
+            and (pinned or self._only is None or device in self._only.get(original_key(key), ()))
         )
 
     def by_urgency(self, load_s: Mapping[ModuleKey, float]) -> list[ModuleKey]:
         """The modules, the one that most deserves a standby first."""
         urgency = {
-            key: blast_radius(len(self._users[key]), module.memory_bytes, load_s.get(key))
+            key: blast_radius(len(self._users[key]), module.memory_bytes, load_s.get(original_key(key)))
             * (KEEP_FACTOR if self._kept.of(key) else 1.0)
             for key, (_, module) in self.modules.items()
         }
@@ -199,14 +205,14 @@ class _SpareSelection:
 
     def _worth_comparing(self, key: ModuleKey) -> list[DeviceId]:
         fastest = islice((device for device in self.devices if self.may_take(key, device)), _COMPARED)
-        near = sorted(device for device in self._at_hand.get(key, ()) if self.may_take(key, device))
+        near = sorted(device for device in self._at_hand.get(original_key(key), ()) if self.may_take(key, device))
         return list(dict.fromkeys([*fastest, *near]))
 
     def _cost(self, key: ModuleKey, device: DeviceId) -> float:
         """The cost of the tasks that use a module, if it were on this device alone; less where its weights are."""
         moved = {**self.where, key: self.devices[device]}
         seconds = objective_s(self._users[key], moved, self._sources)
-        return seconds if device in self._at_hand.get(key, ()) else seconds * (1 + AT_HAND_SHARE)
+        return seconds if device in self._at_hand.get(original_key(key), ()) else seconds * (1 + AT_HAND_SHARE)
 
     def _seconds(self, key: ModuleKey, device: DeviceId) -> float:
         name, module = self.modules[key]

@@ -13,6 +13,7 @@ from typing import Any
 
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, TaskSpec
+from orchestrator.planner.copies import original_key, with_further_copies
 from orchestrator.planner.explain import explain
 from orchestrator.planner.placement import Placement
 from orchestrator.planner.spares import Spares, spares
@@ -122,12 +123,12 @@ def _document(solution: Solution, devices: Sequence[DeviceSpec], tasks: Sequence
         return made
     names = _names_of(tasks)
     is_explained = len(names) * len(devices) <= MOST_REASONS
-    spare = spares(devices, tasks, placement.where)
+    spare = spares(devices, with_further_copies(tasks, placement.further), placement.where)
     made |= {
         "objective_s": placement.objective_s,
         "placement": {name: placement.where[key] for name, key in names.items()},
         "standby": _by_name(names, spare.standby),
-        "replicas": _by_name(names, spare.replicas),
+        "replicas": _by_name(names, _further_actives(placement, spare)),
         "latency_s": dict(sorted(placement.latency_s.items())),
         "memory_bytes": _memory(placement, spare),
         "explain": [{"module": name} | asdict(explain(placement, key)) for name, key in names.items() if is_explained],
@@ -135,18 +136,28 @@ def _document(solution: Solution, devices: Sequence[DeviceSpec], tasks: Sequence
     return made
 
 
+def _further_actives(placement: Placement, spare: Spares) -> dict[ModuleKey, tuple[DeviceId, ...]]:
+    """By copy the devices that serve it beside the one of ``placement``."""
+    homes = {key: (home,) for key, home in placement.where.items() if key != original_key(key)}
+    return {key: homes.get(key, ()) + spare.replicas.get(key, ()) for key in placement.where}
+
+
 def _by_name(
     names: Mapping[ModuleName, ModuleKey], chosen: Mapping[ModuleKey, Sequence[DeviceId]]
 ) -> dict[ModuleName, list[DeviceId]]:
-    return {name: list(chosen[key]) for name, key in names.items() if chosen.get(key)}
+    """The devices by the modules' names, those of all copies of a module together."""
+    found: dict[ModuleKey, list[DeviceId]] = {}
+    for copy, devices in chosen.items():
+        found.setdefault(original_key(copy), []).extend(devices)
+    return {name: found[key] for name, key in names.items() if found.get(key)}
 
 
 def _memory(placement: Placement, spare: Spares) -> dict[str, Any]:
     problem, used_bytes = placement.problem, placement.used_bytes
     spare_bytes = dict.fromkeys(used_bytes, 0)
-    for key, size in zip(problem.keys, problem.bytes, strict=True):
+    for key, sizes in zip(problem.keys, problem.sizes, strict=True):
         for device in spare.of(key):
-            spare_bytes[device] += size
+            spare_bytes[device] += int(sizes[problem.fleet.rows[device]])
     return {
         "shared": placement.shared_bytes,
         "unshared": placement.unshared_bytes,

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker.cost_model import objective_s, source_of
 from broker.protocol.errors import NoDeviceFits
-from broker.protocol.specs import DeviceSpec, TaskSpec
+from broker.protocol.specs import DeviceSpec, ModuleSpec, TaskSpec
 from orchestrator.planner.exact import Optimum, exact
 from orchestrator.planner.placement import distinct_modules, place, refined
-from tests.oracles import exhaustive
-from tests.strategies import Instance, instances
+from tests.oracles import copies_of, counted_s, exhaustive, key_of, own_size
+from tests.strategies import DEVICES, Instance, instances
 
 CALMLY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 EQUAL = 1e-9
+
+
+CONSTRAINED = instances(most_devices=4, most_tasks=3, constrained=True)
+
+
+def less_on_some_devices(module: ModuleSpec, device: DeviceSpec) -> int:
+    """The bytes that a module needs, were each device to run another variant of it."""
+    return max(1, module.memory_bytes - 8 * DEVICES.index(device.id))
+
+
+@contextmanager
+def variants() -> Iterator[None]:
+    """Let the bytes of a module depend on the device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orchestrator.planner.fleet.memory_bytes", less_on_some_devices)
+        yield
 
 
 def optimum(devices: list[DeviceSpec], wanted: list[TaskSpec]) -> Optimum | None:
@@ -30,7 +46,7 @@ def optimum(devices: list[DeviceSpec], wanted: list[TaskSpec]) -> Optimum | None
 
 
 @CALMLY
-@given(instances(most_devices=4, most_tasks=3))
+@given(CONSTRAINED)
 def test_the_optimum_is_that_of_trying_every_placement(instance: Instance) -> None:
     found, best = optimum(*instance), exhaustive(*instance)
     assert (found is None) == (best is None)
@@ -39,39 +55,54 @@ def test_the_optimum_is_that_of_trying_every_placement(instance: Instance) -> No
 
 
 @CALMLY
-@given(instances(most_devices=4, most_tasks=3))
-def test_the_optimum_keeps_to_the_memory_and_places_every_module_once(instance: Instance) -> None:
-    devices, wanted = instance
-    if found := optimum(devices, wanted):
-        sizes = {key: module.memory_bytes for key, (_, module) in distinct_modules(wanted).items()}
-        assert found.where.keys() == sizes.keys()
-        for device in devices:
-            assert sum(sizes[key] for key, home in found.where.items() if home == device.id) <= device.memory_bytes
+@given(CONSTRAINED)
+def test_so_it_is_where_the_bytes_of_a_module_depend_on_the_device(instance: Instance) -> None:
+    with variants():
+        found, best = optimum(*instance), exhaustive(*instance, size=less_on_some_devices)
+    assert (found is None) == (best is None)
+    if found and best:
+        assert found.objective_s == pytest.approx(best[1], rel=EQUAL)
 
 
 @CALMLY
-@given(instances(most_devices=4, most_tasks=3))
+@given(CONSTRAINED, st.booleans())
+def test_the_optimum_keeps_to_the_memory_and_places_every_copy_once(instance: Instance, vary: bool) -> None:  # noqa: FBT001 - drawn
+    devices, wanted = instance
+    size = less_on_some_devices if vary else own_size
+    with variants() if vary else nullcontext():
+        found = optimum(devices, wanted)
+    if found:
+        copies = copies_of(devices, wanted, size=size)
+        modules = {key: module for key, (_, module) in distinct_modules(wanted).items()}
+        keys = {key_of((key, number)): key for used in copies.values() for key, number in used.items()}
+        assert found.where.keys() == keys.keys()
+        for device in devices:
+            held = [modules[keys[copy]] for copy, home in found.where.items() if home == device.id]
+            assert sum(size(module, device) for module in held) <= device.memory_bytes
+
+
+@CALMLY
+@given(CONSTRAINED, st.booleans())
 def test_exact_is_at_most_refined_and_refined_at_most_greedy_and_all_count_as_the_cost_model(
     instance: Instance,
+    vary: bool,  # noqa: FBT001 - drawn
 ) -> None:
     devices, wanted = instance
-    by_id = {device.id: device for device in devices}
+    copies = copies_of(devices, wanted, size=less_on_some_devices if vary else own_size)
 
-    def counted_s(where: Mapping[str, str]) -> float:
-        sources = {task.task: source_of(task, by_id) for task in wanted}
-        return objective_s(wanted, {key: by_id[home] for key, home in where.items()}, sources)
-
-    if found := optimum(devices, wanted):
+    with variants() if vary else nullcontext():
+        if not (found := optimum(devices, wanted)):
+            return
         better = refined(devices, wanted)
         assert found.objective_s <= better.objective_s * (1 + EQUAL)
-        assert found.objective_s == pytest.approx(counted_s(found.where), rel=EQUAL)
-        assert better.objective_s == pytest.approx(counted_s(better.where), rel=EQUAL)
+        assert found.objective_s == pytest.approx(counted_s(devices, wanted, copies, found.where), rel=EQUAL)
+        assert better.objective_s == pytest.approx(counted_s(devices, wanted, copies, better.where), rel=EQUAL)
         try:
             greedy = place(devices, wanted)
         except NoDeviceFits:
             return
         assert better.objective_s <= greedy.objective_s * (1 + EQUAL)
-        assert greedy.objective_s == pytest.approx(counted_s(greedy.where), rel=EQUAL)
+        assert greedy.objective_s == pytest.approx(counted_s(devices, wanted, copies, greedy.where), rel=EQUAL)
 
 
 @CALMLY

@@ -221,7 +221,7 @@ def test_every_assignment_at_once_has_the_seconds_of_each_and_the_bounds_are_bel
         for node, tail in tails.items():
             end = ends[schedule.graph.names[node]]
             assert end + tail[rows[schedule.slot_of[node]]] <= latency * (1 + 1e-12)
-    found = candidates_of(schedule, allowed, [None] * len(keys), [0] * len(keys), np.inf)
+    found = candidates_of(schedule, allowed, [None] * len(keys), [0 * fleet.every] * len(keys), np.inf)
     assert sorted(map(tuple, found.rows.tolist())) == sorted(map(tuple, every.tolist()))
     assert found.costs.tolist() == sorted((task.weight * latencies).tolist())
 
@@ -286,7 +286,9 @@ def test_with_any_budget_the_plan_fits_keeps_what_was_served_and_refuses_with_a_
     some = data.draw(st.lists(st.sampled_from(wanted), unique_by=lambda task: task.task))
     before, refused_before = place_most(devices, some)
     served = {task.task for task in some} - refused_before.keys()
-    placement, refused = place_most(devices, wanted, keep=before.where, served=served, budget=Budget(units))
+    least = min((task.weight for task in some), default=1.0)
+    later = [task.model_copy(update={"weight": least}) for task in wanted if task not in some]
+    placement, refused = place_most(devices, [*some, *later], keep=before.where, budget=Budget(units))
     admitted = [task for task in wanted if task.task not in refused]
     assert placement.where.keys() == {task.module_of(node).key for task in admitted for node in task.nodes}
     for device in devices:

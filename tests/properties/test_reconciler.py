@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from broker.cost_model import may_run
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.messages import (
     Assignment,
@@ -57,6 +58,7 @@ from orchestrator.membership.failure_detector import on_event
 from orchestrator.placement.deployability import MAX_REFUSALS
 from orchestrator.placement.planner_input import facts_of, with_measured_footprints
 from orchestrator.placement.planning import PLAN_LOST_S
+from orchestrator.planner.copies import original_key
 from orchestrator.planner.placement import never, place
 from orchestrator.planner.plans import solve
 from orchestrator.state import Pace, State, initial
@@ -78,8 +80,11 @@ TASKS = {
         joined("caption", [VISION, TEXT], HEAD, weight=2.0),
         joined("listen", [AUDIO], TEXT, redundancy=2),
         joined("dream", [], HUGE),
+        joined("private", [VISION], TEXT, devices=("a", "b")),
+        joined("remote", [VISION], AUDIO, devices=("c", "d"), weight=0.5),
     )
 }
+limits = st.sampled_from([None, None, None, ("classify", "private", "listen"), ("caption", "remote")])
 devices = st.sampled_from(DEVICES)
 memory_sizes = st.sampled_from([30, 70, 100, 200, 400])
 parts = st.sampled_from(sorted(MODULES))
@@ -199,7 +204,7 @@ class Reconciler(RuleBasedStateMachine):
     def a_site_is_set_up(self, memory_bytes: list[int], names: set[str]) -> None:
         """Most of what can go wrong needs one that works."""
         for device, size in zip(DEVICES, memory_bytes, strict=False):
-            self.connect(device, size)
+            self.connect(device, size, None)
         for name in sorted(names):
             self.deploy(name)
         self.all_send_heartbeats()
@@ -238,8 +243,8 @@ class Reconciler(RuleBasedStateMachine):
 
     # --- devices ---
 
-    @rule(device=devices, memory_bytes=memory_sizes)
-    def connect(self, device: str, memory_bytes: int) -> None:
+    @rule(device=devices, memory_bytes=memory_sizes, tasks=limits)
+    def connect(self, device: str, memory_bytes: int, tasks: tuple[str, ...] | None) -> None:
         """A device starts, or comes back with a new session before its will was heard."""
         agent = self.agents[device]
         if not agent.up:
@@ -252,7 +257,7 @@ class Reconciler(RuleBasedStateMachine):
         agent.compute_s.clear()
         agent.footprints.clear()
         known = profile(memory_bytes, compute_flops_per_s=100e9)
-        birth = DeviceStateReceived(device, online(agent.session, known))
+        birth = DeviceStateReceived(device, online(agent.session, known).model_copy(update={"tasks": tasks}))
         self.births[device] = birth
         self.announced_dead.discard(device)
         self.say(birth)
@@ -596,8 +601,14 @@ class Reconciler(RuleBasedStateMachine):
                 for device, said in self.state.assignments.items()
                 for held in said.modules
             ]
-            active = [(key, device, "active") for key, chosen in standing.actives.items() for device in chosen]
-            waiting = [(key, device, "standby") for key, chosen in standing.spares.standby.items() for device in chosen]
+            active = [
+                (original_key(key), device, "active") for key, chosen in standing.actives.items() for device in chosen
+            ]
+            waiting = [
+                (original_key(key), device, "standby")
+                for key, chosen in standing.spares.standby.items()
+                for device in chosen
+            ]
             assert sorted(told) == sorted(active + waiting)
             assert standing.where.keys() >= standing.spares.standby.keys() | standing.spares.replicas.keys()
 
@@ -606,7 +617,16 @@ class Reconciler(RuleBasedStateMachine):
         if self.state.settled:
             for route in self.state.routes.values():
                 for node in route.nodes.values():
-                    assert {able.device for able in node.devices} <= set(self.state.placement.actives[node.key])
+                    able = {able.device for able in node.devices}
+                    assert able <= set(self.state.placement.actives_of(route.task)[node.key])
+
+    @invariant()
+    def no_task_uses_a_device_where_it_may_not_run(self) -> None:
+        if self.state.settled:
+            for name, route in self.routes.items():
+                used = {able.device for node in route.nodes.values() for able in node.devices}
+                for device in used.union(route.front_door, route.second_door):
+                    assert may_run(self.state.tasks[name], self.state.cluster.devices[device].spec)
 
     @invariant()
     def no_device_holds_more_than_it_can_by_what_was_measured(self) -> None:

@@ -25,6 +25,7 @@ from functools import cache
 from math import exp, log
 from pathlib import Path
 
+from broker.cost_model import memory_bytes
 from broker.files import load_spec
 from broker.protocol.specs import DeviceSpec, FleetSpec, TaskSpec
 from edge_agent import catalog
@@ -108,8 +109,10 @@ def draw(number: int, *, seed: str = SEED) -> Instance:
     chance = random.Random(f"{seed}/{number}")  # noqa: S311 - no secret
     while True:
         instance = _drawn(f"{number:03}", chance)
-        sizes = [module.memory_bytes for _, module in distinct_modules(instance.tasks).values()]
-        rooms = [device.memory_bytes for device in instance.fleet.devices]
+        devices = instance.fleet.devices
+        modules = [module for _, module in distinct_modules(instance.tasks).values()]
+        sizes = [[memory_bytes(module, device) for device in devices] for module in modules]
+        rooms = [device.memory_bytes for device in devices]
         if packed(sizes, rooms, [()] * len(sizes)) is not None:
             return instance
 

@@ -169,7 +169,10 @@ def test_a_device_that_returns_is_on_probation_for_some_heartbeats_and_longer_af
         fleet.go_on(2)
         fleet.join("b")
         fleet.go_on(heartbeats - 1)
-        assert fleet.doubt("b") == "it died and came back a moment ago", round_
+        assert (
+            fleet.doubt("b")
+            == f"it died and came back, and is on probation until {5 * 2**round_} heartbeats came without a gap"
+        ), round_
         fleet.go_on(1)
         assert fleet.doubt("b") is None, round_
 

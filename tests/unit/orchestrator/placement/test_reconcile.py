@@ -20,6 +20,7 @@ from orchestrator.events import (
     PublishRoute,
     RetainedRouteReceived,
     TaskDeployed,
+    TaskUndeployed,
     Tick,
 )
 from orchestrator.membership.failure_detector import MASS_SILENCE_INTERVALS
@@ -76,10 +77,13 @@ class Site:
         self.notes += all_of(actions, Note)
         return actions
 
-    def join(self, device: str, memory_bytes: int, speed: float, agent: Agent | None = None) -> list[Action]:
+    def join(
+        self, device: str, memory_bytes: int, speed: float, agent: Agent | None = None, **birth_fields: object
+    ) -> list[Action]:
         known = self.agents.get(device)
         self.agents[device] = agent or Agent(session=known.session + 1 if known else 1)
         birth = online(self.agents[device].session, profile(memory_bytes, compute_flops_per_s=speed))
+        birth = birth.model_copy(update=birth_fields)
         return [*self.feed(DeviceStateReceived(device, birth)), *self.heartbeat(device)]
 
     def heartbeat(self, device: str) -> list[Action]:
@@ -669,3 +673,147 @@ def test_when_most_devices_vanish_at_once_standbys_take_over_and_nothing_is_load
     site.go_on(2)
     assert site.agents["d"].loads > loads
     assert all(site.route(name).complete for name in ("classify", "caption"))
+
+
+# --- where modules may stand ---
+
+
+def test_two_tasks_that_share_a_module_and_may_use_no_device_in_common_get_a_copy_each() -> None:
+    site = Site(a=200, b=200)
+    site.feed(TaskDeployed(task("classify", VISION, HEAD, devices=("a",))))
+    site.feed(TaskDeployed(task("caption", VISION, TEXT, devices=("b",))))
+    site.go_on(6)
+    assert (site.able("classify", "vision"), site.able("caption", "vision")) == (["a"], ["b"])
+    assert site.route("classify").complete
+    assert site.route("caption").complete
+    assert site.roles()["active"]["vision"] == ["a", "b"]
+    assert site.roles()["standby"] == {}
+    assert all_of(site.go_on(60), PublishAssignment) == []
+
+
+def test_a_module_has_one_copy_where_all_its_tasks_may_run() -> None:
+    site = Site(a=200, b=200, c=200)
+    site.feed(TaskDeployed(task("classify", VISION, HEAD, devices=("a", "b"))))
+    site.feed(TaskDeployed(task("caption", VISION, TEXT, devices=("b", "c"))))
+    site.go_on(6)
+    assert site.roles()["active"]["vision"] == ["b"]
+
+
+def test_a_device_serves_only_the_tasks_that_its_birth_names() -> None:
+    site = Site(CLASSIFY)
+    site.join("a", 200, 10e9, tasks=("caption",))
+    site.go_on(3)
+    assert "a: it may only serve caption" in (site.route("classify").unavailable or "")
+    site.join("b", 200, 1e9, tasks=("classify",))
+    site.feed(TaskDeployed(CAPTION))
+    site.go_on(6)
+    assert (site.able("classify", "vision"), site.able("caption", "vision")) == (["b"], ["a"])
+
+
+def test_a_birth_that_names_other_tasks_moves_modules() -> None:
+    site = calm(CLASSIFY, a=200, b=200)
+    assert site.able("classify", "vision") == ["a"]
+    site.join("a", 200, 10e9, tasks=("caption",))
+    site.go_on(3)
+    assert site.able("classify", "vision") == ["b"]
+    assert site.roles()["active"] == {"vision": ["b"], "head": ["b"]}
+    assert site.roles()["standby"] == {}
+
+
+def test_a_standby_and_a_backup_coordinator_stand_only_where_the_task_may_run() -> None:
+    site = Site(a=200, b=200, c=200)
+    site.feed(TaskDeployed(task("classify", VISION, HEAD, devices=("a", "c"), redundancy=2)))
+    site.go_on(6)
+    assert site.roles()["standby"] == {"vision": ["c"], "head": ["c"]}
+    assert site.route("classify").second_door == ("c",)
+
+
+def test_each_copy_of_a_shared_module_has_a_standby_that_takes_over() -> None:
+    site = Site(a=200, b=200, c=200, d=200)
+    site.feed(TaskDeployed(task("classify", VISION, HEAD, devices=("a", "b"))))
+    site.feed(TaskDeployed(task("caption", VISION, TEXT, devices=("c", "d"))))
+    site.go_on(6)
+    assert site.roles()["standby"]["vision"] == ["b", "d"]
+    site.kill("c")
+    assert site.able("caption", "vision") == ["d"], "at once"
+    assert site.able("classify", "vision") == ["a"]
+
+
+def test_a_new_task_that_may_not_use_a_copy_gets_another_one_and_the_first_stays() -> None:
+    site = Site(a=200, c=200)
+    site.feed(TaskDeployed(task("classify", VISION, HEAD, devices=("a", "c"))))
+    site.go_on(3)
+    site.feed(TaskDeployed(task("caption", VISION, TEXT, devices=("c",))))
+    site.go_on(3)
+    assert (site.able("classify", "vision"), site.able("caption", "vision")) == (["a"], ["c"])
+
+
+def test_when_a_copy_is_lost_its_task_takes_another_one_where_it_may_run() -> None:
+    site = Site(a=200, c=200)
+    site.feed(TaskDeployed(task("classify", VISION, HEAD, devices=("a", "c"))))
+    site.go_on(3)
+    site.feed(TaskDeployed(task("caption", VISION, TEXT, devices=("c",))))
+    site.go_on(3)
+    site.kill("a")
+    assert site.able("classify", "vision") == ["c"], "at once, for it is ready there"
+
+
+def test_a_drained_device_loses_its_copy_to_another_one_where_its_task_may_run() -> None:
+    site = Site(a=200, c=200)
+    site.feed(TaskDeployed(task("classify", VISION, HEAD, devices=("a", "c"))))
+    site.go_on(3)
+    site.feed(TaskDeployed(task("caption", VISION, TEXT, devices=("c",))))
+    site.go_on(3)
+    site.feed(DrainReceived("a", drain=True))
+    site.go_on(6)
+    assert site.able("classify", "vision") == ["c"]
+    assert site.state.assignments["a"].modules == ()
+
+
+def test_after_a_restart_every_copy_stays_where_it_is() -> None:
+    site = Site(a=200, b=200, c=200)
+    specs = [
+        task("classify", VISION, HEAD, devices=("a", "b")),
+        task("caption", VISION, TEXT, devices=("c",)),
+    ]
+    for spec in specs:
+        site.feed(TaskDeployed(spec))
+    site.go_on(6)
+    before, agents = site.roles()["active"], site.agents
+    again = Site()
+    again.agents = {}
+    for name in "abc":
+        again.join(name, 200, 10e9, agents[name])
+        held = {key: HeldModule(module="m", state="ready") for key in agents[name].loaded}
+        agents[name].seq += 1
+        again.feed(
+            HeartbeatReceived(name, Heartbeat(session=1, seq=agents[name].seq, epoch=0, generation=0, modules=held))
+        )
+    for spec in specs:
+        again.feed(TaskDeployed(spec))
+    again.go_on(6)
+    assert again.roles()["active"] == before
+
+
+# --- which tasks yield ---
+
+
+def test_a_task_of_greater_weight_takes_the_place_of_an_older_one_and_gives_it_back() -> None:
+    site = calm(CLASSIFY, a=75)
+    site.feed(TaskDeployed(task("caption", VISION, TEXT, weight=2.0)))
+    assert site.route("classify").unavailable is None, "caption doesn't fit at all"
+    site.feed(TaskDeployed(task("listen", module("audio", 70), weight=2.0)))
+    site.go_on(2)
+    assert site.route("listen").complete
+    assert "yields to listen" in (site.route("classify").unavailable or "")
+    site.feed(TaskUndeployed("listen"))
+    site.go_on(2)
+    assert site.route("classify").complete
+
+
+def test_a_later_task_of_equal_weight_yields_whatever_its_name() -> None:
+    site = calm(CLASSIFY, a=75)
+    site.feed(TaskDeployed(task("a-first-by-name", module("audio", 70))))
+    site.go_on(2)
+    assert site.route("classify").complete
+    assert "yields to classify" in (site.route("a-first-by-name").unavailable or "")

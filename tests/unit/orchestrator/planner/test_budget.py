@@ -35,7 +35,7 @@ def problem(devices: int, tasks: int, memory_bytes: int) -> PlacementProblem:
         at_hand={},
         barred={},
         keep={},
-        served=frozenset(),
+        absent={},
         where={},
         explained=frozenset(),
         credit={},
@@ -116,10 +116,10 @@ def test_equal_problems_have_equal_plans() -> None:
 
 def test_a_packing_goes_on_for_a_few_steps_when_the_budget_is_spent() -> None:
     spent = Budget(0)
-    assert packed([5, 5, 4, 3, 3], [10, 10], [()] * 5, budget=spent)
-    assert packed([6, 6, 6], [10, 10], [()] * 3, budget=spent) is None
-    sizes = [2 * number + 101 for number in range(40)]
-    rooms = [sum(sizes) // 8] * 8
+    assert packed([[size] * 2 for size in (5, 5, 4, 3, 3)], [10, 10], [()] * 5, budget=spent)
+    assert packed([[6, 6]] * 3, [10, 10], [()] * 3, budget=spent) is None
+    each = [2 * number + 101 for number in range(40)]
+    rooms, sizes = [sum(each) // 8] * 8, [[size] * 8 for size in each]
     before = Budget(10**9)
     with pytest.raises(SearchLimitReached):
         packed(sizes, rooms, [()] * len(sizes), budget=spent)

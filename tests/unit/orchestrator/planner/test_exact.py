@@ -139,9 +139,9 @@ def test_a_faster_device_can_make_even_the_best_plan_slower() -> None:
 
 
 def test_packing_finds_what_first_fit_does_not() -> None:
-    assert packed([5, 5, 4, 3, 3], [10, 10], [()] * 5)
-    assert not packed([6, 6, 6], [10, 10], [()] * 3)
-    assert not packed([11], [10, 10], [()])
+    assert packed([[size, size] for size in (5, 5, 4, 3, 3)], [10, 10], [()] * 5)
+    assert not packed([[6, 6]] * 3, [10, 10], [()] * 3)
+    assert not packed([[11, 11]], [10, 10], [()])
 
 
 def test_the_greedy_plan_is_never_better(pair: list[DeviceSpec]) -> None:

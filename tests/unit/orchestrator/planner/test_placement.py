@@ -104,12 +104,27 @@ def test_a_task_that_does_not_fit_leaves_the_others_served_and_names_what_it_lac
     assert refused["huge"].short_bytes == {"a": 500 - (100 - 60)}
 
 
-def test_a_new_task_never_drives_out_a_served_one_whatever_its_weight_or_flops() -> None:
+def test_a_task_of_greater_weight_is_served_before_an_older_one_which_yields_to_it() -> None:
     new = module("new", memory_bytes=60, flops=99e9)
-    tasks = [chain("a-new", new, weight=100.0), chain("served", VISION)]
-    placement, refused = place_most([device("a", 100)], tasks, keep={VISION.key: "a"}, served={"served"})
+    tasks = [chain("old", VISION), chain("a-new", new, weight=2.0)]
+    placement, refused = place_most([device("a", 100)], tasks, keep={VISION.key: "a"})
+    assert placement.where == {new.key: "a"}
+    assert set(refused) == {"old"}
+    assert "; yields to a-new; " in str(refused["old"])
+
+
+def test_of_equal_weight_the_older_task_is_served_whatever_its_name_and_flops() -> None:
+    new = module("new", memory_bytes=60, flops=99e9)
+    placement, refused = place_most([device("a", 100)], [chain("old", VISION), chain("a-new", new)])
     assert placement.where == {VISION.key: "a"}
-    assert set(refused) == {"a-new"}
+    assert refused["a-new"].yields_to == ("old",)
+
+
+def test_a_task_that_would_never_fit_yields_to_none() -> None:
+    big = module("big", memory_bytes=500, flops=99e9)
+    _, refused = place_most([device("a", 100)], [chain("t", VISION), chain("huge", big)])
+    assert refused["huge"].yields_to == ()
+    assert "yields" not in str(refused["huge"])
 
 
 def test_of_new_tasks_that_do_not_fit_together_the_heavier_weight_is_admitted() -> None:
@@ -128,7 +143,7 @@ def test_modules_move_when_a_task_would_not_fit_otherwise() -> None:
     small, large = module("small", memory_bytes=20), module("large", memory_bytes=90, flops=5e9)
     devices = [device("a", 100), device("b", 50)]
     tasks = [chain("s", small), chain("t", large)]
-    placement, refused = place_most(devices, tasks, keep={small.key: "a"}, served={"s"})
+    placement, refused = place_most(devices, tasks, keep={small.key: "a"})
     assert refused == {}
     assert placement.where == {large.key: "a", small.key: "b"}
 

@@ -53,7 +53,14 @@ def test_there_are_95_instances_with_the_stated_spread(instances: Instances) -> 
     assert sources.count(1) < COUNT
     for _, fleet, tasks in instances:
         sizes = [module.memory_bytes for _, module in distinct_modules(tasks).values()]
-        assert packed(sizes, [device.memory_bytes for device in fleet.devices], [()] * len(sizes)) is not None
+        assert (
+            packed(
+                [[size] * len(fleet.devices) for size in sizes],
+                [device.memory_bytes for device in fleet.devices],
+                [()] * len(sizes),
+            )
+            is not None
+        )
 
 
 def test_refined_reaches_the_proven_optima_of_the_repository(instances: Instances) -> None:

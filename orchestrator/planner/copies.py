@@ -1,0 +1,198 @@
+"""Further copies of a shared module: for tasks that no one device may serve together.
+
+Owns which of its tasks a copy of a module serves, and where the copy may stand (``cost_model.may_hold``). To the
+planner a further copy is a module of its own, with a key of its own. Knows nothing of costs, nor of free memory.
+
+Invariants:
+- a module has one copy, unless no device may hold it for all of its tasks. Then each task, in the order of their names,
+  takes the first copy that can still serve it, else a new one;
+- a copy that stands somewhere stays: a task that may run there takes it, and no other task makes it move. So a module
+  may have more copies than it would have if all were placed at once;
+- two copies of a module never stand on one device.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from broker.cost_model import may_run
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleSpec, TaskName, TaskSpec
+from orchestrator.planner.fleet import NOWHERE, Flags, Fleet
+
+Bars = Mapping[ModuleKey, Mapping[DeviceId, str]]
+"""Module key to the devices that must not get it, each with the reason."""
+Homes = Mapping[ModuleKey, DeviceId]
+"""The device of each copy. The first copy of a module has the module's own key."""
+FurtherCopies = Mapping[TaskName, Mapping[ModuleKey, int]]
+"""For each task the modules of which it uses a further copy, each with the copy's number, from 2."""
+
+
+class FurtherCopy(ModuleSpec):
+    """A further copy of a module, for some of its tasks."""
+
+    number: int
+
+    @cached_property
+    def key(self) -> ModuleKey:
+        """The key of the copy; ``original_key`` gives the module's own."""
+        return copy_key(super().key, self.number)
+
+
+def copy_key(key: ModuleKey, number: int) -> ModuleKey:
+    """The key of a module's copy; that of the first one is the module's own."""
+    return key if number == 1 else f"{key}|{number}"
+
+
+def original_key(copy: ModuleKey) -> ModuleKey:
+    """The key of the module of which this is a copy."""
+    key, _, number = copy.rpartition("|")
+    return key if number.isdecimal() else copy  # a module's own key ends with a dtype or a digest
+
+
+def why_may_not_run(task: TaskSpec, device: DeviceSpec) -> str | None:
+    """The reason why a task's nodes may not run on a device; None if they may (``cost_model.may_run``)."""
+    if task.devices is not None and device.id not in task.devices:
+        return f"{task.task} may only use {', '.join(task.devices)}"
+    if device.tasks is not None and task.task not in device.tasks:
+        return f"it may only serve {', '.join(device.tasks) or 'no task'}"
+    return None
+
+
+def with_further_copies(tasks: Sequence[TaskSpec], further: FurtherCopies) -> list[TaskSpec]:
+    """The tasks, in which each further copy of a module is a module of its own."""
+    return [_with_copies(task, further[task.task]) if further.get(task.task) else task for task in tasks]
+
+
+def _with_copies(task: TaskSpec, numbers: Mapping[ModuleKey, int]) -> TaskSpec:
+    copies = {
+        name: FurtherCopy.model_construct(**dict(module), number=numbers[module.key])
+        for name, module in task.modules.items()
+        if module.key in numbers
+    }
+    return task.model_copy(update={"modules": {**task.modules, **copies}})
+
+
+class Constraints:
+    """The rows of a fleet where each task may run, as flags of shape (D,)."""
+
+    def __init__(self, fleet: Fleet, tasks: Sequence[TaskSpec]) -> None:
+        self.fleet = fleet
+        limited = [(row, spec) for row, spec in enumerate(fleet.specs) if spec.tasks is not None]
+        self.bind = bool(limited) or any(task.devices is not None for task in tasks)
+        """Whether any task may run only on some rows."""
+        self._anywhere = np.ones(len(fleet), dtype=np.bool_)
+        unlimited = self._anywhere.copy()
+        unlimited[[row for row, _ in limited]] = False
+        self._may_run: dict[TaskName, Flags] = {}
+        for task in tasks if self.bind else ():
+            able, asked = unlimited.copy(), limited
+            if task.devices is not None:
+                able[:] = False
+                asked = [
+                    (fleet.rows[name], fleet.specs[fleet.rows[name]]) for name in task.devices if name in fleet.rows
+                ]
+            able[[row for row, spec in asked if may_run(task, spec)]] = True
+            self._may_run[task.task] = able
+
+    def may_run(self, task: TaskSpec) -> Flags:
+        """Where a task's nodes may run, (D,): ``cost_model.may_run``."""
+        return self._may_run[task.task] if self.bind else self._anywhere
+
+    def may_hold(self, module: ModuleSpec, task: TaskSpec) -> Flags:
+        """Where a copy of a module may be that serves a task, (D,): ``cost_model.may_hold``."""
+        return self.may_run(task) & (self.fleet.sizes_bytes(module) <= self.fleet.memory_bytes)
+
+
+@dataclass
+class _Copy:
+    """A copy: the rows that may hold it for all tasks that it serves so far."""
+
+    able: Flags
+    home: DeviceId | None = None
+    tasks: list[TaskName] = field(default_factory=list)
+
+
+def separate(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes, barred: Bars) -> tuple[FurtherCopies, Homes]:
+    """Which tasks use a further copy of which module, and where each copy stands.
+
+    Args:
+        tasks: with the modules' own keys; names are distinct.
+        fleet: the devices that may hold modules.
+        homes: where copies stand; of one module, a task takes the first that it may.
+        barred: devices that must not get a module.
+
+    Returns:
+        The further copies, and the homes by the keys that the copies have now.
+    """
+    constraints = Constraints(fleet, tasks)
+    if not constraints.bind:
+        return {}, homes
+    standing: dict[ModuleKey, list[DeviceId]] = defaultdict(list)
+    for name, home in homes.items():
+        if home in fleet.rows:
+            standing[original_key(name)].append(home)
+    further: dict[TaskName, dict[ModuleKey, int]] = {}
+    stay: dict[ModuleKey, DeviceId] = {}
+    for key, using in _users(tasks).items():
+        copies = [_Copy(fleet.every == fleet.rows[home], home) for home in standing[key]]
+        bars = [fleet.rows[name] for name in barred.get(key, ()) if name in fleet.rows]
+        largest = max((module for _, module in using), key=lambda module: module.memory_bytes)
+        for task, _ in using:
+            able = constraints.may_hold(largest, task)
+            able[bars] = False
+            _join(copies, task.task, able if able.any() else constraints.may_run(task))
+        for number, copy in enumerate([copy for copy in copies if copy.tasks], start=1):
+            if copy.home is not None:
+                stay[copy_key(key, number)] = copy.home
+            for name in copy.tasks if number > 1 else ():
+                further.setdefault(name, {})[key] = number
+    return further, stay
+
+
+def _users(tasks: Sequence[TaskSpec]) -> dict[ModuleKey, list[tuple[TaskSpec, ModuleSpec]]]:
+    """The tasks that use each module, in the order of their names, with the module as the task describes it."""
+    users: dict[ModuleKey, list[tuple[TaskSpec, ModuleSpec]]] = defaultdict(list)
+    for task in sorted(tasks, key=lambda task: task.task):
+        modules = sorted(map(task.module_of, task.nodes), key=lambda module: module.memory_bytes)
+        for key, module in {module.key: module for module in modules}.items():  # of several specs the largest
+            users[key].append((task, module))
+    return users
+
+
+def _join(copies: list[_Copy], task: TaskName, able: Flags) -> None:
+    """Let a task use the first copy that some row can hold for it, too; else a new one."""
+    copy = next((copy for copy in copies if (copy.able & able).any()), None)
+    if copy is None:
+        copies.append(copy := _Copy(able))
+    copy.able = copy.able & able
+    copy.tasks.append(task)
+
+
+def where_copies_may_be(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes) -> dict[ModuleKey, Flags]:
+    """The rows that may hold each copy, for all tasks that it serves; no copy if all may be everywhere.
+
+    Args:
+        tasks: in which each further copy is a module of its own.
+        fleet: the devices that may hold modules.
+        homes: where copies stand: another copy of the same module may not be there.
+    """
+    constraints = Constraints(fleet, tasks)
+    able: dict[ModuleKey, Flags] = {}
+    copies: dict[ModuleKey, list[ModuleKey]] = defaultdict(list)
+    for key, using in _users(tasks).items() if constraints.bind else ():
+        able[key] = np.logical_and.reduce([constraints.may_run(task) for task, _ in using])
+        copies[original_key(key)].append(key)
+    for keys in copies.values():
+        rows = {key: fleet.rows[homes[key]] for key in sorted(keys) if homes.get(key) in fleet.rows}
+        taken = np.isin(fleet.every, [*rows.values()])
+        for key in (
+            sorted(keys, key=lambda key: (key in rows, key)) if len(keys) > 1 else ()
+        ):  # those without a home first
+            able[key] &= ~taken | (fleet.every == rows.get(key, NOWHERE))
+            taken |= able[key]
+    return able
