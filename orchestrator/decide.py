@@ -193,7 +193,8 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
     if isinstance(event, MembershipEvent):
         state = replace(state, cluster=failure_detector.on_event(state.cluster, event, now_s))
     if isinstance(event, HeartbeatReceived):
-        state = replace(state, footprints=updated_footprints(state, event.device))
+        footprints = updated_footprints(state, event.device)
+        state = state if footprints is state.footprints else replace(state, footprints=footprints)
     return _settle(state, now_s)
 
 
@@ -264,6 +265,8 @@ def _snapshot_before_departures(before: State, after: State, now_s: float) -> St
     if after.snapshot and after.snapshot.at_s > failure_detector.wills_doubtful_since_s(after.cluster, now_s):
         return after
     known, devices = before.cluster.devices, after.cluster.devices
+    if after.cluster.living == len(devices):
+        return after  # all are here
     left = [name for name in devices.differences(known) if name in known and known[name].alive]
     if not any(name in devices and devices[name].ended_s == now_s for name in left):
         return after

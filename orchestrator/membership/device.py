@@ -275,7 +275,7 @@ def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interva
         failures = backoffs[key].failures + 1 if key in backoffs else 1
         wait_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures - 1, _DOUBLINGS))
         backoffs[key] = Backoff(failed[key], failures, now_s + wait_s)
-    return replace(after, backoffs=backoffs)
+    return after if backoffs == after.backoffs else replace(after, backoffs=backoffs)
 
 
 def _first(reported: Mapping[ModuleKey, T], most: int) -> Mapping[ModuleKey, T]:

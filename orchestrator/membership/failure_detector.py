@@ -16,7 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from broker.protocol.messages import DeviceState, Heartbeat
@@ -109,9 +109,10 @@ def on_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:
         cluster = replace(cluster, examine_at_s=-math.inf)
     if cluster.listening:
         cluster = _examine_devices(cluster, now_s)
-    cluster = _update_records(before, cluster, now_s)
-    if before.devices is not cluster.devices:
-        cluster = _begin_mass_departure(before, cluster, now_s)
+    changed = cluster.devices.differences(before.devices)
+    cluster = _update_records(before, cluster, changed, now_s)
+    if changed:
+        cluster = _begin_mass_departure(before, cluster, changed, now_s)
     return _end_mass_departure(before, cluster, now_s)
 
 
@@ -230,14 +231,12 @@ def _on_suspicions(cluster: Cluster, by: DeviceId, message: Heartbeat, now_s: fl
     return cluster
 
 
-def _update_records(before: Cluster, after: Cluster, now_s: float) -> Cluster:
+def _update_records(before: Cluster, after: Cluster, changed: Sequence[DeviceId], now_s: float) -> Cluster:
     """The cluster with the deaths, returns and gaps that this event brought, and with the drained devices marked."""
     just_up = now_s - after.up_s < DEAD_AFTER_INTERVALS * after.heartbeat_interval_s  # a broker's end kills no device
-    changed = after.devices.differences(before.devices)
-    if after.drained is not before.drained:
-        changed += after.drained ^ before.drained
+    redrained = () if after.drained is before.drained else sorted(after.drained ^ before.drained)
     marked: list[Device] = []
-    for name in changed:
+    for name in (*changed, *redrained):
         known, device = before.devices.get(name), after.devices.get(name)
         if device is None:
             continue
@@ -257,9 +256,8 @@ def _update_records(before: Cluster, after: Cluster, now_s: float) -> Cluster:
 # --- mass departures ---
 
 
-def _begin_mass_departure(before: Cluster, after: Cluster, now_s: float) -> Cluster:
+def _begin_mass_departure(before: Cluster, after: Cluster, changed: Sequence[DeviceId], now_s: float) -> Cluster:
     """The cluster with a mass departure if one more of most devices has said goodbye."""
-    changed = after.devices.differences(before.devices)
     gone = [name for name in changed if name in before.devices and before.devices[name].alive]
     if not after.listening or not any(
         name in after.devices and after.devices[name].status == "offline" for name in gone
