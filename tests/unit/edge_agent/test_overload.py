@@ -190,6 +190,7 @@ def test_thousands_of_requests_leave_nothing_behind(state: AgentState) -> None:
         "assigned",
         "ready",
         "routes",
+        "route_bytes",
         "share_groups",
         "measured_s",
         "dropped",
