@@ -97,3 +97,25 @@ def test_a_bad_request_ends_in_an_error_that_says_what_to_do(  # noqa: PLR0917 -
     assert result["error"]["code"] == code
     assert says in result["error"]["message"]
     assert ask("classify", jpeg.read_bytes())["answer"]["label"] == "missile"  # the agent goes on serving
+
+
+def test_a_plain_subscriber_sees_what_the_site_thinks_of_itself(site: Site, ask: Ask, jpeg: Path) -> None:
+    address = parse_url(site.url)
+    where = ("mosquitto_sub", "-V", "5", "-q", "1", "-h", address.host, "-p", str(address.port), "-F", "%j")
+    kinds = ("devices/+/summary", "devices/+/standing", "tasks/+/status")
+    filters = [part for kind in kinds for part in ("-t", f"s2m3/v1/{kind}")]
+    retained = [*where, *filters, "--retained-only", "-C", "7", "-W", WAIT_S]  # two devices, three tasks
+    done = subprocess.run(retained, capture_output=True, check=True, timeout=2 * PATIENCE_S)
+    seen = [json.loads(line)["topic"].removeprefix("s2m3/v1/") for line in done.stdout.splitlines()]
+    assert sorted(seen) == [
+        *(f"devices/{device}/{kind}" for device in site.devices for kind in ("standing", "summary")),
+        *(f"tasks/{task}/status" for task in ("classify", "vqa", "zero-shot")),
+    ]
+    traces = [*where, "-t", "s2m3/v1/devices/+/traces/+", "-C", "1", "-W", WAIT_S]
+    with subprocess.Popen(traces, stdout=subprocess.PIPE) as viewer:
+        asked = {ask("classify", jpeg.read_bytes())["request"]}  # nothing tells when the viewer has subscribed
+        while viewer.poll() is None:
+            asked.add(ask("classify", jpeg.read_bytes())["request"])
+        message = json.loads(viewer.communicate()[0])
+    assert message["topic"].rpartition("/")[2] in asked
+    assert json.loads(message["payload"])["outcome"] == "answered"
