@@ -10,7 +10,7 @@ import gc
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +36,7 @@ WATCHED_S = 20.0  # after all devices are connected to a restarted broker
 REVIEWED_S = 35.0  # after the last birth of a power-up: the orchestrator reviews its placement every 30 s
 DEATHS = 3
 KNOWN_S = 1.0  # a device that was born so long before a module was placed could have got it then
+ROUND_S = 2.0  # between two moves of one round: their routes come one after the other
 INTERVAL_S = 1.0
 MOST_HOLDERS = 2  # of a module whose holders all die at once
 
@@ -288,7 +289,7 @@ class _Run:
             "served_s": None if None in served_s else max(each for each in served_s if each) - begin_s,
             "settled_s": max(changed_s) - begin_s if changed_s and self.watch.serves(self.names) else None,
             "moves": len(moves),
-            "needless_moves": sum(is_needless(move, born_s) for move in moves) + abandoned,
+            "needless_moves": needless(moves, born_s) + abandoned,
             "abandoned_loads": abandoned,
         }
 
@@ -311,9 +312,19 @@ class _Loads:
     abandoned: int
 
 
-def is_needless(move: Move, born_s: dict[DeviceId, float]) -> bool:
-    """Whether the module could have been placed there at once: the device was born well before it was placed."""
-    return born_s.get(move.to, move.at_s) < move.since_s - KNOWN_S
+def needless(moves: Sequence[Move], born_s: Mapping[DeviceId, float]) -> int:
+    """The moves of rounds that no new device explains.
+
+    A round's moves come within ``ROUND_S`` of each other, and are planned together. It is explained if one of its
+    modules moves to a device that was born after the module was placed, or up to ``KNOWN_S`` before.
+    """
+    rounds: list[list[Move]] = []
+    for move in sorted(moves, key=lambda each: each.at_s):
+        if not rounds or move.at_s - rounds[-1][-1].at_s > ROUND_S:
+            rounds.append([])
+        rounds[-1].append(move)
+    explained = [any(born_s.get(m.to, m.at_s) >= m.since_s - KNOWN_S for m in each) for each in rounds]
+    return sum(len(each) for each, has_reason in zip(rounds, explained, strict=True) if not has_reason)
 
 
 def reasons(found: dict[str, Any]) -> list[str]:

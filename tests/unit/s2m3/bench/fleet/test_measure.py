@@ -8,7 +8,7 @@ import pytest
 
 from broker.protocol import topics
 from broker.protocol.codec import encode
-from s2m3.bench.fleet.measure import is_needless, reasons
+from s2m3.bench.fleet.measure import needless, reasons
 from s2m3.bench.fleet.packets import Message
 from s2m3.bench.fleet.processes import Cores, available_cores, divide
 from s2m3.bench.fleet.sessions import Sessions
@@ -54,9 +54,19 @@ def test_a_run_does_not_hold_for_a_reason(change: dict[str, Any], reason: str) -
 
 def test_a_move_is_needless_if_its_device_was_there_before_the_module_was_placed() -> None:
     move = Move("key", "gw-a", "gw-b", at_s=40.0, since_s=10.0)
-    assert is_needless(move, {"gw-b": 5.0})
-    assert not is_needless(move, {"gw-b": 9.5}), "born while the module was placed"
-    assert not is_needless(move, {"gw-b": 20.0})
+    assert needless([move], {"gw-b": 5.0}) == 1
+    assert needless([move], {"gw-b": 9.5}) == 0, "born while the module was placed"
+    assert needless([move], {"gw-b": 20.0}) == 0
+    assert needless([], {}) == 0
+
+
+def test_a_round_of_moves_is_explained_by_one_new_device() -> None:
+    born_s = {"gw-b": 5.0, "gw-c": 20.0}
+    to_known = Move("key", "gw-a", "gw-b", at_s=40.0, since_s=10.0)
+    to_new = Move("other", "gw-a", "gw-c", at_s=40.5, since_s=10.0)
+    later = Move("key", "gw-b", "gw-a", at_s=70.0, since_s=40.0)
+    assert needless([to_new, to_known], born_s) == 0
+    assert needless([to_new, to_known, later], born_s | {"gw-a": 1.0}) == 1
 
 
 def test_a_second_core_is_for_the_broker_and_the_simulator() -> None:
