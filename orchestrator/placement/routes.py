@@ -81,7 +81,8 @@ def backup_coordinators(
     if task.redundancy == 1 or not front_door:
         return ()
     for name in last:
-        if name in devices and devices[name].fitness == Fitness.FIT and name not in front_door:
+        known = devices.get(name) if name not in front_door else None
+        if known is not None and known.fitness == Fitness.FIT and may_run(task, known.spec):
             return (name,)
     able = [device for name, device in devices.items() if device.alive and name not in front_door]
     able = [device for device in able if may_run(task, device.spec)]

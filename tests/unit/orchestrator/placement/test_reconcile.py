@@ -728,6 +728,13 @@ def test_a_standby_and_a_backup_coordinator_stand_only_where_the_task_may_run() 
     assert site.route("classify").second_door == ("c",)
 
 
+def test_a_backup_coordinator_whose_birth_names_other_tasks_is_replaced() -> None:
+    site = calm(task("classify", VISION, HEAD, redundancy=2), a=200, b=200, c=200)
+    (backup,) = site.route("classify").second_door
+    site.join(backup, 200, 10e9, tasks=("caption",))
+    assert backup not in site.route("classify").second_door, "in the answer to the birth"
+
+
 def test_each_copy_of_a_shared_module_has_a_standby_that_takes_over() -> None:
     site = Site(a=200, b=200, c=200, d=200)
     site.feed(TaskDeployed(task("classify", VISION, HEAD, devices=("a", "b"))))
