@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from broker.cost_model import may_run
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.messages import (
+    SUSPECTED_FOR_S,
     Assignment,
     DeviceState,
     Heartbeat,
@@ -683,9 +684,16 @@ class Reconciler(RuleBasedStateMachine):
 
     # --- and after calm ---
 
+    def work_until_no_suspicion_counts(self) -> None:
+        """A call that timed out counts for a while; when it doesn't any more, modules may move back."""
+        until_s = self.now_s + SUSPECTED_FOR_S
+        while self.now_s < until_s:
+            self.work()
+
     @rule()
     def calm(self) -> None:
         """All devices obey for a while: then all that can be served is served, and nothing changes any more."""
+        self.work_until_no_suspicion_counts()
         for _ in range(5):
             self.done.clear()
             self.work()
