@@ -35,8 +35,10 @@ from orchestrator.events import (
 )
 from orchestrator.leadership.leader import announce_leadership
 from tests.builders import profile
-from tests.properties.test_reconciler import DEVICES, MODULES, Reconciler, TestReconciler
+from tests.properties import test_reconciler  # as a module: pytest would run its test class here, too
+from tests.properties.test_reconciler import DEVICES, MODULES, Reconciler
 
+SETTINGS = test_reconciler.TestReconciler.settings
 EVIL = "evil"
 numbers = st.sampled_from([0, 1, 2, 3, 5, 1000, MAX_FENCE - 1, MAX_FENCE])
 statuses = st.sampled_from(["online", "draining", "offline"])
@@ -125,6 +127,8 @@ class LongHostileDevice(HostileDevice):
 
 
 TestHostileDevice = HostileDevice.TestCase
-TestHostileDevice.settings = settings(TestReconciler.settings, max_examples=20)
+TestHostileDevice.settings = settings(SETTINGS, max_examples=20)
 TestLongHostileDevice = pytest.mark.long(pytest.mark.timeout(7200)(LongHostileDevice.TestCase))
-TestLongHostileDevice.settings = settings(TestReconciler.settings, max_examples=1000, stateful_step_count=50)
+TestLongHostileDevice.settings = settings(
+    test_reconciler.TestReconciler.settings, max_examples=1000, stateful_step_count=50
+)

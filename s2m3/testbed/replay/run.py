@@ -93,7 +93,7 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
 
 
 def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) -> list[Asked]:
-    """Send requests evenly until the load's time is over, all faults are, and every task is served again."""
+    """Send requests evenly until the load's time is over, all faults are, and a leader has every task served again."""
     asked: list[Asked] = []
     tasks = [spec.task for spec in stage.specs]
     questions = in_order(requests_for(scenario.tasks), scenario.seed)
@@ -102,7 +102,8 @@ def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) 
     for turn, request in enumerate(questions):
         due_s = began_s + turn / scenario.load.rate_per_s
         stage.observer.listen(due_s - time.monotonic())
-        if due_s < latest_s and not (injector.finished and stage.observer.serves(tasks)):
+        all_well = injector.finished and stage.observer.leads and stage.observer.serves(tasks)
+        if due_s < latest_s and not all_well:
             end_s = max(end_s, due_s + TAIL_S)
         if due_s >= end_s:
             return asked
