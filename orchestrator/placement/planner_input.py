@@ -180,7 +180,8 @@ def memory_credit(state: State, placement: CurrentPlacement, facts: Facts) -> di
 def fits(state: State, facts: Facts, homes: Mapping[ModuleKey, Sequence[DeviceId]]) -> bool:
     """Whether these copies fit into the memory of their devices, which are alive.
 
-    A copy that is ready needs the bytes that its own device reports, any other its footprint; both at least the spec's.
+    A copy needs its footprint, at least the spec's bytes; one that is ready needs what its own device reports, if that
+    is less. It never counts more than in the plan: else no plan would stand, and the next one would be the same.
     """
     modules = distinct_modules(facts.tasks)
     free = {name: profile.memory_bytes for name, profile in facts.candidates}
@@ -188,8 +189,10 @@ def fits(state: State, facts: Facts, homes: Mapping[ModuleKey, Sequence[DeviceId
         key = original_key(copy)
         for name in copies:
             device = state.cluster.devices[name]
-            own = device.modules[key].memory_bytes if device.ready(key) else facts.footprints.get(key, 0)
-            free[name] -= max(own, memory_bytes(modules[key][1], device.spec))
+            spec_bytes = memory_bytes(modules[key][1], device.spec)
+            planned_bytes = max(facts.footprints.get(key, 0), spec_bytes)
+            own_bytes = device.modules[key].memory_bytes if device.ready(key) else planned_bytes
+            free[name] -= min(planned_bytes, max(own_bytes, spec_bytes))
     return all(size_bytes >= 0 for size_bytes in free.values())
 
 

@@ -310,3 +310,18 @@ def test_a_takeover_since_the_plan_was_asked_for_stays(outdated: bool) -> None: 
         site.join("c")
     site.feed(PlanFound(asked.ticket, solve(asked.problem)))
     assert {site.where()["vision"], site.where()["head"]} == {other}
+
+
+def test_a_copy_that_reports_more_than_is_planned_for_it_lets_the_plan_stand() -> None:
+    """Else each plan would be like the one before it, and none would be used."""
+    site = Site(spares=False, a=100)
+    larger = HeldModule(
+        module="vision", state="ready", memory_bytes=95
+    )  # from before this term: nobody assigned it yet
+    site.feed(HeartbeatReceived("a", Heartbeat(session=1, seq=99, epoch=0, generation=0, modules={VISION.key: larger})))
+    site.feed(TaskDeployed(CLASSIFY))
+    site.pass_time(1.5)
+    for _ in range(3):
+        site.answer()
+    assert len(set(site.where().values())) == 1
+    assert len(site.asked) <= 2
