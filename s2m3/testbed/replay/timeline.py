@@ -102,10 +102,13 @@ def over_s(fault: Injected, faults: Iterable[Injected]) -> float | None:
 
 
 def leaders(sightings: Iterable[Sighting], from_s: float) -> list[int]:
-    """The epochs of those who led from this time on, the one that leads then among them."""
+    """The epochs of those who led from this time on, the one that leads then among them: the last that was announced.
+
+    An absurd epoch that a hostile client announced in an earlier scenario was overwritten since.
+    """
     led = [(at_s, state.epoch) for at_s, state in _leadership(sightings) if state.online]
-    first = max((epoch for at_s, epoch in led if at_s < from_s), default=0)
-    return sorted({epoch for _, epoch in led if epoch >= first})
+    before = [epoch for at_s, epoch in led if at_s < from_s][-1:]
+    return sorted({*before, *(epoch for at_s, epoch in led if at_s >= from_s and epoch >= max(before, default=0))})
 
 
 def _leadership(sightings: Iterable[Sighting]) -> Iterator[tuple[float, OrchestratorState]]:

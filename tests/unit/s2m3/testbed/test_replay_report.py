@@ -385,6 +385,8 @@ def test_leaders_are_the_epochs_that_led_since_the_load_began() -> None:
     assert timeline.leaders(rows, 100) == [4, 7]
     assert timeline.leaders(rows, 120) == [7]
     assert timeline.leaders([], 100) == []
+    lie = seen((79, "", leader(2**50, online=True)))
+    assert timeline.leaders([*lie, *rows], 100) == [4, 7], "it was overwritten since"
     recording = recorded(outcomes=[answer(113, 114)], sightings=rows)
     assert report(recording, Expect(leaders_at_least=2)).ok
     assert list(report(recording, Expect(leaders_at_least=3)).why_not) == ["leaders: 2, expected at least 3"]
