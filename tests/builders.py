@@ -40,6 +40,7 @@ from edge_agent.modules import Module, Output, Pass, Prepared, Value
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import MAX_WAIT_S, Load, Store
 from edge_agent.state import AgentState
+from orchestrator.planner.plans import PlacementProblem
 
 PREFIX = "s2m3/v1"
 T = TypeVar("T")
@@ -120,6 +121,22 @@ def joined(name: str, encoders: Sequence[ModuleSpec], head: ModuleSpec, **fields
 
 
 # --- routes: which devices can run a task's nodes ---
+
+
+def placement_problem(devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec]) -> PlacementProblem:
+    """A problem for the planner: nothing is placed, in memory or barred yet."""
+    return PlacementProblem(
+        devices=tuple(devices),
+        tasks=tuple(tasks),
+        at_hand={},
+        barred={},
+        keep={},
+        absent={},
+        where={},
+        explained=frozenset(),
+        credit={},
+        waived=None,
+    )
 
 
 def able(

@@ -18,24 +18,16 @@ from broker.protocol.specs import TaskSpec
 from orchestrator.events import EndPlanning, PlanFound, RequestPlan
 from orchestrator.planner.plans import PlacementPlan, PlacementProblem, solve
 from orchestrator.planner_process.client import InlinePlanner, PlannerProcess
-from tests.builders import chain, device, module
+from tests.builders import chain, device, module, placement_problem
 from tests.patience import until
 
 TASK = chain("classify", module("vision", 60), module("head", 10))
 
 
 def problem(*tasks: TaskSpec, devices: int = 2) -> PlacementProblem:
-    return PlacementProblem(
+    return placement_problem(
         devices=tuple(device(f"d{number:02}", speed=1e9 * (number + 1)) for number in range(devices)),
         tasks=tasks or (TASK,),
-        at_hand={},
-        barred={},
-        keep={},
-        absent={},
-        where={},
-        explained=frozenset(),
-        credit={},
-        waived=None,
     )
 
 

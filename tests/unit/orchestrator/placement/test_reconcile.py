@@ -746,31 +746,29 @@ def test_each_copy_of_a_shared_module_has_a_standby_that_takes_over() -> None:
     assert site.able("classify", "vision") == ["a"]
 
 
-def test_a_new_task_that_may_not_use_a_copy_gets_another_one_and_the_first_stays() -> None:
+def two_copies_of_vision() -> Site:
+    """A site where classify has its copy of vision on a, and caption, which may not use that one, has another on c."""
     site = Site(a=200, c=200)
     site.feed(TaskDeployed(task("classify", VISION, HEAD, devices=("a", "c"))))
     site.go_on(3)
     site.feed(TaskDeployed(task("caption", VISION, TEXT, devices=("c",))))
     site.go_on(3)
+    return site
+
+
+def test_a_new_task_that_may_not_use_a_copy_gets_another_one_and_the_first_stays() -> None:
+    site = two_copies_of_vision()
     assert (site.able("classify", "vision"), site.able("caption", "vision")) == (["a"], ["c"])
 
 
 def test_when_a_copy_is_lost_its_task_takes_another_one_where_it_may_run() -> None:
-    site = Site(a=200, c=200)
-    site.feed(TaskDeployed(task("classify", VISION, HEAD, devices=("a", "c"))))
-    site.go_on(3)
-    site.feed(TaskDeployed(task("caption", VISION, TEXT, devices=("c",))))
-    site.go_on(3)
+    site = two_copies_of_vision()
     site.kill("a")
     assert site.able("classify", "vision") == ["c"], "at once, for it is ready there"
 
 
 def test_a_drained_device_loses_its_copy_to_another_one_where_its_task_may_run() -> None:
-    site = Site(a=200, c=200)
-    site.feed(TaskDeployed(task("classify", VISION, HEAD, devices=("a", "c"))))
-    site.go_on(3)
-    site.feed(TaskDeployed(task("caption", VISION, TEXT, devices=("c",))))
-    site.go_on(3)
+    site = two_copies_of_vision()
     site.feed(DrainReceived("a", drain=True))
     site.go_on(6)
     assert site.able("classify", "vision") == ["c"]

@@ -11,7 +11,7 @@ from orchestrator.planner import plans
 from orchestrator.planner.budget import ASK_EVERY, Budget
 from orchestrator.planner.packing import STEPS, SearchLimitReached, packed
 from orchestrator.planner.plans import PlacementPlan, PlacementProblem, solve
-from tests.builders import chain, device, module
+from tests.builders import chain, device, module, placement_problem
 
 
 def problem(devices: int, tasks: int, memory_bytes: int) -> PlacementProblem:
@@ -29,17 +29,9 @@ def problem(devices: int, tasks: int, memory_bytes: int) -> PlacementProblem:
     def box(name: str) -> DeviceSpec:
         return device(name, chance.randint(memory_bytes // 2, memory_bytes), speed=chance.uniform(5e9, 5e10))
 
-    return PlacementProblem(
+    return placement_problem(
         devices=tuple(box(f"d{number:02}") for number in range(devices)),
         tasks=tuple(task(f"t{number:02}") for number in range(tasks)),
-        at_hand={},
-        barred={},
-        keep={},
-        absent={},
-        where={},
-        explained=frozenset(),
-        credit={},
-        waived=None,
     )
 
 
