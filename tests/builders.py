@@ -40,7 +40,9 @@ from edge_agent.modules import Module, Output, Pass, Prepared, Value
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import MAX_WAIT_S, Load, Store
 from edge_agent.state import AgentState
-from orchestrator.planner.plans import PlacementProblem
+from orchestrator.events import EndPlanning, PlanFound, RequestPlan
+from orchestrator.planner.plans import PlacementProblem, solve
+from orchestrator.planner_process.client import Inbox
 
 PREFIX = "s2m3/v1"
 T = TypeVar("T")
@@ -137,6 +139,23 @@ def placement_problem(devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec]) 
         credit={},
         waived=None,
     )
+
+
+class InlinePlanner:
+    """A planner in the calling thread: the plan is in the inbox when ``request`` returns."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    def request(self, action: RequestPlan) -> None:
+        """Solve the problem."""
+        self._inbox(PlanFound(action.ticket, solve(action.problem)))
+
+    def end(self, action: EndPlanning) -> None:
+        """Do nothing: no problem is under way."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def able(

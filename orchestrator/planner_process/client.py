@@ -25,21 +25,12 @@ from typing import Protocol
 import structlog
 
 from orchestrator.events import EndPlanning, PlanFound, RequestPlan, Ticket
-from orchestrator.planner.plans import (
-    DrainProblem,
-    MovesProblem,
-    PlacementProblem,
-    Plan,
-    Problem,
-    SparesProblem,
-    solve,
-)
+from orchestrator.planner.plans import Plan, Problem
 from orchestrator.planner_process.__main__ import NUMBER
 
-SEARCH_S = {PlacementProblem: 0.5, DrainProblem: 0.5, SparesProblem: 0.5, MovesProblem: 0.5}
-"""The longest search by kind of problem, on a machine on which its units take longer than they should."""
+SEARCH_S = 0.5  # the longest search, on a machine on which its units take longer than they should
 WATCH_S = 1.0  # between two looks whether the idle process lives: the next problem should find it ready
-HUNG_S = 10.0  # after its seconds; a process that has just started first reads its code
+HUNG_S = 10.0  # after that; a process that has just started first reads its code
 
 _log = structlog.get_logger("orchestrator.planner")
 
@@ -60,23 +51,6 @@ class Planner(Protocol):
 
 
 MakePlanner = Callable[[Inbox], Planner]
-
-
-class InlinePlanner:
-    """A planner in the calling thread, for tests and tools: the plan is in the inbox when ``request`` returns."""
-
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
-
-    def request(self, action: RequestPlan) -> None:
-        """Solve the problem."""
-        self._inbox(PlanFound(action.ticket, solve(action.problem)))
-
-    def end(self, action: EndPlanning) -> None:
-        """Do nothing: no problem is under way."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 @dataclass(frozen=True)
@@ -210,14 +184,13 @@ class PlannerProcess:
             EOFError: the process has died.
             OSError: so it has, or it hangs.
         """
-        seconds = SEARCH_S[type(job.problem)]
-        process.plans.send((job.number, seconds, job.problem))
-        until_s = time.monotonic() + seconds + HUNG_S
+        process.plans.send((job.number, SEARCH_S, job.problem))
+        until_s = time.monotonic() + SEARCH_S + HUNG_S
         while process.plans.poll(max(0.0, until_s - time.monotonic())):
             answered: tuple[int, Plan | str] = process.plans.recv()
             if answered[0] == job.number:
                 return answered[1]
-        raise TimeoutError(f"no answer after {seconds + HUNG_S:g} s")
+        raise TimeoutError(f"no answer after {SEARCH_S + HUNG_S:g} s")
 
     def _start(self) -> _Process:
         process = _Process()

@@ -47,10 +47,9 @@ from broker.transport.port import (
 from orchestrator.__main__ import main
 from orchestrator.decide import decide
 from orchestrator.events import Action, Event, TaskDeployed
-from orchestrator.planner_process.client import InlinePlanner
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace, State
-from tests.builders import chain, module, profile
+from tests.builders import InlinePlanner, chain, module, profile
 
 NEVER_SILENT_S = 600.0  # a heartbeat interval that no test reaches
 UNHURRIED = Pace(calm_s=600.0, review_s=600.0)  # without spares and planned moves

@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 from broker.protocol.specs import TaskSpec
 from orchestrator.events import EndPlanning, PlanFound, RequestPlan
 from orchestrator.planner.plans import PlacementPlan, PlacementProblem, solve
-from orchestrator.planner_process.client import InlinePlanner, PlannerProcess
-from tests.builders import chain, device, module, placement_problem
+from orchestrator.planner_process.client import PlannerProcess
+from tests.builders import InlinePlanner, chain, device, module, placement_problem
 from tests.patience import until
 
 TASK = chain("classify", module("vision", 60), module("head", 10))
