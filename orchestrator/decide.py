@@ -158,10 +158,10 @@ def _republish_after_link_up(state: State, event: Event, now_s: float) -> tuple[
 
 
 def _check_suspects(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
-    """Check the devices that one coordinator suspects, and note what came of it."""
-    cluster, known, actions = checks.on_event(state.cluster, state.checks, event, now_s)
-    if cluster is not state.cluster or known is not state.checks:
-        state = replace(state, cluster=cluster, checks=known)
+    """Check the devices that one coordinator suspects."""
+    known, actions = checks.begin(state.cluster, state.checks, event, now_s)
+    if known is not state.checks:
+        state = replace(state, checks=known)
     fields = [{"device": each.device, "within_s": each.within_s} for each in actions]
     return state, [*actions, *(events.Note("device_checked", each) for each in fields)]
 
@@ -190,6 +190,9 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
             state = _on_order(state, event)
         case events.RetainedRouteReceived(task):
             state = replace(state, retained_routes={**state.retained_routes, task: event})
+    cluster, known = checks.conclude(state.cluster, state.checks, event, now_s)
+    if cluster is not state.cluster or known is not state.checks:
+        state = replace(state, cluster=cluster, checks=known)
     if isinstance(event, MembershipEvent):
         state = replace(state, cluster=failure_detector.on_event(state.cluster, event, now_s))
     if isinstance(event, HeartbeatReceived):

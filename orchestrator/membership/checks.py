@@ -44,10 +44,13 @@ def next_deadline_s(checks: Checks) -> float | None:
     return min((check.due_s for check in checks.values() if not check.ended), default=None)
 
 
-def on_event(cluster: Cluster, checks: Checks, event: Event, now_s: float) -> tuple[Cluster, Checks, list[CheckDevice]]:
-    """The cluster and the checks after this event, and the checks to send."""
+def conclude(cluster: Cluster, checks: Checks, event: Event, now_s: float) -> tuple[Cluster, Checks]:
+    """The cluster and the checks with the results up to now.
+
+    This comes before the failure detector's event: a failed check can be what makes a silent device dead now.
+    """
     if isinstance(event, LinkUp | LinkDown | Overslept):
-        return cluster, {}, []  # the answers may be lost
+        return cluster, {}  # the answers may be lost
     if isinstance(event, CheckAnswered) and (check := checks.get(event.device)) and check.request == event.request:
         checks = {**checks, event.device: replace(check, ended=True)}
         cluster = _with_result(cluster, event.device, None, now_s)
@@ -58,6 +61,11 @@ def on_event(cluster: Cluster, checks: Checks, event: Event, now_s: float) -> tu
                 cluster = _with_result(cluster, device, 0.0, now_s)
         elif check.ended and now_s >= check.sent_s + CHECK_EVERY_S:
             checks = {name: other for name, other in checks.items() if name != device}
+    return cluster, checks
+
+
+def begin(cluster: Cluster, checks: Checks, event: Event, now_s: float) -> tuple[Checks, list[CheckDevice]]:
+    """The checks, with those of the devices that a heartbeat has just accused, and the requests to send."""
     actions: list[CheckDevice] = []
     if isinstance(event, HeartbeatReceived) and event.message.suspects:
         for name in sorted(event.message.suspects.keys() & cluster.devices.keys() - checks.keys()):
@@ -66,7 +74,7 @@ def on_event(cluster: Cluster, checks: Checks, event: Event, now_s: float) -> tu
                 action = _check(known, now_s)
                 checks = {**checks, name: Check(action.request, now_s, now_s + action.within_s)}
                 actions.append(action)
-    return cluster, checks, actions
+    return checks, actions
 
 
 def _check(device: Device, now_s: float) -> CheckDevice:

@@ -25,6 +25,7 @@ from orchestrator.decide import next_deadline_s
 from orchestrator.events import (
     Action,
     AnswerError,
+    CheckDevice,
     ClearAssignment,
     ClearDrain,
     ClearRoute,
@@ -261,6 +262,17 @@ def test_a_silent_device_is_dead_after_three_and_a_quarter_intervals_and_then_it
     site.now_s += 0.25
     site.feed(Tick())
     assert site.where() == {"vision": "b", "head": "b"}
+
+
+def test_a_silent_device_is_dead_with_the_event_at_which_our_own_check_of_it_fails() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    site.now_s += 1.5
+    accuses = Heartbeat(session=1, seq=site.seq + 1, epoch=0, generation=0, suspects={"b": 0.0})
+    assert all_of(site.feed(HeartbeatReceived("a", accuses)), CheckDevice)
+    site.now_s += 1.0
+    assert "device_changed" in events(site.feed(Tick()))
+    assert site.state.cluster.devices["b"].health == "dead"
+    assert site.feed(Tick()) == []
 
 
 def test_devices_whose_modules_did_not_change_hear_nothing() -> None:

@@ -13,7 +13,15 @@ from orchestrator.events import (
     MembershipEvent,
     Tick,
 )
-from orchestrator.membership.checks import ANSWER_S, CHECK_EVERY_S, MAX_CHECKS, WAITING_PASSES, Checks, on_event
+from orchestrator.membership.checks import (
+    ANSWER_S,
+    CHECK_EVERY_S,
+    MAX_CHECKS,
+    WAITING_PASSES,
+    Checks,
+    begin,
+    conclude,
+)
 from orchestrator.membership.failure_detector import Cluster, on_own_heartbeat
 from orchestrator.membership.failure_detector import on_event as detect
 from tests.builders import online, profile
@@ -34,9 +42,10 @@ class Fleet:
             self.heartbeat(name)
 
     def feed(self, event: Event) -> None:
+        self.cluster, self.checks = conclude(self.cluster, self.checks, event, self.now_s)
         if isinstance(event, MembershipEvent):
             self.cluster = detect(self.cluster, event, self.now_s)
-        self.cluster, self.checks, sent = on_event(self.cluster, self.checks, event, self.now_s)
+        self.checks, sent = begin(self.cluster, self.checks, event, self.now_s)
         self.sent += sent
 
     def heartbeat(self, name: str, *suspects: str, since_s: float = 0.0) -> None:
