@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
 from broker.protocol.messages import OrchestratorState
-from broker.protocol.specs import TaskName, TaskSpec
+from broker.protocol.specs import DeviceId, TaskName, TaskSpec
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator import events
 from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived, MembershipEvent
@@ -28,6 +28,7 @@ from orchestrator.leadership.leader import announce_leadership, on_leader_state,
 from orchestrator.leadership.orders import NOTHING_DELIVERED
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.membership import checks, failure_detector
+from orchestrator.membership.device import with_assigned
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.placement import planning, publish, reconcile, restore
 from orchestrator.placement.deployability import why_unroutable
@@ -196,9 +197,19 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
     if isinstance(event, MembershipEvent):
         state = replace(state, cluster=failure_detector.on_event(state.cluster, event, now_s))
     if isinstance(event, HeartbeatReceived):
-        footprints = updated_footprints(state, event.device)
-        state = state if footprints is state.footprints else replace(state, footprints=footprints)
+        state = _with_reports_on_assigned(state, event.device)
     return _settle(state, now_s)
+
+
+def _with_reports_on_assigned(state: State, name: DeviceId) -> State:
+    """The state with what a device reports of the modules that it was assigned, as far as it counts elsewhere."""
+    footprints = updated_footprints(state, name)
+    state = state if footprints is state.footprints else replace(state, footprints=footprints)
+    known, assigned = state.cluster.devices.get(name), state.assignments.get(name)
+    if known is None or not known.backoffs or assigned is None:
+        return state
+    cluster = state.cluster.with_devices(with_assigned(known, {each.spec.key for each in assigned.modules}))
+    return state if cluster is state.cluster else replace(state, cluster=cluster)
 
 
 def _on_order(

@@ -9,13 +9,14 @@ Invariants:
 - a device counts as alive only after a heartbeat: a retained birth may be stale, a heartbeat is never retained;
 - measured seconds count until the device measures again or restarts, also for modules that it has unloaded;
 - a module that failed on a device is barred there while the device reports the failure, and for a backoff after that.
+  It says something about the module itself only if the device was assigned it.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
@@ -55,6 +56,7 @@ class Backoff:
     error: str
     failures: int
     until_s: float | None  # None: the backoff is over
+    assigned: bool = False  # whether the device was assigned the module: only then other devices need know of it
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,16 @@ def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interva
         wait_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures - 1, _DOUBLINGS))
         backoffs[key] = Backoff(failed[key], failures, now_s + wait_s)
     return after if backoffs == after.backoffs else replace(after, backoffs=backoffs)
+
+
+def with_assigned(device: Device, assigned: Collection[ModuleKey]) -> Device:
+    """The device with the failures marked that are of modules assigned to it."""
+    marked = {
+        key: replace(backoff, assigned=True)
+        for key, backoff in device.backoffs.items()
+        if not backoff.assigned and key in device.failed and key in assigned
+    }
+    return replace(device, backoffs={**device.backoffs, **marked}) if marked else device
 
 
 def _first(reported: Mapping[ModuleKey, T], most: int) -> Mapping[ModuleKey, T]:

@@ -9,7 +9,8 @@ Invariants:
 - a broker that ends, or returns with its memory, publishes the wills of living devices. Wills shortly before the link's
   end are undone. After its return a will of a session from before is tentative, until a heartbeat of another such
   session shows that the broker lived all the time;
-- if most devices fall silent at once, the likely cause is the network: they get more time;
+- if most devices fall silent at once, the likely cause is the network: they get more time. A device on probation counts
+  for nothing there, nor does one that sent no heartbeat: what a few ids do again and again delays no other's death;
 - an event that changes one device costs the same, however many there are; all are examined only when one may be due.
 """
 
@@ -57,7 +58,7 @@ class Cluster:
     own_interval_s: float = 1.0  # between the orchestrator's own heartbeats
     devices: PersistentMap[Device] = field(default_factory=PersistentMap)
     living: int = 0  # how many devices are alive
-    silent: int = 0  # how many of them are suspect
+    silent: int = 0  # how many of them are suspect, and not on probation
     reported: frozenset[DeviceId] = frozenset()  # devices with timeout reports
     examine_at_s: float = field(default=math.inf, compare=False)  # no device changes by time alone before
     listening: bool = False  # whether the orchestrator's link is up
@@ -265,11 +266,17 @@ def _begin_mass_departure(before: Cluster, after: Cluster, changed: Sequence[Dev
         return after
     interval_s = after.heartbeat_interval_s
     offline = (device for device in after.devices.values() if device.status == "offline")
-    recent = {device.id for device in offline if now_s - device.ended_s <= interval_s}
+    recent = {device.id for device in offline if now_s - device.ended_s <= interval_s and _was_trusted(device)}
     if not MASS_FROM <= len(recent) > after.living:
         return after
     departure = MassDeparture(now_s + MASS_SILENCE_INTERVALS * interval_s, frozenset(recent))
     return replace(after, mass_departure=departure)
+
+
+def _was_trusted(device: Device) -> bool:
+    """Whether a device that said goodbye just now was alive before, and not on probation."""
+    before = device.before_will
+    return before is not None and before.alive and not before.flaps.heartbeats_owed
 
 
 def _end_mass_departure(before: Cluster, after: Cluster, now_s: float) -> Cluster:
@@ -312,7 +319,7 @@ def _living(devices: Iterable[Device]) -> int:
 
 
 def _silent(devices: Iterable[Device]) -> int:
-    return sum(device.alive and device.health == "suspect" for device in devices)
+    return sum(device.alive and device.health == "suspect" and not device.flaps.heartbeats_owed for device in devices)
 
 
 def _are_most(silent: int, living: int) -> bool:

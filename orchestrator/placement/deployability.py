@@ -6,18 +6,20 @@ modules that devices refused too often. Doesn't know how modules are placed.
 Invariants:
 - the reason is one sentence that says what to do;
 - the task that was deployed first is served: a later task that contradicts it waits;
-- a module is tried on at most ``MAX_REFUSALS`` devices at a time, and again when a backoff is over.
+- a module is tried on at most ``MAX_REFUSALS`` devices at a time, and again when a backoff is over. Only a device that
+  was assigned the module in this term can refuse it for others: a lie about any other module harms its device only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from pydantic import ValidationError
 
 from broker.protocol.codec import MAX_MESSAGE_BYTES
-from broker.protocol.specs import ModuleKey, TaskSpec, describe
-from orchestrator.membership.device import Fitness
+from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec, describe
+from orchestrator.membership.device import Device, Fitness
 from orchestrator.placement.routes import build_route, why_too_large
 from orchestrator.planner.explain import listed
 from orchestrator.planner.placement import Bars
@@ -36,10 +38,10 @@ def why_unroutable(spec: TaskSpec) -> str | None:
     return None
 
 
-def why_unservable(state: State, task: TaskSpec, barred: Bars, disputed: AbstractSet[ModuleKey]) -> str | None:
+def why_unservable(state: State, task: TaskSpec, refusals: Bars, disputed: AbstractSet[ModuleKey]) -> str | None:
     """The reason why this task can't be served now, wherever its modules are placed; None if it may be."""
     why = None if disputed.isdisjoint(module.key for module in task.modules.values()) else _contradiction(state, task)
-    return why or _oversize(state, task) or _refusals(state, task, barred)
+    return why or _oversize(state, task) or _refusals(state, task, refusals)
 
 
 def disputed_modules(state: State) -> set[ModuleKey]:
@@ -54,20 +56,31 @@ def describe_error(error: Exception) -> str:
     return ": ".join(describe(error.errors()[0])) if isinstance(error, ValidationError) else str(error)
 
 
-def refused_too_often(key: ModuleKey, barred: Bars) -> bool:
-    """Whether so many devices refused a module that no other is tried now."""
-    return len(barred.get(key, ())) >= MAX_REFUSALS
+def refusals_of(devices: Iterable[Device]) -> Bars:
+    """By module the devices that failed to load it when they were assigned it, each with the error."""
+    found: dict[ModuleKey, dict[DeviceId, str]] = {}
+    for device in devices:
+        for key, error in device.barred.items() if device.backoffs else ():
+            if key in device.backoffs and device.backoffs[key].assigned:
+                found.setdefault(key, {})[device.id] = f"it failed there: {error}"
+    return found
 
 
-def _refusals(state: State, task: TaskSpec, barred: Bars) -> str | None:
+def refused_too_often(refusals: Bars) -> list[ModuleKey]:
+    """The modules that so many devices refused that no other is tried now."""
+    return [key for key, devices in refusals.items() if len(devices) >= MAX_REFUSALS]
+
+
+def _refusals(state: State, task: TaskSpec, refusals: Bars) -> str | None:
+    refused = refused_too_often(refusals)
     for name, module in task.modules.items():
-        if not refused_too_often(module.key, barred):
+        if module.key not in refused:
             continue
-        refusals = barred[module.key]
+        by = refusals[module.key]
         home = state.cluster.devices.get(state.placement.where.get(module.key, ""))
-        if home is not None and home.fitness > Fitness.DRAINING and home.id not in refusals:
+        if home is not None and home.fitness > Fitness.DRAINING and home.id not in by:
             continue  # it has an active copy; only further copies were refused
-        return f"{len(refusals)} devices refused {name}, and no other is tried now: {listed(refusals)}; {_RETRY}"
+        return f"{len(by)} devices refused {name}, and no other is tried now: {listed(by)}; {_RETRY}"
     return None
 
 

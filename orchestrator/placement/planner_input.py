@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from broker.cost_model import memory_bytes
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.membership.device import Device
-from orchestrator.placement.deployability import disputed_modules, refused_too_often, why_unservable
+from orchestrator.placement.deployability import disputed_modules, refusals_of, refused_too_often, why_unservable
 from orchestrator.planner.copies import copy_key, original_key, with_further_copies
 from orchestrator.planner.placement import AtHand, Bars, distinct_modules
 from orchestrator.state import CurrentPlacement, Facts, Moment, State
@@ -33,8 +33,8 @@ def facts_of(state: State) -> Facts:
     for device in alive:
         for key, error in device.barred.items():
             barred.setdefault(key, {})[device.id] = f"it failed there: {error}"
-    tasks, disputed = state.tasks.values(), disputed_modules(state)
-    reasons = {task.task: why for task in tasks if (why := why_unservable(state, task, barred, disputed)) is not None}
+    tasks, disputed, refusals = state.tasks.values(), disputed_modules(state), refusals_of(alive)
+    reasons = {t.task: why for t in tasks if (why := why_unservable(state, t, refusals, disputed)) is not None}
     served = tuple(task for task in tasks if task.task not in reasons)
     return Facts(
         candidates=tuple((device.id, device.profile) for device in alive),
@@ -110,10 +110,9 @@ def is_draining(state: State, name: DeviceId) -> bool:
 def spare_constraints(state: State, facts: Facts, where: Mapping[ModuleKey, DeviceId]) -> Bars:
     """As ``placement_constraints``; a module that was refused too often gets no further copies at all."""
     bars: dict[ModuleKey, Mapping[DeviceId, str]] = dict(placement_constraints(state, facts, where))
-    for key in facts.barred:
-        if refused_too_often(key, facts.barred):
-            others = {name: "" for name, _ in facts.candidates if key not in state.placement.roles.get(name, {})}
-            bars[key] = {**others, **bars[key]}
+    for key in refused_too_often(refusals_of(state.cluster.alive())):
+        others = {name: "" for name, _ in facts.candidates if key not in state.placement.roles.get(name, {})}
+        bars[key] = {**others, **bars.get(key, {})}
     return bars
 
 

@@ -41,7 +41,7 @@ from tests.properties.test_reconciler import DEVICES, LONG, MODULES, SETTINGS, R
 EVIL = "evil"
 numbers = st.sampled_from([0, 1, 2, 3, 5, 1000, MAX_FENCE - 1, MAX_FENCE])
 statuses = st.sampled_from(["online", "draining", "offline"])
-claims = st.sets(st.sampled_from(sorted(MODULES)))
+claims = st.dictionaries(st.sampled_from(sorted(MODULES)), st.sampled_from(["ready", "loading", "failed"]))
 suspects = st.sets(st.sampled_from([*DEVICES, EVIL, "nobody"]))
 FOR_ITSELF = PublishAssignment | ClearAssignment | RequestRebirth
 
@@ -57,12 +57,14 @@ class HostileDevice(Reconciler):
 
     @rule(fences=st.tuples(numbers, numbers, numbers, numbers), claims=claims, size_bytes=numbers, suspects=suspects)
     def it_lies_in_a_heartbeat(
-        self, fences: tuple[int, int, int, int], claims: set[str], size_bytes: int, suspects: set[str]
+        self, fences: tuple[int, int, int, int], claims: dict[str, str], size_bytes: int, suspects: set[str]
     ) -> None:
         session, seq, epoch, generation = fences
         held = {
-            MODULES[part].key: HeldModule(module="m", state="ready", memory_bytes=size_bytes, compute_s=0.0)
-            for part in claims
+            MODULES[part].key: HeldModule.model_validate(
+                {"module": "m", "state": state, "memory_bytes": size_bytes, "compute_s": 0.0}
+            )
+            for part, state in claims.items()
         }
         message = Heartbeat(
             session=session,

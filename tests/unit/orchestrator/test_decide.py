@@ -963,6 +963,20 @@ def test_a_module_that_three_devices_refused_is_not_tried_again_because_one_of_t
     assert site.where() == {}
 
 
+def test_failures_that_devices_report_of_modules_they_were_not_assigned_take_no_task_away() -> None:
+    site = serving(CLASSIFY, a=100, b=10, c=10, d=10, e=100)
+    lie = {VISION.key: HeldModule(module="vision", state="failed", error="its file is torn")}
+    for device in ("b", "c", "d"):
+        site.heartbeat(device, lie)
+    site.heartbeat("a")
+    assert site.where() == {"vision": "a", "head": "a"}
+    site.heartbeat("a", lie)
+    assert site.where() == {"vision": "e", "head": "a"}, "one refusal counts, those of b, c and d don't"
+    site.heartbeat("a")
+    site.heartbeat("e")
+    assert site.route("classify").complete
+
+
 def test_a_task_that_was_taken_away_and_deployed_again_is_tried_at_once() -> None:
     site = serving(CLASSIFY, a=100)
     site.heartbeat("a", {VISION.key: HeldModule(module="vision", state="failed", error="its file is torn")})

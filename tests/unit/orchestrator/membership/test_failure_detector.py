@@ -334,6 +334,30 @@ def test_devices_that_go_one_after_the_other_are_no_mass_departure() -> None:
 # --- ourselves, and the operator ---
 
 
+def test_devices_that_never_lived_here_and_one_that_comes_and_goes_make_no_departure_a_mass_departure() -> None:
+    fleet = Fleet("a", "b", "evil")
+    fleet.die("evil")
+    fleet.join("evil")
+    for stranger in ("s", "t", "u", "v"):
+        fleet.feed(DeviceStateReceived(stranger, online(1, PROFILE)))
+    for stranger in ("s", "t", "u", "v"):
+        fleet.feed(DeviceStateReceived(stranger, offline(1)))
+    fleet.die("evil")
+    fleet.die("a")
+    assert fleet.cluster.mass_departure is None
+
+
+def test_devices_on_probation_make_no_silence_a_mass_silence() -> None:
+    fleet = Fleet("a", "b", "c", "evil", "evil-2")
+    fleet.go_on(1)
+    for name in ("evil", "evil-2"):
+        fleet.die(name)
+        fleet.join(name)
+    fleet.beating = {"b", "c"}
+    fleet.go_on(3.25)
+    assert fleet.alive() == {"b", "c"}, "in the usual time"
+
+
 def test_when_our_own_process_stood_still_every_device_has_the_full_time_again() -> None:
     fleet = Fleet("a", "b")
     fleet.now_s += 60
