@@ -218,8 +218,8 @@ class Agent:
         since_s, limit_s = round(hung.since_s, 1), round(hung.limit_s, 1)
         self._log.error("pass_hung", since_s=since_s, limit_s=limit_s, restart_within_s=FAREWELL_S, **fields)
         self._restart_by_s = now_s + FAREWELL_S
+        self._handle(events.PassIsHung(hung.run.run), now_s)  # first: its coordinator must know before the new routes
         self._announce("offline")
-        self._handle(events.PassIsHung(hung.run.run), now_s)
 
     def _handle(self, event: events.Event, now_s: float) -> None:
         if isinstance(event, events.Ran):

@@ -47,6 +47,8 @@ class Coordinated:
     completed: dict[NodeName, tuple[DeviceId, float]] = field(default_factory=dict)  # which device keeps it; since when
     reports: dict[NodeName, NodeDone] = field(default_factory=dict)  # of the completed nodes
     avoid: frozenset[DeviceId] = frozenset()
+    late: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # had a node's inputs when an attempt timed out
+    hung: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # gave the node up for good in an earlier attempt
     retry_at_s: float = 0.0  # when to send the missing nodes again
 
     @property

@@ -32,6 +32,7 @@ from broker.protocol.topics import may_reply_to
 from broker.transport.port import RECONNECT_S
 from edge_agent.events import Action, DataLinkChanged, Log, Requested, Send, SendHeartbeat
 from edge_agent.requests.error_reply import error_reply, lifetime_s, no_room, other_backups
+from edge_agent.requests.hung_devices import allowed, on_late_failure
 from edge_agent.requests.load_estimate import waits_s
 from edge_agent.requests.routing import PlanAndTime, choose_plan
 from edge_agent.requests.traces import on_ended
@@ -150,10 +151,10 @@ def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> list[Acti
     if request is None:
         return []
     body = message.error
-    if message.attempt < request.attempt:
-        state.dropped["stale_failure"] += 1
-    elif (message.node, message.device) not in request.ever_assigned:
+    if (message.node, message.device) not in request.ever_assigned:
         state.dropped["not_asked"] += 1
+    elif message.attempt < request.attempt and (message.retry or not on_late_failure(request, message)):
+        state.dropped["stale_failure"] += 1
     elif message.retry and (body.code != ErrorCode.OVERLOADED or _has_alternative(state, request, message)):
         _schedule_retry(request, message, now_s)
     else:
@@ -173,7 +174,9 @@ def on_tick(state: AgentState, now_s: float) -> list[Action]:
         elif now_s >= request.retry_at_s and state.suspect_only_after_s == math.inf:
             request.retry_at_s = math.inf  # until our link is up
         elif now_s >= request.retry_at_s:
-            actions += _suspect_silent_devices(state, request, now_s)
+            overdue = _overdue(state, request, now_s)
+            request.late |= {(node, device) for node, device, _ in overdue}
+            actions += _suspect_silent_devices(state, request, overdue, now_s)
             actions += _dispatch(state, request, now_s, _choose_again(state, request, now_s, late=True))
     return actions
 
@@ -237,7 +240,7 @@ def _update_latency_inflation(state: AgentState, request: Coordinated, now_s: fl
 def _choose(state: AgentState, request: Coordinated, waiting_s: Mapping[DeviceId, float]) -> PlanAndTime | None:
     """A plan for the missing nodes and its expected seconds. Completed nodes stay on their device while it is able."""
     return choose_plan(
-        state.routes[request.task],
+        allowed(request, state.routes[request.task]),
         here=state.device,
         input_bytes={name: len(raw.data) for name, raw in request.inputs.items()},
         queue_s=waiting_s,
@@ -334,6 +337,9 @@ def _record_queue(state: AgentState, sender: DeviceId, task: TaskName, queue_s: 
 def _schedule_retry(request: Coordinated, failed: NodeFailed, now_s: float) -> None:
     """Retry soon, on another device if possible. What the failed device has completed can't be had from it any more."""
     request.avoid |= {failed.device}
+    request.late.discard((failed.node, failed.device))
+    if request.current_assignees.get(failed.node, (None, 0.0))[0] == failed.device:
+        del request.current_assignees[failed.node]  # it isn't late
     if request.completed.get(failed.node, (None, 0.0))[0] == failed.device:
         del request.completed[failed.node]
     backoff_s = REFUSED_BACKOFF_S * 2 ** min(max(request.attempt, 0), 5)
@@ -344,17 +350,27 @@ def _no_task(task: TaskName) -> RequestFailed:
     return RequestFailed(ErrorCode.NO_ROUTE, f"the task {task} is not deployed; deploy it with `s2m3 deploy FILE`")
 
 
-def _suspect_silent_devices(state: AgentState, request: Coordinated, now_s: float) -> list[Action]:
-    """Suspect the devices that had all inputs of a late node and have sent nothing since."""
-    actions: list[Action] = []
+def _overdue(state: AgentState, request: Coordinated, now_s: float) -> list[tuple[NodeName, DeviceId, float]]:
+    """The late nodes, each with its device and the time since when it should have all inputs."""
+    overdue: list[tuple[NodeName, DeviceId, float]] = []
     for name, (device, sent_s) in request.current_assignees.items():
         needs = request.plan.nodes[name].needs if request.plan else ()
         nodes = [need for need in needs if need not in request.inputs]
-        if device == state.device or _delivered(request, name) or not all(_delivered(request, n) for n in nodes):
+        if _delivered(request, name) or not all(_delivered(request, need) for need in nodes):
             continue
         due_from_s = max([sent_s, *(request.completed[need][1] for need in nodes)])
-        is_silent = state.last_heard_s.get(device, -math.inf) < due_from_s
-        if due_from_s >= state.suspect_only_after_s and now_s - due_from_s >= FIRST_TIMEOUT_S and is_silent:
+        if due_from_s >= state.suspect_only_after_s and now_s - due_from_s >= FIRST_TIMEOUT_S:
+            overdue.append((name, device, due_from_s))
+    return overdue
+
+
+def _suspect_silent_devices(
+    state: AgentState, request: Coordinated, overdue: list[tuple[NodeName, DeviceId, float]], now_s: float
+) -> list[Action]:
+    """Suspect the devices of overdue nodes that have sent nothing since."""
+    actions: list[Action] = []
+    for name, device, due_from_s in overdue:
+        if device != state.device and state.last_heard_s.get(device, -math.inf) < due_from_s:
             state.suspects[device] = now_s
             fields: dict[str, object] = {"suspect": device, "request": request.request, "node": name}
             actions += [Log("device_suspected", fields), SendHeartbeat()]

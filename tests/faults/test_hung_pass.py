@@ -38,6 +38,7 @@ SPEC = module("y", memory_bytes=10, output_bytes=8)
 DEADLINE_S = 3600  # of the hung request: no pass is hung by its sensor's word
 PROGRAM = """
 import sys, threading
+import numpy as np
 from broker.process import log_to_stderr, stopped_by_signals
 from edge_agent import service, workers
 from edge_agent.config import AgentConfig
@@ -45,15 +46,15 @@ from edge_agent.modules import Output
 from edge_agent.restart import PassHung, restart
 from tests.builders import computing, profile, uncalibrated_store
 
-workers.HUNG_S, service.FAREWELL_S = float(sys.argv[3]), 0.5
+workers.HUNG_S, service.FAREWELL_S = float(sys.argv[4]), 0.5
 
-def compute(value):
-    if value.data == b"hang":
+def compute(value, *_):
+    if getattr(value, "data", b"") == b"hang":
         threading.Event().wait()
-    return Output({}, {"label": "done"})
+    return Output({"bits": np.zeros(1, np.float32)}, {"label": "done"})
 
 log_to_stderr()
-config = AgentConfig(id=sys.argv[2], site=sys.argv[2], broker=sys.argv[1], heartbeat_interval_s=0.2)
+config = AgentConfig(id=sys.argv[2], site=sys.argv[3], broker=sys.argv[1], heartbeat_interval_s=0.2)
 agent = service.Agent(config, profile=profile(), store=uncalibrated_store(100, lambda _: computing(compute)))
 with stopped_by_signals(agent.stop, until_stdin_closes=False):
     try:
@@ -64,15 +65,19 @@ with stopped_by_signals(agent.stop, until_stdin_closes=False):
 
 
 class World:
-    """One agent in a process of its own, and a client that is its orchestrator and its sensor."""
+    """Agents in processes of their own, and a client that is their orchestrator and their sensor."""
 
-    def __init__(self, url: str, name: str, recorder: Any, hung_s: float, environ: dict[str, str]) -> None:
+    def __init__(
+        self, url: str, name: str, recorder: Any, hung_s: float, environ: dict[str, str], *others: str
+    ) -> None:
         self.name, self.prefix, self.received = name, prefix_of(name), recorder
         self.client = MqttTransport(url=url, client_id=f"{name}-client", inbox=recorder)
         self.client.subscribe(f"{self.prefix}/#")
         self.client.start()
-        command = [sys.executable, "-c", PROGRAM, url, name, str(hung_s)]
-        self.process = subprocess.Popen(command, env=environ)
+        command = [sys.executable, "-c", PROGRAM, url]
+        self.process, *self.others = (
+            subprocess.Popen([*command, device, name, str(hung_s)], env=environ) for device in (name, *others)
+        )
 
     def serve(self) -> None:
         self.heartbeat(lambda _: True)
@@ -85,8 +90,20 @@ class World:
             self.client.publish(Outgoing(topic, encode(message), retain=True))
         self.heartbeat(lambda seen: any(held.state == "ready" for held in seen.modules.values()))
 
-    def heartbeat(self, fits: Callable[[Heartbeat], object]) -> Heartbeat:
-        topic = DEVICE_HEARTBEAT.at(self.prefix, device=self.name)
+    def serve_with(self, *devices: str) -> None:
+        """Two nodes on any of these devices at once, and the output node on the front door."""
+        wanted = Assignment(epoch=1, generation=1, modules=(AssignedModule(module="y", spec=SPEC),))
+        nodes = {node: route_node(SPEC.key, ("image",), able(*devices)) for node in ("first", "second")}
+        nodes["output"] = route_node(SPEC.key, ("first", "second"), able(self.name))
+        for device in (self.name, *devices):
+            self.client.publish(Outgoing(DEVICE_ASSIGNMENT.at(self.prefix, device=device), encode(wanted), retain=True))
+        for device in (self.name, *devices):
+            self.heartbeat(lambda seen: any(held.state == "ready" for held in seen.modules.values()), device)
+        served = route("t", nodes, front_door=(self.name,))
+        self.client.publish(Outgoing(TASK_ROUTE.at(self.prefix, task="t"), encode(served), retain=True))
+
+    def heartbeat(self, fits: Callable[[Heartbeat], object], device: str | None = None) -> Heartbeat:
+        topic = DEVICE_HEARTBEAT.at(self.prefix, device=device or self.name)
 
         def fitting(event: object) -> bool:
             is_beat = isinstance(event, Delivery) and event.topic == topic
@@ -120,17 +137,21 @@ class World:
 def start(mosquitto_url: str, unique_prefix: str, make_recorder: Any) -> Iterator[Callable[..., World]]:
     worlds: list[World] = []
 
-    def make(hung_s: float, restarts: str = "") -> World:
-        environ = {**os.environ, VARIABLE: restarts}
-        worlds.append(World(mosquitto_url, f"{unique_prefix}-{len(worlds)}", make_recorder(), hung_s, environ))
-        worlds[-1].serve()
+    def make(hung_s: float, restarts: str = "", others: tuple[str, ...] = ()) -> World:
+        environ, name = {**os.environ, VARIABLE: restarts}, f"{unique_prefix}-{len(worlds)}"
+        worlds.append(World(mosquitto_url, name, make_recorder(), hung_s, environ, *others))
+        if others:
+            worlds[-1].serve_with(*others)
+        else:
+            worlds[-1].serve()
         return worlds[-1]
 
     yield make
     for world in worlds:
         world.client.close()
-        world.process.kill()
-        world.process.wait()
+        for process in (world.process, *world.others):
+            process.kill()
+            process.wait()
 
 
 def test_an_agent_with_a_hung_pass_says_so_and_begins_anew_under_its_process_id(start: Callable[..., World]) -> None:
@@ -151,6 +172,22 @@ def test_an_agent_with_a_hung_pass_says_so_and_begins_anew_under_its_process_id(
     assert again.session != before
     assert world.process.poll() is None, "the same process"
     world.serves(b"better")
+
+
+def test_a_request_that_hangs_every_pass_takes_two_of_three_devices_along_and_its_sensor_is_told(
+    start: Callable[..., World],
+) -> None:
+    devices = ("gw-b", "gw-c", "gw-d")
+    world = start(8.0, others=devices)
+    world.serves(b"good")
+    world.ask(b"hang")
+    error = world.answer(b"hang").error
+    assert (error.code, "hangs on" in error.message) == (ErrorCode.MODULE_FAILED, True)
+    world.serves(b"better")
+    topics = {DEVICE_STATE.at(world.prefix, device=device) for device in devices}
+    states = [event for event in world.received.deliveries if event.topic in topics]
+    gone = {event.topic for event in states if decode(DeviceState, event.payload).status == "offline"}
+    assert len(gone) == 2, "each said so as it left"
 
 
 def test_after_three_restarts_it_ends_with_an_exit_code_of_its_own(start: Callable[..., World]) -> None:
