@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from broker.protocol.specs import Bytes, DeviceId, NotNegative, Rate, SitePrefix, Spec, TaskName
+from broker.protocol.specs import Availability, Bytes, DeviceId, NotNegative, Rate, SitePrefix, Spec, TaskName
 
 # May be deleted: the measurements are repeated.
 STATE_DIR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"
@@ -25,6 +25,7 @@ class AgentConfig(Spec):
     site: SitePrefix | None = None  # a prefix in front of all topics, when several sites share a broker
     models: str | None = None  # the models directory: DIR/org/name/{config.json, *.safetensors}; before the hub
     tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] | None = None  # that it may serve; None: all
+    availability: Availability = "always"  # sometimes: its end is not a failure
     memory: Bytes | None = None  # for modules; None: the free memory, less the system's reserve and the headroom
     headroom: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the free memory kept for activations
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # of one forward pass

@@ -374,10 +374,10 @@ class Agent:
         is_ready = self._data_up and self._restart_by_s is None
         if self._session is None or (status == "online" and not is_ready):
             return
-        birth = (
-            {"profile": self._profile, "about": self._about, "tasks": self._config.tasks} if status == "online" else {}
-        )
-        state = DeviceState(status=status, session=self._session, **birth)
+        state = DeviceState(status=status, session=self._session)
+        if status == "online":
+            limits = {"tasks": self._config.tasks, "availability": self._config.availability}
+            state = state.model_copy(update={"profile": self._profile, "about": self._about, **limits})
         try:
             self._control.publish(port.Outgoing(self._state_topic, encode(state), retain=True))
         except TransportError as error:  # online: a new link will follow; offline: so does the will

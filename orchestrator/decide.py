@@ -315,6 +315,8 @@ def _log_device_changes(before: Cluster, after: Cluster) -> list[Action]:
         was = (known.status, known.health, known.confirmed) if known else None
         if was != (device.status, device.health, device.confirmed):
             fields = {"device": name, "status": device.status, "health": device.health, "alive": device.alive}
+            if not device.always_on:
+                fields["availability"] = device.availability
             notes.append(events.Note("device_changed", fields))
         for key, error in device.failed.items():
             if known is None or key not in known.failed:

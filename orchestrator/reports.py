@@ -27,13 +27,14 @@ from orchestrator.membership.device import Device, Fitness
 from orchestrator.state import State
 
 REVISIONS_KEPT = 5
-Name = Literal["online", "suspect", "unresponsive", "dead", "probation", "draining", "drained"]
+Name = Literal["online", "suspect", "unresponsive", "dead", "away", "probation", "draining", "drained"]
 EVENT_OF: Final[Mapping[Name, EventType]] = {
     "online": EventType.DEVICE_ONLINE,
     "probation": EventType.DEVICE_ONLINE,
     "suspect": EventType.DEVICE_SUSPECT,
     "unresponsive": EventType.DEVICE_SUSPECT,
     "dead": EventType.DEVICE_DEAD,
+    "away": EventType.DEVICE_AWAY,
     "draining": EventType.DEVICE_DRAINING,
     "drained": EventType.DEVICE_DRAINED,
 }
@@ -153,7 +154,12 @@ class Reports:
 
 
 def opinion_of(state: State, device: Device, now_s: float) -> Opinion | None:
-    """The leader's opinion of a device; None of one whose first heartbeat is still on its way."""
+    """The leader's opinion of a device; None of one whose first heartbeat is still on its way.
+
+    Neither the end of a device that is on only sometimes nor its silence before is an alarm.
+    """
+    if not device.always_on and (device.health == "suspect" or not device.watched):
+        return None if device.watched else Opinion("away", "it is on only sometimes")
     if not device.watched:
         silent = f"no heartbeat came for {max(0.0, now_s - device.heard_s):.0f} s"
         return Opinion("dead", "its connection ended" if device.status == "offline" else silent)
@@ -265,7 +271,7 @@ def _why_left(state: State, origin: DeviceId, key: ModuleKey) -> str | None:
     """The reason why a module had to leave a device; None if it moved for a gain."""
     device = state.cluster.devices.get(origin)
     if device is None or not device.alive:
-        return f"{origin} is gone"
+        return f"{origin} is gone" if device is None or device.always_on else f"{origin} is away"
     if device.draining:
         return f"{origin} is drained"
     if key in device.barred:

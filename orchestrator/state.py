@@ -56,6 +56,7 @@ class Facts:
     footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # measured bytes, where more than the spec's
     doubts: Mapping[DeviceId, str] = field(default_factory=dict)  # candidates that should get nothing more, and why
     limits: Mapping[DeviceId, tuple[TaskName, ...]] = field(default_factory=dict)  # candidates that serve only these
+    sometimes: frozenset[DeviceId] = frozenset()  # candidates that are on only sometimes
 
 
 @dataclass(frozen=True)

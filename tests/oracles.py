@@ -214,9 +214,16 @@ def counted_s(
 def exhaustive(
     devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], *, barred: Bars | None = None, size: Size = own_size
 ) -> tuple[dict[ModuleKey, DeviceId], float] | None:
-    """The cheapest placement and its objective in seconds, or None when no placement fits.
+    """The cheapest placement and its objective in seconds, or None when no placement fits."""
+    return min(placements(devices, tasks, barred=barred, size=size), key=lambda found: found[1], default=None)
 
-    It tries up to ``len(devices)`` to the power of the number of copies: for some ten thousand, not for a fleet.
+
+def placements(
+    devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], *, barred: Bars | None = None, size: Size = own_size
+) -> Iterator[tuple[dict[ModuleKey, DeviceId], float]]:
+    """Every placement that fits, with its objective in seconds.
+
+    These are up to ``len(devices)`` to the power of the number of copies: for some ten thousand, not for a fleet.
     """
     copies = copies_of(devices, tasks, barred=barred, size=size)
     modules = {key: module for key, (_, module) in distinct_modules(tasks).items()}
@@ -227,12 +234,8 @@ def exhaustive(
             may = {d.id: size(modules[key], d) for d in devices if may_run(task, d) and d.id not in bars}
             known = able.setdefault(key_of((key, number)), may)
             able[key_of((key, number))] = {name: bytes_ for name, bytes_ in known.items() if name in may}
-    best: tuple[dict[ModuleKey, DeviceId], float] | None = None
     for where in _fitting(able, {device.id: device.memory_bytes for device in devices}):
-        cost_s = counted_s(devices, tasks, copies, where)
-        if best is None or cost_s < best[1]:
-            best = (where, cost_s)
-    return best
+        yield where, counted_s(devices, tasks, copies, where)
 
 
 def _fitting(

@@ -97,11 +97,11 @@ def _some_of(names: Sequence[str], *, least: int) -> st.SearchStrategy[tuple[str
 
 @st.composite
 def fleets(
-    draw: st.DrawFn, known: dict[str, ModuleSpec], *, most: int = 5, constrained: bool = False
+    draw: st.DrawFn, known: dict[str, ModuleSpec], *, most: int = 5, constrained: bool = False, mixed: bool = False
 ) -> list[DeviceSpec]:
     """Up to ``most`` devices; some have measured some modules, by name or by key.
 
-    ``constrained``: a device may name the tasks that it may serve.
+    ``constrained``: a device may name the tasks that it may serve. ``mixed``: it may be on only sometimes.
     """
     labels = [*PARTS, *(f"my-{part}" for part in PARTS), *(module.key for module in known.values())]
     return [
@@ -113,6 +113,7 @@ def fleets(
             latency_s=draw(st.sampled_from([0.0, 0.001, 0.05])),
             compute_s=draw(st.dictionaries(st.sampled_from(labels), st.sampled_from([0.01, 0.5]), max_size=3)),
             tasks=draw(_some_of(TASKS, least=0)) if constrained else None,
+            availability=draw(st.sampled_from(["always", "sometimes"])) if mixed else "always",
         )
         for name in draw(st.lists(st.sampled_from(DEVICES[:most]), min_size=1, max_size=most, unique=True))
     ]
@@ -120,10 +121,16 @@ def fleets(
 
 @st.composite
 def instances(
-    draw: st.DrawFn, *, most_devices: int = 5, most_tasks: int = 4, chains: bool = False, constrained: bool = False
+    draw: st.DrawFn,
+    *,
+    most_devices: int = 5,
+    most_tasks: int = 4,
+    chains: bool = False,
+    constrained: bool = False,
+    mixed: bool = False,
 ) -> Instance:
-    """A fleet, and tasks over the same modules. ``chains`` and ``constrained``: as for ``tasks`` and ``fleets``."""
+    """A fleet, and tasks over the same modules. The other arguments are those of ``tasks`` and ``fleets``."""
     known = draw(modules())
     count = draw(st.integers(1, most_tasks))
     drawn = [draw(tasks(TASKS[number], known, chain=chains, constrained=constrained)) for number in range(count)]
-    return draw(fleets(known, most=most_devices, constrained=constrained)), drawn
+    return draw(fleets(known, most=most_devices, constrained=constrained, mixed=mixed)), drawn

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, S
 from broker.protocol.errors import ErrorCode
 from broker.protocol.specs import (
     MAX_NODES,
+    Availability,
     Bytes,
     DeviceId,
     Id,
@@ -114,7 +115,7 @@ class DeviceState(Message):
     profile: DeviceProfile | None = None
     about: About | None = None
     tasks: tuple[TaskName, ...] | None = None  # the tasks that it may serve; null allows all
-    availability: Annotated[Literal["always", "sometimes"], Field(exclude_if=_unless("always"))] = "always"
+    availability: Annotated[Availability, Field(exclude_if=_unless("always"))] = "always"
 
 
 class AssignedModule(Message):

@@ -24,7 +24,7 @@ class Standing(Message):
     """The orchestrator's opinion of a device, since when, until when, and why."""
 
     device: DeviceId
-    standing: Literal["online", "suspect", "unresponsive", "dead", "probation", "draining", "drained"]
+    standing: Literal["online", "suspect", "unresponsive", "dead", "away", "probation", "draining", "drained"]
     since: Time
     until: Time | None = None
     why: str
@@ -54,6 +54,7 @@ class EventType(StrEnum):
     DEVICE_ONLINE = "device_online"
     DEVICE_SUSPECT = "device_suspect"
     DEVICE_DEAD = "device_dead"
+    DEVICE_AWAY = "device_away"
     DEVICE_DRAINING = "device_draining"
     DEVICE_DRAINED = "device_drained"
     MODULE_LOADING = "module_loading"

@@ -52,6 +52,7 @@ ClientLevel = Annotated[str, StringConstraints(pattern=LEVEL_PATTERN), AfterVali
 Revision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 """One version of a task's spec (``TaskSpec.revision``)."""
 Wire = Literal["float32", "float16"]
+Availability = Literal["always", "sometimes"]
 """The dtype of arrays that a node sends to another."""
 ModuleKey = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """A module's identity (``ModuleSpec.key``): equal keys are one module, held once."""
@@ -248,7 +249,10 @@ class TaskSpec(Spec):
 
 
 class DeviceSpec(Spec):
-    """A device for planning: its memory, its speed, its link, and the tasks that it may serve; null allows all."""
+    """A device for planning: its memory, its speed, its link, and the tasks that it may serve; null allows all.
+
+    A module has its only copy on a device that is on only sometimes if no other device can hold it.
+    """
 
     id: DeviceId
     memory_bytes: Bytes
@@ -257,6 +261,7 @@ class DeviceSpec(Spec):
     latency_s: NotNegative
     compute_s: dict[str, Positive] = {}  # module name or key -> measured seconds, used instead of the estimate
     tasks: tuple[TaskName, ...] | None = None
+    availability: Availability = "always"
 
 
 class FleetSpec(Spec):

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from broker.protocol.messages import SUSPECTED_FOR_S, DeviceProfile, DeviceState, Heartbeat, HeldModule
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName
+from broker.protocol.specs import Availability, DeviceId, DeviceSpec, ModuleKey, TaskName
 from orchestrator.membership.doubts import SUFFICIENT_REPORTS, FlapRecord, TimeoutReports
 
 FIRST_BACKOFF_S = 30.0  # after a module's first failure on a device; doubles with each further failure
@@ -81,6 +81,7 @@ class Device:
     before_will: Device | None = None  # the device as it was then
     drained: bool = False  # by an operator
     tasks: tuple[TaskName, ...] | None = None  # those that it may serve; None: all
+    availability: Availability = "always"
     flaps: FlapRecord = field(default_factory=FlapRecord)
     timeout_reports: TimeoutReports = field(default_factory=dict)
 
@@ -88,6 +89,11 @@ class Device:
     def watched(self) -> bool:
         """Whether the failure detector waits for its heartbeats."""
         return self.status != "offline" and self.health != "dead"
+
+    @property
+    def always_on(self) -> bool:
+        """Whether its end is a failure; a device that is on only sometimes may go."""
+        return self.availability == "always"
 
     @property
     def draining(self) -> bool:
@@ -132,6 +138,8 @@ class Device:
         """The reason why it can hold nothing now; None if it is alive."""
         if self.alive:
             return None
+        if not self.always_on and not self.watched:
+            return "it is away: it is on only sometimes"
         if self.status == "offline":
             return "it is offline"
         return "it is dead: its heartbeats ended" if self.health == "dead" else "it hasn't sent a heartbeat yet"
@@ -167,7 +175,9 @@ class Device:
     @cached_property
     def spec(self) -> DeviceSpec:
         """The device as planning sees it, with the seconds that it measured."""
-        return DeviceSpec(id=self.id, compute_s=dict(self.measured), tasks=self.tasks, **self.profile.model_dump())
+        profile: dict[str, Any] = self.profile.model_dump()
+        profile |= {"tasks": self.tasks, "availability": self.availability}
+        return DeviceSpec(id=self.id, compute_s=dict(self.measured), **profile)
 
 
 def is_like(device: Device, known: Device) -> bool:
@@ -176,7 +186,7 @@ def is_like(device: Device, known: Device) -> bool:
         device.fitness == known.fitness
         and device.held == known.held
         and device.backoffs == known.backoffs
-        and (device.profile, device.tasks) == (known.profile, known.tasks)
+        and (device.profile, device.tasks, device.availability) == (known.profile, known.tasks, known.availability)
         and (device.status, device.health, device.drained) == (known.status, known.health, known.drained)
     )
 
@@ -188,17 +198,17 @@ def on_state(known: Device | None, name: DeviceId, message: DeviceState, now_s: 
     profile = message.profile or (known.profile if known else None)
     if profile is None:
         return known
+    given = message if known is None or message.profile else known
+    limits: dict[str, Any] = {"tasks": given.tasks, "availability": given.availability}
     if known is None:
-        return Device(name, message.session, message.status, profile, now_s, tasks=message.tasks)
-    tasks = message.tasks if message.profile else known.tasks
+        return Device(name, message.session, message.status, profile, now_s, **limits)
     if message.session == known.session:
-        changed = (known.status, known.profile, known.tasks) != (message.status, profile, tasks)
         # A device that drains or is gone leaves; only a new session brings it back.
-        leaves_or_differs = known.status == "online" and changed
-        return replace(known, status=message.status, profile=profile, tasks=tasks) if leaves_or_differs else known
+        after = replace(known, status=message.status, profile=profile, **limits)
+        return after if known.status == "online" and after != known else known
     if message.session in known.past_sessions:
         return known
-    return replace(_with_new_session(known, message.session, message.status, profile, now_s), tasks=tasks)
+    return replace(_with_new_session(known, message.session, message.status, profile, now_s), **limits)
 
 
 def _with_new_session(known: Device, session: int, status: Status, profile: DeviceProfile, now_s: float) -> Device:

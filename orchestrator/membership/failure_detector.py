@@ -10,7 +10,8 @@ Invariants:
   end are undone. After its return a will of a session from before is tentative, until a heartbeat of another such
   session shows that the broker lived all the time;
 - if most devices fall silent at once, the likely cause is the network: they get more time. A device on probation counts
-  for nothing there, nor does one that sent no heartbeat: what a few ids do again and again delays no other's death;
+  for nothing there, nor does one that sent no heartbeat: what a few ids do again and again delays no other's death.
+  Nor do devices that are on only sometimes; and their end puts them on no probation;
 - an event that changes one device costs the same, however many there are; all are examined only when one may be due.
 """
 
@@ -38,6 +39,7 @@ AFTER_MASS_SILENCE_INTERVALS = 1.25  # once one is heard, the others' heartbeats
 ECHO_LATE_INTERVALS = 1.2  # of our own heartbeat: sooner than our stalled link can make any device look dead
 ECHO_GIVEN_UP_S = 10.0  # keepalive notices a stalled link much sooner; a broker that echoes nothing must not stop us
 FORGET_AFTER_S = 3600.0
+FORGET_AWAY_AFTER_S = 7 * 24 * 3600.0  # of a device that is on only sometimes: `s2m3 status` names it in the morning
 MAX_ABSENT = 1_000  # dead and offline devices that are remembered, the latest
 MAX_DEVICES = 10_000  # more births are ignored: three times the largest site that was measured
 
@@ -57,7 +59,7 @@ class Cluster:
     heartbeat_interval_s: float
     own_interval_s: float = 1.0  # between the orchestrator's own heartbeats
     devices: PersistentMap[Device] = field(default_factory=PersistentMap)
-    living: int = 0  # how many devices are alive
+    living: int = 0  # how many devices are alive, of those that are always on
     silent: int = 0  # how many of them are suspect, and not on probation
     reported: frozenset[DeviceId] = frozenset()  # devices with timeout reports
     examine_at_s: float = field(default=math.inf, compare=False)  # no device changes by time alone before
@@ -243,7 +245,8 @@ def _update_records(before: Cluster, after: Cluster, changed: Sequence[DeviceId]
             continue
         flaps = device.flaps
         if known is not None:
-            if known.alive and not device.alive and not just_up and name not in before.awaiting_first_heartbeat:
+            died = known.alive and not device.alive and not just_up and name not in before.awaiting_first_heartbeat
+            if died and device.always_on:
                 flaps = flaps.on_death(now_s)
             if not known.alive and device.alive and after.listening:
                 flaps = flaps.on_return(now_s)
@@ -274,9 +277,9 @@ def _begin_mass_departure(before: Cluster, after: Cluster, changed: Sequence[Dev
 
 
 def _was_trusted(device: Device) -> bool:
-    """Whether a device that said goodbye just now was alive before, and not on probation."""
+    """Whether a device that said goodbye just now was alive before, not on probation, and always on."""
     before = device.before_will
-    return before is not None and before.alive and not before.flaps.heartbeats_owed
+    return before is not None and before.alive and before.always_on and not before.flaps.heartbeats_owed
 
 
 def _end_mass_departure(before: Cluster, after: Cluster, now_s: float) -> Cluster:
@@ -315,11 +318,12 @@ def stands_still_from_s(cluster: Cluster) -> float:
 
 
 def _living(devices: Iterable[Device]) -> int:
-    return sum(device.alive for device in devices)
+    return sum(device.alive and device.always_on for device in devices)
 
 
 def _silent(devices: Iterable[Device]) -> int:
-    return sum(device.alive and device.health == "suspect" and not device.flaps.heartbeats_owed for device in devices)
+    trusted = (device for device in devices if device.always_on and not device.flaps.heartbeats_owed)
+    return sum(device.alive and device.health == "suspect" for device in trusted)
 
 
 def _are_most(silent: int, living: int) -> bool:
@@ -335,8 +339,12 @@ def _changes_at_s(cluster: Cluster, device: Device, *, most_silent: bool) -> flo
     if device.watched:
         first_s = _silence_counts_at_s(cluster, device, most_silent=most_silent)
     else:
-        first_s = device.heard_s + FORGET_AFTER_S
+        first_s = _forgotten_at_s(device)
     return min(first_s, one_device.expires_at_s(device))
+
+
+def _forgotten_at_s(device: Device) -> float:
+    return device.heard_s + (FORGET_AFTER_S if device.always_on else FORGET_AWAY_AFTER_S)
 
 
 def _silence_counts_at_s(cluster: Cluster, device: Device, *, most_silent: bool) -> float:
@@ -360,11 +368,9 @@ def _examine_devices(cluster: Cluster, now_s: float) -> Cluster:
         return cluster
     cluster = cluster.with_devices(*(_examine(cluster, known, now_s) for known in cluster.devices.values()))
     cluster = _declare_dead(cluster, now_s)
-    absent = sorted((device.heard_s, device.id) for device in cluster.devices.values() if not device.watched)
+    absent = sorted((_forgotten_at_s(device), device.id) for device in cluster.devices.values() if not device.watched)
     beyond = len(absent) - MAX_ABSENT
-    forgotten = [
-        name for rank, (heard_s, name) in enumerate(absent) if rank < beyond or now_s >= heard_s + FORGET_AFTER_S
-    ]
+    forgotten = [name for rank, (due_s, name) in enumerate(absent) if rank < beyond or now_s >= due_s]
     if forgotten:
         reported = cluster.reported.difference(forgotten)
         cluster = replace(cluster, devices=cluster.devices.without(forgotten), reported=reported)

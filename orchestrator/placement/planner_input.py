@@ -49,6 +49,7 @@ def facts_of(state: State) -> Facts:
         },
         doubts={device.id: device.doubt for device in alive if device.doubt is not None},
         limits={device.id: device.tasks for device in alive if device.tasks is not None},
+        sometimes=frozenset(device.id for device in alive if not device.always_on),
     )
 
 
@@ -73,6 +74,7 @@ def facts_stay(state: State, moment: Moment) -> bool:
         and name in now
         and (then[name].fitness, then[name].doubt) == (now[name].fitness, now[name].doubt)
         and (then[name].profile, then[name].tasks) == (now[name].profile, now[name].tasks)
+        and then[name].availability == now[name].availability
         and then[name].barred == now[name].barred
         for name in moment.changed
     )
@@ -211,7 +213,7 @@ def existing_copies(state: State) -> AtHand:
 
 
 def copies_to_adopt(state: State, barred: Bars) -> dict[ModuleKey, DeviceId]:
-    """The devices that have each module already: the first of fit, ready, served it by the retained routes, smaller id.
+    """The devices that have each module already: the first of always on, fit, ready, served by the retained routes, id.
 
     The first one is for the module's first copy; the others, where it is ready, are for further copies, if any.
     """
@@ -219,14 +221,21 @@ def copies_to_adopt(state: State, barred: Bars) -> dict[ModuleKey, DeviceId]:
     for route in state.retained_routes.values():
         serving |= route.serving
     copies = [
-        (device.doubt is not None, not device.ready(key), _rank(device.id, serving.get(key, ())), device.id, key)
+        (
+            not device.always_on,
+            device.doubt is not None,
+            not device.ready(key),
+            _rank(device.id, serving.get(key, ())),
+            device.id,
+            key,
+        )
         for device in state.cluster.alive()
         for key in _present(device)
         if device.id not in barred.get(key, {})
     ]
     homes: dict[ModuleKey, DeviceId] = {}
     count: Counter[ModuleKey] = Counter()
-    for _, not_ready, _, device, key in sorted(copies):
+    for _, _, not_ready, _, device, key in sorted(copies):
         if not count[key] or not not_ready:
             count[key] += 1
             homes[copy_key(key, count[key])] = device

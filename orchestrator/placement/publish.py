@@ -160,9 +160,11 @@ def _route_stays(state: State, moment: Moment, task: TaskName) -> bool:
         or any(now.actives_of(task).get(key) != then.actives_of(task).get(key) for key in keys)
     ):
         return False
-    if spec.redundancy > 1:
-        return not moment.changed
     actives = now.actives_of(task)
+    holders = {device for key in keys for device in actives.get(key, ())} - now.facts.sometimes
+    last = state.routes.get(task)
+    if spec.redundancy > 1 or (last is not None and not holders.issuperset(last.front_door)):
+        return not moment.changed  # another device may be a better coordinator
     return moment.changed.isdisjoint(device for key in keys for device in actives.get(key, ()))
 
 
@@ -201,7 +203,8 @@ def _route(state: State, task: TaskName, last: Route | None) -> Route | None:
         stamp = {"epoch": state.epoch, "generation": state.generation}
         return None if last is None else last.model_copy(update=stamp)
     try:
-        route = build_route(spec, state.fence, placement.actives_of(task), state.cluster.devices)
+        last_doors = last.front_door if last else ()
+        route = build_route(spec, state.fence, placement.actives_of(task), state.cluster.devices, last_doors)
         last_backup = last.second_door if last else ()
         backup = backup_coordinators(spec, route.front_door, state.cluster.devices, last_backup)
         return route.model_copy(update={"second_door": backup}) if backup else route
@@ -215,7 +218,11 @@ def _why(placement: CurrentPlacement, key: ModuleKey, device: DeviceId, role: Ro
     home = placement.where[copy]
     if role == "active":
         alone = placement.why[copy]
-        return alone if device == home else f"serves beside {home}, which alone can't keep up with the rate"
+        if device == home:
+            return alone
+        if device in placement.facts.sometimes:
+            return f"serves beside {home} while it is on"
+        return f"serves beside {home}, which alone can't keep up with the rate"
     if placement.moves is not None and placement.moves.to.get(copy) == device:
         if placement.moves.drains:
             return f"takes over from {home}, which is emptied, once it is loaded"

@@ -4,7 +4,8 @@ Owns the step from facts to the current placement, except planned moves. Publish
 
 Invariants:
 - a module stays on its device until the device is gone or refuses it, no task needs it, or a task would not fit;
-- if an active copy can't serve and a spare can, the spare takes over at once, without a load;
+- if an active copy can't serve and a spare can, the spare takes over at once, without a load. So does a spare on a
+  device that is always on from a copy on one that isn't;
 - spares never change where an active copy is. They are dropped at once where an active copy needs the memory, and
   chosen again only after ``Pace.calm_s`` without a change, when every active copy serves.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
 from orchestrator.placement import planner_input, planning
 from orchestrator.planner.copies import original_key
@@ -22,17 +24,20 @@ from orchestrator.state import CurrentPlacement, Facts, Moment, Planning, State
 
 
 def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Make a spare the active copy where the active copy can't serve and the spare can."""
+    """Make a spare the active copy where the active copy can't serve and the spare can, or isn't always on."""
     placement, devices = state.placement, state.cluster.devices
-    heirs = {
-        key: ready[0]
-        for key, home in placement.where.items()
-        if not (home in devices and devices[home].keeps(original_key(key)))
-        and (ready := [d for d in placement.spares.of(key) if d in devices and devices[d].keeps(original_key(key))])
-    }
+    heirs: dict[ModuleKey, DeviceId] = {}
+    why: dict[ModuleKey, str] = {}
+    for key, home in placement.where.items():
+        stands = home in devices and devices[home].keeps(original_key(key))
+        if stands and devices[home].always_on:
+            continue
+        ready = [d for d in placement.spares.of(key) if d in devices and devices[d].keeps(original_key(key))]
+        ready = [d for d in ready if devices[d].always_on] or ([] if stands else ready)
+        if ready:
+            heirs[key], why[key] = ready[0], f"took over from {home}" + (", which is on only sometimes" * stands)
     if not heirs:
         return state, []
-    why = {key: f"took over from {placement.where[key]}" for key in heirs}
     placement = replace(placement, where={**placement.where, **heirs}, why={**placement.why, **why})
     return adopt(state, placement, moment.now_s), [Note("took_over", {"modules": placement.names(heirs)})]
 
@@ -173,10 +178,11 @@ def _spares_problem(state: State) -> SparesProblem:
     facts = placement.facts
     return SparesProblem(
         devices=tuple(planner_input.candidate_specs(state, facts).values()),
-        tasks=tuple(planner_input.measured_copies(placement)),
+        tasks=tuple(planner_input.measured_tasks(placement)),
         at_hand=planner_input.copies_at_hand(state),
         barred=planner_input.spare_constraints(state, facts, placement.where),
         where=placement.where,
+        further=placement.further,
         load_s=planner_input.longest_loads_s(state),
         kept=placement.spares,
     )

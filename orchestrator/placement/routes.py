@@ -8,7 +8,9 @@ Invariants:
   device reports it as ready; standbys are in no route;
 - a node without a device is pending, not unavailable: its module loads, and requests wait;
 - ``unavailable`` says why, and what to do;
-- an unresponsive device is named only for nodes that no other device can run.
+- an unresponsive device is named only for nodes that no other device can run;
+- a device that is on only sometimes is a front door or a backup coordinator only where no device that is always on can
+  be: the coordinator must be there until the answer is.
 """
 
 from __future__ import annotations
@@ -52,8 +54,17 @@ def front_door_node(task: TaskSpec) -> NodeName:
     return min(task.nodes, key=lambda name: (-raw_bytes(name), name))
 
 
-def build_route(task: TaskSpec, fence: Fence, actives: Actives, devices: Mapping[DeviceId, Device]) -> Route:
-    """The route of a placed task, with all devices that are known; its ``group`` is left 0."""
+def build_route(
+    task: TaskSpec,
+    fence: Fence,
+    actives: Actives,
+    devices: Mapping[DeviceId, Device],
+    last_doors: Sequence[DeviceId] = (),
+) -> Route:
+    """The route of a placed task, with all devices that are known; its ``group`` is left 0.
+
+    ``last_doors``: the front door so far.
+    """
     nodes = {name: _node(task, name, actives, devices) for name in task.order}
     epoch, generation = fence
     return Route(
@@ -65,7 +76,7 @@ def build_route(task: TaskSpec, fence: Fence, actives: Actives, devices: Mapping
         nodes=nodes,
         output=task.output,
         wire=task.wire,
-        front_door=tuple(able.device for able in nodes[front_door_node(task)].devices),
+        front_door=_front_door(task, nodes[front_door_node(task)], devices, last_doors),
         revision=task.revision,
     )
 
@@ -78,16 +89,33 @@ def backup_coordinators(
     It keeps a copy of each request, and needs no module. The last one stays while it can; otherwise each newly measured
     link would make a new share group.
     """
-    if task.redundancy == 1 or not front_door:
-        return ()
+    return () if task.redundancy == 1 or not front_door else _coordinator(task, front_door, devices, last)
+
+
+def _front_door(
+    task: TaskSpec, node: RouteNode, devices: Mapping[DeviceId, Device], last: Sequence[DeviceId]
+) -> tuple[DeviceId, ...]:
+    """The devices that run this node, or another device if none of them is always on."""
+    holders = tuple(able.device for able in node.devices)
+    always = tuple(name for name in holders if devices[name].always_on)
+    if always or not holders:
+        return always
+    other = _coordinator(task, holders, devices, last)
+    return other if other and devices[other[0]].always_on else holders
+
+
+def _coordinator(
+    task: TaskSpec, others: Collection[DeviceId], devices: Mapping[DeviceId, Device], last: Sequence[DeviceId]
+) -> tuple[DeviceId, ...]:
+    """A coordinator besides these others, or none; one that is always on where there is one."""
     for name in last:
-        known = devices.get(name) if name not in front_door else None
-        if known is not None and known.fitness == Fitness.FIT and may_run(task, known.spec):
+        known = devices.get(name) if name not in others else None
+        if known is not None and known.fitness == Fitness.FIT and known.always_on and may_run(task, known.spec):
             return (name,)
-    able = [device for name, device in devices.items() if device.alive and name not in front_door]
+    able = [device for name, device in devices.items() if device.fitness > Fitness.DRAINING and name not in others]
     able = [device for device in able if may_run(task, device.spec)]
-    fit = [device for device in able if device.fitness == Fitness.FIT]
-    able = fit or [device for device in able if device.fitness > Fitness.DRAINING]
+    able = [device for device in able if device.always_on] or able
+    able = [device for device in able if device.fitness == Fitness.FIT] or able
     if staying := [device.id for device in able if device.id in last]:
         return tuple(staying[:1])
     bits = 8.0 * sum(given.bytes for given in task.inputs.values())

@@ -8,6 +8,7 @@ Invariants:
   takes the first copy that can still serve it, else a new one;
 - a copy that stands somewhere stays: a task that may run there takes it, and no other task makes it move. So a module
   may have more copies than it would have if all were placed at once;
+- a task joins no copy for which one of the two would lose the last device that is always on;
 - two copies of a module never stand on one device.
 """
 
@@ -145,7 +146,7 @@ def separate(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes, barred: Bars
         for task, _ in using:
             able = constraints.may_hold(largest, task)
             able[bars] = False
-            _join(copies, task.task, able if able.any() else constraints.may_run(task))
+            _join(copies, task.task, able if able.any() else constraints.may_run(task), ~fleet.sometimes)
         for number, copy in enumerate([copy for copy in copies if copy.tasks], start=1):
             if copy.home is not None:
                 stay[copy_key(key, number)] = copy.home
@@ -164,13 +165,19 @@ def _users(tasks: Sequence[TaskSpec]) -> dict[ModuleKey, list[tuple[TaskSpec, Mo
     return users
 
 
-def _join(copies: list[_Copy], task: TaskName, able: Flags) -> None:
+def _join(copies: list[_Copy], task: TaskName, able: Flags, always: Flags) -> None:
     """Let a task use the first copy that some row can hold for it, too; else a new one."""
-    copy = next((copy for copy in copies if (copy.able & able).any()), None)
+    copy = next((copy for copy in copies if _may_join(copy.able, able, always)), None)
     if copy is None:
         copies.append(copy := _Copy(able))
     copy.able = copy.able & able
     copy.tasks.append(task)
+
+
+def _may_join(copy: Flags, task: Flags, always: Flags) -> bool:
+    """Whether some row can hold a copy for another task, too: one that is always on, if either has such a row."""
+    both = copy & task
+    return bool((both & always).any() or (both.any() and not ((copy | task) & always).any()))
 
 
 def where_copies_may_be(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes) -> dict[ModuleKey, Flags]:

@@ -5,7 +5,8 @@ then takes one of them for every task, so that all tasks put a shared module on 
 exceeded.
 
 Invariants:
-- ``proven`` is true only if no placement is cheaper by more than ``TOLERANCE``;
+- as few modules as possible have their only copy on a device that is on only sometimes;
+- ``proven`` is true only if no such placement is cheaper by more than ``TOLERANCE``;
 - ``bound_s`` is never above the optimum, proven or not;
 - the objective is the cost model's at the placement returned.
 """
@@ -104,8 +105,9 @@ def exact(
             break
     if best is None:
         raise Undecided(time_limit_s, search.bound_s)
-    where = problem.placement(best).where
-    return Optimum(where, upper_s, upper_s if finished else min(search.bound_s, upper_s), finished)
+    placement, penalties_s = problem.placement(best), sum(map(problem.penalty, range(len(best)), best))
+    bound_s = placement.objective_s if finished else max(0.0, min(search.bound_s, upper_s) - penalties_s)
+    return Optimum(placement.where, placement.objective_s, bound_s, finished)
 
 
 class _Search:
@@ -130,8 +132,10 @@ class _Search:
                 if over():
                     return None
                 sizes = [self.problem.sizes[module] for module in schedule.slots]
-                limit_s, free = self._limit_s(task, upper_s), [None] * len(sizes)
-                found.append(candidates_of(schedule, self._allowed[task], free, sizes, limit_s, most=MOST_CANDIDATES))
+                own = self.problem.penalised[task]
+                penalties = [self.problem.penalties(module) if module in own else None for module in schedule.slots]
+                limit_s, allowed = self._limit_s(task, upper_s), self._allowed[task]
+                found.append(candidates_of(schedule, allowed, penalties, sizes, limit_s, most=MOST_CANDIDATES))
                 self._learn(task, found[task])
         except TooManyCandidates:
             return None

@@ -36,6 +36,8 @@ class Fleet:
         self.flops_per_s = _floats(spec.compute_flops_per_s for spec in self.specs)
         self.bandwidth_bits_per_s = _floats(spec.bandwidth_bits_per_s for spec in self.specs)
         self.latency_s = _floats(spec.latency_s for spec in self.specs)
+        part_time = sometimes_of(self.specs)
+        self.sometimes: Flags = np.array([spec.id in part_time for spec in self.specs], dtype=np.bool_)
         self._sizes: dict[tuple[ModuleKey, int], Integers] = {}
         measured: dict[str, dict[Row, float]] = {}
         for row, spec in enumerate(self.specs):
@@ -73,6 +75,13 @@ class Fleet:
                 rows, there = self._measured[label]
                 seconds[rows] = there
         return seconds
+
+
+def sometimes_of(devices: Iterable[DeviceSpec]) -> set[DeviceId]:
+    """The devices that are on only sometimes; none if no device is always on, for then all are alike."""
+    specs = [*devices]
+    sometimes = {spec.id for spec in specs if spec.availability == "sometimes"}
+    return sometimes if len(sometimes) < len(specs) else set()
 
 
 def _floats(figures: Iterable[float]) -> Floats:

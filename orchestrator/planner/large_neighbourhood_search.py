@@ -102,7 +102,7 @@ class LargeNeighbourhoodSearch:
         movable = {
             module
             for module in problem.penalised[task]
-            if module in free or search.where[module] not in problem.at_hand[module]
+            if module in free or problem.penalty(module, search.where[module])
         }
         penalties = [problem.penalties(module) if module in movable else None for module in schedule.slots]
         for module in free.intersection(schedule.slots) - self.options.keys():

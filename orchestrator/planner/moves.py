@@ -3,8 +3,9 @@
 Owns what a move gains, what it must gain, and the memory that active copies leave. Knows nothing of when a move is
 made, nor of loads.
 
-Invariant: no move for less than ``GAIN_SHARE`` of its tasks' cost and less than ``GAIN_S``, each move of a round
-included.
+Invariants:
+- no move for less than ``GAIN_SHARE`` of its tasks' cost and less than ``GAIN_S``, each move of a round included;
+- no move from a device that is always on to one that isn't: that one gets copies beside (``preferred``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from broker.cost_model import memory_bytes, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.copies import Homes
+from orchestrator.planner.fleet import sometimes_of
 from orchestrator.planner.problem import distinct_modules
 
 GAIN_SHARE = 0.15  # of the tasks' weighted seconds: measured averages waver by some ten percent under load
@@ -59,13 +61,15 @@ class MoveCosts:
 
     def worthwhile(self, target: Homes, actives: Actives, doubtful: Collection[DeviceId]) -> dict[ModuleKey, DeviceId]:
         """The moves towards another placement that fit beside all active copies, and of which each gains enough."""
-        modules = distinct_modules(self.tasks)
+        modules, sometimes = distinct_modules(self.tasks), sometimes_of(self.devices.values())
         free = free_bytes(self.tasks, actives, self.devices.values())
         moves: dict[ModuleKey, DeviceId] = {}
         for key, (_, module) in modules.items():
-            to = target[key]  # a doubtful one may have a standby, which was placed before the doubt
+            to = target[key]
+            if to in doubtful or (to in sometimes and self.where[key] not in sometimes):
+                continue  # a doubtful one may have a standby, which was placed before the doubt
             size_bytes = memory_bytes(module, self.devices[to])
-            if to not in actives[key] and size_bytes <= free[to] and to not in doubtful:
+            if to not in actives[key] and size_bytes <= free[to]:
                 moves[key] = to
                 free[to] -= size_bytes
         for key in reversed(list(moves)):

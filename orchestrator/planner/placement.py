@@ -10,6 +10,8 @@ that it does: what is left undone when it is spent is only what makes the answer
 Invariants:
 - a module is placed once however many tasks need it, and its memory counts once;
 - on no device do the modules need more than its ``memory_bytes``;
+- no module is on a device that is on only sometimes where devices that are always on can hold all. Otherwise as few
+  modules are there as the search finds; those that can be elsewhere are;
 - equal arguments give the equal placement: ties go to the smaller device id. The order of the tasks only says which of
   them yield when not all fit;
 - ``refined`` is never worse than ``place``.
@@ -25,7 +27,7 @@ from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, DeviceSpec, TaskName, TaskSpec
 from orchestrator.planner.budget import Budget, never
 from orchestrator.planner.copies import Bars, Homes, original_key
-from orchestrator.planner.fleet import NOWHERE, Fleet
+from orchestrator.planner.fleet import NOWHERE, Fleet, sometimes_of
 from orchestrator.planner.greedy import PartialPlacement, greedy
 from orchestrator.planner.large_neighbourhood_search import LargeNeighbourhoodSearch
 from orchestrator.planner.local_search import LocalSearch
@@ -59,10 +61,15 @@ def place(
     Raises:
         NoDeviceFits: a module finds no device with enough memory left.
     """
-    problem = Problem(devices, tasks, homes=keep, barred=barred, at_hand=at_hand)
-    draft = PartialPlacement(problem, problem.homes)
-    greedy(draft)
-    return problem.placement(draft.where, draft.kept)
+
+    def placed(bars: Bars | None) -> Placement:
+        problem = Problem(devices, tasks, homes=keep, barred=bars, at_hand=at_hand)
+        draft = PartialPlacement(problem, problem.homes)
+        greedy(draft)
+        return problem.placement(draft.where, draft.kept)
+
+    specs = devices.specs if isinstance(devices, Fleet) else devices
+    return _on_always(specs, tasks, barred, placed) or placed(barred)
 
 
 def refined(
@@ -82,10 +89,15 @@ def refined(
     Raises:
         NoDeviceFits: there is no way to fit all beside what is kept.
     """
-    problem = Problem(devices, tasks, homes=keep, barred=barred, at_hand=at_hand)
+
+    def placed(bars: Bars | None) -> Placement:
+        return _search(problem_of(barred=bars), Budget(), Budget(WORK, enough))
+
+    problem_of = partial(Problem, devices, tasks, homes=keep, at_hand=at_hand)
     try:
-        return _search(problem, Budget(), Budget(WORK, enough))
+        return _on_always(devices, tasks, barred, placed) or placed(barred)
     except NoDeviceFits as refusal:
+        problem = problem_of(barred=barred)
         refusal.change = _least_change(PartialPlacement(problem, problem.homes), Budget())
         raise
 
@@ -114,7 +126,26 @@ def place_most(
     near = {key: {*there} for key, there in (at_hand or {}).items()}
     for key, home in keep.items():  # a module that may move stays near its weights if it can
         near.setdefault(original_key(key), set()).add(home)
-    problem_of = partial(Problem, fleet, barred=barred, known={})
+    most = partial(_place_most, tasks=tasks, near=near, search=search)
+    problem_of = partial(Problem, fleet, known={})
+    if (bars := _bars_of_sometimes(devices, tasks, barred)) is not None:
+        always, refused = most(partial(problem_of, barred=bars), keep=keep, budget=budget.part(budget.left // 2))
+        if not refused:
+            return always, {}
+        sometimes = sometimes_of(devices)
+        keep = {**{key: home for key, home in keep.items() if home not in sometimes}, **always.where}
+    return most(partial(problem_of, barred=barred), keep=keep, budget=budget)
+
+
+def _place_most(
+    problem_of: Callable[..., Problem],
+    *,
+    tasks: Sequence[TaskSpec],
+    keep: Homes,
+    near: AtHand,
+    budget: Budget,
+    search: int,
+) -> tuple[Placement, dict[TaskName, NoDeviceFits]]:
     for homes in (keep, {}):
         with contextlib.suppress(NoDeviceFits):
             problem = problem_of(tasks, homes=homes, at_hand=near)
@@ -134,6 +165,24 @@ def place_most(
         first = [task for task in waiting[: waiting.index(by_name[name])] if task.task not in refused]
         refusal.yields_to = _in_the_way(problem_of([by_name[name]]), first, placement, budget)
     return placement, refused
+
+
+def _on_always(
+    devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], barred: Bars | None, placed: Callable[[Bars], Placement]
+) -> Placement | None:
+    """The placement on the devices that are always on; None if they can't hold all, or if all devices are alike."""
+    bars = _bars_of_sometimes(devices, tasks, barred)
+    if bars is None:
+        return None
+    with contextlib.suppress(NoDeviceFits):
+        return placed(bars)
+    return None
+
+
+def _bars_of_sometimes(devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], barred: Bars | None) -> Bars | None:
+    """The bars that also keep all modules from devices that are on only sometimes; None if all devices are alike."""
+    reasons = dict.fromkeys(sometimes_of(devices), "it is on only sometimes")
+    return {key: {**reasons, **(barred or {}).get(key, {})} for key in distinct_modules(tasks)} if reasons else None
 
 
 def _in_the_way(

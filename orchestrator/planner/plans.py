@@ -15,8 +15,10 @@ from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, Tas
 from orchestrator.planner.budget import Budget, never
 from orchestrator.planner.copies import Bars, FurtherCopies, Homes, with_further_copies
 from orchestrator.planner.explain import brief_reason, explain, no_fit_reason
+from orchestrator.planner.fleet import sometimes_of
 from orchestrator.planner.moves import Actives, MoveCosts, free_bytes
 from orchestrator.planner.placement import Placement, place_most
+from orchestrator.planner.preferred import preferred_copies
 from orchestrator.planner.problem import AtHand, distinct_modules
 from orchestrator.planner.spares import NO_SPARES, Spares, spares
 
@@ -25,6 +27,7 @@ _WORK = 60_000  # on a placement: what must be done, refusals and reasons includ
 _WORK_ON_BETTER = 3_000  # of it on something better, for which requests wait; a review follows
 _WORK_ON_REASONS = 15_000  # of it on the comparison with other devices
 _WORK_ON_MOVES = 50_000
+_WORK_ON_PREFERRED = 30_000
 _UNITS_OF_A_REASON = 40
 _DEVICES_A_UNIT = 20
 
@@ -104,12 +107,10 @@ class DrainPlan:
 
 @dataclass(frozen=True)
 class SparesProblem(_Problem):
-    """Standbys and replicas for the memory that a placement leaves. The fields are ``spares``' arguments.
-
-    In ``tasks`` each further copy is a module of its own.
-    """
+    """Standbys and replicas for the memory that a placement leaves. The fields are ``spares``' arguments."""
 
     where: Homes
+    further: FurtherCopies  # of the placement in force
     load_s: Mapping[ModuleKey, float]
     kept: Spares
 
@@ -135,7 +136,7 @@ def solve(problem: Problem, enough: Callable[[], bool] = never) -> Plan:
         case DrainProblem():
             return _drain(problem, Budget(_WORK, enough))
         case SparesProblem():
-            return _spares(problem)
+            return _spares(problem, Budget(_WORK_ON_PREFERRED, enough))
 
 
 def _placement(problem: PlacementProblem, budget: Budget) -> PlacementPlan:
@@ -224,15 +225,28 @@ def _drain(problem: DrainProblem, budget: Budget) -> DrainPlan:
     return DrainPlan(to, why)
 
 
-def _spares(problem: SparesProblem) -> SparesPlan:
+def _spares(problem: SparesProblem, budget: Budget) -> SparesPlan:
+    sometimes = sometimes_of(problem.devices)
+    replicas = [(key, device) for key, there in problem.kept.replicas.items() for device in there]
+    preferred = preferred_copies(
+        problem.devices,
+        problem.tasks,
+        problem.where,
+        further=problem.further,
+        barred=problem.barred,
+        at_hand=problem.at_hand,
+        kept={key: device for key, device in reversed(replicas) if device in sometimes},
+        budget=budget,
+    )
     return SparesPlan(
         spares(
             problem.devices,
-            problem.tasks,
+            with_further_copies(problem.tasks, problem.further),
             problem.where,
             load_s=problem.load_s,
             barred=problem.barred,
             at_hand=problem.at_hand,
             kept=problem.kept,
+            preferred=preferred,
         )
     )

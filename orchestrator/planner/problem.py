@@ -29,7 +29,7 @@ from orchestrator.planner.copies import (
     why_may_not_run,
     with_further_copies,
 )
-from orchestrator.planner.fleet import Fleet, Floats, Integers, Row
+from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
 from orchestrator.planner.schedule import TaskSchedule
 
 AtHand = Mapping[ModuleKey, Collection[DeviceId]]
@@ -72,11 +72,12 @@ class Problem:
         barred: Bars | None = None,
         at_hand: AtHand | None = None,
         known: dict[TaskName, TaskSchedule] | None = None,
+        sole: bool = True,
     ) -> None:
         """Number the modules and prepare the tasks' schedules.
 
-        The arguments are those of ``placement.place``; ``homes``, where copies of modules stand; and the schedules that
-        another problem of this fleet prepared: new ones are added.
+        The arguments are those of ``placement.place``; ``homes``, where copies of modules stand; the schedules that
+        another problem of this fleet prepared: new ones are added; and whether each copy is the only one of its module.
         """
         self.fleet = devices if isinstance(devices, Fleet) else Fleet(devices)
         self.bars = barred or {}
@@ -109,9 +110,12 @@ class Problem:
         self.at_hand = [[rows[name] for name in (at_hand or {}).get(key, ()) if name in rows] for key in originals]
         self.relocation_penalty_s = cache(self._relocation_penalty_s)
         """The weighted seconds that count for a module on a device without its weights, if another device has them."""
+        self.sole_s = self._longest_s() if sole and self.fleet.sometimes.any() else 0.0
+        """The weighted seconds that count for a module whose only copy is on a device that is on only sometimes: more
+        than the objective of any placement, so that every other device comes first."""
         self.penalised: list[list[int]] = [[] for _ in self.tasks]  # by task: the modules whose first one it is
         for module, near in enumerate(self.at_hand):
-            if near:
+            if near or self.sole_s:
                 self.penalised[self.users[module][0]].append(module)
 
     def _barred(self, key: ModuleKey) -> list[Row]:
@@ -144,15 +148,28 @@ class Problem:
             alone += self.tasks[task].weight * schedule.latencies_s([self.fleet.every] * len(schedule.slots))
         return AT_HAND_SHARE * float(alone.min())
 
+    def _longest_s(self) -> float:
+        """An upper bound of the objective: one node after the other, each where it takes longest."""
+        every, total_s = self.fleet.every, 0.0
+        for task, schedule in zip(self.tasks, self.schedules, strict=True):
+            longest_s = float(schedule.answers_s(every).max())
+            for node, needs in enumerate(schedule.graph.needs):
+                longest_s += float(schedule.arrivals_s(node, every).max() + schedule.computes_s(node, every).max())
+                for need in needs:
+                    longest_s += 2 * float(self.fleet.crossings_s(schedule.graph.sent_bytes[need]).max())
+            total_s += task.weight * longest_s
+        return total_s
+
     def penalty(self, module: int, row: Row) -> float:
-        """``relocation_penalty_s`` if it counts on this row, else 0."""
-        return 0.0 if row in self.at_hand[module] else self.relocation_penalty_s(module)
+        """The seconds that a module costs on this row beside its tasks': ``relocation_penalty_s`` and ``sole_s``."""
+        near_s = 0.0 if row in self.at_hand[module] else self.relocation_penalty_s(module)
+        return near_s + self.sole_s if self.sole_s and row != NOWHERE and self.fleet.sometimes[row] else near_s
 
     def penalties(self, module: int) -> Floats:
         """``penalty`` on every row, (D,)."""
         penalties = np.full(len(self.fleet), self.relocation_penalty_s(module))
         penalties[self.at_hand[module]] = 0.0
-        return penalties
+        return penalties + self.sole_s * self.fleet.sometimes if self.sole_s else penalties
 
     def latency_s(self, task: int, where: Where) -> float:
         """Seconds of one request of this task alone."""

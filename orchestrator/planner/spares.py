@@ -8,20 +8,23 @@ Invariants:
   memory that is left, so no task loses its place to them;
 - no device holds two copies of a module, and each holds only copies for tasks that may run there;
 - equal arguments give equal spares, and spares that come back as ``kept`` are chosen again, so that the choice settles;
-- a replica is a standby that also works: a module with replicas needs no standby beside them.
+- a replica is a standby that also works: a module with replicas needs no standby beside them;
+- copies on devices that are on only sometimes are replicas beside all that: the other devices get the spares that they
+  would have without them. There are those that make tasks faster (``preferred``), those that exist while there is room,
+  and one of each module that has no other spare.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from broker.cost_model import compute_s, memory_bytes, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.copies import Bars, original_key, where_copies_may_be
-from orchestrator.planner.fleet import Fleet
+from orchestrator.planner.fleet import Fleet, sometimes_of
 from orchestrator.planner.problem import AT_HAND_SHARE, AtHand, distinct_modules
 
 EXPECTED_LOAD_BYTES_PER_S = 100e6  # of a load that was never measured: the speed of a gateway's SD card
@@ -65,6 +68,7 @@ def spares(
     at_hand: AtHand | None = None,
     kept: Spares = NO_SPARES,
     pinned: Mapping[ModuleKey, DeviceId] | None = None,
+    preferred: Mapping[ModuleKey, DeviceId] | None = None,
     only: AtHand | None = None,
 ) -> Spares:
     """Choose standbys, then replicas, for the memory that a placement leaves.
@@ -83,20 +87,25 @@ def spares(
         at_hand: devices that have a module's weights; preferred unless another is better by ``AT_HAND_SHARE``.
         kept: the spares so far; they stay unless a much more urgent module needs the memory.
         pinned: standbys that are needed because a copy will move there; left out only if there is no memory.
+        preferred: copies that make tasks faster, on devices that are on only sometimes.
         only: if given, a module's spares may be only on the devices that it names, but for pinned ones.
     """
     selection = _SpareSelection(devices, tasks, where, barred=barred or {}, at_hand=at_hand or {}, kept=kept, only=only)
     for key, device in (pinned or {}).items():
         if key in selection.modules and selection.may_take(key, device, pinned=True):
             selection.add_standby(key, device)
-    for key in selection.by_urgency(load_s or {}):
+    by_urgency = selection.by_urgency(load_s or {})
+    selection.add_sometimes(preferred or {}, by_urgency)
+    for key in by_urgency:
         selection.choose_standby(key)
     for key in selection.modules:
         while selection.overloaded(key) and selection.add_replica(key, pinned=(pinned or {}).get(key)):
             pass
+    selection.add_last_sometimes(by_urgency)
+    replicas = {key: (*selection.replicas[key], *selection.sometimes[key]) for key in selection.modules}
     return Spares(
         standby={key: tuple(chosen) for key, chosen in selection.standby.items() if chosen},
-        replicas={key: tuple(chosen) for key, chosen in selection.replicas.items() if chosen},
+        replicas={key: chosen for key, chosen in replicas.items() if chosen},
     )
 
 
@@ -121,6 +130,8 @@ class _SpareSelection:
         self.where = {key: self.devices[where[key]] for key in self.modules}
         self.standby: dict[ModuleKey, list[DeviceId]] = defaultdict(list)
         self.replicas: dict[ModuleKey, list[DeviceId]] = defaultdict(list)
+        self.sometimes: dict[ModuleKey, list[DeviceId]] = defaultdict(list)  # replicas on devices that are on sometimes
+        self._part_time = sometimes_of(devices)
         fleet = Fleet(devices)
         self._rows, self._may_be = fleet.rows, where_copies_may_be(tasks, fleet, where)
         self._barred, self._at_hand, self._kept, self._only = barred, at_hand, kept, only
@@ -150,6 +161,28 @@ class _SpareSelection:
         self._put(key, device)
         self.standby[key].append(device)
 
+    def add_sometimes(self, preferred: Mapping[ModuleKey, DeviceId], keys: Sequence[ModuleKey]) -> None:
+        """Put the preferred copies on devices that are on only sometimes, then keep those that exist."""
+        for key, device in preferred.items():
+            if key in self.modules and device in self._part_time and self.may_take(key, device):
+                self._add_sometimes(key, device)
+        for key in keys if self._part_time else ():
+            for device in sorted(self._part_time):
+                exists = self._only is not None or device in self._kept.of(key)
+                if exists and self.may_take(key, device):
+                    self._add_sometimes(key, device)
+
+    def add_last_sometimes(self, keys: Sequence[ModuleKey]) -> None:
+        """Put a copy of each module that has no spare on a device that is on only sometimes, where there is room."""
+        for key in keys if self._part_time else ():
+            able = [device for device in self._part_time if self.may_take(key, device)]
+            if able and not (self.standby[key] or self.replicas[key] or self.sometimes[key]):
+                self._add_sometimes(key, min(able, key=lambda device: (self._cost(key, device), device)))
+
+    def _add_sometimes(self, key: ModuleKey, device: DeviceId) -> None:
+        self._put(key, device)
+        self.sometimes[key].append(device)
+
     def may_take(self, key: ModuleKey, device: DeviceId, *, pinned: bool = False) -> bool:
         """Whether one more copy may be there."""
         return (
@@ -172,7 +205,7 @@ class _SpareSelection:
 
     def choose_standby(self, key: ModuleKey) -> None:
         """Give a module its one standby, if any device can take it; beside a pinned copy only one that is there."""
-        kept = [device for device in self._kept.of(key) if self.may_take(key, device)]
+        kept = self._always(device for device in self._kept.of(key) if self.may_take(key, device))
         able = kept[:1] or ([] if self.standby[key] else self._worth_comparing(key))
         if able:
             self.add_standby(key, min(able, key=lambda device: (self._cost(key, device), device)))
@@ -181,14 +214,14 @@ class _SpareSelection:
         """Whether a module's rate is too much for its active copies."""
         active = [self.where[key].id, *self.replicas[key]]
         may_do_per_s = sum(UTILISATION / self._seconds(key, device) for device in active)
-        had_more = len(self._kept.replicas.get(key, ())) >= len(active)
+        had_more = len(self._always(self._kept.replicas.get(key, ()))) >= len(active)
         return self._rate[key] * (KEEP_REPLICA_FACTOR if had_more else 1.0) > may_do_per_s
 
     def add_replica(self, key: ModuleKey, *, pinned: DeviceId | None) -> bool:
         """Make the standby a replica, else put a new one where there is most time left; whether that could be done."""
         waiting = [device for device in self.standby[key] if device != pinned]
-        kept = [device for device in self._kept.replicas.get(key, ()) if self.may_take(key, device)]
-        able = waiting or kept or [device for device in self.devices if self.may_take(key, device)]
+        kept = self._always(device for device in self._kept.replicas.get(key, ()) if self.may_take(key, device))
+        able = waiting or kept or self._always(device for device in self.devices if self.may_take(key, device))
         if not able:
             return False
         chosen = min(
@@ -204,9 +237,14 @@ class _SpareSelection:
         return True
 
     def _worth_comparing(self, key: ModuleKey) -> list[DeviceId]:
-        fastest = islice((device for device in self.devices if self.may_take(key, device)), _COMPARED)
+        always = (device for device in self.devices if device not in self._part_time)
+        fastest = islice((device for device in always if self.may_take(key, device)), _COMPARED)
         near = sorted(device for device in self._at_hand.get(original_key(key), ()) if self.may_take(key, device))
-        return list(dict.fromkeys([*fastest, *near]))
+        return list(dict.fromkeys([*fastest, *self._always(near)]))
+
+    def _always(self, devices: Iterable[DeviceId]) -> list[DeviceId]:
+        """Those of the devices that are always on."""
+        return [device for device in devices if device not in self._part_time]
 
     def _cost(self, key: ModuleKey, device: DeviceId) -> float:
         """The cost of the tasks that use a module, if it were on this device alone; less where its weights are."""

@@ -16,6 +16,7 @@ from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, T
 from orchestrator.planner.copies import original_key, with_further_copies
 from orchestrator.planner.explain import explain
 from orchestrator.planner.placement import Placement
+from orchestrator.planner.preferred import preferred_copies
 from orchestrator.planner.spares import Spares, spares
 from s2m3.bench.placement.solve import SOLVERS, TIME_LIMIT_S, Solution, read, solve
 from s2m3.cli.arguments import add_json, positive_seconds
@@ -123,7 +124,9 @@ def _document(solution: Solution, devices: Sequence[DeviceSpec], tasks: Sequence
         return made
     names = _names_of(tasks)
     is_explained = len(names) * len(devices) <= MOST_REASONS
-    spare = spares(devices, with_further_copies(tasks, placement.further), placement.where)
+    preferred = preferred_copies(devices, tasks, placement.where, further=placement.further)
+    copied = with_further_copies(tasks, placement.further)
+    spare = spares(devices, copied, placement.where, preferred=preferred)
     made |= {
         "objective_s": placement.objective_s,
         "placement": {name: placement.where[key] for name, key in names.items()},

@@ -21,7 +21,7 @@ from broker.protocol.messages import (
     Result,
 )
 from broker.protocol.reports import Summary, SystemEvent, Trace
-from broker.protocol.specs import ModuleSpec, Source
+from broker.protocol.specs import Availability, ModuleSpec, Source
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_ECHO,
@@ -71,6 +71,7 @@ class World:
         packet_bytes: int = 2**20,
         footprint: int = 12,
         about: About | None = None,
+        availability: Availability = "always",
     ) -> None:
         self.footprint = footprint
         self.broker = MemoryBroker(max_packet_bytes=packet_bytes)
@@ -78,7 +79,7 @@ class World:
         self.observer = MemoryTransport(self.broker, client_id="observer", inbox=received)
         self.observer.subscribe(f"{PREFIX}/#")
         self.observer.start()
-        config = AgentConfig(id="gw-a", heartbeat_interval_s=0.05)
+        config = AgentConfig(id="gw-a", heartbeat_interval_s=0.05, availability=availability)
         self.calibration = Calibration(Measurements(), resident_bytes=lambda: self.resident, free_bytes=lambda: None)
         self.resident = 0
         store = Store(100, load=lambda _: self._load(module), calibration=self.calibration)
@@ -234,6 +235,14 @@ def test_a_birth_says_what_the_device_is_and_a_death_does_not(start: Callable[..
     state = DEVICE_STATE.at(PREFIX, device="gw-a")
     states = [decode(DeviceState, event.payload) for event in world.received.deliveries if event.topic == state]
     assert {(each.status, each.about) for each in states} == {("online", about), ("offline", None)}
+
+
+def test_a_birth_says_that_the_device_is_on_only_sometimes(start: Callable[..., World]) -> None:
+    world = start(availability="sometimes")
+    world.heartbeat()
+    state = DEVICE_STATE.at(PREFIX, device="gw-a")
+    births = [decode(DeviceState, event.payload) for event in world.received.deliveries if event.topic == state]
+    assert {each.availability for each in births} == {"sometimes"}
 
 
 def test_a_summary_is_retained_and_comes_again_to_a_broker_that_lost_it(start: Callable[..., World]) -> None:

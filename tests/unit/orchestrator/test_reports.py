@@ -104,6 +104,23 @@ def test_a_device_is_online_after_its_first_heartbeat_and_nothing_is_published_w
     assert [event for event in site.events() if event[1] == "a"] == [("device_online", "a", "its heartbeats arrive")]
 
 
+def test_a_device_that_is_on_only_sometimes_is_away_and_no_alarm_is_told() -> None:
+    site = Site("a")
+    birth = online(1, profile(memory_bytes=100)).model_copy(update={"availability": "sometimes"})
+    site.feed(DeviceStateReceived("b", birth))
+    site.heartbeat("b")
+    site.pass_s(6, "a")  # it is silent
+    site.feed(DeviceStateReceived("b", birth.model_copy(update={"session": 2})))
+    site.heartbeat("b", session=2)
+    site.feed(DeviceStateReceived("b", offline(2)))
+    site.pass_s(2, "a")
+    assert [(each.standing, each.why) for each in site.standings("b")] == [
+        ("online", "its heartbeats arrive"),
+        ("away", "it is on only sometimes"),
+    ] * 2
+    assert [kind for kind, name, _ in site.events() if name == "b"] == ["device_online", "device_away"] * 2
+
+
 def test_a_silent_device_is_suspect_and_then_dead_and_on_probation_when_it_is_back() -> None:
     site = Site("a", "b")
     site.pass_s(6, "b")

@@ -298,6 +298,35 @@ def test_a_device_that_is_offline_for_an_hour_is_forgotten() -> None:
     assert on_event(gone, Tick(), 3600.0).devices == {}
 
 
+def sometimes(session: int = 1, profile: DeviceProfile | None = PROFILE) -> DeviceStateReceived:
+    message = DeviceState(status="online", session=session, profile=profile, availability="sometimes")
+    return DeviceStateReceived("gw", message)
+
+
+def test_a_device_that_is_on_only_sometimes_is_remembered_for_a_week() -> None:
+    gone = on_event(on_event(alive(), sometimes(), 0.1), will(), 0.2)
+    assert gone.devices["gw"].absence == "it is away: it is on only sometimes"
+    assert "gw" in on_event(gone, Tick(), 7 * 86_400.0 - 1).devices
+    assert on_event(gone, Tick(), 7 * 86_400.0).devices == {}
+
+
+def test_a_birth_says_whether_a_device_is_always_on_and_the_same_session_may_say_otherwise() -> None:
+    cluster = on_event(alive(), sometimes(), 0.1)
+    assert cluster.devices["gw"].spec.availability == "sometimes"
+    assert on_event(cluster, birth(profile=None), 0.2).devices["gw"].spec.availability == "sometimes"
+    assert on_event(cluster, birth(), 0.2).devices["gw"].spec.availability == "always"
+    assert on_event(cluster, birth(session=2), 0.2).devices["gw"].spec.availability == "always"
+
+
+def test_a_device_that_is_on_only_sometimes_is_on_no_probation_whether_it_said_goodbye_or_fell_silent() -> None:
+    for end, now_s in ((will(), 60.0), (Tick(), 60.0)):
+        cluster = on_event(on_event(alive(), sometimes(), 0.1), gw_heartbeat(2), 50.0)
+        gone = on_event(on_event(cluster, Tick(), 53.0), end, now_s)
+        assert not gone.devices["gw"].alive
+        back = on_event(on_event(gone, sometimes(session=2), 70.0), gw_heartbeat(1, session=2), 70.1)
+        assert back.devices["gw"].fitness == Fitness.FIT
+
+
 def test_a_draining_device_is_alive_but_holds_nothing_new_and_keeps_its_profile() -> None:
     device = on_event(alive(), drain(), 0.5).devices["gw"]
     assert device.alive
