@@ -16,6 +16,7 @@ from edge_agent.config import STATE_DIR, AgentConfig
 from edge_agent.device.footprint import share_one_heap
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 from edge_agent.restart import PassHung, restart
+from edge_agent.watchdog import Watchdog
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal arrives. ``BadFile`` for a wrong configuration, ``IdInUse`` for an id that is taken.
 
-    A hung forward pass ends in a new process with this one's id, or in ``EXIT_HUNG`` after several.
+    A hung forward pass ends in a new process with this one's id, or in ``EXIT_HUNG`` after several. One that keeps the
+    interpreter's lock ends this process by SIGPROF (``watchdog``).
     """
     log_to_stderr()
     share_one_heap()
@@ -57,11 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
     full_speed = offered.compute_flops_per_s / config.speed
     calibration = Calibration(measured, speed=config.speed, flops_per_s=full_speed, runner=runner)
     store = Store(offered.memory_bytes, calibration=calibration)
-    agent = Agent(config, profile=offered, store=store, runner=runner, about=about())
+    watchdog = Watchdog(config.heartbeat_interval_s, config.threads)
+    agent = Agent(config, profile=offered, store=store, runner=runner, about=about(), on_turn=watchdog.reset)
     with stopped_by_signals(agent.stop, until_stdin_closes=arguments.until_stdin_closes):
         try:
             agent.run()
         except PassHung:
+            watchdog.stop()
             return restart()
     return 0
 

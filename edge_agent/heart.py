@@ -64,6 +64,7 @@ class Heart:
         memory_bytes: for modules.
         session: the session under which it may send heartbeats now; None: none.
         publish: on the control connection; never blocks.
+        on_turn: called at each turn of the thread, whether there is a heartbeat or not.
     """
 
     def __init__(
@@ -75,10 +76,11 @@ class Heart:
         *,
         session: Callable[[], int | None],
         publish: Callable[[Outgoing], None],
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
         self._topic = DEVICE_HEARTBEAT.at(prefix, device=config.id)
         self._interval_s, self._store, self._memory_bytes = config.heartbeat_interval_s, store, memory_bytes
-        self._session, self._publish = session, publish
+        self._session, self._publish, self._on_turn = session, publish, on_turn
         self.progress = 0
         """Turns of the service's loop, which counts them here."""
         self._snapshot, self._taken_s = Snapshot(), 0.0
@@ -113,6 +115,7 @@ class Heart:
         sequence, progress, moved_s = 0, -1, time.monotonic()
         while not self._stopping.is_set():
             now_s = time.monotonic()
+            self._on_turn()
             if self.progress != progress:
                 progress, moved_s = self.progress, now_s
             if now_s - moved_s > HUNG_S:

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -59,7 +60,10 @@ class _FromLink:
 
 
 class Agent:
-    """One device's agent. ``run`` blocks until ``stop`` is called from any thread."""
+    """One device's agent. ``run`` blocks until ``stop`` is called from any thread.
+
+    The heartbeat thread calls ``on_turn`` at each of its turns.
+    """
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class Agent:
         store: Store,
         runner: Runner | None = None,
         about: About | None = None,
+        on_turn: Callable[[], None] = lambda: None,
         make_transport: port.MakeTransport = connect,
     ) -> None:
         self._config = config
@@ -94,6 +99,7 @@ class Agent:
             profile.memory_bytes,
             session=self._serving_session,
             publish=self._control.publish,
+            on_turn=on_turn,
         )
         report = self._mailbox.put_own
         self._workers = Workers(config, store, runner or Runner(), report=report)

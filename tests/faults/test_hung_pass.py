@@ -37,25 +37,28 @@ END_S = 5.0  # from SIGTERM to the end
 SPEC = module("y", memory_bytes=10, output_bytes=8)
 DEADLINE_S = 3600  # of the hung request: no pass is hung by its sensor's word
 PROGRAM = """
-import sys, threading
+import re, sys, threading
 import numpy as np
 from broker.process import log_to_stderr, stopped_by_signals
-from edge_agent import service, workers
+from edge_agent import service, watchdog, workers
 from edge_agent.config import AgentConfig
 from edge_agent.modules import Output
 from edge_agent.restart import PassHung, restart
 from tests.builders import computing, profile, uncalibrated_store
 
-workers.HUNG_S, service.FAREWELL_S = float(sys.argv[4]), 0.5
+workers.HUNG_S, service.FAREWELL_S, watchdog.LIMIT_S = float(sys.argv[4]), 0.5, 3.0
 
 def compute(value, *_):
     if getattr(value, "data", b"") == b"hang":
         threading.Event().wait()
+    if getattr(value, "data", b"") == b"spin":
+        re.match("(a|a)*b", "a" * 50)  # 2^50 steps under the interpreter's lock
     return Output({"bits": np.zeros(1, np.float32)}, {"label": "done"})
 
 log_to_stderr()
 config = AgentConfig(id=sys.argv[2], site=sys.argv[3], broker=sys.argv[1], heartbeat_interval_s=0.2)
-agent = service.Agent(config, profile=profile(), store=uncalibrated_store(100, lambda _: computing(compute)))
+store, dog = uncalibrated_store(100, lambda _: computing(compute)), watchdog.Watchdog(0.2)
+agent = service.Agent(config, profile=profile(), store=store, on_turn=dog.reset)
 with stopped_by_signals(agent.stop, until_stdin_closes=False):
     try:
         agent.run()
@@ -188,6 +191,15 @@ def test_a_request_that_hangs_every_pass_takes_two_of_three_devices_along_and_it
     states = [event for event in world.received.deliveries if event.topic in topics]
     gone = {event.topic for event in states if decode(DeviceState, event.payload).status == "offline"}
     assert len(gone) == 2, "each said so as it left"
+
+
+def test_a_pass_that_keeps_the_interpreters_lock_ends_the_process_for_its_supervisor(
+    start: Callable[..., World],
+) -> None:
+    world = start(1.0)
+    world.serves(b"good")
+    world.ask(b"spin")
+    assert world.process.wait(PATIENCE_S) == -signal.SIGPROF
 
 
 def test_after_three_restarts_it_ends_with_an_exit_code_of_its_own(start: Callable[..., World]) -> None:
