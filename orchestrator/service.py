@@ -37,8 +37,8 @@ from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import Action, Event, Overslept, PlanFound, Tick
 from orchestrator.leadership import standby
 from orchestrator.leadership.leader import announce_leadership
-from orchestrator.leadership.leader_files import LeaderFiles
-from orchestrator.leadership.orders import NO_ORDERS, CopiedEvent, Orders, StandbyCopy
+from orchestrator.leadership.leader_files import LeaderFiles, StoredOrders
+from orchestrator.leadership.orders import NO_ORDERS, CopiedEvent, StandbyCopy
 from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
 from orchestrator.planner_process.client import MakePlanner, Planner, PlannerProcess
 from orchestrator.reports import Reports, When
@@ -96,6 +96,7 @@ class Orchestrator:
         self._prefix = topics.prefix_of(site)
         self._files = LeaderFiles(state_dir, url, self._prefix)
         self._files.read_epoch()  # before anything begins, for its errors
+        self._stored = StoredOrders(self._files)
         self._heartbeat_interval_s = heartbeat_interval_s
         self._settle_s = settle_s
         self._begin_term = partial(initial, heartbeat_interval_s=heartbeat_interval_s, settle_s=settle_s, pace=pace)
@@ -213,13 +214,13 @@ class Orchestrator:
         before = self._copy.orders
         self._copy = self._copy.on_event(news, time.monotonic())
         if self._copy.orders is not before:
-            self._store_orders(self._copy.orders)
+            self._stored.update(self._copy.orders, at_once=True)
 
     def _lead(self, seen: int) -> None:
         """Lead until ``stop`` is called or a newer leader shows up."""
         last = max(self._files.read_epoch(), seen)
         epoch, orders = last + 1, self._files.read_orders(last)
-        self._files.store_orders(orders)  # before the epoch: it outdates a file of an earlier version
+        self._stored.write(orders)  # before the epoch: it outdates a file of an earlier version
         self._files.store_epoch(epoch)
         self._reports = Reports(self._prefix)
         self._state = self._begin_term(epoch=epoch, linked_s=self._linked_s, orders=orders)
@@ -264,6 +265,8 @@ class Orchestrator:
 
     def _leave(self) -> None:
         """Publish that no orchestrator leads, unless this one resigned; then disconnect."""
+        if self._state is not None:
+            self._stored.update(self._state.orders, at_once=True)
         if self._control and self._state and self._state.link and self.resigned is None:
             for action in announce_leadership(self._state):
                 if isinstance(action, events.PublishState):
@@ -315,8 +318,6 @@ class Orchestrator:
             if isinstance(event, Tick):
                 self._tick_from_s = time.monotonic() + RETRY_FAILED_S
             return
-        if self._state.orders is not before.orders:
-            self._store_orders(self._state.orders)
         for action in actions:
             try:
                 self._carry_out(action)
@@ -330,12 +331,6 @@ class Orchestrator:
             self._unsent += reports(When(time.monotonic(), time.time()))
         except Exception:  # noqa: BLE001 - as in _react
             self._log_failure("report_failed", reports)
-
-    def _store_orders(self, orders: Orders) -> None:
-        try:
-            self._files.store_orders(orders)
-        except errors.BadFile as error:
-            _log.error("tasks_not_stored", reason=str(error))
 
     def _log_failure(self, what: str, cause: object) -> None:
         """Count and log the current exception."""
@@ -387,7 +382,9 @@ class Orchestrator:
                 self._unsent.append(outgoing_of(self._prefix, action))
 
     def _flush(self) -> None:
-        """Hand over the waiting messages, in order, as far as the connection takes them."""
+        """Hand over the waiting messages as far as the connection takes them; what they follow from is stored first."""
+        if self._state is not None and not self._stored.update(self._state.orders):
+            return
         while self._unsent and self._control:
             try:
                 self._control.publish(self._unsent[0])

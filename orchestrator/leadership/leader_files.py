@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from broker.protocol.specs import DeviceId, TaskName, TaskSpec, describe
 from broker.transport.address import parse_url
 from orchestrator.leadership.epochs import LARGEST_EPOCH
 from orchestrator.leadership.orders import Deployed, Orders, record
+
+WRITE_EVERY_S = 0.1
+"""Between two writes of the orders: one waits for the disk, a few milliseconds, or a hundred on an SD card."""
 
 _log = structlog.get_logger("orchestrator")
 
@@ -134,6 +138,40 @@ class LeaderFiles:
             undrained=dict(orders.undrained),
         )
         _write_durably(self.folder / "tasks.json", stored.model_dump_json())
+
+
+class StoredOrders:
+    """The orders on the disk, kept up to date: changes that follow each other quickly are written together."""
+
+    def __init__(self, files: LeaderFiles) -> None:
+        self._files = files
+        self._written: Orders | None = None
+        self._next_s = 0.0
+
+    def write(self, orders: Orders) -> None:
+        """Write the orders now.
+
+        Raises:
+            BadFile: they can't be written.
+        """
+        self._files.store_orders(orders)
+        self._written, self._next_s = orders, time.monotonic() + WRITE_EVERY_S
+
+    def update(self, orders: Orders, *, at_once: bool = False) -> bool:
+        """Write the orders if they changed; False if they have to wait a moment, and with them what follows from them.
+
+        A file that can't be written is logged, and doesn't hold up the site.
+        """
+        if orders is self._written:
+            return True
+        if not at_once and time.monotonic() < self._next_s:
+            return False
+        try:
+            self.write(orders)
+        except BadFile as error:
+            self._written = orders
+            _log.error("tasks_not_stored", reason=str(error))
+        return True
 
 
 def _set_aside(file: Path, reason: str) -> None:

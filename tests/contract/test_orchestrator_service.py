@@ -47,6 +47,9 @@ from broker.transport.port import (
 from orchestrator.__main__ import main
 from orchestrator.decide import decide
 from orchestrator.events import Action, Event, TaskDeployed
+from orchestrator.leadership import leader_files
+from orchestrator.leadership.leader_files import LeaderFiles
+from orchestrator.leadership.orders import Orders
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace, State
 from tests.builders import InlinePlanner, chain, module, profile
@@ -512,6 +515,40 @@ def test_a_broker_that_lost_its_memory_is_given_the_specs_back(memory: World, me
     memory.heard.clear()
     memory_broker.restart()
     assert memory.hear(topics.TASK_SPEC, lambda spec: spec.task == "classify") == TASK
+
+
+def test_tasks_that_are_deployed_at_once_are_stored_together_and_none_has_a_route_before(
+    memory: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write waits for the disk: a hundred of them, one after the other, held up the first routes for seconds."""
+    writes, missing = list[Orders](), list[str]()
+    store = LeaderFiles.store_orders
+
+    def counted(files: LeaderFiles, orders: Orders) -> None:
+        store(files, orders)
+        writes.append(orders)
+
+    def look(event: LinkEvent) -> None:
+        if isinstance(event, Delivery) and event.payload:
+            task = decode(Route, event.payload).task
+            missing.extend([task] if task not in (memory.folder / "tasks.json").read_text() else [])
+
+    monkeypatch.setattr(LeaderFiles, "store_orders", counted)
+    monkeypatch.setattr(leader_files, "WRITE_EVERY_S", 0.5)
+    memory.open("looks", look, topics.TASK_ROUTE.filter(memory.prefix))
+    first = memory.lead()
+    memory.deploy(TASK.model_copy(update={"task": "first"}))
+    memory.hear_route(lambda route: route.task == "first")
+    before = len(writes)
+    for number in range(100):
+        memory.deploy(TASK.model_copy(update={"task": f"t{number:02}"}))
+    memory.hear_route(lambda route: route.task == "t99")
+    assert len(writes) - before <= 20
+    memory.deploy(TASK.model_copy(update={"task": "last"}))
+    memory.until(lambda: "last" in (first._state.tasks if first._state else ()))
+    memory.stop(first)
+    assert "last" in writes[-1].tasks
+    assert not missing
 
 
 def test_tasks_outlive_the_ends_of_broker_and_orchestrator_in_the_same_moment(

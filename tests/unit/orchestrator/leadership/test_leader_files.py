@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
-from orchestrator.leadership.leader_files import LeaderFiles
+from broker.protocol.errors import BadFile
+from orchestrator.leadership import leader_files
+from orchestrator.leadership.leader_files import LeaderFiles, StoredOrders
 from orchestrator.leadership.orders import NO_ORDERS, Orders, record
 from tests.builders import chain, module
 
@@ -33,6 +36,37 @@ def test_stored_orders_are_read_again_with_their_revisions_removals_and_numbers(
     assert files(tmp_path).read_orders(0) == stored
     assert len(stored.tasks["classify"].revisions) == 2
     assert (list(stored.undeployed), list(stored.undrained)) == (["caption"], ["gw-b"])
+
+
+def test_changes_that_follow_each_other_quickly_are_written_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 10.0
+    monkeypatch.setattr(leader_files, "time", SimpleNamespace(monotonic=lambda: now_s))
+    stored, orders = StoredOrders(files(tmp_path)), [NO_ORDERS]
+    for number in range(3):
+        tasks = orders[-1].specs | {f"t{number}": CLASSIFY.model_copy(update={"task": f"t{number}"})}
+        orders.append(record(orders[-1], tasks, (), epoch=1, session=7))
+    assert stored.update(orders[1])
+    assert not stored.update(orders[2])
+    assert not stored.update(orders[3])
+    assert files(tmp_path).read_orders(0) == orders[1]
+    now_s += leader_files.WRITE_EVERY_S
+    assert stored.update(orders[3])
+    assert files(tmp_path).read_orders(0) == orders[3]
+    assert stored.update(orders[3]), "nothing is to be written"
+    assert stored.update(orders[1], at_once=True)
+    assert files(tmp_path).read_orders(0) == orders[1]
+
+
+def test_orders_that_cannot_be_written_are_logged_and_hold_up_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tasks.new").mkdir()
+    stored = StoredOrders(files(tmp_path))
+    with capture_logs() as log:
+        assert stored.update(some_orders())
+    assert [line["event"] for line in log] == ["tasks_not_stored"]
+    with pytest.raises(BadFile):
+        stored.write(some_orders())
 
 
 def test_no_file_has_a_password(tmp_path: Path) -> None:
