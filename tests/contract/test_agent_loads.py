@@ -127,6 +127,16 @@ class World:
 
         return modules(self.received.wait_for(fitting))
 
+    def await_generation(self, generation: int) -> None:
+        """Wait until the agent obeys this assignment."""
+
+        def obeyed(event: object) -> bool:
+            if not isinstance(event, Delivery) or not event.topic.endswith("/heartbeat"):
+                return False
+            return decode(Heartbeat, event.payload).generation >= generation
+
+        self.received.wait_for(obeyed)
+
     def stop(self) -> None:
         self.released.set()
         self.agent.stop()
@@ -212,6 +222,7 @@ def test_a_module_that_is_undeployed_while_it_waits_is_not_loaded(
     until(lambda: world.begun)
     world.assign(STUCK, generation=2)
     world.assign(STUCK, last, generation=3)
+    world.await_generation(3)
     world.released.set()
     world.held(lambda held: "last" in held and held["last"].state == "ready")
     assert world.begun == ["stuck", "last"]

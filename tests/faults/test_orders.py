@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,7 @@ from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkUp, Outgoing
 from tests.builders import chain, module
 from tests.conftest import Recorder
+from tests.patience import PATIENCE_S
 
 PREFIX = topics.prefix_of()
 TASKS = {name: chain(name, module("vision")) for name in ("classify", "caption", "vqa")}
@@ -55,8 +57,10 @@ class Site:
         transport.start()
         recorder.wait_for(LinkUp)
         heard = dict[str, bytes]()
+        until_s = time.monotonic() + 3 * PATIENCE_S
         try:
             while not holds(heard):
+                assert time.monotonic() < until_s, heard
                 count = len(recorder.deliveries)
                 heard = {seen.topic.removeprefix(f"{PREFIX}/"): seen.payload for seen in recorder.deliveries}
                 if not holds(heard):
