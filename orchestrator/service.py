@@ -113,6 +113,7 @@ class Orchestrator:
         self._unsent: deque[port.Outgoing] = deque()
         self._stopping = False
         self._tick_from_s = 0.0  # no deadline is met before
+        self._turned_s = 0.0  # when the loop's last turn ended; a deadline before that is one of this turn
         self._heartbeat_at_s = 0.0
         self._linked_s = 0.0  # since when the connection is up over which it waited
         self._sessions: frozenset[int] = frozenset()  # of the links over which it led
@@ -225,6 +226,7 @@ class Orchestrator:
         self._reports = Reports(self._prefix)
         self._state = self._begin_term(epoch=epoch, linked_s=self._linked_s, orders=orders)
         self.resigned, self._heartbeat_at_s = None, time.monotonic()
+        self._turned_s = self._heartbeat_at_s
         _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
         self._connect(epoch)
         while not self._stopping and self.resigned is None:
@@ -282,7 +284,7 @@ class Orchestrator:
         """Wait for one event or the next deadline, and react."""
         deadline_s = next_deadline_s(state)
         if deadline_s is not None:
-            deadline_s = max(deadline_s, self._tick_from_s)
+            deadline_s = max(deadline_s, self._tick_from_s, self._turned_s)
         due = [self._heartbeat_at_s, *([] if deadline_s is None else [deadline_s])]
         wait_s = max(0.0, min(due) - time.monotonic())
         posted = self._mailbox.get(min(RETRY_UNSENT_S, wait_s) if self._unsent else wait_s)
@@ -295,6 +297,7 @@ class Orchestrator:
             self._react(Tick())
         self._send_heartbeat()
         self._flush()
+        self._turned_s = time.monotonic()
 
     def _send_heartbeat(self) -> None:
         """Publish, once in each interval, that the leader's loop runs."""

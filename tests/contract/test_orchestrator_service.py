@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -50,6 +51,7 @@ from orchestrator.events import Action, Event, TaskDeployed
 from orchestrator.leadership import leader_files
 from orchestrator.leadership.leader_files import LeaderFiles
 from orchestrator.leadership.orders import Orders
+from orchestrator.leadership.standby import LEADER_INTERVAL_S, SILENT_AFTER_INTERVALS
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace, State
 from tests.builders import InlinePlanner, chain, module, profile
@@ -449,6 +451,29 @@ def test_a_heartbeat_with_a_later_epoch_makes_no_leader_resign(
     memory.deploy()
     assert memory.hear_route(lambda route: route.task == "classify").epoch == 1
     assert leading.resigned is None
+
+
+def test_a_forged_later_term_costs_one_silence_of_its_leader(memory: World) -> None:
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, partial(leads, 1))
+    memory.say(topics.ORCHESTRATOR_STATE, encode(OrchestratorState(epoch=2, online=True, session=5)))
+    began_s = time.monotonic()
+    memory.hear(topics.ORCHESTRATOR_STATE, partial(leads, 3))
+    silence_s = SILENT_AFTER_INTERVALS * LEADER_INTERVAL_S
+    assert silence_s - 0.1 < time.monotonic() - began_s < silence_s + memory.patience_s
+    memory.deploy()
+    memory.hear_route(partial(routes_in, 3, "classify"))
+
+
+def test_no_death_of_a_device_looks_like_a_process_that_stood_still(memory: World, make_recorder: MakeRecorder) -> None:
+    with capture_logs() as logged:
+        memory.lead()
+        memory.hear(topics.ORCHESTRATOR_STATE, partial(leads, 1))
+        a, b = Agent(memory, "a", make_recorder()), Agent(memory, "b", make_recorder())
+        a.die()
+        b.heartbeat()
+        memory.hear(topics.DEVICE_STANDING, lambda said: (said.device, said.standing) == ("a", "dead"))
+    assert [entry["event"] for entry in logged if entry["event"] == "overslept"] == []
 
 
 ABSURD = ("9" * 4300, str(2**53 - 1), str(2**60), "-1", '"7"', "true", "1e308")
