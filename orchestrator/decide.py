@@ -74,6 +74,8 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
     if isinstance(event, OrchestratorState):
         after, answer = _on_leader_message(state, event, now_s)
         return (after if _is_same(state, after) else replace(after, due_s=-math.inf)), answer
+    if isinstance(event, events.RevisionReceived | events.RevisionsListed):
+        return state, []  # the reports and the standby's copy follow them
     if isinstance(event, events.RouteHeard):
         return state, restore.restore_route(state, event)
     if isinstance(event, events.LeaderTopicLost):

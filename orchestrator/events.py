@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker.protocol.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Result, Route
-from broker.protocol.specs import DeviceId, ModuleKey, RequestId, TaskName, TaskSpec
+from broker.protocol.specs import DeviceId, ModuleKey, RequestId, Revision, TaskName, TaskSpec
 from broker.transport.port import LinkDown, LinkUp
 from orchestrator.planner.plans import Plan, Problem
 
@@ -75,6 +75,24 @@ class TaskUndeployed:
 
 
 @dataclass(frozen=True)
+class RevisionReceived:
+    """A revision's topic has this spec now; None if it was cleared, or if its message isn't that revision's spec."""
+
+    task: TaskName
+    revision: str  # as the topic says, not always a valid one
+    spec: TaskSpec | None
+    is_empty: bool = False
+
+
+@dataclass(frozen=True)
+class RevisionsListed:
+    """A task's status arrived: its last revisions, newest first."""
+
+    task: TaskName
+    revisions: tuple[Revision, ...]
+
+
+@dataclass(frozen=True)
 class RetainedRouteReceived:
     """A route arrived that the broker retained, of an earlier term or an earlier link of ours."""
 
@@ -127,7 +145,7 @@ class CheckAnswered:
 
 MembershipEvent = DeviceStateReceived | HeartbeatReceived | DrainReceived | Overslept | Tick | LinkUp | LinkDown
 TaskEvent = TaskDeployed | TaskRejected | TaskUndeployed | RetainedRouteReceived
-TopicEvent = RouteHeard | LeaderTopicLost | CheckAnswered
+TopicEvent = RouteHeard | RevisionReceived | RevisionsListed | LeaderTopicLost | CheckAnswered
 Event = MembershipEvent | TaskEvent | TopicEvent | RequestReceived | PlanFound | OrchestratorState
 """The leader's topic and its heartbeat are events as they are: this orchestrator's own, or another's."""
 

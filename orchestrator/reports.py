@@ -1,16 +1,17 @@
-"""The reports of the leader for people: what it thinks of each device, the status of each task, and its events. Pure.
+"""The leader's reports: what it thinks of each device, each task's status and revisions, and its events. Pure.
 
 Owns their messages, and the memory of what was published. It compares the states before and after an event; no rule of
 ``decide`` depends on it.
 
 Invariants:
 - a standing is published when it changes, and a task's status at most at each ``sweep``; both again over a new link;
+- once the orders are reconciled, the broker retains the last revisions of each task, and no others;
 - a heartbeat that changes nothing costs the same, however many devices and tasks there are.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
@@ -20,13 +21,12 @@ from broker.protocol import topics
 from broker.protocol.codec import encode
 from broker.protocol.messages import SUSPECTED_FOR_S
 from broker.protocol.reports import EventType, Standing, SystemEvent, TaskStatus
-from broker.protocol.specs import DeviceId, ModuleKey, Revision, TaskName
+from broker.protocol.specs import DeviceId, ModuleKey, TaskName
 from broker.transport.port import LinkUp, Outgoing
 from orchestrator import events
 from orchestrator.membership.device import Device, Fitness
 from orchestrator.state import State
 
-REVISIONS_KEPT = 5
 Name = Literal["online", "suspect", "unresponsive", "dead", "away", "probation", "draining", "drained"]
 EVENT_OF: Final[Mapping[Name, EventType]] = {
     "online": EventType.DEVICE_ONLINE,
@@ -65,8 +65,9 @@ class Reports:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._standings: dict[DeviceId, Standing] = {}
-        self._statuses: dict[TaskName, TaskStatus] = {}
-        self._revisions: dict[TaskName, deque[Revision]] = {}
+        self._statuses: dict[TaskName, TaskStatus | None] = {}  # as published; None: not over this link
+        self._heard: dict[tuple[TaskName, str], bool] = {}  # revisions' topics that aren't empty -> have the right spec
+        self._kept: object = None  # the revisions whose topics the broker has right; None: look again
         self._unanswerable: dict[TaskName, Counter[str]] = {}
         self._unpublished: set[DeviceId] = set()  # over this link
 
@@ -75,8 +76,13 @@ class Reports:
     ) -> list[Outgoing]:
         """The reports after ``decide`` has handled an event."""
         if isinstance(event, LinkUp):
-            self._unpublished, self._statuses = set(self._standings), {}
+            self._unpublished, self._statuses = set(self._standings), dict.fromkeys(self._statuses)
+            self._heard, self._kept = {}, None
+        if isinstance(event, events.RevisionReceived):
+            self._on_revision(event)
         for action in actions:
+            if isinstance(action, events.ClearRoute):
+                self._statuses.setdefault(action.task)  # an earlier leader may have published it
             if isinstance(action, events.AnswerError) and (task := action.result.task) in after.tasks:
                 self._unanswerable.setdefault(task, Counter())[reason_of(after, task)] += 1
         if after.link is None:
@@ -95,6 +101,7 @@ class Reports:
         devices = state.cluster.devices
         return [
             *self._on_devices(state, sorted(devices.keys() | self._standings.keys()), when),
+            *self._on_revisions(state),  # before the statuses that list them
             *self._on_tasks(state),
         ]
 
@@ -127,23 +134,45 @@ class Reports:
         told: list[Outgoing] = []
         known = state.tasks.keys() | state.invalid.keys()
         for task in sorted(known):
-            spec, route = state.tasks.get(task), state.routes.get(task)
-            revisions = self._revisions.setdefault(task, deque(maxlen=REVISIONS_KEPT))
-            if spec is not None and spec.revision not in list(revisions)[:1]:
-                revisions.appendleft(spec.revision)
+            route = state.routes.get(task)
             status = TaskStatus(
                 task=task,
                 revision=route.revision if route is not None and route.complete else None,
-                revisions=tuple(revisions),
+                revisions=tuple(spec.revision for spec in state.orders.revisions.get(task, ())),
                 unanswerable=dict(sorted(self._unanswerable.get(task, {}).items())),
             )
             if self._statuses.get(task) != status:
                 self._statuses[task] = status
                 told.append(self._message(topics.TASK_STATUS, status, task=task))
-        for task in sorted(self._revisions.keys() - known):
-            for memory in (self._revisions, self._statuses, self._unanswerable):
-                memory.pop(task, None)
+        for task in sorted(self._statuses.keys() - known):
+            del self._statuses[task]
+            self._unanswerable.pop(task, None)
             told.append(self._cleared(topics.TASK_STATUS, task=task))
+        return told
+
+    def _on_revision(self, event: events.RevisionReceived) -> None:
+        """Note what a revision's topic has now: the broker's memory, our own message, or another client's."""
+        name = (event.task, event.revision)
+        self._heard.pop(name, None)
+        if not event.is_empty:
+            self._heard[name] = event.spec is not None
+        self._kept = None
+
+    def _on_revisions(self, state: State) -> list[Outgoing]:
+        """Publish the specs of revisions that the broker lacks, and clear the other revisions that it has."""
+        if not state.reconciled or self._kept is state.orders.revisions:
+            return []
+        kept = {(spec.task, spec.revision): spec for last in state.orders.revisions.values() for spec in last}
+        told = [
+            self._message(topics.TASK_REVISION, spec, task=task, revision=revision)
+            for (task, revision), spec in sorted(kept.items(), key=lambda each: each[0])
+            if not self._heard.get((task, revision))
+        ]
+        told += [
+            self._cleared(topics.TASK_REVISION, task=task, revision=revision)
+            for task, revision in sorted(self._heard.keys() - kept.keys())
+        ]
+        self._heard, self._kept = dict.fromkeys(kept, True), state.orders.revisions
         return told
 
     def _message(self, topic: topics.Topic, message: BaseModel, **ids: str) -> Outgoing:

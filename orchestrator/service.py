@@ -220,7 +220,7 @@ class Orchestrator:
     def _lead(self, seen: int) -> None:
         """Lead until ``stop`` is called or a newer leader shows up."""
         last = max(self._files.read_epoch(), seen)
-        epoch, orders = last + 1, self._files.read_orders(last)
+        epoch, orders = last + 1, self._copy.with_revisions(self._files.read_orders(last))
         self._stored.write(orders)  # before the epoch: it outdates a file of an earlier version
         self._files.store_epoch(epoch)
         self._reports = Reports(self._prefix)

@@ -6,6 +6,7 @@ Owns the event of each topic, and the topic of each action. Doesn't know connect
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from broker.protocol.messages import (
     PlannedNode,
     Route,
 )
+from broker.protocol.reports import TaskStatus
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import Delivery, Outgoing
 from orchestrator import events
@@ -38,18 +40,12 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | None:
         RemoteProtocolError: it breaks the contract.
     """
     incoming = topics.read(prefix, delivery.topic, delivery.payload)
-    if incoming is None or incoming.topic not in (*CONTROL_TOPICS, *topics.REQUESTS, topics.TENSORS):
+    if incoming is None or incoming.topic not in _READ:
         return None
     if incoming.topic in topics.REQUESTS:
         return _request(prefix, incoming, delivery)
-    if incoming.topic is topics.TASK_ROUTE:
-        return _route(incoming, retained=delivery.retain) if delivery.payload else None
-    if incoming.topic is topics.ORCHESTRATOR_STATE:
-        return _leader_topic(incoming, retained=delivery.retain)
-    if incoming.topic in {topics.TASK_SPEC, topics.DEVICE_DRAIN}:
-        read = _spec if incoming.topic is topics.TASK_SPEC else _drain
-        return read(incoming, retained=delivery.retain)
-    return _state(incoming)
+    read = _READERS.get(incoming.topic)
+    return _state(incoming) if read is None else read(incoming, retained=delivery.retain)
 
 
 def outgoing_of(prefix: str, action: events.Message) -> Outgoing:
@@ -138,8 +134,21 @@ def _spec(incoming: topics.Incoming, *, retained: bool) -> events.Event:
     return events.TaskDeployed(spec, retained=retained)
 
 
-def _route(incoming: topics.Incoming, *, retained: bool) -> events.Event:
+def _revision(incoming: topics.Incoming, *, retained: bool) -> events.Event:  # noqa: ARG001 - as the other readers
+    task, revision = incoming.ids["task"], incoming.ids["revision"]
+    try:
+        spec = incoming.decode()
+    except RemoteProtocolError:
+        spec = None
+    if not isinstance(spec, TaskSpec) or (spec.task, spec.revision) != (task, revision):
+        return events.RevisionReceived(task, revision, None, is_empty=not incoming.payload)
+    return events.RevisionReceived(task, revision, spec)
+
+
+def _route(incoming: topics.Incoming, *, retained: bool) -> events.Event | None:
     task = incoming.ids["task"]
+    if not incoming.payload:
+        return None
     try:
         route = incoming.decode()
     except RemoteProtocolError:
@@ -167,6 +176,8 @@ def _state(incoming: topics.Incoming) -> events.Event | None:
             return events.DeviceStateReceived(incoming.ids["device"], state)
         case OrchestratorState() as leader:
             return leader
+        case TaskStatus(revisions=revisions):
+            return events.RevisionsListed(incoming.ids["task"], revisions)
     is_answer = incoming.topic is topics.TENSORS
     return events.CheckAnswered(incoming.ids["sender"], incoming.ids["request"]) if is_answer else None
 
@@ -176,16 +187,32 @@ def _drain(incoming: topics.Incoming, *, retained: bool) -> events.Event:
     return events.DrainReceived(incoming.ids["device"], isinstance(said, Drain) and said.drain, retained=retained)
 
 
+_READERS: Mapping[topics.Topic, Callable[..., events.Event | None]] = {
+    topics.TASK_SPEC: _spec,
+    topics.TASK_ROUTE: _route,
+    topics.TASK_REVISION: _revision,
+    topics.ORCHESTRATOR_STATE: _leader_topic,
+    topics.DEVICE_DRAIN: _drain,
+}
 CONTROL_TOPICS = (
     topics.DEVICE_HEARTBEAT,
     topics.DEVICE_STATE,
     topics.DEVICE_DRAIN,
     topics.TASK_SPEC,
+    topics.TASK_REVISION,
     topics.ORCHESTRATOR_STATE,
     topics.ORCHESTRATOR_HEARTBEAT,
     topics.TASK_ROUTE,
 )
 """The topics of the control connection."""
 
-STANDBY_TOPICS = (topics.ORCHESTRATOR_STATE, topics.ORCHESTRATOR_HEARTBEAT, topics.TASK_SPEC, topics.DEVICE_DRAIN)
-"""The topics of a standby: the leader's, and the operators' orders, of which it keeps a copy."""
+STANDBY_TOPICS = (
+    topics.ORCHESTRATOR_STATE,
+    topics.ORCHESTRATOR_HEARTBEAT,
+    topics.TASK_SPEC,
+    topics.TASK_REVISION,
+    topics.TASK_STATUS,
+    topics.DEVICE_DRAIN,
+)
+"""The topics of a standby: the leader's, and the operators' orders with all revisions, of which it keeps a copy."""
+_READ = (*CONTROL_TOPICS, topics.TASK_STATUS, *topics.REQUESTS, topics.TENSORS)

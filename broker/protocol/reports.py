@@ -30,20 +30,11 @@ class Standing(Message):
     why: str
 
 
-class Candidate(Message):
-    """A revision that is tried before it is served."""
-
-    revision: Revision
-    state: Word
-    why: str
-
-
 class TaskStatus(Message):
     """A task's revisions, and the requests that could not be answered."""
 
     task: TaskName
     revision: Revision | None = None  # the one that is served
-    candidate: Candidate | None = None
     revisions: tuple[Revision, ...] = ()  # the last five, newest first
     unanswerable: dict[str, Count] = Field(default_factory=dict)  # reason -> requests
 

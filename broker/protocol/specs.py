@@ -226,6 +226,12 @@ class TaskSpec(Spec):
             raise _unsound(("nodes", around[0]), f"the nodes form a cycle: {', '.join(around)}")
         return self
 
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        for computed in copied.__dict__.keys() - type(self).model_fields.keys():  # from fields that may change
+            del copied.__dict__[computed]
+        return copied
+
     @cached_property
     def order(self) -> tuple[NodeName, ...]:
         """The nodes, each after all that it needs; ties in the file's order."""

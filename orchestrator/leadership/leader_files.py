@@ -37,7 +37,6 @@ _log = structlog.get_logger("orchestrator")
 class _StoredTask(BaseModel):
     spec: TaskSpec
     change: Fence
-    earlier: tuple[TaskSpec, ...] = ()
 
 
 class _StoredOrders(BaseModel):
@@ -49,6 +48,7 @@ class _StoredOrders(BaseModel):
     drains: dict[DeviceId, Fence] = {}
     undeployed: dict[TaskName, Fence] = {}
     undrained: dict[DeviceId, Fence] = {}
+    revisions: dict[TaskName, tuple[TaskSpec, ...]] = {}
 
 
 class _StoredTasks(BaseModel):
@@ -117,10 +117,11 @@ class LeaderFiles:
         return Orders(
             change=stored.change,
             session=stored.session,
-            tasks={each.spec.task: Deployed(each.spec, each.change, each.earlier) for each in stored.tasks},
+            tasks={each.spec.task: Deployed(each.spec, each.change) for each in stored.tasks},
             drains=stored.drains,
             undeployed=stored.undeployed,
             undrained=stored.undrained,
+            revisions=stored.revisions,
         )
 
     def store_orders(self, orders: Orders) -> None:
@@ -130,12 +131,11 @@ class LeaderFiles:
             prefix=self.prefix,
             change=orders.change,
             session=orders.session,
-            tasks=tuple(
-                _StoredTask(spec=each.spec, change=each.change, earlier=each.earlier) for each in orders.tasks.values()
-            ),
+            tasks=tuple(_StoredTask(spec=each.spec, change=each.change) for each in orders.tasks.values()),
             drains=dict(orders.drains),
             undeployed=dict(orders.undeployed),
             undrained=dict(orders.undrained),
+            revisions=dict(orders.revisions),
         )
         _write_durably(self.folder / "tasks.json", stored.model_dump_json())
 

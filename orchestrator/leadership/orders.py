@@ -14,35 +14,38 @@ its link confirmed: the broker had all that this link changed. Knows no files, t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
 from broker.protocol.messages import OrchestratorState
 from broker.protocol.specs import DeviceId, Revision, TaskName, TaskSpec
 from broker.transport.port import LinkDown, LinkUp
-from orchestrator.events import DrainReceived, TaskDeployed, TaskRejected, TaskUndeployed
+from orchestrator.events import (
+    DrainReceived,
+    RevisionReceived,
+    RevisionsListed,
+    TaskDeployed,
+    TaskRejected,
+    TaskUndeployed,
+)
 
-REVISIONS_KEPT = 5  # of each task, with the served one
+REVISIONS_KEPT = 5  # of each task, with the deployed one
 REMOVALS_KEPT = 1_000  # undeployed tasks, and devices put back in service: the newest
 LARGEST_CHANGE = 2**52 - 1  # that is accepted: half of all numbers stay for the changes after it
-CopiedEvent = LinkUp | LinkDown | TaskDeployed | TaskRejected | TaskUndeployed | DrainReceived | OrchestratorState
+_Order = TaskDeployed | TaskRejected | TaskUndeployed | DrainReceived
+CopiedEvent = LinkUp | LinkDown | _Order | RevisionReceived | RevisionsListed | OrchestratorState
 _CHANGES_OF_A_TERM = 1024  # a later term's numbers are above those of earlier terms, though its leader lost its copy
 _LARGEST_FACTOR = 2**40  # an epoch that counts for this; the product stays below ``LARGEST_CHANGE``
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """A deployed task: its spec, the number of its last change, and its earlier specs, newest first."""
+    """A deployed task: its spec, and the number of its last change."""
 
     spec: TaskSpec
     change: int
-    earlier: tuple[TaskSpec, ...] = ()
-
-    @property
-    def revisions(self) -> tuple[Revision, ...]:
-        """The last revisions, the deployed one first."""
-        return tuple(spec.revision for spec in (self.spec, *self.earlier))
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Orders:
     drains: Mapping[DeviceId, int] = field(default_factory=dict)  # -> the number of the change
     undeployed: Mapping[TaskName, int] = field(default_factory=dict)
     undrained: Mapping[DeviceId, int] = field(default_factory=dict)
+    revisions: Mapping[TaskName, tuple[TaskSpec, ...]] = field(default_factory=dict)  # the last ones, newest first
 
     @cached_property
     def specs(self) -> dict[TaskName, TaskSpec]:
@@ -118,12 +122,17 @@ def record(
     epoch: int,
     session: int | None,
     change: int | None = None,
+    rejected: Collection[TaskName] = (),
 ) -> Orders:
     """The orders after these tasks and drains; the same object if they are the same.
 
-    The change gets the next number, or the given ``change``. ``session`` is that of the leader's present link.
+    The change gets the next number, or the given ``change``. ``session`` is that of the leader's present link. The
+    revisions of undeployed tasks are dropped, but not those of a task whose new spec was rejected.
     """
     specs = orders.specs
+    kept_revisions = {task: last for task, last in orders.revisions.items() if task in tasks or task in rejected}
+    if len(kept_revisions) != len(orders.revisions):
+        orders = replace(orders, revisions=kept_revisions)
     changed = {task: spec for task, spec in tasks.items() if specs.get(task) != spec}
     undeployed, undrained = specs.keys() - tasks.keys(), orders.drains.keys() - set(drained)
     if not (changed or undeployed or undrained or set(drained) - orders.drains.keys()):
@@ -131,7 +140,8 @@ def record(
     if change is None:
         change = max(orders.change + 1, min(epoch, _LARGEST_FACTOR) * _CHANGES_OF_A_TERM)
     kept = {task: orders.tasks[task] for task in specs if task in tasks}
-    deployed = {task: _redeployed(orders.tasks.get(task), spec, change) for task, spec in changed.items()}
+    deployed = {task: Deployed(spec, change) for task, spec in changed.items()}
+    newer = {task: last_revisions([spec], kept_revisions.get(task, ())) for task, spec in changed.items()}
     return Orders(
         change=change,
         session=session if session == orders.session else None,
@@ -139,7 +149,16 @@ def record(
         drains={device: orders.drains.get(device, change) for device in sorted(drained)},
         undeployed=_newest(orders.undeployed, undeployed, change, without=tasks.keys()),
         undrained=_newest(orders.undrained, undrained, change, without=drained),
+        revisions=kept_revisions | newer,
     )
+
+
+def last_revisions(*newest_first: Iterable[TaskSpec]) -> tuple[TaskSpec, ...]:
+    """The last revisions of a task that are kept, of these lists one after the other; each once."""
+    specs: dict[Revision, TaskSpec] = {}
+    for spec in chain.from_iterable(newest_first):
+        specs.setdefault(spec.revision, spec)
+    return tuple(specs.values())[:REVISIONS_KEPT]
 
 
 def reconcile(
@@ -157,7 +176,7 @@ def reconcile(
     specs = [
         deployed.spec
         for task, deployed in orders.tasks.items()
-        if deployed.change > since and _is_lost(task, deployed, delivered, tasks)
+        if deployed.change > since and _is_lost(orders, task, delivered, tasks)
     ]
     restored = {spec.task: spec for spec in specs}
     cleared = [
@@ -193,25 +212,45 @@ class StandbyCopy:
     orders: Orders
     settle_s: float  # for retained messages to arrive after our link came up
     up_s: float = math.inf
-    tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)  # heard over this link
+    tasks: Mapping[TaskName, TaskSpec | None] = field(default_factory=dict)  # heard over this link; None: rejected
     drained: frozenset[DeviceId] = frozenset()
+    specs: Mapping[TaskName, Mapping[Revision, TaskSpec]] = field(default_factory=dict)  # of revisions, heard likewise
+    listed: Mapping[TaskName, Sequence[Revision]] = field(default_factory=dict)  # newest first
     announced: OrchestratorState | None = None  # by the leader, and not in the copy yet
 
     def on_event(self, event: CopiedEvent, now_s: float) -> StandbyCopy:
         """The copy after this event. A leader's number covers all that was published before it."""
+        if isinstance(event, RevisionReceived | RevisionsListed):
+            return self._heard_revisions(event)
         copy = self._heard(event, now_s)
+        if isinstance(event, OrchestratorState):
+            copy = replace(copy, orders=copy.with_revisions(copy.orders))
         if copy.announced is None or now_s < copy.up_s + copy.settle_s:
             return copy
-        kept = _confirmed(copy.orders, copy.tasks, copy.drained, copy.announced)
-        return replace(copy, orders=kept, announced=None)
+        return replace(copy, orders=_confirmed(copy, copy.announced), announced=None)
 
-    def _heard(self, event: CopiedEvent, now_s: float) -> StandbyCopy:
+    def with_revisions(self, orders: Orders) -> Orders:
+        """These orders with the revisions that the leader lists and publishes; the same object if it has them.
+
+        Of the two lists ours is the newer one if it has the newest revision of the other.
+        """
+        revisions = dict(orders.revisions)
+        for task, listed in self.listed.items():
+            specs, ours = self.specs.get(task, {}), orders.revisions.get(task, ())
+            heard = [specs[revision] for revision in listed if revision in specs]
+            if heard:
+                is_ours_newer = heard[0].revision in {spec.revision for spec in ours}
+                revisions[task] = last_revisions(ours, heard) if is_ours_newer else last_revisions(heard, ours)
+        return orders if revisions == orders.revisions else replace(orders, revisions=revisions)
+
+    def _heard(self, event: LinkUp | LinkDown | _Order | OrchestratorState, now_s: float) -> StandbyCopy:
         match event:
             case LinkUp() | LinkDown():
                 return StandbyCopy(self.orders, self.settle_s, now_s if isinstance(event, LinkUp) else math.inf)
-            case TaskDeployed(spec):
-                return replace(self, tasks={**self.tasks, spec.task: spec})
-            case TaskRejected(task) | TaskUndeployed(task):
+            case TaskDeployed() | TaskRejected():
+                task, spec = (event.spec.task, event.spec) if isinstance(event, TaskDeployed) else (event.task, None)
+                return replace(self, tasks={**self.tasks, task: spec})
+            case TaskUndeployed(task):
                 return replace(self, tasks={name: spec for name, spec in self.tasks.items() if name != task})
             case DrainReceived(device, drain):
                 return replace(self, drained=self.drained | {device} if drain else self.drained - {device})
@@ -219,27 +258,36 @@ class StandbyCopy:
                 return replace(self, announced=event) if change else self
         return self
 
+    def _heard_revisions(self, event: RevisionReceived | RevisionsListed) -> StandbyCopy:
+        if isinstance(event, RevisionsListed):
+            return replace(self, listed={**self.listed, event.task: event.revisions})
+        specs = {name: spec for name, spec in self.specs.get(event.task, {}).items() if name != event.revision}
+        specs |= {event.revision: event.spec} if event.spec is not None else {}
+        return replace(self, specs={**self.specs, event.task: specs})
 
-def _confirmed(
-    orders: Orders, heard: Mapping[TaskName, TaskSpec], drained: frozenset[DeviceId], leader: OrchestratorState
-) -> Orders:
-    tasks = {name: heard[name] for name in (*orders.tasks, *heard) if name in heard}
+
+def _confirmed(copy: StandbyCopy, leader: OrchestratorState) -> Orders:
+    """The orders up to the leader's number: all that was heard."""
+    heard = {name: copy.tasks[name] for name in (*copy.orders.tasks, *copy.tasks) if name in copy.tasks}
     session, change = leader.session, leader.change
-    kept = record(orders, tasks, drained, epoch=leader.epoch, session=session, change=change)
+    kept = record(
+        copy.orders,
+        {name: spec for name, spec in heard.items() if spec is not None},
+        copy.drained,
+        epoch=leader.epoch,
+        session=session,
+        change=change,
+        rejected=heard.keys(),
+    )
     same = (kept.change, kept.session) == (change, session)
     return kept if same else replace(kept, change=change, session=session)
 
 
-def _is_lost(task: TaskName, deployed: Deployed, delivered: Delivered, tasks: Mapping[TaskName, TaskSpec]) -> bool:
+def _is_lost(orders: Orders, task: TaskName, delivered: Delivered, tasks: Mapping[TaskName, TaskSpec]) -> bool:
     """Whether the broker lacks a spec, or retains an earlier one of it."""
     if task not in delivered.tasks:
         return True
-    return task not in delivered.new_tasks and tasks.get(task) in deployed.earlier
-
-
-def _redeployed(before: Deployed | None, spec: TaskSpec, change: int) -> Deployed:
-    earlier = () if before is None else (before.spec, *before.earlier)
-    return Deployed(spec, change, tuple(each for each in earlier if each != spec)[: REVISIONS_KEPT - 1])
+    return task not in delivered.new_tasks and tasks.get(task) in orders.revisions.get(task, ())[1:]
 
 
 def _newest(

@@ -38,7 +38,14 @@ def keep_orders(state: State, moment: Moment) -> tuple[State, list[Action]]:
         state, actions = _reconcile(state, moment.now_s)
     if state.tasks is not before.specs or state.cluster.drained != before.drained:
         session = state.link.session if state.link else None
-        kept = orders.record(state.orders, state.tasks, state.cluster.drained, epoch=state.epoch, session=session)
+        kept = orders.record(
+            state.orders,
+            state.tasks,
+            state.cluster.drained,
+            epoch=state.epoch,
+            session=session,
+            rejected=state.invalid.keys(),
+        )
         state = replace(state, orders=kept, tasks=kept.specs)
     if reconciled and state.orders.change == before.change:
         return state, actions

@@ -668,6 +668,64 @@ def test_orders_outlive_the_ends_of_broker_leader_and_disk_by_the_standbys_copy(
     memory.stop(first)
 
 
+def revision(number: int) -> TaskSpec:
+    return TASK.model_copy(update={"weight": float(number)})
+
+
+def weighs(number: int) -> Callable[[TaskSpec], bool]:
+    return lambda spec: spec.weight == number
+
+
+def test_the_last_five_revisions_are_on_the_broker_and_outlive_the_leader(world: World) -> None:
+    first = world.lead()
+    world.deploy(revision(1))
+    world.hear(topics.TASK_REVISION, weighs(1))
+    for number in range(2, 7):
+        world.deploy(revision(number))
+    world.hear_cleared(topics.TASK_REVISION, task="classify", revision=revision(1).revision)
+    newest_first = tuple(revision(number).revision for number in (6, 5, 4, 3, 2))
+    world.hear(topics.TASK_STATUS, lambda said: said.revisions == newest_first)
+    world.stop(first)
+    world.heard.clear()
+    later = world.lead(settle_s=0.5)
+    world.deploy(revision(7))
+    world.hear(topics.TASK_STATUS, lambda said: said.revisions == (revision(7).revision, *newest_first[:4]))
+    world.hear_cleared(topics.TASK_REVISION, task="classify", revision=revision(2).revision)
+    again = [event.topic for event in world.heard.deliveries if "/revisions/" in event.topic and event.payload]
+    assert again == [topics.TASK_REVISION.at(world.prefix, task="classify", revision=revision(7).revision)]
+    world.say(topics.TASK_SPEC, b"", task="classify")
+    for number in (3, 4, 5, 6, 7):
+        world.hear_cleared(topics.TASK_REVISION, task="classify", revision=revision(number).revision)
+    world.stop(later)
+
+
+def test_a_new_spare_knows_the_revisions_that_are_older_than_itself(
+    memory: World, memory_broker: MemoryBroker, tmp_path: Path
+) -> None:
+    first = memory.lead()
+    memory.deploy(revision(1))
+    memory.hear(topics.TASK_REVISION, weighs(1))
+    memory.deploy(revision(2))
+    memory.deploy(revision(3))
+    newest_first = tuple(revision(number).revision for number in (3, 2, 1))
+    memory.hear(topics.TASK_STATUS, lambda said: said.revisions == newest_first)
+    memory.folder = tmp_path / "spare"
+    spare = memory.lead()
+
+    def stored() -> bool:
+        file = memory.folder / "tasks.json"
+        return file.exists() and len(json.loads(file.read_text(encoding="utf-8"))["revisions"]["classify"]) == 3
+
+    memory.until(stored)
+    memory.stop(first)
+    memory_broker.restart()  # it loses its memory
+    memory.heard.clear()
+    memory.hear(topics.TASK_STATUS, lambda said: said.revisions == newest_first)
+    for number in (1, 2, 3):
+        memory.hear(topics.TASK_REVISION, weighs(number))
+    memory.stop(spare)
+
+
 def test_a_silent_device_is_given_up(memory: World, make_recorder: MakeRecorder) -> None:
     memory.deploy()
     memory.lead(heartbeat_interval_s=0.3)

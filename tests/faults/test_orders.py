@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from broker.protocol import topics
 from broker.protocol.codec import decode, encode
 from broker.protocol.messages import Drain, OrchestratorState
+from broker.protocol.reports import TaskStatus
 from broker.protocol.specs import TaskSpec
 from broker.servers.mosquitto import MosquittoBroker
 from broker.transport.paho import MqttTransport
@@ -135,6 +137,32 @@ def test_nothing_is_lost_whenever_a_broker_without_persistence_and_the_orchestra
     site.broker.start()
     site.start_orchestrator()
     site.await_orders(set(TASKS), {"gw-z"})
+
+
+def test_the_last_five_revisions_outlive_a_broker_without_persistence_and_the_orchestrator(
+    start: Callable[..., Site],
+) -> None:
+    specs = [chain("classify", module("vision"), weight=float(weight)) for weight in range(1, 7)]
+    kept = {spec.revision: spec for spec in specs[1:]}
+
+    def is_retained(revision: str, heard: dict[str, bytes]) -> bool:
+        return f"tasks/classify/revisions/{revision}" in heard
+
+    def hold(heard: dict[str, bytes]) -> bool:
+        found = {name.rpartition("/")[2]: payload for name, payload in heard.items() if "/revisions/" in name}
+        return {name: decode(TaskSpec, payload) for name, payload in found.items() if payload} == kept
+
+    site = start()
+    for spec in specs:
+        site.publish(topics.TASK_SPEC, encode(spec), task="classify")
+        site.retained(partial(is_retained, spec.revision))
+    site.retained(hold)
+    site.broker.kill()
+    site.kill_orchestrator()
+    site.broker.start()
+    site.start_orchestrator()
+    status = site.retained(lambda heard: hold(heard) and "tasks/classify/status" in heard)["tasks/classify/status"]
+    assert decode(TaskStatus, status).revisions == tuple(spec.revision for spec in reversed(specs[1:]))
 
 
 def test_a_task_that_was_undeployed_while_no_orchestrator_was_there_does_not_come_back(

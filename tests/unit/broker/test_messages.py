@@ -33,7 +33,6 @@ from broker.protocol.messages import (
     Timing,
 )
 from broker.protocol.reports import (
-    Candidate,
     EventType,
     ModuleSummary,
     Standing,
@@ -164,13 +163,11 @@ GOLDEN: list[tuple[BaseModel, bytes]] = [
         TaskStatus(
             task="pick",
             revision="0123456789ab",
-            candidate=Candidate(revision="ba9876543210", state="loading", why="two of three modules are ready"),
             revisions=("ba9876543210", "0123456789ab"),
             unanswerable={"no_response_topic": 3},
         ),
         (
-            b'{"task":"pick","revision":"0123456789ab","candidate":{"revision":"ba9876543210","state":"loading",'
-            b'"why":"two of three modules are ready"},"revisions":["ba9876543210","0123456789ab"],'
+            b'{"task":"pick","revision":"0123456789ab","revisions":["ba9876543210","0123456789ab"],'
             b'"unanswerable":{"no_response_topic":3}}'
         ),
     ),

@@ -230,3 +230,13 @@ def test_a_tasks_devices_are_named_or_left_out() -> None:
     assert TaskSpec.model_validate(TASK | {"devices": ["gw-a", "gw-b"]}).devices == ("gw-a", "gw-b")
     assert problem(TaskSpec, TASK | {"devices": []})[0] == "devices"
     assert problem(TaskSpec, TASK | {"devices": ["No Id"]})[0] == "devices.0"
+
+
+def test_a_changed_copy_of_a_spec_has_its_own_revision_and_order() -> None:
+    spec = TaskSpec.model_validate(TASK)
+    before = (spec.revision, spec.order)
+    nodes = dict(reversed(spec.nodes.items()))
+    copied = spec.model_copy(update={"weight": 7.0, "nodes": nodes})
+    assert copied.revision != before[0]
+    assert copied.order == TaskSpec.model_validate(TASK | {"nodes": nodes}).order
+    assert (spec.revision, spec.order) == before

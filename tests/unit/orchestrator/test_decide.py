@@ -847,7 +847,24 @@ def test_the_last_five_revisions_of_a_task_are_kept() -> None:
     specs = [CLASSIFY.model_copy(update={"weight": float(weight)}) for weight in range(2, 9)]
     for spec in specs:
         site.feed(TaskDeployed(spec))
-    assert site.state.orders.tasks["classify"].revisions == tuple(spec.revision for spec in specs[:-6:-1])
+    assert site.state.orders.revisions == {"classify": tuple(specs[:-6:-1])}
+    site.feed(TaskDeployed(specs[-3]))
+    assert site.state.orders.revisions["classify"][:3] == (specs[-3], specs[-1], specs[-2]), "a revision comes back"
+    site.feed(TaskUndeployed("classify"))
+    assert site.state.orders.revisions == {}
+
+
+def test_revisions_outlive_a_spec_that_is_rejected() -> None:
+    site = serving(CLASSIFY, a=100)
+    site.feed(TaskRejected("classify", "its spec is wrong"))
+    assert site.state.orders.revisions == {"classify": (CLASSIFY,)}
+    reconnected(site, TaskRejected("classify", "its spec is wrong"))
+    assert site.state.orders.revisions == {"classify": (CLASSIFY,)}
+    site.feed(TaskDeployed(NEWER))
+    assert site.state.orders.revisions == {"classify": (NEWER, CLASSIFY)}
+    site.feed(TaskRejected("classify", "its spec is wrong"))
+    site.feed(TaskUndeployed("classify"))
+    assert site.state.orders.revisions == {}
 
 
 def test_a_drained_device_stays_empty_when_the_broker_lost_its_memory() -> None:

@@ -19,10 +19,13 @@ from orchestrator.events import (
     Event,
     HeartbeatReceived,
     RequestReceived,
+    RetainedRouteReceived,
+    RevisionReceived,
     TaskDeployed,
     TaskUndeployed,
     Tick,
 )
+from orchestrator.leadership.orders import NO_ORDERS, Orders
 from orchestrator.reports import Reports, When
 from orchestrator.state import initial
 from tests import builders
@@ -32,13 +35,14 @@ from tests.planned import decide_and_plan
 SINCE_1970_S = 1_000_000.0
 VISION = module("vision", memory_bytes=60)
 TASK = chain("classify", VISION)
+SPECS = [chain("classify", VISION, weight=1.0 + number) for number in range(7)]
 
 
 class Site:
     """A leader with its reports, and devices that do what they are assigned; time passes only in ``pass_s``."""
 
-    def __init__(self, *devices: str) -> None:
-        self.state, self.now_s, self.seq = initial(epoch=1), 0.0, 0
+    def __init__(self, *devices: str, orders: Orders = NO_ORDERS) -> None:
+        self.state, self.now_s, self.seq = initial(epoch=1, orders=orders), 0.0, 0
         self.reports = Reports(PREFIX)
         self.told: list[Outgoing] = []
         self.feed(LinkUp(1))
@@ -87,6 +91,11 @@ class Site:
         name = topics.ORCHESTRATOR_EVENTS.at(PREFIX)
         found = [decode(SystemEvent, told.payload) for told in self.told if told.topic == name]
         return [(each.type, each.device or each.task, each.why) for each in found]
+
+    def revisions(self) -> dict[str, TaskSpec]:
+        """The specs of revisions that the broker retains, by what the leader published."""
+        newest = {told.topic.rpartition("/revisions/")[2]: told.payload for told in self.told if "/rev" in told.topic}
+        return {name: decode(TaskSpec, payload) for name, payload in newest.items() if payload}
 
     def status(self) -> TaskStatus:
         name = topics.TASK_STATUS.at(PREFIX, task="classify")
@@ -207,13 +216,70 @@ def test_a_deployed_task_and_one_that_is_unavailable_are_events_with_the_reason(
 
 def test_a_status_has_the_served_revision_and_the_last_five() -> None:
     site = Site("a")
-    specs = [chain("classify", VISION, weight=1.0 + number) for number in range(7)]
-    for spec in specs:
+    for spec in SPECS:
         site.deploy(spec)
         site.pass_s(2, "a")
     status = site.status()
-    assert status.revision == specs[-1].revision
-    assert status.revisions == tuple(spec.revision for spec in reversed(specs))[:5]
+    assert status.revision == SPECS[-1].revision
+    assert status.revisions == tuple(spec.revision for spec in reversed(SPECS))[:5]
+    later = Site("a", orders=site.state.orders)
+    later.pass_s(2, "a")
+    assert later.status().revisions == status.revisions, "they outlive the leader"
+
+
+def test_the_broker_retains_the_specs_of_the_last_five_revisions_and_no_others() -> None:
+    site = Site("a")
+    for spec in SPECS[:6]:
+        site.deploy(spec)
+        site.pass_s(2, "a")
+    assert site.revisions() == {spec.revision: spec for spec in SPECS[1:6]}
+    count = len(site.told)
+    site.feed(RevisionReceived("classify", SPECS[5].revision, SPECS[5]))
+    site.pass_s(5, "a")
+    assert len(site.told) == count, "our own message came back"
+    site.feed(TaskUndeployed("classify"))
+    site.pass_s(2, "a")
+    assert site.revisions() == {}
+
+
+def test_a_new_link_gets_the_revisions_that_the_broker_lacks_and_loses_those_that_nobody_keeps() -> None:
+    site = Site("a")
+    for spec in SPECS[:3]:
+        site.deploy(spec)
+        site.pass_s(2, "a")
+    site.feed(LinkDown("gone"))
+    site.told.clear()
+    site.feed(LinkUp(2))
+    site.feed(RevisionReceived("classify", SPECS[0].revision, SPECS[0]))
+    site.feed(RevisionReceived("classify", SPECS[1].revision, None))  # unreadable
+    site.feed(RevisionReceived("classify", SPECS[6].revision, SPECS[6]))
+    site.feed(RevisionReceived("other", "not-a-digest", None))
+    site.heartbeat("a")
+    site.pass_s(1, "a")
+    assert not site.revisions(), "the orders aren't reconciled yet"
+    site.pass_s(3, "a")
+    assert site.revisions() == {spec.revision: spec for spec in SPECS[1:3]}
+    cleared = [told.topic for told in site.told if "/revisions/" in told.topic and not told.payload]
+    others = [("classify", SPECS[6].revision), ("other", "not-a-digest")]
+    assert cleared == [topics.TASK_REVISION.at(PREFIX, task=task, revision=name) for task, name in others]
+
+
+def test_a_revision_that_another_client_clears_is_published_again() -> None:
+    site = Site("a")
+    site.deploy()
+    site.pass_s(2, "a")
+    site.told.clear()
+    site.feed(RevisionReceived("classify", TASK.revision, None, is_empty=True))
+    site.pass_s(1, "a")
+    assert site.revisions() == {TASK.revision: TASK}
+
+
+def test_a_status_of_an_earlier_term_is_cleared_with_the_route() -> None:
+    site = Site()
+    site.feed(LinkUp(2))
+    site.feed(RetainedRouteReceived("classify", available=True))
+    site.pass_s(3)
+    assert Outgoing(topics.TASK_STATUS.at(PREFIX, task="classify"), b"", qos=1, retain=True) in site.told
 
 
 def test_a_task_that_is_not_served_has_no_served_revision() -> None:

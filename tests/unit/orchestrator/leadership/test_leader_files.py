@@ -26,7 +26,7 @@ def files(folder: Path, *, broker: str = URL, prefix: str = "s2m3/v1") -> Leader
 
 def some_orders() -> Orders:
     orders = record(NO_ORDERS, {"classify": CLASSIFY, "caption": CAPTION}, {"gw-b"}, epoch=1, session=7)
-    newer = CLASSIFY.model_copy(update={"weight": 2.0})
+    newer = chain("classify", module("vision"), weight=2.0)
     return record(orders, {"classify": newer}, {"gw-c"}, epoch=1, session=7)
 
 
@@ -34,7 +34,7 @@ def test_stored_orders_are_read_again_with_their_revisions_removals_and_numbers(
     stored = some_orders()
     files(tmp_path).store_orders(stored)
     assert files(tmp_path).read_orders(0) == stored
-    assert len(stored.tasks["classify"].revisions) == 2
+    assert [spec.weight for spec in stored.revisions["classify"]] == [2.0, 1.0]
     assert (list(stored.undeployed), list(stored.undrained)) == (["caption"], ["gw-b"])
 
 

@@ -1,0 +1,75 @@
+"""A standby's copy of the orders: the revisions that the leader lists and publishes come into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from broker.protocol.messages import OrchestratorState
+from broker.protocol.specs import TaskSpec
+from broker.transport.port import LinkUp
+from orchestrator.events import RevisionReceived, RevisionsListed, TaskDeployed, TaskRejected
+from orchestrator.leadership.orders import NO_ORDERS, Orders, StandbyCopy, record
+from tests.builders import chain, module
+
+SPECS = [chain("classify", module("vision"), weight=float(weight)) for weight in range(1, 9)]
+LEADS = OrchestratorState(epoch=1, online=True, session=7)
+
+
+def own(*numbers: int) -> Orders:
+    """The orders after these specs were deployed, one after the other."""
+    orders = NO_ORDERS
+    for number in numbers:
+        orders = record(orders, {"classify": SPECS[number]}, (), epoch=1, session=None)
+    return orders
+
+
+def heard(copy: StandbyCopy, *newest_first: int) -> StandbyCopy:
+    for number in newest_first:
+        copy = copy.on_event(RevisionReceived("classify", SPECS[number].revision, SPECS[number]), 2.0)
+    copy = copy.on_event(RevisionsListed("classify", tuple(SPECS[number].revision for number in newest_first)), 2.0)
+    return copy.on_event(LEADS, 2.0)
+
+
+def numbers(revisions: Sequence[TaskSpec]) -> list[int]:
+    return [SPECS.index(spec) for spec in revisions]
+
+
+@pytest.mark.parametrize(
+    ("deployed", "listed", "after"),
+    [
+        ([], [4, 3, 2, 1, 0], [4, 3, 2, 1, 0]),  # a new spare
+        ([0, 1], [4, 3, 2, 1], [4, 3, 2, 1, 0]),  # it was away
+        ([0], [7, 6, 5, 4, 3], [7, 6, 5, 4, 3]),  # it was away for long
+        ([1, 2, 3], [2, 1, 0], [3, 2, 1, 0]),  # the broker has an old memory
+        ([1, 2], [2, 1], [2, 1]),
+        ([1, 2], [], [2, 1]),
+    ],
+)
+def test_a_copy_has_the_revisions_of_the_leader_and_its_own(
+    deployed: list[int], listed: list[int], after: list[int]
+) -> None:
+    before = StandbyCopy(own(*deployed), settle_s=1.0).on_event(LinkUp(1), 0.0)
+    copy = heard(before, *listed)
+    assert numbers(copy.orders.revisions.get("classify", ())) == after
+    assert numbers(copy.with_revisions(NO_ORDERS).revisions.get("classify", ())) == listed
+    assert copy.on_event(LEADS, 3.0).orders is copy.orders, "a new copy would be stored again"
+
+
+def test_a_revision_that_was_cleared_or_is_not_listed_does_not_count() -> None:
+    copy = StandbyCopy(NO_ORDERS, settle_s=1.0).on_event(LinkUp(1), 0.0)
+    copy = copy.on_event(RevisionReceived("classify", SPECS[5].revision, SPECS[5]), 1.0)
+    copy = copy.on_event(RevisionReceived("classify", SPECS[2].revision, SPECS[2]), 1.0)
+    copy = copy.on_event(RevisionReceived("classify", SPECS[2].revision, None, is_empty=True), 1.0)
+    copy = copy.on_event(RevisionsListed("classify", (SPECS[3].revision, SPECS[2].revision)), 1.0)
+    assert not copy.on_event(LEADS, 2.0).orders.revisions
+
+
+def test_revisions_stay_in_a_copy_while_the_spec_is_a_rejected_one() -> None:
+    copy = StandbyCopy(own(0, 1), settle_s=1.0).on_event(LinkUp(1), 0.0)
+    copy = copy.on_event(TaskRejected("classify", "its spec is wrong"), 1.5)
+    copy = copy.on_event(LEADS.model_copy(update={"change": 2000}), 2.0)
+    assert (dict(copy.orders.tasks), numbers(copy.orders.revisions["classify"])) == ({}, [1, 0])
+    copy = copy.on_event(TaskDeployed(SPECS[2]), 2.5).on_event(LEADS.model_copy(update={"change": 2001}), 3.0)
+    assert numbers(copy.orders.revisions["classify"]) == [2, 1, 0]
