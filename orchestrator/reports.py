@@ -21,7 +21,7 @@ from broker.protocol import topics
 from broker.protocol.codec import encode
 from broker.protocol.messages import SUSPECTED_FOR_S
 from broker.protocol.reports import EventType, Standing, SystemEvent, TaskStatus
-from broker.protocol.specs import DeviceId, ModuleKey, TaskName
+from broker.protocol.specs import DeviceId, TaskName
 from broker.transport.port import LinkUp, Outgoing
 from orchestrator import events
 from orchestrator.membership.device import Device, Fitness
@@ -286,23 +286,9 @@ def _placement_events(before: State, after: State, actions: Iterable[events.Acti
             happened.append({"type": EventType.PLACED, "module": module, "device": home, "why": why})
             continue
         kind = EventType.TOOK_OVER if module in heirs else EventType.MOVED
-        left = _why_left(after, origin, key)
-        why = f"{left}; {why}" if left and module not in heirs else left or why
         happened.append({"type": kind, "module": module, "device": home, "origin": origin, "why": why})
     return happened
 
 
 def _names(modules: object) -> Iterable[str]:
     return modules if isinstance(modules, Mapping) else ()
-
-
-def _why_left(state: State, origin: DeviceId, key: ModuleKey) -> str | None:
-    """The reason why a module had to leave a device; None if it moved for a gain."""
-    device = state.cluster.devices.get(origin)
-    if device is None or not device.alive:
-        return f"{origin} is gone" if device is None or device.always_on else f"{origin} is away"
-    if device.draining:
-        return f"{origin} is drained"
-    if key in device.barred:
-        return f"{origin} can't load it: {device.barred[key]}"
-    return f"{origin} doesn't answer" if device.unresponsive else None

@@ -225,7 +225,7 @@ def _why(placement: CurrentPlacement, key: ModuleKey, device: DeviceId, role: Ro
         return f"serves beside {home}, which alone can't keep up with the rate"
     if placement.moves is not None and placement.moves.to.get(copy) == device:
         if placement.moves.drains:
-            return f"takes over from {home}, which is emptied, once it is loaded"
+            return f"takes over from {home}, which is drained, once it is loaded"
         return f"takes over from {home} once it is loaded: the round gains {placement.moves.gain_s:.3g} s"
     return f"takes over at once if {home} dies"
 

@@ -42,7 +42,7 @@ def finish_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
     if why is not None:
         note = Note("moves_given_up", {"modules": names, "why": why})
     else:
-        because = "it is emptied" if moves.drains else f"the round gains {gain_s:.3g} s"
+        because = "it is drained" if moves.drains else f"the round gains {gain_s:.3g} s"
         reasons = {key: f"moved from {moves.origin[key]}: {because}" for key in moves.to}
         placement = replace(placement, where={**placement.where, **moves.to}, why={**placement.why, **reasons})
         note = Note("moves_made", {"modules": names, "gain_s": gain_s})

@@ -35,7 +35,7 @@ def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
         ready = [d for d in placement.spares.of(key) if d in devices and devices[d].keeps(original_key(key))]
         ready = [d for d in ready if devices[d].always_on] or ([] if stands else ready)
         if ready:
-            heirs[key], why[key] = ready[0], f"took over from {home}" + (", which is on only sometimes" * stands)
+            heirs[key], why[key] = ready[0], f"took over from {home}{_why_left(state, home, key)}"
     if not heirs:
         return state, []
     placement = replace(placement, where={**placement.where, **heirs}, why={**placement.why, **why})
@@ -161,6 +161,9 @@ def _use_plan(
     before = state.placement
     stays = {key for key, home in where.items() if before.where.get(key) == home and key in before.why}
     why = {key: before.why[key] if key in stays else plan.why.get(key, "stays where it is") for key in where}
+    for key, origin in before.where.items():
+        if key in where and where[key] != origin:
+            why[key] = f"moved from {origin}{_why_left(state, origin, key)}: {why[key]}"
     same = plan.further == before.further
     moves = before.moves if same and before.moves and before.moves.to.keys() <= where.keys() else None
     notes: list[Action] = []
@@ -171,6 +174,22 @@ def _use_plan(
         notes.append(Note("doubts_waived", {"devices": doubts}))
     placement = CurrentPlacement(asked.facts, where, why, plan.refused, before.spares, moves, plan.further)
     return adopt(state, placement, moment.now_s), notes
+
+
+def _why_left(state: State, home: DeviceId, key: ModuleKey) -> str:
+    """The clause that says why a copy had to leave its device; empty if it might have stayed."""
+    device, module = state.cluster.devices.get(home), original_key(key)
+    if device is None or not device.alive:
+        return ", which is gone" if device is None or device.always_on else ", which is away"
+    if device.draining:
+        return ", which is drained"
+    if module in device.barred:
+        return f", which can't load it ({device.barred[module]})"
+    if device.unresponsive:
+        return ", which doesn't answer"
+    if not device.ready(module):
+        return ", which doesn't hold it"
+    return "" if device.always_on else ", which is on only sometimes"
 
 
 def _spares_problem(state: State) -> SparesProblem:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from pydantic import BaseModel
 
 from broker.protocol.messages import DeviceState, Route
-from broker.protocol.reports import TaskCounters
+from broker.protocol.reports import Summary, TaskCounters
 from broker.protocol.specs import TaskName
 from s2m3.cli.arguments import add_connection, connected
 from s2m3.cli.output import console, megabytes, print_result, table
 from s2m3.testbed.observer import Observer
 
+MINUTE_S = 60.0
 HEARTBEATS_S = 1.5  # heartbeats aren't retained: every agent sends one a second
 MOVED = ("moved from ", "took over from ")  # the reasons of modules that are not where they were first
 
@@ -32,14 +35,19 @@ def run(arguments: argparse.Namespace) -> int:
         return 0 if observer.leads and all(route.complete for route in observer.routes.values()) else 1
 
 
-def traffic_of(observer: Observer) -> dict[TaskName, TaskCounters]:
-    """The requests of the last minute by task, as the devices that are online counted them as coordinators."""
+def summaries_of(observer: Observer, now: float) -> list[Summary]:
+    """The devices' summaries that are about the present: those of devices that have just died, too."""
+    online = {name for name, state in observer.devices.items() if state.status != "offline"}
+    return [seen for name, seen in observer.summaries.items() if name in online or abs(now - seen.at) <= MINUTE_S]
+
+
+def traffic_of(summaries: Iterable[Summary]) -> dict[TaskName, TaskCounters]:
+    """The requests of the last minute by task, as coordinators counted them until their summaries."""
     requests: dict[TaskName, Counter[str]] = {}
     errors: dict[TaskName, Counter[str]] = {}
     latency_s: dict[TaskName, Counter[float]] = {}
-    for name, summary in observer.summaries.items():
-        state = observer.devices.get(name)
-        for task, counted in summary.last_minute.items() if state is not None and state.status != "offline" else ():
+    for summary in summaries:
+        for task, counted in summary.last_minute.items():
             requests.setdefault(task, Counter()).update(requests=counted.requests, answered=counted.answered)
             errors.setdefault(task, Counter()).update(counted.errors)
             latency_s.setdefault(task, Counter()).update(counted.latency_s)
@@ -68,7 +76,7 @@ def _document(observer: Observer) -> dict[str, object]:
         },
         "tasks": {name: dump(route) for name, route in sorted(observer.routes.items())},
         "statuses": {name: dump(status) for name, status in sorted(observer.statuses.items())},
-        "last_minute": {name: dump(counted) for name, counted in traffic_of(observer).items()},
+        "last_minute": {name: dump(each) for name, each in traffic_of(summaries_of(observer, time.time())).items()},
     }
 
 
@@ -76,13 +84,19 @@ def _print(observer: Observer) -> None:
     printed, leader = console(), observer.leader
     state = "none" if leader is None else f"epoch {leader.epoch}, {'online' if leader.online else 'offline'}"
     printed.print(f"orchestrator: {state}")
+    if not observer.leads and observer.standings:
+        printed.print("no orchestrator leads: standings and task states are those that the last one published")
     devices = table("device", "standing", "version", "memory (MB)", "modules", title="devices")
     for name, device in sorted(observer.devices.items()):
         version = device.about.version if device.about else ""
         devices.add_row(name, standing_of(observer, name, device), version, *_held(observer, name, device))
     printed.print(devices)
-    tasks = table("task", "state", "revision", "front door", "nodes", "last minute", title="tasks")
-    traffic = traffic_of(observer)
+    now = time.time()
+    summaries = summaries_of(observer, now)
+    traffic = traffic_of(summaries)
+    age_s = max((now - summary.at for summary in summaries), default=0.0)
+    title = f"tasks, with their requests in one minute, as devices counted them up to {max(0.0, age_s):.0f} s ago"
+    tasks = table("task", "state", "revision", "front door", "nodes", "requests", title=title if traffic else "tasks")
     for name, route in sorted(observer.routes.items()):
         places = [f"{n}: {', '.join(d.device for d in node.devices) or 'loading'}" for n, node in route.nodes.items()]
         requests = _traffic(traffic.get(name), observer, name)
@@ -103,16 +117,14 @@ def _print(observer: Observer) -> None:
 
 
 def standing_of(observer: Observer, name: str, device: DeviceState) -> str:
-    """A device's standing, until when, and why; its own state where the orchestrator published no standing."""
+    """A device's standing, until or since when, and why; its own state where the orchestrator published no standing."""
     standing = observer.standings.get(name)
     if standing is None:
         return "draining" if name in observer.drained and device.status == "online" else device.status
     if standing.standing == "online":
         return "online"
-    until = ""
-    if standing.until is not None:
-        until = f" until {datetime.fromtimestamp(standing.until, UTC).astimezone():%H:%M:%S}"
-    return f"{standing.standing}{until}: {standing.why}"
+    word, at = ("since", standing.since) if standing.until is None else ("until", standing.until)
+    return f"{standing.standing} {word} {datetime.fromtimestamp(at, UTC).astimezone():%H:%M:%S}: {standing.why}"
 
 
 def _held(observer: Observer, name: str, device: DeviceState) -> tuple[str, str]:

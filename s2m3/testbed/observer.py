@@ -28,6 +28,7 @@ from broker.protocol.topics import (
     DEVICE_STATE,
     DEVICE_SUMMARY,
     ORCHESTRATOR_STATE,
+    TASK_REVISION,
     TASK_ROUTE,
     TASK_SPEC,
     TASK_STATUS,
@@ -183,6 +184,8 @@ class Observer:
         for task in self._ordered | self.routes.keys():
             self._retain(TASK_SPEC.at(self.prefix, task=task))
             self._retain(TASK_ROUTE.at(self.prefix, task=task))
+            for revision in self.statuses[task].revisions if task in self.statuses else ():
+                self._retain(TASK_REVISION.at(self.prefix, task=task, revision=revision))
             self._retain(TASK_STATUS.at(self.prefix, task=task))
         for device in devices:
             for topic in (DEVICE_STATE, DEVICE_ASSIGNMENT, DEVICE_DRAIN, DEVICE_STANDING, DEVICE_SUMMARY):

@@ -324,7 +324,7 @@ def test_a_standby_serves_in_the_answer_to_the_will_and_a_move_is_made_after_its
     a.die(after=b)
     assert world.hear_route(lambda route: route.front_door == ("b",)).complete
     assert b.assigned(lambda said: [held.role for held in said.modules] == ["active"]).modules[0].why == (
-        "took over from a"
+        "took over from a, which is gone"
     )
 
     # 2. a planned move: b reports that it is slow, and c could do better

@@ -183,7 +183,7 @@ def test_a_drain_is_published_until_the_device_is_empty() -> None:
     assert "an operator drains it" in site.standings(home)[-1].why
     moved = [event for event in site.events() if event[0] in {"moved", "took_over"}]
     assert moved
-    assert f"{home} is drained" in str(moved[0][2])
+    assert moved[0][2] == f"took over from {home}, which is drained"
 
 
 def test_a_module_is_placed_and_moves_with_a_reason_when_its_device_dies() -> None:
@@ -198,7 +198,9 @@ def test_a_module_is_placed_and_moves_with_a_reason_when_its_device_dies() -> No
     assert told["placed"][0] == home
     device, why = told["moved"]
     assert device == other
-    assert str(why).startswith(f"{home} is gone")
+    assert str(why).startswith(f"moved from {home}, which is gone: ")
+    (said,) = (m.why for m in site.state.assignments[other].modules if m.module == "vision")
+    assert said == why, "the device's assignment says the same"
 
 
 def test_a_deployed_task_and_one_that_is_unavailable_are_events_with_the_reason() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from broker.protocol.messages import DeviceState, Route
 from broker.protocol.reports import Standing, Summary, TaskCounters
-from s2m3.cli.status import standing_of, state_of, traffic_of
+from s2m3.cli.status import standing_of, state_of, summaries_of, traffic_of
 from tests.builders import encoder_route
 
 UNAVAILABLE = Route(task="t", epoch=1, generation=1, group=1, unavailable="no device fits m")
@@ -46,13 +46,15 @@ def seen(**fields: Any) -> Any:
     ("standing", "until", "says"),
     [
         ("online", None, "online"),
-        ("dead", None, "dead: because"),
+        ("dead", None, "dead since "),
         ("probation", 0.0, "probation until "),
     ],
 )
 def test_a_standing_says_until_when_and_why(standing: Any, until: float | None, says: str) -> None:
     said = Standing(device="gw-a", standing=standing, since=0, until=until, why="because")
-    assert standing_of(seen(standings={"gw-a": said}), "gw-a", ONLINE).startswith(says)
+    told = standing_of(seen(standings={"gw-a": said}), "gw-a", ONLINE)
+    assert told.startswith(says)
+    assert standing == "online" or told.endswith(": because")
 
 
 def test_a_device_of_an_orchestrator_that_publishes_no_standings_has_its_own_state() -> None:
@@ -60,9 +62,13 @@ def test_a_device_of_an_orchestrator_that_publishes_no_standings_has_its_own_sta
     assert standing_of(seen(drained={"gw-a"}), "gw-a", ONLINE) == "draining"
 
 
-def test_the_last_minute_is_the_sum_over_the_devices_that_are_online() -> None:
+def test_the_last_minute_is_the_sum_over_the_devices_that_are_online_or_died_in_it() -> None:
     counted = {"t": TaskCounters(requests=3, answered=2, errors={"no_route": 1}, latency_s={0.1: 2})}
-    summary = Summary(session=1, at=1, version="1", last_minute=counted)
-    devices = {"gw-a": ONLINE, "gw-b": ONLINE, "gw-c": DeviceState(status="offline", session=1)}
-    found = traffic_of(seen(devices=devices, summaries=dict.fromkeys(devices, summary)))
-    assert found == {"t": TaskCounters(requests=6, answered=4, errors={"no_route": 2}, latency_s={0.1: 4})}
+    offline = DeviceState(status="offline", session=1)
+    devices = {"gw-a": ONLINE, "gw-b": ONLINE, "gw-c": offline, "gw-d": offline}
+    told_at = {"gw-a": 1990.0, "gw-b": 1.0, "gw-c": 1980.0, "gw-d": 1900.0}  # the clock of gw-b is wrong
+    summaries = {name: Summary(session=1, at=at, version="1", last_minute=counted) for name, at in told_at.items()}
+    about_now = summaries_of(seen(devices=devices, summaries=summaries), now=2000.0)
+    assert about_now == [summaries[name] for name in ("gw-a", "gw-b", "gw-c")]
+    found = TaskCounters(requests=9, answered=6, errors={"no_route": 3}, latency_s={0.1: 6})
+    assert traffic_of(about_now) == {"t": found}
