@@ -17,7 +17,7 @@ from dataclasses import replace
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
 from orchestrator.placement import planner_input, planning
-from orchestrator.planner.copies import original_key
+from orchestrator.planner.copies import copy_number, original_key
 from orchestrator.planner.plans import PlacementPlan, PlacementProblem, SparesPlan, SparesProblem
 from orchestrator.planner.spares import spares
 from orchestrator.state import CurrentPlacement, Facts, Moment, Planning, State
@@ -135,7 +135,8 @@ def _placement_problem(state: State, facts: Facts) -> PlacementProblem:
     candidates = planner_input.candidate_specs(state, facts)
     keep = planner_input.copies_to_adopt(state, facts.barred)
     keep |= {key: home for key, home in before.where.items() if home in candidates}
-    keep = dict(sorted(keep.items(), key=lambda item: planner_input.is_draining(state, item[1])))  # taken last
+    order = {key: (planner_input.is_draining(state, home), copy_number(key)) for key, home in keep.items()}
+    keep = {key: keep[key] for key in sorted(keep, key=order.__getitem__)}  # draining ones are taken last
     doubtful = any(not planner_input.is_draining(state, name) for name in facts.doubts)
     return PlacementProblem(
         devices=tuple(candidates.values()),

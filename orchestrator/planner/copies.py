@@ -8,6 +8,7 @@ Invariants:
   takes the first copy that can still serve it, else a new one;
 - a copy that stands somewhere stays: a task that may run there takes it, and no other task makes it move. So a module
   may have more copies than it would have if all were placed at once;
+- a copy that stays keeps its number, unless fewer copies are needed: the numbers of n copies are 1 to n;
 - a task joins no copy for which one of the two would lose the last device that is always on;
 - two copies of a module never stand on one device.
 """
@@ -53,6 +54,12 @@ def original_key(copy: ModuleKey) -> ModuleKey:
     """The key of the module of which this is a copy."""
     key, _, number = copy.rpartition("|")
     return key if number.isdecimal() else copy  # a module's own key ends with a dtype or a digest
+
+
+def copy_number(copy: ModuleKey) -> int:
+    """The number of a copy; 1 for a module's own key."""
+    _, _, number = copy.rpartition("|")
+    return int(number) if number.isdecimal() else 1
 
 
 def why_may_not_run(task: TaskSpec, device: DeviceSpec) -> str | None:
@@ -115,6 +122,7 @@ class _Copy:
 
     able: Flags
     home: DeviceId | None = None
+    number: int = 0  # that it has; 0: none
     tasks: list[TaskName] = field(default_factory=list)
 
 
@@ -124,7 +132,7 @@ def separate(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes, barred: Bars
     Args:
         tasks: with the modules' own keys; names are distinct.
         fleet: the devices that may hold modules.
-        homes: where copies stand; of one module, a task takes the first that it may.
+        homes: where copies stand; of one module, a task takes the first of this order that it may.
         barred: devices that must not get a module.
 
     Returns:
@@ -133,21 +141,22 @@ def separate(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes, barred: Bars
     constraints = Constraints(fleet, tasks)
     if not constraints.bind:
         return {}, homes
-    standing: dict[ModuleKey, list[DeviceId]] = defaultdict(list)
+    standing: dict[ModuleKey, list[_Copy]] = defaultdict(list)
     for name, home in homes.items():
         if home in fleet.rows:
-            standing[original_key(name)].append(home)
+            there = fleet.every == fleet.rows[home]
+            standing[original_key(name)].append(_Copy(there, home, copy_number(name)))
     further: dict[TaskName, dict[ModuleKey, int]] = {}
     stay: dict[ModuleKey, DeviceId] = {}
     for key, using in _users(tasks).items():
-        copies = [_Copy(fleet.every == fleet.rows[home], home) for home in standing[key]]
+        copies = standing[key]
         bars = [fleet.rows[name] for name in barred.get(key, ()) if name in fleet.rows]
         largest = max((module for _, module in using), key=lambda module: module.memory_bytes)
         for task, _ in using:
             able = constraints.may_hold(largest, task)
             able[bars] = False
             _join(copies, task.task, able if able.any() else constraints.may_run(task), ~fleet.sometimes)
-        for number, copy in enumerate([copy for copy in copies if copy.tasks], start=1):
+        for number, copy in _numbered([copy for copy in copies if copy.tasks]).items():
             if copy.home is not None:
                 stay[copy_key(key, number)] = copy.home
             for name in copy.tasks if number > 1 else ():
@@ -178,6 +187,13 @@ def _may_join(copy: Flags, task: Flags, always: Flags) -> bool:
     """Whether some row can hold a copy for another task, too: one that is always on, if either has such a row."""
     both = copy & task
     return bool((both & always).any() or (both.any() and not ((copy | task) & always).any()))
+
+
+def _numbered(copies: Sequence[_Copy]) -> dict[int, _Copy]:
+    """The copies of a module by number: each has the one that it had, as far as there are so many copies."""
+    numbered = {copy.number: copy for copy in copies if 0 < copy.number <= len(copies)}
+    free = (number for number in range(1, len(copies) + 1) if number not in numbered)
+    return numbered | {next(free): copy for copy in copies if numbered.get(copy.number) is not copy}
 
 
 def where_copies_may_be(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes) -> dict[ModuleKey, Flags]:

@@ -23,6 +23,7 @@ from orchestrator.planner.copies import (
     Bars,
     FurtherCopies,
     Homes,
+    copy_number,
     original_key,
     separate,
     where_copies_may_be,
@@ -233,11 +234,11 @@ class Problem:
 
     def placement(self, where: Where, kept: Collection[int] = ()) -> Placement:
         """The result, once every module has a row; ``kept`` are the modules that were not to move."""
-        ids = [self.fleet.specs[row].id for row in where]
+        homes = [(key, self.fleet.specs[row].id) for key, row in zip(self.keys, where, strict=True)]
         at = [int(sizes[row]) for sizes, row in zip(self.sizes, where, strict=True)]
         latency_s = {task.task: self.latency_s(number, where) for number, task in enumerate(self.tasks)}
         return Placement(
-            where=dict(zip(self.keys, ids, strict=True)),
+            where=dict(sorted(homes, key=lambda home: copy_number(home[0]))),  # the order counts when they are kept
             objective_s=sum(task.weight * latency_s[task.task] for task in self.tasks),
             latency_s=latency_s,
             shared_bytes=sum(at),

@@ -109,9 +109,7 @@ def test_the_planners_flags_are_the_cost_models_word(instance: Instance) -> None
             assert able.tolist() == [may_hold(module, spec, [task]) for spec in fleet.specs]
 
 
-# Random runs seldom find two copies of a module that swap their names, not their devices: an open fault. So this run
-# plays the same examples each time.
-@settings(CALMLY, derandomize=True, database=None)
+@CALMLY
 @given(CONSTRAINED)
 def test_what_is_placed_stays_when_it_is_placed_again(instance: Instance) -> None:
     devices, wanted = instance

@@ -6,6 +6,7 @@ import pytest
 
 from broker.cost_model import OUTSIDE, objective_s
 from broker.protocol.errors import NoDeviceFits
+from orchestrator.planner.copies import copy_key
 from orchestrator.planner.explain import explain
 from orchestrator.planner.placement import place, place_most
 from tests.builders import chain, device, graph, module
@@ -154,3 +155,40 @@ def test_a_refusal_by_a_large_fleet_names_the_nearest_devices_and_keeps_all_of_t
     ) as refusal:
         place([device(f"d{number:02}", 50 - number) for number in range(40)], [chain("t", VISION)])
     assert len(refusal.value.short_bytes) == 40
+
+
+def test_copies_that_stay_keep_their_numbers_and_their_tasks() -> None:
+    """The second copy is the larger one here, so that it comes first among the modules."""
+    larger = VISION.model_copy(update={"memory_bytes": 80})
+    tasks = [
+        *(chain(f"t{number}", VISION, weight=1.0) for number in range(3)),
+        chain("t3", larger, devices=("b",)),
+    ]
+    devices = [device("a"), device("b").model_copy(update={"tasks": ("t0", "t1", "t3")})]
+    first = place(devices, tasks)
+    assert first.where == {VISION.key: "a", copy_key(VISION.key, 2): "b"}
+    again = place(devices, tasks, keep=first.where)
+    assert (again.where, again.further) == (first.where, first.further)
+
+
+def test_the_number_of_a_copy_that_is_needed_no_more_goes_to_one_that_is() -> None:
+    tasks = [
+        chain("t0", VISION, devices=("a",)),
+        chain("t1", VISION, devices=("b",)),
+        chain("t2", VISION, devices=("c",)),
+    ]
+    devices = [device("a"), device("b"), device("c")]
+    first = place(devices, tasks)
+    assert first.where == {VISION.key: "a", copy_key(VISION.key, 2): "b", copy_key(VISION.key, 3): "c"}
+    fewer = place(devices, tasks[1:], keep=first.where)
+    assert fewer.where == {VISION.key: "c", copy_key(VISION.key, 2): "b"}
+
+
+def test_of_copies_that_are_kept_a_task_takes_the_first_and_numbers_stay() -> None:
+    """So no task stays on a device that is drained, if another copy may serve it."""
+    tasks = [chain("t0", VISION), chain("t1", VISION, devices=("a",)), chain("t2", VISION, devices=("b",))]
+    devices = [device("a"), device("b")]
+    keep = {copy_key(VISION.key, 2): "b", VISION.key: "a"}
+    placement = place(devices, tasks, keep=keep)
+    assert placement.where == keep
+    assert placement.further == {"t0": {VISION.key: 2}, "t2": {VISION.key: 2}}
