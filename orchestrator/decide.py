@@ -30,6 +30,7 @@ from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.membership import checks, failure_detector
 from orchestrator.membership.device import with_assigned
 from orchestrator.membership.failure_detector import Cluster
+from orchestrator.membership.frozen import with_fields
 from orchestrator.placement import planning, publish, reconcile, restore
 from orchestrator.placement.deployability import why_unroutable
 from orchestrator.placement.drain import drain_retry_at_s, empty_draining_devices
@@ -197,7 +198,7 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
     if cluster is not state.cluster or known is not state.checks:
         state = replace(state, cluster=cluster, checks=known)
     if isinstance(event, MembershipEvent):
-        state = replace(state, cluster=failure_detector.on_event(state.cluster, event, now_s))
+        state = with_fields(state, cluster=failure_detector.on_event(state.cluster, event, now_s))
     if isinstance(event, HeartbeatReceived):
         state = _with_reports_on_assigned(state, event.device)
     return _settle(state, now_s)

@@ -7,7 +7,8 @@ Invariants:
 - only the thread that calls ``run`` uses the state; inboxes only put events into the mailbox;
 - the epoch is on the disk before it is published, and greater than every epoch stored or heard; a change of the
   deployed tasks is on the disk before any message follows from it;
-- if the process stood still, no device is blamed for the messages that it couldn't receive;
+- if the process stood still, or is behind with its work, no device is blamed for the messages that it couldn't
+  receive, or hasn't read (``clock``);
 - no search holds up the loop: a planner's process does it, and its plan is an event (``planner_process``);
 - the control connection alone publishes state; requests arrive on the other one, so that no picture delays a heartbeat;
 - no message ends the loop: an exception that it causes is logged and counted.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ from broker.transport.connect import connect
 from broker.transport.mailbox import Mailbox
 from orchestrator import events
 from orchestrator.action_log import log_action
+from orchestrator.clock import LoopClock
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import Action, Event, Overslept, PlanFound, Tick
 from orchestrator.leadership import standby
@@ -43,10 +44,12 @@ from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, 
 from orchestrator.planner_process.client import MakePlanner, Planner, PlannerProcess
 from orchestrator.reports import Reports, When
 from orchestrator.state import Pace, State, initial
+from orchestrator.unsent import Unsent
 from orchestrator.wire import CONTROL_TOPICS, STANDBY_TOPICS, answers_filter, event_of, outgoing_of
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
+GATHER_S = 0.02  # at most a fifteenth of the time in which a standby must have taken over
 MAX_WAITING_BYTES = 32 * 1024 * 1024  # of requests that wait for the loop's next turn; two of the largest
 
 _log = structlog.get_logger("orchestrator")
@@ -58,6 +61,7 @@ class _Posted:
 
     control: bool
     event: port.LinkEvent | PlanFound
+    at_s: float  # when it arrived
 
 
 class Orchestrator:
@@ -110,10 +114,13 @@ class Orchestrator:
         self._state: State | None = None
         self._reports = Reports(self._prefix)
         self._copy = StandbyCopy(NO_ORDERS, settle_s)  # while it waits
-        self._unsent: deque[port.Outgoing] = deque()
+        self._unsent = Unsent()
         self._stopping = False
+        self._longest_step_s = max(heartbeat_interval_s, LEADER_INTERVAL_S)
+        self._clock = LoopClock(self._longest_step_s)
+        self._excused_s = 0.0  # when all devices last got their full time again, because messages were refused
+        self._missed = False  # whether control messages were refused because too many waited
         self._tick_from_s = 0.0  # no deadline is met before
-        self._turned_s = 0.0  # when the loop's last turn ended; a deadline before that is one of this turn
         self._heartbeat_at_s = 0.0
         self._linked_s = 0.0  # since when the connection is up over which it waited
         self._sessions: frozenset[int] = frozenset()  # of the links over which it led
@@ -144,17 +151,19 @@ class Orchestrator:
     # --- the connections' threads ---
 
     def _from_control(self, event: port.LinkEvent) -> None:
-        self._mailbox.put_control(_Posted(control=True, event=event))
+        is_certain = not isinstance(event, port.Delivery)
+        if not self._mailbox.put_control(_Posted(True, event, time.monotonic()), certain=is_certain):
+            self._missed = True
 
     def _from_data(self, event: port.LinkEvent) -> None:
         incoming = topics.read(self._prefix, event.topic, event.payload) if isinstance(event, port.Delivery) else None
         if incoming is not None and incoming.topic in topics.REQUESTS:
-            self._mailbox.put_data(_Posted(control=False, event=event), len(incoming.payload))
+            self._mailbox.put_data(_Posted(False, event, time.monotonic()), len(incoming.payload))
         else:
-            self._mailbox.put_control(_Posted(control=False, event=event))
+            self._mailbox.put_control(_Posted(False, event, time.monotonic()))
 
     def _from_planner(self, found: PlanFound) -> None:
-        self._mailbox.put_control(_Posted(control=True, event=found))
+        self._mailbox.put_control(_Posted(True, found, time.monotonic()), certain=True)
 
     # --- begin and end ---
 
@@ -225,8 +234,8 @@ class Orchestrator:
         self._files.store_epoch(epoch)
         self._reports = Reports(self._prefix)
         self._state = self._begin_term(epoch=epoch, linked_s=self._linked_s, orders=orders)
+        self._clock, self._missed = LoopClock(self._longest_step_s), False
         self.resigned, self._heartbeat_at_s = None, time.monotonic()
-        self._turned_s = self._heartbeat_at_s
         _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
         self._connect(epoch)
         while not self._stopping and self.resigned is None:
@@ -261,6 +270,7 @@ class Orchestrator:
             inbox=self._from_control,
             will=will,
             max_packet_bytes=port.MAX_CONTROL_PACKET_BYTES,
+            gather_s=GATHER_S,
         )
         self._control.subscribe(*(topic.filter(self._prefix) for topic in CONTROL_TOPICS), answers_filter(self._prefix))
         self._control.start()
@@ -281,23 +291,43 @@ class Orchestrator:
     # --- the loop ---
 
     def _turn(self, state: State) -> None:
-        """Wait for one event or the next deadline, and react."""
+        """Wait for events or the next deadline, and react."""
         deadline_s = next_deadline_s(state)
-        if deadline_s is not None:
-            deadline_s = max(deadline_s, self._tick_from_s, self._turned_s)
-        due = [self._heartbeat_at_s, *([] if deadline_s is None else [deadline_s])]
-        wait_s = max(0.0, min(due) - time.monotonic())
-        posted = self._mailbox.get(min(RETRY_UNSENT_S, wait_s) if self._unsent else wait_s)
-        if time.monotonic() > min(due) + max(self._heartbeat_interval_s, LEADER_INTERVAL_S):
-            _log.warning("overslept")
-            self._react(Overslept())
-        if posted is not None and (event := self._to_event(posted)) is not None:
-            self._react(event)
-        if self.resigned is None and deadline_s is not None and time.monotonic() >= deadline_s:
+        due_s = self._heartbeat_at_s if deadline_s is None else min(self._heartbeat_at_s, self._tick_at_s(deadline_s))
+        wait_s = max(0.0, due_s - time.monotonic())
+        wait_s = min(RETRY_UNSENT_S, wait_s) if self._unsent else wait_s
+        batch = self._mailbox.get_all(wait_s)
+        self._note_pause(wait_s)
+        for posted in batch:
+            if posted is None:
+                return
+            self._clock.read(posted.at_s)
+            if (event := self._to_event(posted)) is not None:
+                self._react(event)
+            self._send_heartbeat()
+            self._flush()
+            self._note_pause()
+            if self.resigned is not None:
+                return
+        if not batch:
+            self._clock.catch_up()
+        deadline_s = next_deadline_s(self._state or state)
+        if deadline_s is not None and self._clock.now_s >= self._tick_at_s(deadline_s):
             self._react(Tick())
         self._send_heartbeat()
         self._flush()
-        self._turned_s = time.monotonic()
+
+    def _tick_at_s(self, deadline_s: float) -> float:
+        return max(deadline_s, self._tick_from_s)
+
+    def _note_pause(self, waited_s: float = 0.0) -> None:
+        """Judge no device by a time in which this process stood still, or couldn't keep all messages."""
+        has_paused = self._clock.has_paused(waited_s)
+        if has_paused or (self._missed and time.monotonic() >= self._excused_s + self._heartbeat_interval_s):
+            _log.warning("overslept" if has_paused else "control_messages_dropped", dropped=self._mailbox.dropped)
+            self._missed, self._excused_s = False, time.monotonic()
+            self._clock.catch_up()
+            self._react(Overslept())
 
     def _send_heartbeat(self) -> None:
         """Publish, once in each interval, that the leader's loop runs."""
@@ -307,7 +337,7 @@ class Orchestrator:
         self._heartbeat_at_s = time.monotonic() + standby.leader_interval_s(self._heartbeat_interval_s)
         if state.link is not None and self.resigned is None and state.republish_at_s is None:  # else it may be over
             alive = OrchestratorState(epoch=state.epoch, online=True, session=state.link.session)
-            self._unsent.append(port.Outgoing(topics.ORCHESTRATOR_HEARTBEAT.at(self._prefix), encode(alive), qos=0))
+            self._unsent.add([port.Outgoing(topics.ORCHESTRATOR_HEARTBEAT.at(self._prefix), encode(alive), qos=0)])
             self._report(partial(self._reports.sweep, state))
 
     def _react(self, event: Event) -> None:
@@ -315,11 +345,11 @@ class Orchestrator:
             return
         before = self._state
         try:
-            self._state, actions = decide(before, event, time.monotonic())
+            self._state, actions = decide(before, event, self._clock.now_s)
         except Exception:  # noqa: BLE001 - a bug met by one message, perhaps a retained one, must not end the leader
             self._log_failure("event_failed", event)
             if isinstance(event, Tick):
-                self._tick_from_s = time.monotonic() + RETRY_FAILED_S
+                self._tick_from_s = self._clock.now_s + RETRY_FAILED_S
             return
         for action in actions:
             try:
@@ -331,7 +361,7 @@ class Orchestrator:
     def _report(self, reports: Callable[[When], list[port.Outgoing]]) -> None:
         """Publish reports for people, made for this moment; the site works without them."""
         try:
-            self._unsent += reports(When(time.monotonic(), time.time()))
+            self._unsent.add(reports(When(self._clock.now_s, time.time())))
         except Exception:  # noqa: BLE001 - as in _react
             self._log_failure("report_failed", reports)
 
@@ -382,20 +412,9 @@ class Orchestrator:
             case events.Note() | events.RequestPlan() | events.EndPlanning():
                 pass
             case _:
-                self._unsent.append(outgoing_of(self._prefix, action))
+                self._unsent.add([outgoing_of(self._prefix, action)])
 
     def _flush(self) -> None:
         """Hand over the waiting messages as far as the connection takes them; what they follow from is stored first."""
-        if self._state is not None and not self._stored.update(self._state.orders):
-            return
-        while self._unsent and self._control:
-            try:
-                self._control.publish(self._unsent[0])
-            except errors.NotConnected:
-                self._unsent.clear()  # all is published again when the link is up
-                return
-            except errors.QueueFull:
-                return
-            except errors.MessageTooLarge as error:
-                _log.error("message_too_large", topic=error.topic, reason=str(error))
-            self._unsent.popleft()
+        if self._state is None or self._stored.update(self._state.orders):
+            self._unsent.hand_over(self._control)

@@ -32,7 +32,7 @@ def require_id(name: str, value: str) -> None:
         raise LocalProtocolError(f"{name} {value!r} {INVALID_ID}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Topic:
     """One row of the contract. ``message`` is None where the payload is not a JSON message of this protocol.
 

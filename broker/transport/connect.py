@@ -13,10 +13,13 @@ def connect(
     inbox: Inbox,
     will: WillFor | None = None,
     max_packet_bytes: int = MAX_PACKET_BYTES,
+    gather_s: float = 0.0,
 ) -> Transport:
     """A transport to the broker at ``url``, not yet started (see ``MakeTransport``).
 
     Raises:
         BadFile: the url is not valid.
     """
-    return MqttTransport(url=url, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes)
+    return MqttTransport(
+        url=url, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes, gather_s=gather_s
+    )

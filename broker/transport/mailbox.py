@@ -92,6 +92,18 @@ class Mailbox(Generic[E]):
             lane = self._data or self._requests
             return lane.take() if lane else None
 
+    def get_all(self, timeout_s: float | None) -> list[E]:
+        """Take all own and control events, in order, or else the next one of another lane; none after the timeout."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._own or self._control or self._data or self._requests, timeout_s)
+            if self._own or self._control:
+                taken = [*self._own, *self._control]
+                self._own.clear()
+                self._control.clear()
+                return taken
+            lane = self._data or self._requests
+            return [lane.take()] if lane else []
+
     def _put(self, lane: _Lane[E], event: E, size_bytes: int) -> bool:
         with self._changed:
             if lane.put(event, size_bytes):

@@ -72,6 +72,7 @@ class MemoryBroker:
         inbox: Inbox,
         will: WillFor | None = None,
         max_packet_bytes: int = port.MAX_PACKET_BYTES,
+        gather_s: float = 0.0,  # noqa: ARG002 - nothing arrives by itself
     ) -> MemoryTransport:
         """A transport to this broker, whatever the ``url`` (see ``MakeTransport``)."""
         return MemoryTransport(self, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes)

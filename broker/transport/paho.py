@@ -34,6 +34,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from broker.protocol.errors import NotConnected, TransportError
 from broker.transport import port
 from broker.transport.address import parse_url
+from broker.transport.gathering import Gathering
 from broker.transport.keepalive import Keepalive
 from broker.transport.outbox import Outbox
 from broker.transport.port import LONGEST_RETRY_S, MAX_PACKET_BYTES, Inbox, Outgoing, WillFor
@@ -41,9 +42,7 @@ from broker.transport.wakeup import Wakeup
 
 MAX_QUEUED = 1_000  # messages
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
-RESERVE = (
-    20_000  # small lasting messages beyond these: twice what the broker keeps for a client, some 12 MB of refusals
-)
+RESERVE = 20_000  # small lasting messages beyond these: twice what the broker keeps for a client, 12 MB of refusals
 MAX_IN_FLIGHT = 20  # QoS 1 messages without their PUBACK: Mosquitto's default; a CONNACK may lower it
 FIRST_RETRY_S = 0.1
 CLOSE_S = 5.0  # limit of the wait in close() for accepted messages
@@ -86,6 +85,7 @@ class MqttTransport:
         max_packet_bytes: larger messages are refused, outgoing and incoming.
         max_queued: messages that may wait to be written or acknowledged; small lasting ones have ``RESERVE`` more.
         max_queued_bytes: their bytes; a single message may have more.
+        gather_s: QoS 0 messages that arrive faster one after the other are read together.
 
     Raises:
         BadFile: the url is not valid.
@@ -102,10 +102,12 @@ class MqttTransport:
         max_packet_bytes: int = MAX_PACKET_BYTES,
         max_queued: int = MAX_QUEUED,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
+        gather_s: float = 0.0,
     ) -> None:
         self._address = parse_url(url)
         self._client_id = client_id
-        self._emit = self._guard(inbox)
+        self._gathering = Gathering(self._guard(inbox), gather_s)
+        self._emit = self._gathering.emit
         self._will = will
         self._keepalive_s = keepalive_s
         self._max_packet_bytes = max_packet_bytes
@@ -248,7 +250,7 @@ class MqttTransport:
 
     def _pump(self, connection: _Connection) -> None:
         """Connect, then read, write and ping until the socket is closed."""
-        client, wakeup = connection.client, self._wakeup
+        client, wakeup, gathering = connection.client, self._wakeup, self._gathering
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.MaximumPacketSize = self._max_packet_bytes
         client.connect(
@@ -268,9 +270,12 @@ class MqttTransport:
                     _disconnect(client)
             if client.socket() is None:
                 return
-            readable, writable = wakeup.wait(sock, for_room=stuck, timeout_s=_TICK_S)
+            wait_s = gathering.wait_s
+            readable, writable = wakeup.wait(
+                sock, for_bytes=not wait_s, for_room=stuck, timeout_s=min(_TICK_S, wait_s or _TICK_S)
+            )
             if readable:
-                client.loop_read()
+                gathering.read(sock, client)
             stuck = stuck and not writable
             now_s = time.monotonic()
             if readable or writable:

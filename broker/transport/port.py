@@ -171,6 +171,8 @@ class MakeTransport(Protocol):
         inbox: called in the network thread, or in the twin's case in the thread that caused the event.
         will: makes the will for each connection's session number.
         max_packet_bytes: larger messages are refused, outgoing ones by ``publish`` and incoming ones by the broker.
+        gather_s: QoS 0 messages that arrive faster than this one after the other are read together, so much later: a
+            thread that wakes for each of a thousand heartbeats costs more than the heartbeats.
     """
 
     def __call__(
@@ -181,5 +183,6 @@ class MakeTransport(Protocol):
         inbox: Inbox,
         will: WillFor | None = None,
         max_packet_bytes: int = MAX_PACKET_BYTES,
+        gather_s: float = 0.0,
     ) -> Transport:
         """Make it."""

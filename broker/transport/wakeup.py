@@ -24,14 +24,17 @@ class Wakeup:
         with contextlib.suppress(BlockingIOError):  # the pipe is full: the thread wakes anyway
             self._writer.send(b"\0")
 
-    def wait(self, sock: socket.socket, *, for_room: bool, timeout_s: float) -> tuple[bool, bool]:
-        """Wait for a notification or for bytes on the socket, and on request for room to write.
+    def wait(
+        self, sock: socket.socket, *, for_bytes: bool = True, for_room: bool, timeout_s: float
+    ) -> tuple[bool, bool]:
+        """Wait for a notification, and on request for bytes on the socket or for room to write.
 
         Returns:
             Whether the socket has bytes, and whether it has room.
         """
         with selectors.PollSelector() as selector:  # poll: no limit to the number of a socket, and nothing to open
-            selector.register(sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if for_room else 0))
+            if wanted := (selectors.EVENT_READ if for_bytes else 0) | (selectors.EVENT_WRITE if for_room else 0):
+                selector.register(sock, wanted)
             selector.register(self._reader, selectors.EVENT_READ)
             ready = {key.fd: events for key, events in selector.select(timeout_s)}
         if self._reader.fileno() in ready:

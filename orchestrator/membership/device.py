@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar
 from broker.protocol.messages import SUSPECTED_FOR_S, DeviceProfile, DeviceState, Heartbeat, HeldModule
 from broker.protocol.specs import Availability, DeviceId, DeviceSpec, ModuleKey, TaskName
 from orchestrator.membership.doubts import SUFFICIENT_REPORTS, FlapRecord, TimeoutReports
+from orchestrator.membership.frozen import with_fields
 
 FIRST_BACKOFF_S = 30.0  # after a module's first failure on a device; doubles with each further failure
 LONGEST_BACKOFF_S = 15 * 60.0
@@ -265,7 +266,7 @@ def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interva
     measured = {key: cached_s for key, cached_s in cached.items() if cached_s}
     measured |= {key: module.compute_s for key, module in modules.items() if module.compute_s}
     earlier = {} if is_first or len(known.measured) > MAX_MODULES + MAX_CACHED else known.measured
-    after = replace(
+    after = with_fields(
         known,
         heard_s=now_s,
         health="well",

@@ -28,6 +28,7 @@ from orchestrator.events import DeviceStateReceived, DrainReceived, HeartbeatRec
 from orchestrator.membership import device as one_device
 from orchestrator.membership.device import WILLS_S, Device, Fitness
 from orchestrator.membership.doubts import with_report
+from orchestrator.membership.frozen import with_fields
 from orchestrator.membership.persistent_map import PersistentMap
 
 SUSPECT_AFTER_INTERVALS = 2.0  # nothing moves yet: one late heartbeat proves no death
@@ -93,7 +94,7 @@ class Cluster:
         due_s = min(_changes_at_s(self, device, most_silent=most_silent) for device in changed.values())
         if any(device.watched and not changed[device.id].watched for device in known):
             due_s = -math.inf  # the time at which it would have been late may be the one to forget
-        return replace(
+        return with_fields(
             self,
             devices=self.devices.changed(changed),
             living=living,

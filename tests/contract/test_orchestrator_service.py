@@ -47,7 +47,7 @@ from broker.transport.port import (
 )
 from orchestrator.__main__ import main
 from orchestrator.decide import decide
-from orchestrator.events import Action, Event, TaskDeployed
+from orchestrator.events import Action, Event, HeartbeatReceived, Overslept, TaskDeployed, TaskRejected
 from orchestrator.leadership import leader_files
 from orchestrator.leadership.leader_files import LeaderFiles
 from orchestrator.leadership.orders import Orders
@@ -429,6 +429,8 @@ def test_a_bug_met_by_one_message_is_logged_and_the_orchestrator_goes_on(
     assert a.assigned(lambda said: bool(said.modules)).modules[0].spec == VISION
     with capture_logs() as log:
         memory.deploy(TASK.model_copy(update={"task": "cursed"}))
+        memory.deploy(TASK.model_copy(update={"task": "next"}))
+        memory.hear(topics.TASK_ROUTE, lambda said: said.task == "next")
         memory.stop(orchestrator)
     assert [(line["kind"], line["exc_info"]) for line in log if line["event"] == "event_failed"] == [
         ("TaskDeployed", True)
@@ -746,6 +748,77 @@ def answered(world: World, request: str) -> tuple[Delivery, Result]:
         lambda event: isinstance(event, Delivery) and event.topic.endswith(f"/results/{request}")
     )
     return found, decode(Result, found.payload)
+
+
+class Busy:
+    """The orchestrator's decisions, which take so long that messages wait: until they may go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[Event, float]] = []  # with the time at which each counts
+        self.is_at_it, self.may_go_on = threading.Event(), threading.Event()
+        monkeypatch.setattr("orchestrator.service.decide", self.decide)
+
+    def decide(self, state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
+        if isinstance(event, TaskRejected) and not self.is_at_it.is_set():
+            self.is_at_it.set()
+            assert self.may_go_on.wait(30.0)
+        self.seen.append((event, now_s))
+        return decide(state, event, now_s)
+
+    def begin(self, world: World) -> None:
+        world.say(topics.TASK_SPEC, b"{}", task="odd")
+        assert self.is_at_it.wait(world.patience_s)
+
+    def heard(self, device: str) -> list[float]:
+        """The times at which its heartbeats count, of those that had to wait."""
+        begun = next(n for n, (each, _) in enumerate(self.seen) if isinstance(each, TaskRejected))
+        after = [(each, at_s) for each, at_s in self.seen[begun:] if isinstance(each, HeartbeatReceived)]
+        return [at_s for each, at_s in after if each.device == device]
+
+
+def test_a_heartbeat_counts_from_its_arrival_however_late_it_is_read(
+    memory: World, make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop that is behind with its work takes no device for silent whose heartbeats wait in the mailbox."""
+    busy = Busy(monkeypatch)
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    a = Agent(memory, "a", make_recorder())
+    a.assigned(lambda _: True)
+    busy.begin(memory)
+    arrived_s = []
+    for _ in range(2):
+        arrived_s.append(time.monotonic())
+        a.heartbeat()
+        time.sleep(0.1)
+    read_from_s = time.monotonic()
+    busy.may_go_on.set()
+    memory.say(topics.TASK_SPEC, encode(TASK), task=TASK.task)
+    memory.hear(topics.TASK_ROUTE, lambda said: said.task == TASK.task)
+    counted_s = busy.heard("a")
+    assert all(0 <= at_s - sent_s < 0.1 for at_s, sent_s in zip(counted_s, arrived_s, strict=True))
+    assert max(counted_s) < read_from_s
+
+
+def test_no_device_is_judged_by_heartbeats_that_were_refused_because_too_many_waited(
+    memory: World, make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.transport.mailbox.MAX_CONTROL_EVENTS", 3)
+    busy = Busy(monkeypatch)
+    memory.lead(heartbeat_interval_s=0.5)
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    a = Agent(memory, "a", make_recorder())
+    a.assigned(lambda _: True)
+    busy.begin(memory)
+    for _ in range(5):
+        a.heartbeat()
+    busy.may_go_on.set()
+    memory.hear(topics.ORCHESTRATOR_HEARTBEAT, lambda said: said.online)
+    memory.say(topics.TASK_SPEC, encode(TASK), task=TASK.task)
+    memory.hear(topics.TASK_ROUTE, lambda said: said.task == TASK.task)
+    assert len(busy.heard("a")) < 5
+    events = [event for event, _ in busy.seen]
+    assert events.index(Overslept()) < next(n for n, each in enumerate(events) if isinstance(each, TaskDeployed))
 
 
 def test_requests_that_no_device_serves_are_answered_with_no_route(world: World) -> None:

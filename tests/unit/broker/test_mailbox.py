@@ -20,6 +20,16 @@ def test_control_overtakes_data_and_both_keep_their_order() -> None:
     assert [mailbox.get(0) for _ in range(5)] == ["control 1", "control 2", "data 1", "data 2", None]
 
 
+def test_all_waiting_control_events_are_taken_together_and_data_one_by_one() -> None:
+    mailbox: Mailbox[str] = Mailbox()
+    for event in ("data 1", "data 2"):
+        assert mailbox.put_data(event, 10)
+    assert mailbox.put_control("control 1")
+    mailbox.put_own("own")
+    assert mailbox.put_control("control 2")
+    assert [mailbox.get_all(0) for _ in range(4)] == [["own", "control 1", "control 2"], ["data 1"], ["data 2"], []]
+
+
 def test_data_beyond_its_bytes_is_refused_and_counted_and_room_comes_back() -> None:
     mailbox: Mailbox[str] = Mailbox(max_data_bytes=100)
     assert mailbox.put_data("a", 60)

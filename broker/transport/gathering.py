@@ -1,0 +1,82 @@
+"""Gathering: packets that arrive fast, one after the other, are read together and handed over together.
+
+Owns when the next read is due, and the events of one read. A thread that wakes for each of a thousand heartbeats a
+second costs more than the heartbeats. Doesn't know MQTT.
+
+Invariants:
+- no packet waits longer than ``gather_s``, and none that comes ``gather_s`` after the last read waits at all;
+- the events keep their order.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Protocol
+
+from broker.transport.port import Inbox, LinkEvent
+
+MOST_PACKETS = 1_000  # read together, before messages are written again
+
+
+class Packets(Protocol):
+    """The MQTT client, as far as this file knows it."""
+
+    def loop_read(self) -> int:
+        """Read one packet; 0 if that went well."""
+
+    def want_write(self) -> bool:
+        """Whether a packet waits to be written."""
+
+    def socket(self) -> object:
+        """The socket; None once it is closed."""
+
+
+class Gathering:
+    """The reads of one connection after another; with ``gather_s`` 0 each packet is read and handed over alone."""
+
+    def __init__(self, inbox: Inbox, gather_s: float) -> None:
+        self._inbox = inbox
+        self._gather_s = gather_s
+        self._read_from_s = 0.0
+        self._gathered: list[LinkEvent] | None = None  # while packets are read together
+
+    @property
+    def wait_s(self) -> float:
+        """The seconds until the next read is due."""
+        return max(0.0, self._read_from_s - time.monotonic())
+
+    def emit(self, event: LinkEvent) -> None:
+        """Hand an event over: now, or with the others of this read."""
+        if self._gathered is None:
+            self._inbox(event)
+        else:
+            self._gathered.append(event)
+
+    def read(self, sock: socket.socket, packets: Packets) -> None:
+        """Read the packets that are there."""
+        if not self._gather_s:
+            packets.loop_read()
+            return
+        self._read_from_s, self._gathered = time.monotonic() + self._gather_s, []
+        try:
+            for _ in range(MOST_PACKETS):
+                if packets.loop_read() != 0 or packets.socket() is None or not _has_bytes(sock):
+                    break
+        finally:
+            gathered, self._gathered = self._gathered, None
+            for event in gathered:
+                self._inbox(event)
+        if packets.want_write():  # an acknowledgement, without which the broker holds other messages back
+            self._read_from_s = 0.0
+
+
+def _has_bytes(sock: socket.socket) -> bool:
+    """Whether a read wouldn't wait: there are bytes, or the connection has ended."""
+    try:
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
