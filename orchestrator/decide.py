@@ -215,25 +215,17 @@ def _with_reports_on_assigned(state: State, name: DeviceId) -> State:
     return state if cluster is state.cluster else replace(state, cluster=cluster)
 
 
-def _on_order(
-    state: State, order: events.TaskDeployed | events.TaskRejected | events.TaskUndeployed | DrainReceived
-) -> State:
-    """The state after an operator's order; what comes before the orders are reconciled with the broker is noted."""
-    delivered = state.delivered
+def _on_order(state: State, order: events.Order) -> State:
+    """The state after an operator's order."""
     match order:
-        case events.TaskDeployed(spec, retained):
+        case events.TaskDeployed(spec):
             why = why_unroutable(spec)
             state = _with_task(state, spec) if why is None else _with_invalid_task(state, spec.task, why)
-            delivered = delivered.with_task(spec.task, retained=retained)
         case events.TaskRejected(task, why):
             state = _with_invalid_task(state, task, why)
-            delivered = delivered.with_task(task, retained=False)
         case events.TaskUndeployed(task):
             state = restore.without_task(state, task)
-            delivered = delivered.with_task(task, retained=False)
-        case DrainReceived(device, retained=retained):
-            delivered = delivered.with_drain(device, retained=retained)
-    return state if state.reconciled else replace(state, delivered=delivered)
+    return state if state.reconciled else restore.note_order(state, order)
 
 
 def _with_task(state: State, spec: TaskSpec) -> State:

@@ -144,6 +144,8 @@ class CheckAnswered:
 
 
 MembershipEvent = DeviceStateReceived | HeartbeatReceived | DrainReceived | Overslept | Tick | LinkUp | LinkDown
+Order = TaskDeployed | TaskRejected | TaskUndeployed | DrainReceived
+"""An operator's order."""
 TaskEvent = TaskDeployed | TaskRejected | TaskUndeployed | RetainedRouteReceived
 TopicEvent = RouteHeard | RevisionReceived | RevisionsListed | LeaderTopicLost | CheckAnswered
 Event = MembershipEvent | TaskEvent | TopicEvent | RequestReceived | PlanFound | OrchestratorState

@@ -209,7 +209,7 @@ class Orchestrator:
             return watch
         retained = isinstance(event, port.Delivery) and event.retain
         after = standby.on_event(watch, news, time.monotonic(), retained=retained)
-        if not isinstance(news, OrchestratorState) or after.leader == (news.epoch, news.session):
+        if not isinstance(news, OrchestratorState) or not news.online or after.leader == (news.epoch, news.session):
             self._update_copy(news)
         if after.doubted is not None and after.doubted.times == 1 and after.doubted is not watch.doubted:
             _log.warning("epoch_not_plausible", epoch=after.doubted.epoch, known=max(after.stored, after.epoch))

@@ -17,7 +17,7 @@ from dataclasses import replace
 from broker.protocol.messages import OrchestratorState
 from orchestrator.events import Action, Event, HeartbeatReceived, Note, PublishState, Resign
 from orchestrator.leadership.epochs import doubt
-from orchestrator.leadership.orders import change_of
+from orchestrator.leadership.orders import change_of, confirm
 from orchestrator.state import State
 
 TELL_AGAIN_S = 5.0  # at most that often is the term announced to devices that obey a later one
@@ -46,8 +46,8 @@ def on_leader_state(state: State, seen: OrchestratorState) -> tuple[State, list[
     own = seen.epoch == state.epoch and seen.session in state.sessions
     if state.link is not None and seen.session == state.link.session:
         state = _confirm_orders(state, seen)
-    elif not state.reconciled:
-        state = replace(state, broker_change=max(state.broker_change, change_of(state.orders, seen)))
+    elif not state.reconciled and state.link is not None:
+        state = _with_broker_change(state, state.link.session, change_of(state.orders, seen))
     if seen.epoch < state.epoch or not seen.online:
         return state, announce_leadership(state)  # a late will, or a leader that doesn't know us yet, overwrote ours
     if own or state.link is None:
@@ -58,11 +58,19 @@ def on_leader_state(state: State, seen: OrchestratorState) -> tuple[State, list[
     return state, announce_leadership(state)  # the other resigns when it receives this
 
 
+def _with_broker_change(state: State, session: int, change: int) -> State:
+    """The state after the broker's number was heard over our link: the will of this link will have no number."""
+    if change <= state.broker_change:
+        return state
+    return replace(state, broker_change=change, orders=confirm(state.orders, session, change))
+
+
 def _confirm_orders(state: State, own: OrchestratorState) -> State:
     """The state after our own announcement came back: the broker has all orders up to its change number."""
-    if not state.reconciled or own.change != state.orders.change or own.session == state.orders.session:
+    if not state.reconciled or own.change != state.orders.change:
         return state
-    return replace(state, orders=replace(state.orders, session=own.session))
+    orders = confirm(state.orders, own.session, own.change)
+    return state if orders is state.orders else replace(state, orders=orders)
 
 
 def tell_devices_ahead(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:

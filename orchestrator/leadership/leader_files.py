@@ -44,6 +44,7 @@ class _StoredOrders(BaseModel):
     prefix: str
     change: Fence
     session: Fence | None = None
+    confirmed: Fence | None = None  # versions that didn't store it: all orders
     tasks: tuple[_StoredTask, ...]
     drains: dict[DeviceId, Fence] = {}
     undeployed: dict[TaskName, Fence] = {}
@@ -117,6 +118,7 @@ class LeaderFiles:
         return Orders(
             change=stored.change,
             session=stored.session,
+            confirmed=stored.change if stored.confirmed is None else stored.confirmed,
             tasks={each.spec.task: Deployed(each.spec, each.change) for each in stored.tasks},
             drains=stored.drains,
             undeployed=stored.undeployed,
@@ -131,6 +133,7 @@ class LeaderFiles:
             prefix=self.prefix,
             change=orders.change,
             session=orders.session,
+            confirmed=orders.confirmed,
             tasks=tuple(_StoredTask(spec=each.spec, change=each.change) for each in orders.tasks.values()),
             drains=dict(orders.drains),
             undeployed=dict(orders.undeployed),

@@ -7,8 +7,9 @@ number, which the leader publishes in its topic (``change``):
   since that number wins. What the broker lacks is published again, and what was undeployed since is cleared again;
 - otherwise the broker wins, and what it lacks was undeployed.
 
-A leader publishes a number only when the broker has all orders up to it. A leader's will counts as the last number that
-its link confirmed: the broker had all that this link changed. Knows no files, topics or clock. Pure.
+A leader publishes a number only when the broker has all orders up to it. A leader's will has none: it counts as the
+last number that was heard over the leader's link, for the broker had all up to it when that link ended. An order that
+is new, and not retained, is in the copy at once, with the next number. Knows no files, topics or clock. Pure.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from broker.protocol.specs import DeviceId, Revision, TaskName, TaskSpec
 from broker.transport.port import LinkDown, LinkUp
 from orchestrator.events import (
     DrainReceived,
+    Order,
     RevisionReceived,
     RevisionsListed,
     TaskDeployed,
@@ -34,8 +36,7 @@ from orchestrator.events import (
 REVISIONS_KEPT = 5  # of each task, with the deployed one
 REMOVALS_KEPT = 1_000  # undeployed tasks, and devices put back in service: the newest
 LARGEST_CHANGE = 2**52 - 1  # that is accepted: half of all numbers stay for the changes after it
-_Order = TaskDeployed | TaskRejected | TaskUndeployed | DrainReceived
-CopiedEvent = LinkUp | LinkDown | _Order | RevisionReceived | RevisionsListed | OrchestratorState
+CopiedEvent = LinkUp | LinkDown | Order | RevisionReceived | RevisionsListed | OrchestratorState
 _CHANGES_OF_A_TERM = 1024  # a later term's numbers are above those of earlier terms, though its leader lost its copy
 _LARGEST_FACTOR = 2**40  # an epoch that counts for this; the product stays below ``LARGEST_CHANGE``
 
@@ -53,7 +54,8 @@ class Orders:
     """All orders up to a change. Tasks are in the order in which they were deployed."""
 
     change: int = 0
-    session: int | None = None  # of the leader's link over which the broker is known to have all of them
+    session: int | None = None  # of the leader's last link: by its will the broker has all up to ``confirmed``
+    confirmed: int = 0
     tasks: Mapping[TaskName, Deployed] = field(default_factory=dict)
     drains: Mapping[DeviceId, int] = field(default_factory=dict)  # -> the number of the change
     undeployed: Mapping[TaskName, int] = field(default_factory=dict)
@@ -73,22 +75,11 @@ class Orders:
 
 @dataclass(frozen=True)
 class Delivered:
-    """The orders that came over the present link: all names, and those that were not retained but new."""
+    """The orders that came over the present link: specs, valid or not, drains, and the ends of both."""
 
     tasks: frozenset[TaskName] = frozenset()
-    new_tasks: frozenset[TaskName] = frozenset()
     drains: frozenset[DeviceId] = frozenset()
-    new_drains: frozenset[DeviceId] = frozenset()
-
-    def with_task(self, task: TaskName, *, retained: bool) -> Delivered:
-        """Also this task: its spec, its invalid spec, or the end of its spec."""
-        new = self.new_tasks if retained else self.new_tasks | {task}
-        return replace(self, tasks=self.tasks | {task}, new_tasks=new)
-
-    def with_drain(self, device: DeviceId, *, retained: bool) -> Delivered:
-        """Also a drain of this device, or the end of one."""
-        new = self.new_drains if retained else self.new_drains | {device}
-        return replace(self, drains=self.drains | {device}, new_drains=new)
+    youngest: tuple[TaskName, ...] = ()  # tasks that were first deployed over this link, and not before
 
 
 NO_ORDERS = Orders()
@@ -109,9 +100,14 @@ class Reconciled:
 
 def change_of(orders: Orders, said: OrchestratorState) -> int:
     """The broker's change number by a message of the leader's topic; 0 when it has none, or an absurd one."""
-    if not said.online and said.session == orders.session:
-        return max(said.change, orders.change)
-    return said.change if said.change <= LARGEST_CHANGE else 0
+    change = said.change if said.change <= LARGEST_CHANGE else 0
+    return max(change, orders.confirmed) if not said.online and said.session == orders.session else change
+
+
+def confirm(orders: Orders, session: int, change: int) -> Orders:
+    """The orders, now that the broker is known to have all up to ``change``, over this link of the leader."""
+    same = (orders.session, orders.confirmed) == (session, change)
+    return orders if same else replace(orders, session=session, confirmed=change)
 
 
 def record(
@@ -124,10 +120,11 @@ def record(
     change: int | None = None,
     rejected: Collection[TaskName] = (),
 ) -> Orders:
-    """The orders after these tasks and drains; the same object if they are the same.
+    """The orders after these tasks, in this order, and drains; the same object if they are the same.
 
-    The change gets the next number, or the given ``change``. ``session`` is that of the leader's present link. The
-    revisions of undeployed tasks are dropped, but not those of a task whose new spec was rejected.
+    The change gets the next number, or the given ``change``. ``session`` is that of the leader's present link, over
+    which the change came: if the broker had all orders, it has all now. The revisions of undeployed tasks are dropped,
+    but not those of a task whose new spec was rejected.
     """
     specs = orders.specs
     kept_revisions = {task: last for task, last in orders.revisions.items() if task in tasks or task in rejected}
@@ -139,13 +136,14 @@ def record(
         return orders
     if change is None:
         change = max(orders.change + 1, min(epoch, _LARGEST_FACTOR) * _CHANGES_OF_A_TERM)
-    kept = {task: orders.tasks[task] for task in specs if task in tasks}
     deployed = {task: Deployed(spec, change) for task, spec in changed.items()}
     newer = {task: last_revisions([spec], kept_revisions.get(task, ())) for task, spec in changed.items()}
+    is_whole = session == orders.session and orders.confirmed >= orders.change
     return Orders(
         change=change,
-        session=session if session == orders.session else None,
-        tasks=kept | deployed,
+        session=orders.session,
+        confirmed=change if is_whole else orders.confirmed,
+        tasks={task: deployed[task] if task in deployed else orders.tasks[task] for task in tasks},
         drains={device: orders.drains.get(device, change) for device in sorted(drained)},
         undeployed=_newest(orders.undeployed, undeployed, change, without=tasks.keys()),
         undrained=_newest(orders.undrained, undrained, change, without=drained),
@@ -170,7 +168,7 @@ def reconcile(
 ) -> Reconciled:
     """Reconcile the copy with what the broker delivered over a new link: ``tasks`` and ``drained``.
 
-    Of the tasks only those count that were delivered. An order that was given over this link wins in any case.
+    Of the tasks only those count that were delivered. An order that was given over this link is in both.
     """
     since = min(orders.change, broker_change)
     specs = [
@@ -182,19 +180,16 @@ def reconcile(
     cleared = [
         task
         for task, change in orders.undeployed.items()
-        if change > since and task in tasks and task in delivered.tasks - delivered.new_tasks
+        if change > since and task in tasks and task in delivered.tasks
     ]
+    older = [task for task in orders.tasks if task not in delivered.youngest]
     in_force = {
         task: restored.get(task) or tasks[task]
-        for task in (*orders.tasks, *(task for task in tasks if task not in orders.tasks))
+        for task in (*older, *(task for task in tasks if task not in orders.tasks), *delivered.youngest)
         if task in restored or (task in delivered.tasks and task in tasks and task not in cleared)
     }
     lost_drains = [d for d, change in orders.drains.items() if change > since and d not in delivered.drains]
-    cleared_drains = [
-        device
-        for device, change in orders.undrained.items()
-        if change > since and device in drained and device not in delivered.new_drains
-    ]
+    cleared_drains = [d for d, change in orders.undrained.items() if change > since and d in drained]
     return Reconciled(
         tasks=in_force,
         drained=frozenset(drained) - set(cleared_drains) | set(lost_drains),
@@ -217,6 +212,7 @@ class StandbyCopy:
     specs: Mapping[TaskName, Mapping[Revision, TaskSpec]] = field(default_factory=dict)  # of revisions, heard likewise
     listed: Mapping[TaskName, Sequence[Revision]] = field(default_factory=dict)  # newest first
     announced: OrchestratorState | None = None  # by the leader, and not in the copy yet
+    broker_change: int = 0  # the leader's last number, heard over this link
 
     def on_event(self, event: CopiedEvent, now_s: float) -> StandbyCopy:
         """The copy after this event. A leader's number covers all that was published before it."""
@@ -243,7 +239,7 @@ class StandbyCopy:
                 revisions[task] = last_revisions(ours, heard) if is_ours_newer else last_revisions(heard, ours)
         return orders if revisions == orders.revisions else replace(orders, revisions=revisions)
 
-    def _heard(self, event: LinkUp | LinkDown | _Order | OrchestratorState, now_s: float) -> StandbyCopy:
+    def _heard(self, event: LinkUp | LinkDown | Order | OrchestratorState, now_s: float) -> StandbyCopy:
         match event:
             case LinkUp() | LinkDown():
                 return StandbyCopy(self.orders, self.settle_s, now_s if isinstance(event, LinkUp) else math.inf)
@@ -254,9 +250,18 @@ class StandbyCopy:
                 return replace(self, tasks={name: spec for name, spec in self.tasks.items() if name != task})
             case DrainReceived(device, drain):
                 return replace(self, drained=self.drained | {device} if drain else self.drained - {device})
-            case OrchestratorState(online=True, change=change) if self.orders.change <= change <= LARGEST_CHANGE:
-                return replace(self, announced=event) if change else self
+            case OrchestratorState():
+                return self._on_leader(event)
         return self
+
+    def _on_leader(self, said: OrchestratorState) -> StandbyCopy:
+        if said.online:
+            is_whole = 0 < said.change <= LARGEST_CHANGE and said.change >= self.orders.change
+            return replace(self, announced=said, broker_change=said.change) if is_whole else self
+        if not self.broker_change:
+            return self
+        pending = self.announced and self.announced.model_copy(update={"session": said.session})
+        return replace(self, announced=pending, orders=confirm(self.orders, said.session, self.broker_change))
 
     def _heard_revisions(self, event: RevisionReceived | RevisionsListed) -> StandbyCopy:
         if isinstance(event, RevisionsListed):
@@ -269,25 +274,22 @@ class StandbyCopy:
 def _confirmed(copy: StandbyCopy, leader: OrchestratorState) -> Orders:
     """The orders up to the leader's number: all that was heard."""
     heard = {name: copy.tasks[name] for name in (*copy.orders.tasks, *copy.tasks) if name in copy.tasks}
-    session, change = leader.session, leader.change
     kept = record(
         copy.orders,
         {name: spec for name, spec in heard.items() if spec is not None},
         copy.drained,
         epoch=leader.epoch,
-        session=session,
-        change=change,
+        session=leader.session,
+        change=leader.change,
         rejected=heard.keys(),
     )
-    same = (kept.change, kept.session) == (change, session)
-    return kept if same else replace(kept, change=change, session=session)
+    kept = kept if kept.change == leader.change else replace(kept, change=leader.change)
+    return confirm(kept, leader.session, leader.change)
 
 
 def _is_lost(orders: Orders, task: TaskName, delivered: Delivered, tasks: Mapping[TaskName, TaskSpec]) -> bool:
     """Whether the broker lacks a spec, or retains an earlier one of it."""
-    if task not in delivered.tasks:
-        return True
-    return task not in delivered.new_tasks and tasks.get(task) in orders.revisions.get(task, ())[1:]
+    return task not in delivered.tasks or tasks.get(task) in orders.revisions.get(task, ())[1:]
 
 
 def _newest(

@@ -10,11 +10,12 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from broker.protocol.specs import TaskName
+from broker.protocol.specs import DeviceId, TaskName, TaskSpec
 from orchestrator import events
-from orchestrator.events import Action, DrainReceived, RouteHeard
+from orchestrator.events import Action, DrainReceived, Order, RouteHeard, TaskDeployed
 from orchestrator.leadership import orders
 from orchestrator.leadership.leader import announce_leadership
 from orchestrator.membership.failure_detector import on_event
@@ -37,19 +38,39 @@ def keep_orders(state: State, moment: Moment) -> tuple[State, list[Action]]:
     if not reconciled:
         state, actions = _reconcile(state, moment.now_s)
     if state.tasks is not before.specs or state.cluster.drained != before.drained:
-        session = state.link.session if state.link else None
-        kept = orders.record(
-            state.orders,
-            state.tasks,
-            state.cluster.drained,
-            epoch=state.epoch,
-            session=session,
-            rejected=state.invalid.keys(),
-        )
+        kept = _record(state, state.tasks, state.cluster.drained)
         state = replace(state, orders=kept, tasks=kept.specs)
     if reconciled and state.orders.change == before.change:
         return state, actions
     return state, [*actions, *announce_leadership(state)]
+
+
+def note_order(state: State, order: Order) -> State:
+    """The state after an order that came before the orders are reconciled with the broker: a new one is recorded now.
+
+    If the link or the process ends before that, the broker's copy doesn't tell whether it lost the order.
+    """
+    delivered, tasks, drained = state.delivered, dict(state.orders.specs), state.orders.drained
+    if isinstance(order, DrainReceived):
+        delivered = replace(delivered, drains=delivered.drains | {order.device})
+        drained = drained | {order.device} if order.drain else drained - {order.device}
+    else:
+        name = order.spec.task if isinstance(order, TaskDeployed) else order.task
+        delivered = replace(delivered, tasks=delivered.tasks | {name})
+        if name in state.tasks:
+            tasks[name] = state.tasks[name]
+        else:
+            tasks.pop(name, None)
+    if isinstance(order, TaskDeployed | DrainReceived) and order.retained:
+        return replace(state, delivered=delivered)
+    youngest = (*delivered.youngest, *(tasks.keys() - state.orders.tasks.keys()))
+    return replace(state, delivered=replace(delivered, youngest=youngest), orders=_record(state, tasks, drained))
+
+
+def _record(state: State, tasks: Mapping[TaskName, TaskSpec], drained: Collection[DeviceId]) -> orders.Orders:
+    session = state.link.session if state.link else None
+    rejected = state.invalid.keys()
+    return orders.record(state.orders, tasks, drained, epoch=state.epoch, session=session, rejected=rejected)
 
 
 def _reconcile(state: State, now_s: float) -> tuple[State, list[Action]]:

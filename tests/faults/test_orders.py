@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -89,6 +90,11 @@ class Site:
     def drain(self, device: str) -> None:
         self.publish(topics.DEVICE_DRAIN, encode(Drain(drain=True)), device=device)
 
+    def stored_session(self) -> int | None:
+        """The leader's link by whose will the stored orders know the broker's number."""
+        stored: dict[str, int | None] = json.loads((self.folder / "tasks.json").read_text(encoding="utf-8"))
+        return stored["session"]
+
     def await_orders(self, tasks: set[str], drained: Collection[str] = ()) -> None:
         """Wait until the leader says that the broker has all orders; they are exactly these, and routed."""
 
@@ -171,6 +177,21 @@ def test_a_task_that_was_undeployed_while_no_orchestrator_was_there_does_not_com
     site = start()
     site.deploy("classify", "caption")
     site.await_orders({"classify", "caption"})
+    site.kill_orchestrator()
+    site.undeploy("caption")
+    site.start_orchestrator()
+    site.await_orders({"classify"})
+
+
+def test_nor_does_it_come_back_after_a_term_that_was_too_short_to_settle(start: Callable[..., Site]) -> None:
+    site = start()
+    site.deploy("classify", "caption")
+    site.await_orders({"classify", "caption"})
+    site.kill_orchestrator()
+    session = site.stored_session()
+    site.start_orchestrator()
+    while site.stored_session() == session:
+        pause(0.02)
     site.kill_orchestrator()
     site.undeploy("caption")
     site.start_orchestrator()

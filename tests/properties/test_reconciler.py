@@ -53,7 +53,7 @@ from orchestrator.events import (
     TaskUndeployed,
     Tick,
 )
-from orchestrator.leadership.orders import NO_ORDERS
+from orchestrator.leadership.orders import NO_ORDERS, confirm
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.membership.failure_detector import on_event
 from orchestrator.placement.deployability import MAX_REFUSALS
@@ -116,7 +116,7 @@ class Reconciler(RuleBasedStateMachine):
         self.now_s = 0.0
         self.agents = {name: Agent() for name in DEVICES}
         self.sessions = 0
-        self.is_removal_at_risk = False  # undeployed before it settled; see docs/architecture.md
+        self.is_removal_unheard = False  # no orchestrator heard an undeployment yet; see docs/architecture.md
         self.old: list[Event] = []  # delivered once, or wills that are on their way
         self.announced_dead: set[str] = set()  # devices whose current session's will was delivered
         self.routes: dict[str, Route] = {}  # what the broker remembers
@@ -129,6 +129,7 @@ class Reconciler(RuleBasedStateMachine):
         self.saved: tuple[Any, Any, Any] | None = None  # an old memory of the broker: leader, specs and drains
         self.epoch = 0
         self.leader: OrchestratorState | None = None  # what the broker remembers of us
+        self.will: OrchestratorState | None = None  # of our link: it doesn't know later changes
         self.done: list[Action] = []
         self.is_prompt = True  # whether a plan arrives at once
         self.asked: RequestPlan | None = None  # the problem that the planner has
@@ -143,7 +144,7 @@ class Reconciler(RuleBasedStateMachine):
         before = self.state
         self.state, actions = decide(self.state, event, self.now_s)
         self.done += actions
-        self.is_removal_at_risk &= not self.state.settled
+        self.is_removal_unheard &= not self.state.settled
         assert self.state.generation in {before.generation, before.generation + 1}
         whole = decide(replace(before, due_s=-math.inf), event, self.now_s)  # all rules look at everything
         assert whole == (self.state, actions)
@@ -179,7 +180,8 @@ class Reconciler(RuleBasedStateMachine):
             else:
                 self._give_to_planner(action)
         if self.state.link and self.state.reconciled and any(isinstance(action, PublishState) for action in actions):
-            confirmed = replace(self.state.orders, session=self.state.link.session)  # our announcement came back
+            orders = self.state.orders
+            confirmed = confirm(orders, self.state.link.session, orders.change)  # our announcement came back
             self.state = replace(self.state, orders=confirmed)
 
     def _give_to_planner(self, action: Action) -> None:
@@ -412,7 +414,6 @@ class Reconciler(RuleBasedStateMachine):
 
     @rule(name=task_names)
     def undeploy(self, name: str) -> None:
-        self.is_removal_at_risk = not self.state.settled
         self.specs.pop(name, None)
         self.old = [event for event in self.old if not (isinstance(event, TaskDeployed) and event.spec.task == name)]
         self.feed(TaskUndeployed(name))
@@ -439,7 +440,6 @@ class Reconciler(RuleBasedStateMachine):
         epoch = self.epoch - 1 if other and self.epoch else self.epoch
         self.feed(OrchestratorState(epoch=epoch, online=False, session=0))
 
-    @precondition(lambda self: not self.is_removal_at_risk)
     @rule(seconds=st.sampled_from([0.5, 10.0]))
     def lose_the_link(self, seconds: float) -> None:
         self.feed(LinkDown("lost"))
@@ -479,23 +479,17 @@ class Reconciler(RuleBasedStateMachine):
             self.heartbeat(device)
         assert self.state.placement.where == where
 
-    @precondition(lambda self: self.state.settled)
     @rule(name=task_names)
     def undeploy_while_the_link_is_down(self, name: str) -> None:
-        """The broker lives on, and only we don't hear it.
-
-        The next link lasts until all has arrived: docs/architecture.md says that otherwise the task may come back.
-        """
+        """The broker lives on, and only we don't hear it."""
         self.feed(LinkDown("lost"))
         self.specs.pop(name, None)
         self.old = [event for event in self.old if not (isinstance(event, TaskDeployed) and event.spec.task == name)]
         self.now_s += 5.0
+        self.is_removal_unheard = True
         self.link()
-        while not self.state.settled:
-            self.now_s += INTERVAL_S / 4
-            self.feed(Tick())
 
-    @precondition(lambda self: self.state.settled)
+    @precondition(lambda self: not self.is_removal_unheard)
     @rule()
     def the_broker_loses_its_memory(self) -> None:
         """It gets everything back from the orchestrator, but for invalid specs."""
@@ -503,10 +497,8 @@ class Reconciler(RuleBasedStateMachine):
         self.specs = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
         self.routes.clear()
         self.assignments.clear()
-        self.sessions += 1
-        self.feed(LinkUp(self.sessions))
-        for birth in self.births.values():
-            self.feed(birth)
+        self.leader = None
+        self._link_up()
         self.restored.clear()
         self.drained_anew.clear()
         for seconds in (READ_RETAINED_S, 1.5 - READ_RETAINED_S):
@@ -515,7 +507,7 @@ class Reconciler(RuleBasedStateMachine):
         assert self.restored == self.specs.keys()
         assert self.drained_anew == self.drained.keys()
 
-    @precondition(lambda self: self.state.settled)
+    @precondition(lambda self: not self.is_removal_unheard)
     @rule()
     def broker_and_orchestrator_restart_without_the_brokers_memory(self) -> None:
         """The orchestrator stored the orders, and no more."""
@@ -542,7 +534,7 @@ class Reconciler(RuleBasedStateMachine):
     def the_broker_returns_with_what_it_saved(self, *, restarts: bool) -> None:
         """It has specs and drains of some time ago; all that changed since is restored, in both directions."""
         assert self.saved is not None
-        leader, specs, drained = self.saved
+        self.leader, specs, drained = self.saved
         self.specs = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
         self.routes.clear()
         self.assignments.clear()
@@ -550,12 +542,9 @@ class Reconciler(RuleBasedStateMachine):
         if restarts:
             self.restart_orchestrator(remembered=False)
         else:
-            self.sessions += 1
-            self.feed(LinkUp(self.sessions))
-            for birth in self.births.values():
-                self.feed(birth)
+            self._link_up()
         retained = [replace(event, retained=True) for event in (*specs.values(), *drained.values())]
-        for event in (leader, *retained):
+        for event in retained:
             self.feed(event)
         for seconds in (READ_RETAINED_S, 1.5 - READ_RETAINED_S):
             self.now_s += seconds
@@ -564,7 +553,6 @@ class Reconciler(RuleBasedStateMachine):
         assert self.state.tasks == {name: TASKS[name] for name in self.specs}
         assert self.state.cluster.drained == self.drained.keys()
 
-    @precondition(lambda self: not self.is_removal_at_risk)
     @rule()
     def restart_orchestrator(self, *, remembered: bool = True) -> None:
         self.epoch += 1
@@ -573,20 +561,23 @@ class Reconciler(RuleBasedStateMachine):
         if remembered:
             self.link()
             return
+        self._link_up()
+
+    def _link_up(self) -> None:
+        """Connect, and hear the last link's will and the births."""
         self.sessions += 1
+        retained = self.leader  # a new term is announced at once
         self.feed(LinkUp(self.sessions))
+        self.will = OrchestratorState(epoch=self.epoch, online=False, session=self.sessions)
+        if retained is not None:
+            self.feed(retained)
         for birth in self.births.values():
             self.feed(birth)
 
     def link(self) -> None:
         """Connect; the broker sends what it remembers."""
-        self.sessions += 1
-        said = self.leader
-        self.feed(LinkUp(self.sessions))
-        if said is not None:
-            self.feed(said.model_copy(update={"online": False, "change": 0}))  # a will doesn't know later changes
-        for event in self.births.values():
-            self.feed(event)
+        self.leader = self.will
+        self._link_up()
         for order in (*self.drained.values(), *self.specs.values()):
             self.feed(order if isinstance(order, TaskRejected) else replace(order, retained=True))
         for name, route in sorted(self.routes.items()):

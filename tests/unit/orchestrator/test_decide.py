@@ -52,6 +52,7 @@ from orchestrator.events import (
     Tick,
 )
 from orchestrator.leadership.epochs import ACCEPTED_AFTER, LARGEST_EPOCH
+from orchestrator.leadership.orders import confirm
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.state import State, initial
 from tests.builders import all_of, chain, module
@@ -370,8 +371,8 @@ def test_of_two_holders_the_one_that_is_ready_is_adopted() -> None:
 def test_after_a_restart_the_tasks_that_were_served_go_first() -> None:
     site = Site(epoch=2)
     site.born("a", 100)
-    site.feed(TaskDeployed(CAPTION))
-    site.feed(TaskDeployed(CLASSIFY))
+    site.feed(TaskDeployed(CAPTION, retained=True))
+    site.feed(TaskDeployed(CLASSIFY, retained=True))
     site.feed(RetainedRouteReceived("caption", available=False))
     site.feed(RetainedRouteReceived("classify", available=True))
     site.settle()
@@ -690,15 +691,15 @@ def test_a_route_of_a_task_that_does_not_exist_is_cleared_and_one_of_a_later_ter
 
 def confirmed(site: Site) -> Site:
     """The site after its own announcement came back: the broker has all orders."""
-    site.state = replace(site.state, orders=replace(site.state.orders, session=1))
+    site.state = replace(site.state, orders=confirm(site.state.orders, 1, site.state.orders.change))
     return site
 
 
-def reconnected(site: Site, *retained: Event) -> list[Action]:
+def reconnected(site: Site, *retained: Event, session: int = 2) -> list[Action]:
     """The link goes and comes, and the broker delivers what it retains. What the orchestrator says after that."""
     site.feed(LinkDown("lost"))
     site.now_s += 5
-    site.feed(LinkUp(2))
+    site.feed(LinkUp(session))
     actions = [action for event in retained for action in said(site.feed(event))]
     site.now_s += READ_RETAINED_S
     actions += said(site.feed(Tick()))
@@ -785,6 +786,41 @@ def test_an_order_that_was_given_before_we_were_back_wins() -> None:
     assert (site.state.tasks, site.state.cluster.drained) == ({"caption": other}, frozenset())
 
 
+def test_a_task_that_was_undeployed_after_a_link_that_was_too_short_to_settle_is_taken_away() -> None:
+    """The will of that link has no number: the one that was heard over it counts, also after a restart."""
+    site = confirmed(serving(CLASSIFY, a=100))
+    site.feed(LinkDown("lost"))
+    site.feed(LinkUp(2))
+    site.feed(WILL)
+    stored = site.state.orders
+    will = leader(1, 2, online=False)
+    assert not all_of(reconnected(site, will, session=3), PublishSpec)
+    assert (site.state.tasks, list(site.state.orders.undeployed)) == ({}, ["classify"])
+    site.state = replace(initial(epoch=2, orders=stored), link=LinkUp(5), sessions=(5,), settles_at_s=1.5)
+    assert not all_of([*site.feed(will), *site.settle()], PublishSpec)
+    assert site.state.tasks == {}
+
+
+def test_orders_that_come_before_it_settled_outlive_the_link_and_the_brokers_memory() -> None:
+    site = confirmed(serving(CLASSIFY, a=300, b=100))
+    site.feed(LinkDown("lost"))
+    for event in (LinkUp(2), WILL, TaskUndeployed("classify"), TaskDeployed(CAPTION), DrainReceived("b", drain=True)):
+        site.feed(event)
+    actions = reconnected(site, session=3)
+    assert all_of(actions, PublishSpec) == [PublishSpec(CAPTION)]
+    assert all_of(actions, PublishDrain) == [PublishDrain("b")]
+    assert (site.state.tasks, site.state.cluster.drained) == ({"caption": CAPTION}, frozenset({"b"}))
+
+
+def test_a_task_that_is_deployed_before_it_settled_is_younger_than_those_that_the_broker_retained() -> None:
+    site = Site(epoch=2)
+    site.born("a", 100)
+    for event in (TaskDeployed(CLASSIFY), TaskDeployed(CAPTION, retained=True)):
+        site.feed(event)
+    site.settle()
+    assert list(site.state.tasks) == ["caption", "classify"]
+
+
 def restarted(*retained: Event) -> tuple[Site, list[Action]]:
     """A new term that begins with stored orders; what it says after it settled."""
     site = Site(epoch=2)
@@ -832,14 +868,13 @@ def test_an_absurd_change_number_counts_as_none() -> None:
 
 def test_our_own_announcement_confirms_that_the_broker_has_the_orders() -> None:
     site = serving(CLASSIFY, a=100)
-    assert site.state.orders.session is None
     site.feed(leader(1, 1))
-    assert site.state.orders.session is None, "a heartbeat has no number"
+    assert (site.state.orders.session, site.state.orders.confirmed) == (None, 0), "a heartbeat has no number"
     (announced,) = all_of(site.feed(LeaderTopicLost("it was cleared")), PublishState)
     site.feed(announced.message)
-    assert site.state.orders.session == 1
+    assert (site.state.orders.session, site.state.orders.confirmed) == (1, 1024)
     site.feed(TaskDeployed(CAPTION))
-    assert site.state.orders.session == 1
+    assert (site.state.orders.session, site.state.orders.confirmed) == (1, 1025)
 
 
 def test_the_last_five_revisions_of_a_task_are_kept() -> None:

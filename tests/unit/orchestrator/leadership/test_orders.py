@@ -1,4 +1,4 @@
-"""A standby's copy of the orders: the revisions that the leader lists and publishes come into it."""
+"""The operators' orders: what a number of the broker proves, and a standby's copy of them, with their revisions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import pytest
 from broker.protocol.messages import OrchestratorState
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import LinkUp
-from orchestrator.events import RevisionReceived, RevisionsListed, TaskDeployed, TaskRejected
-from orchestrator.leadership.orders import NO_ORDERS, Orders, StandbyCopy, record
+from orchestrator.events import (
+    DrainReceived,
+    RevisionReceived,
+    RevisionsListed,
+    TaskDeployed,
+    TaskRejected,
+    TaskUndeployed,
+)
+from orchestrator.leadership.orders import NO_ORDERS, Orders, StandbyCopy, change_of, confirm, record
 from tests.builders import chain, module
 
 SPECS = [chain("classify", module("vision"), weight=float(weight)) for weight in range(1, 9)]
@@ -73,3 +80,48 @@ def test_revisions_stay_in_a_copy_while_the_spec_is_a_rejected_one() -> None:
     assert (dict(copy.orders.tasks), numbers(copy.orders.revisions["classify"])) == ({}, [1, 0])
     copy = copy.on_event(TaskDeployed(SPECS[2]), 2.5).on_event(LEADS.model_copy(update={"change": 2001}), 3.0)
     assert numbers(copy.orders.revisions["classify"]) == [2, 1, 0]
+
+
+CLASSIFY = chain("classify", module("vision"))
+CAPTION = chain("caption", module("text"))
+
+
+def said(session: int, change: int = 0, *, online: bool = True) -> OrchestratorState:
+    return OrchestratorState(epoch=1, online=online, session=session, change=change)
+
+
+def test_a_will_counts_as_the_number_that_was_heard_over_its_link_and_another_one_as_none() -> None:
+    orders = confirm(record(NO_ORDERS, {"classify": CLASSIFY}, (), epoch=1, session=7), 8, 1000)
+    assert change_of(orders, said(8, online=False)) == 1000
+    assert change_of(orders, said(7, online=False)) == 0
+    assert change_of(orders, said(8)) == 0, "it is not a will"
+
+
+def test_a_change_over_a_link_that_had_all_is_confirmed_and_over_another_one_is_not() -> None:
+    orders = record(NO_ORDERS, {"classify": CLASSIFY}, (), epoch=1, session=7)
+    assert orders.confirmed == 0
+    whole = record(confirm(orders, 7, orders.change), {"classify": CLASSIFY}, {"b"}, epoch=1, session=7)
+    assert (whole.session, whole.confirmed) == (7, whole.change)
+    partial = record(confirm(orders, 8, orders.change - 1), {"classify": CLASSIFY}, {"b"}, epoch=1, session=8)
+    assert (partial.session, partial.confirmed) == (8, orders.change - 1)
+
+
+def test_a_standbys_copy_knows_the_number_of_a_link_of_the_leader_that_ended_before_it_announced() -> None:
+    copy = StandbyCopy(NO_ORDERS, settle_s=1.5)
+    for event in (LinkUp(1), TaskDeployed(CLASSIFY), TaskDeployed(CAPTION), DrainReceived("b", drain=True)):
+        copy = copy.on_event(event, 10.0)
+    copy = copy.on_event(said(7, 1026), 20.0)
+    assert (copy.orders.specs, copy.orders.drained) == ({"classify": CLASSIFY, "caption": CAPTION}, frozenset({"b"}))
+    copy = copy.on_event(TaskUndeployed("caption"), 21.0)
+    copy = copy.on_event(said(8, online=False), 21.5)
+    assert change_of(copy.orders, said(8, online=False)) == 1026
+
+
+def test_the_number_holds_also_for_a_will_that_a_standby_hears_before_it_settled() -> None:
+    copy = StandbyCopy(NO_ORDERS, settle_s=1.5)
+    for event in (LinkUp(1), said(7, 1026), said(8, online=False), TaskDeployed(CLASSIFY)):
+        copy = copy.on_event(event, 10.0)
+    copy = copy.on_event(DrainReceived("b", drain=True), 11.5)
+    assert copy.orders.specs == {"classify": CLASSIFY}
+    assert change_of(copy.orders, said(8, online=False)) == 1026
+    assert change_of(copy.on_event(LinkUp(2), 12.0).on_event(said(9, online=False), 12.0).orders, said(9)) == 0
