@@ -4,8 +4,7 @@ Owns the step from facts to the current placement, except planned moves. Publish
 
 Invariants:
 - a module stays on its device until the device is gone or refuses it, no task needs it, or a task would not fit;
-- if an active copy can't serve and a spare can, the spare takes over at once, without a load. So does a spare on a
-  device that is always on from a copy on one that isn't;
+- if an active copy can't serve and a spare can, the spare takes over at once, without a load;
 - spares never change where an active copy is. They are dropped at once where an active copy needs the memory, and
   chosen again only after ``Pace.calm_s`` without a change, when every active copy serves.
 """
@@ -16,6 +15,7 @@ from dataclasses import replace
 
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
+from orchestrator.membership.device import Fitness
 from orchestrator.placement import planner_input, planning
 from orchestrator.planner.copies import copy_number, original_key
 from orchestrator.planner.plans import PlacementPlan, PlacementProblem, SparesPlan, SparesProblem
@@ -24,22 +24,38 @@ from orchestrator.state import CurrentPlacement, Facts, Moment, Planning, State
 
 
 def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Make a spare the active copy where the active copy can't serve and the spare can, or isn't always on."""
+    """Make a spare the active copy where the active copy can't serve and the spare can."""
     placement, devices = state.placement, state.cluster.devices
-    heirs: dict[ModuleKey, DeviceId] = {}
-    why: dict[ModuleKey, str] = {}
-    for key, home in placement.where.items():
-        stands = home in devices and devices[home].keeps(original_key(key))
-        if stands and devices[home].always_on:
-            continue
-        ready = [d for d in placement.spares.of(key) if d in devices and devices[d].keeps(original_key(key))]
-        ready = [d for d in ready if devices[d].always_on] or ([] if stands else ready)
-        if ready:
-            heirs[key], why[key] = ready[0], f"took over from {home}{_why_left(state, home, key)}"
+    heirs = {
+        key: heir
+        for key, home in placement.where.items()
+        if not (home in devices and devices[home].keeps(original_key(key)))
+        and (heir := _heir(state, key, home)) is not None
+    }
     if not heirs:
         return state, []
+    why = {
+        key: f"took over from {home}{_why_left(state, home, key)}"
+        for key, home in placement.where.items()
+        if key in heirs
+    }
     placement = replace(placement, where={**placement.where, **heirs}, why={**placement.why, **why})
     return adopt(state, placement, moment.now_s), [Note("took_over", {"modules": placement.names(heirs)})]
+
+
+def _heir(state: State, copy: ModuleKey, home: DeviceId) -> DeviceId | None:
+    """The device whose spare takes over: one that is always on, if any.
+
+    A spare on another one serves anyway. It stays a spare while a device that is always on loads the active copy.
+    """
+    devices, key = state.cluster.devices, original_key(copy)
+    ready = [name for name in state.placement.spares.of(copy) if name in devices and devices[name].keeps(key)]
+    always = [name for name in ready if devices[name].always_on]
+    known = devices.get(home)
+    is_loading = known is not None and known.always_on and known.fitness > Fitness.UNRESPONSIVE
+    if known is not None and is_loading and key not in known.barred:
+        ready = always
+    return next(iter(always or ready), None)
 
 
 def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:

@@ -63,11 +63,14 @@ def explain(placement: Placement, key: ModuleKey) -> Explanation:
     draft = PartialPlacement(problem, placement.where)
     home = draft.where[module]
     draft.put(module, NOWHERE)
-    able = draft.able(module)
+    able, excluded = draft.able(module), problem.exclusions(module)
+    if not problem.fleet.sometimes[home]:
+        able = able[~problem.fleet.sometimes[able]]
+        others = (problem.fleet.specs[row].id for row in np.flatnonzero(problem.fleet.sometimes))
+        excluded = dict.fromkeys(others, "it is on only sometimes") | excluded
     costs_s = problem.costs_s(module, able, draft.where)
     cost_s = float(costs_s[np.searchsorted(able, home)])
     slower_s = dict(zip(able.tolist(), (costs_s - cost_s).tolist(), strict=True))
-    excluded = problem.exclusions(module)
     rejected: dict[DeviceId, str] = {}
     for name, row in rows.items():
         if row == home:

@@ -50,7 +50,7 @@ SIGHTINGS = 1_000_000  # kept at most, in some hundred megabytes: four days of t
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One state message that devices obey, with the time it arrived here.
+    """One state message that devices obey, or a device's standing, with the time it arrived here.
 
     A heartbeat that reports the same modules, in the same states, and the same suspects as the one before it of its
     device is kept as that earlier one, so that a long replay doesn't fill the memory.
@@ -238,6 +238,8 @@ class Observer:
         if topic in self._reports:
             self._reports[topic].pop(name, None)
             self._reports[topic] |= {name: message} if message else {}
+            if topic is DEVICE_STANDING:
+                self._keep(at_s, name, message)
             return
         if topic is ORCHESTRATOR_STATE:
             self.leader = message if isinstance(message, OrchestratorState) else None

@@ -8,6 +8,7 @@ calm, every task that fits is served, and nothing changes any more.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +29,7 @@ from broker.protocol.messages import (
     OrchestratorState,
     Route,
 )
+from broker.protocol.specs import Availability, TaskSpec
 from broker.transport.port import LinkDown, LinkUp
 from orchestrator.decide import decide
 from orchestrator.events import (
@@ -86,6 +88,7 @@ TASKS = {
     )
 }
 limits = st.sampled_from([None, None, None, ("classify", "private", "listen"), ("caption", "remote")])
+availabilities: st.SearchStrategy[Availability] = st.sampled_from(["always", "always", "sometimes"])
 devices = st.sampled_from(DEVICES)
 memory_sizes = st.sampled_from([30, 70, 100, 200, 400])
 parts = st.sampled_from(sorted(MODULES))
@@ -209,7 +212,7 @@ class Reconciler(RuleBasedStateMachine):
     def a_site_is_set_up(self, memory_bytes: list[int], names: set[str]) -> None:
         """Most of what can go wrong needs one that works."""
         for device, size in zip(DEVICES, memory_bytes, strict=False):
-            self.connect(device, size, None)
+            self.connect(device, size, None, "always")
         for name in sorted(names):
             self.deploy(name)
         self.all_send_heartbeats()
@@ -248,8 +251,10 @@ class Reconciler(RuleBasedStateMachine):
 
     # --- devices ---
 
-    @rule(device=devices, memory_bytes=memory_sizes, tasks=limits)
-    def connect(self, device: str, memory_bytes: int, tasks: tuple[str, ...] | None) -> None:
+    @rule(device=devices, memory_bytes=memory_sizes, tasks=limits, availability=availabilities)
+    def connect(
+        self, device: str, memory_bytes: int, tasks: tuple[str, ...] | None, availability: Availability
+    ) -> None:
         """A device starts, or comes back with a new session before its will was heard."""
         agent = self.agents[device]
         if not agent.up:
@@ -262,7 +267,8 @@ class Reconciler(RuleBasedStateMachine):
         agent.compute_s.clear()
         agent.footprints.clear()
         known = profile(memory_bytes, compute_flops_per_s=100e9)
-        birth = DeviceStateReceived(device, online(agent.session, known).model_copy(update={"tasks": tasks}))
+        said = online(agent.session, known).model_copy(update={"tasks": tasks, "availability": availability})
+        birth = DeviceStateReceived(device, said)
         self.births[device] = birth
         self.announced_dead.discard(device)
         self.say(birth)
@@ -677,7 +683,7 @@ class Reconciler(RuleBasedStateMachine):
     @invariant()
     def the_cluster_counts_its_devices_and_examines_them_in_time(self) -> None:
         cluster = self.state.cluster
-        alive = [device for device in cluster.devices.values() if device.alive]
+        alive = [device for device in cluster.devices.values() if device.alive and device.always_on]
         assert (cluster.living, cluster.silent) == (len(alive), sum(device.health == "suspect" for device in alive))
         assert cluster.reported == {name for name, device in cluster.devices.items() if device.timeout_reports}
         examined = on_event(replace(cluster, examine_at_s=-math.inf), Tick(), self.now_s)
@@ -729,6 +735,23 @@ class Reconciler(RuleBasedStateMachine):
                 assert not told.modules or told.stays
         for name in self.specs.keys() - wanted.keys():
             assert self.routes[name].unavailable == "its spec is wrong"
+        self.check_what_is_only_on_devices_that_are_on_sometimes(with_measured_footprints(served, footprints), barred)
+
+    def check_what_is_only_on_devices_that_are_on_sometimes(
+        self, served: list[TaskSpec], barred: dict[str, dict[str, str]]
+    ) -> None:
+        """No module is only there, and no task has its only front door there, if other devices can do that."""
+        known = {name: self.state.cluster.devices[name] for name, agent in self.agents.items() if agent.up}
+        always = [device.spec for device in known.values() if device.always_on and device.doubt is None]
+        sometimes = {name for name, device in known.items() if not device.always_on}
+        with contextlib.suppress(NoDeviceFits):
+            place(always, served, barred=barred)
+            assert sometimes.isdisjoint(self.state.placement.where.values())
+        for task in served:
+            route = self.routes[task.task]
+            able = [device.id for device in always if may_run(task, device)]
+            assert not able or sometimes.isdisjoint(route.front_door)
+            assert not set(able).difference(route.front_door) or sometimes.isdisjoint(route.second_door)
 
 
 class LongReconciler(Reconciler):

@@ -131,6 +131,8 @@ class Injector:
                 self._kill(target)
             case "start":
                 (site.start_orchestrator if target in self._orchestrators else site.start_agent)(target)
+            case "switch_off":
+                self._switch_off(target, fault)
             case "pause":
                 site.pause(target)
                 self._ends(fault, lambda: site.resume(target))
@@ -162,6 +164,16 @@ class Injector:
         self._killed.append(target)
         self._led(target)
         self._helper(lambda: self._stage.site.kill(target))
+
+    def _switch_off(self, target: str, fault: Fault) -> None:
+        """End it; the wait until it is gone must not delay its start, nor the next fault."""
+
+        def off_and_on() -> None:
+            (self._stage.site.end if fault.gently else self._stage.site.kill)(target)
+            if fault.for_s is not None:
+                self._later(time.monotonic() + fault.for_s, lambda: self._stage.site.start_agent(target))
+
+        self._helper(off_and_on)
 
     def _restart(self, target: str, fault: Fault) -> None:
         site = self._stage.site

@@ -159,11 +159,35 @@ def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:
         broken += [f"{code}: {found.errors[code]}, expected none of this code" for code in other]
     if expect.replaced:
         broken += _unreplaced(found.faults)
+    broken += [
+        f"{device} was {standing.standing}: {standing.why}"
+        for standing in timeline.alarms(recording.sightings, recording.began_s)
+        if (device := standing.device) in (expect.no_alarm or ())
+    ]
+    for device in expect.used or ():
+        broken += _unused(recording, device)
     if expect.served_at_end:
         last = {outcome.task: outcome for outcome in recording.outcomes}
         unserved = sorted(task for task, outcome in last.items() if outcome.ending != "right")
         broken += [f"the last request for {task} was not answered" for task in unserved]
     return broken
+
+
+def _unused(recording: Recording, device: DeviceId) -> list[str]:
+    """A sentence for each time in which a device was there, and computed for no answer."""
+    off = [fault for fault in recording.faults if fault.target == device and fault.kind in timeline.TAKES_AWAY]
+    since_s, unused = recording.began_s, list[str]()
+    for until_s, back_s in [*((each.at_s, timeline.over_s(each, off)) for each in off), (math.inf, None)]:
+        used = any(
+            outcome.ending == "right" and device in outcome.devices and since_s <= outcome.sent_s < until_s
+            for outcome in recording.outcomes
+        )
+        if not used:
+            unused.append(f"{device} computed for no answer from {since_s - recording.began_s:.1f} s on")
+        if back_s is None:
+            break
+        since_s = back_s
+    return unused
 
 
 def _unreplaced(faults: Sequence[FaultReport]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from broker.client import Response
 from broker.protocol.errors import ErrorCode
 from s2m3.reference.pictures import DemoRequest
+from s2m3.testbed.observer import named
 from s2m3.testbed.replay.inject import Injector
 from s2m3.testbed.replay.library import Answer, answers, in_order, requests_for
 from s2m3.testbed.replay.report import Ending, Outcome, Recording
@@ -93,8 +94,12 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
 
 
 def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) -> list[Asked]:
-    """Send requests evenly until the load's time is over, all faults are, and a leader has every task served again."""
+    """Send requests evenly until the load's time is over, all faults are, and a leader has every task served again.
+
+    The devices that must be used must be there again, too.
+    """
     asked: list[Asked] = []
+    used = set(scenario.expect.used or ())
     tasks = [spec.task for spec in stage.specs]
     questions = in_order(requests_for(scenario.tasks), scenario.seed)
     end_s = began_s + scenario.load.duration_s
@@ -103,6 +108,7 @@ def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) 
         due_s = began_s + turn / scenario.load.rate_per_s
         stage.observer.listen(due_s - time.monotonic())
         all_well = injector.finished and stage.observer.leads and stage.observer.serves(tasks)
+        all_well = all_well and used <= set().union(*map(named, stage.observer.routes.values()))
         if due_s < latest_s and not all_well:
             end_s = max(end_s, due_s + TAIL_S)
         if due_s >= end_s:

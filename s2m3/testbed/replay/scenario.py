@@ -19,10 +19,22 @@ from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from broker.protocol.errors import ErrorCode
-from broker.protocol.specs import Bytes, DeviceId, NodeName, NotNegative, Spec, TaskName
+from broker.protocol.specs import Availability, Bytes, DeviceId, NodeName, NotNegative, Spec, TaskName
 
 Kind = Literal[
-    "kill", "start", "pause", "partition", "slow", "restart", "hostile", "drain", "undrain", "squeeze", "hang", "stall"
+    "kill",
+    "start",
+    "switch_off",
+    "pause",
+    "partition",
+    "slow",
+    "restart",
+    "hostile",
+    "drain",
+    "undrain",
+    "squeeze",
+    "hang",
+    "stall",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 INNER: tuple[Kind, ...] = ("hang", "stall")  # faults from inside an agent
@@ -47,7 +59,11 @@ _NEEDS: dict[str, set[str]] = {
     "hostile": {"messages"},
     "squeeze": {"memory", "for_s"},
 }
-_MAY: dict[str, set[str]] = {"partition": {"disconnect"}, "restart": {"for_s", "gently"}}
+_MAY: dict[str, set[str]] = {
+    "partition": {"disconnect"},
+    "restart": {"for_s", "gently"},
+    "switch_off": {"for_s", "gently"},
+}
 _PARAMETERS = ("for_s", "factor", "messages", "memory", "disconnect", "gently")
 
 
@@ -57,11 +73,13 @@ class When(Spec):
     node: NodeName | None = None  # inputs of this node, on their way to another device
     request: TaskName | None = None  # a request for this task
     online: Target | None = None  # the first heartbeat of this device since it was started last
+    used: DeviceId | None = None  # inputs on their way to this device
+    times: Times = 1  # so often
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if sum(value is not None for value in (self.node, self.request, self.online)) != 1:
-            raise _unsound((), "must name exactly one of node, request, online")
+        if sum(value is not None for value in (self.node, self.request, self.online, self.used)) != 1:
+            raise _unsound((), "must name exactly one of node, request, online, used")
         return self
 
 
@@ -71,6 +89,7 @@ class Fault(Spec):
     at_s: NotNegative
     kill: Target | None = None  # SIGKILL
     start: Target | None = None  # of a device that was killed
+    switch_off: Target | None = None  # SIGKILL unless gently, and started again after for_s, if that is given
     pause: Target | None = None  # SIGSTOP, and SIGCONT after for_s: alive but hung
     partition: Target | None = None  # nothing passes on its link for for_s; the process lives
     slow: Target | None = None  # stopped and continued, so that it has 1/factor of its time
@@ -86,7 +105,7 @@ class Fault(Spec):
     messages: Annotated[int, Field(ge=1, le=100_000)] | None = None
     memory: Bytes | None = None
     disconnect: bool | None = None  # of a partition: the connections end at once, as when a router restarts
-    gently: bool | None = None  # of a restart: SIGTERM: Mosquitto then publishes all wills before it ends
+    gently: bool | None = None  # SIGTERM: of a restart, Mosquitto then publishes all wills before it ends
     when: When | None = None
     every_s: Seconds | None = None  # it comes again and again
     times: Times | None = None  # so often in all
@@ -125,6 +144,7 @@ class FleetDevice(Spec):
     id: DeviceId
     memory: Bytes | None = None  # for modules; None: what is really free, less a reserve
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting
+    availability: Availability = "always"
 
 
 class Load(Spec):
@@ -151,6 +171,8 @@ class Expect(Spec):
     refusals_at_least: Limit = 0  # modules that a device said it can't hold: where this is what the scenario is about
     served_at_end: bool = True  # whether each task's last request must be answered
     replaced: bool = False  # whether a device or leader that is taken away must be replaced before its return
+    used: tuple[DeviceId, ...] | None = None  # devices that must compute for an answer each time that they are there
+    no_alarm: tuple[DeviceId, ...] | None = None  # devices that the leader must never call suspect, dead, or the like
     leaders_at_least: Limit = 0  # orchestrators that led, one an epoch, from the one at the first request on
 
 
@@ -188,6 +210,9 @@ class Scenario(Spec):
             raise _unsound(("faults",), f"are more than {MAX_FAULTS}, with all that repeat")
         for position, fault in enumerate(self.faults):
             self._check(fault, ("faults", position), set(ids))
+        for field in ("used", "no_alarm"):
+            if other := sorted(set(getattr(self.expect, field) or ()) - set(ids)):
+                raise _unsound(("expect", field), f"names {other[0]}, which is not a device of the fleet")
         return self
 
     def _check(self, fault: Fault, place: tuple[int | str, ...], devices: set[DeviceId]) -> None:
@@ -206,6 +231,8 @@ class Scenario(Spec):
             self._check_task(fault.when.request, (*place, "when", "request"), "names")
         if fault.when and fault.when.online:
             self._check_target("start", fault.when.online, (*place, "when", "online"), devices)
+        if fault.when and fault.when.used and fault.when.used not in devices:
+            raise _unsound((*place, "when", "used"), f"names {fault.when.used}, which is not a device of the fleet")
 
     def _check_target(self, kind: Kind, target: str, place: tuple[int | str, ...], devices: set[DeviceId]) -> None:
         known = devices | ({ORCHESTRATOR} if kind in {"kill", "start", "pause", "partition", "restart"} else set())

@@ -12,10 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from broker.protocol.messages import Heartbeat
+from broker.protocol.reports import Standing
 from broker.protocol.topics import DEVICE_HEARTBEAT, REQUESTS, TENSORS, read
 from broker.transport.connect import connect
 from broker.transport.port import Delivery, Inbox, LinkEvent, LinkUp, Transport
@@ -46,9 +48,16 @@ CONNECT_S = 5.0
 REMEMBERED = 40  # messages
 MAX_REMEMBERED_BYTES = 1_000_000  # of one message
 
-_FIELDS = {TENSORS: ("node", "node"), DEVICE_HEARTBEAT: ("online", "device")}
-_FIELDS |= dict.fromkeys(REQUESTS, ("request", "task"))
-"""The topics that are watched: the field of ``When`` that each one meets, and the id in its name."""
+_FIELDS = {TENSORS: {"node": "node", "used": "receiver"}, DEVICE_HEARTBEAT: {"online": "device"}}
+_FIELDS |= {topic: {"request": "task"} for topic in REQUESTS}
+"""The topics that are watched: the fields of ``When`` that each one meets, and the id in its name."""
+
+
+@dataclass
+class _Armed:
+    when: When
+    left: int  # events
+    spring: Callable[[], None]
 
 
 class Tripwire:
@@ -57,13 +66,13 @@ class Tripwire:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._lock = threading.Lock()
-        self._set: list[tuple[When, Callable[[], None]]] = []
+        self._set: list[_Armed] = []
         self._recent: deque[Delivery] = deque(maxlen=REMEMBERED)
 
     def arm(self, when: When, spring: Callable[[], None]) -> None:
-        """Call ``spring`` once, from the network's thread, at the next such event."""
+        """Call ``spring`` once, from the network's thread, when such events came so often as it says."""
         with self._lock:
-            self._set.append((when, spring))
+            self._set.append(_Armed(when.model_copy(update={"times": 1}), when.times, spring))
 
     @property
     def recent(self) -> list[Delivery]:
@@ -78,15 +87,18 @@ class Tripwire:
         incoming = read(self._prefix, event.topic, event.payload)
         if incoming is None or incoming.topic not in _FIELDS:
             return
-        field, name = _FIELDS[incoming.topic]
-        happened = When.model_validate({field: incoming.ids[name]})
+        fields = _FIELDS[incoming.topic]
+        happened = [When.model_validate({field: incoming.ids[name]}) for field, name in fields.items()]
         with self._lock:
-            if happened.online is None and len(event.payload) <= MAX_REMEMBERED_BYTES:
+            if incoming.topic is not DEVICE_HEARTBEAT and len(event.payload) <= MAX_REMEMBERED_BYTES:
                 self._recent.append(event)
-            due = [spring for when, spring in self._set if when == happened]
-            self._set = [(when, spring) for when, spring in self._set if when != happened]
-        for spring in due:
-            spring()
+            met = [armed for armed in self._set if armed.when in happened]
+            for armed in met:
+                armed.left -= 1
+            self._set = [armed for armed in self._set if armed.left]
+        for armed in met:
+            if not armed.left:
+                armed.spring()
 
 
 class Stage:
@@ -162,8 +174,7 @@ class Stage:
             settings = (*PERSISTENCE, f"persistence_location {directory}/")
         beat_s = scenario.heartbeat_interval_s
         configs = [
-            AgentConfig(id=each.id, memory=each.memory, speed=each.speed, threads=THREADS, heartbeat_interval_s=beat_s)
-            for each in scenario.fleet
+            AgentConfig(**each.model_dump(), threads=THREADS, heartbeat_interval_s=beat_s) for each in scenario.fleet
         ]
         self.site = Site(
             scenario.broker,
@@ -214,7 +225,8 @@ class Stage:
         for device, assignment in seen.assignments.items():
             if not {assigned.spec.key for assigned in assignment.modules} <= seen.ready(device):
                 return False
-        last_s = max((s.at_s for s in seen.sightings if not isinstance(s.message, Heartbeat)), default=0.0)
+        others = (s.at_s for s in seen.sightings if not isinstance(s.message, Heartbeat | Standing))
+        last_s = max(others, default=0.0)
         return time.monotonic() - last_s > SETTLED_INTERVALS * self._scenario.heartbeat_interval_s
 
 

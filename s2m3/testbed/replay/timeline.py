@@ -26,13 +26,17 @@ from itertools import pairwise
 from typing import Literal
 
 from broker.protocol.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Route
+from broker.protocol.reports import Standing
 from broker.protocol.specs import DeviceId, TaskName
 from s2m3.testbed.observer import Sighting, named
 from s2m3.testbed.replay.scenario import BROKER, ORCHESTRATOR, Kind
 
 Routes = Mapping[TaskName, Route]
 Signal = Literal["will", "timeouts", "heartbeats"]
-TAKES_AWAY: frozenset[Kind] = frozenset({"kill", "pause", "partition", "hang"})  # the device, from the site
+TAKES_AWAY: frozenset[Kind] = frozenset(
+    {"kill", "switch_off", "pause", "partition", "hang"}
+)  # the device, from the site
+ALARMS = frozenset({"suspect", "unresponsive", "dead", "probation"})
 _UNDONE_BY: Mapping[Kind, Kind] = {"kill": "start", "drain": "undrain"}
 
 
@@ -99,6 +103,12 @@ def over_s(fault: Injected, faults: Iterable[Injected]) -> float | None:
     return min(
         (each.at_s for each in faults if (each.target, each.kind) == undone and each.at_s >= fault.at_s), default=None
     )
+
+
+def alarms(sightings: Iterable[Sighting], from_s: float) -> list[Standing]:
+    """The standings since then by which the leader told that something is wrong with a device, in order."""
+    told = [s.message for s in sightings if isinstance(s.message, Standing) and s.at_s >= from_s]
+    return [standing for standing in told if standing.standing in ALARMS]
 
 
 def leaders(sightings: Iterable[Sighting], from_s: float) -> list[int]:

@@ -115,6 +115,26 @@ def test_a_rate_beyond_one_copy_gets_a_replica(plan: Run, folder: Path) -> None:
     assert made["replicas"]["see"] == ["camera-1"]
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_device_that_is_on_only_sometimes_gets_a_replica_and_only_what_fits_nowhere_else(
+    plan: Run, folder: Path, solver: str
+) -> None:
+    fleet = FLEET.replace("    compute_s", "    availability: sometimes\n    compute_s")
+    (folder / "fleet.yaml").write_text(fleet)
+    made = json.loads(plan("--json", "--solver", solver)[1])
+    assert made["placement"] == {"say": "camera-1", "see": "camera-1"}
+    assert made["replicas"]["see"] == ["gateway"]
+    assert {each["rejected"]["gateway"] for each in made["explain"]} == {"it is on only sometimes"}
+    (folder / "fleet.yaml").write_text(fleet.replace("1.0e8", "8.0e7"))
+    made = json.loads(plan("--json", "--solver", solver)[1])
+    assert made["placement"] == {"say": "camera-1", "see": "gateway"}
+    reasons = {each["module"]: each["rejected"] for each in made["explain"]}
+    assert reasons == {
+        "say": {"gateway": "it is on only sometimes"},
+        "see": {"camera-1": "memory short by 10000004 bytes"},
+    }
+
+
 def test_a_shared_module_under_two_names_is_placed_once_and_printed_under_both(plan: Run, folder: Path) -> None:
     (folder / "watch.yaml").write_text(RENAMED)
     made = json.loads(plan("--json", tasks=("look.yaml", "watch.yaml"))[1])

@@ -67,6 +67,29 @@ def test_a_restart_kills_unless_it_is_gentle_and_starts_again(
 
 
 @pytest.mark.parametrize(
+    ("fault", "calls"),
+    [
+        ({}, ["kill gw-a"]),
+        ({"gently": True}, ["end gw-a"]),
+        ({"gently": True, "for_s": 0.01}, ["end gw-a", "start_agent gw-a"]),
+        ({"for_s": 0.01}, ["kill gw-a", "start_agent gw-a"]),
+    ],
+)
+def test_a_device_is_switched_off_and_on_again_after_its_time_if_it_has_one(
+    fault: dict[str, Any], calls: list[str], patience_s: float
+) -> None:
+    site = CalledSite(len(calls))
+    injector = injected(site, {"at_s": 0, "switch_off": "gw-a", **fault})
+    injector.start(began_s=0.0)
+    assert site.done.wait(patience_s)
+    injector.stop()
+    assert (site.calls, injector.troubles) == (calls, [])
+    assert [(done.kind, done.target, done.for_s) for done in injector.done] == [
+        ("switch_off", "gw-a", fault.get("for_s"))
+    ]
+
+
+@pytest.mark.parametrize(
     ("fault", "trouble"),
     [
         ({"restart": "broker", "when": {"online": "killed"}}, "no device is killed"),

@@ -18,6 +18,7 @@ from broker.protocol.messages import (
     OrchestratorState,
     Route,
 )
+from broker.protocol.reports import Standing
 from s2m3.testbed.observer import Sighting
 from s2m3.testbed.replay import timeline
 from s2m3.testbed.replay.report import Outcome, Recording, report
@@ -77,6 +78,41 @@ A_DEATH = seen(
     (112.0, "gw-c", holding("m")),
     (112.1, "t", served_by("t", "gw-c", generation=3)),
 )
+
+
+KILLED_BOX = Injected(110.0, "kill", "box")
+OFF = Injected(110.0, "switch_off", "box", for_s=5.0)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "faults", "sentences"),
+    [
+        ([answer(101, 102, "gw-a", "box"), answer(120, 121, "box")], [OFF], []),
+        ([answer(101, 102, "box")], [replace(OFF, for_s=None)], []),  # it doesn't come back
+        ([answer(120, 121, "box")], [OFF], ["box computed for no answer from 0.0 s on"]),
+        ([answer(101, 102, "box"), answer(112, 113, "box")], [OFF], ["box computed for no answer from 15.0 s on"]),
+        ([answer(101, 102, "box", ending="wrong")], [], ["box computed for no answer from 0.0 s on"]),
+        ([answer(101, 102, "gw-a")], [KILLED_BOX], ["box computed for no answer from 0.0 s on"]),
+    ],
+)
+def test_a_device_that_must_be_used_computes_each_time_that_it_is_there(
+    outcomes: list[Outcome], faults: list[Injected], sentences: list[str]
+) -> None:
+    recording = recorded(outcomes=outcomes, faults=faults)
+    told = report(recording, Expect(used=("box",), wrong=9)).why_not
+    assert [sentence for sentence in told if "computed" in sentence] == sentences
+
+
+def test_a_standing_that_alarms_is_told_of_the_devices_that_must_alarm_nobody() -> None:
+    def standing(name: str, word: Any) -> Standing:
+        return Standing(device=name, standing=word, since=1.0, why="so it is")
+
+    before, box = (99, "box", standing("box", "dead")), (110, "box", standing("box", "away"))
+    recording = recorded(sightings=seen(before, box, (111, "gw-a", standing("gw-a", "dead"))))
+    expect = Expect(no_alarm=("box",), served_at_end=False)
+    assert report(recording, expect).ok
+    alarm = seen((112, "box", standing("box", "probation")))
+    assert report(replace(recording, sightings=alarm), expect).why_not == ["box was probation: so it is"]
 
 
 def test_every_request_is_counted_once_and_the_document_has_the_promised_keys() -> None:

@@ -99,6 +99,16 @@ def test_the_example_is_read_and_its_faults_are_in_order_of_time(tmp_path: Path)
         ({"at_s": 1, "kill": "front-door:nope"}, "faults.0.kill", "names the task nope, which is not one"),
         ({"at_s": 1, "restart": "gw-a"}, "faults.0.restart", "Input should be 'broker' or 'orchestrator'"),
         ({"at_s": -1, "kill": "gw-a"}, "faults.0.at_s", "greater than or equal to 0"),
+        (
+            {"at_s": 1, "kill": "gw-a", "when": {"used": "gw-x"}},
+            "faults.0.when.used",
+            "names gw-x, which is not a device of the fleet",
+        ),
+        (
+            {"at_s": 1, "switch_off": "gw-a", "factor": 2},
+            "faults.0.factor",
+            "means nothing to a fault of kind switch_off",
+        ),
         ({"at_s": 1, "kill": "gw-a", "when": {}}, "faults.0.when", "must name exactly one of node, request, online"),
         (
             {"at_s": 1, "kill": "gw-a", "when": {"online": "gw-x"}},
@@ -141,6 +151,8 @@ def test_a_fault_that_cant_be_is_refused_with_its_place(
         ({"broker": "mqtt://there"}, "faults.5.restart"),
         ({"broker": "embedded", "faults": [{"at_s": 1, "restart": "broker", "gently": True}]}, "faults.0.gently"),
         ({"expect": {"lost": -1}}, "expect.lost"),
+        ({"expect": {"used": ["gw-x"]}}, "expect.used"),
+        ({"expect": {"no_alarm": ["gw-x"]}}, "expect.no_alarm"),
         ({"expect": {"leaders_at_least": -1}}, "expect.leaders_at_least"),
         ({"sed": 7}, "sed"),
     ],
