@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ SEARCH_S = 0.5  # the longest search, on a machine on which its units take longe
 WATCH_S = 1.0  # between two looks whether the idle process lives: the next problem should find it ready
 HUNG_S = 10.0  # after that; a process that has just started first reads its code
 
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's: the planner multiplies no matrices, and makes copies of itself
 _log = structlog.get_logger("orchestrator.planner")
 
 Inbox = Callable[[PlanFound], None]
@@ -72,7 +74,8 @@ class _Process:
                 [sys.executable, "-m", "orchestrator.planner_process", str(theirs.fileno()), str(end_read)],
                 pass_fds=(theirs.fileno(), end_read),
                 stdin=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env=os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                process_group=0,  # its own, with the copies of it that solve problems
             )
         finally:
             theirs.close()
@@ -83,9 +86,14 @@ class _Process:
         with contextlib.suppress(OSError):  # it has died
             os.write(self.end_write, NUMBER.pack(number))
 
+    def kill(self) -> None:
+        """End it, and the copy that is at work."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def close(self) -> int:
-        """End it, at whatever it is; its exit status."""
-        self.process.kill()
+        """End it; its exit status."""
+        self.kill()
         status = self.process.wait()
         self.plans.close()
         os.close(self.end_write)
@@ -127,7 +135,7 @@ class PlannerProcess:
         self._jobs.put(None)
         with self._lock:
             if self._process is not None:
-                self._process.process.kill()
+                self._process.kill()
         self._thread.join()
 
     def _tell_to_end(self, number: int) -> None:

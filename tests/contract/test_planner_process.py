@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from structlog.testing import capture_logs
 
 from broker.protocol.specs import TaskSpec
 from orchestrator.events import EndPlanning, PlanFound, RequestPlan
 from orchestrator.planner.plans import PlacementPlan, PlacementProblem, solve
+from orchestrator.planner_process.__main__ import NUMBER, Ends
 from orchestrator.planner_process.client import PlannerProcess
 from tests.builders import InlinePlanner, chain, device, module, placement_problem
 from tests.patience import until
@@ -62,6 +64,37 @@ def test_of_many_problems_the_last_is_answered(planner: PlannerProcess, found: q
     while found.get(timeout=60).ticket != (1, 8):
         pass
     assert found.empty()
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+def test_the_process_is_no_larger_after_a_large_problem(planner: PlannerProcess, found: queue.Queue[PlanFound]) -> None:
+    planner.request(RequestPlan((1, 1), problem()))
+    found.get(timeout=60)
+    assert planner.pid
+    before = resident_bytes(planner.pid)
+    tasks = [chain(f"t{number}", module(f"m{number}", 1)) for number in range(40)]
+    planner.request(RequestPlan((1, 2), problem(*tasks, devices=1_000)))
+    plan = found.get(timeout=60).plan
+    assert isinstance(plan, PlacementPlan)
+    assert len(plan.where) == 40
+    assert resident_bytes(planner.pid) - before < 1_000_000
+
+
+def test_a_copy_leaves_the_orders_to_end_that_are_for_later_problems() -> None:
+    read, write = os.pipe()
+    for number in (1, 2, 4):
+        os.write(write, NUMBER.pack(number))
+    assert Ends(read).covers(1)
+    third = Ends(read)
+    assert third.covers(3), "it skips the one for 2, and 4 covers 3"
+    assert not Ends(read).covers(5)
+    os.close(write)
+    assert Ends(read).covers(9), "the orchestrator has ended"
+    os.close(read)
 
 
 def test_no_signal_of_a_terminal_or_a_service_manager_ends_it(
@@ -125,6 +158,20 @@ def test_a_process_that_is_killed_at_work_is_started_again_and_the_problem_is_so
     planner.request(RequestPlan((1, 1), problem()))
     os.kill(pid, signal.SIGKILL)
     assert isinstance(found.get(timeout=60).plan, PlacementPlan)
+
+
+def test_a_copy_that_is_killed_at_work_ends_its_process_and_another_one_solves_the_problem(
+    planner: PlannerProcess, found: queue.Queue[PlanFound]
+) -> None:
+    until(lambda: planner.pid is not None)
+    pid = planner.pid
+    tasks = [chain(f"t{number}", *(module(f"m{number}-{part}", 1) for part in range(5))) for number in range(100)]
+    planner.request(RequestPlan((1, 1), problem(*tasks, devices=300)))
+    with capture_logs() as log:
+        until(lambda: bool(psutil.Process(pid).children()))
+        psutil.Process(pid).children()[0].kill()
+        assert isinstance(found.get(timeout=60).plan, PlacementPlan)
+    assert [line["event"] for line in log] == ["planner_ended"]
 
 
 def test_a_bug_met_by_one_problem_is_logged_and_the_process_goes_on(

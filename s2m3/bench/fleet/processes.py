@@ -116,6 +116,7 @@ def usage(pid: int) -> Usage:
             with contextlib.suppress(psutil.Error):  # it has ended since
                 child_times = child.cpu_times()
                 processor_s += child_times.user + child_times.system
+                processor_s += child_times.children_user + child_times.children_system
                 memory += child.memory_info().rss
                 waited_s += _waited_s(child.pid)
     except psutil.Error as error:
