@@ -31,7 +31,7 @@ from orchestrator.membership import checks, failure_detector
 from orchestrator.membership.device import with_assigned
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.membership.frozen import with_fields
-from orchestrator.placement import planning, publish, reconcile, restore
+from orchestrator.placement import births, planning, publish, reconcile, restore
 from orchestrator.placement.deployability import why_unroutable
 from orchestrator.placement.drain import drain_retry_at_s, empty_draining_devices
 from orchestrator.placement.planner_input import updated_footprints
@@ -132,6 +132,7 @@ def _apply_rules(state: State, moment: Moment) -> tuple[State, list[Action]]:
         due = [state.planning.until_s, state.placement.moves.until_s if state.placement.moves else None]
     else:
         due = [reconcile.spares_at_s(state), next_step_at_s(state), drain_retry_at_s(state)]
+    due.append(births.next_step_at_s(state, moment.now_s))
     return replace(state, due_s=min((at_s for at_s in due if at_s is not None), default=None)), actions
 
 
@@ -252,10 +253,11 @@ def _settle(state: State, now_s: float) -> State:
     if state.settles_at_s is None or now_s < state.cluster.up_s + state.settle_s:
         return state
     patient_s = state.linked_s + RECONNECT_S
+    devices = state.cluster.devices
     served = {
         device for route in state.retained_routes.values() for homes in route.serving.values() for device in homes
     }
-    waits = now_s < patient_s and not served <= {device.id for device in state.cluster.alive()}
+    waits = now_s < patient_s and not all(name in devices and devices[name].alive for name in served)
     return replace(state, settles_at_s=patient_s) if waits else _with_tasks_by_age(replace(state, settles_at_s=None))
 
 

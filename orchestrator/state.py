@@ -92,6 +92,11 @@ class CurrentPlacement:
         return [task for task in self.facts.tasks if task.task not in self.refused]
 
     @cached_property
+    def candidates(self) -> frozenset[DeviceId]:
+        """The devices that the plan was about."""
+        return frozenset(name for name, _ in self.facts.candidates)
+
+    @cached_property
     def tasks(self) -> list[TaskSpec]:
         """The tasks that are placed, in which each further copy is a module of its own."""
         return with_further_copies(self.placed, self.further)
@@ -234,6 +239,9 @@ class State:
     spares_due_s: float | None = None  # when spares are to be chosen; None: they have been
     drain_attempt: DrainAttempt | None = None
     planning: Planning | None = None
+    outstanding: Literal["nothing", "births", "more"] = "more"  # of the facts, what the placement doesn't follow from
+    births_from_s: float = -math.inf  # until then births wait for further ones, to share a plan
+    joined_s: float = -math.inf  # when the placement last followed from more devices than before
     problems: int = 0  # that the planner was given in this term
     rebirth_requested_s: Mapping[DeviceId, float] = field(default_factory=dict)
     reviewed_s: float = 0.0  # when a better placement was last searched for, or an active copy last moved

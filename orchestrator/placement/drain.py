@@ -49,8 +49,12 @@ def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Begin the round that empties the draining devices, unless nothing is to move or the same was just tried."""
     state, asked = planning.taken(state, "drain")
     placement, last = state.placement, state.drain_attempt
-    draining = {name for name, device in state.cluster.devices.items() if device.fitness == Fitness.DRAINING}
-    leaving = {key: home for key, home in placement.where.items() if home in draining}
+    devices = state.cluster.devices
+    leaving = {
+        key: home
+        for key, home in placement.where.items()
+        if home in devices and devices[home].fitness == Fitness.DRAINING
+    }
     if not leaving:
         return (state if last is None else replace(state, drain_attempt=None)), []
     if placement.moves is not None and placement.moves.drains:

@@ -20,7 +20,7 @@ from orchestrator.membership.device import Device
 from orchestrator.placement.deployability import disputed_modules, refusals_of, refused_too_often, why_unservable
 from orchestrator.planner.copies import copy_key, original_key, with_further_copies
 from orchestrator.planner.placement import AtHand, Bars, distinct_modules
-from orchestrator.state import CurrentPlacement, Facts, Moment, State
+from orchestrator.state import CurrentPlacement, Facts, State
 
 MOST_TIMES_SPEC = 2  # a measured footprint, where it isn't the device's own, is at most this times the spec's bytes ...
 MOST_BEYOND_BYTES = 16 * 1024 * 1024  # ... and this: a small module's measurement has the noise of its process
@@ -53,30 +53,24 @@ def facts_of(state: State) -> Facts:
     )
 
 
-def facts_stay(state: State, moment: Moment) -> bool:
-    """Whether the facts, and what is asked of the planner, are as they were when the rules last ran."""
-    before, now = moment.before, state.cluster.devices
-    if before is None or any(
-        old is not new
-        for old, new in (
-            (before.tasks, state.tasks),
-            (before.footprints, state.footprints),
-            (before.link, state.link),
-            (before.planning, state.planning),
-            (before.placement.where, state.placement.where),
-            (before.cluster.mass_departure, state.cluster.mass_departure),
-        )
-    ):
-        return False
-    then = before.cluster.devices
-    return all(
-        name in then
-        and name in now
-        and (then[name].fitness, then[name].doubt) == (now[name].fitness, now[name].doubt)
-        and (then[name].profile, then[name].tasks) == (now[name].profile, now[name].tasks)
-        and then[name].availability == now[name].availability
-        and then[name].barred == now[name].barred
-        for name in moment.changed
+def rest_stays(before: State, state: State) -> bool:
+    """Whether all is the same object that the facts, and what is asked of the planner, follow from, but for devices."""
+    return (
+        before.tasks is state.tasks
+        and before.footprints is state.footprints
+        and before.link is state.link
+        and before.planning is state.planning
+        and before.placement.where is state.placement.where
+        and before.cluster.mass_departure is state.cluster.mass_departure
+    )
+
+
+def same_facts(then: Device, now: Device) -> bool:
+    """Whether two versions of a living device give the same facts."""
+    return (
+        (then.fitness, then.doubt) == (now.fitness, now.doubt)
+        and (then.profile, then.tasks, then.availability) == (now.profile, now.tasks, now.availability)
+        and then.barred == now.barred
     )
 
 

@@ -77,11 +77,10 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
     """Publish each device's modules, if they changed, or if this term published none yet."""
     assignments: dict[DeviceId, Assignment] = {}
     placement = state.placement
-    planned = {name for name, _ in placement.facts.candidates}
     for device in sorted(_maybe_reassigned(state, moment)):
         last, known = state.assignments.get(device), state.cluster.devices.get(device)
         alive = known is not None and known.alive
-        if (alive and device not in planned) or (last is None and not alive):
+        if (alive and device not in placement.candidates) or (last is None and not alive):
             continue
         roles = placement.roles.get(device, {})
         wanted = {key: (placement.modules[key][1], role, placement.revisions.get(key)) for key, role in roles.items()}

@@ -5,7 +5,9 @@ round are loaded, their gain is computed again from newer measurements; only the
 failures: ``reconcile`` repairs those at once. Pure.
 
 Invariants:
-- at most one round at a time, and none within ``Pace.review_s`` of the last one or of any change of the active copies;
+- at most one round at a time, and none within ``Pace.review_s`` of the last one or of any change of the active copies,
+  but for one ``Pace.calm_s`` after devices joined: a site that powers up places its modules before its best devices are
+  there;
 - the old copy goes only after the routes name the new one; a cancelled round leaves nothing but useful standbys.
 """
 
@@ -90,7 +92,10 @@ def next_step_at_s(state: State) -> float | None:
     if placement.moves is not None:
         return placement.moves.until_s
     has_choice = placement.where and len(placement.facts.candidates) > 1
-    return state.reviewed_s + state.pace.review_s if has_choice and is_calm(state) else None
+    if not has_choice or not is_calm(state):
+        return None
+    due_s = state.reviewed_s + state.pace.review_s
+    return min(due_s, state.joined_s + state.pace.calm_s) if state.joined_s > state.reviewed_s else due_s
 
 
 def _obstacle(state: State, moves: Moves, moment: Moment) -> str | None:

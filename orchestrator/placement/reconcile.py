@@ -16,10 +16,10 @@ from dataclasses import replace
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
 from orchestrator.membership.device import Fitness
-from orchestrator.placement import planner_input, planning
+from orchestrator.placement import births, planner_input, planning
 from orchestrator.planner.copies import copy_number, original_key
 from orchestrator.planner.plans import PlacementPlan, PlacementProblem, SparesPlan, SparesProblem
-from orchestrator.planner.spares import spares
+from orchestrator.planner.spares import NO_SPARES, spares
 from orchestrator.state import CurrentPlacement, Facts, Moment, Planning, State
 
 
@@ -60,20 +60,28 @@ def _heir(state: State, copy: ModuleKey, home: DeviceId) -> DeviceId | None:
 
 def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Have all modules placed if any fact has changed; not while most devices have just vanished."""
-    if planner_input.facts_stay(state, moment):
-        return state, []
+    is_mass_departure = state.cluster.mass_departure is not None
+    change = births.change_of(state, moment)
+    if change == "nothing" or (births.waits(state, change, moment.now_s) and not is_mass_departure):
+        return (state if change == "nothing" else _with_outstanding(state, "births")), []
     state, asked = planning.taken(state, "placement")
     facts = planner_input.facts_of(state)
-    if facts == state.placement.facts or state.cluster.mass_departure is not None:
-        return state, []
+    if is_mass_departure:
+        return _with_outstanding(state, "more"), []
+    if facts == state.placement.facts:
+        return _with_outstanding(state, "nothing"), []
     notes: list[Action] = []
     if asked is not None and isinstance(asked.plan, PlacementPlan):
         state, notes = _use_plan(state, facts, asked, asked.plan, moment)
         facts = planner_input.facts_of(state)  # a module with an active copy is not refused too often
-    if facts == state.placement.facts:
+    state = _with_outstanding(state, births.outstanding(state.placement.facts, facts))
+    if state.outstanding == "nothing" or births.waits(state, state.outstanding, moment.now_s):
         return state, notes
+    if not facts.tasks:
+        return _adopt_without_tasks(_begin_waiting(state, moment), facts, moment), notes
+    number = state.problems
     state, more = planning.request(state, moment, "placement", facts, lambda: _placement_problem(state, facts))
-    return state, [*notes, *more]
+    return (state if state.problems == number else _begin_waiting(state, moment)), [*notes, *more]
 
 
 def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
@@ -92,7 +100,7 @@ def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
 
 def spares_at_s(state: State) -> float | None:
     """The time to choose spares, if nothing changes before."""
-    due = state.pace.spares and state.placement.moves is None and is_calm(state)
+    due = state.pace.spares and state.placement.where and state.placement.moves is None and is_calm(state)
     return state.spares_due_s if due else None
 
 
@@ -100,6 +108,8 @@ def adopt(state: State, placement: CurrentPlacement, now_s: float) -> State:
     """The state with another placement; if copies differ, spares and planned moves wait their full time again."""
     placement = with_spares(state, placement, only_existing=True)
     before, due_s = state.placement, now_s + state.pace.calm_s
+    if len(placement.facts.candidates) > len(before.facts.candidates):
+        state = replace(state, joined_s=now_s)
     if placement.where != before.where:
         return replace(state, placement=placement, spares_due_s=due_s, reviewed_s=now_s)
     if placement.spares == before.spares and state.spares_due_s is not None:
@@ -117,6 +127,8 @@ def is_calm(state: State) -> bool:
 def with_spares(state: State, placement: CurrentPlacement, *, only_existing: bool = False) -> CurrentPlacement:
     """The placement with its spares: newly chosen ones, or only copies that exist already."""
     facts = placement.facts
+    if not placement.where:
+        return replace(placement, spares=NO_SPARES)
     chosen = spares(
         list(planner_input.candidate_specs(state, facts).values()),
         planner_input.measured_copies(placement),
@@ -144,6 +156,20 @@ def log_placement_changes(before: CurrentPlacement, after: CurrentPlacement, gen
         notes.append(Note("spares", named))
     withdrawn = {task: why for task, why in after.refused.items() if before.refused.get(task) != why}
     return [*notes, *(Note("task_withdrawn", {"task": task, "why": why}) for task, why in withdrawn.items())]
+
+
+def _with_outstanding(state: State, change: births.Change) -> State:
+    return state if state.outstanding == change else replace(state, outstanding=change)
+
+
+def _begin_waiting(state: State, moment: Moment) -> State:
+    """The state in which, after a plan for births, the next ones wait for each other."""
+    return replace(state, births_from_s=moment.now_s + births.SHARE_S) if state.outstanding == "births" else state
+
+
+def _adopt_without_tasks(state: State, facts: Facts, moment: Moment) -> State:
+    """The state with the facts of a site that has nothing to place: no plan is needed for that."""
+    return _with_outstanding(adopt(state, CurrentPlacement(facts), moment.now_s), "nothing")
 
 
 def _placement_problem(state: State, facts: Facts) -> PlacementProblem:
