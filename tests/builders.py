@@ -18,6 +18,7 @@ from broker.protocol.messages import (
     DeviceState,
     ErrorBody,
     Heartbeat,
+    HeldModule,
     NodeDone,
     NodeFailed,
     NodeInputs,
@@ -223,6 +224,16 @@ def offline(session: int = 1) -> DeviceState:
 def heartbeat(seq: int = 1, session: int = 1, **fields: Any) -> Heartbeat:
     """A heartbeat of a device that follows the first assignment of the first epoch."""
     return Heartbeat.model_validate({"session": session, "seq": seq, "epoch": 1, "generation": 1} | fields)
+
+
+def obedient(
+    said: Assignment | None, seq: int, session: int = 1, *, compute_s: float | None = None, **fields: Any
+) -> Heartbeat:
+    """The heartbeat of a device that follows this assignment; all of its modules are ready."""
+    assigned = said.modules if said else ()
+    held = {m.spec.key: HeldModule(module=m.module, state="ready", compute_s=compute_s) for m in assigned}
+    epoch, generation = (said.epoch, said.generation) if said else (0, 0)
+    return heartbeat(seq, session, epoch=epoch, generation=generation, **{"modules": held} | fields)
 
 
 # --- events, states and messages of an agent ---

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -41,14 +41,6 @@ def is_level(text: str) -> bool:
     return re.fullmatch(LEVEL_PATTERN[1:-1], text) is not None and len(text.encode(errors="replace")) <= MAX_LEVEL_BYTES
 
 
-def _checked_level(text: str) -> str:
-    if not is_level(text):
-        raise ValueError(INVALID_LEVEL)
-    return text
-
-
-ClientLevel = Annotated[str, StringConstraints(pattern=LEVEL_PATTERN), AfterValidator(_checked_level)]
-"""A topic level that a sensor chooses: its name, or its number of a request."""
 Revision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 """One version of a task's spec (``TaskSpec.revision``)."""
 Wire = Literal["float32", "float16"]

@@ -49,10 +49,9 @@ class SimulatedDevice:
         """The device's id."""
         return self.spec.id
 
-    def begin_session(self, session: int) -> DeviceState:
-        """The birth of a new session, as after a lost connection: the modules stay, and so does the assignment."""
+    def begin_session(self, session: int) -> None:
+        """Begin a new session, as after a lost connection: the modules stay, and so does the assignment."""
         self._heartbeat = self._heartbeat.model_copy(update={"session": session, "seq": 0})
-        return self.birth
 
     @property
     def birth(self) -> DeviceState:

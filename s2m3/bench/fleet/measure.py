@@ -24,7 +24,8 @@ from s2m3.bench.fleet.processes import Processes, allow_files, available_cores, 
 from s2m3.bench.fleet.schedule import Punctuality
 from s2m3.bench.fleet.sessions import RECEIVED, SENT, Sessions
 from s2m3.bench.fleet.site import draw_cached, draw_devices, draw_tasks
-from s2m3.bench.fleet.watch import Move, Watch, named
+from s2m3.bench.fleet.watch import Move, Watch
+from s2m3.testbed.observer import named
 from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.site import SiteFailed
 

@@ -17,7 +17,6 @@ from enum import IntEnum
 
 from broker.protocol.errors import LocalProtocolError, RemoteProtocolError
 
-PINGREQ = b"\xc0\x00"
 DISCONNECT = b"\xe0\x00"  # a clean end: the broker drops the will
 REFUSED = 0x80  # reason codes from here on are failures
 _MAX_REMAINING = 268_435_455  # what four bytes of seven bits can say

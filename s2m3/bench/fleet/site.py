@@ -61,7 +61,7 @@ def _catalogue() -> list[TaskSpec]:
 
 def _copy(task: TaskSpec, number: int) -> TaskSpec:
     """A task under a name of its own; from the second round on it has an output module of its own, if that is small."""
-    fields, copy = task.model_dump(), number // len(_catalogue())  # a model's own copies keep its cached properties
+    fields, copy = task.model_dump(), number // len(_catalogue())
     head = fields["modules"][task.nodes[task.output].module]
     if copy and head["source"] and head["memory_bytes"] <= LARGEST_OWN_BYTES:
         head["digest"], head["source"]["revision"] = None, f"copy-{copy}"

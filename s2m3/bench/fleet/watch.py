@@ -17,6 +17,7 @@ from broker.protocol.messages import OrchestratorState, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName, TaskSpec
 from s2m3.bench.fleet import packets
 from s2m3.bench.fleet.sessions import Client, Sessions
+from s2m3.testbed.observer import named
 
 BROKER_COUNTS = "$SYS/broker"
 KEEPALIVE_S = 60
@@ -129,9 +130,3 @@ class Watch(Client):
                     continue
                 self.moves.append(Move(node.key, known[0], home, now_s, known[1]))
             self.homes[node.key] = (home, since_s)
-
-
-def named(route: Route) -> set[DeviceId]:
-    """The devices that a route leads to."""
-    devices = {device.device for node in route.nodes.values() for device in node.devices}
-    return devices | set(route.front_door) | set(route.second_door)

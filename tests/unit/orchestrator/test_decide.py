@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ from orchestrator.leadership.epochs import ACCEPTED_AFTER, LARGEST_EPOCH
 from orchestrator.leadership.orders import confirm
 from orchestrator.leadership.standby import READ_RETAINED_S
 from orchestrator.state import State, initial
-from tests.builders import all_of, chain, module
+from tests.builders import all_of, chain, module, obedient
 from tests.planned import decide_and_plan
 
 REPLY_TO = "s2m3/v1/clients/cam/results/request-1"
@@ -96,12 +97,10 @@ class Site:
 
     def heartbeat(self, device: str, held: dict[str, HeldModule] | None = None) -> list[Action]:
         """A heartbeat; without ``held`` it reports as ready all that was assigned."""
-        if held is None:
-            said = self.state.assignments.get(device)
-            held = {m.spec.key: HeldModule(module=m.module, state="ready") for m in said.modules} if said else {}
+        self.seq += 1
         said = self.state.assignments.get(device)
-        epoch, generation = (said.epoch, said.generation) if said else (0, 0)
-        return self.report(device, epoch, generation, held)
+        fields: dict[str, Any] = {} if held is None else {"modules": held}
+        return self.feed(HeartbeatReceived(device, obedient(said, self.seq, self.sessions[device], **fields)))
 
     def report(self, device: str, epoch: int, generation: int, held: dict[str, HeldModule]) -> list[Action]:
         self.seq += 1

@@ -7,7 +7,6 @@ from types import FrameType
 
 import pytest
 
-from broker.protocol.messages import HeldModule
 from broker.transport.port import LinkUp
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
@@ -21,7 +20,7 @@ from orchestrator.events import (
 )
 from orchestrator.planner.plans import solve
 from orchestrator.state import Pace, State, initial
-from tests.builders import all_of, heartbeat, joined, module, online, profile
+from tests.builders import all_of, joined, module, obedient, online, profile
 
 HEAD = module("head", 10)
 PACE = Pace(spares=False, review_s=1e6)  # the planner has nothing to do meanwhile
@@ -57,13 +56,8 @@ class Fleet:
 
     def heartbeat(self, name: str, compute_s: float = 0.01) -> HeartbeatReceived:
         self.seq += 1
-        told = self.state.assignments.get(name)
-        held = {
-            assigned.spec.key: HeldModule(module=assigned.module, state="ready", compute_s=compute_s)
-            for assigned in (told.modules if told else ())
-        }
-        epoch, generation = (told.epoch, told.generation) if told else (0, 0)
-        return HeartbeatReceived(name, heartbeat(self.seq, epoch=epoch, generation=generation, modules=held))
+        said = self.state.assignments.get(name)
+        return HeartbeatReceived(name, obedient(said, self.seq, compute_s=compute_s))
 
     def all_report(self) -> int:
         said = 0

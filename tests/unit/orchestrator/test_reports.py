@@ -8,7 +8,7 @@ import pytest
 
 from broker.protocol import topics
 from broker.protocol.codec import decode
-from broker.protocol.messages import DeviceState, HeldModule
+from broker.protocol.messages import DeviceState
 from broker.protocol.reports import Standing, SystemEvent, TaskStatus
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import LinkDown, LinkUp, Outgoing
@@ -28,8 +28,7 @@ from orchestrator.events import (
 from orchestrator.leadership.orders import NO_ORDERS, Orders
 from orchestrator.reports import Reports, When
 from orchestrator.state import initial
-from tests import builders
-from tests.builders import PREFIX, chain, module, offline, online, profile
+from tests.builders import PREFIX, chain, module, obedient, offline, online, profile
 from tests.planned import decide_and_plan
 
 SINCE_1970_S = 1_000_000.0
@@ -66,9 +65,7 @@ class Site:
     def heartbeat(self, device: str, session: int = 1, **fields: Any) -> None:
         self.seq += 1
         said = self.state.assignments.get(device)
-        held = {m.spec.key: HeldModule(module=m.module, state="ready") for m in said.modules} if said else {}
-        fence = {"epoch": said.epoch, "generation": said.generation} if said else {"epoch": 0, "generation": 0}
-        self.feed(HeartbeatReceived(device, builders.heartbeat(self.seq, session, modules=held, **fence, **fields)))
+        self.feed(HeartbeatReceived(device, obedient(said, self.seq, session, **fields)))
 
     def pass_s(self, seconds: float, *living: str) -> None:
         """Time goes, a heartbeat's interval at a time; the living devices send theirs."""

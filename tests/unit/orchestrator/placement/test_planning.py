@@ -31,7 +31,7 @@ from orchestrator.events import (
 from orchestrator.placement.planning import PLAN_LOST_S
 from orchestrator.planner.plans import DrainProblem, MovesProblem, PlacementProblem, Problem, SparesProblem, solve
 from orchestrator.state import Pace, State, initial
-from tests.builders import all_of, chain, module, online, profile
+from tests.builders import all_of, chain, module, obedient, online, profile
 
 VISION, HEAD, TEXT = module("vision", 60, 30e9), module("head", 10), module("text", 40, 10e9)
 CLASSIFY, CAPTION = chain("classify", VISION, HEAD), chain("caption", TEXT)
@@ -60,10 +60,7 @@ class Site:
 
     def heartbeat(self, device: str) -> list[Action]:
         self.seq += 1
-        told = self.state.assignments.get(device)
-        held = {m.spec.key: HeldModule(module=m.module, state="ready") for m in told.modules} if told else {}
-        fence = {"epoch": told.epoch, "generation": told.generation} if told else {"epoch": 0, "generation": 0}
-        return self.feed(HeartbeatReceived(device, Heartbeat(session=1, seq=self.seq, modules=held, **fence)))
+        return self.feed(HeartbeatReceived(device, obedient(self.state.assignments.get(device), self.seq)))
 
     def gone(self, device: str) -> list[Action]:
         return self.feed(DeviceStateReceived(device, DeviceState(status="offline", session=1)))

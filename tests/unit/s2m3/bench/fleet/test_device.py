@@ -76,7 +76,8 @@ def test_a_new_session_counts_heartbeats_again_and_keeps_the_modules() -> None:
     made = simulated()
     made.obey(assignment(ENCODER), 0.0)
     assert [made.next_heartbeat().seq for _ in range(3)] == [1, 2, 3]
-    birth = made.begin_session(8)
+    made.begin_session(8)
+    birth = made.birth
     assert (birth.status, birth.session) == ("online", 8)
     assert birth.profile is not None
     assert birth.profile.memory_bytes == made.spec.memory_bytes

@@ -23,7 +23,6 @@ WRITTEN = [
     (packets.publish("a/b", b"x", retain=True, packet_id=258), "33 09  0003 612f62 0102 00 78"),
     (packets.publish("a", bytes(130)), "30 8601  0001 61 00" + "00" * 130),
     (packets.puback(7), "40 02 0007"),
-    (packets.PINGREQ, "c0 00"),
     (packets.DISCONNECT, "e0 00"),
 ]
 
