@@ -238,11 +238,12 @@ class CheckDevice:
 
 @dataclass(frozen=True)
 class AnswerError:
-    """Answer a request that no device takes."""
+    """Answer a request that no device takes. ``reason`` is for counters, the sentence in ``result`` for the sensor."""
 
     reply_to: str
     correlation: bytes | None
     result: Result
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from broker.protocol.specs import DeviceId, TaskName
 from broker.transport.port import LinkUp, Outgoing
 from orchestrator import events
 from orchestrator.membership.device import Device, Fitness
+from orchestrator.placement.reconcile import TOOK_OVER
 from orchestrator.state import State
 
 Name = Literal["online", "suspect", "unresponsive", "dead", "away", "probation", "draining", "drained"]
@@ -83,16 +84,15 @@ class Reports:
         for action in actions:
             if isinstance(action, events.ClearRoute):
                 self._statuses.setdefault(action.task)  # an earlier leader may have published it
-            if isinstance(action, events.AnswerError) and (task := action.result.task) in after.tasks:
-                self._unanswerable.setdefault(task, Counter())[reason_of(after, task)] += 1
+            if isinstance(action, events.AnswerError):
+                self._count(after, action)
         if after.link is None:
             return []
-        changed = {note.fields["device"] for note in _notes(actions, "device_changed")}
-        changed |= {device} if (device := getattr(event, "device", None)) else set()
+        changed = after.cluster.devices.differences(before.cluster.devices)
         happened = [*_leader_events(event, after), *_task_events(before, after, actions)]
-        happened += _placement_events(before, after, actions) if before.placement is not after.placement else []
+        happened += _placement_events(before, after) if before.placement is not after.placement else []
         told = [self._message(topics.ORCHESTRATOR_EVENTS, SystemEvent(at=when.at, **fields)) for fields in happened]
-        return [*self._on_devices(after, sorted(map(str, changed)), when), *told]
+        return [*self._on_devices(after, changed, when), *told]
 
     def sweep(self, state: State, when: When) -> list[Outgoing]:
         """The reports of all other changes; the leader calls this once in each interval of its heartbeats."""
@@ -104,6 +104,11 @@ class Reports:
             *self._on_revisions(state),  # before the statuses that list them
             *self._on_tasks(state),
         ]
+
+    def _count(self, state: State, answer: events.AnswerError) -> None:
+        """Count a request that couldn't be answered, if its task is deployed: anyone may invent tasks."""
+        if (task := answer.result.task) in state.tasks or task in state.invalid:
+            self._unanswerable.setdefault(task, Counter())[answer.reason] += 1
 
     def _on_devices(self, state: State, names: Iterable[DeviceId], when: When) -> list[Outgoing]:
         told: list[Outgoing] = []
@@ -220,14 +225,6 @@ def _drain_of(state: State, device: Device) -> Opinion:
     return Opinion("drained" if is_empty else "draining", by)
 
 
-def reason_of(state: State, task: TaskName) -> str:
-    """The reason, for programs, why the leader answers a request of a deployed task with an error."""
-    route = state.routes.get(task)
-    if state.settles_at_s is not None:
-        return "starting"
-    return "planning" if route is None else "loading" if route.unavailable is None else "unavailable"
-
-
 def _opinion_before(last: Standing | None, when: When) -> Opinion | None:
     if last is None:
         return None
@@ -250,10 +247,6 @@ def _differs(state: State, last: Standing | None, opinion: Opinion, when: When) 
 # --- events: their fields but for the time ---
 
 
-def _notes(actions: Iterable[events.Action], event: str) -> list[events.Note]:
-    return [action for action in actions if isinstance(action, events.Note) and action.event == event]
-
-
 def _leader_events(event: events.Event, after: State) -> list[dict[str, object]]:
     is_first = isinstance(event, LinkUp) and len(after.sessions) == 1
     return [{"type": EventType.LEADER_CHANGED, "epoch": after.epoch}] if is_first else []
@@ -274,8 +267,7 @@ def _task_events(before: State, after: State, actions: Iterable[events.Action]) 
     return happened
 
 
-def _placement_events(before: State, after: State, actions: Iterable[events.Action]) -> list[dict[str, object]]:
-    heirs = {name for note in _notes(actions, "took_over") for name in _names(note.fields["modules"])}
+def _placement_events(before: State, after: State) -> list[dict[str, object]]:
     happened: list[dict[str, object]] = []
     for key, home in after.placement.where.items():
         origin = before.placement.where.get(key)
@@ -285,10 +277,6 @@ def _placement_events(before: State, after: State, actions: Iterable[events.Acti
         if origin is None:
             happened.append({"type": EventType.PLACED, "module": module, "device": home, "why": why})
             continue
-        kind = EventType.TOOK_OVER if module in heirs else EventType.MOVED
+        kind = EventType.TOOK_OVER if why.startswith(TOOK_OVER) else EventType.MOVED
         happened.append({"type": kind, "module": module, "device": home, "origin": origin, "why": why})
     return happened
-
-
-def _names(modules: object) -> Iterable[str]:
-    return modules if isinstance(modules, Mapping) else ()

@@ -24,18 +24,20 @@ def answer_unrouted(state: State, request: RequestReceived, now_s: float) -> lis
     refusal = _refusal(state, request.task, now_s)
     if refusal is None:
         return []
+    reason, sentence, retry_after_s = refusal
     result = Result(
         request=request_id(request.task, request.reply_to, request.correlation or b"", request.payload),
         task=request.task,
         epoch=state.epoch,
         generation=state.generation,
         revision=state.tasks[request.task].revision if request.task in state.tasks else None,
-        error=refusal,
+        error=ErrorBody(code=ErrorCode.NO_ROUTE, message=sentence, retry_after_s=retry_after_s),
     )
-    return [AnswerError(request.reply_to, request.correlation, result)]
+    return [AnswerError(request.reply_to, request.correlation, result, reason)]
 
 
-def _refusal(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
+def _refusal(state: State, task: TaskName, now_s: float) -> tuple[str, str, float | None] | None:
+    """The reason, as a word and as a sentence, and the seconds after which to try again; None without a refusal."""
     route = state.routes.get(task)
     doors = [known.front_door for known in (route, state.retained_routes.get(task)) if known is not None]
     still_read = state.settles_at_s is not None and now_s < state.cluster.up_s + READ_RETAINED_S
@@ -43,15 +45,16 @@ def _refusal(state: State, task: TaskName, now_s: float) -> ErrorBody | None:
         return None
     if state.settles_at_s is not None:
         left_s = max(1, math.ceil(state.settles_at_s - now_s))
-        return _no_route("the orchestrator has just started; try again", float(left_s))
+        return "starting", "the orchestrator has just started; try again", float(left_s)
     if route is None:
         if task in state.tasks:
-            return _no_route("its placement is being planned; try again", RETRY_LOADING_S)
+            return "planning", "its placement is being planned; try again", RETRY_LOADING_S
         deployed = ", ".join(sorted(state.routes)) or "none"
-        return _no_route(f"no task is called {task}; deployed tasks: {deployed}; deploy it with `s2m3 deploy FILE`")
+        sentence = f"no task is called {task}; deployed tasks: {deployed}; deploy it with `s2m3 deploy FILE`"
+        return "unknown", sentence, None
     if route.unavailable is None:
-        return _no_route(f"its modules are being loaded: {_loading(state, route)}; try again", RETRY_LOADING_S)
-    return _no_route(route.unavailable)
+        return "loading", f"its modules are being loaded: {_loading(state, route)}; try again", RETRY_LOADING_S
+    return "unavailable", route.unavailable, None
 
 
 def _loading(state: State, route: Route) -> str:
@@ -61,7 +64,3 @@ def _loading(state: State, route: Route) -> str:
         if not node.devices:
             waits.setdefault(state.placement.where.get(node.key, "a device"), set()).add(node.module)
     return ", ".join(f"{device} loads {' and '.join(sorted(modules))}" for device, modules in sorted(waits.items()))
-
-
-def _no_route(sentence: str, retry_after_s: float | None = None) -> ErrorBody:
-    return ErrorBody(code=ErrorCode.NO_ROUTE, message=sentence, retry_after_s=retry_after_s)

@@ -22,6 +22,8 @@ from orchestrator.planner.plans import PlacementPlan, PlacementProblem, SparesPl
 from orchestrator.planner.spares import NO_SPARES, spares
 from orchestrator.state import CurrentPlacement, Facts, Moment, Planning, State
 
+TOOK_OVER = "took over from"  # begins the reason of a copy that was ready and replaced one that can't serve
+
 
 def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Make a spare the active copy where the active copy can't serve and the spare can."""
@@ -35,9 +37,7 @@ def take_over(state: State, moment: Moment) -> tuple[State, list[Action]]:
     if not heirs:
         return state, []
     why = {
-        key: f"took over from {home}{_why_left(state, home, key)}"
-        for key, home in placement.where.items()
-        if key in heirs
+        key: f"{TOOK_OVER} {home}{_why_left(state, home, key)}" for key, home in placement.where.items() if key in heirs
     }
     placement = replace(placement, where={**placement.where, **heirs}, why={**placement.why, **why})
     return adopt(state, placement, moment.now_s), [Note("took_over", {"modules": placement.names(heirs)})]

@@ -22,6 +22,7 @@ from orchestrator.events import (
     RetainedRouteReceived,
     RevisionReceived,
     TaskDeployed,
+    TaskRejected,
     TaskUndeployed,
     Tick,
 )
@@ -300,6 +301,15 @@ def test_unanswerable_requests_are_counted_by_reason_and_told_once_a_second() ->
     site.pass_s(1)
     assert site.status().unanswerable == {"unavailable": 100}
     assert len(site.told) == before + 1, "no topic for a task that isn't deployed"
+
+
+def test_requests_of_a_task_whose_spec_is_wrong_are_counted_too() -> None:
+    site = Site()
+    site.feed(TaskRejected("classify", "its spec is wrong"))
+    site.pass_s(1)
+    site.feed(RequestReceived("classify", f"{PREFIX}/clients/c/results/1", None, b"x"))
+    site.pass_s(1)
+    assert site.status().unanswerable == {"unavailable": 1}
 
 
 def test_an_undeployed_task_loses_its_status() -> None:
