@@ -88,8 +88,8 @@ def _print(observer: Observer) -> None:
         printed.print("no orchestrator leads: standings and task states are those that the last one published")
     devices = table("device", "standing", "version", "memory (MB)", "modules", title="devices")
     for name, device in sorted(observer.devices.items()):
-        version = device.about.version if device.about else ""
-        devices.add_row(name, standing_of(observer, name, device), version, *_held(observer, name, device))
+        version, standing = version_of(observer, name, device), standing_of(observer, name, device)
+        devices.add_row(name, standing, version, *_held(observer, name, device))
     printed.print(devices)
     now = time.time()
     summaries = summaries_of(observer, now)
@@ -125,6 +125,12 @@ def standing_of(observer: Observer, name: str, device: DeviceState) -> str:
         return "online"
     word, at = ("since", standing.since) if standing.until is None else ("until", standing.until)
     return f"{standing.standing} {word} {datetime.fromtimestamp(at, UTC).astimezone():%H:%M:%S}: {standing.why}"
+
+
+def version_of(observer: Observer, name: str, device: DeviceState) -> str:
+    """The version of a device's agent, by its birth or its last summary: a will has none."""
+    summary = observer.summaries.get(name)
+    return device.about.version if device.about else summary.version if summary else ""
 
 
 def _held(observer: Observer, name: str, device: DeviceState) -> tuple[str, str]:

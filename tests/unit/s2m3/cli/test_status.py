@@ -9,7 +9,7 @@ import pytest
 
 from broker.protocol.messages import DeviceState, Route
 from broker.protocol.reports import Standing, Summary, TaskCounters
-from s2m3.cli.status import standing_of, state_of, summaries_of, traffic_of
+from s2m3.cli.status import standing_of, state_of, summaries_of, traffic_of, version_of
 from tests.builders import encoder_route
 
 UNAVAILABLE = Route(task="t", epoch=1, generation=1, group=1, unavailable="no device fits m")
@@ -60,6 +60,12 @@ def test_a_standing_says_until_when_and_why(standing: Any, until: float | None, 
 def test_a_device_of_an_orchestrator_that_publishes_no_standings_has_its_own_state() -> None:
     assert standing_of(seen(), "gw-a", ONLINE) == "online"
     assert standing_of(seen(drained={"gw-a"}), "gw-a", ONLINE) == "draining"
+
+
+def test_the_version_of_a_dead_device_is_that_of_its_last_summary() -> None:
+    known = seen(summaries={"gw-a": Summary(session=1, at=1, version="0.1.0")})
+    offline = DeviceState(status="offline", session=1)
+    assert (version_of(known, "gw-a", offline), version_of(known, "gw-b", offline)) == ("0.1.0", "")
 
 
 def test_the_last_minute_is_the_sum_over_the_devices_that_are_online_or_died_in_it() -> None:
