@@ -8,8 +8,9 @@ number, which the leader publishes in its topic (``change``):
 - otherwise the broker wins, and what it lacks was undeployed.
 
 A leader publishes a number only when the broker has all orders up to it. A leader's will has none: it counts as the
-last number that was heard over the leader's link, for the broker had all up to it when that link ended. An order that
-is new, and not retained, is in the copy at once, with the next number. Knows no files, topics or clock. Pure.
+last number that was heard over the leader's link, or as that of the orders that the broker itself delivered over it,
+for the broker had all of them when that link ended. An order that is new, and not retained, is in the copy at once,
+with the next number. Knows no files, topics or clock. Pure.
 """
 
 from __future__ import annotations

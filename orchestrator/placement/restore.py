@@ -87,12 +87,16 @@ def _reconcile(state: State, now_s: float) -> tuple[State, list[Action]]:
         orders=replace(state.orders, change=change),
         reconciled=True,
     )
-    return state, [
+    actions: list[Action] = [
         *map(events.PublishSpec, found.specs),
         *map(events.ClearSpec, found.cleared_specs),
         *map(events.PublishDrain, found.drains),
         *map(events.ClearDrain, found.cleared_drains),
     ]
+    if state.link is not None:  # what came from the broker needs no confirmation by it
+        broker_has = state.broker_change if actions else change
+        state = replace(state, orders=orders.confirm(state.orders, state.link.session, broker_has))
+    return state, actions
 
 
 def restore_route(state: State, heard: RouteHeard) -> list[Action]:

@@ -514,7 +514,7 @@ def test_when_the_link_is_back_all_is_published_again_and_nothing_moves() -> Non
     assert said(site.feed(LinkUp(7))) == [], "a newer orchestrator may lead"
     assert said(site.feed(TaskDeployed(CLASSIFY))) == []
     actions = said(site.feed(OrchestratorState(epoch=1, online=False, session=1)))
-    assert actions[0] == PublishState(OrchestratorState(epoch=1, online=True, session=7))
+    assert actions[0] == PublishState(OrchestratorState(epoch=1, online=True, session=7, change=1024))
     assert actions[1] == PublishRoute(routes["classify"])
     assert actions[2:] == [PublishAssignment(device, assignments[device]) for device in ("a", "b")]
     site.born("a", 100)
@@ -865,15 +865,21 @@ def test_an_absurd_change_number_counts_as_none() -> None:
     assert site.state.orders.change == 1024
 
 
-def test_our_own_announcement_confirms_that_the_broker_has_the_orders() -> None:
+def test_orders_that_came_from_the_broker_need_no_confirmation() -> None:
+    """The leader may end as soon as they are in force: its will says then that the broker has them."""
     site = serving(CLASSIFY, a=100)
-    site.feed(leader(1, 1))
-    assert (site.state.orders.session, site.state.orders.confirmed) == (None, 0), "a heartbeat has no number"
-    (announced,) = all_of(site.feed(LeaderTopicLost("it was cleared")), PublishState)
-    site.feed(announced.message)
     assert (site.state.orders.session, site.state.orders.confirmed) == (1, 1024)
     site.feed(TaskDeployed(CAPTION))
     assert (site.state.orders.session, site.state.orders.confirmed) == (1, 1025)
+
+
+def test_our_own_announcement_confirms_that_the_broker_has_the_orders_that_we_gave_back() -> None:
+    site, actions = restarted(ROUTED)
+    assert (site.state.orders.session, site.state.orders.confirmed) == (5, 0)
+    site.feed(leader(2, 5))
+    assert (site.state.orders.session, site.state.orders.confirmed) == (5, 0), "a heartbeat has no number"
+    site.feed(all_of(actions, PublishState)[-1].message)
+    assert (site.state.orders.session, site.state.orders.confirmed) == (5, site.state.orders.change)
 
 
 def test_the_last_five_revisions_of_a_task_are_kept() -> None:
