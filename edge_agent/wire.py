@@ -50,8 +50,8 @@ def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
 
 
 def is_request(prefix: str, topic: str) -> bool:
-    """Whether a topic is that of requests."""
-    return topics.TASK_REQUESTS.match(prefix, topic) is not None
+    """Whether a topic is one of requests."""
+    return any(each.match(prefix, topic) is not None for each in topics.REQUESTS)
 
 
 def event_of(prefix: str, delivery: Delivery) -> events.Event | events.ConnectionEvent | None:

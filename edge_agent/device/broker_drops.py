@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import structlog
 
-from broker.transport.port import Delivery, LinkEvent, MakeTransport
+from broker.transport.port import MAX_CONTROL_PACKET_BYTES, Delivery, LinkEvent, MakeTransport
 
 TOPIC = "$SYS/broker/publish/messages/dropped"
 LISTEN_S = 25.0  # Mosquitto publishes it every ten seconds
@@ -49,7 +49,12 @@ class BrokerDrops:
         self._stopping.set()
 
     def _listen(self) -> None:
-        transport = self._make_transport(url=self._url, client_id=f"{self._device}-drops", inbox=self._hear)
+        transport = self._make_transport(
+            url=self._url,
+            client_id=f"{self._device}-drops",
+            inbox=self._hear,
+            max_packet_bytes=MAX_CONTROL_PACKET_BYTES,
+        )
         transport.subscribe(TOPIC)
         transport.start()
         self._stopping.wait(LISTEN_S)

@@ -13,7 +13,7 @@ import pytest
 
 from broker.protocol.codec import decode_result, encode
 from broker.protocol.messages import AssignedModule, Assignment
-from broker.protocol.topics import DEVICE_ASSIGNMENT, TASK_REQUESTS, TASK_ROUTE, prefix_of
+from broker.protocol.topics import CLIENT_REQUESTS, DEVICE_ASSIGNMENT, TASK_REQUESTS, TASK_ROUTE, prefix_of
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkUp, Outgoing
 from edge_agent.config import AgentConfig
@@ -36,11 +36,15 @@ def echo(_: Value) -> Output:
 
 
 class Sensor:
-    """A client that publishes plain requests as fast as it can, and notes when each one ended and how."""
+    """A client that publishes plain requests as fast as it can, and notes when each one ended and how.
+
+    Each has its own number, in the Correlation Data or, ``by_client``, in its topic.
+    """
 
     def __init__(self, url: str, prefix: str) -> None:
         self.prefix = prefix
-        self.ended: dict[bytes, tuple[float, str]] = {}
+        self.by_client, self.qos = False, 1
+        self.ended: dict[int, tuple[float, str]] = {}
         self.up = threading.Event()
         self.transport = MqttTransport(
             url=url, client_id="sensor", inbox=self._put, max_queued=2 * REQUESTS, max_queued_bytes=2 * REQUESTS * BYTES
@@ -51,21 +55,22 @@ class Sensor:
     def _put(self, event: object) -> None:
         if isinstance(event, LinkUp):
             self.up.set()
-        if isinstance(event, Delivery) and event.correlation:
+        if isinstance(event, Delivery):
             result, _ = decode_result(event.payload, event.content_type)
             how = result.error.code if result.error else "answered"
-            self.ended.setdefault(event.correlation, (time.monotonic(), str(how)))
+            number = int(event.correlation or event.topic.rpartition("/")[2])
+            self.ended.setdefault(number, (time.monotonic(), str(how)))
 
     def ask(self, number: int) -> float:
-        message = Outgoing(
-            TASK_REQUESTS.at(self.prefix, task="echo"),
-            number.to_bytes(4, "big") * (BYTES // 4),
-            response_topic=f"{self.prefix}/clients/sensor/results/1",
-            correlation=str(number).encode(),
-            content_type="image/jpeg",
-            expiry_s=DEADLINE_S,
-        )
-        self.transport.publish(message)
+        picture = number.to_bytes(4, "big") * (BYTES // 4)
+        properties: dict[str, Any] = {"qos": self.qos, "content_type": "image/jpeg", "expiry_s": DEADLINE_S}
+        if self.by_client:
+            topic = CLIENT_REQUESTS.at(self.prefix, task="echo", client="sensor", request=str(number))
+        else:
+            topic = TASK_REQUESTS.at(self.prefix, task="echo")
+            properties["response_topic"] = f"{self.prefix}/clients/sensor/results/1"
+            properties["correlation"] = str(number).encode()
+        self.transport.publish(Outgoing(topic, picture, **properties))
         return time.monotonic()
 
 
@@ -106,15 +111,19 @@ def burst(start_mosquitto: Callable[..., Any]) -> Iterator[Callable[..., Sensor]
         sensor.transport.close()
 
 
-def test_each_of_three_thousand_requests_at_once_ends_before_its_deadline(burst: Callable[..., Sensor]) -> None:
+@pytest.mark.parametrize(("qos", "by_client"), [(1, False), (1, True), (0, True)])
+def test_each_of_three_thousand_requests_at_once_ends_before_its_deadline(
+    burst: Callable[..., Sensor], qos: int, *, by_client: bool
+) -> None:
     sensor = burst()
+    sensor.qos, sensor.by_client = qos, by_client
     sent_s = [sensor.ask(number) for number in range(REQUESTS)]
     ended = sensor.ended
     until(lambda: len(ended) >= REQUESTS or time.monotonic() > sent_s[-1] + DEADLINE_S + 1, 2 * DEADLINE_S)
     how = Counter(code for _, code in ended.values())
     assert len(ended) == REQUESTS, how
     assert set(how) == {"answered", "overloaded"}
-    assert [n for n, at_s in enumerate(sent_s) if ended[str(n).encode()][0] > at_s + DEADLINE_S] == [], "late"
+    assert [n for n, at_s in enumerate(sent_s) if ended[n][0] > at_s + DEADLINE_S] == [], "late"
 
 
 def test_an_agent_tells_of_a_broker_whose_queue_is_too_small(
