@@ -32,6 +32,7 @@ from broker.protocol.specs import (
     RequestId,
     Revision,
     TaskName,
+    Value,
     Wire,
     in_order,
 )
@@ -47,10 +48,10 @@ Fence = Annotated[int, Field(strict=True, ge=0, le=MAX_FENCE)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**60)]
 
 
-class Message(BaseModel):
-    """Base of all messages: frozen; unknown fields are ignored, missing ones refused."""
+class Message(Value, BaseModel):
+    """Base of all messages: unknown fields are ignored, missing ones refused."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(extra="ignore")
 
 
 def _check_graph(needs: Mapping[NodeName, Sequence[NodeName]], output: NodeName | None) -> None:

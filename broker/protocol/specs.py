@@ -105,14 +105,26 @@ def in_order(needs: Mapping[NodeName, Sequence[NodeName]]) -> tuple[NodeName, ..
     return tuple(done)
 
 
-class Spec(BaseModel):
-    """Base of everything a person writes: frozen, and an unknown field is an error.
+class Value(BaseModel):
+    """Base of specs and messages: frozen. A copy (``model_copy``) keeps nothing that was computed from its fields."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        for computed in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[computed]
+        return copied
+
+
+class Spec(Value):
+    """Base of everything a person writes: an unknown field is an error.
 
     Only a file is read so strictly. A spec inside a message may come from a newer version: ``codec.decode`` ignores the
     fields that it doesn't know.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
 
 class Source(Spec):
@@ -217,12 +229,6 @@ class TaskSpec(Spec):
             around = sorted(self.nodes.keys() - set(self.order))
             raise _unsound(("nodes", around[0]), f"the nodes form a cycle: {', '.join(around)}")
         return self
-
-    def __copy__(self) -> Self:
-        copied = super().__copy__()
-        for computed in copied.__dict__.keys() - type(self).model_fields.keys():  # from fields that may change
-            del copied.__dict__[computed]
-        return copied
 
     @cached_property
     def order(self) -> tuple[NodeName, ...]:

@@ -171,6 +171,9 @@ class _Demo:
             return all(route.complete and victim not in named(route) for route in seen.routes.values())
 
         replaced = observer.wait_for(all_replaced, DEADLINE_S)
+        observer.wait_for(
+            lambda _: victim not in dict(self._assigned("active")), DEADLINE_S
+        )  # assignments follow routes
         seen = look_at(Injected(killed_s, "kill", victim), observer.sightings)
         lost = sum(not response.ok for _, response in responses)
         wrong = sum(response.ok and response.result.answer != expected[request] for request, response in responses)

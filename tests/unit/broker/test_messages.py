@@ -368,6 +368,13 @@ def test_a_route_is_complete_when_every_node_has_a_device_and_there_is_a_front_d
     assert not route.model_copy(update={"unavailable": "no memory"}).complete
 
 
+def test_a_changed_copy_of_a_route_has_its_own_order() -> None:
+    node = RouteNode(module="m", key="k", needs=("i",), output_bytes=1)
+    route = Route(task="t", epoch=1, generation=1, group=1, nodes={"n": node}, output="n")
+    assert route.order == ("n",)
+    assert route.model_copy(update={"nodes": {"other": node}, "output": "other"}).order == ("other",)
+
+
 def test_a_plan_knows_the_consumers_of_a_node() -> None:
     def planned(*needs: str) -> PlannedNode:
         return PlannedNode(key="k", needs=needs, device="a")
