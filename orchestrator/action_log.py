@@ -19,20 +19,13 @@ def log_action(action: Action) -> None:
             _log.info("state", epoch=message.epoch, online=message.online)
         case events.PublishRoute(route):
             _log.info("route", task=route.task, generation=route.generation, **_summary(route))
-        case (
-            events.PublishSpec(TaskSpec(task=name))
-            | events.ClearSpec(name)
-            | events.PublishDrain(name)
-            | events.ClearDrain(name)
-        ):
+        case events.PublishSpec(TaskSpec(task=name)) | events.PublishDrain(name):
             _log.info("order_restored", order=type(action).__name__, name=name)
-        case events.ClearRoute(task):
-            _log.info("route_cleared", task=task)
+        case events.Clear(topic, name):
+            _log.info("topic_cleared", topic=topic.template, name=name)
         case events.PublishAssignment(device, assignment):
             names = {role: [m.module for m in assignment.modules if m.role == role] for role in ("active", "standby")}
             _log.info("assignment", device=device, generation=assignment.generation, **names)
-        case events.ClearAssignment(device):
-            _log.info("device_forgotten", device=device)
         case events.AnswerError(reply_to, _, result):
             _log.info("request_refused", task=result.task, request=result.request, reply_to=reply_to)
         case events.Resign(why, _):

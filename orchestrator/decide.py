@@ -21,6 +21,7 @@ from dataclasses import fields, replace
 
 from broker.protocol.messages import OrchestratorState
 from broker.protocol.specs import DeviceId, TaskName, TaskSpec
+from broker.protocol.topics import DEVICE_ASSIGNMENT
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator import events
 from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived, MembershipEvent
@@ -93,7 +94,7 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
     state, more = publish.repeat_missed_assignment(state, event, now_s)
     actions += more
     # Assignments come after all routes, also after those that were just published again.
-    actions.sort(key=lambda action: isinstance(action, events.PublishAssignment | events.ClearAssignment))
+    actions.sort(key=_is_assignment)
     return state, actions
 
 
@@ -301,6 +302,11 @@ def _roll_back(state: State, now_s: float) -> State:
         assignments={name: last.model_copy(update=stamp) for name, last in snapshot.assignments.items()},
         drain_attempt=None,
     )
+
+
+def _is_assignment(action: Action) -> bool:
+    is_end = isinstance(action, events.Clear) and action.topic is DEVICE_ASSIGNMENT
+    return is_end or isinstance(action, events.PublishAssignment)
 
 
 def _log_device_changes(before: Cluster, after: Cluster) -> list[Action]:

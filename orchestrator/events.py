@@ -1,4 +1,4 @@
-"""The orchestrator's events and actions: the words between messages and ``decide``, without topics or bytes."""
+"""The orchestrator's events and actions: the words between messages and ``decide``, without prefixes and bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from broker.protocol.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Result, Route
 from broker.protocol.specs import DeviceId, ModuleKey, RequestId, Revision, TaskName, TaskSpec
+from broker.protocol.topics import Topic
 from broker.transport.port import LinkDown, LinkUp
 from orchestrator.planner.plans import Plan, Problem
 
@@ -169,24 +170,10 @@ class PublishSpec:
 
 
 @dataclass(frozen=True)
-class ClearSpec:
-    """Clear the spec of an undeployed task at a broker that lost the undeployment."""
-
-    task: TaskName
-
-
-@dataclass(frozen=True)
 class PublishRoute:
     """Publish a task's route."""
 
     route: Route
-
-
-@dataclass(frozen=True)
-class ClearRoute:
-    """Clear the route of an undeployed task."""
-
-    task: TaskName
 
 
 @dataclass(frozen=True)
@@ -198,13 +185,6 @@ class PublishAssignment:
 
 
 @dataclass(frozen=True)
-class ClearAssignment:
-    """Clear the assignment of a forgotten device."""
-
-    device: DeviceId
-
-
-@dataclass(frozen=True)
 class PublishDrain:
     """Publish the order to drain a device to a broker that lost it."""
 
@@ -212,10 +192,11 @@ class PublishDrain:
 
 
 @dataclass(frozen=True)
-class ClearDrain:
-    """Put a device back in service at a broker that lost that order."""
+class Clear:
+    """Clear the topic of a task or a device: it is undeployed or forgotten, or the broker lost the end of an order."""
 
-    device: DeviceId
+    topic: Topic
+    name: str
 
 
 @dataclass(frozen=True)
@@ -277,8 +258,16 @@ class Note:
     fields: Mapping[str, object]
 
 
-TaskMessage = PublishSpec | ClearSpec | PublishRoute | ClearRoute
-DeviceMessage = PublishAssignment | ClearAssignment | PublishDrain | ClearDrain | RequestRebirth | CheckDevice
-Message = PublishState | TaskMessage | DeviceMessage | AnswerError
+Message = (
+    PublishState
+    | PublishSpec
+    | PublishRoute
+    | PublishAssignment
+    | PublishDrain
+    | Clear
+    | RequestRebirth
+    | CheckDevice
+    | AnswerError
+)
 """The actions that are messages."""
 Action = Message | RequestPlan | EndPlanning | Resign | Note

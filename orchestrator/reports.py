@@ -82,8 +82,8 @@ class Reports:
         if isinstance(event, events.RevisionReceived):
             self._on_revision(event)
         for action in actions:
-            if isinstance(action, events.ClearRoute):
-                self._statuses.setdefault(action.task)  # an earlier leader may have published it
+            if isinstance(action, events.Clear) and action.topic is topics.TASK_ROUTE:
+                self._statuses.setdefault(action.name)  # an earlier leader may have published it
             if isinstance(action, events.AnswerError):
                 self._count(after, action)
         if after.link is None:

@@ -58,16 +58,16 @@ def outgoing_of(prefix: str, action: events.Message) -> Outgoing:
     match action:
         case events.PublishState(message):
             topic, payload = topics.ORCHESTRATOR_STATE, encode(message)
-        case events.PublishSpec() | events.ClearSpec() | events.PublishDrain() | events.ClearDrain():
-            topic, payload, ids = _order_of(action)
+        case events.PublishSpec(spec):
+            topic, payload, ids = topics.TASK_SPEC, encode(spec), {"task": spec.task}
+        case events.PublishDrain(device):
+            topic, payload, ids = topics.DEVICE_DRAIN, encode(Drain(drain=True)), {"device": device}
         case events.PublishRoute(route):
             topic, payload, ids = topics.TASK_ROUTE, encode(route), {"task": route.task}
-        case events.ClearRoute(task):
-            topic, payload, ids = topics.TASK_ROUTE, b"", {"task": task}
         case events.PublishAssignment(device, assignment):
             topic, payload, ids = topics.DEVICE_ASSIGNMENT, encode(assignment), {"device": device}
-        case events.ClearAssignment(device):
-            topic, payload, ids = topics.DEVICE_ASSIGNMENT, b"", {"device": device}
+        case events.Clear(topic, name):
+            payload, ids = b"", {topic.fields[0]: name}
         case events.RequestRebirth(device):
             topic, payload, ids = topics.DEVICE_REBIRTH, b"", {"device": device}
     return Outgoing(topic.at(prefix, **ids), payload, qos=topic.qos, retain=topic.retain)
@@ -97,20 +97,6 @@ def _check_of(prefix: str, check: events.CheckDevice) -> Outgoing:
     ids = {"sender": OWN_CHECK, "receiver": check.device, "request": check.request, "node": "node"}
     payload = encode_tensors(message, {f"{_CHECK}/{RAW}": np.zeros(1, dtype=np.uint8)})
     return Outgoing(topics.TENSORS.at(prefix, **ids), payload, expiry_s=math.ceil(check.within_s))
-
-
-def _order_of(
-    action: events.PublishSpec | events.ClearSpec | events.PublishDrain | events.ClearDrain,
-) -> tuple[topics.Topic, bytes, dict[str, str]]:
-    match action:
-        case events.PublishSpec(spec):
-            return topics.TASK_SPEC, encode(spec), {"task": spec.task}
-        case events.ClearSpec(task):
-            return topics.TASK_SPEC, b"", {"task": task}
-        case events.PublishDrain(device):
-            return topics.DEVICE_DRAIN, encode(Drain(drain=True)), {"device": device}
-        case events.ClearDrain(device):
-            return topics.DEVICE_DRAIN, b"", {"device": device}
 
 
 def _request(prefix: str, incoming: topics.Incoming, delivery: Delivery) -> events.Event | None:

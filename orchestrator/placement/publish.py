@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from broker.protocol.messages import AssignedModule, Assignment, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName
+from broker.protocol.topics import DEVICE_ASSIGNMENT, TASK_ROUTE
 from orchestrator import events
 from orchestrator.events import Action, Event, HeartbeatReceived
 from orchestrator.membership.device import Device, is_like
@@ -134,7 +135,10 @@ def clear_outdated_topics(state: State, moment: Moment) -> tuple[State, list[Act
         assignments={device: last for device, last in state.assignments.items() if device not in forgotten},
         assigned_s={device: at_s for device, at_s in state.assigned_s.items() if device not in forgotten},
     )
-    return state, [*map(events.ClearRoute, without), *map(events.ClearAssignment, forgotten)]
+    return state, [
+        *(events.Clear(TASK_ROUTE, task) for task in without),
+        *(events.Clear(DEVICE_ASSIGNMENT, device) for device in forgotten),
+    ]
 
 
 def _tasks_shared_by(placement: CurrentPlacement, device: DeviceId) -> set[TaskName]:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from broker.protocol.specs import DeviceId, TaskName, TaskSpec
+from broker.protocol.topics import DEVICE_DRAIN, TASK_ROUTE, TASK_SPEC
 from orchestrator import events
 from orchestrator.events import Action, DrainReceived, Order, RouteHeard, TaskDeployed
 from orchestrator.leadership import orders
@@ -89,9 +90,9 @@ def _reconcile(state: State, now_s: float) -> tuple[State, list[Action]]:
     )
     actions: list[Action] = [
         *map(events.PublishSpec, found.specs),
-        *map(events.ClearSpec, found.cleared_specs),
+        *(events.Clear(TASK_SPEC, task) for task in found.cleared_specs),
         *map(events.PublishDrain, found.drains),
-        *map(events.ClearDrain, found.cleared_drains),
+        *(events.Clear(DEVICE_DRAIN, device) for device in found.cleared_drains),
     ]
     if state.link is not None:  # what came from the broker needs no confirmation by it
         broker_has = state.broker_change if actions else change
@@ -107,7 +108,7 @@ def restore_route(state: State, heard: RouteHeard) -> list[Action]:
     if not state.settled:
         return []
     if heard.task not in state.tasks and heard.task not in state.invalid:
-        return [events.ClearRoute(heard.task)]
+        return [events.Clear(TASK_ROUTE, heard.task)]
     if heard.epoch <= state.epoch or heard.task not in state.routes:
         return []
     note = events.Note("foreign_route_overwritten", {"task": heard.task, "epoch": heard.epoch})

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from broker.protocol.messages import MAX_FENCE, DeviceState, Heartbeat, HeldModule, Route
+from broker.protocol.topics import DEVICE_ASSIGNMENT
 from orchestrator.decide import decide
 from orchestrator.events import (
     CheckAnswered,
     CheckDevice,
-    ClearAssignment,
+    Clear,
     DeviceStateReceived,
     DrainReceived,
     EndPlanning,
@@ -43,7 +44,7 @@ numbers = st.sampled_from([0, 1, 2, 3, 5, 1000, MAX_FENCE - 1, MAX_FENCE])
 statuses = st.sampled_from(["online", "draining", "offline"])
 claims = st.dictionaries(st.sampled_from(sorted(MODULES)), st.sampled_from(["ready", "loading", "failed"]))
 suspects = st.sets(st.sampled_from([*DEVICES, EVIL, "nobody"]))
-FOR_ITSELF = PublishAssignment | ClearAssignment | RequestRebirth
+FOR_ITSELF = PublishAssignment | RequestRebirth
 
 
 class HostileDevice(Reconciler):
@@ -111,6 +112,8 @@ class HostileDevice(Reconciler):
         for action in actions:
             if isinstance(action, FOR_ITSELF):
                 assert action.device == EVIL
+            elif isinstance(action, Clear):
+                assert (action.topic, action.name) == (DEVICE_ASSIGNMENT, EVIL)
             elif isinstance(action, PublishState):
                 assert [action] == announce_leadership(after), "the term as it is, once more"
             else:

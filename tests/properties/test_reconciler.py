@@ -30,11 +30,12 @@ from broker.protocol.messages import (
     Route,
 )
 from broker.protocol.specs import Availability, TaskSpec
+from broker.protocol.topics import TASK_ROUTE
 from broker.transport.port import LinkDown, LinkUp
 from orchestrator.decide import decide
 from orchestrator.events import (
     Action,
-    ClearRoute,
+    Clear,
     DeviceStateReceived,
     DrainReceived,
     EndPlanning,
@@ -171,8 +172,8 @@ class Reconciler(RuleBasedStateMachine):
                 assignments_began = True
                 self._newer(self.assignments.get(action.device), action.assignment)
                 self.assignments[action.device] = action.assignment
-            elif isinstance(action, ClearRoute):
-                self.routes.pop(action.task, None)
+            elif isinstance(action, Clear) and action.topic is TASK_ROUTE:
+                self.routes.pop(action.name, None)
             elif isinstance(action, PublishSpec):
                 self.restored.add(action.spec.task)
             elif isinstance(action, PublishDrain):

@@ -21,16 +21,14 @@ from broker.protocol.messages import (
     Route,
 )
 from broker.protocol.specs import TaskSpec
+from broker.protocol.topics import DEVICE_ASSIGNMENT, DEVICE_DRAIN, TASK_ROUTE, TASK_SPEC, Topic
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.decide import next_deadline_s
 from orchestrator.events import (
     Action,
     AnswerError,
     CheckDevice,
-    ClearAssignment,
-    ClearDrain,
-    ClearRoute,
-    ClearSpec,
+    Clear,
     DeviceStateReceived,
     DrainReceived,
     Event,
@@ -132,6 +130,10 @@ class Site:
 
 def said(actions: list[Action]) -> list[Action]:
     return [action for action in actions if not isinstance(action, Note)]
+
+
+def cleared(actions: list[Action], topic: Topic) -> list[str]:
+    return [action.name for action in all_of(actions, Clear) if action.topic is topic]
 
 
 def events(actions: list[Action]) -> list[str]:
@@ -390,7 +392,7 @@ def test_every_live_device_hears_of_this_term_even_if_it_holds_nothing() -> None
 def test_an_undeployed_tasks_route_is_cleared_and_only_its_own_modules_are_unloaded() -> None:
     site = serving(CLASSIFY, CAPTION, a=110)
     actions = site.feed(TaskUndeployed("caption"))
-    assert all_of(actions, ClearRoute) == [ClearRoute("caption")]
+    assert cleared(actions, TASK_ROUTE) == ["caption"]
     assert site.where() == {"vision": "a", "head": "a"}
     assert len(site.state.assignments["a"].modules) == 2
 
@@ -400,7 +402,7 @@ def test_routes_of_earlier_terms_without_a_task_are_cleared_after_settling() -> 
     site.feed(TaskDeployed(CLASSIFY))
     assert said(site.feed(RetainedRouteReceived("forgotten", available=True))) == []
     site.feed(RetainedRouteReceived("classify", available=True))
-    assert all_of(site.settle(), ClearRoute) == [ClearRoute("forgotten")]
+    assert cleared(site.settle(), TASK_ROUTE) == ["forgotten"]
 
 
 def test_an_invalid_spec_makes_the_task_unavailable_until_it_is_corrected() -> None:
@@ -682,7 +684,7 @@ def test_a_cleared_or_unreadable_leaders_topic_is_written_again() -> None:
 
 def test_a_route_of_a_task_that_does_not_exist_is_cleared_and_one_of_a_later_term_is_overwritten() -> None:
     site = serving(CLASSIFY, a=100)
-    assert site.feed(RouteHeard("nonsense", 1)) == [ClearRoute("nonsense")]
+    assert site.feed(RouteHeard("nonsense", 1)) == [Clear(TASK_ROUTE, "nonsense")]
     assert site.feed(RouteHeard("classify", 1)) == [], "our own, coming back"
     actions = site.feed(RouteHeard("classify", 2))
     assert said(actions) == [announcement(site), PublishRoute(site.route("classify"))]
@@ -715,7 +717,7 @@ NEWER = CLASSIFY.model_copy(update={"weight": 3.0})
 def test_a_task_that_was_undeployed_while_the_link_was_down_is_taken_away() -> None:
     site = confirmed(serving(CLASSIFY, a=100))
     actions = reconnected(site, WILL, ROUTED)
-    assert ClearRoute("classify") in actions
+    assert Clear(TASK_ROUTE, "classify") in actions
     assert site.where() == {}
     assert not all_of(actions, PublishSpec)
     assert (site.state.tasks, list(site.state.orders.undeployed)) == ({}, ["classify"])
@@ -754,8 +756,9 @@ def test_an_old_memory_gets_only_what_changed_since() -> None:
     ]
     actions = reconnected(site, *retained)
     assert all_of(actions, PublishSpec) == [PublishSpec(NEWER)]
-    assert all_of(actions, ClearSpec) == [ClearSpec("caption")]
-    assert (all_of(actions, PublishDrain), all_of(actions, ClearDrain)) == ([PublishDrain("a")], [ClearDrain("b")])
+    assert cleared(actions, TASK_SPEC) == ["caption"]
+    assert all_of(actions, PublishDrain) == [PublishDrain("a")]
+    assert cleared(actions, DEVICE_DRAIN) == ["b"]
     assert site.state.tasks == {"classify": NEWER}
     assert site.state.cluster.drained == {"a"}
 
@@ -842,7 +845,7 @@ def test_stored_orders_are_given_back_to_a_broker_that_lost_its_memory() -> None
 def test_a_stored_task_that_was_undeployed_without_a_leader_does_not_come_back() -> None:
     site, actions = restarted(WILL, ROUTED)
     assert not all_of(actions, PublishSpec)
-    assert all_of(actions, ClearRoute) == [ClearRoute("classify")]
+    assert cleared(actions, TASK_ROUTE) == ["classify"]
     assert (site.state.tasks, site.where(), site.state.cluster.drained) == ({}, {}, frozenset())
 
 
@@ -962,7 +965,7 @@ def test_the_assignment_of_a_forgotten_device_is_cleared() -> None:
     site = serving(CLASSIFY, a=100, b=100)
     site.gone("a")
     site.now_s += 3600.0
-    assert all_of(site.heartbeat("b"), ClearAssignment) == [ClearAssignment("a")]
+    assert cleared(site.heartbeat("b"), DEVICE_ASSIGNMENT) == ["a"]
     assert "a" not in site.state.assignments
     assert "a" not in site.state.assigned_s
 

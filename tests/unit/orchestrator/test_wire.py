@@ -12,8 +12,7 @@ from broker.transport.port import Delivery
 from orchestrator.events import (
     CheckAnswered,
     CheckDevice,
-    ClearAssignment,
-    ClearRoute,
+    Clear,
     LeaderTopicLost,
     PublishRoute,
     PublishSpec,
@@ -104,9 +103,9 @@ def test_a_request_that_names_its_client_is_refused_at_that_client() -> None:
 def test_actions_become_retained_messages_on_their_topics() -> None:
     said = outgoing_of(PREFIX, PublishRoute(ROUTE))
     assert (said.topic, said.retain, said.qos, decode(Route, said.payload)) == (AT, True, 1, ROUTE)
-    cleared = outgoing_of(PREFIX, ClearRoute("classify"))
+    cleared = outgoing_of(PREFIX, Clear(topics.TASK_ROUTE, "classify"))
     assert (cleared.topic, cleared.retain, cleared.payload) == (AT, True, b"")
-    forgotten = outgoing_of(PREFIX, ClearAssignment("a"))
+    forgotten = outgoing_of(PREFIX, Clear(topics.DEVICE_ASSIGNMENT, "a"))
     told = topics.DEVICE_ASSIGNMENT.at(PREFIX, device="a")
     assert (forgotten.topic, forgotten.retain, forgotten.payload) == (told, True, b"")
     restored = outgoing_of(PREFIX, PublishSpec(SPEC))
