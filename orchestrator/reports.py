@@ -192,7 +192,8 @@ def opinion_of(state: State, device: Device, now_s: float) -> Opinion | None:
 
     Neither the end of a device that is on only sometimes nor its silence before is an alarm.
     """
-    if not device.always_on and (device.health == "suspect" or not device.watched):
+    is_late = now_s - device.heard_s > state.cluster.heartbeat_interval_s
+    if not device.always_on and (is_late or not device.watched):
         return None if device.watched else Opinion("away", "it is on only sometimes")
     if not device.watched:
         silent = f"no heartbeat came for {max(0.0, now_s - device.heard_s):.0f} s"

@@ -128,6 +128,21 @@ def test_a_device_that_is_on_only_sometimes_is_away_and_no_alarm_is_told() -> No
     assert [kind for kind, name, _ in site.events() if name == "b"] == ["device_online", "device_away"] * 2
 
 
+def test_a_power_cut_of_such_a_device_alarms_nobody_although_calls_to_it_time_out() -> None:
+    site = Site("a", "c")
+    birth = online(1, profile(memory_bytes=100)).model_copy(update={"availability": "sometimes"})
+    site.feed(DeviceStateReceived("b", birth))
+    site.heartbeat("b")
+    site.pass_s(1, "a", "c")
+    site.now_s += 0.2
+    for coordinator in ("a", "c"):
+        site.heartbeat(coordinator, suspects={"b": 0.1})
+    assert site.state.cluster.devices["b"].unresponsive
+    site.told += site.reports.sweep(site.state, site.when)
+    site.pass_s(3, "a", "c")
+    assert [each.standing for each in site.standings("b")] == ["online", "away"]
+
+
 def test_a_silent_device_is_suspect_and_then_dead_and_on_probation_when_it_is_back() -> None:
     site = Site("a", "b")
     site.pass_s(6, "b")
