@@ -124,7 +124,7 @@ class Spec(Value):
     fields that it doesn't know.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)  # built at the first use: not by all processes
 
 
 class Source(Spec):

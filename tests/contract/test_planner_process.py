@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import queue
 import signal
 import subprocess
@@ -64,6 +65,20 @@ def test_of_many_problems_the_last_is_answered(planner: PlannerProcess, found: q
     while found.get(timeout=60).ticket != (1, 8):
         pass
     assert found.empty()
+
+
+def test_the_process_builds_no_validators(tmp_path: Path) -> None:
+    """It reads no text: its problems are pickled."""
+    file = tmp_path / "problem"
+    file.write_bytes(pickle.dumps(problem()))
+    code = (
+        "import pickle, pathlib, sys, orchestrator.planner_process.__main__ as planner\n"
+        "asked = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "assert planner.solve(asked).where\n"
+        "print(type(asked.tasks[0]).__pydantic_complete__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def resident_bytes(pid: int) -> int:
