@@ -1,7 +1,6 @@
 """The orchestrator's process: messages in, ``decide``, messages out.
 
-Owns the two connections, the planner, the mailbox between their threads and the loop's, the clock and the log. Decides
-nothing.
+Owns the two connections, the planner, the loop and the log. Decides nothing.
 
 Invariants:
 - only the thread that calls ``run`` uses the state; inboxes only put events into the mailbox;
@@ -19,7 +18,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,9 +28,9 @@ from broker.protocol.codec import encode
 from broker.protocol.messages import OrchestratorState
 from broker.transport import port
 from broker.transport.connect import connect
-from broker.transport.mailbox import Mailbox
 from orchestrator import events
 from orchestrator.action_log import log_action
+from orchestrator.arrivals import Arrivals, Arrived
 from orchestrator.clock import LoopClock
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import Action, Event, Overslept, PlanFound, Tick
@@ -50,18 +48,8 @@ from orchestrator.wire import CONTROL_TOPICS, STANDBY_TOPICS, answers_filter, ev
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
 GATHER_S = 0.02  # at most a fifteenth of the time in which a standby must have taken over
-MAX_WAITING_BYTES = 32 * 1024 * 1024  # of requests that wait for the loop's next turn; two of the largest
 
 _log = structlog.get_logger("orchestrator")
-
-
-@dataclass(frozen=True)
-class _Posted:
-    """An event of a connection, or of the planner, in the mailbox."""
-
-    control: bool
-    event: port.LinkEvent | PlanFound
-    at_s: float  # when it arrived
 
 
 class Orchestrator:
@@ -107,7 +95,7 @@ class Orchestrator:
         self._answer_unknown_tasks = answer_unknown_tasks
         self._make_transport, self._make_planner = make_transport, make_planner
         self._planner: Planner | None = None
-        self._mailbox: Mailbox[_Posted | None] = Mailbox(max_data_bytes=MAX_WAITING_BYTES)
+        self._arrivals = Arrivals(self._prefix)
         self._name = f"orchestrator-{secrets.token_hex(4)}"  # two orchestrators must not take over each other's session
         self._data = self._new_data()
         self._control: port.Transport | None = None
@@ -119,7 +107,6 @@ class Orchestrator:
         self._longest_step_s = max(heartbeat_interval_s, LEADER_INTERVAL_S)
         self._clock = LoopClock(self._longest_step_s)
         self._excused_s = 0.0  # when all devices last got their full time again, because messages were refused
-        self._missed = False  # whether control messages were refused because too many waited
         self._tick_from_s = 0.0  # no deadline is met before
         self._heartbeat_at_s = 0.0
         self._linked_s = 0.0  # since when the connection is up over which it waited
@@ -133,37 +120,20 @@ class Orchestrator:
         Raises:
             BadFile: the epoch can't be stored.
         """
-        self._planner = self._make_planner(self._from_planner)  # it starts while this one waits
+        self._planner = self._make_planner(self._arrivals.from_planner)  # it starts while this one waits
         try:
             while not self._stopping and (seen := self._wait_for_turn()) is not None:
                 self._lead(seen)
         finally:
             self._leave()
             self._planner.close()
-            dropped, failed = self._mailbox.dropped, self._internal_errors
+            dropped, failed = self._arrivals.dropped, self._internal_errors
             _log.info("stopped", messages_dropped=dropped, internal_errors=failed)
 
     def stop(self) -> None:
         """End ``run`` soon, cleanly. May be called from any thread or signal handler, more than once."""
         self._stopping = True
-        self._mailbox.put_control(None)  # ends the wait for an event
-
-    # --- the connections' threads ---
-
-    def _from_control(self, event: port.LinkEvent) -> None:
-        is_certain = not isinstance(event, port.Delivery)
-        if not self._mailbox.put_control(_Posted(True, event, time.monotonic()), certain=is_certain):
-            self._missed = True
-
-    def _from_data(self, event: port.LinkEvent) -> None:
-        incoming = topics.read(self._prefix, event.topic, event.payload) if isinstance(event, port.Delivery) else None
-        if incoming is not None and incoming.topic in topics.REQUESTS:
-            self._mailbox.put_data(_Posted(False, event, time.monotonic()), len(incoming.payload))
-        else:
-            self._mailbox.put_control(_Posted(False, event, time.monotonic()))
-
-    def _from_planner(self, found: PlanFound) -> None:
-        self._mailbox.put_control(_Posted(True, found, time.monotonic()), certain=True)
+        self._arrivals.end_wait()
 
     # --- begin and end ---
 
@@ -171,7 +141,7 @@ class Orchestrator:
         """The connection for requests; while it waits, the one that hears the leader."""
         name = f"{self._name}-data"
         return self._make_transport(
-            url=self._url, client_id=name, inbox=self._from_data, max_packet_bytes=max_packet_bytes
+            url=self._url, client_id=name, inbox=self._arrivals.from_data, max_packet_bytes=max_packet_bytes
         )
 
     def _wait_for_turn(self) -> int | None:
@@ -190,7 +160,7 @@ class Orchestrator:
             due_s, now_s = standby.take_over_at_s(watch, read_s), time.monotonic()
             if due_s is not None and now_s >= due_s:
                 break
-            posted = self._mailbox.get(None if due_s is None else due_s - now_s)
+            posted = self._arrivals.next(None if due_s is None else due_s - now_s)
             if due_s is not None and time.monotonic() > due_s + LEADER_INTERVAL_S:
                 watch = standby.reset_timer(watch, time.monotonic())
             if posted is not None and not isinstance(posted.event, PlanFound):
@@ -234,7 +204,7 @@ class Orchestrator:
         self._files.store_epoch(epoch)
         self._reports = Reports(self._prefix)
         self._state = self._begin_term(epoch=epoch, linked_s=self._linked_s, orders=orders)
-        self._clock, self._missed = LoopClock(self._longest_step_s), False
+        self._clock, self._arrivals.missed = LoopClock(self._longest_step_s), False
         self.resigned, self._heartbeat_at_s = None, time.monotonic()
         _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
         self._connect(epoch)
@@ -248,8 +218,7 @@ class Orchestrator:
         self._leave()
         self._sessions |= frozenset(self._state.sessions if self._state else ())
         self._unsent.clear()
-        while self._mailbox.get(0.0) is not None:
-            pass  # events of closed connections; ``stop`` has set its flag
+        self._arrivals.clear()
         self._state, self._control, self._data = None, None, self._new_data()
         self._tick_from_s = 0.0
 
@@ -267,7 +236,7 @@ class Orchestrator:
         self._control = self._make_transport(
             url=self._url,
             client_id=f"{self._name}-control",
-            inbox=self._from_control,
+            inbox=self._arrivals.from_control,
             will=will,
             max_packet_bytes=port.MAX_CONTROL_PACKET_BYTES,
             gather_s=GATHER_S,
@@ -296,7 +265,7 @@ class Orchestrator:
         due_s = self._heartbeat_at_s if deadline_s is None else min(self._heartbeat_at_s, self._tick_at_s(deadline_s))
         wait_s = max(0.0, due_s - time.monotonic())
         wait_s = min(RETRY_UNSENT_S, wait_s) if self._unsent else wait_s
-        batch = self._mailbox.get_all(wait_s)
+        batch = self._arrivals.all(wait_s)
         self._note_pause(wait_s)
         for posted in batch:
             if posted is None:
@@ -323,9 +292,9 @@ class Orchestrator:
     def _note_pause(self, waited_s: float = 0.0) -> None:
         """Judge no device by a time in which this process stood still, or couldn't keep all messages."""
         has_paused = self._clock.has_paused(waited_s)
-        if has_paused or (self._missed and time.monotonic() >= self._excused_s + self._heartbeat_interval_s):
-            _log.warning("overslept" if has_paused else "control_messages_dropped", dropped=self._mailbox.dropped)
-            self._missed, self._excused_s = False, time.monotonic()
+        if has_paused or (self._arrivals.missed and time.monotonic() >= self._excused_s + self._heartbeat_interval_s):
+            _log.warning("overslept" if has_paused else "control_messages_dropped", dropped=self._arrivals.dropped)
+            self._arrivals.missed, self._excused_s = False, time.monotonic()
             self._clock.catch_up()
             self._react(Overslept())
 
@@ -370,7 +339,7 @@ class Orchestrator:
         self._internal_errors += 1
         _log.exception(what, kind=type(cause).__name__)
 
-    def _to_event(self, posted: _Posted) -> Event | None:
+    def _to_event(self, posted: Arrived) -> Event | None:
         event = posted.event
         if isinstance(event, PlanFound):
             return event
