@@ -60,7 +60,7 @@ def crossing_s(size_bytes: int, link: Linked) -> float:
 
 def compute_s(device: DeviceSpec, name: ModuleName, module: ModuleSpec) -> float:
     """Seconds of one forward pass: the device's measurement (by key, else by the task's name), else the estimate."""
-    measured = device.compute_s.get(module.key) or device.compute_s.get(name)
+    measured = device.compute_s.get(module.measured_key) or device.compute_s.get(name)
     return measured or module.flops / device.compute_flops_per_s
 
 

@@ -173,6 +173,11 @@ class ModuleSpec(Spec):
             return self.digest
         return f"{self.source}:{self.dtype}" if self.source else f"weightless:{self.family}:{self.dtype}"
 
+    @property
+    def measured_key(self) -> str:
+        """The key by which devices report what they measured of it. A planner's copies have a ``key`` of their own."""
+        return self.key
+
 
 class InputSpec(Spec):
     """One input of a task: its kind, and its typical size for planning."""

@@ -44,6 +44,11 @@ class FurtherCopy(ModuleSpec):
         """The key of the copy; ``original_key`` gives the module's own."""
         return copy_key(super().key, self.number)
 
+    @property
+    def measured_key(self) -> ModuleKey:
+        """The module's own key: devices know no copies."""
+        return original_key(self.key)
+
 
 def copy_key(key: ModuleKey, number: int) -> ModuleKey:
     """The key of a module's copy; that of the first one is the module's own."""

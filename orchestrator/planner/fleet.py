@@ -70,7 +70,7 @@ class Fleet:
     def compute_s(self, name: ModuleName, module: ModuleSpec) -> Floats:
         """Seconds of one forward pass on every device, (D,): ``cost_model.compute_s``, bit for bit."""
         seconds = module.flops / self.flops_per_s
-        for label in (name, module.key):  # what was measured by key wins
+        for label in (name, module.measured_key):  # what was measured by key wins
             if label in self._measured:
                 rows, there = self._measured[label]
                 seconds[rows] = there

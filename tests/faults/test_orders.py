@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,27 +91,28 @@ class Site:
     def drain(self, device: str) -> None:
         self.publish(topics.DEVICE_DRAIN, encode(Drain(drain=True)), device=device)
 
-    def stored_session(self) -> int | None:
-        """The leader's link by whose will the stored orders know the broker's number."""
-        stored: dict[str, int | None] = json.loads((self.folder / "tasks.json").read_text(encoding="utf-8"))
-        return stored["session"]
+    @property
+    def stored(self) -> dict[str, Any]:
+        """The orders that the orchestrator keeps in its state directory."""
+        stored: dict[str, Any] = json.loads((self.folder / "tasks.json").read_text(encoding="utf-8"))
+        return stored
 
     def await_orders(self, tasks: set[str], drained: Collection[str] = ()) -> None:
-        """Wait until the leader says that the broker has all orders; they are exactly these, and routed."""
+        """Wait until the broker and the orchestrator have exactly these orders, and these tasks are routed."""
+
+        def named(heard: dict[str, bytes], kind: str) -> set[str]:
+            return {name.split("/")[1] for name, payload in heard.items() if name.endswith(f"/{kind}") and payload}
 
         def holds(heard: dict[str, bytes]) -> bool:
             state = heard.get("orchestrator/state")
             leader = decode(OrchestratorState, state) if state else None
-            return leader is not None and leader.online and leader.change > 0 and routed(heard) == tasks
+            if leader is None or not leader.online or leader.change != self.stored["change"]:
+                return False
+            kept = {each["spec"]["task"] for each in self.stored["tasks"]}, set(self.stored["drains"])
+            retained = named(heard, "spec"), named(heard, "drain")
+            return kept == retained == (tasks, set(drained)) and named(heard, "route") == tasks
 
-        def routed(heard: dict[str, bytes]) -> set[str]:
-            return {name.split("/")[1] for name, payload in heard.items() if name.endswith("/route") and payload}
-
-        heard = self.retained(holds)
-        specs = {name: payload for name, payload in heard.items() if name.endswith("/spec") and payload}
-        assert {decode(TaskSpec, payload).task for payload in specs.values()} == tasks
-        drains = {name.split("/")[1] for name, payload in heard.items() if name.endswith("/drain") and payload}
-        assert drains == set(drained)
+        self.retained(holds)
 
 
 @pytest.fixture
@@ -188,9 +190,9 @@ def test_nor_does_it_come_back_after_a_term_that_was_too_short_to_settle(start: 
     site.deploy("classify", "caption")
     site.await_orders({"classify", "caption"})
     site.kill_orchestrator()
-    session = site.stored_session()
+    session = site.stored["session"]
     site.start_orchestrator()
-    while site.stored_session() == session:
+    while site.stored["session"] == session:
         pause(0.02)
     site.kill_orchestrator()
     site.undeploy("caption")

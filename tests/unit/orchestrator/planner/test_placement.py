@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from broker.cost_model import OUTSIDE, objective_s
 from broker.protocol.errors import NoDeviceFits
 from orchestrator.planner.copies import copy_key
+from orchestrator.planner.exact import exact
 from orchestrator.planner.explain import explain
-from orchestrator.planner.placement import place, place_most
+from orchestrator.planner.placement import place, place_most, refined
 from tests.builders import chain, device, graph, module
 
 VISION = module("vision", memory_bytes=60, flops=30e9)
@@ -169,6 +173,17 @@ def test_copies_that_stay_keep_their_numbers_and_their_tasks() -> None:
     assert first.where == {VISION.key: "a", copy_key(VISION.key, 2): "b"}
     again = place(devices, tasks, keep=first.where)
     assert (again.where, again.further) == (first.where, first.further)
+
+
+@pytest.mark.parametrize("solve", [place, refined, exact])
+def test_a_further_copy_takes_as_long_as_its_device_measured(solve: Callable[..., Any]) -> None:
+    tasks = [chain("t0", VISION, devices=("a",)), chain("t1", VISION, devices=("b",))]
+    by_key, by_name = (
+        solve([device("a"), device("b").model_copy(update={"compute_s": {label: 7.0}})], tasks)
+        for label in (VISION.key, "vision")
+    )
+    assert by_key.where == {VISION.key: "a", copy_key(VISION.key, 2): "b"}
+    assert by_key.objective_s == by_name.objective_s > 7.0 * tasks[1].weight
 
 
 def test_the_number_of_a_copy_that_is_needed_no_more_goes_to_one_that_is() -> None:
