@@ -9,6 +9,7 @@ Invariants, each against a trap that was measured:
 - A message's size is checked before it is accepted, against the broker's limit and our own; paho checks neither.
 - The network thread calls the inbox and catches its exceptions: they would end paho's own thread, unnoticed.
 - Small packets leave at once (TCP_NODELAY). A long message counts as activity, though the ping waits behind it.
+- A write that fails doesn't end the reading: a broker that ends may have sent messages before, such as wills.
 """
 
 from __future__ import annotations
@@ -59,11 +60,26 @@ _PROPERTIES = {
 _log = structlog.get_logger(__name__)
 
 
+class _Client(paho.Client):
+    """A client whose failed write looks like a full send buffer: the next read that fails closes the socket."""
+
+    is_broken = False  # whether a write has failed
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        try:
+            return super()._sock_send(buf)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.is_broken = True
+            raise BlockingIOError from error
+
+
 @dataclass(eq=False)
 class _Connection:
     """The state of one connection; only the network thread uses it."""
 
-    client: paho.Client
+    client: _Client
     session: int
     up: bool = False  # accepted, and every filter subscribed
     reason: str = "the connection was lost"
@@ -225,9 +241,7 @@ class MqttTransport:
         return connection is not None and connection.up, reason
 
     def _open_connection(self) -> _Connection:
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False
-        )
+        client = _Client(CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
         connection = _Connection(client, session=secrets.randbits(53))  # exact in every JSON reader
         client.connect_timeout = float(self._keepalive_s)
         client.max_inflight_messages = 0  # unlimited: ``_flush`` keeps the broker's limit
@@ -272,7 +286,10 @@ class MqttTransport:
                 return
             wait_s = gathering.wait_s
             readable, writable = wakeup.wait(
-                sock, for_bytes=not wait_s, for_room=stuck, timeout_s=min(_TICK_S, wait_s or _TICK_S)
+                sock,
+                for_bytes=not wait_s,
+                for_room=stuck and not client.is_broken,
+                timeout_s=min(_TICK_S, wait_s or _TICK_S),
             )
             if readable:
                 gathering.read(sock, client)
@@ -387,14 +404,14 @@ def _on_disconnect(connection: _Connection, flags: Any, reason: ReasonCode) -> N
         connection.reason = f"the connection was lost: {reason}"
 
 
-def _disconnect(client: paho.Client) -> None:
+def _disconnect(client: _Client) -> None:
     """Send DISCONNECT, so that the broker drops the will, and close the socket."""
     sock = client.socket()
     if isinstance(sock, socket.socket):
         sock.settimeout(_TICK_S)  # a half-written packet must end first
     client.disconnect()
     until_s = time.monotonic() + _TICK_S
-    while client.socket() is not None and client.want_write() and time.monotonic() < until_s:
+    while client.socket() is not None and client.want_write() and not client.is_broken and time.monotonic() < until_s:
         client.loop_write()
 
 

@@ -150,6 +150,25 @@ def test_subscriptions_are_made_again_at_a_restarted_broker(
     assert [delivery.payload for delivery in recorder.deliveries] == [b"x", b"y/1"]
 
 
+def test_what_a_broker_sent_before_it_ended_is_read_although_no_acknowledgement_can_be_written(
+    scripted: Scripted, transport_to: TransportTo, recorder: Recorder
+) -> None:
+    """It ends at the first PUBACK, with unread ones: the system resets the connection."""
+    count = 200
+    publishes = b"".join(
+        bytes.fromhex("32 07 00 01 78") + struct.pack(">HB", number, 0) + b"w" for number in range(1, count + 1)
+    )
+
+    def answer(number: int, kind: int, body: bytes) -> bytes:
+        if kind == 4:
+            raise EOFError
+        return granting(number, kind, body) + (publishes if kind == 8 and number == 1 else b"")
+
+    transport_to(scripted(answer).url, "x")
+    recorder.wait_for(LinkDown)
+    assert len(recorder.deliveries) == count
+
+
 def test_a_broker_that_starts_late_is_reported_missing_once(
     mosquitto_process: MosquittoBroker, transport_to: TransportTo, recorder: Recorder
 ) -> None:
