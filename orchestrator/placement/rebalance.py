@@ -8,6 +8,7 @@ Invariants:
 - at most one round at a time, and none within ``Pace.review_s`` of the last one or of any change of the active copies,
   but for one ``Pace.calm_s`` after devices joined: a site that powers up places its modules before its best devices are
   there;
+- none soon after our link came up: devices may still come back to a broker that has returned;
 - the old copy goes only after the routes name the new one; a cancelled round leaves nothing but useful standbys.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from broker.protocol.specs import DeviceId, ModuleKey
+from broker.transport.port import RECONNECT_S
 from orchestrator.events import Action, Note
 from orchestrator.placement import planner_input, planning
 from orchestrator.placement.reconcile import adopt, is_calm, with_spares
@@ -95,7 +97,9 @@ def next_step_at_s(state: State) -> float | None:
     if not has_choice or not is_calm(state):
         return None
     due_s = state.reviewed_s + state.pace.review_s
-    return min(due_s, state.joined_s + state.pace.calm_s) if state.joined_s > state.reviewed_s else due_s
+    if state.joined_s > state.reviewed_s:
+        due_s = min(due_s, state.joined_s + state.pace.calm_s)
+    return max(due_s, state.cluster.up_s + RECONNECT_S + state.pace.calm_s)
 
 
 def _obstacle(state: State, moves: Moves, moment: Moment) -> str | None:

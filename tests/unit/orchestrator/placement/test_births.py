@@ -8,7 +8,7 @@ from types import FrameType
 import pytest
 
 from broker.protocol.messages import HeldModule
-from broker.transport.port import LinkUp
+from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
     Action,
@@ -133,6 +133,25 @@ def test_a_better_place_is_searched_for_soon_after_the_last_birth_and_then_at_th
     for second in range(20):
         site.now_s += 1.0
         _all_report(site, 20 + second)
+    assert site.plans(MovesProblem) == 1
+
+
+def test_no_better_place_is_searched_for_while_devices_may_still_come_back_to_a_broker() -> None:
+    site = Site()
+    site.born("a")
+    site.wait(1.0)
+    site.feed(HeartbeatReceived("a", heartbeat(2, epoch=1, generation=1, modules=_ready())))
+    site.feed(LinkDown("lost"))
+    site.now_s += 60.0
+    site.feed(LinkUp(2))
+    site.feed(TaskDeployed(CLASSIFY))
+    for second in range(1, int(RECONNECT_S + PACE.calm_s) + 1):
+        assert site.plans(MovesProblem) == 0
+        site.now_s += 1.0
+        site.feed(Tick())
+        _all_report(site, 10 + second)
+        if second == 3:
+            site.born("b")
     assert site.plans(MovesProblem) == 1
 
 
