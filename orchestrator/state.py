@@ -241,10 +241,11 @@ class State:
     planning: Planning | None = None
     outstanding: Literal["nothing", "births", "more"] = "more"  # of the facts, what the placement doesn't follow from
     births_from_s: float = -math.inf  # until then births wait for further ones, to share a plan
-    joined_s: float = -math.inf  # when the placement last followed from more devices than before
     problems: int = 0  # that the planner was given in this term
     rebirth_requested_s: Mapping[DeviceId, float] = field(default_factory=dict)
     reviewed_s: float = 0.0  # when a better placement was last searched for, or an active copy last moved
+    reviewed_devices: int = 0  # that it followed from then
+    doubled_s: float = -math.inf  # when it last followed from more devices than before, and from twice as many as then
     generation: int = 0
     routes: Mapping[TaskName, Route] = field(default_factory=dict)  # as published
     assignments: Mapping[DeviceId, Assignment] = field(default_factory=dict)  # as published

@@ -6,8 +6,8 @@ failures: ``reconcile`` repairs those at once. Pure.
 
 Invariants:
 - at most one round at a time, and none within ``Pace.review_s`` of the last one or of any change of the active copies,
-  but for one ``Pace.calm_s`` after devices joined: a site that powers up places its modules before its best devices are
-  there;
+  but for one ``Pace.calm_s`` after the devices have doubled: a site that powers up places its modules before its best
+  devices are there. A device that comes and goes brings no round forward;
 - none soon after our link came up: devices may still come back to a broker that has returned;
 - the old copy goes only after the routes name the new one; a cancelled round leaves nothing but useful standbys.
 """
@@ -21,7 +21,7 @@ from broker.protocol.specs import DeviceId, ModuleKey
 from broker.transport.port import RECONNECT_S
 from orchestrator.events import Action, Note
 from orchestrator.placement import planner_input, planning
-from orchestrator.placement.reconcile import adopt, is_calm, with_spares
+from orchestrator.placement.reconcile import adopt, is_calm, reviewed, with_spares
 from orchestrator.planner.copies import original_key
 from orchestrator.planner.moves import MoveCosts
 from orchestrator.planner.plans import MovesPlan, MovesProblem
@@ -50,7 +50,7 @@ def finish_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
         reasons = {key: f"moved from {moves.origin[key]}: {because}" for key in moves.to}
         placement = replace(placement, where={**placement.where, **moves.to}, why={**placement.why, **reasons})
         note = Note("moves_made", {"modules": names, "gain_s": gain_s})
-    return replace(adopt(state, placement, moment.now_s), reviewed_s=moment.now_s), [note]
+    return reviewed(adopt(state, placement, moment.now_s), moment.now_s), [note]
 
 
 def plan_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
@@ -72,7 +72,7 @@ def plan_moves(state: State, moment: Moment) -> tuple[State, list[Action]]:
     state, actions = planning.request(state, moment, "moves", placement.facts, lambda: _problem(state))
     if state.problems != number:
         state = replace(
-            state, reviewed_s=moment.now_s, spares_due_s=moment.now_s
+            reviewed(state, moment.now_s), spares_due_s=moment.now_s
         )  # replicas depend on what was measured
     return state, actions
 
@@ -97,8 +97,8 @@ def next_step_at_s(state: State) -> float | None:
     if not has_choice or not is_calm(state):
         return None
     due_s = state.reviewed_s + state.pace.review_s
-    if state.joined_s > state.reviewed_s:
-        due_s = min(due_s, state.joined_s + state.pace.calm_s)
+    if state.doubled_s > state.reviewed_s:
+        due_s = min(due_s, state.doubled_s + state.pace.calm_s)
     return max(due_s, state.cluster.up_s + RECONNECT_S + state.pace.calm_s)
 
 

@@ -108,10 +108,11 @@ def adopt(state: State, placement: CurrentPlacement, now_s: float) -> State:
     """The state with another placement; if copies differ, spares and planned moves wait their full time again."""
     placement = with_spares(state, placement, only_existing=True)
     before, due_s = state.placement, now_s + state.pace.calm_s
-    if len(placement.facts.candidates) > len(before.facts.candidates):
-        state = replace(state, joined_s=now_s)
+    count = len(placement.facts.candidates)
+    if count > len(before.facts.candidates) and count >= 2 * state.reviewed_devices:
+        state = replace(state, doubled_s=now_s)
     if placement.where != before.where:
-        return replace(state, placement=placement, spares_due_s=due_s, reviewed_s=now_s)
+        return reviewed(replace(state, placement=placement, spares_due_s=due_s), now_s)
     if placement.spares == before.spares and state.spares_due_s is not None:
         due_s = state.spares_due_s  # otherwise a device that comes and goes would delay the spares for ever
     return replace(state, placement=placement, spares_due_s=due_s)
@@ -122,6 +123,11 @@ def is_calm(state: State) -> bool:
     devices = state.cluster.devices
     where = state.placement.where
     return all(home in devices and devices[home].serves(original_key(key)) for key, home in where.items())
+
+
+def reviewed(state: State, now_s: float) -> State:
+    """The state in which the next search for a better placement waits its full time, from now on."""
+    return replace(state, reviewed_s=now_s, reviewed_devices=len(state.placement.facts.candidates))
 
 
 def with_spares(state: State, placement: CurrentPlacement, *, only_existing: bool = False) -> CurrentPlacement:

@@ -136,6 +136,27 @@ def test_a_better_place_is_searched_for_soon_after_the_last_birth_and_then_at_th
     assert site.plans(MovesProblem) == 1
 
 
+def test_one_device_that_joins_many_or_comes_and_goes_brings_no_search_forward() -> None:
+    """Else a stranger could have the modules of all others moved whenever he likes."""
+    site = Site()
+    for name in "abc":
+        site.born(name)
+    site.wait(1.0)
+    for second in range(12):
+        site.now_s += 1.0
+        _all_report(site, second)
+    assert site.plans(MovesProblem) == 1
+    for second in range(12):
+        site.now_s += 1.0
+        _all_report(site, 20 + second)
+        if second % 4 == 0:
+            site.feed(DeviceStateReceived("stranger", online(2 + second, profile(100))))
+            site.feed(HeartbeatReceived("stranger", heartbeat(1, session=2 + second)))
+        elif second % 4 == 3:
+            site.feed(DeviceStateReceived("stranger", offline(second - 1)))
+    assert site.plans(MovesProblem) == 1
+
+
 def test_no_better_place_is_searched_for_while_devices_may_still_come_back_to_a_broker() -> None:
     site = Site()
     site.born("a")
