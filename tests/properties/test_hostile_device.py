@@ -140,6 +140,6 @@ class LongHostileDevice(HostileDevice):
 
 
 TestHostileDevice = HostileDevice.TestCase
-TestHostileDevice.settings = settings(SETTINGS, max_examples=20, derandomize=True, database=None)
+TestHostileDevice.settings = settings(SETTINGS, max_examples=20)
 TestLongHostileDevice = pytest.mark.long(pytest.mark.timeout(7200)(LongHostileDevice.TestCase))
 TestLongHostileDevice.settings = LONG

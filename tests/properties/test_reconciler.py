@@ -773,7 +773,7 @@ TestReconciler = Reconciler.TestCase
 SETTINGS = settings(
     deadline=None, max_examples=30, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow]
 )
-LONG = settings(SETTINGS, max_examples=1000, stateful_step_count=50)
-TestReconciler.settings = settings(SETTINGS, derandomize=True, database=None)
+LONG = settings(SETTINGS, max_examples=1000, stateful_step_count=50, derandomize=False)
+TestReconciler.settings = SETTINGS
 TestLongReconciler = pytest.mark.long(pytest.mark.timeout(7200)(LongReconciler.TestCase))
 TestLongReconciler.settings = LONG

@@ -354,7 +354,8 @@ def test_a_message_with_one_random_field_is_read_or_refused(data: bytes, draw: s
         message = decode(kind, json.dumps(fields).encode())
     except RemoteProtocolError:
         return
-    assert decode(kind, encode(message)) == message
+    again = decode(kind, encode(message))
+    assert encode(again) == encode(message)  # an unknown field of an event may be null, and null is left out
 
 
 def test_a_route_is_complete_when_every_node_has_a_device_and_there_is_a_front_door() -> None:
