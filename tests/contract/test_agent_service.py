@@ -279,10 +279,10 @@ def test_a_summary_counts_the_requests_since_the_start_of_the_process(
 
 def test_the_life_of_a_module_is_published_and_not_retained(start: Callable[..., World]) -> None:
     world = start()
-    world.assign(SPEC)
-    world.heartbeat(lambda seen: state_of(seen) == "ready")
-    world.assign(generation=2)
     topic = DEVICE_EVENTS.at(PREFIX, device="gw-a")
+    world.assign(SPEC)
+    world.received.wait_for(lambda event: getattr(event, "topic", "") == topic, count=2)
+    world.assign(generation=2)
     world.received.wait_for(lambda event: getattr(event, "topic", "") == topic, count=3)
     found = [decode(SystemEvent, event.payload) for event in world.received.deliveries if event.topic == topic]
     assert [each.type for each in found] == ["module_loading", "module_ready", "module_unloaded"]

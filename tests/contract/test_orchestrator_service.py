@@ -313,9 +313,9 @@ def test_a_standby_serves_in_the_answer_to_the_will_and_a_move_is_made_after_its
     world.lead(pace=Pace(calm_s=0.05, review_s=0.2))
     world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
     a.heartbeat()
-    b.heartbeat()
     a.assigned(lambda said: bool(said.modules))
     a.heartbeat(VISION)
+    b.heartbeat()
 
     # 1. the standby
     (spare,) = b.assigned(lambda said: bool(said.modules)).modules

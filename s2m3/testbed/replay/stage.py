@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -212,13 +212,15 @@ class Stage:
         )
 
     def _stood_by(self, seen: Observer) -> bool:
-        ready = {
+        """Whether two devices that are always on have each module ready: a standby copy, or a replica in its place."""
+        always = {name for name, state in seen.devices.items() if state.availability == "always"}
+        ready = Counter(
             assigned.spec.key
             for device, assignment in seen.assignments.items()
             for assigned in assignment.modules
-            if assigned.role == "standby" and assigned.spec.key in seen.ready(device)
-        }
-        return {module.key for spec in self.specs for module in spec.modules.values()} <= ready
+            if device in always and assigned.spec.key in seen.ready(device)
+        )
+        return all(ready[module.key] > 1 for spec in self.specs for module in spec.modules.values())
 
     def _settled(self, seen: Observer) -> bool:
         """Whether every device holds what it is assigned, and no assignment or route changed for a while."""
