@@ -30,7 +30,7 @@ from broker.protocol.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
 from broker.protocol.specs import RequestId, TaskName
 from broker.protocol.tensors import Tensors
 from broker.protocol.topics import CLIENT_REQUESTS, RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read, require_id
-from broker.transport.connect import connect
+from broker.transport.connect import connect, new_client_id
 from broker.transport.mailbox import Mailbox
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, MakeTransport, Outgoing, Undelivered
 
@@ -63,7 +63,7 @@ class Client:
 
     Args:
         url: the broker, ``mqtt://host:port``.
-        client_id: a unique id; answers come back below its topic. Default: a new one.
+        client_id: a unique id, also of its MQTT connection; answers come back below its topic. Default: a new one.
         site: the site's topic prefix, when it has one.
         first_retry_s: time without an answer before a request is resent; it doubles with each attempt, up to 5 s.
             Raise it where answers take long.
@@ -91,7 +91,8 @@ class Client:
         self._pending = PendingRequests(self._prefix, self.client_id, url, first_retry_s=first_retry_s)
         self._futures: dict[RequestId, Future[Response]] = {}
         self._watched: frozenset[TaskName] = frozenset()
-        self._transport = make_transport(url=url, client_id=self.client_id, inbox=self._put)
+        mqtt_id = client_id or new_client_id(site)
+        self._transport = make_transport(url=url, client_id=mqtt_id, inbox=self._put)
         self._thread = threading.Thread(target=self._run, name=f"client[{self.client_id}]", daemon=True)
         self._closing = threading.Lock()  # guards _closed: a request that was submitted before it is set still ends
         self._closed = False

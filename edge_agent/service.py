@@ -18,6 +18,7 @@ from typing import Literal
 
 import structlog
 
+from broker.protocol.client_ids import client_id
 from broker.protocol.codec import encode
 from broker.protocol.errors import ErrorCode, IdInUse, RemoteProtocolError, TransportError
 from broker.protocol.messages import About, DeviceProfile, DeviceState, ErrorBody
@@ -86,12 +87,16 @@ class Agent:
         url = config.broker
         self._control = make_transport(
             url=url,
-            client_id=config.id,
+            client_id=client_id("devices", config.id, "control", site=config.site),
             inbox=partial(self._put, "control"),
             will=self._will,
             max_packet_bytes=port.MAX_CONTROL_PACKET_BYTES,
         )
-        self._data = make_transport(url=url, client_id=f"{config.id}-data", inbox=partial(self._put, "data"))
+        self._data = make_transport(
+            url=url,
+            client_id=client_id("devices", config.id, "data", site=config.site),
+            inbox=partial(self._put, "data"),
+        )
         self._heart = Heart(
             config,
             self._prefix,
@@ -105,7 +110,7 @@ class Agent:
         self._workers = Workers(config, store, runner or Runner(), report=report)
         self._sender = Sender(config.id, self._prefix, self._data.publish, report=report)
         self._is_overloaded = False  # it refused a request since the start
-        self._broker_drops = BrokerDrops(url, config.id, make_transport)
+        self._broker_drops = BrokerDrops(url, config.id, config.site, make_transport)
         self._stopping = threading.Event()
         self._is_asked_to_end = False  # then a hung pass restarts nothing
         self._session: int | None = None  # of the control link, while it is up

@@ -24,6 +24,7 @@ from pathlib import Path
 import structlog
 
 from broker.protocol import errors, topics
+from broker.protocol.client_ids import client_id
 from broker.protocol.codec import encode
 from broker.protocol.messages import OrchestratorState
 from broker.transport import port
@@ -96,7 +97,9 @@ class Orchestrator:
         self._make_transport, self._make_planner = make_transport, make_planner
         self._planner: Planner | None = None
         self._arrivals = Arrivals(self._prefix)
-        self._name = f"orchestrator-{secrets.token_hex(4)}"  # two orchestrators must not take over each other's session
+        self._client_id = partial(
+            client_id, "orchestrators", secrets.token_hex(6), site=site
+        )  # of its connection of this name
         self._data = self._new_data()
         self._control: port.Transport | None = None
         self._state: State | None = None
@@ -139,9 +142,11 @@ class Orchestrator:
 
     def _new_data(self, max_packet_bytes: int = port.MAX_CONTROL_PACKET_BYTES) -> port.Transport:
         """The connection for requests; while it waits, the one that hears the leader."""
-        name = f"{self._name}-data"
         return self._make_transport(
-            url=self._url, client_id=name, inbox=self._arrivals.from_data, max_packet_bytes=max_packet_bytes
+            url=self._url,
+            client_id=self._client_id("data"),
+            inbox=self._arrivals.from_data,
+            max_packet_bytes=max_packet_bytes,
         )
 
     def _wait_for_turn(self) -> int | None:
@@ -235,7 +240,7 @@ class Orchestrator:
 
         self._control = self._make_transport(
             url=self._url,
-            client_id=f"{self._name}-control",
+            client_id=self._client_id("control"),
             inbox=self._arrivals.from_control,
             will=will,
             max_packet_bytes=port.MAX_CONTROL_PACKET_BYTES,

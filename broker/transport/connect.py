@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
+
+from broker.protocol.client_ids import client_id as client_id_of
 from broker.transport.paho import MqttTransport
 from broker.transport.port import MAX_PACKET_BYTES, Inbox, Transport, WillFor
 
@@ -23,3 +26,8 @@ def connect(
     return MqttTransport(
         url=url, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes, gather_s=gather_s
     )
+
+
+def new_client_id(site: str | None = None) -> str:
+    """The client id of a command's or a client's connection; no other connection has it."""
+    return client_id_of("clients", uuid.uuid4().hex[:12], site=site)

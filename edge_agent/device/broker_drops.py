@@ -13,6 +13,7 @@ from contextlib import suppress
 
 import structlog
 
+from broker.protocol.client_ids import client_id
 from broker.transport.port import MAX_CONTROL_PACKET_BYTES, Delivery, LinkEvent, MakeTransport
 
 TOPIC = "$SYS/broker/publish/messages/dropped"
@@ -29,11 +30,13 @@ class BrokerDrops:
     Args:
         url: of the broker.
         device: this device's id.
+        site: its site's topic prefix, when it has one.
         make_transport: makes the connection.
     """
 
-    def __init__(self, url: str, device: str, make_transport: MakeTransport) -> None:
+    def __init__(self, url: str, device: str, site: str | None, make_transport: MakeTransport) -> None:
         self._url, self._device, self._make_transport = url, device, make_transport
+        self._client_id = client_id("devices", device, "drops", site=site)
         self._looked_s = -math.inf
         self._known = 0  # dropped messages that were logged
         self._stopping = threading.Event()
@@ -51,7 +54,7 @@ class BrokerDrops:
     def _listen(self) -> None:
         transport = self._make_transport(
             url=self._url,
-            client_id=f"{self._device}-drops",
+            client_id=self._client_id,
             inbox=self._hear,
             max_packet_bytes=MAX_CONTROL_PACKET_BYTES,
         )

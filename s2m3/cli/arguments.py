@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import uuid
 
 from broker.arguments import add_broker, count, number
 from broker.protocol.messages import MAX_DEADLINE_S
@@ -28,4 +27,4 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
 
 def connected(arguments: argparse.Namespace) -> Observer:
     """The site that the arguments name, to be used in a ``with`` block; the block raises NotConnected."""
-    return Observer(arguments.broker, client_id=f"s2m3-{uuid.uuid4().hex[:12]}", site=arguments.site)
+    return Observer(arguments.broker, site=arguments.site)

@@ -37,7 +37,7 @@ from broker.protocol.topics import (
     prefix_of,
     read,
 )
-from broker.transport.connect import connect
+from broker.transport.connect import connect, new_client_id
 from broker.transport.mailbox import Mailbox
 from broker.transport.port import MAX_CONTROL_PACKET_BYTES, Delivery, LinkEvent, LinkUp, Outgoing
 
@@ -71,7 +71,7 @@ class Observer:
         NotConnected: the broker can't be reached when the ``with`` block starts.
     """
 
-    def __init__(self, url: str, *, client_id: str, site: str | None = None) -> None:
+    def __init__(self, url: str, *, site: str | None = None) -> None:
         self.prefix = prefix_of(site)
         self._url = url
         self.leader: OrchestratorState | None = None
@@ -99,7 +99,12 @@ class Observer:
         }
         self._mailbox: Mailbox[tuple[float, LinkEvent]] = Mailbox()
         self._up = False
-        self._transport = connect(url, client_id=client_id, inbox=self._put, max_packet_bytes=MAX_CONTROL_PACKET_BYTES)
+        self._transport = connect(
+            url,
+            client_id=new_client_id(site),
+            inbox=self._put,
+            max_packet_bytes=MAX_CONTROL_PACKET_BYTES,
+        )
         topics = (ORCHESTRATOR_STATE, DEVICE_DRAIN, *self._states, *self._reports)
         self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
         self._transport.start()

@@ -54,7 +54,7 @@ class Site:
     broker: str  # embedded, mosquitto, or the URL of one that runs already
     agents: Sequence[AgentConfig]
     _: KW_ONLY
-    name: str = "testbed"  # begins the topic prefix at a broker that runs already, and the names of the connections
+    name: str = "testbed"  # begins the topic prefix at a broker that runs already
     links: Mapping[str, LinkShape] = field(default_factory=dict)  # by device or orchestrator; the others have none
     heartbeat_interval_s: float = 1.0  # how often the orchestrators expect the agents' heartbeats
     mosquitto_settings: Sequence[str] = ()  # further lines of the configuration
@@ -82,12 +82,12 @@ class Site:
                 self._own_broker = broker = self._make_broker()
                 stack.enter_context(broker)
                 self.url = broker.url
-            self.observer = stack.enter_context(Observer(self.url, client_id=f"{self.name}-observer", site=self.prefix))
+            self.observer = stack.enter_context(Observer(self.url, site=self.prefix))
             if self.prefix:
                 stack.callback(lambda: self.observer.clear(self.devices))
             for name, shape in self.links.items():
                 self._proxies[name] = stack.enter_context(Proxy(self.url, shape))
-            self.client = stack.enter_context(Client(self.url, client_id=f"{self.name}-client", site=self.prefix))
+            self.client = stack.enter_context(Client(self.url, site=self.prefix))
             stack.callback(self.stop)
             self.start_orchestrator()
             for device in self._configs:

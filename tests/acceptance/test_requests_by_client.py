@@ -43,7 +43,7 @@ def publish(served: Site, recorder: Any) -> Iterator[Publish]:
         recorder.wait_for(Delivery, count=answers)
         return [json.loads(each.payload) | {"topic": each.topic} for each in recorder.deliveries]
 
-    with connected(served.url, "reader", recorder, "s2m3/v1/clients/#"):
+    with connected(served.url, recorder, "s2m3/v1/clients/#"):
         yield run
 
 

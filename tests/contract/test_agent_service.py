@@ -371,7 +371,7 @@ def test_an_answer_that_is_ready_while_the_link_is_down_comes_when_it_is_back(st
     asking = threading.Thread(target=lambda: answers.append(world.ask()))
     asking.start()
     assert running.wait(WAIT_S)
-    with world.broker.partitioned("gw-a-data"):
+    with world.broker.partitioned("s2m3.devices.gw-a.data"):
         may_end.set()
         until(lambda: world.agent._data.kept)  # type: ignore[attr-defined]
         assert not answers
@@ -382,7 +382,7 @@ def test_an_answer_that_is_ready_while_the_link_is_down_comes_when_it_is_back(st
 def test_it_sends_no_heartbeats_while_its_data_link_is_down(start: Callable[..., World]) -> None:
     world = start()
     world.heartbeat()
-    with world.broker.partitioned("gw-a-data"):
+    with world.broker.partitioned("s2m3.devices.gw-a.data"):
         world.agent._data_up = False  # as its loop will set it in a moment
         world.received.clear()
         before = len(world.received.deliveries)

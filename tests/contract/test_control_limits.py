@@ -22,11 +22,10 @@ from tests.builders import InlinePlanner, profile, uncalibrated_store
 from tests.patience import until
 
 URL = "mqtt://unused"
-RANDOM = "orchestrator-12345678"  # an orchestrator's client ids begin with a number of 8 digits
 
 
 class Connections:
-    """The limits of the connections that processes make, by client id; all are of one broker."""
+    """The limits of the connections that processes make, by the ends of client ids; all are of one broker."""
 
     def __init__(self) -> None:
         self.broker = MemoryBroker()
@@ -37,7 +36,8 @@ class Connections:
     def connect(self) -> MakeTransport:
         def make(url: str, *, client_id: str, **options: object) -> Transport:
             made = self.broker.connect(url=url, client_id=client_id, **options)  # type: ignore[arg-type]
-            kind = "orchestrator" + client_id[len(RANDOM) :] if "orchestrator" in client_id else client_id
+            _, kind, *names = client_id.split(".")
+            kind = ".".join((kind, *names[1:]))
             limit = options.get("max_packet_bytes", MAX_PACKET_BYTES)
             assert isinstance(limit, int)
             self.limits[kind], self.made[kind] = limit, made
@@ -61,10 +61,10 @@ def connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Con
     for thread in running:
         thread.start()
     monkeypatch.setattr(observer, "connect", seen.connect)
-    observer.Observer(URL, client_id="observer")
-    until(lambda: "orchestrator-control" in seen.limits and all(made.connected for made in seen.made.values()))
+    observer.Observer(URL)
+    until(lambda: "orchestrators.control" in seen.limits and all(made.connected for made in seen.made.values()))
     yield seen
-    seen.made["observer"].close()
+    seen.made["clients"].close()
     agent.stop()
     orchestrator.stop()
     for thread in running:
@@ -72,8 +72,8 @@ def connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Con
 
 
 def test_only_connections_for_requests_and_tensors_take_more_than_a_control_message(connections: Connections) -> None:
-    BrokerDrops(URL, "gw-a", connections.connect).look(0.0)
-    until(lambda: "gw-a-drops" in connections.limits)
+    BrokerDrops(URL, "gw-a", None, connections.connect).look(0.0)
+    until(lambda: "devices.drops" in connections.limits)
     control = {name for name, limit in connections.limits.items() if limit == MAX_CONTROL_PACKET_BYTES}
-    assert control == {"gw-a", "gw-a-drops", "orchestrator-control", "observer"}
-    assert connections.limits.keys() - control == {"gw-a-data", "orchestrator-data"}
+    assert control == {"devices.control", "devices.drops", "orchestrators.control", "clients"}
+    assert connections.limits.keys() - control == {"devices.data", "orchestrators.data"}

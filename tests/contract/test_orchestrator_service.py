@@ -355,7 +355,7 @@ def test_a_standby_takes_over_when_the_leaders_will_comes_and_the_old_leader_wai
 ) -> None:
     first = memory.lead()
     memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
-    (control,) = [name for name in memory.made if name.endswith("-control")]
+    (control,) = [name for name in memory.made if name.endswith(".control")]
     with capture_logs() as log:
         second = memory.lead()
         memory.until(lambda: any(line["event"] == "waiting_as_standby" for line in log))
@@ -657,7 +657,7 @@ def test_orders_outlive_the_ends_of_broker_leader_and_disk_by_the_standbys_copy(
     memory.hear_route(lambda route: route.task == "second")
     memory.until(lambda: "second" in (memory.folder / "tasks.json").read_text(encoding="utf-8"))
     with ExitStack() as stack:
-        leader, _, _ = memory.made[1].rpartition("-")
+        leader, _, _ = memory.made[1].rpartition(".")
         for name in {name for name in memory.made if name.startswith(leader)}:
             stack.enter_context(memory_broker.partitioned(name))  # the leader is gone
         memory_broker.restart()

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from broker.protocol import topics
+from broker.protocol.client_ids import client_id
 from broker.protocol.codec import decode, encode
 from broker.protocol.messages import Assignment, DeviceState
 from s2m3.bench.fleet import packets
@@ -45,7 +46,7 @@ class SimulatedAgent(Client):
         self._fleet = fleet
         self._sessions, self._agenda = fleet.sessions, fleet.sessions.agenda
         at = {"prefix": fleet.prefix, "device": device.id}
-        self.client_id = device.id
+        self.client_id = client_id("devices", device.id, "control")
         self._assignment = topics.DEVICE_ASSIGNMENT.at(**at)
         self._rebirth = topics.DEVICE_REBIRTH.at(**at)
         self._state = topics.DEVICE_STATE.at(**at)

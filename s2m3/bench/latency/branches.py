@@ -20,7 +20,7 @@ from broker.protocol.codec import RawInput, decode_result, decode_tensors
 from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
 from broker.protocol.specs import NodeName
 from broker.protocol.topics import RESULTS, TENSORS, prefix_of, read
-from broker.transport.connect import connect
+from broker.transport.connect import connect, new_client_id
 from broker.transport.port import Delivery, LinkEvent, LinkUp
 from edge_agent import wire
 from edge_agent.events import Send
@@ -48,7 +48,7 @@ class Coordinator:
     def __init__(self, url: str) -> None:
         self._prefix = prefix_of(None)
         self._events: queue.Queue[LinkEvent] = queue.Queue()
-        self._transport = connect(url, client_id=COORDINATOR, inbox=self._events.put)
+        self._transport = connect(url, client_id=new_client_id(), inbox=self._events.put)
         self._transport.subscribe(
             TENSORS.filter(self._prefix, receiver=COORDINATOR), RESULTS.filter(self._prefix, client=COORDINATOR)
         )

@@ -44,7 +44,7 @@ from broker.protocol.topics import (
 )
 from broker.transport.port import Delivery, Outgoing
 
-STRANGER = "hostile"  # its client id, and the device that it pretends to be
+STRANGER = "hostile"  # the device that it pretends to be, and its name as a client
 OVERSIZED_EVERY = 100  # messages: each takes megabytes, at the broker, at every front door and here
 
 

@@ -33,7 +33,7 @@ class Nowhere:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Observer:
     monkeypatch.setattr(observer, "connect", Nowhere)
-    return Observer("mqtt://nowhere", client_id="watcher")
+    return Observer("mqtt://nowhere")
 
 
 def report(seen: Observer, seq: int, **fields: Any) -> Heartbeat:
