@@ -87,29 +87,37 @@ class Topic:
 
 ORCHESTRATOR_STATE = Topic("orchestrator/state", 1, True, "orchestrator", "all", OrchestratorState)
 ORCHESTRATOR_HEARTBEAT = Topic("orchestrator/heartbeat", 0, False, "orchestrator", "orchestrator", OrchestratorState)
-ORCHESTRATOR_EVENTS = Topic("orchestrator/events", 0, False, "orchestrator", "all", SystemEvent)
-TASK_SPEC = Topic("tasks/{task}/spec", 1, True, "deployer, orchestrator", "orchestrator", TaskSpec)
-TASK_ROUTE = Topic("tasks/{task}/route", 1, True, "orchestrator", "agents, clients", Route)
-TASK_REVISION = Topic("tasks/{task}/revisions/{revision}", 1, True, "orchestrator", "all", TaskSpec)
-TASK_STATUS = Topic("tasks/{task}/status", 1, True, "orchestrator", "all", TaskStatus)
-DEVICE_STATE = Topic("devices/{device}/state", 1, True, "agent", "all", DeviceState)
-DEVICE_ASSIGNMENT = Topic("devices/{device}/assignment", 1, True, "orchestrator", "agent", Assignment)
-DEVICE_HEARTBEAT = Topic("devices/{device}/heartbeat", 0, False, "agent", "orchestrator", Heartbeat)
-DEVICE_DRAIN = Topic("devices/{device}/drain", 1, True, "operator, orchestrator", "orchestrator", Drain)
+ORCHESTRATOR_EVENTS = Topic("orchestrator/events", 0, False, "orchestrator", "observer", SystemEvent)
+TASK_SPEC = Topic("tasks/{task}/spec", 1, True, "operator, orchestrator", "orchestrator, observer", TaskSpec)
+TASK_ROUTE = Topic("tasks/{task}/route", 1, True, "orchestrator", "orchestrator, agent, sensor, observer", Route)
+TASK_REVISION = Topic("tasks/{task}/revisions/{revision}", 1, True, "orchestrator", "orchestrator, observer", TaskSpec)
+TASK_STATUS = Topic("tasks/{task}/status", 1, True, "orchestrator", "orchestrator, observer", TaskStatus)
+DEVICE_STATE = Topic("devices/{device}/state", 1, True, "agent", "orchestrator, agent, observer", DeviceState)
+DEVICE_ASSIGNMENT = Topic("devices/{device}/assignment", 1, True, "orchestrator", "agent, observer", Assignment)
+DEVICE_HEARTBEAT = Topic("devices/{device}/heartbeat", 0, False, "agent", "orchestrator, observer", Heartbeat)
+DEVICE_DRAIN = Topic("devices/{device}/drain", 1, True, "operator, orchestrator", "orchestrator, observer", Drain)
 DEVICE_REBIRTH = Topic("devices/{device}/rebirth", 1, False, "orchestrator", "agent", None)
 DEVICE_ECHO = Topic("devices/{device}/echo", 0, False, "agent", "agent", None)
-DEVICE_STANDING = Topic("devices/{device}/standing", 1, True, "orchestrator", "all", Standing)
-DEVICE_SUMMARY = Topic("devices/{device}/summary", 1, True, "agent", "all", Summary)
-DEVICE_EVENTS = Topic("devices/{device}/events", 0, False, "agent", "all", SystemEvent)
-DEVICE_TRACES = Topic("devices/{device}/traces/{request}", 0, False, "agent", "all", Trace)
-TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor", "front door", None)
+DEVICE_STANDING = Topic("devices/{device}/standing", 1, True, "orchestrator", "observer", Standing)
+DEVICE_SUMMARY = Topic("devices/{device}/summary", 1, True, "agent", "observer", Summary)
+DEVICE_EVENTS = Topic("devices/{device}/events", 0, False, "agent", "observer", SystemEvent)
+DEVICE_TRACES = Topic("devices/{device}/traces/{request}", 0, False, "agent", "observer", Trace)
+TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor", "front door, orchestrator", None)
 CLIENT_REQUESTS = Topic(
-    "tasks/{task}/requests/{client}/{request}", 1, False, "sensor", "front door", None, free=("client", "request")
+    "tasks/{task}/requests/{client}/{request}",
+    1,
+    False,
+    "sensor",
+    "front door, orchestrator",
+    None,
+    free=("client", "request"),
 )
 TENSORS = Topic(
     "tensors/{sender}/{receiver}/{request}/{node}", 1, False, "agent, orchestrator", "agent, orchestrator", None
 )
-RESULTS = Topic("clients/{client}/results/{request}", 1, False, "agent", "sensor", Result, free=("client", "request"))
+RESULTS = Topic(
+    "clients/{client}/results/{request}", 1, False, "agent, orchestrator", "sensor", Result, free=("client", "request")
+)
 
 REQUESTS = (TASK_REQUESTS, CLIENT_REQUESTS)
 """The two topics of a request."""
