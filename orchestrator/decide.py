@@ -6,8 +6,8 @@ time of any steady clock, and equal arguments give equal results. It searches fo
 
 Invariants:
 - idempotent: the same event a second time gives no actions;
-- the generation grows by one when the active copies change, and not for a standby; then all routes are published,
-  before the assignments;
+- the generation grows by one when the active copies change, and not for a standby. Routes are sent before assignments;
+  they are compared after them, because no route may be older than the assignment of a device that it leads to;
 - nothing is placed while the link is down, nor until ``settle_s`` after it came up: in that time retained specs, births
   and first heartbeats arrive, so that a restart adopts the modules of devices instead of moving them;
 - reactions to goodbyes that were the broker's end are rolled back (see ``failure_detector``).
@@ -54,7 +54,7 @@ PLACING: Sequence[Rule] = (
     planning.drop_lost,
 )
 """The reconciler: which device should have which module."""
-PUBLISHING: Sequence[Rule] = (publish.publish_routes, publish.publish_assignments, publish.clear_outdated_topics)
+PUBLISHING: Sequence[Rule] = (publish.publish_assignments, publish.publish_routes, publish.clear_outdated_topics)
 
 _NOT_FOR_RULES = {"cluster", "checks", "snapshot", "rebirth_requested_s", "told_term_s"}
 _FOR_RULES = {field.name for field in fields(State)} - _NOT_FOR_RULES

@@ -3,20 +3,23 @@
 Owns the step from the current placement to messages, and the memory of what was published. Decides nothing.
 
 Invariants:
-- a message is published when it differs from the last one, or when its device reports that it doesn't obey;
+- a message is published when it differs from the last one, or when its device reports that it doesn't obey. The
+  generation alone makes none. A route is also published again if it would be older than the assignment of a device that
+  runs one of its nodes, because that device refuses plans that are older than its assignment;
+- an assignment keeps its generation while only standbys are added or removed: no plan names them;
 - a task has no route, and a device no assignment, before the first plan for it: until then those of an earlier term
   stand. A new spec of a task changes its route when its plan has come;
-- routes are published before assignments: no request is sent to a copy about to go;
+- routes are sent before assignments: no request is sent to a copy about to go;
 - an assignment lists active copies before standbys, and first what most tasks need: devices load in that order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from broker.protocol.messages import AssignedModule, Assignment, Route
-from broker.protocol.specs import DeviceId, ModuleKey, TaskName
+from broker.protocol.specs import DeviceId, ModuleKey, ModuleSpec, TaskName
 from broker.protocol.topics import DEVICE_ASSIGNMENT, TASK_ROUTE
 from orchestrator import events
 from orchestrator.events import Action, Event, HeartbeatReceived
@@ -28,6 +31,7 @@ from orchestrator.state import CurrentPlacement, Moment, Role, State
 _MISSED_AFTER_INTERVALS = 3.0  # a device that doesn't report its assignment by then didn't get it
 _REPEAT_S = 5.0  # at most that often
 _MAX_REBIRTHS = 1_000  # requested in that time
+_Modules = Mapping[ModuleKey, tuple[ModuleSpec, Role, str | None]]  # with the revision of the task that needs each
 
 
 def request_rebirth(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
@@ -54,21 +58,23 @@ def concerns(state: State, known: Device | None, name: DeviceId) -> bool:
 
 
 def publish_routes(state: State, moment: Moment) -> tuple[State, list[Action]]:
-    """Publish the route of each task, where it changed."""
+    """Publish the route of each task where it changed, or where a device has a newer assignment by now."""
     actions: list[Action] = []
     routes: dict[TaskName, Route] = {}
     highest = state.group
+    reassigned = _reassigned(state, moment)
     for task in sorted(state.tasks.keys() | state.invalid.keys()):
-        if _route_stays(state, moment, task):
-            continue
         last = state.routes.get(task)
+        outdated = last is not None and _is_older_than_an_assignment(state, last, reassigned)
+        if not outdated and _route_stays(state, moment, task):
+            continue
         route = _route(state, task, last)
         if route is None:
             continue
         same_doors = last is not None and (last.front_door, last.second_door) == (route.front_door, route.second_door)
         group = last.group if last is not None and same_doors else highest + 1
         route = route.model_copy(update={"group": group})
-        if last is None or not same_route(last, route):
+        if last is None or outdated or not same_route(last, route):
             actions.append(events.PublishRoute(route))
             routes[task], highest = route, max(highest, group)
     return (replace(state, routes={**state.routes, **routes}, group=highest) if routes else state), actions
@@ -84,10 +90,13 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
         if (alive and device not in placement.candidates) or (last is None and not alive):
             continue
         roles = placement.roles.get(device, {})
-        wanted = {key: (placement.modules[key][1], role, placement.revisions.get(key)) for key, role in roles.items()}
+        wanted: _Modules = {
+            key: (placement.modules[key][1], role, placement.revisions.get(key)) for key, role in roles.items()
+        }
         stays = state.drain_attempt.stays.get(device) if state.drain_attempt else None
-        if last and last.stays == stays and {m.spec.key: (m.spec, m.role, m.revision) for m in last.modules} == wanted:
+        if last and last.stays == stays and _modules_of(last) == wanted:
             continue
+        generation = last.generation if last and _plans_stand(last, wanted) else state.generation
         modules = tuple(
             AssignedModule(
                 module=placement.modules[key][0],
@@ -100,12 +109,23 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
                 wanted.items(), key=lambda item: (item[1][1], -len(placement.users[item[0]]))
             )
         )
-        assignments[device] = Assignment(epoch=state.epoch, generation=state.generation, modules=modules, stays=stays)
+        assignments[device] = Assignment(epoch=state.epoch, generation=generation, modules=modules, stays=stays)
     if not assignments:
         return state, []
     assigned_s = {**state.assigned_s, **dict.fromkeys(assignments, moment.now_s)}
     state = replace(state, assignments={**state.assignments, **assignments}, assigned_s=assigned_s)
     return state, [events.PublishAssignment(device, new) for device, new in assignments.items()]
+
+
+def _modules_of(assignment: Assignment) -> _Modules:
+    return {each.spec.key: (each.spec, each.role, each.revision) for each in assignment.modules}
+
+
+def _plans_stand(last: Assignment, wanted: _Modules) -> bool:
+    """Whether only standbys come or go, so that the device may run what was planned before."""
+    known = _modules_of(last)
+    changed = {key for key in known.keys() | wanted.keys() if known.get(key) != wanted.get(key)}
+    return all((key in known) != (key in wanted) and (known.get(key) or wanted[key])[1] == "standby" for key in changed)
 
 
 def repeat_missed_assignment(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
@@ -150,7 +170,7 @@ def _tasks_shared_by(placement: CurrentPlacement, device: DeviceId) -> set[TaskN
 def _route_stays(state: State, moment: Moment, task: TaskName) -> bool:
     """Whether nothing that a task's route depends on has changed."""
     before = moment.before
-    if before is None or before.generation != state.generation or before.tasks.get(task) is not state.tasks.get(task):
+    if before is None or before.tasks.get(task) is not state.tasks.get(task):
         return False
     spec, now, then = state.tasks.get(task), state.placement, before.placement
     if spec is None:
@@ -169,6 +189,23 @@ def _route_stays(state: State, moment: Moment, task: TaskName) -> bool:
     if spec.redundancy > 1 or (last is not None and not holders.issuperset(last.front_door)):
         return not moment.changed  # another device may be a better coordinator
     return moment.changed.isdisjoint(device for key in keys for device in actives.get(key, ()))
+
+
+def _reassigned(state: State, moment: Moment) -> set[DeviceId]:
+    """The devices whose assignments have changed."""
+    before = {} if moment.before is None else moment.before.assignments
+    if before is state.assignments:
+        return set()
+    return {device for device, new in state.assignments.items() if before.get(device) is not new}
+
+
+def _is_older_than_an_assignment(state: State, route: Route, reassigned: Collection[DeviceId]) -> bool:
+    """Whether one of these devices runs a node of a route, and would refuse it as older than its assignment."""
+    return bool(reassigned) and any(
+        able.device in reassigned and route.generation < state.assignments[able.device].generation
+        for node in route.nodes.values()
+        for able in node.devices
+    )
 
 
 def _maybe_reassigned(state: State, moment: Moment) -> Collection[DeviceId]:

@@ -129,7 +129,11 @@ def unavailable_route(task: str, fence: Fence, why: str, revision: Revision | No
 
 
 def same_route(a: Route, b: Route) -> bool:
-    """Whether two routes are equal but for the drift of measured seconds, which count only where there is a choice."""
+    """Whether two routes are equal but for their generation and the drift of measured seconds.
+
+    The seconds count only where there is a choice.
+    """
+    a = a.model_copy(update={"generation": b.generation})
     if a.model_dump(exclude=_SECONDS) != b.model_dump(exclude=_SECONDS):
         return False
     pairs = [

@@ -682,12 +682,15 @@ class Reconciler(RuleBasedStateMachine):
             assert self.state.routes.keys() == self.specs.keys()
 
     @invariant()
-    def every_route_carries_the_generation_of_the_placement(self) -> None:
-        if self.state.settled:
-            assert all(
-                (route.epoch, route.generation) == (self.epoch, self.state.generation)
-                for route in self.state.routes.values()
-            )
+    def no_route_is_older_than_the_assignment_of_a_device_that_it_names(self) -> None:
+        """That device would refuse the plans of its requests; see ``edge_agent/requests/execute.py``."""
+        for route in self.routes.values() if self.state.settled else ():
+            named = {able.device for node in route.nodes.values() for able in node.devices}
+            for assignment in (self.assignments[device] for device in named & self.assignments.keys()):
+                assert (route.epoch, route.generation) >= (assignment.epoch, assignment.generation)
+        for route in self.state.routes.values():
+            assert route.epoch == self.epoch
+            assert route.generation <= self.state.generation
 
     @invariant()
     def the_cluster_counts_its_devices_and_examines_them_in_time(self) -> None:

@@ -822,3 +822,61 @@ def test_a_later_task_of_equal_weight_yields_whatever_its_name() -> None:
     site.go_on(2)
     assert site.route("classify").complete
     assert "yields to classify" in (site.route("a-first-by-name").unavailable or "")
+
+
+# --- what is published again ---
+
+
+def published(actions: list[Action]) -> tuple[list[str], list[str]]:
+    """The tasks and the devices of the routes and assignments among some actions, each time that one is published."""
+    routes = [action.route.task for action in all_of(actions, PublishRoute)]
+    return routes, [action.device for action in all_of(actions, PublishAssignment)]
+
+
+def test_when_one_of_a_hundred_tasks_moves_only_its_own_route_is_published_again() -> None:
+    tasks = [task(f"t-{number}", module(f"m-{number}", 50)) for number in range(100)]
+    devices = {f"gw-{number}": 60 for number in range(101)}
+    site = Site(*tasks, **devices)
+    site.go_on(12)
+    (home,) = site.able("t-42", "m-42")
+    (spare,) = devices.keys() - {device for name in site.state.routes for device in site.able(name, f"m{name[1:]}")}
+    before = dict(site.state.routes)
+    routes, assignments = published([*site.kill(home), *site.go_on(3)])
+    assert routes == ["t-42", "t-42"], "while the module loads, and when it is ready"
+    assert sorted(set(assignments)) == sorted({home, spare})
+    assert {name for name, route in site.state.routes.items() if route is not before[name]} == {"t-42"}
+
+
+def test_the_routes_to_a_device_that_gets_another_module_are_as_new_as_its_assignment() -> None:
+    """It would refuse older plans; a route that it isn't in stays."""
+    site = Site(task("near", VISION), task("far", TEXT), a=60, b=40)
+    site.go_on(3)
+    site.join("c", 60, 10e9)
+    site.feed(TaskDeployed(task("third", HEAD, devices=("c",))))
+    site.go_on(2)
+    before = site.route("near")
+    assert (site.able("far", "text"), site.able("third", "head")) == (["b"], ["c"])
+    routes, _ = published([*site.kill("b"), *site.go_on(3)])
+    assert site.able("far", "text") == ["c"]
+    assert set(routes) == {"far", "third"}
+    assert site.route("third").generation == site.state.assignments["c"].generation == site.state.generation
+    assert site.route("near") is before
+    assert before.generation < site.state.generation
+
+
+def test_a_standby_that_comes_after_another_devices_move_changes_no_route_either() -> None:
+    site = Site(task("near", VISION, devices=("a",)), task("far", TEXT), speed=1e9, a=100)
+    for device in ("b", "c"):
+        site.join(device, 40, 100e9)
+    site.go_on(2)
+    before = site.route("near")
+    assert site.able("far", "text") == ["b"]
+    site.kill("b")
+    site.go_on(1)
+    assert site.able("far", "text") == ["c"]
+    assert site.route("near") is before
+    assert before.generation < site.state.generation
+    assert site.roles()["standby"] == {}
+    routes, assignments = published(site.go_on(6))
+    assert site.roles()["standby"] == {"text": ["a"]}
+    assert (routes, assignments) == ([], ["a"])
