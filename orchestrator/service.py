@@ -352,9 +352,12 @@ class Orchestrator:
             return self._event_of(event)
         if isinstance(event, port.Denied):
             _log.error("denied", topic=event.topic, reason=event.reason)
-        elif posted.control and isinstance(event, port.LinkUp | port.LinkDown):
-            _log.info("link_up" if isinstance(event, port.LinkUp) else "link_down", broker=self._url)
+        elif posted.control and isinstance(event, port.LinkUp):
+            _log.info("link_up", broker=self._url)
             return event
+        elif isinstance(event, port.LinkDown):
+            _log.warning("link_down", link="control" if posted.control else "data", reason=event.reason)
+            return event if posted.control else None
         return None
 
     def _event_of(self, delivery: port.Delivery) -> Event | None:

@@ -36,6 +36,7 @@ from broker.protocol.errors import NotConnected, TransportError
 from broker.transport import port
 from broker.transport.address import parse_url
 from broker.transport.gathering import Gathering
+from broker.transport.id_takeover import TakeoverWatch
 from broker.transport.keepalive import Keepalive
 from broker.transport.outbox import Outbox
 from broker.transport.port import LONGEST_RETRY_S, MAX_PACKET_BYTES, Inbox, Outgoing, WillFor
@@ -49,6 +50,7 @@ FIRST_RETRY_S = 0.1
 CLOSE_S = 5.0  # limit of the wait in close() for accepted messages
 _TICK_S = 0.25  # between two looks at the keepalive
 _NO_MATCHING_SUBSCRIBERS = 0x10
+_SESSION_TAKEN_OVER = 0x8E
 _PINGREQ = b"\xc0\x00"
 _PROPERTIES = {
     "response_topic": "ResponseTopic",
@@ -83,6 +85,8 @@ class _Connection:
     session: int
     up: bool = False  # accepted, and every filter subscribed
     reason: str = "the connection was lost"
+    has_reason: bool = True  # false if the broker closed it without a word
+    taken_over: bool = False  # by another client with the same id
     max_packet_bytes: int | None = None
     max_in_flight: int = MAX_IN_FLIGHT
     subscribing: dict[int, tuple[str, ...]] = field(default_factory=dict)  # packet id -> filters without a SUBACK
@@ -200,11 +204,18 @@ class MqttTransport:
     def _run(self) -> None:
         failures = 0
         reported: str | None = None  # the last reported reason why there is no connection
+        watch = TakeoverWatch(self._client_id)
         while not self._closing.is_set():
             began_s = time.monotonic()
-            was_up, reason = self._connect_once()
+            connection, reason = self._connect_once()
             if self._closing.is_set():
                 break
+            was_up = connection is not None and connection.up
+            lasted_s = time.monotonic() - began_s if was_up else None
+            seen = watch.on_end(lasted_s=lasted_s, has_reason=connection is None or connection.has_reason)
+            if connection is not None and connection.taken_over:
+                seen = watch.taken_over()
+            reason = f"{reason}; {seen}" if seen else reason
             if was_up or reason != reported:
                 self._log.warning("no connection to the broker", reason=reason)
                 self._emit(port.LinkDown(reason))
@@ -218,8 +229,8 @@ class MqttTransport:
                 self._wakeup.close()
             self._wakeup = None
 
-    def _connect_once(self) -> tuple[bool, str]:
-        """Run one connection to its end; returns whether it ever was up, and why it ended."""
+    def _connect_once(self) -> tuple[_Connection | None, str]:
+        """Run one connection to its end; returns it, if there was one, and why it ended."""
         connection: _Connection | None = None
         try:
             connection = self._open_connection()
@@ -238,7 +249,7 @@ class MqttTransport:
                 self._changes.clear()
             if connection and (sock := connection.client.socket()):
                 sock.close()
-        return connection is not None and connection.up, reason
+        return connection, reason
 
     def _open_connection(self) -> _Connection:
         client = _Client(CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
@@ -400,8 +411,10 @@ class MqttTransport:
 def _on_disconnect(connection: _Connection, flags: Any, reason: ReasonCode) -> None:  # noqa: ANN401 - paho's flags are untyped
     if flags.is_disconnect_packet_from_server:
         connection.reason = f"the broker ended the connection: {reason}"
+        connection.taken_over = reason.value == _SESSION_TAKEN_OVER
     elif not connection.reason.startswith("the broker"):
         connection.reason = f"the connection was lost: {reason}"
+        connection.has_reason = False
 
 
 def _disconnect(client: _Client) -> None:

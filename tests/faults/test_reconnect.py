@@ -392,7 +392,10 @@ def test_a_session_takeover_is_named_as_the_reason(
     transport_to(broker.url)
     recorder.wait_for(LinkUp)
     broker.send(TAKEN_OVER)
-    assert recorder.wait_for(LinkDown).reason == "the broker ended the connection: Session taken over"
+    assert recorder.wait_for(LinkDown).reason == (
+        "the broker ended the connection: Session taken over; "
+        "the client id client is in use elsewhere: end the other client"
+    )
 
 
 # --- the broker speaks nonsense ---
