@@ -1,19 +1,20 @@
-"""The log and the end of a service process: by a signal, or with the process that started it.
+"""The log, the freed memory and the end of a service process: by a signal, or with the process that started it.
 
 Owns what the orchestrator's and the agents' processes have in common around their loops. Knows neither.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-import structlog
+from broker.structured_log import structlog
 
 
 def log_to_stderr(*, level: int = logging.INFO) -> None:
@@ -29,6 +30,12 @@ def log_to_stderr(*, level: int = logging.INFO) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # looked up for each line: tests replace it
     )
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the system (glibc's ``malloc_trim``). Takes milliseconds."""
+    with suppress(OSError, AttributeError):  # another C library than glibc has no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

@@ -23,12 +23,12 @@ from queue import Empty, SimpleQueue
 
 import structlog
 
+from broker.process import return_freed_memory
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Tensors, narrowed, widened
 from edge_agent import events
 from edge_agent.config import AgentConfig
-from edge_agent.device import footprint
 from edge_agent.loads import Loads
 from edge_agent.modules import Output, Value
 from edge_agent.runtime.runner import Runner
@@ -112,7 +112,7 @@ class Workers:
 
     def give_back_memory(self) -> None:
         """Return freed memory to the system, between two passes."""
-        self._computer.submit(footprint.give_back)
+        self._computer.submit(return_freed_memory)
 
     def watch(self, awake_s: float) -> HungPass | None:
         """Give up loads that hang, and return the present pass if it hangs.

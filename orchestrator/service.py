@@ -35,6 +35,7 @@ from orchestrator.arrivals import Arrivals, Arrived
 from orchestrator.clock import LoopClock
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import Action, Event, Overslept, PlanFound, Tick
+from orchestrator.freed_memory import FreedMemory
 from orchestrator.leadership import standby
 from orchestrator.leadership.leader import announce_leadership
 from orchestrator.leadership.leader_files import LeaderFiles, StoredOrders
@@ -97,15 +98,14 @@ class Orchestrator:
         self._make_transport, self._make_planner = make_transport, make_planner
         self._planner: Planner | None = None
         self._arrivals = Arrivals(self._prefix)
-        self._client_id = partial(
-            client_id, "orchestrators", secrets.token_hex(6), site=site
-        )  # of its connection of this name
+        self._client_id = partial(client_id, "orchestrators", secrets.token_hex(6), site=site)  # of a connection
         self._data = self._new_data()
         self._control: port.Transport | None = None
         self._state: State | None = None
         self._reports = Reports(self._prefix)
         self._copy = StandbyCopy(NO_ORDERS, settle_s)  # while it waits
         self._unsent = Unsent()
+        self._freed_memory = FreedMemory()
         self._stopping = False
         self._longest_step_s = max(heartbeat_interval_s, LEADER_INTERVAL_S)
         self._clock = LoopClock(self._longest_step_s)
@@ -305,9 +305,10 @@ class Orchestrator:
 
     def _send_heartbeat(self) -> None:
         """Publish, once in each interval, that the leader's loop runs."""
-        state = self._state
-        if state is None or time.monotonic() < self._heartbeat_at_s:
+        state, now_s = self._state, time.monotonic()
+        if state is None or now_s < self._heartbeat_at_s:
             return
+        self._freed_memory.return_if_due(now_s)
         self._heartbeat_at_s = time.monotonic() + standby.leader_interval_s(self._heartbeat_interval_s)
         if state.link is not None and self.resigned is None and state.republish_at_s is None:  # else it may be over
             alive = OrchestratorState(epoch=state.epoch, online=True, session=state.link.session)
@@ -325,6 +326,8 @@ class Orchestrator:
             if isinstance(event, Tick):
                 self._tick_from_s = self._clock.now_s + RETRY_FAILED_S
             return
+        if actions:
+            self._freed_memory.on_work(time.monotonic())
         for action in actions:
             try:
                 self._carry_out(action)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from broker.process import return_freed_memory
+
 MEMORY_FILE = Path("/proc/meminfo")
 STATUS_FILE = Path("/proc/self/status")
 CGROUP_FILE = Path("/proc/self/cgroup")
@@ -36,7 +38,7 @@ def free_bytes(
 
     None when the system doesn't say. Freed memory is returned to the system first, as in ``resident_bytes``.
     """
-    give_back()
+    return_freed_memory()
     free = _kilobytes(memory, "MemAvailable")
     if free is None:
         return None
@@ -46,17 +48,11 @@ def free_bytes(
 def resident_bytes(status: Path = STATUS_FILE) -> int | None:
     """The bytes of this process that the system can't reclaim; None when the system doesn't say.
 
-    Freed memory is returned to the system first (glibc's ``malloc_trim``), so that short-lived memory of a load or a
+    Freed memory is returned to the system first, so that short-lived memory of a load or a
     pass doesn't count. Pages of files, such as a library's code, don't count either: they can be read again.
     """
-    give_back()
+    return_freed_memory()
     return _kilobytes(status, "RssAnon")
-
-
-def give_back() -> None:
-    """Return freed memory to the system. Takes milliseconds."""
-    with suppress(OSError, AttributeError):  # another C library than glibc has no such function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _kilobytes(file: Path, wanted: str) -> int | None:

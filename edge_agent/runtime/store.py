@@ -21,11 +21,11 @@ from typing import Literal
 
 import structlog
 
+from broker.process import return_freed_memory
 from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.messages import AssignedModule, HeldModule
 from broker.protocol.specs import ModuleKey, ModuleSpec
 from edge_agent import modules
-from edge_agent.device import footprint
 from edge_agent.device.calibration import Calibration, Loaded
 from edge_agent.device.measurements import averaged
 from edge_agent.modules import Module
@@ -251,7 +251,7 @@ class Store:
     def tidy(self) -> None:
         """After a load or an unload: return freed memory to the system, and check the disk for weights again."""
         with _harmless():
-            footprint.give_back()
+            return_freed_memory()
             self._calibration.look()
 
     def _alive(self, key: ModuleKey) -> _Entry | None:
