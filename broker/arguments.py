@@ -9,9 +9,10 @@ import argparse
 import math
 import re
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
+if TYPE_CHECKING:
+    from broker.transport.connection import Connection, Place
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -22,10 +23,35 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def add_broker(parser: argparse.ArgumentParser) -> None:
-    """Add ``--broker`` and ``--site``."""
-    parser.add_argument("--broker", default=DEFAULT_BROKER, metavar="URL", help="default %(default)s")
-    parser.add_argument("--site", type=site_prefix, metavar="PREFIX", help="the site's topic prefix, when it has one")
+def add_broker(parser: argparse.ArgumentParser, otherwise: str = "default mqtt://127.0.0.1:1883") -> None:
+    """Add the options that describe a connection; the help says which broker it is ``otherwise``."""
+    options = parser.add_argument_group(
+        "connection", "Each of these may also stand in the environment (S2M3_BROKER, S2M3_CA, ...)."
+    )
+    options.add_argument("--broker", metavar="URL", help=f"mqtt://host[:port], or mqtts:// for TLS; {otherwise}")
+    options.add_argument("--connection", metavar="FILE", help="a YAML file with these options as keys, and client_id")
+    options.add_argument("--ca", metavar="FILE", help="TLS: who signs the broker's certificate; default the system's")
+    options.add_argument("--cert", metavar="FILE", help="TLS: this client's certificate, where the broker wants one")
+    options.add_argument("--key", metavar="FILE", help="TLS: the certificate's key; default in the same file")
+    options.add_argument("--user", metavar="NAME", help="the name of this client's account")
+    options.add_argument("--password-file", metavar="FILE", help="a file with the account's password")
+    options.add_argument("--site", type=site_prefix, metavar="PREFIX", help="the site's topic prefix, when it has one")
+
+
+def places_of(arguments: argparse.Namespace) -> tuple[Place, ...]:
+    """The places of a command line and of the connection file that it names; raises BadFile."""
+    from broker.transport.connection import command_line, connection_file  # noqa: PLC0415 - pydantic, when it is needed
+
+    names = ("broker", "ca", "cert", "key", "user", "password_file", "site")
+    given = command_line(**{name: getattr(arguments, name) for name in names})
+    return (given, connection_file(arguments.connection)) if arguments.connection else (given,)
+
+
+def connection_of(arguments: argparse.Namespace) -> Connection:
+    """The connection that the arguments and the environment describe; raises BadFile."""
+    from broker.transport.connection import read_connection  # noqa: PLC0415 - the same
+
+    return read_connection(*places_of(arguments))
 
 
 def add_until_stdin_closes(parser: argparse.ArgumentParser) -> None:

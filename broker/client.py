@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import structlog
@@ -30,7 +30,8 @@ from broker.protocol.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
 from broker.protocol.specs import RequestId, TaskName
 from broker.protocol.tensors import Tensors
 from broker.protocol.topics import CLIENT_REQUESTS, RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read, require_id
-from broker.transport.connect import connect, new_client_id
+from broker.transport.connect import client_id_for, connect
+from broker.transport.connection import Connection, command_line, read_connection
 from broker.transport.mailbox import Mailbox
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, MakeTransport, Outgoing, Undelivered
 
@@ -62,37 +63,42 @@ class Client:
     """A sensor's client. ``submit`` returns a future, ``request`` waits, ``request_async`` is for asyncio.
 
     Args:
-        url: the broker, ``mqtt://host:port``.
-        client_id: a unique id, also of its MQTT connection; answers come back below its topic. Default: a new one.
-        site: the site's topic prefix, when it has one.
+        broker: its address, ``mqtt://host:port`` or ``mqtts://host:port``, or a whole ``Connection``. What an address
+            leaves open, and without one everything, comes from the environment (``S2M3_BROKER``, ``S2M3_CA``, ...).
+        client_id: a unique id, also of its MQTT connection; answers come back below its topic. Default: the
+            connection's, or else a new one.
+        site: the site's topic prefix, when it has one; default: the connection's.
         first_retry_s: time without an answer before a request is resent; it doubles with each attempt, up to 5 s.
             Raise it where answers take long.
         make_transport: a test passes that of the in-memory broker.
 
     Raises:
         LocalProtocolError: the client id is not valid.
+        BadFile: the address, or a file of the connection, can't be used.
     """
 
     def __init__(
         self,
-        url: str = "mqtt://127.0.0.1:1883",
+        broker: str | Connection | None = None,
         *,
         client_id: str | None = None,
         site: str | None = None,
         first_retry_s: float = FIRST_RETRY_S,
         make_transport: MakeTransport = connect,
     ) -> None:
-        self.client_id = client_id or f"client-{uuid.uuid4().hex[:12]}"
+        connection = broker if isinstance(broker, Connection) else read_connection(command_line(broker=broker))
+        connection = replace(connection, site=site or connection.site)
+        self.client_id = client_id or connection.client_id or f"client-{uuid.uuid4().hex[:12]}"
         self.duplicates = 0
         """The number of answers to requests that already had one."""
-        self._prefix = prefix_of(site)
+        self._prefix = prefix_of(connection.site)
         require_id("client", self.client_id)
         self._mailbox: Mailbox[LinkEvent | _Submitted | None] = Mailbox()
-        self._pending = PendingRequests(self._prefix, self.client_id, url, first_retry_s=first_retry_s)
+        self._pending = PendingRequests(self._prefix, self.client_id, str(connection), first_retry_s=first_retry_s)
         self._futures: dict[RequestId, Future[Response]] = {}
         self._watched: frozenset[TaskName] = frozenset()
-        mqtt_id = client_id or new_client_id(site)
-        self._transport = make_transport(url=url, client_id=mqtt_id, inbox=self._put)
+        mqtt_id = client_id or client_id_for(connection)
+        self._transport = make_transport(connection, client_id=mqtt_id, inbox=self._put)
         self._thread = threading.Thread(target=self._run, name=f"client[{self.client_id}]", daemon=True)
         self._closing = threading.Lock()  # guards _closed: a request that was submitted before it is set still ends
         self._closed = False

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.arguments import OneLineParser, add_until_stdin_closes
+from broker.arguments import OneLineParser, add_broker, add_until_stdin_closes, places_of
 from broker.files import load_spec
 from broker.process import log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile, IdInUse
-from edge_agent.config import STATE_DIR, AgentConfig
+from edge_agent.config import STATE_DIR, AgentConfig, connections
 from edge_agent.device.footprint import share_one_heap
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 from edge_agent.restart import PassHung, restart
@@ -22,7 +22,7 @@ from edge_agent.watchdog import Watchdog
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the agent's arguments to the parser of this program or of a command of another one."""
     parser.add_argument("--config", required=True, metavar="FILE", help="the device's YAML file")
-    parser.add_argument("--broker", metavar="URL", help="instead of the file's broker")
+    add_broker(parser, "default the file's")
     add_until_stdin_closes(parser)
 
 
@@ -35,8 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     log_to_stderr()
     share_one_heap()
     config = load_spec(arguments.config, AgentConfig)
-    if arguments.broker:
-        config = config.model_copy(update={"broker": arguments.broker})
+    reached = connections(config, *places_of(arguments), file=arguments.config)
     if config.models:
         os.environ[DIRECTORY_VARIABLE] = config.models
     try:
@@ -60,7 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
     calibration = Calibration(measured, speed=config.speed, flops_per_s=full_speed, runner=runner)
     store = Store(offered.memory_bytes, calibration=calibration)
     watchdog = Watchdog(config.heartbeat_interval_s, config.threads)
-    agent = Agent(config, profile=offered, store=store, runner=runner, about=about(), on_turn=watchdog.reset)
+    agent = Agent(
+        config,
+        profile=offered,
+        store=store,
+        runner=runner,
+        about=about(),
+        on_turn=watchdog.reset,
+        connections=reached,
+    )
     with stopped_by_signals(agent.stop, until_stdin_closes=arguments.until_stdin_closes):
         try:
             agent.run()

@@ -11,18 +11,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from broker.protocol.specs import Availability, Bytes, DeviceId, NotNegative, Rate, SitePrefix, Spec, TaskName
+from broker.protocol.specs import Availability, Bytes, DeviceId, NotNegative, Rate, TaskName
+from broker.transport.connection import Connection, ConnectionFile, ConnectionKeys, Place, read_connection
 
 # May be deleted: the measurements are repeated.
 STATE_DIR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"
 
 
-class AgentConfig(Spec):
-    """One device."""
+class AgentConfig(ConnectionKeys):
+    """One device, and its connection."""
 
     id: DeviceId
-    broker: str = "mqtt://127.0.0.1:1883"
-    site: SitePrefix | None = None  # a prefix in front of all topics, when several sites share a broker
     models: str | None = None  # the models directory: DIR/org/name/{config.json, *.safetensors}; before the hub
     tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] | None = None  # that it may serve; None: all
     availability: Availability = "always"  # sometimes: its end is not a failure
@@ -34,3 +33,22 @@ class AgentConfig(Spec):
     latency_s: NotNegative | None = None  # of the link, one way to the broker; None: measured
     state_dir: str | None = None  # where measurements are kept; None: STATE_DIR
     heartbeat_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+
+
+def connections(config: AgentConfig, *places: Place, file: str = "") -> tuple[Connection, Connection]:
+    """The connections of an agent for control messages and for data, which may have an account of its own.
+
+    Args:
+        config: the agent's file.
+        places: what counts more than this file.
+        file: its path, for errors and relative paths.
+
+    Raises:
+        BadFile: a value is wrong.
+    """
+    for place in places:
+        if place.keys.client_id:
+            raise place.bad("client_id", "is not for an agent: its client ids follow from its id", "remove it")
+    own = ConnectionFile.model_validate(config.model_dump(include=set(ConnectionKeys.model_fields)))
+    every = (*places, Place(own, file))
+    return read_connection(*every), read_connection(*every, data=True)

@@ -26,9 +26,11 @@ from broker.protocol.specs import TaskName
 from broker.protocol.topics import DEVICE_ECHO, DEVICE_STATE, prefix_of
 from broker.transport import port
 from broker.transport.connect import connect
+from broker.transport.connection import Connection
 from broker.transport.mailbox import Mailbox
 from edge_agent import events, wire
 from edge_agent.config import AgentConfig
+from edge_agent.config import connections as connections_of
 from edge_agent.decide import decide
 from edge_agent.device.awake_clock import AwakeClock
 from edge_agent.device.broker_drops import BrokerDrops
@@ -75,26 +77,27 @@ class Agent:
         runner: Runner | None = None,
         about: About | None = None,
         on_turn: Callable[[], None] = lambda: None,
+        connections: tuple[Connection, Connection] | None = None,
         make_transport: port.MakeTransport = connect,
     ) -> None:
         self._config = config
         self._profile, self._about = profile, about
         self._store = store
-        self._prefix = prefix_of(config.site)
+        control, data = connections or connections_of(config)
+        self._prefix = prefix_of(control.site)
         self._state_topic = DEVICE_STATE.at(self._prefix, device=config.id)
         self._state = AgentState(config.id, self._prefix)
         self._mailbox: Mailbox[events.Event | _FromLink] = Mailbox()
-        url = config.broker
         self._control = make_transport(
-            url=url,
-            client_id=client_id("devices", config.id, "control", site=config.site),
+            control,
+            client_id=client_id("devices", config.id, "control", site=control.site),
             inbox=partial(self._put, "control"),
             will=self._will,
             max_packet_bytes=port.MAX_CONTROL_PACKET_BYTES,
         )
         self._data = make_transport(
-            url=url,
-            client_id=client_id("devices", config.id, "data", site=config.site),
+            data,
+            client_id=client_id("devices", config.id, "data", site=control.site),
             inbox=partial(self._put, "data"),
         )
         self._heart = Heart(
@@ -110,7 +113,7 @@ class Agent:
         self._workers = Workers(config, store, runner or Runner(), report=report)
         self._sender = Sender(config.id, self._prefix, self._data.publish, report=report)
         self._is_overloaded = False  # it refused a request since the start
-        self._broker_drops = BrokerDrops(url, config.id, config.site, make_transport)
+        self._broker_drops = BrokerDrops(control, config.id, make_transport)
         self._stopping = threading.Event()
         self._is_asked_to_end = False  # then a hung pass restarts nothing
         self._session: int | None = None  # of the control link, while it is up

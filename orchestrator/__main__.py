@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.arguments import OneLineParser, add_broker, add_until_stdin_closes, number
+from broker.arguments import OneLineParser, add_broker, add_until_stdin_closes, connection_of, number
 from broker.process import log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile
 from orchestrator.service import Orchestrator
@@ -58,9 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     log_to_stderr()
     orchestrator = Orchestrator(
-        arguments.broker,
+        connection_of(arguments),
         arguments.state_dir,
-        arguments.site,
         heartbeat_interval_s=arguments.heartbeat_interval,
         answer_unknown_tasks=arguments.answer_unknown_tasks,
         pace=Pace(spares=arguments.spares),

@@ -29,6 +29,7 @@ from broker.protocol.codec import encode
 from broker.protocol.messages import OrchestratorState
 from broker.transport import port
 from broker.transport.connect import connect
+from broker.transport.connection import Connection
 from orchestrator import events
 from orchestrator.action_log import log_action
 from orchestrator.arrivals import Arrivals, Arrived
@@ -58,9 +59,8 @@ class Orchestrator:
     """One orchestrator: it leads, or waits as a standby orchestrator. ``run`` blocks until ``stop`` is called.
 
     Args:
-        url: the broker, as ``mqtt://host:port``.
+        connection: the broker, and how to reach it; its site is the prefix in front of all topics.
         state_dir: a directory of its own, where the epoch and the operators' orders outlive the process.
-        site: the prefix in front of all topics.
         heartbeat_interval_s: how often agents report.
         settle_s: how long retained messages and first heartbeats may take to arrive after a connection.
         pace: how soon spares are chosen and better placements are searched for.
@@ -70,14 +70,13 @@ class Orchestrator:
         make_planner: makes the planner.
 
     Raises:
-        BadFile: the state directory can't be used, or the url isn't one.
+        BadFile: the state directory or a file of the connection can't be used.
     """
 
     def __init__(
         self,
-        url: str,
+        connection: Connection,
         state_dir: Path,
-        site: str | None = None,
         *,
         heartbeat_interval_s: float = 1.0,
         settle_s: float = 1.5,
@@ -86,9 +85,9 @@ class Orchestrator:
         make_transport: port.MakeTransport = connect,
         make_planner: MakePlanner = PlannerProcess,
     ) -> None:
-        self._url = url
-        self._prefix = topics.prefix_of(site)
-        self._files = LeaderFiles(state_dir, url, self._prefix)
+        self._connection = connection
+        self._prefix = topics.prefix_of(connection.site)
+        self._files = LeaderFiles(state_dir, connection.url, self._prefix)
         self._files.read_epoch()  # before anything begins, for its errors
         self._stored = StoredOrders(self._files)
         self._heartbeat_interval_s = heartbeat_interval_s
@@ -98,7 +97,9 @@ class Orchestrator:
         self._make_transport, self._make_planner = make_transport, make_planner
         self._planner: Planner | None = None
         self._arrivals = Arrivals(self._prefix)
-        self._client_id = partial(client_id, "orchestrators", secrets.token_hex(6), site=site)  # of a connection
+        self._client_id = partial(
+            client_id, "orchestrators", secrets.token_hex(6), site=connection.site
+        )  # of a connection
         self._data = self._new_data()
         self._control: port.Transport | None = None
         self._state: State | None = None
@@ -143,7 +144,7 @@ class Orchestrator:
     def _new_data(self, max_packet_bytes: int = port.MAX_CONTROL_PACKET_BYTES) -> port.Transport:
         """The connection for requests; while it waits, the one that hears the leader."""
         return self._make_transport(
-            url=self._url,
+            self._connection,
             client_id=self._client_id("data"),
             inbox=self._arrivals.from_data,
             max_packet_bytes=max_packet_bytes,
@@ -175,7 +176,7 @@ class Orchestrator:
 
     def _update_watch(self, watch: LeaderWatch, event: port.LinkEvent) -> LeaderWatch:
         if isinstance(event, port.LinkDown):
-            _log.warning("waiting_for_broker", broker=self._url, reason=event.reason)
+            _log.warning("waiting_for_broker", broker=self._connection.url, reason=event.reason)
         news = self._event_of(event) if isinstance(event, port.Delivery) else event
         if isinstance(news, events.LeaderTopicLost):
             _log.warning("leader_topic_lost", why=news.why)
@@ -189,7 +190,7 @@ class Orchestrator:
         if after.doubted is not None and after.doubted.times == 1 and after.doubted is not watch.doubted:
             _log.warning("epoch_not_plausible", epoch=after.doubted.epoch, known=max(after.stored, after.epoch))
         if after.leader not in {watch.leader, None}:
-            _log.info("waiting_as_standby", epoch=after.epoch, broker=self._url, prefix=self._prefix)
+            _log.info("waiting_as_standby", epoch=after.epoch, broker=self._connection.url, prefix=self._prefix)
         return after
 
     def _update_copy(self, news: object) -> None:
@@ -211,7 +212,7 @@ class Orchestrator:
         self._state = self._begin_term(epoch=epoch, linked_s=self._linked_s, orders=orders)
         self._clock, self._arrivals.missed = LoopClock(self._longest_step_s), False
         self.resigned, self._heartbeat_at_s = None, time.monotonic()
-        _log.info("leading", epoch=epoch, broker=self._url, prefix=self._prefix)
+        _log.info("leading", epoch=epoch, broker=self._connection.url, prefix=self._prefix)
         self._connect(epoch)
         while not self._stopping and self.resigned is None:
             self._turn(self._state)
@@ -239,7 +240,7 @@ class Orchestrator:
             return port.Outgoing(topics.ORCHESTRATOR_STATE.at(self._prefix), encode(gone), retain=True)
 
         self._control = self._make_transport(
-            url=self._url,
+            self._connection,
             client_id=self._client_id("control"),
             inbox=self._arrivals.from_control,
             will=will,
@@ -356,7 +357,7 @@ class Orchestrator:
         if isinstance(event, port.Denied):
             _log.error("denied", topic=event.topic, reason=event.reason)
         elif posted.control and isinstance(event, port.LinkUp):
-            _log.info("link_up", broker=self._url)
+            _log.info("link_up", broker=self._connection.url)
             return event
         elif isinstance(event, port.LinkDown):
             _log.warning("link_down", link="control" if posted.control else "data", reason=event.reason)

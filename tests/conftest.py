@@ -29,6 +29,7 @@ from hypothesis import settings
 
 from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker
+from broker.transport.connection import parse_url
 from broker.transport.port import Delivery, LinkEvent
 from s2m3.cli.main import main
 from s2m3.testbed.proxy import LinkShape, Proxy
@@ -225,7 +226,9 @@ def proxy_to() -> Iterator[Callable[..., Proxy]]:
         def make(url: str, bytes_per_s: float | None = None) -> Proxy:
             bits_per_s = None if bytes_per_s is None else 8 * bytes_per_s
             shape = LinkShape(up_bits_per_s=bits_per_s, down_bits_per_s=bits_per_s)
-            return stack.enter_context(Proxy(url, shape, buffer_bytes=None if bits_per_s is None else 16 * 1024))
+            return stack.enter_context(
+                Proxy(parse_url(url), shape, buffer_bytes=None if bits_per_s is None else 16 * 1024)
+            )
 
         yield make
 

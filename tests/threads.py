@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from broker.client import Client
 from broker.protocol.specs import ModuleSpec
+from broker.transport.connection import parse_url
 from edge_agent.config import AgentConfig
 from edge_agent.modules import Module, Output, Value
 from edge_agent.service import Agent
@@ -79,16 +80,17 @@ def small_site(
     def load(_: ModuleSpec) -> Module:
         return computing(answer)
 
+    connection = replace(parse_url(url), site=site)
     with ExitStack() as stack:
-        observer = stack.enter_context(Observer(url, site=site))
-        orchestrator = Orchestrator(url, state_dir, site, settle_s=0.1, make_planner=InlinePlanner)
+        observer = stack.enter_context(Observer(connection))
+        orchestrator = Orchestrator(connection, state_dir, settle_s=0.1, make_planner=InlinePlanner)
         stack.enter_context(running(orchestrator))
         agents = {}
         for device in devices:
             config = AgentConfig(id=device, broker=url, site=site, heartbeat_interval_s=0.1)
             agents[device] = Agent(config, profile=profile(), store=uncalibrated_store(100, load))
             stack.enter_context(running(agents[device]))
-        client = stack.enter_context(Client(url, site=site))
+        client = stack.enter_context(Client(connection))
         until(lambda: observer.wait_for(lambda seen: seen.leads and seen.has_heartbeats(devices), 0.1))
         route = observer.deploy([TASK], PATIENCE_S)[TASK.task]
         assert route is not None, "the task isn't served"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 
 from broker.protocol.client_ids import client_id as client_id_of
+from broker.transport.connection import Connection
 from broker.transport.paho import MqttTransport
 from broker.transport.port import MAX_PACKET_BYTES, Inbox, Transport, WillFor
 
 
 def connect(
-    url: str,
+    connection: Connection,
     *,
     client_id: str,
     inbox: Inbox,
@@ -18,16 +19,16 @@ def connect(
     max_packet_bytes: int = MAX_PACKET_BYTES,
     gather_s: float = 0.0,
 ) -> Transport:
-    """A transport to the broker at ``url``, not yet started (see ``MakeTransport``).
+    """A transport to a broker, not yet started (see ``MakeTransport``).
 
     Raises:
-        BadFile: the url is not valid.
+        BadFile: a certificate, a key or the CA's file can't be used.
     """
     return MqttTransport(
-        url=url, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes, gather_s=gather_s
+        connection, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes, gather_s=gather_s
     )
 
 
-def new_client_id(site: str | None = None) -> str:
-    """The client id of a command's or a client's connection; no other connection has it."""
-    return client_id_of("clients", uuid.uuid4().hex[:12], site=site)
+def client_id_for(connection: Connection) -> str:
+    """The client id of a command's or a client's connection: the one that it is bound to, or one of its own."""
+    return connection.client_id or client_id_of("clients", uuid.uuid4().hex[:12], site=connection.site)

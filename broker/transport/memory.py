@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from broker.protocol.errors import LocalProtocolError, MessageTooLarge, NotConnected, TransportError
 from broker.transport import port
+from broker.transport.connection import Connection
 from broker.transport.port import MAX_PACKET_BYTES, Inbox, Outgoing, WillFor
 
 _SHARE = "$share/"
@@ -66,7 +67,7 @@ class MemoryBroker:
 
     def connect(
         self,
-        url: str = "",  # noqa: ARG002
+        connection: Connection | None = None,  # noqa: ARG002
         *,
         client_id: str,
         inbox: Inbox,
@@ -74,7 +75,7 @@ class MemoryBroker:
         max_packet_bytes: int = port.MAX_PACKET_BYTES,
         gather_s: float = 0.0,  # noqa: ARG002 - nothing arrives by itself
     ) -> MemoryTransport:
-        """A transport to this broker, whatever the ``url`` (see ``MakeTransport``)."""
+        """A transport to this broker, whatever the ``connection`` (see ``MakeTransport``)."""
         return MemoryTransport(self, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes)
 
     def crash(self, client_id: str) -> None:

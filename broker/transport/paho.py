@@ -32,9 +32,9 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from broker.protocol.errors import NotConnected, TransportError
+from broker.protocol.errors import BadFile, NotConnected, TransportError
 from broker.transport import port
-from broker.transport.address import parse_url
+from broker.transport.connection import Connection
 from broker.transport.gathering import Gathering
 from broker.transport.id_takeover import TakeoverWatch
 from broker.transport.keepalive import Keepalive
@@ -78,7 +78,7 @@ class _Client(paho.Client):
 
 
 @dataclass(eq=False)
-class _Connection:
+class _Link:
     """The state of one connection; only the network thread uses it."""
 
     client: _Client
@@ -108,13 +108,13 @@ class MqttTransport:
         gather_s: QoS 0 messages that arrive faster one after the other are read together.
 
     Raises:
-        BadFile: the url is not valid.
+        BadFile: a file of certificates can't be used.
     """
 
     def __init__(
         self,
+        connection: Connection,
         *,
-        url: str,
         client_id: str,
         inbox: Inbox,
         will: WillFor | None = None,
@@ -124,14 +124,17 @@ class MqttTransport:
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         gather_s: float = 0.0,
     ) -> None:
-        self._address = parse_url(url)
+        if connection.tls:
+            problem = f"{connection.url} needs TLS, which is not supported yet"
+            raise BadFile(file="broker address", problem=problem, fix="write mqtt://host:port")
+        self._connection = connection
         self._client_id = client_id
         self._gathering = Gathering(self._guard(inbox), gather_s)
         self._emit = self._gathering.emit
         self._will = will
         self._keepalive_s = keepalive_s
         self._max_packet_bytes = max_packet_bytes
-        self._log = _log.bind(client_id=client_id, broker=str(self._address))
+        self._log = _log.bind(client_id=client_id, broker=str(self._connection))
         self._outbox = Outbox(max_messages=max_queued, max_bytes=max_queued_bytes, reserve=RESERVE)
         self._closing = threading.Event()
         self._lock = threading.Lock()  # guards the fields below; not held during calls of paho or the inbox
@@ -207,13 +210,13 @@ class MqttTransport:
         watch = TakeoverWatch(self._client_id)
         while not self._closing.is_set():
             began_s = time.monotonic()
-            connection, reason = self._connect_once()
+            link, reason = self._connect_once()
             if self._closing.is_set():
                 break
-            was_up = connection is not None and connection.up
+            was_up = link is not None and link.up
             lasted_s = time.monotonic() - began_s if was_up else None
-            seen = watch.on_end(lasted_s=lasted_s, has_reason=connection is None or connection.has_reason)
-            if connection is not None and connection.taken_over:
+            seen = watch.on_end(lasted_s=lasted_s, has_reason=link is None or link.has_reason)
+            if link is not None and link.taken_over:
                 seen = watch.taken_over()
             reason = f"{reason}; {seen}" if seen else reason
             if was_up or reason != reported:
@@ -229,57 +232,57 @@ class MqttTransport:
                 self._wakeup.close()
             self._wakeup = None
 
-    def _connect_once(self) -> tuple[_Connection | None, str]:
+    def _connect_once(self) -> tuple[_Link | None, str]:
         """Run one connection to its end; returns it, if there was one, and why it ended."""
-        connection: _Connection | None = None
+        link: _Link | None = None
         try:
-            connection = self._open_connection()
-            self._pump(connection)
+            link = self._open_link()
+            self._pump(link)
         except OSError as error:
-            reason = f"can't reach the broker at {self._address}: {error.strerror or error}"
+            reason = f"can't reach the broker at {self._connection}: {error.strerror or error}"
         except Exception as error:  # noqa: BLE001 - the thread must survive any error and reconnect
             self._log.warning("an error of ours ended the connection", exc_info=error)
             reason = f"{type(error).__name__}: {error}"
         else:
-            reason = connection.reason
+            reason = link.reason
         finally:
             self._outbox.close()
             with self._lock:
                 self._accepted = False
                 self._changes.clear()
-            if connection and (sock := connection.client.socket()):
+            if link and (sock := link.client.socket()):
                 sock.close()
-        return connection, reason
+        return link, reason
 
-    def _open_connection(self) -> _Connection:
+    def _open_link(self) -> _Link:
         client = _Client(CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
-        connection = _Connection(client, session=secrets.randbits(53))  # exact in every JSON reader
+        link = _Link(client, session=secrets.randbits(53))  # exact in every JSON reader
         client.connect_timeout = float(self._keepalive_s)
         client.max_inflight_messages = 0  # unlimited: ``_flush`` keeps the broker's limit
-        if self._address.username is not None:
-            client.username_pw_set(self._address.username, self._address.password)
+        if self._connection.user is not None:
+            client.username_pw_set(self._connection.user, self._connection.password)
         if self._will is not None:
-            will = self._will(connection.session)
+            will = self._will(link.session)
             client.will_set(will.topic, will.payload, will.qos, will.retain)
         client.on_socket_open = self._guard(
             lambda *given: given[2].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         )
         client.on_socket_register_write = lambda *_: None  # else paho writes before publish() returns the packet id
         # paho passes the client and its user data first, and the packet's properties last
-        client.on_connect = self._guard(lambda *given: self._on_connect(connection, *given[3:]))
-        client.on_subscribe = self._guard(lambda *given: self._on_subscribe(connection, *given[2:4]))
-        client.on_publish = self._guard(lambda *given: self._on_publish(connection, *given[2:4]))
-        client.on_disconnect = self._guard(lambda *given: _on_disconnect(connection, *given[2:4]))
+        client.on_connect = self._guard(lambda *given: self._on_connect(link, *given[3:]))
+        client.on_subscribe = self._guard(lambda *given: self._on_subscribe(link, *given[2:4]))
+        client.on_publish = self._guard(lambda *given: self._on_publish(link, *given[2:4]))
+        client.on_disconnect = self._guard(lambda *given: _on_disconnect(link, *given[2:4]))
         client.on_message = self._guard(self._on_message)
-        return connection
+        return link
 
-    def _pump(self, connection: _Connection) -> None:
+    def _pump(self, link: _Link) -> None:
         """Connect, then read, write and ping until the socket is closed."""
-        client, wakeup, gathering = connection.client, self._wakeup, self._gathering
+        client, wakeup, gathering = link.client, self._wakeup, self._gathering
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.MaximumPacketSize = self._max_packet_bytes
         client.connect(
-            self._address.host, self._address.port, self._keepalive_s, clean_start=True, properties=properties
+            self._connection.host, self._connection.port, self._keepalive_s, clean_start=True, properties=properties
         )
         sock = client.socket()
         if not isinstance(sock, socket.socket) or wakeup is None:
@@ -288,7 +291,7 @@ class MqttTransport:
         keepalive = Keepalive(time.monotonic(), time.monotonic())
         close_by_s = float("inf")
         while client.socket() is not None:  # a client never opens a second one
-            stuck = stuck or self._flush(connection)
+            stuck = stuck or self._flush(link)
             if self._closing.is_set():
                 close_by_s = min(close_by_s, time.monotonic() + CLOSE_S)
                 if self._outbox.is_empty or time.monotonic() >= close_by_s:
@@ -309,25 +312,25 @@ class MqttTransport:
             if readable or writable:
                 keepalive.active_s = now_s
             if keepalive.is_dead(now_s, client.keepalive):
-                connection.reason = "the broker is silent"
+                link.reason = "the broker is silent"
                 return
             between_packets = client.is_connected() and not stuck and not client.want_write()
             if between_packets and keepalive.ping_due(now_s, client.keepalive):
                 with contextlib.suppress(OSError):  # the next read reports it
                     sock.send(_PINGREQ)
 
-    def _flush(self, connection: _Connection) -> bool:
+    def _flush(self, link: _Link) -> bool:
         """Write as much as possible; returns whether the kernel's send buffer is full.
 
         A message enters paho only when all earlier ones are written: the outbox counts every waiting message.
         """
-        client = connection.client
+        client = link.client
         with self._lock:
             changes = tuple(self._changes)
             self._changes.clear()
         for subscribe, filters in changes:
             if subscribe:
-                self._subscribe(connection, filters)
+                self._subscribe(link, filters)
             else:
                 client.unsubscribe(list(filters))
         while True:
@@ -335,51 +338,51 @@ class MqttTransport:
                 client.loop_write()
                 if client.want_write():
                     return True
-            if client.socket() is None or len(connection.sent) >= connection.max_in_flight:
+            if client.socket() is None or len(link.sent) >= link.max_in_flight:
                 return False
             if (message := self._outbox.take()) is None:
                 return False
             info = client.publish(message.topic, message.payload, message.qos, message.retain, _properties_of(message))
-            connection.sent[info.mid] = message
+            link.sent[info.mid] = message
 
-    def _subscribe(self, connection: _Connection, filters: tuple[str, ...]) -> None:
-        _, mid = connection.client.subscribe([(name, SubscribeOptions(qos=1)) for name in filters])
+    def _subscribe(self, link: _Link, filters: tuple[str, ...]) -> None:
+        _, mid = link.client.subscribe([(name, SubscribeOptions(qos=1)) for name in filters])
         if mid is not None:
-            connection.subscribing[mid] = filters
+            link.subscribing[mid] = filters
 
     # --- called by paho, in the network thread ---
 
-    def _on_connect(self, connection: _Connection, reason: ReasonCode, properties: Properties) -> None:
+    def _on_connect(self, link: _Link, reason: ReasonCode, properties: Properties) -> None:
         if reason.is_failure:
-            connection.reason = f"the broker refused the connection: {reason}"
+            link.reason = f"the broker refused the connection: {reason}"
             return
-        connection.max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
-        connection.max_in_flight = min(MAX_IN_FLIGHT, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT))
+        link.max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
+        link.max_in_flight = min(MAX_IN_FLIGHT, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT))
         with self._lock:
             self._accepted = True
             filters = tuple(self._filters)
         if filters:
-            self._subscribe(connection, filters)
+            self._subscribe(link, filters)
         else:
-            self._link_up(connection)
+            self._link_up(link)
 
-    def _on_subscribe(self, connection: _Connection, mid: int, reasons: list[ReasonCode]) -> None:
-        for name, reason in zip(connection.subscribing.pop(mid, ()), reasons, strict=False):
+    def _on_subscribe(self, link: _Link, mid: int, reasons: list[ReasonCode]) -> None:
+        for name, reason in zip(link.subscribing.pop(mid, ()), reasons, strict=False):
             if reason.is_failure:
                 self._log.warning("the broker refused a subscription", filter=name, reason=str(reason))
                 self._emit(port.Denied(name, str(reason)))
-        if not connection.subscribing and not connection.up:
-            self._link_up(connection)
+        if not link.subscribing and not link.up:
+            self._link_up(link)
 
-    def _link_up(self, connection: _Connection) -> None:
-        connection.up = True
-        limit_bytes = min(self._max_packet_bytes, connection.max_packet_bytes or self._max_packet_bytes)
+    def _link_up(self, link: _Link) -> None:
+        link.up = True
+        limit_bytes = min(self._max_packet_bytes, link.max_packet_bytes or self._max_packet_bytes)
         for message in self._outbox.open(limit_bytes):
             self._log.error("a lasting message expired, or is larger than the broker takes now", topic=message.topic)
-        self._emit(port.LinkUp(connection.session, connection.max_packet_bytes))
+        self._emit(port.LinkUp(link.session, link.max_packet_bytes))
 
-    def _on_publish(self, connection: _Connection, mid: int, reason: ReasonCode) -> None:
-        if (message := connection.sent.pop(mid, None)) is None:
+    def _on_publish(self, link: _Link, mid: int, reason: ReasonCode) -> None:
+        if (message := link.sent.pop(mid, None)) is None:
             return
         self._outbox.complete(message)
         if reason.is_failure:
@@ -408,13 +411,13 @@ class MqttTransport:
         return guarded
 
 
-def _on_disconnect(connection: _Connection, flags: Any, reason: ReasonCode) -> None:  # noqa: ANN401 - paho's flags are untyped
+def _on_disconnect(link: _Link, flags: Any, reason: ReasonCode) -> None:  # noqa: ANN401 - paho's flags are untyped
     if flags.is_disconnect_packet_from_server:
-        connection.reason = f"the broker ended the connection: {reason}"
-        connection.taken_over = reason.value == _SESSION_TAKEN_OVER
-    elif not connection.reason.startswith("the broker"):
-        connection.reason = f"the connection was lost: {reason}"
-        connection.has_reason = False
+        link.reason = f"the broker ended the connection: {reason}"
+        link.taken_over = reason.value == _SESSION_TAKEN_OVER
+    elif not link.reason.startswith("the broker"):
+        link.reason = f"the connection was lost: {reason}"
+        link.has_reason = False
 
 
 def _disconnect(client: _Client) -> None:

@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 
 from broker.protocol.codec import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 from broker.protocol.errors import LocalProtocolError
+from broker.transport.connection import Connection
 
 LONGEST_RETRY_S = 5.0  # between two attempts to reach a broker that is down
 RECONNECT_S = LONGEST_RETRY_S + 1.0  # from a broker's return until every client is connected again
@@ -166,7 +167,7 @@ class MakeTransport(Protocol):
     """Makes a transport, not yet started: ``connect``, or a twin's for tests.
 
     Args:
-        url: ``mqtt://[user:password@]host[:port]``.
+        connection: the broker, and how to reach it.
         client_id: unique at the broker, which ends the older of two connections with the same id.
         inbox: called in the network thread, or in the twin's case in the thread that caused the event.
         will: makes the will for each connection's session number.
@@ -177,8 +178,9 @@ class MakeTransport(Protocol):
 
     def __call__(
         self,
+        connection: Connection,
+        /,
         *,
-        url: str,
         client_id: str,
         inbox: Inbox,
         will: WillFor | None = None,

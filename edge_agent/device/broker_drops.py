@@ -14,6 +14,7 @@ from contextlib import suppress
 import structlog
 
 from broker.protocol.client_ids import client_id
+from broker.transport.connection import Connection
 from broker.transport.port import MAX_CONTROL_PACKET_BYTES, Delivery, LinkEvent, MakeTransport
 
 TOPIC = "$SYS/broker/publish/messages/dropped"
@@ -28,15 +29,15 @@ class BrokerDrops:
     """Looks how many messages the broker has dropped, in a thread of its own.
 
     Args:
-        url: of the broker.
+        connection: to the broker.
         device: this device's id.
         site: its site's topic prefix, when it has one.
         make_transport: makes the connection.
     """
 
-    def __init__(self, url: str, device: str, site: str | None, make_transport: MakeTransport) -> None:
-        self._url, self._device, self._make_transport = url, device, make_transport
-        self._client_id = client_id("devices", device, "drops", site=site)
+    def __init__(self, connection: Connection, device: str, make_transport: MakeTransport) -> None:
+        self._connection, self._device, self._make_transport = connection, device, make_transport
+        self._client_id = client_id("devices", device, "drops", site=connection.site)
         self._looked_s = -math.inf
         self._known = 0  # dropped messages that were logged
         self._stopping = threading.Event()
@@ -53,7 +54,7 @@ class BrokerDrops:
 
     def _listen(self) -> None:
         transport = self._make_transport(
-            url=self._url,
+            self._connection,
             client_id=self._client_id,
             inbox=self._hear,
             max_packet_bytes=MAX_CONTROL_PACKET_BYTES,

@@ -24,7 +24,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import Fence
 from broker.protocol.specs import DeviceId, TaskName, TaskSpec, describe
-from broker.transport.address import parse_url
+from broker.transport.connection import parse_url
 from orchestrator.leadership.epochs import LARGEST_EPOCH
 from orchestrator.leadership.orders import Deployed, Orders, record
 

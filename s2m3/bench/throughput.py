@@ -114,7 +114,7 @@ def measure(
     inputs = {task: next(each.inputs for each in REQUESTS if each.task == task) for task in TASKS}
     with (
         Site(broker, agents) as site,
-        Client(site.url, site=site.prefix, first_retry_s=2 * deadline_s) as client,
+        Client(site.connection, first_retry_s=2 * deadline_s) as client,
     ):
         progress("waiting for the devices")
         site.serve([load_task(f"pocket/{task}") for task in TASKS])

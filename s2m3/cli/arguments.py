@@ -1,10 +1,10 @@
-"""Types of arguments and options that commands share, and the connection that ``--broker`` and ``--site`` name."""
+"""Types of arguments and options that commands share, and the connection that they describe."""
 
 from __future__ import annotations
 
 import argparse
 
-from broker.arguments import add_broker, count, number
+from broker.arguments import add_broker, connection_of, count, number
 from broker.protocol.messages import MAX_DEADLINE_S
 from s2m3.testbed.observer import Observer
 
@@ -20,11 +20,11 @@ def add_json(parser: argparse.ArgumentParser, text: str = "print one JSON docume
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
-    """Add ``--broker``, ``--site`` and ``--json``."""
+    """Add the options that describe the connection, and ``--json``."""
     add_broker(parser)
     add_json(parser)
 
 
 def connected(arguments: argparse.Namespace) -> Observer:
     """The site that the arguments name, to be used in a ``with`` block; the block raises NotConnected."""
-    return Observer(arguments.broker, site=arguments.site)
+    return Observer(connection_of(arguments))

@@ -8,6 +8,7 @@ import mimetypes
 from collections.abc import Mapping
 from pathlib import Path
 
+from broker.arguments import connection_of
 from broker.client import Client, Response
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import BadFile
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         observer.wait_for(lambda seen: arguments.task in seen.routes, ROUTE_S)
         route = observer.routes.get(arguments.task)
     inputs = _inputs(arguments, route.inputs if route else {})
-    with Client(arguments.broker, site=arguments.site) as client:
+    with Client(connection_of(arguments)) as client:
         response = client.request(arguments.task, inputs, deadline_s=arguments.deadline)
     result = response.result.model_dump(mode="json", exclude_none=True)
     document = result | {"latency_s": response.latency_s, "attempts": response.attempts}

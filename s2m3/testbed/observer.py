@@ -37,7 +37,8 @@ from broker.protocol.topics import (
     prefix_of,
     read,
 )
-from broker.transport.connect import connect, new_client_id
+from broker.transport.connect import client_id_for, connect
+from broker.transport.connection import Connection
 from broker.transport.mailbox import Mailbox
 from broker.transport.port import MAX_CONTROL_PACKET_BYTES, Delivery, LinkEvent, LinkUp, Outgoing
 
@@ -64,16 +65,16 @@ class Sighting:
 class Observer:
     """A connection to a site. Call ``wait_for`` or ``look``; nothing changes in between.
 
-    As a context manager it waits until the broker is reached and the subscriptions are in force. ``site`` is the topic
-    prefix of a site that has one.
+    As a context manager it waits until the broker is reached and the subscriptions are in force. Only the topics of the
+    connection's site count.
 
     Raises:
         NotConnected: the broker can't be reached when the ``with`` block starts.
     """
 
-    def __init__(self, url: str, *, site: str | None = None) -> None:
-        self.prefix = prefix_of(site)
-        self._url = url
+    def __init__(self, connection: Connection) -> None:
+        self.prefix = prefix_of(connection.site)
+        self._broker = connection.url
         self.leader: OrchestratorState | None = None
         self.devices: dict[str, DeviceState] = {}
         self.heartbeats: dict[str, Heartbeat] = {}
@@ -100,8 +101,8 @@ class Observer:
         self._mailbox: Mailbox[tuple[float, LinkEvent]] = Mailbox()
         self._up = False
         self._transport = connect(
-            url,
-            client_id=new_client_id(site),
+            connection,
+            client_id=client_id_for(connection),
             inbox=self._put,
             max_packet_bytes=MAX_CONTROL_PACKET_BYTES,
         )
@@ -199,7 +200,9 @@ class Observer:
     def __enter__(self) -> Self:
         if not self.wait_for(lambda _: self._up, CONNECT_S):
             self._transport.close()
-            raise NotConnected(f"no broker answers at {self._url}: start one (`s2m3 broker`), or name it with --broker")
+            raise NotConnected(
+                f"no broker answers at {self._broker}: start one (`s2m3 broker`), or name it with --broker"
+            )
         return self
 
     def __exit__(self, *exc: object) -> None:

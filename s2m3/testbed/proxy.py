@@ -19,13 +19,13 @@ import contextlib
 import selectors
 import socket
 import threading
+from dataclasses import replace
 from functools import partial
 from typing import Self
-from urllib.parse import quote
 
 from broker.protocol.specs import NotNegative, Rate, Spec
 from broker.servers.ports import HOST
-from broker.transport.address import parse_url
+from broker.transport.connection import Connection
 
 CHUNK_BYTES = 8 * 1024  # connections take turns at this size: 3 ms at 20 Mbit/s
 AHEAD_S = 0.005  # how early a lane takes bytes: a loop that wakes late loses no bandwidth
@@ -69,8 +69,8 @@ class Proxy:
     takes these bytes for sent.
     """
 
-    def __init__(self, target_url: str, shape: LinkShape = UNSHAPED, buffer_bytes: int | None = None) -> None:
-        self._target = parse_url(target_url)
+    def __init__(self, target: Connection, shape: LinkShape = UNSHAPED, buffer_bytes: int | None = None) -> None:
+        self._target = target
         self._buffer_bytes = buffer_bytes
         self._up = Lane(shape.delay_s, shape.up_bits_per_s)
         self._down = Lane(shape.delay_s, shape.down_bits_per_s)
@@ -87,11 +87,14 @@ class Proxy:
         self._thread.start()
 
     @property
+    def connection(self) -> Connection:
+        """The connection for clients, with this proxy's address instead of the broker's."""
+        return replace(self._target, host=HOST, port=self._port)
+
+    @property
     def url(self) -> str:
-        """The address for clients, instead of the broker's; with the same name and password."""
-        user, password = self._target.username, self._target.password
-        login = f"{quote(user, safe='')}:{quote(password or '', safe='')}@" if user else ""
-        return f"mqtt://{login}{HOST}:{self._port}"
+        """The address for clients, instead of the broker's; without the login."""
+        return self.connection.url
 
     @property
     def connections(self) -> int:

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -28,6 +28,7 @@ from broker.protocol.errors import BadFile, S2M3Error
 from broker.protocol.specs import TaskSpec
 from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker
+from broker.transport.connection import Connection, parse_url
 from edge_agent.config import AgentConfig
 from s2m3.testbed.faulty_agent import InnerFault, file_of
 from s2m3.testbed.observer import Observer
@@ -63,7 +64,7 @@ class Site:
     inner_faults: bool = False  # whether agents can fail from inside (``fail_inside``)
 
     prefix: str | None = field(default=None, init=False)  # of the topics, at a broker that others use too
-    url: str = field(init=False)  # of the broker
+    connection: Connection = field(init=False)  # to this site; its processes have it, or that of their proxies
     observer: Observer = field(init=False)
     client: Client = field(init=False)
 
@@ -77,17 +78,18 @@ class Site:
         with ExitStack() as stack:
             self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-")))
             if self.broker.startswith("mqtt://"):
-                self.url, self.prefix = self.broker, f"{self.name}-{uuid.uuid4().hex[:8]}"
+                self.prefix = f"{self.name}-{uuid.uuid4().hex[:8]}"
+                self.connection = replace(parse_url(self.broker), site=self.prefix)
             else:
                 self._own_broker = broker = self._make_broker()
                 stack.enter_context(broker)
-                self.url = broker.url
-            self.observer = stack.enter_context(Observer(self.url, site=self.prefix))
+                self.connection = parse_url(broker.url)
+            self.observer = stack.enter_context(Observer(self.connection))
             if self.prefix:
                 stack.callback(lambda: self.observer.clear(self.devices))
             for name, shape in self.links.items():
-                self._proxies[name] = stack.enter_context(Proxy(self.url, shape))
-            self.client = stack.enter_context(Client(self.url, site=self.prefix))
+                self._proxies[name] = stack.enter_context(Proxy(self.connection, shape))
+            self.client = stack.enter_context(Client(self.connection))
             stack.callback(self.stop)
             self.start_orchestrator()
             for device in self._configs:
@@ -97,6 +99,11 @@ class Site:
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    @property
+    def url(self) -> str:
+        """The broker's address."""
+        return self.connection.url
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -110,16 +117,16 @@ class Site:
 
     def start_orchestrator(self, name: str = ORCHESTRATOR) -> None:
         """Start the orchestrator, or a ``SPARE``; its state is its own, and survives a restart within this site."""
-        arguments = ["orchestrator", "--broker", self._way(name), "--state-dir", str(self._directory / name)]
+        arguments = ["orchestrator", "--state-dir", str(self._directory / name)]
         arguments += ["--heartbeat-interval", f"{self.heartbeat_interval_s:g}"]
         arguments += [] if self.spares else ["--no-spares"]
-        self._start(name, [*arguments, *(["--site", self.prefix] if self.prefix else [])])
+        self._start(name, arguments)
 
     def start_agent(self, device: str) -> None:
         """Start, or start again, a device's agent."""
         config = self._configs[device]
         state = config.state_dir or str(self._directory / "agents")  # what it measures survives a restart, and no more
-        config = config.model_copy(update={"broker": self._way(device), "site": self.prefix, "state_dir": state})
+        config = config.model_copy(update={"state_dir": state})
         path = self._config_file(device)
         path.write_text(yaml.safe_dump(config.model_dump(exclude_none=True)), encoding="utf-8")
         self._start(device, ["s2m3.testbed.faulty_agent" if self.inner_faults else "edge_agent", "--config", str(path)])
@@ -252,9 +259,17 @@ class Site:
                 raise SiteFailed(f"{task} could not be deployed: {why}")
 
     def _start(self, name: str, arguments: list[str]) -> None:
+        arguments += ["--connection", self._write_connection(name), "--until-stdin-closes"]
         with self._log_of(name).open("ab") as output:
             self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", *arguments, "--until-stdin-closes"],
+                [
+                    sys.executable,
+                    "-m",
+                    *arguments,
+                    "--connection",
+                    self._write_connection(name),
+                    "--until-stdin-closes",
+                ],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -271,8 +286,19 @@ class Site:
     def _log_of(self, name: str) -> Path:
         return (self.logs or self._directory) / f"{name}.log"
 
-    def _way(self, name: str) -> str:
-        return self._proxies[name].url if name in self._proxies else self.url
+    def _write_connection(self, name: str) -> str:
+        """Write the file of a process's connection, which no list of processes shows; returns its path."""
+        found = self._proxies[name].connection if name in self._proxies else self.connection
+        keys = {"broker": found.url, "user": found.user, "site": found.site}
+        keys |= {key: str(path.resolve()) for key in ("ca", "cert", "key") if (path := getattr(found, key))}
+        if found.password is not None:
+            password = self._directory / "password"
+            password.touch(0o600)
+            password.write_text(found.password, encoding="utf-8")
+            keys["password_file"] = str(password)
+        path = self._directory / f"{name}.connection.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in keys.items() if value}), encoding="utf-8")
+        return str(path)
 
     def _broker_of_ours(self) -> MosquittoBroker | EmbeddedBroker:
         if self._own_broker is None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkUp, Outgoing
 from tests.patience import PATIENCE_S
@@ -77,7 +78,7 @@ def test_the_demo_holds_over_a_broker_that_runs_already_and_leaves_it_clean(
     marked: dict[str, str], mosquitto_url: str, recorder: Any
 ) -> None:
     check(run_demo(marked, "--broker", mosquitto_url))
-    transport = MqttTransport(url=mosquitto_url, client_id="after-the-demo", inbox=recorder)
+    transport = MqttTransport(parse_url(mosquitto_url), client_id="after-the-demo", inbox=recorder)
     transport.subscribe("+/s2m3/v1/#")
     transport.start()
     recorder.wait_for(LinkUp)

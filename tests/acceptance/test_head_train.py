@@ -61,7 +61,7 @@ def s2m3(site: Site, *arguments: str, expect: int = 0) -> str:
 
 def heartbeats(site: Site, key: str) -> dict[str, Any]:
     """The devices' newest reports, once one of them has the module ready."""
-    with Observer(site.url) as observer:
+    with Observer(site.connection) as observer:
 
         def reported(seen: Observer) -> bool:
             held = [heartbeat.modules.get(key) for heartbeat in seen.heartbeats.values()]
@@ -135,7 +135,7 @@ def test_a_device_without_the_heads_files_says_so_and_stays_up(site: Site, model
     )  # fmt: skip
     assert trained.returncode == 0, trained
     s2m3(site, "deploy", str(out), "--timeout", "3", expect=1)
-    with Observer(site.url) as observer:
+    with Observer(site.connection) as observer:
 
         def refused(seen: Observer) -> bool:
             return "lost" in seen.routes and "nobody publishes" in (seen.routes["lost"].unavailable or "")

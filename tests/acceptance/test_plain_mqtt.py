@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from broker.transport.address import parse_url
+from broker.transport.connection import parse_url
 from s2m3.testbed.site import Site
 from tests.patience import PATIENCE_S
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from broker.transport.address import parse_url
+from broker.transport.connection import parse_url
 from broker.transport.port import Delivery
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import picture
@@ -43,7 +43,7 @@ def publish(served: Site, recorder: Any) -> Iterator[Publish]:
         recorder.wait_for(Delivery, count=answers)
         return [json.loads(each.payload) | {"topic": each.topic} for each in recorder.deliveries]
 
-    with connected(served.url, recorder, "s2m3/v1/clients/#"):
+    with connected(served.connection, recorder, "s2m3/v1/clients/#"):
         yield run
 
 

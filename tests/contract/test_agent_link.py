@@ -11,6 +11,7 @@ import pytest
 from broker.protocol.codec import decode
 from broker.protocol.messages import DeviceProfile, DeviceState
 from broker.protocol.topics import DEVICE_STATE, prefix_of
+from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery
 from edge_agent.config import AgentConfig
@@ -32,7 +33,7 @@ def measured(mosquitto_url: str, unique_prefix: str, make_recorder: Any, patienc
     """Starts an agent whose link is at a url, and gives the first profile that isn't the assumed one."""
     running: list[tuple[Agent, threading.Thread]] = []
     received = make_recorder()
-    observer = MqttTransport(url=mosquitto_url, client_id=f"{unique_prefix}-observer", inbox=received)
+    observer = MqttTransport(parse_url(mosquitto_url), client_id=f"{unique_prefix}-observer", inbox=received)
 
     def start(url: str, **stated: float) -> DeviceProfile:
         config = AgentConfig.model_validate({"id": unique_prefix, "broker": url, "site": unique_prefix} | stated)

@@ -13,6 +13,7 @@ from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, RouteNode
 from broker.protocol.specs import InputSpec
 from broker.protocol.topics import TENSORS, prefix_of
+from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkEvent, LinkUp, Outgoing
 from s2m3.bench.latency import branches
@@ -54,7 +55,7 @@ class Device:
                 assert isinstance(message, NodeInputs)
                 self.inputs.put(message)
 
-        self.transport = MqttTransport(url=url, client_id=DEVICE, inbox=take)
+        self.transport = MqttTransport(parse_url(url), client_id=DEVICE, inbox=take)
         self.transport.subscribe(TENSORS.filter(PREFIX, receiver=DEVICE))
         self.transport.start()
         assert up.wait(PATIENCE_S)
@@ -81,7 +82,7 @@ def device(mosquitto_url: str) -> Iterator[Device]:
 @pytest.fixture
 def ask(mosquitto_url: str) -> Iterator[Ask]:
     """Asks in a thread; what comes of it is put on a queue."""
-    with Coordinator(mosquitto_url) as coordinator:
+    with Coordinator(parse_url(mosquitto_url)) as coordinator:
 
         def start(*, sequential: bool) -> queue.Queue[object]:
             ended: queue.Queue[object] = queue.Queue()

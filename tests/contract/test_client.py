@@ -23,6 +23,7 @@ from broker.protocol.errors import ErrorCode, LocalProtocolError
 from broker.protocol.messages import ErrorBody, Result, Route
 from broker.protocol.tensors import pack, unpack
 from broker.protocol.topics import RESULTS, TASK_ROUTE, share_group_filter
+from broker.transport.connection import Connection
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, LinkDown, LinkEvent, Outgoing
 from tests.builders import able, route, route_node
@@ -94,7 +95,7 @@ def make_client(broker: MemoryBroker) -> Iterator[MakeClient]:
     def make(
         transport: type[MemoryTransport] = MemoryTransport, name: str = "camera", first_retry_s: float = NEVER_S
     ) -> Client:
-        def connect(*, url: str, **options: Any) -> MemoryTransport:  # noqa: ARG001
+        def connect(_connection: Connection, **options: Any) -> MemoryTransport:
             return transport(broker, **options)
 
         made.append(Client(client_id=name, first_retry_s=first_retry_s, make_transport=connect))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.transport.connection import Connection
 from broker.transport.memory import MemoryBroker
 from broker.transport.port import MAX_CONTROL_PACKET_BYTES, MAX_PACKET_BYTES, MakeTransport, Transport
 from edge_agent.config import AgentConfig
@@ -20,8 +21,6 @@ from orchestrator.service import Orchestrator
 from s2m3.testbed import observer
 from tests.builders import InlinePlanner, profile, uncalibrated_store
 from tests.patience import until
-
-URL = "mqtt://unused"
 
 
 class Connections:
@@ -34,8 +33,8 @@ class Connections:
 
     @property
     def connect(self) -> MakeTransport:
-        def make(url: str, *, client_id: str, **options: object) -> Transport:
-            made = self.broker.connect(url=url, client_id=client_id, **options)  # type: ignore[arg-type]
+        def make(connection: Connection, *, client_id: str, **options: object) -> Transport:
+            made = self.broker.connect(connection, client_id=client_id, **options)  # type: ignore[arg-type]
             _, kind, *names = client_id.split(".")
             kind = ".".join((kind, *names[1:]))
             limit = options.get("max_packet_bytes", MAX_PACKET_BYTES)
@@ -51,17 +50,19 @@ def connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Con
     """Those of an agent, an orchestrator that leads, and an observer."""
     seen = Connections()
     agent = Agent(
-        AgentConfig(id="gw-a", broker=URL),
+        AgentConfig(id="gw-a"),
         profile=profile(),
         store=uncalibrated_store(100),
         make_transport=seen.connect,
     )
-    orchestrator = Orchestrator(URL, tmp_path, settle_s=0.05, make_transport=seen.connect, make_planner=InlinePlanner)
+    orchestrator = Orchestrator(
+        Connection(), tmp_path, settle_s=0.05, make_transport=seen.connect, make_planner=InlinePlanner
+    )
     running = [threading.Thread(target=each.run) for each in (agent, orchestrator)]
     for thread in running:
         thread.start()
     monkeypatch.setattr(observer, "connect", seen.connect)
-    observer.Observer(URL)
+    observer.Observer(Connection())
     until(lambda: "orchestrators.control" in seen.limits and all(made.connected for made in seen.made.values()))
     yield seen
     seen.made["clients"].close()
@@ -72,7 +73,7 @@ def connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Con
 
 
 def test_only_connections_for_requests_and_tensors_take_more_than_a_control_message(connections: Connections) -> None:
-    BrokerDrops(URL, "gw-a", None, connections.connect).look(0.0)
+    BrokerDrops(Connection(), "gw-a", connections.connect).look(0.0)
     until(lambda: "devices.drops" in connections.limits)
     control = {name for name, limit in connections.limits.items() if limit == MAX_CONTROL_PACKET_BYTES}
     assert control == {"devices.control", "devices.drops", "orchestrators.control", "clients"}

@@ -32,6 +32,7 @@ from broker.protocol.messages import (
 )
 from broker.protocol.reports import SystemEvent
 from broker.protocol.specs import ModuleSpec, TaskSpec
+from broker.transport.connection import Connection, parse_url
 from broker.transport.memory import MemoryBroker
 from broker.transport.paho import MqttTransport
 from broker.transport.port import (
@@ -93,15 +94,15 @@ class World:
             "pace": UNHURRIED,
             "make_planner": InlinePlanner,
         } | options
-        orchestrator = Orchestrator("mqtt://unused", self.folder, self.site, make_transport=self._make, **settings)
+        orchestrator = Orchestrator(Connection(site=self.site), self.folder, make_transport=self._make, **settings)
         thread = threading.Thread(target=orchestrator.run, name="orchestrator")
         self.orchestrators.append((orchestrator, thread))
         thread.start()
         return orchestrator
 
-    def _make(self, *, client_id: str, url: str = "", **options: Any) -> Transport:
+    def _make(self, connection: Connection | None = None, *, client_id: str, **options: Any) -> Transport:
         self.made.append(client_id)
-        return self.connect(url=url, client_id=client_id, **options)
+        return self.connect(connection or Connection(), client_id=client_id, **options)
 
     def say(self, topic: topics.Topic, payload: bytes, **ids: str) -> None:
         self.listener.publish(Outgoing(topic.at(self.prefix, **ids), payload, topic.qos, topic.retain))
@@ -245,8 +246,8 @@ def world(
         return build(memory_broker.connect)
     real = str(request.getfixturevalue(f"{request.param}_url"))
 
-    def make(*, url: str, **options: Any) -> Transport:  # noqa: ARG001
-        return MqttTransport(url=real, **options)
+    def make(_connection: Connection, **options: Any) -> Transport:
+        return MqttTransport(parse_url(real), **options)
 
     return build(make)
 
@@ -890,12 +891,12 @@ def test_an_undeployed_task_is_unloaded_and_its_route_cleared(memory: World, mak
 def test_it_can_be_stopped_while_it_waits_for_a_broker(memory: World, make_recorder: MakeRecorder) -> None:
     waiting = make_recorder()
 
-    def no_broker(*, url: str, inbox: Inbox, **options: Any) -> Transport:  # noqa: ARG001
+    def no_broker(_connection: Connection, *, inbox: Inbox, **options: Any) -> Transport:
         def overheard(event: LinkEvent) -> None:
             inbox(event)
             waiting(event)
 
-        return MqttTransport(url="mqtt://127.0.0.1:1", inbox=overheard, **options)
+        return MqttTransport(parse_url("mqtt://127.0.0.1:1"), inbox=overheard, **options)
 
     memory.connect = no_broker
     orchestrator = memory.lead()

@@ -23,6 +23,7 @@ from broker.protocol.topics import (
 )
 from broker.servers.mosquitto import MosquittoBroker
 from broker.transport.connect import connect
+from broker.transport.connection import parse_url
 from broker.transport.port import Delivery, Denied, LinkEvent, LinkUp, Outgoing
 from tests.builders import able, route, route_node
 
@@ -43,7 +44,7 @@ class FrontDoor:
     def __init__(self, stack: ExitStack, url: str, recorder: Any, group: str) -> None:
         self.requests: list[str] = []
         self._recorder = recorder
-        self.transport = connect(url=url.replace("//", "//gw-a:x@"), client_id="gw-a", inbox=self._receive)
+        self.transport = connect(parse_url(url.replace("//", "//gw-a:x@")), client_id="gw-a", inbox=self._receive)
         stack.callback(self.transport.close)
         self.transport.subscribe(group)
         self.transport.start()
@@ -79,7 +80,7 @@ def start(start_mosquitto: Callable[..., MosquittoBroker], tmp_path: Path, recor
 def test_a_rule_for_one_clients_topic_lets_it_ask_and_nobody_else(start: Any, make_recorder: Callable[[], Any]) -> None:
     door, url = start(OWN_TOPIC)
     heard = make_recorder()
-    sensor = connect(url=url, client_id="cam-1", inbox=heard)
+    sensor = connect(parse_url(url), client_id="cam-1", inbox=heard)
     sensor.subscribe(RESULTS.filter(PREFIX, client="cam-1"))
     sensor.start()
     heard.wait_for(LinkUp)

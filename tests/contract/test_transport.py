@@ -11,6 +11,7 @@ import pytest
 
 from broker.protocol.codec import MAX_CONTROL_BYTES
 from broker.protocol.errors import LocalProtocolError, MessageTooLarge, NotConnected, TransportError
+from broker.transport.connection import parse_url
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.paho import MqttTransport
 from broker.transport.port import (
@@ -80,7 +81,7 @@ class MqttWorld:
     ) -> Transport:
         proxy = self._proxies[client_id] = self._proxy_to(self._url)
         transport = MqttTransport(
-            url=proxy.url, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes
+            parse_url(proxy.url), client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes
         )
         self._stack.callback(transport.close)
         return transport

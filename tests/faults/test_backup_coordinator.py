@@ -30,6 +30,7 @@ from broker.protocol.topics import (
     TASK_ROUTE,
     prefix_of,
 )
+from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkUp, Outgoing
 from edge_agent.config import AgentConfig
@@ -49,7 +50,7 @@ class Agents:
     def __init__(self, stack: ExitStack, url: str, site: str, proxy: Any, recorder: Any) -> None:
         self.prefix, self.received, self.way = prefix_of(site), recorder, proxy
         self.taken, self._release = threading.Event(), threading.Event()
-        self.observer = MqttTransport(url=url, client_id=f"{site}-observer", inbox=recorder)
+        self.observer = MqttTransport(parse_url(url), client_id=f"{site}-observer", inbox=recorder)
         stack.callback(self.observer.close)
         self.observer.subscribe(DEVICE_HEARTBEAT.filter(self.prefix), RESULTS.filter(self.prefix))
         self.observer.start()

@@ -14,6 +14,7 @@ import pytest
 from broker.protocol.codec import decode_result, encode
 from broker.protocol.messages import AssignedModule, Assignment
 from broker.protocol.topics import CLIENT_REQUESTS, DEVICE_ASSIGNMENT, TASK_REQUESTS, TASK_ROUTE, prefix_of
+from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkUp, Outgoing
 from edge_agent.config import AgentConfig
@@ -47,7 +48,11 @@ class Sensor:
         self.ended: dict[int, tuple[float, str]] = {}
         self.up = threading.Event()
         self.transport = MqttTransport(
-            url=url, client_id="sensor", inbox=self._put, max_queued=2 * REQUESTS, max_queued_bytes=2 * REQUESTS * BYTES
+            parse_url(url),
+            client_id="sensor",
+            inbox=self._put,
+            max_queued=2 * REQUESTS,
+            max_queued_bytes=2 * REQUESTS * BYTES,
         )
         self.transport.subscribe(f"{prefix}/clients/sensor/results/+")
         self.transport.start()

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from broker.protocol.client_ids import client_id
 from broker.servers.mosquitto import MosquittoBroker
-from broker.transport.address import parse_url
+from broker.transport.connection import parse_url
 from s2m3.testbed.replay.stage import connected
 from s2m3.testbed.site import ORCHESTRATOR, SPARE, Site
 from tests.patience import PATIENCE_S, until
@@ -57,7 +57,7 @@ def test_trial_runs_beside_a_site_use_other_client_ids(logged: tuple[str, Path],
         site = stack.enter_context(small_site(url, tmp_path / "site"))
         trials = [stack.enter_context(Site(url, [], name="replay")) for _ in range(2)]
         for trial in trials:
-            stack.enter_context(connected(trial.url, lambda _: None))
+            stack.enter_context(connected(trial.connection, lambda _: None))
             trial.start_orchestrator(SPARE)
             trial.require(lambda seen: seen.leads, PATIENCE_S, f"the {ORCHESTRATOR} doesn't lead")
         assert site.ask() == "None"

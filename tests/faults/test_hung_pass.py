@@ -27,6 +27,7 @@ from broker.protocol.topics import (
     TASK_ROUTE,
     prefix_of,
 )
+from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, Outgoing
 from edge_agent.restart import EXIT_HUNG, VARIABLE
@@ -74,7 +75,7 @@ class World:
         self, url: str, name: str, recorder: Any, hung_s: float, environ: dict[str, str], *others: str
     ) -> None:
         self.name, self.prefix, self.received = name, prefix_of(name), recorder
-        self.client = MqttTransport(url=url, client_id=f"{name}-client", inbox=recorder)
+        self.client = MqttTransport(parse_url(url), client_id=f"{name}-client", inbox=recorder)
         self.client.subscribe(f"{self.prefix}/#")
         self.client.start()
         command = [sys.executable, "-c", PROGRAM, url]

@@ -16,6 +16,7 @@ from broker.protocol.codec import decode
 from broker.protocol.messages import DeviceProfile, DeviceState
 from broker.protocol.topics import DEVICE_STATE, prefix_of
 from broker.servers.mosquitto import MosquittoBroker
+from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery
 from edge_agent.device.link_probe import ROUNDS
@@ -61,13 +62,13 @@ def test_after_a_broker_restart_no_agent_announces_a_figure_of_the_traffic_jam(
             if profile and profile.bandwidth_bits_per_s != ASSUMED_BANDWIDTH_BITS_PER_S:
                 announced[ids["device"]].append(profile)
 
-    listener = MqttTransport(url=broker.url, client_id="listener", inbox=hear)
+    listener = MqttTransport(parse_url(broker.url), client_id="listener", inbox=hear)
     listener.subscribe(DEVICE_STATE.filter(prefix))
     listener.start()
     with contextlib.ExitStack() as stack:
         stack.callback(listener.close)
         for device, link in LINKS.items():
-            proxy = stack.enter_context(Proxy(broker.url, link, buffer_bytes=16 * 1024))
+            proxy = stack.enter_context(Proxy(parse_url(broker.url), link, buffer_bytes=16 * 1024))
             file = tmp_path / f"{device}.yaml"
             file.write_text(f"{{id: {device}, broker: '{proxy.url}', memory: 100MB, state_dir: {tmp_path}}}")
             agent = subprocess.Popen([sys.executable, "-c", PROGRAM, str(WITHIN_S), "--config", str(file)])

@@ -14,6 +14,7 @@ import pytest
 
 from broker.protocol.errors import MessageTooLarge, QueueFull
 from broker.servers.embedded import EmbeddedBroker
+from broker.transport.connection import parse_url
 from broker.transport.mailbox import Mailbox
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered
@@ -41,7 +42,7 @@ def connect(patience_s: float) -> Iterator[Callable[..., MqttTransport]]:
                     up.set()
                 inbox(event)
 
-            transport = MqttTransport(url=url, client_id=client_id, inbox=noticing, **more)
+            transport = MqttTransport(parse_url(url), client_id=client_id, inbox=noticing, **more)
             stack.callback(transport.close)
             transport.subscribe(*filters)
             transport.start()
@@ -254,7 +255,7 @@ def test_a_will_that_cant_be_made_is_retried(mosquitto_url: str, recorder: Recor
             raise RuntimeError("not ready")
         return Outgoing(f"{unique_prefix}/will", b"", retain=True)
 
-    transport = MqttTransport(url=mosquitto_url, client_id=unique_prefix, inbox=recorder, will=will)
+    transport = MqttTransport(parse_url(mosquitto_url), client_id=unique_prefix, inbox=recorder, will=will)
     transport.start()
     assert recorder.wait_for(LinkDown).reason == "RuntimeError: not ready"
     assert recorder.wait_for(LinkUp).session == calls[1]
@@ -366,7 +367,7 @@ def test_a_refused_connection_reports_the_brokers_reason(
     start_mosquitto: Callable[..., MosquittoBroker], recorder: Recorder
 ) -> None:
     broker = start_mosquitto("allow_anonymous false")
-    transport = MqttTransport(url=broker.url, client_id="a", inbox=recorder)
+    transport = MqttTransport(parse_url(broker.url), client_id="a", inbox=recorder)
     transport.start()
     assert recorder.wait_for(LinkDown).reason == "the broker refused the connection: Not authorized"
     transport.close()

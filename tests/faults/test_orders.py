@@ -23,6 +23,7 @@ from broker.protocol.messages import Drain, OrchestratorState
 from broker.protocol.reports import TaskStatus
 from broker.protocol.specs import TaskSpec
 from broker.servers.mosquitto import MosquittoBroker
+from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, LinkUp, Outgoing
 from tests.builders import chain, module
@@ -56,7 +57,7 @@ class Site:
     def retained(self, holds: Callable[[dict[str, bytes]], bool]) -> dict[str, bytes]:
         """Wait until the newest message of each topic holds; those messages."""
         recorder = Recorder()
-        transport = MqttTransport(url=self.broker.url, client_id="observer", inbox=recorder)
+        transport = MqttTransport(parse_url(self.broker.url), client_id="observer", inbox=recorder)
         transport.subscribe(f"{PREFIX}/#")
         transport.start()
         recorder.wait_for(LinkUp)
@@ -75,7 +76,7 @@ class Site:
 
     def publish(self, topic: topics.Topic, payload: bytes, **ids: str) -> None:
         recorder = Recorder()
-        transport = MqttTransport(url=self.broker.url, client_id="operator", inbox=recorder)
+        transport = MqttTransport(parse_url(self.broker.url), client_id="operator", inbox=recorder)
         transport.start()
         recorder.wait_for(LinkUp)
         transport.publish(Outgoing(topic.at(PREFIX, **ids), payload, retain=True))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker.protocol.errors import BadFile, NotConnected
+from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing
 from tests.patience import PATIENCE_S
@@ -105,7 +106,7 @@ def transport_to(recorder: Recorder) -> Iterator[Callable[..., MqttTransport]]:
 
         def make(url: str, *filters: str, **more: Any) -> MqttTransport:
             settings: dict[str, Any] = {"client_id": "client", "inbox": recorder} | more
-            transport = MqttTransport(url=url, **settings)
+            transport = MqttTransport(parse_url(url), **settings)
             stack.callback(transport.close)
             transport.subscribe(*filters)
             transport.start()
@@ -200,7 +201,7 @@ def test_close_may_be_called_from_the_inbox(mosquitto_url: str, unique_prefix: s
             transport.close()
             closed.set()
 
-    transport = MqttTransport(url=mosquitto_url, client_id=unique_prefix, inbox=inbox)
+    transport = MqttTransport(parse_url(mosquitto_url), client_id=unique_prefix, inbox=inbox)
     transport.start()
     assert closed.wait(PATIENCE_S)
     transport.close()
@@ -468,12 +469,12 @@ def test_a_message_beyond_our_limit_is_refused_when_it_arrives(
 )
 def test_an_invalid_address_is_refused_with_what_to_write(url: str) -> None:
     with pytest.raises(BadFile, match="write mqtt://host") as caught:
-        MqttTransport(url=url, client_id="a", inbox=lambda _event: None)
+        MqttTransport(parse_url(url), client_id="a", inbox=lambda _event: None)
     assert caught.value.file == "broker address"
 
 
 def test_a_password_never_appears() -> None:
     with pytest.raises(BadFile) as caught:
-        MqttTransport(url="mqtt://me:secret@host:port", client_id="a", inbox=lambda _event: None)
+        MqttTransport(parse_url("mqtt://me:secret@host:port"), client_id="a", inbox=lambda _event: None)
     assert "secret" not in str(caught.value)
-    assert "secret" not in repr(MqttTransport(url="mqtt://me:secret@h", client_id="a", inbox=print)._address)
+    assert "secret" not in repr(MqttTransport(parse_url("mqtt://me:secret@h"), client_id="a", inbox=print)._connection)

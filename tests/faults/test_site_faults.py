@@ -18,6 +18,7 @@ from broker.client import Client, Response
 from broker.protocol.codec import encode, encode_tensors
 from broker.protocol.messages import Assignment, NodeInputs, Route
 from broker.protocol.topics import DEVICE_ASSIGNMENT, TASK_REQUESTS, TASK_ROUTE, TENSORS
+from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from broker.transport.port import LinkUp, Outgoing
 from s2m3.reference.pictures import REQUESTS
@@ -260,7 +261,7 @@ def stale_inputs(device: str) -> NodeInputs:
 
 
 def plain(running: Running, recorder: Any) -> MqttTransport:
-    transport = MqttTransport(url=running.site.url, client_id="plain", inbox=recorder)
+    transport = MqttTransport(parse_url(running.site.url), client_id="plain", inbox=recorder)
     transport.start()
     recorder.wait_for(LinkUp)
     return transport

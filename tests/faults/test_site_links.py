@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from broker.protocol.topics import prefix_of
-from broker.transport.address import parse_url
+from broker.transport.connection import parse_url
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS

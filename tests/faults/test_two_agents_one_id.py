@@ -15,6 +15,7 @@ from broker.protocol.codec import decode
 from broker.protocol.errors import IdInUse
 from broker.protocol.messages import DeviceState, Heartbeat
 from broker.protocol.topics import DEVICE_HEARTBEAT, DEVICE_STATE, prefix_of
+from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from edge_agent.config import AgentConfig
 from edge_agent.service import Agent
@@ -62,7 +63,7 @@ def test_one_of_two_agents_with_one_id_ends_with_a_sentence_and_the_other_serves
     state = DEVICE_STATE.at(prefix, device="gw-a")
     one_ended = threading.Event()
     with ExitStack() as stack:
-        observer = MqttTransport(url=mosquitto_url, client_id=f"{unique_prefix}-observer", inbox=recorder)
+        observer = MqttTransport(parse_url(mosquitto_url), client_id=f"{unique_prefix}-observer", inbox=recorder)
         stack.callback(observer.close)
         observer.subscribe(state, DEVICE_HEARTBEAT.at(prefix, device="gw-a"))
         observer.start()

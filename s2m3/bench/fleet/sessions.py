@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from broker.protocol.errors import RemoteProtocolError, TransportError
-from broker.transport.address import parse_url
+from broker.transport.connection import parse_url
 from broker.transport.port import LONGEST_RETRY_S
 from s2m3.bench.fleet import packets
 from s2m3.bench.fleet.schedule import Agenda

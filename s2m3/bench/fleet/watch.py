@@ -15,7 +15,8 @@ from broker.protocol import topics
 from broker.protocol.codec import decode, encode
 from broker.protocol.messages import OrchestratorState, Route
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName, TaskSpec
-from broker.transport.connect import new_client_id
+from broker.transport.connect import client_id_for
+from broker.transport.connection import Connection
 from s2m3.bench.fleet import packets
 from s2m3.bench.fleet.sessions import Client, Sessions
 from s2m3.testbed.observer import named
@@ -39,7 +40,7 @@ class Watch(Client):
     """The operator's session."""
 
     def __init__(self, sessions: Sessions, prefix: str) -> None:
-        self.client_id = new_client_id()
+        self.client_id = client_id_for(Connection())
         self._sessions, self._prefix = sessions, prefix
         self.filters = [
             topics.ORCHESTRATOR_STATE.at(prefix),

@@ -20,7 +20,8 @@ from broker.protocol.codec import RawInput, decode_result, decode_tensors
 from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs, Plan, Result, Route
 from broker.protocol.specs import NodeName
 from broker.protocol.topics import RESULTS, TENSORS, prefix_of, read
-from broker.transport.connect import connect, new_client_id
+from broker.transport.connect import client_id_for, connect
+from broker.transport.connection import Connection
 from broker.transport.port import Delivery, LinkEvent, LinkUp
 from edge_agent import wire
 from edge_agent.events import Send
@@ -45,10 +46,10 @@ LINES = tuple(f"a photo of the {thing} in {place}" for thing in THINGS for place
 class Coordinator:
     """Sends requests to agents as a front door does, at once or one branch after the other; a context manager."""
 
-    def __init__(self, url: str) -> None:
-        self._prefix = prefix_of(None)
+    def __init__(self, connection: Connection) -> None:
+        self._prefix = prefix_of(connection.site)
         self._events: queue.Queue[LinkEvent] = queue.Queue()
-        self._transport = connect(url, client_id=new_client_id(), inbox=self._events.put)
+        self._transport = connect(connection, client_id=client_id_for(connection), inbox=self._events.put)
         self._transport.subscribe(
             TENSORS.filter(self._prefix, receiver=COORDINATOR), RESULTS.filter(self._prefix, client=COORDINATOR)
         )
@@ -155,7 +156,7 @@ def compare_branches(*, models: Path, requests: int, captions: int, progress: Pr
         where = trial.placement
         if where["clip-b16/vision"] == where["clip-b16/text"]:
             raise SiteFailed(f"both encoders are on {where['clip-b16/text']}: nothing to compare")
-        with Coordinator(trial.site.url) as coordinator:
+        with Coordinator(trial.site.connection) as coordinator:
             for number in range(-WARM_UP, requests):
                 progress(f"routing: request {max(0, number + 1)} of {requests}")
                 trial.ask(inputs, counts=number >= 0)

@@ -274,7 +274,7 @@ class Injector:
         names = sorted(spec.task for spec in self._stage.specs)
         makes = Hostile(self._stage.observer.prefix, target, names, self._scenario.seed)
         sent = 0
-        with connected(self._stage.site.url, lambda _: None) as stranger:
+        with connected(self._stage.site.connection, lambda _: None) as stranger:
             while sent < messages and not self._stopping:
                 with contextlib.suppress(TransportError):  # its own queue is full, or the broker threw it out
                     stranger.publish(makes.next(self._stage.tripwire.recent))

@@ -19,7 +19,8 @@ from typing import Self
 from broker.protocol.messages import Heartbeat
 from broker.protocol.reports import Standing
 from broker.protocol.topics import DEVICE_HEARTBEAT, REQUESTS, TENSORS, read
-from broker.transport.connect import connect, new_client_id
+from broker.transport.connect import client_id_for, connect
+from broker.transport.connection import Connection
 from broker.transport.port import Delivery, Inbox, LinkEvent, LinkUp, Transport
 from edge_agent.config import AgentConfig
 from s2m3.testbed.observer import Observer, named
@@ -192,7 +193,7 @@ class Stage:
         prefix = self.observer.prefix
         self.tripwire = Tripwire(prefix)
         filters = [topic.filter(prefix) for topic in _FIELDS]
-        stack.enter_context(connected(self.site.url, self.tripwire.see, *filters))
+        stack.enter_context(connected(self.site.connection, self.tripwire.see, *filters))
         self.site.require(lambda seen: seen.leads, SERVE_S, "no orchestrator was online")
         for name in self.others:
             self.site.start_orchestrator(name)
@@ -238,7 +239,7 @@ def make_of(scenario: Scenario) -> tuple[object, ...]:
 
 
 @contextmanager
-def connected(url: str, inbox: Inbox, *filters: str) -> Iterator[Transport]:
+def connected(connection: Connection, inbox: Inbox, *filters: str) -> Iterator[Transport]:
     """A connection to a broker, subscribed to these filters; the block begins when they are in force.
 
     Raises:
@@ -251,7 +252,7 @@ def connected(url: str, inbox: Inbox, *filters: str) -> Iterator[Transport]:
             up.set()
         inbox(event)
 
-    transport = connect(url, client_id=new_client_id(), inbox=put)
+    transport = connect(connection, client_id=client_id_for(connection), inbox=put)
     try:
         transport.subscribe(*filters)
         transport.start()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from broker.client import Client
 from broker.protocol.client_ids import client_id
 from broker.protocol.specs import ID_PATTERN, SITE_PATTERN
-from broker.transport.connect import new_client_id
+from broker.transport.connect import client_id_for
+from broker.transport.connection import Connection
 from broker.transport.memory import MemoryBroker
 
 WORDS = st.sampled_from(["a", "b", "data", "control", "devices", "clients", "orchestrators", "s2m3", "gw-a-data"])
@@ -46,7 +47,9 @@ def test_ids_have_this_form() -> None:
     assert client_id("devices", "gw-a", "control") == "s2m3.devices.gw-a.control"
     assert client_id("devices", "gw-a", "data", site="plant-4/hall") == "s2m3.plant-4.hall.devices.gw-a.data"
     assert client_id("clients", "a1") == "s2m3.clients.a1"
-    assert new_client_id("a") != new_client_id("a")
+    here = Connection(site="a")
+    assert client_id_for(here) != client_id_for(here)
+    assert client_id_for(Connection(client_id="cam-1", site="a")) == "cam-1"
 
 
 def test_a_clients_own_id_is_that_of_its_connection_and_another_one_has_a_new_one() -> None:

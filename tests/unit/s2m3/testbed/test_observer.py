@@ -9,6 +9,7 @@ import pytest
 from broker.protocol.codec import encode
 from broker.protocol.messages import Heartbeat
 from broker.protocol.topics import DEVICE_HEARTBEAT, TASK_ROUTE
+from broker.transport.connection import Connection
 from broker.transport.port import Delivery
 from s2m3.testbed import observer
 from s2m3.testbed.observer import Observer
@@ -33,7 +34,7 @@ class Nowhere:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Observer:
     monkeypatch.setattr(observer, "connect", Nowhere)
-    return Observer("mqtt://nowhere")
+    return Observer(Connection("nowhere"))
 
 
 def report(seen: Observer, seq: int, **fields: Any) -> Heartbeat:

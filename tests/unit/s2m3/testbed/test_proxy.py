@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from broker.transport.address import parse_url
+from broker.transport.connection import parse_url
 from s2m3.testbed import proxy as proxy_module
 from s2m3.testbed.proxy import CHUNK_BYTES, UNSHAPED, Lane, LinkShape, Proxy
 from tests.patience import PATIENCE_S, until
@@ -54,7 +54,7 @@ def opened(far: Far) -> Iterator[Open]:
     with ExitStack() as stack:
 
         def make(shape: LinkShape) -> Opened:
-            proxy = stack.enter_context(Proxy(far.url, shape))
+            proxy = stack.enter_context(Proxy(parse_url(far.url), shape))
             near = stack.enter_context(dial(proxy))
             end = stack.enter_context(far.take())
             until(lambda: proxy.connections == 1)  # the far end may know of it before
@@ -211,7 +211,7 @@ def test_the_end_of_a_connection_waits_during_a_cut(opened: Open) -> None:
 
 
 def test_connections_begun_during_a_cut_never_reach_the_broker(far: Far) -> None:
-    with Proxy(far.url) as proxy:
+    with Proxy(parse_url(far.url)) as proxy:
         proxy.cut()
         with dial(proxy) as stale:
             stale.settimeout(PATIENCE_S)
@@ -245,7 +245,7 @@ def test_disconnect_ends_a_connection_that_is_just_reaching_the_broker(
         return connect(*arguments)
 
     monkeypatch.setattr(socket, "create_connection", connect_late)
-    with Proxy(far.url) as proxy, socket.socket() as near:
+    with Proxy(parse_url(far.url)) as proxy, socket.socket() as near:
         near.settimeout(PATIENCE_S)
         near.connect((HOST, parse_url(proxy.url).port))
         assert reaching.wait(PATIENCE_S)
@@ -266,7 +266,7 @@ def test_a_half_closed_connection_still_sends_the_other_way(opened: Open) -> Non
 
 
 def test_a_broker_that_is_down_ends_the_connection(far: Far) -> None:
-    with Proxy(far.url) as proxy:
+    with Proxy(parse_url(far.url)) as proxy:
         far.listener.close()
         with dial(proxy) as near:
             assert receive(near, 1) == b""
@@ -274,7 +274,7 @@ def test_a_broker_that_is_down_ends_the_connection(far: Far) -> None:
 
 def test_a_closed_proxy_leaves_no_thread_and_accepts_no_connection(far: Far) -> None:
     before = set(threading.enumerate())
-    proxy = Proxy(far.url)
+    proxy = Proxy(parse_url(far.url))
     with dial(proxy) as near, far.take():
         proxy.close()
         proxy.close()
@@ -284,7 +284,8 @@ def test_a_closed_proxy_leaves_no_thread_and_accepts_no_connection(far: Far) -> 
             dial(proxy)
 
 
-def test_the_name_and_password_of_the_broker_stay_in_the_url() -> None:
-    with Proxy("mqtt://gw%40a:p%2Fw@127.0.0.1:1") as proxy:
-        address = parse_url(proxy.url)
-    assert (address.username, address.password, address.host) == ("gw@a", "p/w", HOST)
+def test_the_name_and_password_of_the_broker_stay_in_the_connection_and_not_in_the_url() -> None:
+    with Proxy(parse_url("mqtt://gw%40a:p%2Fw@127.0.0.1:1")) as proxy:
+        connection, url = proxy.connection, proxy.url
+    assert (connection.user, connection.password, connection.host) == ("gw@a", "p/w", HOST)
+    assert url == f"mqtt://{HOST}:{connection.port}"
