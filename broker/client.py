@@ -29,9 +29,10 @@ from broker.protocol.errors import ErrorCode, LocalProtocolError, MessageTooLarg
 from broker.protocol.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
 from broker.protocol.specs import RequestId, TaskName
 from broker.protocol.tensors import Tensors
-from broker.protocol.topics import CLIENT_REQUESTS, RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read, require_id
+from broker.protocol.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read, require_id
 from broker.transport.connect import client_id_for, connect
 from broker.transport.connection import Connection, command_line, read_connection
+from broker.transport.denials import Denials
 from broker.transport.mailbox import Mailbox
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, MakeTransport, Outgoing, Undelivered
 
@@ -95,6 +96,7 @@ class Client:
         require_id("client", self.client_id)
         self._mailbox: Mailbox[LinkEvent | _Submitted | None] = Mailbox()
         self._pending = PendingRequests(self._prefix, self.client_id, str(connection), first_retry_s=first_retry_s)
+        self._denials = Denials(self._prefix)
         self._futures: dict[RequestId, Future[Response]] = {}
         self._watched: frozenset[TaskName] = frozenset()
         mqtt_id = client_id or client_id_for(connection)
@@ -207,10 +209,10 @@ class Client:
             case Undelivered(topic, token=str(request)):
                 self._pending.on_undelivered(request, now_s)
                 self._pending.on_topic_refused(topic, now_s)
-            case Denied(topic, reason):
-                log.error("denied_by_broker", client=self.client_id, topic=topic, reason=reason)
-                if TASK_REQUESTS.match(self._prefix, topic) or CLIENT_REQUESTS.match(self._prefix, topic):
-                    self._pending.on_topic_refused(topic, now_s)
+            case Denied(topic, reason, token):
+                if self._denials.is_new(event):
+                    log.warning("denied_by_broker", client=self.client_id, topic=topic, reason=reason)
+                self._pending.on_denied(topic, reason, token if isinstance(token, str) else None, now_s)
 
     def _take(self, submitted: _Submitted) -> None:
         self._futures[submitted.request.id] = submitted.future

@@ -9,6 +9,8 @@ Invariants:
   was away misses the clearing of a route. Requests may follow a provisional route; none fails because of it.
 - A request's topic names its client, so that access rules can tell clients apart. Where the broker says that no front
   door subscribes to that topic, or forbids it, the other one is used: a front door of an older version, an older rule.
+  A request that it forbids on both ends at once, and so does every request if it forbids the subscription to answers.
+- A client that may not read a task's route sends its requests without one, as any other sensor does.
 - A route is watched while a request for its task is pending. Afterwards it is watched only if the task is served, or
   if it was served before the link was lost and the broker may still publish its route again.
 """
@@ -17,12 +19,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import MAX_EPOCH_JUMP, ErrorBody, Route
 from broker.protocol.specs import RequestId, TaskName
-from broker.protocol.topics import CLIENT_REQUESTS, RESULTS, TASK_REQUESTS
+from broker.protocol.topics import CLIENT_REQUESTS, REQUESTS, RESULTS, TASK_REQUESTS, TASK_ROUTE, Topic
 from broker.transport.port import Outgoing
 
 ROUTE_WAIT_S = 0.7  # a retained route arrives within milliseconds of the subscription; later means never
@@ -45,6 +47,7 @@ class PendingRequest:
     deadline_s: float
     next_send_s: float = -math.inf
     attempts: int = 0
+    refusals: dict[Topic, str] = field(default_factory=dict)  # the broker's, by the kind of the request's topic
 
 
 @dataclass
@@ -53,6 +56,7 @@ class _Watch:
     route: Route | None = None
     confirmed: bool = False  # the broker published it on this link
     lost: bool = False  # there was a route before this link, and none on it yet
+    forbidden: bool = False  # the broker refused the subscription to it
 
 
 class PendingRequests:
@@ -72,6 +76,7 @@ class PendingRequests:
         self._watches: dict[TaskName, _Watch] = {}
         self._up_s: float | None = None  # the link is up since then
         self._names_client = True  # in the topic of a request
+        self._no_answers: str | None = None  # why none can come over this link
 
     @property
     def ids(self) -> tuple[RequestId, ...]:
@@ -103,9 +108,9 @@ class PendingRequests:
 
     def on_link_down(self) -> None:
         """The link is lost: every route is provisional."""
-        self._up_s = None
+        self._up_s, self._no_answers = None, None
         for watch in self._watches.values():
-            watch.confirmed = False
+            watch.confirmed, watch.forbidden = False, False
 
     def on_route(self, task: TaskName, route: Route | None, now_s: float) -> None:
         """A task's route arrived, or was cleared."""
@@ -137,6 +142,21 @@ class PendingRequests:
         if ids is not None and ids["request"] in self._requests:
             self.retry_after(ids["request"], SOON_S, now_s)
 
+    def on_denied(self, topic: str, reason: str, request: RequestId | None, now_s: float) -> None:
+        """The broker refused a request (with its id), or a subscription."""
+        why = f"the broker refused {topic}: {reason}"
+        pending = self._requests.get(request or "")
+        if pending is not None:
+            named = CLIENT_REQUESTS.match(self._prefix, topic) is not None
+            pending.refusals.setdefault(CLIENT_REQUESTS if named else TASK_REQUESTS, why)
+            self._names_client = not named
+            self._expedite([pending], now_s)
+        elif topic == RESULTS.filter(self._prefix, client=self._client_id):
+            self._no_answers = why
+        elif (ids := TASK_ROUTE.match(self._prefix, topic)) is not None and ids["task"] in self._watches:
+            self._watches[ids["task"]].forbidden = True
+            self._expedite(self._of_task(ids["task"]), now_s)
+
     def on_not_sent(self, request: RequestId, now_s: float) -> None:
         """The transport refused the message of ``step``."""
         pending = self._requests[request]
@@ -167,12 +187,10 @@ class PendingRequests:
         pending = self._requests[request]
         watch = self._watches[pending.task]
         route = watch.route
-        if now_s >= pending.deadline_s:
-            return ErrorBody(code=ErrorCode.DEADLINE_EXCEEDED, message=self._why_late(route))
-        if route and route.unavailable and watch.confirmed:
-            return ErrorBody(code=ErrorCode.NO_ROUTE, message=route.unavailable)
-        if now_s < pending.next_send_s:
-            return None
+        if (error := self._error_of(pending, watch, now_s)) is not None or now_s < pending.next_send_s:
+            return error
+        if watch.forbidden and self._up_s is not None:
+            return self._send(pending, now_s)
         if route is None and self._up_s is not None:
             if now_s >= watch.absent_s:
                 text = f"no task is called {pending.task}; see `s2m3 status`, deploy it with `s2m3 deploy FILE`"
@@ -195,6 +213,17 @@ class PendingRequests:
             if task in requested or watch.lost or (watch.route and not watch.route.unavailable)
         }
         return frozenset(self._watches)
+
+    def _error_of(self, pending: PendingRequest, watch: _Watch, now_s: float) -> ErrorBody | None:
+        """The error that ends a request now."""
+        why = self._no_answers
+        if len(pending.refusals) == len(REQUESTS):
+            why = pending.refusals[CLIENT_REQUESTS]
+        elif now_s >= pending.deadline_s:
+            return ErrorBody(code=ErrorCode.DEADLINE_EXCEEDED, message=self._why_late(watch.route))
+        elif watch.route and watch.confirmed:
+            why = why or watch.route.unavailable
+        return ErrorBody(code=ErrorCode.NO_ROUTE, message=why) if why else None
 
     def _expedite(self, requests: Iterable[PendingRequest], send_s: float) -> None:
         for pending in requests:

@@ -27,6 +27,7 @@ from broker.protocol.topics import DEVICE_ECHO, DEVICE_STATE, prefix_of
 from broker.transport import port
 from broker.transport.connect import connect
 from broker.transport.connection import Connection
+from broker.transport.denials import Denials
 from broker.transport.mailbox import Mailbox
 from edge_agent import events, wire
 from edge_agent.config import AgentConfig
@@ -112,6 +113,7 @@ class Agent:
         report = self._mailbox.put_own
         self._workers = Workers(config, store, runner or Runner(), report=report)
         self._sender = Sender(config.id, self._prefix, self._data.publish, report=report)
+        self._denials = Denials(self._prefix)
         self._is_overloaded = False  # it refused a request since the start
         self._broker_drops = BrokerDrops(control, config.id, make_transport)
         self._stopping = threading.Event()
@@ -275,9 +277,9 @@ class Agent:
                 self._log.warning("link_down", link=link, reason=reason)
                 self._link_changed(link, None)
                 return None if link == "control" else events.DataLinkChanged(up=False)
-            case port.Denied(topic, reason):
-                self._log.error("denied_by_broker", topic=topic, reason=reason)
-            case port.Undelivered():
+            case port.Denied() | port.Undelivered():
+                if isinstance(event, port.Denied) and self._denials.is_new(event):
+                    self._log.error("denied_by_broker", topic=event.topic, reason=event.reason)
                 return wire.not_received(event, time.monotonic() + NOT_RECEIVED_LIFE_S)
         return None
 

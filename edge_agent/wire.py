@@ -24,7 +24,7 @@ from broker.protocol.messages import (
 )
 from broker.protocol.specs import DeviceId, NodeName
 from broker.protocol.tensors import Array, Tensors
-from broker.transport.port import RECONNECT_S, Delivery, Outgoing, Undelivered
+from broker.transport.port import RECONNECT_S, Delivery, Denied, Outgoing, Undelivered
 from edge_agent import events
 from edge_agent.events import Reply, Send
 from edge_agent.modules import Value
@@ -143,12 +143,14 @@ def _values_of(message: TensorMessage, tensors: Tensors) -> dict[NodeName, Value
     }
 
 
-def not_received(event: Undelivered, deadline_s: float) -> events.NotReceived | None:
-    """The event of node inputs that no client received; None for any other message."""
+def not_received(event: Undelivered | Denied, deadline_s: float) -> events.NotReceived | None:
+    """The event of node inputs that no client received, or the broker refused; None for any other message."""
     message = event.token
     if not isinstance(message, NodeInputs):
         return None
     text = f"nobody receives messages for {message.plan.nodes[message.node].device}"
+    if isinstance(event, Denied):
+        text = f"the broker refused {event.topic}: {event.reason}"
     failed = failure(message, ErrorBody(code=ErrorCode.MODULE_FAILED, message=text), retry=True)
     return events.NotReceived(message.coordinator, failed, deadline_s)
 

@@ -30,6 +30,7 @@ from broker.protocol.messages import OrchestratorState
 from broker.transport import port
 from broker.transport.connect import connect
 from broker.transport.connection import Connection
+from broker.transport.denials import Denials
 from orchestrator import events
 from orchestrator.action_log import log_action
 from orchestrator.arrivals import Arrivals, Arrived
@@ -106,6 +107,7 @@ class Orchestrator:
         self._reports = Reports(self._prefix)
         self._copy = StandbyCopy(NO_ORDERS, settle_s)  # while it waits
         self._unsent = Unsent()
+        self._denials = Denials(self._prefix)
         self._freed_memory = FreedMemory()
         self._stopping = False
         self._longest_step_s = max(heartbeat_interval_s, LEADER_INTERVAL_S)
@@ -354,8 +356,8 @@ class Orchestrator:
             return event
         if isinstance(event, port.Delivery):
             return self._event_of(event)
-        if isinstance(event, port.Denied):
-            _log.error("denied", topic=event.topic, reason=event.reason)
+        if isinstance(event, port.Denied) and self._denials.is_new(event):
+            _log.error("denied_by_broker", topic=event.topic, reason=event.reason)
         elif posted.control and isinstance(event, port.LinkUp):
             _log.info("link_up", broker=self._connection.url)
             return event

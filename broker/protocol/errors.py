@@ -10,6 +10,7 @@ sentence. The name says which side is at fault.
         TransportError          the connection to the broker failed
             NotConnected        there is no connection
             QueueFull           too many messages wait to be sent
+            BrokerRefused       the broker refused a message or a subscription
         NoDeviceFits            no device has the memory
         ModuleRefused           this device can't hold the module
         IdInUse                 another process is connected with this id
@@ -71,6 +72,15 @@ class NotConnected(TransportError):
 
 class QueueFull(TransportError):
     """Too many messages wait to be sent; try again later."""
+
+
+class BrokerRefused(TransportError):
+    """The broker refused a message or a subscription, because of an access rule or a quota."""
+
+    def __init__(self, topic: str, reason: str) -> None:
+        self.topic = topic
+        self.reason = reason
+        super().__init__(f"the broker refused {topic}: {reason}")
 
 
 class NoDeviceFits(S2M3Error):

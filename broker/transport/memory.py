@@ -126,7 +126,9 @@ class MemoryBroker:
         receivers = self.receivers(message.topic)
         for receiver in receivers:
             receiver.take(delivery)
-        if not receivers and publisher.connected and message.qos == 1 and message.token is not None:
+        if publisher.connected and message.confirm:
+            publisher.events.append(port.Acknowledged(message.topic, message.token))
+        elif not receivers and publisher.connected and message.qos == 1 and message.token is not None:
             publisher.events.append(port.Undelivered(message.topic, message.token))
 
     def receivers(self, topic: str) -> list[MemoryTransport]:

@@ -369,7 +369,6 @@ class MqttTransport:
     def _on_subscribe(self, link: _Link, mid: int, reasons: list[ReasonCode]) -> None:
         for name, reason in zip(link.subscribing.pop(mid, ()), reasons, strict=False):
             if reason.is_failure:
-                self._log.warning("the broker refused a subscription", filter=name, reason=str(reason))
                 self._emit(port.Denied(name, str(reason)))
         if not link.subscribing and not link.up:
             self._link_up(link)
@@ -386,8 +385,9 @@ class MqttTransport:
             return
         self._outbox.complete(message)
         if reason.is_failure:
-            self._log.warning("the broker refused a message", topic=message.topic, reason=str(reason))
-            self._emit(port.Denied(message.topic, str(reason)))
+            self._emit(port.Denied(message.topic, str(reason), message.token))
+        elif message.confirm:
+            self._emit(port.Acknowledged(message.topic, message.token))
         elif reason.value == _NO_MATCHING_SUBSCRIBERS and message.token is not None:
             self._emit(port.Undelivered(message.topic, message.token))
 

@@ -39,8 +39,9 @@ def _check_topic(topic: str) -> None:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A message to publish. ``token`` stays in this process and comes back in ``Undelivered``.
+    """A message to publish.
 
+    ``token`` stays in this process and comes back in ``Undelivered``, ``Denied`` and ``Acknowledged``.
     A ``lasting`` message waits for the next connection, until it expires, and is sent again unless the broker has
     acknowledged it.
 
@@ -58,6 +59,7 @@ class Outgoing:
     expiry_s: int | None = None  # whole seconds, at least 1
     token: object = None
     lasting: bool = False
+    confirm: bool = False  # report with ``Acknowledged`` that the broker has it; QoS 1
 
     def __post_init__(self) -> None:
         _check_topic(self.topic)
@@ -124,9 +126,18 @@ class Denied:
 
     topic: str
     reason: str
+    token: object = None  # of the message
 
 
-LinkEvent = Delivery | LinkUp | LinkDown | Undelivered | Denied
+@dataclass(frozen=True)
+class Acknowledged:
+    """The broker accepted a message with ``confirm``."""
+
+    topic: str
+    token: object
+
+
+LinkEvent = Delivery | LinkUp | LinkDown | Undelivered | Denied | Acknowledged
 Inbox = Callable[[LinkEvent], None]
 
 

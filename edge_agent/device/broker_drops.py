@@ -15,7 +15,7 @@ import structlog
 
 from broker.protocol.client_ids import client_id
 from broker.transport.connection import Connection
-from broker.transport.port import MAX_CONTROL_PACKET_BYTES, Delivery, LinkEvent, MakeTransport
+from broker.transport.port import MAX_CONTROL_PACKET_BYTES, Delivery, Denied, LinkDown, LinkEvent, MakeTransport
 
 TOPIC = "$SYS/broker/publish/messages/dropped"
 LISTEN_S = 25.0  # Mosquitto publishes it every ten seconds
@@ -40,17 +40,17 @@ class BrokerDrops:
         self._client_id = client_id("devices", device, "drops", site=connection.site)
         self._looked_s = -math.inf
         self._known = 0  # dropped messages that were logged
-        self._stopping = threading.Event()
+        self._over = threading.Event()  # the look of now
 
     def look(self, now_s: float) -> None:
         """Log soon how many messages the broker has dropped, if it says so; at most every ``AGAIN_S``."""
         if now_s - self._looked_s >= AGAIN_S:
-            self._looked_s = now_s
+            self._looked_s, self._over = now_s, threading.Event()
             threading.Thread(target=self._listen, name=f"agent[{self._device}].drops", daemon=True).start()
 
     def stop(self) -> None:
         """End a look that goes on."""
-        self._stopping.set()
+        self._over.set()
 
     def _listen(self) -> None:
         transport = self._make_transport(
@@ -61,10 +61,12 @@ class BrokerDrops:
         )
         transport.subscribe(TOPIC)
         transport.start()
-        self._stopping.wait(LISTEN_S)
+        self._over.wait(LISTEN_S)
         transport.close()
 
     def _hear(self, event: LinkEvent) -> None:
+        if isinstance(event, LinkDown | Denied):
+            self._over.set()  # the accounts of a site with access rules may not look
         if not isinstance(event, Delivery):
             return
         with suppress(ValueError):

@@ -25,6 +25,9 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def connected(arguments: argparse.Namespace) -> Observer:
-    """The site that the arguments name, to be used in a ``with`` block; the block raises NotConnected."""
-    return Observer(connection_of(arguments))
+def connected(arguments: argparse.Namespace, task: str | None = None) -> Observer:
+    """The site that the arguments name, or one task of it, to be used in a ``with`` block.
+
+    The block raises NotConnected, and BrokerRefused.
+    """
+    return Observer(connection_of(arguments), task=task)

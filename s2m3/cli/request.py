@@ -6,12 +6,13 @@ import argparse
 import json
 import mimetypes
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from broker.arguments import connection_of
 from broker.client import Client, Response
 from broker.protocol.codec import RawInput
-from broker.protocol.errors import BadFile
+from broker.protocol.errors import BadFile, BrokerRefused
 from broker.protocol.specs import InputSpec
 from s2m3.cli.arguments import add_connection, connected, seconds
 from s2m3.cli.output import print_result
@@ -33,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Send one request; 0 when it was answered, 1 when it ended in an error."""
-    with connected(arguments) as observer:
+    route = None
+    with suppress(BrokerRefused), connected(arguments, arguments.task) as observer:  # not every sensor may read it
         observer.wait_for(lambda seen: arguments.task in seen.routes, ROUTE_S)
         route = observer.routes.get(arguments.task)
     inputs = _inputs(arguments, route.inputs if route else {})

@@ -16,7 +16,7 @@ import structlog
 from pydantic import BaseModel
 
 from broker.protocol.codec import encode
-from broker.protocol.errors import NotConnected, RemoteProtocolError
+from broker.protocol.errors import BrokerRefused, NotConnected, RemoteProtocolError
 from broker.protocol.messages import MAX_EPOCH_JUMP, Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Route
 from broker.protocol.reports import Standing, Summary, TaskStatus
 from broker.protocol.specs import DeviceId, ModuleKey, TaskName, TaskSpec
@@ -40,7 +40,7 @@ from broker.protocol.topics import (
 from broker.transport.connect import client_id_for, connect
 from broker.transport.connection import Connection
 from broker.transport.mailbox import Mailbox
-from broker.transport.port import MAX_CONTROL_PACKET_BYTES, Delivery, LinkEvent, LinkUp, Outgoing
+from broker.transport.port import MAX_CONTROL_PACKET_BYTES, Acknowledged, Delivery, Denied, LinkEvent, LinkUp, Outgoing
 
 log = structlog.get_logger()
 
@@ -66,13 +66,16 @@ class Observer:
     """A connection to a site. Call ``wait_for`` or ``look``; nothing changes in between.
 
     As a context manager it waits until the broker is reached and the subscriptions are in force. Only the topics of the
-    connection's site count.
+    connection's site count. With a ``task`` it sees that task's route only, as sensors may.
 
     Raises:
         NotConnected: the broker can't be reached when the ``with`` block starts.
+        BrokerRefused: it refuses a subscription or, at any time, an order.
+
+    Orders raise NotConnected if the broker doesn't confirm them.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, task: TaskName | None = None) -> None:
         self.prefix = prefix_of(connection.site)
         self._broker = connection.url
         self.leader: OrchestratorState | None = None
@@ -100,6 +103,7 @@ class Observer:
         }
         self._mailbox: Mailbox[tuple[float, LinkEvent]] = Mailbox()
         self._up = False
+        self._acknowledged: object = None  # the token of the last order that the broker has
         self._transport = connect(
             connection,
             client_id=client_id_for(connection),
@@ -107,7 +111,10 @@ class Observer:
             max_packet_bytes=MAX_CONTROL_PACKET_BYTES,
         )
         topics = (ORCHESTRATOR_STATE, DEVICE_DRAIN, *self._states, *self._reports)
-        self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
+        filters = (
+            [topic.filter(self.prefix) for topic in topics] if task is None else [TASK_ROUTE.at(self.prefix, task=task)]
+        )
+        self._transport.subscribe(*filters)
         self._transport.start()
 
     @property
@@ -160,17 +167,17 @@ class Observer:
         known = {spec.task: self.routes.get(spec.task) for spec in specs}
         self._ordered |= known.keys()
         for spec in specs:
-            self._retain(TASK_SPEC.at(self.prefix, task=spec.task), encode(spec))
+            self._order(TASK_SPEC.at(self.prefix, task=spec.task), encode(spec))
         return {spec.task: self._outcome(spec, known[spec.task], until_s) for spec in specs}
 
     def undeploy(self, task: TaskName, timeout_s: float) -> bool:
         """Clear a task's spec and wait until its route is gone; returns whether it is."""
-        self._retain(TASK_SPEC.at(self.prefix, task=task))
+        self._order(TASK_SPEC.at(self.prefix, task=task))
         return self.wait_for(lambda seen: task not in seen.routes, timeout_s)
 
     def set_drain(self, device: DeviceId, *, drain: bool) -> None:
         """Order a device out of service, or back."""
-        self._retain(DEVICE_DRAIN.at(self.prefix, device=device), encode(Drain(drain=True)) if drain else b"")
+        self._order(DEVICE_DRAIN.at(self.prefix, device=device), encode(Drain(drain=True)) if drain else b"")
 
     def is_empty(self, device: DeviceId) -> bool:
         """Whether a device holds nothing, need hold nothing, and no route names it."""
@@ -198,7 +205,12 @@ class Observer:
                 self._retain(topic.at(self.prefix, device=device))
 
     def __enter__(self) -> Self:
-        if not self.wait_for(lambda _: self._up, CONNECT_S):
+        try:
+            is_up = self.wait_for(lambda _: self._up, CONNECT_S)
+        except BrokerRefused:
+            self._transport.close()
+            raise
+        if not is_up:
             self._transport.close()
             raise NotConnected(
                 f"no broker answers at {self._broker}: start one (`s2m3 broker`), or name it with --broker"
@@ -210,6 +222,13 @@ class Observer:
 
     def _retain(self, topic: str, payload: bytes = b"") -> None:
         self._transport.publish(Outgoing(topic, payload, retain=True))
+
+    def _order(self, topic: str, payload: bytes = b"") -> None:
+        """Publish a retained message, and wait until the broker has it."""
+        token = object()
+        self._transport.publish(Outgoing(topic, payload, retain=True, token=token, confirm=True))
+        if not self.wait_for(lambda _: self._acknowledged is token, CONNECT_S):
+            raise NotConnected(f"the broker did not confirm {topic}: try again")
 
     def _outcome(self, spec: TaskSpec, known: Route | None, until_s: float) -> Route | None:
         """The task's route when it is served or refused; a refusal that is ``known`` must stand for a while."""
@@ -230,6 +249,10 @@ class Observer:
     def _see(self, at_s: float, event: LinkEvent) -> None:
         if isinstance(event, LinkUp):
             self._up = True
+        if isinstance(event, Acknowledged):
+            self._acknowledged = event.token
+        if isinstance(event, Denied):
+            raise BrokerRefused(event.topic, event.reason)
         if isinstance(event, Delivery) and (incoming := read(self.prefix, event.topic, event.payload)):
             try:
                 self._note(at_s, incoming)

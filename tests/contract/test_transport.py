@@ -16,6 +16,7 @@ from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.paho import MqttTransport
 from broker.transport.port import (
     MAX_CONTROL_PACKET_BYTES,
+    Acknowledged,
     Delivery,
     Inbox,
     LinkDown,
@@ -348,6 +349,15 @@ def test_a_message_without_subscriber_comes_back_where_the_broker_reports_it(
     transport.close()  # waits for the acknowledgements
     told = [event for event in inbox.events if isinstance(event, Undelivered)]
     assert told == ([Undelivered(f"{unique_prefix}/nobody", "one")] if world.reports_undelivered else [])
+
+
+def test_a_message_is_confirmed_on_demand(connect: Connect, unique_prefix: str) -> None:
+    transport, inbox = connect("a", f"{unique_prefix}/x")
+    transport.publish(Outgoing(f"{unique_prefix}/x", b"", retain=True))
+    transport.publish(Outgoing(f"{unique_prefix}/nobody", b"", retain=True, token="mine", confirm=True))  # noqa: S106
+    assert inbox.wait_for(Acknowledged) == Acknowledged(f"{unique_prefix}/nobody", "mine")
+    transport.close()
+    assert len([event for event in inbox.events if isinstance(event, Acknowledged)]) == 1
 
 
 def test_an_oversize_message_is_refused_here_and_the_connection_lives_on(connect: Connect, unique_prefix: str) -> None:

@@ -364,3 +364,38 @@ def test_a_request_is_resent_when_the_answer_says_that_the_task_is_not_served_ye
     assert due_s(sent) == START_S + 0.5
     sent.retry_after("r1", 60.0, START_S + 0.1)  # a retry that comes first stays
     assert isinstance(sent.step("r1", START_S + 0.5), Outgoing)
+
+
+NAMED = "s2m3/v1/tasks/classify/requests/camera/r1"
+PLAIN = "s2m3/v1/tasks/classify/requests"
+REASONS = ("Not authorized", "Quota exceeded", "Topic name invalid")
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_request_that_the_broker_refuses_on_both_topics_ends_at_once(sent: PendingRequests, reason: str) -> None:
+    sent.on_denied(NAMED, reason, "r1", START_S)
+    again = sent.step("r1", START_S)
+    assert isinstance(again, Outgoing)
+    assert again.topic == PLAIN
+    sent.on_denied(PLAIN, reason, "r1", START_S)
+    assert sent.step("r1", START_S) == ErrorBody(
+        code=ErrorCode.NO_ROUTE, message=f"the broker refused {NAMED}: {reason}"
+    )
+
+
+def test_a_client_whose_answers_the_broker_forbids_has_no_requests_until_the_next_link(sent: PendingRequests) -> None:
+    sent.on_denied("s2m3/v1/clients/camera/results/+", "Not authorized", None, START_S)
+    step = sent.step("r1", START_S)
+    assert isinstance(step, ErrorBody)
+    assert step.message == "the broker refused s2m3/v1/clients/camera/results/+: Not authorized"
+    sent.on_link_down()
+    sent.on_link_up(START_S)
+    assert isinstance(sent.step("r1", START_S), Outgoing)
+
+
+def test_a_client_that_may_not_read_the_route_sends_without_it(pending: PendingRequests) -> None:
+    pending.on_denied("s2m3/v1/tasks/classify/route", "Not authorized", None, START_S)
+    assert isinstance(pending.step("r1", START_S), Outgoing)
+    assert due_s(pending) == START_S + FIRST_RETRY_S
+    late = pending.step("r1", START_S + 1000.0)
+    assert code_of(late) == ErrorCode.DEADLINE_EXCEEDED

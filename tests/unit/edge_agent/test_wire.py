@@ -13,7 +13,7 @@ from broker.protocol.codec import RawInput, encode
 from broker.protocol.errors import RemoteProtocolError
 from broker.protocol.messages import Assignment, DeviceState, NodeDone, OrchestratorState
 from broker.protocol.tensors import unpack
-from broker.transport.port import Delivery, Undelivered
+from broker.transport.port import Delivery, Denied, Undelivered
 from edge_agent import wire
 from edge_agent.events import (
     Echoed,
@@ -65,6 +65,10 @@ def test_the_coordinator_learns_of_inputs_that_no_device_received() -> None:
     assert event is not None
     assert (event.coordinator, event.failed.device, event.failed.retry, event.deadline_s) == ("gw-a", "gw-b", True, 2.0)
     assert event.failed.error.message == "nobody receives messages for gw-b"
+    refused = wire.not_received(Denied(sent.topic, "Not authorized", sent.token), 2.0)
+    assert refused is not None
+    assert refused.failed.error.message == f"the broker refused {sent.topic}: Not authorized"
+    assert wire.not_received(Denied("s2m3/v1/tasks/+/route", "Not authorized"), 2.0) is None
     done = NodeDone(request="r", task="t", node="head", epoch=1, generation=1, attempt=0)
     token = wire.tensors_message(PREFIX, "gw-b", Send("gw-a", done, {}, 1.0), 0.0).token
     assert wire.not_received(Undelivered("any", token), 2.0) is None
