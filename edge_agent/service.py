@@ -29,6 +29,7 @@ from broker.transport.connect import connect
 from broker.transport.connection import Connection
 from broker.transport.denials import Denials
 from broker.transport.mailbox import Mailbox
+from broker.transport.refusals import Refusals, read_again
 from edge_agent import events, wire
 from edge_agent.config import AgentConfig
 from edge_agent.config import connections as connections_of
@@ -52,6 +53,7 @@ log = structlog.get_logger()
 GIVE_BACK_S = 60.0  # between two returns of freed memory to the system; the next pass is a little slower
 FAREWELL_S = 10.0  # for the requests that an agent with a hung pass coordinates
 CLOSE_S = 3.0  # for both connections, when the agent ends
+READ_AGAIN_AFTER_S = 1.0  # without a refused control message
 LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung loop differs from an idle one
 NOT_RECEIVED_LIFE_S = 1.0  # of the message to a coordinator that a device is not there; its retry covers the loss
 
@@ -89,6 +91,7 @@ class Agent:
         self._state_topic = DEVICE_STATE.at(self._prefix, device=config.id)
         self._state = AgentState(config.id, self._prefix)
         self._mailbox: Mailbox[events.Event | _FromLink] = Mailbox()
+        self._refusals = Refusals(READ_AGAIN_AFTER_S)
         self._control = make_transport(
             control,
             client_id=client_id("devices", config.id, "control", site=control.site),
@@ -167,7 +170,9 @@ class Agent:
     def _put(self, link: Literal["control", "data"], event: port.LinkEvent) -> None:
         item = _FromLink(link, event, time.monotonic())
         if link == "control" or not isinstance(event, port.Delivery):
-            self._mailbox.put_control(item, certain=isinstance(event, port.LinkUp | port.LinkDown))
+            is_kept = self._mailbox.put_control(item, certain=isinstance(event, port.LinkUp | port.LinkDown))
+            if link == "control" and not is_kept:
+                self._refusals.note(item.at_s)
         elif not wire.is_request(self._prefix, event.topic):
             self._mailbox.put_data(item, len(event.payload))
         elif not self._mailbox.put_request(item, len(event.payload)):
@@ -193,6 +198,7 @@ class Agent:
         due_s = self._state.next_deadline_s()
         if due_s is not None and now_s >= due_s:
             self._handle(events.Tick(), now_s)
+        self._read_again_if_refused(now_s)
         self._sender.retry(now_s)
         if self._refused or self._is_overloaded:
             self._broker_drops.look(now_s)
@@ -206,6 +212,15 @@ class Agent:
         if now_s >= self._summary_at_s:
             self._summary_at_s = now_s + SUMMARY_S
             self._reports.summarize(self._state, self._store.held(), self._refused.copy())
+
+    def _read_again_if_refused(self, now_s: float) -> None:
+        """Read again what the broker retains if control messages found no room: a route may have been among them."""
+        is_new, is_due = self._refusals.look(now_s)
+        if is_new or is_due:
+            self._handle(events.ControlLinkRestored(), now_s)
+        if is_due:
+            self._log.warning("reading_again", dropped=self._mailbox.dropped)
+            self._perform([events.ReadRetained()])
 
     def _serving_session(self) -> int | None:
         """The session under which this device serves: both links are up, and no forward pass hangs."""
@@ -342,9 +357,7 @@ class Agent:
             case events.LeaveGroup(filter_):
                 self._data.unsubscribe(filter_)
             case events.ReadRetained():
-                filters = wire.control_filters(self._prefix, self._config.id)
-                self._control.unsubscribe(*filters)
-                self._control.subscribe(*filters)
+                read_again(self._control, *wire.control_filters(self._prefix, self._config.id))
 
     def _make_up_for(self, action: events.Action, error: Exception, now_s: float) -> None:
         """Report the end of an action that could not be begun, so that nothing waits for it."""

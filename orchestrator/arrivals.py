@@ -4,7 +4,8 @@ Owns the mailbox between the threads. Doesn't know what the events mean.
 
 Invariants:
 - requests wait apart, within a bound of bytes; only they and control messages may be refused;
-- the loop learns that control messages were refused: until then it can't judge silence.
+- the loop learns that control messages were refused: until then it can't judge silence, and what the broker retains
+  must be read again (``refusals``).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from broker.protocol import topics
 from broker.transport import port
 from broker.transport.mailbox import Mailbox
+from broker.transport.refusals import Refusals
 from orchestrator.events import PlanFound
 
 MAX_WAITING_BYTES = 32 * 1024 * 1024  # of requests that wait for the loop's next turn; two of the largest
+READ_AGAIN_EVERY_S = 30.0  # at most, by a leader that has settled: until it has again, it places nothing
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ class Arrived:
 class Arrivals:
     """The events that wait; ``None`` among them ends a wait."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, settle_s: float) -> None:
         self._prefix = prefix
+        self.refusals = Refusals(settle_s / 2, READ_AGAIN_EVERY_S)  # soon enough that nothing settles before
         self._mailbox: Mailbox[Arrived | None] = Mailbox(max_data_bytes=MAX_WAITING_BYTES)
         self.missed = False
         """Whether control messages were refused, because too many waited, since the loop last took note."""
@@ -47,8 +51,7 @@ class Arrivals:
 
     def from_control(self, event: port.LinkEvent) -> None:
         """The inbox of the control connection."""
-        if not self._put(event, control=True, certain=not isinstance(event, port.Delivery)):
-            self.missed = True
+        self._put(event, control=True, certain=not isinstance(event, port.Delivery))
 
     def from_data(self, event: port.LinkEvent) -> None:
         """The inbox of the other connection."""
@@ -81,5 +84,8 @@ class Arrivals:
         while self._mailbox.get(0.0) is not None:
             pass  # ``stop`` has set its flag
 
-    def _put(self, event: port.LinkEvent | PlanFound, *, control: bool, certain: bool = False) -> bool:
-        return self._mailbox.put_control(Arrived(control, event, time.monotonic()), certain=certain)
+    def _put(self, event: port.LinkEvent | PlanFound, *, control: bool, certain: bool = False) -> None:
+        arrived = Arrived(control, event, time.monotonic())
+        if not self._mailbox.put_control(arrived, certain=certain):
+            self.missed = True
+            self.refusals.note(arrived.at_s)

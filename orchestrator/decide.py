@@ -85,7 +85,13 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
     before, state = state, planning.on_event(_on_event(state, event, now_s), event)
     state = _snapshot_before_departures(before, state, now_s)
     actions: list[Action] = _log_device_changes(before.cluster, state.cluster)
-    for react in (_republish_after_link_up, tell_devices_ahead, publish.request_rebirth, _check_suspects):
+    for react in (
+        _republish_after_link_up,
+        _announce_to_hear_again,
+        tell_devices_ahead,
+        publish.request_rebirth,
+        _check_suspects,
+    ):
         state, more = react(state, event, now_s)
         actions += more
     if state.settled and (moment := _moment(before, state, now_s)) is not None:
@@ -142,6 +148,9 @@ def _on_leader_message(state: State, seen: OrchestratorState, now_s: float) -> t
     state, actions = on_leader_state(state, seen)
     if state.link is not None and seen.online and seen.session == state.link.session:
         state = replace(state, cluster=failure_detector.on_own_heartbeat(state.cluster, now_s))
+        if state.reads_again and seen.change == state.broker_change:  # no heartbeat, which may overtake
+            cluster = replace(state.cluster, up_s=now_s)
+            state = replace(state, cluster=cluster, reads_again=False, settles_at_s=now_s + state.settle_s)
     if state.link is None or any(isinstance(action, events.Resign) for action in actions):
         return state, actions
     outdated = seen.epoch < state.epoch and seen.online
@@ -150,6 +159,11 @@ def _on_leader_message(state: State, seen: OrchestratorState, now_s: float) -> t
     notes: list[Action] = [action for action in actions if isinstance(action, events.Note)]
     state, again = restore.republish_all(replace(state, republish_at_s=None))
     return state, [*notes, *again]
+
+
+def _announce_to_hear_again(state: State, event: Event, _: float) -> tuple[State, list[Action]]:
+    """Announce our term: this message comes back after all that the broker retains, which is read again."""
+    return state, announce_leadership(state) if isinstance(event, events.MessagesRefused) and state.reads_again else []
 
 
 def _republish_after_link_up(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
@@ -183,12 +197,15 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
                 link=event,
                 settles_at_s=now_s + state.settle_s,
                 sessions=(*state.sessions, event.session)[-_SESSIONS_KEPT:],
+                reads_again=False,
                 reconciled=False,
                 broker_change=0,
                 delivered=NOTHING_DELIVERED,
                 retained_routes={},
                 reviewed_s=now_s,  # what devices measure just after an outage is of its backlog
             )
+        case events.MessagesRefused() if state.link is not None:
+            state = _hear_again(state, now_s)
         case LinkDown():
             state = replace(state, link=None, settles_at_s=None, republish_at_s=None, planning=None)
             state = _roll_back(state, now_s)
@@ -204,6 +221,25 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
     if isinstance(event, HeartbeatReceived):
         state = _with_reports_on_assigned(state, event.device)
     return _settle(state, now_s)
+
+
+def _hear_again(state: State, now_s: float) -> State:
+    """The state that hears again, over the same link, what the broker retains: all orders that were given.
+
+    It takes as long as our next announcement, which comes after it. While the first messages of a link still arrive,
+    nothing can be announced; it takes ``settle_s`` then, as after a new link.
+    """
+    again = state.reconciled or state.reads_again
+    return replace(
+        state,
+        cluster=replace(state.cluster, up_s=now_s),
+        settles_at_s=math.inf if again else now_s + state.settle_s,
+        reads_again=again,
+        reconciled=False,
+        broker_change=state.orders.change if again else state.broker_change,
+        delivered=NOTHING_DELIVERED if again else replace(NOTHING_DELIVERED, youngest=state.delivered.youngest),
+        retained_routes={},
+    )
 
 
 def _with_reports_on_assigned(state: State, name: DeviceId) -> State:
@@ -251,7 +287,7 @@ def _settle(state: State, now_s: float) -> State:
     A device that served and isn't there may be dead, or may not have returned to a broker that has just started.
     Nothing tells the two apart, so it gets the time to return.
     """
-    if state.settles_at_s is None or now_s < state.cluster.up_s + state.settle_s:
+    if state.settles_at_s is None or state.reads_again or now_s < state.cluster.up_s + state.settle_s:
         return state
     patient_s = state.linked_s + RECONNECT_S
     devices = state.cluster.devices

@@ -48,6 +48,11 @@ class Overslept:
 
 
 @dataclass(frozen=True)
+class MessagesRefused:
+    """Control messages found no room. The broker sends again what it retains, and what it lacks then was removed."""
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
@@ -149,7 +154,7 @@ Order = TaskDeployed | TaskRejected | TaskUndeployed | DrainReceived
 """An operator's order."""
 TaskEvent = TaskDeployed | TaskRejected | TaskUndeployed | RetainedRouteReceived
 TopicEvent = RouteHeard | RevisionReceived | RevisionsListed | LeaderTopicLost | CheckAnswered
-Event = MembershipEvent | TaskEvent | TopicEvent | RequestReceived | PlanFound | OrchestratorState
+Event = MembershipEvent | TaskEvent | TopicEvent | MessagesRefused | RequestReceived | PlanFound | OrchestratorState
 """The leader's topic and its heartbeat are events as they are: this orchestrator's own, or another's."""
 
 # --- actions ---

@@ -7,7 +7,7 @@ Invariants:
 - the epoch is on the disk before it is published, and greater than every epoch stored or heard; a change of the
   deployed tasks is on the disk before any message follows from it;
 - if the process stood still, or is behind with its work, no device is blamed for the messages that it couldn't
-  receive, or hasn't read (``clock``);
+  receive, or hasn't read (``clock``); what it had to refuse is read again;
 - no search holds up the loop: a planner's process does it, and its plan is an event (``planner_process``);
 - the control connection alone publishes state; requests arrive on the other one, so that no picture delays a heartbeat;
 - no message ends the loop: an exception that it causes is logged and counted.
@@ -15,9 +15,10 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,12 +32,13 @@ from broker.transport import port
 from broker.transport.connect import connect
 from broker.transport.connection import Connection
 from broker.transport.denials import Denials
+from broker.transport.refusals import read_again
 from orchestrator import events
 from orchestrator.action_log import log_action
 from orchestrator.arrivals import Arrivals, Arrived
 from orchestrator.clock import LoopClock
 from orchestrator.decide import decide, next_deadline_s
-from orchestrator.events import Action, Event, Overslept, PlanFound, Tick
+from orchestrator.events import Action, Event, MessagesRefused, Overslept, PlanFound, Tick
 from orchestrator.freed_memory import FreedMemory
 from orchestrator.leadership import standby
 from orchestrator.leadership.leader import announce_leadership
@@ -47,7 +49,7 @@ from orchestrator.planner_process.client import MakePlanner, Planner, PlannerPro
 from orchestrator.reports import Reports, When
 from orchestrator.state import Pace, State, initial
 from orchestrator.unsent import Unsent
-from orchestrator.wire import CONTROL_TOPICS, STANDBY_TOPICS, answers_filter, event_of, outgoing_of
+from orchestrator.wire import control_filters, event_of, goodbye, outgoing_of, standby_filters
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
@@ -67,8 +69,6 @@ class Orchestrator:
         pace: how soon spares are chosen and better placements are searched for.
         answer_unknown_tasks: whether requests that no device serves are answered, for one more copy of each request;
             without it such a request ends at its sender's deadline.
-        make_transport: makes the two connections.
-        make_planner: makes the planner.
 
     Raises:
         BadFile: the state directory or a file of the connection can't be used.
@@ -97,10 +97,8 @@ class Orchestrator:
         self._answer_unknown_tasks = answer_unknown_tasks
         self._make_transport, self._make_planner = make_transport, make_planner
         self._planner: Planner | None = None
-        self._arrivals = Arrivals(self._prefix)
-        self._client_id = partial(
-            client_id, "orchestrators", secrets.token_hex(6), site=connection.site
-        )  # of a connection
+        self._arrivals = Arrivals(self._prefix, settle_s)
+        self._client_id = partial(client_id, "orchestrators", secrets.token_hex(6), site=connection.site)
         self._data = self._new_data()
         self._control: port.Transport | None = None
         self._state: State | None = None
@@ -158,8 +156,7 @@ class Orchestrator:
         Returns:
             The highest epoch heard, or None after ``stop``.
         """
-        heard = [topic.filter(self._prefix) for topic in STANDBY_TOPICS]
-        self._data.subscribe(*heard)
+        self._data.subscribe(*standby_filters(self._prefix))
         self._data.start()
         watch = LeaderWatch(own=self._sessions, stored=self._files.read_epoch())
         read_s = min(READ_RETAINED_S, self._settle_s)
@@ -173,6 +170,7 @@ class Orchestrator:
                 watch = standby.reset_timer(watch, time.monotonic())
             if posted is not None and not isinstance(posted.event, PlanFound):
                 watch = self._update_watch(watch, posted.event)
+            self._read_again_if_refused(self._data, standby_filters(self._prefix))
         self._linked_s = time.monotonic() if watch.up_s is None else watch.up_s
         return None if self._stopping else watch.epoch
 
@@ -199,8 +197,7 @@ class Orchestrator:
         """Keep our own copy of the operators' orders: the leader and the broker may end in the same moment."""
         if not isinstance(news, CopiedEvent):
             return
-        before = self._copy.orders
-        self._copy = self._copy.on_event(news, time.monotonic())
+        before, self._copy = self._copy.orders, self._copy.on_event(news, time.monotonic())
         if self._copy.orders is not before:
             self._stored.update(self._copy.orders, at_once=True)
 
@@ -237,19 +234,15 @@ class Orchestrator:
             self._data.subscribe(topics.requests_filter(self._prefix))
             self._data.start()
 
-        def will(session: int) -> port.Outgoing:
-            gone = OrchestratorState(epoch=epoch, online=False, session=session)
-            return port.Outgoing(topics.ORCHESTRATOR_STATE.at(self._prefix), encode(gone), retain=True)
-
         self._control = self._make_transport(
             self._connection,
             client_id=self._client_id("control"),
             inbox=self._arrivals.from_control,
-            will=will,
+            will=partial(goodbye, self._prefix, epoch),
             max_packet_bytes=port.MAX_CONTROL_PACKET_BYTES,
             gather_s=GATHER_S,
         )
-        self._control.subscribe(*(topic.filter(self._prefix) for topic in CONTROL_TOPICS), answers_filter(self._prefix))
+        self._control.subscribe(*control_filters(self._prefix))
         self._control.start()
 
     def _leave(self) -> None:
@@ -275,6 +268,8 @@ class Orchestrator:
         wait_s = min(RETRY_UNSENT_S, wait_s) if self._unsent else wait_s
         batch = self._arrivals.all(wait_s)
         self._note_pause(wait_s)
+        if self._control is not None:
+            self._read_again_if_refused(self._control, control_filters(self._prefix))
         for posted in batch:
             if posted is None:
                 return
@@ -305,6 +300,17 @@ class Orchestrator:
             self._arrivals.missed, self._excused_s = False, time.monotonic()
             self._clock.catch_up()
             self._react(Overslept())
+
+    def _read_again_if_refused(self, connection: port.Transport, filters: Sequence[str]) -> None:
+        """Read again what the broker retains, once no more messages are refused: an order may have been among them."""
+        is_urgent = self._state is None or not self._state.settled  # then what isn't heard counts as removed, soon
+        is_new, is_due = self._arrivals.refusals.look(time.monotonic(), urgent=is_urgent)
+        if is_due or (is_new and is_urgent):
+            self._react(MessagesRefused())
+            self._copy = self._copy.heard_anew(time.monotonic() if is_due else math.inf)
+        if is_due:
+            _log.warning("reading_again", dropped=self._arrivals.dropped)
+            read_again(connection, *filters)
 
     def _send_heartbeat(self) -> None:
         """Publish, once in each interval, that the leader's loop runs."""

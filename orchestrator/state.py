@@ -219,6 +219,7 @@ class State:
     pace: Pace = Pace()
     link: LinkUp | None = None
     settles_at_s: float | None = None  # nothing is placed before
+    reads_again: bool = False  # until our own announcement is back, behind all that the broker retains
     linked_s: float = -math.inf  # when this process first reached the broker: the broker didn't start later
     sessions: tuple[int, ...] = ()  # of our latest links, the present one last
     checks: Checks = field(default_factory=dict)  # of devices that one coordinator suspects

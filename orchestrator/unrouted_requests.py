@@ -44,7 +44,7 @@ def _refusal(state: State, task: TaskName, now_s: float) -> tuple[str, str, floa
     if state.link is None or still_read or any(doors):
         return None
     if state.settles_at_s is not None:
-        left_s = max(1, math.ceil(state.settles_at_s - now_s))
+        left_s = max(1, math.ceil(state.settle_s if state.reads_again else state.settles_at_s - now_s))
         return "starting", "the orchestrator has just started; try again", float(left_s)
     if route is None:
         if task in state.tasks:

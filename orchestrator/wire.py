@@ -73,9 +73,19 @@ def outgoing_of(prefix: str, action: events.Message) -> Outgoing:
     return Outgoing(topic.at(prefix, **ids), payload, qos=topic.qos, retain=topic.retain)
 
 
-def answers_filter(prefix: str) -> str:
-    """The subscription for the answers to our own checks."""
-    return topics.TENSORS.filter(prefix, receiver=OWN_CHECK)
+def goodbye(prefix: str, epoch: int, session: int) -> Outgoing:
+    """The message that a leader's link has ended: its will."""
+    return outgoing_of(prefix, events.PublishState(OrchestratorState(epoch=epoch, online=False, session=session)))
+
+
+def control_filters(prefix: str) -> tuple[str, ...]:
+    """A leader's subscriptions; the last one is for the answers to our own checks."""
+    return (*(topic.filter(prefix) for topic in CONTROL_TOPICS), topics.TENSORS.filter(prefix, receiver=OWN_CHECK))
+
+
+def standby_filters(prefix: str) -> tuple[str, ...]:
+    """A standby's subscriptions."""
+    return tuple(topic.filter(prefix) for topic in STANDBY_TOPICS)
 
 
 def _check_of(prefix: str, check: events.CheckDevice) -> Outgoing:

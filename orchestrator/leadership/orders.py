@@ -226,6 +226,10 @@ class StandbyCopy:
             return copy
         return replace(copy, orders=_confirmed(copy, copy.announced), announced=None)
 
+    def heard_anew(self, from_s: float) -> StandbyCopy:
+        """The copy, with nothing heard: the broker sends what it retains from then on."""
+        return StandbyCopy(self.orders, self.settle_s, from_s)
+
     def with_revisions(self, orders: Orders) -> Orders:
         """These orders with the revisions that the leader lists and publishes; the same object if it has them.
 
@@ -243,7 +247,7 @@ class StandbyCopy:
     def _heard(self, event: LinkUp | LinkDown | Order | OrchestratorState, now_s: float) -> StandbyCopy:
         match event:
             case LinkUp() | LinkDown():
-                return StandbyCopy(self.orders, self.settle_s, now_s if isinstance(event, LinkUp) else math.inf)
+                return self.heard_anew(now_s if isinstance(event, LinkUp) else math.inf)
             case TaskDeployed() | TaskRejected():
                 task, spec = (event.spec.task, event.spec) if isinstance(event, TaskDeployed) else (event.task, None)
                 return replace(self, tasks={**self.tasks, task: spec})

@@ -75,7 +75,8 @@ def _record(state: State, tasks: Mapping[TaskName, TaskSpec], drained: Collectio
 
 
 def _reconcile(state: State, now_s: float) -> tuple[State, list[Action]]:
-    found = orders.reconcile(state.orders, state.broker_change, state.delivered, state.tasks, state.cluster.drained)
+    drained = state.cluster.drained & state.delivered.drains
+    found = orders.reconcile(state.orders, state.broker_change, state.delivered, state.tasks, drained)
     cluster = state.cluster
     for device in sorted(found.drained ^ cluster.drained):
         cluster = on_event(cluster, DrainReceived(device, drain=device in found.drained), now_s)

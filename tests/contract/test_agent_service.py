@@ -37,7 +37,7 @@ from broker.protocol.topics import (
 from broker.transport import mailbox
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
-from edge_agent import heart, service, wire
+from edge_agent import heart, service, term, wire
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.device.calibration import Calibration
@@ -52,6 +52,7 @@ from edge_agent.wire import LATE_S
 from orchestrator.events import CheckDevice
 from orchestrator.wire import outgoing_of
 from tests.builders import PREFIX, able, assignment, computing, module, profile, route, route_node
+from tests.full_mailboxes import FullMailboxes
 from tests.patience import PATIENCE_S, until
 
 WAIT_S = PATIENCE_S
@@ -578,3 +579,24 @@ def test_a_broker_that_refuses_large_messages_leaves_the_assumed_link(start: Cal
     assert world.ask().answer == {"label": "echo"}
     retained = world.broker.retained[DEVICE_STATE.at(PREFIX, device="gw-a")]
     assert decode(DeviceState, retained.payload).profile == PROFILE
+
+
+def test_routes_and_assignments_that_were_refused_are_read_again_and_cleared_routes_are_forgotten(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "READ_AGAIN_AFTER_S", 0.1)
+    monkeypatch.setattr(term, "CONFIRM_S", 0.5)
+    full = FullMailboxes(monkeypatch)
+    world = start()
+    world.publish(ORCHESTRATOR_STATE.at(PREFIX), encode(OrchestratorState(epoch=1, online=True, session=9)))
+    assigned, routed = DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), TASK_ROUTE.at(PREFIX, task="echo")
+    with full.refusing(assigned, routed):
+        world.assign(SPEC)
+        served = route("echo", {"node": route_node(SPEC.key, ("image",), able("gw-a", compute_s=0.01))})
+        world.publish(routed, encode(served))
+    world.heartbeat(lambda seen: state_of(seen) == "ready")
+    assert world.ask().answer == {"label": "echo"}
+    full.refused.clear()
+    with full.refusing(routed):
+        world.publish(routed, b"")
+    until(lambda: "echo" not in world.agent._state.routes)

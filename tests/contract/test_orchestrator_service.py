@@ -46,6 +46,7 @@ from broker.transport.port import (
     Transport,
     WillFor,
 )
+from broker.transport.refusals import read_again
 from orchestrator.__main__ import main
 from orchestrator.decide import decide
 from orchestrator.events import Action, Event, HeartbeatReceived, Overslept, TaskDeployed, TaskRejected
@@ -56,6 +57,7 @@ from orchestrator.leadership.standby import LEADER_INTERVAL_S, SILENT_AFTER_INTE
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace, State
 from tests.builders import InlinePlanner, chain, module, profile
+from tests.full_mailboxes import FullMailboxes
 
 NEVER_SILENT_S = 600.0  # a heartbeat interval that no test reaches
 UNHURRIED = Pace(calm_s=600.0, review_s=600.0)  # without spares and planned moves
@@ -1024,3 +1026,44 @@ def test_standings_statuses_and_events_are_published_for_people(world: World, ma
 
 def is_of_type(kind: str, said: SystemEvent) -> bool:
     return said.type == kind
+
+
+# --- control messages that found no room ---
+
+
+def test_orders_that_were_refused_are_read_again_once(
+    world: World, make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody sends them again. Neither is what was deployed all the time published again."""
+    full, readings = FullMailboxes(monkeypatch), list[tuple[str, ...]]()
+
+    def counted(connection: Transport, *filters: str) -> None:
+        readings.append(filters)
+        read_again(connection, *filters)
+
+    monkeypatch.setattr("orchestrator.service.read_again", counted)
+    others = [chain(name, module(name, memory_bytes=10), image_bytes=1000) for name in ("stays", "goes", "comes")]
+    stays, goes, comes = others
+    for task in (stays, goes):
+        world.deploy(task)
+    world.lead(settle_s=0.2)
+    a, b = Agent(world, "a", make_recorder()), Agent(world, "b", make_recorder())
+    held = [module(task.task, memory_bytes=10) for task in others]
+    world.hear_route(lambda route: route.task == "goes")
+    for agent in (a, b):
+        agent.heartbeat(*held)
+    world.hear_route(lambda route: route.task == "stays" and route.complete)
+    spec = partial(topics.TASK_SPEC.at, world.prefix)
+    with full.refusing(spec(task="goes"), spec(task="comes")):
+        world.say(topics.TASK_SPEC, b"", task="goes")
+        world.deploy(comes)
+    world.hear_cleared(topics.TASK_ROUTE, task="goes")
+    world.hear_route(lambda route: route.task == "comes")
+    before = len([route for route in world.routes() if route.task == "stays"])
+    assert len(readings) == 1
+    with full.refusing(topics.DEVICE_HEARTBEAT.at(world.prefix, device="a")):
+        a.heartbeat(*held)
+    heard = len(world.heard.deliveries)
+    world.until(lambda: len(world.heard.deliveries) > heard + 2)
+    assert len(readings) == 1, "it has settled, and reads again at most every 30 s"
+    assert len([route for route in world.routes() if route.task == "stays"]) == before

@@ -41,6 +41,7 @@ from orchestrator.events import (
     EndPlanning,
     Event,
     HeartbeatReceived,
+    MessagesRefused,
     Note,
     Overslept,
     PlanFound,
@@ -153,7 +154,7 @@ class Reconciler(RuleBasedStateMachine):
         whole = decide(replace(before, due_s=-math.inf), event, self.now_s)  # all rules look at everything
         assert whole == (self.state, actions)
         self._deliver(actions)
-        if not isinstance(event, LinkUp | OrchestratorState | RetainedRouteReceived):
+        if not isinstance(event, LinkUp | MessagesRefused | OrchestratorState | RetainedRouteReceived):
             again, nothing = decide(replace(self.state, due_s=-math.inf), event, self.now_s)
             assert nothing == [], nothing
             assert again == self.state
@@ -501,6 +502,39 @@ class Reconciler(RuleBasedStateMachine):
         self.is_removal_unheard = True
         self.link()
 
+    @precondition(lambda self: self.state.link is not None)
+    @rule(lost=st.sampled_from(["undeploy", "deploy", "drain", "undrain", "nothing"]), name=task_names, device=devices)
+    def messages_are_refused_and_read_again(self, lost: str, name: str, device: str) -> None:
+        """Too many waited. The broker sends again what it retains, and the orchestrator knows what it lost."""
+        match lost:
+            case "undeploy":
+                self.specs.pop(name, None)
+                self.old = [
+                    event for event in self.old if not (isinstance(event, TaskDeployed) and event.spec.task == name)
+                ]
+            case "deploy":
+                self.specs[name] = TaskDeployed(TASKS[name])
+            case "drain":
+                self.drained[device] = DrainReceived(device, drain=True)
+                self.agents[device].draining = True
+            case "undrain" if self.drained.pop(device, None):
+                birth = self.births.get(device)
+                self.agents[device].draining = birth is not None and birth.message.status == "draining"
+        self.is_removal_unheard = True
+        self.feed(MessagesRefused())
+        for birth in self.births.values():
+            self.feed(birth)
+        self._hear_orders_and_routes()
+        if self.leader is not None:
+            self.feed(self.leader)
+        self.now_s += 1.5
+        self.feed(Tick())
+        if self.state.settled:
+            assert self.state.tasks.keys() == {
+                name for name, event in self.specs.items() if isinstance(event, TaskDeployed)
+            }
+            assert self.state.cluster.drained == self.drained.keys()
+
     @precondition(lambda self: not self.is_removal_unheard)
     @rule()
     def the_broker_loses_its_memory(self) -> None:
@@ -590,6 +624,9 @@ class Reconciler(RuleBasedStateMachine):
         """Connect; the broker sends what it remembers."""
         self.leader = self.will
         self._link_up()
+        self._hear_orders_and_routes()
+
+    def _hear_orders_and_routes(self) -> None:
         for order in (*self.drained.values(), *self.specs.values()):
             self.feed(order if isinstance(order, TaskRejected) else replace(order, retained=True))
         for name, route in sorted(self.routes.items()):

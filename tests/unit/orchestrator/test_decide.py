@@ -34,6 +34,7 @@ from orchestrator.events import (
     Event,
     HeartbeatReceived,
     LeaderTopicLost,
+    MessagesRefused,
     Note,
     PublishAssignment,
     PublishDrain,
@@ -1209,3 +1210,64 @@ def test_our_own_word_that_comes_back_over_this_link_proves_it_and_no_other_does
     site.feed(LinkDown("cut"))
     site.feed(LinkUp(2))
     assert site.state.cluster.echo_s is None
+
+
+# --- control messages that found no room ---
+
+
+def read_again(site: Site, *specs: TaskSpec) -> list[Action]:
+    """Messages were refused, and the broker sends again what it retains; the messages that follow from that."""
+    assert said(site.feed(MessagesRefused())) == [announcement(site)]
+    actions: list[Action] = []
+    for spec in specs:
+        actions += site.feed(TaskDeployed(spec, retained=True))
+    actions += site.settle()
+    assert said(actions) == [], "our own announcement comes after all others"
+    site.feed(announcement(site).message)
+    return said(site.settle())
+
+
+def test_after_a_refusal_that_lost_nothing_only_the_leader_is_announced() -> None:
+    site = serving(CLASSIFY, CAPTION, a=200, b=100)
+    site.calm()
+    state = site.state
+    assert read_again(site, CAPTION, CLASSIFY) == [announcement(site)]
+    assert (site.state.routes, site.state.assignments) == (state.routes, state.assignments)
+    assert list(site.state.tasks) == ["classify", "caption"], "as they were deployed"
+
+
+def test_a_refused_deployment_is_found_and_a_refused_undeployment_too() -> None:
+    site = serving(CLASSIFY, a=200)
+    actions = read_again(site, CAPTION)
+    assert cleared(actions, TASK_ROUTE) == ["classify"]
+    assert [action.route.task for action in all_of(actions, PublishRoute)] == ["caption"]
+    assert site.state.orders.specs.keys() == site.state.tasks.keys() == {"caption"}
+
+
+def test_a_refused_drain_is_found_and_a_refused_end_of_one_too() -> None:
+    site = serving(CLASSIFY, a=200, b=200)
+    site.feed(DrainReceived("a", drain=True))
+    site.feed(MessagesRefused())
+    site.feed(TaskDeployed(CLASSIFY, retained=True))
+    site.feed(DrainReceived("b", drain=True, retained=True))
+    site.feed(announcement(site).message)
+    assert site.state.cluster.drained == {"a", "b"}, "until all had the time to come"
+    site.settle()
+    assert site.state.cluster.drained == site.state.orders.drained == {"b"}
+
+
+def test_what_was_refused_while_the_orchestrator_settles_is_not_taken_for_removed() -> None:
+    site = serving(CLASSIFY, CAPTION, a=200)
+    retained = announcement(site).message
+    site.feed(LinkDown("lost"))
+    site.feed(LinkUp(2))
+    site.feed(retained)
+    site.feed(TaskDeployed(CLASSIFY, retained=True))
+    site.now_s += 1.4
+    assert not all_of(site.feed(MessagesRefused()), PublishState), "another orchestrator may lead"
+    site.now_s += 1.4
+    assert not site.feed(Tick())
+    for spec in (CLASSIFY, CAPTION):  # the broker sends them again
+        site.feed(TaskDeployed(spec, retained=True))
+    assert cleared(site.settle(), TASK_ROUTE) == []
+    assert site.state.tasks.keys() == {"classify", "caption"}
