@@ -14,6 +14,8 @@ from broker.process import log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile, IdInUse
 from edge_agent.config import STATE_DIR, AgentConfig, connections
 from edge_agent.device.footprint import share_one_heap
+from edge_agent.modules.weights.allowed import allow
+from edge_agent.modules.weights.digests import Recorded, record_in
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 from edge_agent.restart import PassHung, restart
 from edge_agent.watchdog import Watchdog
@@ -54,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     runner = Runner(threads=config.threads)
     offered = profile(config)
     directory = Path(config.state_dir).expanduser() if config.state_dir else STATE_DIR
+    allow(config.weights)
+    record_in(Recorded(directory / f"{config.id}.weights.json"))
     measured = Measurements(directory / f"{config.id}.json", setting(config.threads, f"torch {torch.__version__}"))
     full_speed = offered.compute_flops_per_s / config.speed
     calibration = Calibration(measured, speed=config.speed, flops_per_s=full_speed, runner=runner)

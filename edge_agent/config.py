@@ -13,8 +13,9 @@ from pydantic import Field
 
 from broker.protocol.specs import Availability, Bytes, DeviceId, NotNegative, Rate, TaskName
 from broker.transport.connection import Connection, ConnectionFile, ConnectionKeys, Place, read_connection
+from edge_agent.modules.weights.allowed import AllowedWeights
 
-# May be deleted: the measurements are repeated.
+# May be deleted: the measurements are repeated, and the digests of weights are recorded anew.
 STATE_DIR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"
 
 
@@ -23,6 +24,7 @@ class AgentConfig(ConnectionKeys):
 
     id: DeviceId
     models: str | None = None  # the models directory: DIR/org/name/{config.json, *.safetensors}; before the hub
+    weights: AllowedWeights = Field(default_factory=AllowedWeights)  # the sources that may be loaded
     tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] | None = None  # that it may serve; None: all
     availability: Availability = "always"  # sometimes: its end is not a failure
     memory: Bytes | None = None  # for modules; None: the free memory, less the system's reserve and the headroom
@@ -31,7 +33,7 @@ class AgentConfig(ConnectionKeys):
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting
     bandwidth_bits_per_s: Rate | None = None  # of the link to the broker; None: measured
     latency_s: NotNegative | None = None  # of the link, one way to the broker; None: measured
-    state_dir: str | None = None  # where measurements are kept; None: STATE_DIR
+    state_dir: str | None = None  # where measurements and digests are kept; None: STATE_DIR
     heartbeat_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
 
 

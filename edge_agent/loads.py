@@ -180,7 +180,11 @@ class Loads:
             self._report(events.ModuleFailed(key, reason))
             return
         loading = self._running[key] = _Loading(assigned)
-        loading.progress = Progress(partial(self._turns.give, loading), partial(self._turns.take, loading))
+        loading.progress = Progress(
+            partial(self._turns.give, loading),
+            partial(self._turns.take, loading),
+            limit_bytes=assigned.spec.download_limit_bytes,
+        )
         name = f"agent[{self._device}].load[{assigned.module}]"
         loading.thread = threading.Thread(target=self._load, args=(loading,), name=name, daemon=True)
         loading.thread.start()

@@ -76,6 +76,9 @@ Positive = Annotated[float, Field(gt=0, le=1e21, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, le=1e21, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=1, le=1e21, allow_inf_nan=False)]  # of operations or bits per second
 _Place = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+DOWNLOAD_FACTOR = 8  # a module may be half of a float32 checkpoint, and be held as int8
+DOWNLOAD_BYTES = 64 * 2**20  # for the files beside the weights
 _Part = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
@@ -128,7 +131,11 @@ class Spec(Value):
 
 
 class Source(Spec):
-    """The source of a module's weights: exactly one of a hub repository, a pip package, a catalogue file."""
+    """The source of a module's weights: exactly one of a hub repository, a pip package, a catalogue file.
+
+    ``revision`` is a commit of the repository. ``download_bytes`` is the most that its files may have, where the whole
+    repository is much larger than the part.
+    """
 
     hub: _Place | None = None
     pip: _Place | None = None
@@ -137,6 +144,7 @@ class Source(Spec):
     ) = None
     part: _Part
     revision: _Part | None = None
+    download_bytes: Bytes | None = None
 
     @model_validator(mode="after")
     def _exactly_one_place(self) -> Self:
@@ -164,7 +172,7 @@ class ModuleSpec(Spec):
     memory_bytes: Bytes
     flops: Positive
     output_bytes: Bytes
-    digest: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+    digest: Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)] | None = None
 
     @cached_property
     def key(self) -> str:
@@ -172,6 +180,12 @@ class ModuleSpec(Spec):
         if self.digest:
             return self.digest
         return f"{self.source}:{self.dtype}" if self.source else f"weightless:{self.family}:{self.dtype}"
+
+    @property
+    def download_limit_bytes(self) -> int:
+        """The most bytes that may be downloaded to load it."""
+        stated = self.source.download_bytes if self.source else None
+        return DOWNLOAD_BYTES + (stated if stated is not None else DOWNLOAD_FACTOR * self.memory_bytes)
 
     @property
     def measured_key(self) -> str:

@@ -29,6 +29,7 @@ from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
 from edge_agent.config import AgentConfig
 from edge_agent.modules.weights import hub
+from edge_agent.modules.weights.allowed import AllowedWeights, allow
 from edge_agent.service import Agent
 from s2m3.reference import random_weights, zoo
 from tests.builders import module, profile, uncalibrated_store
@@ -66,7 +67,9 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     thread.start()
     ask(monkeypatch, f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    allow(AllowedWeights(hub=("org",)))
     yield str(tmp_path / "cache")
+    allow(None)
     server.shutdown()
     thread.join()
     server.server_close()
@@ -132,7 +135,7 @@ def reported(recorder: Any) -> Iterator[Callable[..., dict[str, HeldModule]]]:
 
 
 def vision(name: str) -> ModuleSpec:
-    return module("vision", 10**7, family="clip.vision", source=Source(hub=name, part="vision"))
+    return module("vision", 10**7, family="clip.vision", source=Source(hub=name, part="vision", revision=COMMIT))
 
 
 def spoiled(models: Path, name: str) -> Path:
@@ -193,8 +196,8 @@ def test_a_hub_that_is_away_or_may_not_be_asked_fails_a_module_with_two_ways_out
         assert found[GOOD].state == "ready"
         assert found[name].state == "failed"
         assert found[name].error == (
-            f"vision/0: no network for the hub, and config.json of {name} is not in its cache: connect this device, or "
-            f"put the repository into DIR/{name} and set S2M3_MODELS=DIR (or models: in the agent's file)"
+            f"vision/0: no network for the hub, and config.json of {name}@{COMMIT} is not in its cache: connect this "
+            f"device, or put the repository into DIR/{name} and set S2M3_MODELS=DIR (or models: in the agent's file)"
         )
     assert models
     assert not list(Path(served).rglob("*.json"))
@@ -212,8 +215,8 @@ def test_a_full_disk_fails_a_module_with_what_did_not_fit_and_what_to_do(
     found = reported("org/large", GOOD)
     assert found["org/large"].state == "failed"
     assert found["org/large"].error == (
-        "vision/0: the disk is full: config.json of org/large doesn't fit; free some room, or set HF_HOME to a larger "
-        "disk"
+        f"vision/0: the disk is full: config.json of org/large@{COMMIT} doesn't fit; free some room, or set HF_HOME "
+        "to a larger disk"
     )
     assert found[GOOD].state == "ready"
     assert models

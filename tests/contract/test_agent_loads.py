@@ -26,7 +26,8 @@ from edge_agent import loads
 from edge_agent.config import AgentConfig
 from edge_agent.loads import MIN_BYTES_PER_S, MIN_CPU_SHARE, Pace, deadline_s
 from edge_agent.modules import Module, Output
-from edge_agent.modules.weights import hub
+from edge_agent.modules.weights import downloads, hub
+from edge_agent.modules.weights.allowed import AllowedWeights, allow
 from edge_agent.service import Agent
 from tests.builders import PREFIX, assignment, computing, module, part_of, profile, uncalibrated_store
 from tests.patience import PATIENCE_S, until
@@ -76,7 +77,9 @@ def hub_that_drips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(hub.DIRECTORY_VARIABLE, raising=False)
+    allow(AllowedWeights(hub=("org/drips",)))
     yield
+    allow(None)
     server.shutdown()
     thread.join()
     server.server_close()
@@ -107,7 +110,7 @@ class World:
         if part_of(spec) == "stuck":
             self.released.wait()
         if part_of(spec).startswith("drip"):
-            hub.repository(Source(hub="org/drips", part="x")).required("config.json")
+            hub.repository(Source(hub="org/drips", part="x", revision=COMMIT)).required("config.json")
         return computing(lambda *_: Output({}))
 
     def assign(self, *specs: ModuleSpec, generation: int = 1) -> None:
@@ -192,7 +195,7 @@ def test_a_hub_that_drips_fails_the_module_and_holds_up_no_other(world: World) -
 def test_a_load_that_waits_for_the_download_of_another_one_makes_progress_with_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(downloads, "CHUNK_BYTES", 20_000)
     Hub.piece = b"." * 4_000  # 200 kB a second: 5 s, longer than a load may stand still
     also = module("drip-too", memory_bytes=10)
     world.assign(DRIP, also)
@@ -232,10 +235,10 @@ def test_a_module_that_is_undeployed_while_it_waits_is_not_loaded(
 def test_a_download_that_the_disk_has_no_room_for_is_refused_with_both_numbers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=hub.DISK_RESERVE_BYTES + SIZE - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=downloads.DISK_RESERVE_BYTES + SIZE - 1))
     world.assign(DRIP)
     failed = world.held(lambda held: "drip" in held and held["drip"].state == "failed")["drip"]
-    assert f"the download has {SIZE} bytes, and {hub.DISK_RESERVE_BYTES + SIZE - 1} are free" in str(failed.error)
+    assert f"the download has {SIZE} bytes, and {downloads.DISK_RESERVE_BYTES + SIZE - 1} are free" in str(failed.error)
 
 
 def test_progress_is_bytes_or_processor_time_and_either_is_enough() -> None:

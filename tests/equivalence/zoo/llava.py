@@ -63,7 +63,7 @@ ENTRIES = {
     },
     "hub/decoder-vqa-llava-interleave": {
         "changes": {
-            "llava-hf/llava-interleave-qwen-0.5b-hf": {
+            "local/llava-interleave-qwen-0.5b-hf": {
                 "config.json": WHOLE,
                 "generation_config.json": GENERATION,
                 "preprocessor_config.json": {"size": {"height": 56, "width": 56}},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from huggingface_hub import errors
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import Source
 from edge_agent.modules.weights import hub
+from edge_agent.modules.weights.allowed import AllowedWeights, allow
 from edge_agent.modules.weights.checkpoint import INDEX
 from edge_agent.modules.weights.packaged import is_here
 
@@ -24,8 +25,11 @@ RESPONSE = httpx2.Response(404, request=httpx2.Request("GET", "http://localhost"
 
 
 @pytest.fixture(autouse=True)
-def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(hub.DIRECTORY_VARIABLE, raising=False)
+    allow(AllowedWeights(hub=("org",)))
+    yield
+    allow(None)
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def hub_that(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     def make(outcome: Exception | Path, cache: dict[str, Any] | None = None) -> list[Any]:
         asked: list[Any] = []
 
-        def download(name: str, file: str, *, revision: str | None, local_files_only: bool) -> str:
+        def download(name: str, file: str, *, revision: str, local_files_only: bool) -> str:
             asked.append((name, file, revision, local_files_only))
             if isinstance(outcome, Exception):
                 raise outcome
@@ -137,7 +141,9 @@ def test_what_nobody_publishes_is_only_looked_for_in_the_models_directory(
 ) -> None:
     asked = hub_that(AssertionError("the hub is not asked"))
     for _ in range(2):
-        with pytest.raises(ModuleRefused, match=r"nobody publishes local/head: put its config.json and safetensors"):
+        with pytest.raises(
+            ModuleRefused, match=r"local/head comes from the models directory only: put its config.json and safetensors"
+        ):
             hub.repository(Source(hub="local/head", part="linear"))
         monkeypatch.setenv(hub.DIRECTORY_VARIABLE, str(tmp_path))
     (tmp_path / "local" / "head").mkdir(parents=True)

@@ -1,0 +1,115 @@
+"""Digests of weights: those of the task's file, or those of the first load, which is told and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.specs import ModuleSpec, Source
+from edge_agent.modules.weights import digests
+from edge_agent.modules.weights.digests import DigestDiffers, Recorded, record_in
+from tests.builders import module
+
+OLD, NEW = (f"sha256:{digit * 64}" for digit in "ab")
+KEY = "clip.vision hub:org/name#vision float32"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "state" / "gw-a.weights.json"
+    record_in(Recorded(path))
+    yield path
+    record_in(None)
+
+
+def spec(**changes: object) -> ModuleSpec:
+    fields: dict[str, object] = {"family": "clip.vision", "source": Source(hub="org/name", part="vision")}
+    return module("vision", **fields | changes)  # type: ignore[arg-type]
+
+
+def test_the_first_digest_is_recorded_and_told_and_another_one_is_refused_with_both(file: Path) -> None:
+    with structlog.testing.capture_logs() as logs:
+        digests.check(spec(), lambda: OLD)
+        digests.check(spec(), lambda: OLD)
+    assert [(log["event"], log["source"], log["digest"]) for log in logs] == [
+        ("weights_trusted_at_first_load", "hub:org/name#vision", OLD)
+    ]
+    assert json.loads(file.read_text()) == {"format": 1, "digests": {KEY: OLD}}
+    record_in(Recorded(file))  # the agent restarts
+    with pytest.raises(DigestDiffers, match=f"have the digest {NEW}, and at their first load here they had {OLD}") as e:
+        digests.check(spec(), lambda: NEW)
+    assert f"write digest: {NEW} into the task file, or remove the line of {KEY!r} from {file}" in str(e.value)
+    digests.check(spec(), lambda: OLD)
+
+
+def test_a_removed_line_lets_the_next_load_count_as_the_first(file: Path) -> None:
+    digests.check(spec(), lambda: OLD)
+    file.write_text('{"format": 1, "digests": {}}')
+    record_in(Recorded(file))
+    digests.check(spec(), lambda: NEW)
+    assert json.loads(file.read_text())["digests"] == {KEY: NEW}
+
+
+def test_each_revision_part_dtype_and_family_has_its_own_record(file: Path) -> None:
+    others = [
+        spec(source=Source(hub="org/name", part="vision", revision="1" * 40)),
+        spec(dtype="int8"),
+        spec(family="blip.vision"),
+        spec(source=Source(hub="org/name", part="text")),
+    ]
+    for number, each in enumerate([spec(), *others]):
+        digests.check(each, lambda number=number: f"sha256:{number:064}")  # type: ignore[misc]
+    assert len(json.loads(file.read_text())["digests"]) == 5
+
+
+def test_a_digest_of_the_task_file_counts_alone(file: Path) -> None:
+    digests.check(spec(), lambda: OLD)
+    digests.check(spec(digest=NEW), lambda: NEW)
+    with pytest.raises(ModuleRefused, match=f"have the digest {OLD}, the spec says {NEW}: correct the task file"):
+        digests.check(spec(digest=NEW), lambda: OLD)
+    assert json.loads(file.read_text())["digests"] == {KEY: OLD}
+
+
+def test_without_a_record_or_a_source_nothing_is_computed() -> None:
+    def never() -> str:
+        raise AssertionError
+
+    digests.check(spec(), never)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"format": 2, "digests": {}}', '{"digests": {"a": "b"}}', "\0" * 99]
+)
+def test_a_damaged_record_is_set_aside_and_told_and_the_agent_starts(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "gw-a.weights.json"
+    path.write_text(content)
+    with structlog.testing.capture_logs() as logs:
+        recorded = Recorded(path)
+    assert [log["event"] for log in logs] == ["digests_not_read"]
+    assert path.with_name("gw-a.weights.json.damaged").read_text() == content
+    recorded.check(spec(), OLD)
+    assert json.loads(path.read_text())["digests"] == {KEY: OLD}
+
+
+def test_a_record_that_cannot_be_written_is_told_and_holds_for_this_process(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    recorded = Recorded(tmp_path / "file" / "gw-a.weights.json")
+    with structlog.testing.capture_logs() as logs:
+        recorded.check(spec(), OLD)
+    assert "digests_not_kept" in [log["event"] for log in logs]
+    with pytest.raises(DigestDiffers):
+        recorded.check(spec(), NEW)
+
+
+def test_the_record_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "MAX_RECORDED", 3)
+    recorded = Recorded(tmp_path / "gw-a.weights.json")
+    for number in range(5):
+        recorded.check(spec(source=Source(hub=f"org/n{number}", part="vision")), OLD)
+    kept = json.loads((tmp_path / "gw-a.weights.json").read_text())["digests"]
+    assert [key.split()[1] for key in kept] == [f"hub:org/n{number}#vision" for number in (2, 3, 4)]
