@@ -15,7 +15,7 @@ from broker.protocol.specs import Availability, Bytes, DeviceId, NotNegative, Ra
 from broker.transport.connection import Connection, ConnectionFile, ConnectionKeys, Place, read_connection
 from edge_agent.modules.weights.allowed import AllowedWeights
 
-# May be deleted: the measurements are repeated, and the digests of weights are recorded anew.
+# May be deleted: the measurements are repeated, and the next load of each module is trusted.
 STATE_DIR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"
 
 

@@ -138,7 +138,9 @@ def test_a_device_without_the_heads_files_says_so_and_stays_up(site: Site, model
     with Observer(site.connection) as observer:
 
         def refused(seen: Observer) -> bool:
-            return "lost" in seen.routes and "comes from the models directory only" in (seen.routes["lost"].unavailable or "")
+            return "lost" in seen.routes and "comes from the models directory only" in (
+                seen.routes["lost"].unavailable or ""
+            )
 
         assert observer.wait_for(refused, WAIT_S)
         why = observer.routes["lost"].unavailable or ""

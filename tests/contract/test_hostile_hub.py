@@ -1,4 +1,4 @@
-"""A hub that lies, or somebody between: whatever it answers, nothing wrong is kept, and the reason is one sentence.
+"""A hub that lies, or a proxy that changes its answers: nothing wrong is kept, and the reason is one sentence.
 
 The hub is a small server on this machine that answers as each test says, and its client the real one.
 """
@@ -39,7 +39,7 @@ def git_hash(content: bytes) -> str:
 
 @dataclass
 class Answers:
-    """What the hub answers, and what it was asked."""
+    """The answers of the hub, and the requests that it got."""
 
     head: dict[str, str] = field(default_factory=dict)  # headers besides, or instead
     head_status: int = 200
@@ -188,7 +188,7 @@ def test_no_header_makes_a_path_outside_of_the_cache(
     answers: Answers, tmp_path: Path, status: int, name: str, value: str
 ) -> None:
     answers.head, answers.head_status = {name: value}, status
-    with pytest.raises(ModuleRefused, match=r"is no plain name|of the commit"):
+    with pytest.raises(ModuleRefused, match=r"is not a plain name|of the commit"):
         fetch()
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
     assert kept(tmp_path) == []

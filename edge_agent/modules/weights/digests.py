@@ -3,7 +3,7 @@
 Owns the check, its sentences, and the file of the digests that were seen first (``Recorded``). Knows no family. The
 file ``DEVICE.weights.json`` in the agent's state directory is JSON: ``{"format": 1, "digests": {SOURCE: DIGEST}}``.
 SOURCE is ``FAMILY SOURCE DTYPE``, such as ``clip.vision hub:openai/clip-vit-base-patch16@5ef2…#vision float32``, and
-DIGEST is the module's identity by content (``identity``). A person may remove a line: the next load records it anew.
+DIGEST is the module's identity by content (``identity``). A person may remove a line: the next load records it again.
 
 Invariant: weights whose digest differs are never used. If the file can't be written, each load says so.
 """

