@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from broker.protocol.specs import TaskSpec
 from orchestrator.events import EndPlanning, PlanFound, RequestPlan
 from orchestrator.planner.plans import PlacementPlan, PlacementProblem, solve
-from orchestrator.planner_process.__main__ import NUMBER, Ends
+from orchestrator.planner_process.__main__ import NICENESS, NUMBER, Ends
 from orchestrator.planner_process.client import PlannerProcess
 from tests.builders import InlinePlanner, chain, device, module, placement_problem
 from tests.patience import until
@@ -51,6 +51,12 @@ def test_the_process_finds_what_the_function_finds(planner: PlannerProcess, foun
     for number in (1, 2):
         planner.request(RequestPlan((1, number), problem()))
         assert found.get(timeout=60) == PlanFound((1, number), solve(problem()))
+
+
+def test_a_search_gives_way_to_its_orchestrator(planner: PlannerProcess, found: queue.Queue[PlanFound]) -> None:
+    planner.request(RequestPlan((1, 1), problem()))
+    found.get(timeout=60)
+    assert psutil.Process(planner.pid).nice() == min(19, os.nice(0) + NICENESS)
 
 
 def test_the_inline_planner_finds_the_same(found: queue.Queue[PlanFound]) -> None:
