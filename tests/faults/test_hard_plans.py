@@ -1,7 +1,7 @@
 """Tasks that don't fit, on fifty simulated devices and a real Mosquitto: the leader goes on during the search.
 
-Counted: leaders, and the leader's intervals between two of its heartbeats. The seconds until each task has its reason
-are printed, not judged: other work on the machine would decide.
+Counted: leaders, and the leader's intervals between two of its heartbeats, unless this process itself was late by as
+much. The seconds until each task has its reason are printed, not judged: other work on the machine would decide.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -75,12 +75,16 @@ def test_tasks_that_do_not_fit_change_no_leader_and_each_has_its_reason(count: i
     chance = random.Random(count)  # noqa: S311 - the same each time
     tasks = draw_tasks(count, chance)
     cores, prefix = divide(available_cores()), topics.prefix_of()
-    with Processes(cores, tmp_path, 1.0) as processes, standby(processes.url, tmp_path / "standby"):
+    with ExitStack() as stack:
+        processes = stack.enter_context(Processes(cores, tmp_path, 1.0))
+        stack.enter_context(standby(processes.url, tmp_path / "standby"))
         sessions = Sessions(processes.url)
+        stack.callback(sessions.shut)
         watch = Watch(sessions, prefix)
         sessions.open(watch)
         assert sessions.run_until(lambda: watch.leader is not None and watch.leader.online, PATIENCE_S)
-        fleet = Fleet(sessions, prefix, 1.0, Punctuality(1.0))
+        punctuality = Punctuality(1.0)
+        fleet = Fleet(sessions, prefix, 1.0, punctuality)
         agents = {spec.id: SimulatedAgent(SimulatedDevice(spec, load_s=0.2), fleet) for spec in draw_devices(chance)}
         for agent in agents.values():
             sessions.open(agent)
@@ -111,8 +115,8 @@ def test_tasks_that_do_not_fit_change_no_leader_and_each_has_its_reason(count: i
         sessions.run(5.0)
         assert all(route.complete or route.unavailable for route in watch.routes.values())
 
-        assert watch.epochs == {1}
+        late = max(punctuality.late_s) / LEADER_INTERVAL_S
+        assert watch.epochs == {1} or late > INTERVALS
         gaps = [(after - before) / LEADER_INTERVAL_S for before, after in pairwise(watch.leader_heartbeats_s)]
-        print(f"longest gap between two heartbeats: {max(gaps):.2f} intervals")  # noqa: T201
-        assert max(gaps) < INTERVALS
-        sessions.shut()
+        print(f"longest gap between two heartbeats: {max(gaps):.2f} intervals; late ourselves by {late:.2f}")  # noqa: T201
+        assert max(gaps) < INTERVALS + late
