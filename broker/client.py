@@ -169,7 +169,7 @@ class Client:
 
     def _is_route(self, delivery: Delivery) -> bool:
         """Routes stay in order with the link's events: a route of the old link must not count for the new one."""
-        incoming = read(self._prefix, delivery.topic, delivery.payload)
+        incoming = read(self._prefix, delivery.topic, delivery.payload, retained=delivery.retain)
         return incoming is not None and incoming.topic is TASK_ROUTE and len(delivery.payload) <= MAX_CONTROL_BYTES
 
     # --- the client's own thread ---
@@ -219,7 +219,7 @@ class Client:
         self._pending.add(submitted.request, time.monotonic())
 
     def _receive(self, delivery: Delivery, now_s: float) -> None:
-        incoming = read(self._prefix, delivery.topic, delivery.payload)
+        incoming = read(self._prefix, delivery.topic, delivery.payload, retained=delivery.retain)
         if incoming is not None and incoming.topic is TASK_ROUTE:
             route = incoming.decode()
             self._pending.on_route(incoming.ids["task"], route if isinstance(route, Route) else None, now_s)

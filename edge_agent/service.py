@@ -173,7 +173,7 @@ class Agent:
             is_kept = self._mailbox.put_control(item, certain=isinstance(event, port.LinkUp | port.LinkDown))
             if link == "control" and not is_kept:
                 self._refusals.note(item.at_s)
-        elif not wire.is_request(self._prefix, event.topic):
+        elif event.retain or not wire.is_request(self._prefix, event.topic):
             self._mailbox.put_data(item, len(event.payload))
         elif not self._mailbox.put_request(item, len(event.payload)):
             self._refuse(event)

@@ -60,9 +60,10 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | events.Connectio
     Raises:
         RemoteProtocolError: it breaks the contract.
     """
-    incoming = topics.read(prefix, delivery.topic, delivery.payload)
-    if incoming is None:
-        _refuse_wrong_request(prefix, delivery.topic)
+    is_clearing = delivery.correlation == topics.CLEARING and not delivery.payload
+    incoming = topics.read(prefix, delivery.topic, delivery.payload, retained=delivery.retain)
+    if incoming is None or is_clearing:
+        _refuse_wrong_request(prefix, delivery)
         return None
     if incoming.topic is topics.DEVICE_REBIRTH:
         return events.RebirthRequested()
@@ -82,9 +83,12 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | events.Connectio
     return _control_event(incoming, retained=delivery.retain)
 
 
-def _refuse_wrong_request(prefix: str, topic: str) -> None:
-    """Refuse an unknown topic below a task's requests; any other unknown topic is of a newer version."""
-    if topic.startswith(f"{prefix}/tasks/") and "/requests/" in topic:
+def _refuse_wrong_request(prefix: str, delivery: Delivery) -> None:
+    """Refuse a retained request, and an unknown topic below a task's; others are of a newer version."""
+    known = is_request(prefix, delivery.topic)
+    if known and delivery.retain:
+        raise RemoteProtocolError("a retained message isn't a request: publish it without the retain flag")
+    if not known and delivery.topic.startswith(f"{prefix}/tasks/") and "/requests/" in delivery.topic:
         raise RemoteProtocolError("a request's topic ends with requests, or with requests/CLIENT/REQUEST")
 
 

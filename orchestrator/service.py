@@ -49,7 +49,7 @@ from orchestrator.planner_process.client import MakePlanner, Planner, PlannerPro
 from orchestrator.reports import Reports, When
 from orchestrator.state import Pace, State, initial
 from orchestrator.unsent import Unsent
-from orchestrator.wire import control_filters, event_of, goodbye, outgoing_of, standby_filters
+from orchestrator.wire import clears_request, control_filters, event_of, goodbye, outgoing_of, standby_filters
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
@@ -373,6 +373,9 @@ class Orchestrator:
         return None
 
     def _event_of(self, delivery: port.Delivery) -> Event | None:
+        if (clearing := clears_request(self._prefix, delivery)) is not None:
+            self._clear_request(clearing)
+            return None
         try:
             return event_of(self._prefix, delivery)
         except errors.RemoteProtocolError as error:
@@ -380,6 +383,15 @@ class Orchestrator:
         except Exception:  # noqa: BLE001 - as in _react
             self._log_failure("message_failed", delivery)
         return None
+
+    def _clear_request(self, clearing: port.Outgoing) -> None:
+        """A retained request would come again at each connection and each change of a front door."""
+        try:
+            self._data.publish(clearing)
+        except errors.TransportError as error:
+            _log.warning("retained_request_not_cleared", topic=clearing.topic[:200], reason=str(error)[:200])
+        else:
+            _log.warning("retained_request_cleared", topic=clearing.topic[:200], advice="send requests without retain")
 
     # --- actions ---
 

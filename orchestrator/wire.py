@@ -39,13 +39,21 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | None:
     Raises:
         RemoteProtocolError: it breaks the contract.
     """
-    incoming = topics.read(prefix, delivery.topic, delivery.payload)
+    incoming = topics.read(prefix, delivery.topic, delivery.payload, retained=delivery.retain)
     if incoming is None or incoming.topic not in _READ:
         return None
     if incoming.topic in topics.REQUESTS:
         return _request(prefix, incoming, delivery)
     read = _READERS.get(incoming.topic)
     return _state(incoming) if read is None else read(incoming, retained=delivery.retain)
+
+
+def clears_request(prefix: str, delivery: Delivery) -> Outgoing | None:
+    """The message that clears a retained request; None for any other message."""
+    incoming = topics.read(prefix, delivery.topic, delivery.payload) if delivery.retain else None
+    if incoming is None or incoming.topic not in topics.REQUESTS:
+        return None
+    return Outgoing(delivery.topic, b"", retain=True, correlation=topics.CLEARING)
 
 
 def outgoing_of(prefix: str, action: events.Message) -> Outgoing:
@@ -111,7 +119,7 @@ def _check_of(prefix: str, check: events.CheckDevice) -> Outgoing:
 
 def _request(prefix: str, incoming: topics.Incoming, delivery: Delivery) -> events.Event | None:
     reply_to = topics.answer_topic(prefix, incoming, delivery.response_topic)
-    if delivery.retain or not topics.may_reply_to(prefix, reply_to):
+    if delivery.correlation == topics.CLEARING or not topics.may_reply_to(prefix, reply_to):
         return None  # there is no sensor to answer, or its answer topic is not allowed
     return events.RequestReceived(incoming.ids["task"], reply_to, delivery.correlation, delivery.payload)
 

@@ -24,6 +24,8 @@ from broker.protocol.specs import ID_PATTERN, INVALID_ID, INVALID_LEVEL, TaskSpe
 VERSION = "s2m3/v1"
 _ID = ID_PATTERN.removeprefix("^").removesuffix("$")
 _LEVEL = re.compile(r"\{(\w+)\}")
+MAX_REPLY_TO_BYTES = 1024
+_NOT_IN_TOPICS = re.compile(r"[+#\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def require_id(name: str, value: str) -> None:
@@ -102,12 +104,12 @@ DEVICE_STANDING = Topic("devices/{device}/standing", 1, True, "orchestrator", "o
 DEVICE_SUMMARY = Topic("devices/{device}/summary", 1, True, "agent", "observer", Summary)
 DEVICE_EVENTS = Topic("devices/{device}/events", 0, False, "agent", "observer", SystemEvent)
 DEVICE_TRACES = Topic("devices/{device}/traces/{request}", 0, False, "agent", "observer", Trace)
-TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor", "front door, orchestrator", None)
+TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor, orchestrator", "front door, orchestrator", None)
 CLIENT_REQUESTS = Topic(
     "tasks/{task}/requests/{client}/{request}",
     1,
     False,
-    "sensor",
+    "sensor, orchestrator",
     "front door, orchestrator",
     None,
     free=("client", "request"),
@@ -121,6 +123,8 @@ RESULTS = Topic(
 
 REQUESTS = (TASK_REQUESTS, CLIENT_REQUESTS)
 """The two topics of a request."""
+CLEARING = b"s2m3: this clears a retained request"
+"""The Correlation Data of an empty message with which an orchestrator clears a retained request."""
 TOPICS = tuple(row for row in tuple(globals().values()) if isinstance(row, Topic))
 """The whole table, in the order above."""
 
@@ -157,15 +161,18 @@ class Incoming:
         return decode(self.topic.message, self.payload)
 
 
-def read(prefix: str, topic: str, payload: bytes) -> Incoming | None:
-    """Recognize a delivered message; None when its topic is not in the table. The payload is not decoded yet."""
+def read(prefix: str, topic: str, payload: bytes, *, retained: bool = False) -> Incoming | None:
+    """Recognize a delivered message; None when its topic is not in the table. The payload is not decoded yet.
+
+    None also for a retained message at a topic of events: they count only when they happen.
+    """
     if not topic.startswith(prefix + "/"):
         return None
     levels = topic[len(prefix) + 1 :].split("/")
     for places, rows in _ROWS.get(len(levels), {}).items():
         row = rows.get(tuple(levels[place] for place in places))
         if row is not None and (ids := row.match(prefix, topic)) is not None:
-            return Incoming(row, ids, payload)
+            return None if retained and not row.retain else Incoming(row, ids, payload)
     return None
 
 
@@ -203,6 +210,12 @@ def answer_topic(prefix: str, request: Incoming, response_topic: str | None) -> 
 
 
 def may_reply_to(prefix: str, reply_to: str) -> bool:
-    """Whether an answer may go there: only below ``clients/``, so that no request makes an agent write elsewhere."""
-    inside = reply_to.startswith(f"{prefix}/clients/")
-    return inside and not any(sign in reply_to for sign in "+#\0") and len(reply_to.encode()) <= 1024  # noqa: PLR2004
+    """Whether an answer may go there: only below ``clients/``, so that no request makes an agent write elsewhere.
+
+    Brokers end the connection of a client whose topic is too deep or has a control character, and an
+    agent's carries the requests of all others.
+    """
+    if not reply_to.startswith(f"{prefix}/clients/") or len(reply_to.encode(errors="replace")) > MAX_REPLY_TO_BYTES:
+        return False
+    deep = reply_to.count("/") - prefix.count("/") > RESULTS.template.count("/") + 1
+    return not deep and _NOT_IN_TOPICS.search(reply_to) is None

@@ -26,13 +26,13 @@ from typing import Any
 
 import paho.mqtt.client as paho
 import structlog
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from broker.protocol.errors import BadFile, NotConnected, TransportError
+from broker.protocol.errors import BadFile, NotConnected, RemoteProtocolError, TransportError
 from broker.transport import port
 from broker.transport.connection import Connection
 from broker.transport.gathering import Gathering
@@ -40,6 +40,7 @@ from broker.transport.id_takeover import TakeoverWatch
 from broker.transport.keepalive import Keepalive
 from broker.transport.outbox import Outbox
 from broker.transport.port import LONGEST_RETRY_S, MAX_PACKET_BYTES, Inbox, Outgoing, WillFor
+from broker.transport.publish_packet import Published, read_publish
 from broker.transport.wakeup import Wakeup
 
 MAX_QUEUED = 1_000  # messages
@@ -48,6 +49,7 @@ RESERVE = 20_000  # small lasting messages beyond these: twice what the broker k
 MAX_IN_FLIGHT = 20  # QoS 1 messages without their PUBACK: Mosquitto's default; a CONNACK may lower it
 FIRST_RETRY_S = 0.1
 CLOSE_S = 5.0  # limit of the wait in close() for accepted messages
+MOST_LOGGED = 200  # characters of a stranger's topic
 _TICK_S = 0.25  # between two looks at the keepalive
 _NO_MATCHING_SUBSCRIBERS = 0x10
 _SESSION_TAKEN_OVER = 0x8E
@@ -63,9 +65,23 @@ _log = structlog.get_logger(__name__)
 
 
 class _Client(paho.Client):
-    """A client whose failed write looks like a full send buffer: the next read that fails closes the socket."""
+    """A client whose failed write looks like a full send buffer: the next read that fails closes the socket.
+
+    It reads messages in one pass (``publish_packet``) and gives them to ``on_delivery``.
+    """
 
     is_broken = False  # whether a write has failed
+    on_delivery: Callable[[Published], None]
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        try:
+            found = read_publish(self._in_packet["command"], self._in_packet["packet"])
+        except RemoteProtocolError:
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        self.on_delivery(found)
+        if found.qos == 0:
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        return self._send_puback(found.packet_id) if found.qos == 1 else MQTTErrorCode.MQTT_ERR_PROTOCOL
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         try:
@@ -273,7 +289,7 @@ class MqttTransport:
         client.on_subscribe = self._guard(lambda *given: self._on_subscribe(link, *given[2:4]))
         client.on_publish = self._guard(lambda *given: self._on_publish(link, *given[2:4]))
         client.on_disconnect = self._guard(lambda *given: _on_disconnect(link, *given[2:4]))
-        client.on_message = self._guard(self._on_message)
+        client.on_delivery = self._guard(self._on_message)
         return link
 
     def _pump(self, link: _Link) -> None:
@@ -391,13 +407,16 @@ class MqttTransport:
         elif reason.value == _NO_MATCHING_SUBSCRIBERS and message.token is not None:
             self._emit(port.Undelivered(message.topic, message.token))
 
-    def _on_message(self, _client: object, _userdata: object, message: paho.MQTTMessage) -> None:
-        size_bytes = len(message.payload) + len(message.topic)  # at most the packet's; a broker may not check it
-        if size_bytes > self._max_packet_bytes:
-            self._log.warning("refused a message: too large", topic=message.topic, size_bytes=size_bytes)
+    def _on_message(self, message: Published) -> None:
+        found = message.delivery
+        if found is None:
+            self._log.warning("refused a message: its properties are too long", topic=message.topic[:MOST_LOGGED])
             return
-        properties = {name: getattr(message.properties, theirs, None) for name, theirs in _PROPERTIES.items()}
-        self._emit(port.Delivery(message.topic, bytes(message.payload), message.retain, **properties))
+        size_bytes = len(found.payload) + len(found.topic)  # at most the packet's; a broker may not check it
+        if size_bytes > self._max_packet_bytes:
+            self._log.warning("refused a message: too large", topic=found.topic[:MOST_LOGGED], size_bytes=size_bytes)
+            return
+        self._emit(found)
 
     def _guard(self, callback: Callable[..., object]) -> Callable[..., None]:
         """The same callback; its exceptions are logged."""

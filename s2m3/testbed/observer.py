@@ -253,9 +253,11 @@ class Observer:
             self._acknowledged = event.token
         if isinstance(event, Denied):
             raise BrokerRefused(event.topic, event.reason)
-        if isinstance(event, Delivery) and (incoming := read(self.prefix, event.topic, event.payload)):
+        if isinstance(event, Delivery):
+            incoming = read(self.prefix, event.topic, event.payload, retained=event.retain)
             try:
-                self._note(at_s, incoming)
+                if incoming is not None:
+                    self._note(at_s, incoming)
             except RemoteProtocolError as error:
                 log.warning("message_refused", topic=event.topic, error=str(error))
 

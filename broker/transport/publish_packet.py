@@ -1,0 +1,100 @@
+"""The bytes of an MQTT 5 PUBLISH packet, read in one pass. Pure.
+
+Owns which properties count, and how many bytes they may have. The client library copies the rest of the packet for
+each property: a few thousand of them in front of a large payload would stop its thread, and with it the process, for
+minutes.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from broker.protocol.errors import RemoteProtocolError
+from broker.transport.port import MAX_STRING_BYTES, Delivery
+
+MAX_PROPERTIES_BYTES = 2 * MAX_STRING_BYTES  # Correlation Data of the largest size, and as much for all others
+_CORRELATION = 0x09
+_NAMES = {0x02: "expiry_s", 0x03: "content_type", 0x08: "response_topic", _CORRELATION: "correlation"}
+_OTHER_SIZES = {0x01: 1, 0x23: 2}  # payload format and topic alias
+
+
+@dataclass(frozen=True)
+class Published:
+    """A packet. ``delivery`` is None if its properties are too long to be read."""
+
+    qos: int
+    packet_id: int  # 0 with QoS 0
+    topic: str
+    delivery: Delivery | None
+
+
+def read_publish(flags: int, packet: bytes | bytearray) -> Published:
+    """Read a packet without its fixed header, of which ``flags`` is the first byte.
+
+    Raises:
+        RemoteProtocolError: it isn't a PUBLISH packet.
+    """
+    qos, packet_id = (flags & 0x06) >> 1, 0
+    try:
+        raw_topic, at = _string(packet, 0)
+        topic = raw_topic.decode()
+        if qos:
+            (packet_id,) = struct.unpack_from("!H", packet, at)
+            at += 2
+        length, at = _number(packet, at)
+        if at + length > len(packet):
+            raise RemoteProtocolError("the properties of a PUBLISH packet are longer than the packet")
+        if length > MAX_PROPERTIES_BYTES:
+            return Published(qos, packet_id, topic, None)
+        named = _properties(bytes(packet[at : at + length]))
+        payload = bytes(memoryview(packet)[at + length :])
+    except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
+        raise RemoteProtocolError(f"a PUBLISH packet can't be read: {error}") from error
+    return Published(qos, packet_id, topic, Delivery(topic, payload, bool(flags & 0x01), **named))
+
+
+def _properties(data: bytes) -> dict[str, Any]:
+    """The properties that have a name here."""
+    found: dict[str, Any] = {}
+    at = 0
+    while at < len(data):
+        kind, value = data[at], None
+        at += 1
+        match kind:
+            case 0x02:
+                (value,) = struct.unpack_from("!I", data, at)
+                at += 4
+            case 0x03 | 0x08 | 0x09:
+                value, at = _string(data, at)
+                value = value if kind == _CORRELATION else value.decode()
+            case 0x0B:
+                _, at = _number(data, at)
+            case 0x26:
+                _, at = _string(data, at)
+                _, at = _string(data, at)
+            case _:
+                at += _OTHER_SIZES[kind]
+        if kind in _NAMES:
+            found[_NAMES[kind]] = value
+    return found
+
+
+def _string(data: bytes | bytearray, at: int) -> tuple[bytes, int]:
+    """The bytes that a length of two bytes precedes, and the place behind them."""
+    (length,) = struct.unpack_from("!H", data, at)
+    if at + 2 + length > len(data):
+        raise IndexError("a string is longer than the packet")
+    return bytes(data[at + 2 : at + 2 + length]), at + 2 + length
+
+
+def _number(data: bytes | bytearray, at: int) -> tuple[int, int]:
+    """A number of at most four bytes with seven bits each, and the place behind it."""
+    number = 0
+    for place in range(4):
+        byte = data[at + place]
+        number |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:  # noqa: PLR2004 - the bit that says that more follow
+            return number, at + place + 1
+    raise IndexError("a number has more than four bytes")
