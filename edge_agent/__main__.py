@@ -14,6 +14,7 @@ from broker.process import log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile, IdInUse
 from edge_agent.config import STATE_DIR, AgentConfig, connections
 from edge_agent.device.footprint import share_one_heap
+from edge_agent.end_guard import EndGuard
 from edge_agent.modules.weights.allowed import allow
 from edge_agent.modules.weights.digests import Recorded, record_in
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
@@ -72,7 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
         on_turn=watchdog.reset,
         connections=reached,
     )
-    with stopped_by_signals(agent.stop, until_stdin_closes=arguments.until_stdin_closes):
+    guard = EndGuard()
+
+    def stop() -> None:
+        guard.ask()
+        agent.stop()
+
+    with stopped_by_signals(stop, until_stdin_closes=arguments.until_stdin_closes):
         try:
             agent.run()
         except PassHung:

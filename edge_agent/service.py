@@ -52,7 +52,7 @@ log = structlog.get_logger()
 
 GIVE_BACK_S = 60.0  # between two returns of freed memory to the system; the next pass is a little slower
 FAREWELL_S = 10.0  # for the requests that an agent with a hung pass coordinates
-CLOSE_S = 3.0  # for both connections, when the agent ends
+CLOSE_S = 3.0  # for both connections and the present pass, when the agent ends
 READ_AGAIN_AFTER_S = 1.0  # without a refused control message
 LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung loop differs from an idle one
 NOT_RECEIVED_LIFE_S = 1.0  # of the message to a coordinator that a device is not there; its retry covers the loss
@@ -417,11 +417,11 @@ class Agent:
         self._heart.stop()
         self._broker_drops.stop()
         self._announce("offline")
-        closing = [threading.Thread(target=link.close, daemon=True) for link in (self._control, self._data)]
+        ends = (self._control.close, self._data.close, self._workers.close)
+        closing = [threading.Thread(target=end, daemon=True) for end in ends]
         for each in closing:
             each.start()
         until_s = time.monotonic() + CLOSE_S
         for each in closing:
             each.join(max(0.0, until_s - time.monotonic()))
-        self._workers.close()
         self._log.info("agent_stopped")
