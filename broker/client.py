@@ -204,8 +204,8 @@ class Client:
                 self._receive(event, now_s)
             case LinkUp():
                 self._pending.on_link_up(now_s)
-            case LinkDown():
-                self._pending.on_link_down()
+            case LinkDown(reason, cause):
+                self._pending.on_link_down(reason, is_final=cause == "refused")
             case Undelivered(topic, token=str(request)):
                 self._pending.on_undelivered(request, now_s)
                 self._pending.on_topic_refused(topic, now_s)

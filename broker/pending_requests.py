@@ -69,7 +69,6 @@ class PendingRequests:
     def __init__(self, prefix: str, client_id: str, broker: str, *, first_retry_s: float = FIRST_RETRY_S) -> None:
         self._prefix = prefix
         self._client_id = client_id
-        self._broker = broker
         self._first_retry_s = first_retry_s
         self._longest_retry_s = max(LONGEST_RETRY_S, first_retry_s)
         self._requests: dict[RequestId, PendingRequest] = {}
@@ -77,6 +76,8 @@ class PendingRequests:
         self._up_s: float | None = None  # the link is up since then
         self._names_client = True  # in the topic of a request
         self._no_answers: str | None = None  # why none can come over this link
+        self._why_down = f"the broker at {broker} has not answered yet"
+        self._never_up = False  # every attempt to connect would fail
 
     @property
     def ids(self) -> tuple[RequestId, ...]:
@@ -101,14 +102,15 @@ class PendingRequests:
 
     def on_link_up(self, now_s: float) -> None:
         """The broker publishes its routes again; every request is due, as the old link may have lost it."""
-        self._up_s = now_s
+        self._up_s, self._never_up = now_s, False
         for watch in self._watches.values():
             watch.absent_s = now_s + (RETURN_WAIT_S if watch.route or watch.lost else ROUTE_WAIT_S)
         self._expedite(self._requests.values(), now_s)
 
-    def on_link_down(self) -> None:
-        """The link is lost: every route is provisional."""
+    def on_link_down(self, reason: str, *, is_final: bool) -> None:
+        """There is no link: every route is provisional. A final reason ends the requests: all attempts would fail."""
         self._up_s, self._no_answers = None, None
+        self._why_down, self._never_up = reason, is_final
         for watch in self._watches.values():
             watch.confirmed, watch.forbidden = False, False
 
@@ -216,7 +218,7 @@ class PendingRequests:
 
     def _error_of(self, pending: PendingRequest, watch: _Watch, now_s: float) -> ErrorBody | None:
         """The error that ends a request now."""
-        why = self._no_answers
+        why = self._why_down if self._never_up else self._no_answers
         if len(pending.refusals) == len(REQUESTS):
             why = pending.refusals[CLIENT_REQUESTS]
         elif now_s >= pending.deadline_s:
@@ -252,7 +254,7 @@ class PendingRequests:
 
     def _why_late(self, route: Route | None) -> str:
         if self._up_s is None:
-            return f"no connection to the broker at {self._broker}; is it running?"
+            return f"no connection to the broker: {self._why_down}"
         if route is None:
             return "the task's route had not arrived; allow more time, or see `s2m3 status`"
         if not route.front_door:

@@ -33,6 +33,7 @@ from broker.transport.connection import parse_url
 from broker.transport.port import Delivery, LinkEvent
 from s2m3.cli.main import main
 from s2m3.testbed.proxy import LinkShape, Proxy
+from tests.certificates import Authority
 from tests.patience import PATIENCE_S
 
 CONFIG = Path(__file__).parents[1] / "deploy" / "mosquitto" / "development.conf"
@@ -193,13 +194,28 @@ def mosquitto_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority that this process and its children trust, as they would one of their system."""
+    made = Authority(tmp_path_factory.mktemp("authority"))
+    os.environ["SSL_CERT_FILE"] = str(made.file)
+    return made
+
+
+@pytest.fixture(scope="session")
+def mosquitto_tls_url(authority: Authority) -> Iterator[str]:
+    """A real Mosquitto that speaks TLS, for the whole run."""
+    with MosquittoBroker(settings=authority.issue("broker", HOST).settings(authority.file)) as broker:
+        yield f"mqtts://{HOST}:{broker.port}"
+
+
+@pytest.fixture(scope="session")
 def embedded_url() -> Iterator[str]:
     """The broker that pip installs, for the whole run."""
     with EmbeddedBroker() as broker:
         yield broker.url
 
 
-@pytest.fixture(scope="session", params=["mosquitto", "embedded"])
+@pytest.fixture(scope="session", params=["mosquitto", "mosquitto_tls", "embedded"])
 def broker_url(request: pytest.FixtureRequest) -> str:
     """Each real broker in turn."""
     return str(request.getfixturevalue(f"{request.param}_url"))

@@ -13,7 +13,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -29,10 +30,15 @@ PORT, TLS_PORT = 1883, 8883
 FORMS = "write mqtt://host:port, mqtts://host:port or mqtt://user:password@host:port"
 MOST_PASSWORD_BYTES = 65_535  # MQTT counts them in 16 bits
 _ENVIRONMENT = ("broker", "ca", "cert", "key", "user", "password_file", "site")
+VARIABLES = tuple(f"S2M3_{key.upper()}" for key in _ENVIRONMENT)
 _TLS_FILES = ("ca", "cert", "key")
 
 _log = structlog.get_logger(__name__)
 _warned: set[str] = set()  # what this process has warned of
+
+
+def _log_warning(sentence: str) -> None:
+    _log.warning("insecure_connection", problem=sentence)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Connection:
     password: str | None = field(default=None, repr=False)
     client_id: str | None = None  # where an account is bound to one; None: the program chooses
     site: str | None = None  # the prefix in front of all topics
+    server_name: str | None = None  # that the broker's certificate must have, where the address has another name
     password_file: Path | None = None  # read again at each connection, so that a new password needs no restart
 
     def __str__(self) -> str:
@@ -88,6 +95,7 @@ class ConnectionKeys(Spec):
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
+    server_name: str | None = None
     user: str | None = None
     password_file: str | None = None
     data_user: str | None = None
@@ -138,7 +146,7 @@ def environment(variables: Mapping[str, str] = os.environ) -> Place:
     Raises:
         BadFile: a variable has a wrong value.
     """
-    names = {key: f"S2M3_{key.upper()}" for key in _ENVIRONMENT}
+    names = dict(zip(_ENVIRONMENT, VARIABLES, strict=True))
     try:
         keys = ConnectionFile.model_validate({key: variables.get(name) or None for key, name in names.items()})
     except ValidationError as error:
@@ -147,11 +155,16 @@ def environment(variables: Mapping[str, str] = os.environ) -> Place:
     return Place(keys, names=names)
 
 
-def read_connection(*places: Place, data: bool = False) -> Connection:
+def read_connection(*places: Place, data: bool = False, warn: Callable[[str], object] = _log_warning) -> Connection:
     """The connection that these places and the environment describe, the first place first.
 
     With ``data`` it is that of an agent's second account, where there is one. A password of another user counts for
     nothing, nor does a key of another certificate.
+
+    Args:
+        places: where a person says it.
+        data: whether it is for an agent's data connection.
+        warn: called with what is insecure, once in this process.
 
     Raises:
         BadFile: a value is wrong, or a password file can't be used.
@@ -159,13 +172,15 @@ def read_connection(*places: Place, data: bool = False) -> Connection:
     places = (*places, environment())
     at = next((place for place in places if place.keys.broker), None)
     address = Connection() if at is None else _address_of(at)
+    reaching = places if at is None else places[: places.index(at) + 1]  # what is below may be about another broker
     if not address.tls:
-        for place in places if at is None else places[: places.index(at) + 1]:
+        for place in reaching:
             for name in _TLS_FILES:
                 if getattr(place.keys, name):
                     problem = f"is for a connection with TLS, and the broker's address is {address.url}"
                     raise place.bad(name, problem, f"write mqtts://{address.host}, with the broker's TLS port")
     ca = next((path for place in places if (path := place.path("ca"))), None) if address.tls else None
+    named = (place.keys.server_name for place in reaching)
     cert, key = _certificate(places) if address.tls else (None, None)
     user, password, password_file = _login(places, data=data and any(place.keys.data_user for place in places))
     found = replace(
@@ -173,14 +188,17 @@ def read_connection(*places: Place, data: bool = False) -> Connection:
         ca=ca,
         cert=cert,
         key=key,
+        server_name=next((name for name in named if name), None),
         user=user,
         password=password,
         password_file=password_file,
         client_id=next((place.keys.client_id for place in places if place.keys.client_id), None),
         site=next((place.keys.site for place in places if place.keys.site), None),
     )
-    if found.password and not found.tls and not found.is_loopback:
-        warn_once(f"the password for {found.url} crosses the network in plain text: use mqtts:// and the TLS port")
+    for warning in _warnings(found):
+        if warning not in _warned:
+            _warned.add(warning)
+            warn(warning)
     return found
 
 
@@ -242,21 +260,16 @@ def read_password(path: Path) -> str:
         raise bad from None
 
 
-def warn_if_others_read(path: Path, what: str) -> None:
-    """Warn, once for each file, if every user of this machine can read it."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return
-    if mode & 0o007 and path.is_file():
-        warn_once(f"every user of this machine can read the {what} {path}: chmod 600 {path}")
-
-
-def warn_once(sentence: str) -> None:
-    """Log a warning, unless this process has done so."""
-    if sentence not in _warned:
-        _warned.add(sentence)
-        _log.warning("insecure_connection", problem=sentence)
+def _warnings(connection: Connection) -> list[str]:
+    """The sentences about what is insecure."""
+    found = []
+    if connection.password and not connection.tls and not connection.is_loopback:
+        found.append(f"the password for {connection.url} crosses the network in plain text: use mqtts://")
+    for path in (connection.password_file, connection.key):
+        with suppress(OSError):
+            if path is not None and path.is_file() and path.stat().st_mode & 0o007:
+                found.append(f"every user of this machine can read {path}: chmod 600 {path}")
+    return found
 
 
 def _address_of(place: Place) -> Connection:
@@ -285,10 +298,7 @@ def _login(places: tuple[Place, ...], *, data: bool) -> tuple[str | None, str | 
             continue
         if user is None:
             raise place.bad("password_file", "is of no use without a user", "name the user, too")
-        if file is None:
-            return user, password, None
-        warn_if_others_read(file, "password file")
-        return user, read_password(file), file
+        return user, read_password(file) if file else password, file
     return user, None, None
 
 

@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-import socket
 import time
 from typing import Protocol
 
@@ -28,8 +27,8 @@ class Packets(Protocol):
     def want_write(self) -> bool:
         """Whether a packet waits to be written."""
 
-    def socket(self) -> object:
-        """The socket; None once it is closed."""
+    def has_bytes(self) -> bool:
+        """Whether a read wouldn't wait: there are bytes, or the connection has ended; false once it is closed."""
 
 
 class Gathering:
@@ -53,7 +52,7 @@ class Gathering:
         else:
             self._gathered.append(event)
 
-    def read(self, sock: socket.socket, packets: Packets) -> None:
+    def read(self, packets: Packets) -> None:
         """Read the packets that are there."""
         if not self._gather_s:
             packets.loop_read()
@@ -61,7 +60,7 @@ class Gathering:
         self._read_from_s, self._gathered = time.monotonic() + self._gather_s, []
         try:
             for _ in range(MOST_PACKETS):
-                if packets.loop_read() != 0 or packets.socket() is None or not _has_bytes(sock):
+                if packets.loop_read() != 0 or not packets.has_bytes():
                     break
         finally:
             gathered, self._gathered = self._gathered, None
@@ -69,14 +68,3 @@ class Gathering:
                 self._inbox(event)
         if packets.want_write():  # an acknowledgement, without which the broker holds other messages back
             self._read_from_s = 0.0
-
-
-def _has_bytes(sock: socket.socket) -> bool:
-    """Whether a read wouldn't wait: there are bytes, or the connection has ended."""
-    try:
-        sock.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -105,11 +105,16 @@ class LinkUp:
     max_packet_bytes: int | None = None
 
 
+Cause = Literal["lost", "absent", "refused"]
+"""No connection, because nothing listens or answers (absent), each attempt will fail (refused), or something else."""
+
+
 @dataclass(frozen=True)
 class LinkDown:
-    """The connection ended; the transport reconnects by itself."""
+    """The connection ended, or an attempt failed; the transport reconnects by itself."""
 
     reason: str
+    cause: Cause = "lost"
 
 
 @dataclass(frozen=True)

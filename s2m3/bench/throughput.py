@@ -21,6 +21,7 @@ from typing import Any
 from broker.client import Client, Response
 from broker.protocol.codec import RawInput
 from broker.protocol.specs import TaskName
+from broker.transport.connection import Connection
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS
@@ -100,12 +101,18 @@ def saturate(
 
 
 def measure(
-    *, devices: int, speed: float, seconds: float, deadline_s: float, broker: str, progress: Callable[[str], None]
+    *,
+    devices: int,
+    speed: float,
+    seconds: float,
+    deadline_s: float,
+    broker: str | Connection,
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """The report of a site, measured: its capacity, multiples of it as load, and two tasks with unequal load.
 
     Each agent has this speed relative to this machine, and each trial takes these seconds. The broker is ``mosquitto``,
-    ``embedded`` or a URL.
+    ``embedded`` or a running one.
 
     Raises:
         SiteFailed: the tasks aren't served.

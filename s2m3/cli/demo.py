@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from s2m3.cli.arguments import add_json
+from s2m3.cli.arguments import add_json, add_site_broker, site_broker
 from s2m3.cli.output import console, print_json
 from s2m3.testbed.demo import run_demo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "--broker", default="embedded", metavar="BROKER", help="embedded (default), mosquitto, or mqtt://host:port"
-    )
+    add_site_broker(parser, "default embedded")
     add_json(parser, "print one JSON document and nothing else")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demonstration; 0 when every answer was equal and no request was lost."""
-    report = run_demo(arguments.broker, console(to_stderr=arguments.json, quiet=arguments.json))
+    report = run_demo(site_broker(arguments) or "embedded", console(to_stderr=arguments.json, quiet=arguments.json))
     if arguments.json:
         print_json(report.__dict__)
     return 0 if report.ok else 1

@@ -11,8 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from broker.protocol.errors import BadFile
+from broker.transport.connection import Connection
 from s2m3 import scenarios
-from s2m3.cli.arguments import add_json
+from s2m3.cli.arguments import add_json, add_site_broker, site_broker
 from s2m3.cli.output import console, print_json, table, yes_or_no
 from s2m3.testbed.replay.goals import Detection, Goal, Played, detections, judge
 from s2m3.testbed.replay.library import load_scenario
@@ -27,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "scenario", nargs="*", metavar="SCENARIO", help=f"a YAML file, or one of the library ({known}); all when none"
     )
-    parser.add_argument(
-        "--broker", metavar="BROKER", help="instead of the scenario's: mosquitto, embedded, or mqtt://host:port"
-    )
+    add_site_broker(parser, "default the scenario's")
     add_json(parser, "print one JSON document; a list when several are replayed")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the timeline; several: FILE-SCENARIO")
     parser.add_argument("--short", action="store_true", help="the same faults in less than half the time")
@@ -47,8 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
     names += [name for name in campaigns if name not in names]
     printed = console(to_stderr=arguments.json, quiet=arguments.json)
     played: dict[str, Played] = {}
-    loaded = {name: load_scenario(name, arguments.broker) for name in names}
-    for name, scenario, recording in play_all(loaded, printed.print, short=arguments.short, logs=arguments.logs):
+    broker = site_broker(arguments)
+    connection = broker if isinstance(broker, Connection) else None
+    loaded = {name: load_scenario(name, connection.url if connection else arguments.broker) for name in names}
+    for name, scenario, recording in play_all(
+        loaded, printed.print, short=arguments.short, logs=arguments.logs, connection=connection
+    ):
         found = report(recording, scenario.expect)
         played[name] = Played(scenario, found)
         printed.print(f"  {'; '.join(found.why_not) or 'holds'}", markup=False)

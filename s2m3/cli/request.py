@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from broker.arguments import connection_of
 from broker.client import Client, Response
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import BadFile, BrokerRefused
 from broker.protocol.specs import InputSpec
-from s2m3.cli.arguments import add_connection, connected, seconds
+from s2m3.cli.arguments import add_connection, connected, connection_of, seconds
 from s2m3.cli.output import print_result
 
 ROUTE_S = 1.0  # a retained message arrives within milliseconds

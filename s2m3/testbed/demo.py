@@ -18,6 +18,7 @@ from rich.table import Column, Table
 
 from broker.client import Response
 from broker.protocol.messages import AssignedModule
+from broker.transport.connection import Connection
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS, DemoRequest
@@ -51,18 +52,19 @@ class Report:
     ok: bool = False
 
 
-def run_demo(broker: str, console: Console) -> Report:
+def run_demo(broker: str | Connection, console: Console) -> Report:
     """Run all steps; the report says whether they held.
 
     Args:
-        broker: ``embedded``, ``mosquitto``, or the URL of a running one.
+        broker: ``embedded``, ``mosquitto``, or the connection to a running one.
         console: where the steps are printed.
 
     Raises:
         NotConnected: the running broker doesn't answer.
         SiteFailed: the site doesn't serve its tasks.
     """
-    console.print(f"starting a broker ({broker}), an orchestrator and {len(AGENTS)} agents ...")
+    name = broker if isinstance(broker, str) else broker.url
+    console.print(f"starting a broker ({name}), an orchestrator and {len(AGENTS)} agents ...")
     with Site(broker, AGENTS, name="demo") as site:
         return _Demo(site, console).run()
 

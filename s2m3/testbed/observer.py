@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -40,11 +41,21 @@ from broker.protocol.topics import (
 from broker.transport.connect import client_id_for, connect
 from broker.transport.connection import Connection
 from broker.transport.mailbox import Mailbox
-from broker.transport.port import MAX_CONTROL_PACKET_BYTES, Acknowledged, Delivery, Denied, LinkEvent, LinkUp, Outgoing
+from broker.transport.port import (
+    MAX_CONTROL_PACKET_BYTES,
+    Acknowledged,
+    Delivery,
+    Denied,
+    LinkDown,
+    LinkEvent,
+    LinkUp,
+    Outgoing,
+)
 
 log = structlog.get_logger()
 
-CONNECT_S = 5.0
+CONNECT_S = 20.0  # longer than an attempt takes; it ends with a reason before
+CONFIRM_S = 5.0
 STALE_REFUSAL_S = 2.0  # the orchestrator decides within milliseconds; a refusal that stands this long is its word
 SIGHTINGS = 1_000_000  # kept at most, in some hundred megabytes: four days of three devices
 
@@ -205,16 +216,11 @@ class Observer:
                 self._retain(topic.at(self.prefix, device=device))
 
     def __enter__(self) -> Self:
-        try:
-            is_up = self.wait_for(lambda _: self._up, CONNECT_S)
-        except BrokerRefused:
-            self._transport.close()
-            raise
-        if not is_up:
-            self._transport.close()
-            raise NotConnected(
-                f"no broker answers at {self._broker}: start one (`s2m3 broker`), or name it with --broker"
-            )
+        with ExitStack() as stack:
+            stack.callback(self._transport.close)
+            if not self.wait_for(lambda _: self._up, CONNECT_S):
+                raise NotConnected(f"no broker answers at {self._broker} within {CONNECT_S:g} s")
+            stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -227,7 +233,7 @@ class Observer:
         """Publish a retained message, and wait until the broker has it."""
         token = object()
         self._transport.publish(Outgoing(topic, payload, retain=True, token=token, confirm=True))
-        if not self.wait_for(lambda _: self._acknowledged is token, CONNECT_S):
+        if not self.wait_for(lambda _: self._acknowledged is token, CONFIRM_S):
             raise NotConnected(f"the broker did not confirm {topic}: try again")
 
     def _outcome(self, spec: TaskSpec, known: Route | None, until_s: float) -> Route | None:
@@ -249,6 +255,9 @@ class Observer:
     def _see(self, at_s: float, event: LinkEvent) -> None:
         if isinstance(event, LinkUp):
             self._up = True
+        if isinstance(event, LinkDown) and not self._up:
+            start_one = ": start a broker (`s2m3 broker`), or name another one with --broker"
+            raise NotConnected(event.reason + start_one * (event.cause == "absent"))
         if isinstance(event, Acknowledged):
             self._acknowledged = event.token
         if isinstance(event, Denied):

@@ -89,7 +89,8 @@ class Proxy:
     @property
     def connection(self) -> Connection:
         """The connection for clients, with this proxy's address instead of the broker's."""
-        return replace(self._target, host=HOST, port=self._port)
+        name = self._target.server_name or self._target.host
+        return replace(self._target, host=HOST, port=self._port, server_name=name)
 
     @property
     def url(self) -> str:

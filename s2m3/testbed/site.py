@@ -28,7 +28,7 @@ from broker.protocol.errors import BadFile, S2M3Error
 from broker.protocol.specs import TaskSpec
 from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker
-from broker.transport.connection import Connection, parse_url
+from broker.transport.connection import VARIABLES, Connection, parse_url
 from edge_agent.config import AgentConfig
 from s2m3.testbed.faulty_agent import InnerFault, file_of
 from s2m3.testbed.observer import Observer
@@ -52,7 +52,7 @@ class Site:
         NotConnected: the broker doesn't answer when the ``with`` block starts.
     """
 
-    broker: str  # embedded, mosquitto, or the URL of one that runs already
+    broker: str | Connection  # embedded, mosquitto, or the address of one that runs already
     agents: Sequence[AgentConfig]
     _: KW_ONLY
     name: str = "testbed"  # begins the topic prefix at a broker that runs already
@@ -77,9 +77,12 @@ class Site:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-")))
-            if self.broker.startswith("mqtt://"):
-                self.prefix = f"{self.name}-{uuid.uuid4().hex[:8]}"
-                self.connection = replace(parse_url(self.broker), site=self.prefix)
+            if isinstance(self.broker, Connection) or "://" in self.broker:
+                running = parse_url(self.broker) if isinstance(self.broker, str) else self.broker
+                self.prefix = "/".join(
+                    (*([running.site] if running.site else []), f"{self.name}-{uuid.uuid4().hex[:8]}")
+                )
+                self.connection = replace(running, site=self.prefix)
             else:
                 self._own_broker = broker = self._make_broker()
                 stack.enter_context(broker)
@@ -274,6 +277,7 @@ class Site:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches only us, and we end them in order
+                env={name: value for name, value in os.environ.items() if name not in VARIABLES},
             )
 
     def _config_file(self, device: str) -> Path:
@@ -289,7 +293,7 @@ class Site:
     def _write_connection(self, name: str) -> str:
         """Write the file of a process's connection, which no list of processes shows; returns its path."""
         found = self._proxies[name].connection if name in self._proxies else self.connection
-        keys = {"broker": found.url, "user": found.user, "site": found.site}
+        keys = {"broker": found.url, "server_name": found.server_name, "user": found.user, "site": found.site}
         keys |= {key: str(path.resolve()) for key in ("ca", "cert", "key") if (path := getattr(found, key))}
         if found.password is not None:
             password = self._directory / "password"

@@ -240,7 +240,7 @@ def memory(build: Callable[[MakeTransport], World], memory_broker: MemoryBroker)
     return build(memory_broker.connect)
 
 
-@pytest.fixture(params=["memory", "mosquitto", "embedded"])
+@pytest.fixture(params=["memory", "mosquitto", "mosquitto_tls", "embedded"])
 def world(
     request: pytest.FixtureRequest, build: Callable[[MakeTransport], World], memory_broker: MemoryBroker
 ) -> World:

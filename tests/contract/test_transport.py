@@ -1,4 +1,4 @@
-"""The promises of every transport (``broker.transport.port``), for memory, Mosquitto and the embedded broker."""
+"""The promises of every transport (``broker.transport.port``): memory, Mosquitto without and with TLS, embedded."""
 
 from __future__ import annotations
 
@@ -100,14 +100,14 @@ class MqttWorld:
 World = MemoryWorld | MqttWorld
 
 
-@pytest.fixture(params=["memory", "mosquitto", "embedded"])
+@pytest.fixture(params=["memory", "mosquitto", "mosquitto_tls", "embedded"])
 def world(request: pytest.FixtureRequest, proxy_to: Callable[..., Proxy]) -> Iterator[World]:
     made: World
     if request.param == "memory":
         made = MemoryWorld()
     else:
         url = request.getfixturevalue(f"{request.param}_url")
-        made = MqttWorld(url, proxy_to, reports_undelivered=request.param == "mosquitto")
+        made = MqttWorld(url, proxy_to, reports_undelivered=request.param != "embedded")
     yield made
     made.close()
 

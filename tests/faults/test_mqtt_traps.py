@@ -15,6 +15,7 @@ import pytest
 from broker.protocol.errors import MessageTooLarge, QueueFull
 from broker.servers.embedded import EmbeddedBroker
 from broker.transport.connection import parse_url
+from broker.transport.dial import Dialer
 from broker.transport.mailbox import Mailbox
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered
@@ -331,13 +332,13 @@ def test_small_packets_leave_at_once(
 ) -> None:
     opened: list[socket.socket] = []
 
-    @functools.wraps(socket.create_connection)
-    def remembering(*args: Any, create: Any = socket.create_connection, **kwargs: Any) -> socket.socket:
-        sock: socket.socket = create(*args, **kwargs)
+    @functools.wraps(Dialer.open)
+    def remembering(*args: Any, opening: Any = Dialer.open) -> socket.socket:
+        sock: socket.socket = opening(*args)
         opened.append(sock)
         return sock
 
-    monkeypatch.setattr(socket, "create_connection", remembering)
+    monkeypatch.setattr(Dialer, "open", remembering)
     connect(broker_url, unique_prefix, recorder)
     assert [sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in opened] == [1]
 
@@ -369,6 +370,6 @@ def test_a_refused_connection_reports_the_brokers_reason(
     broker = start_mosquitto("allow_anonymous false")
     transport = MqttTransport(parse_url(broker.url), client_id="a", inbox=recorder)
     transport.start()
-    assert recorder.wait_for(LinkDown).reason == "the broker refused the connection: Not authorized"
+    assert "refused the connection: Not authorized; it wants a login" in recorder.wait_for(LinkDown).reason
     transport.close()
     assert [type(event) for event in recorder.events] == [LinkDown]

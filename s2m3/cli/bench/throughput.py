@@ -7,7 +7,7 @@ from typing import Any
 
 from broker.arguments import count, number
 from s2m3.bench import machine
-from s2m3.cli.arguments import add_json
+from s2m3.cli.arguments import add_json, add_site_broker, site_broker
 from s2m3.cli.output import console, print_result, show_progress, table
 
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=seconds, default=15.0, metavar="S", help="of each load; default %(default)s")
     text = "of each request; default %(default)s"
     parser.add_argument("--deadline", type=deadline, default=3.0, metavar="S", help=text)
-    parser.add_argument("--broker", default="mosquitto", metavar="B", help="mosquitto, embedded or a URL")
+    add_site_broker(parser, "default mosquitto")
     add_json(parser)
 
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         speed=arguments.speed,
         seconds=arguments.seconds,
         deadline_s=arguments.deadline,
-        broker=arguments.broker,
+        broker=site_broker(arguments) or "mosquitto",
         progress=show_progress,
     ) | {"machine": machine.description()}
     print_result(arguments, found, _show)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from broker.client import Response
 from broker.protocol.errors import ErrorCode
+from broker.transport.connection import Connection
 from s2m3.reference.pictures import DemoRequest
 from s2m3.testbed.observer import named
 from s2m3.testbed.replay.inject import Injector
@@ -31,7 +32,12 @@ Asked = tuple[DemoRequest, float, Future[Response]]
 
 
 def play_all(
-    loaded: Mapping[str, Scenario], say: Callable[[str], object], *, short: bool, logs: Path | None
+    loaded: Mapping[str, Scenario],
+    say: Callable[[str], object],
+    *,
+    short: bool,
+    logs: Path | None,
+    connection: Connection | None = None,
 ) -> Iterator[tuple[str, Scenario, Recording]]:
     """Play scenarios one after the other; short ones share the processes of a site where they fit.
 
@@ -42,6 +48,7 @@ def play_all(
         say: called with each step.
         short: play the short form of each.
         logs: a directory that gets one for each scenario, with what its processes print.
+        connection: to the broker that the scenarios name, where it is a running one.
     """
     with ExitStack() as stack:
         stage: Stage | None = None
@@ -50,9 +57,9 @@ def play_all(
             try:
                 if stage is None or not short or not stage.fits(scenario):
                     stack.close()
-                    say(f"starting a site ({scenario.broker}, {len(scenario.fleet)} agents) ...")
+                    say(f"starting a site ({scenario.broker_name}, {len(scenario.fleet)} agents) ...")
                     directory = logs / Path(name).stem if logs else None
-                    stage = stack.enter_context(Stage(scenario, directory))
+                    stage = stack.enter_context(Stage(scenario, directory, connection))
                 say(f"replaying: {scenario.name} ...")
                 recording = play(scenario, stage)
             except SiteFailed as error:

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from broker.protocol.errors import ErrorCode
 from broker.protocol.specs import Availability, Bytes, DeviceId, NodeName, NotNegative, Spec, TaskName
+from broker.transport.connection import parse_url
 
 Kind = Literal[
     "kill",
@@ -194,12 +195,22 @@ class Scenario(Spec):
     faults: tuple[Fault, ...] = ()
     expect: Expect = Expect()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the broker runs already, and isn't the replay's own."""
+        return "://" in self.broker
+
+    @property
+    def broker_name(self) -> str:
+        """The broker for people: without a login."""
+        return parse_url(self.broker).url if self.is_running else self.broker
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.broker not in {"mosquitto", "embedded"} and not self.broker.startswith("mqtt://"):
-            raise _unsound(("broker",), "must be mosquitto, embedded or mqtt://host:port")
+        if self.broker not in {"mosquitto", "embedded"} and not self.is_running:
+            raise _unsound(("broker",), "must be mosquitto, embedded, mqtt://host:port or mqtts://host:port")
         if self.persistence and self.broker != "mosquitto":
-            raise _unsound(("persistence",), f"is a setting of mosquitto, and the broker is {self.broker}")
+            raise _unsound(("persistence",), f"is a setting of mosquitto, and the broker is {self.broker_name}")
         if self.standby and not self.spares:
             raise _unsound(("standby",), "waits for standby copies, which spares: false rules out")
         ids = [device.id for device in self.fleet]
@@ -220,9 +231,9 @@ class Scenario(Spec):
         if last_s >= self.load.duration_s:
             end = f"comes at {last_s:g} s, and the load ends at {self.load.duration_s:g} s"
             raise _unsound((*place, "at_s"), f"{end}; let it come before, or load for longer")
-        if fault.target == BROKER and self.broker.startswith("mqtt://"):
+        if fault.target == BROKER and self.is_running:
             raise _unsound(
-                (*place, "restart"), f"can't restart the broker at {self.broker}, which is not the replay's own"
+                (*place, "restart"), f"can't restart the broker at {self.broker_name}, which is not the replay's own"
             )
         if fault.target == BROKER and fault.gently and self.broker == "embedded":
             raise _unsound((*place, "gently"), "changes nothing: the embedded broker never announces its end")

@@ -6,6 +6,7 @@ the connection of the tripwire, which tells the injector of the event that a fau
 
 from __future__ import annotations
 
+import queue
 import tempfile
 import threading
 import time
@@ -20,8 +21,8 @@ from broker.protocol.messages import Heartbeat
 from broker.protocol.reports import Standing
 from broker.protocol.topics import DEVICE_HEARTBEAT, REQUESTS, TENSORS, read
 from broker.transport.connect import client_id_for, connect
-from broker.transport.connection import Connection
-from broker.transport.port import Delivery, Inbox, LinkEvent, LinkUp, Transport
+from broker.transport.connection import Connection, command_line, read_connection
+from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, LinkUp, Transport
 from edge_agent.config import AgentConfig
 from s2m3.testbed.observer import Observer, named
 from s2m3.testbed.proxy import UNSHAPED
@@ -45,7 +46,7 @@ MAKE = (
 PERSISTENCE = ("persistence true", "autosave_interval 5")  # as deploy/mosquitto/development.conf says to sites
 
 
-CONNECT_S = 5.0
+CONNECT_S = 20.0  # longer than an attempt takes; it ends with a reason before
 REMEMBERED = 40  # messages
 MAX_REMEMBERED_BYTES = 1_000_000  # of one message
 
@@ -105,11 +106,15 @@ class Tripwire:
 class Stage:
     """A running site for scenarios of one make; a context manager.
 
-    ``logs`` is a directory for what the processes print; by default it goes with the site.
+    ``logs`` is a directory for what the processes print; by default it goes with the site. ``connection`` is that to
+    the broker that the scenario names, if it is a running one; by default its address and the environment say it.
     """
 
-    def __init__(self, scenario: Scenario, logs: Path | None = None) -> None:
+    def __init__(self, scenario: Scenario, logs: Path | None = None, connection: Connection | None = None) -> None:
         self._scenario = scenario
+        if connection is None and scenario.is_running:
+            connection = read_connection(command_line(broker=scenario.broker))
+        self._broker = connection or scenario.broker
         self._logs = logs
         self._used = False
         self.leader = ORCHESTRATOR
@@ -178,7 +183,7 @@ class Stage:
             AgentConfig(**each.model_dump(), threads=THREADS, heartbeat_interval_s=beat_s) for each in scenario.fleet
         ]
         self.site = Site(
-            scenario.broker,
+            self._broker,
             configs,
             name="replay",
             links=dict.fromkeys([*(config.id for config in configs), ORCHESTRATOR, *self.others], UNSHAPED),
@@ -245,19 +250,23 @@ def connected(connection: Connection, inbox: Inbox, *filters: str) -> Iterator[T
     Raises:
         SiteFailed: the broker can't be reached.
     """
-    up = threading.Event()
+    first: queue.SimpleQueue[LinkUp | LinkDown] = queue.SimpleQueue()
 
     def put(event: LinkEvent) -> None:
-        if isinstance(event, LinkUp):
-            up.set()
+        if isinstance(event, LinkUp | LinkDown):
+            first.put(event)
         inbox(event)
 
     transport = connect(connection, client_id=client_id_for(connection), inbox=put)
     try:
         transport.subscribe(*filters)
         transport.start()
-        if not up.wait(CONNECT_S):
-            raise SiteFailed("a further client could not connect to the broker")
+        try:
+            event = first.get(timeout=CONNECT_S)
+        except queue.Empty:
+            raise SiteFailed(f"{connection.url} doesn't answer within {CONNECT_S:g} s") from None
+        if isinstance(event, LinkDown):
+            raise SiteFailed(event.reason)
         yield transport
     finally:
         transport.close()

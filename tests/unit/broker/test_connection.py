@@ -133,6 +133,12 @@ def test_a_password_of_another_user_is_not_sent(tmp_path: Path) -> None:
     assert read_connection(command_line(broker="mqtt://operator:typed@localhost"), cam).password == "typed"  # noqa: S105 - of a test
 
 
+def test_a_name_in_the_certificate_goes_with_its_address(tmp_path: Path) -> None:
+    tunnel = file(tmp_path, "broker: mqtts://127.0.0.1:18883\nserver_name: gw.lan\n")
+    assert read_connection(tunnel).server_name == "gw.lan"
+    assert read_connection(command_line(broker="mqtts://other"), tunnel).server_name is None
+
+
 def test_a_key_of_another_certificate_is_not_used(tmp_path: Path) -> None:
     cam = file(tmp_path, "broker: mqtts://gw\ncert: cam.pem\nkey: cam.key\n")
     assert read_connection(cam).key == tmp_path / "cam.key"
@@ -165,7 +171,7 @@ def test_an_agents_data_connection_has_the_second_account_where_there_is_one(tmp
         ("user: cam\npassword_file: lines\n", "lines: the password file must hold one line"),
         ("user: cam\npassword_file: latin\n", "latin: the password file must hold one line"),
         ("user: cam\npassword_file: .\n", "the password file can't be read: Is a directory"),
-        ("passwort: x\n", "known fields: broker, ca, cert, key, user, password_file"),
+        ("passwort: x\n", "known fields: broker, ca, cert, key, server_name, user, password_file"),
         ("site: Plant\n", "site"),
     ],
 )

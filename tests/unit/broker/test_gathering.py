@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Iterator
 
@@ -28,7 +29,7 @@ class Link:
         self.theirs.sendall(packets)
 
     def read(self) -> list[str]:
-        self.gathering.read(self.ours, self)
+        self.gathering.read(self)
         return [event.topic for event in self.got if isinstance(event, Delivery)]
 
     def loop_read(self) -> int:
@@ -41,8 +42,8 @@ class Link:
     def want_write(self) -> bool:
         return self.owes_acknowledgement
 
-    def socket(self) -> object:
-        return self.ours
+    def has_bytes(self) -> bool:
+        return bool(select.select([self.ours], [], [], 0)[0])
 
 
 @pytest.fixture

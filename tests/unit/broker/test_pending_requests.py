@@ -186,7 +186,7 @@ def test_an_unavailable_task_ends_requests_at_once(sent: PendingRequests) -> Non
 
 
 def test_a_route_that_the_broker_does_not_publish_again_on_the_new_link_is_dropped(sent: PendingRequests) -> None:
-    sent.on_link_down()
+    sent.on_link_down("it is down", is_final=False)
     sent.on_link_up(START_S + 10.0)
     sent.drop_unconfirmed_routes(START_S + 10.0)
     assert isinstance(sent.step("r1", START_S + 10.0), Outgoing)  # until then it may be sent to
@@ -200,7 +200,7 @@ def test_a_route_that_the_broker_does_not_publish_again_on_the_new_link_is_dropp
 def test_a_dropped_route_without_requests_is_watched_until_it_could_be_back(sent: PendingRequests) -> None:
     sent.remove("r1")
     assert sent.prune_watches(START_S) == {"classify"}
-    sent.on_link_down()
+    sent.on_link_down("it is down", is_final=False)
     sent.on_link_up(START_S + 10.0)
     assert due_s(sent) == START_S + 10.0 + ROUTE_WAIT_S
     sent.drop_unconfirmed_routes(due_s(sent))
@@ -214,7 +214,7 @@ def test_a_request_after_the_broker_lost_its_memory_waits_for_the_route_as_earli
     sent: PendingRequests,
 ) -> None:
     sent.remove("r1")
-    sent.on_link_down()
+    sent.on_link_down("it is down", is_final=False)
     sent.on_link_up(START_S + 10.0)
     sent.drop_unconfirmed_routes(START_S + 10.0 + ROUTE_WAIT_S)
     sent.prune_watches(START_S + 10.0 + ROUTE_WAIT_S)
@@ -227,10 +227,10 @@ def test_a_request_after_the_broker_lost_its_memory_waits_for_the_route_as_earli
 
 def test_a_second_outage_before_the_route_is_back_does_not_shorten_the_wait(sent: PendingRequests) -> None:
     sent.remove("r1")
-    sent.on_link_down()
+    sent.on_link_down("it is down", is_final=False)
     sent.on_link_up(START_S + 10.0)
     sent.drop_unconfirmed_routes(START_S + 10.0 + ROUTE_WAIT_S)
-    sent.on_link_down()
+    sent.on_link_down("it is down", is_final=False)
     assert sent.next_deadline_s() is None
     assert sent.prune_watches(START_S + 10.0 + RETURN_WAIT_S) == {"classify"}
     sent.on_link_up(START_S + 20.0)
@@ -239,7 +239,7 @@ def test_a_second_outage_before_the_route_is_back_does_not_shorten_the_wait(sent
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_route_that_is_published_again_stays_even_ahead_of_the_link(sent: PendingRequests, *, ahead: bool) -> None:
-    sent.on_link_down()
+    sent.on_link_down("it is down", is_final=False)
     if ahead:
         sent.on_route("classify", bare_route(), START_S + 10.0)
     sent.on_link_up(START_S + 10.0)
@@ -250,7 +250,7 @@ def test_a_route_that_is_published_again_stays_even_ahead_of_the_link(sent: Pend
 
 
 def test_a_broker_that_lost_its_memory_costs_no_request(sent: PendingRequests) -> None:
-    sent.on_link_down()
+    sent.on_link_down("it is down", is_final=False)
     sent.on_link_up(START_S + 10.0)
     sent.drop_unconfirmed_routes(START_S + 12.0)
     assert sent.step("r1", START_S + 12.0) is None
@@ -285,7 +285,7 @@ def test_a_route_of_a_term_that_no_leader_can_have_come_to_changes_nothing(
 def test_a_task_that_was_unavailable_on_an_old_link_ends_no_request(pending: PendingRequests) -> None:
     why = bare_route(why="no device fits m", front_door=())
     pending.on_route("classify", why, START_S)
-    pending.on_link_down()
+    pending.on_link_down("it is down", is_final=False)
     assert pending.step("r1", START_S + 1.0) is None
     pending.on_link_up(START_S + 10.0)
     assert pending.step("r1", START_S + 10.0) is None
@@ -294,7 +294,7 @@ def test_a_task_that_was_unavailable_on_an_old_link_ends_no_request(pending: Pen
 
 
 def test_requests_are_resent_at_once_when_the_link_is_back(sent: PendingRequests) -> None:
-    sent.on_link_down()
+    sent.on_link_down("it is down", is_final=False)
     assert sent.step("r1", START_S + 1.0) is None
     sent.on_link_up(START_S + 1.1)
     assert isinstance(sent.step("r1", START_S + 1.1), Outgoing)
@@ -330,7 +330,7 @@ def test_a_route_of_a_task_that_is_not_watched_is_not_kept(pending: PendingReque
 @pytest.mark.parametrize(
     ("known", "link", "sentence"),
     [
-        (bare_route(), False, "no connection to the broker at mqtt://broker:1883"),
+        (bare_route(), False, "no connection to the broker: it is down"),
         (None, True, "route had not arrived"),
         (bare_route(front_door=()), True, "still being loaded"),
         (bare_route(), True, "no answer in time"),
@@ -343,7 +343,7 @@ def test_the_deadline_ends_a_request_with_the_reason(known: Route | None, link: 
     if known:
         pending.on_route("classify", known, START_S)
     if not link:
-        pending.on_link_down()
+        pending.on_link_down("it is down", is_final=False)
     pending.step("r1", START_S)
     assert due_s(pending) <= START_S + 0.5
     step = pending.step("r1", START_S + 0.5)
@@ -388,7 +388,7 @@ def test_a_client_whose_answers_the_broker_forbids_has_no_requests_until_the_nex
     step = sent.step("r1", START_S)
     assert isinstance(step, ErrorBody)
     assert step.message == "the broker refused s2m3/v1/clients/camera/results/+: Not authorized"
-    sent.on_link_down()
+    sent.on_link_down("it is down", is_final=False)
     sent.on_link_up(START_S)
     assert isinstance(sent.step("r1", START_S), Outgoing)
 
@@ -399,3 +399,22 @@ def test_a_client_that_may_not_read_the_route_sends_without_it(pending: PendingR
     assert due_s(pending) == START_S + FIRST_RETRY_S
     late = pending.step("r1", START_S + 1000.0)
     assert code_of(late) == ErrorCode.DEADLINE_EXCEEDED
+
+
+def test_a_final_reason_ends_every_request_at_once_until_the_link_is_up_again() -> None:
+    pending = PendingRequests(PREFIX, "camera", "mqtt://broker:1883")
+    pending.add(request(), START_S)
+    pending.on_link_down("wrong password", is_final=True)
+    step = pending.step("r1", START_S)
+    assert isinstance(step, ErrorBody)
+    assert (step.code, step.message) == (ErrorCode.NO_ROUTE, "wrong password")
+    pending.on_link_up(START_S)
+    assert not isinstance(pending.step("r1", START_S), ErrorBody)
+
+
+def test_without_an_attempt_the_reason_is_that_the_broker_has_not_answered() -> None:
+    pending = PendingRequests(PREFIX, "camera", "mqtt://broker:1883")
+    pending.add(request(deadline_s=0.5), START_S)
+    step = pending.step("r1", START_S + 0.5)
+    assert isinstance(step, ErrorBody)
+    assert "the broker at mqtt://broker:1883 has not answered yet" in step.message
