@@ -165,7 +165,7 @@ class Client:
         if isinstance(event, Delivery) and not self._is_route(event):
             self._mailbox.put_data(event, len(event.payload))
         else:
-            self._mailbox.put_control(event)
+            self._mailbox.put_control(event, len(event.payload) if isinstance(event, Delivery) else 0)
 
     def _is_route(self, delivery: Delivery) -> bool:
         """Routes stay in order with the link's events: a route of the old link must not count for the new one."""

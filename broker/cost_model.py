@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from heapq import heappop, heappush
 from typing import NamedTuple, TypeAlias
 
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, NodeName, TaskName, TaskSpec
@@ -43,6 +44,8 @@ class Link(NamedTuple):
 
 Linked: TypeAlias = DeviceSpec | Link
 """One end of a transfer."""
+_Start: TypeAlias = tuple[float, float, int]
+"""A node that can start: from when on, minus its seconds of computing, and its number. The least one goes next."""
 OUTSIDE = Link(id="", latency_s=0.0, bandwidth_bits_per_s=math.inf)
 """The broker's side of every link: the source of requests that no planned device publishes, and the end of a link that
 was never measured. Only the other end's link takes time. The empty id is not a valid device id."""
@@ -71,7 +74,8 @@ def memory_bytes(module: ModuleSpec, device: DeviceSpec) -> int:  # noqa: ARG001
 
 def may_run(task: TaskSpec, device: DeviceSpec) -> bool:
     """Whether a task's nodes may run on a device: the task's ``devices`` and the device's ``tasks`` allow it."""
-    return (task.devices is None or device.id in task.devices) and (device.tasks is None or task.task in device.tasks)
+    devices, tasks = task.allowed_devices, device.allowed_tasks
+    return (devices is None or device.id in devices) and (tasks is None or task.task in tasks)
 
 
 def may_hold(module: ModuleSpec, device: DeviceSpec, tasks: Iterable[TaskSpec]) -> bool:
@@ -136,6 +140,8 @@ def finish_s(
 ) -> dict[int, float]:
     """The second at which each placed node finishes, by node, in the order of the schedule.
 
+    Takes n log n steps for n nodes and needs: strangers' routes come here.
+
     Args:
         graph: the task's.
         devices: of each node that is placed.
@@ -144,23 +150,74 @@ def finish_s(
         queue_s: when each device is free; 0 for a device that isn't named.
         finished: nodes whose outputs are on their devices already: they wait for no device and keep no device busy.
     """
-    queue_s, todo = queue_s or {}, set(devices)
-    start = {node: graph.arrival_s(node, source, device) for node, device in devices.items()}
-    for node in todo.difference(finished):
-        start[node] = max(start[node], queue_s.get(devices[node].id, 0.0))
+    arrives_s = {node: graph.arrival_s(node, source, device) for node, device in devices.items()}
+    missing = {node: {need for need in graph.needs[node] if need in devices} for node in devices}
+    consumers: dict[int, list[int]] = {node: [] for node in devices}
+    for node, needs in missing.items():
+        for need in needs:
+            consumers[need].append(node)
+    queues = {device.id: _Queue((queue_s or {}).get(device.id, 0.0)) for device in devices.values()}
+    kept: list[_Start] = []  # finished nodes whose needs are scheduled: they go first
+    nexts: list[_Start] = []  # the next node of each queue, and entries that no longer are
     finish: dict[int, float] = {}
-    while todo:
-        able = [node for node in todo if todo.isdisjoint(graph.needs[node])]
-        _, _, _, node = min([(node not in finished, start[node], -compute_s[node], node) for node in able])
-        todo.remove(node)
-        finish[node] = end = start[node] + compute_s[node]
-        device = devices[node]
-        for other in todo:
-            if node in graph.needs[other]:
-                start[other] = max(start[other], end + transfer_s(graph.sent_bytes[node], device, devices[other]))
-            elif devices[other].id == device.id and node not in finished and other not in finished:
-                start[other] = max(start[other], end)
+    able = [node for node, needs in missing.items() if not needs]
+    while able or kept or nexts:
+        for node in able:
+            start = arrives_s[node], -compute_s[node], node
+            if node in finished:
+                heappush(kept, start)
+            else:
+                queues[devices[node].id].add(start, nexts)
+        able = []
+        start_s, _, node = start = heappop(kept or nexts)
+        queue = queues[devices[node].id]
+        if node not in finished and not queue.take(start, nexts, start_s + compute_s[node]):
+            continue
+        finish[node] = start_s + compute_s[node]
+        for other in consumers[node]:
+            sent_s = transfer_s(graph.sent_bytes[node], devices[node], devices[other])
+            arrives_s[other] = max(arrives_s[other], finish[node] + sent_s)
+            missing[other].remove(node)
+            if not missing[other]:
+                able.append(other)
     return finish
+
+
+class _Queue:
+    """The nodes that one device can run, of which the next one goes into a heap of all queues' next nodes."""
+
+    def __init__(self, free_s: float) -> None:
+        self._free_s = free_s
+        self._here: list[tuple[float, int]] = []  # all that they need has arrived when the device is free
+        self._coming: list[_Start] = []
+
+    def add(self, start: _Start, nexts: list[_Start]) -> None:
+        """Put a node into the queue."""
+        heappush(self._coming, start)
+        self._put_next(nexts)
+
+    def take(self, start: _Start, nexts: list[_Start], until_s: float) -> bool:
+        """Run this node until then, if it still is the next one; whether it is."""
+        if self._next() != start:
+            return False
+        if self._here:
+            heappop(self._here)
+        else:
+            heappop(self._coming)
+        self._free_s = until_s
+        self._put_next(nexts)
+        return True
+
+    def _put_next(self, nexts: list[_Start]) -> None:
+        if (start := self._next()) is not None:
+            heappush(nexts, start)
+
+    def _next(self) -> _Start | None:
+        while self._coming and self._coming[0][0] <= self._free_s:
+            heappush(self._here, heappop(self._coming)[1:])
+        if self._here:
+            return self._free_s, *self._here[0]
+        return self._coming[0] if self._coming else None
 
 
 def answer_s(graph: Graph, finish: Mapping[int, float], devices: Mapping[int, Linked], source: Linked) -> float:

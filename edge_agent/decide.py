@@ -200,7 +200,7 @@ def _forget_unconfirmed_tasks(state: AgentState, now_s: float) -> list[Action]:
 
 def _on_task_cleared(state: AgentState, event: events.RouteCleared, now_s: float) -> list[Action]:
     task = event.task
-    state.routes.pop(task, None)
+    kept_routes.forget(state, task)
     state.latency_inflation.pop(task, None)
     state.unconfirmed_tasks.discard(task)
     return [

@@ -19,7 +19,7 @@ from broker.protocol.messages import (
     TensorMessage,
 )
 from broker.protocol.reports import EventType, Trace
-from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, NodeName, RequestId, TaskName, Wire
+from broker.protocol.specs import ClientName, DeviceId, ModuleKey, ModuleName, NodeName, RequestId, TaskName, Wire
 from broker.protocol.tensors import Tensors
 from edge_agent.modules import Output, Value
 
@@ -98,6 +98,7 @@ class Requested(OwnEvent):
     reply_to: str
     correlation: bytes
     expiry_s: int | None
+    client: ClientName = ""
     waited_s: float = 0.0  # in this device's mailbox: the request has so much less time
 
 

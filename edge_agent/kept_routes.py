@@ -7,29 +7,47 @@ from __future__ import annotations
 
 from broker.protocol.codec import encode
 from broker.protocol.messages import Route
-from broker.protocol.specs import TaskName
+from broker.protocol.specs import MAX_TASKS, MAX_TASKS_BYTES, TaskName
 from edge_agent.state import AgentState
 
-MAX_ROUTES = 2_000
-MAX_ROUTE_BYTES = 4 * 1024 * 1024  # as JSON, some nine times of that in memory; the route of a usual task has 2 kB
+MAX_ROUTES = MAX_TASKS
+MAX_ROUTE_BYTES = MAX_TASKS_BYTES  # as JSON, some nine times of that in memory
 
 
 def keep(state: AgentState, route: Route) -> list[TaskName]:
     """Keep a route, and name the tasks whose routes are too many now; they are counted as dropped."""
+    forget(state, route.task)
+    is_own = state.device in route.front_door or state.device in route.second_door
     state.routes[route.task] = route
-    state.route_bytes = {task: size_bytes for task, size_bytes in state.route_bytes.items() if task in state.routes}
-    state.route_bytes[route.task] = len(encode(route))
+    state.route_sizes[route.task] = is_own, len(encode(route))
+    state.routes_bytes += state.route_sizes[route.task][1]
+    if not _are_too_many(state):
+        return []
     excess: list[TaskName] = []
-    count, total_bytes = len(state.route_bytes), sum(state.route_bytes.values())
-    while count > MAX_ROUTES or total_bytes > MAX_ROUTE_BYTES:
-        task = max(state.route_bytes, key=lambda task: _rank(state, task))
-        total_bytes -= state.route_bytes.pop(task)
-        count -= 1
+    for task in sorted(state.routes, key=lambda task: _rank(state, task)):
+        _forget_size(state, task)
         excess.append(task)
+        if not _are_too_many(state):
+            break
     state.dropped["excess_route"] += len(excess)
     return excess
 
 
+def forget(state: AgentState, task: TaskName) -> None:
+    """Drop the route of a task, if there is one."""
+    state.routes.pop(task, None)
+    _forget_size(state, task)
+
+
+def _forget_size(state: AgentState, task: TaskName) -> None:
+    state.routes_bytes -= state.route_sizes.pop(task, (False, 0))[1]
+
+
+def _are_too_many(state: AgentState) -> bool:
+    return len(state.route_sizes) > MAX_ROUTES or state.routes_bytes > MAX_ROUTE_BYTES
+
+
 def _rank(state: AgentState, task: TaskName) -> tuple[bool, int]:
-    route = state.routes[task]
-    return state.device not in (*route.front_door, *route.second_door), state.route_bytes[task]
+    """The least rank is dropped first."""
+    is_own, size_bytes = state.route_sizes[task]
+    return is_own, -size_bytes

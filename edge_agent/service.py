@@ -22,7 +22,7 @@ from broker.protocol.client_ids import client_id
 from broker.protocol.codec import encode
 from broker.protocol.errors import ErrorCode, IdInUse, RemoteProtocolError, TransportError
 from broker.protocol.messages import About, DeviceProfile, DeviceState, ErrorBody
-from broker.protocol.specs import TaskName
+from broker.protocol.specs import MAX_TASKS, TaskName
 from broker.protocol.topics import DEVICE_ECHO, DEVICE_STATE, prefix_of
 from broker.transport import port
 from broker.transport.connect import connect
@@ -170,12 +170,14 @@ class Agent:
     def _put(self, link: Literal["control", "data"], event: port.LinkEvent) -> None:
         item = _FromLink(link, event, time.monotonic())
         if link == "control" or not isinstance(event, port.Delivery):
-            is_kept = self._mailbox.put_control(item, certain=isinstance(event, port.LinkUp | port.LinkDown))
+            size_bytes = len(event.payload) if isinstance(event, port.Delivery) else 0
+            certain = isinstance(event, port.LinkUp | port.LinkDown)
+            is_kept = self._mailbox.put_control(item, size_bytes, certain=certain)
             if link == "control" and not is_kept:
                 self._refusals.note(item.at_s)
         elif event.retain or not wire.is_request(self._prefix, event.topic):
             self._mailbox.put_data(item, len(event.payload))
-        elif not self._mailbox.put_request(item, len(event.payload)):
+        elif not self._mailbox.put_request(item, len(event.payload), client=wire.client_of(self._prefix, event.topic)):
             self._refuse(event)
 
     def _refuse(self, delivery: port.Delivery) -> None:
@@ -183,7 +185,8 @@ class Agent:
         request = wire.event_of(self._prefix, delivery)
         if isinstance(request, events.Requested):
             refusal = refuse_unread(self._state, request, time.monotonic())
-            self._refused[request.task] += bool(refusal)
+            if refusal and (request.task in self._refused or len(self._refused) < MAX_TASKS):
+                self._refused[request.task] += 1
             self._sender.refuse(refusal)
 
     def _turn(self) -> None:

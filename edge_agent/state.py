@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 
 from broker.protocol.codec import RawInput
 from broker.protocol.messages import SUSPECTED_FOR_S, AssignedModule, NodeDone, NodeInputs, Plan, Route, Timing
-from broker.protocol.specs import DeviceId, ModuleKey, NodeName, RequestId, TaskName
+from broker.protocol.specs import ClientName, DeviceId, ModuleKey, NodeName, RequestId, TaskName
 from broker.protocol.tensors import Tensors
 from edge_agent.events import NodeRun, Requested
 from edge_agent.modules import Output, Value
 from edge_agent.requests.counters import Counters, Sampler
-from edge_agent.requests.fair_queue import FairQueue
+from edge_agent.requests.fair_queue import FairQueue, Flow
 
 MAX_TRACES_PER_S = 20
+NODE_BYTES = 2_048  # about, in memory, of one node of a plan and its timing
+NEED_BYTES = 128  # about, of one need of a node
+ARRAY_BYTES = 256  # of an array, beside its elements
 Fence = tuple[int, int]
 """(epoch, generation). A message with a lower fence than the highest seen is stale."""
 
@@ -33,6 +36,7 @@ class Coordinated:
     reply_to: str
     correlation: bytes
     deadline_s: float
+    client: ClientName = ""
     arrived_s: float = 0.0
     began_s: float = 0.0
     expected_s: float = 0.0  # expected duration at admission; 0 when unknown
@@ -50,6 +54,11 @@ class Coordinated:
     late: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # had a node's inputs when an attempt timed out
     hung: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # gave the node up for good in an earlier attempt
     retry_at_s: float = 0.0  # when to send the missing nodes again
+
+    @property
+    def flow(self) -> Flow:
+        """Its account in fair queues."""
+        return self.task, self.client
 
     @property
     def size_bytes(self) -> int:
@@ -74,10 +83,12 @@ class PendingNode:
     message: NodeInputs
     deadline_s: float
     values: dict[NodeName, Value] = field(default_factory=dict)
-    timings: dict[NodeName, Timing] = field(default_factory=dict)
-    size_bytes: int = 0
+    timings: dict[NodeName, Timing] = field(default_factory=dict)  # of nodes of the plan
+    size_bytes: int = 0  # of its values
+    message_bytes: int = 0  # about, of the message and the timings
     complete_s: float = 0.0  # when the last input arrived
     waiting: bool = False  # in the fair queue
+    flow: Flow = ("", "")  # its account there
     running: bool = False  # submitted to the compute thread
 
     @property
@@ -120,7 +131,8 @@ class AgentState:
     ready: set[ModuleKey] = field(default_factory=set)
     failed: set[ModuleKey] = field(default_factory=set)  # assigned, but can't be loaded here
     routes: dict[TaskName, Route] = field(default_factory=dict)
-    route_bytes: dict[TaskName, int] = field(default_factory=dict)  # of these routes, as JSON
+    route_sizes: dict[TaskName, tuple[bool, int]] = field(default_factory=dict)  # whether it names us, bytes as JSON
+    routes_bytes: int = 0  # of all of them
     share_groups: dict[TaskName, str] = field(default_factory=dict)  # joined as a front door or a backup coordinator
     leave_at_s: dict[str, float] = field(default_factory=dict)  # share group -> when to leave it
     backups: dict[RequestId, BackedUp] = field(default_factory=dict)  # in the order of arrival
@@ -135,10 +147,10 @@ class AgentState:
     kept_bytes: int = 0
     sweep_at_s: float = -math.inf  # when to drop expired outputs
     fair_queue: FairQueue[NodeRun] = field(default_factory=FairQueue)  # complete nodes, before the compute thread
-    passes: dict[NodeRun, tuple[TaskName, ModuleKey]] = field(default_factory=dict)  # submitted to it, in order
+    passes: dict[NodeRun, tuple[Flow, ModuleKey]] = field(default_factory=dict)  # submitted to it, in order
     pass_began_s: float = 0.0  # the first of them
     measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # moving average of the passes here
-    reported_s: dict[tuple[DeviceId, TaskName], tuple[float, float]] = field(default_factory=dict)  # -> when, its queue
+    reported_s: dict[tuple[DeviceId, Flow], tuple[float, float]] = field(default_factory=dict)  # -> when, its queue
     latency_inflation: dict[TaskName, float] = field(default_factory=dict)  # real over expected latency, on average
     last_heard_s: dict[DeviceId, float] = field(default_factory=dict)  # of devices that have work of ours
     suspect_only_after_s: float = -math.inf  # what was sent earlier may be lost, or its receiver was away
@@ -166,8 +178,21 @@ class AgentState:
         return min(times, default=None)
 
 
+def kept_bytes_of(value: Value) -> int:
+    """About the memory of a raw input or of some arrays, also of arrays without elements."""
+    return size_of(value) + (0 if isinstance(value, RawInput) else ARRAY_BYTES * len(value))
+
+
 def size_of(value: Value) -> int:
     """The bytes of a raw input or of some arrays."""
     if isinstance(value, RawInput):
         return len(value.data)
     return sum(int(array.nbytes) for array in value.values())
+
+
+def message_bytes_of(message: NodeInputs) -> int:
+    """About the memory of a message without its arrays, and of the timings that it may collect."""
+    nodes = message.plan.nodes.values()
+    texts = len(message.reply_to) + len(message.correlation)
+    texts += sum(len(name) + len(text) for name, text in message.content_types.items())
+    return NODE_BYTES * (len(nodes) + len(message.second_door)) + NEED_BYTES * sum(len(n.needs) for n in nodes) + texts

@@ -22,7 +22,7 @@ from broker.protocol.messages import (
     Route,
     TensorMessage,
 )
-from broker.protocol.specs import DeviceId, NodeName
+from broker.protocol.specs import ClientName, DeviceId, NodeName
 from broker.protocol.tensors import Array, Tensors
 from broker.transport.port import RECONNECT_S, Delivery, Denied, Outgoing, Undelivered
 from edge_agent import events
@@ -79,8 +79,15 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | events.Connectio
             reply_to=topics.answer_topic(prefix, incoming, delivery.response_topic),
             correlation=delivery.correlation or b"",
             expiry_s=delivery.expiry_s,
+            client=incoming.ids.get("client", ""),
         )
     return _control_event(incoming, retained=delivery.retain)
+
+
+def client_of(prefix: str, topic: str) -> ClientName:
+    """The client that a request's topic names, or an empty text."""
+    ids = topics.CLIENT_REQUESTS.match(prefix, topic)
+    return ids["client"] if ids else ""
 
 
 def _refuse_wrong_request(prefix: str, delivery: Delivery) -> None:

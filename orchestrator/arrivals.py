@@ -86,6 +86,7 @@ class Arrivals:
 
     def _put(self, event: port.LinkEvent | PlanFound, *, control: bool, certain: bool = False) -> None:
         arrived = Arrived(control, event, time.monotonic())
-        if not self._mailbox.put_control(arrived, certain=certain):
+        size_bytes = len(event.payload) if isinstance(event, port.Delivery) else 0
+        if not self._mailbox.put_control(arrived, size_bytes, certain=certain):
             self.missed = True
             self.refusals.note(arrived.at_s)

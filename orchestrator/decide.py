@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from itertools import islice
 
 from broker.protocol.messages import OrchestratorState
 from broker.protocol.specs import DeviceId, TaskName, TaskSpec
@@ -33,13 +34,17 @@ from orchestrator.membership.device import with_assigned
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.membership.frozen import with_fields
 from orchestrator.placement import births, planning, publish, reconcile, restore
-from orchestrator.placement.deployability import why_unroutable
+from orchestrator.placement.deployability import why_too_many, why_unroutable
 from orchestrator.placement.drain import drain_retry_at_s, empty_draining_devices
 from orchestrator.placement.planner_input import updated_footprints
 from orchestrator.placement.rebalance import next_step_at_s, plan_moves
 from orchestrator.state import Moment, Snapshot, State
 from orchestrator.unrouted_requests import answer_unrouted
 
+MAX_REFUSED = 1_000  # tasks whose specs were refused, the latest
+MAX_RETAINED = 4_000  # routes of tasks that aren't known, in the broker's memory
+MAX_SERVING = 100_000  # modules and devices that retained routes name
+_FAILURES_LOGGED = 8  # of one heartbeat
 _SESSIONS_KEPT = 16  # of our own links: the broker has messages of fewer under way
 
 Rule = Callable[[State, Moment], tuple[State, list[Action]]]
@@ -202,6 +207,7 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
                 broker_change=0,
                 delivered=NOTHING_DELIVERED,
                 retained_routes={},
+                serving_entries=0,
                 reviewed_s=now_s,  # what devices measure just after an outage is of its backlog
             )
         case events.MessagesRefused() if state.link is not None:
@@ -211,8 +217,8 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
             state = _roll_back(state, now_s)
         case events.TaskDeployed() | events.TaskRejected() | events.TaskUndeployed() | DrainReceived():
             state = _on_order(state, event)
-        case events.RetainedRouteReceived(task):
-            state = replace(state, retained_routes={**state.retained_routes, task: event})
+        case events.RetainedRouteReceived():
+            state = _with_retained_route(state, event)
     cluster, known = checks.conclude(state.cluster, state.checks, event, now_s)
     if cluster is not state.cluster or known is not state.checks:
         state = replace(state, cluster=cluster, checks=known)
@@ -257,7 +263,7 @@ def _on_order(state: State, order: events.Order) -> State:
     """The state after an operator's order."""
     match order:
         case events.TaskDeployed(spec):
-            why = why_unroutable(spec)
+            why = why_too_many(state, spec) or why_unroutable(spec)
             state = _with_task(state, spec) if why is None else _with_invalid_task(state, spec.task, why)
         case events.TaskRejected(task, why):
             state = _with_invalid_task(state, task, why)
@@ -278,7 +284,20 @@ def _with_task(state: State, spec: TaskSpec) -> State:
 
 def _with_invalid_task(state: State, task: TaskName, why: str) -> State:
     state = restore.without_task(state, task)
-    return replace(state, invalid={**state.invalid, task: why})
+    kept = dict(islice(state.invalid.items(), max(0, len(state.invalid) - MAX_REFUSED + 1), None))
+    return replace(state, invalid={**kept, task: why})
+
+
+def _with_retained_route(state: State, event: events.RetainedRouteReceived) -> State:
+    """The state with a route that the broker retains; of too many routes, or too long ones, it keeps a part."""
+    known = state.retained_routes.get(event.task)
+    if known is None and len(state.retained_routes) >= MAX_RETAINED and event.task not in state.tasks:
+        return state
+    others = state.serving_entries - (known.entries if known else 0)
+    if others + event.entries > MAX_SERVING:
+        event = replace(event, serving={})
+    routes = {**state.retained_routes, event.task: event}
+    return replace(state, retained_routes=routes, serving_entries=others + event.entries)
 
 
 def _settle(state: State, now_s: float) -> State:
@@ -357,7 +376,10 @@ def _log_device_changes(before: Cluster, after: Cluster) -> list[Action]:
             if not device.always_on:
                 fields["availability"] = device.availability
             notes.append(events.Note("device_changed", fields))
-        for key, error in device.failed.items():
-            if known is None or key not in known.failed:
-                notes.append(events.Note("module_failed", {"device": name, "module": key, "error": error}))
+        known_failed = known.failed if known else {}
+        failed = [item for item in device.failed.items() if item[0] not in known_failed]
+        for key, error in failed[:_FAILURES_LOGGED]:
+            notes.append(events.Note("module_failed", {"device": name, "module": key, "error": error}))
+        if more := failed[_FAILURES_LOGGED:]:
+            notes.append(events.Note("more_modules_failed", {"device": name, "modules": len(more)}))
     return notes

@@ -107,6 +107,11 @@ class RetainedRouteReceived:
     front_door: bool = False  # whether any device takes the task's requests
     serving: Mapping[ModuleKey, tuple[DeviceId, ...]] = field(default_factory=dict)  # the devices that ran its modules
 
+    @property
+    def entries(self) -> int:
+        """The number of modules and devices that it names."""
+        return len(self.serving) + sum(map(len, self.serving.values()))
+
 
 @dataclass(frozen=True)
 class RouteHeard:

@@ -28,6 +28,7 @@ from orchestrator.membership.device import Device, Fitness
 from orchestrator.placement.reconcile import TOOK_OVER
 from orchestrator.state import State
 
+MAX_HEARD = 20_000  # revisions at the broker: twice those of the most tasks; more are cleared after the next link
 Name = Literal["online", "suspect", "unresponsive", "dead", "away", "probation", "draining", "drained"]
 EVENT_OF: Final[Mapping[Name, EventType]] = {
     "online": EventType.DEVICE_ONLINE,
@@ -158,8 +159,8 @@ class Reports:
     def _on_revision(self, event: events.RevisionReceived) -> None:
         """Note what a revision's topic has now: the broker's memory, our own message, or another client's."""
         name = (event.task, event.revision)
-        self._heard.pop(name, None)
-        if not event.is_empty:
+        known = self._heard.pop(name, None)
+        if not event.is_empty and (known is not None or len(self._heard) < MAX_HEARD):
             self._heard[name] = event.spec is not None
         self._kept = None
 

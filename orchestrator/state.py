@@ -231,6 +231,7 @@ class State:
     broker_change: int = 0  # the broker's change number, as heard over this link before that
     delivered: Delivered = NOTHING_DELIVERED
     retained_routes: Mapping[TaskName, RetainedRouteReceived] = field(default_factory=dict)  # came over this link
+    serving_entries: int = 0  # modules and devices that they name
     tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)  # in the order in which they were deployed
     undated: frozenset[TaskName] = frozenset()  # tasks whose specs came while settling: their order says nothing
     invalid: Mapping[TaskName, str] = field(default_factory=dict)

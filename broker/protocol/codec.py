@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -49,6 +49,8 @@ def encode(message: BaseModel) -> bytes:
 def decode(kind: type[M], payload: bytes) -> M:
     """Read a control message or a result; unknown fields are ignored, also inside a spec.
 
+    A value of another JSON type than the field's is refused: a number as a text, 1 for true.
+
     Messages that may have further fields keep them.
 
     Raises:
@@ -56,8 +58,9 @@ def decode(kind: type[M], payload: bytes) -> M:
     """
     if len(payload) > MAX_CONTROL_BYTES:
         raise RemoteProtocolError(f"{kind.__name__} of {len(payload)} bytes, at most {MAX_CONTROL_BYTES} are allowed")
+    extra: Literal["ignore"] | None = None if kind.model_config.get("extra") == "allow" else "ignore"
     try:
-        return kind.model_validate_json(payload, extra=None if kind.model_config.get("extra") == "allow" else "ignore")
+        return kind.model_validate_json(payload, strict=True, extra=extra)
     except ValidationError as error:
         field, sentence = describe(error.errors()[0])
         raise RemoteProtocolError(": ".join(part for part in (kind.__name__, field, sentence) if part)) from error

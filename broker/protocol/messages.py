@@ -13,13 +13,26 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 
 from broker.protocol.errors import ErrorCode
 from broker.protocol.specs import (
+    MAX_INPUTS,
+    MAX_LEVEL_BYTES,
     MAX_NODES,
+    MAX_TASKS,
     Availability,
     Bytes,
+    ClientName,
     DeviceId,
     Id,
     InputSpec,
@@ -34,6 +47,7 @@ from broker.protocol.specs import (
     TaskName,
     Value,
     Wire,
+    check_size,
     in_order,
 )
 
@@ -41,11 +55,15 @@ MAX_DEADLINE_S = 86_400.0  # one day
 MAX_EPOCH_JUMP = 1_000_000  # a higher epoch above the highest known is not plausible: each term adds one
 SUSPECTED_FOR_S = 15.0  # a timed-out call counts so long: a few timeouts of a coordinator, and its next heartbeats
 
+MAX_REASON = 1_000  # characters: an engine's error may list each tensor of a model
+MAX_COUNT = 2**60
 MAX_FENCE = 2**53 - 1  # the largest integer that is exact in every JSON reader
 
 Fence = Annotated[int, Field(strict=True, ge=0, le=MAX_FENCE)]
 """A number that tells old from new, such as an epoch. Anything else is refused when it is read: a text, true, 1.0."""
-Count = Annotated[int, Field(strict=True, ge=0, le=2**60)]
+Reason = Annotated[str, AfterValidator(lambda text: text[:MAX_REASON])]
+"""A sentence for people about a failure; the rest of a longer one is left out when it is read or written."""
+Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
 
 
 class Message(Value, BaseModel):
@@ -55,6 +73,7 @@ class Message(Value, BaseModel):
 
 
 def _check_graph(needs: Mapping[NodeName, Sequence[NodeName]], output: NodeName | None) -> None:
+    check_size(needs)
     if output not in needs:
         raise ValueError(f"output names {output}, which is not a node")
     if len(in_order(needs)) < len(needs):
@@ -115,7 +134,7 @@ class DeviceState(Message):
     session: Fence
     profile: DeviceProfile | None = None
     about: About | None = None
-    tasks: tuple[TaskName, ...] | None = None  # the tasks that it may serve; null allows all
+    tasks: Annotated[tuple[TaskName, ...], Field(max_length=MAX_TASKS)] | None = None  # that it may serve; null: all
     availability: Annotated[Availability, Field(exclude_if=_unless("always"))] = "always"
 
 
@@ -125,7 +144,7 @@ class AssignedModule(Message):
     module: ModuleName
     spec: ModuleSpec
     role: Literal["active", "standby"] = "active"
-    why: str = ""
+    why: Reason = ""
     revision: Revision | None = None  # of the task's spec that describes the module; of the first task by name
 
 
@@ -143,7 +162,7 @@ class HeldModule(Message):
 
     module: ModuleName
     state: Literal["loading", "ready", "failed"]
-    error: str | None = None
+    error: Reason | None = None
     memory_bytes: Count = 0  # measured once it is ready, before that the spec's
     load_s: NotNegative | None = None  # measured: read and calibrate the weights, without imports
     compute_s: NotNegative | None = None  # moving average of measured forward passes
@@ -195,7 +214,7 @@ class Route(Message):
     epoch: Fence
     generation: Fence
     group: Fence  # counts the changes of front doors and backup coordinators; part of the share group's name
-    inputs: dict[NodeName, InputSpec] = {}
+    inputs: Annotated[dict[NodeName, InputSpec], Field(max_length=MAX_INPUTS)] = {}
     nodes: Annotated[dict[NodeName, RouteNode], Field(max_length=MAX_NODES)] = {}
     output: NodeName | None = None
     wire: Wire = "float32"
@@ -214,6 +233,11 @@ class Route(Message):
     def order(self) -> tuple[NodeName, ...]:
         """The nodes, each after all that it needs."""
         return in_order({name: node.needs for name, node in self.nodes.items()})
+
+    @cached_property
+    def compute_s(self) -> Mapping[tuple[NodeName, DeviceId], float]:
+        """The seconds of each node on each device that can run it."""
+        return {(name, each.device): each.compute_s for name, node in self.nodes.items() for each in node.devices}
 
     @property
     def complete(self) -> bool:
@@ -326,6 +350,7 @@ class NodeInputs(Envelope):
     coordinator: DeviceId
     deadline_s: Annotated[float, Field(ge=0, le=MAX_DEADLINE_S)]  # the time left when sent: clocks needn't agree
     reply_to: str
+    client: Annotated[ClientName, Field(max_length=MAX_LEVEL_BYTES, exclude_if=_unless(""))] = ""  # of the request
     correlation: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$")] = ""  # Correlation Data, hexadecimal
     plan: Annotated[Plan, BeforeValidator(_from_text)]
     content_types: Annotated[dict[NodeName, str], BeforeValidator(_from_text)] = {}

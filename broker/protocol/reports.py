@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from broker.protocol.messages import Count, Fence, Message
+from broker.protocol.messages import Count, Fence, Message, Reason
 from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, NodeName, NotNegative, RequestId, Revision, TaskName
 
 Time = NotNegative
@@ -104,7 +104,7 @@ class ModuleSummary(Message):
     module: ModuleName
     state: Word
     memory_bytes: Count
-    error: str | None = None
+    error: Reason | None = None
 
 
 class TaskCounters(Message):

@@ -31,6 +31,10 @@ ModuleName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.@-]*(/[a-z0-9][a-z0-9.@-]*)*$", max_length=128)
 ]
 MAX_NODES = 256  # of a task: each message between agents carries its plan, and has a header of at most 256 KiB
+MAX_NEEDS = 1_024  # of all nodes of a task together; the largest task of the catalogue has 7
+MAX_INPUTS = 64  # of a task
+MAX_TASKS = 2_000  # of a site: so many the orchestrator deploys, and of so many an agent keeps the routes
+MAX_TASKS_BYTES = 4 * 1024 * 1024  # of their specs, and of their routes, as JSON; those of a usual task have 2 kB
 MAX_LEVEL_BYTES = 64
 LEVEL_PATTERN = r"^[^/+#\x00]+$"
 INVALID_LEVEL = f"is not a valid topic level: use 1 to {MAX_LEVEL_BYTES} bytes of UTF-8 without + # / and NUL"
@@ -41,6 +45,8 @@ def is_level(text: str) -> bool:
     return re.fullmatch(LEVEL_PATTERN[1:-1], text) is not None and len(text.encode(errors="replace")) <= MAX_LEVEL_BYTES
 
 
+ClientName = str
+"""The client of a request, as its topic names it (``is_level``); empty where the topic names none."""
 Revision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 """One version of a task's spec (``TaskSpec.revision``)."""
 Wire = Literal["float32", "float16"]
@@ -106,6 +112,13 @@ def in_order(needs: Mapping[NodeName, Sequence[NodeName]]) -> tuple[NodeName, ..
                     freed.append(consumer)
         following = sorted(freed, key=position.__getitem__)
     return tuple(done)
+
+
+def check_size(needs: Mapping[NodeName, Sequence[NodeName]]) -> None:
+    """Refuse a graph with too many needs: all that reads it takes steps for each of them."""
+    count = sum(map(len, needs.values()))
+    if count > MAX_NEEDS:
+        raise ValueError(f"the nodes have {count} needs, at most {MAX_NEEDS} are allowed")
 
 
 class Value(BaseModel):
@@ -223,17 +236,18 @@ class TaskSpec(Spec):
     task: TaskName
     description: str = ""
     source: DeviceId | None = None  # requests start there, for planning
-    inputs: Annotated[dict[NodeName, InputSpec], Field(min_length=1)]
+    inputs: Annotated[dict[NodeName, InputSpec], Field(min_length=1, max_length=MAX_INPUTS)]
     nodes: Annotated[dict[NodeName, NodeSpec], Field(min_length=1, max_length=MAX_NODES)]
     output: NodeName
     weight: Positive = 1.0  # requests per second, for planning
     wire: Wire = "float32"
     redundancy: Literal[1, 2] = 1  # 2: a second device holds each request until it is answered
     devices: Annotated[tuple[DeviceId, ...], Field(min_length=1)] | None = None
-    modules: dict[ModuleName, ModuleSpec]
+    modules: Annotated[dict[ModuleName, ModuleSpec], Field(max_length=MAX_NODES)]
 
     @model_validator(mode="after")
     def _graph_is_sound(self) -> Self:
+        check_size({name: node.needs for name, node in self.nodes.items()})
         if twice := sorted(self.inputs.keys() & self.nodes.keys()):
             raise _unsound(("nodes", twice[0]), "is the name of an input too; rename one")
         known = self.inputs.keys() | self.nodes.keys()
@@ -261,6 +275,16 @@ class TaskSpec(Spec):
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    @cached_property
+    def size_bytes(self) -> int:
+        """Its bytes as JSON."""
+        return len(self.model_dump_json(exclude_none=True).encode())
+
+    @cached_property
+    def allowed_devices(self) -> frozenset[DeviceId] | None:
+        """The devices where its modules may stand; None allows all."""
+        return None if self.devices is None else frozenset(self.devices)
+
     def module_of(self, node: NodeName) -> ModuleSpec:
         """The spec of a node's module."""
         return self.modules[self.nodes[node].module]
@@ -285,6 +309,11 @@ class DeviceSpec(Spec):
     compute_s: dict[str, Positive] = {}  # module name or key -> measured seconds, used instead of the estimate
     tasks: tuple[TaskName, ...] | None = None
     availability: Availability = "always"
+
+    @cached_property
+    def allowed_tasks(self) -> frozenset[TaskName] | None:
+        """The tasks that it may serve; None allows all."""
+        return None if self.tasks is None else frozenset(self.tasks)
 
 
 class FleetSpec(Spec):

@@ -7,7 +7,7 @@ meanwhile, the backup takes the request over as if it had just arrived. So a sen
 although a coordinator dies. Delivery is at least once: an answer may come twice.
 
 Invariants:
-- The copies are bounded in number and bytes. The oldest is dropped first, and counted.
+- The copies are bounded in number and bytes. The oldest of the client with most of them is dropped first, and counted.
 - A copy waits for at most half of the request's time: the device that takes it over needs the other half.
 """
 
@@ -18,7 +18,7 @@ from collections import Counter
 from broker.protocol.codec import request_id
 from broker.protocol.messages import NodeDone, Route
 from broker.protocol.reports import EventType
-from broker.protocol.specs import DeviceId, RequestId, TaskName
+from broker.protocol.specs import ClientName, DeviceId, RequestId, TaskName
 from edge_agent.events import Action, Log, PublishEvent, Requested
 from edge_agent.requests import coordinate
 from edge_agent.requests.error_reply import lifetime_s
@@ -28,7 +28,7 @@ from edge_agent.state import AgentState, BackedUp
 
 MAX_BACKUPS = 1024
 GONE, LATE = "a device left the front door", "no device answered in time"
-MAX_BACKUP_BYTES = 64 * 1024 * 1024  # of their payloads
+MAX_BACKUP_BYTES = 64 * 1024 * 1024  # of their payloads and properties
 
 
 def on_request(state: AgentState, event: Requested, route: Route, now_s: float) -> list[Action]:
@@ -37,11 +37,11 @@ def on_request(state: AgentState, event: Requested, route: Route, now_s: float) 
     if request in state.backups or request in state.coordinated:
         return []
     life_s = lifetime_s(event)
-    wait_s = min(coordinate.timeout_s(_expected_s(state, route, now_s)), life_s / 2)
+    wait_s = min(coordinate.timeout_s(_expected_s(state, route, event.client, now_s)), life_s / 2)
     state.backups[request] = BackedUp(event, route.front_door, now_s + wait_s, now_s + life_s)
-    state.backup_bytes += len(event.payload)
+    state.backup_bytes += _size_of(event)
     while state.backup_bytes > MAX_BACKUP_BYTES or len(state.backups) > MAX_BACKUPS:
-        _release(state, next(iter(state.backups)))
+        _release(state, _excess(state))
         state.dropped["not_held_longer"] += 1
     return []
 
@@ -78,10 +78,17 @@ def on_tick(state: AgentState, now_s: float) -> list[Action]:
     return _take_over(state, now_s, requests, why=LATE)
 
 
-def _expected_s(state: AgentState, route: Route, now_s: float) -> float:
+def _excess(state: AgentState) -> RequestId:
+    """The oldest copy of the client that has most of them."""
+    most, _ = Counter(backup.event.client for backup in state.backups.values()).most_common(1)[0]
+    return next(request for request, backup in state.backups.items() if backup.event.client == most)
+
+
+def _expected_s(state: AgentState, route: Route, client: ClientName, now_s: float) -> float:
     """The expected duration of a request of typical size; 0 when it is unknown."""
     sizes = {name: spec.bytes for name, spec in route.inputs.items()}
-    choice = choose_plan(route, here=state.device, input_bytes=sizes, queue_s=waits_s(state, now_s, task=route.task))
+    waiting_s = waits_s(state, now_s, task=route.task, client=client)
+    choice = choose_plan(route, here=state.device, input_bytes=sizes, queue_s=waiting_s)
     return choice[1] if choice else 0.0
 
 
@@ -101,5 +108,9 @@ def _take_over(state: AgentState, now_s: float, requests: list[RequestId], why: 
 
 def _release(state: AgentState, request: RequestId) -> BackedUp:
     backup = state.backups.pop(request)
-    state.backup_bytes -= len(backup.event.payload)
+    state.backup_bytes -= _size_of(backup.event)
     return backup
+
+
+def _size_of(event: Requested) -> int:
+    return len(event.payload) + len(event.correlation) + len(event.content_type) + len(event.reply_to)

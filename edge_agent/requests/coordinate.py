@@ -32,14 +32,16 @@ from broker.protocol.topics import may_reply_to
 from broker.transport.port import RECONNECT_S
 from edge_agent.events import Action, DataLinkChanged, Log, Requested, Send, SendHeartbeat
 from edge_agent.requests.error_reply import error_reply, lifetime_s, no_room, other_backups
+from edge_agent.requests.fair_queue import Flow
 from edge_agent.requests.hung_devices import allowed, on_late_failure
 from edge_agent.requests.load_estimate import waits_s
 from edge_agent.requests.routing import PlanAndTime, choose_plan
 from edge_agent.requests.traces import on_ended
 from edge_agent.state import AgentState, Coordinated, size_of
 
-MAX_COORDINATED = 256  # requests; a task may hold as many of them as are left free
+MAX_COORDINATED = 384  # requests; a task may hold as many of them as are left free, a client alone a third
 MAX_COORDINATED_BYTES = 256 * 1024 * 1024  # of their inputs, kept until the answer is delivered; shared the same way
+MAX_REPORTED = 4096  # queues of other devices, by task
 FIRST_TIMEOUT_S = 1.0  # a heartbeat; doubles with each attempt, as loading a module may be slow
 TIMEOUT_FACTOR = 4.0  # times the expected seconds, when that is longer: later work takes its share meanwhile
 REFUSED_BACKOFF_S = 0.1  # after a device refused: a new route is on its way
@@ -63,14 +65,14 @@ def on_request(state: AgentState, event: Requested, now_s: float, *, deadline_s:
         return []
     is_new = deadline_s is None
     ends_s = now_s + lifetime_s(event) if deadline_s is None else deadline_s
-    request = Coordinated(name, event.task, {}, event.reply_to, event.correlation, ends_s)
+    request = Coordinated(name, event.task, {}, event.reply_to, event.correlation, ends_s, event.client)
     request.arrived_s = ends_s - lifetime_s(event) - event.waited_s
     state.counters.count_request(event.task)
     try:
         if is_new and ends_s <= now_s:
             raise no_room(f"it waited {event.waited_s:.1f} s at {state.device}, longer than it had")
         request.inputs = _accept(state, event)
-        waiting_s = waits_s(state, now_s, task=event.task)
+        waiting_s = waits_s(state, now_s, task=event.task, client=event.client)
         choice = _choose(state, request, waiting_s)
         if is_new:
             _admit(waiting_s, choice, ends_s - now_s, state.latency_inflation.get(event.task, 1.0))
@@ -137,7 +139,7 @@ def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float
         request.completed[message.node] = sender, now_s
         request.reports[message.node] = message
     if sender != state.device:
-        _record_queue(state, sender, request.task, message.queue_s, now_s)
+        _record_queue(state, sender, request.flow, message.queue_s, now_s)
     if message.node == request.output:
         _update_latency_inflation(state, request, now_s)
         _forget(state, request)
@@ -200,19 +202,28 @@ def _accept(state: AgentState, event: Requested) -> dict[NodeName, RawInput]:
     """The request's inputs. ``RequestFailed`` when there is no route, no room, or a bad input.
 
     A task may hold as many requests and bytes as are left free (dynamic thresholds; Choudhury, Hahne 1998). One task
-    alone gets half of the room, and however many requests it sends, some room is left for the others.
+    alone gets half of the room, and however many requests it sends, some room is left for the others. In the same way a
+    client may hold as many of a task's requests as the task has room for: a third of all room alone.
     """
     route = state.routes.get(event.task)
     if route is None:
         raise _no_task(event.task)
     if route.unavailable:
         raise RequestFailed(ErrorCode.NO_ROUTE, route.unavailable)
+    free = MAX_COORDINATED - len(state.coordinated), MAX_COORDINATED_BYTES - state.coordinated_bytes
     own = _requests_of(state, event.task)
-    own_bytes = sum(request.size_bytes for request in own)
-    free_bytes = MAX_COORDINATED_BYTES - state.coordinated_bytes
-    if len(own) >= MAX_COORDINATED - len(state.coordinated) or own_bytes + len(event.payload) > free_bytes:
-        raise no_room(f"{len(own)} requests of {event.task}, {own_bytes} bytes, are in flight here already")
+    free = _require_room(own, event, free, f"requests of {event.task}")
+    own = [request for request in own if request.client == event.client]
+    _require_room(own, event, free, f"requests of {event.task} by {event.client or 'clients without a name'}")
     return decode_request(event.payload, event.content_type, route.inputs)
+
+
+def _require_room(requests: list[Coordinated], event: Requested, free: tuple[int, int], what: str) -> tuple[int, int]:
+    """Refuse a request if such requests fill the number and the bytes that are free; what they leave of both."""
+    count, size_bytes = len(requests), sum(request.size_bytes for request in requests)
+    if count >= free[0] or size_bytes + len(event.payload) > free[1]:
+        raise no_room(f"{count} {what}, {size_bytes} bytes, are in flight here already")
+    return free[0] - count, free[1] - size_bytes
 
 
 def _admit(waiting_s: Mapping[DeviceId, float], choice: PlanAndTime | None, life_s: float, inflation: float) -> None:
@@ -251,7 +262,8 @@ def _choose(state: AgentState, request: Coordinated, waiting_s: Mapping[DeviceId
 
 def _choose_again(state: AgentState, request: Coordinated, now_s: float, *, late: bool = False) -> PlanAndTime | None:
     """A new plan. If the request is late, its own unfinished work counts as queue: its device is slow."""
-    waiting_s = waits_s(state, now_s, task=request.task, without=None if late else request)
+    without = None if late else request
+    waiting_s = waits_s(state, now_s, task=request.task, client=request.client, without=without)
     return _choose(state, request, waiting_s)
 
 
@@ -296,6 +308,7 @@ def _inputs_for(state: AgentState, request: Coordinated, plan: Plan, node: NodeN
         coordinator=state.device,
         deadline_s=min(MAX_DEADLINE_S, max(0.0, request.deadline_s - now_s)),
         reply_to=request.reply_to,
+        client=request.client,
         correlation=request.correlation.hex(),
         plan=plan,
         content_types={name: raw.content_type for name, raw in values.items()},
@@ -328,10 +341,13 @@ def _has_alternative(state: AgentState, request: Coordinated, failed: NodeFailed
     return bool(able - request.avoid - {failed.device})
 
 
-def _record_queue(state: AgentState, sender: DeviceId, task: TaskName, queue_s: float, now_s: float) -> None:
-    """Remember a device's reported queue, as long as it can still be there."""
-    state.reported_s[sender, task] = now_s, queue_s
+def _record_queue(state: AgentState, sender: DeviceId, flow: Flow, queue_s: float, now_s: float) -> None:
+    """Remember a device's reported queue, as long as it can still be there; of too many the latest reports."""
+    state.reported_s.pop((sender, flow), None)
+    state.reported_s[sender, flow] = now_s, queue_s
     state.reported_s = {key: (at_s, s) for key, (at_s, s) in state.reported_s.items() if now_s - at_s < s}
+    if len(state.reported_s) > MAX_REPORTED:
+        del state.reported_s[next(iter(state.reported_s))]
 
 
 def _schedule_retry(request: Coordinated, failed: NodeFailed, now_s: float) -> None:

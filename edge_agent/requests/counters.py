@@ -54,7 +54,8 @@ class Counters:
     def count_refused(self, refused: Mapping[TaskName, int]) -> None:
         """Count the requests that were refused without being read; ``refused`` has all since the start."""
         for task, number in refused.items():
-            new = number - self._refused.get(task, 0)
+            if not (new := number - self._refused.get(task, 0)):
+                continue  # the counters of an undeployed task may be dropped
             self._counted.setdefault(task, Counter()).update({REQUESTS: new, ErrorCode.OVERLOADED: new})
         self._refused = refused
 

@@ -22,11 +22,19 @@ from broker.protocol.topics import may_reply_to
 from edge_agent.events import Action, Log, NodeRun, Ran, Received, Reply, Run, Send
 from edge_agent.requests.load_estimate import on_pass_ended, on_pass_submitted, own_wait_s
 from edge_agent.runtime.out_of_memory import is_out_of_memory
-from edge_agent.state import AgentState, KeptOutput, PendingNode, size_of
+from edge_agent.state import (
+    NODE_BYTES,
+    AgentState,
+    KeptOutput,
+    PendingNode,
+    kept_bytes_of,
+    message_bytes_of,
+    size_of,
+)
 
 MAX_SUBMITTED = 2  # passes: one computes, and the next one is ready when it ends
 MAX_PENDING = 4096  # nodes
-MAX_PENDING_BYTES = 128 * 1024 * 1024  # of their inputs
+MAX_PENDING_BYTES = 128 * 1024 * 1024  # of their inputs and messages
 MAX_KEPT = 4096  # outputs that answer a retry without computing again
 MAX_KEPT_BYTES = 64 * 1024 * 1024
 SWEEP_S = 1.0  # between two searches for expired outputs
@@ -119,7 +127,8 @@ def _on_output(state: AgentState, event: Ran, now_s: float) -> list[Action]:
         attempt=message.attempt,
     )
     given = output.tensors if event.given is None else event.given
-    size_bytes = timing.output_bytes + (0 if event.given is None else size_of(given)) + len(json.dumps(output.answer))
+    size_bytes = kept_bytes_of(output.tensors) + (0 if event.given is None else kept_bytes_of(given))
+    size_bytes += len(json.dumps(output.answer)) + NODE_BYTES * (len(pending.timings) + 1)
     kept = KeptOutput(
         output, given, (*pending.timings.values(), timing), size_bytes, pending.size_bytes, pending.deadline_s
     )
@@ -140,7 +149,9 @@ def _overload(state: AgentState, message: NodeInputs, key: ModuleKey, now_s: flo
         return _too_many(state)
     compute_s = state.measured_s.get(key, 0.0)
     deadline_s = now_s + message.deadline_s
-    wait_s = own_wait_s(state, now_s, task=message.task, new_work_s=compute_s, deadline_s=deadline_s)
+    wait_s = own_wait_s(
+        state, now_s, task=message.task, client=message.client, new_work_s=compute_s, deadline_s=deadline_s
+    )
     if not wait_s or wait_s + compute_s <= message.deadline_s:
         return None
     text = f"{state.device} has {wait_s:.1f} s of work before it, and {message.deadline_s:.1f} s were left"
@@ -154,13 +165,19 @@ def _too_many(state: AgentState) -> RequestFailed:
 
 def _store(state: AgentState, pending: PendingNode, event: Received, message: NodeInputs) -> RequestFailed | None:
     """Add the new values of a message to a node; return the refusal if it can't be done."""
-    pending.timings.update({timing.node: timing for timing in message.timings})
+    new_bytes = message_bytes_of(pending.message) - pending.message_bytes
+    if state.pending_bytes + new_bytes > MAX_PENDING_BYTES:
+        return _too_many(state)
+    state.pending_bytes += new_bytes
+    pending.message_bytes += new_bytes
+    known = pending.message.plan.nodes
+    pending.timings.update({timing.node: timing for timing in message.timings if timing.node in known})
     if unknown := sorted(event.values.keys() - set(message.plan.nodes[message.node].needs)):
         return RequestFailed(ErrorCode.MODULE_FAILED, f"{message.node} takes no {unknown[0]}")
     for need, value in event.values.items():
         if need in pending.values:
             continue
-        size_bytes = size_of(value)
+        size_bytes = kept_bytes_of(value)
         if state.pending_bytes + size_bytes > MAX_PENDING_BYTES:
             return _too_many(state)
         state.pending_bytes += size_bytes
@@ -175,7 +192,8 @@ def _enqueue_when_complete(state: AgentState, run: NodeRun, pending: PendingNode
     if queued or pending.key not in state.ready or any(need not in pending.values for need in needs):
         return []
     pending.waiting, pending.complete_s = True, now_s
-    state.fair_queue.add(pending.message.task, run, pending.deadline_s)
+    pending.flow = pending.message.task, pending.message.client
+    state.fair_queue.add(pending.flow[0], run, pending.deadline_s, client=pending.flow[1])
     return _submit_passes(state, now_s)
 
 
@@ -183,7 +201,7 @@ def _submit_passes(state: AgentState, now_s: float) -> list[Action]:
     """Submit the next nodes to the compute thread; drop those whose deadline has passed before they cost anything."""
     actions: list[Action] = []
     while len(state.passes) < MAX_SUBMITTED and (taken := state.fair_queue.take()):
-        task, run = taken
+        run = taken[1]
         pending = state.pending[run]
         pending.waiting = False
         if now_s >= pending.deadline_s:
@@ -191,7 +209,7 @@ def _submit_passes(state: AgentState, now_s: float) -> list[Action]:
             _drop_pending(state, run)
             continue
         pending.running = True
-        on_pass_submitted(state, task, run, pending.key, now_s)
+        on_pass_submitted(state, pending.flow, run, pending.key, now_s)
         plan = pending.message.plan
         planned = plan.nodes[run.node]
         values = tuple(pending.values[need] for need in planned.needs)
@@ -221,7 +239,7 @@ def _forward(
     own_s = state.measured_s.get(plan.nodes[message.node].key, 0.0)
     done = NodeDone(
         **_envelope(message),
-        queue_s=own_wait_s(state, now_s, task=message.task, new_work_s=own_s),
+        queue_s=own_wait_s(state, now_s, task=message.task, client=message.client, new_work_s=own_s),
         waited_s=0.0 if is_kept else kept.timings[-1].queue_s,
         compute_s=0.0 if is_kept else kept.timings[-1].compute_s,
         input_bytes=kept.input_bytes,
@@ -305,5 +323,5 @@ def _drop_kept(state: AgentState, run: NodeRun) -> None:
 
 def _drop_pending(state: AgentState, run: NodeRun) -> None:
     if pending := state.pending.pop(run, None):
-        state.pending_bytes -= pending.size_bytes
-        state.fair_queue.discard(pending.message.task, run)
+        state.pending_bytes -= pending.size_bytes + pending.message_bytes
+        state.fair_queue.discard(pending.flow[0], run, client=pending.flow[1])

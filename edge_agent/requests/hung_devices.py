@@ -38,11 +38,11 @@ def allowed(request: Coordinated, route: Route) -> Route:
     is_full, tried = len(occupied) >= MOST_DEVICES, {name for name, _ in late | request.hung}
     nodes = dict(route.nodes)
     for name in tried & nodes.keys():
-        at_it = occupied.union(device for node, device in request.ever_assigned if node == name)
         devices = tuple(
             each
             for each in nodes[name].devices
-            if (name, each.device) not in request.hung and (not is_full or each.device in at_it)
+            if (name, each.device) not in request.hung
+            and (not is_full or each.device in occupied or (name, each.device) in request.ever_assigned)
         )
         nodes[name] = nodes[name].model_copy(update={"devices": devices})
     return route.model_copy(update={"nodes": nodes})

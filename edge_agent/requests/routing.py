@@ -21,9 +21,9 @@ PlanAndTime = tuple[Plan, float]
 """A plan and the expected seconds to its answer."""
 
 MAX_ENUMERATED = 64
-"""Up to so many choices are all compared: some milliseconds of a small board. Beyond, one node after the other."""
-MAX_GREEDY_STEPS = 500_000
-"""Up to so many steps of the cost model a plan may take node after node: 40 ms of a desktop's core."""
+"""Up to so many choices are all compared. Beyond, one node after the other."""
+MAX_STEPS = 10_000
+"""A plan looks at so many nodes and needs in all, counted again for each schedule: 40 ms of a desktop's core."""
 
 Choice = Mapping[NodeName, RouteDevice]
 Cost = tuple[float, float, list[DeviceId]]
@@ -42,7 +42,7 @@ def choose_plan(
     """Choose a device for every node of a task, so that the answer is expected soonest.
 
     All choices are compared when there are at most ``MAX_ENUMERATED``; else each node in the order of needs goes where
-    it helps most, given those before it; in a graph that is too large even for that, each goes where the orchestrator's
+    it helps most, given those before it. Where that takes more than ``MAX_STEPS``, each goes where the orchestrator's
     plan has it. Among equal ones, the least total of the nodes' finishes, then the names.
     None while a node has no device.
 
@@ -59,9 +59,11 @@ def choose_plan(
     done = {name: device for name, device in (finished or {}).items() if name in route.nodes}
     able = {name: _able(route.nodes[name], done.get(name), avoid) for name in route.order}
     cost = _cost_function(route, here, input_bytes, queue_s or {}, done)
-    if prod(len(devices) for devices in able.values()) <= MAX_ENUMERATED:
+    size = len(able) + sum(len(node.needs) for node in route.nodes.values())
+    choices = prod(len(devices) for devices in able.values())
+    if choices <= min(MAX_ENUMERATED, MAX_STEPS // size):
         chosen = min((dict(zip(able, devices, strict=True)) for devices in product(*able.values())), key=cost)
-    elif sum(map(len, able.values())) * len(able) ** 2 <= MAX_GREEDY_STEPS:
+    elif sum(map(len, able.values())) * size <= MAX_STEPS:
         chosen = _greedy(able, cost)
     else:
         chosen = {name: devices[0] for name, devices in able.items()}

@@ -22,7 +22,7 @@ from functools import cached_property
 from itertools import chain
 
 from broker.protocol.messages import OrchestratorState
-from broker.protocol.specs import DeviceId, Revision, TaskName, TaskSpec
+from broker.protocol.specs import MAX_TASKS, MAX_TASKS_BYTES, DeviceId, Revision, TaskName, TaskSpec
 from broker.transport.port import LinkDown, LinkUp
 from orchestrator.events import (
     DrainReceived,
@@ -35,6 +35,11 @@ from orchestrator.events import (
 )
 
 REVISIONS_KEPT = 5  # of each task, with the deployed one
+MAX_EARLIER_BYTES = 8 * 1024 * 1024  # of the earlier revisions of all tasks: of more, tasks keep only the deployed one
+MAX_HEARD_BYTES = MAX_TASKS_BYTES + MAX_EARLIER_BYTES
+MAX_HEARD = MAX_TASKS + 1_000  # tasks that a standby keeps, also refused ones
+MAX_DRAINED = 10_000  # devices; more are ignored
+HEARD_REVISIONS = 8  # of one task that a standby keeps: the last ones, and what a client of the broker invents
 REMOVALS_KEPT = 1_000  # undeployed tasks, and devices put back in service: the newest
 LARGEST_CHANGE = 2**52 - 1  # that is accepted: half of all numbers stay for the changes after it
 CopiedEvent = LinkUp | LinkDown | Order | RevisionReceived | RevisionsListed | OrchestratorState
@@ -148,7 +153,7 @@ def record(
         drains={device: orders.drains.get(device, change) for device in sorted(drained)},
         undeployed=_newest(orders.undeployed, undeployed, change, without=tasks.keys()),
         undrained=_newest(orders.undrained, undrained, change, without=drained),
-        revisions=kept_revisions | newer,
+        revisions=_bounded(kept_revisions | newer),
     )
 
 
@@ -158,6 +163,21 @@ def last_revisions(*newest_first: Iterable[TaskSpec]) -> tuple[TaskSpec, ...]:
     for spec in chain.from_iterable(newest_first):
         specs.setdefault(spec.revision, spec)
     return tuple(specs.values())[:REVISIONS_KEPT]
+
+
+def _bounded(revisions: dict[TaskName, tuple[TaskSpec, ...]]) -> dict[TaskName, tuple[TaskSpec, ...]]:
+    """The revisions without the earlier ones of the tasks that have most of them, if there are too many bytes."""
+    sizes = {task: _bytes_of(specs[1:]) for task, specs in revisions.items()}
+    total_bytes = sum(sizes.values())
+    if total_bytes <= MAX_EARLIER_BYTES:
+        return revisions
+    kept = dict(revisions)
+    for task in sorted(sizes, key=lambda task: -sizes[task]):
+        kept[task] = revisions[task][:1]
+        total_bytes -= sizes[task]
+        if total_bytes <= MAX_EARLIER_BYTES:
+            break
+    return kept
 
 
 def reconcile(
@@ -211,6 +231,7 @@ class StandbyCopy:
     tasks: Mapping[TaskName, TaskSpec | None] = field(default_factory=dict)  # heard over this link; None: rejected
     drained: frozenset[DeviceId] = frozenset()
     specs: Mapping[TaskName, Mapping[Revision, TaskSpec]] = field(default_factory=dict)  # of revisions, heard likewise
+    specs_bytes: int = 0
     listed: Mapping[TaskName, Sequence[Revision]] = field(default_factory=dict)  # newest first
     announced: OrchestratorState | None = None  # by the leader, and not in the copy yet
     broker_change: int = 0  # the leader's last number, heard over this link
@@ -242,7 +263,7 @@ class StandbyCopy:
             if heard:
                 is_ours_newer = heard[0].revision in {spec.revision for spec in ours}
                 revisions[task] = last_revisions(ours, heard) if is_ours_newer else last_revisions(heard, ours)
-        return orders if revisions == orders.revisions else replace(orders, revisions=revisions)
+        return orders if revisions == orders.revisions else replace(orders, revisions=_bounded(revisions))
 
     def _heard(self, event: LinkUp | LinkDown | Order | OrchestratorState, now_s: float) -> StandbyCopy:
         match event:
@@ -250,11 +271,12 @@ class StandbyCopy:
                 return self.heard_anew(now_s if isinstance(event, LinkUp) else math.inf)
             case TaskDeployed() | TaskRejected():
                 task, spec = (event.spec.task, event.spec) if isinstance(event, TaskDeployed) else (event.task, None)
-                return replace(self, tasks={**self.tasks, task: spec})
+                return replace(self, tasks=self._with_task(task, spec))
             case TaskUndeployed(task):
                 return replace(self, tasks={name: spec for name, spec in self.tasks.items() if name != task})
             case DrainReceived(device, drain):
-                return replace(self, drained=self.drained | {device} if drain else self.drained - {device})
+                may_drain = drain and (device in self.orders.drains or len(self.drained) < MAX_DRAINED)
+                return replace(self, drained=self.drained | {device} if may_drain else self.drained - {device})
             case OrchestratorState():
                 return self._on_leader(event)
         return self
@@ -270,10 +292,31 @@ class StandbyCopy:
 
     def _heard_revisions(self, event: RevisionReceived | RevisionsListed) -> StandbyCopy:
         if isinstance(event, RevisionsListed):
-            return replace(self, listed={**self.listed, event.task: event.revisions})
-        specs = {name: spec for name, spec in self.specs.get(event.task, {}).items() if name != event.revision}
-        specs |= {event.revision: event.spec} if event.spec is not None else {}
-        return replace(self, specs={**self.specs, event.task: specs})
+            if event.task not in self.listed and len(self.listed) >= MAX_HEARD:
+                return self
+            return replace(self, listed={**self.listed, event.task: event.revisions[:REVISIONS_KEPT]})
+        known = self.specs.get(event.task, {})
+        specs = {name: spec for name, spec in known.items() if name != event.revision}
+        if event.spec is not None:
+            specs = {**dict([*specs.items()][1 - HEARD_REVISIONS :]), event.revision: event.spec}
+        size_bytes = self.specs_bytes + _bytes_of(specs.values()) - _bytes_of(known.values())
+        if size_bytes > max(self.specs_bytes, MAX_HEARD_BYTES) or (not known and len(self.specs) >= MAX_HEARD):
+            return self
+        return replace(self, specs={**self.specs, event.task: specs}, specs_bytes=size_bytes)
+
+    def _with_task(self, task: TaskName, spec: TaskSpec | None) -> Mapping[TaskName, TaskSpec | None]:
+        """The tasks with one more. A new one for which there is no room counts as rejected, or isn't kept."""
+        others = {name: known for name, known in self.tasks.items() if name != task}
+        if task not in self.orders.tasks:
+            if len(others) >= MAX_HEARD:
+                return others
+            if _bytes_of(known for known in (*others.values(), spec) if known is not None) > MAX_TASKS_BYTES:
+                spec = None
+        return {**others, task: spec}
+
+
+def _bytes_of(specs: Iterable[TaskSpec]) -> int:
+    return sum(spec.size_bytes for spec in specs)
 
 
 def _confirmed(copy: StandbyCopy, leader: OrchestratorState) -> Orders:

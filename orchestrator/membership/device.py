@@ -33,6 +33,7 @@ LONGEST_BACKOFF_S = 15 * 60.0
 WILLS_S = 3.0  # from the wills that a stopping broker publishes until it closes all links: it may write a disk first
 MAX_MODULES = 1_000  # kept of a heartbeat: the most that an assignment has
 MAX_CACHED = 2_000  # other modules of a heartbeat that are kept
+MIN_ENTRIES = 64  # of a heartbeat that are kept, however much the other devices report
 _DOUBLINGS = 5  # from the first backoff to beyond the longest
 _PAST_SESSIONS = 8  # remembered per device; more than the broker can have under way
 _ENDED = sys.maxsize  # instead of a past session's last seq: its will came
@@ -162,12 +163,12 @@ class Device:
         """The modules that it reports, each with its state and error."""
         return {key: (module.state, module.error) for key, module in self.modules.items()}
 
-    @property
+    @cached_property
     def failed(self) -> dict[ModuleKey, str]:
         """The modules that its latest heartbeat reports as failed, each with the error."""
         return {key: m.error or "no reason given" for key, m in self.modules.items() if m.state == "failed"}
 
-    @property
+    @cached_property
     def barred(self) -> dict[ModuleKey, str]:
         """The modules that must not be placed there now, each with the error."""
         waiting = {key: backoff.error for key, backoff in self.backoffs.items() if backoff.until_s is not None}
@@ -248,11 +249,23 @@ def _on_will(known: Device, session: int, now_s: float) -> Device:
 
 def without_reports(device: Device) -> Device:
     """A device that is gone, without what it reported: strangers that come and go must not fill our memory."""
-    return replace(device, confirmed=False, modules={}, cached=frozenset(), measured={})
+    backoffs = {key: backoff for key, backoff in device.backoffs.items() if backoff.assigned}
+    return replace(device, confirmed=False, modules={}, cached=frozenset(), measured={}, backoffs=backoffs)
 
 
-def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interval_s: float) -> Device | None:
-    """The device after its heartbeat; the same object if the heartbeat is old or of an outdated session."""
+def entries(device: Device) -> int:
+    """The number of tasks, modules and failures that are kept of a device's messages."""
+    reported = len(device.modules) + len(device.cached) + len(device.measured) + len(device.backoffs)
+    return reported + len(device.tasks or ())
+
+
+def on_heartbeat(
+    known: Device | None, message: Heartbeat, now_s: float, interval_s: float, *, room: int = sys.maxsize
+) -> Device | None:
+    """The device after its heartbeat; the same object if the heartbeat is old or of an outdated session.
+
+    ``room`` is how many entries more may be kept of it. It keeps as many as before in any case.
+    """
     if known is None:
         return None
     if message.session != known.session:
@@ -262,10 +275,13 @@ def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interva
     if known.status == "offline" or message.seq <= known.seq:
         return known
     is_first = known.seq < 0  # of its session: it replaces all that was known of the one before
-    modules, cached = _first(message.modules, MAX_MODULES), _first(message.cached, MAX_CACHED)
+    most = max(MIN_ENTRIES, len(known.modules) + len(known.cached), room // 2)  # a measured one is kept twice
+    modules = _first(message.modules, min(MAX_MODULES, most))
+    cached = _first(message.cached, min(MAX_CACHED, most - len(modules)))
     measured = {key: cached_s for key, cached_s in cached.items() if cached_s}
     measured |= {key: module.compute_s for key, module in modules.items() if module.compute_s}
-    earlier = {} if is_first or len(known.measured) > MAX_MODULES + MAX_CACHED else known.measured
+    too_many = len(known.measured) > min(MAX_MODULES + MAX_CACHED, 2 * most)
+    earlier = {} if is_first or too_many else known.measured
     after = with_fields(
         known,
         heard_s=now_s,
@@ -288,7 +304,17 @@ def on_heartbeat(known: Device | None, message: Heartbeat, now_s: float, interva
         failures = backoffs[key].failures + 1 if key in backoffs else 1
         wait_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures - 1, _DOUBLINGS))
         backoffs[key] = Backoff(failed[key], failures, now_s + wait_s)
+    backoffs = _most_important(backoffs, MAX_MODULES)
     return after if backoffs == after.backoffs else replace(after, backoffs=backoffs)
+
+
+def _most_important(backoffs: dict[ModuleKey, Backoff], most: int) -> dict[ModuleKey, Backoff]:
+    """As many of these backoffs as are kept: those of assigned modules first, then the latest."""
+    beyond = len(backoffs) - most
+    if beyond <= 0:
+        return backoffs
+    dropped = set(islice((key for key, backoff in backoffs.items() if not backoff.assigned), beyond))
+    return {key: backoff for key, backoff in backoffs.items() if key not in dropped}
 
 
 def with_assigned(device: Device, assigned: Collection[ModuleKey]) -> Device:

@@ -16,6 +16,7 @@ from broker.protocol.specs import DeviceId
 
 SUFFICIENT_REPORTS = 2  # of different coordinators
 OWN_CHECK = "orchestrator"  # as a coordinator: the orchestrator's own check failed
+MAX_REPORTS = 16  # kept of one device, the latest: two are sufficient
 SAME_CALL_S = 0.5  # two reports whose times differ by less are about the same call
 PROBATION_HEARTBEATS = 5  # without a gap: a box with flickering power, or short of memory, dies sooner
 _DOUBLINGS = 6  # each further death doubles the probation, up to 320 heartbeats
@@ -43,7 +44,10 @@ def with_report(known: TimeoutReports, by: DeviceId, since_s: float | None, now_
     at_s, last = now_s - since_s, known.get(by)
     if last is not None and at_s - last.at_s < SAME_CALL_S:
         return known
-    return {**known, by: TimeoutReport(at_s)}
+    others = {other: report for other, report in known.items() if other != by}
+    if len(others) >= MAX_REPORTS:
+        del others[min(others, key=lambda other: (others[other].at_s, other))]
+    return {**others, by: TimeoutReport(at_s)}
 
 
 @dataclass(frozen=True)

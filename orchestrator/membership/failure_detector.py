@@ -25,6 +25,7 @@ from broker.protocol.messages import DeviceState, Heartbeat
 from broker.protocol.specs import DeviceId, ModuleKey
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.events import DeviceStateReceived, DrainReceived, HeartbeatReceived, MembershipEvent, Overslept, Tick
+from orchestrator.leadership.orders import MAX_DRAINED
 from orchestrator.membership import device as one_device
 from orchestrator.membership.device import WILLS_S, Device, Fitness
 from orchestrator.membership.doubts import with_report
@@ -43,6 +44,7 @@ FORGET_AFTER_S = 3600.0
 FORGET_AWAY_AFTER_S = 7 * 24 * 3600.0  # of a device that is on only sometimes: `s2m3 status` names it in the morning
 MAX_ABSENT = 1_000  # dead and offline devices that are remembered, the latest
 MAX_DEVICES = 10_000  # more births are ignored: three times the largest site that was measured
+MAX_ENTRIES = 200_000  # kept of all births and heartbeats, each up to 1 kB: 200 modules of each of 1,000 devices
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Cluster:
     devices: PersistentMap[Device] = field(default_factory=PersistentMap)
     living: int = 0  # how many devices are alive, of those that are always on
     silent: int = 0  # how many of them are suspect, and not on probation
+    entries: int = 0  # that are kept of all devices' births and heartbeats
     reported: frozenset[DeviceId] = frozenset()  # devices with timeout reports
     examine_at_s: float = field(default=math.inf, compare=False)  # no device changes by time alone before
     listening: bool = False  # whether the orchestrator's link is up
@@ -85,6 +88,7 @@ class Cluster:
         known = [device for name in changed if (device := self.devices.get(name)) is not None]
         living = self.living + _living(changed.values()) - _living(known)
         silent = self.silent + _silent(changed.values()) - _silent(known)
+        entries = self.entries + _entries(changed.values()) - _entries(known)
         reported = self.reported
         if reporting := {name for name, device in changed.items() if device.timeout_reports}:
             reported |= reporting
@@ -99,6 +103,7 @@ class Cluster:
             devices=self.devices.changed(changed),
             living=living,
             silent=silent,
+            entries=entries,
             reported=reported,
             examine_at_s=min(self.examine_at_s, due_s),
         )
@@ -164,16 +169,19 @@ def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Clus
         case DeviceStateReceived(name, message):
             if message.status == "offline" and cluster.awaiting_first_heartbeat.get(name) == message.session:
                 return replace(cluster, tentative_wills=cluster.tentative_wills | {name})
-            if len(cluster.devices) < MAX_DEVICES or name in cluster.devices:
-                cluster = cluster.with_devices(one_device.on_state(cluster.devices.get(name), name, message, now_s))
+            known = cluster.devices.get(name)
+            after = one_device.on_state(known, name, message, now_s)
+            if _has_room(cluster, known, after):
+                cluster = cluster.with_devices(after)
         case HeartbeatReceived(name, message):
             known = cluster.devices.get(name)
-            after = one_device.on_heartbeat(known, message, now_s, cluster.heartbeat_interval_s)
+            room = MAX_ENTRIES - cluster.entries
+            after = one_device.on_heartbeat(known, message, now_s, cluster.heartbeat_interval_s, room=room)
             if after is not known:
                 cluster = _on_first_heartbeat(cluster, name, message.session, now_s).with_devices(after)
                 cluster = _on_suspicions(cluster, name, message, now_s)
         case DrainReceived(name, drain):
-            cluster = replace(cluster, drained=cluster.drained | {name} if drain else cluster.drained - {name})
+            cluster = _on_drain(cluster, name, drain=drain)
         case LinkUp():
             # Drains come again with the link, from the broker's memory or from ours (``publish``).
             sessions = _last_sessions(cluster)
@@ -184,6 +192,22 @@ def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Clus
         case Overslept():
             cluster = _reset_timers(cluster, now_s)
     return cluster
+
+
+def _on_drain(cluster: Cluster, name: DeviceId, *, drain: bool) -> Cluster:
+    drained = cluster.drained - {name}
+    if drain and (name in cluster.devices or len(drained) < MAX_DRAINED):
+        drained |= {name}
+    return cluster if drained == cluster.drained else replace(cluster, drained=drained)
+
+
+def _has_room(cluster: Cluster, known: Device | None, after: Device | None) -> bool:
+    """Whether a birth can be kept: there are not too many, and not too many names in them."""
+    if after is None:
+        return True
+    more = one_device.entries(after) - (one_device.entries(known) if known else 0)
+    is_small = more <= one_device.MIN_ENTRIES or cluster.entries + more <= MAX_ENTRIES
+    return is_small and (known is not None or len(cluster.devices) < MAX_DEVICES)
 
 
 def _on_link_down(cluster: Cluster, now_s: float) -> Cluster:
@@ -227,12 +251,13 @@ def _on_first_heartbeat(cluster: Cluster, name: DeviceId, session: int, now_s: f
 def _on_suspicions(cluster: Cluster, by: DeviceId, message: Heartbeat, now_s: float) -> Cluster:
     """The cluster with the timeouts that a coordinator reports; none if it isn't in good standing itself."""
     suspects = message.suspects if cluster.devices[by].fitness == Fitness.FIT else {}
+    changed: list[Device] = []
     for name in sorted(cluster.reported.union(suspects) - {by}):
         if (device := cluster.devices.get(name)) is not None:
             reports = with_report(device.timeout_reports, by, suspects.get(name), now_s)
             if reports is not device.timeout_reports:
-                cluster = cluster.with_devices(replace(device, timeout_reports=reports))
-    return cluster
+                changed.append(replace(device, timeout_reports=reports))
+    return cluster.with_devices(*changed)
 
 
 def _update_records(before: Cluster, after: Cluster, changed: Sequence[DeviceId], now_s: float) -> Cluster:
@@ -322,6 +347,10 @@ def _living(devices: Iterable[Device]) -> int:
     return sum(device.alive and device.always_on for device in devices)
 
 
+def _entries(devices: Iterable[Device]) -> int:
+    return sum(map(one_device.entries, devices))
+
+
 def _silent(devices: Iterable[Device]) -> int:
     trusted = (device for device in devices if device.always_on and not device.flaps.heartbeats_owed)
     return sum(device.alive and device.health == "suspect" for device in trusted)
@@ -374,7 +403,9 @@ def _examine_devices(cluster: Cluster, now_s: float) -> Cluster:
     forgotten = [name for rank, (due_s, name) in enumerate(absent) if rank < beyond or now_s >= due_s]
     if forgotten:
         reported = cluster.reported.difference(forgotten)
-        cluster = replace(cluster, devices=cluster.devices.without(forgotten), reported=reported)
+        entries = cluster.entries - _entries(cluster.devices[name] for name in forgotten)
+        devices = cluster.devices.without(forgotten)
+        cluster = replace(cluster, devices=devices, reported=reported, entries=entries)
     most_silent = _most_are_silent(cluster)
     due = (_changes_at_s(cluster, device, most_silent=most_silent) for device in cluster.devices.values())
     return replace(cluster, examine_at_s=min(due, default=math.inf))

@@ -12,13 +12,22 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from broker.protocol.codec import MAX_MESSAGE_BYTES
-from broker.protocol.specs import DeviceId, ModuleKey, TaskSpec, describe
+from broker.protocol.specs import (
+    MAX_TASKS,
+    MAX_TASKS_BYTES,
+    DeviceId,
+    ModuleKey,
+    ModuleSpec,
+    TaskName,
+    TaskSpec,
+    describe,
+)
 from orchestrator.membership.device import Device, Fitness
 from orchestrator.placement.routes import build_route, why_too_large
 from orchestrator.planner.explain import listed
@@ -27,6 +36,13 @@ from orchestrator.state import State
 
 MAX_REFUSALS = 3  # one device may be odd and two may be short of memory; beyond that the module or its spec is wrong
 _RETRY = "remove the cause; they are tried again after a while"
+
+
+class Described(NamedTuple):
+    """A module, as a task describes it."""
+
+    task: TaskName
+    module: ModuleSpec
 
 
 def why_unroutable(spec: TaskSpec) -> str | None:
@@ -38,17 +54,35 @@ def why_unroutable(spec: TaskSpec) -> str | None:
     return None
 
 
-def why_unservable(state: State, task: TaskSpec, refusals: Bars, disputed: AbstractSet[ModuleKey]) -> str | None:
+def why_too_many(state: State, spec: TaskSpec) -> str | None:
+    """The reason why a spec can't be kept beside those of the other tasks; None if it can."""
+    others = [known for name, known in state.tasks.items() if name != spec.task]
+    if len(others) >= MAX_TASKS:
+        return f"{len(others)} tasks are deployed, the most that a site may have; undeploy one"
+    size_bytes = sum(known.size_bytes for known in others)
+    if size_bytes + spec.size_bytes > MAX_TASKS_BYTES:
+        return (
+            f"its spec has {spec.size_bytes} bytes, those of the other tasks {size_bytes}, and together they may have "
+            f"{MAX_TASKS_BYTES}; make it smaller, or undeploy a task"
+        )
+    return None
+
+
+def why_unservable(state: State, task: TaskSpec, refusals: Bars, disputed: Mapping[ModuleKey, Described]) -> str | None:
     """The reason why this task can't be served now, wherever its modules are placed; None if it may be."""
-    why = None if disputed.isdisjoint(module.key for module in task.modules.values()) else _contradiction(state, task)
-    return why or _oversize(state, task) or _refusals(state, task, refusals)
+    return _contradiction(task, disputed) or _oversize(state, task) or _refusals(state, task, refusals)
 
 
-def disputed_modules(state: State) -> set[ModuleKey]:
-    """The modules that tasks describe differently."""
-    first: dict[ModuleKey, tuple[str, int]] = {}
-    modules = (module for task in state.tasks.values() for module in task.modules.values())
-    return {m.key for m in modules if first.setdefault(m.key, (m.family, m.memory_bytes)) != (m.family, m.memory_bytes)}
+def disputed_modules(state: State) -> dict[ModuleKey, Described]:
+    """The modules that tasks describe differently, as the first of these tasks describes them."""
+    first: dict[ModuleKey, Described] = {}
+    disputed: dict[ModuleKey, Described] = {}
+    for task in state.tasks.values():
+        for module in task.modules.values():
+            known = first.setdefault(module.key, Described(task.task, module))
+            if (module.family, module.memory_bytes) != (known.module.family, known.module.memory_bytes):
+                disputed[module.key] = known
+    return disputed
 
 
 def describe_error(error: Exception) -> str:
@@ -72,7 +106,7 @@ def refused_too_often(refusals: Bars) -> list[ModuleKey]:
 
 
 def _refusals(state: State, task: TaskSpec, refusals: Bars) -> str | None:
-    refused = refused_too_often(refusals)
+    refused = set(refused_too_often(refusals))
     for name, module in task.modules.items():
         if module.key not in refused:
             continue
@@ -84,21 +118,18 @@ def _refusals(state: State, task: TaskSpec, refusals: Bars) -> str | None:
     return None
 
 
-def _contradiction(state: State, task: TaskSpec) -> str | None:
+def _contradiction(task: TaskSpec, disputed: Mapping[ModuleKey, Described]) -> str | None:
     """Which earlier task describes a shared module differently: the module can be loaded only one way."""
-    for other in state.tasks.values():
-        if other.task == task.task:
-            return None
-        known = {module.key: module for module in other.modules.values()}
-        for name, module in task.modules.items():
-            first = known.get(module.key, module)
-            for field_name in ("family", "memory_bytes"):
-                ours, theirs = getattr(module, field_name), getattr(first, field_name)
-                if ours != theirs:
-                    return (
-                        f"{name} has {field_name} {ours} here and {theirs} in the task {other.task}, deployed first, "
-                        "for the same weights: correct one of the two files"
-                    )
+    for name, module in task.modules.items():
+        if (first := disputed.get(module.key)) is None or first.task == task.task:
+            continue
+        for field_name in ("family", "memory_bytes"):
+            ours, theirs = getattr(module, field_name), getattr(first.module, field_name)
+            if ours != theirs:
+                return (
+                    f"{name} has {field_name} {ours} here and {theirs} in the task {first.task}, deployed first, "
+                    "for the same weights: correct one of the two files"
+                )
     return None
 
 

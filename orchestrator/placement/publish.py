@@ -152,6 +152,7 @@ def clear_outdated_topics(state: State, moment: Moment) -> tuple[State, list[Act
         state,
         routes={task: route for task, route in state.routes.items() if task not in without},
         retained_routes=retained,
+        serving_entries=sum(route.entries for route in retained.values()),
         assignments={device: last for device, last in state.assignments.items() if device not in forgotten},
         assigned_s={device: at_s for device, at_s in state.assigned_s.items() if device not in forgotten},
     )

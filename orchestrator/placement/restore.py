@@ -22,6 +22,8 @@ from orchestrator.leadership.leader import announce_leadership
 from orchestrator.membership.failure_detector import on_event
 from orchestrator.state import Moment, State
 
+MAX_NOTED = 10_000  # names of tasks, and of devices, that come over a link and aren't known
+
 
 def republish_all(state: State) -> tuple[State, list[Action]]:
     """Publish all routes and assignments again, for the broker may have lost its memory; the specs follow."""
@@ -53,11 +55,13 @@ def note_order(state: State, order: Order) -> State:
     """
     delivered, tasks, drained = state.delivered, dict(state.orders.specs), state.orders.drained
     if isinstance(order, DrainReceived):
-        delivered = replace(delivered, drains=delivered.drains | {order.device})
+        if order.device in drained or len(delivered.drains) < MAX_NOTED:
+            delivered = replace(delivered, drains=delivered.drains | {order.device})
         drained = drained | {order.device} if order.drain else drained - {order.device}
     else:
         name = order.spec.task if isinstance(order, TaskDeployed) else order.task
-        delivered = replace(delivered, tasks=delivered.tasks | {name})
+        if name in tasks or name in state.tasks or len(delivered.tasks) < MAX_NOTED:
+            delivered = replace(delivered, tasks=delivered.tasks | {name})
         if name in state.tasks:
             tasks[name] = state.tasks[name]
         else:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Collection
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 PIPED_WIDTH = 140  # columns, where there is no terminal to ask
 PROGRESS_S = 5.0
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 Document = TypeVar("Document")
 
 
@@ -28,7 +31,7 @@ def print_result(arguments: argparse.Namespace, document: Document, shown: str |
     if arguments.json:
         print_json(document)
     elif isinstance(shown, str):
-        print(shown)
+        print(printable(shown))
     else:
         shown(document)
 
@@ -42,9 +45,21 @@ def console(*, to_stderr: bool = False, quiet: bool = False) -> Console:
     return Console(stderr=to_stderr, quiet=quiet and not sys.stderr.isatty(), width=width)
 
 
+def printable(text: str) -> str:
+    """A text for a terminal, without characters that move its cursor or change its title."""
+    return _CONTROL.sub("?", text)
+
+
+class _Table(Table):
+    """A table whose cells are shown as they are: a text from the site is neither markup nor a terminal's command."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:  # noqa: ANN401 - as the library's
+        super().add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
 def table(*columns: str, title: str | None = None, right: Collection[str] = ()) -> Table:
     """An empty table whose long cells are folded. The cells of the columns ``right`` are aligned to the right."""
-    made = Table(title=title, title_justify="left")
+    made = _Table(title=title, title_justify="left")
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")
     return made
@@ -55,9 +70,9 @@ def megabytes(size_bytes: float) -> str:
     return f"{size_bytes / 1e6:,.1f}"
 
 
-def yes_or_no(*, holds: bool) -> str:
+def yes_or_no(*, holds: bool) -> Text:
     """A table's cell for whether something holds."""
-    return "yes" if holds else "[bold]NO[/bold]"
+    return Text("yes") if holds else Text("NO", style="bold")
 
 
 def show_progress(text: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from pydantic import BaseModel
 
-from broker.protocol.messages import DeviceState, Route
+from broker.protocol.messages import MAX_COUNT, DeviceState, Route
 from broker.protocol.reports import Summary, TaskCounters
 from broker.protocol.specs import TaskName
 from s2m3.cli.arguments import add_connection, connected
@@ -18,6 +19,7 @@ from s2m3.cli.output import console, megabytes, print_result, table
 from s2m3.testbed.observer import Observer
 
 MINUTE_S = 60.0
+T = TypeVar("T")
 HEARTBEATS_S = 1.5  # heartbeats aren't retained: every agent sends one a second
 MOVED = ("moved from ", "took over from ")  # the reasons of modules that are not where they were first
 
@@ -52,9 +54,18 @@ def traffic_of(summaries: Iterable[Summary]) -> dict[TaskName, TaskCounters]:
             errors.setdefault(task, Counter()).update(counted.errors)
             latency_s.setdefault(task, Counter()).update(counted.latency_s)
     return {
-        task: TaskCounters(**numbers, errors=dict(errors[task]), latency_s=dict(sorted(latency_s[task].items())))
+        task: TaskCounters(
+            **_within_bounds(numbers),
+            errors=_within_bounds(errors[task]),
+            latency_s=_within_bounds(dict(sorted(latency_s[task].items()))),
+        )
         for task, numbers in sorted(requests.items())
     }
+
+
+def _within_bounds(counted: Mapping[T, int]) -> dict[T, int]:
+    """Counts of several devices together, as far as a message may have them."""
+    return {name: min(MAX_COUNT, number) for name, number in counted.items()}
 
 
 def _document(observer: Observer) -> dict[str, object]:
@@ -84,6 +95,8 @@ def _print(observer: Observer) -> None:
     printed, leader = console(), observer.leader
     state = "none" if leader is None else f"epoch {leader.epoch}, {'online' if leader.online else 'offline'}"
     printed.print(f"orchestrator: {state}")
+    if observer.left_out:
+        printed.print(f"the broker has more messages than are shown here: {observer.left_out} are left out")
     if not observer.leads and observer.standings:
         printed.print("no orchestrator leads: standings and task states are those that the last one published")
     devices = table("device", "standing", "version", "memory (MB)", "modules", title="devices")
@@ -124,7 +137,14 @@ def standing_of(observer: Observer, name: str, device: DeviceState) -> str:
     if standing.standing == "online":
         return "online"
     word, at = ("since", standing.since) if standing.until is None else ("until", standing.until)
-    return f"{standing.standing} {word} {datetime.fromtimestamp(at, UTC).astimezone():%H:%M:%S}: {standing.why}"
+    return f"{standing.standing} {word} {_clock(at)}: {standing.why}"
+
+
+def _clock(at: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(at, UTC).astimezone():%H:%M:%S}"
+    except (OverflowError, ValueError, OSError):
+        return f"{at:.0f} s after 1970"  # no leader's clock says so
 
 
 def version_of(observer: Observer, name: str, device: DeviceState) -> str:

@@ -57,6 +57,8 @@ log = structlog.get_logger()
 CONNECT_S = 20.0  # longer than an attempt takes; it ends with a reason before
 CONFIRM_S = 5.0
 STALE_REFUSAL_S = 2.0  # the orchestrator decides within milliseconds; a refusal that stands this long is its word
+MESSAGES = 100_000  # kept at most of a site: ten topics of 10,000 devices
+MESSAGES_BYTES = 64 * 1024 * 1024  # 3,000 devices with their tasks have less than half of that
 SIGHTINGS = 1_000_000  # kept at most, in some hundred megabytes: four days of three devices
 
 
@@ -99,6 +101,9 @@ class Observer:
         self.statuses: dict[str, TaskStatus] = {}  # of tasks
         self.drained: set[str] = set()  # devices that an operator takes out of service
         self.sightings: list[Sighting] = []
+        self.left_out = 0  # messages that are too many, or have too many bytes
+        self._sizes: dict[tuple[Topic, str], int] = {}  # of the messages that are kept
+        self._kept_bytes = 0
         self._ordered: set[TaskName] = set()  # tasks that were deployed by this observer
         self._last_kept: dict[str, Heartbeat] = {}
         self._states: dict[Topic, dict[str, Any]] = {
@@ -250,7 +255,8 @@ class Observer:
         return self.routes[spec.task] if done else None
 
     def _put(self, event: LinkEvent) -> None:
-        self._mailbox.put_control((time.monotonic(), event))
+        size_bytes = len(event.payload) if isinstance(event, Delivery) else 0
+        self._mailbox.put_control((time.monotonic(), event), size_bytes)
 
     def _see(self, at_s: float, event: LinkEvent) -> None:
         if isinstance(event, LinkUp):
@@ -273,6 +279,9 @@ class Observer:
     def _note(self, at_s: float, incoming: Incoming) -> None:
         topic, message = incoming.topic, incoming.decode()
         name = next(iter(incoming.ids.values()), "")
+        if not self._has_room(topic, name, len(incoming.payload)):
+            self.left_out += 1
+            return
         if topic is DEVICE_DRAIN:
             drains = isinstance(message, Drain) and message.drain
             (self.drained.add if drains else self.drained.discard)(name)
@@ -292,6 +301,18 @@ class Observer:
         else:
             self._states[topic][name] = message
         self._keep(at_s, name, message)
+
+    def _has_room(self, topic: Topic, name: str, size_bytes: int) -> bool:
+        """Whether a message can be kept, in place of an earlier one of the same topic."""
+        before = self._sizes.get((topic, name), 0)
+        is_one_more = not before and len(self._sizes) >= MESSAGES
+        if size_bytes > before and (is_one_more or self._kept_bytes - before + size_bytes > MESSAGES_BYTES):
+            return False
+        self._kept_bytes += size_bytes - before
+        self._sizes[topic, name] = size_bytes
+        if not size_bytes:
+            del self._sizes[topic, name]
+        return True
 
     def _keep(self, at_s: float, name: str, message: BaseModel | None) -> None:
         if isinstance(message, Heartbeat):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,21 @@ from broker.protocol.codec import (
 )
 from broker.protocol.errors import ErrorCode, RemoteProtocolError, RequestFailed
 from broker.protocol.messages import (
+    DeviceState,
+    Drain,
     ErrorBody,
+    Heartbeat,
+    Message,
     NodeFailed,
     NodeInputs,
     OrchestratorState,
     Plan,
     PlannedNode,
+    Route,
     TensorMessage,
     Timing,
 )
-from broker.protocol.specs import InputSpec
+from broker.protocol.specs import MAX_INPUTS, MAX_NEEDS, MAX_TASKS, InputSpec, ModuleSpec, TaskSpec
 from broker.protocol.tensors import pack, unpack
 from tests.builders import done, failed
 
@@ -344,3 +350,53 @@ def test_a_request_and_its_copies_have_an_id_of_their_own() -> None:
     assert len(ids) == 5
     assert request_id(*asked) in ids
     assert request_id("a", "b", b"c", b"") != request_id("a", "", b"bc", b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (OrchestratorState, '{"epoch": 1, "online": 1, "session": 2}'),
+        (OrchestratorState, '{"epoch": 1, "online": "yes", "session": 2}'),
+        (Drain, '{"drain": "true"}'),
+        (Heartbeat, '{"session": 1, "seq": 1, "epoch": 1, "generation": 1, "suspects": {"gw-a": "0.5"}}'),
+        (Heartbeat, '{"session": 1, "seq": 1, "epoch": 1, "generation": 1, "suspects": {"gw-a": true}}'),
+    ],
+)
+def test_a_value_of_another_json_type_is_refused(kind: type[Message], text: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=r"valid (boolean|number)"):
+        decode(kind, text.encode())
+
+
+def test_a_size_may_be_written_with_its_unit_and_a_number_without_a_point() -> None:
+    text = '{"family": "any.kind", "memory_bytes": "3 MiB", "flops": 5, "output_bytes": 1e3}'
+    read = decode(ModuleSpec, text.encode())
+    assert (read.memory_bytes, read.flops, read.output_bytes) == (3 * 2**20, 5.0, 1000)
+
+
+@pytest.mark.parametrize("name", ["needs", "inputs"])
+def test_a_graph_with_too_many_needs_or_inputs_is_refused(name: str) -> None:
+    needs = ["image"] * (MAX_NEEDS + 1) if name == "needs" else ["image"]
+    inputs = [f"i{number}" for number in range(MAX_INPUTS + 1)] if name == "inputs" else ["image"]
+    node = {"module": "m", "key": "k", "needs": needs, "output_bytes": 1, "device": "gw-a"}
+    fields = {"nodes": {"n": node}, "output": "n", "inputs": {key: {"kind": "image", "bytes": 1} for key in inputs}}
+    with pytest.raises(RemoteProtocolError, match=f"at most {MAX_NEEDS if name == 'needs' else MAX_INPUTS}"):
+        decode(Route, json.dumps(fields | {"task": "t", "epoch": 1, "generation": 1, "group": 1}).encode())
+    spec = {"family": "any.kind", "memory_bytes": 1, "flops": 1, "output_bytes": 1}
+    with pytest.raises(RemoteProtocolError, match=f"at most {MAX_NEEDS if name == 'needs' else MAX_INPUTS}"):
+        decode(TaskSpec, json.dumps(fields | {"task": "t", "modules": {"m": spec}}).encode())
+    if name == "needs":
+        with pytest.raises(RemoteProtocolError, match=f"at most {MAX_NEEDS}"):
+            decode(Plan, json.dumps(fields).encode())
+
+
+def test_a_birth_names_at_most_as_many_tasks_as_a_site_has() -> None:
+    tasks = [f"t{number}" for number in range(MAX_TASKS + 1)]
+    with pytest.raises(RemoteProtocolError, match=f"at most {MAX_TASKS}"):
+        decode(DeviceState, json.dumps({"status": "online", "session": 1, "tasks": tasks}).encode())
+    assert decode(DeviceState, json.dumps({"status": "online", "session": 1, "tasks": tasks[1:]}).encode()).tasks
+
+
+def test_the_rest_of_a_long_reason_is_left_out() -> None:
+    held = {"k": {"module": "m", "state": "failed", "error": "x" * 100_000}}
+    said = json.dumps({"session": 1, "seq": 1, "epoch": 1, "generation": 1, "modules": held})
+    assert decode(Heartbeat, said.encode()).modules["k"].error == "x" * 1_000

@@ -73,7 +73,7 @@ def test_a_process_s_own_events_always_have_room_and_go_first(monkeypatch: pytes
 
 def test_requests_take_no_room_from_data() -> None:
     mailbox: Mailbox[int] = Mailbox()
-    assert all(mailbox.put_request(number, 0) for number in range(MAX_REQUESTS))
+    assert all(mailbox.put_request(number, 0) for number in range(MAX_REQUESTS // 2))
     assert not mailbox.put_request(-1, 0)
     assert all(mailbox.put_data(number, 0) for number in range(MAX_DATA_EVENTS))
     assert mailbox.dropped == 1
@@ -107,3 +107,38 @@ def test_nothing_is_lost_between_many_threads() -> None:
     for writer in writers:
         writer.join()
     assert sorted(number for number in got if number is not None) == list(range(400))
+
+
+def test_control_events_are_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 messages of 1 MiB would be ten times the memory of a small box."""
+    monkeypatch.setattr(module, "MAX_WAITING_CONTROL_BYTES", 100)
+    mailbox: Mailbox[str] = Mailbox()
+    assert mailbox.put_control("large", 90)
+    assert not mailbox.put_control("too much", 11)
+    assert mailbox.put_control("small", 10)
+    assert mailbox.put_control("the link is down", certain=True)
+    assert mailbox.get_all(0.0) == ["large", "small", "the link is down"]
+    assert mailbox.put_control("again", 100)
+    assert mailbox.dropped == 1
+
+
+def test_clients_take_turns_and_one_that_floods_leaves_room_for_the_others() -> None:
+    mailbox: Mailbox[str] = Mailbox()
+    flood = [mailbox.put_request(f"greedy {number}", 1, client="greedy") for number in range(3 * MAX_REQUESTS)]
+    assert sum(flood) == MAX_REQUESTS // 2
+    modest = [mailbox.put_request(f"modest {number}", 1, client="modest") for number in range(20)]
+    assert all(modest)
+    taken = [str(mailbox.get(0.0)) for _ in range(40)]
+    assert taken == [f"{client} {number}" for number in range(20) for client in ("greedy", "modest")]
+    assert mailbox.put_request("greedy again", 1, client="greedy")
+
+
+def test_a_client_with_large_requests_leaves_bytes_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_REQUEST_BYTES", 100)
+    mailbox: Mailbox[str] = Mailbox()
+    assert [mailbox.put_request("g", 10, client="greedy") for _ in range(9)].count(True) == 5
+    assert mailbox.put_request("m", 20, client="modest")
+    for _ in range(6):
+        mailbox.get(0.0)
+    assert mailbox.get(0.0) is None
+    assert mailbox.put_request("g", 50, client="greedy")

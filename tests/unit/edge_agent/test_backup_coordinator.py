@@ -121,7 +121,7 @@ def test_a_request_that_no_device_answers_in_time_is_taken_over(pair: Pair) -> N
 
 
 def test_a_request_that_is_taken_over_is_not_refused(pair: Pair) -> None:
-    pair.backup.reported_s["gw-a", "encode"] = (0.9, 50.0)  # a queue in which this very request may stand first
+    pair.backup.reported_s["gw-a", ("encode", "")] = (0.9, 50.0)  # a queue in which this very request may stand first
     decide(pair.backup, asked(), 0.0)
     due_s = pair.backup.next_deadline_s()
     assert due_s is not None
@@ -204,7 +204,7 @@ def test_copies_are_bounded_in_number_and_bytes(pair: Pair, monkeypatch: pytest.
         decide(pair.backup, asked(number), 0.0)
     assert [backup.event.correlation for backup in pair.backup.backups.values()] == [b"2", b"3", b"4"]
     assert pair.backup.dropped["not_held_longer"] == 2
-    monkeypatch.setattr(backup_coordinator, "MAX_BACKUP_BYTES", 35)
+    monkeypatch.setattr(backup_coordinator, "MAX_BACKUP_BYTES", 120)
     decide(pair.backup, asked(9, inputs={"text": RawInput(b"a longer text than those before", "text/plain")}), 0.0)
-    assert pair.backup.backup_bytes <= 35
+    assert pair.backup.backup_bytes <= 120
     assert list(pair.backup.backups.values())[-1].event.correlation == b"9"

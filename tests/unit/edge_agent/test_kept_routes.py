@@ -25,8 +25,8 @@ def test_large_routes_of_strangers_are_bounded_in_bytes_and_our_own_stay(door: s
     assert all_of(decide(state, encoder_route("own", ("gw-a",), key="k", front_door=("gw-a",)), 0.0), JoinGroup)
     for number in range(30):
         decide(state, padded(f"t-{number}", 870_000, door=door), 1.0)
-    assert sum(state.route_bytes.values()) <= kept_routes.MAX_ROUTE_BYTES
-    assert state.routes.keys() == state.route_bytes.keys() == state.share_groups.keys() | state.routes.keys()
+    assert state.routes_bytes <= kept_routes.MAX_ROUTE_BYTES
+    assert state.routes.keys() == state.route_sizes.keys() == state.share_groups.keys() | state.routes.keys()
     assert "own" in state.routes
     assert state.dropped["excess_route"] > 20
     assert len(state.share_groups) <= len(state.routes)

@@ -77,10 +77,10 @@ def test_a_request_that_is_slow_by_itself_is_not_refused(state: AgentState) -> N
 def test_a_task_that_floods_does_not_keep_another_out(state: AgentState) -> None:
     first = all_of(flood(state, "greedy", 9), Run)
     assert not all_of(decide(state, asked("modest", 1, deadline_s=6), 0.0), Reply), "before the greedy task's"
-    order = [state.passes[run.run][0] for run in first]
+    order = [state.passes[run.run][0][0] for run in first]
     for position in range(3):
         first += all_of(ran(state, first[position], 1.0 + position), Run)
-        order.append(state.passes[first[-1].run][0])
+        order.append(state.passes[first[-1].run][0][0])
     assert "modest" in order[:4], order
 
 
@@ -101,7 +101,7 @@ def test_a_node_queued_here_counts_once_while_its_request_waits_for_a_route(stat
 def test_the_room_that_one_task_may_take_leaves_room_for_others(
     state: AgentState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinate, "MAX_COORDINATED", 8)
+    monkeypatch.setattr(coordinate, "MAX_COORDINATED", 12)
     for number in range(9):
         decide(state, asked("greedy", number, deadline_s=1000), 0.0)
     assert len(state.coordinated) == 4
@@ -190,7 +190,7 @@ def test_thousands_of_requests_leave_nothing_behind(state: AgentState) -> None:
         "assigned",
         "ready",
         "routes",
-        "route_bytes",
+        "route_sizes",
         "share_groups",
         "measured_s",
         "dropped",

@@ -104,10 +104,10 @@ def test_a_request_that_names_its_client_is_answered_there_and_nowhere_else() ->
         correlation=b"7",
         expiry_s=9,
     )
-    wanted = Requested("t", b"jpeg", "", f"{PREFIX}/clients/ESP 1.A/results/1", b"7", 9)
+    wanted = Requested("t", b"jpeg", "", f"{PREFIX}/clients/ESP 1.A/results/1", b"7", 9, client="ESP 1.A")
     assert wire.event_of(PREFIX, named) == wanted
     plain = replace(named, topic=topics.TASK_REQUESTS.at(PREFIX, task="t"))
-    assert wire.event_of(PREFIX, plain) == replace(wanted, reply_to=f"{PREFIX}/clients/other/results/1")
+    assert wire.event_of(PREFIX, plain) == replace(wanted, reply_to=f"{PREFIX}/clients/other/results/1", client="")
 
 
 @pytest.mark.parametrize("end", ["cam", "cam/1/2", f"{'a' * 65}/1", "cam/", "/1"])

@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from broker.protocol.messages import DeviceState, Route
+from broker.protocol.messages import MAX_COUNT, DeviceState, Route
 from broker.protocol.reports import Standing, Summary, TaskCounters
+from s2m3.cli.output import console, print_result, table
 from s2m3.cli.status import standing_of, state_of, summaries_of, traffic_of, version_of
 from tests.builders import encoder_route
 
@@ -78,3 +79,21 @@ def test_the_last_minute_is_the_sum_over_the_devices_that_are_online_or_died_in_
     assert about_now == [summaries[name] for name in ("gw-a", "gw-b", "gw-c")]
     found = TaskCounters(requests=9, answered=6, errors={"no_route": 3}, latency_s={0.1: 6})
     assert traffic_of(about_now) == {"t": found}
+
+
+def test_what_a_site_says_is_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    made = table("reason")
+    made.add_row("[/red] \x1b]0;title\x07 [bold]")
+    console().print(made)
+    print_result(cast("Any", SimpleNamespace(json=False)), {}, "moved\x1b[2J")
+    shown = capsys.readouterr().out
+    assert "[/red] ?]0;title? [bold]" in shown
+    assert "moved?[2J" in shown
+
+
+def test_numbers_that_no_site_has_end_nothing() -> None:
+    standing = Standing(device="gw-a", standing="dead", since=1e21, why="because")
+    assert standing_of(seen(standings={"gw-a": standing}), "gw-a", ONLINE).endswith("after 1970: because")
+    counted = {"t": TaskCounters(requests=MAX_COUNT, answered=MAX_COUNT, errors={"x": MAX_COUNT}, latency_s={0.1: 1})}
+    summaries = [Summary(session=1, at=1, version="1", last_minute=counted)] * 2
+    assert traffic_of(summaries)["t"].requests == MAX_COUNT

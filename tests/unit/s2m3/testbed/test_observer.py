@@ -77,3 +77,20 @@ def test_the_oldest_sightings_are_dropped_in_the_end(seen: Observer, monkeypatch
     last = seen.sightings[-1].message
     assert isinstance(last, Heartbeat)
     assert last.session == 99
+
+
+def test_what_is_kept_of_a_hostile_site_is_bounded_and_told(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = encoder_route("own", ("gw-a",))
+    size_bytes = len(encode(own))
+    monkeypatch.setattr(observer, "MESSAGES", 10)
+    monkeypatch.setattr(observer, "MESSAGES_BYTES", 20 * size_bytes)
+    for number in range(30):
+        route = encoder_route(f"t-{number}", ("gw-a",))
+        seen._put(Delivery(TASK_ROUTE.at(seen.prefix, task=route.task), encode(route)))
+    seen.look()
+    assert (len(seen.routes), seen.left_out) == (10, 20)
+    for payload in (b"", encode(own.model_copy(update={"task": "t-1", "unavailable": "x" * 11 * size_bytes}))):
+        seen._put(Delivery(TASK_ROUTE.at(seen.prefix, task="t-1"), payload))
+        seen._put(Delivery(TASK_ROUTE.at(seen.prefix, task="own"), encode(own)))
+    seen.look()
+    assert ("t-1" in seen.routes, "own" in seen.routes, seen.left_out) == (False, True, 21)
