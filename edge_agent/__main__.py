@@ -12,6 +12,7 @@ from broker.arguments import OneLineParser, add_broker, add_until_stdin_closes, 
 from broker.files import load_spec
 from broker.process import log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile, IdInUse
+from broker.transport.connect import check_files
 from edge_agent.config import STATE_DIR, AgentConfig, connections
 from edge_agent.device.footprint import share_one_heap
 from edge_agent.end_guard import EndGuard
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     share_one_heap()
     config = load_spec(arguments.config, AgentConfig)
     reached = connections(config, *places_of(arguments), file=arguments.config)
+    check_files(reached[0])
     if config.models:
         os.environ[DIRECTORY_VARIABLE] = config.models
     try:

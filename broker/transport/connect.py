@@ -6,6 +6,7 @@ import uuid
 
 from broker.protocol.client_ids import client_id as client_id_of
 from broker.transport.connection import Connection
+from broker.transport.dial import context_of
 from broker.transport.paho import MqttTransport
 from broker.transport.port import MAX_PACKET_BYTES, Inbox, Transport, WillFor
 
@@ -27,6 +28,15 @@ def connect(
     return MqttTransport(
         connection, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes, gather_s=gather_s
     )
+
+
+def check_files(connection: Connection) -> None:
+    """Read the certificates, for a program that connects only after much other work.
+
+    Raises:
+        BadFile: a certificate, a key or the CA's file can't be used.
+    """
+    context_of(connection)
 
 
 def client_id_for(connection: Connection) -> str:

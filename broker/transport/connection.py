@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import unquote
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from broker.files import bad_field, load_spec
 from broker.protocol.errors import BadFile
@@ -91,7 +92,7 @@ class Connection:
 class ConnectionKeys(Spec):
     """The keys of every file with a connection. Only agents have a second account, for their second connection."""
 
-    broker: str | None = None
+    broker: Annotated[str | None, Field(repr=False)] = None  # it may have a password
     ca: str | None = None
     cert: str | None = None
     key: str | None = None

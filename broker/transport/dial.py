@@ -35,7 +35,7 @@ class Dialer:
 
     def __init__(self, connection: Connection, timeout_s: float) -> None:
         self._connection, self._timeout_s = connection, timeout_s
-        self._context = _context_of(connection) if connection.tls else None
+        self._context = context_of(connection)
         self._files = self._state_of_files()
 
     def open(self) -> socket.socket:
@@ -108,7 +108,7 @@ class Dialer:
             return
         self._files = state
         try:
-            self._context = _context_of(self._connection)
+            self._context = context_of(self._connection)
         except BadFile as error:
             _log.warning("certificates_not_read_again", reason=str(error))
 
@@ -145,12 +145,14 @@ def _handshake(sock: socket.socket, context: ssl.SSLContext, host: str, limit_s:
                 raise TimeoutError
 
 
-def _context_of(connection: Connection) -> ssl.SSLContext:
-    """The certificates and rules of TLS: 1.2 or newer, the broker's name is checked.
+def context_of(connection: Connection) -> ssl.SSLContext | None:
+    """The certificates and rules of TLS: 1.2 or newer, the broker's name is checked; None without TLS.
 
     Raises:
         BadFile: a file can't be used.
     """
+    if not connection.tls:
+        return None
     if connection.ca is not None:
         _read(connection.ca, "CA file", b"-----BEGIN CERTIFICATE-----")
     try:

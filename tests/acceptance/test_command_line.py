@@ -127,6 +127,7 @@ def plain(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("id: gw-a\nid: gw-b\n", ("agent.yaml:2: id", "duplicate key")),
         ("- gw-a\n", ("agent.yaml:1", "holds no fields")),
         ("id: [gw-a\n", ("agent.yaml", "correct the YAML")),
+        ("id: gw-a\nbroker: mqtts://broker\nca: nowhere.pem\n", ("nowhere.pem", "the CA file can't be read")),
     ],
 )
 def test_a_wrong_agent_file_is_one_line_with_file_field_and_fix(

@@ -21,6 +21,7 @@ import psutil
 
 from broker.protocol.errors import BadFile
 from broker.servers.mosquitto import MosquittoBroker
+from broker.transport.connection import VARIABLES
 from s2m3.testbed.site import GOODBYE_S, SiteFailed
 
 COUNT_INTERVAL = "sys_interval 1"  # Mosquitto's own counts come once a second
@@ -177,6 +178,7 @@ class Processes:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches only us, and we end it
+                env={name: value for name, value in os.environ.items() if name not in VARIABLES},
             )
 
     def kill_orchestrator(self) -> None:

@@ -94,6 +94,7 @@ def test_an_address_that_is_not_one_is_refused_without_a_part_of_its_password(ur
 
 def test_no_password_is_in_a_representation() -> None:
     assert "s3cret" not in repr(parse_url("mqtt://num:s3cret@gw"))
+    assert "s3cret" not in repr(command_line(broker="mqtt://num:s3cret@gw"))
     assert str(parse_url("mqtts://num:s3cret@gw")) == "gw:8883"
     assert parse_url("mqtts://num:s3cret@gw").url == "mqtts://gw:8883"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,3 +108,29 @@ def test_what_is_wrong_is_told_before_anything_is_started(
     answering([RIGHT])
     assert main(arguments) == 2
     assert problem in capsys.readouterr().err
+
+
+def test_a_running_broker_is_reached_with_the_whole_connection_and_its_password_is_not_printed(
+    answering: Answering, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    answering([RIGHT])
+    stages: list[Any] = []
+    real = run.Stage
+
+    def stage(*given: Any) -> Any:
+        stages.append(given[2])
+        return real(*given)
+
+    monkeypatch.setattr(run, "Stage", stage)
+    (tmp_path / "site.yaml").write_text("broker: mqtts://broker:8884\nca: ca.pem\n")
+    main(["replay", "slow-device", "--connection", str(tmp_path / "site.yaml")])
+    main(["replay", "slow-device", "--broker", "mqtt://operator:s3cret@127.0.0.1:1"])
+    main(["replay", "slow-device"])
+    assert [each and (each.url, each.ca, each.password) for each in stages] == [
+        ("mqtts://broker:8884", tmp_path / "ca.pem", None),
+        ("mqtt://127.0.0.1:1", None, "s3cret"),
+        None,
+    ]
+    printed = "".join(capsys.readouterr())
+    assert "mqtts://broker:8884" in printed
+    assert "s3cret" not in printed
