@@ -53,4 +53,5 @@ def connections(config: AgentConfig, *places: Place, file: str = "") -> tuple[Co
             raise place.bad("client_id", "is not for an agent: its client ids follow from its id", "remove it")
     own = ConnectionFile.model_validate(config.model_dump(include=set(ConnectionKeys.model_fields)))
     every = (*places, Place(own, file))
-    return read_connection(*every), read_connection(*every, data=True)
+    control = read_connection(*every)
+    return control, read_connection(*every, data=True) if any(each.keys.data_user for each in every) else control

@@ -80,7 +80,7 @@ class Connection:
 
     def renewed(self) -> Connection:
         """The same with the password that its file holds now; with the one that is known if the file can't be read."""
-        if self.password_file is None:
+        if self.password_file is None or not self.password_file.is_file():  # a pipe could be read only once
             return self
         try:
             return replace(self, password=read_password(self.password_file))
@@ -266,7 +266,7 @@ def _warnings(connection: Connection) -> list[str]:
     found = []
     if connection.password and not connection.tls and not connection.is_loopback:
         found.append(f"the password for {connection.url} crosses the network in plain text: use mqtts://")
-    for path in (connection.password_file, connection.key):
+    for path in (connection.password_file, connection.key or connection.cert):
         with suppress(OSError):
             if path is not None and path.is_file() and path.stat().st_mode & 0o007:
                 found.append(f"every user of this machine can read {path}: chmod 600 {path}")

@@ -45,9 +45,6 @@ def connection_of(arguments: argparse.Namespace) -> Connection:
     return read_connection(*places_of(arguments), warn=lambda text: print(f"s2m3: warning: {text}", file=sys.stderr))
 
 
-def connected(arguments: argparse.Namespace, task: str | None = None) -> Observer:
-    """The site that the arguments name, or one task of it, to be used in a ``with`` block.
-
-    The block raises NotConnected, and BrokerRefused.
-    """
-    return Observer(connection_of(arguments), task=task)
+def connected(arguments: argparse.Namespace) -> Observer:
+    """The site that the arguments name, to be used in a ``with`` block, which raises NotConnected and BrokerRefused."""
+    return Observer(connection_of(arguments))

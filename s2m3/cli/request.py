@@ -13,8 +13,9 @@ from broker.client import Client, Response
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import BadFile, BrokerRefused
 from broker.protocol.specs import InputSpec
-from s2m3.cli.arguments import add_connection, connected, connection_of, seconds
+from s2m3.cli.arguments import add_connection, connection_of, seconds
 from s2m3.cli.output import print_result
+from s2m3.testbed.observer import Observer
 
 ROUTE_S = 1.0  # a retained message arrives within milliseconds
 
@@ -34,11 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Send one request; 0 when it was answered, 1 when it ended in an error."""
     route = None
-    with suppress(BrokerRefused), connected(arguments, arguments.task) as observer:  # not every sensor may read it
+    connection = connection_of(arguments)
+    with suppress(BrokerRefused), Observer(connection, task=arguments.task) as observer:  # not every sensor may read it
         observer.wait_for(lambda seen: arguments.task in seen.routes, ROUTE_S)
         route = observer.routes.get(arguments.task)
     inputs = _inputs(arguments, route.inputs if route else {})
-    with Client(connection_of(arguments)) as client:
+    with Client(connection) as client:
         response = client.request(arguments.task, inputs, deadline_s=arguments.deadline)
     result = response.result.model_dump(mode="json", exclude_none=True)
     document = result | {"latency_s": response.latency_s, "attempts": response.attempts}

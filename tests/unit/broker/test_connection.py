@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -228,6 +230,16 @@ def test_a_password_file_that_everybody_can_read_is_warned_of(tmp_path: Path, wa
         path.chmod(mode)
         read_connection(command_line(user="cam", password_file=str(path)))
         assert bool(warnings) == warned
+
+
+def test_a_password_from_a_pipe_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=("s3cret\n",))
+    writer.start()
+    found = read_connection(command_line(user="cam", password_file=str(path)))
+    writer.join()
+    assert found.renewed().password == "s3cret"  # noqa: S105 - of a test
 
 
 def test_a_new_password_in_its_file_counts_at_the_next_connection(tmp_path: Path) -> None:
