@@ -22,12 +22,12 @@ check: .venv/installed-test
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement hashes-pocket.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pocket]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[pocket]'
 	@touch $@
 
 .venv/installed-test: .venv/installed hashes-test.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement hashes-test.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pocket,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[pocket,test]'
 	@touch $@
 
 clean:

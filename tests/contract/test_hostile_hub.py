@@ -16,17 +16,32 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
+from broker.protocol.codec import decode, encode
 from broker.protocol.errors import ModuleRefused
+from broker.protocol.messages import Heartbeat
 from broker.protocol.specs import ModuleSpec, Source
+from broker.protocol.topics import DEVICE_ASSIGNMENT
+from broker.transport.memory import MemoryBroker, MemoryTransport
+from broker.transport.port import Delivery, Outgoing
+from edge_agent import modules
+from edge_agent.config import AgentConfig
 from edge_agent.modules.weights import downloads, hub
 from edge_agent.modules.weights.allowed import AllowedWeights, allow
+from edge_agent.modules.weights.digests import DigestDiffers
 from edge_agent.modules.weights.progress import Progress, reporting_to
-from tests.builders import module
+from edge_agent.service import Agent
+from s2m3.reference import random_weights, zoo
+from tests.builders import PREFIX, assignment, module, profile, uncalibrated_store
+from tests.media import SMALLEST_CLIP
+from tests.patience import PATIENCE_S
 
+CLIP = "openai/clip-vit-base-patch16"
+TINY = {"config.json": SMALLEST_CLIP, "preprocessor_config.json": {"size": 32, "crop_size": 32}}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONTENT = b'{"model_type": "clip"}' * 1000
 LIMIT_BYTES = 1_000_000
@@ -45,6 +60,11 @@ class Answers:
     head_status: int = 200
     get: Callable[[http.server.BaseHTTPRequestHandler], None] | None = None
     asked: list[tuple[str, str, Mapping[str, str]]] = field(default_factory=list)  # method, path, headers in lower case
+    files: Mapping[str, bytes] | None = None  # by name, the others don't exist; None: CONTENT under every name
+
+    def content(self, path: str) -> bytes | None:
+        """The file at a path of the hub."""
+        return CONTENT if self.files is None else self.files.get(path.rpartition("/")[2])
 
 
 @pytest.fixture
@@ -73,8 +93,12 @@ class served:  # noqa: N801 - a context manager
 
             def do_HEAD(self) -> None:
                 self._note()
-                self.send_response(answers.head_status)
-                facts = {"ETag": f'"{git_hash(CONTENT)}"', "X-Repo-Commit": COMMIT, "Content-Length": str(len(CONTENT))}
+                content = answers.content(self.path)
+                self.send_response(answers.head_status if content is not None else 404)
+                facts = {"X-Repo-Commit": COMMIT, "X-Error-Code": "EntryNotFound", "Content-Length": "0"}
+                if content is not None:
+                    facts = {"ETag": f'"{git_hash(content)}"', "X-Repo-Commit": COMMIT}
+                    facts["Content-Length"] = str(len(content))
                 for name, value in (facts | answers.head).items():
                     self.send_header(name, value)
                 self.end_headers()
@@ -83,7 +107,7 @@ class served:  # noqa: N801 - a context manager
                 self._note()
                 self.close_connection = True
                 try:
-                    (answers.get or (lambda handler: send(handler, CONTENT)))(self)
+                    (answers.get or (lambda handler: send(handler, answers.content(self.path) or b"")))(self)
                 except OSError:  # its client is gone
                     return
 
@@ -129,7 +153,11 @@ def fetch(limit_bytes: int | None = LIMIT_BYTES, *files: str) -> Path:
 
 def kept(tmp_path: Path) -> list[str]:
     """The files of the cache that have content, without its marks."""
-    found = (path for path in (tmp_path / "cache").rglob("*") if path.is_file() and ".locks" not in path.parts)
+    found = (
+        path
+        for path in (tmp_path / "cache").rglob("*")
+        if path.is_file() and not {".locks", ".no_exist"} & {*path.parts}
+    )
     return sorted(path.name for path in found if path.name != "CACHEDIR.TAG")
 
 
@@ -370,3 +398,59 @@ def test_an_organisation_that_is_not_allowed_is_not_asked_for_nor_read_from_the_
 )
 def test_the_limit_follows_from_the_spec(spec: ModuleSpec, limit_bytes: int) -> None:
     assert spec.download_limit_bytes == limit_bytes
+
+
+def test_downloaded_weights_of_another_digest_are_set_aside_and_fetched_again_and_nothing_else_is(
+    answers: Answers, tmp_path: Path
+) -> None:
+    directory = random_weights.write(zoo.published(CLIP), tmp_path / "written", changes=TINY)
+    answers.files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    allow(None)
+    source = Source(hub=CLIP, part="vision", revision=COMMIT)
+    right = module("vision", 10**7, family="clip.vision", source=source)
+    wrong = right.model_copy(update={"digest": f"sha256:{'0' * 64}"})
+    with pytest.raises(DigestDiffers, match=r"spec says sha256:0+: .* what was downloaded is now named .*\.refused"):
+        modules.load(wrong)
+    assert all(name.endswith(".refused") for name in kept(tmp_path)), kept(tmp_path)
+    asked = len(answers.asked)
+    modules.load(right)
+    assert len(answers.asked) > asked, "it is fetched again"
+    asked, names = len(answers.asked), kept(tmp_path)
+    with pytest.raises(DigestDiffers) as caught:
+        modules.load(wrong)
+    assert ".refused" not in str(caught.value)
+    assert (len(answers.asked), kept(tmp_path)) == (asked, names), (
+        "what served before stays, for a device without a network"
+    )
+
+
+def test_an_agent_reports_a_source_that_is_not_allowed_with_the_line_to_write(answers: Answers, recorder: Any) -> None:
+    allow(None)
+    spec = module("vision", 10**7, family="clip.vision", source=SOURCE)
+    broker = MemoryBroker()
+    listener = MemoryTransport(broker, client_id="listener", inbox=recorder)
+    listener.subscribe(f"{PREFIX}/#")
+    listener.start()
+    agent = Agent(
+        AgentConfig(id="gw-a", heartbeat_interval_s=0.05),
+        profile=profile(10**9),
+        store=uncalibrated_store(10**9),
+        make_transport=broker.connect,
+    )
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    topic = DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a")
+    listener.publish(Outgoing(topic, encode(assignment(spec)), retain=True))
+
+    def failed(event: object) -> bool:
+        if not isinstance(event, Delivery) or not event.topic.endswith("/heartbeat"):
+            return False
+        return any(held.state == "failed" for held in decode(Heartbeat, event.payload).modules.values())
+
+    (held,) = decode(Heartbeat, recorder.wait_for(failed, timeout_s=2 * PATIENCE_S).payload).modules.values()
+    agent.stop()
+    thread.join(PATIENCE_S)
+    assert held.error is not None
+    assert f"hub:org/name@{COMMIT}#vision is not allowed on this device" in held.error
+    assert "write weights: {hub: [catalogue, org/name]} in the agent's file" in held.error
+    assert not answers.asked

@@ -24,6 +24,7 @@ import torch
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.tensors import Array
+from edge_agent.modules.weights.downloads import check_disk
 
 VERSION = 6
 DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
@@ -93,6 +94,8 @@ def open_whisper(file: ModelFile, config: bytes, vocabulary: bytes, part: str) -
     Raises:
         ModuleRefused: the temporary directory has no room, or the library refuses the file.
     """
+    written_bytes = sum(len(variable.data) for variable in file.variables.values())
+    check_disk(Path(tempfile.gettempdir()), written_bytes, f"the {part}'s file", "TMPDIR")
     try:
         with tempfile.TemporaryDirectory(prefix="s2m3-") as name:
             temporary = Path(name)

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import structlog
+from safetensors.torch import load_file, save_file
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec, Source
-from edge_agent.modules.weights import digests
+from edge_agent import modules
+from edge_agent.modules.weights import digests, hub
 from edge_agent.modules.weights.digests import DigestDiffers, Recorded, record_in
+from s2m3.reference import random_weights, zoo
 from tests.builders import module
+from tests.media import SMALLEST_CLIP
 
 OLD, NEW = (f"sha256:{digit * 64}" for digit in "ab")
 KEY = "clip.vision hub:org/name#vision float32"
@@ -113,3 +117,29 @@ def test_the_record_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         recorded.check(spec(source=Source(hub=f"org/n{number}", part="vision")), OLD)
     kept = json.loads((tmp_path / "gw-a.weights.json").read_text())["digests"]
     assert [key.split()[1] for key in kept] == [f"hub:org/n{number}#vision" for number in (2, 3, 4)]
+
+
+def test_weights_that_changed_on_the_disk_are_refused_until_the_record_says_otherwise(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "openai/clip-vit-base-patch16"
+    monkeypatch.setenv(hub.DIRECTORY_VARIABLE, str(tmp_path / "models"))
+    changes = {"config.json": SMALLEST_CLIP, "preprocessor_config.json": {"size": 32, "crop_size": 32}}
+    weights = random_weights.write(zoo.published(name), tmp_path / "models", changes=changes) / "model.safetensors"
+    vision, text = (
+        module(part, 10**7, family=f"clip.{part}", source=Source(hub=name, part=part)) for part in ("vision", "text")
+    )
+    modules.load(vision)
+    modules.load(text)
+    tensors = load_file(weights)
+    changed = next(name for name in tensors if name.startswith("vision_model.") and name.endswith("bias"))
+    save_file(tensors | {changed: tensors[changed] + 1}, weights)
+    with pytest.raises(DigestDiffers, match="at their first load here they had sha256:"):
+        modules.load(vision)
+    modules.load(text)
+    assert weights.is_file(), "the operator's own file stays where it is"
+    kept = json.loads(file.read_text())
+    del kept["digests"][f"clip.vision hub:{name}#vision float32"]
+    file.write_text(json.dumps(kept))
+    record_in(Recorded(file))
+    modules.load(vision)
