@@ -17,7 +17,7 @@ from pydantic import Field
 
 from broker.files import bad_field, load_spec
 from broker.protocol.errors import BadFile
-from broker.protocol.specs import DeviceId, ModuleName, ModuleSpec, Positive, Spec, TaskSpec
+from broker.protocol.specs import COMMIT, DeviceId, ModuleName, ModuleSpec, Positive, Spec, TaskSpec
 from edge_agent import catalog
 
 KINDS = (
@@ -73,7 +73,7 @@ def load_task(name: str) -> TaskSpec:
     Raises:
         BadFile: neither, or the file is wrong.
     """
-    return load_spec(_file_of(name), TaskSpec)
+    return _load(_file_of(name))
 
 
 def load_tasks(name: str | Path) -> list[Written]:
@@ -89,7 +89,7 @@ def load_tasks(name: str | Path) -> list[Written]:
         return [written for path in files for written in load_tasks(path)]
     path = _file_of(str(name))
     if not _is_list(path):
-        return [Written(load_spec(path, TaskSpec), str(path))]
+        return [Written(_load(path), str(path))]
     found = []
     for position, use in enumerate(load_spec(path, TaskList).tasks):
         beside = path.parent / use.task
@@ -153,6 +153,20 @@ def _buffer_bytes(spec: ModuleSpec) -> int:
 def config_path(repository: str) -> Path:
     """The catalogue's file about a repository of the hub."""
     return catalog.DIRECTORY / "hub" / "configs" / f"{repository.replace('/', '--')}.json"
+
+
+def _load(path: Path) -> TaskSpec:
+    spec = load_spec(path, TaskSpec)
+    for name, module in spec.modules.items():
+        source = module.source
+        if source is not None and source.hub and source.revision and not COMMIT.fullmatch(source.revision):
+            raise bad_field(
+                path,
+                ("modules", name, "source", "revision"),
+                problem=f"is {source.revision!r}, which may mean other weights tomorrow",
+                fix="write a commit's 40 hexadecimal digits, or remove it for a repository in the models directory",
+            )
+    return spec
 
 
 def _file_of(name: str) -> Path:

@@ -82,6 +82,8 @@ Positive = Annotated[float, Field(gt=0, le=1e21, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, le=1e21, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=1, le=1e21, allow_inf_nan=False)]  # of operations or bits per second
 _Place = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A revision that names the same files of a hub's repository for ever."""
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 DOWNLOAD_FACTOR = 8  # a module may be half of a float32 checkpoint, and be held as int8
 DOWNLOAD_BYTES = 64 * 2**20  # for the files beside the weights

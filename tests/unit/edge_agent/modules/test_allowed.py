@@ -11,11 +11,11 @@ import yaml
 
 from broker.files import load_spec
 from broker.protocol.errors import BadFile, ModuleRefused
-from broker.protocol.specs import Source, TaskSpec
+from broker.protocol.specs import COMMIT, Source, TaskSpec
 from edge_agent import catalog
 from edge_agent.config import AgentConfig
 from edge_agent.modules.weights import hub, packaged
-from edge_agent.modules.weights.allowed import COMMIT, PIP_WEIGHTS, AllowedWeights, allow, organisations
+from edge_agent.modules.weights.allowed import PIP_WEIGHTS, AllowedWeights, allow, organisations
 
 REVISION = "5ef227a78de3f75873f373246dac80def63b0003"
 

@@ -338,3 +338,15 @@ def test_a_time_limit_that_is_no_time_is_refused(plan: Run, limit: str) -> None:
     with pytest.raises(SystemExit) as ended:
         plan("--time-limit", limit)
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "5ef227a"])
+def test_a_revision_of_the_hub_that_is_no_commit_is_named_with_its_line(plan: Run, folder: Path, revision: str) -> None:
+    pinned = TASK.replace("{pip: weights,", "{hub: org/name, revision: REVISION,")
+    (folder / "look.yaml").write_text(pinned.replace("REVISION", f"'{revision}'"))
+    code, _, err = plan()
+    assert code == 2
+    assert "look.yaml:11: modules.see.source.revision" in err
+    assert f"is '{revision}', which may mean other weights tomorrow" in err
+    (folder / "look.yaml").write_text(pinned.replace("REVISION", "'5ef227a78de3f75873f373246dac80def63b0003'"))
+    assert plan()[0] == 0
