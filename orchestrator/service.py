@@ -52,6 +52,7 @@ from orchestrator.unsent import Unsent
 from orchestrator.wire import clears_request, control_filters, event_of, goodbye, outgoing_of, standby_filters
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
+RETRY_LEADING_S = 5.0  # when the epoch couldn't be stored
 RETRY_FAILED_S = 1.0  # when a deadline could not be met because of a bug: not at once, for ever
 GATHER_S = 0.02  # at most a fifteenth of the time in which a standby must have taken over
 
@@ -89,7 +90,7 @@ class Orchestrator:
         self._connection = connection
         self._prefix = topics.prefix_of(connection.site)
         self._files = LeaderFiles(state_dir, connection.url, self._prefix)
-        self._files.read_epoch()  # before anything begins, for its errors
+        self._files.check()  # before anything begins, for the errors that a leader would meet
         self._stored = StoredOrders(self._files)
         self._heartbeat_interval_s = heartbeat_interval_s
         self._settle_s = settle_s
@@ -121,8 +122,7 @@ class Orchestrator:
     def run(self) -> None:
         """Wait while another leads, then lead; until ``stop`` is called.
 
-        Raises:
-            BadFile: the epoch can't be stored.
+        While the epoch can't be stored it doesn't lead, and tries again.
         """
         self._planner = self._make_planner(self._arrivals.from_planner)  # it starts while this one waits
         try:
@@ -205,8 +205,12 @@ class Orchestrator:
         """Lead until ``stop`` is called or a newer leader shows up."""
         last = max(self._files.read_epoch(), seen)
         epoch, orders = last + 1, self._copy.with_revisions(self._files.read_orders(last))
-        self._stored.write(orders)  # before the epoch: it outdates a file of an earlier version
-        self._files.store_epoch(epoch)
+        try:
+            self._stored.write(orders)  # before the epoch: it outdates a file of an earlier version
+            self._files.store_epoch(epoch)
+        except errors.BadFile as error:
+            self._wait_for_disk(error)
+            return
         self._reports = Reports(self._prefix)
         self._state = self._begin_term(epoch=epoch, linked_s=self._linked_s, orders=orders)
         self._clock, self._arrivals.missed = LoopClock(self._longest_step_s), False
@@ -217,6 +221,16 @@ class Orchestrator:
             self._turn(self._state)
         if self.resigned is not None:
             self._step_down()
+
+    def _wait_for_disk(self, error: errors.BadFile) -> None:
+        """Stay a standby for a while: agents couldn't tell two leaders of one epoch apart."""
+        _log.error("cannot_lead", reason=str(error), again_in_s=RETRY_LEADING_S)
+        until_s = time.monotonic() + RETRY_LEADING_S
+        while not self._stopping and (wait_s := until_s - time.monotonic()) > 0:
+            self._arrivals.next(wait_s)
+        self._data.close()
+        self._arrivals.clear()
+        self._data = self._new_data()
 
     def _step_down(self) -> None:
         """Become a standby orchestrator: of this term only the sessions of its links are kept."""

@@ -76,6 +76,13 @@ class LeaderFiles:
     broker: str
     prefix: str
 
+    def check(self) -> None:
+        """Raise BadFile if the epoch can't be read, or couldn't be stored: a disk that is full or read-only."""
+        self.read_epoch()
+        trial = self.folder / "trial"
+        _write_durably(trial, f"{LARGEST_EPOCH}\n")
+        trial.unlink(missing_ok=True)
+
     def read_epoch(self) -> int:
         """The stored epoch; 0 when the file doesn't exist, or was damaged and is set aside. Makes the directory."""
         file = self.folder / "epoch"

@@ -58,6 +58,7 @@ from orchestrator.service import Orchestrator
 from orchestrator.state import Pace, State
 from tests.builders import InlinePlanner, chain, module, profile
 from tests.full_mailboxes import FullMailboxes
+from tests.patience import until
 
 NEVER_SILENT_S = 600.0  # a heartbeat interval that no test reaches
 UNHURRIED = Pace(calm_s=600.0, review_s=600.0)  # without spares and planned moves
@@ -905,6 +906,37 @@ def test_it_can_be_stopped_while_it_waits_for_a_broker(memory: World, make_recor
     waiting.wait_for(LinkDown)
     memory.stop(orchestrator)
     assert not (memory.folder / "epoch").exists()
+
+
+@pytest.mark.parametrize("folder", ["/sys/kernel", "/proc/self"])
+def test_a_spare_whose_state_directory_takes_no_file_ends_at_once_while_another_leads(
+    memory: World, folder: str
+) -> None:
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    memory.folder = Path(folder)
+    with pytest.raises(BadFile, match=r"can't be written: .*name another --state-dir"):
+        memory.lead()
+
+
+def test_a_spare_whose_disk_is_full_later_says_so_and_leads_once_it_can_store_the_epoch(
+    memory: World, memory_broker: MemoryBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.service.RETRY_LEADING_S", 0.05)
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch == 1)
+    (control,) = [name for name in memory.made if name.endswith(".control")]
+    memory.folder = tmp_path / "spare"
+    with capture_logs() as log:
+        memory.lead()
+        memory.until(lambda: any(line["event"] == "waiting_as_standby" for line in log))
+        (memory.folder / "epoch.new").mkdir()  # no epoch can be written
+        with memory_broker.partitioned(control):
+            until(lambda: sum(line["event"] == "cannot_lead" for line in log) > 1)
+            assert "epoch: can't be written: " in next(line["reason"] for line in log if line["event"] == "cannot_lead")
+            assert not any(line["event"] == "leading" for line in log)
+            (memory.folder / "epoch.new").rmdir()
+            memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch == 2)
 
 
 def test_a_state_directory_that_cannot_be_made_is_named(memory: World) -> None:
