@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from broker.protocol.errors import ErrorCode
 from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.replay.report import FaultReport, Report
 from s2m3.testbed.replay.scenario import ORCHESTRATOR, Scenario
@@ -82,8 +83,8 @@ def judge(played: Sequence[Played], campaigns: Mapping[str, Played]) -> list[Goa
     kills = [fault for fault in faults if fault.kind == "kill"]
     deaths = [fault for fault in kills if fault.target != ORCHESTRATOR]
     covered = [fault for fault in kills if fault.stood_by is True]
-    refused = [fault for each in played if each.report.refusals for fault in each.report.faults]
-    loaded = [fault for fault in kills if fault.stood_by is False and fault.load_s and fault not in refused]
+    hindered = [fault for each in played if _is_hindered(each.report) for fault in each.report.faults]
+    loaded = [fault for fault in kills if fault.stood_by is False and fault.load_s and fault not in hindered]
     restarts = [fault for fault in faults if fault.kind == "restart"]
     return [
         _none("requests lost, in every scenario", [each.report.lost for each in played]),
@@ -96,6 +97,11 @@ def judge(played: Sequence[Played], campaigns: Mapping[str, Played]) -> list[Goa
         _hung(campaigns),
         _none("moves after an orchestrator's or the broker's restart", [fault.moves for fault in restarts]),
     ]
+
+
+def _is_hindered(found: Report) -> bool:
+    """Whether a device refused a module, or a task had no room on any device until one came back."""
+    return bool(found.refusals or found.errors.get(ErrorCode.NO_ROUTE))
 
 
 def _none(name: str, counts: Sequence[int]) -> Goal:
@@ -115,7 +121,8 @@ def _tail(name: str, limit_s: float, seconds: Sequence[float | None], wanted: st
 def _without_standby(loaded: Sequence[FaultReport]) -> Goal:
     """The rest of the time, when detection and loading are taken off, over the deaths that made a module load.
 
-    Where a device refused it first there is more to wait for than one loading: such replays don't count.
+    Replays in which a device refused it first, or none had room for it, don't count: there is more to wait for than one
+    loading.
     """
     wanted = f"p{TAIL} < detection + load + {1000 * LOADING_S:.0f} ms"
     rests = [

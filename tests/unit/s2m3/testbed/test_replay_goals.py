@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -43,12 +44,14 @@ def fault(kind: str, **more: Any) -> FaultReport:
     return FaultReport(**{**fields, **more})
 
 
-def played(*faults: FaultReport, lost: int = 0, wrong: int = 0, refusals: int = 0) -> Played:
+def played(
+    *faults: FaultReport, lost: int = 0, wrong: int = 0, refusals: int = 0, errors: Mapping[str, int] | None = None
+) -> Played:
     found = Report(
         name="x",
         sent=10,
         answered=10,
-        errors={},
+        errors=errors or {},
         lost=lost,
         wrong=wrong,
         duplicates=0,
@@ -73,8 +76,13 @@ def test_goals_that_are_met() -> None:
     loaded = fault("kill", detected_after_s=0.1, first_answer_after_s=1.9, load_s=1.6, stood_by=False)
     idle = fault("kill", detected_after_s=0.1)  # it served nothing: nobody waited for an answer
     refused = fault("kill", detected_after_s=0.1, first_answer_after_s=9.0, load_s=1.6, stood_by=False)
+    no_room = fault("kill", detected_after_s=0.1, first_answer_after_s=6.3, load_s=0.1, stood_by=False)
     found = judged(
-        [played(fault("restart", target="broker"), kill, loaded, idle), played(refused, refusals=1)],
+        [
+            played(fault("restart", target="broker"), kill, loaded, idle),
+            played(refused, refusals=1),
+            played(no_room, errors={"no_route": 8}),
+        ],
         hung=played(fault("pause", detected_after_s=3.4)),
     )
     assert all(goal.holds for goal in found.values()), found
