@@ -19,11 +19,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from broker.protocol.errors import ErrorCode, RemoteProtocolError, RequestFailed
 from broker.protocol.messages import Result, TensorMessage
 from broker.protocol.specs import InputSpec, RequestId, describe
-from broker.protocol.tensors import Array, Tensors, pack, unpack
+from broker.protocol.tensors import MAX_NAME_SHOWN, Array, Tensors, pack, unpack
 
 MAX_CONTROL_BYTES = 1024 * 1024  # a device's assignment of 1,000 modules has about half of that
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one float32 batch of LLaVA's image tokens has 9.4 MB
 MAX_INPUT_BYTES = 8 * 1024 * 1024  # a 24-megapixel JPEG; leaves room for the other inputs
+MAX_CONTENT_TYPE = 255  # characters; it travels in the envelope of an input
 SAFETENSORS = "application/vnd.safetensors"
 JSON = "application/json"
 RAW = "raw"
@@ -107,6 +108,7 @@ def decode_request(payload: bytes, content_type: str, expected: Mapping[str, Inp
     Raises:
         RequestFailed: ``bad_input`` or ``too_large``, with a sentence that says what to send instead.
     """
+    _check_content_type(content_type)
     wanted = ", ".join(f"{name} ({spec.kind})" for name, spec in expected.items())
     if not payload:
         raise RequestFailed(ErrorCode.BAD_INPUT, f"the payload is empty: this task takes {wanted}")
@@ -172,7 +174,9 @@ def _named_inputs(payload: bytes, expected: Mapping[str, InputSpec], wanted: str
             ErrorCode.BAD_INPUT, f"{error}; write it with the safetensors library and send all of it"
         ) from error
     if unknown := sorted(arrays.keys() - expected.keys()):
-        raise RequestFailed(ErrorCode.BAD_INPUT, f"unknown input {unknown[0]!r}: this task takes {wanted}")
+        raise RequestFailed(
+            ErrorCode.BAD_INPUT, f"unknown input {unknown[0][:MAX_NAME_SHOWN]!r}: this task takes {wanted}"
+        )
     if wrong := [name for name, array in arrays.items() if array.dtype != np.uint8]:
         raise RequestFailed(
             ErrorCode.BAD_INPUT, f"input {wrong[0]} must be an array of bytes (U8): the encoded file itself"
@@ -193,7 +197,14 @@ def _only_input(content_type: str, expected: Mapping[str, InputSpec], wanted: st
     )
 
 
+def _check_content_type(content_type: str) -> None:
+    if len(content_type) > MAX_CONTENT_TYPE:
+        text = f"a content type has {len(content_type)} characters, at most {MAX_CONTENT_TYPE} are allowed: shorten it"
+        raise RequestFailed(ErrorCode.TOO_LARGE, text)
+
+
 def _check_input(name: str, raw: RawInput, spec: InputSpec) -> None:
+    _check_content_type(raw.content_type)
     if not raw.data:
         raise RequestFailed(ErrorCode.BAD_INPUT, f"the input {name} is empty: send a {spec.kind}")
     if len(raw.data) > MAX_INPUT_BYTES:

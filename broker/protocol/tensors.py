@@ -31,6 +31,7 @@ Tensors = Mapping[str, Array]
 MAX_HEADER_BYTES = 256 * 1024  # a plan of 100 nodes with its timings needs much less
 MAX_TENSORS = 256
 MAX_RANK = 8
+MAX_NAME_SHOWN = 64  # characters of an array's name in an error: a sender chooses it
 DTYPES = {"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "F32", "F64"}
 _LENGTH_BYTES = 8
 
@@ -114,6 +115,7 @@ def _checked_header(document: bytes) -> dict[str, str]:
 
 
 def _check_entry(name: str, entry: object) -> None:
+    name = name[:MAX_NAME_SHOWN]
     dtype = entry.get("dtype") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(dtype, str) or dtype not in DTYPES:
         raise RemoteProtocolError(f"array {name!r} has a dtype outside {', '.join(sorted(DTYPES))}")

@@ -19,7 +19,7 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
-from edge_agent.modules.inputs.decoding import MAX_SIDES
+from edge_agent.modules.inputs.limits import MAX_SIDES
 from s2m3.catalogue import load_task
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.split import Split
@@ -97,7 +97,7 @@ def test_odd_inputs_are_answered_with_finite_numbers_or_refused_with_one_sentenc
 
 
 @pytest.mark.parametrize("family_models", ["llava", "smolvlm"], indirect=True)
-def test_a_question_with_the_pictures_token_is_refused_with_the_remedy(
+def test_a_question_with_the_pictures_token_or_too_many_tokens_is_refused_with_the_remedy(
     family_models: tuple[TaskSpec, dict[str, RawInput]],
 ) -> None:
     task, usual = family_models
@@ -105,3 +105,5 @@ def test_a_question_with_the_pictures_token_is_refused_with_the_remedy(
         RequestFailed, match="the question has <image> in it, which stands for the picture: leave it out"
     ):
         Split().run(task, usual | {"text": EITHER["text"][0]})
+    with pytest.raises(RequestFailed, match=r"the question has [0-9]+ tokens, at most 2048 are allowed: shorten it"):
+        Split().run(task, usual | {"text": RawInput("\U0001f600".encode() * 2000)})

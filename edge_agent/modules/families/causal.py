@@ -33,6 +33,8 @@ from broker.protocol.tensors import Tensors
 from edge_agent.modules import Prepared, Value
 from edge_agent.modules.families import generation
 from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
+from edge_agent.modules.inputs.limits import MAX_QUESTION_TOKENS
+from edge_agent.modules.inputs.picture_file import too_large
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
 from edge_agent.modules.weights.model_parts import Forwards, Shapes, ordinary
 
@@ -184,12 +186,16 @@ class PromptSteps:
         """The picture's vectors (1, p, d), and the prompt's tokens, ``IMAGE`` p times among them.
 
         Raises:
-            RequestFailed: ``bad_input`` when the question names ``IMAGE``, too.
+            RequestFailed: ``bad_input`` when the question names ``IMAGE``, too; ``too_large`` when it has too many
+                tokens: some texts have four a character.
         """
         decoding.count(values, 2)
         picture = decoding.array(values[0], "image_embeds", (1, None, self._width))
         image = self._placeholder(values[0], picture.shape[1])
-        prompt = self._prompt.format(image=image, question=_question(values[1]))
+        question = _question(values[1])
+        if (count := len(self._tokenizer(question)["input_ids"])) > MAX_QUESTION_TOKENS:
+            raise too_large(f"the question has {count} tokens, at most {MAX_QUESTION_TOKENS} are allowed: shorten it")
+        prompt = self._prompt.format(image=image, question=question)
         ids = self._tokenizer(prompt, return_tensors="np")["input_ids"]
         if int((ids == self._image).sum()) != picture.shape[1]:
             raise decoding.bad_input(f"the question has {IMAGE} in it, which stands for the picture: leave it out")

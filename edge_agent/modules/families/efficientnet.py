@@ -104,7 +104,7 @@ def pixels(value: Value) -> Array:
     picture = decoding.picture(value)
     side = max(1, int(min(picture.size) * _CENTRE))
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side)).resize((RESOLUTION, RESOLUTION))  # bicubic by default
+    square = decoding.resized_part(picture, (left, top, left + side, top + side), (RESOLUTION, RESOLUTION))
     channels_last = np.asarray(square, dtype=np.float32)  # (224, 224, 3)
     return (np.ascontiguousarray(channels_last.transpose(2, 0, 1)[None]) - 127) / 128  # (1, 3, 224, 224)
 

@@ -101,7 +101,7 @@ def _read_tiles(processor: Idefics3ImageProcessorPil, value: Value) -> dict[str,
 
 
 def _vision_steps(checkpoint: Checkpoint) -> steps.Steps:
-    processor = prepare.processor(checkpoint, Idefics3ImageProcessorPil)
+    processor = steps.resizing_first(prepare.processor(checkpoint, Idefics3ImageProcessorPil))
     return steps.Steps(steps.Need(partial(_read_tiles, processor), sample_inputs.picture))
 
 

@@ -17,11 +17,11 @@ from scipy.signal import resample_poly
 
 from edge_agent.modules import Value
 from edge_agent.modules.inputs.decoding import bad_input, sent
+from edge_agent.modules.inputs.limits import FASTEST_HZ, MAX_SOUND_CHUNKS, SLOWEST_HZ
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 
-SLOWEST_HZ = 8_000
-FASTEST_HZ = 96_000
 _SAMPLE_BYTES = 2
+_FIRST_CHUNK = 12  # where it begins, behind RIFF, the length and WAVE
 _CHANNELS = (1, 2)
 _FULL_SCALE = 32768
 _WANTED = "send a wav file of 16-bit PCM, mono or stereo"
@@ -48,6 +48,7 @@ def samples(value: Value, rate_hz: int, most_s: float) -> NDArray[np.float32]:
 
 def _decode(data: bytes) -> tuple[NDArray[np.int16], int]:
     """Samples (n, channels), n at least 1, and their rate."""
+    _check_chunks(data)
     try:
         with wave.open(io.BytesIO(data)) as sound:
             told = sound.getparams()
@@ -67,6 +68,17 @@ def _decode(data: bytes) -> tuple[NDArray[np.int16], int]:
     if len(content) != told.nframes * told.nchannels * _SAMPLE_BYTES:
         raise bad_input("this wav file is truncated, or its header says a wrong length: send all of a finished file")
     return np.frombuffer(content, "<i2").reshape(-1, told.nchannels), told.framerate
+
+
+def _check_chunks(data: bytes) -> None:
+    """Refuse a file with more chunks before its samples than any program writes: ``wave`` reads them one by one."""
+    at = _FIRST_CHUNK
+    for _ in range(MAX_SOUND_CHUNKS):
+        if data[at : at + 4] in {b"data", b""}:
+            return
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    raise bad_input(f"this wav file has more than {MAX_SOUND_CHUNKS} chunks before its samples: {_WANTED}")
 
 
 def _kind(error: Exception) -> str:

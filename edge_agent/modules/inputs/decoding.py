@@ -10,21 +10,34 @@ import io
 from collections.abc import Sequence, Sized
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Array, Tensors
 from edge_agent.modules import Value
+from edge_agent.modules.inputs import jpeg_file, png_file
+from edge_agent.modules.inputs.limits import (
+    MAX_LINE_CHARACTERS,
+    MAX_LINES,
+    MAX_PICTURE_BYTES,
+    MAX_PIXELS,
+    MAX_SIDES,
+    MAX_TEXT_BYTES,
+)
+from edge_agent.modules.inputs.picture_file import PictureFile, Unreadable, too_large
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 
-MAX_PIXELS = 50_000_000  # a 48-megapixel camera; 150 MB when decoded
-# The longer side divided by the shorter. A network that scales the shorter side to its own size would make gigabytes
-# of a very thin picture; one that scales the longer side would leave nothing of the shorter.
-MAX_SIDES = 16
-MAX_LINES = 64
-MAX_LINE_CHARACTERS = 2000
-FORMATS = ("JPEG", "PNG")
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF's orientation
+_BAND_PIXELS = 250_000  # are converted at once: a copy of a whole picture may be 200 MB
 TEXT = "text"
 """How a node gives a text to another: an array of this name, U8 (n,), the text in UTF-8."""
 
@@ -33,24 +46,37 @@ def picture(value: Value) -> Image.Image:
     """Decode a picture: upright, RGB, transparency over white.
 
     Raises:
-        RequestFailed: ``bad_input`` when it isn't a JPEG or PNG, is truncated, has too many pixels, or is too thin.
+        RequestFailed: ``bad_input`` when it isn't a JPEG or PNG, is truncated, has too many pixels, or is too thin;
+            ``too_large`` when decoding it takes too much memory or work. Nothing is decoded then.
     """
     data = sent(value, "a picture")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            # The header alone is read so far: nothing is decoded before its size is known.
-            size = f"{image.width} x {image.height} pixels"
-            reason = f"{size}, at most {MAX_PIXELS} are allowed"
-            if image.width * image.height <= MAX_PIXELS:
-                reason = f"{size}, one side may be at most {MAX_SIDES} times the other"
-                if max(image.size) <= MAX_SIDES * min(image.size):
-                    return _rgb(image)
+        return _decoded(_checked(file_of(data)))
+    except RequestFailed:
+        raise
     except Exception as error:  # hostile bytes make decoders raise anything, warnings included
         if is_out_of_memory(error):
             raise
-        # A library's own message may name an object in memory; a person can use the kind of error.
-        reason = "truncated" if "truncated" in str(error) else _kind(error)
-    raise bad_input(f"this is not a picture that can be read ({reason}): send a JPEG or PNG")
+        raise unreadable(_kind(error)) from error
+
+
+def unreadable(reason: str) -> RequestFailed:
+    """The error about a file that isn't a picture, or one that isn't taken."""
+    return bad_input(f"this is not a picture that can be read ({reason}): send a JPEG or PNG")
+
+
+def resized_part(picture: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
+    """The part of a picture in a box, bicubically resized: ``picture.crop(box).resize(size)`` without the copy.
+
+    Pillow resizes across, row by row, and then down; so bands of rows give the same pixels.
+    """
+    left, top, right, bottom = box
+    across = Image.new(picture.mode, (size[0], bottom - top))
+    rows = max(1, _BAND_PIXELS // (right - left))
+    for start in range(top, bottom, rows):
+        end = min(start + rows, bottom)
+        across.paste(picture.crop((left, start, right, end)).resize((size[0], end - start)), (0, start - top))
+    return across.resize(size)
 
 
 def lines(value: Value) -> list[str]:
@@ -61,6 +87,8 @@ def lines(value: Value) -> list[str]:
             ``module_failed`` when a node gives no text: the task is wired wrongly.
     """
     data = value.data if isinstance(value, RawInput) else _given_text(value)
+    if len(data) > MAX_TEXT_BYTES:
+        raise too_large(f"this text has {len(data)} bytes, at most {MAX_TEXT_BYTES} are allowed: send a shorter one")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -162,19 +190,61 @@ def wrong_needs(sentence: str) -> RequestFailed:
     return RequestFailed(ErrorCode.MODULE_FAILED, f"{sentence}: correct the task's needs")
 
 
+def file_of(data: bytes) -> PictureFile:
+    """The size and the cost of a picture, read before it is decoded.
+
+    Raises:
+        Unreadable: it isn't a JPEG or PNG, or damaged.
+        RequestFailed: ``too_large``: it takes too much work.
+    """
+    if data.startswith(jpeg_file.MAGIC):
+        return jpeg_file.read(data)
+    if data.startswith(png_file.MAGIC):
+        return png_file.read(data)
+    raise Unreadable("unknown format")
+
+
+def _checked(file: PictureFile) -> PictureFile:
+    size = f"{file.width} x {file.height} pixels"
+    if file.width * file.height > MAX_PIXELS:
+        raise Unreadable(f"{size}, at most {MAX_PIXELS} are allowed")
+    if max(file.width, file.height) > MAX_SIDES * min(file.width, file.height):
+        raise Unreadable(f"{size}, one side may be at most {MAX_SIDES} times the other")
+    if file.memory_bytes > MAX_PICTURE_BYTES:
+        raise too_large(
+            f"this picture takes {file.memory_bytes / 1e6:.0f} MB of memory to read ({size}, {file.decoded}), at most "
+            f"{MAX_PICTURE_BYTES / 1e6:.0f} MB are allowed: send one with fewer pixels"
+        )
+    return file
+
+
+def _decoded(file: PictureFile) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(file.data), formats=(file.kind,))
+    if image.size != (file.width, file.height):
+        raise Unreadable("damaged")
+    image.load()
+    if file.orientation in _TRANSPOSED:
+        image = image.transpose(_TRANSPOSED[file.orientation])
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    rgb, rows = Image.new("RGB", image.size), max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        rgb.paste(_rgb(band), (0, top))
+    return rgb
+
+
 def _rgb(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)  # a copy, fully decoded
-    if upright.mode.startswith("I"):  # 16 bits of grey: keep the upper eight
-        upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if upright.has_transparency_data:
-        white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright.convert("RGBA"))
-    return upright.convert("RGB")
+    if image.mode.startswith("I"):  # 16 bits of grey: keep the upper eight
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def _kind(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "unknown format"
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"more than {MAX_PIXELS} pixels"
-    return "damaged"
+    """The kind of error in a few words: a library's own message may name an object in memory."""
+    if isinstance(error, Unreadable):
+        return str(error)
+    return "truncated" if "truncated" in str(error) else "damaged"

@@ -6,12 +6,14 @@ picture becomes pixels, and which arrays of which shapes a part takes, come in.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from PIL.Image import Image
 from pydantic import JsonValue
 
 from broker.protocol.tensors import Array
@@ -58,11 +60,12 @@ def picture(processor: Any) -> Need:  # noqa: ANN401 - transformers isn't import
 
     Reading raises RequestFailed: ``bad_input`` when it can't be read, or its size leaves nothing of a side.
     """
+    resizing = resizing_first(processor)
 
     def read(value: Value) -> dict[str, Array]:
         picture = decoding.picture(value)
         try:
-            made = processor(images=picture, return_tensors="np")["pixel_values"]
+            made = resizing(images=picture, return_tensors="np")["pixel_values"]
         except ValueError as error:
             raise decoding.bad_input(
                 f"a picture of {picture.width} x {picture.height} pixels is too thin for this model: send a squarer one"
@@ -70,6 +73,40 @@ def picture(processor: Any) -> Need:  # noqa: ANN401 - transformers isn't import
         return {"pixels": np.ascontiguousarray(made, dtype=np.float32)}
 
     return Need(read, sample_inputs.picture)
+
+
+def resizing_first(processor: Any) -> Any:  # noqa: ANN401 - the same
+    """The same image processor, which resizes a picture as it is; its own way copies all of it three times before.
+
+    The pixels are the same: its first step makes arrays of the picture, and its second one a picture of them again.
+    """
+    if not processor.do_resize:
+        return processor
+    kind, same = type(processor), copy.copy(processor)
+    same.__class__ = type(kind.__name__, (kind,), {"process_image": staticmethod(_to_resize)})
+    return same
+
+
+class _ToResize(Image):
+    """A picture for transformers' resize: with the shape of its arrays, and its size as (height, width)."""
+
+    def __init__(self, picture: Image) -> None:
+        super().__init__()
+        self._picture = picture
+        self.shape = (3, picture.height, picture.width)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, as transformers reads it."""
+        return self._picture.height, self._picture.width
+
+    def resize(self, *arguments: Any, **options: Any) -> Image:  # noqa: ANN401 - as Pillow's
+        """The resized picture."""
+        return self._picture.resize(*arguments, **options)
+
+
+def _to_resize(picture: Image, **_: object) -> Image:
+    return _ToResize(picture)
 
 
 def texts(tokenizer: Any, longest: int, *, padded: bool = False) -> Need:  # noqa: ANN401 - the same

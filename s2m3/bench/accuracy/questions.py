@@ -21,7 +21,7 @@ from broker.protocol.errors import BadFile, ModuleRefused
 from broker.protocol.specs import NodeName, TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import heads
-from edge_agent.modules.inputs.decoding import MAX_LINES
+from edge_agent.modules.inputs.limits import MAX_LINES
 from edge_agent.modules.weights import hub
 from edge_agent.modules.weights.checkpoint import read_object
 from s2m3.bench.accuracy_metrics import recall_of_captions, recall_of_pictures, vqa_accuracy

@@ -316,6 +316,23 @@ def _bytes(**inputs: bytes) -> bytes:
             ["image has", "send a smaller one"],
             id="a large input",
         ),
+        pytest.param(
+            pack({n: np.zeros(1, dtype=np.uint8) for n in BOTH}, {"image": "image/" + "x" * 250}),
+            SAFETENSORS,
+            ErrorCode.TOO_LARGE,
+            ["a content type has 256 characters, at most 255 are allowed: shorten it"],
+            id="a long content type of an input",
+        ),
+        pytest.param(
+            b"x", "image/" + "x" * 60_000, ErrorCode.TOO_LARGE, ["has 60006 characters"], id="a long content type"
+        ),
+        pytest.param(
+            pack({"x" * 100_000: np.zeros(1, dtype=np.uint8)}),
+            SAFETENSORS,
+            ErrorCode.BAD_INPUT,
+            [f"unknown input '{'x' * 64}': this task takes"],
+            id="a long name",
+        ),
     ],
 )
 def test_a_wrong_request_ends_in_a_code_and_a_sentence_that_says_what_to_do(

@@ -1,0 +1,135 @@
+"""JPEG files, read marker by marker as libjpeg does, without decoding.
+
+Owns which JPEGs are taken: baseline and progressive ones of 8 bits, with Huffman codes. Others are rare, and some of
+them (arithmetic codes) may take any time for few bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edge_agent.modules.inputs.limits import MAX_BLOCK_VISITS, MAX_MARKERS, MAX_PIXELS, MAX_SCANS
+from edge_agent.modules.inputs.picture_file import PictureFile, Unreadable, orientation_of, too_large
+
+MAGIC = b"\xff\xd8\xff"
+_SOI, _EOI, _SOS, _METADATA, _PROGRESSIVE = 0xD8, 0xD9, 0xDA, 0xE1, 0xC2
+_FRAMES = {0xC0, 0xC1, _PROGRESSIVE}
+_OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+# What makes pixels: the frame, Huffman and quantisation tables, the restart interval, the scans, the end, and what JFIF
+# and Adobe say of the colours.
+_PIXELS = {*_FRAMES, 0xC4, 0xDB, 0xDD, _SOS, _EOI, 0xE0, 0xEE}
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+# A marker with a length, or the end: not a stuffed zero, a restart between two blocks, or a fill byte.
+_NEXT = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_GREY, _RGB, _INKS = 1, 3, 4  # components
+_DECODED = {_GREY: ("grey", 1), _RGB: ("colour", 4), _INKS: ("four inks", 4)}  # bytes of a pixel in Pillow
+_BITS = 8
+_SAMPLINGS = range(1, 5)
+_FRAME = struct.Struct(">BHHB")
+_BLOCK_BYTES = 64 * 2  # of the decoder's numbers
+
+
+@dataclass(frozen=True)
+class _Frame:
+    is_progressive: bool
+    width: int
+    height: int
+    samplings: tuple[tuple[int, int], ...]  # of each component, across and down
+
+    @property
+    def blocks(self) -> int:
+        """The blocks of all components, of 8 x 8 numbers each."""
+        across, down = max(h for h, _ in self.samplings), max(v for _, v in self.samplings)
+        units = -(-self.width // (8 * across)) * -(-self.height // (8 * down))
+        return units * sum(h * v for h, v in self.samplings)
+
+
+def read(data: bytes) -> PictureFile:
+    """The picture in a JPEG file, from its markers.
+
+    Raises:
+        Unreadable: it is damaged, or a kind of JPEG that isn't taken.
+        RequestFailed: ``too_large``: it has too many markers or scans.
+    """
+    kept, scans = [data[:2]], []  # of each scan, the number of its components
+    frame: _Frame | None = None
+    metadata: dict[bytes, bytes] = {}
+    for marker, segment in _segments(data):
+        if marker in _OTHER_FRAMES or (marker in _FRAMES and frame):
+            raise Unreadable("damaged" if frame else "a JPEG with arithmetic codes, a lossless or a hierarchical one")
+        if marker in _PIXELS:
+            kept.append(segment)
+        if marker in _FRAMES:
+            frame = _frame(marker, segment[4:])
+        elif marker == _SOS:
+            scans.append(segment[4])
+        elif marker == _METADATA:
+            metadata.setdefault(_EXIF if segment.startswith(_EXIF, 4) else segment[4 : 4 + len(_XMP)], segment[4:])
+    if not frame or not scans:
+        raise Unreadable("truncated")
+    return _picture(frame, scans, b"".join(kept), orientation_of(metadata.get(_EXIF, b""), metadata.get(_XMP, b"")))
+
+
+def _picture(frame: _Frame, scans: list[int], data: bytes, orientation: int) -> PictureFile:
+    components = len(frame.samplings)
+    most = min(MAX_SCANS, max(components, MAX_BLOCK_VISITS // frame.blocks))
+    if len(scans) > most and frame.width * frame.height <= MAX_PIXELS:  # else its number of pixels is the reason
+        raise too_large(
+            f"this JPEG has {len(scans)} scans, at most {most} are allowed for {frame.width} x {frame.height} pixels: "
+            "save it again, not progressive"
+        )
+    is_buffered = frame.is_progressive or scans[0] != components  # the decoder keeps all blocks until the last scan
+    colours, pixel_bytes = _DECODED[components]
+    return PictureFile(
+        kind="JPEG",
+        width=frame.width,
+        height=frame.height,
+        data=data,
+        orientation=orientation,
+        decoded=f"{colours}, progressive" if is_buffered else colours,
+        pixel_bytes=pixel_bytes,
+        buffered_bytes=frame.blocks * _BLOCK_BYTES if is_buffered else 0,
+        is_rgb=components == _RGB,
+    )
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each marker and its segment, which begins with it: its data, and behind a start of scan the coded pixels.
+
+    The last one is that of the picture's end, if there is one. Fill bytes belong to no segment.
+    """
+    found, count = _NEXT.search(data, 2), 0
+    while found:
+        at, marker = found.start(), data[found.start() + 1]
+        count += 1
+        if count > MAX_MARKERS:
+            raise too_large(f"this JPEG has more than {MAX_MARKERS} markers: save it again without its metadata")
+        if marker == _EOI:
+            yield marker, data[at : at + 2]
+            return
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        end = at + 2 + length
+        if end > len(data):
+            raise Unreadable("truncated")
+        if marker == _SOI or length < (3 if marker == _SOS else 2):
+            raise Unreadable("damaged")
+        found = _NEXT.search(data, end)
+        if marker == _SOS:
+            end = found.start() if found else len(data)
+        yield marker, data[at:end].rstrip(b"\xff") if marker == _SOS and found else data[at:end]
+
+
+def _frame(marker: int, body: bytes) -> _Frame:
+    if len(body) < _FRAME.size:
+        raise Unreadable("damaged")
+    bits, height, width, count = _FRAME.unpack_from(body)
+    samplings = tuple((each >> 4, each & 15) for each in body[_FRAME.size + 1 :: 3])
+    if bits != _BITS:
+        raise Unreadable(f"a JPEG of {bits} bits a sample")
+    is_whole = count in _DECODED and len(body) == _FRAME.size + 3 * count
+    if not is_whole or not width or not height or not all(h in _SAMPLINGS and v in _SAMPLINGS for h, v in samplings):
+        raise Unreadable("damaged")
+    return _Frame(marker == _PROGRESSIVE, width, height, samplings)
