@@ -117,7 +117,9 @@ def of_silence(connection: Connection) -> Failure:
 
 def of_end(connection: Connection) -> Failure:
     """The failure of a peer that ended the connection without an answer, and isn't known to be wrong about TLS."""
-    hint = "it may want a client certificate" if connection.tls and connection.cert is None else "it may be overloaded"
+    hint = "it may be overloaded"
+    if connection.tls:
+        hint = "it may want a client certificate" if connection.cert is None else "it may refuse the client certificate"
     return Failure(f"{connection} ended the connection without an answer: {hint}, or be no MQTT broker")
 
 
