@@ -28,6 +28,7 @@ REQUESTS = 3_000
 BYTES = 14_000  # a small JPEG
 DEADLINE_S = 20
 PASS_S = 0.02
+FLOOD_S, FLOOD_PER_S, MODEST = 10, 500, 20
 SPEC = module("y", memory_bytes=10, output_bytes=8)
 
 
@@ -42,19 +43,19 @@ class Sensor:
     Each has its own number, in the Correlation Data or, ``by_client``, in its topic.
     """
 
-    def __init__(self, url: str, prefix: str) -> None:
-        self.prefix = prefix
-        self.by_client, self.qos = False, 1
+    def __init__(self, url: str, prefix: str, name: str = "sensor") -> None:
+        self.url, self.prefix, self.name = url, prefix, name
+        self.by_client, self.qos, self.size_bytes = False, 1, BYTES
         self.ended: dict[int, tuple[float, str]] = {}
         self.up = threading.Event()
         self.transport = MqttTransport(
             parse_url(url),
-            client_id="sensor",
+            client_id=name,
             inbox=self._put,
             max_queued=2 * REQUESTS,
             max_queued_bytes=2 * REQUESTS * BYTES,
         )
-        self.transport.subscribe(f"{prefix}/clients/sensor/results/+")
+        self.transport.subscribe(f"{prefix}/clients/{name}/results/+")
         self.transport.start()
 
     def _put(self, event: object) -> None:
@@ -67,13 +68,13 @@ class Sensor:
             self.ended.setdefault(number, (time.monotonic(), str(how)))
 
     def ask(self, number: int) -> float:
-        picture = number.to_bytes(4, "big") * (BYTES // 4)
+        picture = number.to_bytes(4, "big") * (self.size_bytes // 4)
         properties: dict[str, Any] = {"qos": self.qos, "content_type": "image/jpeg", "expiry_s": DEADLINE_S}
         if self.by_client:
-            topic = CLIENT_REQUESTS.at(self.prefix, task="echo", client="sensor", request=str(number))
+            topic = CLIENT_REQUESTS.at(self.prefix, task="echo", client=self.name, request=str(number))
         else:
             topic = TASK_REQUESTS.at(self.prefix, task="echo")
-            properties["response_topic"] = f"{self.prefix}/clients/sensor/results/1"
+            properties["response_topic"] = f"{self.prefix}/clients/{self.name}/results/1"
             properties["correlation"] = str(number).encode()
         self.transport.publish(Outgoing(topic, picture, **properties))
         return time.monotonic()
@@ -129,6 +130,25 @@ def test_each_of_three_thousand_requests_at_once_ends_before_its_deadline(
     assert len(ended) == REQUESTS, how
     assert set(how) == {"answered", "overloaded"}
     assert [n for n, at_s in enumerate(sent_s) if ended[n][0] > at_s + DEADLINE_S] == [], "late"
+
+
+def test_a_sensor_with_five_hundred_requests_a_second_takes_no_request_of_another(burst: Callable[..., Sensor]) -> None:
+    """Its device can do a tenth of them; each of the other sensor's few is answered, as if it were alone."""
+    greedy = burst()
+    modest = Sensor(greedy.url, greedy.prefix, "modest")
+    assert modest.up.wait(PATIENCE_S)
+    for sensor in (greedy, modest):
+        sensor.by_client, sensor.size_bytes = True, 100
+    began_s, pause = time.monotonic(), threading.Event()
+    for number in range(FLOOD_S * FLOOD_PER_S):
+        greedy.ask(number)
+        if number % (FLOOD_S * FLOOD_PER_S // MODEST) == 0:
+            modest.ask(number)
+        pause.wait(max(0.0, began_s + number / FLOOD_PER_S - time.monotonic()))
+    until(lambda: len(modest.ended) >= MODEST and len(greedy.ended) >= FLOOD_S * FLOOD_PER_S, 2 * DEADLINE_S)
+    modest.transport.close()
+    assert Counter(how for _, how in modest.ended.values()) == {"answered": MODEST}
+    assert {how for _, how in greedy.ended.values()} == {"answered", "overloaded"}
 
 
 def test_an_agent_tells_of_a_broker_whose_queue_is_too_small(

@@ -1,8 +1,8 @@
 """Mutated messages at a live site: real Mosquitto, orchestrator and agents, while a client asks good questions.
 
 The broker is open, so mutants may undeploy tasks, drain devices and end terms. What must hold: no process ends, no
-exception but a refusal, beats go on, the memory stays flat, and the site serves again once an operator has deployed
-its tasks again.
+exception but a refusal, heartbeats go on, the memory stays flat, and the site serves again once an operator has
+deployed its tasks again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GROWTH_BYTES = 256 * 1024 * 1024  # of one process, from a quarter of the run to
 BAD_WORDS = ("Traceback", "event_failed", "link_event_failed", "action_failed", "internal_error")
 
 
-class Beats:
+class HeartbeatGaps:
     """An inbox that notes the longest time between two heartbeats of each process."""
 
     def __init__(self) -> None:
@@ -69,14 +69,14 @@ def test_a_live_site_reads_mutated_messages_and_serves(part: int, tmp_path: Path
     originals = [each for deliveries in corpus.recorded().values() for each in deliveries]
     mutator = Mutator([*originals, *corpus.found()], seed=100 + part)
     specs = [load_task(name) for name in TASKS]
-    beats, outcomes = Beats(), Counter[str]()
+    gaps, outcomes = HeartbeatGaps(), Counter[str]()
     with ExitStack() as stack:
         site = stack.enter_context(Site("mosquitto", AGENTS, logs=tmp_path))
-        flood = MqttTransport(site.connection, client_id="fuzz.flood", inbox=beats, max_queued=10_000)
+        flood = MqttTransport(site.connection, client_id="fuzz.flood", inbox=gaps, max_queued=10_000)
         stack.callback(flood.close)
         flood.subscribe(topics.DEVICE_HEARTBEAT.filter(corpus.PREFIX))
         flood.start()
-        assert beats.up.wait(PATIENCE_S)
+        assert gaps.up.wait(PATIENCE_S)
         site.serve(specs)
         processes = {name: psutil.Process(site.pid(name)) for name in (ORCHESTRATOR, *site.devices)}
         asked: list[Future[Response]] = []
@@ -100,14 +100,14 @@ def test_a_live_site_reads_mutated_messages_and_serves(part: int, tmp_path: Path
     words = [
         f"{path.stem}: {word}" for path in tmp_path.glob("*.log") for word in BAD_WORDS if word in path.read_text()
     ]
-    longest = {topic.split("/")[-2]: round(gap_s, 2) for topic, gap_s in beats.longest_s.items()}
+    longest = {topic.split("/")[-2]: round(gap_s, 2) for topic, gap_s in gaps.longest_s.items()}
     megabytes = {name: round(size / 2**20) for name, size in grown.items()}
     sys.stdout.write(
-        f"{OF_A_SITE} mutants at a live site: longest time between beats {longest} s, growth {megabytes} MiB, "
+        f"{OF_A_SITE} mutants at a live site: longest time between heartbeats {longest} s, growth {megabytes} MiB, "
         f"requests meanwhile {dict(outcomes)}\n"
     )
     assert words == []
-    assert max(beats.longest_s.values()) < PATIENCE_S
+    assert max(gaps.longest_s.values()) < PATIENCE_S
     assert max(grown.values()) < GROWTH_BYTES
 
 
