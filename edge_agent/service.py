@@ -118,7 +118,8 @@ class Agent:
         self._sender = Sender(config.id, self._prefix, self._data.publish, report=report)
         self._denials = Denials(self._prefix)
         self._is_overloaded = False  # it refused a request since the start
-        self._broker_drops = BrokerDrops(control, config.id, make_transport)
+        account_link = self._control if control.user else None
+        self._broker_drops = BrokerDrops(control, config.id, make_transport, account_link)
         self._stopping = threading.Event()
         self._is_asked_to_end = False  # then a hung pass restarts nothing
         self._session: int | None = None  # of the control link, while it is up
@@ -168,6 +169,8 @@ class Agent:
     # --- events in ---
 
     def _put(self, link: Literal["control", "data"], event: port.LinkEvent) -> None:
+        if self._broker_drops.hear(event):
+            return
         item = _FromLink(link, event, time.monotonic())
         if link == "control" or not isinstance(event, port.Delivery):
             size_bytes = len(event.payload) if isinstance(event, port.Delivery) else 0

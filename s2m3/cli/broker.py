@@ -1,22 +1,178 @@
-"""``s2m3 broker``: run the embedded MQTT broker until interrupted."""
+"""``s2m3 broker``: run the embedded MQTT broker; or set up a site's own Mosquitto, and change its accounts."""
 
 from __future__ import annotations
 
 import argparse
+import socket
+import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
 
+from pydantic import ValidationError
+
+from broker.arguments import OneLineParser, site_prefix
+from broker.protocol.errors import BadFile
+from broker.protocol.specs import describe
+from broker.servers import site_setup
+from broker.servers.access import WITH_TASKS, Account, Role
+from broker.servers.certificates import CERTIFICATE_DAYS, day, ends_of
 from broker.servers.embedded import EmbeddedBroker
+from broker.servers.site_files import ANY, BROKER_USER, PLUGIN, PORT, Settings, Setup
 from s2m3.cli.arguments import port
+from s2m3.cli.output import console, table
+
+TASKS_HELP = "NAME=TASK,TASK for some tasks only"
+TOLD = {
+    "running": "the running broker made the change",
+    "stopped": "the broker isn't running: the change is in its file, for its next start",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--port", type=port, default=1883, help="default %(default)s; 0 takes a free one")
+    parser.set_defaults(run=_serve)
+    text = "without a command: run the embedded broker; with one: set up a site's own Mosquitto, with TLS and accounts"
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", parser_class=OneLineParser, description=text)
+    _add_init(verbs.add_parser("init", help="write a complete Mosquitto setup into a new folder"))
+    add = verbs.add_parser("add", help="add an account")
+    revoke = verbs.add_parser("revoke", help="delete accounts: their connections end at once")
+    rotate = verbs.add_parser(
+        "rotate", help="new passwords and certificates for accounts: the old passwords end at once"
+    )
+    for verb, run in ((add, _add), (revoke, _revoke), (rotate, _rotate)):
+        verb.add_argument("folder", type=Path, metavar="DIR", help="the folder that init wrote")
+        verb.set_defaults(run=run)
+    add.add_argument("role", choices=[str(role) for role in Role], metavar="ROLE", help=", ".join(Role))
+    add.add_argument("name", nargs="?", metavar="NAME", help=f"default: the role's name; {TASKS_HELP}")
+    add.add_argument("--read", action="append", default=[], metavar="FILTER", help="topics that sources read")
+    add.add_argument("--write", action="append", default=[], metavar="FILTER", help="topics that sources write")
+    revoke.add_argument("names", nargs="+", metavar="NAME")
+    rotate.add_argument("names", nargs="*", metavar="NAME")
+    rotate.add_argument("--broker-certificate", action="store_true", help="a new certificate for the broker itself")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _add_init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder on the broker's machine, new or empty")
+    of_role = {
+        Role.DEVICE: f"a device; {TASKS_HELP} as a front door",
+        Role.SENSOR: f"a sensor; {TASKS_HELP}",
+        Role.ORCHESTRATOR: "default: one of this name; orchestrator and its standby may share it",
+        Role.OPERATOR: "who deploys and drains; default: one of this name",
+        Role.OBSERVER: "a dashboard or another reader",
+        Role.HTTP: "an HTTP door",
+    }
+    for role, text in of_role.items():
+        parser.add_argument(f"--{role}", action="append", default=[], metavar="NAME", help=text)
+    parser.add_argument(
+        "--host", nargs="+", action="extend", default=[], help="the broker's names and addresses, as clients call it"
+    )
+    parser.add_argument("--port", dest="tls_port", type=port, default=PORT, help="default %(default)s")
+    parser.add_argument("--bind", metavar="ADDRESS", help="listen on this address only; default: all")
+    parser.add_argument("--site", type=site_prefix, metavar="PREFIX", help="the site's topic prefix, when it has one")
+    parser.add_argument(
+        "--no-client-certificates", action="store_true", help="passwords alone, for sensors without TLS keys"
+    )
+    parser.add_argument(
+        "--run-as", metavar="USER", help="who runs Mosquitto; default: mosquitto if you are root, else you"
+    )
+    parser.add_argument(
+        "--plugin", type=Path, metavar="PATH", help="mosquitto_dynamic_security.so, where it isn't found"
+    )
+    parser.set_defaults(run=_init)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
     """Serve on 127.0.0.1; only an interrupt ends it."""
     with EmbeddedBroker(arguments.port) as running:
         print(f"the embedded broker listens at {running.url} (this machine only); Ctrl-C ends it", flush=True)
         threading.Event().wait()
     return 0
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    """Write the setup, and print what to do with it."""
+    accounts = [_account(role, text) for role in Role for text in getattr(arguments, role, [])]
+    for role in (Role.OPERATOR, Role.ORCHESTRATOR):
+        if all(account.role is not role for account in accounts):
+            accounts.insert(0, Account(role, str(role)))
+    bind = arguments.bind
+    hosts = arguments.host or [bind if bind and bind not in ANY else socket.gethostname()]
+    given = {
+        "hosts": hosts,
+        "port": arguments.tls_port,
+        "bind": bind,
+        "site": arguments.site,
+        "client_certificates": not arguments.no_client_certificates,
+    }
+    try:
+        settings = Settings.model_validate(given)
+    except ValidationError as error:
+        field, problem = describe(error.errors()[0])
+        raise BadFile(file=f"--{field.split('.')[0].removesuffix('s')}", problem=problem, fix="change it") from error
+    user, plugin = arguments.run_as, arguments.plugin
+    if plugin is not None and not plugin.is_file():
+        raise BadFile(file=str(plugin), problem="isn't there", fix=f"name Mosquitto's {PLUGIN}")
+    setup = site_setup.init(arguments.folder, accounts, settings, user=user, plugin=plugin)
+    print(f"{setup.folder}: a certificate authority, a Mosquitto configuration, and {len(accounts)} accounts")
+    shown = table("account", "role", "tasks", "its folder, to be copied to its box")
+    for account in accounts:
+        tasks = ", ".join(account.tasks) or ("all" if account.role in WITH_TASKS else "")
+        shown.add_row(account.name, account.role, tasks, str(setup.client_folder(account.name)))
+    console().print(shown)
+    if (setup.folder / "broker").stat().st_uid == 0:
+        reason = f"the user {BROKER_USER} isn't there, or can't reach {setup.folder}"
+        print(f"Mosquitto will run as root, because {reason}: a folder such as /etc/s2m3 is safer", file=sys.stderr)
+    print(f"the broker, on this machine: mosquitto -c {setup.configuration}")
+    print(f"its clients reach it at {setup.url}: s2m3 COMMAND --connection FOLDER/connection.yaml")
+    print(_lifetimes(setup))
+    return 0
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    setup = site_setup.open_setup(arguments.folder)
+    given = _account(Role(arguments.role), arguments.name or arguments.role)
+    account = replace(given, reads=tuple(arguments.read), writes=tuple(arguments.write))
+    how = site_setup.add(setup, account)
+    print(f"{account.name} ({account.role}) added; {TOLD[how]}")
+    print(f"copy {setup.client_folder(account.name)} to its box")
+    return 0
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    setup = site_setup.open_setup(arguments.folder)
+    for name in dict.fromkeys(arguments.names):
+        how = site_setup.revoke(setup, name)
+        print(f"{name} revoked, and its folder removed; {TOLD[how]}")
+        print(f"what was copied to the box of {name} opens nothing any more")
+    return 0
+
+
+def _rotate(arguments: argparse.Namespace) -> int:
+    setup = site_setup.open_setup(arguments.folder)
+    if not arguments.names and not arguments.broker_certificate:
+        raise BadFile(file="rotate", problem="names nothing", fix="name accounts, or write --broker-certificate")
+    for name in dict.fromkeys(arguments.names):
+        how = site_setup.rotate(setup, name)
+        print(f"{name} has new passwords, and the old ones end at once; {TOLD[how]}")
+        print(f"copy {setup.client_folder(name)} to its box")
+    if arguments.broker_certificate:
+        site_setup.rotate_broker(setup)
+        print("the broker has a new certificate: send SIGHUP to Mosquitto (systemctl reload mosquitto), or restart it")
+    print(_lifetimes(setup))
+    return 0
+
+
+def _account(role: Role, text: str) -> Account:
+    """The account of ``NAME`` or ``NAME=TASK,TASK``."""
+    name, sign, tasks = text.partition("=")
+    return Account(role, name, tuple(dict.fromkeys(tasks.split(","))) if sign else ())
+
+
+def _lifetimes(setup: Setup) -> str:
+    """How long the certificates last."""
+    authority, broker = (ends_of((setup.folder / name).read_bytes()) for name in ("ca.crt", "broker/broker.crt"))
+    clients = f"; those of new clients last {CERTIFICATE_DAYS} days" if setup.settings.client_certificates else ""
+    ends = f"the authority's ends on {day(authority)}, the broker's on {day(broker)}{clients}"
+    return f"certificates: {ends}; `s2m3 status` warns 30 days before"

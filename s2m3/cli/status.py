@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,9 +12,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from broker.arguments import connection_of
 from broker.protocol.messages import MAX_COUNT, DeviceState, Route
 from broker.protocol.reports import Summary, TaskCounters
 from broker.protocol.specs import TaskName
+from broker.servers.lifetimes import lifetimes
 from s2m3.cli.arguments import add_connection, connected
 from s2m3.cli.output import console, megabytes, print_result, table
 from s2m3.testbed.observer import Observer
@@ -33,7 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the site's state; 0 when an orchestrator is online and every task has a complete route."""
     with connected(arguments) as observer:
         observer.wait_for(lambda seen: seen.leader is not None and seen.has_heartbeats(), HEARTBEATS_S)
-        print_result(arguments, _document(observer), lambda _: _print(observer))
+        ends = lifetimes(connection_of(arguments))
+        document = _document(observer) | (
+            {"certificates": {each.owner: str(each.ends) for each in ends}} if ends else {}
+        )
+        print_result(arguments, document, lambda _: _print(observer))
+        for warning in filter(None, (each.warning(datetime.now(UTC)) for each in ends)):
+            print(f"s2m3: {warning}", file=sys.stderr)
         return 0 if observer.leads and all(route.complete for route in observer.routes.values()) else 1
 
 

@@ -1,0 +1,281 @@
+"""A site's own broker, set up in one folder: Mosquitto's configuration, its accounts, and a folder for each client.
+
+Owns the folder's layout and how it changes: all of it or nothing. Runs on the broker's machine. Doesn't know roles'
+rights (``access``), the plugin's format (``dynamic_security``) or the form of certificates (``certificates``).
+
+    setup.yaml               hosts, port, site
+    ca.crt  ca.key           the authority; the key leaves this folder never
+    admin/                   the connection of the account that changes the others
+    broker/                  what Mosquitto reads and writes: mosquitto.conf, its certificate, accounts, data/
+    clients/NAME/            what is copied to a client's box: connection.yaml, passwords, certificates
+
+Invariants: keys and passwords are readable by their owner only. A client's folder stands only when its account does, or
+is named in the error. The plugin's file is the only list of accounts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from broker.files import load_spec
+from broker.protocol.errors import BadFile, TransportError
+from broker.protocol.topics import prefix_of
+from broker.servers import certificates, dynamic_security
+from broker.servers.access import Account, require_outside
+from broker.servers.dynamic_security import ADMIN, Command, Document, Login
+from broker.servers.site_files import (
+    ANY,
+    Settings,
+    Setup,
+    closed_above,
+    configuration,
+    default_user,
+    find_plugin,
+    give,
+    replace_file,
+    write_brokers_certificate,
+    write_client,
+    write_file,
+)
+from broker.transport.connection import Connection
+
+LOOK_S = 5.0
+
+How = Literal["running", "stopped"]
+"""Whether a change was made by the running broker, or in its file, for its next start."""
+
+
+# --- the four commands ---
+
+
+def init(
+    folder: Path,
+    accounts: Sequence[Account],
+    settings: Settings,
+    *,
+    user: str | None = None,
+    plugin: Path | None = None,
+) -> Setup:
+    """Write a complete setup into a new or empty folder; nothing stays of one that fails.
+
+    Args:
+        folder: where to.
+        accounts: the accounts beside the admin's.
+        settings: of the broker.
+        user: who runs Mosquitto; by default as ``default_user`` says.
+        plugin: Mosquitto's dynamic security plugin; by default it is looked for.
+
+    Raises:
+        BadFile: the folder isn't empty, two accounts collide, or something is missing on this machine.
+    """
+    folder = folder.absolute()
+    _require_empty(folder)
+    plugin = plugin or find_plugin()
+    if user is not None and (above := closed_above(folder, user)):
+        problem = f"is not reachable for the user {user}, who runs Mosquitto: {above} is closed to other users"
+        raise BadFile(file=str(folder), problem=problem, fix="name a folder such as /etc/s2m3")
+    user = user or default_user(folder)
+    admin = Login(ADMIN, ADMIN)
+    document = dynamic_security.empty_document(admin)
+    logins: dict[str, tuple[Login, ...]] = {}
+    for account in accounts:
+        logins[account.name], commands = _new(document, account, settings)
+        dynamic_security.apply(document, commands)
+    now = datetime.now(UTC)
+    authority = certificates.make_authority(f"S2M3 site {settings.site or settings.hosts[0]}", now)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _folder_for(folder, replaces=False) as building:
+        setup = Setup(building, settings)
+        write_file(
+            building / "setup.yaml", yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True)).encode()
+        )
+        write_file(building / "ca.crt", authority.certificate)
+        write_file(building / "ca.key", authority.key)
+        for name in ("admin", "broker", "broker/data", "clients", *(f"clients/{name}" for name in logins)):
+            (building / name).mkdir(mode=0o700)
+        write_file(setup.plugin_file, json.dumps(document, indent=1).encode())
+        write_file(setup.configuration, configuration(folder, settings, user=user, plugin=plugin).encode())
+        write_file(building / "broker" / "ca.crt", authority.certificate)
+        write_brokers_certificate(setup, now)
+        write_client(setup, building / "admin", (admin,), now)
+        for name, its_logins in logins.items():
+            write_client(setup, setup.client_folder(name), its_logins, now)
+        building.chmod(0o755)  # Mosquitto, as another user, must reach its own folder
+        give(building / "broker", user)
+    return Setup(folder, settings)
+
+
+def add(setup: Setup, account: Account) -> How:
+    """Add an account, and write its folder.
+
+    Raises:
+        BadFile: the name is taken, or the folder can't be changed.
+        TransportError: the running broker didn't carry out the change; nothing changed.
+    """
+    with _changing(setup) as document:
+        logins, commands = _new(document, account, setup.settings)
+        with _folder_for(setup.client_folder(account.name)) as building:
+            write_client(setup, building, logins, datetime.now(UTC))
+            return _change(setup, document, commands)
+
+
+def revoke(setup: Setup, name: str) -> How:
+    """Delete an account: its connections end at once. Its folder is removed.
+
+    Raises:
+        BadFile: there is no such account.
+        TransportError: the running broker didn't carry out the change; nothing changed.
+    """
+    with _changing(setup) as document:
+        how = _change(setup, document, dynamic_security.deletion(name, tuple(_logins(document, name))))
+        shutil.rmtree(setup.client_folder(name), ignore_errors=True)
+        return how
+
+
+def rotate(setup: Setup, name: str) -> How:
+    """Give an account new passwords and a new certificate; the old passwords end at once, with their connections.
+
+    Raises:
+        BadFile: there is no such account.
+        TransportError: the running broker didn't carry out the change; nothing changed.
+    """
+    with _changing(setup) as document:
+        logins = tuple(Login(user, bound) for user, bound in _logins(document, name).items())
+        with _folder_for(setup.client_folder(name)) as building:
+            write_client(setup, building, logins, datetime.now(UTC))
+            return _change(setup, document, dynamic_security.new_passwords(logins))
+
+
+def rotate_broker(setup: Setup) -> None:
+    """Write a new certificate for the broker. Mosquitto reads it when it gets SIGHUP, or at its next start."""
+    with _changing(setup):
+        write_brokers_certificate(setup, datetime.now(UTC))
+
+
+def open_setup(folder: Path) -> Setup:
+    """The setup in a folder that ``init`` wrote.
+
+    Raises:
+        BadFile: it isn't one.
+    """
+    folder = folder.absolute()
+    if not (folder / "setup.yaml").is_file():
+        problem = "is not a site's setup (it has no setup.yaml)"
+        raise BadFile(file=str(folder), problem=problem, fix="name the folder that `s2m3 broker init` wrote")
+    return Setup(folder, load_spec(folder / "setup.yaml", Settings))
+
+
+# --- one change ---
+
+
+@contextlib.contextmanager
+def _changing(setup: Setup) -> Iterator[Document]:
+    """The plugin's file, while no other command changes it."""
+    with (setup.folder / "setup.yaml").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            document: Document = json.loads(setup.plugin_file.read_bytes())
+        except (OSError, ValueError) as error:
+            problem = f"can't be read: {error}"
+            raise BadFile(file=str(setup.plugin_file), problem=problem, fix="run as its owner, or as root") from error
+        yield document
+
+
+def _change(setup: Setup, document: Document, commands: Sequence[Command]) -> How:
+    """Have the running broker carry out commands, or change its file while it is stopped."""
+    host = setup.settings.bind or ANY[0]
+    host = "127.0.0.1" if host in ANY else host
+    if _is_listening(host, setup.settings.port):
+        admin = setup.folder / "admin"
+        own = (admin / "client.crt", admin / "client.key") if setup.settings.client_certificates else (None, None)
+        password = (admin / "password").read_text(encoding="utf-8")
+        connection = Connection(
+            host=host,
+            port=setup.settings.port,
+            tls=True,
+            ca=admin / "ca.crt",
+            cert=own[0],
+            key=own[1],
+            user=ADMIN,
+            password=password,
+        )
+        dynamic_security.send(connection, commands)
+        return "running"
+    dynamic_security.apply(document, commands)
+    replace_file(setup.plugin_file, json.dumps(document, indent=1).encode())
+    return "stopped"
+
+
+def _is_listening(host: str, port: int) -> bool:
+    """Whether something listens there.
+
+    Raises:
+        TransportError: the system can't say.
+    """
+    try:
+        socket.create_connection((host, port), timeout=LOOK_S).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError as error:
+        problem = f"can't tell whether the broker at {host}:{port} runs: {error}"
+        raise TransportError(f"{problem}; nothing changed") from error
+    return True
+
+
+@contextlib.contextmanager
+def _folder_for(place: Path, *, replaces: bool = True) -> Iterator[Path]:
+    """A folder that is renamed to ``place`` at the end of the block, and removed if the block fails."""
+    building = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        yield building
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    if replaces:
+        shutil.rmtree(place, ignore_errors=True)
+    building.rename(place)  # over an empty folder, too
+
+
+# --- what is checked ---
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        problem = "isn't an empty folder"
+        fix = "name another one; to change a site's accounts: `s2m3 broker add`, `revoke` and `rotate`"
+        raise BadFile(file=str(folder), problem=problem, fix=fix)
+
+
+def _new(document: Document, account: Account, settings: Settings) -> tuple[tuple[Login, ...], list[Command]]:
+    """The logins of a new account, and the commands that create it; raises BadFile if one of its names is taken."""
+    prefix = prefix_of(settings.site)
+    require_outside((*account.reads, *account.writes), prefix)
+    logins = dynamic_security.new_logins(account, settings.site)
+    taken = {role["rolename"] for role in document["roles"]} | dynamic_security.logins_of(document).keys()
+    for user in (account.name, *(login.user for login in logins)):
+        if user in taken:
+            problem = f"the user name {user} is taken"
+            fix = f"use another name, revoke it first, or write its files again with `s2m3 broker rotate DIR {user}`"
+            raise BadFile(file=f"{account.role} {account.name}", problem=problem, fix=fix)
+    return logins, dynamic_security.creation(account, logins, prefix)
+
+
+def _logins(document: Document, name: str) -> dict[str, str | None]:
+    """The user names of a client's account, with their client ids; raises BadFile if there is no such account."""
+    logins = dynamic_security.logins_of(document, name) if name != ADMIN else {}
+    if not logins:
+        known = sorted({role["rolename"] for role in document["roles"]} - {ADMIN})
+        fix = f"name one of {', '.join(known)}" if known else "add one first"
+        raise BadFile(file=f"account {name!r}", problem="isn't there", fix=fix)
+    return logins
