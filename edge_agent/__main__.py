@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     from edge_agent.device.about import about  # noqa: PLC0415 - after the configuration
     from edge_agent.device.calibration import Calibration  # noqa: PLC0415 - the same
     from edge_agent.device.measurements import Measurements, setting  # noqa: PLC0415 - the same
+    from edge_agent.device.pass_note import note_of, report_crashes  # noqa: PLC0415 - the same
     from edge_agent.device.profile import profile  # noqa: PLC0415 - the same
     from edge_agent.runtime.runner import Runner  # noqa: PLC0415 - the same
     from edge_agent.runtime.store import Store  # noqa: PLC0415 - the same
@@ -65,13 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
     full_speed = offered.compute_flops_per_s / config.speed
     calibration = Calibration(measured, speed=config.speed, flops_per_s=full_speed, runner=runner)
     store = Store(offered.memory_bytes, calibration=calibration)
-    watchdog = Watchdog(config.heartbeat_interval_s, config.threads)
+    note = note_of(config.id, reached[0])
+    report_crashes(note)
+    watchdog = Watchdog(config.heartbeat_interval_s, config.threads, note.file)
     agent = Agent(
         config,
         profile=offered,
         store=store,
         runner=runner,
         about=about(),
+        note=note,
         on_turn=watchdog.reset,
         connections=reached,
     )
@@ -86,7 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
             agent.run()
         except PassHung:
             watchdog.stop()
+            note.hang()
             return restart()
+    note.remove()
     return 0
 
 

@@ -20,6 +20,8 @@ from broker.protocol.messages import (
     NodeFailed,
     NodeInputs,
     OrchestratorState,
+    Permit,
+    Quarantine,
     Route,
 )
 from broker.protocol.reports import EventType
@@ -27,7 +29,7 @@ from broker.protocol.specs import TaskName
 from broker.protocol.topics import share_group_filter
 from edge_agent import events, kept_routes, leaving, term
 from edge_agent.events import Action, JoinGroup, LeaveGroup, Load, PublishEvent, Send, SendHeartbeat, Unload
-from edge_agent.requests import backup_coordinator, coordinate, execute
+from edge_agent.requests import backup_coordinator, coordinate, execute, quarantine
 from edge_agent.state import AgentState
 
 LEAVE_S = 1.0  # a removed front door stays in its share group so long: the new one may not have joined yet
@@ -64,8 +66,15 @@ def _on_message(state: AgentState, event: events.Received, now_s: float) -> list
             actions += backup_coordinator.on_done(state, event.sender, event.message)
             actions += coordinate.on_done(state, event.sender, event.message, now_s)
         case NodeFailed():
-            actions += coordinate.on_failed(state, event.message, now_s)
+            actions += coordinate.on_failed(state, event.sender, event.message, now_s)
     return actions
+
+
+def _on_quarantine(state: AgentState, message: Quarantine, now_s: float) -> list[Action]:
+    """Follow the leader's list: end the requests whose payloads it refuses, wherever they are."""
+    if not quarantine.obey(state, message, now_s):
+        return []
+    return [*execute.on_refused(state, now_s), *coordinate.on_refused(state, now_s)]
 
 
 def _on_tick(state: AgentState, _: events.Tick, now_s: float) -> list[Action]:
@@ -218,6 +227,8 @@ RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Actio
     events.DataLinkChanged: coordinate.on_data_link,
     Assignment: _on_assignment,
     Route: _on_route,
+    Quarantine: _on_quarantine,
+    Permit: execute.on_permit,
     events.RouteCleared: _on_task_cleared,
     events.ModuleReady: _on_module_ready,
     events.ModuleFailed: _on_module_failed,

@@ -14,6 +14,8 @@ from broker.protocol.messages import (
     DeviceState,
     NodeFailed,
     OrchestratorState,
+    Permit,
+    Quarantine,
     Result,
     Route,
     TensorMessage,
@@ -153,7 +155,7 @@ class Tick(OwnEvent):
     """Time passed."""
 
 
-Event = Assignment | OrchestratorState | OwnEvent | Route
+Event = Assignment | OrchestratorState | OwnEvent | Permit | Quarantine | Route
 """An event that ``decide`` handles."""
 
 
@@ -216,6 +218,7 @@ class Run:
     use: str | None = None  # which of the module's uses
     wire: Wire = "float32"  # the dtype to which the output is rounded for other nodes
     answers: bool = False  # the sensor gets the output, unrounded
+    payload: str | None = None  # of its request
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import structlog
 
 from broker.protocol.codec import encode
 from broker.protocol.errors import LocalProtocolError, TransportError
-from broker.protocol.messages import Heartbeat
+from broker.protocol.messages import Alone, Heartbeat
 from broker.protocol.specs import DeviceId, ModuleKey
 from broker.protocol.topics import DEVICE_HEARTBEAT
 from broker.transport.port import Outgoing
@@ -41,6 +41,7 @@ class Snapshot:
     in_flight: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     suspected_s: Mapping[DeviceId, float] = field(default_factory=dict)  # when
+    alone: Alone | None = None
 
 
 def snapshot_of(state: AgentState, dropped: Mapping[str, int]) -> Snapshot:
@@ -51,6 +52,7 @@ def snapshot_of(state: AgentState, dropped: Mapping[str, int]) -> Snapshot:
         in_flight=len(state.coordinated),
         dropped=Counter(state.dropped) + Counter(dropped),
         suspected_s=dict(state.suspects),
+        alone=Alone(request=state.alone.run.request, payload=state.alone.payload) if state.alone else None,
     )
 
 
@@ -153,4 +155,5 @@ class Heart:
             progress=self.progress,
             dropped=dict(seen.dropped),
             suspects={device: max(0.0, now_s - at_s) for device, at_s in seen.suspected_s.items()},
+            alone=seen.alone,
         )

@@ -38,6 +38,7 @@ from edge_agent.device.awake_clock import AwakeClock
 from edge_agent.device.broker_drops import BrokerDrops
 from edge_agent.device.client_takeover import ClientTakeover
 from edge_agent.device.link_probe import LinkProbe
+from edge_agent.device.pass_note import PassNote, machine_up_s
 from edge_agent.heart import Heart, snapshot_of
 from edge_agent.reports import SUMMARY_S, Reports
 from edge_agent.requests.error_reply import refuse_unread
@@ -79,6 +80,7 @@ class Agent:
         store: Store,
         runner: Runner | None = None,
         about: About | None = None,
+        note: PassNote | None = None,
         on_turn: Callable[[], None] = lambda: None,
         connections: tuple[Connection, Connection] | None = None,
         make_transport: port.MakeTransport = connect,
@@ -114,7 +116,8 @@ class Agent:
             on_turn=on_turn,
         )
         report = self._mailbox.put_own
-        self._workers = Workers(config, store, runner or Runner(), report=report)
+        self._note = note or PassNote()
+        self._workers = Workers(config, store, runner or Runner(), report=report, note=self._note)
         self._sender = Sender(config.id, self._prefix, self._data.publish, report=report)
         self._denials = Denials(self._prefix)
         self._is_overloaded = False  # it refused a request since the start
@@ -123,6 +126,7 @@ class Agent:
         self._stopping = threading.Event()
         self._is_asked_to_end = False  # then a hung pass restarts nothing
         self._session: int | None = None  # of the control link, while it is up
+        self._first_session: int | None = None  # under which it announced itself
         self._takeover = ClientTakeover(time.monotonic())
         self._ended_by: IdInUse | PassHung | None = None
         self._awake = AwakeClock(time.monotonic())
@@ -411,7 +415,10 @@ class Agent:
             return
         state = DeviceState(status=status, session=self._session)
         if status == "online":
-            limits = {"tasks": self._config.tasks, "availability": self._config.availability}
+            limits: dict[str, object] = {"tasks": self._config.tasks, "availability": self._config.availability}
+            self._first_session = self._first_session or self._session
+            lived = self._session != self._first_session  # this process, when the session before ended
+            limits |= {"died_with": () if lived else self._note.died_with, "machine_up_s": round(machine_up_s(), 3)}
             state = state.model_copy(update={"profile": self._profile, "about": self._about, **limits})
         try:
             self._control.publish(port.Outgoing(self._state_topic, encode(state), retain=True))

@@ -54,6 +54,8 @@ class Coordinated:
     late: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # had a node's inputs when an attempt timed out
     hung: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # gave the node up for good in an earlier attempt
     retry_at_s: float = 0.0  # when to send the missing nodes again
+    payload: str | None = None  # its digest
+    quarantined: bool = False  # it must run alone
 
     @property
     def flow(self) -> Flow:
@@ -95,6 +97,16 @@ class PendingNode:
     def key(self) -> ModuleKey:
         """The module that the node runs."""
         return self.message.plan.nodes[self.message.node].key
+
+
+@dataclass(frozen=True)
+class AloneRun:
+    """A run in quarantine that has the compute thread for itself, from before it begins."""
+
+    run: NodeRun
+    payload: str
+    due_s: float  # when it begins without a permit
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,9 @@ class AgentState:
     last_heard_s: dict[DeviceId, float] = field(default_factory=dict)  # of devices that have work of ours
     suspect_only_after_s: float = -math.inf  # what was sent earlier may be lost, or its receiver was away
     suspects: dict[DeviceId, float] = field(default_factory=dict)  # -> when a call to the device last timed out
+    quarantine: frozenset[str] = frozenset()  # requests and payloads that run alone
+    refused: dict[str, float] = field(default_factory=dict)  # payload -> until when it isn't run
+    alone: AloneRun | None = None
     leaving: bool = False  # a pass hangs: no new module, no share group
     dropped: Counter[str] = field(default_factory=Counter)
     counters: Counters = field(default_factory=Counters)
@@ -174,6 +189,7 @@ class AgentState:
         times += [] if self.confirm_by_s is None else [self.confirm_by_s]
         times += [] if self.contested is None else [self.contested.due_s]
         times += [self.sweep_at_s] if self.kept else []
+        times += [self.alone.due_s] if self.alone and not self.alone.begun else []
         times += [at_s + SUSPECTED_FOR_S for at_s in self.suspects.values()]
         return min(times, default=None)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import signal
+import sys
 
 LIMIT_S = 60.0  # of one processor: passes that compute on several use more
 INTERVALS = 3.0  # of heartbeats, beside that: the other threads compute meanwhile
@@ -21,11 +22,12 @@ class Watchdog:
     Args:
         interval_s: the longest time between two resets while all is well.
         threads: of a forward pass.
+        file: the descriptor of one for the stacks, instead of standard error.
     """
 
-    def __init__(self, interval_s: float, threads: int = 1) -> None:
+    def __init__(self, interval_s: float, threads: int = 1, file: int | None = None) -> None:
         self._limit_s = (LIMIT_S + INTERVALS * interval_s) * threads
-        faulthandler.register(signal.SIGPROF, chain=True)
+        faulthandler.register(signal.SIGPROF, sys.stderr if file is None else file, chain=True)
 
     def reset(self) -> None:
         """Give the process the full time again. Any thread may call it."""

@@ -19,6 +19,8 @@ from broker.protocol.messages import (
     ErrorBody,
     NodeInputs,
     OrchestratorState,
+    Permit,
+    Quarantine,
     Route,
     TensorMessage,
 )
@@ -39,7 +41,9 @@ def control_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
         topics.DEVICE_ASSIGNMENT.at(prefix, device=device),
         topics.DEVICE_STATE.at(prefix, device=device),  # our own: to correct a late will
         topics.DEVICE_REBIRTH.at(prefix, device=device),
+        topics.DEVICE_PERMIT.at(prefix, device=device),
         topics.TASK_ROUTE.filter(prefix),
+        topics.ORCHESTRATOR_QUARANTINE.at(prefix),
         topics.ORCHESTRATOR_STATE.at(prefix),
     )
 
@@ -105,7 +109,7 @@ def _control_event(incoming: topics.Incoming, *, retained: bool) -> events.Event
             return events.LeaderAnnounced(leader)
         case Route(task=task) if task != incoming.ids["task"]:
             raise RemoteProtocolError("the route names another task than its topic")
-        case Assignment() | DeviceState() | OrchestratorState() | Route() as message:
+        case Assignment() | DeviceState() | OrchestratorState() | Permit() | Quarantine() | Route() as message:
             return message
     return events.RouteCleared(incoming.ids["task"]) if incoming.topic is topics.TASK_ROUTE else None
 

@@ -29,6 +29,7 @@ from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Tensors, narrowed, widened
 from edge_agent import events
 from edge_agent.config import AgentConfig
+from edge_agent.device.pass_note import PassNote, survive_full_stack
 from edge_agent.loads import Loads
 from edge_agent.modules import Output, Value
 from edge_agent.runtime.runner import Runner
@@ -74,6 +75,7 @@ class _Passes:
         self._thread.join(CLOSE_S)
 
     def _serve(self) -> None:
+        survive_full_stack()
         while (work := self._queue.get()) is not None:
             try:
                 work()
@@ -91,8 +93,9 @@ class Workers:
         runner: Runner,
         *,
         report: Callable[[events.Event], object],
+        note: PassNote,
     ) -> None:
-        self._store, self._runner, self._speed = store, runner, config.speed
+        self._store, self._runner, self._speed, self._note = store, runner, config.speed, note
         self._report = report
         self._loads = Loads(config.id, store, report=report)
         self._computer = _Passes(f"agent[{config.id}].compute")
@@ -136,6 +139,7 @@ class Workers:
         began_s = ended_s = time.monotonic()
         self._computing = run
         output = given = failed = None
+        self._note.begin(run.payload)
         try:
             whole = self._forward(run, began_s)
             ended_s = time.monotonic()
@@ -143,6 +147,7 @@ class Workers:
             output, given = rounded_output(run, whole)
         except Exception as error:  # noqa: BLE001 - whatever a module does, the sensor gets an answer
             failed, ended_s = error, time.monotonic()
+        self._note.end()
         self._computing = None
         self._report(events.Ran(run.run, output, failed, began_s, ended_s - began_s, given))
 

@@ -24,12 +24,12 @@ from broker.protocol.messages import OrchestratorState
 from broker.protocol.specs import DeviceId, TaskName, TaskSpec
 from broker.protocol.topics import DEVICE_ASSIGNMENT
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
-from orchestrator import events
+from orchestrator import events, quarantining
 from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived, MembershipEvent
 from orchestrator.leadership.leader import announce_leadership, on_leader_state, tell_devices_ahead
 from orchestrator.leadership.orders import NOTHING_DELIVERED
 from orchestrator.leadership.standby import READ_RETAINED_S
-from orchestrator.membership import checks, failure_detector
+from orchestrator.membership import checks, failure_detector, quarantine
 from orchestrator.membership.device import with_assigned
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.membership.frozen import with_fields
@@ -62,13 +62,14 @@ PLACING: Sequence[Rule] = (
 PUBLISHING: Sequence[Rule] = (publish.publish_assignments, publish.publish_routes, publish.clear_outdated_topics)
 
 _NOT_FOR_RULES = {"cluster", "checks", "snapshot", "rebirth_requested_s", "told_term_s"}
+_NOT_FOR_RULES |= {"quarantine", "quarantine_told", "quarantine_said"}
 _FOR_RULES = {field.name for field in fields(State)} - _NOT_FOR_RULES
 
 
 def next_deadline_s(state: State) -> float | None:
     """The time at which a ``Tick`` is due if nothing happens before."""
     due = [state.settles_at_s, state.republish_at_s, failure_detector.next_deadline_s(state.cluster)]
-    due.append(checks.next_deadline_s(state.checks))
+    due += [checks.next_deadline_s(state.checks), quarantine.next_deadline_s(state.quarantine)]
     if state.settled:
         due.append(state.due_s)
     return min((at_s for at_s in due if at_s is not None), default=None)
@@ -76,22 +77,16 @@ def next_deadline_s(state: State) -> float | None:
 
 def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
     """The state after one event, and what to do, in this order; reconciles if enough is known."""
-    if isinstance(event, events.RequestReceived):
-        return state, answer_unrouted(state, event, now_s)
-    if isinstance(event, OrchestratorState):
-        after, answer = _on_leader_message(state, event, now_s)
-        return (after if _is_same(state, after) else replace(after, due_s=-math.inf)), answer
-    if isinstance(event, events.RevisionReceived | events.RevisionsListed):
-        return state, []  # the reports and the standby's copy follow them
-    if isinstance(event, events.RouteHeard):
-        return state, restore.restore_route(state, event)
-    if isinstance(event, events.LeaderTopicLost):
-        return state, [events.Note("leader_topic_lost", {"why": event.why}), *announce_leadership(state)]
+    aside = _decide_aside(state, event, now_s)
+    if aside is not None:
+        return aside
     before, state = state, planning.on_event(_on_event(state, event, now_s), event)
     state = _snapshot_before_departures(before, state, now_s)
-    actions: list[Action] = _log_device_changes(before.cluster, state.cluster)
+    state, actions = quarantining.follow(before, state, event, now_s)  # before any route: agents then know of the death
+    actions += _log_device_changes(before.cluster, state.cluster)
     for react in (
         _republish_after_link_up,
+        quarantining.tell,
         _announce_to_hear_again,
         tell_devices_ahead,
         publish.request_rebirth,
@@ -107,6 +102,26 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
     # Assignments come after all routes, also after those that were just published again.
     actions.sort(key=_is_assignment)
     return state, actions
+
+
+def _decide_aside(state: State, event: Event, now_s: float) -> tuple[State, list[Action]] | None:
+    """As ``decide``, for the events that concern neither devices nor what is deployed; None for the others."""
+    actions: list[Action] | None = None
+    match event:
+        case events.RequestReceived():
+            state, actions = quarantining.note_request(state, event, now_s), answer_unrouted(state, event, now_s)
+        case events.QuarantineHeard():
+            state, actions = quarantining.adopt(state, event, now_s)
+        case OrchestratorState():
+            after, actions = _on_leader_message(state, event, now_s)
+            state = after if _is_same(state, after) else replace(after, due_s=-math.inf)
+        case events.RevisionReceived() | events.RevisionsListed():
+            actions = []  # the reports and the standby's copy follow them
+        case events.RouteHeard():
+            actions = restore.restore_route(state, event)
+        case events.LeaderTopicLost(why):
+            actions = [events.Note("leader_topic_lost", {"why": why}), *announce_leadership(state)]
+    return None if actions is None else (state, actions)
 
 
 def _moment(before: State, state: State, now_s: float) -> Moment | None:

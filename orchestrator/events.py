@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from broker.protocol.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Result, Route
+from broker.protocol.messages import (
+    Assignment,
+    DeviceState,
+    Heartbeat,
+    OrchestratorState,
+    Quarantine,
+    Result,
+    Route,
+)
 from broker.protocol.specs import DeviceId, ModuleKey, RequestId, Revision, TaskName, TaskSpec
 from broker.protocol.topics import Topic
 from broker.transport.port import LinkDown, LinkUp
@@ -129,6 +137,14 @@ class LeaderTopicLost:
 
 
 @dataclass(frozen=True)
+class QuarantineHeard:
+    """The list of requests in quarantine arrived: an earlier leader's, ours, or another client's; None if cleared."""
+
+    message: Quarantine | None
+    retained: bool = False  # by the broker, from before this link
+
+
+@dataclass(frozen=True)
 class RequestReceived:
     """A sensor's request arrived; ``reply_to`` is known to be allowed."""
 
@@ -158,7 +174,7 @@ MembershipEvent = DeviceStateReceived | HeartbeatReceived | DrainReceived | Over
 Order = TaskDeployed | TaskRejected | TaskUndeployed | DrainReceived
 """An operator's order."""
 TaskEvent = TaskDeployed | TaskRejected | TaskUndeployed | RetainedRouteReceived
-TopicEvent = RouteHeard | RevisionReceived | RevisionsListed | LeaderTopicLost | CheckAnswered
+TopicEvent = RouteHeard | RevisionReceived | RevisionsListed | LeaderTopicLost | CheckAnswered | QuarantineHeard
 Event = MembershipEvent | TaskEvent | TopicEvent | MessagesRefused | RequestReceived | PlanFound | OrchestratorState
 """The leader's topic and its heartbeat are events as they are: this orchestrator's own, or another's."""
 
@@ -192,6 +208,23 @@ class PublishAssignment:
 
     device: DeviceId
     assignment: Assignment
+
+
+@dataclass(frozen=True)
+class PublishQuarantine:
+    """Publish the requests that run alone, and the payloads that are refused."""
+
+    message: Quarantine
+
+
+@dataclass(frozen=True)
+class PublishPermit:
+    """Let a device compute a request in quarantine, or wait for another one that computes the same payload."""
+
+    device: DeviceId
+    epoch: int
+    request: RequestId
+    granted: bool
 
 
 @dataclass(frozen=True)
@@ -274,6 +307,8 @@ Message = (
     | PublishRoute
     | PublishAssignment
     | PublishDrain
+    | PublishQuarantine
+    | PublishPermit
     | Clear
     | RequestRebirth
     | CheckDevice

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Literal
 
 from broker.protocol.messages import Assignment, DeviceProfile, Route
+from broker.protocol.messages import Quarantine as QuarantineMessage
 from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
 from broker.transport.port import LinkUp
 from orchestrator.events import RetainedRouteReceived
@@ -17,6 +18,7 @@ from orchestrator.leadership.orders import NO_ORDERS, NOTHING_DELIVERED, Deliver
 from orchestrator.leadership.standby import leader_interval_s
 from orchestrator.membership.checks import Checks
 from orchestrator.membership.failure_detector import Cluster
+from orchestrator.membership.quarantine import Quarantine
 from orchestrator.placement.routes import Fence
 from orchestrator.planner.copies import FurtherCopies, copy_key, original_key, with_further_copies
 from orchestrator.planner.plans import Plan
@@ -223,6 +225,9 @@ class State:
     linked_s: float = -math.inf  # when this process first reached the broker: the broker didn't start later
     sessions: tuple[int, ...] = ()  # of our latest links, the present one last
     checks: Checks = field(default_factory=dict)  # of devices that one coordinator suspects
+    quarantine: Quarantine = field(default_factory=Quarantine)  # of requests that may kill devices
+    quarantine_told: tuple[object, ...] = ({}, {}, {})  # what agents know of it
+    quarantine_said: QuarantineMessage | None = None  # the last message about it
     doubted_leader: DoubtedLeader | None = None  # the last message of the leader's topics, if its epoch isn't accepted
     told_term_s: float = -math.inf  # when this term was last announced to devices that obey a later one
     republish_at_s: float | None = None  # when all is published again after a new link, unless a newer leader shows up

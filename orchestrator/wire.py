@@ -20,8 +20,10 @@ from broker.protocol.messages import (
     Heartbeat,
     NodeInputs,
     OrchestratorState,
+    Permit,
     Plan,
     PlannedNode,
+    Quarantine,
     Route,
 )
 from broker.protocol.reports import TaskStatus
@@ -76,9 +78,23 @@ def outgoing_of(prefix: str, action: events.Message) -> Outgoing:
             topic, payload, ids = topics.DEVICE_ASSIGNMENT, encode(assignment), {"device": device}
         case events.Clear(topic, name):
             payload, ids = b"", {topic.fields[0]: name}
-        case events.RequestRebirth(device):
-            topic, payload, ids = topics.DEVICE_REBIRTH, b"", {"device": device}
+        case _:
+            topic, payload, ids = _of_agents(action)
     return Outgoing(topic.at(prefix, **ids), payload, qos=topic.qos, retain=topic.retain)
+
+
+def _of_agents(
+    action: events.PublishQuarantine | events.PublishPermit | events.RequestRebirth,
+) -> tuple[topics.Topic, bytes, dict[str, str]]:
+    """The topic, the payload and the ids of a message that concerns agents, and neither tasks nor orders."""
+    match action:
+        case events.PublishQuarantine(message):
+            return topics.ORCHESTRATOR_QUARANTINE, encode(message), {}
+        case events.PublishPermit(device, epoch, request, granted):
+            permit = Permit(epoch=epoch, request=request, granted=granted)
+            return topics.DEVICE_PERMIT, encode(permit), {"device": device}
+        case events.RequestRebirth(device):
+            return topics.DEVICE_REBIRTH, b"", {"device": device}
 
 
 def goodbye(prefix: str, epoch: int, session: int) -> Outgoing:
@@ -172,6 +188,11 @@ def _leader_topic(incoming: topics.Incoming, *, retained: bool) -> events.Event 
         return events.LeaderTopicLost(str(error))
 
 
+def _quarantine(incoming: topics.Incoming, *, retained: bool) -> events.Event | None:
+    said = incoming.decode()
+    return events.QuarantineHeard(said if isinstance(said, Quarantine) else None, retained=retained)
+
+
 def _state(incoming: topics.Incoming) -> events.Event | None:
     match incoming.decode():
         case Heartbeat() as heartbeat:
@@ -197,6 +218,7 @@ _READERS: Mapping[topics.Topic, Callable[..., events.Event | None]] = {
     topics.TASK_REVISION: _revision,
     topics.ORCHESTRATOR_STATE: _leader_topic,
     topics.DEVICE_DRAIN: _drain,
+    topics.ORCHESTRATOR_QUARANTINE: _quarantine,
 }
 CONTROL_TOPICS = (
     topics.DEVICE_HEARTBEAT,
@@ -206,6 +228,7 @@ CONTROL_TOPICS = (
     topics.TASK_REVISION,
     topics.ORCHESTRATOR_STATE,
     topics.ORCHESTRATOR_HEARTBEAT,
+    topics.ORCHESTRATOR_QUARANTINE,
     topics.TASK_ROUTE,
 )
 """The topics of the control connection."""

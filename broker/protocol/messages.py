@@ -57,6 +57,10 @@ SUSPECTED_FOR_S = 15.0  # a timed-out call counts so long: a few timeouts of a c
 
 MAX_REASON = 1_000  # characters: an engine's error may list each tensor of a model
 MAX_COUNT = 2**60
+MAX_DIED_WITH = 8  # payloads that one process can have computed when it ended
+MAX_QUARANTINED = 1_000  # requests and payloads
+MAX_REFUSED = 1_000  # payloads
+
 MAX_FENCE = 2**53 - 1  # the largest integer that is exact in every JSON reader
 
 Fence = Annotated[int, Field(strict=True, ge=0, le=MAX_FENCE)]
@@ -64,6 +68,8 @@ Fence = Annotated[int, Field(strict=True, ge=0, le=MAX_FENCE)]
 Reason = Annotated[str, AfterValidator(lambda text: text[:MAX_REASON])]
 """A sentence for people about a failure; the rest of a longer one is left out when it is read or written."""
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
+Payload = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+"""A digest of a request's payload: equal for equal payloads of any sensors (``codec.payload_digest``)."""
 
 
 class Message(Value, BaseModel):
@@ -125,9 +131,11 @@ class About(Message):
 
 
 class DeviceState(Message):
-    """A device's birth, drain or death; also its will. The last four fields are in births only.
+    """A device's birth, drain or death; also its will. Only the first two fields are in others than births.
 
-    A device whose birth has ``about`` ignores fields that it doesn't know, also inside specs.
+    A device whose birth has ``about`` ignores fields that it doesn't know, also inside specs. ``died_with`` is in the
+    births of a process's first session: the payload at which the process before it crashed, if any; it is missing where
+    the device can't know. ``machine_up_s`` tells whether the machine was off since.
     """
 
     status: Literal["online", "draining", "offline"]
@@ -136,6 +144,8 @@ class DeviceState(Message):
     about: About | None = None
     tasks: Annotated[tuple[TaskName, ...], Field(max_length=MAX_TASKS)] | None = None  # that it may serve; null: all
     availability: Annotated[Availability, Field(exclude_if=_unless("always"))] = "always"
+    died_with: Annotated[tuple[Payload, ...], Field(max_length=MAX_DIED_WITH)] | None = None
+    machine_up_s: NotNegative | None = None  # since its boot
 
 
 class AssignedModule(Message):
@@ -170,6 +180,32 @@ class HeldModule(Message):
     queue: Count = 0  # waiting forward passes
 
 
+class Alone(Message):
+    """A request in quarantine that a device computes, or asks to compute, with nothing else beside it."""
+
+    request: RequestId
+    payload: Payload
+
+
+class Quarantine(Message):
+    """The requests that run alone, because a device died while they were under way, and the payloads that don't run."""
+
+    epoch: Fence
+    requests: Annotated[tuple[RequestId, ...], Field(max_length=MAX_QUARANTINED)] = ()
+    payloads: Annotated[tuple[Payload, ...], Field(max_length=MAX_QUARANTINED)] = ()  # one device died of them
+    refused: Annotated[
+        dict[Payload, NotNegative], Field(max_length=MAX_REFUSED)
+    ] = {}  # two did -> for how many seconds
+
+
+class Permit(Message):
+    """The leader knows which request in quarantine a device is about to compute, and lets it begin, or wait on."""
+
+    epoch: Fence
+    request: RequestId
+    granted: bool = True  # false: another device computes the same payload now
+
+
 class Heartbeat(Message):
     """A device's periodic report of its actual state."""
 
@@ -185,6 +221,7 @@ class Heartbeat(Message):
     progress: Count = 0  # turns of the service's loop; doesn't change while it hangs
     dropped: dict[str, Count] = {}  # reason -> refused messages, since the start
     suspects: dict[DeviceId, NotNegative] = {}  # devices whose calls timed out -> seconds since then
+    alone: Alone | None = None  # the request in quarantine that it computes, or asks to compute
 
 
 class RouteDevice(Message):
@@ -356,6 +393,8 @@ class NodeInputs(Envelope):
     content_types: Annotated[dict[NodeName, str], BeforeValidator(_from_text)] = {}
     timings: Annotated[tuple[Timing, ...], BeforeValidator(_from_text)] = ()
     second_door: Annotated[tuple[DeviceId, ...], BeforeValidator(_from_text)] = ()  # also gets ``done`` of the output
+    payload: Payload | None = None  # of the request
+    quarantined: Annotated[bool, BeforeValidator(_from_text), Field(exclude_if=_unless(default=False))] = False
 
 
 class NodeDone(Envelope):

@@ -17,7 +17,17 @@ from pydantic import BaseModel
 
 from broker.protocol.codec import decode
 from broker.protocol.errors import LocalProtocolError
-from broker.protocol.messages import Assignment, DeviceState, Drain, Heartbeat, OrchestratorState, Result, Route
+from broker.protocol.messages import (
+    Assignment,
+    DeviceState,
+    Drain,
+    Heartbeat,
+    OrchestratorState,
+    Permit,
+    Quarantine,
+    Result,
+    Route,
+)
 from broker.protocol.reports import Standing, Summary, SystemEvent, TaskStatus, Trace
 from broker.protocol.specs import ID_PATTERN, INVALID_ID, INVALID_LEVEL, TaskSpec, is_level
 
@@ -89,6 +99,7 @@ class Topic:
 
 ORCHESTRATOR_STATE = Topic("orchestrator/state", 1, True, "orchestrator", "all", OrchestratorState)
 ORCHESTRATOR_HEARTBEAT = Topic("orchestrator/heartbeat", 0, False, "orchestrator", "orchestrator", OrchestratorState)
+ORCHESTRATOR_QUARANTINE = Topic("orchestrator/quarantine", 1, True, "orchestrator", "orchestrator, agent", Quarantine)
 ORCHESTRATOR_EVENTS = Topic("orchestrator/events", 0, False, "orchestrator", "observer", SystemEvent)
 TASK_SPEC = Topic("tasks/{task}/spec", 1, True, "operator, orchestrator", "orchestrator, observer", TaskSpec)
 TASK_ROUTE = Topic("tasks/{task}/route", 1, True, "orchestrator", "orchestrator, agent, sensor, observer", Route)
@@ -99,6 +110,7 @@ DEVICE_ASSIGNMENT = Topic("devices/{device}/assignment", 1, True, "orchestrator"
 DEVICE_HEARTBEAT = Topic("devices/{device}/heartbeat", 0, False, "agent", "orchestrator, observer", Heartbeat)
 DEVICE_DRAIN = Topic("devices/{device}/drain", 1, True, "operator, orchestrator", "orchestrator, observer", Drain)
 DEVICE_REBIRTH = Topic("devices/{device}/rebirth", 1, False, "orchestrator", "agent", None)
+DEVICE_PERMIT = Topic("devices/{device}/permit", 1, False, "orchestrator", "agent", Permit)
 DEVICE_ECHO = Topic("devices/{device}/echo", 0, False, "agent", "agent", None)
 DEVICE_STANDING = Topic("devices/{device}/standing", 1, True, "orchestrator", "observer", Standing)
 DEVICE_SUMMARY = Topic("devices/{device}/summary", 1, True, "agent", "observer", Summary)

@@ -101,7 +101,9 @@ def _take_over(state: AgentState, now_s: float, requests: list[RequestId], why: 
     for request in requests:
         backup = state.backups[request]
         actions.append(Log("request_taken_over", {"request": request, "task": backup.event.task}))
-        actions += coordinate.on_request(state, backup.event, now_s, deadline_s=backup.deadline_s)
+        actions += coordinate.on_request(
+            state, backup.event, now_s, deadline_s=backup.deadline_s, quarantined=why == GONE
+        )
         _release(state, request)
     return actions
 

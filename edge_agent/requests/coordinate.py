@@ -6,7 +6,7 @@ attempt. Knows nothing about running modules (``execute``).
 Invariants:
 - A request ends with exactly one answer or error, from here or from the device of its output node; never in silence.
 - A request that is not expected to be answered before its deadline is refused at once, with the seconds after which a
-  retry may succeed. An admitted request is finished. No task crowds out the others (``_accept``, ``_admit``).
+  retry may succeed. An admitted request is finished. No task crowds out the others (``_accept``, ``admission``).
 - A retry sends the inputs again under a new plan. Devices that have already computed a node answer from the outputs
   that they keep, so only the missing nodes are computed again.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from broker.protocol.codec import RawInput, decode_request, request_id
+from broker.protocol.codec import RawInput, decode_request, payload_digest, request_id
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.messages import (
     MAX_DEADLINE_S,
@@ -31,10 +31,12 @@ from broker.protocol.specs import DeviceId, NodeName, TaskName
 from broker.protocol.topics import may_reply_to
 from broker.transport.port import RECONNECT_S
 from edge_agent.events import Action, DataLinkChanged, Log, Requested, Send, SendHeartbeat
+from edge_agent.requests.admission import admit, update_latency_inflation
 from edge_agent.requests.error_reply import error_reply, lifetime_s, no_room, other_backups
 from edge_agent.requests.fair_queue import Flow
 from edge_agent.requests.hung_devices import allowed, on_late_failure
 from edge_agent.requests.load_estimate import waits_s
+from edge_agent.requests.quarantine import is_quarantined, refusal
 from edge_agent.requests.routing import PlanAndTime, choose_plan
 from edge_agent.requests.traces import on_ended
 from edge_agent.state import AgentState, Coordinated, size_of
@@ -45,16 +47,15 @@ MAX_REPORTED = 4096  # queues of other devices, by task
 FIRST_TIMEOUT_S = 1.0  # a heartbeat; doubles with each attempt, as loading a module may be slow
 TIMEOUT_FACTOR = 4.0  # times the expected seconds, when that is longer: later work takes its share meanwhile
 REFUSED_BACKOFF_S = 0.1  # after a device refused: a new route is on its way
-ADMITTED_SHARE = 0.8  # of the deadline that an estimate may fill when others' work is part of it; estimates err
-NEWEST_SHARE = 0.1  # of the newest request in a task's latency inflation
-MAX_LATENCY_INFLATION = 8.0  # of one request; one that died with a device says nothing about the others
-MIN_RETRY_AFTER_S = 0.1  # in an ``overloaded`` answer
 
 
-def on_request(state: AgentState, event: Requested, now_s: float, *, deadline_s: float | None = None) -> list[Action]:
+def on_request(
+    state: AgentState, event: Requested, now_s: float, *, deadline_s: float | None = None, quarantined: bool = False
+) -> list[Action]:
     """Coordinate a request, or refuse it at once with the reason.
 
-    A backup coordinator takes over a request with the ``deadline_s`` that it has left; it was admitted before.
+    A backup coordinator takes over a request with the ``deadline_s`` that it has left; it was admitted before. It is
+    ``quarantined`` if the coordinator before may have died of it.
     """
     if not may_reply_to(state.prefix, event.reply_to):
         state.dropped["reply_topic"] += 1
@@ -71,11 +72,15 @@ def on_request(state: AgentState, event: Requested, now_s: float, *, deadline_s:
     try:
         if is_new and ends_s <= now_s:
             raise no_room(f"it waited {event.waited_s:.1f} s at {state.device}, longer than it had")
+        request.payload = payload_digest(event.payload)
+        if refused := refusal(state, request.payload, now_s):
+            raise refused
+        request.quarantined = quarantined or is_quarantined(state, name, request.payload)
         request.inputs = _accept(state, event)
         waiting_s = waits_s(state, now_s, task=event.task, client=event.client)
         choice = _choose(state, request, waiting_s)
         if is_new:
-            _admit(waiting_s, choice, ends_s - now_s, state.latency_inflation.get(event.task, 1.0))
+            admit(waiting_s, choice, ends_s - now_s, state.latency_inflation.get(event.task, 1.0))
     except RequestFailed as error:
         return [*error_reply(state, request, error), *on_ended(state, request, error.code, now_s)]
     state.coordinated[name] = request
@@ -92,8 +97,15 @@ def on_route(state: AgentState, route: Route, now_s: float) -> list[Action]:
         if route.unavailable:
             actions += _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable), now_s)
         elif request.plan is None or _is_broken(request, request.plan, route):
+            request.quarantined |= request.plan is not None  # one that computed it may have died of it
             actions += _dispatch(state, request, now_s, _choose_again(state, request, now_s))
     return actions
+
+
+def on_refused(state: AgentState, now_s: float) -> list[Action]:
+    """End the requests whose payloads are refused from now on."""
+    refused = [(request, refusal(state, request.payload, now_s)) for request in state.coordinated.values()]
+    return [action for request, error in refused if error for action in _end(state, request, error, now_s)]
 
 
 def on_task_cleared(state: AgentState, task: TaskName, now_s: float) -> list[Action]:
@@ -141,18 +153,22 @@ def on_done(state: AgentState, sender: DeviceId, message: NodeDone, now_s: float
     if sender != state.device:
         _record_queue(state, sender, request.flow, message.queue_s, now_s)
     if message.node == request.output:
-        _update_latency_inflation(state, request, now_s)
+        update_latency_inflation(state, request, now_s)
         _forget(state, request)
         return on_ended(state, request, None, now_s)
     return []
 
 
-def on_failed(state: AgentState, message: NodeFailed, now_s: float) -> list[Action]:
-    """Retry a node that a device can't run, or send the error to the sensor."""
+def on_failed(state: AgentState, sender: DeviceId, message: NodeFailed, now_s: float) -> list[Action]:
+    """Retry a node that a device can't run, or send the error to the sensor.
+
+    Where the sender isn't that device, nobody received the node's inputs: the device may have died of earlier ones.
+    """
     request = state.coordinated.get(message.request)
     if request is None:
         return []
     body = message.error
+    request.quarantined |= sender != message.device
     if (message.node, message.device) not in request.ever_assigned:
         state.dropped["not_asked"] += 1
     elif message.attempt < request.attempt and (message.retry or not on_late_failure(request, message)):
@@ -170,7 +186,7 @@ def on_tick(state: AgentState, now_s: float) -> list[Action]:
     actions: list[Action] = []
     for request in list(state.coordinated.values()):
         if now_s >= request.deadline_s:
-            _update_latency_inflation(state, request, now_s)
+            update_latency_inflation(state, request, now_s)
             text = f"no answer in time after {request.attempt + 1} attempts; allow more time or add devices"
             actions += _end(state, request, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text), now_s)
         elif now_s >= request.retry_at_s and state.suspect_only_after_s == math.inf:
@@ -224,28 +240,6 @@ def _require_room(requests: list[Coordinated], event: Requested, free: tuple[int
     if count >= free[0] or size_bytes + len(event.payload) > free[1]:
         raise no_room(f"{count} {what}, {size_bytes} bytes, are in flight here already")
     return free[0] - count, free[1] - size_bytes
-
-
-def _admit(waiting_s: Mapping[DeviceId, float], choice: PlanAndTime | None, life_s: float, inflation: float) -> None:
-    """Refuse a request that others would make late. One that is late by itself, or waits for a module, is admitted."""
-    if choice is None or not any(planned.device in waiting_s for planned in choice[0].nodes.values()):
-        return
-    expected_s = choice[1] * inflation
-    late_s = expected_s - ADMITTED_SHARE * life_s
-    if late_s > 0:
-        text = f"an answer is expected after {expected_s:.1f} s and the deadline is {life_s:.1f} s; come back later"
-        raise RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=max(MIN_RETRY_AFTER_S, round(late_s, 3)))
-
-
-def _update_latency_inflation(state: AgentState, request: Coordinated, now_s: float) -> None:
-    """Learn how much longer requests take than expected: later work of other tasks, or devices that became slow.
-
-    A request that waited for our own link, or arrived in the burst after it, says nothing about that.
-    """
-    if request.expected_s > 0 and request.began_s >= state.suspect_only_after_s:
-        known = state.latency_inflation.get(request.task, 1.0)
-        newest = min(MAX_LATENCY_INFLATION, max(1.0, (now_s - request.began_s) / request.expected_s))
-        state.latency_inflation[request.task] = known + NEWEST_SHARE * (newest - known)
 
 
 def _choose(state: AgentState, request: Coordinated, waiting_s: Mapping[DeviceId, float]) -> PlanAndTime | None:
@@ -313,6 +307,8 @@ def _inputs_for(state: AgentState, request: Coordinated, plan: Plan, node: NodeN
         plan=plan,
         content_types={name: raw.content_type for name, raw in values.items()},
         second_door=other_backups(state, request.task),
+        payload=request.payload,
+        quarantined=request.quarantined,
     )
     return Send(plan.nodes[node].device, message, values, request.deadline_s)
 

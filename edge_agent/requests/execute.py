@@ -16,10 +16,12 @@ from __future__ import annotations
 import json
 
 from broker.protocol.errors import ErrorCode, LocalProtocolError, ModuleRefused, RequestFailed
-from broker.protocol.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Result, Timing
-from broker.protocol.specs import DeviceId, ModuleKey
+from broker.protocol.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Permit, Result, Timing
+from broker.protocol.specs import DeviceId, ModuleKey, RequestId
 from broker.protocol.topics import may_reply_to
-from edge_agent.events import Action, Log, NodeRun, Ran, Received, Reply, Run, Send
+from edge_agent import term
+from edge_agent.events import Action, Log, NodeRun, Ran, Received, Reply, Run, Send, SendHeartbeat
+from edge_agent.requests import quarantine
 from edge_agent.requests.load_estimate import on_pass_ended, on_pass_submitted, own_wait_s
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 from edge_agent.state import (
@@ -46,11 +48,8 @@ def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: fl
     if planned is None or not _may_send(state, event.sender, message) or planned.device != state.device:
         state.dropped["bad_envelope"] += 1
         return []
-    is_stale = (message.epoch, message.generation) < state.fence
-    if is_stale or planned.key not in state.assigned or planned.key in state.failed:
-        state.dropped["stale" if is_stale else "not_held"] += 1
-        stale = f"the plan is older than the assignment of {state.device}"
-        return [_failed(message, stale if is_stale else f"{state.device} is not assigned {planned.key}", now_s)]
+    if unfit := _unfit(state, message, planned.key, now_s):
+        return [unfit]
     run = NodeRun(message.request, message.node, message.plan.work)
     if (kept := state.kept.get(run)) and now_s < kept.deadline_s:
         return _forward(state, message, kept, now_s, now_s + message.deadline_s, is_kept=True)
@@ -94,7 +93,31 @@ def on_pass_hung(state: AgentState, run: NodeRun, now_s: float) -> list[Action]:
 def on_ran(state: AgentState, event: Ran, now_s: float) -> list[Action]:
     """Submit the next pass; then keep and forward the output, or report the error to the coordinator."""
     on_pass_ended(state, event.run, event.compute_s, now_s, succeeded=event.output is not None)
-    return [*_submit_passes(state, now_s), *_on_output(state, event, now_s)]
+    told = [SendHeartbeat()] if quarantine.end_alone(state, event.run) else []
+    return [*told, *_submit_passes(state, now_s), *_on_output(state, event, now_s)]
+
+
+def on_permit(state: AgentState, permit: Permit, now_s: float) -> list[Action]:
+    """Submit the pass in quarantine that waited for the leader, or let it wait on."""
+    if not term.obey(state, permit.epoch):
+        return []
+    if not permit.granted:
+        quarantine.wait_on(state, permit.request, now_s)
+        return []
+    return _submit_alone(state, now_s, permit.request)
+
+
+def on_refused(state: AgentState, now_s: float) -> list[Action]:
+    """Drop the nodes whose payloads are refused from now on, but for one that is computed."""
+    over = [run for run, each in state.pending.items() if quarantine.refusal(state, each.message.payload, now_s)]
+    actions: list[Action] = []
+    for run in over:
+        waits = state.alone is not None and state.alone.run == run and not state.alone.begun
+        if waits or not state.pending[run].running:
+            _drop_pending(state, run)
+        if waits and quarantine.end_alone(state, run):
+            actions.append(SendHeartbeat())
+    return [*actions, *_submit_passes(state, now_s)] if over else []
 
 
 def on_tick(state: AgentState, now_s: float) -> list[Action]:
@@ -104,7 +127,7 @@ def on_tick(state: AgentState, now_s: float) -> list[Action]:
         if now_s >= pending.deadline_s and not pending.running:
             state.dropped["expired"] += 1
             _drop_pending(state, run)
-    return []
+    return _submit_alone(state, now_s)
 
 
 def _on_output(state: AgentState, event: Ran, now_s: float) -> list[Action]:
@@ -134,6 +157,17 @@ def _on_output(state: AgentState, event: Ran, now_s: float) -> list[Action]:
     )
     _keep(state, event.run, kept, now_s)
     return _forward(state, message, kept, now_s, pending.deadline_s)
+
+
+def _unfit(state: AgentState, message: NodeInputs, key: ModuleKey, now_s: float) -> Send | None:
+    """The answer to inputs that this device can't compute whatever its load, or mustn't."""
+    is_stale = (message.epoch, message.generation) < state.fence
+    if is_stale or key not in state.assigned or key in state.failed:
+        state.dropped["stale" if is_stale else "not_held"] += 1
+        stale = f"the plan is older than the assignment of {state.device}"
+        return _failed(message, stale if is_stale else f"{state.device} is not assigned {key}", now_s)
+    refused = quarantine.refusal(state, message.payload, now_s)
+    return _failed(message, refused, now_s, retry=False) if refused else None
 
 
 def _may_send(state: AgentState, sender: DeviceId, message: NodeInputs) -> bool:
@@ -198,9 +232,12 @@ def _enqueue_when_complete(state: AgentState, run: NodeRun, pending: PendingNode
 
 
 def _submit_passes(state: AgentState, now_s: float) -> list[Action]:
-    """Submit the next nodes to the compute thread; drop those whose deadline has passed before they cost anything."""
+    """Submit the next nodes to the compute thread; drop those whose deadline has passed before they cost anything.
+
+    A node in quarantine waits until the thread is idle, and then for its permit.
+    """
     actions: list[Action] = []
-    while len(state.passes) < MAX_SUBMITTED and (taken := state.fair_queue.take()):
+    while state.alone is None and len(state.passes) < MAX_SUBMITTED and (taken := state.fair_queue.take()):
         run = taken[1]
         pending = state.pending[run]
         pending.waiting = False
@@ -208,15 +245,44 @@ def _submit_passes(state: AgentState, now_s: float) -> list[Action]:
             state.dropped["expired"] += 1
             _drop_pending(state, run)
             continue
-        pending.running = True
-        on_pass_submitted(state, pending.flow, run, pending.key, now_s)
-        plan = pending.message.plan
-        planned = plan.nodes[run.node]
-        values = tuple(pending.values[need] for need in planned.needs)
-        wire = plan.wire if plan.consumers(run.node) else "float32"
-        answers = run.node == plan.output
-        actions.append(Run(run, planned.key, values, pending.deadline_s, planned.use, wire, answers))
+        payload = pending.message.payload
+        if payload is None or not (
+            pending.message.quarantined or quarantine.is_quarantined(state, run.request, payload)
+        ):
+            actions.append(_submit(state, run, pending, now_s))
+        elif state.passes:
+            pending.waiting = True
+            state.fair_queue.add(pending.flow[0], run, pending.deadline_s, client=pending.flow[1])
+            break
+        else:
+            pending.running = True
+            quarantine.begin_alone(state, run, payload, now_s)
+            actions.append(SendHeartbeat())
     return actions
+
+
+def _submit_alone(state: AgentState, now_s: float, permitted: RequestId | None = None) -> list[Action]:
+    """Submit the pass in quarantine, if its permit came, or if none comes."""
+    run = quarantine.may_run(state, now_s, permitted)
+    if run is None:
+        return []
+    pending = state.pending.get(run)
+    if pending is not None:
+        return [_submit(state, run, pending, now_s)]
+    quarantine.end_alone(state, run)
+    return [SendHeartbeat(), *_submit_passes(state, now_s)]
+
+
+def _submit(state: AgentState, run: NodeRun, pending: PendingNode, now_s: float) -> Run:
+    pending.running = True
+    on_pass_submitted(state, pending.flow, run, pending.key, now_s)
+    plan = pending.message.plan
+    planned = plan.nodes[run.node]
+    values = tuple(pending.values[need] for need in planned.needs)
+    wire = plan.wire if plan.consumers(run.node) else "float32"
+    answers = run.node == plan.output
+    payload = pending.message.payload
+    return Run(run, planned.key, values, pending.deadline_s, planned.use, wire, answers, payload)
 
 
 def _forward(

@@ -23,7 +23,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
-from broker.protocol.messages import SUSPECTED_FOR_S, DeviceProfile, DeviceState, Heartbeat, HeldModule
+from broker.protocol.messages import SUSPECTED_FOR_S, Alone, DeviceProfile, DeviceState, Heartbeat, HeldModule
 from broker.protocol.specs import Availability, DeviceId, DeviceSpec, ModuleKey, TaskName
 from orchestrator.membership.doubts import SUFFICIENT_REPORTS, FlapRecord, TimeoutReports
 from orchestrator.membership.frozen import with_fields
@@ -86,6 +86,7 @@ class Device:
     availability: Availability = "always"
     flaps: FlapRecord = field(default_factory=FlapRecord)
     timeout_reports: TimeoutReports = field(default_factory=dict)
+    alone: Alone | None = None  # the request in quarantine that it computes, or asks to compute
 
     @property
     def watched(self) -> bool:
@@ -236,6 +237,7 @@ def _with_new_session(known: Device, session: int, status: Status, profile: Devi
         ended_s=-math.inf,
         before_will=None,
         timeout_reports={},
+        alone=None,
     )
 
 
@@ -292,6 +294,7 @@ def on_heartbeat(
         modules=modules,
         cached=frozenset(cached.keys() - modules.keys()),
         measured={**earlier, **measured},
+        alone=message.alone,
         flaps=known.flaps.on_heartbeat(now_s, interval_s),
     )
     failed, known_failed = after.failed, known.failed

@@ -1,12 +1,14 @@
 """An agent with faults from inside: ``python -m s2m3.testbed.faulty_agent --config FILE``.
 
-Owns two faults that no signal causes from outside: a forward pass that never ends, and a load that makes no progress.
-Each waits for a file beside the agent's configuration, and the fault takes the file away: it comes once, and an agent
-that restarts is whole again. Everything else is the real agent.
+Owns three faults that no signal causes from outside. A forward pass that never ends, and a load that makes no progress:
+each waits for a file beside the agent's configuration, and the fault takes the file away: it comes once, and an agent
+that restarts is whole again. And a request that crashes every agent that computes it: its input ends with ``DEADLY``.
+Everything else is the real agent.
 """
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 InnerFault = Literal["hang", "stall"]
+DEADLY = b"deadly"
 
 
 def file_of(config: Path, fault: InnerFault) -> Path:
@@ -30,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = Path(arguments[arguments.index("--config") + 1])
     _stands_still(Runner, "run", file_of(config, "hang"), on_thread=".compute")
+    _crashes(Runner)
     _stands_still(Calibration, "load", file_of(config, "stall"), on_thread=".load[")
     return agent.main(arguments)
 
@@ -44,6 +48,18 @@ def _stands_still(owner: type, method: str, file: Path, *, on_thread: str) -> No
         return real(*arguments, **named)
 
     setattr(owner, method, faulty)
+
+
+def _crashes(owner: type) -> None:
+    """Let each pass end this process by SIGSEGV that has a deadly input."""
+    real: Callable[..., Any] = owner.run  # type: ignore[attr-defined]
+
+    def faulty(runner: object, module: object, values: Sequence[Any], use: str | None = None) -> Any:  # noqa: ANN401 - as above
+        if any(getattr(value, "data", b"").endswith(DEADLY) for value in values):
+            ctypes.string_at(0)
+        return real(runner, module, values, use)
+
+    owner.run = faulty  # type: ignore[attr-defined]
 
 
 def _taken(file: Path) -> bool:

@@ -61,7 +61,8 @@ class Site:
     mosquitto_settings: Sequence[str] = ()  # further lines of the configuration
     logs: Path | None = None  # where what the processes print outlives the site; by default it goes with it
     spares: bool = True  # whether leftover memory is given to standby copies and replicas
-    inner_faults: bool = False  # whether agents can fail from inside (``fail_inside``)
+    inner_faults: bool = False  # whether agents can fail from inside (``fail_inside``, or by a deadly request)
+    supervised: bool = False  # whether an agent that crashed is started again (``look_after``)
 
     prefix: str | None = field(default=None, init=False)  # of the topics, at a broker that others use too
     connection: Connection = field(init=False)  # to this site; its processes have it, or that of their proxies
@@ -73,6 +74,8 @@ class Site:
         self._proxies: dict[str, Proxy] = {}
         self._own_broker: EmbeddedBroker | MosquittoBroker | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.crashes: list[str] = []
+        """The devices whose agents crashed, as often as they did."""
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -200,12 +203,22 @@ class Site:
             process.send_signal(signal.SIGCONT)  # a paused one can't end
         _end(processes)
 
+    def look_after(self) -> None:
+        """Count the agents that crashed, and start them again if they are supervised, as a service manager would."""
+        crashed = [name for name, each in self._processes.items() if each.poll() == -signal.SIGSEGV]
+        for name in crashed if self.inner_faults else ():
+            self._processes.pop(name).wait()
+            self.crashes.append(name)
+            if self.supervised:
+                self.start_agent(name)
+
     def check(self) -> None:
-        """Check that every process still runs.
+        """Check that every process still runs, but for agents that crashed as they should.
 
         Raises:
             SiteFailed: one ended by itself; with the end of what it printed.
         """
+        self.look_after()
         for name, process in self._processes.items():
             if (code := process.poll()) is not None:
                 raise SiteFailed(f"{name} ended by itself with code {code}: {self._last_words(name)}")

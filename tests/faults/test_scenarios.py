@@ -33,11 +33,13 @@ COME_BACK_S = PATIENCE_S  # the broker, and all its clients
 LONG = {
     "broker-away",
     "broker-restart-gently-persistent",
+    "deadly-request-supervised",
     "hung-pass",
     "leader-hung",
     "leader-killed",
     "second-front-door",
     "stalled-load",
+    "two-devices-cut-mid-request",
 }  # CI has an end
 
 

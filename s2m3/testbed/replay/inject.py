@@ -14,10 +14,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
-from broker.protocol.errors import TransportError
+from broker.protocol.errors import ErrorCode, TransportError
+from s2m3.testbed.faulty_agent import DEADLY
 from s2m3.testbed.replay.hostile import Hostile
+from s2m3.testbed.replay.library import requests_for
 from s2m3.testbed.replay.scenario import (
     BROKER,
     FRONT_DOOR,
@@ -157,6 +160,19 @@ class Injector:
                 self._squeeze(target, fault)
             case "hang" | "stall":
                 self._stage.site.fail_inside(target, fault.kind)
+            case "crash":
+                self._helper(lambda: self._crash(target))
+
+    def _crash(self, task: str) -> None:
+        """Send a deadly request, the same each time, and see that its sensor gets the error."""
+        request = requests_for([f"pocket/{task}"])[task][0]
+        picture = request.inputs["image"]
+        inputs = request.inputs | {"image": replace(picture, data=picture.data + DEADLY)}
+        deadline_s = self._scenario.load.deadline_s
+        response = self._stage.client.request(task, inputs, deadline_s=deadline_s)
+        error = response.result.error
+        if error is None or error.code != ErrorCode.MODULE_FAILED:
+            self.troubles.append(f"the deadly request for {task} ended with {error or 'an answer'}")
 
     def _kill(self, target: str) -> None:
         """Kill it at once; the wait until it is gone must not delay the next fault."""

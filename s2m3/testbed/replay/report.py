@@ -30,7 +30,7 @@ SAME_MOMENT_S = 1.0  # faults so close to each other are one
 Ending = Literal["right", "wrong", "error", "lost"]
 REPLACED_KINDS = timeline.TAKES_AWAY | {"drain"}  # after which another device must serve
 QUIET_KINDS = frozenset(
-    {"start", "hostile", "undrain", "squeeze", "slow", "stall"}
+    {"start", "hostile", "undrain", "squeeze", "slow", "stall", "crash"}
 )  # no answer has to wait because of these
 
 
@@ -91,6 +91,7 @@ class Report:
     seed: int
     ok: bool
     why_not: Sequence[str] = ()
+    crashes: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class Recording:
     sightings: Sequence[Sighting]  # in the order of time; from before the load
     duplicates: int
     troubles: Sequence[str] = ()  # a fault that could not be injected, a process that ended by itself
+    crashes: int = 0  # of agents, by a request
 
 
 def report(recording: Recording, expect: Expect) -> Report:
@@ -128,6 +130,7 @@ def report(recording: Recording, expect: Expect) -> Report:
         moves=len(timeline.moves(recording.sightings, recording.began_s, math.inf)),
         refusals=len(timeline.refusals(recording.sightings, recording.began_s)),
         leaders=len(timeline.leaders(recording.sightings, recording.began_s)),
+        crashes=recording.crashes,
         seed=recording.seed,
         ok=True,
     )
@@ -143,8 +146,10 @@ def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:
         "moves": found.moves,
         "refusals": found.refusals,
         "leaders": found.leaders,
+        "crashes": found.crashes,
     }
     most = {"lost": expect.lost, "wrong": expect.wrong, "errors": expect.errors, "moves": expect.moves}
+    most["crashes"] = expect.crashes
     least = {"errors": expect.errors_at_least, "refusals": expect.refusals_at_least, "leaders": expect.leaders_at_least}
     broken = [
         f"{name}: {counted[name]}, expected at most {limit}"

@@ -77,7 +77,7 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
     requests = requests_for(scenario.tasks)
     expected = answers(request for each in requests.values() for request in each)
     stage.restore(standby=scenario.standby)
-    before = stage.client.duplicates
+    before, crashed = stage.client.duplicates, len(stage.site.crashes)
     injector = Injector(stage, scenario)
     began_s = time.monotonic()
     injector.start(began_s)
@@ -87,6 +87,7 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
     finally:
         injector.stop()
     stage.observer.look()
+    troubles = [*injector.troubles, *stage.troubles()]
     return Recording(
         name=scenario.name,
         seed=scenario.seed,
@@ -96,7 +97,8 @@ def play(scenario: Scenario, stage: Stage) -> Recording:
         faults=injector.done,
         sightings=list(stage.observer.sightings),
         duplicates=stage.client.duplicates - before,
-        troubles=[*injector.troubles, *stage.troubles()],
+        troubles=troubles,
+        crashes=len(stage.site.crashes) - crashed,
     )
 
 
@@ -114,6 +116,7 @@ def _load(scenario: Scenario, stage: Stage, injector: Injector, began_s: float) 
     for turn, request in enumerate(questions):
         due_s = began_s + turn / scenario.load.rate_per_s
         stage.observer.listen(due_s - time.monotonic())
+        stage.site.look_after()
         all_well = injector.finished and stage.observer.leads and stage.observer.serves(tasks)
         all_well = all_well and used <= set().union(*map(named, stage.observer.routes.values()))
         if due_s < latest_s and not all_well:

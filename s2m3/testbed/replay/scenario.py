@@ -36,9 +36,10 @@ Kind = Literal[
     "squeeze",
     "hang",
     "stall",
+    "crash",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-INNER: tuple[Kind, ...] = ("hang", "stall")  # faults from inside an agent
+INNER: tuple[Kind, ...] = ("hang", "stall", "crash")  # faults from inside an agent
 ORCHESTRATOR = "orchestrator"
 BROKER = "broker"
 KILLED = "killed"
@@ -101,6 +102,7 @@ class Fault(Spec):
     squeeze: Target | None = None  # its process gets no more than `memory` on top of what it has
     hang: Target | None = None  # the device's next forward pass never ends
     stall: Target | None = None  # its next load makes no progress
+    crash: TaskName | None = None  # a request for this task that crashes each agent that computes it
     for_s: Seconds | None = None
     factor: Annotated[float, Field(gt=1, le=1000)] | None = None
     messages: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -169,6 +171,7 @@ class Expect(Spec):
     error_codes: tuple[ErrorCode, ...] | None = None  # which may come; None: any
     errors_at_least: Limit = 0  # where they are what the scenario is about
     moves: Limit | None = None  # modules newly active on a device; None: any number
+    crashes: Limit = 0  # agents that a request crashed, as often as it did
     refusals_at_least: Limit = 0  # modules that a device said it can't hold: where this is what the scenario is about
     served_at_end: bool = True  # whether each task's last request must be answered
     replaced: bool = False  # whether a device or leader that is taken away must be replaced before its return
@@ -191,6 +194,7 @@ class Scenario(Spec):
     fleet: Annotated[tuple[FleetDevice, ...], Field(min_length=1)]
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     redundancy: Literal[1, 2] = 1  # of every task
+    supervised: bool = False  # whether an agent that crashed is started again
     load: Load
     faults: tuple[Fault, ...] = ()
     expect: Expect = Expect()
@@ -246,17 +250,20 @@ class Scenario(Spec):
             raise _unsound((*place, "when", "used"), f"names {fault.when.used}, which is not a device of the fleet")
 
     def _check_target(self, kind: Kind, target: str, place: tuple[int | str, ...], devices: set[DeviceId]) -> None:
+        if kind == "crash":
+            return self._check_task(target, place, "names")
         known = devices | ({ORCHESTRATOR} if kind in {"kill", "start", "pause", "partition", "restart"} else set())
         known |= {BROKER} if kind == "restart" else set()
         known |= {KILLED} if kind in {"kill", "start"} else set()
         if kind != "start" and target.startswith((MODULE, STANDBY, WITHOUT)):
-            return  # which modules there are is in the tasks' specs
+            return None  # which modules there are is in the tasks' specs
         if kind != "start" and target.startswith(FRONT_DOOR):
             self._check_task(target.removeprefix(FRONT_DOOR), place, "names the task")
         elif target not in known:
             by_name = (f"{MODULE}NAME", f"{STANDBY}NAME", f"{WITHOUT}NAME", f"{FRONT_DOOR}TASK")
             may = [*sorted(known), *(by_name if kind != "start" else ())]
             raise _unsound(place, f"must name one of {', '.join(may)}, got {target}")
+        return None
 
     def _check_task(self, task: TaskName, place: tuple[int | str, ...], names: str) -> None:
         known = {name.rpartition("/")[2].removesuffix(".yaml") for name in self.tasks}

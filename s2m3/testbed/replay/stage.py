@@ -42,6 +42,7 @@ MAKE = (
     "tasks",
     "redundancy",
     "inner_faults",
+    "supervised",
 )
 PERSISTENCE = ("persistence true", "autosave_interval 5")  # as deploy/mosquitto/development.conf says to sites
 
@@ -192,6 +193,7 @@ class Stage:
             logs=self._logs,
             spares=scenario.spares,
             inner_faults=scenario.inner_faults,
+            supervised=scenario.supervised,
         )
         stack.enter_context(self.site)
         self.observer, self.client = self.site.observer, self.site.client

@@ -31,6 +31,7 @@ IDS = {name: f"{name}-1" for name in ("device", "task", "client", "sender", "rec
 TABLE = [
     ("orchestrator/state", 1, True),
     ("orchestrator/heartbeat", 0, False),
+    ("orchestrator/quarantine", 1, True),
     ("orchestrator/events", 0, False),
     ("tasks/{task}/spec", 1, True),
     ("tasks/{task}/route", 1, True),
@@ -41,6 +42,7 @@ TABLE = [
     ("devices/{device}/heartbeat", 0, False),
     ("devices/{device}/drain", 1, True),
     ("devices/{device}/rebirth", 1, False),
+    ("devices/{device}/permit", 1, False),
     ("devices/{device}/echo", 0, False),
     ("devices/{device}/standing", 1, True),
     ("devices/{device}/summary", 1, True),

@@ -10,7 +10,7 @@ import pytest
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode
-from broker.protocol.messages import NodeDone, NodeInputs
+from broker.protocol.messages import NodeDone, NodeInputs, Permit
 from edge_agent.decide import decide
 from edge_agent.events import (
     Action,
@@ -52,6 +52,8 @@ def pair() -> Pair:
 
 
 def answer(state: AgentState, actions: list[Action], now_s: float) -> list[Action]:
+    if state.alone is not None:  # its front door may have died of it
+        actions = decide(state, Permit(epoch=1, request=state.alone.run.request), now_s)
     (run,) = all_of(actions, Run)
     return decide(state, Ran(run.run, Output({"x": np.ones(1, np.float32)}, {"label": "a"}), None, now_s, 0.1), now_s)
 

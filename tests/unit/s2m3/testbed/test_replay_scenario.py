@@ -93,6 +93,7 @@ def test_the_example_is_read_and_its_faults_are_in_order_of_time(tmp_path: Path)
         ({"at_s": 1, "kill": "gw-a", "pause": "gw-b", "for_s": 1}, "faults.0", "has 2 kinds (kill, pause)"),
         ({"at_s": 1}, "faults.0", "has no kind"),
         ({"at_s": 1, "pause": "gw-a"}, "faults.0", "of kind pause needs for_s"),
+        ({"at_s": 1, "crash": "nix"}, "faults.0.crash", "names nix, which is not one of the scenario's"),
         ({"at_s": 1, "kill": "gw-a", "for_s": 1}, "faults.0.for_s", "means nothing to a fault of kind kill"),
         ({"at_s": 1, "kill": "gw-a", "gently": True}, "faults.0.gently", "means nothing to a fault of kind kill"),
         ({"at_s": 1, "kill": "gw-a", "every_s": 1}, "faults.0", "repeats with every_s and times together"),
