@@ -217,7 +217,8 @@ class Link:
         """Report a message, unless it is too large: a broker may not check it."""
         found = message.delivery
         if found is None:
-            self._log.warning("refused a message: its properties are too long", topic=message.topic[:MOST_LOGGED])
+            topic = message.topic[:MOST_LOGGED]
+            self._log.warning("refused a message: its topic or properties can't be read", topic=topic)
             return
         size_bytes = len(found.payload) + len(found.topic)  # at most the packet's
         if size_bytes > self._max_packet_bytes:

@@ -22,7 +22,7 @@ _OTHER_SIZES = {0x01: 1, 0x23: 2}  # payload format and topic alias
 
 @dataclass(frozen=True)
 class Published:
-    """A packet. ``delivery`` is None if its properties are too long to be read."""
+    """A packet. ``delivery`` is None if its properties are too long, or a text in it isn't UTF-8."""
 
     qos: int
     packet_id: int  # 0 with QoS 0
@@ -39,7 +39,7 @@ def read_publish(flags: int, packet: bytes | bytearray) -> Published:
     qos, packet_id = (flags & 0x06) >> 1, 0
     try:
         raw_topic, at = _string(packet, 0)
-        topic = raw_topic.decode()
+        topic = raw_topic.decode(errors="replace")
         if qos:
             (packet_id,) = struct.unpack_from("!H", packet, at)
             at += 2
@@ -48,9 +48,12 @@ def read_publish(flags: int, packet: bytes | bytearray) -> Published:
             raise RemoteProtocolError("the properties of a PUBLISH packet are longer than the packet")
         if length > MAX_PROPERTIES_BYTES:
             return Published(qos, packet_id, topic, None)
+        raw_topic.decode()
         named = _properties(bytes(packet[at : at + length]))
         payload = bytes(memoryview(packet)[at + length :])
-    except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:  # its sender is at fault, and not the broker
+        return Published(qos, packet_id, topic, None)
+    except (struct.error, IndexError, KeyError) as error:
         raise RemoteProtocolError(f"a PUBLISH packet can't be read: {error}") from error
     return Published(qos, packet_id, topic, Delivery(topic, payload, bool(flags & 0x01), **named))
 

@@ -81,3 +81,10 @@ def test_properties_beyond_the_limit_are_not_read(*, too_long: bool) -> None:
     prefix = bytes((length & 0x7F | 0x80, length >> 7 & 0x7F | 0x80, length >> 14))
     found = read_publish(0x30, packet_of("x", b"payload", prefix + number * pair, None))
     assert found.delivery == (None if too_long else Delivery("x", b"payload"))
+
+
+@pytest.mark.parametrize(
+    "packet", [b"\x00\x01\xff\x00", b"\x00\x01x\x04\x03\x00\x01\xff", b"\x00\x01x\x04\x08\x00\x01\xff"]
+)
+def test_a_text_that_is_not_utf8_costs_its_message_and_not_the_connection(packet: bytes) -> None:
+    assert read_publish(0x30, packet).delivery is None
