@@ -15,7 +15,6 @@ Invariants:
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -43,12 +42,12 @@ from orchestrator.freed_memory import FreedMemory
 from orchestrator.leadership import standby
 from orchestrator.leadership.leader import announce_leadership
 from orchestrator.leadership.leader_files import LeaderFiles, StoredOrders
-from orchestrator.leadership.orders import NO_ORDERS, CopiedEvent, StandbyCopy
-from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
+from orchestrator.leadership.standby import LEADER_INTERVAL_S
 from orchestrator.planner_process.client import MakePlanner, Planner, PlannerProcess
 from orchestrator.reports import Reports, When
 from orchestrator.state import Pace, State, initial
 from orchestrator.unsent import Unsent
+from orchestrator.waiting import Waiting
 from orchestrator.wire import clears_request, control_filters, event_of, goodbye, outgoing_of, standby_filters
 
 RETRY_UNSENT_S = 0.1  # when the transport's queue was full
@@ -104,7 +103,6 @@ class Orchestrator:
         self._control: port.Transport | None = None
         self._state: State | None = None
         self._reports = Reports(self._prefix)
-        self._copy = StandbyCopy(NO_ORDERS, settle_s)  # while it waits
         self._unsent = Unsent()
         self._denials = Denials(self._prefix)
         self._freed_memory = FreedMemory()
@@ -114,8 +112,8 @@ class Orchestrator:
         self._excused_s = 0.0  # when all devices last got their full time again, because messages were refused
         self._tick_from_s = 0.0  # no deadline is met before
         self._heartbeat_at_s = 0.0
-        self._linked_s = 0.0  # since when the connection is up over which it waited
         self._sessions: frozenset[int] = frozenset()  # of the links over which it led
+        self._waiting: Waiting | None = None
         self._internal_errors = 0
         self.resigned: str | None = None  # why it stopped leading; None while it leads or hasn't led
 
@@ -126,8 +124,8 @@ class Orchestrator:
         """
         self._planner = self._make_planner(self._arrivals.from_planner)  # it starts while this one waits
         try:
-            while not self._stopping and (seen := self._wait_for_turn()) is not None:
-                self._lead(seen)
+            while (waiting := self._wait_for_turn()) is not None:
+                self._lead(waiting)
         finally:
             self._leave()
             self._planner.close()
@@ -150,61 +148,30 @@ class Orchestrator:
             max_packet_bytes=max_packet_bytes,
         )
 
-    def _wait_for_turn(self) -> int | None:
-        """Wait until no orchestrator leads; waits for the broker as long as it takes.
-
-        Returns:
-            The highest epoch heard, or None after ``stop``.
-        """
-        self._data.subscribe(*standby_filters(self._prefix))
+    def _wait_for_turn(self) -> Waiting | None:
+        """Wait until no orchestrator leads, and for the broker as long as it takes; None after ``stop``."""
+        filters = standby_filters(self._prefix)
+        self._data.subscribe(*filters)
         self._data.start()
-        watch = LeaderWatch(own=self._sessions, stored=self._files.read_epoch())
-        read_s = min(READ_RETAINED_S, self._settle_s)
-        self._copy = StandbyCopy(self._files.read_orders(watch.stored), self._settle_s)
+        place = {"broker": self._connection.url, "prefix": self._prefix}
+        self._waiting = waiting = Waiting(self._files, self._stored, self._sessions, self._settle_s, place)
         while not self._stopping:
-            due_s, now_s = standby.take_over_at_s(watch, read_s), time.monotonic()
+            due_s, now_s = waiting.due_s, time.monotonic()
             if due_s is not None and now_s >= due_s:
                 break
             posted = self._arrivals.next(None if due_s is None else due_s - now_s)
-            if due_s is not None and time.monotonic() > due_s + LEADER_INTERVAL_S:
-                watch = standby.reset_timer(watch, time.monotonic())
+            if due_s is not None:
+                waiting.excuse_pause(due_s)
             if posted is not None and not isinstance(posted.event, PlanFound):
-                watch = self._update_watch(watch, posted.event)
-            self._read_again_if_refused(self._data, standby_filters(self._prefix))
-        self._linked_s = time.monotonic() if watch.up_s is None else watch.up_s
-        return None if self._stopping else watch.epoch
+                event = posted.event
+                waiting.on_event(event, self._event_of(event) if isinstance(event, port.Delivery) else event)
+            self._read_again_if_refused(self._data, filters)
+        return None if self._stopping else waiting
 
-    def _update_watch(self, watch: LeaderWatch, event: port.LinkEvent) -> LeaderWatch:
-        if isinstance(event, port.LinkDown):
-            _log.warning("waiting_for_broker", broker=self._connection.url, reason=event.reason)
-        news = self._event_of(event) if isinstance(event, port.Delivery) else event
-        if isinstance(news, events.LeaderTopicLost):
-            _log.warning("leader_topic_lost", why=news.why)
-        if not isinstance(news, port.LinkUp | port.LinkDown | OrchestratorState):
-            self._update_copy(news)
-            return watch
-        retained = isinstance(event, port.Delivery) and event.retain
-        after = standby.on_event(watch, news, time.monotonic(), retained=retained)
-        if not isinstance(news, OrchestratorState) or not news.online or after.leader == (news.epoch, news.session):
-            self._update_copy(news)
-        if after.doubted is not None and after.doubted.times == 1 and after.doubted is not watch.doubted:
-            _log.warning("epoch_not_plausible", epoch=after.doubted.epoch, known=max(after.stored, after.epoch))
-        if after.leader not in {watch.leader, None}:
-            _log.info("waiting_as_standby", epoch=after.epoch, broker=self._connection.url, prefix=self._prefix)
-        return after
-
-    def _update_copy(self, news: object) -> None:
-        """Keep our own copy of the operators' orders: the leader and the broker may end in the same moment."""
-        if not isinstance(news, CopiedEvent):
-            return
-        before, self._copy = self._copy.orders, self._copy.on_event(news, time.monotonic())
-        if self._copy.orders is not before:
-            self._stored.update(self._copy.orders, at_once=True)
-
-    def _lead(self, seen: int) -> None:
+    def _lead(self, waiting: Waiting) -> None:
         """Lead until ``stop`` is called or a newer leader shows up."""
-        last = max(self._files.read_epoch(), seen)
-        epoch, orders = last + 1, self._copy.with_revisions(self._files.read_orders(last))
+        last = max(self._files.read_epoch(), waiting.epoch)
+        epoch, orders = last + 1, waiting.with_revisions(self._files.read_orders(last))
         try:
             self._stored.write(orders)  # before the epoch: it outdates a file of an earlier version
             self._files.store_epoch(epoch)
@@ -212,7 +179,7 @@ class Orchestrator:
             self._wait_for_disk(error)
             return
         self._reports = Reports(self._prefix)
-        self._state = self._begin_term(epoch=epoch, linked_s=self._linked_s, orders=orders)
+        self._state = self._begin_term(epoch=epoch, linked_s=waiting.linked_s, orders=orders)
         self._clock, self._arrivals.missed = LoopClock(self._longest_step_s), False
         self.resigned, self._heartbeat_at_s = None, time.monotonic()
         _log.info("leading", epoch=epoch, broker=self._connection.url, prefix=self._prefix)
@@ -321,7 +288,8 @@ class Orchestrator:
         is_new, is_due = self._arrivals.refusals.look(time.monotonic(), urgent=is_urgent)
         if is_due or (is_new and is_urgent):
             self._react(MessagesRefused())
-            self._copy = self._copy.heard_anew(time.monotonic() if is_due else math.inf)
+            if self._waiting is not None:
+                self._waiting.on_refused(is_read_again=is_due)
         if is_due:
             _log.warning("reading_again", dropped=self._arrivals.dropped)
             read_again(connection, *filters)
