@@ -124,7 +124,7 @@ class Orchestrator:
         """
         self._planner = self._make_planner(self._arrivals.from_planner)  # it starts while this one waits
         try:
-            while (waiting := self._wait_for_turn()) is not None:
+            while not self._stopping and (waiting := self._wait_for_turn()) is not None:
                 self._lead(waiting)
         finally:
             self._leave()
