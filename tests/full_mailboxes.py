@@ -21,12 +21,12 @@ class FullMailboxes:
         self._topics: tuple[str, ...] = ()
         put = Mailbox.put_control
 
-        def put_or_refuse(mailbox: Mailbox[Any], event: Any, *, certain: bool = False) -> bool:
+        def put_or_refuse(mailbox: Mailbox[Any], event: Any, size_bytes: int = 0, *, certain: bool = False) -> bool:
             delivery = getattr(event, "event", None)
             if isinstance(delivery, Delivery) and delivery.topic in self._topics:
                 self.refused.append(delivery.topic)
                 return False
-            return put(mailbox, event, certain=certain)
+            return put(mailbox, event, size_bytes, certain=certain)
 
         monkeypatch.setattr(Mailbox, "put_control", put_or_refuse)
 
