@@ -16,7 +16,7 @@ from orchestrator.membership.device import Device, Fitness
 from orchestrator.placement import planner_input
 from orchestrator.state import Facts, Moment, State
 
-SHARE_S = 0.25  # between two plans for births
+SHARE_S = 0.5  # between two plans for births
 Change = Literal["nothing", "births", "more"]
 
 
