@@ -278,7 +278,7 @@ class Agent:
             return self._event_of(item)
         except RemoteProtocolError as error:
             self._state.dropped["malformed"] += 1
-            self._log.warning("message_refused", topic=getattr(item.event, "topic", None), error=str(error))
+            self._log.warning("message_refused", topic=getattr(item.event, "topic", "")[:200], error=str(error))
         except Exception:  # noqa: BLE001 - as in _handle; where memory is short, any line may fail
             self._state.dropped["internal_error"] += 1
             self._log.exception("link_event_failed", event_kind=type(item.event).__name__)

@@ -361,7 +361,7 @@ class Orchestrator:
         try:
             return event_of(self._prefix, delivery)
         except errors.RemoteProtocolError as error:
-            _log.warning("message_refused", topic=delivery.topic, reason=str(error))
+            _log.warning("message_refused", topic=delivery.topic[:200], reason=str(error))
         except Exception:  # noqa: BLE001 - as in _react
             self._log_failure("message_failed", delivery)
         return None
