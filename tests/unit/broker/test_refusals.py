@@ -1,4 +1,4 @@
-"""When refused control messages are read again."""
+"""Refused control messages are read again."""
 
 from __future__ import annotations
 
