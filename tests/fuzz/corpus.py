@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from broker.protocol import topics
@@ -58,6 +59,24 @@ def recorded() -> dict[str, list[Delivery]]:
         assert incoming is not None, f"{path} has a topic that isn't in the table"
         by_template[incoming.topic.template].append(delivery)
     return by_template
+
+
+def of_one_term(delivery: Delivery) -> Delivery:
+    """The message with the epoch and generation that all have: who reads a later one drops the others."""
+    payload = delivery.payload
+    length = int.from_bytes(payload[:8], "little") if payload[8:9] == b"{" else None
+    try:
+        document = json.loads(payload if length is None else payload[8 : 8 + length])
+    except ValueError:
+        return delivery
+    fields = document if length is None else document.get("__metadata__", {})
+    for name, value in (("epoch", 1), ("generation", 5)):
+        if name in fields:
+            fields[name] = value if length is None else str(value)
+    text = json.dumps(document).encode()
+    if length is not None:
+        text = len(text).to_bytes(8, "little") + text + payload[8 + length :]
+    return replace(delivery, payload=text)
 
 
 def found() -> list[Delivery]:

@@ -28,6 +28,21 @@ MAX_BYTES = 64 * 1024  # of a mutant: beyond it, it takes the time of many other
 _RAW = re.compile(r'"<<raw (\d+)>>"')
 
 
+def json_of(message: Delivery) -> Any:
+    """The JSON of a message: its own, or a header's with the JSON in its metadata; None if it has none."""
+    payload = message.payload
+    if payload[8:9] == b"{":
+        payload = payload[8 : 8 + int.from_bytes(payload[:8], "little")]
+    try:
+        document = json.loads(payload)
+        if isinstance(document, dict) and isinstance(metadata := document.get("__metadata__"), dict):
+            texts = {key: text for key, text in metadata.items() if text[:1] in {"{", "["}}
+            return document | {key: json.loads(text) for key, text in texts.items()}
+    except (ValueError, RecursionError):
+        return None
+    return document
+
+
 class Mutator:
     """Makes mutants of some messages."""
 
@@ -35,10 +50,15 @@ class Mutator:
         self._messages = [each for each in messages if len(each.payload) <= MAX_BYTES]
         self._random = random.Random(seed)  # noqa: S311 - the same each time
         self._raw_json: list[str] = []
+        self._known: dict[str, list[Any]] = {}  # the values that the messages have, by their key
+        for message in self._messages:
+            self._learn(json_of(message))
 
     def mutant(self) -> Delivery:
         """The next mutant."""
         message: Delivery = self._pick(self._messages)
+        if self._random.random() < 0.05:
+            return message  # what mutants have changed goes on as before
         for _ in range(self._pick((1, 1, 1, 2, 3))):
             message = self._pick(self._ways_of(message))(message)
         return message if len(message.payload) <= MAX_BYTES else replace(message, payload=message.payload[:MAX_BYTES])
@@ -62,9 +82,38 @@ class Mutator:
             return self._bytes(message)
         return replace(message, payload=self._written(self._changed(document)))
 
+    def _learn(self, document: Any) -> None:
+        for holder, key in self._places(document):
+            if isinstance(holder, dict):
+                self._known.setdefault(key, []).append(holder[key])
+
+    def _plausible(self, key: Any, before: Any) -> Any:
+        """Another value that a reader probably takes: it should come as far as the rules."""
+        known = self._known.get(key, [before])
+        if isinstance(before, bool):
+            return not before
+        if isinstance(before, int):
+            return self._pick((before + 1, max(0, before - 1), 0, 1, 2, 1_000, 10**6, 2**53 - 1, self._pick(known)))
+        if isinstance(before, float):
+            return self._pick((0.0, before * 2, before / 2, 1e-9, 1e9, 1e21, self._pick(known)))
+        if isinstance(before, list):
+            return self._pick((before[::-1], before * 2, before[:1], before[1:], self._pick(known)))
+        if isinstance(before, dict) and before:
+            items = [*before.items()]
+            name, value = self._pick(items)
+            others = self._pick((dict(items[::-1]), {**before, "gw-b": value}, {n: v for n, v in items if n != name}))
+            return self._pick((others, self._pick(known), {**before, name: items[0][1]}))
+        return self._pick(known)
+
     def _changed(self, document: Any) -> Any:
         """The document with one of its values changed."""
         places = self._places(document)
+        if places and self._random.random() < 0.5:
+            holder, key = self._pick(places)
+            text = holder[key]
+            is_json = isinstance(text, str) and text[:1] in {"{", "["}
+            holder[key] = self._inner(text) if is_json else self._plausible(key, text)
+            return document
         holder, key = self._pick(places) if places else (None, None)
         if holder is None:
             return self._value(document)
@@ -182,6 +231,8 @@ class Mutator:
             return {"kind": "inputs"}
         key = self._pick([*metadata])
         text = metadata[key]
+        if self._random.random() < 0.3:
+            return {**metadata, key: self._pick([text, *self._known.get(key, ())])}
         if isinstance(text, str) and text[:1] in {"{", "["}:
             return {**metadata, key: self._inner(text)}
         others: tuple[Any, ...] = ("", "0", "-1", "1", "9" * 17, HUGE_DIGITS, "true", "nan", "1e999", "inputs", "done")

@@ -26,7 +26,8 @@ from tests.fuzz.mutate import Mutator
 from tests.fuzz.readers import Readers
 from tests.steps import steps_of
 
-SHORT, LONG, PARTS = 2_500, 400_000, 16
+SHORT, LONG, PARTS = 10_000, 400_000, 16
+LIFE = 2_500  # mutants that the same readers read
 FIRST_SEED = int(os.environ.get("S2M3_FUZZ_SEED", "7"))
 LOOK_S = 0.25  # a message that took so much processor time is read again, and its steps are counted
 MOST_STEPS = 3_000_000  # a second of a small board
@@ -55,13 +56,13 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> Readers:
 
 def fresh() -> Readers:
     made = Readers(Observer(Connection("nowhere")))
-    for delivery in sorted(all_recorded(), key=lambda each: not each.retain):
+    for delivery in sorted(all_recorded(), key=lambda each: (not each.retain, len(each.payload))):
         made.read(delivery)
     return made
 
 
 def all_recorded() -> list[Delivery]:
-    return [delivery for deliveries in corpus.recorded().values() for delivery in deliveries]
+    return [corpus.of_one_term(delivery) for deliveries in corpus.recorded().values() for delivery in deliveries]
 
 
 @pytest.mark.parametrize("template", [row.template for row in topics.TOPICS])
@@ -79,7 +80,7 @@ def test_equal_seeds_make_equal_mutants_and_most_differ_from_the_original() -> N
     originals = all_recorded()
     once, again = ([mutator.mutant() for _ in range(300)] for mutator in (Mutator(originals, seed) for seed in (7, 7)))
     assert once == again
-    assert sum(mutant not in originals for mutant in once) > 270
+    assert sum(mutant not in originals for mutant in once) > 240
 
 
 def test_what_once_broke_something_is_read(readers: Readers) -> None:
@@ -113,7 +114,7 @@ def fuzz(readers: Readers, seed: int, count: int) -> None:
     mutator, process = Mutator([*all_recorded(), *corpus.found()], seed), psutil.Process()
     slowest_s, base_bytes = 0.0, 0
     for number in range(count):
-        if number and number % SHORT == 0:
+        if number and number % LIFE == 0:
             readers = fresh()  # of this one a later term, or a drain, may have made the others' messages stale
         mutant = mutator.mutant()
         began_s = time.thread_time()
