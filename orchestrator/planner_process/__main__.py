@@ -9,7 +9,7 @@ Invariants:
   sends its signal to both processes, and the orchestrator still has to say goodbye;
 - it doesn't grow: a forked copy solves each problem, and the memory for that goes with the copy. With 1,000 devices
   this is 8 of 55 MB, and a copy takes 1.5 ms (measured on 2026-11-26). If a copy dies, so does the program;
-- where both want the same core, the orchestrator gets three times as much of it as a search.
+- where both want the same core, the orchestrator gets one and a half times as much of it as a search.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection
 from orchestrator.planner.plans import Plan, Problem, solve
 
 NUMBER = struct.Struct("!Q")
-NICENESS = 5  # Linux gives a process of this niceness a third of what one of niceness 0 gets
+NICENESS = 2  # Linux gives a process of this niceness two thirds of what one of niceness 0 gets
 DEEPEST = 50_000  # calls in one another: packing and branch and bound take one or two for each module or task
 
 

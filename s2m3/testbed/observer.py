@@ -28,6 +28,7 @@ from broker.protocol.topics import (
     DEVICE_STANDING,
     DEVICE_STATE,
     DEVICE_SUMMARY,
+    ORCHESTRATOR_QUARANTINE,
     ORCHESTRATOR_STATE,
     TASK_REVISION,
     TASK_ROUTE,
@@ -209,7 +210,8 @@ class Observer:
     def clear(self, devices: Sequence[DeviceId]) -> None:
         """Clear everything that these devices, the orchestrator and the tasks retained at the broker."""
         self.look()
-        self._retain(ORCHESTRATOR_STATE.at(self.prefix))
+        for topic in (ORCHESTRATOR_STATE, ORCHESTRATOR_QUARANTINE):
+            self._retain(topic.at(self.prefix))
         for task in self._ordered | self.routes.keys():
             self._retain(TASK_SPEC.at(self.prefix, task=task))
             self._retain(TASK_ROUTE.at(self.prefix, task=task))

@@ -27,24 +27,24 @@ from tests.patience import PATIENCE_S, until
 PASSWORDS = {name: f"pa#s/{name}?@ü{name}-7391" for name in ("orchestrator", "agent", "data", "operator", "wrong")}
 """By user; in a URL they are percent-encoded."""
 LOUD = """
-import logging, runpy, sys
+import logging, os, runpy, sys
 from broker import process
 log_to_stderr = process.log_to_stderr
 process.log_to_stderr = lambda level=None: log_to_stderr(level=logging.DEBUG)
 logging.basicConfig(level=logging.DEBUG)
-from broker.transport import paho
-from broker.transport.paho import MqttTransport
-flush = MqttTransport._flush
-def broken(self, link):
-    if not getattr(self, "failed", False):
-        self.failed = True
-        raise RuntimeError(f"a bug with {self._connection!r} and {link!r}")
-    return flush(self, link)
-MqttTransport._flush = broken
+from broker.transport.link import Link
+flush, failed = Link._flush, set()
+def broken(self):
+    if os.environ.get("BUGGY") and self._client_id not in failed:
+        failed.add(self._client_id)
+        raise RuntimeError(f"a bug with {self._connection!r} and {self!r}")
+    return flush(self)
+Link._flush = broken
 module = sys.argv.pop(1)
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
-"""A program that runs a module with its logs at debug level, and with a bug in each connection."""
+"""A program that runs a module with its logs at debug level, and, if BUGGY is set, with a bug in each connection."""
+BUGGY = {"BUGGY": "yes"}
 
 
 def forms(secret: str) -> dict[str, str]:
@@ -132,12 +132,13 @@ def test_no_output_log_message_file_or_status_has_a_password(
         site = Watched(stack, start_mosquitto, tmp_path)
         stack.enter_context(overheard(site, recorder))
         orchestrator = ["orchestrator", "--state-dir", str(tmp_path / "state"), "--broker", site.url("orchestrator")]
-        site.command("orchestrator", *orchestrator, wait=False)
+        site.command("orchestrator", *orchestrator, variables=BUGGY, wait=False)
         config = {"id": "gw-a", "memory": "300MiB", "state_dir": str(tmp_path / "measured")}
         config |= {"broker": f"mqtt://127.0.0.1:{site.port}", "user": "agent", "password_file": "secret-agent"}
         config |= {"data_user": "data", "data_password_file": "secret-data"}
         (tmp_path / "gw-a.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        agent = site.command("agent", "edge_agent", "--config", str(tmp_path / "gw-a.yaml"), wait=False)
+        own = ["edge_agent", "--config", str(tmp_path / "gw-a.yaml")]
+        agent = site.command("agent", *own, variables=BUGGY, wait=False)
 
         # 1. commands, with the login in the environment, in a URL, and in a file
         environment = {"S2M3_BROKER": site.url("operator")}
@@ -169,6 +170,7 @@ def test_no_output_log_message_file_or_status_has_a_password(
         (tmp_path / "secret-two").write_text(f"{PASSWORDS['operator']}\n{PASSWORDS['wrong']}\n", encoding="utf-8")
         for number, bad in enumerate(bad_urls):
             site.command(f"bad-status-{number}", "s2m3", "status", "--broker", bad)
+        site.command("bug", "s2m3", "status", variables=file | BUGGY)
         site.command("bad-variable", "s2m3", "status", variables={"S2M3_BROKER": bad_urls[1]})
         site.command(
             "bad-file", "s2m3", "status", variables=file | {"S2M3_PASSWORD_FILE": str(tmp_path / "secret-two")}
@@ -184,7 +186,7 @@ def test_no_output_log_message_file_or_status_has_a_password(
         until(lambda: "link_down" in site.printed("agent") and "link_down" in site.printed("orchestrator"))
         site.broker.start()
         until(lambda: site.printed("agent").count("link_up") > 2, 2 * PATIENCE_S)
-        for name in ("agent", "orchestrator", "deploy", "json"):
+        for name in ("agent", "orchestrator", "bug"):
             assert "a bug with Connection(" in site.printed(name)
             assert "Traceback" in site.printed(name)
 

@@ -22,7 +22,7 @@ from orchestrator.planner.plans import PlacementPlan, PlacementProblem, solve
 from orchestrator.planner_process.__main__ import NICENESS, NUMBER, Ends
 from orchestrator.planner_process.client import PlannerProcess
 from tests.builders import InlinePlanner, chain, device, module, placement_problem
-from tests.patience import until
+from tests.patience import PATIENCE_S, until
 
 TASK = chain("classify", module("vision", 60), module("head", 10))
 
@@ -164,7 +164,7 @@ def test_two_thousand_modules_that_hardly_fit_are_packed_or_refused(
     size = sum(each.memory_bytes for each in modules)
     asked = replace(problem(*tasks), devices=(device("a", size - 34_000), device("b", 34_000)))
     planner.request(RequestPlan((1, 1), asked))
-    plan = found.get(timeout=120).plan
+    plan = found.get(timeout=16 * PATIENCE_S).plan
     assert isinstance(plan, PlacementPlan)
     assert len(plan.where) == 2000 - 40 * len(plan.refused) > 1900
 
