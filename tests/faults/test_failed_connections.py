@@ -272,7 +272,7 @@ def test_an_orchestrator_says_why_and_goes_on_trying(locked: int, tmp_path: Path
     password.write_text(f"not {SECRET}")
     given = command_line(broker=f"mqtt://127.0.0.1:{locked}", user="alice", password_file=str(password))
     said: list[str] = []
-    monkeypatch.setattr("orchestrator.service._log.warning", lambda event, **more: said.append(f"{event} {more}"))
+    monkeypatch.setattr("orchestrator.waiting._log.warning", lambda event, **more: said.append(f"{event} {more}"))
     orchestrator = Orchestrator(read_connection(given), tmp_path / "state", settle_s=0.1)
     with running(orchestrator):
         until(lambda: any("waiting_for_broker" in line and "Not authorized" in line for line in said))

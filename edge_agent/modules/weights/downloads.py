@@ -170,11 +170,12 @@ def check_disk(directory: Path, size_bytes: int, what: str, variable: str) -> No
 def _watch_client() -> None:
     """Let the hub's client call the checks of this file.
 
-    The Xet protocol, which reads in threads that nobody can stop, is turned off.
+    The Xet protocol, which reads in threads that nobody can stop, is turned off, and so is telemetry: to say in which
+    program it runs, the client would first download a list of programs.
     """
     from huggingface_hub import constants, get_session  # noqa: PLC0415 - the same
 
-    constants.HF_HUB_DISABLE_XET = True
+    constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_TELEMETRY = True
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     hooks = get_session().event_hooks
     if _on_answer not in hooks["response"]:

@@ -144,7 +144,7 @@ class Stage:
         Raises:
             SiteFailed: it doesn't come into order.
         """
-        for device in self.observer.drained:
+        for device in sorted(self.observer.drained):
             self.observer.set_drain(device, drain=False)
         if self._used and not self.others and self.leader in self.site.running:
             self.site.end(self.leader)
