@@ -174,10 +174,7 @@ class Loads:
         key = assigned.spec.key
         stuck = self._stuck.get(key)
         if stuck is not None and stuck.is_alive():
-            reason = f"{assigned.module}: an earlier load of it still stands still here: restart the agent"
-            self._store.refuse(assigned, reason)
-            self._log.error("module_refused", module=assigned.module, error=reason)
-            self._report(events.ModuleFailed(key, reason))
+            self._refuse(assigned, "an earlier load of it still stands still here: restart the agent")
             return
         loading = self._running[key] = _Loading(assigned)
         loading.progress = Progress(
@@ -187,7 +184,17 @@ class Loads:
         )
         name = f"agent[{self._device}].load[{assigned.module}]"
         loading.thread = threading.Thread(target=self._load, args=(loading,), name=name, daemon=True)
-        loading.thread.start()
+        try:
+            loading.thread.start()
+        except RuntimeError as error:  # no memory for its stack
+            del self._running[key]
+            self._refuse(assigned, f"its load can't begin ({error}): stop other programs here, or place it elsewhere")
+
+    def _refuse(self, assigned: AssignedModule, why: str) -> None:
+        reason = f"{assigned.module}: {why}"
+        self._store.refuse(assigned, reason)
+        self._log.error("module_refused", module=assigned.module, error=reason)
+        self._report(events.ModuleFailed(assigned.spec.key, reason))
 
     def _load(self, loading: _Loading) -> None:
         assigned = loading.assigned

