@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Protocol
 
 from broker.client import Client
+from broker.protocol.messages import DeviceProfile
 from broker.protocol.specs import ModuleSpec
+from broker.protocol.topics import prefix_of
 from broker.transport.connection import parse_url
+from broker.transport.memory import MemoryBroker, MemoryTransport
+from broker.transport.port import Inbox
 from edge_agent.config import AgentConfig
 from edge_agent.modules import Module, Output, Value
+from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from orchestrator.service import Orchestrator
 from s2m3.testbed.observer import Observer
@@ -43,7 +48,20 @@ def running(service: Service) -> Iterator[None]:
         yield
     finally:
         service.stop()
-        thread.join()
+        thread.join(4 * PATIENCE_S)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def agent_in_memory(inbox: Inbox, *, profile: DeviceProfile, store: Store) -> Iterator[MemoryTransport]:
+    """The agent ``gw-a`` on an in-memory broker, and a client that hears all into ``inbox``, while the block lasts."""
+    broker = MemoryBroker()
+    listener = MemoryTransport(broker, client_id="listener", inbox=inbox)
+    listener.subscribe(f"{prefix_of()}/#")
+    listener.start()
+    config = AgentConfig(id="gw-a", heartbeat_interval_s=0.05)
+    with running(Agent(config, profile=profile, store=store, make_transport=broker.connect)):
+        yield listener
 
 
 @dataclass

@@ -25,16 +25,14 @@ from broker.protocol.codec import decode, encode
 from broker.protocol.messages import AssignedModule, Assignment, Heartbeat, HeldModule
 from broker.protocol.specs import ModuleSpec, Source
 from broker.protocol.topics import DEVICE_ASSIGNMENT
-from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
-from edge_agent.config import AgentConfig
 from edge_agent.modules.weights import hub
 from edge_agent.modules.weights.allowed import AllowedWeights, allow
-from edge_agent.service import Agent
 from s2m3.reference import random_weights, zoo
 from tests.builders import module, profile, uncalibrated_store
 from tests.media import SMALLEST_CLIP
 from tests.patience import PATIENCE_S
+from tests.threads import agent_in_memory
 
 PREFIX = "s2m3/v1"
 WAIT_S = 2 * PATIENCE_S
@@ -93,18 +91,6 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def reported(recorder: Any) -> Iterator[Callable[..., dict[str, HeldModule]]]:
     """Assigns modules to a running agent, and says what its heartbeat tells of them once none is loading."""
-    broker = MemoryBroker()
-    listener = MemoryTransport(broker, client_id="listener", inbox=recorder)
-    listener.subscribe(f"{PREFIX}/#")
-    listener.start()
-    agent = Agent(
-        AgentConfig(id="gw-a", heartbeat_interval_s=0.05),
-        profile=profile(10**9),
-        store=uncalibrated_store(10**9),
-        make_transport=broker.connect,
-    )
-    thread = threading.Thread(target=agent.run)
-    thread.start()
     generation = 0
 
     def report(*names: str) -> dict[str, HeldModule]:
@@ -128,10 +114,8 @@ def reported(recorder: Any) -> Iterator[Callable[..., dict[str, HeldModule]]]:
         heartbeat = decode(Heartbeat, recorder.wait_for(settled, timeout_s=WAIT_S).payload)
         return {name: heartbeat.modules[vision(name).key] for name in names}
 
-    yield report
-    agent.stop()
-    thread.join(WAIT_S)
-    assert not thread.is_alive()
+    with agent_in_memory(recorder, profile=profile(10**9), store=uncalibrated_store(10**9)) as listener:
+        yield report
 
 
 def vision(name: str) -> ModuleSpec:

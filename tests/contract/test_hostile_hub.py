@@ -26,19 +26,17 @@ from broker.protocol.errors import ModuleRefused
 from broker.protocol.messages import Heartbeat
 from broker.protocol.specs import ModuleSpec, Source
 from broker.protocol.topics import DEVICE_ASSIGNMENT
-from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
 from edge_agent import modules
-from edge_agent.config import AgentConfig
 from edge_agent.modules.weights import downloads, hub
 from edge_agent.modules.weights.allowed import AllowedWeights, allow
 from edge_agent.modules.weights.digests import DigestDiffers
 from edge_agent.modules.weights.progress import Progress, reporting_to
-from edge_agent.service import Agent
 from s2m3.reference import random_weights, zoo
 from tests.builders import PREFIX, assignment, module, profile, uncalibrated_store
 from tests.media import SMALLEST_CLIP
 from tests.patience import PATIENCE_S
+from tests.threads import agent_in_memory
 
 CLIP = "openai/clip-vit-base-patch16"
 TINY = {"config.json": SMALLEST_CLIP, "preprocessor_config.json": {"size": 32, "crop_size": 32}}
@@ -427,29 +425,17 @@ def test_downloaded_weights_of_another_digest_are_set_aside_and_fetched_again_an
 def test_an_agent_reports_a_source_that_is_not_allowed_with_the_line_to_write(answers: Answers, recorder: Any) -> None:
     allow(None)
     spec = module("vision", 10**7, family="clip.vision", source=SOURCE)
-    broker = MemoryBroker()
-    listener = MemoryTransport(broker, client_id="listener", inbox=recorder)
-    listener.subscribe(f"{PREFIX}/#")
-    listener.start()
-    agent = Agent(
-        AgentConfig(id="gw-a", heartbeat_interval_s=0.05),
-        profile=profile(10**9),
-        store=uncalibrated_store(10**9),
-        make_transport=broker.connect,
-    )
-    thread = threading.Thread(target=agent.run)
-    thread.start()
-    topic = DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a")
-    listener.publish(Outgoing(topic, encode(assignment(spec)), retain=True))
 
     def failed(event: object) -> bool:
         if not isinstance(event, Delivery) or not event.topic.endswith("/heartbeat"):
             return False
         return any(held.state == "failed" for held in decode(Heartbeat, event.payload).modules.values())
 
-    (held,) = decode(Heartbeat, recorder.wait_for(failed, timeout_s=2 * PATIENCE_S).payload).modules.values()
-    agent.stop()
-    thread.join(PATIENCE_S)
+    with agent_in_memory(recorder, profile=profile(10**9), store=uncalibrated_store(10**9)) as listener:
+        topic = DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a")
+        listener.publish(Outgoing(topic, encode(assignment(spec)), retain=True))
+        heard = recorder.wait_for(failed, timeout_s=2 * PATIENCE_S)
+    (held,) = decode(Heartbeat, heard.payload).modules.values()
     assert held.error is not None
     assert f"hub:org/name@{COMMIT}#vision is not allowed on this device" in held.error
     assert "write weights: {hub: [catalogue, org/name]} in the agent's file" in held.error

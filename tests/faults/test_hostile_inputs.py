@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from broker.protocol.codec import decode, decode_result, encode
+from broker.protocol.codec import decode_result
 from broker.protocol.errors import ErrorCode
-from broker.protocol.messages import AssignedModule, Assignment, Heartbeat
-from broker.protocol.topics import CLIENT_REQUESTS, DEVICE_ASSIGNMENT, DEVICE_HEARTBEAT, RESULTS, TASK_ROUTE, prefix_of
+from broker.protocol.topics import CLIENT_REQUESTS, RESULTS, prefix_of
 from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
-from broker.transport.port import Delivery, Outgoing
+from broker.transport.port import Outgoing
 from edge_agent.modules.inputs.limits import MAX_PICTURE_BYTES
 from edge_agent.requests.execute import MAX_PENDING_BYTES
-from tests.builders import able, module, route, route_node
+from tests.builders import module
 from tests.hostile.cases import CASES
 from tests.media import picture_bytes
+from tests.one_node import next_heartbeat, serve_one_node
 from tests.patience import PATIENCE_S, until
 
 SPEC = module("y", memory_bytes=10, output_bytes=8)
@@ -74,24 +74,7 @@ class Site:
         self.process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, name])
 
     def serve(self) -> None:
-        self.heartbeat(lambda _: True)
-        wanted = Assignment(epoch=1, generation=1, modules=(AssignedModule(module="y", spec=SPEC),))
-        served = route("t", {"node": route_node(SPEC.key, ("image",), able(self.name))}, front_door=(self.name,))
-        for topic, message in (
-            (DEVICE_ASSIGNMENT.at(self.prefix, device=self.name), wanted),
-            (TASK_ROUTE.at(self.prefix, task="t"), served),
-        ):
-            self.client.publish(Outgoing(topic, encode(message), retain=True))
-        self.heartbeat(lambda seen: any(held.state == "ready" for held in seen.modules.values()))
-
-    def heartbeat(self, fits: Any) -> Heartbeat:
-        topic = DEVICE_HEARTBEAT.at(self.prefix, device=self.name)
-        found = self.received.wait_for(
-            lambda event: (
-                isinstance(event, Delivery) and event.topic == topic and fits(decode(Heartbeat, event.payload))
-            )
-        )
-        return decode(Heartbeat, found.payload)
+        serve_one_node(self.client, self.received, self.prefix, self.name, SPEC)
 
     def ask(self, sensor: str, number: int, picture: bytes) -> None:
         topic = CLIENT_REQUESTS.at(self.prefix, task="t", client=sensor, request=str(number))
@@ -127,7 +110,7 @@ def site(mosquitto_url: str, unique_prefix: str, make_recorder: Any) -> Iterator
 def test_hostile_pictures_of_one_sensor_cost_another_one_nothing(site: Site) -> None:
     small = picture_bytes(Image.effect_noise((320, 240), 60), "JPEG")
     until(lambda: site.is_served(small))
-    session = site.heartbeat(lambda _: True).session
+    session = next_heartbeat(site.received, site.prefix, site.name, lambda _: True).session
     before = site.memory_bytes("VmRSS")
     Path(f"/proc/{site.process.pid}/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
     for number, name in enumerate(HOSTILE, start=1):
@@ -138,5 +121,5 @@ def test_hostile_pictures_of_one_sensor_cost_another_one_nothing(site: Site) -> 
         result = site.answer("hostile", number)
         assert (result.error.code if result.error else None) == code, result
     assert site.process.poll() is None
-    assert site.heartbeat(lambda _: True).session == session
+    assert next_heartbeat(site.received, site.prefix, site.name, lambda _: True).session == session
     assert site.memory_bytes("VmHWM") - before < MAX_PICTURE_BYTES + MAX_PENDING_BYTES

@@ -21,7 +21,6 @@ from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import AssignedModule, Assignment, DeviceState, Heartbeat
 from broker.protocol.topics import (
     DEVICE_ASSIGNMENT,
-    DEVICE_HEARTBEAT,
     DEVICE_STATE,
     TASK_REQUESTS,
     TASK_ROUTE,
@@ -29,9 +28,10 @@ from broker.protocol.topics import (
 )
 from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
-from broker.transport.port import Delivery, Outgoing
+from broker.transport.port import Outgoing
 from edge_agent.restart import EXIT_HUNG, VARIABLE
 from tests.builders import able, module, route, route_node
+from tests.one_node import is_ready, next_heartbeat, serve_one_node
 from tests.patience import PATIENCE_S
 
 END_S = 5.0  # from SIGTERM to the end
@@ -84,15 +84,7 @@ class World:
         )
 
     def serve(self) -> None:
-        self.heartbeat(lambda _: True)
-        wanted = Assignment(epoch=1, generation=1, modules=(AssignedModule(module="y", spec=SPEC),))
-        served = route("t", {"node": route_node(SPEC.key, ("image",), able(self.name))}, front_door=(self.name,))
-        for topic, message in (
-            (DEVICE_ASSIGNMENT.at(self.prefix, device=self.name), wanted),
-            (TASK_ROUTE.at(self.prefix, task="t"), served),
-        ):
-            self.client.publish(Outgoing(topic, encode(message), retain=True))
-        self.heartbeat(lambda seen: any(held.state == "ready" for held in seen.modules.values()))
+        serve_one_node(self.client, self.received, self.prefix, self.name, SPEC)
 
     def serve_with(self, *devices: str) -> None:
         """Two nodes on any of these devices at once, and the output node on the front door."""
@@ -102,18 +94,12 @@ class World:
         for device in (self.name, *devices):
             self.client.publish(Outgoing(DEVICE_ASSIGNMENT.at(self.prefix, device=device), encode(wanted), retain=True))
         for device in (self.name, *devices):
-            self.heartbeat(lambda seen: any(held.state == "ready" for held in seen.modules.values()), device)
+            self.heartbeat(is_ready, device)
         served = route("t", nodes, front_door=(self.name,))
         self.client.publish(Outgoing(TASK_ROUTE.at(self.prefix, task="t"), encode(served), retain=True))
 
     def heartbeat(self, fits: Callable[[Heartbeat], object], device: str | None = None) -> Heartbeat:
-        topic = DEVICE_HEARTBEAT.at(self.prefix, device=device or self.name)
-
-        def fitting(event: object) -> bool:
-            is_beat = isinstance(event, Delivery) and event.topic == topic
-            return is_beat and bool(fits(decode(Heartbeat, getattr(event, "payload", b""))))
-
-        return decode(Heartbeat, self.received.wait_for(fitting).payload)
+        return next_heartbeat(self.received, self.prefix, device or self.name, fits)
 
     def ask(self, payload: bytes) -> None:
         reply_to = f"{self.prefix}/clients/c/results/{payload.decode()}"
