@@ -166,9 +166,18 @@ def request_id(task: str, reply_to: str, correlation: bytes, payload: bytes) -> 
     return digest.hexdigest()[:32]
 
 
-def payload_digest(payload: bytes) -> str:
-    """The digest of a request's payload, equal for any sensor's copy: by it a payload that kills devices is known."""
-    return hashlib.sha256(payload).hexdigest()[:32]
+def inputs_digest(inputs: Mapping[str, RawInput]) -> str:
+    """The digest of a request's inputs: by it a payload that kills devices is known.
+
+    It is equal for each copy, of any sensor. The bytes of a payload aren't: the safetensors library writes metadata in
+    another order each time.
+    """
+    digest = hashlib.sha256()
+    for name, raw in sorted(inputs.items()):
+        for part in (name.encode(), raw.data):
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+    return digest.hexdigest()[:32]
 
 
 def _named_inputs(payload: bytes, expected: Mapping[str, InputSpec], wanted: str) -> dict[str, RawInput]:

@@ -69,7 +69,7 @@ Reason = Annotated[str, AfterValidator(lambda text: text[:MAX_REASON])]
 """A sentence for people about a failure; the rest of a longer one is left out when it is read or written."""
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
 Payload = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
-"""A digest of a request's payload: equal for equal payloads of any sensors (``codec.payload_digest``)."""
+"""A digest of a request's inputs: equal for equal inputs of any sensors (``codec.inputs_digest``)."""
 
 
 class Message(Value, BaseModel):

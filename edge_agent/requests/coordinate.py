@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from broker.protocol.codec import RawInput, decode_request, payload_digest, request_id
+from broker.protocol.codec import RawInput, decode_request, inputs_digest, request_id
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.messages import (
     MAX_DEADLINE_S,
@@ -72,11 +72,11 @@ def on_request(
     try:
         if is_new and ends_s <= now_s:
             raise no_room(f"it waited {event.waited_s:.1f} s at {state.device}, longer than it had")
-        request.payload = payload_digest(event.payload)
+        request.inputs = _accept(state, event)
+        request.payload = inputs_digest(request.inputs)
         if refused := refusal(state, request.payload, now_s):
             raise refused
         request.quarantined = quarantined or is_quarantined(state, name, request.payload)
-        request.inputs = _accept(state, event)
         waiting_s = waits_s(state, now_s, task=event.task, client=event.client)
         choice = _choose(state, request, waiting_s)
         if is_new:

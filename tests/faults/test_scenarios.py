@@ -33,7 +33,6 @@ COME_BACK_S = PATIENCE_S  # the broker, and all its clients
 LONG = {
     "broker-away",
     "broker-restart-gently-persistent",
-    "deadly-request",  # took four devices instead of two in 2 of 4 runs on 2026-11-27: not repaired yet
     "deadly-request-supervised",
     "hung-pass",
     "leader-hung",

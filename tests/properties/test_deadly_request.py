@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.protocol.codec import RawInput, decode, encode, payload_digest
+from broker.protocol.codec import RawInput, decode, encode, inputs_digest
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import ErrorBody, Heartbeat, HeldModule, NodeInputs, Permit
 from broker.transport.port import LinkUp
@@ -261,4 +261,4 @@ def test_devices_that_lose_their_power_at_once_with_an_honest_request_condemn_no
 
 
 def payload_of(picture: RawInput) -> str:
-    return payload_digest(requested("t", 1, inputs={"image": picture}).payload)
+    return inputs_digest({"image": picture})

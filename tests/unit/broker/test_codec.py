@@ -22,6 +22,7 @@ from broker.protocol.codec import (
     decode_tensors,
     encode_request,
     encode_tensors,
+    inputs_digest,
     request_id,
 )
 from broker.protocol.errors import ErrorCode, RemoteProtocolError, RequestFailed
@@ -417,3 +418,24 @@ def test_the_rest_of_a_long_reason_is_left_out() -> None:
     held = {"k": {"module": "m", "state": "failed", "error": "x" * 100_000}}
     said = json.dumps({"session": 1, "seq": 1, "epoch": 1, "generation": 1, "modules": held})
     assert decode(Heartbeat, said.encode()).modules["k"].error == "x" * 1_000
+
+
+def test_equal_inputs_have_one_digest_however_they_are_written() -> None:
+    expected = {name: InputSpec(kind=kind, bytes=10) for name, kind in (("image", "image"), ("text", "text"))}
+    types = {"image": "image/jpeg", "text": "text/plain"}
+    places = {"image": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}
+    places["text"] = {"dtype": "U8", "shape": [2], "data_offsets": [3, 5]}
+
+    def written(*names: str) -> bytes:
+        header = {"__metadata__": {name: types[name] for name in names}} | {name: places[name] for name in names}
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + b"\xff\xd8\xffhi"
+
+    one, other = written("image", "text"), written("text", "image")
+    assert one != other
+    digests = {inputs_digest(decode_request(each, SAFETENSORS, expected)) for each in (one, other)}
+    assert len(digests) == 1
+    raw = {"image": RawInput(b"\xff\xd8\xff"), "text": RawInput(b"hi")}
+    assert digests == {inputs_digest(raw)}
+    assert inputs_digest({"image": raw["text"], "text": raw["image"]}) not in digests
+    assert inputs_digest(raw | {"text": RawInput(b"ho")}) not in digests

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from broker.protocol.codec import RawInput, payload_digest, request_id
+from broker.protocol.codec import RawInput, decode_request, inputs_digest, request_id
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import NodeFailed, NodeInputs, Permit, Quarantine
 from edge_agent.decide import decide
@@ -17,7 +17,7 @@ from edge_agent.state import AgentState
 from tests.builders import ENCODER, agent, all_of, encoder_route, failed, only, requested
 
 FIRST, SECOND = requested("t", 1), requested("t", 2)
-PAYLOAD = payload_digest(FIRST.payload)
+PAYLOAD = inputs_digest(decode_request(FIRST.payload, FIRST.content_type, encoder_route("t").inputs))
 
 
 def id_of(event: Requested) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from broker.protocol import messages
-from broker.protocol.codec import payload_digest, request_id
+from broker.protocol.codec import RawInput, inputs_digest, request_id
 from broker.protocol.messages import Alone, DeviceProfile, DeviceState
 from broker.transport.port import LinkUp
 from orchestrator.decide import next_deadline_s
@@ -33,7 +33,7 @@ from tests.planned import decide_and_plan
 
 TASK = chain("t", module("x", memory_bytes=10))
 REPLY_TO = "s2m3/v1/clients/cam/results/1"
-PAYLOAD, OTHER = payload_digest(b"deadly"), payload_digest(b"other")
+PAYLOAD, OTHER = (inputs_digest({"image": RawInput(data)}) for data in (b"deadly", b"other"))
 ID = request_id("t", REPLY_TO, b"1", b"deadly")
 
 
