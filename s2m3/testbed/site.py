@@ -207,8 +207,8 @@ class Site:
         """Count the agents that crashed, and start them again if they are supervised, as a service manager would."""
         crashed = [name for name, each in self._processes.items() if each.poll() == -signal.SIGSEGV]
         for name in crashed if self.inner_faults else ():
-            self._processes.pop(name).wait()
-            self.crashes.append(name)
+            with self._processes.pop(name):
+                self.crashes.append(name)
             if self.supervised:
                 self.start_agent(name)
 
