@@ -170,7 +170,7 @@ def inputs_digest(inputs: Mapping[str, RawInput]) -> str:
     """The digest of a request's inputs: by it a payload that kills devices is known.
 
     It is equal for each copy, of any sensor. The bytes of a payload aren't: the safetensors library writes metadata in
-    another order each time.
+    any order.
     """
     digest = hashlib.sha256()
     for name, raw in sorted(inputs.items()):
