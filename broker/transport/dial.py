@@ -23,7 +23,16 @@ HANDSHAKE_S = 10.0  # a broker to which a thousand clients come back at once tak
 _LOOK_S = 2.0  # for what a silent peer is
 _CONNECT = b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x00"  # of MQTT 5, without a login
 
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux only
+
 _log = structlog.get_logger(__name__)
+
+
+def acknowledge_now(sock: socket.socket) -> None:
+    """Let the kernel acknowledge at once what was read, where it can be asked to; it forgets this soon."""
+    if _QUICKACK is not None:
+        with contextlib.suppress(OSError):  # the connection has ended: the next read says so
+            sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
 
 class Dialer:

@@ -132,6 +132,7 @@ class Link:
             )
             if readable or decrypted:
                 gathering.read(client)
+                client.acknowledge()
             stuck = stuck and not writable
             now_s = time.monotonic()
             if readable or writable:

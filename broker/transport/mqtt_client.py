@@ -14,6 +14,8 @@ Each of these is against a trap that was measured:
   copied a thousand times.
 - Messages are read in one pass (``publish_packet``): paho copies the rest of the packet for each property.
 - Bytes that TLS has decrypted are seen by no poll: ``has_bytes`` asks for them.
+- A broker without TCP_NODELAY, such as the embedded one, sends its next small packet when the last one is acknowledged.
+  Linux delays that by up to 40 ms, unless ``acknowledge`` asks for it after each read.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from broker.protocol.errors import RemoteProtocolError
 from broker.structured_log import structlog
 from broker.transport.connection import Connection
-from broker.transport.dial import Dialer
+from broker.transport.dial import Dialer, acknowledge_now
 from broker.transport.failures import CONNACK
 from broker.transport.port import Outgoing
 from broker.transport.publish_packet import Published, read_publish
@@ -171,6 +173,11 @@ class MqttClient(paho.Client):
         if isinstance(sock := self.socket(), socket.socket):
             poll.register(sock, select.POLLIN)
         return bool(poll.poll(0))
+
+    def acknowledge(self) -> None:
+        """Acknowledge what was read, without the kernel's delay."""
+        if isinstance(sock := self.socket(), socket.socket):
+            acknowledge_now(sock)
 
     def say_goodbye(self) -> None:
         """Send DISCONNECT, so that the broker drops the will, and close the socket."""

@@ -26,6 +26,7 @@ from typing import Self
 from broker.protocol.specs import NotNegative, Rate, Spec
 from broker.servers.ports import HOST
 from broker.transport.connection import Connection
+from broker.transport.dial import acknowledge_now
 
 CHUNK_BYTES = 8 * 1024  # connections take turns at this size: 3 ms at 20 Mbit/s
 AHEAD_S = 0.005  # how early a lane takes bytes: a loop that wakes late loses no bandwidth
@@ -206,6 +207,7 @@ class _Flow:
             chunk = b""
             with contextlib.suppress(OSError):
                 chunk = await self._loop.sock_recv(self._source, CHUNK_BYTES)
+                acknowledge_now(self._source)
             self.waiting_bytes += len(chunk)
             async with self._lane.turn:
                 self._chunks.put_nowait((self._lane.enter(self._loop.time(), len(chunk)), chunk))

@@ -17,6 +17,7 @@ from broker.servers.embedded import EmbeddedBroker
 from broker.transport.connection import parse_url
 from broker.transport.dial import Dialer
 from broker.transport.mailbox import Mailbox
+from broker.transport.mqtt_client import MqttClient
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered
 from tests.patience import PATIENCE_S
@@ -341,6 +342,33 @@ def test_small_packets_leave_at_once(
     monkeypatch.setattr(Dialer, "open", remembering)
     connect(broker_url, unique_prefix, recorder)
     assert [sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in opened] == [1]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="only Linux can be asked to acknowledge at once")
+def test_what_was_read_is_acknowledged_at_once(
+    broker_url: str, connect: Connect, recorder: Recorder, unique_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def reading(*args: Any, really: Any = MqttClient.loop_read) -> Any:
+        steps.append("read")
+        return really(*args)
+
+    def setting(sock: socket.socket, *args: Any, really: Any = socket.socket.setsockopt) -> None:
+        really(sock, *args)
+        if args == (socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1):
+            steps.append("acknowledge")
+
+    monkeypatch.setattr(MqttClient, "loop_read", reading)
+    monkeypatch.setattr(socket.socket, "setsockopt", setting, raising=False)
+    transport = connect(broker_url, unique_prefix, recorder, unique_prefix)
+    for number in range(3):
+        transport.publish(Outgoing(unique_prefix, str(number).encode()))
+        recorder.wait_for(Delivery, count=number + 1)
+    transport.close()
+    reads = len(steps) // 2
+    assert reads > 3
+    assert steps == ["read", "acknowledge"] * reads
 
 
 # --- access rules: only MQTT 5 reason codes tell ---
