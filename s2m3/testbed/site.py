@@ -278,14 +278,7 @@ class Site:
         arguments += ["--connection", self._write_connection(name), "--until-stdin-closes"]
         with self._log_of(name).open("ab") as output:
             self._processes[name] = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    *arguments,
-                    "--connection",
-                    self._write_connection(name),
-                    "--until-stdin-closes",
-                ],
+                [sys.executable, "-m", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
