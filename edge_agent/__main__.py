@@ -53,12 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
     from edge_agent.device.measurements import Measurements, setting  # noqa: PLC0415 - the same
     from edge_agent.device.pass_note import note_of, report_crashes  # noqa: PLC0415 - the same
     from edge_agent.device.profile import profile  # noqa: PLC0415 - the same
+    from edge_agent.runtime.output_cache import OutputCache, slice_of  # noqa: PLC0415 - the same
     from edge_agent.runtime.runner import Runner  # noqa: PLC0415 - the same
     from edge_agent.runtime.store import Store  # noqa: PLC0415 - the same
     from edge_agent.service import Agent  # noqa: PLC0415 - the same
 
     runner = Runner(threads=config.threads)
     offered = profile(config)
+    cache = OutputCache(slice_of(config.cache, offered.memory_bytes))
+    offered = offered.model_copy(update={"memory_bytes": offered.memory_bytes - cache.limit_bytes})
     directory = Path(config.state_dir).expanduser() if config.state_dir else STATE_DIR
     allow(config.weights)
     record_in(Recorded(directory / f"{config.id}.weights.json"))
@@ -76,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         runner=runner,
         about=about(),
         note=note,
+        cache=cache,
         on_turn=watchdog.reset,
         connections=reached,
     )

@@ -9,11 +9,13 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from broker.protocol.specs import Availability, Bytes, DeviceId, NotNegative, Rate, TaskName
+from broker.protocol.specs import Availability, Bytes, DeviceId, NotNegative, Rate, TaskName, parse_bytes
 from broker.transport.connection import Connection, ConnectionFile, ConnectionKeys, Place, read_connection
 from edge_agent.modules.weights.allowed import AllowedWeights
+
+CacheBytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0, le=2**60)]
 
 # May be deleted: the measurements are repeated, and the next load of each module is trusted.
 STATE_DIR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"
@@ -28,6 +30,7 @@ class AgentConfig(ConnectionKeys):
     tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] | None = None  # that it may serve; None: all
     availability: Availability = "always"  # sometimes: its end is not a failure
     memory: Bytes | None = None  # for modules; None: the free memory, less the system's reserve and the headroom
+    cache: CacheBytes | None = None  # of that memory, for kept outputs; 0: each is computed; None: 2 %, at most 16 MiB
     headroom: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the free memory kept for activations
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # of one forward pass
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting

@@ -136,6 +136,7 @@ class Ran(OwnEvent):
     began_s: float  # on this device's clock
     compute_s: float
     given: Tensors | None = None
+    cached: bool = False  # the output of equal work was kept: nothing was computed
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from broker.protocol.specs import DeviceId, ModuleKey
 from broker.protocol.topics import DEVICE_HEARTBEAT
 from broker.transport.port import Outgoing
 from edge_agent.config import AgentConfig
+from edge_agent.runtime.output_cache import OutputCache
 from edge_agent.runtime.store import Store
 from edge_agent.state import AgentState
 
@@ -67,6 +68,7 @@ class Heart:
         session: the session under which it may send heartbeats now; None: none.
         publish: on the control connection; never blocks.
         on_turn: called at each turn of the thread, whether there is a heartbeat or not.
+        cache: the outputs that it keeps.
     """
 
     def __init__(
@@ -79,9 +81,11 @@ class Heart:
         session: Callable[[], int | None],
         publish: Callable[[Outgoing], None],
         on_turn: Callable[[], None] = lambda: None,
+        cache: OutputCache | None = None,
     ) -> None:
         self._topic = DEVICE_HEARTBEAT.at(prefix, device=config.id)
         self._interval_s, self._store, self._memory_bytes = config.heartbeat_interval_s, store, memory_bytes
+        self._cache = cache or OutputCache()
         self._session, self._publish, self._on_turn = session, publish, on_turn
         self.progress = 0
         """Turns of the service's loop, which counts them here."""
@@ -156,4 +160,5 @@ class Heart:
             dropped=dict(seen.dropped),
             suspects={device: max(0.0, now_s - at_s) for device, at_s in seen.suspected_s.items()},
             alone=seen.alone,
+            output_cache=self._cache.use(),
         )

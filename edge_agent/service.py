@@ -43,6 +43,7 @@ from edge_agent.heart import Heart, snapshot_of
 from edge_agent.reports import SUMMARY_S, Reports
 from edge_agent.requests.error_reply import refuse_unread
 from edge_agent.restart import PassHung
+from edge_agent.runtime.output_cache import OutputCache
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
 from edge_agent.sender import Sender, as_error
@@ -81,6 +82,7 @@ class Agent:
         runner: Runner | None = None,
         about: About | None = None,
         note: PassNote | None = None,
+        cache: OutputCache | None = None,
         on_turn: Callable[[], None] = lambda: None,
         connections: tuple[Connection, Connection] | None = None,
         make_transport: port.MakeTransport = connect,
@@ -114,10 +116,11 @@ class Agent:
             session=self._serving_session,
             publish=self._control.publish,
             on_turn=on_turn,
+            cache=cache,
         )
         report = self._mailbox.put_own
         self._note = note or PassNote()
-        self._workers = Workers(config, store, runner or Runner(), report=report, note=self._note)
+        self._workers = Workers(config, store, runner or Runner(), report=report, note=self._note, cache=cache)
         self._sender = Sender(config.id, self._prefix, self._data.publish, report=report)
         self._denials = Denials(self._prefix)
         self._is_overloaded = False  # it refused a request since the start

@@ -32,6 +32,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.device.pass_note import PassNote, survive_full_stack
 from edge_agent.loads import Loads
 from edge_agent.modules import Output, Value
+from edge_agent.runtime.output_cache import OutputCache
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
 
@@ -94,9 +95,11 @@ class Workers:
         *,
         report: Callable[[events.Event], object],
         note: PassNote,
+        cache: OutputCache | None = None,
     ) -> None:
         self._store, self._runner, self._speed, self._note = store, runner, config.speed, note
         self._report = report
+        self._cache = cache or OutputCache()
         self._loads = Loads(config.id, store, report=report)
         self._computer = _Passes(f"agent[{config.id}].compute")
         self._computing: events.Run | None = None  # the present pass
@@ -110,6 +113,7 @@ class Workers:
                 self._loads.load(assigned)
             case events.Unload():
                 self._loads.unload(action)
+                self._computer.submit(partial(self._cache.drop, action.key))
             case events.Run():
                 self._computer.submit(partial(self._run, action))
 
@@ -139,21 +143,32 @@ class Workers:
         began_s = ended_s = time.monotonic()
         self._computing = run
         output = given = failed = None
+        cached = False
         self._note.begin(run.payload)
         try:
-            whole = self._forward(run, began_s)
+            whole, cached = self._output_of(run, began_s)
             ended_s = time.monotonic()
-            self._store.record(run.key, ended_s - began_s)
+            if not cached:
+                self._store.record(run.key, ended_s - began_s)
             output, given = rounded_output(run, whole)
         except Exception as error:  # noqa: BLE001 - whatever a module does, the sensor gets an answer
             failed, ended_s = error, time.monotonic()
         self._note.end()
         self._computing = None
-        self._report(events.Ran(run.run, output, failed, began_s, ended_s - began_s, given))
+        self._report(events.Ran(run.run, output, failed, began_s, ended_s - began_s, given, cached))
 
-    def _forward(self, run: events.Run, began_s: float) -> Output:
+    def _output_of(self, run: events.Run, began_s: float) -> tuple[Output, bool]:
+        """The output of a node, unrounded, and whether it was kept from equal work."""
         if began_s >= run.deadline_s:
             raise RequestFailed(ErrorCode.DEADLINE_EXCEEDED, "its deadline passed before it could be computed")
+        work = self._cache.work_of(run.key, run.use, run.values)
+        if (known := self._cache.find(work)) is not None:
+            return known, True
+        output = self._forward(run, began_s)
+        self._cache.keep(work, output)
+        return output, False
+
+    def _forward(self, run: events.Run, began_s: float) -> Output:
         values = widened_values(run)
         with self._store.use(run.key) as module, self._store.passing():
             output = self._runner.run(module, values, run.use)

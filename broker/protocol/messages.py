@@ -180,6 +180,16 @@ class HeldModule(Message):
     queue: Count = 0  # waiting forward passes
 
 
+class OutputCacheUse(Message):
+    """The outputs that a device keeps to compute equal work once, and how often it did."""
+
+    limit_bytes: Count
+    used_bytes: Count = 0
+    outputs: Count = 0  # that are kept now
+    hits: Count = 0  # nodes that took a kept output, since the agent started
+    computed: Count = 0  # nodes that were computed, since then
+
+
 class Alone(Message):
     """A request in quarantine that a device computes, or asks to compute, with nothing else beside it."""
 
@@ -222,6 +232,7 @@ class Heartbeat(Message):
     dropped: dict[str, Count] = {}  # reason -> refused messages, since the start
     suspects: dict[DeviceId, NotNegative] = {}  # devices whose calls timed out -> seconds since then
     alone: Alone | None = None  # the request in quarantine that it computes, or asks to compute
+    output_cache: OutputCacheUse | None = None  # None: it keeps no outputs
 
 
 class RouteDevice(Message):
@@ -294,6 +305,7 @@ class Timing(Message):
     compute_s: NotNegative
     output_bytes: Count
     attempt: Fence
+    cached: Annotated[bool, Field(exclude_if=_unless(default=False))] = False  # its output was kept, not computed
 
 
 class ErrorBody(Message):
@@ -405,7 +417,7 @@ class NodeDone(Envelope):
     waited_s: Annotated[NotNegative, Field(exclude_if=_unless(0.0))] = 0.0  # of this node, from its last input
     compute_s: Annotated[NotNegative, Field(exclude_if=_unless(0.0))] = 0.0  # of its pass
     input_bytes: Annotated[Count, BeforeValidator(_from_text), Field(exclude_if=_unless(0))] = 0  # that it took
-    cache_hit: Annotated[bool, Field(exclude_if=_unless(default=False))] = False  # its output was kept from before
+    cache_hit: Annotated[bool, Field(exclude_if=_unless(default=False))] = False  # its output was kept, not computed
     batch: Annotated[Count, BeforeValidator(_from_text), Field(ge=1, exclude_if=_unless(1))] = 1  # nodes in its pass
 
 

@@ -92,7 +92,7 @@ def on_pass_hung(state: AgentState, run: NodeRun, now_s: float) -> list[Action]:
 
 def on_ran(state: AgentState, event: Ran, now_s: float) -> list[Action]:
     """Submit the next pass; then keep and forward the output, or report the error to the coordinator."""
-    on_pass_ended(state, event.run, event.compute_s, now_s, succeeded=event.output is not None)
+    on_pass_ended(state, event.run, event.compute_s, now_s, measured=event.output is not None and not event.cached)
     told = [SendHeartbeat()] if quarantine.end_alone(state, event.run) else []
     return [*told, *_submit_passes(state, now_s), *_on_output(state, event, now_s)]
 
@@ -148,6 +148,7 @@ def _on_output(state: AgentState, event: Ran, now_s: float) -> list[Action]:
         compute_s=event.compute_s,
         output_bytes=size_of(output.tensors),
         attempt=message.attempt,
+        cached=event.cached,
     )
     given = output.tensors if event.given is None else event.given
     size_bytes = kept_bytes_of(output.tensors) + (0 if event.given is None else kept_bytes_of(given))
@@ -309,7 +310,7 @@ def _forward(
         waited_s=0.0 if is_kept else kept.timings[-1].queue_s,
         compute_s=0.0 if is_kept else kept.timings[-1].compute_s,
         input_bytes=kept.input_bytes,
-        cache_hit=is_kept,
+        cache_hit=is_kept or kept.timings[-1].cached,
     )
     if message.node != plan.output:
         return [*actions, Send(message.coordinator, done, {}, deadline_s)]

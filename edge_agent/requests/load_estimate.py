@@ -28,14 +28,17 @@ def on_pass_submitted(state: AgentState, flow: Flow, run: NodeRun, key: ModuleKe
     state.fair_queue.charge(task, state.measured_s.get(key, 0.0), client=client)
 
 
-def on_pass_ended(state: AgentState, run: NodeRun, compute_s: float, now_s: float, *, succeeded: bool) -> None:
-    """Record that a forward pass ended and the next one begins. A failed pass says nothing about the others' time."""
+def on_pass_ended(state: AgentState, run: NodeRun, compute_s: float, now_s: float, *, measured: bool) -> None:
+    """Record that a forward pass ended and the next one begins; one that is ``measured`` tells the others' time.
+
+    A failed pass tells nothing of it, nor does a node that took a kept output.
+    """
     flow, key = state.passes.pop(run, (None, ""))
     state.pass_began_s = now_s
     if flow is not None:
         task, client = flow
         state.fair_queue.charge(task, compute_s - state.measured_s.get(key, 0.0), client=client)
-    if succeeded and key in state.assigned:
+    if measured and key in state.assigned:
         state.measured_s[key] = averaged(state.measured_s.get(key), compute_s)
 
 

@@ -15,6 +15,7 @@ from broker.transport.connection import Connection
 from s2m3 import scenarios
 from s2m3.cli.arguments import add_json, add_site_broker, site_broker
 from s2m3.cli.output import console, print_json, table, yes_or_no
+from s2m3.testbed import NO_CACHE
 from s2m3.testbed.replay.goals import Detection, Goal, Played, detections, judge
 from s2m3.testbed.replay.library import load_scenario
 from s2m3.testbed.replay.report import Recording, Report, report
@@ -109,6 +110,7 @@ def show_replays(printed: Console, reports: Sequence[Report]) -> None:
     for found in reports:
         for sentence in found.why_not:
             printed.print(f"{found.name}: {sentence}", markup=False)
+    printed.print(NO_CACHE)
 
 
 def show_goals(printed: Console, goals: Sequence[Goal], detections: Sequence[Detection]) -> None:

@@ -125,6 +125,11 @@ def _print(observer: Observer) -> None:
         doors = ", ".join(route.front_door)
         tasks.add_row(name, state_of(observer, route), route.revision or "", doors, "\n".join(places), requests)
     printed.print(tasks)
+    if caches := caches_of(observer):
+        kept = table("device", "nodes that took one", "outputs", "memory (MB)", title="outputs of equal work, kept")
+        for cache in caches:
+            kept.add_row(*cache)
+        printed.print(kept)
     moved = [
         (each.module, name, each.why)
         for name, assignment in sorted(observer.assignments.items())
@@ -175,6 +180,19 @@ def _held(observer: Observer, name: str, device: DeviceState) -> tuple[str, str]
     ]
     memory = f"{megabytes(heartbeat.memory_used_bytes)} of {megabytes(heartbeat.memory_bytes)}"
     return memory, "\n".join(modules)
+
+
+def caches_of(observer: Observer) -> list[tuple[str, str, str, str]]:
+    """The output caches of the devices that are online and have run nodes: hits, outputs kept, and megabytes."""
+    online = {name for name, device in observer.devices.items() if device.status != "offline"}
+    found = []
+    for name, heartbeat in sorted(observer.heartbeats.items()):
+        cache = heartbeat.output_cache
+        if name in online and cache is not None and cache.hits + cache.computed:
+            hits = f"{cache.hits} of {cache.hits + cache.computed}"
+            memory = f"{megabytes(cache.used_bytes)} of {megabytes(cache.limit_bytes)}"
+            found.append((name, hits, str(cache.outputs), memory))
+    return found
 
 
 def _traffic(counted: TaskCounters | None, observer: Observer, task: TaskName) -> str:

@@ -22,6 +22,7 @@ from broker.transport.connection import Connection
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS, DemoRequest
+from s2m3.testbed import NO_CACHE
 from s2m3.testbed.observer import Observer, named
 from s2m3.testbed.replay.library import Answer, answers
 from s2m3.testbed.replay.timeline import Injected, look_at
@@ -64,7 +65,7 @@ def run_demo(broker: str | Connection, console: Console) -> Report:
         SiteFailed: the site doesn't serve its tasks.
     """
     name = broker if isinstance(broker, str) else broker.url
-    console.print(f"starting a broker ({name}), an orchestrator and {len(AGENTS)} agents ...")
+    console.print(f"starting a broker ({name}), an orchestrator and {len(AGENTS)} agents; {NO_CACHE} ...")
     with Site(broker, AGENTS, name="demo") as site:
         return _Demo(site, console).run()
 

@@ -16,6 +16,7 @@ from s2m3.bench.latency.settings import LatencySettings
 from s2m3.bench.latency.workloads import WORKLOADS, Workload, named
 from s2m3.cli.arguments import add_json, positive
 from s2m3.cli.output import console, print_json, print_result, show_progress, table
+from s2m3.testbed import NO_CACHE
 
 MODES = ("cloud", "local", "split")
 
@@ -93,7 +94,9 @@ def _show_routing(found: dict[str, Any]) -> None:
     printed = console()
     printed.print(made)
     encoders = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in found["encoder_s"].items())
-    printed.print(f"medians: {encoders}; parallel takes {100 * found['reduction']:.1f} % less than sequential")
+    printed.print(
+        f"medians: {encoders}; parallel takes {100 * found['reduction']:.1f} % less than sequential; {NO_CACHE}"
+    )
 
 
 def _show(setting: LatencySettings, rows: Iterable[dict[str, Any]]) -> None:
@@ -102,7 +105,7 @@ def _show(setting: LatencySettings, rows: Iterable[dict[str, Any]]) -> None:
     title = (
         f"{setting.name}\nuplink {up.up_bits_per_s / 1e6:g} Mbit/s up, {up.down_bits_per_s / 1e6:g} down, "
         f"{1000 * up.round_trip_s:g} ms; site {link.bits_per_s / 1e6:g} Mbit/s, {1000 * link.round_trip_s:g} ms; "
-        f"speeds: {speeds}"
+        f"speeds: {speeds}; {NO_CACHE}"
     )
     columns = ["workload", *(f"{mode} p50/p95 ms" for mode in MODES), "split against cloud", "fastest", "split on"]
     made = table(*columns, title=title)

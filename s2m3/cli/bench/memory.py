@@ -19,6 +19,7 @@ from s2m3.bench.memory import counts
 from s2m3.catalogue import load_task
 from s2m3.cli.arguments import add_json
 from s2m3.cli.output import console, megabytes, print_result, table
+from s2m3.testbed import NO_CACHE
 
 PAPER_MIX = "paper"
 PAPER_MULTI_PERCENT = 61.5  # the abstract says 62 %; this and more rounds to it
@@ -98,7 +99,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_measured(printed: Console, measured: dict[str, Any]) -> None:
-    title = f"{measured['mix']}, measured after every task answered (MB); weights: {measured['weights']}"
+    title = f"{measured['mix']}, measured after every task answered (MB); weights: {measured['weights']}; {NO_CACHE}"
     made = table("process", "holds", "weights", "USS", "of it before", "PSS", "RSS", "peak RSS", title=title)
     for stage, memory in measured["empty"].items():
         made.add_row(f"empty, {stage}", "", "0.0", megabytes(memory["uss_bytes"]), "", *_rest(memory))

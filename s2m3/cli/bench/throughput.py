@@ -9,6 +9,7 @@ from broker.arguments import count, number
 from s2m3.bench import machine
 from s2m3.cli.arguments import add_json, add_site_broker, site_broker
 from s2m3.cli.output import console, print_result, show_progress, table
+from s2m3.testbed import NO_CACHE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,7 @@ def _show(found: dict[str, Any]) -> None:
         )
     printed = console()
     printed.print(made)
-    printed.print(f"goodput at 3x: {100 * found['goodput_kept_at_most_load']:.0f} % of its peak")
+    printed.print(f"goodput at 3x: {100 * found['goodput_kept_at_most_load']:.0f} % of its peak; {NO_CACHE}")
     for task, share in found["fairness"].items():
         asked, answered = share["offered_per_s"], share["answered_per_s"]
         text = f"3x again, in unequal shares: {task} asks {asked:.1f}/s and is answered {answered:.1f}/s"

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from broker.protocol.messages import MAX_COUNT, DeviceState, Route
+from broker.protocol.messages import MAX_COUNT, DeviceState, OutputCacheUse, Route
 from broker.protocol.reports import Standing, Summary, TaskCounters
 from s2m3.cli.output import console, print_result, table
-from s2m3.cli.status import standing_of, state_of, summaries_of, traffic_of, version_of
-from tests.builders import encoder_route
+from s2m3.cli.status import caches_of, standing_of, state_of, summaries_of, traffic_of, version_of
+from tests.builders import encoder_route, heartbeat
 
 UNAVAILABLE = Route(task="t", epoch=1, generation=1, group=1, unavailable="no device fits m")
 
@@ -79,6 +79,18 @@ def test_the_last_minute_is_the_sum_over_the_devices_that_are_online_or_died_in_
     assert about_now == [summaries[name] for name in ("gw-a", "gw-b", "gw-c")]
     found = TaskCounters(requests=9, answered=6, errors={"no_route": 3}, latency_s={0.1: 6})
     assert traffic_of(about_now) == {"t": found}
+
+
+def test_the_caches_of_devices_that_are_online_and_have_run_nodes_are_listed() -> None:
+    used = OutputCacheUse(limit_bytes=2_000_000, used_bytes=500_000, outputs=9, hits=3, computed=12)
+    heard = {
+        "gw-a": heartbeat(output_cache=used),
+        "gw-b": heartbeat(),
+        "gw-c": heartbeat(output_cache=OutputCacheUse(limit_bytes=1)),
+        "gw-d": heartbeat(output_cache=used),
+    }
+    devices = dict.fromkeys(heard, ONLINE) | {"gw-d": DeviceState(status="offline", session=1)}
+    assert caches_of(seen(devices=devices, heartbeats=heard)) == [("gw-a", "3 of 15", "9", "0.5 of 2.0")]
 
 
 def test_what_a_site_says_is_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
