@@ -206,7 +206,7 @@ class Site:
 
     def look_after(self) -> None:
         """Count the agents that crashed, and start them again if they are supervised, as a service manager would."""
-        crashed = [name for name, each in self._processes.items() if each.poll() == -signal.SIGSEGV]
+        crashed = [name for name, each in self._now() if each.poll() == -signal.SIGSEGV]
         for name in crashed if self.inner_faults else ():
             with self._processes.pop(name):
                 self.crashes.append(name)
@@ -220,8 +220,8 @@ class Site:
             SiteFailed: one ended by itself; with the end of what it printed.
         """
         self.look_after()
-        for name, process in self._processes.items():
-            if (code := process.poll()) is not None:
+        for name, process in self._now():
+            if (code := process.poll()) is not None and self._processes.get(name) is process:
                 raise SiteFailed(f"{name} ended by itself with code {code}: {self._last_words(name)}")
 
     def wait_for(self, holds: Callable[[Observer], bool], timeout_s: float) -> bool:
@@ -274,6 +274,10 @@ class Site:
             if route is None or not route.complete:
                 why = route.unavailable if route else f"not served within {timeout_s:g} s"
                 raise SiteFailed(f"{task} could not be deployed: {why}")
+
+    def _now(self) -> list[tuple[str, subprocess.Popen[bytes]]]:
+        """The processes of this moment: another thread may kill and start some meanwhile."""
+        return list(self._processes.items())
 
     def _start(self, name: str, arguments: list[str]) -> None:
         arguments += ["--connection", self._write_connection(name), "--until-stdin-closes"]
