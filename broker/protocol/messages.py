@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PlainSerializer,
     StringConstraints,
     model_validator,
 )
@@ -60,6 +61,9 @@ MAX_COUNT = 2**60
 MAX_DIED_WITH = 8  # payloads that one process can have computed when it ended
 MAX_QUARANTINED = 1_000  # requests and payloads
 MAX_REFUSED = 1_000  # payloads
+
+MAX_KNOWN_PLANS = 128  # which this process has read and keeps
+MAX_KNOWN_PLAN = 16 * 1024  # characters; those of the catalogue have less than 1,000
 
 MAX_FENCE = 2**53 - 1  # the largest integer that is exact in every JSON reader
 
@@ -338,13 +342,30 @@ def _from_text(value: object) -> object:
     return json.loads(value) if isinstance(value, str) else value
 
 
+_DIGITS = re.compile(r"[0-9]{1,16}")
+
+
 def _number_of(value: object) -> object:
     """Read the digits of a fencing number: at most 16 of them, before anything is converted."""
-    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,16}", value) else value
+    return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
 
 
 FenceText = Annotated[int, BeforeValidator(_number_of), Field(strict=True, ge=0, le=MAX_FENCE)]
 """A fencing number in metadata, where it travels as text."""
+
+
+def _plan_of(value: object) -> object:
+    """Read a plan: one that was read before is the same value, with all that was found out about it."""
+    if not isinstance(value, str):
+        return value
+    return _known_plan(value) if len(value) <= MAX_KNOWN_PLAN else _read_plan(value)
+
+
+def _read_plan(text: str) -> Plan:
+    return Plan.model_validate(json.loads(text))
+
+
+_known_plan = lru_cache(MAX_KNOWN_PLANS)(_read_plan)
 
 
 class PlannedNode(Message):
@@ -368,6 +389,11 @@ class Plan(Message):
     def _graph_is_sound(self) -> Self:
         _check_graph({name: node.needs for name, node in self.nodes.items()}, self.output)
         return self
+
+    @cached_property
+    def text(self) -> str:
+        """Its JSON, as messages carry it. The requests of a task share few plans."""
+        return json.dumps(self.model_dump(mode="json", exclude_none=True))
 
     @cached_property
     def work(self) -> str:
@@ -401,7 +427,7 @@ class NodeInputs(Envelope):
     reply_to: str
     client: Annotated[ClientName, Field(max_length=MAX_LEVEL_BYTES, exclude_if=_unless(""))] = ""  # of the request
     correlation: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$")] = ""  # Correlation Data, hexadecimal
-    plan: Annotated[Plan, BeforeValidator(_from_text)]
+    plan: Annotated[Plan, BeforeValidator(_plan_of), PlainSerializer(lambda plan: plan.text, when_used="json")]
     content_types: Annotated[dict[NodeName, str], BeforeValidator(_from_text)] = {}
     timings: Annotated[tuple[Timing, ...], BeforeValidator(_from_text)] = ()
     second_door: Annotated[tuple[DeviceId, ...], BeforeValidator(_from_text)] = ()  # also gets ``done`` of the output

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from broker.protocol.errors import LocalProtocolError, RemoteProtocolError
 
@@ -32,8 +32,26 @@ MAX_HEADER_BYTES = 256 * 1024  # a plan of 100 nodes with its timings needs much
 MAX_TENSORS = 256
 MAX_RANK = 8
 MAX_NAME_SHOWN = 64  # characters of an array's name in an error: a sender chooses it
-DTYPES = {"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "F32", "F64"}
+_NAMES = {
+    np.dtype(name): ours
+    for name, ours in (
+        ("int64", "I64"),
+        ("float64", "F64"),
+        ("float32", "F32"),
+        ("int32", "I32"),
+        ("float16", "F16"),
+        ("int16", "I16"),
+        ("int8", "I8"),
+        ("uint8", "U8"),
+        ("bool", "BOOL"),
+    )
+}  # in the order in which the arrays of a document stand: each begins at a multiple of its elements' size
+_PLACES = {dtype: place for place, dtype in enumerate(_NAMES)}
+DTYPES = frozenset(_NAMES.values())
+_METADATA = "__metadata__"
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _LENGTH_BYTES = 8
+_ALIGNED_BYTES = 8  # the bytes of the first array begin at a multiple of it
 
 
 def narrowed(tensors: Tensors, wire: Literal["float32", "float16"]) -> dict[str, Array]:
@@ -63,18 +81,30 @@ def widened(tensors: Tensors) -> dict[str, Array]:
 
 
 def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Write arrays and strings as one document.
+    """Write arrays and strings as one document, with the bytes that the safetensors library writes.
+
+    Nothing that was written is parsed again, and each array is copied once.
 
     Raises:
         LocalProtocolError: a reader would refuse a dtype, the rank, the number of arrays, or the size of the metadata.
     """
     try:
-        contiguous = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in tensors.items()}
-        document = bytes(save(contiguous, metadata=dict(metadata) if metadata else None))
-        _checked_header(document)
-    except (RemoteProtocolError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        native = {name: np.asarray(array, dtype=array.dtype.newbyteorder("<")) for name, array in tensors.items()}
+        names = sorted(native, key=lambda name: (_PLACES.get(native[name].dtype, 0), name))
+        header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
+        end = 0
+        for name in names:
+            begin, end = end, end + native[name].nbytes
+            dtype, shape = _NAMES.get(native[name].dtype), list(native[name].shape)
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        _check_header(header)
+        text = _JSON.encode(header).encode()
+        text += b" " * (-len(text) % _ALIGNED_BYTES)
+        _check_length(len(text))
+    except (RemoteProtocolError, TypeError, ValueError) as error:
         raise LocalProtocolError(f"these arrays can't be written: {error}") from error
-    return document
+    arrays = (np.ascontiguousarray(native[name]).reshape(-1).data for name in names)
+    return b"".join((len(text).to_bytes(_LENGTH_BYTES, "little"), text, *arrays))
 
 
 def unpack(document: bytes) -> tuple[dict[str, Array], dict[str, str]]:
@@ -83,19 +113,18 @@ def unpack(document: bytes) -> tuple[dict[str, Array], dict[str, str]]:
     Raises:
         RemoteProtocolError: the document is truncated, malformed, or exceeds a limit.
     """
-    metadata = _checked_header(document)
+    metadata = _metadata_of(document)
     try:
         return dict(sorted(load(document).items())), metadata  # by name: the library's order changes from run to run
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise RemoteProtocolError(f"not a safetensors document: {error}") from error
 
 
-def _checked_header(document: bytes) -> dict[str, str]:
+def _metadata_of(document: bytes) -> dict[str, str]:
     if len(document) < _LENGTH_BYTES:
         raise RemoteProtocolError(f"a safetensors document of {len(document)} bytes is truncated")
     length = int.from_bytes(document[:_LENGTH_BYTES], "little")
-    if length > MAX_HEADER_BYTES:
-        raise RemoteProtocolError(f"a header of {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    _check_length(length)
     if len(document) < _LENGTH_BYTES + length:
         raise RemoteProtocolError("a safetensors document is truncated inside its header")
     try:
@@ -104,12 +133,23 @@ def _checked_header(document: bytes) -> dict[str, str]:
         raise RemoteProtocolError("a safetensors header is not JSON") from error
     if not isinstance(header, dict):
         raise RemoteProtocolError("a safetensors header is not an object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+    return _check_header(header)
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_HEADER_BYTES:
+        raise RemoteProtocolError(f"a header of {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
+
+
+def _check_header(header: Mapping[str, object]) -> dict[str, str]:
+    """The metadata of a header in which all is allowed."""
+    metadata = header.get(_METADATA, {})
+    if not isinstance(metadata, dict) or not set(map(type, metadata.values())) <= {str}:
         raise RemoteProtocolError("the metadata of a safetensors document are not strings")
-    if len(header) > MAX_TENSORS:
-        raise RemoteProtocolError(f"{len(header)} arrays in one document, at most {MAX_TENSORS} are allowed")
-    for name, entry in header.items():
+    arrays = {name: entry for name, entry in header.items() if name != _METADATA}
+    if len(arrays) > MAX_TENSORS:
+        raise RemoteProtocolError(f"{len(arrays)} arrays in one document, at most {MAX_TENSORS} are allowed")
+    for name, entry in arrays.items():
         _check_entry(name, entry)
     return metadata
 

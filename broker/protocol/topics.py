@@ -33,6 +33,7 @@ from broker.protocol.specs import ID_PATTERN, INVALID_ID, INVALID_LEVEL, TaskSpe
 
 VERSION = "s2m3/v1"
 _ID = ID_PATTERN.removeprefix("^").removesuffix("$")
+_WHOLE_ID = re.compile(_ID)
 _LEVEL = re.compile(r"\{(\w+)\}")
 MAX_REPLY_TO_BYTES = 1024
 _NOT_IN_TOPICS = re.compile(r"[+#\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
@@ -40,7 +41,7 @@ _NOT_IN_TOPICS = re.compile(r"[+#\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\uf
 
 def require_id(name: str, value: str) -> None:
     """Refuse an id that is not valid with ``LocalProtocolError``."""
-    if not re.fullmatch(_ID, value):
+    if not _WHOLE_ID.fullmatch(value):
         raise LocalProtocolError(f"{name} {value!r} {INVALID_ID}")
 
 

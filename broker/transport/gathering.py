@@ -1,7 +1,8 @@
 """Gathering: packets that arrive fast, one after the other, are read together and handed over together.
 
 Owns when the next read is due, and the events of one read. A thread that wakes for each of a thousand heartbeats a
-second costs more than the heartbeats. Doesn't know MQTT.
+second costs more than the heartbeats. Events are handed over when their acknowledgements are written: the thread that
+takes them then needs the interpreter, which this one no longer does. Doesn't know MQTT.
 
 Invariants:
 - no packet waits longer than ``gather_s``, and none that comes ``gather_s`` after the last read waits at all;
@@ -26,6 +27,9 @@ class Packets(Protocol):
 
     def want_write(self) -> bool:
         """Whether a packet waits to be written."""
+
+    def loop_write(self) -> int:
+        """Write packets until none waits, or the network takes no more."""
 
     def has_bytes(self) -> bool:
         """Whether a read wouldn't wait: there are bytes, or the connection has ended; false once it is closed."""
@@ -53,18 +57,18 @@ class Gathering:
             self._gathered.append(event)
 
     def read(self, packets: Packets) -> None:
-        """Read the packets that are there."""
-        if not self._gather_s:
-            packets.loop_read()
-            return
-        self._read_from_s, self._gathered = time.monotonic() + self._gather_s, []
+        """Read the packets that are there, or the next one; write what acknowledges them; hand over their events."""
+        self._gathered = []
+        if self._gather_s:
+            self._read_from_s = time.monotonic() + self._gather_s
         try:
-            for _ in range(MOST_PACKETS):
-                if packets.loop_read() != 0 or not packets.has_bytes():
+            for _ in range(MOST_PACKETS if self._gather_s else 1):
+                if packets.loop_read() != 0 or not (self._gather_s and packets.has_bytes()):
                     break
+            if packets.want_write():  # an acknowledgement, without which the broker holds other messages back
+                self._read_from_s = 0.0
+                packets.loop_write()
         finally:
             gathered, self._gathered = self._gathered, None
             for event in gathered:
                 self._inbox(event)
-        if packets.want_write():  # an acknowledgement, without which the broker holds other messages back
-            self._read_from_s = 0.0

@@ -1,7 +1,8 @@
 """One connection to the broker, from CONNECT to its end: it reads, writes, subscribes and pings.
 
-Owns the messages that are under way, and why the connection ended. Only the network thread uses it. Doesn't know
-threads and reconnections; the transport does.
+Owns the messages that are under way, and why the connection ended. Doesn't know reconnections; the transport does.
+The network thread uses the MQTT client, except while it waits: then a thread that publishes a small message writes it
+itself (``write_now``). To wake the network thread would take as long as the message takes through the broker.
 
 Invariants, each against a trap that was measured:
 - Each connection has a new MQTT client, which resends nothing of an old session (it would resend an oversize message
@@ -80,6 +81,10 @@ class Link:
         self._subscribing: dict[int, tuple[str, ...]] = {}  # packet id -> filters without a SUBACK
         self._sent: dict[int, Outgoing] = {}  # packet id -> not written (QoS 0) or acknowledged (QoS 1)
         self._client = MqttClient(dialer, client_id, self)
+        self._stuck = False  # the kernel's send buffer is full
+        self._using = threading.Lock()  # held by the thread that uses the client
+        self._closed = False
+        self._error: Exception | None = None  # of another thread's write: it ends the connection
 
     def run(
         self,
@@ -101,21 +106,40 @@ class Link:
                 self._connection, keepalive_s=keepalive_s, max_packet_bytes=self._max_packet_bytes, will=will
             )
             if sock is not None:
-                self._pump(sock, wakeup, gathering, closing)
+                with self._using:
+                    self._pump(sock, wakeup, gathering, closing)
         finally:
             self._filters.end()
-            client.close()
+            with self._using:
+                self._closed = True
+                client.close()
         if self.failure is None and not self._accepted and not closing.is_set():
             self.failure = self._explain_refusal()
         return self.failure or Failure("the connection was lost")
 
+    def write_now(self) -> bool:
+        """Write the outbox's messages if the network thread waits; returns whether it needn't wake for them."""
+        if not self._using.acquire(blocking=False):
+            return False
+        try:
+            if not self.up or self._stuck or self._closed:
+                return False
+            self._stuck = self._flush()
+        except Exception as error:  # noqa: BLE001 - it is the connection's, and not the publisher's
+            self._error = error
+            return False
+        finally:
+            self._using.release()
+        return not self._stuck
+
     def _pump(self, sock: Any, wakeup: Wakeup, gathering: Gathering, closing: threading.Event) -> None:  # noqa: ANN401 - a socket
         client, outbox = self._client, self._outbox
-        stuck = False  # the kernel's send buffer is full
         keepalive = Keepalive(time.monotonic(), time.monotonic())
         close_by_s = float("inf")
         while client.socket() is not None:  # a client never opens a second one
-            stuck = stuck or self._flush()
+            if self._error is not None:
+                raise self._error
+            self._stuck = self._stuck or self._flush()
             if closing.is_set():
                 close_by_s = min(close_by_s, time.monotonic() + CLOSE_S)
                 if outbox.is_empty or time.monotonic() >= close_by_s:
@@ -123,24 +147,25 @@ class Link:
             if client.socket() is None:
                 return
             wait_s = gathering.wait_s
-            decrypted = not wait_s and client.has_decrypted_bytes
-            readable, writable = wakeup.wait(
-                sock,
-                for_bytes=not wait_s,
-                for_room=stuck and not client.is_broken,
-                timeout_s=0.0 if decrypted else min(_TICK_S, wait_s or _TICK_S),
-            )
-            if readable or decrypted:
+            unseen = not wait_s and client.has_unseen_bytes
+            wants_room = self._stuck and not client.is_broken
+            timeout_s = 0.0 if unseen else min(_TICK_S, wait_s or _TICK_S)
+            self._using.release()
+            try:
+                readable, writable = wakeup.wait(sock, for_bytes=not wait_s, for_room=wants_room, timeout_s=timeout_s)
+            finally:
+                self._using.acquire()
+            if readable or unseen:
                 gathering.read(client)
                 client.acknowledge()
-            stuck = stuck and not writable
+            self._stuck = self._stuck and not writable
             now_s = time.monotonic()
             if readable or writable:
                 keepalive.active_s = now_s
             if keepalive.is_dead(now_s, client.keepalive):
                 self.failure = Failure("the broker is silent") if self._accepted else None
                 return
-            between_packets = client.is_connected() and not stuck and not client.want_write()
+            between_packets = client.is_connected() and not self._stuck and not client.want_write()
             if between_packets and keepalive.ping_due(now_s, client.keepalive):
                 client.ping()
 

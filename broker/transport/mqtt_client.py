@@ -12,8 +12,10 @@ Each of these is against a trap that was measured:
   message. For paho it would be a broken packet, which ends the connection.
 - TLS sends at most 16 KiB at a time, and paho copies the rest of its packet for each piece: a large message would be
   copied a thousand times.
-- Messages are read in one pass (``publish_packet``): paho copies the rest of the packet for each property.
-- Bytes that TLS has decrypted are seen by no poll: ``has_bytes`` asks for them.
+- Messages are read and written in one pass (``publish_packet``), and their acknowledgements read, without paho's
+  objects: to make these took more time than a small message takes through the broker.
+- paho reads a packet's first bytes one by one: they come from one read of all that is there. No poll sees the rest of
+  it, nor bytes that TLS has decrypted: ``has_bytes`` asks for them.
 - A broker without TCP_NODELAY, such as the embedded one, sends its next small packet when the last one is acknowledged.
   Linux delays that by up to 40 ms, unless ``acknowledge`` asks for it after each read.
 """
@@ -23,13 +25,15 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.client import MQTTMessageInfo
+from paho.mqtt.enums import CallbackAPIVersion, MessageType, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
@@ -41,18 +45,13 @@ from broker.transport.connection import Connection
 from broker.transport.dial import Dialer, acknowledge_now
 from broker.transport.failures import CONNACK
 from broker.transport.port import Outgoing
-from broker.transport.publish_packet import Published, read_publish
+from broker.transport.publish_packet import Published, read_publish, write_publish
 
 GOODBYE_S = 0.25
 _READ_BYTES = 64 * 1024  # at a time
 _FAILURE = 0x80
 _CONNACK_3_BYTES = 2  # of MQTT 3: without properties
-_PROPERTIES = {
-    "response_topic": "ResponseTopic",
-    "correlation": "CorrelationData",
-    "content_type": "ContentType",
-    "expiry_s": "MessageExpiryInterval",
-}  # of messages: our name -> paho's
+_ID_BYTES = 2
 _log = structlog.get_logger(__name__)
 _NAMES = ReasonCode(PacketTypes.CONNACK).names  # code -> name -> the packets that have it
 
@@ -104,6 +103,7 @@ class MqttClient(paho.Client):
         super().__init__(CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
         self.is_broken = False  # whether a write has failed
         self.first = b""  # the first byte that the peer sent
+        self._read = memoryview(b"")  # and not yet handled
         self.tls_error: ssl.SSLError | None = None
         self._dialer = dialer
         self._unknown: int | None = None  # the code in the packet that is handled, if paho doesn't know it
@@ -117,6 +117,7 @@ class MqttClient(paho.Client):
             lambda *given: handler.on_subscribed(given[2], [self._reason(each) for each in given[3]]), _log
         )
         self.on_publish = guarded(lambda *given: handler.on_published(given[2], self._reason(given[3])), _log)
+        self._acknowledged = guarded(handler.on_published, _log)
         self._deliver = guarded(handler.on_delivery, _log)
         self.on_disconnect = guarded(
             lambda *given: handler.on_end(self._reason(given[3]), by_broker=given[2].is_disconnect_packet_from_server),
@@ -145,11 +146,10 @@ class MqttClient(paho.Client):
 
     def send(self, message: Outgoing) -> int:
         """Queue a message; returns its packet id."""
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        for name, theirs in _PROPERTIES.items():
-            if (value := getattr(message, name)) is not None:
-                setattr(properties, theirs, value)
-        return self.publish(message.topic, message.payload, message.qos, message.retain, properties).mid
+        packet_id = self._mid_generate()
+        packet = memoryview(write_publish(message, packet_id))  # which paho cuts without copying
+        self._packet_queue(MessageType.PUBLISH, packet, packet_id, message.qos, MQTTMessageInfo(packet_id))  # type: ignore[arg-type]
+        return packet_id
 
     def add_filters(self, filters: Sequence[str]) -> int | None:
         """Queue a subscription; returns its packet id."""
@@ -160,14 +160,14 @@ class MqttClient(paho.Client):
         self._send_pingreq()
 
     @property
-    def has_decrypted_bytes(self) -> bool:
-        """Whether TLS holds bytes that no poll sees."""
+    def has_unseen_bytes(self) -> bool:
+        """Whether there are bytes that no poll sees: they were read, or TLS holds them."""
         sock = self.socket()
-        return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        return sock is not None and (bool(self._read) or (isinstance(sock, ssl.SSLSocket) and sock.pending() > 0))
 
     def has_bytes(self) -> bool:
-        """Whether a read wouldn't wait: TLS holds bytes, or the network does, or the connection has ended."""
-        if self.has_decrypted_bytes:
+        """Whether a read wouldn't wait: there are bytes, unseen or in the network, or the connection has ended."""
+        if self.has_unseen_bytes:
             return True
         poll = select.poll()
         if isinstance(sock := self.socket(), socket.socket):
@@ -200,14 +200,18 @@ class MqttClient(paho.Client):
         return self._dialer.open()
 
     def _sock_recv(self, bufsize: int) -> bytes:
-        try:
-            data = super()._sock_recv(min(bufsize, _READ_BYTES))
-        except ssl.SSLError as error:
-            self.tls_error = error
-            raise
-        if not self.first:
-            self.first = data[:1]
-        return data if self.first == CONNACK else b""  # the connection ends
+        if not self._read:
+            try:
+                self._read = memoryview(super()._sock_recv(_READ_BYTES))
+            except ssl.SSLError as error:
+                self.tls_error = error
+                raise
+            if not self.first:
+                self.first = bytes(self._read[:1])
+            if self.first != CONNACK:
+                self._read = memoryview(b"")  # the connection ends
+        data, self._read = self._read[:bufsize], self._read[bufsize:]
+        return data  # type: ignore[return-value] # paho counts it, indexes it, and adds it to a bytearray
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         view, sent = memoryview(buf), 0
@@ -233,8 +237,18 @@ class MqttClient(paho.Client):
             return MQTTErrorCode.MQTT_ERR_SUCCESS
         return self._send_puback(found.packet_id) if found.qos == 1 else MQTTErrorCode.MQTT_ERR_PROTOCOL
 
+    def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:  # noqa: ANN401 - paho's own type is not public
+        packet = self._in_packet["packet"]
+        if cmd != "PUBACK" or len(packet) < _ID_BYTES:
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        code = packet[_ID_BYTES] if len(packet) > _ID_BYTES else 0
+        self._acknowledged(struct.unpack_from("!H", packet)[0], Reason(code, _name_of(code, PacketTypes.PUBACK)))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
     def _packet_handle(self) -> MQTTErrorCode:
         kind, packet = self._in_packet["command"] >> 4, self._in_packet["packet"]
+        if kind == PacketTypes.PUBLISH:
+            return self._handle_publish()
         if kind == PacketTypes.CONNACK and len(packet) == _CONNACK_3_BYTES and packet[1]:
             packet[1] = 1  # whatever a broker of MQTT 3 says, it doesn't speak MQTT 5
         for place in _places_of_reasons(kind, packet):
@@ -248,8 +262,16 @@ class MqttClient(paho.Client):
     def _reason(self, reason: ReasonCode) -> Reason:
         if self._unknown is None or reason.value != _FAILURE:
             return Reason(reason.value, str(reason))
-        name = next(iter(_NAMES.get(self._unknown, {})), "a reason that MQTT doesn't know")
-        return Reason(self._unknown, f"{name} (0x{self._unknown:02x})")
+        return Reason(self._unknown, _name_of(self._unknown))
+
+
+def _name_of(code: int, kind: int | None = None) -> str:
+    """The name of a reason code in packets of a kind; one that they don't have is named with its number."""
+    names: dict[str, list[int]] = _NAMES.get(code, {})
+    if known := [name for name, packets in names.items() if kind in packets]:
+        return known[0]
+    name = next(iter(names), "a reason that MQTT doesn't know")
+    return f"{name} (0x{code:02x})"
 
 
 def _places_of_reasons(kind: int, packet: bytes | bytearray) -> range:
@@ -257,7 +279,7 @@ def _places_of_reasons(kind: int, packet: bytes | bytearray) -> range:
     if kind in {PacketTypes.SUBACK, PacketTypes.UNSUBACK} and len(packet) > 2:  # noqa: PLR2004 - after the packet id
         properties_bytes, length_bytes = VariableByteIntegers.decode(packet[2:])  # type: ignore[no-untyped-call]
         return range(2 + length_bytes + properties_bytes, len(packet))
-    place = {PacketTypes.CONNACK: 1, PacketTypes.PUBACK: 2, PacketTypes.DISCONNECT: 0}.get(kind, len(packet))
+    place = {PacketTypes.CONNACK: 1, PacketTypes.DISCONNECT: 0}.get(kind, len(packet))
     if kind == PacketTypes.CONNACK and len(packet) == _CONNACK_3_BYTES:
         return range(0)
     return range(place, min(place + 1, len(packet)))

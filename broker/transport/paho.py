@@ -1,7 +1,7 @@
 """The port over MQTT 5, with or without TLS: one connection after the other (``link``), as long as it is wanted.
 
-Owns one network thread. Only this thread uses the MQTT client; other threads leave work and wake it. Doesn't know what
-the messages mean.
+Owns one network thread. Other threads leave work for it and wake it; a small message they write themselves while it
+waits. Doesn't know what the messages mean.
 
 Invariants, each against a trap that was measured:
 - A message's size is checked before it is accepted, against the broker's limit and our own; the client checks neither.
@@ -34,6 +34,7 @@ MAX_QUEUED = 1_000  # messages
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 RESERVE = 20_000  # small lasting messages beyond these: twice what the broker keeps for a client, 12 MB of refusals
 FIRST_RETRY_S = 0.1
+MOST_WRITTEN_NOW = 64 * 1024  # bytes of a packet; a larger one would take its publisher more time than it saves
 
 _log = structlog.get_logger(__name__)
 
@@ -83,6 +84,7 @@ class MqttTransport:
         self._lock = threading.Lock()  # guards the fields below
         self._thread: threading.Thread | None = None
         self._wakeup: Wakeup | None = None  # wakes the network thread
+        self._link: Link | None = None  # the present connection
 
     # --- any thread ---
 
@@ -106,7 +108,9 @@ class MqttTransport:
         if self._closing.is_set():
             raise NotConnected(f"this transport was closed, so {message.topic} was not published")
         self._outbox.put(message)
-        self._wake()
+        link = self._link
+        if link is None or message.packet_bytes > MOST_WRITTEN_NOW or not link.write_now():
+            self._wake()
 
     def subscribe(self, *filters: str) -> None:
         """Add filters, QoS 1; they are remembered and subscribed again at each connection."""
@@ -169,7 +173,7 @@ class MqttTransport:
             return None, Failure("this transport was closed")
         link: Link | None = None
         try:
-            link = Link(
+            link = self._link = Link(
                 connection,
                 dialer=self._dialer,
                 client_id=self._client_id,
@@ -195,5 +199,6 @@ class MqttTransport:
             self._log.warning("an error of ours ended the connection", exc_info=error)
             failure = Failure(f"{type(error).__name__}: {error}")
         finally:
+            self._link = None
             self._outbox.close()
         return link, failure

@@ -13,8 +13,10 @@ Owns what both promise:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 from broker.protocol.codec import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
@@ -30,8 +32,11 @@ MAX_CONTROL_PACKET_BYTES = MAX_CONTROL_BYTES + 1024  # of a control connection; 
 _PACKET_OVERHEAD_BYTES = 64  # fixed header, lengths, packet id, property ids, expiry: less than this
 
 
+_NOT_IN_TOPICS = re.compile("[+#\0]")
+
+
 def _check_topic(topic: str) -> None:
-    if not topic or any(sign in topic for sign in "+#\0") or len(topic.encode()) > MAX_STRING_BYTES:
+    if not topic or _NOT_IN_TOPICS.search(topic) or len(topic.encode()) > MAX_STRING_BYTES:
         raise LocalProtocolError(
             f"{topic[:80]!r} is not a valid topic to publish to: use a short name without +, # and NUL"
         )
@@ -76,7 +81,7 @@ class Outgoing:
         if len(self.correlation or b"") > MAX_STRING_BYTES:
             raise LocalProtocolError(f"correlation data have at most {MAX_STRING_BYTES} bytes")
 
-    @property
+    @cached_property
     def packet_bytes(self) -> int:
         """An upper bound of the packet's bytes; brokers limit the packet, not the payload."""
         texts = (self.topic, self.response_topic or "", self.content_type or "")

@@ -7,7 +7,8 @@ know MQTT.
 from __future__ import annotations
 
 import contextlib
-import selectors
+import math
+import select
 import socket
 
 
@@ -18,6 +19,8 @@ class Wakeup:
         self._writer, self._reader = socket.socketpair()
         for end in (self._writer, self._reader):
             end.setblocking(False)
+        self._poll = select.poll()  # no limit to the number of a socket, and nothing to open
+        self._poll.register(self._reader, select.POLLIN)
 
     def notify(self) -> None:
         """Wake the waiting thread, now or at its next wait."""
@@ -32,15 +35,18 @@ class Wakeup:
         Returns:
             Whether the socket has bytes, and whether it has room.
         """
-        with selectors.PollSelector() as selector:  # poll: no limit to the number of a socket, and nothing to open
-            if wanted := (selectors.EVENT_READ if for_bytes else 0) | (selectors.EVENT_WRITE if for_room else 0):
-                selector.register(sock, wanted)
-            selector.register(self._reader, selectors.EVENT_READ)
-            ready = {key.fd: events for key, events in selector.select(timeout_s)}
+        number = sock.fileno()
+        if wanted := (select.POLLIN if for_bytes else 0) | (select.POLLOUT if for_room else 0):
+            self._poll.register(number, wanted)
+        try:
+            ready = dict(self._poll.poll(math.ceil(timeout_s * 1000)))
+        finally:
+            if wanted:
+                self._poll.unregister(number)
         if self._reader.fileno() in ready:
             self._reader.recv(4096)
-        events = ready.get(sock.fileno(), 0)
-        return bool(events & selectors.EVENT_READ), bool(events & selectors.EVENT_WRITE)
+        events = ready.get(number, 0)  # an error is both
+        return for_bytes and bool(events & ~select.POLLOUT), for_room and bool(events & ~select.POLLIN)
 
     def close(self) -> None:
         """Close both sockets."""

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
+from broker.protocol import codec, tensors
 from broker.protocol.codec import RawInput, decode, decode_tensors, encode
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
@@ -37,7 +38,7 @@ from broker.protocol.topics import (
 from broker.transport import mailbox
 from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
-from edge_agent import heart, service, term, wire
+from edge_agent import heart, service, term, wire, workers
 from edge_agent.config import AgentConfig
 from edge_agent.decide import decide
 from edge_agent.device.calibration import Calibration
@@ -339,6 +340,37 @@ def test_an_orchestrators_check_is_answered_with_a_refusal_and_not_while_a_pass_
     assert not any(answered("check-3")(event) for event in world.received.events)
     release.set()
     world.received.wait_for(answered("check-3"))
+
+
+def test_a_request_that_stays_on_its_device_is_neither_packed_nor_read_again(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    for owner, name in ((codec, "pack"), (codec, "unpack"), (wire, "failure")):
+        monkeypatch.setattr(owner, name, lambda *_, name=name, **__: made.append(name))
+    world = start(lambda value: Output({}, {"bytes": len(value.data)}))
+    world.serve()
+    assert world.ask(b"four").answer == {"bytes": 4}
+    assert made == []
+
+
+def test_arrays_for_other_nodes_are_rounded_in_the_compute_thread(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def rounding(*args: Any, really: Any = tensors.narrowed) -> Any:
+        threads.append(threading.current_thread().name)
+        return really(*args)
+
+    monkeypatch.setattr(workers, "narrowed", rounding)
+    monkeypatch.setattr(tensors, "narrowed", rounding)
+    nodes = {name: route_node(SPEC.key, needs, able("gw-a")) for name, needs in (("a", ("image",)), ("b", ("a",)))}
+    world = start(lambda _: Output({"x": np.ones(2, np.float32)}, {"label": "x"}))
+    world.serve()
+    world.publish(TASK_ROUTE.at(PREFIX, task="echo"), encode(route("echo", nodes, generation=2, wire="float16")))
+    assert world.ask().error is None
+    assert set(threads) == {"agent[gw-a].compute"}
 
 
 def test_an_answer_expires_a_little_after_its_request(start: Callable[..., World]) -> None:

@@ -16,11 +16,13 @@ from broker.protocol.errors import MessageTooLarge, QueueFull
 from broker.servers.embedded import EmbeddedBroker
 from broker.transport.connection import parse_url
 from broker.transport.dial import Dialer
+from broker.transport.failures import CONNACK
 from broker.transport.mailbox import Mailbox
-from broker.transport.mqtt_client import MqttClient
-from broker.transport.paho import MqttTransport
+from broker.transport.mqtt_client import MqttClient, Reason
+from broker.transport.paho import MOST_WRITTEN_NOW, MqttTransport
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, Outgoing, Undelivered
-from tests.patience import PATIENCE_S
+from broker.transport.publish_packet import Published, write_publish
+from tests.patience import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from broker.servers.mosquitto import MosquittoBroker
@@ -369,6 +371,103 @@ def test_what_was_read_is_acknowledged_at_once(
     reads = len(steps) // 2
     assert reads > 3
     assert steps == ["read", "acknowledge"] * reads
+
+
+# --- thread hand-overs: each takes as long as a small message takes through the broker ---
+
+
+def test_a_small_message_is_written_by_its_publisher_and_a_large_one_by_the_network_thread(
+    broker_url: str, connect: Connect, recorder: Recorder, unique_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written_here: list[bool] = []
+
+    def writing(*args: Any, really: Any = MqttClient.send) -> Any:
+        written_here.append(threading.current_thread() is threading.main_thread())
+        return really(*args)
+
+    monkeypatch.setattr(MqttClient, "send", writing)
+    transport = connect(broker_url, unique_prefix, recorder, unique_prefix)
+
+    def publish(size_bytes: int) -> bool:
+        sent = len(written_here)
+        transport.publish(Outgoing(unique_prefix, bytes(size_bytes)))
+        recorder.wait_for(Delivery, count=sent + 1)
+        return written_here[sent]
+
+    assert not publish(2 * MOST_WRITTEN_NOW)
+    until(lambda: publish(2_000))  # as soon as the network thread waits
+
+
+def test_what_several_threads_publish_at_once_arrives_whole_and_each_thread_in_order(
+    broker_url: str, connect: Connect, recorder: Recorder, unique_prefix: str
+) -> None:
+    transport = connect(broker_url, unique_prefix, recorder, f"{unique_prefix}/+")
+    sizes = [10, 5_000, 100, 70_000, 1_000] * 8
+
+    def publish(name: str) -> None:
+        for number, size in enumerate(sizes):
+            transport.publish(Outgoing(f"{unique_prefix}/{name}", number.to_bytes(2, "big") * size))
+
+    threads = [threading.Thread(target=publish, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    recorder.wait_for(Delivery, count=len(threads) * len(sizes))
+    for name in "abc":
+        got = [each.payload for each in recorder.deliveries if each.topic.endswith(name)]
+        assert got == [number.to_bytes(2, "big") * size for number, size in enumerate(sizes)]
+
+
+def test_an_error_of_a_publishers_write_ends_the_connection_and_not_the_publisher(
+    mosquitto_url: str, connect: Connect, recorder: Recorder, unique_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = connect(mosquitto_url, unique_prefix, recorder, unique_prefix)
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("no packet can be made")
+
+    monkeypatch.setattr(MqttClient, "send", failing)
+    transport.publish(Outgoing(unique_prefix, b"lost"))
+    assert "no packet can be made" in recorder.wait_for(LinkDown).reason
+    monkeypatch.undo()
+    recorder.wait_for(LinkUp, count=2)
+    transport.publish(Outgoing(unique_prefix, b"heard"))
+    assert recorder.wait_for(Delivery).payload == b"heard"
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
+def test_packets_are_read_whatever_pieces_they_arrive_in(chunk: int) -> None:
+    got: list[Any] = []
+
+    class Handler:
+        def on_delivery(self, message: Published) -> None:
+            got.append((message.topic, message.packet_id))
+
+        def on_published(self, packet: int, reason: Reason) -> None:
+            got.append((packet, reason))
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: got.append(name)
+
+    client = MqttClient(Dialer(parse_url("mqtt://unused"), 1.0), "c", Handler())
+    client.first = CONNACK
+    client._sock, theirs = socket.socketpair()
+    client._sock.setblocking(False)
+    first, second = (write_publish(Outgoing(topic, bytes(200)), number) for number, topic in enumerate("ab", 5))
+    sent = first + b"\x40\x02\0\x07" + second + b"\x40\x04\0\x08\x10\0" + b"\x40\x03\0\x09\x97"
+    with theirs, client._sock:
+        for at in range(0, len(sent), chunk):
+            theirs.sendall(sent[at : at + chunk])
+            while client.has_bytes():
+                client.loop_read()
+        assert not client.has_unseen_bytes
+    acknowledged = [
+        (7, Reason(0, "Success")),
+        (8, Reason(0x10, "No matching subscribers")),
+        (9, Reason(0x97, "Quota exceeded")),
+    ]
+    assert got == [("a", 5), acknowledged[0], ("b", 6), *acknowledged[1:]]
 
 
 # --- access rules: only MQTT 5 reason codes tell ---

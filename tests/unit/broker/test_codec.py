@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from broker.protocol import messages
 from broker.protocol.codec import (
     MAX_CONTROL_BYTES,
     MAX_INPUT_BYTES,
@@ -136,6 +137,36 @@ def test_an_envelope_is_exactly_these_strings_and_comes_back_with_its_arrays(
     assert read == message
     np.testing.assert_array_equal(arrays["image/features"], FEATURES)
     assert decode_tensors(written)[0] == message
+
+
+def test_messages_of_one_plan_share_it_and_it_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (decode_tensors(encode_tensors(INPUTS, {}))[0] for _ in range(2))
+    assert isinstance(first, NodeInputs)
+    assert isinstance(second, NodeInputs)
+    assert first.plan is second.plan
+    dumped: list[object] = []
+
+    def dumping(plan: Plan, really: Any = Plan.model_dump, **options: Any) -> Any:
+        dumped.append(plan)
+        return really(plan, **options)
+
+    monkeypatch.setattr(Plan, "model_dump", dumping)
+    plan = Plan(nodes={"head": PlannedNode(key="other", needs=("image",), device="gw-b")}, output="head")
+    for node in ("a", "b", "c"):
+        encode_tensors(INPUTS.model_copy(update={"plan": plan, "node": node}), {})
+    assert dumped == [plan]
+
+
+def test_the_plans_that_are_remembered_are_bounded_in_number_and_size() -> None:
+    assert messages._known_plan.cache_info().maxsize == messages.MAX_KNOWN_PLANS
+    key = "k" * 512
+    nodes = {f"n-{number}": PlannedNode(key=key, needs=("image",), device="gw-b") for number in range(40)}
+    long = INPUTS.model_copy(update={"plan": Plan(nodes=nodes, output="n-0")})
+    first, second = (decode_tensors(encode_tensors(long, {}))[0] for _ in range(2))
+    assert isinstance(first, NodeInputs)
+    assert isinstance(second, NodeInputs)
+    assert first.plan is not second.plan
+    assert first.plan == second.plan
 
 
 @pytest.mark.parametrize(("message", "metadata"), ENVELOPES)

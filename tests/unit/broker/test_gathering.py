@@ -20,6 +20,7 @@ class Link:
     def __init__(self, gather_s: float) -> None:
         self.got: list[LinkEvent] = []
         self.got_at_reads: list[int] = []  # how many events were handed over when each packet was read
+        self.got_at_writes: list[int] = []
         self.gathering = Gathering(self.got.append, gather_s)
         self.ours, self.theirs = socket.socketpair()
         self.ours.setblocking(False)
@@ -41,6 +42,11 @@ class Link:
 
     def want_write(self) -> bool:
         return self.owes_acknowledgement
+
+    def loop_write(self) -> int:
+        self.got_at_writes.append(len(self.got))
+        self.owes_acknowledgement = False
+        return 0
 
     def has_bytes(self) -> bool:
         return bool(select.select([self.ours], [], [], 0)[0])
@@ -72,6 +78,17 @@ def test_nothing_waits_while_the_broker_waits_for_an_acknowledgement(gathering: 
     gathering.owes_acknowledgement = True
     gathering.read()
     assert gathering.gathering.wait_s == 0
+
+
+@pytest.mark.parametrize("gather_s", [0.0, LONG_S])
+def test_an_acknowledgement_is_written_before_its_event_is_handed_over(gather_s: float) -> None:
+    link = Link(gather_s)
+    link.arrive(b"a")
+    link.owes_acknowledgement = True
+    assert link.read() == ["a"]
+    assert link.got_at_writes == [0]
+    for end in (link.ours, link.theirs):
+        end.close()
 
 
 def test_the_end_of_a_connection_ends_a_read_and_what_came_before_is_handed_over(gathering: Link) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paho.mqtt.client import Client, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.properties import Properties, VariableByteIntegers
 
 from broker.protocol.errors import RemoteProtocolError
-from broker.transport.port import Delivery
-from broker.transport.publish_packet import MAX_PROPERTIES_BYTES, read_publish
+from broker.transport.port import Delivery, Outgoing
+from broker.transport.publish_packet import MAX_PROPERTIES_BYTES, read_publish, write_publish
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufeff"), max_size=20)
 NAMES = {
@@ -62,6 +65,36 @@ def test_a_packet_gives_what_was_put_in(
     found = read_publish(0x32 | retain, bytearray(packet_of(topic, payload, properties.pack())))  # type: ignore[no-untyped-call]
     assert (found.qos, found.packet_id, found.topic) == (1, 7, topic)
     assert found.delivery == Delivery(topic, payload, retain, **values)
+
+
+@given(TEXT.filter(bool), st.binary(max_size=300), VALUES, st.sampled_from([0, 1]), st.booleans())
+def test_a_message_is_written_as_the_client_library_writes_it(
+    topic: str,
+    payload: bytes,
+    values: dict[str, Any],
+    qos: Literal[0, 1],
+    retain: bool,  # noqa: FBT001 - drawn
+) -> None:
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    for name, value in values.items():
+        setattr(properties, NAMES[name], value)
+    theirs = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
+    theirs._sock, theirs._packet_queue = Mock(), Mock()  # type: ignore[method-assign]
+    theirs._send_publish(7, topic.encode(), payload, qos, retain, properties=properties)
+    (_, expected, *_) = theirs._packet_queue.call_args.args
+    message = Outgoing("x", payload, qos=qos, retain=retain)
+    for name, value in {"topic": topic, **values}.items():
+        object.__setattr__(message, name, value)  # also topics that mustn't be published to
+    assert write_publish(message, 7) == bytes(expected)
+
+
+@pytest.mark.parametrize("size", [0, 100, 127 - 4, 128 - 4, 16_383 - 4, 16_384 - 4, 2_097_151 - 4, 2_097_152 - 4])
+def test_the_length_of_a_packet_has_as_many_bytes_as_it_needs(size: int) -> None:
+    written = write_publish(Outgoing("x", bytes(size), qos=0), 0)
+    digits = {127: 1, 16_383: 2, 2_097_151: 3}
+    length = next((number for most, number in digits.items() if size + 4 <= most), 4)
+    assert len(written) == 1 + length + 4 + size
+    assert VariableByteIntegers.decode(written[1:]) == (size + 4, length)  # type: ignore[no-untyped-call]
 
 
 @given(st.integers(0, 255), st.binary(max_size=60))

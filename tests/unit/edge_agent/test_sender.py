@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from broker.protocol.codec import decode, decode_tensors
+from broker.protocol import codec
+from broker.protocol.codec import RawInput, decode, decode_tensors
 from broker.protocol.errors import ErrorCode, MessageTooLarge, QueueFull
 from broker.protocol.messages import NodeDone, Result
 from broker.transport.port import Outgoing
-from edge_agent import events, sender
+from edge_agent import events, sender, wire
 from edge_agent.sender import Sender
 from tests.builders import PREFIX, done, node_inputs
 
@@ -62,6 +65,29 @@ def connection() -> Connection:
 @pytest.fixture
 def sending(connection: Connection) -> Sender:
     return Sender("gw-a", PREFIX, connection.publish, report=lambda _: None)
+
+
+def test_inputs_that_are_taken_are_packed_once_and_no_failure_is_made_of_them(
+    connection: Connection, sending: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def counting(owner: object, name: str) -> None:
+        really = getattr(owner, name)
+
+        def call(*args: Any, **named: Any) -> Any:
+            made.append(name)
+            return really(*args, **named)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in ((codec, "pack"), (codec, "unpack"), (wire, "failure"), (sender, "failure")):
+        counting(owner, name)
+    sending.send(events.Send("gw-b", MESSAGE, {"image": RawInput(b"x", "image/jpeg")}, 1e9))
+    assert (len(connection.sent), made) == (1, ["pack"])
+    connection.limit_bytes = 1
+    sending.send(events.Send("gw-b", MESSAGE, {"image": RawInput(b"x", "image/jpeg")}, 1e9))
+    assert made == ["pack", "pack", "failure"]
 
 
 def test_a_request_is_done_only_after_its_answer_was_handed_over(connection: Connection, sending: Sender) -> None:
