@@ -20,6 +20,7 @@ from edge_agent.modules.weights.allowed import allow
 from edge_agent.modules.weights.digests import Recorded, record_in
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 from edge_agent.restart import PassHung, restart
+from edge_agent.runtime.accelerator import CPU_BATCH, chosen
 from edge_agent.watchdog import Watchdog
 
 
@@ -58,16 +59,21 @@ def run(arguments: argparse.Namespace) -> int:
     from edge_agent.runtime.store import Store  # noqa: PLC0415 - the same
     from edge_agent.service import Agent  # noqa: PLC0415 - the same
 
-    runner = Runner(threads=config.threads)
-    offered = profile(config)
+    accelerator = chosen(config.accelerator)
+    batch = config.batch or (accelerator.batch if accelerator else CPU_BATCH)
+    runner = Runner(threads=config.threads, batch=batch, device=accelerator.device if accelerator else "cpu")
+    offered = profile(config, accelerator=accelerator)
     cache = OutputCache(slice_of(config.cache, offered.memory_bytes))
     offered = offered.model_copy(update={"memory_bytes": offered.memory_bytes - cache.limit_bytes})
     directory = Path(config.state_dir).expanduser() if config.state_dir else STATE_DIR
     allow(config.weights)
     record_in(Recorded(directory / f"{config.id}.weights.json"))
-    measured = Measurements(directory / f"{config.id}.json", setting(config.threads, f"torch {torch.__version__}"))
+    libraries = f"torch {torch.__version__}" + (f", {accelerator.name}" if accelerator else "")
+    measured = Measurements(directory / f"{config.id}.json", setting(config.threads, libraries))
     full_speed = offered.compute_flops_per_s / config.speed
-    calibration = Calibration(measured, speed=config.speed, flops_per_s=full_speed, runner=runner)
+    calibration = Calibration(
+        measured, speed=config.speed, flops_per_s=full_speed, runner=runner, accelerator=accelerator
+    )
     store = Store(offered.memory_bytes, calibration=calibration)
     note = note_of(config.id, reached[0])
     report_crashes(note)
@@ -77,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         profile=offered,
         store=store,
         runner=runner,
-        about=about(),
+        about=about(accelerator),
         note=note,
         cache=cache,
         on_turn=watchdog.reset,

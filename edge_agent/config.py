@@ -11,9 +11,11 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from broker.protocol.messages import MAX_BATCH
 from broker.protocol.specs import Availability, Bytes, DeviceId, NotNegative, Rate, TaskName, parse_bytes
 from broker.transport.connection import Connection, ConnectionFile, ConnectionKeys, Place, read_connection
 from edge_agent.modules.weights.allowed import AllowedWeights
+from edge_agent.runtime.accelerator import Wanted
 
 CacheBytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0, le=2**60)]
 
@@ -33,6 +35,8 @@ class AgentConfig(ConnectionKeys):
     cache: CacheBytes | None = None  # of that memory, for kept outputs; 0: each is computed; None: 2 %, at most 16 MiB
     headroom: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the free memory kept for activations
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # of one forward pass
+    accelerator: Wanted = "auto"  # auto: cuda where it works, else the CPU
+    batch: Annotated[int, Field(ge=1, le=MAX_BATCH)] | None = None  # most requests in one pass; None: 1 on a CPU
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting
     bandwidth_bits_per_s: Rate | None = None  # of the link to the broker; None: measured
     latency_s: NotNegative | None = None  # of the link, one way to the broker; None: measured

@@ -110,6 +110,7 @@ def _on_assignment(state: AgentState, assignment: Assignment, now_s: float) -> l
         state.ready.discard(key)
         state.failed.discard(key)
         state.measured_s.pop(key, None)
+        state.batched.pop(key, None)
         actions += [Unload(key, name), *execute.on_module_gone(state, key, now_s)]
     for key, assigned in wanted.items():
         is_known = key in state.assigned and not (is_newer and key in state.failed)
@@ -132,6 +133,8 @@ def _on_module_ready(state: AgentState, event: events.ModuleReady, now_s: float)
         return []
     state.ready.add(key)
     state.failed.discard(key)  # an older load failed when the module had been unassigned and assigned again meanwhile
+    if event.batched:
+        state.batched[key] = event.batched
     if event.compute_s is not None:
         state.measured_s.setdefault(key, event.compute_s)
     told = PublishEvent(EventType.MODULE_READY, module=state.assigned[key].module)

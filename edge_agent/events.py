@@ -69,10 +69,11 @@ class RouteCleared(OwnEvent):
 
 @dataclass(frozen=True)
 class ModuleReady(OwnEvent):
-    """A module is loaded. A measured forward pass took ``compute_s``."""
+    """A module is loaded. A measured forward pass took ``compute_s``; ``batched`` are its uses that take a batch."""
 
     key: ModuleKey
     compute_s: float | None = None
+    batched: frozenset[str | None] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -134,16 +135,17 @@ class Ran(OwnEvent):
     output: Output | None
     error: Exception | None
     began_s: float  # on this device's clock
-    compute_s: float
+    compute_s: float  # of the whole pass
     given: Tensors | None = None
     cached: bool = False  # the output of equal work was kept: nothing was computed
+    batch: int = 1  # nodes in the pass
 
 
 @dataclass(frozen=True)
 class PassIsHung(OwnEvent):
-    """A forward pass doesn't end: this process will be replaced soon."""
+    """A forward pass doesn't end: this process will be replaced soon. ``runs`` are the nodes in the pass."""
 
-    run: NodeRun
+    runs: tuple[NodeRun, ...]
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ class Run:
     wire: Wire = "float32"  # the dtype to which the output is rounded for other nodes
     answers: bool = False  # the sensor gets the output, unrounded
     payload: str | None = None  # of its request
+    group: int = 0  # the runs of one group may be computed together
 
 
 @dataclass(frozen=True)

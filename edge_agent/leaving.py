@@ -15,13 +15,13 @@ from edge_agent.state import AgentState
 def on_pass_hung(state: AgentState, event: PassIsHung, now_s: float) -> list[Action]:
     """Leave the share groups, and hold no module any more."""
     state.leaving = True
-    _, key = state.passes.get(event.run, (None, ""))
-    module = state.assigned[key].module if key in state.assigned else None
+    keys = {state.passes[run].key for run in event.runs if run in state.passes}
+    module = next((state.assigned[key].module for key in keys if key in state.assigned), None)
     told = PublishEvent(EventType.MODULE_FAILED, module=module, why=f"a pass hangs, so {state.device} restarts")
     groups = [*state.share_groups.values(), *state.leave_at_s]
     state.share_groups, state.leave_at_s = {}, {}
     state.assigned, state.ready, state.failed, state.loading = {}, set(), set(), {}
-    return [told, *(LeaveGroup(group) for group in groups), *execute.on_pass_hung(state, event.run, now_s)]
+    return [told, *(LeaveGroup(group) for group in groups), *execute.on_pass_hung(state, event.runs, now_s)]
 
 
 def on_restarting(state: AgentState, _: Restarting, now_s: float) -> list[Action]:

@@ -209,7 +209,7 @@ class Loads:
         else:
             measured = held.model_dump(include={"memory_bytes", "load_s", "compute_s"})
             self._log.info("module_ready", module=assigned.module, **measured)
-            event = events.ModuleReady(assigned.spec.key, held.compute_s)
+            event = events.ModuleReady(assigned.spec.key, held.compute_s, self._store.batched(assigned.spec.key))
         finally:
             self._turns.give(loading)
         with self._lock:

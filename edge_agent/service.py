@@ -93,7 +93,8 @@ class Agent:
         control, data = connections or connections_of(config)
         self._prefix = prefix_of(control.site)
         self._state_topic = DEVICE_STATE.at(self._prefix, device=config.id)
-        self._state = AgentState(config.id, self._prefix)
+        runner = runner or Runner()
+        self._state = AgentState(config.id, self._prefix, runner.batch)
         self._mailbox: Mailbox[events.Event | _FromLink] = Mailbox()
         self._refusals = Refusals(READ_AGAIN_AFTER_S)
         self._control = make_transport(
@@ -120,7 +121,7 @@ class Agent:
         )
         report = self._mailbox.put_own
         self._note = note or PassNote()
-        self._workers = Workers(config, store, runner or Runner(), report=report, note=self._note, cache=cache)
+        self._workers = Workers(config, store, runner, report=report, note=self._note, cache=cache)
         self._sender = Sender(config.id, self._prefix, self._data.publish, report=report)
         self._denials = Denials(self._prefix)
         self._is_overloaded = False  # it refused a request since the start
@@ -254,15 +255,17 @@ class Agent:
             self._leave(hung, now_s)
         elif self._restart_by_s is not None and (now_s >= self._restart_by_s or not self._state.coordinated):
             self._handle(events.Restarting(), now_s)
-            self._ended_by = PassHung(f"a pass of {hung.run.key if hung else 'a module'} hangs")
+            self._ended_by = PassHung(f"a pass of {hung.runs[0].key if hung else 'a module'} hangs")
             self._end()
 
     def _leave(self, hung: HungPass, now_s: float) -> None:
-        fields = {"node": hung.run.run.node, "request": hung.run.run.request, "module": hung.run.key}
+        first = hung.runs[0]
+        fields = {"node": first.run.node, "request": first.run.request, "module": first.key, "batch": len(hung.runs)}
         since_s, limit_s = round(hung.since_s, 1), round(hung.limit_s, 1)
         self._log.error("pass_hung", since_s=since_s, limit_s=limit_s, restart_within_s=FAREWELL_S, **fields)
         self._restart_by_s = now_s + FAREWELL_S
-        self._handle(events.PassIsHung(hung.run.run), now_s)  # first: its coordinator must know before the new routes
+        # first: its coordinator must know before the new routes
+        self._handle(events.PassIsHung(tuple(each.run for each in hung.runs)), now_s)
         self._announce("offline")
 
     def _handle(self, event: events.Event, now_s: float) -> None:

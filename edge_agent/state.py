@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from broker.protocol.codec import RawInput
 from broker.protocol.messages import SUSPECTED_FOR_S, AssignedModule, NodeDone, NodeInputs, Plan, Route, Timing
@@ -98,6 +99,22 @@ class PendingNode:
         """The module that the node runs."""
         return self.message.plan.nodes[self.message.node].key
 
+    @property
+    def use(self) -> str | None:
+        """The use of that module."""
+        return self.message.plan.nodes[self.message.node].use
+
+
+class Submitted(NamedTuple):
+    """A node at the compute thread."""
+
+    flow: Flow
+    key: ModuleKey
+    use: str | None
+    group: int  # ``Run.group``
+    deadline_s: float
+    charged_s: float  # to its accounts in the fair queue
+
 
 @dataclass(frozen=True)
 class AloneRun:
@@ -119,6 +136,7 @@ class KeptOutput:
     size_bytes: int
     input_bytes: int  # of what the node took
     deadline_s: float  # of its request; later no device asks for it
+    batch: int = 1  # nodes in its pass
 
 
 @dataclass(frozen=True)
@@ -135,6 +153,7 @@ class AgentState:
 
     device: DeviceId
     prefix: str
+    batch: int = 1  # the most nodes in one pass
     fence: Fence = (0, 0)
     epoch: int = 0  # the term that it obeys: the highest seen, unless a leader with a lower one is not opposed
     contested: Contested | None = None
@@ -159,9 +178,11 @@ class AgentState:
     kept_bytes: int = 0
     sweep_at_s: float = -math.inf  # when to drop expired outputs
     fair_queue: FairQueue[NodeRun] = field(default_factory=FairQueue)  # complete nodes, before the compute thread
-    passes: dict[NodeRun, tuple[Flow, ModuleKey]] = field(default_factory=dict)  # submitted to it, in order
+    passes: dict[NodeRun, Submitted] = field(default_factory=dict)  # submitted to it, in order
+    groups: int = 0  # that were submitted so far
     pass_began_s: float = 0.0  # the first of them
-    measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # moving average of the passes here
+    batched: dict[ModuleKey, frozenset[str | None]] = field(default_factory=dict)  # uses that take a batch
+    measured_s: dict[ModuleKey, float] = field(default_factory=dict)  # a node's share of a pass, on a moving average
     reported_s: dict[tuple[DeviceId, Flow], tuple[float, float]] = field(default_factory=dict)  # -> when, its queue
     latency_inflation: dict[TaskName, float] = field(default_factory=dict)  # real over expected latency, on average
     last_heard_s: dict[DeviceId, float] = field(default_factory=dict)  # of devices that have work of ours

@@ -1,10 +1,10 @@
 """The threads that load modules (``loads``) and the one that computes nodes.
 
-Owns the way of a forward pass through the store and the runner, the rounding of the arrays that nodes exchange, and
+Owns the way of forward passes through the store and the runner, the rounding of the arrays that nodes exchange, and
 when a pass counts as hung. Decides nothing.
 
 Invariants:
-- Each load and each pass ends in exactly one event, except a pass that hangs.
+- Each load and each node ends in exactly one event, except in a pass that hangs.
 - A pass is hung by its own measure: by the passes of its module before, whatever deadline the sensor chose.
 - No thread here keeps the process from ending.
 - A node takes the same rounded numbers wherever it runs: an answer doesn't depend on the placement.
@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, SimpleQueue
 
 import structlog
 
@@ -32,8 +31,8 @@ from edge_agent.config import AgentConfig
 from edge_agent.device.pass_note import PassNote, survive_full_stack
 from edge_agent.loads import Loads
 from edge_agent.modules import Output, Value
-from edge_agent.runtime.output_cache import OutputCache
-from edge_agent.runtime.runner import Runner
+from edge_agent.runtime.output_cache import OutputCache, Work
+from edge_agent.runtime.runner import Ended, Runner
 from edge_agent.runtime.store import Store
 
 HUNG_S = 30.0  # the least time after which a pass counts as hung
@@ -44,7 +43,7 @@ log = structlog.get_logger()
 
 
 def hung_after_s(measured_s: float, batch: int = 1) -> float:
-    """The seconds after which a forward pass of a batch counts as hung; ``measured_s`` is that of one request."""
+    """The seconds after which a batch counts as hung; ``measured_s`` is one request's share of a pass."""
     return max(HUNG_S, HUNG_FACTOR * measured_s * batch)
 
 
@@ -52,36 +51,61 @@ def hung_after_s(measured_s: float, batch: int = 1) -> float:
 class HungPass:
     """A forward pass that doesn't end."""
 
-    run: events.Run
+    runs: tuple[events.Run, ...]  # nodes that are computed together
     since_s: float
     limit_s: float
+
+
+_Work = events.Run | Callable[[], object]
 
 
 class _Passes:
     """The compute thread. It doesn't keep the process from ending, as the threads of an executor would."""
 
-    def __init__(self, name: str) -> None:
-        self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+    def __init__(self, name: str, compute: Callable[[tuple[events.Run, ...]], object]) -> None:
+        self._compute = compute
+        self._works: deque[_Work] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[], object]) -> None:
-        self._queue.put(work)
+    def submit(self, work: _Work) -> None:
+        with self._changed:
+            self._works.append(work)
+            self._changed.notify()
 
     def close(self) -> None:
-        with suppress(Empty):
-            while True:
-                self._queue.get_nowait()
-        self._queue.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join(CLOSE_S)
 
     def _serve(self) -> None:
         survive_full_stack()
-        while (work := self._queue.get()) is not None:
+        while work := self._next():
             try:
-                work()
+                if isinstance(work, tuple):
+                    self._compute(work)
+                else:
+                    work()
             except Exception:
                 log.exception("work_failed")
+
+    def _next(self) -> tuple[events.Run, ...] | Callable[[], object] | None:
+        """The next work, for a run with all of its group that are here already; None: the agent ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._works or self._closed)
+            if self._closed:
+                return None
+            first = self._works.popleft()
+            if not isinstance(first, events.Run):
+                return first
+            runs = [first]
+            while self._works and isinstance(work := self._works[0], events.Run) and work.group == first.group:
+                runs.append(work)
+                self._works.popleft()
+            return tuple(runs)
 
 
 class Workers:
@@ -101,9 +125,9 @@ class Workers:
         self._report = report
         self._cache = cache or OutputCache()
         self._loads = Loads(config.id, store, report=report)
-        self._computer = _Passes(f"agent[{config.id}].compute")
-        self._computing: events.Run | None = None  # the present pass
-        self._watched: tuple[events.Run | None, float] = (None, 0.0)  # the pass seen last; since when
+        self._computing: tuple[events.Run, ...] = ()  # the present pass
+        self._watched: tuple[tuple[events.Run, ...], float] = ((), 0.0)  # the pass seen last; since when
+        self._computer = _Passes(f"agent[{config.id}].compute", self._run)
         self._log = log.bind(device=config.id)
 
     def submit(self, action: events.Load | events.Unload | events.Run) -> None:
@@ -115,7 +139,7 @@ class Workers:
                 self._loads.unload(action)
                 self._computer.submit(partial(self._cache.drop, action.key))
             case events.Run():
-                self._computer.submit(partial(self._run, action))
+                self._computer.submit(action)
 
     def give_back_memory(self) -> None:
         """Return freed memory to the system, between two passes."""
@@ -127,54 +151,96 @@ class Workers:
         One thread calls this often, with the time in which the process ran.
         """
         self._loads.watch(awake_s)
-        run = self._computing
-        if run is not self._watched[0]:
-            self._watched = run, awake_s
-        if run is None:
+        runs = self._computing
+        if runs is not self._watched[0]:
+            self._watched = runs, awake_s
+        if not runs:
             return None
-        since_s, limit_s = awake_s - self._watched[1], hung_after_s(self._store.pass_s(run.key))
-        return HungPass(run, since_s, limit_s) if since_s > limit_s else None
+        since_s, limit_s = awake_s - self._watched[1], hung_after_s(self._store.pass_s(runs[0].key), len(runs))
+        return HungPass(runs, since_s, limit_s) if since_s > limit_s else None
 
     def close(self) -> None:
         """Drop the passes that wait, and wait a little for the one that runs."""
         self._computer.close()
 
-    def _run(self, run: events.Run) -> None:
-        began_s = ended_s = time.monotonic()
-        self._computing = run
-        output = given = failed = None
-        cached = False
-        self._note.begin(run.payload)
-        try:
-            whole, cached = self._output_of(run, began_s)
-            ended_s = time.monotonic()
-            if not cached:
-                self._store.record(run.key, ended_s - began_s)
-            output, given = rounded_output(run, whole)
-        except Exception as error:  # noqa: BLE001 - whatever a module does, the sensor gets an answer
-            failed, ended_s = error, time.monotonic()
+    def _run(self, runs: tuple[events.Run, ...]) -> None:
+        """Compute runs of one module and use. Of equal work one is computed, and the others take what is kept of it."""
+        self._computing = runs
+        later = self._run_once(runs)
+        self._run_once(later, equal=True)
         self._note.end()
-        self._computing = None
-        self._report(events.Ran(run.run, output, failed, began_s, ended_s - began_s, given, cached))
+        self._computing = ()
 
-    def _output_of(self, run: events.Run, began_s: float) -> tuple[Output, bool]:
-        """The output of a node, unrounded, and whether it was kept from equal work."""
-        if began_s >= run.deadline_s:
-            raise RequestFailed(ErrorCode.DEADLINE_EXCEEDED, "its deadline passed before it could be computed")
-        work = self._cache.work_of(run.key, run.use, run.values)
-        if (known := self._cache.find(work)) is not None:
-            return known, True
-        output = self._forward(run, began_s)
-        self._cache.keep(work, output)
-        return output, False
+    def _run_once(self, runs: Sequence[events.Run], *, equal: bool = False) -> list[events.Run]:
+        """Compute runs; each ends once, but for those returned: unless ``equal``, another one has the same work."""
+        later: list[events.Run] = []
+        unfinished: dict[int, tuple[events.Run, Work | None]] = {}
+        for run in runs:
+            began_s = time.monotonic()
+            if began_s >= run.deadline_s:
+                text = "its deadline passed before it could be computed"
+                self._end(run, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text), began_s)
+                continue
+            work = self._cache.work_of(run.key, run.use, run.values)
+            if (known := self._cache.find(work)) is not None:
+                self._end(run, known, began_s, time.monotonic() - began_s, cached=True)
+            elif work is not None and not equal and work in {other for _, other in unfinished.values()}:
+                later.append(run)
+            else:
+                unfinished[len(unfinished)] = run, work
+        began_s = time.monotonic()
+        try:
+            if unfinished:
+                self._compute(unfinished)
+        except Exception as error:  # noqa: BLE001 - whatever a module does, the sensor gets an answer
+            for run, _ in unfinished.values():
+                self._end(run, error, began_s, time.monotonic() - began_s)
+        return later
 
-    def _forward(self, run: events.Run, began_s: float) -> Output:
-        values = widened_values(run)
-        with self._store.use(run.key) as module, self._store.passing():
-            output = self._runner.run(module, values, run.use)
-        if self._speed < 1:  # wait as long as a slower device would compute on
-            time.sleep((time.monotonic() - began_s) * (1 / self._speed - 1))
-        return output
+    def _compute(self, unfinished: dict[int, tuple[events.Run, Work | None]]) -> None:
+        """Compute runs of one module and use; each is removed when it ends."""
+        runs = [run for run, _ in unfinished.values()]
+        with self._store.use(runs[0].key) as module:
+            many = [widened_values(run) for run in runs]
+            passes = self._runner.run_all(module, many, runs[0].use, before=lambda begun: self._begin(runs, begun))
+            while ended := self._next(passes):
+                seconds, batch = ended[0].seconds / self._speed, ended[0].batch
+                time.sleep(seconds - ended[0].seconds)  # as long as a slower device would compute on
+                began_s = time.monotonic() - seconds
+                if any(isinstance(each.result, Output) for each in ended):
+                    self._store.record(runs[0].key, seconds / batch)
+                for each in ended:
+                    run, work = unfinished.pop(each.index)
+                    if isinstance(each.result, Output):
+                        self._cache.keep(work, each.result)
+                    self._end(run, each.result, began_s, seconds, batch)
+
+    def _next(self, passes: Iterator[list[Ended]]) -> list[Ended]:
+        with self._store.passing():
+            return next(passes, [])
+
+    def _begin(self, runs: Sequence[events.Run], begun: Sequence[int]) -> None:
+        self._note.begin(*(runs[index].payload for index in begun))
+
+    def _end(
+        self,
+        run: events.Run,
+        result: Output | Exception,
+        began_s: float,
+        seconds: float = 0.0,
+        batch: int = 1,
+        *,
+        cached: bool = False,
+    ) -> None:
+        output = given = failed = None
+        try:
+            if isinstance(result, Exception):
+                failed = result
+            else:
+                output, given = rounded_output(run, result)
+        except Exception as error:  # noqa: BLE001 - the same
+            failed = error
+        self._report(events.Ran(run.run, output, failed, began_s, seconds, given, cached, batch))
 
 
 def widened_values(run: events.Run) -> tuple[Value, ...]:

@@ -58,7 +58,7 @@ SUSPECTED_FOR_S = 15.0  # a timed-out call counts so long: a few timeouts of a c
 
 MAX_REASON = 1_000  # characters: an engine's error may list each tensor of a model
 MAX_COUNT = 2**60
-MAX_DIED_WITH = 8  # payloads that one process can have computed when it ended
+MAX_DIED_WITH = MAX_BATCH = 64  # payloads that one process can have computed when it ended
 MAX_QUARANTINED = 1_000  # requests and payloads
 MAX_REFUSED = 1_000  # payloads
 
@@ -448,11 +448,15 @@ class NodeDone(Envelope):
 
 
 class NodeFailed(Envelope):
-    """A node can't run on a device. Goes to the coordinator. ``retry``: another device may be able to."""
+    """A node can't run on a device. Goes to the coordinator. ``retry``: another device may be able to.
+
+    ``quarantined``: it may hang, so it must be retried alone.
+    """
 
     kind: Literal["failed"] = "failed"
     device: DeviceId  # not always the sender: it may be a device that receives no messages
     retry: bool
+    quarantined: Annotated[bool, BeforeValidator(_from_text), Field(exclude_if=_unless(default=False))] = False
     error: Annotated[ErrorBody, BeforeValidator(_from_text)]
 
 

@@ -13,13 +13,14 @@ from importlib import metadata
 from pathlib import Path
 
 from broker.protocol.messages import About
+from edge_agent.runtime.accelerator import Accelerator
 from edge_agent.runtime.engines import ENGINES
 
 CPU_INFO = Path("/proc/cpuinfo")
 _MODEL = re.compile(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", re.MULTILINE)  # x86; boards with ARM
 
 
-def about() -> About:
+def about(accelerator: Accelerator | None = None) -> About:
     """The version, host, architecture, processor, interpreter, installed engines and accelerator of this agent."""
     installed = {engine: version for engine in ENGINES if (version := _version(engine))}
     return About(
@@ -29,7 +30,7 @@ def about() -> About:
         cpu=f"{_processor()}, {os.cpu_count() or 1} cores",
         python=platform.python_version(),
         engines=tuple(f"{engine} {version}" for engine, version in sorted(installed.items())),
-        accelerator=_accelerator() if "torch" in installed else None,
+        accelerator=accelerator.name if accelerator else None,
     )
 
 
@@ -47,10 +48,3 @@ def _processor() -> str:
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def _accelerator() -> str | None:
-    """The name of the first CUDA device; None without one."""
-    import torch  # noqa: PLC0415 - an agent starts without it
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

@@ -28,6 +28,7 @@ from edge_agent.device import footprint
 from edge_agent.device.measurements import Measurement, Measurements
 from edge_agent.modules import Module, Value
 from edge_agent.modules.weights.progress import current
+from edge_agent.runtime.accelerator import Accelerator
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 from edge_agent.runtime.runner import Runner
 
@@ -58,6 +59,9 @@ class Calibration:
         measured: The measurements so far, and their file.
         speed: Share of its speed that the device offers: an emulated slower one's passes take longer.
         flops_per_s: The device's estimated speed, to skip passes that would take too long.
+        runner: Runs the passes, and places modules on its device.
+        accelerator: That holds the modules; then its memory is measured, and the machine's must only hold one that is
+            read.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Calibration:
         speed: float = 1.0,
         flops_per_s: float = 1e9,
         runner: Runner | None = None,
+        accelerator: Accelerator | None = None,
         clock: Callable[[], float] = time.perf_counter,
         resident_bytes: Callable[[], int | None] = footprint.resident_bytes,
         free_bytes: Callable[[], int | None] = footprint.free_bytes,
@@ -78,7 +83,8 @@ class Calibration:
         self._flops_per_s = flops_per_s
         self._runner = runner or Runner()
         self._clock = clock
-        self._resident_bytes = resident_bytes
+        self._accelerator = accelerator
+        self._resident_bytes = accelerator.allocated_bytes if accelerator else resident_bytes
         self._free_bytes = free_bytes
         self.cached: Mapping[ModuleKey, float] = {}
         """Modules that were measured and whose weights are on this machine -> seconds of a pass."""
@@ -105,7 +111,7 @@ class Calibration:
             modules.import_family(spec)
         known = self._measured.modules.get(spec.key)
         before, began_s = self._resident(), self._clock()
-        module = load(spec)
+        module = self._runner.placed(load(spec))
         compute_s = known.compute_s if known else None
         if compute_s is None:
             compute_s = self._calibrated(spec, module)
@@ -143,6 +149,12 @@ class Calibration:
             raise ModuleRefused(
                 f"its weights are {spec.memory_bytes} bytes and this machine has only {free} left: stop other "
                 "programs here, or place it elsewhere"
+            )
+
+        if self._accelerator and (free := self._accelerator.free_bytes()) < spec.memory_bytes:
+            raise ModuleRefused(
+                f"its weights are {spec.memory_bytes} bytes and {self._accelerator.name} has only {free} left: stop "
+                "other programs that use it, or place it elsewhere"
             )
 
     def _calibrated(self, spec: ModuleSpec, module: Module) -> float | None:

@@ -27,9 +27,12 @@ NEWEST_SHARE = 0.2  # of the newest pass in the average: one slow pass must not 
 log = structlog.get_logger()
 
 
-def averaged(before_s: float | None, newest_s: float) -> float:
-    """The moving average of a module's passes with the newest one, seconds; None: it is the first."""
-    return newest_s if before_s is None else before_s + NEWEST_SHARE * (newest_s - before_s)
+def averaged(before_s: float | None, newest_s: float, weight: float = 1.0) -> float:
+    """The moving average of a module's passes with the newest one, seconds; None: it is the first.
+
+    ``weight`` below 1: one of several nodes in the newest pass.
+    """
+    return newest_s if before_s is None else before_s + NEWEST_SHARE * weight * (newest_s - before_s)
 
 
 class Measurement(Spec):

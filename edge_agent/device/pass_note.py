@@ -1,10 +1,10 @@
-"""The note of the payload that is computed now: evidence that survives the process, and not the power.
+"""The note of the payloads that are computed now: evidence that survives the process, and not the power.
 
 Owns one small file in memory (tmpfs) for this device. The compute thread writes the payload's digest into it before a
-pass, and removes it after. A crash adds the stacks of all threads (``faulthandler``). The next process of this device
-reads both, and its birth names the payload if the process before ended because of it: by a crash of the compute
-thread, a hung pass, or for want of memory. A process that was killed or asked to end, and a machine that lost its
-power, died of nothing that they computed.
+pass, those of all payloads before a pass of several, and removes them after. A crash adds the stacks of all threads
+(``faulthandler``). The next process of this device reads both, and its birth names the payloads if the process before
+ended because of them: by a crash of the compute thread, a hung pass, or for want of memory. A process that was killed
+or asked to end, and a machine that lost its power, died of nothing that they computed.
 
 Where there is no such memory there is no note; the log says so, and the birth says that it can't know.
 """
@@ -26,6 +26,7 @@ from pathlib import Path
 
 import structlog
 
+from broker.protocol.messages import MAX_BATCH
 from broker.protocol.specs import DeviceId
 from broker.transport.connection import Connection
 
@@ -33,8 +34,9 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the file in it is ours, and no 
 BOOT_ID, VMSTAT = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/vmstat")
 MAX_STACKS_BYTES = 64 * 1024  # that are read
 STACK_BYTES = 64 * 1024  # for the handler of a crash, where the stack itself is full
-_BOOT, _KILLS, _PAYLOAD, _THREAD, _HUNG, _SIZE = 0, 40, 64, 96, 120, 4096  # offsets, and where the stacks begin
+_BOOT, _KILLS, _THREAD, _HUNG, _PAYLOADS, _SIZE = 0, 40, 64, 88, 128, 4096  # offsets, and where the stacks begin
 _CURRENT = re.compile(rb"^Current thread 0x([0-9a-f]+)", re.MULTILINE)
+_PAYLOAD = re.compile(r"[0-9a-f]{32}")
 _NONE = b" " * 32
 
 log = structlog.get_logger()
@@ -49,25 +51,26 @@ class PassNote:
 
     def __init__(self, path: Path | None = None) -> None:
         self.died_with: tuple[str, ...] | None = None
-        """The payload at which the process before crashed, if any; None where that can't be known."""
+        """The payloads at which the process before crashed, if any; None where that can't be known."""
         self.file: int | None = None
         """The descriptor of the file to which the stacks of a crash go; None without a note."""
         self._path, self._memory = path, None if path is None else self._open(path)
         self._thread = 0
 
-    def begin(self, payload: str | None) -> None:
-        """Note that this thread computes something of this payload now."""
-        if self._memory is None or payload is None:
+    def begin(self, *payloads: str | None) -> None:
+        """Note that this thread computes something of these payloads now, in one pass."""
+        noted = "".join(payload for payload in payloads[:MAX_BATCH] if payload is not None).encode()
+        if self._memory is None or not noted:
             return
         if self._thread != (ident := threading.get_ident()):
             self._thread = ident
             self._memory[_THREAD : _THREAD + 16] = f"{ident:016x}".encode()
-        self._memory[_PAYLOAD : _PAYLOAD + 32] = payload.encode()
+        self._memory[_PAYLOADS : _PAYLOADS + len(noted) + len(_NONE)] = noted + _NONE
 
     def end(self) -> None:
         """Note that it is over."""
         if self._memory is not None:
-            self._memory[_PAYLOAD : _PAYLOAD + 32] = _NONE
+            self._memory[_PAYLOADS : _PAYLOADS + 32] = _NONE
 
     def hang(self) -> None:
         """Note that the present pass hangs: the next process has to know."""
@@ -77,7 +80,7 @@ class PassNote:
     def remove(self) -> None:
         """Leave no note: this process ends in good order."""
         if self._path is not None and self._memory is not None:
-            self._memory[_PAYLOAD : _PAYLOAD + 32] = _NONE
+            self._memory[_PAYLOADS : _PAYLOADS + 32] = _NONE
             self._path.unlink(missing_ok=True)
 
     def _open(self, path: Path) -> mmap.mmap | None:
@@ -152,14 +155,15 @@ def machine_up_s() -> float:
 
 
 def _died_with(head: bytes, stacks: bytes, kills: int) -> tuple[str, ...]:
-    payload = head[_PAYLOAD : _PAYLOAD + 32].decode(errors="replace")
-    if not re.fullmatch(r"[0-9a-f]{32}", payload):
+    noted = head[_PAYLOADS:].partition(_NONE)[0].decode(errors="replace")
+    payloads = tuple(_PAYLOAD.findall(noted))
+    if not payloads or len("".join(payloads)) != len(noted):
         return ()
     crashed = bool(stacks)
     if stacks.startswith(b"Fatal Python error") and (current := _CURRENT.search(stacks)):
         crashed = current[1].rjust(16, b"0") == head[_THREAD : _THREAD + 16]  # another thread may have
     short = f"{kills:016d}".encode() > head[_KILLS : _KILLS + 16]
-    return (payload,) if crashed or short or head[_HUNG : _HUNG + 1] == b"!" else ()
+    return payloads if crashed or short or head[_HUNG : _HUNG + 1] == b"!" else ()
 
 
 def _shown(stacks: bytes) -> str:

@@ -85,6 +85,7 @@ class Pass:
 
     steps: RequestSteps
     forward: Callable[..., Any]  # (network, **tensors) -> the engine's tensors by name
+    batched: bool = False  # requests are joined along the first axis of all its tensors, and its outputs split again
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Module:
     passes: Mapping[str | None, Pass]  # by use; None is the ordinary one
     engine: str = "torch"
     dtype: str = "float32"  # of the floats that forward takes
+    device: str = "cpu"  # that holds the network, in the engine's words
 
 
 _PARTS = {

@@ -168,7 +168,7 @@ def on_failed(state: AgentState, sender: DeviceId, message: NodeFailed, now_s: f
     if request is None:
         return []
     body = message.error
-    request.quarantined |= sender != message.device
+    request.quarantined |= sender != message.device or message.quarantined
     if (message.node, message.device) not in request.ever_assigned:
         state.dropped["not_asked"] += 1
     elif message.attempt < request.attempt and (message.retry or not on_late_failure(request, message)):

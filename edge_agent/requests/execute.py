@@ -1,12 +1,10 @@
 """The rules of running nodes: inputs arrive, a module runs, the output goes on. Sans-I/O, deterministic.
 
 Owns the pending nodes and the outputs that are kept for retries. Knows nothing about the choice of devices
-(``coordinate``).
+(``coordinate``), and not when a node is computed (``submit``).
 
 Invariants:
 - A node of a request is computed at most once at a time here, whatever attempts and duplicates arrive.
-- The compute thread has at most one more pass than it computes. The other nodes wait in the fair queue.
-- A node that can't be computed before its deadline is not begun.
 - The values of one (request, node) are the same in every attempt: modules are pure functions of their inputs.
 - Inputs under a plan older than this device's assignment are refused, never run.
 """
@@ -14,16 +12,17 @@ Invariants:
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 
 from broker.protocol.errors import ErrorCode, LocalProtocolError, ModuleRefused, RequestFailed
 from broker.protocol.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Permit, Result, Timing
-from broker.protocol.specs import DeviceId, ModuleKey, RequestId
+from broker.protocol.specs import DeviceId, ModuleKey
 from broker.protocol.topics import may_reply_to
 from edge_agent import term
-from edge_agent.events import Action, Log, NodeRun, Ran, Received, Reply, Run, Send, SendHeartbeat
-from edge_agent.requests import quarantine
-from edge_agent.requests.load_estimate import on_pass_ended, on_pass_submitted, own_wait_s
-from edge_agent.runtime.out_of_memory import is_out_of_memory
+from edge_agent.events import Action, Log, NodeRun, Ran, Received, Reply, Send, SendHeartbeat
+from edge_agent.requests import quarantine, submit
+from edge_agent.requests.load_estimate import on_pass_ended, own_wait_s
+from edge_agent.runtime.out_of_memory import refused_memory
 from edge_agent.state import (
     NODE_BYTES,
     AgentState,
@@ -34,7 +33,6 @@ from edge_agent.state import (
     size_of,
 )
 
-MAX_SUBMITTED = 2  # passes: one computes, and the next one is ready when it ends
 MAX_PENDING = 4096  # nodes
 MAX_PENDING_BYTES = 128 * 1024 * 1024  # of their inputs and messages
 MAX_KEPT = 4096  # outputs that answer a retry without computing again
@@ -60,7 +58,7 @@ def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: fl
     if message.attempt >= pending.message.attempt:
         pending.message = message
     if refusal := _store(state, pending, event, message):
-        _drop_pending(state, run)
+        submit.drop_pending(state, run)
         return [_failed(message, refusal, now_s, retry=refusal.code == ErrorCode.OVERLOADED)]
     return _enqueue_when_complete(state, run, pending, now_s)
 
@@ -75,26 +73,31 @@ def on_module_gone(state: AgentState, key: ModuleKey, now_s: float) -> list[Acti
     """Return the nodes that waited for an unloaded or failed module to their coordinators."""
     gone = [(run, each) for run, each in state.pending.items() if each.key == key and not each.running]
     for run, _ in gone:
-        _drop_pending(state, run)
+        submit.drop_pending(state, run)
     text = f"{state.device} no longer holds {key}"
     return [_failed(pending.message, text, now_s) for _, pending in gone]
 
 
-def on_pass_hung(state: AgentState, run: NodeRun, now_s: float) -> list[Action]:
-    """Return all nodes to their coordinators. That of the hung pass isn't tried elsewhere: it may hang there, too."""
+def on_pass_hung(state: AgentState, runs: Collection[NodeRun], now_s: float) -> list[Action]:
+    """Return all nodes to their coordinators. That of the hung pass isn't tried elsewhere: it may hang there, too.
+
+    Of several in the pass nobody knows which one hangs: each is tried elsewhere, alone.
+    """
     actions: list[Action] = []
     for each, pending in list(state.pending.items()):
-        _drop_pending(state, each)
-        text = f"{each.node} hangs on {state.device}" if each == run else f"{state.device} restarts: a pass hangs"
-        actions.append(_failed(pending.message, text, now_s, retry=each != run))
+        submit.drop_pending(state, each)
+        text = f"{each.node} hangs on {state.device}" if each in runs else f"{state.device} restarts: a pass hangs"
+        one_of_several = each in runs and len(runs) > 1
+        retry = each not in runs or one_of_several
+        actions.append(_failed(pending.message, text, now_s, retry=retry, quarantined=one_of_several))
     return actions
 
 
 def on_ran(state: AgentState, event: Ran, now_s: float) -> list[Action]:
     """Submit the next pass; then keep and forward the output, or report the error to the coordinator."""
-    on_pass_ended(state, event.run, event.compute_s, now_s, measured=event.output is not None and not event.cached)
+    on_pass_ended(state, event, now_s)
     told = [SendHeartbeat()] if quarantine.end_alone(state, event.run) else []
-    return [*told, *_submit_passes(state, now_s), *_on_output(state, event, now_s)]
+    return [*told, *submit.next_passes(state, now_s), *_on_output(state, event, now_s)]
 
 
 def on_permit(state: AgentState, permit: Permit, now_s: float) -> list[Action]:
@@ -104,7 +107,7 @@ def on_permit(state: AgentState, permit: Permit, now_s: float) -> list[Action]:
     if not permit.granted:
         quarantine.wait_on(state, permit.request, now_s)
         return []
-    return _submit_alone(state, now_s, permit.request)
+    return submit.alone(state, now_s, permit.request)
 
 
 def on_refused(state: AgentState, now_s: float) -> list[Action]:
@@ -114,10 +117,10 @@ def on_refused(state: AgentState, now_s: float) -> list[Action]:
     for run in over:
         waits = state.alone is not None and state.alone.run == run and not state.alone.begun
         if waits or not state.pending[run].running:
-            _drop_pending(state, run)
+            submit.drop_pending(state, run)
         if waits and quarantine.end_alone(state, run):
             actions.append(SendHeartbeat())
-    return [*actions, *_submit_passes(state, now_s)] if over else []
+    return [*actions, *submit.next_passes(state, now_s)] if over else []
 
 
 def on_tick(state: AgentState, now_s: float) -> list[Action]:
@@ -126,15 +129,15 @@ def on_tick(state: AgentState, now_s: float) -> list[Action]:
     for run, pending in list(state.pending.items()):
         if now_s >= pending.deadline_s and not pending.running:
             state.dropped["expired"] += 1
-            _drop_pending(state, run)
-    return _submit_alone(state, now_s)
+            submit.drop_pending(state, run)
+    return submit.alone(state, now_s)
 
 
 def _on_output(state: AgentState, event: Ran, now_s: float) -> list[Action]:
     pending = state.pending.get(event.run)
     if pending is None:
         return []  # its deadline passed meanwhile
-    _drop_pending(state, event.run)
+    submit.drop_pending(state, event.run)
     message, output = pending.message, event.output
     if now_s >= pending.deadline_s:
         state.dropped["expired"] += 1
@@ -154,7 +157,13 @@ def _on_output(state: AgentState, event: Ran, now_s: float) -> list[Action]:
     size_bytes = kept_bytes_of(output.tensors) + (0 if event.given is None else kept_bytes_of(given))
     size_bytes += len(json.dumps(output.answer)) + NODE_BYTES * (len(pending.timings) + 1)
     kept = KeptOutput(
-        output, given, (*pending.timings.values(), timing), size_bytes, pending.size_bytes, pending.deadline_s
+        output,
+        given,
+        (*pending.timings.values(), timing),
+        size_bytes,
+        pending.size_bytes,
+        pending.deadline_s,
+        event.batch,
     )
     _keep(state, event.run, kept, now_s)
     return _forward(state, message, kept, now_s, pending.deadline_s)
@@ -229,61 +238,7 @@ def _enqueue_when_complete(state: AgentState, run: NodeRun, pending: PendingNode
     pending.waiting, pending.complete_s = True, now_s
     pending.flow = pending.message.task, pending.message.client
     state.fair_queue.add(pending.flow[0], run, pending.deadline_s, client=pending.flow[1])
-    return _submit_passes(state, now_s)
-
-
-def _submit_passes(state: AgentState, now_s: float) -> list[Action]:
-    """Submit the next nodes to the compute thread; drop those whose deadline has passed before they cost anything.
-
-    A node in quarantine waits until the thread is idle, and then for its permit.
-    """
-    actions: list[Action] = []
-    while state.alone is None and len(state.passes) < MAX_SUBMITTED and (taken := state.fair_queue.take()):
-        run = taken[1]
-        pending = state.pending[run]
-        pending.waiting = False
-        if now_s >= pending.deadline_s:
-            state.dropped["expired"] += 1
-            _drop_pending(state, run)
-            continue
-        payload = pending.message.payload
-        if payload is None or not (
-            pending.message.quarantined or quarantine.is_quarantined(state, run.request, payload)
-        ):
-            actions.append(_submit(state, run, pending, now_s))
-        elif state.passes:
-            pending.waiting = True
-            state.fair_queue.add(pending.flow[0], run, pending.deadline_s, client=pending.flow[1])
-            break
-        else:
-            pending.running = True
-            quarantine.begin_alone(state, run, payload, now_s)
-            actions.append(SendHeartbeat())
-    return actions
-
-
-def _submit_alone(state: AgentState, now_s: float, permitted: RequestId | None = None) -> list[Action]:
-    """Submit the pass in quarantine, if its permit came, or if none comes."""
-    run = quarantine.may_run(state, now_s, permitted)
-    if run is None:
-        return []
-    pending = state.pending.get(run)
-    if pending is not None:
-        return [_submit(state, run, pending, now_s)]
-    quarantine.end_alone(state, run)
-    return [SendHeartbeat(), *_submit_passes(state, now_s)]
-
-
-def _submit(state: AgentState, run: NodeRun, pending: PendingNode, now_s: float) -> Run:
-    pending.running = True
-    on_pass_submitted(state, pending.flow, run, pending.key, now_s)
-    plan = pending.message.plan
-    planned = plan.nodes[run.node]
-    values = tuple(pending.values[need] for need in planned.needs)
-    wire = plan.wire if plan.consumers(run.node) else "float32"
-    answers = run.node == plan.output
-    payload = pending.message.payload
-    return Run(run, planned.key, values, pending.deadline_s, planned.use, wire, answers, payload)
+    return submit.next_passes(state, now_s)
 
 
 def _forward(
@@ -311,6 +266,7 @@ def _forward(
         compute_s=0.0 if is_kept else kept.timings[-1].compute_s,
         input_bytes=kept.input_bytes,
         cache_hit=is_kept or kept.timings[-1].cached,
+        batch=1 if is_kept else kept.batch,
     )
     if message.node != plan.output:
         return [*actions, Send(message.coordinator, done, {}, deadline_s)]
@@ -340,25 +296,28 @@ def _on_error(state: AgentState, message: NodeInputs, error: Exception | None, n
     if isinstance(error, ModuleRefused):  # unloaded while the node waited
         return [_failed(message, str(error), now_s)]
     fields: dict[str, object] = {"request": message.request, "node": message.node}
-    if is_out_of_memory(error):
-        text = f"{state.device} has too little memory left to run {message.node}"
+    if memory := refused_memory(error):
+        text = f"{state.device} has too little {memory} left to run {message.node}"
         return [Log("out_of_memory", fields), _failed(message, text, now_s)]
     text = f"{message.node} failed on {state.device}: {type(error).__name__}: {error}"
     failed = _failed(message, text[:500], now_s, retry=False)
     return [Log("module_failed", fields | {"error": text}), failed]
 
 
-def _failed(message: NodeInputs, error: RequestFailed | str, now_s: float, *, retry: bool = True) -> Send:
+def _failed(
+    message: NodeInputs, error: RequestFailed | str, now_s: float, *, retry: bool = True, quarantined: bool = False
+) -> Send:
     if isinstance(error, str):
         error = RequestFailed(ErrorCode.MODULE_FAILED, error)
     body = ErrorBody(code=error.code, message=error.message, retry_after_s=error.retry_after_s)
-    return Send(message.coordinator, failure(message, body, retry=retry), {}, now_s + message.deadline_s)
+    told = failure(message, body, retry=retry, quarantined=quarantined)
+    return Send(message.coordinator, told, {}, now_s + message.deadline_s)
 
 
-def failure(message: NodeInputs, error: ErrorBody, *, retry: bool) -> NodeFailed:
-    """The message to the coordinator when a node can't run on its device."""
+def failure(message: NodeInputs, error: ErrorBody, *, retry: bool, quarantined: bool = False) -> NodeFailed:
+    """The message to the coordinator when a node can't run on its device; in quarantine it must be retried alone."""
     device = message.plan.nodes[message.node].device
-    return NodeFailed(**_envelope(message), device=device, retry=retry, error=error)
+    return NodeFailed(**_envelope(message), device=device, retry=retry, quarantined=quarantined, error=error)
 
 
 def _envelope(message: NodeInputs) -> dict[str, object]:
@@ -386,9 +345,3 @@ def _sweep(state: AgentState, now_s: float) -> None:
 def _drop_kept(state: AgentState, run: NodeRun) -> None:
     if kept := state.kept.pop(run, None):
         state.kept_bytes -= kept.size_bytes
-
-
-def _drop_pending(state: AgentState, run: NodeRun) -> None:
-    if pending := state.pending.pop(run, None):
-        state.pending_bytes -= pending.size_bytes + pending.message_bytes
-        state.fair_queue.discard(pending.flow[0], run, client=pending.flow[1])

@@ -12,7 +12,7 @@ Of one client's items the earliest deadline goes first, so that a begun request 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from broker.protocol.specs import ClientName, TaskName
@@ -95,6 +95,31 @@ class FairQueue(Generic[Item]):
         self._tasks.serve(task, self.waiting)
         self._clients[task].serve(client, self.waiting.get(task, ()))
         return task, item
+
+    def company(self, fits: Callable[[Item], bool]) -> Iterator[tuple[TaskName, ClientName, Item, float]]:
+        """The waiting items that fit, with their deadlines, in the order in which each would be next of them.
+
+        They stay in the queue: the caller discards each that it takes along with another item, and charges its seconds
+        before it asks for the next one. Whoever isn't taken along comes no later for that.
+        """
+        fitting = {
+            task: {client: [each for each in items.items() if fits(each[0])] for client, items in clients.items()}
+            for task, clients in self.waiting.items()
+        }
+        left = {task: {client: items for client, items in each.items() if items} for task, each in fitting.items()}
+        left = {task: clients for task, clients in left.items() if clients}
+        for clients in left.values():
+            for items in clients.values():
+                items.sort(key=lambda pair: pair[1], reverse=True)
+        while left:
+            task = self._tasks.first(left)
+            client = self._clients[task].first(left[task])
+            item, deadline_s = left[task][client].pop()
+            if not left[task][client]:
+                del left[task][client]
+            if not left[task]:
+                del left[task]
+            yield task, client, item, deadline_s
 
     def charge(self, task: TaskName, seconds: float, *, client: ClientName = "") -> None:
         """Add compute time to the accounts of a task and its client; negative seconds correct an earlier charge."""

@@ -12,34 +12,51 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from broker.protocol.specs import ClientName, DeviceId, ModuleKey, NodeName, TaskName
+from broker.protocol.specs import ClientName, DeviceId, NodeName, TaskName
 from edge_agent.device.measurements import averaged
-from edge_agent.events import NodeRun
+from edge_agent.events import NodeRun, Ran
 from edge_agent.requests.fair_queue import Flow, fair_wait_s
-from edge_agent.state import AgentState, Coordinated
+from edge_agent.state import AgentState, Coordinated, Submitted
 
 
-def on_pass_submitted(state: AgentState, flow: Flow, run: NodeRun, key: ModuleKey, now_s: float) -> None:
-    """Record a forward pass behind those that the compute thread already has."""
+def on_pass_submitted(state: AgentState, run: NodeRun, submitted: Submitted, now_s: float) -> None:
+    """Record a node behind those that the compute thread already has."""
     if not state.passes:
         state.pass_began_s = now_s
-    state.passes[run] = flow, key
-    task, client = flow
-    state.fair_queue.charge(task, state.measured_s.get(key, 0.0), client=client)
+    state.passes[run] = submitted
+    task, client = submitted.flow
+    state.fair_queue.charge(task, submitted.charged_s, client=client)
 
 
-def on_pass_ended(state: AgentState, run: NodeRun, compute_s: float, now_s: float, *, measured: bool) -> None:
-    """Record that a forward pass ended and the next one begins; one that is ``measured`` tells the others' time.
+def on_pass_ended(state: AgentState, ran: Ran, now_s: float) -> None:
+    """Record that a node's forward pass ended and the next one begins; the node pays its share of the pass.
 
-    A failed pass tells nothing of it, nor does a node that took a kept output.
+    A failed pass says nothing about the others' time, nor does a node that took a kept output.
     """
-    flow, key = state.passes.pop(run, (None, ""))
+    submitted = state.passes.pop(ran.run, None)
     state.pass_began_s = now_s
-    if flow is not None:
-        task, client = flow
-        state.fair_queue.charge(task, compute_s - state.measured_s.get(key, 0.0), client=client)
-    if measured and key in state.assigned:
-        state.measured_s[key] = averaged(state.measured_s.get(key), compute_s)
+    if submitted is None:
+        return
+    own_s, key = ran.compute_s / ran.batch, submitted.key
+    task, client = submitted.flow
+    state.fair_queue.charge(task, own_s - submitted.charged_s, client=client)
+    if ran.output is not None and not ran.cached and key in state.assigned:
+        state.measured_s[key] = averaged(state.measured_s.get(key), own_s, 1 / ran.batch)
+
+
+def submitted_s(state: AgentState, now_s: float, *, without: int | None = None) -> float:
+    """Seconds until the compute thread has computed all that it has, but for the group ``without``.
+
+    A pass that takes longer than usual counts as about to end.
+    """
+    groups_s: dict[int, float] = {}
+    for each in state.passes.values():
+        if each.group != without:
+            groups_s[each.group] = groups_s.get(each.group, 0.0) + state.measured_s.get(each.key, 0.0)
+    if not groups_s:
+        return 0.0
+    first_s, *others_s = groups_s.values()
+    return max(0.0, first_s - (now_s - state.pass_began_s)) + sum(others_s)
 
 
 def own_wait_s(
@@ -55,12 +72,9 @@ def own_wait_s(
     """Seconds until this device would begin ``new_work_s`` seconds of new work of a task for a client.
 
     ``arriving_s`` is the work of each flow whose inputs are on their way. Waiting work of the same flow with a deadline
-    later than ``deadline_s`` comes after the new work. A pass that takes longer than usual counts as about to end.
+    later than ``deadline_s`` comes after the new work.
     """
     flow = task, client
-    submitted_s = [state.measured_s.get(key, 0.0) for _, key in state.passes.values()]
-    if submitted_s:
-        submitted_s[0] = max(0.0, submitted_s[0] - (now_s - state.pass_began_s))
     waiting_s = dict(arriving_s or {})
     for name, clients in state.fair_queue.waiting.items():
         for other, items in clients.items():
@@ -68,7 +82,7 @@ def own_wait_s(
             before = (state.pending[run].key for run, due_s in items.items() if not is_own or due_s <= deadline_s)
             seconds = sum(state.measured_s.get(key, 0.0) for key in before)
             waiting_s[name, other] = waiting_s.get((name, other), 0.0) + seconds
-    return sum(submitted_s) + fair_wait_s(waiting_s, flow, new_work_s)
+    return submitted_s(state, now_s) + fair_wait_s(waiting_s, flow, new_work_s)
 
 
 def waits_s(

@@ -1,18 +1,26 @@
-"""Whether the system refused memory: then neither an input nor a file is at fault, and another device may do it."""
+"""Whether memory was refused: then neither an input nor a file is at fault, and another device may do it."""
 
 from __future__ import annotations
 
 import errno
 
-_NO_MEMORY = ("Cannot allocate memory", "DefaultCPUAllocator", "bad_alloc")  # in the kernel's words, torch's, C++'s
+_CUDA = ("CUDA out of memory", "CUDA error: out of memory")  # in torch's words
+_NO_MEMORY = ("Cannot allocate memory", "DefaultCPUAllocator", "bad_alloc", *_CUDA)  # the kernel's, torch's, C++'s
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this error, or one that it came of, is the system's refusal of memory; libraries word it as they like."""
+    """Whether this error, or one that it came of, is a refusal of memory; libraries word it as they like."""
+    return refused_memory(error) is not None
+
+
+def refused_memory(error: BaseException | None) -> str | None:
+    """The memory that was refused, in words: the machine's, or its accelerator's; None for any other error."""
     while error is not None:
+        if any(words in str(error) for words in _CUDA):
+            return "memory on its accelerator"
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-            return True
+            return "memory"
         if any(words in str(error) for words in _NO_MEMORY):
-            return True
+            return "memory"
         error = error.__cause__
-    return False
+    return None

@@ -29,7 +29,7 @@ from edge_agent import modules
 from edge_agent.device.calibration import Calibration, Loaded
 from edge_agent.device.measurements import averaged
 from edge_agent.modules import Module
-from edge_agent.runtime.out_of_memory import is_out_of_memory
+from edge_agent.runtime.out_of_memory import refused_memory
 
 _log = structlog.get_logger()
 
@@ -186,6 +186,13 @@ class Store:
                 return 0.0
             return self._calibration.estimated_s(entry.spec) if entry.compute_s is None else entry.compute_s
 
+    def batched(self, key: ModuleKey) -> frozenset[str | None]:
+        """The uses of a module that take several requests in one pass; none for an unknown key."""
+        with self._changed:
+            entry = self._entries.get(key)
+            passes = entry.module.passes if entry is not None and entry.module is not None else {}
+            return frozenset(use for use, each in passes.items() if each.batched)
+
     def held(self) -> dict[ModuleKey, HeldModule]:
         """The modules held, loading or failed, for the heartbeat; without the leaving ones."""
         with self._changed:
@@ -275,8 +282,9 @@ def _held(entry: _Entry) -> HeldModule:
 
 
 def _reason(assigned: AssignedModule, error: Exception) -> str:
-    if is_out_of_memory(error):
-        return f"{assigned.module} needs {assigned.spec.memory_bytes} bytes, which this device doesn't really have"
+    if memory := refused_memory(error):
+        needed = f"{assigned.spec.memory_bytes} bytes" + memory.removeprefix("memory")
+        return f"{assigned.module} needs {needed}, which this device doesn't really have"
     if isinstance(error, ModuleRefused):
         return f"{assigned.module}: {error}"
     first = first_line(error, "no reason given")

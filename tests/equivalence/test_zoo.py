@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from edge_agent import catalog, modules
+from edge_agent.modules import Module, Output
 from edge_agent.runtime.runner import Runner
 from s2m3.catalogue import KINDS, kind_of, load_task, numbers
 from s2m3.reference import random_weights, whole, zoo
@@ -103,7 +104,9 @@ def test_modules_of_one_name_are_one_module_in_all_tasks() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ENTRIES))
-def test_each_module_takes_its_own_sample_inputs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_module_takes_its_own_sample_inputs_and_several_together_where_its_family_says_so(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_models(name, tmp_path)
     monkeypatch.setenv("S2M3_MODELS", str(tmp_path))
     for spec in load_task(name).modules.values():
@@ -113,3 +116,20 @@ def test_each_module_takes_its_own_sample_inputs(name: str, tmp_path: Path, monk
         output = Runner().run(module, values)
         assert output.tensors, spec.family
         assert all(np.isfinite(array).all() for array in output.tensors.values()), spec.family
+        for use in (use for use, each in module.passes.items() if each.batched):
+            together_is_alone(module, use)
+
+
+def together_is_alone(module: Module, use: str | None) -> None:
+    """Three requests in one pass get what each gets alone, but for the order of sums."""
+    values = module.passes[use].steps.sample()
+    assert values is not None
+    alone = Runner().run(module, values, use)
+    ((first, *others),) = Runner(batch=3).run_all(module, [values] * 3, use)
+    for each in (first, *others):
+        assert each.batch == 3
+        assert isinstance(each.result, Output), each.result
+        assert each.result.tensors.keys() == alone.tensors.keys()
+        for array, own in alone.tensors.items():
+            assert each.result.tensors[array].shape == own.shape
+            assert each.result.tensors[array] == pytest.approx(own, rel=1e-3, abs=1e-4)

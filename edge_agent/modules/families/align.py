@@ -88,6 +88,7 @@ PARTS: model_parts.Parts = {
             TextTower.forward,
             "Four captions, each padded to 64 tokens.",
             lambda _: {"ids": (contrast.TEXTS, TOKENS), "mask": (contrast.TEXTS, 1, TOKENS, TOKENS)},
+            batched=True,
         ),
         unread=(
             ".position_ids",

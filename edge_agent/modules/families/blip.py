@@ -45,7 +45,7 @@ def encode_question(
 ) -> dict[str, Tensor]:
     """A question (1, t), asked of a picture's states, to ``states`` (1, t, d). No mask ``seen``: all states count."""
     if seen is None:
-        seen = torch.ones(states.shape[:-1], dtype=torch.int64)
+        seen = torch.ones(states.shape[:-1], dtype=torch.int64, device=states.device)
     given = network(input_ids=ids, attention_mask=mask, encoder_hidden_states=states, encoder_attention_mask=seen)
     return {"states": given.last_hidden_state}
 

@@ -154,12 +154,13 @@ def _vision_steps(checkpoint: Checkpoint) -> dict[str | None, steps.Steps]:
 
 _VISION: model_parts.Forwards[CLIPVisionModel] = {
     **tower("pooled", "pooler_output"),
-    "patch-mean": Forward(mean_of_patches, "One picture.", one_picture),
-    "llava": Forward(patches_for_llava, "One picture.", one_picture),
+    "patch-mean": Forward(mean_of_patches, "One picture.", one_picture, batched=True),
+    "llava": Forward(patches_for_llava, "One picture.", one_picture, batched=True),
     "clipseg": Forward(
         layers_for_clipseg,
         "One picture.",
         lambda network: {"pixels": (1, network.config.num_channels, CLIPSEG_SIZE, CLIPSEG_SIZE)},
+        batched=True,
     ),
 }
 PARTS: model_parts.Parts = {

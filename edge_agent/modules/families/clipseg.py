@@ -189,7 +189,10 @@ PARTS: model_parts.Parts = {
             steps.arrays(_layer_shapes(_tower(_config(checkpoint.config)).hidden_size), free=True)
         ),
         forwards=ordinary(
-            Reduce.forward, "One picture of 352 x 352, in patches of 16.", lambda network: _layer_shapes(network.width)
+            Reduce.forward,
+            "One picture of 352 x 352, in patches of 16.",
+            lambda network: _layer_shapes(network.width),
+            batched=True,
         ),
     ),
     "decoder": model_parts.Part(

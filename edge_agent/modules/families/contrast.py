@@ -62,7 +62,12 @@ def projection(
         build=lambda config: nn.ModuleDict({name: nn.Linear(*sizes(config), bias=bias)}),
         identity=lambda _: {},
         steps=lambda checkpoint: steps.Steps(steps.arrays({"pooled": (1, sizes(checkpoint.config)[0])})),
-        forwards=ordinary(run, typical, lambda network: {"pooled": (1, cast("nn.Linear", network[name]).in_features)}),
+        forwards=ordinary(
+            run,
+            typical,
+            lambda network: {"pooled": (1, cast("nn.Linear", network[name]).in_features)},
+            batched=True,
+        ),
     )
 
 

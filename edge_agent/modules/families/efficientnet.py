@@ -137,12 +137,12 @@ def load(spec: ModuleSpec) -> Module:
     if spec.family == "efficientnet.classifier":
         class_names()  # a missing package is an error now, not at the first request
         label_steps = steps.Steps(steps.arrays({"features": (1, FEATURES)}), answer=_label)
-        chosen = Pass(label_steps, lambda w, features: {"probs": classify(w, features)})
+        chosen = Pass(label_steps, lambda w, features: {"probs": classify(w, features)}, batched=True)
         encoders = ("_conv_stem.", "_conv_head.", "_bn0.", "_bn1.", "_blocks.")
         found = packaged.read(spec, "classifier", classifier_shapes(), others=encoders)
     else:
         picture = steps.Need(lambda value: {"pixels": pixels(value)}, sample_inputs.picture)
-        chosen = Pass(steps.Steps(picture), lambda w, pixels: {"features": encode(w, pixels)})
+        chosen = Pass(steps.Steps(picture), lambda w, pixels: {"features": encode(w, pixels)}, batched=True)
         found = packaged.read(spec, "encoder", encoder_shapes(), others=("_fc.", ".num_batches_tracked"))
     return Module(_held(spec, found), {None: chosen}, dtype=spec.dtype)
 

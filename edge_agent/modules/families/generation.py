@@ -22,12 +22,12 @@ def greedy(network: PreTrainedModel, states: Tensor, *, start: int, end: int, pa
 
     ``network`` is a decoder that attends to all ``states`` (1, n, d). At most ``most`` tokens follow the start.
     """
-    first = torch.full((1, 1), start, dtype=torch.int64)
+    first = torch.full((1, 1), start, dtype=torch.int64, device=states.device)
     found = cast("Any", network).generate(
         input_ids=first,
         attention_mask=torch.ones_like(first),
         encoder_hidden_states=states,
-        encoder_attention_mask=torch.ones(states.shape[:-1], dtype=torch.int64),
+        encoder_attention_mask=torch.ones(states.shape[:-1], dtype=torch.int64, device=states.device),
         eos_token_id=end,
         pad_token_id=pad,
         **limits(most),

@@ -124,7 +124,7 @@ PARTS: model_parts.Parts = {
         build=lambda config: Linear(config["width"], len(labels(config))),
         identity=_identity,
         steps=_label_steps,
-        forwards=ordinary(Linear.forward, "One picture.", Linear.shapes),
+        forwards=ordinary(Linear.forward, "One picture.", Linear.shapes, batched=True),
     ),
     "answer": model_parts.Part(
         prefixes={ANSWER: [{"fuse.": "fuse.", "classify.": "classify."}]},
@@ -135,6 +135,7 @@ PARTS: model_parts.Parts = {
             Answerer.forward,
             "One picture and one question.",
             lambda network: {"image": (1, network.width), "text": (1, network.text_width)},
+            batched=True,
         ),
     ),
 }

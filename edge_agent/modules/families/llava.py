@@ -162,7 +162,7 @@ PARTS: model_parts.Parts = {
         build=Tower,
         identity=_vision_identity,
         steps=prepare.picture_steps(SiglipImageProcessorPil),
-        forwards=ordinary(Tower.forward, "One picture.", lambda tower: one_picture(tower.network)),
+        forwards=ordinary(Tower.forward, "One picture.", lambda tower: one_picture(tower.network), batched=True),
     ),
     "projector": model_parts.Part(
         prefixes={
@@ -172,7 +172,10 @@ PARTS: model_parts.Parts = {
         identity=lambda checkpoint: {"act": _config(checkpoint.config).projector_hidden_act},
         steps=_projector_steps,
         forwards=ordinary(
-            Projector.forward, "One picture.", lambda network: {"patches": (1, network.patches, network.width)}
+            Projector.forward,
+            "One picture.",
+            lambda network: {"patches": (1, network.patches, network.width)},
+            batched=True,
         ),
     ),
     "language": _language_part(tied=False),

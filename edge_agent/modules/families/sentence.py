@@ -70,7 +70,7 @@ def load(spec: ModuleSpec) -> Module:
         precision.check(spec, precision.memory_bytes(model.state_dict().values()))
     own = tokenizer(directory)
     texts = steps.Need(lambda value: tokens(own, decoding.lines(value)), sample_inputs.texts)
-    return Module(model, {None: Pass(steps.Steps(texts), encode_text)}, dtype=spec.dtype)
+    return Module(model, {None: Pass(steps.Steps(texts), encode_text, batched=True)}, dtype=spec.dtype)
 
 
 def memory_bytes(spec: ModuleSpec) -> int:

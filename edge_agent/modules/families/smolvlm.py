@@ -49,7 +49,7 @@ class Seeing(nn.Module):
 
     def forward(self, pixels: Tensor, grid: Tensor) -> dict[str, Tensor]:
         """Tiles (n, 3, s, s), all of their patches real, to ``image_embeds`` (1, p, h); ``grid`` (2,) as it is."""
-        real = torch.ones(len(pixels), self.patches, self.patches, dtype=torch.bool)
+        real = torch.ones(len(pixels), self.patches, self.patches, dtype=torch.bool, device=pixels.device)
         hidden = self.vision_model.embeddings(pixel_values=pixels, patch_attention_mask=real)
         hidden = self.vision_model.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
         made: Tensor = self.connector(self.vision_model.post_layernorm(hidden))  # (n, p / n, h)

@@ -60,7 +60,7 @@ def embed_picture(network: ViltForQuestionAnswering, pixels: Tensor) -> Tensor:
 def answer_question(network: ViltForQuestionAnswering, ids: Tensor, pixels: Tensor, **_: Tensor) -> dict[str, Tensor]:
     """A question (1, t) about a picture (1, 3, h, w) to ``logits`` (1, c); all tokens are real."""
     patches = embed_picture(network, pixels)
-    every = torch.ones(patches.shape[:2], dtype=torch.int64)
+    every = torch.ones(patches.shape[:2], dtype=torch.int64, device=patches.device)
     joined, _ = network.vilt.embeddings(ids, torch.ones_like(ids), None, None, every, None, patches)
     hidden = network.vilt.layernorm(network.vilt.encoder(joined, attention_mask=None)[0])  # (1, t + 1 + p, d)
     pooler = cast("nn.Module", network.vilt.pooler)  # answering has one; other uses of ViLT don't

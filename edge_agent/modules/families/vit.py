@@ -48,7 +48,7 @@ PARTS: model_parts.Parts = {
         build=lambda config: ViTModel(_config(config), add_pooling_layer=False),
         identity=prepare.identity(_config, VISION, pictures=ViTImageProcessorPil),
         steps=prepare.picture_steps(ViTImageProcessorPil),
-        forwards=ordinary(encode_image, "One picture.", one_picture),
+        forwards=ordinary(encode_image, "One picture.", one_picture, batched=True),
         renames=RENAMES,
         unread=(".position_ids", "vit.pooler.dense.weight", "vit.pooler.dense.bias"),
     ),
@@ -57,7 +57,7 @@ PARTS: model_parts.Parts = {
         build=lambda config: heads.Linear(_config(config).hidden_size, len(prepare.labels(_config(config)))),
         identity=lambda checkpoint: {"labels": [*prepare.labels(_config(checkpoint.config))]},
         steps=_label_steps,
-        forwards=ordinary(heads.Linear.forward, "One picture.", heads.Linear.shapes),
+        forwards=ordinary(heads.Linear.forward, "One picture.", heads.Linear.shapes, batched=True),
     ),
 }
 

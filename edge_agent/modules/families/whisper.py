@@ -82,7 +82,7 @@ class Decoder(nn.Module):
     def generate(self, states: Tensor, *, tokens: Tokens) -> dict[str, Tensor]:
         """States (1, s, d) to the likeliest ``tokens`` (1, t), one after the other."""
         prompt = [tokens.start, *self._language(states, tokens), *tokens.prompt]
-        given, cache = torch.tensor([prompt]), None
+        given, cache = torch.tensor([prompt], device=states.device), None
         found: list[int] = []
         while len(found) < MOST_TOKENS:
             step = self.decoder(input_ids=given, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
@@ -92,15 +92,16 @@ class Decoder(nn.Module):
             if best == tokens.end:
                 break
             found.append(best)
-            given, cache = torch.tensor([[best]]), step.past_key_values
+            given, cache = torch.tensor([[best]], device=states.device), step.past_key_values
         return {"tokens": torch.tensor([found], dtype=torch.int64)}
 
     def _language(self, states: Tensor, tokens: Tokens) -> list[int]:
         if not tokens.languages:
             return []
-        first = self.decoder(input_ids=torch.tensor([[tokens.start]]), encoder_hidden_states=states, use_cache=False)
+        start = torch.tensor([[tokens.start]], device=states.device)
+        first = self.decoder(input_ids=start, encoder_hidden_states=states, use_cache=False)
         scores = self.forward(first.last_hidden_state)[0, -1]  # (v,)
-        ids = torch.tensor(sorted(tokens.languages))
+        ids = torch.tensor(sorted(tokens.languages), device=states.device)
         return [int(ids[scores[ids].argmax()])]
 
 

@@ -53,6 +53,8 @@ class Forward(Generic[N]):
         typical: The pass that is counted, in words.
         shapes: The tensors of that pass, which are floats but for ``ids`` and ``input_ids``. A mask, where the network
             demands one, is an additive one of four dimensions: transformers looks into others.
+        batched: Whether requests may be joined along the first axis of all tensors, and the outputs split again. Not
+            where ``run`` is a loop, or where the first axis is not the request's, as in heads over n texts.
         unrolled: If ``run`` is a loop: one pass that computes each token once, as the loop does with its cache, for
             the count. It takes the tensors of ``shapes``.
     """
@@ -61,6 +63,7 @@ class Forward(Generic[N]):
     typical: str
     shapes: Callable[[N], Shapes]
     unrolled: Callable[..., Mapping[str, Tensor]] | None = None
+    batched: bool = False
 
     def sample(self, network: N) -> dict[str, Tensor]:
         """The tensors of the pass that is counted, on the device that is current."""
@@ -132,7 +135,10 @@ def loader(parts: Parts) -> Callable[[ModuleSpec], Module]:
             _check_equal(checkpoint, own, other)
         settings, made = part.settings(checkpoint), part.steps(checkpoint)
         steps = made if isinstance(made, Mapping) else dict.fromkeys(part.forwards, made)
-        passes = {use: Pass(steps[use], partial(each.run, **settings)) for use, each in part.forwards.items()}
+        passes = {
+            use: Pass(steps[use], partial(each.run, **settings), batched=each.batched)
+            for use, each in part.forwards.items()
+        }
         return Module(network, passes, dtype=spec.dtype)
 
     return load
@@ -143,9 +149,11 @@ def ordinary(
     typical: str,
     shapes: Callable[[N], Shapes],
     unrolled: Callable[..., Mapping[str, Tensor]] | None = None,
+    *,
+    batched: bool = False,
 ) -> Forwards[N]:
     """The forwards of a part that has one use."""
-    return {None: Forward(run, typical, shapes, unrolled)}
+    return {None: Forward(run, typical, shapes, unrolled, batched)}
 
 
 def one_picture(network: Any) -> Shapes:  # noqa: ANN401 - any vision tower
@@ -173,7 +181,7 @@ def tower(
         found = network(**{arguments[name]: tensor for name, tensor in tensors.items() if name in arguments})
         return {gives: getattr(found, attribute)}
 
-    return ordinary(run, typical, shapes)
+    return ordinary(run, typical, shapes, batched=True)
 
 
 def side(size: object) -> int:

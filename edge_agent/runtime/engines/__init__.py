@@ -24,7 +24,7 @@ class Engine(Protocol):
 
 ENGINES: Mapping[str, str] = {
     "ctranslate2": "edge_agent.runtime.engines.ctranslate2_cpu",
-    "torch": "edge_agent.runtime.engines.torch_cpu",
+    "torch": "edge_agent.runtime.engines.torch",
 }
 """Engine -> its file. A module names its engine."""
 

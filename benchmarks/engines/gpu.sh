@@ -1,0 +1,25 @@
+#!/bin/sh
+# Runs the tests that need a GPU, and the benchmark of accelerators, on a machine that has torch and a CUDA device.
+#
+#   benchmarks/engines/gpu.sh OUT [WHEELS]
+#
+# OUT gets gpu.json, gpu.md, tests.txt and nvidia-smi.txt. WHEELS is a folder of wheels for what that machine lacks, where
+# pip has no network. Takes about four minutes. Ends with 0 if the tests pass and the benchmark's goals hold.
+set -eu
+out=${1:?usage: benchmarks/engines/gpu.sh OUT [WHEELS]}
+cd "$(dirname "$0")/../.."
+mkdir -p "$out"
+if [ -n "${2:-}" ]; then
+    site=$(mktemp -d)
+    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$2"/*.whl
+    PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+fi
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+nvidia-smi >"$out/nvidia-smi.txt" 2>&1 || true
+failed=0
+# The tests' conftest wants brokers and more packages; these tests need neither.
+timeout 150 python3 -m pytest --noconftest -q -ra -p no:cacheprovider -o addopts= -o filterwarnings=default -o timeout=120 \
+    -m gpu tests/unit/edge_agent/runtime/test_cuda.py >"$out/tests.txt" 2>&1 || failed=$?
+tail -n 40 "$out/tests.txt"
+timeout 270 python3 benchmarks/engines/gpu.py "$out" || failed=$?
+exit "$failed"

@@ -1,0 +1,167 @@
+"""The compute thread: runs of a group are one pass, each ends in one event, and what a hung pass is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from queue import SimpleQueue
+
+import numpy as np
+import pytest
+
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.protocol.messages import AssignedModule
+from edge_agent import workers as workers_module
+from edge_agent.config import AgentConfig
+from edge_agent.device.pass_note import PassNote
+from edge_agent.events import Event, NodeRun, Ran, Run
+from edge_agent.modules import Module, Output, Pass, Prepared, Value
+from edge_agent.runtime.runner import Runner
+from edge_agent.workers import HUNG_S, Workers
+from tests.builders import ENCODER, uncalibrated_store
+from tests.patience import PATIENCE_S
+
+NEVER_S = 1e12
+
+
+class Note(PassNote):
+    """Which payloads were noted, one entry a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple[str | None, ...]] = []
+
+    def begin(self, *payloads: str | None) -> None:
+        self.noted.append(payloads)
+
+
+class Device:
+    """Workers with one module. Its passes wait until the test lets them go on, and are counted."""
+
+    def __init__(self) -> None:
+        self.go_on, self.began = threading.Event(), threading.Semaphore(0)
+        self.passes: list[int] = []
+        self.note = Note()
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        module = Module(self, {None: Pass(self, Device.forward, batched=True)})
+        store = uncalibrated_store(10_000, lambda _: module)
+        store.load(AssignedModule(module="m/encoder", spec=ENCODER))
+        self.store = store
+        config = AgentConfig(id="gw-a")
+        self.workers = Workers(config, store, Runner(batch=4), report=self._events.put, note=self.note)
+
+    def prepare(self, values: list[Value]) -> Prepared:
+        (value,) = values
+        assert isinstance(value, RawInput)
+        if value.data == b"bad":
+            raise RequestFailed(ErrorCode.BAD_INPUT, "bad")
+        return Prepared({"x": np.ones((1, len(value.data)), np.float32)})
+
+    def answer(self, arrays: dict[str, np.ndarray[object, np.dtype[np.float32]]], _: Prepared) -> Output:
+        return Output(dict(arrays))
+
+    def sample(self) -> None:
+        return None
+
+    def forward(self, x: object) -> dict[str, object]:
+        self.passes.append(len(x))  # type: ignore[arg-type]
+        self.began.release()
+        assert self.go_on.wait(PATIENCE_S)
+        return {"x": x}
+
+    def submit(self, number: int, group: int, data: bytes = b"a", deadline_s: float = NEVER_S) -> None:
+        node = NodeRun(f"r-{number}", "encoder", "w")
+        run = Run(node, ENCODER.key, (RawInput(data),), deadline_s, payload=f"p-{number}", group=group)
+        self.workers.submit(run)
+
+    def ended(self, count: int) -> list[Ran]:
+        found = [self._events.get(timeout=PATIENCE_S) for _ in range(count)]
+        assert self._events.empty()
+        return [each for each in found if isinstance(each, Ran)]
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    made = Device()
+    yield made
+    made.go_on.set()
+    made.workers.close()
+
+
+def test_runs_of_a_group_that_are_there_are_one_pass_and_a_late_one_is_not_waited_for(device: Device) -> None:
+    device.submit(1, 1)
+    assert device.began.acquire(timeout=PATIENCE_S)
+    for number in (2, 3, 4):
+        device.submit(number, 2)
+    device.submit(5, 3)
+    device.go_on.set()
+    found = device.ended(5)
+    assert device.passes == [1, 3, 1]
+    assert {each.run.request: each.batch for each in found} == {"r-1": 1, "r-2": 3, "r-3": 3, "r-4": 3, "r-5": 1}
+    assert all(each.output is not None and each.error is None for each in found)
+    device.submit(6, 3)  # its group has been computed
+    assert [each.batch for each in device.ended(1)] == [1]
+
+
+def test_the_note_names_each_payload_while_it_is_prepared_and_all_of_a_pass(device: Device) -> None:
+    device.submit(1, 1)
+    assert device.began.acquire(timeout=PATIENCE_S)
+    device.submit(2, 2)
+    device.submit(3, 2)
+    device.go_on.set()
+    device.ended(3)
+    assert device.note.noted == [("p-1",), ("p-1",), ("p-2",), ("p-3",), ("p-2", "p-3")]
+
+
+def test_bad_input_and_an_expired_deadline_fail_alone(device: Device) -> None:
+    device.submit(1, 1)
+    assert device.began.acquire(timeout=PATIENCE_S)
+    device.submit(2, 2)
+    device.submit(3, 2, b"bad")
+    device.submit(4, 2, deadline_s=0.0)
+    device.submit(5, 2)
+    device.go_on.set()
+    found = {each.run.request: each for each in device.ended(5)}
+    assert device.passes == [1, 2]
+    codes = {name: each.error.code for name, each in found.items() if isinstance(each.error, RequestFailed)}
+    assert codes == {"r-3": ErrorCode.BAD_INPUT, "r-4": ErrorCode.DEADLINE_EXCEEDED}
+    assert found["r-2"].batch == found["r-5"].batch == 2
+
+
+def test_a_module_that_was_unloaded_is_the_error_of_all_that_waited(device: Device) -> None:
+    device.submit(1, 1)
+    assert device.began.acquire(timeout=PATIENCE_S)
+    device.submit(2, 2)
+    device.submit(3, 2)
+    device.store.unload(ENCODER.key)
+    device.go_on.set()
+    errors = {each.run.request: type(each.error) for each in device.ended(3)}
+    assert errors == {"r-1": type(None), "r-2": ModuleRefused, "r-3": ModuleRefused}
+
+
+def test_a_measurement_is_the_share_of_one_request(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[float] = []
+    monkeypatch.setattr(device.store, "record", lambda _, seconds: recorded.append(seconds))
+    device.submit(1, 1)
+    assert device.began.acquire(timeout=PATIENCE_S)
+    device.submit(2, 2)
+    device.submit(3, 2)
+    device.go_on.set()
+    found = {each.run.request: each for each in device.ended(3)}
+    assert recorded == [found["r-1"].compute_s, found["r-2"].compute_s / 2]
+
+
+def test_a_batch_may_take_longer_before_it_counts_as_hung(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.store, "pass_s", lambda _: HUNG_S / workers_module.HUNG_FACTOR)
+    device.submit(1, 1)
+    assert device.began.acquire(timeout=PATIENCE_S)
+    device.submit(2, 2)
+    device.submit(3, 2)
+    assert device.workers.watch(0.0) is None
+    hung = device.workers.watch(HUNG_S + 1)
+    assert hung is not None
+    assert [each.run.request for each in hung.runs] == ["r-1"]
+    device.go_on.set()
+    assert device.began.acquire(timeout=PATIENCE_S)
+    device.ended(3)
