@@ -133,7 +133,8 @@ class Site:
         config = self._configs[device]
         state = config.state_dir or str(self._directory / "agents")  # what it measures survives a restart, and no more
         cache = config.cache or 0  # unless a site's own file asks for it: a kept output would be measured as a pass
-        config = config.model_copy(update={"state_dir": state, "cache": cache})
+        accelerator = "cpu" if config.accelerator == "auto" else config.accelerator  # answers are compared bit for bit
+        config = config.model_copy(update={"state_dir": state, "cache": cache, "accelerator": accelerator})
         path = self._config_file(device)
         path.write_text(yaml.safe_dump(config.model_dump(exclude_none=True)), encoding="utf-8")
         self._start(device, ["s2m3.testbed.faulty_agent" if self.inner_faults else "edge_agent", "--config", str(path)])
