@@ -70,7 +70,7 @@ def run(runner: Runner, module: Module, count: int) -> tuple[list[Ended], list[A
     return ended, outputs
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2), ("float16", 2e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2), ("float16", 5e-3)])
 def test_a_module_computes_on_the_card_in_its_dtype_and_answers_as_the_cpu_does(
     card: Accelerator, dtype: str, tolerance: float
 ) -> None:
@@ -106,7 +106,7 @@ def test_the_memory_of_a_module_is_measured_on_the_card(card: Accelerator) -> No
     store = Store(10**9, lambda _: linear(), calibration=calibration)
     held = store.load(AssignedModule(module="m/linear", spec=spec))
     weights = 4 * (WIDTH * WIDTH + WIDTH)
-    assert weights <= held.memory_bytes < weights + 64 * 2**20, "and what the first product keeps"
+    assert weights <= held.memory_bytes < weights + 256 * 2**20, "and what the first product keeps"
     assert held.compute_s is not None
     before = card.allocated_bytes()
     store.unload(spec.key)
