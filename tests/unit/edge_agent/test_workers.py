@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from queue import SimpleQueue
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.protocol.messages import AssignedModule
+from broker.protocol.tensors import Array
 from edge_agent import workers as workers_module
 from edge_agent.config import AgentConfig
 from edge_agent.device.pass_note import PassNote
@@ -51,14 +52,14 @@ class Device:
         config = AgentConfig(id="gw-a")
         self.workers = Workers(config, store, Runner(batch=4), report=self._events.put, note=self.note)
 
-    def prepare(self, values: list[Value]) -> Prepared:
+    def prepare(self, values: Sequence[Value]) -> Prepared:
         (value,) = values
         assert isinstance(value, RawInput)
         if value.data == b"bad":
             raise RequestFailed(ErrorCode.BAD_INPUT, "bad")
         return Prepared({"x": np.ones((1, len(value.data)), np.float32)})
 
-    def answer(self, arrays: dict[str, np.ndarray[object, np.dtype[np.float32]]], _: Prepared) -> Output:
+    def answer(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
         return Output(dict(arrays))
 
     def sample(self) -> None:

@@ -152,9 +152,8 @@ def test_a_decoder_generates_the_same_tokens_on_the_card(card: Accelerator) -> N
     from edge_agent.modules.families import generation  # noqa: PLC0415 - the same
 
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2, is_decoder=True, add_cross_attention=True
-    )
+    sizes: dict[str, Any] = {"vocab_size": 64, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    config: Any = GPT2Config.from_dict(sizes | {"is_decoder": True, "add_cross_attention": True})
     network: Any = GPT2LMHeadModel(config)
     network.train(mode=False).requires_grad_(requires_grad=False)
     states = torch.randn(1, 5, 32)
