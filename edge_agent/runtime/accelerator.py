@@ -15,7 +15,7 @@ from typing import Literal
 
 import structlog
 
-from broker.protocol.errors import BadFile, first_line
+from broker.protocol.errors import BadFile
 
 Wanted = Literal["auto", "cpu", "cuda"]
 CUDA = "cuda"
@@ -66,7 +66,7 @@ def cuda_problem() -> tuple[str, str]:
         warnings.simplefilter("always")
         if torch.cuda.is_available():
             return "", ""
-    reason = first_line(told[0].message) if told else "torch sees no CUDA device"
+    reason = str(told[0].message).partition("\n")[0] if told else "torch sees no CUDA device"
     if "driver" in reason.lower() and "old" in reason.lower():
         return reason, f"update the NVIDIA driver for CUDA {torch.version.cuda}"
     return reason, "check that nvidia-smi shows a card, and that this process may use /dev/nvidia*"
