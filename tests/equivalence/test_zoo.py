@@ -120,6 +120,14 @@ def test_each_module_takes_its_own_sample_inputs_and_several_together_where_its_
             together_is_alone(module, use)
 
 
+def test_the_pocket_encoders_take_several_requests_together() -> None:
+    loaded = [modules.load(spec) for spec in load_task("pocket/zero-shot").modules.values()]
+    uses = [(module, use) for module in loaded for use, each in module.passes.items() if each.batched]
+    assert len(uses) == 3, "both encoders, and the classifier"
+    for module, use in uses:
+        together_is_alone(module, use)
+
+
 def together_is_alone(module: Module, use: str | None) -> None:
     """Three requests in one pass get what each gets alone, but for the order of sums."""
     values = module.passes[use].steps.sample()
