@@ -4,7 +4,7 @@
 #   benchmarks/engines/gpu.sh OUT [WHEELS]
 #
 # OUT gets gpu.json, gpu.md, tests.txt and nvidia-smi.txt. WHEELS is a folder of wheels for what that machine lacks, where
-# pip has no network. Takes about four minutes. Ends with 0 if the tests pass and the benchmark's goals hold.
+# pip has no network. GPU_BENCH has options of gpu.py, such as --site. Takes about four minutes. Ends with 0 if the tests pass and the benchmark's goals hold.
 set -eu
 out=${1:?usage: benchmarks/engines/gpu.sh OUT [WHEELS]}
 cd "$(dirname "$0")/../.."
@@ -21,5 +21,5 @@ failed=0
 timeout 150 python3 -m pytest --noconftest -q -ra -p no:cacheprovider -o addopts= -o filterwarnings=default -o timeout=120 \
     -m gpu tests/unit/edge_agent/runtime/test_cuda.py >"$out/tests.txt" 2>&1 || failed=$?
 tail -n 40 "$out/tests.txt"
-timeout 270 python3 benchmarks/engines/gpu.py "$out" || failed=$?
+timeout 240 python3 benchmarks/engines/gpu.py "$out" ${GPU_BENCH:-} || failed=$?
 exit "$failed"
