@@ -345,6 +345,12 @@ def page(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(report: dict[str, Any], out: Path) -> None:
+    """Write both files."""
+    (out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (out / "gpu.md").write_text(page(report), encoding="utf-8")
+
+
 def main() -> int:
     """Measure, write both files; 0 if the goal is reached and the answers are within the tolerance, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -366,10 +372,10 @@ def main() -> int:
         os.environ[DIRECTORY_VARIABLE] = directory
         random_weights.write(zoo.published(arguments.model), Path(directory), changes=changes)
         report = measure(arguments)
+        write(report, arguments.out)
         if arguments.site:
             report["site"] = site_throughput(arguments, directory)
-    (arguments.out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    (arguments.out / "gpu.md").write_text(page(report), encoding="utf-8")
+            write(report, arguments.out)
     sys.stdout.write(page(report))
     return 0 if report["ok"] else 1
 
