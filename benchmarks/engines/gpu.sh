@@ -7,12 +7,13 @@
 # pip has no network; the whole site at the end needs paho-mqtt and iotcore. Takes about five minutes. Ends with 0 if the
 # tests pass and the benchmark's goals hold.
 set -eu
-out=${1:?usage: benchmarks/engines/gpu.sh OUT [WHEELS]}
+mkdir -p "${1:?usage: benchmarks/engines/gpu.sh OUT [WHEELS]}"
+out=$(cd "$1" && pwd)
+wheels=${2:+$(cd "$2" && pwd)}
 cd "$(dirname "$0")/../.."
-mkdir -p "$out"
-if [ -n "${2:-}" ]; then
+if [ -n "$wheels" ]; then
     site=$(mktemp -d)
-    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$2"/*.whl
+    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl
     PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
