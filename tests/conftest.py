@@ -34,6 +34,7 @@ from broker.transport.port import Delivery, LinkEvent
 from s2m3.cli.main import main
 from s2m3.testbed.proxy import LinkShape, Proxy
 from tests.certificates import Authority
+from tests.distribution import Distribution, yield_to_sites
 from tests.patience import PATIENCE_S
 
 CONFIG = Path(__file__).parents[1] / "deploy" / "mosquitto" / "development.conf"
@@ -47,7 +48,19 @@ settings.load_profile("repeated")
 # A shell that starts this run in the background has it ignore SIGINT, and so would every process under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
 _INSTALL = "install Mosquitto (apt-get install mosquitto mosquitto-clients), or start a Docker engine"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Distribution | None:
+    """The distribution of test files over processes (``--dist=loadfile``); None for other kinds."""
+    return Distribution(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the process that computes give way to those with sites."""
+    yield_to_sites(config)
 
 
 class Recorder:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import picture
 from s2m3.testbed.site import Site
-from tests.patience import PATIENCE_S
-
-COMMAND_S = 2 * PATIENCE_S
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -36,13 +32,24 @@ def site() -> Iterator[Site]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def s2m3(site: Site) -> Run:
-    """Run the command line against the site."""
+@pytest.fixture
+def plain(exit_code: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line, in this process."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        code = exit_code(arguments)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def s2m3(site: Site, plain: Run) -> Run:
+    """Run the command line against the site, in this process."""
 
     def run(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "s2m3", *arguments, "--broker", site.url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
+        done = plain(*arguments, "--broker", site.url)
         assert done.returncode == expect, done
         return done
 

@@ -1,4 +1,7 @@
-"""The command line against a running site, as an operator types it."""
+"""The command line against a running site, as an operator types it.
+
+The commands run in this process, but for one: a start of Python takes longer than most of them.
+"""
 
 from __future__ import annotations
 
@@ -105,16 +108,11 @@ def test_undeploy_takes_a_task_away_and_deploy_brings_it_back(s2m3: Run) -> None
         (("status", "--broker", "http://x"), "mqtt://host:port"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(s2m3: Run, arguments: tuple[str, ...], says: str) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(s2m3: Run, plain: Run, arguments: tuple[str, ...], says: str) -> None:
     done = s2m3(*arguments, expect=2) if "--broker" not in arguments else plain(*arguments)
     assert done.returncode == 2
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def plain(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "s2m3", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +129,9 @@ def plain(*arguments: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_wrong_agent_file_is_one_line_with_file_field_and_fix(
-    tmp_path: Path, content: str, says: tuple[str, ...]
+    tmp_path: Path, plain: Run, monkeypatch: pytest.MonkeyPatch, content: str, says: tuple[str, ...]
 ) -> None:
+    monkeypatch.setattr("edge_agent.__main__.share_one_heap", lambda: None)  # this process serves other tests, too
     path = tmp_path / "agent.yaml"
     path.write_text(content)
     done = plain("agent", "--config", str(path))
@@ -143,6 +142,7 @@ def test_a_wrong_agent_file_is_one_line_with_file_field_and_fix(
 
 
 def test_nobody_listening_is_said_with_what_to_do() -> None:
-    done = plain("status", "--broker", "mqtt://127.0.0.1:1")
+    command = [sys.executable, "-m", "s2m3", "status", "--broker", "mqtt://127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
     assert done.returncode == 1
     assert "s2m3 broker" in done.stderr

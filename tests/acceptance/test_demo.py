@@ -69,6 +69,7 @@ def test_the_demo_holds_over_the_embedded_broker(marked: dict[str, str]) -> None
     check(run_demo(marked))
 
 
+@pytest.mark.long  # the next test has the same over a Mosquitto, the last one has the demo start and end its own
 def test_the_demo_holds_over_mosquitto(marked: dict[str, str], mosquitto_url: str) -> None:
     assert mosquitto_url  # there is one to start
     check(run_demo(marked, "--broker", "mosquitto"))
@@ -89,10 +90,11 @@ def test_the_demo_holds_over_a_broker_that_runs_already_and_leaves_it_clean(
     assert retained == []
 
 
-@pytest.mark.parametrize("when", ["starting", "serving"])
-def test_an_interrupted_demo_leaves_no_process_behind(marked: dict[str, str], when: str) -> None:
+@pytest.mark.parametrize(("when", "broker"), [("starting", "embedded"), ("serving", "mosquitto")])
+def test_an_interrupted_demo_leaves_no_process_behind(marked: dict[str, str], when: str, broker: str) -> None:
+    command = [*COMMAND, "--broker", broker]
     process = subprocess.Popen(
-        COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=marked, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=marked, start_new_session=True
     )
     assert process.stdout is not None
     wanted = "starting" if when == "starting" else "memory held"

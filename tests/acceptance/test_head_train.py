@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from s2m3.testbed.observer import Observer
 from s2m3.testbed.site import Site
 from tests.patience import PATIENCE_S
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 WAIT_S = 2 * PATIENCE_S
 HEAD_BYTES = 4 * (10 * 1280 + 10)
 ENCODER = load_task("pocket/vision").modules["efficientnet-lite0/encoder"]
@@ -46,17 +46,21 @@ def site(models: Path) -> Iterator[Site]:  # noqa: ARG001 - the devices take it 
     configs = [AgentConfig(id="gw-a", memory=32 * 2**20), AgentConfig(id="gw-b", memory=8 * 2**20)]
     with Site("embedded", configs) as running:
         running.serve([load_task("pocket/vision")])
-        assert "features: float32 [1, 1280]" in s2m3(
-            running, "request", "vision", "--image", str(picture("coffee.png").path)
-        )
+        request = ["request", "vision", "--image", str(picture("coffee.png").path), "--broker", running.url]
+        command = [sys.executable, "-m", "s2m3", *request]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True)
+        assert "features: float32 [1, 1280]" in done.stdout
         yield running
 
 
-def s2m3(site: Site, *arguments: str, expect: int = 0) -> str:
-    command = [sys.executable, "-m", "s2m3", *arguments, "--broker", site.url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * WAIT_S, check=False)
-    assert done.returncode == expect, done
-    return done.stdout + (done.stderr if expect else "")
+@pytest.fixture
+def plain(plain: Run, models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Run the command line in this process, which computes as the devices do."""
+    monkeypatch.setenv("S2M3_MODELS", str(models))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield plain
+    torch.set_num_threads(threads)
 
 
 def heartbeats(site: Site, key: str) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def png(position: int, path: Path) -> RawInput:
 
 
 def test_a_head_is_trained_and_deployed_for_its_own_bytes_and_the_encoder_stays(
-    site: Site, models: Path, tmp_path: Path
+    site: Site, s2m3: Run, models: Path, tmp_path: Path
 ) -> None:
     before = heartbeats(site, ENCODER.key)
     (held_before,) = encoders(before).values()
@@ -94,7 +98,7 @@ def test_a_head_is_trained_and_deployed_for_its_own_bytes_and_the_encoder_stays(
 
     out = tmp_path / "digits.yaml"
     data = ("--data", "digits", "--limit", "80", "--out", str(out))
-    report = json.loads(s2m3(site, "head", "train", "--encoder", "pocket/vision", *data, "--deploy", "--json"))
+    report = json.loads(s2m3("head", "train", "--encoder", "pocket/vision", *data, "--deploy", "--json").stdout)
     assert report["differing"] == 0
     assert report["accuracy"] == report["unsplit_accuracy"] > 0.3  # chance is 0.1
     assert report["head_bytes"] == HEAD_BYTES
@@ -114,27 +118,21 @@ def test_a_head_is_trained_and_deployed_for_its_own_bytes_and_the_encoder_stays(
     assert HEAD_BYTES <= sum(used.values()) < 2**20
 
     raw = png(6, tmp_path / "six.png")
-    answer = json.loads(s2m3(site, "request", "digits", "--image", str(tmp_path / "six.png"), "--json"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the devices compute
-    try:
-        expected = whole.load("digits", task)({"image": raw}).answer
-    finally:
-        torch.set_num_threads(threads)
+    answer = json.loads(s2m3("request", "digits", "--image", str(tmp_path / "six.png"), "--json").stdout)
+    expected = whole.load("digits", task)({"image": raw}).answer
     assert answer["answer"] == expected
     assert {timing["node"] for timing in answer["timings"]} == {"image-encoder", "head"}
 
 
-def test_a_device_without_the_heads_files_says_so_and_stays_up(site: Site, models: Path, tmp_path: Path) -> None:
+def test_a_device_without_the_heads_files_says_so_and_stays_up(
+    site: Site, s2m3: Run, plain: Run, models: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "elsewhere"
     out = tmp_path / "lost.yaml"
     options = ("--data", "digits", "--limit", "40", "--name", "lost", "--models", str(other), "--out", str(out))
-    trained = subprocess.run(
-        [sys.executable, "-m", "s2m3", "head", "train", *options],
-        capture_output=True, text=True, timeout=4 * WAIT_S, check=False, env=os.environ,
-    )  # fmt: skip
+    trained = plain("head", "train", *options)
     assert trained.returncode == 0, trained
-    s2m3(site, "deploy", str(out), "--timeout", "3", expect=1)
+    s2m3("deploy", str(out), "--timeout", "3", expect=1)
     with Observer(site.connection) as observer:
 
         def refused(seen: Observer) -> bool:
@@ -147,8 +145,8 @@ def test_a_device_without_the_heads_files_says_so_and_stays_up(site: Site, model
     assert "local/lost comes from the models directory only" in why
     assert str(models) in why
     site.check()
-    s2m3(site, "undeploy", "lost")
-    s2m3(site, "request", "vision", "--image", str(picture("coffee.png").path))
+    s2m3("undeploy", "lost")
+    s2m3("request", "vision", "--image", str(picture("coffee.png").path))
 
 
 @pytest.mark.parametrize(
@@ -175,11 +173,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert says in line
 
 
-def test_without_a_models_directory_one_is_asked_for(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "S2M3_MODELS"}
-    command = [sys.executable, "-m", "s2m3", "head", "train", "--data", "digits"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=WAIT_S, check=False, cwd=tmp_path, env=environment
-    )
+def test_without_a_models_directory_one_is_asked_for(
+    plain: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("S2M3_MODELS")
+    monkeypatch.chdir(tmp_path)
+    done = plain("head", "train", "--data", "digits")
     assert done.returncode == 2
     assert "set S2M3_MODELS" in done.stderr

@@ -142,13 +142,8 @@ class World:
         return route
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """Wait for something that no message announces: look again at each message, such as the leader's heartbeats."""
-        for _ in range(20):
-            if holds():
-                return
-            seen = len(self.heard.deliveries)
-            self.heard.wait_for(Delivery, count=seen + 1)
-        pytest.fail("it didn't come about")
+        """Wait for something that no message announces."""
+        until(holds, self.patience_s)
 
     def routes(self) -> list[Route]:
         """All routes heard so far, in order."""
@@ -310,8 +305,9 @@ def test_a_restarted_orchestrator_has_a_higher_epoch_adopts_what_is_held_and_cle
 
 
 def test_a_standby_serves_in_the_answer_to_the_will_and_a_move_is_made_after_its_copy_is_ready(
-    world: World, make_recorder: MakeRecorder
+    world: World, make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("orchestrator.placement.rebalance.RECONNECT_S", 0.2)  # nobody else is to connect
     a, b = Agent(world, "a", make_recorder()), Agent(world, "b", make_recorder())
     world.deploy(TASK.model_copy(update={"weight": 0.1}))  # a pass takes a second: one copy is enough
     world.lead(pace=Pace(calm_s=0.05, review_s=0.2))
@@ -648,8 +644,9 @@ def test_stored_tasks_of_another_broker_or_an_earlier_term_and_damaged_ones_are_
 
 
 def test_orders_outlive_the_ends_of_broker_leader_and_disk_by_the_standbys_copy(
-    memory: World, memory_broker: MemoryBroker, tmp_path: Path
+    memory: World, memory_broker: MemoryBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("orchestrator.leadership.standby.RECONNECT_S", 0.5)  # the leader won't connect in time
     memory.deploy()
     first = memory.lead()
     memory.hear_route(lambda route: route.unavailable is not None)
@@ -674,6 +671,9 @@ def test_orders_outlive_the_ends_of_broker_leader_and_disk_by_the_standbys_copy(
     memory.stop(first)
 
 
+REPORTED_S = 0.2  # a task's status and revisions are published with the leader's heartbeats
+
+
 def revision(number: int) -> TaskSpec:
     return TASK.model_copy(update={"weight": float(number)})
 
@@ -683,7 +683,7 @@ def weighs(number: int) -> Callable[[TaskSpec], bool]:
 
 
 def test_the_last_five_revisions_are_on_the_broker_and_outlive_the_leader(world: World) -> None:
-    first = world.lead()
+    first = world.lead(heartbeat_interval_s=REPORTED_S)
     world.deploy(revision(1))
     world.hear(topics.TASK_REVISION, weighs(1))
     for number in range(2, 7):
@@ -693,7 +693,7 @@ def test_the_last_five_revisions_are_on_the_broker_and_outlive_the_leader(world:
     world.hear(topics.TASK_STATUS, lambda said: said.revisions == newest_first)
     world.stop(first)
     world.heard.clear()
-    later = world.lead(settle_s=0.5)
+    later = world.lead(settle_s=0.5, heartbeat_interval_s=REPORTED_S)
     world.deploy(revision(7))
     world.hear(topics.TASK_STATUS, lambda said: said.revisions == (revision(7).revision, *newest_first[:4]))
     world.hear_cleared(topics.TASK_REVISION, task="classify", revision=revision(2).revision)
@@ -706,9 +706,10 @@ def test_the_last_five_revisions_are_on_the_broker_and_outlive_the_leader(world:
 
 
 def test_a_new_spare_knows_the_revisions_that_are_older_than_itself(
-    memory: World, memory_broker: MemoryBroker, tmp_path: Path
+    memory: World, memory_broker: MemoryBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = memory.lead()
+    monkeypatch.setattr("orchestrator.leadership.standby.RECONNECT_S", 0.5)  # the leader ended: it won't connect
+    first = memory.lead(heartbeat_interval_s=REPORTED_S)
     memory.deploy(revision(1))
     memory.hear(topics.TASK_REVISION, weighs(1))
     memory.deploy(revision(2))
@@ -716,7 +717,7 @@ def test_a_new_spare_knows_the_revisions_that_are_older_than_itself(
     newest_first = tuple(revision(number).revision for number in (3, 2, 1))
     memory.hear(topics.TASK_STATUS, lambda said: said.revisions == newest_first)
     memory.folder = tmp_path / "spare"
-    spare = memory.lead()
+    spare = memory.lead(heartbeat_interval_s=REPORTED_S)
 
     def stored() -> bool:
         file = memory.folder / "tasks.json"

@@ -70,7 +70,7 @@ def standby(url: str, directory: Path) -> Iterator[None]:
             process.kill()
 
 
-@pytest.mark.parametrize("count", [20, 40])
+@pytest.mark.parametrize("count", [pytest.param(20, marks=pytest.mark.long), 40])
 def test_tasks_that_do_not_fit_change_no_leader_and_each_has_its_reason(count: int, tmp_path: Path) -> None:
     chance = random.Random(count)  # noqa: S311 - the same each time
     tasks = draw_tasks(count, chance)

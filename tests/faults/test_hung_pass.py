@@ -28,7 +28,7 @@ from broker.protocol.topics import (
 )
 from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
-from broker.transport.port import Outgoing
+from broker.transport.port import LinkUp, Outgoing
 from edge_agent.restart import EXIT_HUNG, VARIABLE
 from tests.builders import able, module, route, route_node
 from tests.one_node import is_ready, next_heartbeat, serve_one_node
@@ -78,6 +78,7 @@ class World:
         self.client = MqttTransport(parse_url(url), client_id=f"{name}-client", inbox=recorder)
         self.client.subscribe(f"{self.prefix}/#")
         self.client.start()
+        recorder.wait_for(LinkUp)  # nothing is published before
         command = [sys.executable, "-c", PROGRAM, url]
         self.process, *self.others = (
             subprocess.Popen([*command, device, name, str(hung_s)], env=environ) for device in (name, *others)
