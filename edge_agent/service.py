@@ -56,6 +56,7 @@ GIVE_BACK_S = 60.0  # between two returns of freed memory to the system; the nex
 FAREWELL_S = 10.0  # for the requests that an agent with a hung pass coordinates
 CLOSE_S = 3.0  # for both connections and the present pass, when the agent ends
 READ_AGAIN_AFTER_S = 1.0  # without a refused control message
+LOOK_AROUND_S = 0.02  # after an event, until the loop looks what else is due
 LONGEST_SLEEP_S = 0.5  # the loop turns at least this often, so that a hung loop differs from an idle one
 NOT_RECEIVED_LIFE_S = 1.0  # of the message to a coordinator that a device is not there; its retry covers the loss
 
@@ -142,6 +143,7 @@ class Agent:
         version = about.version if about else "unknown"
         self._reports = Reports(config.id, self._prefix, version=version, publish=self._control.publish)
         self._summary_at_s = -math.inf
+        self._look_around_at_s = -math.inf  # after an event; without one at each turn
         self._refused: Counter[TaskName] = Counter()  # requests that weren't read; only the network's thread adds to it
         self._log = log.bind(device=config.id)
 
@@ -202,16 +204,24 @@ class Agent:
 
     def _turn(self) -> None:
         due_s = self._state.next_deadline_s()
-        wait_s = LONGEST_SLEEP_S if due_s is None else min(LONGEST_SLEEP_S, max(0.0, due_s - time.monotonic()))
-        item = self._mailbox.get(wait_s)
+        due_s = math.inf if due_s is None else due_s
+        now_s = time.monotonic()
+        item = self._mailbox.get(max(0.0, min(LONGEST_SLEEP_S, due_s - now_s, self._look_around_at_s - now_s)))
         self._heart.progress += 1
         event = self._read(item) if isinstance(item, _FromLink) else item
         now_s = time.monotonic()
         if event is not None:
             self._handle(event, now_s)
-        due_s = self._state.next_deadline_s()
-        if due_s is not None and now_s >= due_s:
+        if now_s >= due_s:
             self._handle(events.Tick(), now_s)
+        if item is None or now_s >= self._look_around_at_s:
+            self._look_around_at_s = math.inf
+            self._look_around(now_s)
+        else:
+            self._look_around_at_s = min(self._look_around_at_s, now_s + LOOK_AROUND_S)
+
+    def _look_around(self, now_s: float) -> None:
+        """Do what is due by time and not by an event. It waits a little: events, and the compute thread, go first."""
         self._read_again_if_refused(now_s)
         self._sender.retry(now_s)
         if self._refused or self._is_overloaded:

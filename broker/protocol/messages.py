@@ -291,6 +291,27 @@ class Route(Message):
         """The seconds of each node on each device that can run it."""
         return {(name, each.device): each.compute_s for name, node in self.nodes.items() for each in node.devices}
 
+    def plan_on(self, devices: Mapping[NodeName, DeviceId]) -> Plan:
+        """The plan with these devices, one for each node. The requests of a task share few plans."""
+        chosen = tuple(devices[name] for name in self.nodes)
+        if (known := self._plans.get(chosen)) is not None:
+            return known
+        if len(self._plans) >= MAX_KNOWN_PLANS:
+            self._plans.clear()
+        nodes = {
+            name: PlannedNode(key=node.key, needs=node.needs, use=node.use, device=devices[name])
+            for name, node in self.nodes.items()
+        }
+        made = Plan.model_validate(
+            {"nodes": nodes, "output": self.output, "wire": self.wire, "revision": self.revision}
+        )
+        self._plans[chosen] = made
+        return made
+
+    @cached_property
+    def _plans(self) -> dict[tuple[DeviceId, ...], Plan]:
+        return {}
+
     @property
     def complete(self) -> bool:
         """Whether every node has a device."""

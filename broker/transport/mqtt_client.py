@@ -49,6 +49,7 @@ from broker.transport.publish_packet import Published, read_publish, write_publi
 
 GOODBYE_S = 0.25
 _READ_BYTES = 64 * 1024  # at a time
+_MOST_READ_BYTES = 256 * 1024  # of a packet that has more
 _FAILURE = 0x80
 _CONNACK_3_BYTES = 2  # of MQTT 3: without properties
 _ID_BYTES = 2
@@ -202,7 +203,7 @@ class MqttClient(paho.Client):
     def _sock_recv(self, bufsize: int) -> bytes:
         if not self._read:
             try:
-                self._read = memoryview(super()._sock_recv(_READ_BYTES))
+                self._read = memoryview(super()._sock_recv(max(_READ_BYTES, min(bufsize, _MOST_READ_BYTES))))
             except ssl.SSLError as error:
                 self.tls_error = error
                 raise

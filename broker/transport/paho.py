@@ -34,7 +34,7 @@ MAX_QUEUED = 1_000  # messages
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 RESERVE = 20_000  # small lasting messages beyond these: twice what the broker keeps for a client, 12 MB of refusals
 FIRST_RETRY_S = 0.1
-MOST_WRITTEN_NOW = 64 * 1024  # bytes of a packet; a larger one would take its publisher more time than it saves
+MOST_WRITTEN_NOW = 256 * 1024  # bytes of a packet; a larger one would take its publisher more time than it saves
 
 _log = structlog.get_logger(__name__)
 

@@ -14,7 +14,7 @@ from itertools import product
 from math import prod
 
 from broker.cost_model import OUTSIDE, Graph, Link, answer_s, finish_s
-from broker.protocol.messages import Plan, PlannedNode, Route, RouteDevice, RouteNode
+from broker.protocol.messages import Plan, Route, RouteDevice, RouteNode
 from broker.protocol.specs import DeviceId, NodeName
 
 PlanAndTime = tuple[Plan, float]
@@ -67,11 +67,7 @@ def choose_plan(
         chosen = _greedy(able, cost)
     else:
         chosen = {name: devices[0] for name, devices in able.items()}
-    nodes = {
-        name: PlannedNode(key=node.key, needs=node.needs, use=node.use, device=chosen[name].device)
-        for name, node in route.nodes.items()
-    }
-    return Plan(nodes=nodes, output=route.output, wire=route.wire, revision=route.revision), cost(chosen)[0]
+    return route.plan_on({name: device.device for name, device in chosen.items()}), cost(chosen)[0]
 
 
 def _able(node: RouteNode, kept: DeviceId | None, avoid: frozenset[DeviceId]) -> list[RouteDevice]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -352,6 +353,31 @@ def test_a_request_that_stays_on_its_device_is_neither_packed_nor_read_again(
     world.serve()
     assert world.ask(b"four").answer == {"bytes": 4}
     assert made == []
+
+
+def test_the_loop_looks_around_when_no_event_waits_and_not_between_an_event_and_its_pass(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[str] = []
+
+    def getting(*args: Any, really: Any = mailbox.Mailbox.get) -> Any:
+        item = really(*args)
+        turns.append("idle" if item is None else "event")
+        return item
+
+    def looking(agent: Agent, now_s: float, really: Any = Agent._look_around) -> None:
+        turns.append("look")
+        really(agent, now_s)
+
+    monkeypatch.setattr(service, "LOOK_AROUND_S", WAIT_S)
+    monkeypatch.setattr(mailbox.Mailbox, "get", getting)
+    monkeypatch.setattr(Agent, "_look_around", looking)
+    world = start()
+    world.serve()
+    world.ask()
+    until(lambda: turns[-1] == "look")
+    looks = [before for before, turn in pairwise(turns) if turn == "look"]
+    assert set(looks[1:]) == {"idle"}, "the first turn looks, too"
 
 
 def test_arrays_for_other_nodes_are_rounded_in_the_compute_thread(

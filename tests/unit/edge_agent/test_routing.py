@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from broker.cost_model import finish_s
-from broker.protocol.messages import Route, RouteDevice
+from broker.protocol.messages import MAX_KNOWN_PLANS, Route, RouteDevice
 from broker.protocol.specs import MAX_NODES
 from edge_agent.requests import routing
 from edge_agent.requests.routing import choose_plan
@@ -49,6 +49,25 @@ def test_independent_encoders_go_to_different_devices() -> None:
     plan, expected_s = choice
     assert plan.nodes["image-encoder"].device != plan.nodes["text-encoder"].device
     assert 1.0 < expected_s < 1.3
+
+
+def test_the_requests_of_a_route_share_a_plan_and_a_changed_route_makes_its_own() -> None:
+    known = two_encoders(everywhere())
+    first, second = (choose_plan(known, here="gw-a", input_bytes={"image": size, "text": 5}) for size in (10, 20))
+    assert first is not None
+    assert second is not None
+    assert first[0] is second[0]
+    changed = choose_plan(known.model_copy(update={"wire": "float16"}), here="gw-a", input_bytes={"image": 10})
+    assert changed is not None
+    assert (first[0].wire, changed[0].wire) == ("float32", "float16")
+
+
+def test_the_plans_that_a_route_remembers_are_bounded() -> None:
+    known = two_encoders(everywhere())
+    for number in range(3 * MAX_KNOWN_PLANS):
+        made = known.plan_on(dict.fromkeys(known.nodes, f"gw-{number}"))
+        assert {planned.device for planned in made.nodes.values()} == {f"gw-{number}"}
+        assert len(known._plans) <= MAX_KNOWN_PLANS
 
 
 def test_a_node_without_a_device_means_no_plan() -> None:

@@ -1,0 +1,89 @@
+"""The figures of the wire bench without a broker: what its ratios are made of, and when they hold."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Self
+
+import pytest
+
+from broker.protocol.codec import encode_tensors
+from s2m3.bench.wire import ends, measure
+
+
+class Hops:
+    """Hops of stated seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.prepared, self.taken = seconds, list[int](), 0
+
+    def prepare(self, size_bytes: int) -> None:
+        self.prepared.append(size_bytes)
+
+    def hop(self) -> float:
+        self.taken += 1
+        return self.seconds
+
+
+def test_a_row_has_both_kinds_of_hops_and_the_ratio_of_their_medians() -> None:
+    both = {"paho": Hops(0.001), "agents": Hops(0.0015)}
+    row = measure._row(both, 2048, 3, 10)  # type: ignore[arg-type]
+    assert [each.prepared for each in both.values()] == [[2048], [2048]]
+    assert [each.taken for each in both.values()] == [3 * (10 + measure.WARM_UP)] * 2
+    assert (row["ratio"], row["paho_s"]["p50"], row["agents_s"]["p95"]) == (1.5, 0.001, 0.0015)
+
+
+@pytest.mark.parametrize(("agents_s", "request_s", "holds"), [(1.2, 4.0, True), (1.3, 4.0, False), (1.2, 4.1, False)])
+def test_it_holds_when_each_hop_and_the_requests_do(
+    agents_s: float,
+    request_s: float,
+    holds: bool,  # noqa: FBT001 - a parameter
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Agents:
+        def __init__(self, url: str) -> None:
+            assert url.startswith("mqtt://")
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *exc: object) -> None:
+            pass
+
+        def ask(self) -> float:
+            return request_s
+
+    def hops(_: str, kind: str) -> Any:
+        return nullcontext(Hops(1.0 if kind == "paho" else agents_s))
+
+    class Broker:
+        url = "mqtt://unused"
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *exc: object) -> None:
+            pass
+
+    monkeypatch.setattr(measure, "Hops", hops)
+    monkeypatch.setattr(measure, "Agents", Agents)
+    monkeypatch.setattr(measure, "MosquittoBroker", Broker)
+    monkeypatch.setattr(measure, "_version", lambda _: "1")
+    found = measure.measure(brokers=("mosquitto",), sizes=(2048, 5_000_000), rounds=2, hops=10, progress=lambda _: None)
+    assert found["ok"] is holds
+    assert [row["bytes"] for row in found["brokers"]["mosquitto"]["hops"]] == [2048, 5_000_000]
+
+
+def test_paho_sends_as_many_bytes_as_an_agent() -> None:
+    arrays = {f"{ends.NEED}/{name}": each for name, each in ends.tensors_of(2048).items()}
+    assert ends.payload_bytes(2048) == len(encode_tensors(ends.message(7), arrays))
+    assert sum(each.nbytes for each in arrays.values()) == 2048
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("broker", ["mosquitto", "embedded"])
+def test_hops_and_requests_are_measured_on_a_real_broker(broker: Any) -> None:
+    found = measure.measure(brokers=(broker,), sizes=(2048, 300_000), rounds=1, hops=3, progress=lambda _: None)
+    at = found["brokers"][broker]
+    assert [row["paho_s"]["p50"] > 0 and row["agents_s"]["p50"] > 0 for row in at["hops"]] == [True, True]
+    assert at["request"]["request_s"]["p50"] > 0
