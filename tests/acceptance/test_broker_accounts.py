@@ -174,7 +174,10 @@ def test_a_new_certificate_of_the_broker_is_used_after_sighup(site: SecuredSite,
         assert client.refused is None
 
 
-def test_something_else_at_the_brokers_port_is_told_and_changes_nothing(site: SecuredSite, s2m3: Cli) -> None:
+def test_something_else_at_the_brokers_port_is_told_and_changes_nothing(
+    site: SecuredSite, s2m3: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.transport.dial.HANDSHAKE_S", 1.0)  # there is no handshake
     site.stop()
     before = site.setup.plugin_file.read_bytes()
     with socket.create_server((HOST, site.port)):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from broker.servers.access import Account, Role
+from s2m3.cli.main import main
 from s2m3.reference.pictures import picture
 from tests.patience import PATIENCE_S, until
 from tests.secured import SecuredSite
@@ -77,11 +79,11 @@ class Running:
                 process.wait(COMMAND_S)
 
     def s2m3(self, *arguments: str, who: str = "operator", expect: int | None = 0) -> str:
-        """Run a command with an account."""
-        command = [sys.executable, "-m", "s2m3", *arguments, "--connection", self.connection(who)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
-        assert expect is None or done.returncode == expect, done
-        return done.stdout
+        """Run a command with an account, in this process; a start of Python takes longer than most commands."""
+        with redirect_stdout(io.StringIO()) as printed:
+            code = main([*arguments, "--connection", self.connection(who)])
+        assert expect is None or code == expect, (arguments, printed.getvalue())
+        return printed.getvalue()
 
     def status(self, who: str = "operator") -> Any:
         """The document of ``s2m3 status --json``."""

@@ -15,6 +15,7 @@ from broker.transport.connection import parse_url
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery
 from edge_agent.config import AgentConfig
+from edge_agent.device import link_probe
 from edge_agent.device.profile import ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S
 from edge_agent.service import Agent
 from tests.builders import uncalibrated_store
@@ -29,11 +30,16 @@ SLOW_BYTES_PER_S = 1e6  # each way: less than a tenth of what is assumed
 
 
 @pytest.fixture
-def measured(mosquitto_url: str, unique_prefix: str, make_recorder: Any, patience_s: float) -> Iterator[Any]:
+def measured(
+    mosquitto_url: str, unique_prefix: str, make_recorder: Any, patience_s: float, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
     """Starts an agent whose link is at a url, and gives the first profile that isn't the assumed one."""
     running: list[tuple[Agent, threading.Thread]] = []
     received = make_recorder()
     observer = MqttTransport(parse_url(mosquitto_url), client_id=f"{unique_prefix}-observer", inbox=received)
+
+    monkeypatch.setattr(link_probe, "FIRST_S", 0.1)  # between rounds nothing happens
+    monkeypatch.setattr(link_probe, "FIRST_GAP_S", 0.1)
 
     def start(url: str, **stated: float) -> DeviceProfile:
         config = AgentConfig.model_validate({"id": unique_prefix, "broker": url, "site": unique_prefix} | stated)

@@ -611,7 +611,11 @@ def test_heartbeats_and_the_loop_go_on_while_a_module_is_calibrated(start: Calla
     world.heartbeat(lambda seen: state_of(seen) == "ready")
 
 
-def test_the_link_is_measured_over_the_broker_and_announced_with_the_profile(start: Callable[..., World]) -> None:
+def test_the_link_is_measured_over_the_broker_and_announced_with_the_profile(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.device.link_probe.FIRST_S", 0.1)  # between rounds nothing happens
+    monkeypatch.setattr("edge_agent.device.link_probe.FIRST_GAP_S", 0.1)
     world = start()
     topic = DEVICE_STATE.at(PREFIX, device="gw-a")
 
