@@ -32,7 +32,9 @@ ANSWER = RESULTS.at(PREFIX, client="cam-1", request="1")
 
 @pytest.fixture
 def site(start_mosquitto: StartMosquitto, tmp_path: Path) -> Iterator[SmallSite]:
+    """A site whose agent has subscribed: none of a test's requests is lost, or comes later, as a retained one."""
     with small_site(start_mosquitto().url, tmp_path / "state") as found:
+        assert found.answers()
         yield found
 
 
@@ -96,7 +98,6 @@ def test_a_retained_request_is_answered_once_and_cleared_by_the_next_leader(
     site: SmallSite, sensor: Transport, recorder: Any, tmp_path: Path
 ) -> None:
     other = RESULTS.at(PREFIX, client="cam-2", request="1")
-    assert site.answers()  # the agent has subscribed: to a new subscription, Mosquitto 2.0.11 sends what it retains
     sensor.publish(Outgoing(REQUESTS, PICTURE, response_topic=other, expiry_s=3_000, retain=True))
     sensor.publish(Outgoing(NAMED, PICTURE, expiry_s=3_000, retain=True))
     recorder.wait_for(lambda event: isinstance(event, Delivery) and "/cam-" in event.topic, count=2)
