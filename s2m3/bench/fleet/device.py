@@ -9,7 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from broker.protocol.messages import About, Assignment, DeviceProfile, DeviceState, Heartbeat, HeldModule
+from broker.protocol.messages import (
+    About,
+    Assignment,
+    DeviceProfile,
+    DeviceState,
+    Heartbeat,
+    HeldModule,
+    OutputCacheUse,
+)
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleSpec
 
 CHANGING = 0.01  # of the values in a heartbeat change each second
@@ -18,6 +26,7 @@ DRIFT = 0.05  # a measured time is that of the device's speed, give or take this
 _ABOUT = About(
     version="0.1.0", host="simulated", machine="aarch64", cpu="simulated", python="3.11.7", engines=("torch",)
 )
+_CACHE = OutputCacheUse(limit_bytes=2**24, used_bytes=2**23, outputs=1_000, hits=100_000, computed=1_000_000)
 
 
 class SimulatedDevice:
@@ -42,7 +51,9 @@ class SimulatedDevice:
         self._cached = {key: self._measured_s(module) for key, module in (cached or {}).items()}
         self._ready_at_s: dict[ModuleKey, float] = {}
         self._specs: dict[ModuleKey, ModuleSpec] = {}
-        self._heartbeat = Heartbeat(session=0, seq=0, epoch=0, generation=0, memory_bytes=spec.memory_bytes)
+        self._heartbeat = Heartbeat(
+            session=0, seq=0, epoch=0, generation=0, memory_bytes=spec.memory_bytes, output_cache=_CACHE
+        )
 
     @property
     def id(self) -> DeviceId:

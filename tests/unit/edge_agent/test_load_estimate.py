@@ -162,6 +162,13 @@ def test_a_failed_pass_is_not_measured() -> None:
     assert state.measured_s == {ENCODER.key: 2.0}
 
 
+def test_a_node_that_took_a_kept_output_is_not_measured() -> None:
+    state = front(("gw-a",))
+    decide(state, Ran(the_run(ask(state, 1, 0.0)).run, features(), None, 0.0, 2.0), 2.0)
+    decide(state, Ran(the_run(ask(state, 2, 3.0)).run, features(), None, 3.0, 0.001, cached=True), 3.0)
+    assert state.measured_s == {ENCODER.key: 2.0}
+
+
 def test_an_unloaded_module_leaves_no_measurement() -> None:
     state = front(("gw-a",))
     decide(state, Ran(the_run(ask(state, 1, 0.0)).run, features(), None, 0.0, 2.0), 2.0)

@@ -21,6 +21,7 @@ from edge_agent.events import (
     PublishTrace,
     Ran,
     Received,
+    Reply,
     Run,
     Send,
     SendHeartbeat,
@@ -149,6 +150,15 @@ def test_an_error_has_its_code_and_names_the_nodes_that_did_not_finish() -> None
 def test_a_refused_request_has_a_trace_without_nodes() -> None:
     trace = traced(decide(agent("gw-a"), requested("t"), 1.0))
     assert (trace.outcome, trace.nodes, trace.total_s) == ("no_route", {}, 0.0)
+
+
+def test_a_node_that_took_the_output_of_equal_work_says_so_in_its_answer_and_in_the_trace() -> None:
+    state = agent("gw-a", ENCODER, routes=[encoder_route("t")])
+    run = only(decide(state, requested("t"), 0.0), Run)
+    actions = decide(state, Ran(run.run, Output({}, {"label": "a"}), None, 0.1, 0.001, cached=True), 0.2)
+    (timing,) = only(actions, Reply).result.timings
+    node = traced(actions).nodes["encoder"]
+    assert (timing.cached, node.cache_hit, node.compute_s) == (True, True, 0.001)
 
 
 def test_an_output_that_was_kept_is_a_cache_hit_without_compute() -> None:
