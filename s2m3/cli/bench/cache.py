@@ -38,12 +38,12 @@ def _show(found: dict[str, Any]) -> None:
     settings, printed = found["settings"], console()
     tasks = ", ".join(settings["tasks"])
     title = f"{settings['frames']} frames, each to {len(settings['tasks'])} tasks at once ({tasks}); medians of a frame"
-    columns = ("seconds to the last answer", "compute seconds", "one encoding", "all other nodes")
+    columns = ("ms to the last answer", "ms of one task alone", "compute ms", "one encoding", "all other nodes")
     made = table("cache", *columns, title=title, right=columns)
     sites = {"off": found["without_cache"], "on": found["with_cache"]}
     for name, site in sites.items():
-        figures = (site[each] for each in ("seconds", "compute_s", "one_encoding_s", "other_nodes_s"))
-        made.add_row(name, *(f"{each:.4f}" for each in figures))
+        keys = ("seconds", "seconds_of_one_task", "compute_s", "one_encoding_s", "other_nodes_s")
+        made.add_row(name, *(f"{1000 * site[each]:.1f}" for each in keys))
     printed.print(made)
     counts = ("nodes", "computed, cache off", "computed, cache on")
     made = table("module", *counts, title="all frames, with those of the warm-up", right=counts)
