@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from edge_agent.device.measurements import Measurements, setting  # noqa: PLC0415 - the same
     from edge_agent.device.pass_note import note_of, report_crashes  # noqa: PLC0415 - the same
     from edge_agent.device.profile import profile  # noqa: PLC0415 - the same
-    from edge_agent.runtime.output_cache import OutputCache, slice_of  # noqa: PLC0415 - the same
+    from edge_agent.runtime.output_cache import with_cache  # noqa: PLC0415 - the same
     from edge_agent.runtime.runner import Runner  # noqa: PLC0415 - the same
     from edge_agent.runtime.store import Store  # noqa: PLC0415 - the same
     from edge_agent.service import Agent  # noqa: PLC0415 - the same
@@ -62,9 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     accelerator = chosen(config.accelerator)
     batch = config.batch or (accelerator.batch if accelerator else CPU_BATCH)
     runner = Runner(threads=config.threads, batch=batch, device=accelerator.device if accelerator else "cpu")
-    offered = profile(config, accelerator=accelerator)
-    cache = OutputCache(slice_of(config.cache, offered.memory_bytes))
-    offered = offered.model_copy(update={"memory_bytes": offered.memory_bytes - cache.limit_bytes})
+    measured_profile = profile(config, accelerator=accelerator)
+    offered, cache = with_cache(measured_profile, config.cache, beside=accelerator is not None)
     directory = Path(config.state_dir).expanduser() if config.state_dir else STATE_DIR
     allow(config.weights)
     record_in(Recorded(directory / f"{config.id}.weights.json"))

@@ -24,7 +24,7 @@ import numpy as np
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import BadFile
-from broker.protocol.messages import OutputCacheUse
+from broker.protocol.messages import DeviceProfile, OutputCacheUse
 from broker.protocol.specs import ModuleKey
 from edge_agent.modules import Output, Value
 
@@ -36,20 +36,6 @@ ARRAY_BYTES = 256  # of an array, beside its elements
 
 Work = tuple[ModuleKey, bytes]
 """A module, and the digest of its use and of the values that it takes."""
-
-
-def slice_of(stated: int | None, memory_bytes: int) -> int:
-    """The size of a device's cache: as the operator states it, or else a small slice of its memory for modules.
-
-    Raises:
-        BadFile: it leaves no memory for modules.
-    """
-    if stated is None:
-        return min(DEFAULT_MOST_BYTES, int(memory_bytes * DEFAULT_SHARE))
-    if stated >= memory_bytes:
-        problem = f"must be less than the {memory_bytes} bytes of `memory`, of which it is a part, got {stated}"
-        raise BadFile(file="agent", field="cache", problem=problem, fix="lower it; 0 turns the cache off")
-    return stated
 
 
 def work_of(key: ModuleKey, use: str | None, values: Sequence[Value]) -> Work:
@@ -144,3 +130,24 @@ class OutputCache:
     def _remove(self, work: Work) -> None:
         if known := self._kept.pop(work, None):
             self._bytes -= known.size_bytes
+
+
+def with_cache(offered: DeviceProfile, stated: int | None, *, beside: bool) -> tuple[DeviceProfile, OutputCache]:
+    """A device's profile with the memory that its cache leaves for modules, and the cache.
+
+    Args:
+        offered: with all its memory.
+        stated: the cache's bytes as the operator states them; None: a small slice of the memory.
+        beside: modules are in a card's memory, and outputs in the machine's beside it: nothing is taken off.
+
+    Raises:
+        BadFile: the cache leaves no memory for modules.
+    """
+    memory_bytes = offered.memory_bytes
+    default_bytes = DEFAULT_MOST_BYTES if beside else min(DEFAULT_MOST_BYTES, int(memory_bytes * DEFAULT_SHARE))
+    limit_bytes = default_bytes if stated is None else stated
+    if not beside and limit_bytes >= memory_bytes:
+        problem = f"must be less than the {memory_bytes} bytes of `memory`, of which it is a part, got {limit_bytes}"
+        raise BadFile(file="agent", field="cache", problem=problem, fix="lower it; 0 turns the cache off")
+    left_bytes = memory_bytes if beside else memory_bytes - limit_bytes
+    return offered.model_copy(update={"memory_bytes": left_bytes}), OutputCache(limit_bytes)

@@ -22,9 +22,10 @@ from edge_agent.runtime.output_cache import (
     OutputCache,
     Work,
     size_of,
-    slice_of,
+    with_cache,
     work_of,
 )
+from tests.builders import profile
 
 KEY = "sha256:1"
 
@@ -192,15 +193,22 @@ def test_without_a_size_nothing_is_digested_kept_or_told() -> None:
     ("stated", "memory_bytes", "expected"),
     [(None, 100_000_000, 2_000_000), (None, 2**40, DEFAULT_MOST_BYTES), (None, 10, 0), (0, 100, 0), (99, 100, 99)],
 )
-def test_the_slice_is_as_stated_or_a_small_share_of_the_memory(
+def test_the_cache_is_a_part_of_the_memory_as_stated_or_a_small_share(
     stated: int | None, memory_bytes: int, expected: int
 ) -> None:
-    assert slice_of(stated, memory_bytes) == expected
+    offered, cache = with_cache(profile(memory_bytes), stated, beside=False)
+    assert (cache.limit_bytes, offered.memory_bytes) == (expected, memory_bytes - expected)
 
 
-def test_a_slice_that_leaves_nothing_for_modules_is_refused() -> None:
+@pytest.mark.parametrize(("stated", "expected"), [(None, DEFAULT_MOST_BYTES), (0, 0), (2**40, 2**40)])
+def test_beside_a_cards_memory_nothing_is_taken_off(stated: int | None, expected: int) -> None:
+    offered, cache = with_cache(profile(100), stated, beside=True)
+    assert (cache.limit_bytes, offered.memory_bytes) == (expected, 100)
+
+
+def test_a_cache_that_leaves_nothing_for_modules_is_refused() -> None:
     with pytest.raises(BadFile, match=r"cache: must be less than the 100 bytes of `memory`.*0 turns the cache off"):
-        slice_of(100, 100)
+        with_cache(profile(100), 100, beside=False)
 
 
 class CacheMachine(RuleBasedStateMachine):
