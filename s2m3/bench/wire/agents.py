@@ -8,7 +8,7 @@ keep no output for the next request (``cache: 0``). This benchmark plays the orc
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from multiprocessing import get_context
 from threading import Event
@@ -20,16 +20,16 @@ import structlog
 from broker.client import Client
 from broker.protocol.codec import RawInput, encode
 from broker.protocol.messages import AssignedModule, Assignment, DeviceProfile, Route, RouteDevice, RouteNode
-from broker.protocol.specs import InputSpec, ModuleSpec
+from broker.protocol.specs import DeviceId, InputSpec, ModuleSpec
 from broker.protocol.topics import DEVICE_ASSIGNMENT, TASK_ROUTE, prefix_of
 from broker.transport.connect import connect
-from broker.transport.connection import parse_url
-from broker.transport.port import LinkEvent, LinkUp, Outgoing
+from broker.transport.connection import Connection, parse_url
+from broker.transport.port import LinkEvent, LinkUp, MakeTransport, Outgoing
 from edge_agent.config import AgentConfig
 from edge_agent.device.calibration import Calibration
 from edge_agent.device.measurements import Measurements
 from edge_agent.modules import Module, Output, Pass, Prepared, RequestSteps
-from edge_agent.runtime.runner import Runner
+from edge_agent.runtime.runner import Ended, Runner
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from s2m3.testbed.observer import Observer
@@ -60,12 +60,11 @@ class _Steps:
 
 
 class _NoCost(Runner):
-    """Gives the output of a node at once."""
+    """Gives the outputs of a node at once."""
 
-    def run(self, module: Module, *_: object, **__: object) -> Output:
-        if module.network == HEAD:
-            return Output({}, {"label": "a cat"})
-        return Output({"features": FEATURES})
+    def run_all(self, module: Module, many: Sequence[object], *_: object, **__: object) -> Iterator[list[Ended]]:
+        output = Output({}, {"label": "a cat"}) if module.network == HEAD else Output({"features": FEATURES})
+        yield [Ended(index, output, 0.0) for index in range(len(many))]
 
 
 def _spec(node: str) -> ModuleSpec:
@@ -78,15 +77,21 @@ def _load(spec: ModuleSpec) -> Module:
     return Module(spec.family.removeprefix("bench."), {None: Pass(steps, lambda *_: {})})
 
 
-def _serve(url: str, device: str) -> None:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    connection, runner = parse_url(url), _NoCost()
+def agent_of(device: DeviceId, connection: Connection, make_transport: MakeTransport = connect) -> Agent:
+    """The agent of one of the three devices."""
+    runner = _NoCost()
     calibration = Calibration(Measurements(), runner=runner, resident_bytes=lambda: None, free_bytes=lambda: None)
     store = Store(PROFILE.memory_bytes, _load, calibration=calibration)
     config = AgentConfig(
         id=device, cache=0, latency_s=PROFILE.latency_s, bandwidth_bits_per_s=PROFILE.bandwidth_bits_per_s
     )
-    Agent(config, profile=PROFILE, store=store, runner=runner, connections=(connection, connection)).run()
+    both = connection, connection
+    return Agent(config, profile=PROFILE, store=store, runner=runner, connections=both, make_transport=make_transport)
+
+
+def _serve(url: str, device: DeviceId) -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    agent_of(device, parse_url(url)).run()
 
 
 def _route() -> Route:
@@ -109,6 +114,15 @@ def _route() -> Route:
         output="head",
         front_door=(FRONT_DOOR,),
     )
+
+
+def orders() -> list[Outgoing]:
+    """The messages that an orchestrator retains: the assignments and the route."""
+    given = []
+    for node, device in NODES.items():
+        wanted = Assignment(epoch=1, generation=1, modules=(AssignedModule(module=node, spec=_spec(node)),))
+        given.append(Outgoing(DEVICE_ASSIGNMENT.at(PREFIX, device=device), encode(wanted), retain=True))
+    return [*given, Outgoing(TASK_ROUTE.at(PREFIX, task=TASK), encode(_route()), retain=True)]
 
 
 class Agents:
@@ -153,7 +167,7 @@ class Agents:
         return response.latency_s
 
     def _retain(self) -> None:
-        """Publish what an orchestrator retains: the assignments and the route."""
+        """Publish the orders."""
         up = Event()
 
         def hear(event: LinkEvent) -> None:
@@ -164,11 +178,8 @@ class Agents:
         transport.start()
         if not up.wait(READY_S):
             raise SiteFailed("the broker doesn't answer")
-        for node, device in NODES.items():
-            wanted = Assignment(epoch=1, generation=1, modules=(AssignedModule(module=node, spec=_spec(node)),))
-            topic = DEVICE_ASSIGNMENT.at(PREFIX, device=device)
-            transport.publish(Outgoing(topic, encode(wanted), retain=True))
-        transport.publish(Outgoing(TASK_ROUTE.at(PREFIX, task=TASK), encode(_route()), retain=True))
+        for order in orders():
+            transport.publish(order)
         transport.close()
 
     def _require(self, holds: Callable[[Observer], bool], otherwise: str) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from typing import Any, Self
 
 import pytest
 
+from broker.client import Client
+from broker.protocol import topics
 from broker.protocol.codec import encode_tensors
-from s2m3.bench.wire import ends, measure
+from broker.transport.connection import parse_url
+from broker.transport.memory import MemoryBroker
+from broker.transport.port import Delivery, LinkEvent
+from edge_agent import wire
+from s2m3.bench.wire import agents, ends, measure
+from tests.patience import PATIENCE_S
 
 
 class Hops:
@@ -78,6 +86,44 @@ def test_paho_sends_as_many_bytes_as_an_agent() -> None:
     arrays = {f"{ends.NEED}/{name}": each for name, each in ends.tensors_of(2048).items()}
     assert ends.payload_bytes(2048) == len(encode_tensors(ends.message(7), arrays))
     assert sum(each.nbytes for each in arrays.values()) == 2048
+
+
+def test_three_agents_serve_the_task_and_pack_each_message_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[str] = []
+
+    def packing(message: Any, tensors: Any, really: Any = encode_tensors) -> Any:
+        packed.append(message.node)
+        return really(message, tensors)
+
+    monkeypatch.setattr(wire, "encode_tensors", packing)
+    broker = MemoryBroker()
+    heard: list[str] = []
+
+    def hear(event: LinkEvent) -> None:
+        if isinstance(event, Delivery):
+            heard.append(event.topic.rpartition("/")[2])
+
+    operator = broker.connect(client_id="operator", inbox=hear)
+    operator.subscribe(topics.TENSORS.filter(agents.PREFIX))
+    operator.start()
+    for order in agents.orders():
+        operator.publish(order)
+    each = [agents.agent_of(name, parse_url("mqtt://unused"), broker.connect) for name in agents.NODES.values()]
+    threads = [threading.Thread(target=agent.run) for agent in each]
+    for thread in threads:
+        thread.start()
+    try:
+        inputs = {"image": agents.IMAGE, "text": agents.TEXT}
+        with Client("mqtt://unused", make_transport=broker.connect) as sensor:
+            response = sensor.request(agents.TASK, inputs, deadline_s=PATIENCE_S)
+            assert response.result.answer == {"label": "a cat"}
+    finally:
+        for agent in each:
+            agent.stop()
+        for thread in threads:
+            thread.join()
+    assert sorted(heard) == sorted(packed), "with each attempt, if a busy machine makes several"
+    assert set(packed) >= {"image-encoder", "text-encoder", "head"}
 
 
 @pytest.mark.long
