@@ -15,11 +15,15 @@ Rules:
   scheduled, the one that can start first goes next (ties: the longer compute, then the smaller name). It starts when
   all that it needs has arrived and its device is free. The latency ends when the answer is at the source;
 - *may run*: a task's nodes run only on a device that the task's ``devices`` and the device's ``tasks`` both allow;
-- *may hold*: a device can take a copy of a module if the module fits into its whole memory, and all tasks that the copy
-  serves may run there. A module that several tasks share has one copy, if any device may hold it for all of them.
-  Otherwise it has further copies, each for some of the tasks. So it may stand wherever one of its tasks may run;
-- *memory*: a module needs ``memory_bytes`` on a device, which depends on the device: its engine runs one of the
-  module's variants;
+- *variant*: a device runs a module by the first of its ``engines`` that can: the engine of the module's family runs its
+  own weights, another one a variant that the module lists (``variants``), and onnx also an export that the device has
+  (``exports``). The module's identity and its seconds are the same, whatever the variant; ``memory_bytes`` is that of
+  the variant. A device none of whose engines can run a module never holds it;
+- *may hold*: a device can take a copy of a module if it can run one in some variant, has the whole memory for it, and
+  all tasks that the copy serves may run there. A module that several tasks share has one copy, if any device may hold
+  it for all of them. Otherwise it has further copies, each for some of the tasks. So it may stand wherever one of its
+  tasks may run;
+- *memory*: a module needs ``memory_bytes`` on a device: those of the variant that the device runs;
 - a placement may be partial: a node without a device neither delays nor costs, so that unfinished placements can be
   compared.
 """
@@ -29,9 +33,19 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, NodeName, TaskName, TaskSpec
+from broker.protocol.specs import (
+    DeviceId,
+    DeviceSpec,
+    ModuleKey,
+    ModuleName,
+    ModuleSpec,
+    NodeName,
+    TaskName,
+    TaskSpec,
+    Variant,
+)
 
 
 class Link(NamedTuple):
@@ -67,9 +81,47 @@ def compute_s(device: DeviceSpec, name: ModuleName, module: ModuleSpec) -> float
     return measured or module.flops / device.compute_flops_per_s
 
 
-def memory_bytes(module: ModuleSpec, device: DeviceSpec) -> int:  # noqa: ARG001 - of the variant that its engine runs
-    """The bytes that a module needs on a device. Every module has one variant, so the device makes no difference."""
-    return module.memory_bytes
+class RunsModules(Protocol):
+    """A device, as far as it says what it can run: a ``DeviceSpec``, or the profile of a birth."""
+
+    @property
+    def engines(self) -> Sequence[str]:
+        """In order of preference."""
+
+    @property
+    def exports(self) -> Mapping[ModuleKey, int]:
+        """The modules that its models directory holds for the engine onnx, each with its bytes in memory."""
+
+
+class Runnable(NamedTuple):
+    """The form in which a device runs a module. Without a ``variant`` it is the module's own, or the device's export.
+
+    ``key`` is the identity of these weights; None for an export, which only its device knows.
+    """
+
+    engine: str
+    memory_bytes: int
+    key: str | None
+    variant: Variant | None = None
+
+
+def runnable(module: ModuleSpec, device: RunsModules) -> Runnable | None:
+    """The form in which a device runs a module: that of its first engine that can; None if none can."""
+    for engine in device.engines:
+        if engine == module.engine:
+            return Runnable(engine, module.memory_bytes, module.measured_key)
+        for variant in module.variants:
+            if variant.engine == engine:
+                return Runnable(engine, variant.memory_bytes, variant.key, variant)
+        if engine == "onnx" and module.measured_key in device.exports:
+            return Runnable(engine, device.exports[module.measured_key], None)
+    return None
+
+
+def memory_bytes(module: ModuleSpec, device: RunsModules) -> int:
+    """The bytes that a module needs on a device; those of its own weights where no engine can run it."""
+    form = runnable(module, device)
+    return module.memory_bytes if form is None else form.memory_bytes
 
 
 def may_run(task: TaskSpec, device: DeviceSpec) -> bool:
@@ -79,8 +131,10 @@ def may_run(task: TaskSpec, device: DeviceSpec) -> bool:
 
 
 def may_hold(module: ModuleSpec, device: DeviceSpec, tasks: Iterable[TaskSpec]) -> bool:
-    """Whether a device can hold a copy of a module in its whole memory, and may, for all tasks that the copy serves."""
-    return memory_bytes(module, device) <= device.memory_bytes and all(may_run(task, device) for task in tasks)
+    """Whether a device can run a copy of a module, has the memory for it, and may, for all tasks that it serves."""
+    form = runnable(module, device)
+    fits = form is not None and form.memory_bytes <= device.memory_bytes
+    return fits and all(may_run(task, device) for task in tasks)
 
 
 class Graph:

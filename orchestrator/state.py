@@ -21,8 +21,8 @@ from orchestrator.membership.failure_detector import Cluster
 from orchestrator.membership.quarantine import Quarantine
 from orchestrator.placement.routes import Fence
 from orchestrator.planner.copies import FurtherCopies, copy_key, original_key, with_further_copies
+from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.plans import Plan
-from orchestrator.planner.problem import distinct_modules
 from orchestrator.planner.spares import NO_SPARES, Spares
 
 Role = Literal["active", "standby"]

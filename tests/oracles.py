@@ -7,7 +7,7 @@ that the search takes the cost model's word for the cost of one placement.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from broker.cost_model import latency_s, source_of
@@ -150,19 +150,20 @@ def may_run(task: TaskSpec, device: DeviceSpec) -> bool:
     )
 
 
+ENGINE_OF = {"onnx.kind": "onnx", "whisper_ctranslate2.kind": "ctranslate2"}
 Copies = dict[str, dict[ModuleKey, int]]
 """For each task the number of the copy of each module that it uses, from 1."""
-Size = Callable[[ModuleSpec, DeviceSpec], int]
 
 
-def own_size(module: ModuleSpec, _device: DeviceSpec) -> int:
-    """The bytes of a module: the same on every device."""
-    return module.memory_bytes
+def size_of(module: ModuleSpec, device: DeviceSpec) -> int | None:
+    """The bytes of a module on a device, by the first of its engines that has a form of it; None: it can't run it."""
+    forms: dict[str, int] = {"onnx": device.exports[module.key]} if module.key in device.exports else {}
+    forms |= {variant.engine: variant.memory_bytes for variant in module.variants}
+    forms[ENGINE_OF.get(module.family, "torch")] = module.memory_bytes
+    return next((forms[engine] for engine in device.engines if engine in forms), None)
 
 
-def copies_of(
-    devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], *, barred: Bars | None = None, size: Size = own_size
-) -> Copies:
+def copies_of(devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], *, barred: Bars | None = None) -> Copies:
     """Which copies of modules are needed, so that every task can use one where it may run."""
     largest = {key: module for key, (_, module) in distinct_modules(tasks).items()}
     groups: dict[ModuleKey, list[tuple[list[str], set[DeviceId]]]] = {}
@@ -170,8 +171,9 @@ def copies_of(
         may = [device for device in devices if may_run(task, device)]
         for module in (largest[task.module_of(node).key] for node in task.nodes):
             bars = (barred or {}).get(module.key, {})
-            hold = {d.id for d in may if size(module, d) <= d.memory_bytes and d.id not in bars}
-            hold = hold or {device.id for device in may}
+            sizes = [(d, size) for d in may if (size := size_of(module, d)) is not None]
+            hold = {d.id for d, size in sizes if size <= d.memory_bytes and d.id not in bars}
+            hold = hold or {device.id for device, _ in sizes}
             known = groups.setdefault(module.key, [])
             if any(task.task in names for names, _ in known):
                 continue
@@ -212,26 +214,27 @@ def counted_s(
 
 
 def exhaustive(
-    devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], *, barred: Bars | None = None, size: Size = own_size
+    devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], *, barred: Bars | None = None
 ) -> tuple[dict[ModuleKey, DeviceId], float] | None:
     """The cheapest placement and its objective in seconds, or None when no placement fits."""
-    return min(placements(devices, tasks, barred=barred, size=size), key=lambda found: found[1], default=None)
+    return min(placements(devices, tasks, barred=barred), key=lambda found: found[1], default=None)
 
 
 def placements(
-    devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], *, barred: Bars | None = None, size: Size = own_size
+    devices: Sequence[DeviceSpec], tasks: Sequence[TaskSpec], *, barred: Bars | None = None
 ) -> Iterator[tuple[dict[ModuleKey, DeviceId], float]]:
     """Every placement that fits, with its objective in seconds.
 
     These are up to ``len(devices)`` to the power of the number of copies: for some ten thousand, not for a fleet.
     """
-    copies = copies_of(devices, tasks, barred=barred, size=size)
+    copies = copies_of(devices, tasks, barred=barred)
     modules = {key: module for key, (_, module) in distinct_modules(tasks).items()}
     able: dict[ModuleKey, dict[DeviceId, int]] = {}
     for task in tasks:
         for key, number in copies[task.task].items():
             bars = (barred or {}).get(key, {})
-            may = {d.id: size(modules[key], d) for d in devices if may_run(task, d) and d.id not in bars}
+            allowed = [d for d in devices if may_run(task, d) and d.id not in bars]
+            may = {d.id: size for d in allowed if (size := size_of(modules[key], d)) is not None}
             known = able.setdefault(key_of((key, number)), may)
             able[key_of((key, number))] = {name: bytes_ for name, bytes_ in known.items() if name in may}
     for where in _fitting(able, {device.id: device.memory_bytes for device in devices}):

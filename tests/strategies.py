@@ -11,12 +11,19 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
+from broker.protocol.engines import DEFAULT_ENGINES, Engine, engine_of
+from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec, Variant
 
 PARTS = [f"part-{number}" for number in range(5)]
 DEVICES = "abcde"
 TASKS = [f"task-{number}" for number in range(4)]
 DIGESTS = ["sha256:" + character * 64 for character in "01"]
+RUN_ALL: list[tuple[Engine, ...]] = [
+    DEFAULT_ENGINES,
+    ("onnx", "torch", "ctranslate2"),
+    ("torch", "onnx", "ctranslate2"),
+]
+RUN_SOME: list[tuple[Engine, ...]] = [("onnx", "ctranslate2"), ("onnx",), ("torch",), ()]
 Instance = tuple[list[DeviceSpec], list[TaskSpec]]
 
 
@@ -31,19 +38,35 @@ def _sources(draw: st.DrawFn, part: str) -> Source | None:
 
 
 @st.composite
-def modules(draw: st.DrawFn) -> dict[str, ModuleSpec]:
-    """A module for each of the parts; some are the same module by their digest."""
+def _variants(draw: st.DrawFn, part: str, family: str) -> tuple[Variant, ...]:
+    """No variant, or one for an engine that doesn't run the module's own weights."""
+    if engine_of(family) == "onnx" or draw(st.booleans()):
+        return ()
+    source = Source(hub="some/export", part=part)
+    digest = draw(st.sampled_from([None, DIGESTS[0]]))
+    return (Variant(engine="onnx", source=source, digest=digest, memory_bytes=draw(st.integers(1, 100))),)
+
+
+@st.composite
+def modules(draw: st.DrawFn, *, constrained: bool = False) -> dict[str, ModuleSpec]:
+    """A module for each of the parts; some are the same module by their digest.
+
+    ``constrained``: some have weights that torch doesn't run.
+    """
+    kinds = ["any.kind", "any.kind", "other.kind", *(["onnx.kind", "whisper_ctranslate2.kind"] if constrained else [])]
+    families = {part: draw(st.sampled_from(kinds)) for part in PARTS}
     return {
         part: ModuleSpec(
-            family=draw(st.sampled_from(["any.kind", "other.kind"])),
+            family=family,
             source=draw(_sources(part)),
             dtype=draw(st.sampled_from(["float32", "float16", "bfloat16", "int8"])),
             memory_bytes=draw(st.integers(1, 100)),
             flops=draw(st.sampled_from([1e6, 1e9, 5e9, 2e10])),
             output_bytes=draw(st.sampled_from([1, 1_000, 1_001, 1_000_000])),
             digest=draw(st.sampled_from([None, None, None, *DIGESTS])),
+            variants=draw(_variants(part, family)),
         )
-        for part in PARTS
+        for part, family in families.items()
     }
 
 
@@ -101,9 +124,11 @@ def fleets(
 ) -> list[DeviceSpec]:
     """Up to ``most`` devices; some have measured some modules, by name or by key.
 
-    ``constrained``: a device may name the tasks that it may serve. ``mixed``: it may be on only sometimes.
+    ``constrained``: a device may name the tasks that it may serve, and its engines may run only some modules.
+    ``mixed``: it may be on only sometimes.
     """
-    labels = [*PARTS, *(f"my-{part}" for part in PARTS), *(module.key for module in known.values())]
+    keys = [module.key for module in known.values()]
+    labels = [*PARTS, *(f"my-{part}" for part in PARTS), *keys]
     return [
         DeviceSpec(
             id=name,
@@ -114,6 +139,8 @@ def fleets(
             compute_s=draw(st.dictionaries(st.sampled_from(labels), st.sampled_from([0.01, 0.5]), max_size=3)),
             tasks=draw(_some_of(TASKS, least=0)) if constrained else None,
             availability=draw(st.sampled_from(["always", "sometimes"])) if mixed else "always",
+            engines=draw(st.sampled_from([*RUN_ALL, *RUN_SOME] if constrained else RUN_ALL)),
+            exports=draw(st.dictionaries(st.sampled_from(keys), st.integers(1, 100), max_size=3)),
         )
         for name in draw(st.lists(st.sampled_from(DEVICES[:most]), min_size=1, max_size=most, unique=True))
     ]
@@ -130,7 +157,7 @@ def instances(
     mixed: bool = False,
 ) -> Instance:
     """A fleet, and tasks over the same modules. The other arguments are those of ``tasks`` and ``fleets``."""
-    known = draw(modules())
+    known = draw(modules(constrained=constrained))
     count = draw(st.integers(1, most_tasks))
     drawn = [draw(tasks(TASKS[number], known, chain=chains, constrained=constrained)) for number in range(count)]
     return draw(fleets(known, most=most_devices, constrained=constrained, mixed=mixed)), drawn

@@ -25,8 +25,10 @@ from pydantic import (
     model_validator,
 )
 
+from broker.protocol.engines import DEFAULT_ENGINES, MAX_ENGINES, EngineName
 from broker.protocol.errors import ErrorCode
 from broker.protocol.specs import (
+    MAX_EXPORTS,
     MAX_INPUTS,
     MAX_LEVEL_BYTES,
     MAX_NODES,
@@ -114,12 +116,16 @@ class Drain(Message):
 
 
 class DeviceProfile(Message):
-    """The resources of a device, without its reserves."""
+    """The resources of a device, without its reserves, and what it can run: the fields are those of ``DeviceSpec``."""
 
     memory_bytes: Bytes
     compute_flops_per_s: Rate
     bandwidth_bits_per_s: Rate
     latency_s: NotNegative
+    engines: Annotated[tuple[EngineName, ...], Field(max_length=MAX_ENGINES, exclude_if=_unless(DEFAULT_ENGINES))] = (
+        DEFAULT_ENGINES
+    )
+    exports: Annotated[dict[ModuleKey, Bytes], Field(max_length=MAX_EXPORTS, exclude_if=_unless({}))] = {}
 
 
 class About(Message):

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from broker.protocol.engines import DEFAULT_ENGINES, Engine, engine_of
+
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 INVALID_ID = "is not a valid id: use a-z, 0-9 and -, at most 63 characters"
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
@@ -33,6 +35,8 @@ ModuleName = Annotated[
 MAX_NODES = 256  # of a task: each message between agents carries its plan, and has a header of at most 256 KiB
 MAX_NEEDS = 1_024  # of all nodes of a task together; the largest task of the catalogue has 7
 MAX_INPUTS = 64  # of a task
+MAX_VARIANTS = 4  # of a module
+MAX_EXPORTS = 256  # of modules, in the models directory of a device
 MAX_TASKS = 2_000  # of a site: so many the orchestrator deploys, and of so many an agent keeps the routes
 MAX_TASKS_BYTES = 4 * 1024 * 1024  # of their specs, and of their routes, as JSON; those of a usual task have 2 kB
 MAX_LEVEL_BYTES = 64
@@ -173,12 +177,30 @@ class Source(Spec):
         return f"{kind}:{getattr(self, kind)}{revision}#{self.part}"
 
 
+class Variant(Spec):
+    """A module's weights in the form that another engine runs: an export, with the memory that it needs there.
+
+    ``source`` names the directory of an export, ``digest`` the SHA-256 of its ``export.json``.
+    """
+
+    engine: Literal["onnx"]
+    source: Source
+    digest: Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)] | None = None
+    memory_bytes: Bytes
+
+    @cached_property
+    def key(self) -> str:
+        """The identity of these weights: the digest when known. The module's identity is the same in all variants."""
+        return self.digest or f"{self.source}:{self.engine}"
+
+
 class ModuleSpec(Spec):
     """A functional part of a model.
 
     ``memory_bytes`` is its size in memory, ``flops`` the cost of one typical forward pass, ``output_bytes`` the size of
     its output in float32. ``source`` is null for a family without weights. ``dtype`` is that of the weights: int8
-    applies to the matrices of linear layers; all other weights stay float32.
+    applies to the matrices of linear layers; all other weights stay float32. ``variants`` are the same module for
+    engines that can't run these weights.
     """
 
     family: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+\.[a-z0-9_]+$")]
@@ -188,6 +210,25 @@ class ModuleSpec(Spec):
     flops: Positive
     output_bytes: Bytes
     digest: Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)] | None = None
+    variants: Annotated[
+        tuple[Variant, ...], Field(max_length=MAX_VARIANTS, exclude_if=lambda variants: not variants)
+    ] = ()
+
+    @model_validator(mode="after")
+    def _variants_are_for_other_engines(self) -> Self:
+        engines = [self.engine, *(variant.engine for variant in self.variants)]
+        for position, engine in enumerate(engines[1:]):
+            if engine in engines[: position + 1]:
+                problem = "runs its family already" if engine == self.engine else "has a variant already"
+                raise _unsound(
+                    ("variants", position, "engine"), f"names {engine}, which {problem}; remove this variant"
+                )
+        return self
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that runs its own weights (``source``)."""
+        return engine_of(self.family)
 
     @cached_property
     def key(self) -> str:
@@ -300,7 +341,8 @@ class TaskSpec(Spec):
 class DeviceSpec(Spec):
     """A device for planning: its memory, its speed, its link, and the tasks that it may serve; null allows all.
 
-    A module has its only copy on a device that is on only sometimes if no other device can hold it.
+    A module has its only copy on a device that is on only sometimes if no other device can hold it. ``engines`` are in
+    order of preference. ``exports`` are the modules that its engine ``onnx`` finds in its models directory.
     """
 
     id: DeviceId
@@ -311,6 +353,8 @@ class DeviceSpec(Spec):
     compute_s: dict[str, Positive] = {}  # module name or key -> measured seconds, used instead of the estimate
     tasks: tuple[TaskName, ...] | None = None
     availability: Availability = "always"
+    engines: tuple[Engine, ...] = DEFAULT_ENGINES
+    exports: Annotated[dict[ModuleKey, Bytes], Field(max_length=MAX_EXPORTS)] = {}  # -> the memory that each needs
 
     @cached_property
     def allowed_tasks(self) -> frozenset[TaskName] | None:

@@ -23,6 +23,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
+from broker.protocol.engines import ENGINES
 from broker.protocol.messages import SUSPECTED_FOR_S, Alone, DeviceProfile, DeviceState, Heartbeat, HeldModule
 from broker.protocol.specs import Availability, DeviceId, DeviceSpec, ModuleKey, TaskName
 from orchestrator.membership.doubts import SUFFICIENT_REPORTS, FlapRecord, TimeoutReports
@@ -84,6 +85,7 @@ class Device:
     drained: bool = False  # by an operator
     tasks: tuple[TaskName, ...] | None = None  # those that it may serve; None: all
     availability: Availability = "always"
+    ignores_unknown: bool = False  # whether it ignores fields that it doesn't know: its birth has ``about``
     flaps: FlapRecord = field(default_factory=FlapRecord)
     timeout_reports: TimeoutReports = field(default_factory=dict)
     alone: Alone | None = None  # the request in quarantine that it computes, or asks to compute
@@ -176,10 +178,22 @@ class Device:
         return waiting | self.failed
 
     @cached_property
+    def offered(self) -> DeviceProfile:
+        """Its profile, in which each export that is loaded has the bytes that it really needs."""
+        exports = self.profile.exports
+        larger = {
+            key: module.memory_bytes
+            for key, module in (self.modules.items() if exports else ())
+            if module.state == "ready" and module.memory_bytes > exports.get(key, math.inf)
+        }
+        return self.profile.model_copy(update={"exports": {**exports, **larger}}) if larger else self.profile
+
+    @cached_property
     def spec(self) -> DeviceSpec:
         """The device as planning sees it, with the seconds that it measured."""
-        profile: dict[str, Any] = self.profile.model_dump()
+        profile: dict[str, Any] = dict(self.offered)
         profile |= {"tasks": self.tasks, "availability": self.availability}
+        profile["engines"] = tuple(engine for engine in self.offered.engines if engine in ENGINES)
         return DeviceSpec(id=self.id, compute_s=dict(self.measured), **profile)
 
 
@@ -189,7 +203,7 @@ def is_like(device: Device, known: Device) -> bool:
         device.fitness == known.fitness
         and device.held == known.held
         and device.backoffs == known.backoffs
-        and (device.profile, device.tasks, device.availability) == (known.profile, known.tasks, known.availability)
+        and (device.offered, device.tasks, device.availability) == (known.offered, known.tasks, known.availability)
         and (device.status, device.health, device.drained) == (known.status, known.health, known.drained)
     )
 
@@ -203,6 +217,8 @@ def on_state(known: Device | None, name: DeviceId, message: DeviceState, now_s: 
         return known
     given = message if known is None or message.profile else known
     limits: dict[str, Any] = {"tasks": given.tasks, "availability": given.availability}
+    if message.profile is not None:
+        limits["ignores_unknown"] = message.about is not None
     if known is None:
         return Device(name, message.session, message.status, profile, now_s, **limits)
     if message.session == known.session:
@@ -256,9 +272,9 @@ def without_reports(device: Device) -> Device:
 
 
 def entries(device: Device) -> int:
-    """The number of tasks, modules and failures that are kept of a device's messages."""
+    """The number of tasks, exports, modules and failures that are kept of a device's messages."""
     reported = len(device.modules) + len(device.cached) + len(device.measured) + len(device.backoffs)
-    return reported + len(device.tasks or ())
+    return reported + len(device.tasks or ()) + len(device.profile.exports)
 
 
 def on_heartbeat(

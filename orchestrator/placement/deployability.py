@@ -39,10 +39,14 @@ _RETRY = "remove the cause; they are tried again after a while"
 
 
 class Described(NamedTuple):
-    """A module, as a task describes it."""
+    """A module or a variant of it, as a task describes it."""
 
     task: TaskName
-    module: ModuleSpec
+    fields: Mapping[str, object]
+
+
+Disputed = Mapping[tuple[ModuleKey, str], Described]
+"""Modules that tasks describe differently: by key and engine of a variant, which is empty for the module itself."""
 
 
 def why_unroutable(spec: TaskSpec) -> str | None:
@@ -68,21 +72,28 @@ def why_too_many(state: State, spec: TaskSpec) -> str | None:
     return None
 
 
-def why_unservable(state: State, task: TaskSpec, refusals: Bars, disputed: Mapping[ModuleKey, Described]) -> str | None:
+def why_unservable(state: State, task: TaskSpec, refusals: Bars, disputed: Disputed) -> str | None:
     """The reason why this task can't be served now, wherever its modules are placed; None if it may be."""
     return _contradiction(task, disputed) or _oversize(state, task) or _refusals(state, task, refusals)
 
 
-def disputed_modules(state: State) -> dict[ModuleKey, Described]:
-    """The modules that tasks describe differently, as the first of these tasks describes them."""
-    first: dict[ModuleKey, Described] = {}
-    disputed: dict[ModuleKey, Described] = {}
+def disputed_modules(state: State) -> Disputed:
+    """The modules, and variants of modules, that tasks describe differently, as the first of these tasks has them."""
+    first: dict[tuple[ModuleKey, str], Described] = {}
+    disputed: dict[tuple[ModuleKey, str], Described] = {}
     for task in state.tasks.values():
         for module in task.modules.values():
-            known = first.setdefault(module.key, Described(task.task, module))
-            if (module.family, module.memory_bytes) != (known.module.family, known.module.memory_bytes):
-                disputed[module.key] = known
+            for engine, fields in _described(module).items():
+                known = first.setdefault((module.key, engine), Described(task.task, fields))
+                if fields != known.fields:
+                    disputed[module.key, engine] = known
     return disputed
+
+
+def _described(module: ModuleSpec) -> dict[str, Mapping[str, object]]:
+    """The fields that must be equal in all tasks: of the module, and of each variant, by its engine."""
+    own = {"family": module.family, "memory_bytes": module.memory_bytes}
+    return {"": own, **{variant.engine: dict(variant) for variant in module.variants}}
 
 
 def describe_error(error: Exception) -> str:
@@ -118,18 +129,19 @@ def _refusals(state: State, task: TaskSpec, refusals: Bars) -> str | None:
     return None
 
 
-def _contradiction(task: TaskSpec, disputed: Mapping[ModuleKey, Described]) -> str | None:
+def _contradiction(task: TaskSpec, disputed: Disputed) -> str | None:
     """Which earlier task describes a shared module differently: the module can be loaded only one way."""
-    for name, module in task.modules.items():
-        if (first := disputed.get(module.key)) is None or first.task == task.task:
-            continue
-        for field_name in ("family", "memory_bytes"):
-            ours, theirs = getattr(module, field_name), getattr(first.module, field_name)
-            if ours != theirs:
-                return (
-                    f"{name} has {field_name} {ours} here and {theirs} in the task {first.task}, deployed first, "
-                    "for the same weights: correct one of the two files"
-                )
+    for name, module in task.modules.items() if disputed else ():
+        for engine, fields in _described(module).items():
+            if (first := disputed.get((module.key, engine))) is None or first.task == task.task:
+                continue
+            for field_name, theirs in first.fields.items():
+                if (ours := fields[field_name]) != theirs:
+                    whose = f"{name}'s {engine} variant" if engine else name
+                    return (
+                        f"{whose} has {field_name} {ours} here and {theirs} in the task {first.task}, deployed first, "
+                        "for the same weights: correct one of the two files"
+                    )
     return None
 
 

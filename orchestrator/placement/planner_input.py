@@ -4,7 +4,8 @@ Owns the step from reports to the planner's arguments. Changes nothing; doesn't 
 
 Invariants:
 - a measured value wins over an estimate. Of measured footprints the largest counts everywhere, and at least the spec's;
-  but one device's word counts elsewhere only up to a bound, so that it can't make a task too large for the others;
+  but one device's word counts elsewhere only up to a bound, so that it can't make a task too large for the others.
+  Each variant of a module has a footprint of its own; that of a device's export counts only there;
 - a module needs the bytes that its own device reports, where it is ready: another device's larger measurement displaces
   no module.
 """
@@ -14,8 +15,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from broker.cost_model import memory_bytes
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
+from broker.cost_model import runnable
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleSpec, TaskSpec
 from orchestrator.membership.device import Device
 from orchestrator.placement.deployability import disputed_modules, refusals_of, refused_too_often, why_unservable
 from orchestrator.planner.copies import copy_key, original_key, with_further_copies
@@ -37,15 +38,16 @@ def facts_of(state: State) -> Facts:
     reasons = {t.task: why for t in tasks if (why := why_unservable(state, t, refusals, disputed)) is not None}
     served = tuple(task for task in tasks if task.task not in reasons)
     return Facts(
-        candidates=tuple((device.id, device.profile) for device in alive),
+        candidates=tuple((device.id, device.offered) for device in alive),
         tasks=served,
         unservable=reasons,
         barred=barred,
         footprints={
-            module.key: state.footprints[module.key]
+            key: state.footprints[key]
             for task in served
             for module in task.modules.values()
-            if state.footprints.get(module.key, 0) > module.memory_bytes
+            for key, size_bytes in _spec_bytes(module).items()
+            if state.footprints.get(key, 0) > size_bytes
         },
         doubts={device.id: device.doubt for device in alive if device.doubt is not None},
         limits={device.id: device.tasks for device in alive if device.tasks is not None},
@@ -69,7 +71,7 @@ def same_facts(then: Device, now: Device) -> bool:
     """Whether two versions of a living device give the same facts."""
     return (
         (then.fitness, then.doubt) == (now.fitness, now.doubt)
-        and (then.profile, then.tasks, then.availability) == (now.profile, now.tasks, now.availability)
+        and (then.offered, then.tasks, then.availability) == (now.offered, now.tasks, now.availability)
         and then.barred == now.barred
     )
 
@@ -112,23 +114,27 @@ def spare_constraints(state: State, facts: Facts, where: Mapping[ModuleKey, Devi
     return bars
 
 
+def _spec_bytes(module: ModuleSpec) -> dict[ModuleKey, int]:
+    """The bytes of a module's own weights and of its variants, as its task states them, by the key of the weights."""
+    return {module.key: module.memory_bytes, **{each.key: each.memory_bytes for each in module.variants}}
+
+
 def updated_footprints(state: State, name: DeviceId) -> Mapping[ModuleKey, int]:
     """The footprints after a device's report of modules that it was assigned, as far as one device's word counts."""
     known, assigned = state.cluster.devices.get(name), state.assignments.get(name)
-    larger = {
-        key: module.memory_bytes
-        for key, module in (known.modules.items() if known else ())
-        if module.state == "ready" and module.memory_bytes > state.footprints.get(key, 0)
-    }
-    if larger:
-        needed = {each.spec.key: each.spec.memory_bytes for each in assigned.modules} if assigned else {}
-        larger = {
-            key: min(size_bytes, MOST_TIMES_SPEC * needed[key] + MOST_BEYOND_BYTES)
-            for key, size_bytes in larger.items()
-            if key in needed
-        }
-        if all(state.footprints.get(key) == size_bytes for key, size_bytes in larger.items()):
-            return state.footprints
+    if known is None or assigned is None:
+        return state.footprints
+    larger: dict[ModuleKey, int] = {}
+    for each in assigned.modules:
+        if not known.ready(each.spec.key):
+            continue
+        form = runnable(each.spec, known.profile)
+        if form is None or form.key is None:
+            continue  # an export, which no other device has
+        most_bytes = MOST_TIMES_SPEC * form.memory_bytes + MOST_BEYOND_BYTES
+        size_bytes = min(known.modules[each.spec.key].memory_bytes, most_bytes)
+        if size_bytes > state.footprints.get(form.key, 0):
+            larger[form.key] = size_bytes
     return {**state.footprints, **larger} if larger else state.footprints
 
 
@@ -139,16 +145,25 @@ def candidate_specs(state: State, facts: Facts) -> dict[DeviceId, DeviceSpec]:
 
 
 def with_measured_footprints(tasks: Sequence[TaskSpec], footprints: Mapping[ModuleKey, int]) -> list[TaskSpec]:
-    """The tasks with the bytes that their modules really occupy."""
+    """The tasks with the bytes that their modules, and the variants of these, really occupy."""
     measured: list[TaskSpec] = []
     for task in tasks:
         larger = {
-            name: module.model_copy(update={"memory_bytes": footprints[module.key]})
+            name: _with_measured_footprint(module, footprints)
             for name, module in task.modules.items()
-            if module.key in footprints
+            if not footprints.keys().isdisjoint(_spec_bytes(module))
         }
         measured.append(task.model_copy(update={"modules": {**task.modules, **larger}}) if larger else task)
     return measured
+
+
+def _with_measured_footprint(module: ModuleSpec, footprints: Mapping[ModuleKey, int]) -> ModuleSpec:
+    variants = tuple(
+        each.model_copy(update={"memory_bytes": footprints.get(each.key, each.memory_bytes)})
+        for each in module.variants
+    )
+    size_bytes = footprints.get(module.key, module.memory_bytes)
+    return module.model_copy(update={"memory_bytes": size_bytes, "variants": variants})
 
 
 def measured_tasks(placement: CurrentPlacement) -> list[TaskSpec]:
@@ -166,14 +181,17 @@ def memory_credit(state: State, placement: CurrentPlacement, facts: Facts) -> di
     credit: dict[DeviceId, int] = {}
     for key, home in placement.where.items():
         device, module = state.cluster.devices.get(home), original_key(key)
-        if module in facts.footprints and device is not None and device.ready(module):
-            own = max(device.modules[module].memory_bytes, placement.modules[key][1].memory_bytes)
-            credit[home] = credit.get(home, 0) + max(0, facts.footprints[module] - own)
+        if device is None or not device.ready(module):
+            continue
+        form = runnable(placement.modules[key][1], device.offered)
+        if form is not None and form.key is not None and form.key in facts.footprints:
+            own = max(device.modules[module].memory_bytes, form.memory_bytes)
+            credit[home] = credit.get(home, 0) + max(0, facts.footprints[form.key] - own)
     return {device: size_bytes for device, size_bytes in credit.items() if size_bytes}
 
 
 def fits(state: State, facts: Facts, homes: Mapping[ModuleKey, Sequence[DeviceId]]) -> bool:
-    """Whether these copies fit into the memory of their devices, which are alive.
+    """Whether the devices of these copies, which are alive, can run them and have the memory for all of them.
 
     A copy needs its footprint, at least the spec's bytes; one that is ready needs what its own device reports, if that
     is less. It never counts more than in the plan: else no plan would stand, and the next one would be the same.
@@ -184,10 +202,12 @@ def fits(state: State, facts: Facts, homes: Mapping[ModuleKey, Sequence[DeviceId
         key = original_key(copy)
         for name in copies:
             device = state.cluster.devices[name]
-            spec_bytes = memory_bytes(modules[key][1], device.spec)
-            planned_bytes = max(facts.footprints.get(key, 0), spec_bytes)
+            form = runnable(modules[key][1], device.offered)
+            if form is None:
+                return False
+            planned_bytes = max(facts.footprints.get(form.key or "", 0), form.memory_bytes)
             own_bytes = device.modules[key].memory_bytes if device.ready(key) else planned_bytes
-            free[name] -= min(planned_bytes, max(own_bytes, spec_bytes))
+            free[name] -= min(planned_bytes, max(own_bytes, form.memory_bytes))
     return all(size_bytes >= 0 for size_bytes in free.values())
 
 

@@ -26,6 +26,7 @@ from orchestrator.events import Action, Event, HeartbeatReceived
 from orchestrator.membership.device import Device, is_like
 from orchestrator.placement.deployability import describe_error
 from orchestrator.placement.routes import backup_coordinators, build_route, has_drifted, same_route, unavailable_route
+from orchestrator.planner.modules import with_variants
 from orchestrator.state import CurrentPlacement, Moment, Role, State
 
 _MISSED_AFTER_INTERVALS = 3.0  # a device that doesn't report its assignment by then didn't get it
@@ -90,8 +91,14 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
         if (alive and device not in placement.candidates) or (last is None and not alive):
             continue
         roles = placement.roles.get(device, {})
+        strict = known is None or not known.ignores_unknown
         wanted: _Modules = {
-            key: (placement.modules[key][1], role, placement.revisions.get(key)) for key, role in roles.items()
+            key: (
+                with_variants(placement.modules[key][1], ()) if strict else placement.modules[key][1],
+                role,
+                placement.revisions.get(key),
+            )
+            for key, role in roles.items()
         }
         stays = state.drain_attempt.stays.get(device) if state.drain_attempt else None
         if last and last.stays == stays and _modules_of(last) == wanted:

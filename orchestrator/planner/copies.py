@@ -22,9 +22,10 @@ from functools import cached_property
 
 import numpy as np
 
-from broker.cost_model import may_run
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleSpec, TaskName, TaskSpec
+from broker.cost_model import may_run, runnable
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
 from orchestrator.planner.fleet import NOWHERE, Flags, Fleet
+from orchestrator.planner.modules import distinct_modules
 
 Bars = Mapping[ModuleKey, Mapping[DeviceId, str]]
 """Module key to the devices that must not get it, each with the reason."""
@@ -76,6 +77,16 @@ def why_may_not_run(task: TaskSpec, device: DeviceSpec) -> str | None:
     return None
 
 
+def why_cannot_run(name: ModuleName, module: ModuleSpec, device: DeviceSpec) -> str | None:
+    """The reason why no engine of a device runs a module; None if one does (``cost_model.runnable``)."""
+    if runnable(module, device) is not None:
+        return None
+    runs = f"it runs {', '.join(device.engines) or 'no engine'}"
+    if "onnx" in device.engines:
+        return f"{runs} and has no export of {name} (s2m3 models export {name})"
+    return f"{runs}, and {name} needs {' or '.join([module.engine, *(each.engine for each in module.variants)])}"
+
+
 def with_further_copies(tasks: Sequence[TaskSpec], further: FurtherCopies) -> list[TaskSpec]:
     """The tasks, in which each further copy of a module is a module of its own."""
     return [_with_copies(task, further[task.task]) if further.get(task.task) else task for task in tasks]
@@ -91,13 +102,18 @@ def _with_copies(task: TaskSpec, numbers: Mapping[ModuleKey, int]) -> TaskSpec:
 
 
 class Constraints:
-    """The rows of a fleet where each task may run, as flags of shape (D,)."""
+    """The rows of a fleet where each task may run, and where each module can, as flags of shape (D,)."""
 
     def __init__(self, fleet: Fleet, tasks: Sequence[TaskSpec]) -> None:
         self.fleet = fleet
+        self.modules = {key: module for key, (_, module) in distinct_modules(tasks).items()}
         limited = [(row, spec) for row, spec in enumerate(fleet.specs) if spec.tasks is not None]
-        self.bind = bool(limited) or any(task.devices is not None for task in tasks)
-        """Whether any task may run only on some rows."""
+        self.bind = (
+            bool(limited)
+            or any(task.devices is not None for task in tasks)
+            or not all(fleet.runs(module).all() for module in self.modules.values())
+        )
+        """Whether any task may run, or any module can, only on some rows."""
         self._anywhere = np.ones(len(fleet), dtype=np.bool_)
         unlimited = self._anywhere.copy()
         unlimited[[row for row, _ in limited]] = False
@@ -118,7 +134,9 @@ class Constraints:
 
     def may_hold(self, module: ModuleSpec, task: TaskSpec) -> Flags:
         """Where a copy of a module may be that serves a task, (D,): ``cost_model.may_hold``."""
-        return self.may_run(task) & (self.fleet.sizes_bytes(module) <= self.fleet.memory_bytes)
+        return (
+            self.may_run(task) & self.fleet.runs(module) & (self.fleet.sizes_bytes(module) <= self.fleet.memory_bytes)
+        )
 
 
 @dataclass
@@ -156,11 +174,12 @@ def separate(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes, barred: Bars
     for key, using in _users(tasks).items():
         copies = standing[key]
         bars = [fleet.rows[name] for name in barred.get(key, ()) if name in fleet.rows]
-        largest = max((module for _, module in using), key=lambda module: module.memory_bytes)
-        for task, _ in using:
-            able = constraints.may_hold(largest, task)
+        module = constraints.modules[key]
+        for task in using:
+            able = constraints.may_hold(module, task)
             able[bars] = False
-            _join(copies, task.task, able if able.any() else constraints.may_run(task), ~fleet.sometimes)
+            allowed = constraints.may_run(task) & fleet.runs(module)
+            _join(copies, task.task, able if able.any() else allowed, ~fleet.sometimes)
         for number, copy in _numbered([copy for copy in copies if copy.tasks]).items():
             if copy.home is not None:
                 stay[copy_key(key, number)] = copy.home
@@ -169,13 +188,13 @@ def separate(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes, barred: Bars
     return further, stay
 
 
-def _users(tasks: Sequence[TaskSpec]) -> dict[ModuleKey, list[tuple[TaskSpec, ModuleSpec]]]:
-    """The tasks that use each module, in the order of their names, with the module as the task describes it."""
-    users: dict[ModuleKey, list[tuple[TaskSpec, ModuleSpec]]] = defaultdict(list)
+def _users(tasks: Sequence[TaskSpec]) -> dict[ModuleKey, list[TaskSpec]]:
+    """The tasks that use each module, in the order of their names."""
+    users: dict[ModuleKey, list[TaskSpec]] = defaultdict(list)
     for task in sorted(tasks, key=lambda task: task.task):
         modules = sorted(map(task.module_of, task.nodes), key=lambda module: module.memory_bytes)
-        for key, module in {module.key: module for module in modules}.items():  # of several specs the largest
-            users[key].append((task, module))
+        for key in dict.fromkeys(module.key for module in modules):
+            users[key].append(task)
     return users
 
 
@@ -213,7 +232,8 @@ def where_copies_may_be(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes) -
     able: dict[ModuleKey, Flags] = {}
     copies: dict[ModuleKey, list[ModuleKey]] = defaultdict(list)
     for key, using in _users(tasks).items() if constraints.bind else ():
-        able[key] = np.logical_and.reduce([constraints.may_run(task) for task, _ in using])
+        able[key] = np.logical_and.reduce([constraints.may_run(task) for task in using])
+        able[key] &= fleet.runs(constraints.modules[key])
         copies[original_key(key)].append(key)
     for keys in copies.values():
         rows = {key: fleet.rows[homes[key]] for key in sorted(keys) if homes.get(key) in fleet.rows}

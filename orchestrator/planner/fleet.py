@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from broker.cost_model import Linked, crossing_s, memory_bytes
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec
+from broker.cost_model import Linked, crossing_s, memory_bytes, runnable
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, Variant
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -38,7 +38,9 @@ class Fleet:
         self.latency_s = _floats(spec.latency_s for spec in self.specs)
         part_time = sometimes_of(self.specs)
         self.sometimes: Flags = np.array([spec.id in part_time for spec in self.specs], dtype=np.bool_)
-        self._sizes: dict[tuple[ModuleKey, int], Integers] = {}
+        self._sizes: dict[_Weights, Integers] = {}
+        self._runs: dict[_Weights, Flags] = {}
+        self._alike, self._exporting = _by_engines(self.specs)
         measured: dict[str, dict[Row, float]] = {}
         for row, spec in enumerate(self.specs):
             for name, seconds in spec.compute_s.items():
@@ -61,11 +63,24 @@ class Fleet:
 
     def sizes_bytes(self, module: ModuleSpec) -> Integers:
         """The memory that a module needs on every device, (D,): ``cost_model.memory_bytes``."""
-        known = self._sizes.get((module.key, module.memory_bytes))
-        if known is None:
-            known = np.array([memory_bytes(module, spec) for spec in self.specs], dtype=np.int64)
-            self._sizes[module.key, module.memory_bytes] = known
+        if (known := self._sizes.get(weights := _weights_of(module))) is None:
+            known = self._sizes[weights] = np.full(len(self), module.memory_bytes, dtype=np.int64)
+            for rows, spec in self._forms(module):
+                known[rows] = memory_bytes(module, spec)
         return known
+
+    def runs(self, module: ModuleSpec) -> Flags:
+        """Which devices have an engine that can run a module, (D,): ``cost_model.runnable``."""
+        if (known := self._runs.get(weights := _weights_of(module))) is None:
+            known = self._runs[weights] = np.ones(len(self), dtype=np.bool_)
+            for rows, spec in self._forms(module):
+                known[rows] = runnable(module, spec) is not None
+        return known
+
+    def _forms(self, module: ModuleSpec) -> Iterable[tuple[list[Row], DeviceSpec]]:
+        """Rows of devices that run a module in one form, each with a device that stands for them; the last counts."""
+        exporting = self._exporting.get(module.measured_key, ())
+        return [*self._alike, *(([row], self.specs[row]) for row in exporting)]
 
     def compute_s(self, name: ModuleName, module: ModuleSpec) -> Floats:
         """Seconds of one forward pass on every device, (D,): ``cost_model.compute_s``, bit for bit."""
@@ -75,6 +90,26 @@ class Fleet:
                 rows, there = self._measured[label]
                 seconds[rows] = there
         return seconds
+
+
+_Weights = tuple[str, ModuleKey, int, tuple[Variant, ...]]
+
+
+def _weights_of(module: ModuleSpec) -> _Weights:
+    """All of a module that the form depends on in which a device runs it."""
+    return module.engine, module.measured_key, module.memory_bytes, module.variants
+
+
+def _by_engines(specs: Sequence[DeviceSpec]) -> tuple[list[tuple[list[Row], DeviceSpec]], dict[ModuleKey, list[Row]]]:
+    """The rows with the same engines, each with a device that stands for them; and by module those with an export."""
+    alike: dict[tuple[str, ...], list[Row]] = {}
+    exporting: dict[ModuleKey, list[Row]] = {}
+    for row, spec in enumerate(specs):
+        alike.setdefault(spec.engines, []).append(row)
+        for key in spec.exports:
+            exporting.setdefault(key, []).append(row)
+    without = [(rows, specs[rows[0]].model_copy(update={"exports": {}})) for rows in alike.values()]
+    return without, exporting
 
 
 def sometimes_of(devices: Iterable[DeviceSpec]) -> set[DeviceId]:

@@ -105,7 +105,8 @@ class PartialPlacement:
         """The refusal of a module, with the bytes that each device is short of beside the placed modules."""
         fleet, barred, sizes = self.problem.fleet, set(self.problem.barred[module]), self.problem.sizes[module]
         short = {name: int(sizes[row] - self.room[row]) for name, row in fleet.rows.items() if row not in barred}
-        size_bytes = self.problem.modules[self.problem.keys[module]][1].memory_bytes
+        own_bytes = self.problem.modules[self.problem.keys[module]][1].memory_bytes
+        size_bytes = max((int(sizes[fleet.rows[name]]) for name in short), default=own_bytes)
         excluded = self.problem.exclusions(module)
         return NoDeviceFits(
             module=self.problem.names[module], memory_bytes=size_bytes, short_bytes=short, excluded=excluded

@@ -16,7 +16,7 @@ from broker.cost_model import memory_bytes, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.copies import Homes
 from orchestrator.planner.fleet import sometimes_of
-from orchestrator.planner.problem import distinct_modules
+from orchestrator.planner.modules import distinct_modules
 
 GAIN_SHARE = 0.15  # of the tasks' weighted seconds: measured averages waver by some ten percent under load
 GAIN_S = 0.02  # weighted seconds: a wireless network's jitter is as large, and no person sees less

@@ -31,8 +31,9 @@ from orchestrator.planner.fleet import NOWHERE, Fleet, sometimes_of
 from orchestrator.planner.greedy import PartialPlacement, greedy
 from orchestrator.planner.large_neighbourhood_search import LargeNeighbourhoodSearch
 from orchestrator.planner.local_search import LocalSearch
+from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.packing import STEPS, SearchLimitReached, least_extra
-from orchestrator.planner.problem import AtHand, Placement, Problem, distinct_modules
+from orchestrator.planner.problem import AtHand, Placement, Problem
 
 __all__ = ["AtHand", "Bars", "Placement", "distinct_modules", "never", "place", "place_most", "refined"]
 

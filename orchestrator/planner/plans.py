@@ -16,10 +16,11 @@ from orchestrator.planner.budget import Budget, never
 from orchestrator.planner.copies import Bars, FurtherCopies, Homes, with_further_copies
 from orchestrator.planner.explain import brief_reason, explain, no_fit_reason
 from orchestrator.planner.fleet import sometimes_of
+from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.moves import Actives, MoveCosts, free_bytes
 from orchestrator.planner.placement import Placement, place_most
 from orchestrator.planner.preferred import preferred_copies
-from orchestrator.planner.problem import AtHand, distinct_modules
+from orchestrator.planner.problem import AtHand
 from orchestrator.planner.spares import NO_SPARES, Spares, spares
 
 # Units of the budget (``budget``), a hundred to a millisecond.

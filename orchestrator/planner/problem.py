@@ -18,7 +18,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from broker.cost_model import source_of
-from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
+from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
 from orchestrator.planner.copies import (
     Bars,
     FurtherCopies,
@@ -27,10 +27,12 @@ from orchestrator.planner.copies import (
     original_key,
     separate,
     where_copies_may_be,
+    why_cannot_run,
     why_may_not_run,
     with_further_copies,
 )
 from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
+from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.schedule import TaskSchedule
 
 AtHand = Mapping[ModuleKey, Collection[DeviceId]]
@@ -43,22 +45,6 @@ module's tasks take on the one device that is best for all of them. Loading cost
 gain make a site restless."""
 _FEW = 24  # so many placements are timed one by one as quickly as all at once
 _ROUNDING = 1e-9  # relative: far above what sums in another order change, far below what a person notices
-
-
-def distinct_modules(tasks: Sequence[TaskSpec]) -> dict[ModuleKey, tuple[ModuleName, ModuleSpec]]:
-    """The modules that these tasks' nodes use, each once, in greedy order: flops, then memory, descending; then key.
-
-    Where specs of one key disagree, the one that asks for most memory counts, so that no budget is exceeded.
-    """
-    found: dict[ModuleKey, tuple[ModuleName, ModuleSpec]] = {}
-    for task in sorted(tasks, key=lambda task: task.task):
-        for node in task.nodes.values():
-            module = task.modules[node.module]
-            known = found.get(module.key)
-            if known is None or (module.memory_bytes, module.flops) > (known[1].memory_bytes, known[1].flops):
-                found[module.key] = (node.module, module)
-    order = sorted(found, key=lambda key: (-found[key][1].flops, -found[key][1].memory_bytes, key))
-    return {key: found[key] for key in order}
 
 
 class Problem:
@@ -136,9 +122,10 @@ class Problem:
 
     def why_may_not_hold(self, module: int, row: Row) -> str:
         """The reason why a device may not hold a module, though no bar says so."""
-        device = self.fleet.specs[row]
+        device, (name, spec) = self.fleet.specs[row], self.modules[self.keys[module]]
         reasons = (why_may_not_run(self.tasks[task], device) for task in self.users[module])
-        return next((why for why in reasons if why), "another copy of it is there")
+        why = next((why for why in reasons if why), None) or why_cannot_run(name, spec, device)
+        return why or "another copy of it is there"
 
     def _relocation_penalty_s(self, module: int) -> float:
         if not self.at_hand[module]:

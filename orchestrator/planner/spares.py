@@ -25,7 +25,8 @@ from broker.cost_model import compute_s, memory_bytes, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.copies import Bars, original_key, where_copies_may_be
 from orchestrator.planner.fleet import Fleet, sometimes_of
-from orchestrator.planner.problem import AT_HAND_SHARE, AtHand, distinct_modules
+from orchestrator.planner.modules import distinct_modules
+from orchestrator.planner.problem import AT_HAND_SHARE, AtHand
 
 EXPECTED_LOAD_BYTES_PER_S = 100e6  # of a load that was never measured: the speed of a gateway's SD card
 UTILISATION = 0.7

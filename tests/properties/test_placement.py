@@ -20,7 +20,7 @@ from orchestrator.planner.fleet import NOWHERE, Fleet
 from orchestrator.planner.placement import Placement, distinct_modules, place, place_most, refined
 from orchestrator.planner.problem import Problem
 from orchestrator.planner.schedule import TaskSchedule
-from tests.oracles import request_of, simulated_latency_s
+from tests.oracles import request_of, simulated_latency_s, size_of
 from tests.strategies import Instance, fleets, instances, modules
 
 CALMLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
@@ -36,10 +36,10 @@ def placed(devices: list[DeviceSpec], wanted: list[TaskSpec], keep: dict[str, st
         raise
 
 
-def used_bytes(placement: Placement, wanted: list[TaskSpec], device: str) -> int:
-    """Counted once more, from the tasks alone."""
-    sizes = {key: module.memory_bytes for key, (_, module) in distinct_modules(wanted).items()}
-    return sum(size for key, size in sizes.items() if placement.where[key] == device)
+def used_bytes(placement: Placement, wanted: list[TaskSpec], device: DeviceSpec) -> int:
+    """Counted once more, from the tasks and the device alone."""
+    there = [module for key, (_, module) in distinct_modules(wanted).items() if placement.where[key] == device.id]
+    return sum(size_of(module, device) or 0 for module in there)
 
 
 @CALMLY
@@ -51,7 +51,7 @@ def test_no_device_holds_more_than_its_memory_and_every_module_is_placed_once(
     placement = placed(devices, wanted)
     assert placement.where.keys() == {task.module_of(node).key for task in wanted for node in task.nodes}
     for device in devices:
-        used = used_bytes(placement, wanted, device.id)
+        used = used_bytes(placement, wanted, device)
         assert used <= device.memory_bytes
         assert placement.used_bytes[device.id] == used
     assert placement.shared_bytes == sum(placement.used_bytes.values())

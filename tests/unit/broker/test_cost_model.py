@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from broker.cost_model import OUTSIDE, compute_s, latency_s, objective_s, source_of, transfer_s
-from broker.protocol.specs import DeviceSpec, InputSpec, NodeSpec, TaskSpec
+from broker.cost_model import (
+    OUTSIDE,
+    Runnable,
+    compute_s,
+    latency_s,
+    may_hold,
+    memory_bytes,
+    objective_s,
+    runnable,
+    source_of,
+    transfer_s,
+)
+from broker.protocol.specs import DeviceSpec, InputSpec, NodeSpec, Source, TaskSpec, Variant
 from tests.builders import module
 
 A = DeviceSpec(id="a", memory_bytes=1, compute_flops_per_s=10e9, bandwidth_bits_per_s=8e6, latency_s=0.01)
@@ -136,3 +147,45 @@ def test_with_a_float16_wire_what_nodes_send_to_nodes_is_half_and_the_answer_is_
     # All on b: nothing but the answer crosses, as long as before.
     together = on(vision=B, text=B, head=B)
     assert latency_s(TASK, together, A) == latency_s(narrow, together, A)
+
+
+# --- engines ---
+
+EXPORTED = Variant(engine="onnx", source=Source(hub="some/export", part="vision"), memory_bytes=70)
+OWN = module("vision", 100)
+VARIED = OWN.model_copy(update={"variants": (EXPORTED,)})
+
+
+def runs(*engines: str, memory_bytes: int = 1000, **exports: int) -> DeviceSpec:
+    return DeviceSpec.model_validate(
+        A.model_dump() | {"engines": engines, "exports": exports, "memory_bytes": memory_bytes}
+    )
+
+
+@pytest.mark.parametrize(
+    ("engines", "exports", "expected"),
+    [
+        (("torch", "ctranslate2"), {}, Runnable("torch", 100, OWN.key)),
+        (("torch", "onnx"), {OWN.key: 80}, Runnable("torch", 100, OWN.key)),
+        (("onnx", "torch"), {}, Runnable("onnx", 70, EXPORTED.key, EXPORTED)),
+        (("onnx",), {OWN.key: 80}, Runnable("onnx", 70, EXPORTED.key, EXPORTED)),
+        (("ctranslate2",), {OWN.key: 80}, None),
+        ((), {}, None),
+    ],
+)
+def test_a_device_runs_a_module_by_its_first_engine_that_can(
+    engines: tuple[str, ...], exports: dict[str, int], expected: Runnable | None
+) -> None:
+    device = runs(*engines, **exports)
+    assert runnable(VARIED, device) == expected
+    assert memory_bytes(VARIED, device) == (expected.memory_bytes if expected else 100)
+    assert may_hold(VARIED, device, [TASK]) == (expected is not None)
+
+
+def test_a_device_runs_its_export_of_a_module_that_lists_no_variant() -> None:
+    device = runs("onnx", "torch", memory_bytes=80, **{OWN.key: 80})
+    assert runnable(OWN, device) == Runnable("onnx", 80, None)
+    assert may_hold(OWN, device, [TASK])
+    assert not may_hold(OWN, runs("onnx", memory_bytes=79, **{OWN.key: 80}), [TASK])
+    assert runnable(OWN, runs("onnx")) is None
+    assert runnable(module("own", family="onnx.encoder"), runs("torch", "onnx")) is not None

@@ -309,7 +309,7 @@ def test_no_other_count_of_a_message_takes_a_text_or_a_truth_value() -> None:
 
 def test_a_spec_inside_a_message_may_have_newer_fields_and_a_file_may_not() -> None:
     module = json.loads(MODULE_JSON)
-    newer = module | {"variants": [{"engine": "onnx"}], "source": module["source"] | {"url": "https://x"}}
+    newer = module | {"precisions": ["int4"], "source": module["source"] | {"url": "https://x"}}
     assignment = {"epoch": 1, "generation": 2, "modules": [{"module": "clip/vision", "spec": newer}]}
     assert decode(Assignment, json.dumps(assignment).encode()).modules[0].spec == MODULE
     inputs = {"image": {"kind": "image", "bytes": 10, "default": "x"}}

@@ -240,3 +240,60 @@ def test_a_changed_copy_of_a_spec_has_its_own_revision_and_order() -> None:
     assert copied.revision != before[0]
     assert copied.order == TaskSpec.model_validate(TASK | {"nodes": nodes}).order
     assert (spec.revision, spec.order) == before
+
+
+# --- engines and variants ---
+
+VARIANT = {"engine": "onnx", "source": {"hub": "some/export", "part": "vision"}, "memory_bytes": "40B"}
+
+
+@pytest.mark.parametrize(
+    ("family", "engine"),
+    [
+        ("clip.vision", "torch"),
+        ("whisper.encoder", "torch"),
+        ("whisper_ctranslate2.encoder", "ctranslate2"),
+        ("onnx.encoder", "onnx"),
+    ],
+)
+def test_a_family_says_which_engine_runs_a_modules_own_weights(family: str, engine: str) -> None:
+    assert ModuleSpec.model_validate(MODULE | {"family": family}).engine == engine
+
+
+def test_a_module_is_the_same_whatever_its_variants_and_one_without_is_written_as_before() -> None:
+    plain = ModuleSpec.model_validate(MODULE)
+    varied = ModuleSpec.model_validate(MODULE | {"variants": [VARIANT]})
+    assert varied.key == plain.key
+    assert varied.variants[0].key == "hub:some/export#vision:onnx"
+    assert "variants" not in plain.model_dump(mode="json")
+    assert ModuleSpec.model_validate_json(varied.model_dump_json()) == varied
+    task = TaskSpec.model_validate(TASK)
+    assert task.revision == "f8aa31458ac8"
+    assert (
+        TaskSpec.model_validate(TASK | {"modules": {"m": MODULE | {"variants": [VARIANT]}}}).revision != task.revision
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "sentence"),
+    [
+        ({"variants": [VARIANT | {"engine": "onxx"}]}, "variants.0.engine", "Input should be 'onnx'"),
+        ({"variants": [VARIANT, VARIANT]}, "variants.1.engine", "names onnx, which has a variant already; remove"),
+        ({"variants": [VARIANT], "family": "onnx.encoder"}, "variants.0.engine", "names onnx, which runs its family"),
+        ({"variants": [VARIANT] * 5}, "variants", "at most 4 items"),
+        ({"variants": [VARIANT | {"digest": "sha256:0"}]}, "variants.0.digest", "String should match pattern"),
+    ],
+)
+def test_a_wrong_variant_is_told_with_its_field(changes: dict[str, Any], field: str, sentence: str) -> None:
+    told = problem(ModuleSpec, MODULE | changes)
+    assert told[0] == field
+    assert sentence in told[1]
+
+
+def test_the_engines_of_a_device_in_a_file_are_known_ones() -> None:
+    stated = {"id": "a", "memory_bytes": 1, "compute_flops_per_s": 1, "bandwidth_bits_per_s": 1, "latency_s": 0}
+    assert DeviceSpec.model_validate(stated).engines == ("torch", "ctranslate2")
+    assert problem(DeviceSpec, stated | {"engines": ["onnx", "onxx"]}) == (
+        "engines.1",
+        "Input should be 'torch', 'onnx' or 'ctranslate2'",
+    )
