@@ -16,9 +16,9 @@ Rules:
   all that it needs has arrived and its device is free. The latency ends when the answer is at the source;
 - *may run*: a task's nodes run only on a device that the task's ``devices`` and the device's ``tasks`` both allow;
 - *variant*: a device runs a module by the first of its ``engines`` that can: the engine of the module's family runs its
-  own weights, another one a variant that the module lists (``variants``), and onnx also an export that the device has
-  (``exports``). The module's identity and its seconds are the same, whatever the variant; ``memory_bytes`` is that of
-  the variant. A device none of whose engines can run a module never holds it;
+  own weights; onnx runs the export that the device has (``exports``), which needs no download, or else the variant that
+  the module lists (``variants``). The module's identity and its seconds are the same, whatever the variant;
+  ``memory_bytes`` is that of the variant. A device none of whose engines can run a module never holds it;
 - *may hold*: a device can take a copy of a module if it can run one in some variant, has the whole memory for it, and
   all tasks that the copy serves may run there. A module that several tasks share has one copy, if any device may hold
   it for all of them. Otherwise it has further copies, each for some of the tasks. So it may stand wherever one of its
@@ -110,11 +110,11 @@ def runnable(module: ModuleSpec, device: RunsModules) -> Runnable | None:
     for engine in device.engines:
         if engine == module.engine:
             return Runnable(engine, module.memory_bytes, module.measured_key)
+        if engine == "onnx" and module.measured_key in device.exports:
+            return Runnable(engine, device.exports[module.measured_key], None)
         for variant in module.variants:
             if variant.engine == engine:
                 return Runnable(engine, variant.memory_bytes, variant.key, variant)
-        if engine == "onnx" and module.measured_key in device.exports:
-            return Runnable(engine, device.exports[module.measured_key], None)
     return None
 
 

@@ -157,8 +157,8 @@ Copies = dict[str, dict[ModuleKey, int]]
 
 def size_of(module: ModuleSpec, device: DeviceSpec) -> int | None:
     """The bytes of a module on a device, by the first of its engines that has a form of it; None: it can't run it."""
-    forms: dict[str, int] = {"onnx": device.exports[module.key]} if module.key in device.exports else {}
-    forms |= {variant.engine: variant.memory_bytes for variant in module.variants}
+    forms: dict[str, int] = {variant.engine: variant.memory_bytes for variant in module.variants}
+    forms |= {"onnx": device.exports[module.key]} if module.key in device.exports else {}
     forms[ENGINE_OF.get(module.family, "torch")] = module.memory_bytes
     return next((forms[engine] for engine in device.engines if engine in forms), None)
 

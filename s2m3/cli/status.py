@@ -108,10 +108,10 @@ def _print(observer: Observer) -> None:
         printed.print(f"the broker has more messages than are shown here: {observer.left_out} are left out")
     if not observer.leads and observer.standings:
         printed.print("no orchestrator leads: standings and task states are those that the last one published")
-    devices = table("device", "standing", "version", "memory (MB)", "modules", title="devices")
+    devices = table("device", "standing", "version", "engines", "memory (MB)", "modules", title="devices")
     for name, device in sorted(observer.devices.items()):
         version, standing = version_of(observer, name, device), standing_of(observer, name, device)
-        devices.add_row(name, standing, version, *_held(observer, name, device))
+        devices.add_row(name, standing, version, engines_of(device), *_held(observer, name, device))
     printed.print(devices)
     now = time.time()
     summaries = summaries_of(observer, now)
@@ -165,6 +165,14 @@ def version_of(observer: Observer, name: str, device: DeviceState) -> str:
     """The version of a device's agent, by its birth or its last summary: a will has none."""
     summary = observer.summaries.get(name)
     return device.about.version if device.about else summary.version if summary else ""
+
+
+def engines_of(device: DeviceState) -> str:
+    """The engines that run a device's modules, the preferred one first, by its birth; a will has none."""
+    if device.profile is None:
+        return ""
+    exports = len(device.profile.exports)
+    return "\n".join(device.profile.engines) + (f"\n({exports} exports)" if exports else "")
 
 
 def _held(observer: Observer, name: str, device: DeviceState) -> tuple[str, str]:

@@ -168,7 +168,7 @@ def runs(*engines: str, memory_bytes: int = 1000, **exports: int) -> DeviceSpec:
         (("torch", "ctranslate2"), {}, Runnable("torch", 100, OWN.key)),
         (("torch", "onnx"), {OWN.key: 80}, Runnable("torch", 100, OWN.key)),
         (("onnx", "torch"), {}, Runnable("onnx", 70, EXPORTED.key, EXPORTED)),
-        (("onnx",), {OWN.key: 80}, Runnable("onnx", 70, EXPORTED.key, EXPORTED)),
+        (("onnx",), {OWN.key: 80}, Runnable("onnx", 80, None)),
         (("ctranslate2",), {OWN.key: 80}, None),
         ((), {}, None),
     ],

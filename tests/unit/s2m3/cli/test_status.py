@@ -10,8 +10,8 @@ import pytest
 from broker.protocol.messages import MAX_COUNT, DeviceState, OutputCacheUse, Route
 from broker.protocol.reports import Standing, Summary, TaskCounters
 from s2m3.cli.output import console, print_result, table
-from s2m3.cli.status import caches_of, standing_of, state_of, summaries_of, traffic_of, version_of
-from tests.builders import encoder_route, heartbeat
+from s2m3.cli.status import caches_of, engines_of, standing_of, state_of, summaries_of, traffic_of, version_of
+from tests.builders import encoder_route, heartbeat, online, profile
 
 UNAVAILABLE = Route(task="t", epoch=1, generation=1, group=1, unavailable="no device fits m")
 
@@ -67,6 +67,13 @@ def test_the_version_of_a_dead_device_is_that_of_its_last_summary() -> None:
     known = seen(summaries={"gw-a": Summary(session=1, at=1, version="0.1.0")})
     offline = DeviceState(status="offline", session=1)
     assert (version_of(known, "gw-a", offline), version_of(known, "gw-b", offline)) == ("0.1.0", "")
+
+
+def test_the_engines_of_a_device_are_shown_with_the_number_of_its_exports() -> None:
+    born = online(1, profile(engines=("onnx", "ctranslate2"), exports={"k": 1, "l": 2}))
+    assert engines_of(born) == "onnx\nctranslate2\n(2 exports)"
+    assert engines_of(online()) == "torch\nctranslate2", "an agent of before names none"
+    assert engines_of(DeviceState(status="offline", session=1)) == ""
 
 
 def test_the_last_minute_is_the_sum_over_the_devices_that_are_online_or_died_in_it() -> None:
