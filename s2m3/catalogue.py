@@ -17,7 +17,15 @@ from pydantic import Field
 
 from broker.files import bad_field, load_spec
 from broker.protocol.errors import BadFile
-from broker.protocol.specs import COMMIT, DeviceId, ModuleName, ModuleSpec, Positive, Spec, TaskSpec
+from broker.protocol.specs import (
+    COMMIT,
+    DeviceId,
+    ModuleName,
+    ModuleSpec,
+    Positive,
+    TaskSpec,
+)
+from broker.protocol.values import Spec
 from edge_agent import catalog
 
 KINDS = (

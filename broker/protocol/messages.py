@@ -48,11 +48,11 @@ from broker.protocol.specs import (
     RequestId,
     Revision,
     TaskName,
-    Value,
     Wire,
     check_size,
     in_order,
 )
+from broker.protocol.values import Value
 
 MAX_DEADLINE_S = 86_400.0  # one day
 MAX_EPOCH_JUMP = 1_000_000  # a higher epoch above the highest known is not plausible: each term adds one

@@ -14,10 +14,11 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from broker.protocol.engines import DEFAULT_ENGINES, Engine, engine_of
+from broker.protocol.values import Spec
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 INVALID_ID = "is not a valid id: use a-z, 0-9 and -, at most 63 characters"
@@ -125,28 +126,6 @@ def check_size(needs: Mapping[NodeName, Sequence[NodeName]]) -> None:
     count = sum(map(len, needs.values()))
     if count > MAX_NEEDS:
         raise ValueError(f"the nodes have {count} needs, at most {MAX_NEEDS} are allowed")
-
-
-class Value(BaseModel):
-    """Base of specs and messages: frozen. A copy (``model_copy``) keeps nothing that was computed from its fields."""
-
-    model_config = ConfigDict(frozen=True)
-
-    def __copy__(self) -> Self:
-        copied = super().__copy__()
-        for computed in copied.__dict__.keys() - type(self).model_fields.keys():
-            del copied.__dict__[computed]
-        return copied
-
-
-class Spec(Value):
-    """Base of everything a person writes: an unknown field is an error.
-
-    Only a file is read so strictly. A spec inside a message may come from a newer version: ``codec.decode`` ignores the
-    fields that it doesn't know.
-    """
-
-    model_config = ConfigDict(extra="forbid", defer_build=True)  # built at the first use: not by all processes
 
 
 class Source(Spec):
@@ -350,11 +329,13 @@ class DeviceSpec(Spec):
     compute_flops_per_s: Rate
     bandwidth_bits_per_s: Rate
     latency_s: NotNegative
-    compute_s: dict[str, Positive] = {}  # module name or key -> measured seconds, used instead of the estimate
+    compute_s: dict[str, Positive] = Field(
+        default={}
+    )  # module name or key -> measured seconds, used instead of the estimate
     tasks: tuple[TaskName, ...] | None = None
     availability: Availability = "always"
     engines: tuple[Engine, ...] = DEFAULT_ENGINES
-    exports: Annotated[dict[ModuleKey, Bytes], Field(max_length=MAX_EXPORTS)] = {}  # -> the memory that each needs
+    exports: dict[ModuleKey, Bytes] = Field(default={}, max_length=MAX_EXPORTS)  # -> the memory that each needs
 
     @cached_property
     def allowed_tasks(self) -> frozenset[TaskName] | None:

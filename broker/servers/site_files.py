@@ -22,7 +22,8 @@ import yaml
 from pydantic import Field, StringConstraints
 
 from broker.protocol.errors import BadFile
-from broker.protocol.specs import SitePrefix, Spec
+from broker.protocol.specs import SitePrefix
+from broker.protocol.values import Spec
 from broker.servers import certificates
 from broker.servers.certificates import Certificate
 from broker.servers.dynamic_security import Login

@@ -24,7 +24,8 @@ from pydantic import Field, ValidationError
 
 from broker.files import bad_field, load_spec
 from broker.protocol.errors import BadFile
-from broker.protocol.specs import SitePrefix, Spec, describe
+from broker.protocol.specs import SitePrefix, describe
+from broker.protocol.values import Spec
 from broker.structured_log import structlog
 
 PORT, TLS_PORT = 1883, 8883

@@ -17,7 +17,13 @@ from pathlib import Path
 import structlog
 from pydantic import Field, ValidationError
 
-from broker.protocol.specs import Bytes, ModuleKey, ModuleSpec, Positive, Spec
+from broker.protocol.specs import (
+    Bytes,
+    ModuleKey,
+    ModuleSpec,
+    Positive,
+)
+from broker.protocol.values import Spec
 
 PROCESSOR_FILE = Path("/proc/cpuinfo")
 MAX_MODULES = 256  # the newest are kept; a heartbeat of less than 1 MiB names them all

@@ -132,7 +132,10 @@ def load(spec: ModuleSpec) -> Module:
         ModuleRefused: unknown family, a package is missing, or the weights don't fit the spec.
     """
     family = import_family(spec)
-    return cast("Callable[[ModuleSpec], Module]", family.load)(spec)
+    try:
+        return cast("Callable[[ModuleSpec], Module]", family.load)(spec)
+    except ImportError as error:  # of a package that only some modules of the family need
+        raise _lacks_package(spec, error) from error
 
 
 def import_family(spec: ModuleSpec) -> ModuleType:
@@ -146,7 +149,11 @@ def import_family(spec: ModuleSpec) -> ModuleType:
     try:
         return importlib.import_module(FAMILIES[spec.family])
     except ImportError as error:
-        extra = "agent" if spec.source and spec.source.hub else "pocket"
-        raise ModuleRefused(
-            f"{spec.family} needs the Python package {error.name}, which is missing: install the [{extra}] extra"
-        ) from error
+        raise _lacks_package(spec, error) from error
+
+
+def _lacks_package(spec: ModuleSpec, error: ImportError) -> ModuleRefused:
+    extra = "agent" if spec.source and spec.source.hub else "pocket"
+    return ModuleRefused(
+        f"{spec.family} needs the Python package {error.name}, which is missing: install the [{extra}] extra"
+    )

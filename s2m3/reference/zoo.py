@@ -18,7 +18,8 @@ from typing import Any, cast
 import yaml
 
 from broker.protocol.errors import BadFile, first_line
-from broker.protocol.specs import ModuleName, Spec, TaskSpec
+from broker.protocol.specs import ModuleName, TaskSpec
+from broker.protocol.values import Spec
 from edge_agent import catalog
 from edge_agent.modules import FAMILIES
 from edge_agent.modules.weights import hub, model_parts, precision

@@ -23,7 +23,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Self
 
-from broker.protocol.specs import NotNegative, Rate, Spec
+from broker.protocol.specs import NotNegative, Rate
+from broker.protocol.values import Spec
 from broker.servers.ports import HOST
 from broker.transport.connection import Connection
 from broker.transport.dial import acknowledge_now

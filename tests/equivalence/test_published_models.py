@@ -19,6 +19,8 @@ from broker.protocol.tensors import Array
 from edge_agent import catalog
 from edge_agent.modules import Module, load
 from edge_agent.modules.families import efficientnet, sentence
+from edge_agent.modules.inputs import tokens
+from edge_agent.modules.inputs.steps import Picture
 from edge_agent.runtime.engines import engine
 from s2m3.reference.pictures import names, picture
 from tests.builders import runs
@@ -31,6 +33,8 @@ TEXTS = [
     "word " * 600,  # longer than the model reads
     "x",
 ]
+
+PICTURE = Picture(preparation=efficientnet.PREPARATION)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +54,8 @@ def text_spec(split: Any) -> ModuleSpec:
 def embedded(module: Module, *texts: str) -> Array:
     """Embeddings of texts as they are: longer ones than a request may have, too."""
     chosen = module.passes[None]
-    tokens = sentence.tokens(sentence.tokenizer(Path(get_model_path())), list(texts))
-    return engine("torch").forward(module, chosen, tokens)["embeddings"]
+    own = tokens.read(Path(get_model_path()), sentence.PREPARATION)
+    return engine("torch").forward(module, chosen, own.of(texts))["embeddings"]
 
 
 @pytest.mark.parametrize("name", names())
@@ -60,7 +64,7 @@ def test_efficientnet_equals_the_published_network_bit_for_bit(split: Any, publi
     encoder, classifier = (runs(load(spec.modules[f"efficientnet-lite0/{part}"])) for part in ("encoder", "classifier"))
     probabilities = classifier(encoder(picture(name).raw).tensors).tensors["probs"]
     with torch.inference_mode():
-        expected = published(torch.from_numpy(efficientnet.pixels(picture(name).raw))).softmax(1).numpy()
+        expected = published(torch.from_numpy(PICTURE.read(picture(name).raw)["pixels"])).softmax(1).numpy()
     assert np.array_equal(probabilities, expected)
 
 

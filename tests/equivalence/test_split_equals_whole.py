@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broker.protocol.codec import RawInput
 from s2m3.reference.pictures import REQUESTS, DemoRequest, names, picture
+from tests.described import assert_made_again
 
 TEXTS = {
     "classify": {},
@@ -40,6 +42,12 @@ def test_the_demo_gets_the_answer_a_person_would_give_split_as_whole(
 def test_the_same_request_gives_the_same_bits_again(split: Any, request_: DemoRequest) -> None:
     first, second = (split.answer(request_.task, request_.inputs) for _ in range(2))
     assert first == second
+
+
+def test_the_steps_of_the_pocket_zoo_are_made_again_from_their_description(split: Any, tmp_path: Path) -> None:
+    for task in TEXTS:
+        for spec in split.specs[task].modules.values():
+            assert_made_again(split.modules[spec.key], tmp_path)
 
 
 def test_different_pictures_give_different_scores(split: Any) -> None:

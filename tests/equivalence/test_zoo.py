@@ -22,6 +22,7 @@ from edge_agent.runtime.runner import Runner
 from s2m3.catalogue import KINDS, kind_of, load_task, numbers
 from s2m3.reference import random_weights, whole, zoo
 from s2m3.reference.split import Split
+from tests.described import assert_made_again
 
 
 def _entries() -> dict[str, dict[str, Any]]:
@@ -38,6 +39,10 @@ def _entries() -> dict[str, dict[str, Any]]:
 
 
 ENTRIES = _entries()
+
+
+DESCRIBED = {"audio_spectrogram", "clap", "clip", "clipseg", "heads", "siglip", "vit"}
+"""Families whose steps need nothing of transformers, so that another engine has the same ones."""
 
 
 def write_models(name: str, directory: Path) -> None:
@@ -118,6 +123,8 @@ def test_each_module_takes_its_own_sample_inputs_and_several_together_where_its_
         assert all(np.isfinite(array).all() for array in output.tensors.values()), spec.family
         for use in (use for use, each in module.passes.items() if each.batched):
             together_is_alone(module, use)
+        if spec.family.partition(".")[0] in DESCRIBED:
+            assert_made_again(module, tmp_path)
 
 
 def test_the_pocket_encoders_take_several_requests_together() -> None:

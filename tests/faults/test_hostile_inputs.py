@@ -49,11 +49,13 @@ from broker.process import log_to_stderr, stopped_by_signals
 from edge_agent import service
 from edge_agent.config import AgentConfig
 from edge_agent.modules import Output
-from edge_agent.modules.families import efficientnet
+from edge_agent.modules.families.efficientnet import PREPARATION
+from edge_agent.modules.inputs.steps import Picture
 from tests.builders import computing, profile, uncalibrated_store
 
 def compute(value, *_):
-    return Output({"bits": np.zeros(1, np.float32)}, {"seen": efficientnet.pixels(value).shape[2]})
+    pixels = Picture(preparation=PREPARATION).read(value)["pixels"]
+    return Output({"bits": np.zeros(1, np.float32)}, {"seen": pixels.shape[2]})
 
 log_to_stderr()
 config = AgentConfig(id=sys.argv[2], site=sys.argv[2], broker=sys.argv[1], heartbeat_interval_s=0.2)

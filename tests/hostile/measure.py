@@ -20,7 +20,7 @@ from transformers import CLIPImageProcessorPil, SiglipTokenizer
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import RequestFailed
-from edge_agent.modules.inputs import audio, decoding, steps
+from edge_agent.modules.inputs import audio, decoding, prepare
 from s2m3.reference import tokenizers
 from tests.hostile.cases import CASES
 
@@ -37,10 +37,10 @@ def read(kind: str, data: bytes, tokenizer: SiglipTokenizer) -> str:
                 return f"{len(audio.samples(value, 16_000, 60.0))} samples"
             case "text":
                 lines = decoding.lines(value)
-                steps.tokens(tokenizer, lines, 64)
+                prepare.texts(tokenizer, 64).read(value)
                 return f"{len(lines)} lines"
             case _:
-                steps.picture(CLIPImageProcessorPil()).read(value)
+                prepare.picture(CLIPImageProcessorPil()).read(value)
                 return "read"
     except RequestFailed as failed:
         return f"{failed.code}: {failed.message}"

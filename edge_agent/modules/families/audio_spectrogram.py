@@ -17,18 +17,16 @@ AST hears the first 10.24 seconds: longer sounds are cut, shorter ones padded, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 from torch import Tensor
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
-from broker.protocol.tensors import Array
-from edge_agent.modules import SCORES, Output, Prepared, Value
+from broker.protocol.errors import ModuleRefused, first_line
+from broker.protocol.preparation import SoundPreparation
+from edge_agent.modules import SCORES
 from edge_agent.modules.families import contrast, vit
-from edge_agent.modules.inputs import audio, decoding, prepare, steps
+from edge_agent.modules.inputs import prepare, steps
+from edge_agent.modules.inputs.answers import Ranked
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import ordinary, tower
@@ -53,16 +51,40 @@ def align(network: contrast.Head, audio_embeds: Tensor, image_embeds: Tensor, te
     return {"logits": logits, "similarity": sound @ picture.t(), SCORES: logits.float().softmax(dim=1)}
 
 
-def samples(made: ASTFeatureExtractor, value: Value) -> NDArray[np.float32]:
-    """The samples (n,) of what a sensor sent.
+def preparation(made: ASTFeatureExtractor) -> SoundPreparation:
+    """The rules of a feature extractor: Kaldi's bands, whatever package is installed."""
+    return SoundPreparation(
+        rate_hz=made.sampling_rate,
+        most_s=MOST_S,
+        least=_WINDOW,
+        window=_WINDOW,
+        hop=160,
+        fft=512,
+        symmetric=True,
+        centred=False,
+        without_mean=True,
+        emphasis=0.97,
+        bands=made.num_mel_bins,
+        lowest_hz=20.0,
+        highest_hz=made.sampling_rate // 2,
+        scale="kaldi",
+        equal_area=False,
+        log="natural",
+        floor=1.192092955078125e-07,
+        frames=made.max_length,
+        mean=made.mean if made.do_normalize else 0.0,
+        std=made.std * 2 if made.do_normalize else 1.0,
+        layout="frames x bands",
+    )
 
-    Raises:
-        RequestFailed: the sound can't be read, or is too short to have a spectrum.
-    """
-    found = audio.samples(value, made.sampling_rate, MOST_S)
-    if len(found) < _WINDOW:
-        raise decoding.bad_input(f"this sound has {len(found)} samples: send at least {_WINDOW}")
-    return found
+
+def _sound_steps(checkpoint: Checkpoint) -> steps.Steps:
+    made = prepare.processor(checkpoint, ASTFeatureExtractor)
+    try:
+        return steps.Steps((steps.Sound(preparation=preparation(made)),))
+    except ValidationError as error:
+        path = checkpoint.repository.required(prepare.PREPROCESSOR)
+        raise ModuleRefused(f"{path} makes no feature extractor ({first_line(error)}): fetch it again") from error
 
 
 def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -72,22 +94,21 @@ def _encoder_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
     return prepare.identity(ast_config, wanted)(checkpoint) | {"sounds": sounds}
 
 
-class AlignmentSteps(steps.Ranking):
-    """Embeddings of a sound, a picture and n texts, and the texts."""
-
-    def answer(self, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
-        """The texts, best for the sound first, and how well the picture fits it, from -1 to 1."""
-        made = super().answer(arrays, prepared)
-        return Output(made.tensors, (made.answer or {}) | {"similarity": float(arrays["similarity"][0, 0])})
-
-
 def _projected(config: Config) -> int:
     return int(config.get("projection_dim", 512))
 
 
-def _alignment_steps(checkpoint: Checkpoint) -> AlignmentSteps:
+def _alignment_steps(checkpoint: Checkpoint) -> steps.Ranking:
+    """The texts, best for the sound first, and how well the picture fits it, from -1 to 1."""
     width = _projected(checkpoint.config)
-    return AlignmentSteps({"audio_embeds": (1, width)}, {"image_embeds": (1, width)}, width=width)
+    return steps.Ranking(
+        needs=(
+            steps.Arrays(shapes={"audio_embeds": (1, width)}),
+            steps.Arrays(shapes={"image_embeds": (1, width)}),
+        ),
+        width=width,
+        result=Ranked(also=("similarity",)),
+    )
 
 
 PARTS: model_parts.Parts = {
@@ -95,9 +116,7 @@ PARTS: model_parts.Parts = {
         prefixes={"audio-spectrogram-transformer": [{"audio_spectrogram_transformer.": ""}]},
         build=lambda config: ASTModel(ast_config(config)),
         identity=_encoder_identity,
-        steps=lambda checkpoint: steps.Steps(
-            steps.sound(prepare.processor(checkpoint, ASTFeatureExtractor), samples, "input_values")
-        ),
+        steps=_sound_steps,
         forwards=tower(
             "pooled",
             "pooler_output",

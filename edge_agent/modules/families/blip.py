@@ -92,17 +92,17 @@ def _tokens_and_states(network: BlipTextLMHeadModel, tokens: int, attended: int)
 
 def _question_steps(checkpoint: Checkpoint) -> steps.Steps:
     config = text_config(checkpoint.config)
-    states = steps.arrays({"states": (1, patches(checkpoint.config), config.encoder_hidden_size)})
+    states = steps.Arrays(shapes={"states": (1, patches(checkpoint.config), config.encoder_hidden_size)})
     tokenizer = prepare.tokenizer(checkpoint, BertTokenizer)
-    return steps.Steps(states, steps.question(tokenizer, config.max_position_embeddings))
+    return steps.Steps((states, prepare.texts(tokenizer, config.max_position_embeddings, joined=True)))
 
 
 def _decoder_steps(checkpoint: Checkpoint) -> dict[str | None, steps.Steps]:
     tokenizer = prepare.tokenizer(checkpoint, BertTokenizer)
     shapes = {"states": (1, QUESTION_TOKENS, text_config(checkpoint.config).encoder_hidden_size)}
     names = {None: "answer", "caption": "caption"}
-    states = steps.arrays(shapes, free=True)
-    return {use: steps.Steps(states, answer=steps.spelling(tokenizer, what)) for use, what in names.items()}
+    states = steps.Arrays(shapes=shapes, free=True)
+    return {use: steps.Steps((states,), generation.Spelled(tokenizer, what)) for use, what in names.items()}
 
 
 _TYPICAL = (

@@ -32,7 +32,7 @@ from transformers import (
 from broker.protocol.tensors import Tensors
 from edge_agent.modules import Prepared, Value
 from edge_agent.modules.families import generation
-from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
+from edge_agent.modules.inputs import decoding, prepare, sample_inputs
 from edge_agent.modules.inputs.limits import MAX_QUESTION_TOKENS
 from edge_agent.modules.inputs.picture_file import too_large
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
@@ -180,7 +180,7 @@ class PromptSteps:
         self._prompt = prompt
         self._placeholder = placeholder
         self._sample = sample
-        self.answer = steps.spelling(self._tokenizer, "answer")
+        self.answer = generation.Spelled(self._tokenizer, "answer")
 
     def prepare(self, values: Sequence[Value]) -> Prepared:
         """The picture's vectors (1, p, d), and the prompt's tokens, ``IMAGE`` p times among them.

@@ -13,12 +13,11 @@ repeated, as published. ``logit_scale_t`` only scales the texts' side of the tra
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 from torch import Tensor
 from transformers import (
     ClapAudioConfig,
@@ -29,16 +28,21 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from broker.protocol.errors import ModuleRefused
-from edge_agent.modules import Value
+from broker.protocol.errors import ModuleRefused, first_line
+from broker.protocol.preparation import SoundPreparation
 from edge_agent.modules.families import contrast
-from edge_agent.modules.inputs import audio, prepare, steps
+from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import tower
 
 TEXT = f"{prepare.TEXT} pad_token_id projection_dim projection_hidden_act"
 MOST_S = 60.0  # seconds of the longest sound that is read
+_FILLS: Mapping[str, Literal["zeros", "whole repeats", "repeats"]] = {
+    "pad": "zeros",
+    "repeatpad": "whole repeats",
+    "repeat": "repeats",
+}
 FRAMES = 1001  # of ten seconds, in steps of ten milliseconds, both ends included
 CAPTION_TOKENS = 9  # of the pass that is counted: "this is a sound of a dog" with start and end
 
@@ -92,13 +96,30 @@ def extractor(checkpoint: Checkpoint) -> ClapFeatureExtractor:
     return made
 
 
-def beginning(made: ClapFeatureExtractor, value: Value) -> NDArray[np.float32]:
-    """The samples (n,) of what a sensor sent, as long as the tower hears.
+def preparation(made: ClapFeatureExtractor) -> SoundPreparation:
+    """The rules of a feature extractor without fusion: of a longer sound, the beginning is taken."""
+    return SoundPreparation(
+        rate_hz=made.sampling_rate,
+        most_s=MOST_S,
+        samples=made.nb_max_samples,
+        fill=_FILLS[made.padding],
+        window=made.fft_window_size,
+        hop=made.hop_length,
+        bands=made.feature_size,
+        lowest_hz=made.frequency_min,
+        highest_hz=made.frequency_max,
+        log="decibel",
+        layout="1 x frames x bands",
+    )
 
-    Raises:
-        RequestFailed: the sound can't be read.
-    """
-    return audio.samples(value, made.sampling_rate, MOST_S)[: made.nb_max_samples]
+
+def _audio_steps(checkpoint: Checkpoint) -> steps.Steps:
+    made = extractor(checkpoint)
+    try:
+        return steps.Steps((steps.Sound(preparation=preparation(made)),))
+    except (ValidationError, KeyError) as error:
+        path = checkpoint.repository.required(prepare.PREPROCESSOR)
+        raise ModuleRefused(f"{path} makes no feature extractor ({first_line(error)}): fetch it again") from error
 
 
 def _audio_identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
@@ -124,7 +145,7 @@ PARTS: model_parts.Parts = {
         prefixes={"clap": [{"audio_model.": "audio_model.", "audio_projection.": "audio_projection."}]},
         build=lambda config: ClapAudioModelWithProjection(audio_config(config)),
         identity=_audio_identity,
-        steps=lambda checkpoint: steps.Steps(steps.sound(extractor(checkpoint), beginning, "input_features")),
+        steps=_audio_steps,
         forwards=tower(
             "audio_embeds",
             "audio_embeds",

@@ -33,11 +33,11 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
-    ViTImageProcessorPil,
 )
 from transformers.image_processing_backends import PilBackend
 
 from broker.protocol.errors import ModuleRefused
+from broker.protocol.preparation import PicturePreparation
 from edge_agent.modules.families import contrast
 from edge_agent.modules.inputs import prepare, steps
 from edge_agent.modules.weights import model_parts
@@ -45,6 +45,9 @@ from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import Forward, one_picture, tower
 
 CLIPSEG_SIZE = 352  # pixels, the side of CLIPSeg's pictures
+CLIPSEG_PICTURES = PicturePreparation(
+    size=(CLIPSEG_SIZE, CLIPSEG_SIZE), resample="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
 CLIPSEG_LAYERS = (3, 6, 9)  # of which CLIPSeg's decoder takes the outputs, counted from 0
 CAPTIONS, CAPTION_TOKENS = 4, 7  # of the pass that is counted: "a photo of a dog" with start and end
 _OLD_END = 2  # what old configurations say for "the highest id of the vocabulary"
@@ -121,16 +124,6 @@ def ordinary_processor(config: CLIPVisionConfig) -> CLIPImageProcessorPil:
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
-def clipseg_processor() -> ViTImageProcessorPil:
-    """The preprocessing of CLIPSeg: squeezed to 352 x 352, bilinear, normalised as for ImageNet."""
-    return ViTImageProcessorPil(
-        size={"height": CLIPSEG_SIZE, "width": CLIPSEG_SIZE},
-        resample=2,
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    )
-
-
 def _check_preprocessing(checkpoint: Checkpoint, config: CLIPVisionConfig) -> None:
     """Refuse a CLIP whose pictures are prepared in another way: the tower's identity says nothing of that."""
     if checkpoint.model_type != "clip" or checkpoint.repository.path(prepare.PREPROCESSOR) is None:
@@ -148,8 +141,8 @@ def _check_preprocessing(checkpoint: Checkpoint, config: CLIPVisionConfig) -> No
 def _vision_steps(checkpoint: Checkpoint) -> dict[str | None, steps.Steps]:
     config = vision_config(checkpoint.config)
     _check_preprocessing(checkpoint, config)
-    ordinary = steps.Steps(steps.picture(ordinary_processor(config)))
-    return dict.fromkeys(_VISION, ordinary) | {"clipseg": steps.Steps(steps.picture(clipseg_processor()))}
+    ordinary = steps.Steps((prepare.picture(ordinary_processor(config)),))
+    return dict.fromkeys(_VISION, ordinary) | {"clipseg": steps.Steps((steps.Picture(preparation=CLIPSEG_PICTURES),))}
 
 
 _VISION: model_parts.Forwards[CLIPVisionModel] = {

@@ -16,31 +16,26 @@ whole model.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
-from PIL import Image
 from pydantic import JsonValue
 from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegVisionConfig
 from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder
 
 from broker.protocol.errors import ModuleRefused
-from broker.protocol.tensors import Array
-from edge_agent.modules import SCORES, Output, Prepared, Value
+from edge_agent.modules import SCORES
 from edge_agent.modules.families import clip
-from edge_agent.modules.inputs import decoding, prepare, sample_inputs, steps
+from edge_agent.modules.inputs import prepare, steps
+from edge_agent.modules.inputs.answers import Masks
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import ordinary
 
 MAX_TEXTS = 16  # a mask takes up to 21 kB of an answer
-_MASKED = 0.5  # probability from which a pixel belongs to a text
 
 
 def _config(config: Config) -> CLIPSegConfig:
@@ -127,57 +122,15 @@ def _reduced_shapes(config: CLIPSegConfig) -> dict[str, tuple[int, ...]]:
     return {f"reduced-{index}": (1, _tokens(config), config.reduce_dim) for index in range(len(config.extract_layers))}
 
 
-class MaskSteps(steps.Ranking):
+def _mask_steps(config: CLIPSegConfig) -> steps.Ranking:
     """The reduced layers, the embeddings of n texts, and the texts, to a mask a text."""
-
-    def __init__(self, config: CLIPSegConfig) -> None:
-        super().__init__(_reduced_shapes(config), width=cast("int", config.projection_dim))
-
-    def prepare(self, values: Sequence[Value]) -> Prepared:
-        """The reduced layers, ``text_embeds`` (n, e) and the texts."""
-        prepared = super().prepare(values)
-        if (texts := len(prepared.texts)) > MAX_TEXTS:
-            raise decoding.bad_input(f"{texts} texts, at most {MAX_TEXTS} are segmented at once: send fewer")
-        return prepared
-
-    def answer(self, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
-        """``logits`` (n, s, s) and a mask a text."""
-        return Output({"logits": arrays["logits"]}, answer(prepared.texts, arrays[SCORES]))
-
-    def sample(self) -> tuple[Value, ...]:
-        """The reduced layers, and one text with its embedding."""
-        layers, _, _ = super().sample()
-        return layers, sample_inputs.arrays({"text_embeds": (1, self._width)}), sample_inputs.question()
-
-
-def answer(texts: Sequence[str], probabilities: Array) -> dict[str, JsonValue]:
-    """The answer of probabilities (n, s, s): for each text its share of the picture, its box, and its mask.
-
-    ``score`` is the highest probability of a pixel, ``area`` the share of pixels of at least one half, ``box`` their
-    bounds (left, top, right, bottom) as shares of the picture's sides, null when there isn't any, and ``mask`` a PNG of
-    one bit a pixel, s x s, in base64.
-    """
-    segments: list[JsonValue] = []
-    for text, one in zip(texts, probabilities, strict=True):
-        mask = one >= _MASKED  # (s, s)
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        box: list[JsonValue] | None = None
-        if len(rows):
-            height, width = mask.shape
-            box = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
-            box = [float(cast("float", side)) for side in box]
-        png = io.BytesIO()
-        Image.fromarray(mask).save(png, "PNG")
-        segments.append(
-            {
-                "label": text,
-                "score": float(one.max()),
-                "area": float(mask.mean()),
-                "box": box,
-                "mask": base64.b64encode(png.getvalue()).decode(),
-            }
-        )
-    return {"segments": segments}
+    return steps.Ranking(
+        needs=(steps.Arrays(shapes=_reduced_shapes(config)),),
+        width=cast("int", config.projection_dim),
+        most=MAX_TEXTS,
+        sampled=1,
+        result=Masks(),
+    )
 
 
 PARTS: model_parts.Parts = {
@@ -186,7 +139,7 @@ PARTS: model_parts.Parts = {
         build=_reduce,
         identity=lambda _: {"layers": [*clip.CLIPSEG_LAYERS]},
         steps=lambda checkpoint: steps.Steps(
-            steps.arrays(_layer_shapes(_tower(_config(checkpoint.config)).hidden_size), free=True)
+            (steps.Arrays(shapes=_layer_shapes(_tower(_config(checkpoint.config)).hidden_size), free=True),)
         ),
         forwards=ordinary(
             Reduce.forward,
@@ -204,7 +157,7 @@ PARTS: model_parts.Parts = {
         },
         build=_decoder,
         identity=_decoder_identity,
-        steps=lambda checkpoint: MaskSteps(_config(checkpoint.config)),
+        steps=lambda checkpoint: _mask_steps(_config(checkpoint.config)),
         forwards=ordinary(
             segment,
             "One picture of 352 x 352, and one text.",

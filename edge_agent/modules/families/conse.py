@@ -19,16 +19,14 @@ It gives ``scores`` float32 (n,) and the answer; the one module serves both task
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from broker.protocol.specs import ModuleSpec
-from broker.protocol.tensors import Array
-from edge_agent.modules import Module, Output, Pass, Prepared, Value
-from edge_agent.modules.inputs import decoding, sample_inputs, steps
+from edge_agent.modules import Module, Pass
+from edge_agent.modules.inputs import steps
+from edge_agent.modules.inputs.answers import Ranked
 from edge_agent.modules.inputs.imagenet import CLASSES
 from edge_agent.modules.weights import packaged, precision
 
@@ -39,32 +37,15 @@ ATTENTION_TEMPERATURE = 0.1  # how sharply a question chooses among them
 QUESTION_WEIGHT = 0.2  # how much an answer's own nearness to the question counts
 
 
-class RankSteps:
-    """A picture's classes, perhaps a question, and texts to rank."""
-
-    def prepare(self, values: Sequence[Value]) -> Prepared:
-        """(``probs``, ``embeddings``, texts) or (``probs``, question, ``embeddings``, texts)."""
-        decoding.count(values, 3, 4)
-        probs, *asked, embedded, sent = values
-        texts = decoding.lines(sent)
-        found = {
-            "probs": decoding.array(probs, "probs", (1, CLASSES)),
-            "candidates": decoding.array(embedded, TENSOR, (len(texts), WIDTH)),
-        }
-        if asked:
-            found["question"] = decoding.array(asked[0], TENSOR, (None, WIDTH))
-            decoding.one_question(found["question"])
-        return Prepared(found, texts)
-
-    def answer(self, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
-        """``scores`` (n,), and the texts under ``answer`` where there is a question, else under ``label``."""
-        what = "answer" if "question" in prepared.arrays else "label"
-        return Output(dict(arrays), steps.ranking(what, prepared.texts, arrays["scores"]))
-
-    def sample(self) -> tuple[Value, ...]:
-        """A picture's classes, four captions' embeddings, and these."""
-        embeddings = sample_inputs.arrays({TENSOR: (sample_inputs.TEXTS, WIDTH)})
-        return sample_inputs.arrays({"probs": (1, CLASSES)}), embeddings, sample_inputs.texts()
+STEPS = steps.Ranking(
+    needs=(steps.Arrays(shapes={"probs": (1, CLASSES)}),),
+    question=steps.Arrays(shapes={TENSOR: (1, WIDTH)}, names={TENSOR: "question"}, question=True),
+    embeddings=TENSOR,
+    taken="candidates",
+    width=WIDTH,
+    result=Ranked(scores="scores"),
+)
+"""The steps: a picture's classes, perhaps a question, and texts to rank, as ``answer`` where there is a question."""
 
 
 def rank(names: Tensor, probs: Tensor, candidates: Tensor, question: Tensor | None = None) -> dict[str, Tensor]:
@@ -97,7 +78,7 @@ def load(spec: ModuleSpec) -> Module:
     """
     names = packaged.read(spec, "embeddings", {TENSOR: (CLASSES, WIDTH)})
     precision.check(spec, precision.memory_bytes(names.values()))
-    return Module(names[TENSOR], {None: Pass(RankSteps(), rank)})  # computes in float32, whatever the names are held in
+    return Module(names[TENSOR], {None: Pass(STEPS, rank)})  # computes in float32, whatever the names are held in
 
 
 def memory_bytes(spec: ModuleSpec) -> int:

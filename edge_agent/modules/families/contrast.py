@@ -61,7 +61,7 @@ def projection(
         prefixes=prefixes,
         build=lambda config: nn.ModuleDict({name: nn.Linear(*sizes(config), bias=bias)}),
         identity=lambda _: {},
-        steps=lambda checkpoint: steps.Steps(steps.arrays({"pooled": (1, sizes(checkpoint.config)[0])})),
+        steps=lambda checkpoint: steps.Steps((steps.Arrays(shapes={"pooled": (1, sizes(checkpoint.config)[0])}),)),
         forwards=ordinary(
             run,
             typical,
@@ -93,7 +93,7 @@ def head(
 
     def ranking(checkpoint: Checkpoint) -> steps.Ranking:
         length = width(checkpoint.config)
-        return steps.Ranking({other: (1, length)}, width=length)
+        return steps.Ranking(needs=(steps.Arrays(shapes={other: (1, length)}),), width=length)
 
     return Part(
         prefixes=prefixes,

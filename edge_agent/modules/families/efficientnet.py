@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
+from broker.protocol.preparation import PicturePreparation
 from broker.protocol.specs import ModuleSpec
-from broker.protocol.tensors import Array
-from edge_agent.modules import Module, Output, Pass, Prepared, Value
-from edge_agent.modules.inputs import decoding, sample_inputs, steps
+from edge_agent.modules import Module, Pass
+from edge_agent.modules.inputs import steps
+from edge_agent.modules.inputs.answers import Likeliest
 from edge_agent.modules.inputs.imagenet import CLASSES, class_names
 from edge_agent.modules.weights import packaged, precision
 from edge_agent.modules.weights.packaged import Shape
@@ -32,7 +32,13 @@ RESOLUTION = 224
 RANKED = 5  # classes named in an answer
 _STEM = 32
 _BATCH_NORM_EPSILON = 1e-3
-_CENTRE = 0.875  # of the shorter side: the crop the network was evaluated with
+PREPARATION = PicturePreparation(
+    centre=0.875,  # of the shorter side: the crop the network was evaluated with
+    size=(RESOLUTION, RESOLUTION),
+    scale=1.0,
+    mean=(127.0, 127.0, 127.0),
+    std=(128.0, 128.0, 128.0),
+)
 # The stages of EfficientNet-B0, table 1 of the paper: repeats, kernel, stride of the first, expansion, channels.
 _STAGES = (
     (1, 3, 1, 1, 16),
@@ -95,20 +101,6 @@ def classifier_shapes() -> dict[str, Shape]:
     return {"_fc.weight": (CLASSES, FEATURES), "_fc.bias": (CLASSES,)}
 
 
-def pixels(value: Value) -> Array:
-    """Turn a picture's bytes into the network's input (1, 3, 224, 224): centre crop, bicubic, about -1 to 1.
-
-    Raises:
-        RequestFailed: ``bad_input`` when it can't be read as a picture.
-    """
-    picture = decoding.picture(value)
-    side = max(1, int(min(picture.size) * _CENTRE))
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = decoding.resized_part(picture, (left, top, left + side, top + side), (RESOLUTION, RESOLUTION))
-    channels_last = np.asarray(square, dtype=np.float32)  # (224, 224, 3)
-    return (np.ascontiguousarray(channels_last.transpose(2, 0, 1)[None]) - 127) / 128  # (1, 3, 224, 224)
-
-
 def encode(w: Weights, image: Tensor) -> Tensor:
     """Features (n, 1280) of images (n, 3, 224, 224)."""
     x = functional.relu6(_conv_norm(w, "_conv_stem", "_bn0", image, stride=2))  # (n, 32, 112, 112)
@@ -123,11 +115,6 @@ def classify(w: Weights, features: Tensor) -> Tensor:
     return functional.linear(features, w["_fc.weight"], w["_fc.bias"]).softmax(1)
 
 
-def _label(arrays: Mapping[str, Array], _: Prepared) -> Output:
-    """``probs`` (1, 1000), the label, its probability and the five best; ties go to the lower class."""
-    return Output(dict(arrays), steps.ranking("label", class_names(), arrays["probs"][0], RANKED))
-
-
 def load(spec: ModuleSpec) -> Module:
     """Load one of the two parts.
 
@@ -135,14 +122,14 @@ def load(spec: ModuleSpec) -> Module:
         ModuleRefused: the weights aren't there or don't fit.
     """
     if spec.family == "efficientnet.classifier":
-        class_names()  # a missing package is an error now, not at the first request
-        label_steps = steps.Steps(steps.arrays({"features": (1, FEATURES)}), answer=_label)
+        likeliest = Likeliest(labels=class_names(), most=RANKED, scores="probs")
+        label_steps = steps.Steps((steps.Arrays(shapes={"features": (1, FEATURES)}),), likeliest)
         chosen = Pass(label_steps, lambda w, features: {"probs": classify(w, features)}, batched=True)
         encoders = ("_conv_stem.", "_conv_head.", "_bn0.", "_bn1.", "_blocks.")
         found = packaged.read(spec, "classifier", classifier_shapes(), others=encoders)
     else:
-        picture = steps.Need(lambda value: {"pixels": pixels(value)}, sample_inputs.picture)
-        chosen = Pass(steps.Steps(picture), lambda w, pixels: {"features": encode(w, pixels)}, batched=True)
+        picture = steps.Picture(preparation=PREPARATION)
+        chosen = Pass(steps.Steps((picture,)), lambda w, pixels: {"features": encode(w, pixels)}, batched=True)
         found = packaged.read(spec, "encoder", encoder_shapes(), others=("_fc.", ".num_batches_tracked"))
     return Module(_held(spec, found), {None: chosen}, dtype=spec.dtype)
 

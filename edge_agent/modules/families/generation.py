@@ -8,11 +8,16 @@ Invariant: the token ids are those of the whole model's ``generate`` with the sa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from broker.protocol.tensors import Array
+from edge_agent.modules import Output, Prepared
 
 CAPTION_TOKENS = 16  # of the pass that is counted
 
@@ -33,6 +38,19 @@ def greedy(network: PreTrainedModel, states: Tensor, *, start: int, end: int, pa
         **limits(most),
     )
     return {"tokens": found}
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """The answer of ``tokens`` (1, t): the text that they spell, under the name ``what``."""
+
+    tokenizer: PreTrainedTokenizerBase
+    what: str
+
+    def __call__(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
+        """The output."""
+        text = str(self.tokenizer.decode(arrays["tokens"][0].tolist(), skip_special_tokens=True))
+        return Output({"tokens": arrays["tokens"]}, {self.what: text.strip()})
 
 
 def limits(most: int) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn import functional
 
-from broker.protocol.tensors import Array
-from edge_agent.modules import SCORES, Value
-from edge_agent.modules.inputs import decoding, sample_inputs, steps
+from edge_agent.modules import SCORES
+from edge_agent.modules.inputs import steps
+from edge_agent.modules.inputs.answers import Likeliest
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import ordinary
@@ -86,24 +86,12 @@ def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
 
 def label_steps(name: str, width: int, names: Sequence[str]) -> steps.Steps:
     """The steps of a linear classifier: the array ``name`` (1, d) to the likeliest of the labels ``names``."""
-    return steps.Steps(_features(name, width, "features"), answer=steps.likeliest("label", names, RANKED))
+    return steps.Steps((_features(name, width, "features"),), Likeliest(labels=tuple(names), most=RANKED))
 
 
-def _features(name: str, width: int, own: str) -> steps.Need:
+def _features(name: str, width: int, own: str) -> steps.Arrays:
     """The array ``name`` (1, d) of a tower, as the array ``own`` of ``forward``."""
-    return steps.Need(
-        lambda value: {own: decoding.array(value, name, (1, width))},
-        lambda: sample_inputs.arrays({name: (1, width)}),
-    )
-
-
-def _question(width: int) -> steps.Need:
-    def read(value: Value) -> dict[str, Array]:
-        found = decoding.array(value, "text_embeds", (None, width))
-        decoding.one_question(found)
-        return {"text": found}
-
-    return steps.Need(read, lambda: sample_inputs.arrays({"text_embeds": (1, width)}))
+    return steps.Arrays(shapes={name: (1, width)}, names={name: own})
 
 
 def _label_steps(checkpoint: Checkpoint) -> steps.Steps:
@@ -114,8 +102,11 @@ def _label_steps(checkpoint: Checkpoint) -> steps.Steps:
 def _answer_steps(checkpoint: Checkpoint) -> steps.Steps:
     config = checkpoint.config
     picture = _features(config.get("features", "features"), config["width"], "image")
-    answer = steps.likeliest("answer", labels(config), RANKED)
-    return steps.Steps(picture, _question(config["text_width"]), answer=answer)
+    question = steps.Arrays(
+        shapes={"text_embeds": (1, config["text_width"])}, names={"text_embeds": "text"}, question=True
+    )
+    answer = Likeliest(what="answer", labels=tuple(labels(config)), most=RANKED)
+    return steps.Steps((picture, question), answer)
 
 
 PARTS: model_parts.Parts = {

@@ -129,7 +129,7 @@ def _language_steps(checkpoint: Checkpoint) -> causal.PromptSteps:
 def _projector_steps(checkpoint: Checkpoint) -> steps.Steps:
     config = _config(checkpoint.config)
     shape = (1, patches(config), int(cast("Any", config.vision_config).hidden_size))
-    return steps.Steps(steps.arrays({"patches": shape}))
+    return steps.Steps((steps.Arrays(shapes={"patches": shape}),))
 
 
 def _language_part(*, tied: bool) -> model_parts.Part[causal.Language]:

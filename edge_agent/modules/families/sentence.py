@@ -19,26 +19,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from broker.protocol.preparation import TextPreparation
 from broker.protocol.specs import ModuleSpec
-from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Pass
-from edge_agent.modules.inputs import decoding, sample_inputs, steps
+from edge_agent.modules.inputs import steps, tokens
 from edge_agent.modules.weights import packaged, precision
 
 WIDTH = 384
-MAX_TOKENS = 256  # the length the model was published for; more is cut off
-
-
-def tokens(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Array]:
-    """``ids`` and ``mask`` int64 (n, longest) of n texts."""
-    found = tokenizer.encode_batch(texts)
-    return {"ids": np.array([t.ids for t in found]), "mask": np.array([t.attention_mask for t in found])}
+PREPARATION = TextPreparation(longest=256)  # the length the model was published for; more is cut off
 
 
 def encode_text(model: Bert, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -68,9 +60,8 @@ def load(spec: ModuleSpec) -> Module:
     if spec.dtype == precision.INT8:
         precision.quantise(model.requires_grad_(requires_grad=False))
         precision.check(spec, precision.memory_bytes(model.state_dict().values()))
-    own = tokenizer(directory)
-    texts = steps.Need(lambda value: tokens(own, decoding.lines(value)), sample_inputs.texts)
-    return Module(model, {None: Pass(steps.Steps(texts), encode_text, batched=True)}, dtype=spec.dtype)
+    texts = steps.Texts.tokenized(PREPARATION, tokens.read(directory, PREPARATION))
+    return Module(model, {None: Pass(steps.Steps((texts,)), encode_text, batched=True)}, dtype=spec.dtype)
 
 
 def memory_bytes(spec: ModuleSpec) -> int:
@@ -85,14 +76,6 @@ def memory_bytes(spec: ModuleSpec) -> int:
 
 def _network(directory: Path) -> Bert:
     return Bert(json.loads((directory / "config.json").read_text(encoding="utf-8")))
-
-
-def tokenizer(directory: Path) -> Tokenizer:
-    """The published tokenizer with the published length: cut at 256 tokens, padded to the longest text."""
-    made = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    made.enable_truncation(MAX_TOKENS)
-    made.enable_padding()
-    return made
 
 
 class Bert(nn.Module):

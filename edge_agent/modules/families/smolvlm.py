@@ -12,7 +12,7 @@ vectors, and a twenty-first of the bytes. ``causal`` has the rest of the languag
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -92,17 +92,27 @@ def _language(config: Config) -> causal.Language:
     return network
 
 
-def _read_tiles(processor: Idefics3ImageProcessorPil, value: Value) -> dict[str, Array]:
-    """``pixels`` of a picture's tiles (n, 3, s, s) and ``grid`` (2,)."""
-    picture = decoding.picture(value)
-    made = cast("Any", processor)(images=[[picture]], return_row_col_info=True, return_tensors="np")
-    tiles = np.ascontiguousarray(made["pixel_values"][0], dtype=np.float32)
-    return {"pixels": tiles, "grid": np.array([made["rows"][0][0], made["cols"][0][0]], np.float32)}
+@dataclass(frozen=True)
+class TiledPicture:
+    """A picture's bytes to the ``pixels`` of its tiles (n, 3, s, s) and ``grid`` (2,)."""
+
+    processor: Any
+
+    def read(self, value: Value) -> dict[str, Array]:
+        """The tiles."""
+        picture = decoding.picture(value)
+        made = self.processor(images=[[picture]], return_row_col_info=True, return_tensors="np")
+        tiles = np.ascontiguousarray(made["pixel_values"][0], dtype=np.float32)
+        return {"pixels": tiles, "grid": np.array([made["rows"][0][0], made["cols"][0][0]], np.float32)}
+
+    def sample(self) -> Value:
+        """A photograph."""
+        return sample_inputs.picture()
 
 
 def _vision_steps(checkpoint: Checkpoint) -> steps.Steps:
-    processor = steps.resizing_first(prepare.processor(checkpoint, Idefics3ImageProcessorPil))
-    return steps.Steps(steps.Need(partial(_read_tiles, processor), sample_inputs.picture))
+    processor = prepare.resizing_first(prepare.processor(checkpoint, Idefics3ImageProcessorPil))
+    return steps.Steps((TiledPicture(processor),))
 
 
 def _language_steps(checkpoint: Checkpoint) -> causal.PromptSteps:

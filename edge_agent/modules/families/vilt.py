@@ -27,6 +27,7 @@ from transformers import (
 
 from edge_agent.modules import SCORES
 from edge_agent.modules.inputs import prepare, steps
+from edge_agent.modules.inputs.answers import Likeliest
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.model_parts import ordinary
@@ -80,10 +81,11 @@ def _identity(checkpoint: Checkpoint) -> dict[str, JsonValue]:
 
 def _steps(checkpoint: Checkpoint) -> steps.Steps:
     config = _config(checkpoint.config)
-    picture = steps.picture(prepare.processor(checkpoint, ViltImageProcessorPil))
-    question = steps.question(prepare.tokenizer(checkpoint, BertTokenizer), config.max_position_embeddings)
-    answer = steps.likeliest("answer", prepare.labels(config), RANKED)
-    return steps.Steps(picture, question, answer=answer)
+    picture = prepare.picture(prepare.processor(checkpoint, ViltImageProcessorPil))
+    tokenizer = prepare.tokenizer(checkpoint, BertTokenizer)
+    question = prepare.texts(tokenizer, config.max_position_embeddings, joined=True)
+    answer = Likeliest(what="answer", labels=tuple(prepare.labels(config)), most=RANKED)
+    return steps.Steps((picture, question), answer)
 
 
 PARTS: model_parts.Parts = {

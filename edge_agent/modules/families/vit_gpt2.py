@@ -89,8 +89,8 @@ def _special(checkpoint: Checkpoint) -> dict[str, int]:
 def _caption_steps(checkpoint: Checkpoint) -> steps.Steps:
     encoder = _encoder_config(checkpoint.config)
     shapes = {"states": (1, _states(encoder), encoder.hidden_size)}
-    answer = steps.spelling(prepare.tokenizer(checkpoint, GPT2Tokenizer), "caption")
-    return steps.Steps(steps.arrays(shapes), answer=answer)
+    answer = generation.Spelled(prepare.tokenizer(checkpoint, GPT2Tokenizer), "caption")
+    return steps.Steps((steps.Arrays(shapes=shapes),), answer)
 
 
 PARTS: model_parts.Parts = {

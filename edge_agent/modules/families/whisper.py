@@ -19,7 +19,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,9 +26,10 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperTokenize
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
 from broker.protocol.errors import ModuleRefused
+from broker.protocol.tensors import Array
 from edge_agent.modules import Value
 from edge_agent.modules.families import generation
-from edge_agent.modules.inputs import audio, prepare, steps
+from edge_agent.modules.inputs import audio, prepare, sample_inputs, steps
 from edge_agent.modules.weights import identity, model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
 from edge_agent.modules.weights.model_parts import ordinary, tower
@@ -166,15 +166,28 @@ def _one_pass(network: Decoder, **tensors: Tensor) -> dict[str, Tensor]:
     return {"tokens": network.forward(hidden).argmax(dim=-1)}
 
 
-def _samples(extractor: WhisperFeatureExtractor, value: Value) -> NDArray[np.float32]:
-    return audio.samples(value, extractor.sampling_rate, extractor.chunk_length)
+@dataclass(frozen=True)
+class ExtractedSound:
+    """A sound's wav bytes to ``features`` float32 (1, b, f), by transformers' feature extractor, which runs torch."""
+
+    extractor: WhisperFeatureExtractor
+
+    def read(self, value: Value) -> dict[str, Array]:
+        """The features."""
+        samples = audio.samples(value, self.extractor.sampling_rate, self.extractor.chunk_length)
+        made = self.extractor(samples, sampling_rate=self.extractor.sampling_rate, return_tensors="np")
+        return {"features": np.ascontiguousarray(made["input_features"], dtype=np.float32)}
+
+    def sample(self) -> Value:
+        """A sound of two seconds."""
+        return sample_inputs.sound()
 
 
 def _text_steps(checkpoint: Checkpoint) -> steps.Steps:
     config = _config(checkpoint.config)
     shapes = {"states": (1, config.max_source_positions, config.d_model)}
-    answer = steps.spelling(prepare.tokenizer(checkpoint, WhisperTokenizer), "text")
-    return steps.Steps(steps.arrays(shapes), answer=answer)
+    answer = generation.Spelled(prepare.tokenizer(checkpoint, WhisperTokenizer), "text")
+    return steps.Steps((steps.Arrays(shapes=shapes),), answer)
 
 
 PARTS: model_parts.Parts = {
@@ -182,7 +195,7 @@ PARTS: model_parts.Parts = {
         prefixes={"whisper": [{"model.encoder.": ""}]},
         build=lambda config: WhisperEncoder(_config(config)),
         identity=_encoder_identity,
-        steps=lambda checkpoint: steps.Steps(steps.sound(_extractor(checkpoint), _samples, "input_features")),
+        steps=lambda checkpoint: steps.Steps((ExtractedSound(_extractor(checkpoint)),)),
         forwards=tower(
             "states",
             "last_hidden_state",

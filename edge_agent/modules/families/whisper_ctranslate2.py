@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,13 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 from tokenizers import Tokenizer
-from transformers import WhisperFeatureExtractor
 
 from broker.protocol.errors import ModuleRefused
+from broker.protocol.preparation import SoundPreparation
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared
-from edge_agent.modules.inputs import audio, decoding, steps
+from edge_agent.modules.inputs import decoding, steps
 from edge_agent.modules.weights import ctranslate2_file, digests, identity, packaged, part_source, precision
 from edge_agent.modules.weights.ctranslate2_file import ModelFile, Variable, open_whisper
 from edge_agent.modules.weights.packaged import Shape
@@ -95,23 +95,33 @@ def shapes(part: str) -> dict[str, Shape]:
     return found | _norm(part)
 
 
-def _sound() -> steps.Need:
-    """A wav file's bytes to log-mel ``features`` (1, 80, 3000), padded to the window."""
-    extractor = WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
-        feature_size=MELS, sampling_rate=RATE_HZ, chunk_length=int(WINDOW_S)
-    )
-    return steps.sound(extractor, lambda _, value: audio.samples(value, RATE_HZ, WINDOW_S), "input_features")
+PREPARATION = SoundPreparation(
+    rate_hz=RATE_HZ,
+    most_s=WINDOW_S,
+    samples=int(RATE_HZ * WINDOW_S),
+    window=400,
+    hop=160,
+    bands=MELS,
+    highest_hz=8000.0,
+    frames=3000,
+    range=8.0,
+    mean=-4.0,
+    std=4.0,
+)
+"""A sound's log-mel ``features`` (1, 80, 3000), padded to the window."""
 
 
-def _spelling(tokenizer: Tokenizer) -> steps.Answer:
+@dataclass(frozen=True)
+class Spoken:
     """``text`` (n,), one line, with the answer."""
 
-    def answer(arrays: Mapping[str, Array], _: Prepared) -> Output:
-        spoken = tokenizer.decode(arrays["tokens"].tolist(), skip_special_tokens=True)
+    tokenizer: Tokenizer
+
+    def __call__(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
+        """The output."""
+        spoken = self.tokenizer.decode(arrays["tokens"].tolist(), skip_special_tokens=True)
         text = " ".join(spoken.split())
         return Output({decoding.TEXT: decoding.text_array(text)}, {"text": text})
-
-    return answer
 
 
 def encode_audio(model: ctranslate2.models.Whisper, features: ctranslate2.StorageView) -> dict[str, Any]:
@@ -141,9 +151,13 @@ def load(spec: ModuleSpec) -> Module:
     vocabulary = (directory / "vocabulary.txt").read_bytes() if part == "decoder" else b"none\n"
     model = open_whisper(reduced(whole, part), (directory / "config.json").read_bytes(), vocabulary, part)
     if part == "encoder":
-        return Module(model, {None: Pass(steps.Steps(_sound()), encode_audio)}, engine="ctranslate2")
-    hidden, answer = steps.arrays({"hidden": (1, POSITIONS, WIDTH)}), _spelling(_tokenizer(directory))
-    return Module(model, {None: Pass(steps.Steps(hidden, answer=answer), generate)}, engine="ctranslate2")
+        return Module(
+            model,
+            {None: Pass(steps.Steps((steps.Sound(preparation=PREPARATION),)), encode_audio)},
+            engine="ctranslate2",
+        )
+    hidden, answer = steps.Arrays(shapes={"hidden": (1, POSITIONS, WIDTH)}), Spoken(_tokenizer(directory))
+    return Module(model, {None: Pass(steps.Steps((hidden,), answer), generate)}, engine="ctranslate2")
 
 
 def read_file(path: Path) -> ModelFile:

@@ -13,7 +13,6 @@ import wave
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from edge_agent.modules import Value
 from edge_agent.modules.inputs.decoding import bad_input, sent
@@ -41,6 +40,8 @@ def samples(value: Value, rate_hz: int, most_s: float) -> NDArray[np.float32]:
         )
     mono = pcm.astype(np.float32).mean(axis=1, dtype=np.float32) / _FULL_SCALE  # (n,)
     if file_rate_hz != rate_hz:
+        from scipy.signal import resample_poly  # noqa: PLC0415 - 40 MB, which a sound at the right rate doesn't need
+
         common = math.gcd(file_rate_hz, rate_hz)
         mono = resample_poly(mono, rate_hz // common, file_rate_hz // common)  # float32 stays float32
     return np.ascontiguousarray(mono, dtype=np.float32)

@@ -65,8 +65,13 @@ def unreadable(reason: str) -> RequestFailed:
     return bad_input(f"this is not a picture that can be read ({reason}): send a JPEG or PNG")
 
 
-def resized_part(picture: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
-    """The part of a picture in a box, bicubically resized: ``picture.crop(box).resize(size)`` without the copy.
+def resized_part(
+    picture: Image.Image,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    """The part of a picture in a box, resized: ``picture.crop(box).resize(size, resample)`` without the copy.
 
     Pillow resizes across, row by row, and then down; so bands of rows give the same pixels.
     """
@@ -75,8 +80,9 @@ def resized_part(picture: Image.Image, box: tuple[int, int, int, int], size: tup
     rows = max(1, _BAND_PIXELS // (right - left))
     for start in range(top, bottom, rows):
         end = min(start + rows, bottom)
-        across.paste(picture.crop((left, start, right, end)).resize((size[0], end - start)), (0, start - top))
-    return across.resize(size)
+        band = picture.crop((left, start, right, end)).resize((size[0], end - start), resample)
+        across.paste(band, (0, start - top))
+    return across.resize(size, resample)
 
 
 def lines(value: Value) -> list[str]:

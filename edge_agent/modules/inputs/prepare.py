@@ -1,22 +1,37 @@
-"""Tokenizers and image processors of a repository, made offline from its own files.
+"""Tokenizers and image processors of a repository, made offline from its own files, and the values of their rules.
 
-Owns which files those are. Knows no family. Pictures go through transformers' processors on Pillow, whose results
-don't depend on an optional package.
+Owns which files those are, and what of transformers' rules ``steps`` can say as a value. Knows no family. Pictures are
+prepared as by transformers' processors on Pillow, whose results don't depend on an optional package.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
-from pydantic import JsonValue
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, SequenceFeatureExtractor
+import numpy as np
+from PIL.Image import Image, Resampling
+from pydantic import JsonValue, ValidationError
+from transformers import (
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    SequenceFeatureExtractor,
+    SiglipTokenizer,
+    TokenizersBackend,
+)
 from transformers.image_processing_backends import PilBackend
 
 from broker.protocol.errors import ModuleRefused, first_line
-from edge_agent.modules.inputs import steps
+from broker.protocol.preparation import PicturePreparation, TextPreparation
+from broker.protocol.tensors import Array
+from edge_agent.modules import Value
+from edge_agent.modules.inputs import decoding, sample_inputs, steps
+from edge_agent.modules.inputs.tokens import END, UNKNOWN, FastTokens, SigLIPTokens
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
 from edge_agent.modules.weights.identity import fingerprint
 
@@ -49,6 +64,15 @@ HISTORY = frozenset(
         "processor_class",
     }
 )
+_OWN = ("_preprocess", "process_image", "resize", "center_crop", "rescale", "normalize")
+_FILTERS: Mapping[int, Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]] = {
+    Resampling.NEAREST: "nearest",
+    Resampling.BOX: "box",
+    Resampling.BILINEAR: "bilinear",
+    Resampling.HAMMING: "hamming",
+    Resampling.BICUBIC: "bicubic",
+    Resampling.LANCZOS: "lanczos",
+}
 
 
 def tokenizer(
@@ -115,16 +139,178 @@ def processor(checkpoint: Checkpoint, kind: type[P], only: Collection[str] = ())
 
 
 def picture_steps(kind: type[PilBackend]) -> Callable[[Checkpoint], steps.Steps]:
-    """The steps of a part that takes pictures, prepared by the repository's own image processor."""
-    return lambda checkpoint: steps.Steps(steps.picture(processor(checkpoint, kind)))
+    """The steps of a part that takes pictures, prepared as the repository's own image processor does."""
+    return lambda checkpoint: steps.Steps((picture(processor(checkpoint, kind)),))
 
 
 def text_steps(
     kind: type[PreTrainedTokenizerBase], longest: Callable[[Config], int], *, padded: bool = False
 ) -> Callable[[Checkpoint], steps.Steps]:
-    """The steps of a part that takes texts; ``longest`` gives a text's most tokens (see ``steps.texts``)."""
+    """The steps of a part that takes texts; ``longest`` gives a text's most tokens (see ``TextPreparation``)."""
     return lambda checkpoint: steps.Steps(
-        steps.texts(tokenizer(checkpoint, kind), longest(checkpoint.config), padded=padded)
+        (texts(tokenizer(checkpoint, kind), longest(checkpoint.config), padded=padded),)
+    )
+
+
+def picture(processor: PilBackend) -> steps.Need:
+    """A picture, prepared as an image processor does: as a value where its rules are those of ``PicturePreparation``.
+
+    A processor with rules of its own is run itself; such steps can't be described.
+    """
+    how = picture_preparation(processor)
+    return ProcessedPicture(resizing_first(processor)) if how is None else steps.Picture(preparation=how)
+
+
+def picture_preparation(of: PilBackend) -> PicturePreparation | None:
+    """An image processor's rules; None where it has others."""
+    plain = all(getattr(type(of), name) is getattr(PilBackend, name) for name in _OWN)
+    processor: Any = of  # transformers sets its attributes by name
+    size = _sides(processor.size) if processor.do_resize else {}
+    crop = _sides(processor.crop_size) if processor.do_center_crop else {}
+    if not plain or processor.do_pad or size.keys() not in ({"shortest_edge"}, {"height", "width"}, set[str]()):
+        return None
+    try:
+        return PicturePreparation(
+            shorter=size.get("shortest_edge"),
+            size=(size["height"], size["width"]) if "height" in size else None,
+            resample=_FILTERS[processor.resample],
+            crop=(crop["height"], crop["width"]) if processor.do_center_crop else None,
+            scale=processor.rescale_factor if processor.do_rescale else 1.0,
+            mean=_each(processor.image_mean) if processor.do_normalize else (0.0, 0.0, 0.0),
+            std=_each(processor.image_std) if processor.do_normalize else (1.0, 1.0, 1.0),
+        )
+    except (ValidationError, LookupError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class ProcessedPicture:
+    """A picture's bytes to ``pixels`` float32 (1, 3, h, w), by transformers' image processor itself."""
+
+    processor: Any
+
+    def read(self, value: Value) -> dict[str, Array]:
+        """The pixels.
+
+        Raises:
+            RequestFailed: ``bad_input`` when the picture can't be read, or its size leaves nothing of a side.
+        """
+        picture = decoding.picture(value)
+        try:
+            made = self.processor(images=picture, return_tensors="np")["pixel_values"]
+        except ValueError as error:
+            raise decoding.bad_input(
+                f"a picture of {picture.width} x {picture.height} pixels is too thin for this model: send a squarer one"
+            ) from error
+        return {"pixels": np.ascontiguousarray(made, dtype=np.float32)}
+
+    def sample(self) -> Value:
+        """A photograph."""
+        return sample_inputs.picture()
+
+
+def texts(
+    tokenizer: PreTrainedTokenizerBase, longest: int, *, padded: bool = False, joined: bool = False
+) -> steps.Need:
+    """Texts, tokenized as transformers' tokenizer does: as a value where its rules are those of ``TextPreparation``.
+
+    A tokenizer with rules of its own is run itself; such steps can't be described.
+    """
+    how = TextPreparation(longest=longest, padded=padded, joined=joined)
+    if isinstance(tokenizer, TokenizersBackend):
+        plain = type(tokenizer)._encode_plus is TokenizersBackend._encode_plus  # noqa: SLF001 - it may be overridden
+        if plain and not tokenizer.split_special_tokens and isinstance(tokenizer.pad_token, str):
+            backend = tokenizer.backend_tokenizer
+            backend.no_truncation()
+            backend.enable_truncation(longest, direction=tokenizer.truncation_side)
+            made = FastTokens(backend, how, tokenizer.pad_token, side=tokenizer.padding_side)
+            return steps.Texts.tokenized(how, made)
+    elif isinstance(tokenizer, SiglipTokenizer) and _is_published(tokenizer):
+        file = how.model_copy(update={"tokenizer": "spiece.model"})
+        return steps.Texts.tokenized(file, SigLIPTokens(Path(str(tokenizer.vocab_file)).read_bytes(), file))
+    return TokenizedTexts(tokenizer, how)
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Texts to ``ids`` and ``mask`` int64 (n, t), by transformers' tokenizer itself."""
+
+    tokenizer: PreTrainedTokenizerBase
+    preparation: TextPreparation
+
+    def read(self, value: Value) -> dict[str, Array]:
+        """The tokens."""
+        lines, how = decoding.lines(value), self.preparation
+        found = self.tokenizer(
+            [" ".join(lines)] if how.joined else lines,
+            padding="max_length" if how.padded else True,
+            truncation=True,
+            max_length=how.longest,
+            return_attention_mask=True,
+            return_tensors="np",
+        )
+        return {"ids": found["input_ids"], "mask": found["attention_mask"]}
+
+    def sample(self) -> Value:
+        """Four captions, or a question."""
+        return sample_inputs.question() if self.preparation.joined else sample_inputs.texts()
+
+
+def resizing_first(processor: Any) -> Any:  # noqa: ANN401 - a class is made for it
+    """The same image processor, which resizes a picture as it is; its own way copies all of it three times before.
+
+    The pixels are the same: its first step makes arrays of the picture, and its second one a picture of them again.
+    """
+    if not processor.do_resize:
+        return processor
+    kind, same = type(processor), copy.copy(processor)
+    same.__class__ = type(kind.__name__, (kind,), {"process_image": staticmethod(_to_resize)})
+    return same
+
+
+class _ToResize(Image):
+    """A picture for transformers' resize: with the shape of its arrays, and its size as (height, width)."""
+
+    def __init__(self, picture: Image) -> None:
+        super().__init__()
+        self._picture = picture
+        self.shape = (3, picture.height, picture.width)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, as transformers reads it."""
+        return self._picture.height, self._picture.width
+
+    def resize(self, *arguments: Any, **options: Any) -> Image:  # noqa: ANN401 - as Pillow's
+        """The resized picture."""
+        return self._picture.resize(*arguments, **options)
+
+
+def _to_resize(picture: Image, **_: object) -> Image:
+    return _ToResize(picture)
+
+
+def _sides(size: Any) -> dict[str, int]:  # noqa: ANN401 - transformers' size
+    return {name: length for name, length in vars(size).items() if length is not None}
+
+
+def _each(colours: float | Sequence[float]) -> tuple[float, float, float]:
+    """The same number for all colours, or one for each."""
+    red, green, blue = colours if isinstance(colours, Sequence) else (colours,) * 3
+    return float(red), float(green), float(blue)
+
+
+def _is_published(tokenizer: SiglipTokenizer) -> bool:
+    """Whether a tokenizer has SigLIP's own special tokens, and all of its settings are the published ones."""
+    own = tokenizer.added_tokens_decoder.values()
+    special = (tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    return (
+        {str(token) for token in own} == {END, UNKNOWN}
+        and special == (END, END, UNKNOWN)
+        and not any(token.single_word for token in own)  # blanks beside them never count, whatever they say
+        and not (tokenizer.sp_model_kwargs or tokenizer.split_special_tokens)
+        and bool(tokenizer.do_lower_case and tokenizer.legacy)
+        and (tokenizer.truncation_side, tokenizer.padding_side) == ("right", "right")
     )
 
 

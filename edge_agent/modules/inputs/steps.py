@@ -1,219 +1,282 @@
-"""The steps of one request that families share: for a picture, texts, a sound, or arrays of other nodes.
+"""The steps of one request as frozen values: a picture, texts, a sound, or arrays of other nodes, and an answer.
 
-Owns what a module is given in each of these forms, and the form of rankings. Knows no network and no engine: how a
-picture becomes pixels, and which arrays of which shapes a part takes, come in.
+Owns what a module is given in each of these forms, and their description as JSON, from which the same steps are made
+again (``described``, ``from_description``). Knows no network and no engine, and imports neither torch nor transformers.
+A family may have needs and answers of its own (``Need``, ``Answer``); steps that have one can't be described.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, Self
 
-import numpy as np
-from numpy.typing import ArrayLike
-from PIL.Image import Image
-from pydantic import JsonValue
+from pydantic import Field, JsonValue, PrivateAttr, StringConstraints, TypeAdapter, ValidationError, model_validator
 
+from broker.protocol.errors import ModuleRefused
+from broker.protocol.preparation import PicturePreparation, SoundPreparation, TextPreparation
+from broker.protocol.specs import describe
 from broker.protocol.tensors import Array
-from edge_agent.modules import SCORES, Output, Prepared, Value
-from edge_agent.modules.inputs import decoding, sample_inputs
+from broker.protocol.values import Spec
+from edge_agent.modules import Output, Prepared, RequestSteps, Value
+from edge_agent.modules.inputs import audio, decoding, sample_inputs, spectrogram, tokens
+from edge_agent.modules.inputs.answers import Answer, AsItIs, Likeliest, Masks, Ranked
+from edge_agent.modules.inputs.limits import MAX_LINES
+from edge_agent.modules.inputs.pixels import pixels
 
+MAX_NUMBERS = 2**26  # of an array, in a description
+Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Shape = tuple[int, ...]
-Answer = Callable[[Mapping[str, Array], Prepared], Output]
+_Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_NUMBERS)], ...], Field(max_length=8)]
+
+
+class Need(Protocol):
+    """One value of a node's needs: how it is read as arrays of ``forward``, and a value to measure with."""
+
+    def read(self, value: Value) -> Mapping[str, Array]:
+        """The arrays of a value, checked; raises RequestFailed as ``RequestSteps.prepare``."""
+
+    def sample(self) -> Value:
+        """A value to measure with."""
+
+
+class Picture(Spec):
+    """A picture's bytes to ``pixels`` float32 (1, 3, h, w)."""
+
+    kind: Literal["picture"] = "picture"
+    preparation: PicturePreparation
+
+    def read(self, value: Value) -> dict[str, Array]:
+        """The pixels."""
+        return {"pixels": pixels(decoding.picture(value), self.preparation)}
+
+    def sample(self) -> Value:
+        """A photograph."""
+        return sample_inputs.picture()
+
+
+class Texts(Spec):
+    """Texts, one a line (n), or a question, to ``ids`` and ``mask`` int64 (n, t).
+
+    It is made with its tokenizer (``tokenized``), or reads it where a directory is the context of its validation.
+    """
+
+    kind: Literal["texts"] = "texts"
+    preparation: TextPreparation
+    _tokens: tokens.Tokens = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:  # noqa: ANN401 - pydantic's
+        """Read the tokenizer from the directory of a description.
+
+        Raises:
+            ModuleRefused: it isn't there or makes none.
+        """
+        if isinstance(context, Path):
+            self._tokens = tokens.read(context, self.preparation)
+
+    @classmethod
+    def tokenized(cls, preparation: TextPreparation, by: tokens.Tokens) -> Texts:
+        """Texts whose tokenizer is in memory already."""
+        made = cls(preparation=preparation)
+        made._tokens = by
+        return made
+
+    def read(self, value: Value) -> dict[str, Array]:
+        """The tokens."""
+        lines = decoding.lines(value)
+        return self._tokens.of([" ".join(lines)] if self.preparation.joined else lines)
+
+    def sample(self) -> Value:
+        """Four captions, or a question."""
+        return sample_inputs.question() if self.preparation.joined else sample_inputs.texts()
+
+    def file(self) -> bytes:
+        """The file of the tokenizer, from which it is made again."""
+        return self._tokens.file()
+
+
+class Sound(Spec):
+    """A sound's wav bytes to ``features`` float32 (1, ...)."""
+
+    kind: Literal["sound"] = "sound"
+    preparation: SoundPreparation
+
+    def read(self, value: Value) -> dict[str, Array]:
+        """The features."""
+        how = self.preparation
+        found = audio.samples(value, how.rate_hz, how.most_s)
+        if len(found) < how.least:
+            raise decoding.bad_input(f"this sound has {len(found)} samples: send at least {how.least}")
+        return {"features": spectrogram.features(found, how)}
+
+    def sample(self) -> Value:
+        """A sound of two seconds."""
+        return sample_inputs.sound()
+
+
+class Arrays(Spec):
+    """Arrays of one other node, each of its shape.
+
+    Args:
+        shapes: The shapes by the names under which the other node gives the arrays.
+        free: Whether their second length may be any (a text's tokens).
+        question: Whether the first length is the lines of a question: it must be one.
+        names: The names that ``forward`` takes, by those that the other node gives, where they differ.
+    """
+
+    kind: Literal["arrays"] = "arrays"
+    shapes: Annotated[dict[Name, _Shape], Field(min_length=1, max_length=64)]
+    free: bool = False
+    question: bool = False
+    names: Annotated[dict[Name, Name], Field(max_length=64)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _are_small(self) -> Self:
+        if (most := max(math.prod(shape) for shape in self.shapes.values())) > MAX_NUMBERS:
+            raise ValueError(f"an array has {most} numbers, at most {MAX_NUMBERS} are allowed")
+        return self
+
+    def read(self, value: Value) -> dict[str, Array]:
+        """The arrays."""
+        found: dict[str, Array] = {}
+        for name, (first, *rest) in self.shapes.items():
+            wanted = (None if self.question else first, *((None, *rest[1:]) if self.free else rest))
+            array = decoding.array(value, name, wanted)
+            if self.question:
+                decoding.one_question(array)
+            found[self.names.get(name, name)] = array
+        return found
+
+    def sample(self) -> Value:
+        """Arrays of these shapes."""
+        return sample_inputs.arrays(self.shapes)
+
+
+_AS_IT_IS = AsItIs()
 
 
 @dataclass(frozen=True)
-class Need:
-    """One value of a node's needs: how it is read as arrays of ``forward``, and a value to measure with."""
-
-    read: Callable[[Value], Mapping[str, Array]]
-    sample: Callable[[], Value]
-
-
-def as_it_is(arrays: Mapping[str, Array], _: Prepared) -> Output:
-    """The arrays of ``forward`` as the output, without an answer for the sensor."""
-    return Output(dict(arrays))
-
-
 class Steps:
     """The steps of a module whose values are read one by one, each by its ``Need``."""
 
-    def __init__(self, *needs: Need, answer: Answer = as_it_is) -> None:
-        self._needs = needs
-        self.answer = answer
+    needs: tuple[Need, ...]
+    answer: Answer = _AS_IT_IS
 
     def prepare(self, values: Sequence[Value]) -> Prepared:
         """As ``RequestSteps`` says."""
-        decoding.count(values, len(self._needs))
-        read = [need.read(value) for need, value in zip(self._needs, values, strict=True)]
+        decoding.count(values, len(self.needs))
+        read = [need.read(value) for need, value in zip(self.needs, values, strict=True)]
         return Prepared({name: array for arrays in read for name, array in arrays.items()})
 
     def sample(self) -> tuple[Value, ...]:
         """As ``RequestSteps`` says."""
-        return tuple(need.sample() for need in self._needs)
+        return tuple(need.sample() for need in self.needs)
 
 
-def picture(processor: Any) -> Need:  # noqa: ANN401 - transformers isn't imported here
-    """A picture's bytes to ``pixels`` float32 (1, 3, h, w), by transformers' image processor.
+class Ranking(Spec):
+    """The steps of a module that judges texts: arrays of other nodes, the embeddings of n texts, and these texts.
 
-    Reading raises RequestFailed: ``bad_input`` when it can't be read, or its size leaves nothing of a side.
-    """
-    resizing = resizing_first(processor)
-
-    def read(value: Value) -> dict[str, Array]:
-        picture = decoding.picture(value)
-        try:
-            made = resizing(images=picture, return_tensors="np")["pixel_values"]
-        except ValueError as error:
-            raise decoding.bad_input(
-                f"a picture of {picture.width} x {picture.height} pixels is too thin for this model: send a squarer one"
-            ) from error
-        return {"pixels": np.ascontiguousarray(made, dtype=np.float32)}
-
-    return Need(read, sample_inputs.picture)
-
-
-def resizing_first(processor: Any) -> Any:  # noqa: ANN401 - the same
-    """The same image processor, which resizes a picture as it is; its own way copies all of it three times before.
-
-    The pixels are the same: its first step makes arrays of the picture, and its second one a picture of them again.
-    """
-    if not processor.do_resize:
-        return processor
-    kind, same = type(processor), copy.copy(processor)
-    same.__class__ = type(kind.__name__, (kind,), {"process_image": staticmethod(_to_resize)})
-    return same
-
-
-class _ToResize(Image):
-    """A picture for transformers' resize: with the shape of its arrays, and its size as (height, width)."""
-
-    def __init__(self, picture: Image) -> None:
-        super().__init__()
-        self._picture = picture
-        self.shape = (3, picture.height, picture.width)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width, as transformers reads it."""
-        return self._picture.height, self._picture.width
-
-    def resize(self, *arguments: Any, **options: Any) -> Image:  # noqa: ANN401 - as Pillow's
-        """The resized picture."""
-        return self._picture.resize(*arguments, **options)
-
-
-def _to_resize(picture: Image, **_: object) -> Image:
-    return _ToResize(picture)
-
-
-def texts(tokenizer: Any, longest: int, *, padded: bool = False) -> Need:  # noqa: ANN401 - the same
-    """A text, one a line (n), to ``ids`` and ``mask`` int64 (n, t), by transformers' tokenizer.
-
-    Each text is cut to ``longest`` tokens, and padded to as many if ``padded``, else to the longest of the n.
-    """
-    padding = "max_length" if padded else True
-    return Need(lambda value: tokens(tokenizer, decoding.lines(value), longest, padding=padding), sample_inputs.texts)
-
-
-def question(tokenizer: Any, longest: int) -> Need:  # noqa: ANN401 - the same
-    """A question, whose lines are joined, to ``ids`` and ``mask`` int64 (1, t)."""
-    return Need(lambda value: tokens(tokenizer, [" ".join(decoding.lines(value))], longest), sample_inputs.question)
-
-
-def sound(extractor: Any, samples: Callable[[Any, Value], Array], key: str) -> Need:  # noqa: ANN401 - the same
-    """A sound's wav bytes to ``features`` float32 (1, ...): what transformers' ``extractor`` gives under ``key``.
-
-    ``samples`` makes the samples (n,) of what a sensor sent, for this extractor.
+    Args:
+        needs: The arrays before the embeddings.
+        question: A question's embedding, between both; a task may leave it out.
+        embeddings: The name under which the other node gives the embeddings (n, width).
+        taken: Their name for ``forward``.
+        width: Their length.
+        most: The most texts.
+        sampled: How many texts there are to measure with.
+        result: The answer; it has the texts.
     """
 
-    def read(value: Value) -> dict[str, Array]:
-        found = extractor(samples(extractor, value), sampling_rate=extractor.sampling_rate, return_tensors="np")[key]
-        return {"features": np.ascontiguousarray(found, dtype=np.float32)}
-
-    return Need(read, sample_inputs.sound)
-
-
-def arrays(shapes: Mapping[str, Shape], *, free: bool = False) -> Need:
-    """Arrays of one other node, each of its shape; if ``free``, their second length may be any (a text's tokens)."""
-    wanted = {name: (each[0], None, *each[2:]) if free else each for name, each in shapes.items()}
-    return Need(
-        lambda value: {name: decoding.array(value, name, shape) for name, shape in wanted.items()},
-        lambda: sample_inputs.arrays(shapes),
-    )
-
-
-class Ranking:
-    """Arrays of other nodes, ``text_embeds`` (n, e), and the n texts, which are ranked.
-
-    ``shapes`` are those of the arrays, one mapping for each node, and ``width`` is e.
-    """
-
-    def __init__(self, *shapes: Mapping[str, Shape], width: int) -> None:
-        self._needs = [arrays(each) for each in shapes]
-        self._width = width
+    kind: Literal["ranking"] = "ranking"
+    needs: Annotated[tuple[Arrays, ...], Field(min_length=1, max_length=16)]
+    question: Arrays | None = None
+    embeddings: Name = "text_embeds"
+    taken: Name = "text_embeds"
+    width: Annotated[int, Field(ge=1, le=65_536)]
+    most: Annotated[int, Field(ge=1, le=MAX_LINES)] = MAX_LINES
+    sampled: Literal[1, 4] = 4
+    result: Annotated[AsItIs | Ranked | Masks, Field(discriminator="kind")] = Ranked()
 
     def prepare(self, values: Sequence[Value]) -> Prepared:
         """The arrays, checked, and the texts."""
-        decoding.count(values, len(self._needs) + 2)
-        texts = decoding.lines(values[-1])
-        found = {"text_embeds": decoding.array(values[-2], "text_embeds", (len(texts), self._width))}
-        for need, value in zip(self._needs, values, strict=False):
-            found |= need.read(value)
+        fewest = len(self.needs) + 2
+        decoding.count(values, fewest, *([fewest + 1] if self.question else []))
+        *given, embedded, sent = values
+        texts = decoding.lines(sent)
+        if len(texts) > self.most:
+            raise decoding.bad_input(f"{len(texts)} texts, at most {self.most} are taken at once: send fewer")
+        found = {self.taken: decoding.array(embedded, self.embeddings, (len(texts), self.width))}
+        for need, value in zip((*self.needs, self.question), given, strict=False):
+            found |= need.read(value) if need else {}
         return Prepared(found, texts)
 
-    def answer(self, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
-        """The texts, best first, by ``SCORES`` (1, n)."""
-        return ranked("label", prepared.texts, arrays)
+    def answer(self, arrays: Mapping[str, Array], prepared: Prepared, /) -> Output:
+        """The output, with the texts."""
+        return self.result(arrays, prepared)
 
     def sample(self) -> tuple[Value, ...]:
-        """Embeddings, those of four texts among them, and these."""
-        embedded = sample_inputs.arrays({"text_embeds": (sample_inputs.TEXTS, self._width)})
-        return *(need.sample() for need in self._needs), embedded, sample_inputs.texts()
+        """Arrays, embeddings of some texts, and these."""
+        texts = sample_inputs.texts() if self.sampled == sample_inputs.TEXTS else sample_inputs.question()
+        embedded = sample_inputs.arrays({self.embeddings: (self.sampled, self.width)})
+        return *(need.sample() for need in self.needs), embedded, texts
 
 
-def tokens(tokenizer: Any, texts: Sequence[str], longest: int, *, padding: bool | str = True) -> dict[str, Array]:  # noqa: ANN401 - the same
-    """``ids`` and ``mask`` int64 (n, t) of n texts, each cut to ``longest`` tokens."""
-    found = tokenizer(
-        list(texts),
-        padding=padding,
-        truncation=True,
-        max_length=longest,
-        return_attention_mask=True,
-        return_tensors="np",
-    )
-    return {"ids": found["input_ids"], "mask": found["attention_mask"]}
+class _Described(Spec):
+    """``Steps`` of which each value can be described."""
+
+    kind: Literal["steps"] = "steps"
+    needs: Annotated[
+        tuple[Annotated[Picture | Texts | Sound | Arrays, Field(discriminator="kind")], ...],
+        Field(min_length=1, max_length=16),
+    ]
+    answer: Annotated[AsItIs | Likeliest, Field(discriminator="kind")]
 
 
-def spelling(tokenizer: Any, what: str) -> Answer:  # noqa: ANN401 - the same
-    """The answer of ``tokens`` (1, t): the text that they spell, under the name ``what``."""
-
-    def answer(arrays: Mapping[str, Array], _: Prepared) -> Output:
-        text = str(tokenizer.decode(arrays["tokens"][0].tolist(), skip_special_tokens=True))
-        return Output({"tokens": arrays["tokens"]}, {what: text.strip()})
-
-    return answer
+_ANY: TypeAdapter[_Described | Ranking] = TypeAdapter(Annotated[_Described | Ranking, Field(discriminator="kind")])
 
 
-def likeliest(what: str, texts: Sequence[str], most: int) -> Answer:
-    """The answer of a classifier: its likeliest ``most`` texts, under the name ``what``."""
-    return lambda arrays, _: ranked(what, texts, arrays, most)
+def described(made: RequestSteps) -> JsonValue:
+    """The description of steps as JSON; the files that it names are those of ``files``.
 
-
-def ranked(what: str, texts: Sequence[str], arrays: Mapping[str, Array], most: int | None = None) -> Output:
-    """The arrays that cross the wire, and the n texts by ``SCORES`` (1, n), best first (see ``ranking``)."""
-    sent = {name: array for name, array in arrays.items() if name != SCORES}
-    return Output(sent, ranking(what, texts, arrays[SCORES][0], most))
-
-
-def ranking(what: str, texts: Sequence[str], scores: ArrayLike, most: int | None = None) -> dict[str, JsonValue]:
-    """The best of n texts by scores (n,) under the name ``what``, its score, and the best ``most`` texts, best first.
-
-    All are named by default; ties stay in the order of the texts.
+    Raises:
+        ModuleRefused: a need or an answer is of a kind that only its family has.
     """
-    values = np.asarray(scores)
-    order = np.argsort(-values, kind="stable").tolist()
-    ranked: list[JsonValue] = [{what: texts[index], "score": float(values[index])} for index in order[:most]]
-    return {what: texts[order[0]], "score": float(values[order[0]]), "ranked": ranked}
+    if isinstance(made, Ranking):
+        return made.model_dump(mode="json")
+    try:
+        if isinstance(made, Steps):
+            whole = _Described.model_validate({"needs": made.needs, "answer": made.answer})
+            return whole.model_dump(mode="json")
+    except ValidationError:
+        pass
+    own = (*made.needs, made.answer) if isinstance(made, Steps) else (made,)
+    strange = next((each for each in own if not isinstance(each, Spec)), made)
+    raise ModuleRefused(
+        f"its steps can't be described: {type(strange).__name__} of {type(strange).__module__} is its family's own"
+    )
+
+
+def files(made: RequestSteps) -> dict[str, bytes]:
+    """The files that a description of these steps names, which ``from_description`` reads from its directory."""
+    needs = made.needs if isinstance(made, Steps) else ()
+    return {need.preparation.tokenizer: need.file() for need in needs if isinstance(need, Texts)}
+
+
+def from_description(content: object, directory: Path) -> RequestSteps:
+    """The steps of a description, with files of this directory.
+
+    Raises:
+        ModuleRefused: it doesn't describe steps, a file isn't there or is wrong, or a package is missing.
+    """
+    try:
+        made = _ANY.validate_python(content, context=directory)
+    except ValidationError as error:
+        field, sentence = describe(error.errors()[0])
+        raise ModuleRefused(f"{field or 'the description'} {sentence}: correct it, or export it again") from error
+    except ImportError as error:
+        raise ModuleRefused(
+            f"its steps need the Python package {error.name}, which is missing: pip install {error.name}"
+        ) from error
+    return made if isinstance(made, Ranking) else Steps(made.needs, made.answer)

@@ -19,7 +19,8 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from broker.protocol.errors import ModuleRefused
-from broker.protocol.specs import COMMIT, Source, Spec
+from broker.protocol.specs import COMMIT, Source
+from broker.protocol.values import Spec
 from edge_agent import catalog
 
 CATALOGUE = "catalogue"

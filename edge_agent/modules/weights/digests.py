@@ -21,7 +21,8 @@ import structlog
 from pydantic import Field, StringConstraints, ValidationError
 
 from broker.protocol.errors import ModuleRefused
-from broker.protocol.specs import DIGEST_PATTERN, ModuleSpec, Spec
+from broker.protocol.specs import DIGEST_PATTERN, ModuleSpec
+from broker.protocol.values import Spec
 
 MAX_RECORDED = 4096  # the oldest goes
 MAX_FILE_BYTES = 4 * 1024 * 1024

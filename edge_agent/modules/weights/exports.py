@@ -17,7 +17,14 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, StringConstraints, ValidationError
 
 from broker.protocol.errors import ModuleRefused, first_line
-from broker.protocol.specs import Bytes, ModuleKey, ModuleName, NotNegative, Spec, describe
+from broker.protocol.specs import (
+    Bytes,
+    ModuleKey,
+    ModuleName,
+    NotNegative,
+    describe,
+)
+from broker.protocol.values import Spec
 
 MANIFEST = "export.json"
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # the labels of a classifier stand in it

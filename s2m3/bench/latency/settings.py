@@ -12,7 +12,13 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from broker.protocol.specs import Bytes, DeviceId, NotNegative, Rate, Spec
+from broker.protocol.specs import (
+    Bytes,
+    DeviceId,
+    NotNegative,
+    Rate,
+)
+from broker.protocol.values import Spec
 from edge_agent.config import AgentConfig
 from s2m3.testbed.proxy import LinkShape
 

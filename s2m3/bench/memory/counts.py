@@ -18,7 +18,8 @@ from pydantic import Field, RootModel
 
 from broker.files import load_spec
 from broker.protocol.errors import BadFile
-from broker.protocol.specs import Id, ModuleKey, Spec, TaskSpec
+from broker.protocol.specs import Id, ModuleKey, TaskSpec
+from broker.protocol.values import Spec
 from edge_agent import catalog
 from s2m3.catalogue import load_task
 

@@ -11,7 +11,7 @@ from transformers import ASTFeatureExtractor, ASTForAudioClassification, CLIPIma
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import audio_spectrogram
-from edge_agent.modules.inputs import decoding, steps
+from edge_agent.modules.inputs import answers, audio, decoding
 from edge_agent.modules.weights.checkpoint import SINGLE
 from s2m3.reference.whole.model import Inputs
 from s2m3.reference.whole.pretrained import Pretrained, Repository
@@ -34,7 +34,7 @@ class Alignment(Pretrained):
     def _answer(self, inputs: Inputs) -> Output:
         texts = decoding.lines(inputs["text"])
         tokens = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        sound = audio_spectrogram.samples(self._extractor, inputs["audio"])
+        sound = audio.samples(inputs["audio"], self._extractor.sampling_rate, audio_spectrogram.MOST_S)
         features = self._extractor(sound, sampling_rate=self._extractor.sampling_rate, return_tensors="pt")
         weight, bias = (self._projection[f"audio_projection.{name}"] for name in ("weight", "bias"))
         heard = functional.linear(self._ast(features["input_values"].float()).pooler_output, weight, bias)
@@ -42,6 +42,6 @@ class Alignment(Pretrained):
         said = self._model.get_text_features(**tokens).pooler_output  # (n, e)
         heard, seen, said = (each / each.norm(dim=-1, keepdim=True) for each in (heard, seen, said))
         logits, similarity = heard @ said.t() * self._model.logit_scale.exp(), heard @ seen.t()
-        ranked = steps.ranking("label", texts, logits.softmax(dim=1)[0])
+        ranked = answers.ranking("label", texts, logits.softmax(dim=1)[0])
         tensors = {"logits": logits.numpy(), "similarity": similarity.numpy()}
         return Output(tensors, ranked | {"similarity": float(similarity[0, 0])})

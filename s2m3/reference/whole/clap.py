@@ -6,7 +6,7 @@ from transformers import ClapFeatureExtractor, ClapModel, RobertaTokenizer
 
 from edge_agent.modules import Output
 from edge_agent.modules.families import clap
-from edge_agent.modules.inputs import decoding
+from edge_agent.modules.inputs import audio, decoding
 from s2m3.reference.whole.model import Inputs
 from s2m3.reference.whole.pretrained import Pretrained, ranked
 
@@ -19,8 +19,9 @@ class Alignment(Pretrained):
 
     def _answer(self, inputs: Inputs) -> Output:
         texts = decoding.lines(inputs["text"])
-        sound = clap.beginning(self._processor, inputs["audio"])
-        features = self._processor(sound, sampling_rate=self._processor.sampling_rate, return_tensors="pt")
+        rate_hz = self._processor.sampling_rate
+        sound = audio.samples(inputs["audio"], rate_hz, clap.MOST_S)[: self._processor.nb_max_samples]
+        features = self._processor(sound, sampling_rate=rate_hz, return_tensors="pt")
         tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
         logits = self._model(
             **tokens, input_features=features["input_features"].float(), is_longer=features["is_longer"]

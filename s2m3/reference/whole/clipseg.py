@@ -6,8 +6,8 @@ import torch
 from transformers import CLIPSegForImageSegmentation, CLIPTokenizer, ViTImageProcessorPil
 
 from edge_agent.modules import Output
-from edge_agent.modules.families.clipseg import answer
 from edge_agent.modules.inputs import decoding
+from edge_agent.modules.inputs.answers import masks
 from s2m3.reference.whole.model import Inputs
 from s2m3.reference.whole.pretrained import Pretrained
 
@@ -28,4 +28,4 @@ class Segmentation(Pretrained):
         pixels = self._pixels(inputs)
         conditions = self._model.clip.get_text_features(**tokens).pooler_output  # (n, e)
         logits = torch.cat([self._model(**pixels, conditional_embeddings=each).logits for each in conditions.split(1)])
-        return Output({"logits": logits.numpy()}, answer(texts, logits.sigmoid().numpy()))
+        return Output({"logits": logits.numpy()}, masks(texts, logits.sigmoid().numpy()))

@@ -19,7 +19,8 @@ from broker.protocol.specs import TaskSpec
 from edge_agent import catalog
 from edge_agent.modules import Output
 from edge_agent.modules.families import conse, sentence
-from edge_agent.modules.inputs import decoding, steps
+from edge_agent.modules.inputs import decoding
+from edge_agent.modules.inputs.answers import ranking
 from s2m3.reference.whole.efficientnet import Network
 from s2m3.reference.whole.model import Inputs, Model
 
@@ -46,7 +47,7 @@ class _Rule(Model):
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         """Sentence embeddings (n, 384)."""
-        limits = {"padding": True, "truncation": True, "max_length": sentence.MAX_TOKENS}
+        limits = {"padding": True, "truncation": True, "max_length": sentence.PREPARATION.longest}
         tokens = self._tokenizer(list(texts), return_tensors="pt", **limits)
         hidden = self.text(**tokens).last_hidden_state  # (n, longest, 384)
         real = tokens["attention_mask"].unsqueeze(-1).float()  # (n, longest, 1)
@@ -61,7 +62,7 @@ class ZeroShot(_Rule):
         likeliest, names = self._likeliest(inputs["image"])
         seen = functional.normalize(likeliest @ names)  # (1, 384)
         scores = (seen @ self._embed(texts).T)[0]
-        return Output({}, steps.ranking("label", texts, scores))
+        return Output({}, ranking("label", texts, scores))
 
 
 class QuestionAnswering(_Rule):
@@ -75,4 +76,4 @@ class QuestionAnswering(_Rule):
         seen = functional.normalize(attended @ names)  # (1, 384)
         weight = conse.QUESTION_WEIGHT
         scores = (seen @ embedded.T + weight * (question @ embedded.T)) / (1 + weight)  # (1, n)
-        return Output({}, steps.ranking("answer", answers, scores[0]))
+        return Output({}, ranking("answer", answers, scores[0]))

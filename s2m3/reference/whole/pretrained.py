@@ -19,7 +19,7 @@ from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import causal, heads
 from edge_agent.modules.families.generation import limits
-from edge_agent.modules.inputs import decoding, steps
+from edge_agent.modules.inputs import answers, decoding
 from edge_agent.modules.weights import hub, precision
 from edge_agent.modules.weights.checkpoint import SINGLE, read_object
 from s2m3.reference.whole.model import Inputs, Model
@@ -123,8 +123,8 @@ class Prompted(Model):
 
 
 def ranked(what: str, texts: Sequence[str], logits: Tensor, scores: Tensor, most: int | None = None) -> Output:
-    """Logits (1, n), and n texts ranked by their scores (1, n): ``steps.ranking`` says how."""
-    return Output({"logits": logits.contiguous().numpy()}, steps.ranking(what, texts, scores[0], most))
+    """Logits (1, n), and n texts ranked by their scores (1, n): ``answers.ranking`` says how."""
+    return Output({"logits": logits.contiguous().numpy()}, answers.ranking(what, texts, scores[0], most))
 
 
 def generated(what: str, tokens: Tensor, decoder: Any) -> Output:  # noqa: ANN401 - any tokenizer

@@ -34,8 +34,9 @@ class Transcription(Model):
 
     def _answer(self, inputs: Inputs) -> Output:
         wave = audio.samples(inputs["audio"], whisper_ctranslate2.RATE_HZ, whisper_ctranslate2.WINDOW_S)
-        extracted = self._extractor(wave, sampling_rate=whisper_ctranslate2.RATE_HZ, return_tensors="np")
-        features = np.ascontiguousarray(extracted["input_features"])  # (1, 80, 3000)
+        padded = np.pad(wave, (0, self._extractor.n_samples - len(wave)))[None]
+        # transformers' own features where torch isn't installed: others differ in their last bits.
+        features = np.ascontiguousarray(self._extractor._np_extract_fbank_features(padded, "cpu"))  # noqa: SLF001
         (found,) = self._model.generate(
             ctranslate2.StorageView.from_array(features),
             [list(whisper_ctranslate2.PROMPT)],

@@ -19,7 +19,15 @@ from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from broker.protocol.errors import ErrorCode
-from broker.protocol.specs import Availability, Bytes, DeviceId, NodeName, NotNegative, Spec, TaskName
+from broker.protocol.specs import (
+    Availability,
+    Bytes,
+    DeviceId,
+    NodeName,
+    NotNegative,
+    TaskName,
+)
+from broker.protocol.values import Spec
 from broker.transport.connection import parse_url
 
 Kind = Literal[

@@ -18,7 +18,8 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent import modules
-from edge_agent.modules.families import clip, clipseg
+from edge_agent.modules.families import clip
+from edge_agent.modules.inputs.answers import masks
 from edge_agent.modules.weights import hub
 from s2m3.reference import random_weights, zoo
 from s2m3.reference.pictures import picture
@@ -166,14 +167,14 @@ def test_segments_are_masks_of_the_texts(load: Any) -> None:
     error = failed(decoder, reduced.tensors, load("clip.text")(many).tensors, many)
     assert (error.code, error.message) == (
         ErrorCode.BAD_INPUT,
-        "17 texts, at most 16 are segmented at once: send fewer",
+        "17 texts, at most 16 are taken at once: send fewer",
     )
 
 
 def test_a_segment_says_where_and_how_much() -> None:
     logits = torch.full((2, 8, 8), -9.0)
     logits[0, 2:4, 1:5] = 9.0
-    segments = clipseg.answer(["a cat", "nothing"], logits.sigmoid().numpy())["segments"]
+    segments = masks(["a cat", "nothing"], logits.sigmoid().numpy())["segments"]
     assert isinstance(segments, list)
     cat, nothing = segments
     assert isinstance(cat, dict)

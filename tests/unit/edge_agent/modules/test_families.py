@@ -13,7 +13,7 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Array
 from edge_agent.modules import Output, Value, load
-from edge_agent.modules.inputs import steps
+from edge_agent.modules.inputs import answers
 from edge_agent.modules.inputs.imagenet import class_names
 from s2m3.catalogue import load_task
 from tests.builders import runs
@@ -94,7 +94,7 @@ def test_the_head_gives_the_class_itself_as_the_best_caption(head: Run, text: Ru
 
 
 def test_ties_stay_in_the_order_sent() -> None:
-    ranked = steps.ranking("label", ["b", "a", "c"], torch.tensor([0.5, 0.5, 0.75]))
+    ranked = answers.ranking("label", ["b", "a", "c"], torch.tensor([0.5, 0.5, 0.75]))
     assert ranked == {
         "label": "c",
         "score": 0.75,

@@ -24,7 +24,7 @@ from transformers import (
 
 from broker.protocol.codec import MAX_CONTENT_TYPE, RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
-from edge_agent.modules.inputs import audio, decoding, limits, steps
+from edge_agent.modules.inputs import audio, decoding, limits, prepare
 from tests.hostile import jpegs, pngs
 from tests.hostile.cases import CASES
 from tests.media import picture_bytes
@@ -166,7 +166,7 @@ def peak_bytes(data: bytes, told: Path) -> int:
     child = os.fork()
     if not child:
         before = _status("VmRSS")
-        steps.picture(CLIPImageProcessorPil()).read(RawInput(data))
+        prepare.picture(CLIPImageProcessorPil()).read(RawInput(data))
         told.write_text(str(_status("VmHWM") - before), encoding="ascii")
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
@@ -299,10 +299,10 @@ PROCESSORS = (
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=lambda processor: type(processor).__name__)
 def test_a_processor_that_resizes_first_gives_the_same_bits(processor: object) -> None:
-    assert steps.resizing_first(processor).to_dict() == processor.to_dict()  # type: ignore[attr-defined]
+    assert prepare.resizing_first(processor).to_dict() == processor.to_dict()  # type: ignore[attr-defined]
     for size in ((640, 480), (37, 23), (100, 1600), (224, 224)):
         picture = noisy("RGB", size)
-        own, ours = processor(images=picture), steps.resizing_first(processor)(images=picture)  # type: ignore[operator]
+        own, ours = processor(images=picture), prepare.resizing_first(processor)(images=picture)  # type: ignore[operator]
         assert own.keys() == ours.keys()
         for name in own:
             assert np.array_equal(np.asarray(own[name]), np.asarray(ours[name]))

@@ -107,7 +107,7 @@ def calibration(free_bytes: int, host_bytes: int, allocated: Callable[[], int] =
 
 def linear() -> Module:
     network = nn.Linear(4, 4).requires_grad_(requires_grad=False)
-    return Module(network, {None: Pass(steps.Steps(steps.arrays({"x": (1, 4)})), lambda n, x: {"x": n(x)})})
+    return Module(network, {None: Pass(steps.Steps((steps.Arrays(shapes={"x": (1, 4)}),)), lambda n, x: {"x": n(x)})})
 
 
 def test_a_module_must_fit_on_the_card_and_while_it_is_read_in_the_machine_too() -> None:

@@ -54,7 +54,7 @@ def linear(dtype: str = "float32", seen: Seen | None = None) -> Module:
     """A module of 4 MB that tells where it computes, and in what."""
     torch.manual_seed(0)
     network = nn.Linear(WIDTH, WIDTH).to(getattr(torch, dtype)).requires_grad_(requires_grad=False)
-    needs = steps.Steps(steps.arrays({"x": (1, WIDTH)}))
+    needs = steps.Steps((steps.Arrays(shapes={"x": (1, WIDTH)}),))
     return Module(network, {None: Pass(needs, (seen or Seen()).forward, batched=True)}, dtype=dtype)
 
 
@@ -94,7 +94,7 @@ def test_float32_is_not_tf32(card: Accelerator) -> None:
 
 
 def test_weights_that_are_a_table_of_tensors_move_too(card: Accelerator) -> None:
-    made = Module({"w": torch.ones(2, 2)}, {None: Pass(steps.Steps(), lambda w: {"x": w["w"]})})
+    made = Module({"w": torch.ones(2, 2)}, {None: Pass(steps.Steps(()), lambda w: {"x": w["w"]})})
     placed = Runner(device=card.device).placed(made)
     assert placed.network["w"].is_cuda
     assert Runner(device=card.device).run(placed, []).tensors["x"].tolist() == [[1, 1], [1, 1]]
