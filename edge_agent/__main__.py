@@ -20,6 +20,7 @@ from edge_agent.modules.weights.allowed import allow
 from edge_agent.modules.weights.digests import Recorded, record_in
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 from edge_agent.restart import PassHung, restart
+from edge_agent.runtime import engines
 from edge_agent.runtime.accelerator import CPU_BATCH, chosen
 from edge_agent.watchdog import Watchdog
 
@@ -44,36 +45,35 @@ def run(arguments: argparse.Namespace) -> int:
     check_files(reached[0])
     if config.models:
         os.environ[DIRECTORY_VARIABLE] = config.models
-    try:
-        import torch  # noqa: PLC0415 - after the configuration, so that a wrong one is refused at once
-    except ImportError as error:
-        raise BadFile(file="agent", problem="torch is not installed here", fix="install the [agent] extra") from error
+    engine = engines.chosen("torch" if config.accelerator == "cuda" else config.engine, arguments.config)
 
     from edge_agent.device.about import about  # noqa: PLC0415 - after the configuration
     from edge_agent.device.calibration import Calibration  # noqa: PLC0415 - the same
     from edge_agent.device.measurements import Measurements, setting  # noqa: PLC0415 - the same
     from edge_agent.device.pass_note import note_of, report_crashes  # noqa: PLC0415 - the same
     from edge_agent.device.profile import profile  # noqa: PLC0415 - the same
+    from edge_agent.modules.loader import Loader  # noqa: PLC0415 - the same
     from edge_agent.runtime.output_cache import with_cache  # noqa: PLC0415 - the same
     from edge_agent.runtime.runner import Runner  # noqa: PLC0415 - the same
     from edge_agent.runtime.store import Store  # noqa: PLC0415 - the same
     from edge_agent.service import Agent  # noqa: PLC0415 - the same
 
-    accelerator = chosen(config.accelerator)
+    accelerator = chosen(config.accelerator) if engine == "torch" else None
     batch = config.batch or (accelerator.batch if accelerator else CPU_BATCH)
     runner = Runner(threads=config.threads, batch=batch, device=accelerator.device if accelerator else "cpu")
-    measured_profile = profile(config, accelerator=accelerator)
+    measured_profile = profile(config, engine=engine, accelerator=accelerator)
     offered, cache = with_cache(measured_profile, config.cache, beside=accelerator is not None)
     directory = Path(config.state_dir).expanduser() if config.state_dir else STATE_DIR
     allow(config.weights)
     record_in(Recorded(directory / f"{config.id}.weights.json"))
-    libraries = f"torch {torch.__version__}" + (f", {accelerator.name}" if accelerator else "")
+    libraries = engines.version(engine) + (f", {accelerator.name}" if accelerator else "")
     measured = Measurements(directory / f"{config.id}.json", setting(config.threads, libraries))
     full_speed = offered.compute_flops_per_s / config.speed
+    loader = Loader(engine)
     calibration = Calibration(
-        measured, speed=config.speed, flops_per_s=full_speed, runner=runner, accelerator=accelerator
+        measured, speed=config.speed, flops_per_s=full_speed, runner=runner, loader=loader, accelerator=accelerator
     )
-    store = Store(offered.memory_bytes, calibration=calibration)
+    store = Store(offered.memory_bytes, loader.load, calibration=calibration)
     note = note_of(config.id, reached[0])
     report_crashes(note)
     watchdog = Watchdog(config.heartbeat_interval_s, config.threads, note.file)

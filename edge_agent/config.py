@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from broker.protocol.messages import MAX_BATCH
 from broker.protocol.specs import Availability, Bytes, DeviceId, NotNegative, Rate, TaskName, parse_bytes
@@ -33,6 +33,7 @@ class AgentConfig(ConnectionKeys):
     availability: Availability = "always"  # sometimes: its end is not a failure
     memory: Bytes | None = None  # for modules; None: the free memory, less the system's reserve and the headroom
     cache: CacheBytes | None = None  # of that memory, for kept outputs; 0: each is computed; None: 2 %, at most 16 MiB
+    engine: Literal["auto", "torch", "onnx"] = "auto"  # that runs the modules; auto: torch where it is installed
     headroom: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the free memory kept for activations
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # of one forward pass
     accelerator: Wanted = "auto"  # auto: cuda where it works, else the CPU
@@ -42,6 +43,12 @@ class AgentConfig(ConnectionKeys):
     latency_s: NotNegative | None = None  # of the link, one way to the broker; None: measured
     state_dir: str | None = None  # where measurements and digests are kept; None: STATE_DIR
     heartbeat_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+
+    @model_validator(mode="after")
+    def _cuda_runs_torch(self) -> Self:
+        if (self.engine, self.accelerator) == ("onnx", "cuda"):
+            raise ValueError("accelerator cuda needs the engine torch; write engine: torch, or accelerator: cpu")
+        return self
 
 
 def connections(config: AgentConfig, *places: Place, file: str = "") -> tuple[Connection, Connection]:

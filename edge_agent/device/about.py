@@ -14,7 +14,7 @@ from pathlib import Path
 
 from broker.protocol.messages import About
 from edge_agent.runtime.accelerator import Accelerator
-from edge_agent.runtime.engines import ENGINES
+from edge_agent.runtime.engines import ENGINES, is_installed, version
 
 CPU_INFO = Path("/proc/cpuinfo")
 _MODEL = re.compile(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", re.MULTILINE)  # x86; boards with ARM
@@ -22,14 +22,13 @@ _MODEL = re.compile(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", re.MULTILINE)
 
 def about(accelerator: Accelerator | None = None) -> About:
     """The version, host, architecture, processor, interpreter, installed engines and accelerator of this agent."""
-    installed = {engine: version for engine in ENGINES if (version := _version(engine))}
     return About(
         version=_version("s2m3") or "unknown",
         host=socket.gethostname(),
         machine=platform.machine(),
         cpu=f"{_processor()}, {os.cpu_count() or 1} cores",
         python=platform.python_version(),
-        engines=tuple(f"{engine} {version}" for engine, version in sorted(installed.items())),
+        engines=tuple(sorted(version(each) for each in ENGINES if is_installed(each))),
         accelerator=accelerator.name if accelerator else None,
     )
 

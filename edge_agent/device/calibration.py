@@ -23,10 +23,11 @@ import structlog
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleKey, ModuleSpec
-from edge_agent import modules
 from edge_agent.device import footprint
 from edge_agent.device.measurements import Measurement, Measurements
 from edge_agent.modules import Module, Value
+from edge_agent.modules.loader import Loader
+from edge_agent.modules.weights.packaged import is_here
 from edge_agent.modules.weights.progress import current
 from edge_agent.runtime.accelerator import Accelerator
 from edge_agent.runtime.out_of_memory import is_out_of_memory
@@ -60,6 +61,7 @@ class Calibration:
         speed: Share of its speed that the device offers: an emulated slower one's passes take longer.
         flops_per_s: The device's estimated speed, to skip passes that would take too long.
         runner: Runs the passes, and places modules on its device.
+        loader: Says how much memory a module needs here, and imports its packages.
         accelerator: That holds the modules; then its memory is measured, and the machine's must only hold one that is
             read.
     """
@@ -71,6 +73,7 @@ class Calibration:
         speed: float = 1.0,
         flops_per_s: float = 1e9,
         runner: Runner | None = None,
+        loader: Loader | None = None,
         accelerator: Accelerator | None = None,
         clock: Callable[[], float] = time.perf_counter,
         resident_bytes: Callable[[], int | None] = footprint.resident_bytes,
@@ -82,6 +85,7 @@ class Calibration:
         self._speed = speed
         self._flops_per_s = flops_per_s
         self._runner = runner or Runner()
+        self._loader = loader or Loader()
         self._clock = clock
         self._accelerator = accelerator
         self._resident_bytes = accelerator.allocated_bytes if accelerator else resident_bytes
@@ -93,7 +97,7 @@ class Calibration:
     def expected_bytes(self, spec: ModuleSpec) -> int:
         """The bytes that a module will occupy: as it was measured, or as its spec says."""
         known = self._measured.modules.get(spec.key)
-        return max(spec.memory_bytes, known.memory_bytes if known else 0)
+        return max(self._loader.memory_bytes(spec), known.memory_bytes if known else 0)
 
     def estimated_s(self, spec: ModuleSpec) -> float:
         """The seconds of one pass of a module by its operations, at the speed that this device offers."""
@@ -106,9 +110,9 @@ class Calibration:
             ModuleRefused: the machine has too little free memory.
             Exception: whatever the family's loading or its first pass raises.
         """
-        self._check_free(spec)
-        if spec.family in modules.FAMILIES:
-            modules.import_family(spec)
+        needed_bytes = self._loader.memory_bytes(spec)
+        self._check_free(needed_bytes)
+        self._loader.imports(spec)
         known = self._measured.modules.get(spec.key)
         before, began_s = self._resident(), self._clock()
         module = self._runner.placed(load(spec))
@@ -118,7 +122,7 @@ class Calibration:
         after = self._resident()
         is_alone = not current().disturbed
         grown = after - before if before is not None and after is not None and is_alone else 0
-        memory_bytes = known.memory_bytes if known and known.compute_s else max(spec.memory_bytes, grown)
+        memory_bytes = known.memory_bytes if known and known.compute_s else max(needed_bytes, grown)
         load_s = self._clock() - began_s
         return Loaded(module, memory_bytes, load_s, None if compute_s is None else compute_s / self._speed, is_alone)
 
@@ -135,25 +139,23 @@ class Calibration:
 
     def look(self) -> None:
         """Find which measured modules have their weights on this machine. Reads the disk, never the network."""
-        from edge_agent.modules.weights.packaged import is_here  # noqa: PLC0415 - torch comes with it
-
         self.cached = {
             key: each.compute_s / self._speed
             for key, each in self._measured.modules.items()
             if each.compute_s is not None and is_here(each.spec.source)
         }
 
-    def _check_free(self, spec: ModuleSpec) -> None:
+    def _check_free(self, needed_bytes: int) -> None:
         free = self._free_bytes()
-        if free is not None and free < spec.memory_bytes + FRESH_BYTES:
+        if free is not None and free < needed_bytes + FRESH_BYTES:
             raise ModuleRefused(
-                f"its weights are {spec.memory_bytes} bytes and this machine has only {free} left: stop other "
+                f"its weights are {needed_bytes} bytes and this machine has only {free} left: stop other "
                 "programs here, or place it elsewhere"
             )
 
-        if self._accelerator and (free := self._accelerator.free_bytes()) < spec.memory_bytes:
+        if self._accelerator and (free := self._accelerator.free_bytes()) < needed_bytes:
             raise ModuleRefused(
-                f"its weights are {spec.memory_bytes} bytes and {self._accelerator.name} has only {free} left: stop "
+                f"its weights are {needed_bytes} bytes and {self._accelerator.name} has only {free} left: stop "
                 "other programs that use it, or place it elsewhere"
             )
 

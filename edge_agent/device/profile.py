@@ -10,29 +10,40 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-import torch
-from torch.nn import functional
+import numpy as np
 
+from broker.process import return_freed_memory
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import DeviceProfile
 from edge_agent.config import AgentConfig
 from edge_agent.device.footprint import free_bytes
+from edge_agent.modules import threads
+from edge_agent.modules.weights import exports
+from edge_agent.modules.weights.hub import models_directory
 from edge_agent.runtime.accelerator import Accelerator
+from edge_agent.runtime.engines import AgentEngine, usable
 
 MEASURE_S = 0.15
-# For the system when no budget is stated, and for the packages that a family imports with its first module:
+# For the system when no budget is stated; with torch also for the packages that a family imports with its first module:
 # transformers and its imports take 170 MB, which belong to no module.
-RESERVE_BYTES = (256 + 192) * 1024 * 1024
+RESERVE_BYTES = {"torch": (256 + 192) * 1024 * 1024, "onnx": 256 * 1024 * 1024}
+SPEED_FILE = Path(__file__).with_name("speed.onnx")
+"""The layers of a round as a model, which tests/unit/edge_agent/device/test_speed_model.py writes."""
 ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S = 100e6, 0.001  # until the link is stated or measured: a wired one
 CHANNELS, EXPANDED, SIDE = 24, 144, 56  # of the bottleneck
 TOKENS, WIDTH = 28, 384  # of the feed-forward layer
 
 
 def profile(
-    config: AgentConfig, clock: Callable[[], float] = time.perf_counter, *, accelerator: Accelerator | None = None
+    config: AgentConfig,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    engine: AgentEngine = "torch",
+    accelerator: Accelerator | None = None,
 ) -> DeviceProfile:
-    """Measure this device. What the operator states in ``config`` is taken as it is.
+    """Measure this device, with the engine of its modules. What the operator states in ``config`` is taken as it is.
 
     Without a stated budget it is the free memory, less the system's reserve and the headroom. With an accelerator both
     memory and speed are the accelerator's. The speed is the share
@@ -41,18 +52,19 @@ def profile(
     Raises:
         BadFile: no budget is stated, and the system doesn't report its free memory.
     """
-    free = accelerator.free_bytes() if accelerator else free_bytes()
+    free, device = (accelerator.free_bytes(), accelerator.device) if accelerator else (free_bytes(), "cpu")
     memory_bytes, bandwidth_bits_per_s, latency_s = config.memory, config.bandwidth_bits_per_s, config.latency_s
     return DeviceProfile(
-        memory_bytes=spare_memory_bytes(free, config.headroom) if memory_bytes is None else memory_bytes,
-        compute_flops_per_s=compute_flops_per_s(clock, device=accelerator.device if accelerator else "cpu")
-        * config.speed,
+        memory_bytes=memory_bytes or spare_memory_bytes(free, config.headroom, engine),
+        compute_flops_per_s=compute_flops_per_s(clock, engine=engine, device=device) * config.speed,
         bandwidth_bits_per_s=ASSUMED_BANDWIDTH_BITS_PER_S if bandwidth_bits_per_s is None else bandwidth_bits_per_s,
         latency_s=ASSUMED_LATENCY_S if latency_s is None else latency_s,
+        engines=usable(engine),
+        exports=exports.sizes(models_directory()) if engine == "onnx" else {},
     )
 
 
-def spare_memory_bytes(free: int | None, headroom: float) -> int:
+def spare_memory_bytes(free: int | None, headroom: float, engine: AgentEngine = "torch") -> int:
     """The bytes for modules: the free ones less the system's reserve, less the headroom of the rest; at least 1.
 
     ``BadFile`` when the free memory is unknown: the operator must state the budget.
@@ -60,18 +72,43 @@ def spare_memory_bytes(free: int | None, headroom: float) -> int:
     if free is None:
         problem, fix = "this system doesn't report its free memory", "state the device's `memory`"
         raise BadFile(file="agent", field="memory", problem=problem, fix=fix)
-    return max(1, round((free - RESERVE_BYTES) * (1 - headroom)))
+    return max(1, round((free - RESERVE_BYTES[engine]) * (1 - headroom)))
 
 
 def compute_flops_per_s(
-    clock: Callable[[], float] = time.perf_counter, measure_s: float = MEASURE_S, device: str = "cpu"
+    clock: Callable[[], float] = time.perf_counter,
+    measure_s: float = MEASURE_S,
+    *,
+    engine: AgentEngine = "torch",
+    device: str = "cpu",
 ) -> float:
-    """Floating-point operations per second (two per multiply-add) at the configured thread count.
+    """Floating-point operations per second (two per multiply-add) of an engine, at the configured thread count.
 
     A round is a mobile inverted bottleneck (Sandler et al. 2018) and a transformer's feed-forward layer over a few
     captions, so small models reach the figure. Rounds run for ``measure_s`` after one to warm up. The fastest counts:
-    other programs that start at that moment don't make the device look slow.
+    other programs that start at that moment don't make the device look slow. Both engines count the same
+    operations: the faster one has the higher figure, as its modules take less time.
     """
+    one_round = torch_round(device) if engine == "torch" else onnx_round()
+    one_round()
+    fastest_s, began_s = math.inf, clock()
+    before_s = began_s
+    while before_s - began_s < measure_s:
+        one_round()
+        now_s = clock()
+        fastest_s, before_s = min(fastest_s, now_s - before_s), now_s
+    del one_round
+    return_freed_memory()  # 10 MB
+    flops = 2 * SIDE * SIDE * EXPANDED * (2 * CHANNELS + 9) + 2 * TOKENS * 8 * WIDTH * WIDTH
+    return flops / max(fastest_s, 1e-9)
+
+
+def torch_round(device: str) -> Callable[[], None]:
+    """A round by torch."""
+    import torch  # noqa: PLC0415 - an agent with another engine starts without it
+    from torch.nn import functional  # noqa: PLC0415 - the same
+
+    threads.limit_torch()
     generator = torch.Generator().manual_seed(0)
 
     def weights(*shape: int) -> torch.Tensor:
@@ -81,7 +118,6 @@ def compute_flops_per_s(
     expand, depthwise = weights(EXPANDED, CHANNELS, 1, 1), weights(EXPANDED, 1, 3, 3)
     project = weights(CHANNELS, EXPANDED, 1, 1)
     widen, narrow = weights(WIDTH, 4 * WIDTH), weights(4 * WIDTH, WIDTH)
-    flops = 2 * SIDE * SIDE * EXPANDED * (2 * CHANNELS + 9) + 2 * TOKENS * 8 * WIDTH * WIDTH  # of one round
 
     def one_round() -> None:
         x = functional.relu6(functional.conv2d(image, expand))  # (1, 144, 56, 56)
@@ -90,12 +126,18 @@ def compute_flops_per_s(
         made = functional.gelu(tokens @ widen) @ narrow  # (28, 384)
         made[0, 0].item()  # waits for an accelerator
 
-    with torch.inference_mode():
-        one_round()
-        fastest_s, began_s = math.inf, clock()
-        before_s = began_s
-        while before_s - began_s < measure_s:
-            one_round()
-            now_s = clock()
-            fastest_s, before_s = min(fastest_s, now_s - before_s), now_s
-    return flops / max(fastest_s, 1e-9)
+    run: Callable[[], None] = torch.inference_mode()(one_round)
+    return run
+
+
+def onnx_round() -> Callable[[], None]:
+    """A round by ONNX Runtime."""
+    from edge_agent.modules.weights.onnx_file import open_session  # noqa: PLC0415 - an agent with torch may lack it
+
+    session = open_session(SPEED_FILE)
+    arrays = {name: np.full([n or 1 for n in shape], 0.5, dtype) for name, (shape, dtype) in session.inputs.items()}
+
+    def one_round() -> None:
+        session.run(arrays, session.outputs)
+
+    return one_round

@@ -21,7 +21,8 @@ import structlog
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
-from edge_agent.runtime.engines import engine, limit_threads
+from edge_agent.modules.threads import limit
+from edge_agent.runtime.engines import engine
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 
 log = structlog.get_logger()
@@ -49,7 +50,7 @@ class Runner:
     def __init__(self, threads: int | None = None, *, batch: int = 1, device: str = "cpu") -> None:
         self.batch, self._device = batch, device
         if threads is not None:
-            limit_threads(threads)
+            limit(threads)
 
     def run(self, module: Module, values: Sequence[Value], use: str | None = None) -> Output:
         """Run a module in a node's use; None is its ordinary one.

@@ -30,8 +30,9 @@ from broker.protocol.errors import BadFile
 from broker.protocol.specs import ID_PATTERN, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from edge_agent.modules.families import heads
 from edge_agent.modules.weights import model_parts
-from edge_agent.modules.weights.checkpoint import SINGLE, Checkpoint
+from edge_agent.modules.weights.checkpoint import Checkpoint
 from edge_agent.modules.weights.hub import LOCAL, Repository
+from edge_agent.modules.weights.layout import SINGLE
 from s2m3.bench.accuracy_metrics import accuracy
 from s2m3.bench.datasets import Dataset, evenly, open_data
 from s2m3.catalogue import load_task

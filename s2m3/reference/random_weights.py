@@ -18,8 +18,9 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edge_agent.modules.weights.checkpoint import SINGLE, Checkpoint
+from edge_agent.modules.weights.checkpoint import Checkpoint
 from edge_agent.modules.weights.hub import Repository
+from edge_agent.modules.weights.layout import SINGLE
 from s2m3.reference import tokenizers, zoo
 from s2m3.reference.zoo import Published
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from broker.protocol.errors import ModuleRefused
 from edge_agent.modules import FAMILIES
 from edge_agent.modules.weights import model_parts
-from edge_agent.modules.weights.checkpoint import PICKLES, SINGLE, Checkpoint
+from edge_agent.modules.weights.checkpoint import Checkpoint
 from edge_agent.modules.weights.hub import Repository
+from edge_agent.modules.weights.layout import PICKLES, SINGLE
 
 MAX_DEPTH = 4  # a models directory has its checkpoints two levels down, the hub client's cache three
 

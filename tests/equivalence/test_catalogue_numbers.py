@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from broker.protocol.codec import RawInput
 from edge_agent import modules
 from edge_agent.modules import Output, Value
-from edge_agent.modules.weights import packaged
+from edge_agent.modules.weights import packaged_tensors
 from s2m3.reference.pictures import picture
 from tests.builders import runs
 from tests.patience import PATIENCE_S
@@ -46,14 +46,14 @@ def test_flops_and_output_bytes_are_counted(split: Any, counted: dict[str, tuple
 @pytest.mark.parametrize("task", ["classify", "zero-shot", "vqa"])
 def test_memory_bytes_are_those_of_the_weights_read(split: Any, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     read: list[int] = []
-    real = packaged.read
+    real = packaged_tensors.read
 
     def reading(*args: Any, **kwargs: Any) -> Any:
         found = real(*args, **kwargs)
         read.append(sum(tensor.nbytes for tensor in found.values()))
         return found
 
-    monkeypatch.setattr(packaged, "read", reading)
+    monkeypatch.setattr(packaged_tensors, "read", reading)
     for module in split.specs[task].modules.values():
         modules.load(module)
         assert read.pop() == module.memory_bytes

@@ -35,7 +35,8 @@ from edge_agent.modules.families import generation
 from edge_agent.modules.inputs import decoding, prepare, sample_inputs
 from edge_agent.modules.inputs.limits import MAX_QUESTION_TOKENS
 from edge_agent.modules.inputs.picture_file import too_large
-from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.layout import read_object
 from edge_agent.modules.weights.model_parts import Forwards, Shapes, ordinary
 
 IMAGE = "<image>"

@@ -28,7 +28,7 @@ from edge_agent.modules import Module, Pass
 from edge_agent.modules.inputs import steps
 from edge_agent.modules.inputs.answers import Ranked
 from edge_agent.modules.inputs.imagenet import CLASSES
-from edge_agent.modules.weights import packaged, precision
+from edge_agent.modules.weights import check_size, packaged_tensors, precision
 
 WIDTH = 384  # of the sentence encoder
 TENSOR = "embeddings"
@@ -76,8 +76,8 @@ def load(spec: ModuleSpec) -> Module:
     Raises:
         ModuleRefused: the weights aren't there or don't fit.
     """
-    names = packaged.read(spec, "embeddings", {TENSOR: (CLASSES, WIDTH)})
-    precision.check(spec, precision.memory_bytes(names.values()))
+    names = packaged_tensors.read(spec, "embeddings", {TENSOR: (CLASSES, WIDTH)})
+    check_size(spec, precision.memory_bytes(names.values()))
     return Module(names[TENSOR], {None: Pass(STEPS, rank)})  # computes in float32, whatever the names are held in
 
 

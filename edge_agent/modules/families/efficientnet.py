@@ -24,8 +24,8 @@ from edge_agent.modules import Module, Pass
 from edge_agent.modules.inputs import steps
 from edge_agent.modules.inputs.answers import Likeliest
 from edge_agent.modules.inputs.imagenet import CLASSES, class_names
-from edge_agent.modules.weights import packaged, precision
-from edge_agent.modules.weights.packaged import Shape
+from edge_agent.modules.weights import check_size, packaged_tensors, precision
+from edge_agent.modules.weights.packaged_tensors import Shape
 
 FEATURES = 1280
 RESOLUTION = 224
@@ -126,11 +126,11 @@ def load(spec: ModuleSpec) -> Module:
         label_steps = steps.Steps((steps.Arrays(shapes={"features": (1, FEATURES)}),), likeliest)
         chosen = Pass(label_steps, lambda w, features: {"probs": classify(w, features)}, batched=True)
         encoders = ("_conv_stem.", "_conv_head.", "_bn0.", "_bn1.", "_blocks.")
-        found = packaged.read(spec, "classifier", classifier_shapes(), others=encoders)
+        found = packaged_tensors.read(spec, "classifier", classifier_shapes(), others=encoders)
     else:
         picture = steps.Picture(preparation=PREPARATION)
         chosen = Pass(steps.Steps((picture,)), lambda w, pixels: {"features": encode(w, pixels)}, batched=True)
-        found = packaged.read(spec, "encoder", encoder_shapes(), others=("_fc.", ".num_batches_tracked"))
+        found = packaged_tensors.read(spec, "encoder", encoder_shapes(), others=("_fc.", ".num_batches_tracked"))
     return Module(_held(spec, found), {None: chosen}, dtype=spec.dtype)
 
 
@@ -144,7 +144,7 @@ def _held(spec: ModuleSpec, found: Weights) -> Weights:
     if spec.dtype != precision.INT8:
         return found
     made = precision.Int8Matrices(found)
-    precision.check(spec, made.memory_bytes)
+    check_size(spec, made.memory_bytes)
     return made
 
 

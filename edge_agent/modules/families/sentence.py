@@ -27,7 +27,7 @@ from broker.protocol.preparation import TextPreparation
 from broker.protocol.specs import ModuleSpec
 from edge_agent.modules import Module, Pass
 from edge_agent.modules.inputs import steps, tokens
-from edge_agent.modules.weights import packaged, precision
+from edge_agent.modules.weights import check_size, packaged, packaged_tensors, precision
 
 WIDTH = 384
 PREPARATION = TextPreparation(longest=256)  # the length the model was published for; more is cut off
@@ -56,10 +56,11 @@ def load(spec: ModuleSpec) -> Module:
     model = _network(directory)
     model.train(mode=False)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
-    model.load_state_dict(packaged.read(spec, "encoder", shapes, others=("pooler.", ".position_ids")), assign=True)
+    found = packaged_tensors.read(spec, "encoder", shapes, others=("pooler.", ".position_ids"))
+    model.load_state_dict(found, assign=True)
     if spec.dtype == precision.INT8:
         precision.quantise(model.requires_grad_(requires_grad=False))
-        precision.check(spec, precision.memory_bytes(model.state_dict().values()))
+        check_size(spec, precision.memory_bytes(model.state_dict().values()))
     texts = steps.Texts.tokenized(PREPARATION, tokens.read(directory, PREPARATION))
     return Module(model, {None: Pass(steps.Steps((texts,)), encode_text, batched=True)}, dtype=spec.dtype)
 

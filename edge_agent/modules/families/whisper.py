@@ -31,7 +31,8 @@ from edge_agent.modules import Value
 from edge_agent.modules.families import generation
 from edge_agent.modules.inputs import audio, prepare, sample_inputs, steps
 from edge_agent.modules.weights import identity, model_parts
-from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
+from edge_agent.modules.weights.layout import read_object
 from edge_agent.modules.weights.model_parts import ordinary, tower
 
 MOST_TOKENS = 224  # of 30 s, as its authors generate: half of what the decoder can hold

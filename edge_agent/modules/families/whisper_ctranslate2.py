@@ -11,7 +11,7 @@ no fallback to other temperatures. So one sound has one text. Silence or noise g
 
 The published weights are float16; both parts hold and compute them in float32 (CTranslate2's compute type of that name,
 never ``auto`` or ``int8``, which choose by the processor). Same bits at the same thread count on processors for which
-CTranslate2 picks the same kernels; its threads are torch's count at the time of loading.
+CTranslate2 picks the same kernels; its threads are the agent's, at the time of loading.
 
 CTranslate2 loads one ``model.bin`` with an encoder and a decoder. So each part gives it a reduced file: its own half as
 published, and of the other half what the library's constructor asks for and never runs: its settings, one layer of
@@ -31,7 +31,6 @@ from typing import Any
 
 import ctranslate2
 import numpy as np
-import torch
 from pydantic import JsonValue
 from tokenizers import Tokenizer
 
@@ -41,9 +40,8 @@ from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared
 from edge_agent.modules.inputs import decoding, steps
-from edge_agent.modules.weights import ctranslate2_file, digests, identity, packaged, part_source, precision
-from edge_agent.modules.weights.ctranslate2_file import ModelFile, Variable, open_whisper
-from edge_agent.modules.weights.packaged import Shape
+from edge_agent.modules.weights import check_size, ctranslate2_file, digests, identity, packaged, part_source
+from edge_agent.modules.weights.ctranslate2_file import ModelFile, Shape, Variable, open_whisper
 
 PARTS = ("encoder", "decoder")
 WIDTH = 384
@@ -204,15 +202,14 @@ def _checked(whole: ModelFile, name: str, spec: ModuleSpec, part: str) -> dict[s
     if dict(whole.aliases) != _ALIASES:
         raise ModuleRefused(f"{name} doesn't share its embeddings: these are not the weights of {spec.family}")
     held = {variable: whole.variables[variable] for variable in shapes(part)}
-    precision.check(spec, ctranslate2_file.size_bytes(held.values(), _FLOAT32_BYTES))
+    check_size(spec, ctranslate2_file.size_bytes(held.values(), _FLOAT32_BYTES))
     return held
 
 
 def _digest(held: Mapping[str, Variable], directory: Path, part: str) -> str:
     """The identity: the weights as held, the settings, and for the decoder what turns its numbers into a text."""
     tensors = {
-        name: torch.tensor(variable.array.astype(np.float32) if variable.shape else variable.array.astype(np.int16))
-        for name, variable in held.items()
+        name: variable.array.astype(np.float32 if variable.shape else np.int16) for name, variable in held.items()
     }
     files = ("config.json", "tokenizer.json") if part == "decoder" else ()
     config: dict[str, JsonValue] = {

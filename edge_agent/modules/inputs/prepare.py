@@ -32,8 +32,9 @@ from broker.protocol.tensors import Array
 from edge_agent.modules import Value
 from edge_agent.modules.inputs import decoding, sample_inputs, steps
 from edge_agent.modules.inputs.tokens import END, UNKNOWN, FastTokens, SigLIPTokens
-from edge_agent.modules.weights.checkpoint import Checkpoint, Config, read_object
+from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.identity import fingerprint
+from edge_agent.modules.weights.layout import read_object
 
 T = TypeVar("T")
 P = TypeVar("P", bound=PilBackend | SequenceFeatureExtractor)

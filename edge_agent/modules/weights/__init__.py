@@ -19,6 +19,19 @@ def part_source(spec: ModuleSpec, part: str) -> Source:
     return spec.source
 
 
+def check_size(spec: ModuleSpec, held_bytes: int) -> None:
+    """Refuse weights that take more than the spec says.
+
+    Raises:
+        ModuleRefused: they do.
+    """
+    if held_bytes > spec.memory_bytes:
+        raise ModuleRefused(
+            f"the weights of {spec.source} have {held_bytes} bytes and the spec says {spec.memory_bytes}: correct "
+            "memory_bytes, or the spec's source"
+        )
+
+
 def several(names: Sequence[str]) -> str:
     """The first name and how many there are besides, for a sentence."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -7,7 +7,6 @@ part takes no more memory than its weights.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +18,10 @@ from torch import Tensor
 
 from broker.protocol.errors import ModuleRefused, first_line
 from edge_agent.modules.weights.hub import Repository
+from edge_agent.modules.weights.layout import INDEX, PICKLES, SINGLE, read_object
 
 T = TypeVar("T")
 Config = dict[str, Any]
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
-_MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
 class Checkpoint:
@@ -143,23 +138,6 @@ def tensor_names(path: Path) -> list[str]:
         raise ModuleRefused(
             f"{path} is not a complete safetensors file ({first_line(error)}): fetch it again"
         ) from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object of a file.
-
-    Raises:
-        ModuleRefused: it is not a JSON object, or too large.
-    """
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ModuleRefused(f"{path} has more than {_MAX_JSON_BYTES} bytes: it is not what its name says")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModuleRefused(f"{path} is not JSON ({first_line(error)}): fetch it again") from error
-    if not isinstance(content, dict):
-        raise ModuleRefused(f"{path} is not a JSON object: fetch it again")
-    return content
 
 
 def _plain(file: str) -> bool:

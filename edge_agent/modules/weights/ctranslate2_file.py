@@ -20,14 +20,15 @@ from pathlib import Path
 
 import ctranslate2
 import numpy as np
-import torch
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.tensors import Array
+from edge_agent.modules import threads
 from edge_agent.modules.weights.downloads import check_disk
 
 VERSION = 6
 DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
+Shape = tuple[int, ...]
 _ITEM_BYTES = {"float32": 4, "int8": 1, "int16": 2, "int32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -86,7 +87,7 @@ def size_bytes(variables: Iterable[Variable], item_bytes: int) -> int:
 
 
 def open_whisper(file: ModelFile, config: bytes, vocabulary: bytes, part: str) -> ctranslate2.models.Whisper:
-    """The model of a file, in float32, with as many threads as torch has now.
+    """The model of a file, in float32, with the agent's threads (``threads``).
 
     They lie in a temporary directory meanwhile, for the library keeps a copy of a file that it is given from memory:
     the weights, ``config`` as config.json and ``vocabulary`` as vocabulary.txt. ``part`` is for sentences.
@@ -104,7 +105,7 @@ def open_whisper(file: ModelFile, config: bytes, vocabulary: bytes, part: str) -
             (temporary / "config.json").write_bytes(config)
             (temporary / "vocabulary.txt").write_bytes(vocabulary)
             return ctranslate2.models.Whisper(
-                name, device="cpu", compute_type="float32", inter_threads=1, intra_threads=torch.get_num_threads()
+                name, device="cpu", compute_type="float32", inter_threads=1, intra_threads=threads.count()
             )
     except OSError as error:
         raise ModuleRefused(

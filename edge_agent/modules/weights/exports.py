@@ -14,10 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+import structlog
 from pydantic import Field, JsonValue, StringConstraints, ValidationError
 
 from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.specs import (
+    MAX_EXPORTS,
     Bytes,
     ModuleKey,
     ModuleName,
@@ -32,6 +34,7 @@ Precision = Literal["float32", "int8"]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=128)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+log = structlog.get_logger()
 _Length = Annotated[int, Field(ge=1)] | None
 
 
@@ -130,3 +133,22 @@ def sha256_of(path: Path) -> str:
 def found_in(models: Path) -> Iterator[Path]:
     """The directories of a models directory that hold an export, by name."""
     return iter(sorted(path.parent for path in models.glob(f"*/{MANIFEST}") if not path.parent.name.startswith(".")))
+
+
+def readable(models: Path | None) -> list[tuple[Path, Export]]:
+    """The exports of a models directory, each with its own, by name. A wrong one is left out and logged."""
+    found = []
+    for directory in found_in(models) if models is not None and models.is_dir() else ():
+        if not (directory / MANIFEST).is_file():
+            continue  # a pipe would never end
+        try:
+            found.append((directory, read(directory)))
+        except ModuleRefused as error:
+            log.warning("export_refused", error=str(error))
+    return found
+
+
+def sizes(models: Path | None) -> dict[ModuleKey, int]:
+    """The exports of a models directory: module -> the bytes that it needs. Of two of one module, the first counts."""
+    found = {export.key: export.memory_bytes for _, export in reversed(readable(models))}
+    return dict(list(reversed(found.items()))[:MAX_EXPORTS])

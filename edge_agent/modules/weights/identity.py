@@ -13,32 +13,36 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from pydantic import JsonValue
-from torch import Tensor
+
+from broker.protocol.tensors import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
 
 
-def digest(tensors: Mapping[str, Tensor], config: Mapping[str, JsonValue] | None = None) -> str:
+def digest(tensors: Mapping[str, Tensor] | Mapping[str, Array], config: Mapping[str, JsonValue] | None = None) -> str:
     """The digest of a module.
 
     Args:
-        tensors: The weights by canonical name, in the dtype in which they are held; asked for one by one, so that
-            a mapping that reads them from a file holds no two of them.
+        tensors: The weights, torch's or NumPy's, by canonical name, in the dtype in which they are held; asked for one
+            by one, so that a mapping that reads them from a file holds no two of them.
         config: What of the configuration changes the output; None when the family's code fixes all of it.
     """
     content = hashlib.sha256(canonical_json(dict(config)) if config else b"")
@@ -46,10 +50,18 @@ def digest(tensors: Mapping[str, Tensor], config: Mapping[str, JsonValue] | None
     for name in sorted(tensors):
         tensor = tensors[name]
         lengths = ",".join(map(str, tensor.shape))
-        content.update(f"{name}\0{_DTYPES[tensor.dtype]}\0{lengths}\0".encode())
-        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        content.update(f"{name}\0{_DTYPES[str(tensor.dtype).removeprefix('torch.')]}\0{lengths}\0".encode())
+        flat = _bytes_of(tensor)
         content.update(flat.data if sys.byteorder == "little" else _swapped(flat, tensor.itemsize))
     return f"sha256:{content.hexdigest()}"
+
+
+def _bytes_of(tensor: Tensor | Array) -> Any:  # noqa: ANN401 - an array of bytes
+    if isinstance(tensor, np.ndarray):
+        return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+    from torch import uint8  # noqa: PLC0415 - an agent without torch has no tensor of torch's
+
+    return tensor.detach().contiguous().reshape(-1).view(uint8).numpy()
 
 
 def canonical_json(value: JsonValue) -> bytes:

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
 from edge_agent.modules import SCORES, Module, Pass, RequestSteps
-from edge_agent.modules.weights import digests, hub, identity, part_source, precision, several
+from edge_agent.modules.weights import check_size, digests, hub, identity, part_source, precision, several
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.digests import DigestDiffers
 
@@ -224,7 +224,7 @@ def load_network(spec: ModuleSpec, part: Part[N], checkpoint: Checkpoint) -> N:
     network.requires_grad_(requires_grad=False)
     if spec.dtype == precision.INT8:
         precision.quantise(network, tied=part.tied)
-    precision.check(
+    check_size(
         spec, precision.memory_bytes(tensor for name, tensor in network.state_dict().items() if name not in tied)
     )
     return network

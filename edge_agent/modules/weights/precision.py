@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from broker.protocol.errors import ModuleRefused
-from broker.protocol.specs import ModuleSpec
 
 FLOATS: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -112,19 +111,6 @@ def shapes_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
     """Bytes of float32 tensors of these shapes in a dtype; in int8 as ``Int8Matrices`` holds them."""
     with torch.device("meta"):
         return sum(_bytes(torch.empty(shape), dtype, matrix=_is_worth(shape)) for shape in shapes.values())
-
-
-def check(spec: ModuleSpec, held_bytes: int) -> None:
-    """Refuse weights that take more than the spec says.
-
-    Raises:
-        ModuleRefused: they do.
-    """
-    if held_bytes > spec.memory_bytes:
-        raise ModuleRefused(
-            f"the weights of {spec.source} have {held_bytes} bytes and the spec says {spec.memory_bytes}: correct "
-            "memory_bytes, or the spec's source"
-        )
 
 
 def _is_worth(shape: tuple[int, ...]) -> bool:

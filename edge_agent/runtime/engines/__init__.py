@@ -7,10 +7,13 @@ imported when the first module of that engine runs.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from functools import cache
-from typing import Protocol, cast
+from importlib import metadata
+from typing import Literal, Protocol, cast
 
+from broker.protocol.errors import BadFile
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Pass
 
@@ -24,9 +27,15 @@ class Engine(Protocol):
 
 ENGINES: Mapping[str, str] = {
     "ctranslate2": "edge_agent.runtime.engines.ctranslate2_cpu",
+    "onnx": "edge_agent.runtime.engines.onnx_cpu",
     "torch": "edge_agent.runtime.engines.torch",
 }
 """Engine -> its file. A module names its engine."""
+PACKAGES: Mapping[str, str] = {"ctranslate2": "ctranslate2", "onnx": "onnxruntime", "torch": "torch"}
+"""Engine -> its Python package."""
+AgentEngine = Literal["torch", "onnx"]
+"""The engine of all modules of an agent that aren't of CTranslate2."""
+_EXTRAS: Mapping[AgentEngine, str] = {"torch": "agent", "onnx": "onnx"}
 
 
 @cache
@@ -35,8 +44,38 @@ def engine(name: str) -> Engine:
     return cast("Engine", importlib.import_module(ENGINES[name]))
 
 
-def limit_threads(count: int) -> None:
-    """Set the threads of a pass, for this whole process. Other engines take torch's number when they load a module."""
-    import torch  # noqa: PLC0415 - an agent starts without it
+def is_installed(name: str) -> bool:
+    """Whether an engine's package is installed; it isn't imported."""
+    return importlib.util.find_spec(PACKAGES[name]) is not None
 
-    torch.set_num_threads(count)
+
+def version(name: str) -> str:
+    """An engine's package with its version, for people and for the setting of measurements."""
+    return f"{PACKAGES[name]} {metadata.version(PACKAGES[name])}"
+
+
+def chosen(wanted: Literal["auto", "torch", "onnx"], file: str = "agent") -> AgentEngine:
+    """The engine that an agent's file asks for; ``auto`` is torch where it is installed.
+
+    Raises:
+        BadFile: it isn't installed here.
+    """
+    if wanted == "auto":
+        if found := next((each for each in _EXTRAS if is_installed(each)), None):
+            return found
+        fix = "install the [agent] extra, or the [onnx] extra on a small machine"
+        raise BadFile(file=file, field="engine", problem="neither torch nor onnxruntime is installed here", fix=fix)
+    if not is_installed(wanted):
+        raise BadFile(
+            file=file,
+            field="engine",
+            problem=f"{wanted} needs the Python package {PACKAGES[wanted]}, which is not installed here",
+            fix=f"install the [{_EXTRAS[wanted]}] extra, or write engine: auto",
+        )
+    return wanted
+
+
+def usable(preferred: AgentEngine) -> tuple[str, ...]:
+    """The installed engines of an agent, in order of preference. One with ``onnx`` never runs torch."""
+    others = ("ctranslate2",) if preferred == "onnx" else ("ctranslate2", "onnx")
+    return (preferred, *(each for each in others if is_installed(each)))

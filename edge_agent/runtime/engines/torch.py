@@ -2,8 +2,8 @@
 
 Owns inference mode, the casts, and the way to the device of a module (``Module.device``). A tensor is a copy in aligned
 memory: arrays from the wire lie anywhere, and the kernels' order of sums depends on alignment. To and from CUDA it goes
-through pinned memory, and a pass waits for the device once, when all outputs are on their way. ``limit_threads`` sets
-the threads, once a process.
+through pinned memory, and a pass waits for the device once, when all outputs are on their way. The threads are
+those of ``modules.threads``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Pass
+from edge_agent.modules.threads import limit_torch
 from edge_agent.modules.weights.precision import FLOATS
+
+limit_torch()
 
 CPU = "cpu"
 

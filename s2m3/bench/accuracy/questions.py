@@ -23,7 +23,7 @@ from edge_agent.modules import Output
 from edge_agent.modules.families import heads
 from edge_agent.modules.inputs.limits import MAX_LINES
 from edge_agent.modules.weights import hub
-from edge_agent.modules.weights.checkpoint import read_object
+from edge_agent.modules.weights.layout import read_object
 from s2m3.bench.accuracy_metrics import recall_of_captions, recall_of_pictures, vqa_accuracy
 from s2m3.bench.datasets import Dataset, Record, prompts
 from s2m3.bench.requests import text_input

@@ -12,7 +12,7 @@ from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import audio_spectrogram
 from edge_agent.modules.inputs import answers, audio, decoding
-from edge_agent.modules.weights.checkpoint import SINGLE
+from edge_agent.modules.weights.layout import SINGLE
 from s2m3.reference.whole.model import Inputs
 from s2m3.reference.whole.pretrained import Pretrained, Repository
 

@@ -21,7 +21,7 @@ from edge_agent.modules.families import causal, heads
 from edge_agent.modules.families.generation import limits
 from edge_agent.modules.inputs import answers, decoding
 from edge_agent.modules.weights import hub, precision
-from edge_agent.modules.weights.checkpoint import SINGLE, read_object
+from edge_agent.modules.weights.layout import SINGLE, read_object
 from s2m3.reference.whole.model import Inputs, Model
 
 M = TypeVar("M", bound=PreTrainedModel)

@@ -10,7 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 UNHASHED = {"s2m3", "torch"}
-EXTRAS = {"hashes-pocket.txt": ("agent", "embedded", "pocket"), "hashes-test.txt": ("test", "bench", "exact", "int8")}
+EXTRAS = {
+    "hashes-pocket.txt": ("agent", "embedded", "export", "onnx", "pocket"),
+    "hashes-test.txt": ("test", "bench", "exact", "int8"),
+}
 
 
 def normal(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,9 @@ from edge_agent.device.profile import (
     profile,
     spare_memory_bytes,
 )
+from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
+from edge_agent.runtime.engines import AgentEngine
+from tests.onnx_models import KEY, write_export
 
 GIB = 1024**3
 
@@ -59,9 +63,9 @@ def test_a_link_that_is_not_stated_is_assumed() -> None:
 @pytest.mark.parametrize(
     ("free_bytes", "headroom", "expected"),
     [
-        (GIB, 0.0, GIB - RESERVE_BYTES),
-        (GIB, 0.2, round((GIB - RESERVE_BYTES) * 0.8)),
-        (RESERVE_BYTES, 0.2, 1),
+        (GIB, 0.0, GIB - RESERVE_BYTES["torch"]),
+        (GIB, 0.2, round((GIB - RESERVE_BYTES["torch"]) * 0.8)),
+        (RESERVE_BYTES["torch"], 0.2, 1),
         (0, 0.2, 1),
     ],
 )
@@ -69,6 +73,27 @@ def test_the_default_budget_is_what_is_free_less_the_reserve_less_the_headroom(
     free_bytes: int, headroom: float, expected: int
 ) -> None:
     assert spare_memory_bytes(free_bytes, headroom) == expected
+
+
+def test_an_agent_without_torch_keeps_less_for_packages() -> None:
+    assert spare_memory_bytes(GIB, 0.0, "onnx") == GIB - 256 * 1024**2
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_both_engines_count_the_operations_of_one_round(engine: AgentEngine) -> None:
+    assert compute_flops_per_s(itertools.count(0, 1.0).__next__, measure_s=4, engine=engine) == ROUND_FLOPS
+
+
+def test_a_device_names_its_engines_and_what_its_models_directory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_export(tmp_path)
+    monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path))
+    clock = itertools.count(0, 0.1).__next__
+    config = AgentConfig.model_validate({"id": "gw-a", "memory": 1})
+    made = profile(config, clock, engine="onnx")
+    assert (made.engines, made.exports) == (("onnx", "ctranslate2"), {KEY: 4096})
+    assert profile(config, clock).exports == {}
 
 
 def test_a_system_that_does_not_report_its_free_memory_needs_a_budget() -> None:

@@ -16,7 +16,7 @@ from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import Source
 from edge_agent.modules.weights import hub
 from edge_agent.modules.weights.allowed import AllowedWeights, allow
-from edge_agent.modules.weights.checkpoint import INDEX
+from edge_agent.modules.weights.layout import INDEX
 from edge_agent.modules.weights.packaged import is_here
 
 REVISION = "5ef227a78de3f75873f373246dac80def63b0003"

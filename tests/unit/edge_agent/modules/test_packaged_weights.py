@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent import catalog
-from edge_agent.modules.weights import identity, packaged
+from edge_agent.modules.weights import identity, packaged, packaged_tensors
 from tests.builders import module
 
 SHAPES = {"a": (2, 3), "b": (3,)}
@@ -44,7 +44,7 @@ def test_tensors_are_read_into_aligned_row_major_memory_of_their_own(directory: 
     save_file(
         tensors() | {"odd": torch.ones(1, dtype=torch.uint8), "other.x": torch.ones(9)}, directory / "w.safetensors"
     )
-    read = packaged.read(packaged_spec(), "all", SHAPES, others=("other.", "odd"))
+    read = packaged_tensors.read(packaged_spec(), "all", SHAPES, others=("other.", "odd"))
     (directory / "w.safetensors").write_bytes(b"")
     assert read.keys() == SHAPES.keys()
     assert torch.equal(read["a"], tensors()["a"])
@@ -65,30 +65,30 @@ def test_missing_extra_and_misshapen_tensors_are_refused_by_name(
 ) -> None:
     save_file(stored, directory / "w.safetensors")
     with pytest.raises(ModuleRefused, match=sentence):
-        packaged.read(packaged_spec(), "all", SHAPES)
+        packaged_tensors.read(packaged_spec(), "all", SHAPES)
 
 
 def test_a_spec_that_understates_its_memory_is_refused(directory: Path) -> None:
     save_file(tensors(), directory / "w.safetensors")
     with pytest.raises(ModuleRefused, match="have 36 bytes and the spec says 35: correct memory_bytes"):
-        packaged.read(packaged_spec(memory_bytes=35), "all", SHAPES)
+        packaged_tensors.read(packaged_spec(memory_bytes=35), "all", SHAPES)
 
 
 def test_a_digest_in_the_spec_must_be_that_of_the_tensors(directory: Path) -> None:
     save_file(tensors(), directory / "w.safetensors")
     right = identity.digest(tensors())
-    assert packaged.read(packaged_spec(digest=right), "all", SHAPES)
+    assert packaged_tensors.read(packaged_spec(digest=right), "all", SHAPES)
     changed = identity.digest(tensors() | {"b": torch.tensor([1.0, 1.0, 1.0000001])})
     assert changed != right
     with pytest.raises(ModuleRefused, match=f"the digest {right}, the spec says {changed}"):
-        packaged.read(packaged_spec(digest=changed), "all", SHAPES)
+        packaged_tensors.read(packaged_spec(digest=changed), "all", SHAPES)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"not weights at all", b"\xff" * 64])
 def test_a_file_that_is_no_safetensors_is_refused(directory: Path, content: bytes) -> None:
     (directory / "w.safetensors").write_bytes(content)
     with pytest.raises(ModuleRefused, match=r"w\.safetensors can't be read as weights"):
-        packaged.read(packaged_spec(), "all", SHAPES)
+        packaged_tensors.read(packaged_spec(), "all", SHAPES)
 
 
 def test_a_pickle_is_refused_and_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_a_pickle_is_refused_and_does_not_run(tmp_path: Path, monkeypatch: pytes
     for file in ("plain.pth", "zipped.pth"):
         monkeypatch.setattr(packaged, "PIP_WEIGHTS", MappingProxyType({"made-up": ("made_up_weights", file)}))
         with pytest.raises(ModuleRefused, match=f"{file} can't be read as weights"):
-            packaged.read(packaged_spec(source=Source(pip="made-up", part="all")), "all", SHAPES)
+            packaged_tensors.read(packaged_spec(source=Source(pip="made-up", part="all")), "all", SHAPES)
     assert not victim.exists()
 
 

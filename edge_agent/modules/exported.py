@@ -1,0 +1,179 @@
+"""Modules that run from ONNX files, in place of their families' own networks: the exports of the models directory.
+
+Owns the way from ``export.json`` to a module: every check of the files, the sessions, and whether the described steps
+fit them. Knows no family, and imports none: so an agent with the engine ``onnx`` needs neither torch nor transformers.
+
+Invariants: a file is read only after its SHA-256 was found to be that of ``export.json``; all files together are no
+larger than ``memory_bytes`` there allows; what a pass takes and gives is what the ONNX file says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from broker.protocol.errors import ModuleRefused, RequestFailed
+from broker.protocol.specs import ModuleSpec
+from broker.protocol.tensors import Array
+from edge_agent.modules import Module, Pass, Prepared, RequestSteps
+from edge_agent.modules.inputs import steps
+from edge_agent.modules.weights import exports, onnx_file
+from edge_agent.modules.weights.allowed import allowed
+from edge_agent.modules.weights.exports import MANIFEST, Export, ExportedUse
+from edge_agent.modules.weights.hub import models_directory, repository
+from edge_agent.modules.weights.onnx_file import Session
+
+GRAPH_BYTES = 32 * 1024 * 1024  # of each ONNX file, beside the weights
+FILES_BYTES = 64 * 1024 * 1024  # of the files that the steps need: the largest tokenizer of the catalogue has 17 MB
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One use of an export, which can run."""
+
+    session: Session
+    described: ExportedUse
+
+    def __call__(self, _: object, **arrays: Array) -> dict[str, Array]:
+        """Run the pass. A request may lack an optional array: it is empty then."""
+        for name in self.described.optional:
+            if name not in arrays:
+                shape, dtype = self.session.inputs[name]
+                arrays[name] = np.zeros((0, *(length or 0 for length in shape[1:])), dtype)
+        return self.session.run(arrays, self.described.outputs)
+
+
+def load(spec: ModuleSpec) -> Module:
+    """Load a module from its export.
+
+    Raises:
+        ModuleRefused: it has no export, or the files are not what ``export.json`` and the spec say; the sentence names
+            the file.
+    """
+    directory, export = _export(spec)
+    _check_files(directory, export)
+    passes: dict[str | None, Pass] = {}
+    for name, use in export.uses.items():
+        path = exports.checked(directory, use.file, use.sha256)
+        onnx_file.check(path, export.files)
+        try:
+            made = steps.from_description(use.steps, directory)
+        except ModuleRefused as error:
+            raise ModuleRefused(f"{directory / MANIFEST}: uses.{name or '(ordinary)'}.steps: {error}") from error
+        session = onnx_file.open_session(path)
+        _check_session(path, use, session)
+        _check_steps(path, use, session, made)
+        passes[name or None] = Pass(made, _Use(session, use))
+    return Module(None, passes, engine="onnx")
+
+
+def _export(spec: ModuleSpec) -> tuple[Path, Export]:
+    """The directory of a module's export, and its description."""
+    models = models_directory()
+    for directory, export in exports.readable(models):
+        if export.key == spec.key:
+            allowed().check_links(models or directory, directory)
+            return directory, export
+    variant = next((each for each in spec.variants if each.engine == "onnx"), None)
+    if variant is None or variant.source.hub is None:
+        raise ModuleRefused(
+            f"{spec.family} needs an export for the engine onnx, and the models directory {models or '(none is set)'} "
+            "has none of this module: run `s2m3 models export` on a machine with torch, and copy what it writes there"
+        )
+    place = repository(variant.source)
+    manifest = place.required(MANIFEST)
+    if variant.digest is not None and (real := f"sha256:{exports.sha256_of(manifest)}") != variant.digest:
+        raise ModuleRefused(f"{manifest} has the digest {real}, the spec says {variant.digest}: correct the task file")
+    export = exports.read(manifest.parent)
+    if export.key != spec.key:
+        raise ModuleRefused(
+            f"{manifest} is of the module {export.key}, not of {spec.key}: correct the variant's source"
+        )
+    for name in (*export.files, *(use.file for use in export.uses.values())):
+        place.required(name)
+    return manifest.parent, export
+
+
+def _check_files(directory: Path, export: Export) -> None:
+    """Check the sizes and the digests of all files that aren't ONNX files."""
+    names = sorted({*export.files, *(use.file for use in export.uses.values())})
+    if strange := next((name for name in names if not (directory / name).is_file()), None):
+        raise ModuleRefused(f"{directory / strange} is not a file, and {MANIFEST} names it: export the module again")
+    most = export.memory_bytes + GRAPH_BYTES * len(export.uses) + FILES_BYTES
+    size = sum((directory / name).stat().st_size for name in names)
+    if size > most:
+        raise ModuleRefused(
+            f"the files of {directory} have {size} bytes, and {MANIFEST} allows {most} (memory_bytes "
+            f"{export.memory_bytes}, and what a graph and a tokenizer need): export the module again"
+        )
+    for name, sha256 in export.files.items():
+        exports.checked(directory, name, sha256)
+
+
+def _check_session(path: Path, use: ExportedUse, session: Session) -> None:
+    """Check that an ONNX file takes and gives what its description says."""
+    if use.inputs.keys() != session.inputs.keys():
+        raise ModuleRefused(
+            f"{path} takes {_listed(session.inputs)}, and {MANIFEST} says {_listed(use.inputs)}: correct inputs, or "
+            "export the module again"
+        )
+    for name, shape in use.inputs.items():
+        if not _fits(shape, real := session.inputs[name][0]):
+            raise ModuleRefused(
+                f"{path}: the input {name} has the shape {_text(real)}, and {MANIFEST} says {_text(shape)}: correct "
+                "inputs, or export the module again"
+            )
+    if missing := sorted(set(use.outputs) - set(session.outputs)):
+        raise ModuleRefused(
+            f"{path} gives {_listed(session.outputs)}, and {MANIFEST} says {missing[0]}: correct outputs, or export "
+            "the module again"
+        )
+
+
+def _check_steps(path: Path, use: ExportedUse, session: Session, made: RequestSteps) -> None:
+    """Check that what the steps prepare is what the file takes, by the sample inputs."""
+    if (values := made.sample()) is None:
+        return
+    try:
+        prepared: Prepared = made.prepare(values)
+    except RequestFailed as error:
+        raise ModuleRefused(f"{path}: steps: they can't prepare their sample inputs ({error.message})") from error
+    check_arrays(path, session, prepared.arrays, use.optional)
+
+
+def check_arrays(path: Path, session: Session, arrays: Mapping[str, Array], optional: tuple[str, ...] = ()) -> None:
+    """Check that prepared arrays are those that an ONNX file takes.
+
+    Raises:
+        ModuleRefused: they aren't; the sentence names the file and the array.
+    """
+    if not session.inputs.keys() - set(optional) <= arrays.keys() <= session.inputs.keys():
+        raise ModuleRefused(
+            f"{path} takes {_listed(session.inputs)}, and the preparation gives {_listed(arrays)}: correct the steps"
+        )
+    for name, array in arrays.items():
+        shape, dtype = session.inputs[name]
+        if not _fits(shape, array.shape):
+            raise ModuleRefused(
+                f"{path}: the input {name} has the shape {_text(shape)}, and the preparation gives "
+                f"{_text(array.shape)}: correct the steps"
+            )
+        if (array.dtype.kind == "f") != (np.dtype(dtype).kind == "f"):
+            raise ModuleRefused(
+                f"{path}: the input {name} is {dtype}, and the preparation gives {array.dtype}: correct the steps"
+            )
+
+
+def _fits(shape: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(other) and all(a is None or b is None or a == b for a, b in zip(shape, other, strict=True))
+
+
+def _text(shape: tuple[int | None, ...]) -> str:
+    return f"({', '.join('any' if length is None else str(length) for length in shape)})"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"

@@ -1,0 +1,228 @@
+"""ONNX files: what such a file refers to, read without an engine, and the session that runs it.
+
+Owns the checks of a file from a stranger, and the options of ONNX Runtime. Knows no family, no steps, and no
+``export.json``.
+
+A file is a protobuf message of ``onnx.proto``. It is read here as far as it can refer to something outside of itself:
+data in other files, and operators of other libraries. ONNX Runtime checks the rest: types, shapes, the graph.
+
+Invariants:
+- Data in another file is read only from a file that is named to ``check``, which lies beside the ONNX file.
+- Operators are those of ONNX Runtime itself (``DOMAINS``). No library of operators is ever loaded.
+- ONNX Runtime gets no memory arena: it would keep the largest pass's memory (``open_session`` has the measurements).
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from broker.protocol.errors import ModuleRefused, first_line
+from broker.protocol.tensors import Array
+from edge_agent.modules import threads
+from edge_agent.runtime.out_of_memory import is_out_of_memory
+
+SUFFIX = ".onnx"  # ONNX Runtime takes other forms of a file by their suffix
+DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+"""The operators that ONNX Runtime brings; those of ``com.microsoft`` are what its own quantisation writes."""
+DTYPES: Mapping[str, str] = {
+    "tensor(bool)": "bool",
+    "tensor(double)": "float64",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+}
+"""ONNX Runtime's types of the arrays that a pass takes -> NumPy's."""
+MAX_FIELDS = 4_000_000  # of a file's graph; CLIP L/14 in float32 has 60,000
+MAX_DEPTH = 64  # of messages in messages: graphs in attributes of nodes
+
+# onnx.proto: of each message, the fields that hold messages which may refer to something, and the kind of these.
+_MESSAGES: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "tensor": {13: "external"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "function": {7: "node", 11: "attribute"},
+    "training": {1: "graph", 2: "graph"},
+    "external": {},
+}
+_TEXTS = {("node", 7), ("function", 10), ("external", 1), ("external", 2)}  # domains; a key, and its value
+_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # protobuf's wire types
+
+
+@dataclass
+class References:
+    """All that an ONNX file refers to outside of itself."""
+
+    files: set[str] = field(default_factory=set)  # with data of its arrays
+    domains: set[str] = field(default_factory=set)  # of its operators
+    own: set[str] = field(default_factory=set)  # of the functions that it defines itself
+    has_graph: bool = False
+
+
+def references(path: Path) -> References:
+    """Read what a file refers to.
+
+    Raises:
+        ModuleRefused: it can't be read, or is not an ONNX file.
+    """
+    try:
+        with path.open("rb") as file:
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        found = References()
+        _read(content, "model", found, [MAX_FIELDS], 0)
+    except OSError as error:
+        raise ModuleRefused(f"{path} can't be read ({error.strerror or error}): export the module again") from error
+    except (ValueError, IndexError) as error:  # also of an empty file, which can't be mapped
+        raise ModuleRefused(f"{path} is not an ONNX file ({first_line(error)}): export the module again") from error
+    if not found.has_graph:
+        raise ModuleRefused(f"{path} is not an ONNX file (it has no graph): export the module again")
+    return found
+
+
+def check(path: Path, beside: Collection[str] = ()) -> References:
+    """Check that a file refers to nothing but ONNX Runtime's operators, and data in the files named by ``beside``.
+
+    Raises:
+        ModuleRefused: it does, or is not an ONNX file.
+    """
+    if path.suffix != SUFFIX:
+        raise ModuleRefused(f"{path} must have a name that ends in {SUFFIX}: rename it")
+    found = references(path)
+    if strange := sorted(found.files - set(beside)):
+        allowed = f"only {', '.join(sorted(beside))} beside it may" if beside else "no other file may"
+        raise ModuleRefused(
+            f"{path} takes data from the file {strange[0][:200]!r}, and {allowed} hold data of it: save the data in "
+            "the ONNX file itself, or in a file beside it that export.json names"
+        )
+    if strange := sorted(found.domains - found.own - DOMAINS):
+        raise ModuleRefused(
+            f"{path} has operators of the domain {strange[0][:200]!r}, and no library of operators is loaded: export "
+            "the module with ONNX's own operators"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Session:
+    """A file in memory, ready to run.
+
+    ``inputs`` are the shapes and dtypes of the arrays that it takes, by name; a length that may differ is None.
+    """
+
+    name: str
+    runs: onnxruntime.InferenceSession
+    inputs: Mapping[str, tuple[tuple[int | None, ...], str]]
+    outputs: tuple[str, ...]
+
+    def run(self, arrays: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
+        """Run one forward pass: arrays to the named outputs. An array is converted to the dtype of its input."""
+        given = {name: np.ascontiguousarray(arrays[name], dtype) for name, (_, dtype) in self.inputs.items()}
+        return dict(zip(outputs, self.runs.run(list(outputs), given), strict=True))
+
+
+def open_session(path: Path) -> Session:
+    """Load a file, which was checked, with the agent's threads.
+
+    Raises:
+        ModuleRefused: ONNX Runtime refuses it, or it takes arrays of a type that no request has.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads.count(), 1
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.log_severity_level = 4  # its errors are raised, and its warnings are about speed
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs need the processor, too
+    try:
+        made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's errors have no base class of their own
+        if is_out_of_memory(error):
+            raise
+        raise ModuleRefused(
+            f"{path} can't be loaded by ONNX Runtime {onnxruntime.__version__} ({_reason(error)}): export it with an "
+            "opset and operators that this version has, or update onnxruntime"
+        ) from error
+    inputs: dict[str, tuple[tuple[int | None, ...], str]] = {}
+    for each in made.get_inputs():
+        if each.type not in DTYPES:
+            raise ModuleRefused(
+                f"{path}: the input {each.name} is {each.type}, and a request has {', '.join(sorted(DTYPES))}: export "
+                "the module with one of these"
+            )
+        inputs[each.name] = tuple(n if isinstance(n, int) and n > 0 else None for n in each.shape), DTYPES[each.type]
+    return Session(path.name, made, inputs, tuple(each.name for each in made.get_outputs()))
+
+
+def _reason(error: Exception) -> str:
+    """ONNX Runtime's sentence, on one line, without its own code's places."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    for noise in ("[ONNXRuntimeError] : ", " failed:"):
+        said = said.rpartition(noise)[2] if noise == " failed:" else said.removeprefix(noise)
+    return said[-300:]
+
+
+def _read(content: memoryview, kind: str, found: References, budget: list[int], depth: int) -> None:
+    """Take in a message and those in it."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} messages lie in each other")  # told as all other damage
+    inner = _MESSAGES[kind]
+    texts: dict[int, str] = {}
+    for number, value in _fields(content, budget):
+        if isinstance(value, int):
+            continue
+        if number in inner:
+            found.has_graph |= inner[number] == "graph"
+            _read(value, inner[number], found, budget, depth + 1)
+        elif (kind, number) in _TEXTS:
+            texts[number] = bytes(value).decode(errors="replace")
+    if kind == "node":
+        found.domains.add(texts.get(7, ""))
+    elif kind == "function":
+        found.own.add(texts.get(10, ""))
+    elif kind == "external" and texts.get(1) == "location":
+        found.files.add(texts.get(2, ""))
+
+
+def _fields(content: memoryview, budget: list[int]) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a protobuf message: number, and a whole number or bytes."""
+    at, end = 0, len(content)
+    while at < end:
+        budget[0] -= 1
+        if budget[0] < 0:
+            raise ValueError(f"it has more than {MAX_FIELDS} fields")
+        tag, at = _varint(content, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            whole, at = _varint(content, at)
+            yield number, whole
+            continue
+        if wire == _BYTES:
+            length, at = _varint(content, at)
+        elif wire in {_EIGHT, _FOUR}:
+            length = 8 if wire == _EIGHT else 4
+        else:
+            raise ValueError(f"a field of the unknown kind {wire}")
+        if length > end - at:
+            raise ValueError("it ends in the middle of a field")
+        yield number, content[at : at + length]
+        at += length
+
+
+def _varint(content: memoryview, at: int) -> tuple[int, int]:
+    """A whole number of protobuf's form, and the position after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = content[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return value, at
+    raise ValueError("a number of more than 64 bits")

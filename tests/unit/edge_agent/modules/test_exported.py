@@ -1,0 +1,289 @@
+"""Modules from exports: what loads, what it gives, and how a wrong or hostile file is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from edge_agent.modules import exported
+from edge_agent.modules.loader import Loader
+from edge_agent.modules.weights import exports, onnx_file
+from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
+from edge_agent.runtime.runner import Runner
+from tests.onnx_models import (
+    KEY,
+    WIDTH,
+    arrays,
+    hidden_in_a_branch,
+    hidden_in_a_function,
+    hidden_in_a_sparse_weight,
+    hidden_in_an_attribute,
+    model,
+    spec,
+    with_data_at,
+    write_export,
+)
+
+FEATURES = np.array([[1.0, 2.0, 3.0]], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The models directory of the agent."""
+    directory = tmp_path / "models"
+    directory.mkdir()
+    monkeypatch.setenv(DIRECTORY_VARIABLE, str(directory))
+    return directory
+
+
+def scaled() -> list[float]:
+    found = Runner().run(exported.load(spec()), ({"features": FEATURES},))
+    assert found.tensors["scaled"].dtype == np.float32
+    return [float(each) for each in found.tensors["scaled"][0]]
+
+
+def refused(**changes: Any) -> str:
+    """The one line with which a load is refused."""
+    with pytest.raises(ModuleRefused) as caught:
+        exported.load(spec(**changes))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_export_is_found_by_the_modules_key_and_gives_what_its_file_computes(models: Path) -> None:
+    write_export(models)
+    assert scaled() == [2.0, 4.0, 6.0]
+    assert exports.sizes(models) == {KEY: 4096}
+
+
+def test_an_agent_with_onnx_takes_the_export_and_plans_with_its_memory(models: Path) -> None:
+    write_export(models, memory_bytes=2048)
+    loader = Loader("onnx")
+    assert loader.load(spec()).engine == "onnx"
+    assert loader.memory_bytes(spec()) == 2048
+    assert Loader("torch").memory_bytes(spec()) == 4096
+
+
+def test_a_module_without_an_export_is_refused_with_the_command_that_makes_one(models: Path) -> None:
+    assert f"{models} has none of this module: run `s2m3 models export`" in refused()
+
+
+def test_whole_numbers_truth_values_and_floats_reach_the_model_in_its_own_dtypes(models: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["ids"], ["a"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["mask"], ["b"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["a", "b"], ["c"]),
+        helper.make_node("Add", ["c", "features"], ["scaled"]),
+    ]
+    shapes = {"ids": [1, WIDTH], "mask": [1, WIDTH], "features": [1, WIDTH]}
+    made = model(nodes, inputs=shapes, dtypes={"ids": TensorProto.INT32, "mask": TensorProto.BOOL})
+    write_export(models, made, inputs=shapes, steps=arrays(shapes))
+    session = onnx_file.open_session(models / "small" / "main.onnx")
+    given = {"ids": np.array([[1, 2, 3]]), "mask": np.array([[True, False, True]]), "features": FEATURES}
+    assert session.run(given, ("scaled",))["scaled"].tolist() == [[2.0, 2.0, 6.0]]
+
+
+def test_an_optional_array_that_a_request_lacks_is_empty(models: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceSum", ["question", "axis"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["features", "sum"], ["scaled"]),
+    ]
+    made = model(nodes, inputs={"features": [1, WIDTH], "question": ["q", WIDTH]})
+    made.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axis"))
+    write_export(
+        models,
+        made,
+        inputs={"features": [1, WIDTH], "question": [None, WIDTH]},
+        optional=["question"],
+        file="main.onnx",
+    )
+    assert scaled() == [1.0, 2.0, 3.0]
+
+
+def test_weights_in_a_file_beside_are_read_when_export_json_names_it(models: Path) -> None:
+    data = np.full((WIDTH,), 5.0, np.float32).tobytes()
+    directory = write_export(models, with_data_at("weights.bin"))
+    (directory / "weights.bin").write_bytes(data)
+    assert "takes data from the file 'weights.bin', and no other file may hold data of it" in refused()
+    write_export(
+        models, with_data_at("weights.bin"), files={"weights.bin": exports.sha256_of(directory / "weights.bin")}
+    )
+    assert scaled() == [5.0, 10.0, 15.0]
+    (directory / "weights.bin").write_bytes(bytes(len(data)))
+    assert "weights.bin has the SHA-256" in refused()
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "a/../../secret.bin", "./weights.bin", ""])
+def test_data_outside_of_the_exports_directory_is_never_read(models: Path, location: str) -> None:
+    (models / "secret.bin").write_bytes(bytes(4 * WIDTH))
+    directory = write_export(models)
+    (directory / "weights.bin").write_bytes(bytes(4 * WIDTH))
+    digest = exports.sha256_of(directory / "weights.bin")
+    write_export(models, with_data_at(location), files={"weights.bin": digest})
+    assert f"takes data from the file {location!r}" in refused()
+
+
+def test_a_link_out_of_the_models_directory_is_refused(models: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(bytes(4 * WIDTH))
+    directory = write_export(models)
+    (directory / "weights.bin").symlink_to(secret)
+    write_export(models, with_data_at("weights.bin"), files={"weights.bin": exports.sha256_of(secret)})
+    assert f"is a link to {secret}" in refused()
+
+
+@pytest.mark.parametrize(
+    "make", [hidden_in_an_attribute, hidden_in_a_branch, hidden_in_a_sparse_weight, hidden_in_a_function]
+)
+def test_data_elsewhere_is_found_wherever_a_file_may_name_it(models: Path, make: Callable[[], ModelProto]) -> None:
+    write_export(models, make())
+    assert "takes data from the file '../secret.bin'" in refused()
+
+
+def test_operators_of_other_libraries_are_refused(models: Path) -> None:
+    own = helper.make_node("Steal", ["features"], ["scaled"], domain="evil.ops")
+    write_export(models, model([own], opsets={"": 17, "evil.ops": 1}))
+    assert "has operators of the domain 'evil.ops', and no library of operators is loaded" in refused()
+
+
+def test_a_function_that_the_file_defines_itself_may_be_of_any_domain(models: Path) -> None:
+    made = model([helper.make_node("Double", ["features"], ["scaled"], domain="mine")], opsets={"": 17, "mine": 1})
+    double = helper.make_node("Add", ["a", "a"], ["b"])
+    made.functions.append(helper.make_function("mine", "Double", ["a"], ["b"], [double], made.opset_import[:1]))
+    write_export(models, made)
+    assert scaled() == [2.0, 4.0, 6.0]
+
+
+def deep() -> bytes:
+    content = b""
+    for _ in range(200):  # graphs in attributes of nodes
+        for tag in (b"\x32", b"\x2a", b"\x0a"):
+            content = tag + _length(len(content)) + content
+    return b"\x3a" + _length(len(content)) + content
+
+
+def _length(number: int) -> bytes:
+    out = b""
+    while number > 0x7F:
+        out, number = out + bytes([number & 0x7F | 0x80]), number >> 7
+    return out + bytes([number])
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is not an ONNX file"),
+        (b"this is a text", "is not an ONNX file"),
+        (b"\x08\x09", "it has no graph"),
+        (model().SerializeToString()[:-7], "is not an ONNX file"),
+        (deep(), "messages lie in each other"),
+        (b"\x08" + b"\xff" * 11, "a number of more than 64 bits"),
+    ],
+    ids=["empty", "text", "no-graph", "truncated", "deep", "long-number"],
+)
+def test_what_is_no_onnx_file_is_refused(models: Path, content: bytes, why: str) -> None:
+    write_export(models, content)
+    found = refused()
+    assert "main.onnx is not an ONNX file" in found
+    assert why in found
+
+
+def test_a_file_of_very_many_fields_ends_early(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "MAX_FIELDS", 1000)
+    write_export(models, b"\x08\x09" * 2000)
+    assert "more than 1000 fields" in refused()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        model(opsets={"": 99}),
+        model([helper.make_node("NoSuchOperator", ["features"], ["scaled"])]),
+        model([helper.make_node("Mul", ["features", "nobody"], ["scaled"])]),
+    ],
+    ids=["opset", "operator", "graph"],
+)
+def test_what_onnx_runtime_lacks_is_told_in_one_line(models: Path, made: ModelProto) -> None:
+    write_export(models, made)
+    found = refused()
+    assert "main.onnx can't be loaded by ONNX Runtime" in found
+    assert "or update onnxruntime" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"inputs": {"other": [None, WIDTH]}}, "takes features, and export.json says other: correct inputs"),
+        (
+            {"inputs": {"features": [None, 4]}},
+            "has the shape (any, 3), and export.json says (any, 4)",
+        ),
+        ({"outputs": ["probs"]}, "gives scaled, and export.json says probs: correct outputs"),
+        (
+            {"steps": arrays({"features": [1, 4]})},
+            "the input features has the shape (any, 3), and the preparation gives (1, 4): correct the steps",
+        ),
+        (
+            {"steps": arrays({"pixels": [1, WIDTH]})},
+            "takes features, and the preparation gives pixels: correct the steps",
+        ),
+        ({"steps": {"kind": "magic"}}, "export.json: uses.(ordinary).steps: "),
+        ({"sha256": "0" * 64}, f"and export.json says {'0' * 64}"),
+        ({"file": "gone.onnx"}, "gone.onnx is not a file, and export.json names it"),
+        ({"memory_bytes": 1}, ""),
+        ({"format": 2}, ""),
+        ({"uses": {}}, ""),
+        ({"file": "../main.onnx"}, ""),
+    ],
+)
+def test_an_export_that_does_not_fit_is_refused_with_its_file_and_field(
+    models: Path, changes: dict[str, Any], said: str
+) -> None:
+    write_export(models, **changes)
+    if said:
+        assert said in refused()
+    elif changes == {"memory_bytes": 1}:
+        write_export(models, model(), **changes)
+        (models / "small" / "main.onnx").write_bytes(bytes(onnx_file_bytes()))
+        assert "and export.json allows" in refused()
+    else:
+        assert exports.sizes(models) == {}
+        assert "has none of this module" in refused()
+
+
+def onnx_file_bytes() -> int:
+    return exported.GRAPH_BYTES + exported.FILES_BYTES + 2
+
+
+def test_a_whole_number_for_an_input_of_floats_is_refused(models: Path) -> None:
+    made = model([helper.make_node("Cast", ["features"], ["scaled"], to=1)], dtypes={"features": TensorProto.INT64})
+    write_export(models, made)
+    assert "the input features is int64, and the preparation gives float32: correct the steps" in refused()
+
+
+def test_a_pass_that_onnx_runtime_refuses_fails_the_request_in_one_line(models: Path) -> None:
+    node = helper.make_node("Reshape", ["features", "shape"], ["scaled"])
+    made = model([node])
+    made.graph.initializer.append(numpy_helper.from_array(np.array([2, 2]), "shape"))
+    write_export(models, made)
+    loaded = exported.load(spec())
+    with pytest.raises(RequestFailed, match="ONNX Runtime: ") as caught:
+        Runner().run(loaded, ({"features": FEATURES},))
+    assert caught.value.code == ErrorCode.MODULE_FAILED
+    assert "\n" not in caught.value.message
+
+
+def test_pipes_and_broken_files_in_the_models_directory_stop_no_agent(models: Path) -> None:
+    (models / "pipe").mkdir()
+    os.mkfifo(models / "pipe" / exports.MANIFEST)
+    (models / "text").mkdir()
+    (models / "text" / exports.MANIFEST).write_text("[1, 2]", encoding="utf-8")
+    write_export(models)
+    assert exports.sizes(models) == {KEY: 4096}
