@@ -7,15 +7,19 @@ networks, so torch is imported when one of them runs.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from broker.protocol.errors import BadFile
 from s2m3.catalogue import models
 from s2m3.cli.arguments import add_json
-from s2m3.cli.output import console, megabytes, print_result, table
+from s2m3.cli.output import console, megabytes, print_result, printable, table
 
 _DTYPES = ("float32", "float16", "bfloat16")
+_STATES = {"not needed": "needs no export", "refused": "can't be exported"}
 WEIGHTS = {
     "safetensors": "safetensors",
     "pickle": "only a pickle, which is refused; edge_agent/catalog/hub/README.md says how to convert it",
@@ -48,7 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     random.add_argument("repository", metavar="ORG/NAME", help="one that the catalogue knows")
     random.add_argument("--into", required=True, metavar="DIR", help="the models directory")
     random.add_argument("--seed", type=int, default=0, help="default 0")
-    for command in (listing, inspecting, numbers, scanning):
+    exporting = verb("export", "write modules as ONNX files, and compare these with torch", export)
+    exporting.add_argument(
+        "name", metavar="TASK|MODULE", help="such as pocket/vqa, a task file, or clip-b16/vision in all of its uses"
+    )
+    exporting.add_argument("--to", required=True, metavar="DIR", help="the models directory of agents")
+    exporting.add_argument(
+        "--precision", choices=("float32", "int8"), default="float32", help="of matrices; default %(default)s"
+    )
+    for command in (listing, inspecting, numbers, scanning, exporting):
         add_json(command)
 
 
@@ -144,3 +156,36 @@ def write_random(arguments: argparse.Namespace) -> int:
 
     print(random_weights.write(zoo.published(arguments.repository), Path(arguments.into), seed=arguments.seed))
     return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Export modules; 1 when one of them can't be exported, or an answer isn't torch's."""
+    if missing := [name for name in ("torch", "onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        problem = f"needs the Python package {missing[0]}, which is missing"
+        raise BadFile(file="models export", problem=problem, fix="install the [export] extra")
+    from s2m3.export import write  # noqa: PLC0415 - torch
+
+    found = write.export(
+        arguments.name, Path(arguments.to), arguments.precision, lambda text: print(text, file=sys.stderr, flush=True)
+    )
+    print_result(arguments, found, _print_export)
+    return 0 if found["ok"] else 1
+
+
+def _print_export(found: dict[str, Any]) -> None:
+    columns = ("MB", "largest difference", "torch ms", "ONNX ms", "same answers")
+    made = table("module", "use", *columns, right=columns)
+    reasons = []
+    for module in found["modules"]:
+        if module["state"] != "exported":
+            reasons.append(f"{module['module']}: {_STATES[module['state']]}: {module['why']}")
+        for use, each in module.get("uses", {}).items():
+            same = "" if each["same_answers"] is None else f"{each['same_answers']} of {each['compared']}"
+            times = (f"{each[engine] * 1e3:,.2f}" for engine in ("torch_s", "onnx_s"))
+            size, difference = megabytes(each["bytes"]), f"{each['largest_difference']:.1e}"
+            made.add_row(module["module"], use or "(ordinary)", size, difference, *times, same)
+    if made.rows:
+        console().print(made)
+    print("\n".join(printable(reason) for reason in reasons), end="\n" if reasons else "")
+    if "requests" in found:
+        print(f"{found['name']}: {found['same_answers']} of {found['requests']} answers are the same as torch's")

@@ -64,24 +64,30 @@ class Reduce(nn.Module):
 
 
 def decode(network: CLIPSegDecoder, reduced: Sequence[Tensor], condition: Tensor) -> Tensor:
-    """Logits (1, s, s) of one text's embedding (1, e), in the arithmetic of transformers' CLIPSegDecoder."""
+    """Logits (n, s, s) of n texts' embeddings (n, e), in the arithmetic of transformers' CLIPSegDecoder."""
     output = torch.zeros(())
     for index, (hidden, layer) in enumerate(zip(reduced, network.layers, strict=True)):
-        output = hidden if index == 0 else hidden + output  # (1, 1 + p, r)
+        output = (
+            hidden if index == 0 else hidden + output
+        )  # (1, 1 + p, r), and (n, 1 + p, r) from the conditional layer
         if index == network.conditional_layer:
             by_token = network.film_mul(condition) * output.permute(1, 0, 2) + network.film_add(condition)
             output = by_token.permute(1, 0, 2)
         output = layer(output, attention_mask=None)
-    patches = output[:, 1:, :].transpose(1, 2)  # (1, r, p): without the class token
+    patches = output[:, 1:, :].transpose(1, 2)  # (n, r, p): without the class token
     side = math.isqrt(patches.shape[2])
-    logits: Tensor = network.transposed_convolution(patches.reshape(1, patches.shape[1], side, side))  # (1, 1, s, s)
+    logits: Tensor = network.transposed_convolution(patches.reshape(*patches.shape[:2], side, side))  # (n, 1, s, s)
     return logits.squeeze(1)
 
 
 def segment(network: CLIPSegDecoder, text_embeds: Tensor, **reduced: Tensor) -> dict[str, Tensor]:
-    """The reduced layers and n texts' embeddings (n, e) to ``logits`` (n, s, s), one text after the other."""
+    """The reduced layers and n texts' embeddings (n, e) to ``logits`` (n, s, s), one text after the other.
+
+    An exported graph has no such loop: it decodes all at once, which differs by rounding.
+    """
     layers = [reduced[f"reduced-{index}"] for index in range(len(network.layers))]
-    logits = torch.cat([decode(network, layers, each) for each in torch.split(text_embeds, 1)]).float()
+    parts = (text_embeds,) if torch.compiler.is_exporting() else torch.split(text_embeds, 1)
+    logits = torch.cat([decode(network, layers, each) for each in parts]).float()
     return {"logits": logits, SCORES: logits.sigmoid()}
 
 

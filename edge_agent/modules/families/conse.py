@@ -49,24 +49,24 @@ STEPS = steps.Ranking(
 
 
 def rank(names: Tensor, probs: Tensor, candidates: Tensor, question: Tensor | None = None) -> dict[str, Tensor]:
-    """Texts (n, 384), and a question (1, 384), to ``scores`` (n,) between -1 and 1."""
+    """Texts (n, 384), and a question (1, 384), or (0, 384) without one, to ``scores`` (n,) between -1 and 1."""
+    if question is None:
+        question = candidates[:0]
     seen = picture(names, probs, question) @ candidates.T  # (1, n)
-    if question is not None:
-        fitting = question @ candidates.T  # (1, n)
-        seen = (seen + QUESTION_WEIGHT * fitting) / (1 + QUESTION_WEIGHT)
-    return {"scores": seen[0]}
+    fitting = (question @ candidates.T).sum(0)  # (n,)
+    weight = QUESTION_WEIGHT * question.shape[0]
+    return {"scores": (seen[0] + QUESTION_WEIGHT * fitting) / (1 + weight)}
 
 
-def picture(names: Tensor, probabilities: Tensor, question: Tensor | None = None) -> Tensor:
-    """The embedding (1, 384) of a picture with class probabilities (1, 1000), in the light of a question (1, 384).
+def picture(names: Tensor, probabilities: Tensor, question: Tensor) -> Tensor:
+    """The embedding (1, 384) of a picture with class probabilities (1, 1000), in the light of a question.
 
-    ``names`` are the embeddings (1000, 384) of the class names.
+    ``names`` are the embeddings (1000, 384) of the class names; the question is (1, 384), or (0, 384) without one.
     """
     best = torch.sort(probabilities, descending=True, stable=True)
     likeliest = best.values[:, :LIKELIEST]  # (1, 10)
     near = names[best.indices[0, :LIKELIEST]].float()  # (10, 384)
-    if question is not None:
-        likeliest = likeliest * ((question @ near.T) / ATTENTION_TEMPERATURE).exp()  # (1, 10)
+    likeliest = likeliest * ((question @ near.T) / ATTENTION_TEMPERATURE).sum(0).exp()  # (1, 10)
     return functional.normalize(likeliest @ near)  # (1, 384)
 
 

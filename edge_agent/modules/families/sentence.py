@@ -92,7 +92,8 @@ class Bert(nn.Module):
         """Run all layers; padding (mask 0) is not attended to."""
         hidden: Tensor = self.embeddings(ids)
         real = mask.bool()
-        attended = None if bool(real.all()) else real[:, None, None, :].expand(-1, 1, ids.shape[1], -1)  # (n, 1, t, t)
+        unpadded = not torch.compiler.is_exporting() and bool(real.all())  # an exported graph serves both
+        attended = None if unpadded else real[:, None, None, :].expand(-1, 1, ids.shape[1], -1)  # (n, 1, t, t)
         for layer in self._layers:
             hidden = layer(hidden, attended)
         return hidden
