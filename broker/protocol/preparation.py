@@ -147,3 +147,17 @@ class SoundPreparation(Spec):
         if self.samples is None and self.least < self.window:
             raise ValueError(f"least is {self.least}: write at least the window, {self.window}, or write samples")
         return self
+
+
+class Preparation(Spec):
+    """How a module's one input is prepared: exactly one of a picture, texts, and a sound."""
+
+    picture: PicturePreparation | None = None
+    text: TextPreparation | None = None
+    sound: SoundPreparation | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one_kind(self) -> Self:
+        if sum(each is not None for each in (self.picture, self.text, self.sound)) != 1:
+            raise ValueError("name exactly one of picture, text, sound")
+        return self

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from broker.protocol.engines import DEFAULT_ENGINES, Engine, engine_of
+from broker.protocol.preparation import FileName, Preparation
 from broker.protocol.values import Spec
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -37,6 +38,7 @@ MAX_NODES = 256  # of a task: each message between agents carries its plan, and 
 MAX_NEEDS = 1_024  # of all nodes of a task together; the largest task of the catalogue has 7
 MAX_INPUTS = 64  # of a task
 MAX_VARIANTS = 4  # of a module
+MAX_LABELS = 10_000  # of a module, in a task file; more stand in a file of their own
 MAX_EXPORTS = 256  # of modules, in the models directory of a device
 MAX_TASKS = 2_000  # of a site: so many the orchestrator deploys, and of so many an agent keeps the routes
 MAX_TASKS_BYTES = 4 * 1024 * 1024  # of their specs, and of their routes, as JSON; those of a usual task have 2 kB
@@ -93,6 +95,7 @@ DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 DOWNLOAD_FACTOR = 8  # a module may be half of a float32 checkpoint, and be held as int8
 DOWNLOAD_BYTES = 64 * 2**20  # for the files beside the weights
 _Part = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+_Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 def in_order(needs: Mapping[NodeName, Sequence[NodeName]]) -> tuple[NodeName, ...]:
@@ -179,7 +182,8 @@ class ModuleSpec(Spec):
     ``memory_bytes`` is its size in memory, ``flops`` the cost of one typical forward pass, ``output_bytes`` the size of
     its output in float32. ``source`` is null for a family without weights. ``dtype`` is that of the weights: int8
     applies to the matrices of linear layers; all other weights stay float32. ``variants`` are the same module for
-    engines that can't run these weights.
+    engines that can't run these weights. Of a user's own ONNX file (families ``onnx.``), ``prepare`` says how its input
+    is made, and ``labels`` its classes: in their order, or the file beside it that has one a line.
     """
 
     family: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+\.[a-z0-9_]+$")]
@@ -192,6 +196,17 @@ class ModuleSpec(Spec):
     variants: Annotated[
         tuple[Variant, ...], Field(max_length=MAX_VARIANTS, exclude_if=lambda variants: not variants)
     ] = ()
+    prepare: Preparation | None = None
+    labels: Annotated[tuple[_Label, ...], Field(min_length=1, max_length=MAX_LABELS)] | FileName | None = None
+
+    @model_validator(mode="after")
+    def _only_an_onnx_file_is_described(self) -> Self:
+        for name in ("prepare", "labels"):
+            if getattr(self, name) is not None and self.engine != "onnx":
+                raise _unsound(
+                    (name,), f"is for onnx.encoder and onnx.classifier, and not for {self.family}; remove it"
+                )
+        return self
 
     @model_validator(mode="after")
     def _variants_are_for_other_engines(self) -> Self:
@@ -214,7 +229,14 @@ class ModuleSpec(Spec):
         """The identity: the digest when known, otherwise (source, part, dtype). Modules with equal keys are shared."""
         if self.digest:
             return self.digest
-        return f"{self.source}:{self.dtype}" if self.source else f"weightless:{self.family}:{self.dtype}"
+        place = f"{self.source}:{self.dtype}" if self.source else f"weightless:{self.family}:{self.dtype}"
+        return f"{place}:{self._described}" if self._described else place
+
+    @cached_property
+    def _described(self) -> str:
+        """A fingerprint of what the spec says of an ONNX file; empty for all others."""
+        said = self.model_dump_json(include={"prepare", "labels"}, exclude_none=True)
+        return "" if said == "{}" else hashlib.sha256(said.encode()).hexdigest()[:16]
 
     @property
     def download_limit_bytes(self) -> int:

@@ -110,6 +110,7 @@ _PARTS = {
     "efficientnet": ("classifier", "encoder"),
     "heads": ("answer", "linear"),
     "llava": ("language", "projector", "tied_language", "vision"),
+    "onnx": ("classifier", "encoder"),
     "sentence": ("encoder",),
     "siglip": ("head", "text", "vision"),
     "smolvlm": ("language", "vision"),
@@ -153,7 +154,7 @@ def import_family(spec: ModuleSpec) -> ModuleType:
 
 
 def _lacks_package(spec: ModuleSpec, error: ImportError) -> ModuleRefused:
-    extra = "agent" if spec.source and spec.source.hub else "pocket"
+    extra = "onnx" if spec.engine == "onnx" else "agent" if spec.source and spec.source.hub else "pocket"
     return ModuleRefused(
         f"{spec.family} needs the Python package {error.name}, which is missing: install the [{extra}] extra"
     )

@@ -93,6 +93,8 @@ def why_not(spec: ModuleSpec) -> dict[str, Any] | None:
     """The report of a module that isn't exported, with the reason; None for one that may be."""
     if spec.engine == "ctranslate2":
         return {"state": "not needed", "why": "agents without torch run it with CTranslate2"}
+    if spec.engine == "onnx":
+        return {"state": "not needed", "why": "it is an ONNX file"}
     if spec.dtype != "float32":
         why = f"its dtype is {spec.dtype}: export the float32 module, for smaller weights with --precision int8"
         return {"state": "refused", "why": why}
