@@ -69,6 +69,16 @@ def test_the_demo_holds_over_the_embedded_broker(marked: dict[str, str]) -> None
     check(run_demo(marked))
 
 
+@pytest.mark.long
+def test_the_demo_holds_with_onnx_runtime_and_exports_once(marked: dict[str, str], tmp_path: Path) -> None:
+    environment = marked | {"XDG_CACHE_HOME": str(tmp_path)}
+    check(run_demo(environment, "--engine", "onnx"))
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("export.json")}
+    assert len(written) == 4
+    check(run_demo(environment, "--engine", "onnx"))
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
 @pytest.mark.long  # the next test has the same over a Mosquitto, the last one has the demo start and end its own
 def test_the_demo_holds_over_mosquitto(marked: dict[str, str], mosquitto_url: str) -> None:
     assert mosquitto_url  # there is one to start
