@@ -25,6 +25,7 @@ from transformers import (
     TokenizersBackend,
 )
 from transformers.image_processing_backends import PilBackend
+from transformers.utils import logging as transformers_logging
 
 from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.preparation import PicturePreparation, TextPreparation
@@ -35,6 +36,10 @@ from edge_agent.modules.inputs.tokens import END, UNKNOWN, FastTokens, SigLIPTok
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.identity import fingerprint
 from edge_agent.modules.weights.layout import read_object
+
+# transformers' advice and progress bars are for interactive use.
+transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 T = TypeVar("T")
 P = TypeVar("P", bound=PilBackend | SequenceFeatureExtractor)

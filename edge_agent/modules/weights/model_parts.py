@@ -10,20 +10,19 @@ part weighs, whatever else the checkpoint holds; equal digests mean equal output
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.utils import logging as transformers_logging
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
@@ -34,10 +33,7 @@ from edge_agent.modules.weights.digests import DigestDiffers
 
 Prefixes = Mapping[str, str]
 Shapes = Mapping[str, tuple[int, ...]]
-# transformers' advice and progress bars are for interactive use.
-transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-_BUILDING = threading.Lock()  # no_init_weights changes torch for the whole process while it lasts
+_BUILDING = threading.Lock()  # _uninitialised changes torch for the whole process while it lasts
 
 
 N = TypeVar("N", bound=nn.Module)
@@ -331,7 +327,7 @@ def build(part: Part[N], checkpoint: Checkpoint) -> N:
     Raises:
         ModuleRefused: the configuration makes no network.
     """
-    with _BUILDING, no_init_weights():
+    with _BUILDING, _uninitialised():
         return _build(part, checkpoint.config, str(checkpoint.repository))
 
 
@@ -346,8 +342,8 @@ def count(part: AnyPart, config: Config, *, use: str | None = None, dtype: str =
         network = _build(part, config, "the catalogue's configuration")
         # Fused attention hides its products from the counter, and looks into masks; the plain one doesn't.
         for each in network.modules():
-            if isinstance(each, PreTrainedModel):
-                each.set_attn_implementation("eager")
+            if hasattr(each, "set_attn_implementation"):  # transformers' own
+                cast("Any", each).set_attn_implementation("eager")
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
             output = (forward.unrolled or forward.run)(network, **forward.sample(network))
     stored = {name: tensor for name, tensor in network.state_dict().items() if name not in part.tied}
@@ -368,6 +364,16 @@ def weight_bytes(part: AnyPart, config: Config, dtype: str) -> int:
     """
     with torch.device("meta"):
         return precision.network_bytes(_build(part, config, "the catalogue's configuration"), dtype, tied=part.tied)
+
+
+def _uninitialised() -> AbstractContextManager[None]:
+    """Parameters that are made meanwhile aren't set; those of small heads are, in a process without transformers."""
+    if "transformers" not in sys.modules:
+        return nullcontext()
+    from transformers.initialization import no_init_weights  # noqa: PLC0415 - heads need no transformers
+
+    made: AbstractContextManager[None] = no_init_weights()
+    return made
 
 
 def _build(part: Part[N], config: Config, where: str) -> N:
