@@ -27,7 +27,6 @@ from edge_agent.device import footprint
 from edge_agent.device.measurements import Measurement, Measurements
 from edge_agent.modules import Module, Value
 from edge_agent.modules.loader import Loader
-from edge_agent.modules.weights.packaged import is_here
 from edge_agent.modules.weights.progress import current
 from edge_agent.runtime.accelerator import Accelerator
 from edge_agent.runtime.out_of_memory import is_out_of_memory
@@ -96,7 +95,7 @@ class Calibration:
 
     def expected_bytes(self, spec: ModuleSpec) -> int:
         """The bytes that a module will occupy: as it was measured, or as its spec says."""
-        known = self._measured.modules.get(spec.key)
+        known = self._known(spec)
         return max(self._loader.memory_bytes(spec), known.memory_bytes if known else 0)
 
     def estimated_s(self, spec: ModuleSpec) -> float:
@@ -113,7 +112,7 @@ class Calibration:
         needed_bytes = self._loader.memory_bytes(spec)
         self._check_free(needed_bytes)
         self._loader.imports(spec)
-        known = self._measured.modules.get(spec.key)
+        known = self._known(spec)
         before, began_s = self._resident(), self._clock()
         module = self._runner.placed(load(spec))
         compute_s = known.compute_s if known else None
@@ -129,6 +128,7 @@ class Calibration:
     def keep(self, spec: ModuleSpec, loaded: Loaded) -> None:
         """Keep the cost of a module that fits. The cost of one that doesn't may have been measured at a bad moment."""
         compute_s = None if loaded.compute_s is None else loaded.compute_s * self._speed
+        spec = spec.model_copy(update={"memory_bytes": self._loader.memory_bytes(spec)})
         self._measured.keep(Measurement(spec=spec, memory_bytes=loaded.memory_bytes, compute_s=compute_s))
 
     def remember(self, key: ModuleKey, compute_s: float) -> None:
@@ -142,8 +142,15 @@ class Calibration:
         self.cached = {
             key: each.compute_s / self._speed
             for key, each in self._measured.modules.items()
-            if each.compute_s is not None and is_here(each.spec.source)
+            if each.compute_s is not None and self._known(each.spec) and self._loader.is_here(each.spec)
         }
+
+    def _known(self, spec: ModuleSpec) -> Measurement | None:
+        """The measurement of a module; None if another variant of it was measured, such as an earlier export."""
+        known = self._measured.modules.get(spec.key)
+        needed_bytes = self._loader.memory_bytes(spec)
+        is_same = known is None or needed_bytes in {spec.memory_bytes, known.spec.memory_bytes}
+        return known if is_same else None
 
     def _check_free(self, needed_bytes: int) -> None:
         free = self._free_bytes()

@@ -1,7 +1,7 @@
 """Loads the modules of one agent: by their families, or from exports.
 
-Owns the choice. With the agent's engine ``onnx``, a module that torch would run comes from its export; all other
-modules come from their families, whatever the engine. What a way of loading needs is imported with the first module.
+Owns the choice, which is the cost model's (``runnable``): what the orchestrator counted for a module is what is loaded
+here. What a way of loading needs is imported with the first module.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from broker.cost_model import RunsModules, memory_bytes, runnable
 from broker.protocol.specs import ModuleSpec
 from edge_agent import modules
 from edge_agent.modules import Module
-from edge_agent.modules.weights import exports
-from edge_agent.modules.weights.hub import models_directory
+from edge_agent.modules.weights.packaged import is_here
 
 
 class Loader:
-    """Loads modules for an agent's engine, ``torch`` or ``onnx``."""
+    """Loads modules for an agent that offers these engines and exports; without any, all come from their families."""
 
-    def __init__(self, engine: str = "torch") -> None:
-        self._engine = engine
+    def __init__(self, offered: RunsModules | None = None) -> None:
+        self._offered = offered
 
     def imports(self, spec: ModuleSpec) -> None:
         """Import what a module needs before its weights are read; an unknown family is refused later, by ``load``.
@@ -35,10 +35,13 @@ class Loader:
 
     def memory_bytes(self, spec: ModuleSpec) -> int:
         """The bytes that a module's weights need here: those of its export, or of its variant, or of the spec."""
-        if not self._is_exported(spec):
-            return spec.memory_bytes
-        variant = next((each.memory_bytes for each in spec.variants if each.engine == "onnx"), spec.memory_bytes)
-        return exports.sizes(models_directory()).get(spec.key, variant)
+        return spec.memory_bytes if self._offered is None else memory_bytes(spec, self._offered)
+
+    def is_here(self, spec: ModuleSpec) -> bool:
+        """Whether the weights that would be loaded are on this machine. Reads the disk, never the network."""
+        if self._offered is None or not self._is_exported(spec):
+            return is_here(spec.source)
+        return spec.key in self._offered.exports
 
     def load(self, spec: ModuleSpec) -> Module:
         """Load a module's weights into memory.
@@ -52,7 +55,11 @@ class Loader:
         return modules.load(spec)
 
     def _is_exported(self, spec: ModuleSpec) -> bool:
-        return self._engine == "onnx" and spec.engine == "torch"
+        """Whether the engine onnx runs a module whose own weights are for another one."""
+        if self._offered is None or spec.engine == "onnx":
+            return False
+        form = runnable(spec, self._offered)
+        return "onnx" in self._offered.engines if form is None else form.engine == "onnx"
 
 
 def _exported() -> Any:  # noqa: ANN401 - a Python module

@@ -12,11 +12,14 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from edge_agent.device.calibration import Calibration, Loaded
+from edge_agent.device.measurements import Measurements
 from edge_agent.modules import exported
 from edge_agent.modules.loader import Loader
 from edge_agent.modules.weights import exports, onnx_file
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 from edge_agent.runtime.runner import Runner
+from tests.builders import profile
 from tests.onnx_models import (
     KEY,
     WIDTH,
@@ -65,10 +68,26 @@ def test_an_export_is_found_by_the_modules_key_and_gives_what_its_file_computes(
 
 def test_an_agent_with_onnx_takes_the_export_and_plans_with_its_memory(models: Path) -> None:
     write_export(models, memory_bytes=2048)
-    loader = Loader("onnx")
+    loader = Loader(profile(engines=("onnx",), exports=exports.sizes(models)))
     assert loader.load(spec()).engine == "onnx"
     assert loader.memory_bytes(spec()) == 2048
-    assert Loader("torch").memory_bytes(spec()) == 4096
+    assert loader.is_here(spec())
+    assert Loader(profile(engines=("torch", "onnx"), exports=exports.sizes(models))).memory_bytes(spec()) == 4096
+    assert Loader().memory_bytes(spec()) == 4096
+
+
+def test_what_was_measured_of_another_variant_says_nothing_of_an_export(models: Path) -> None:
+    write_export(models, memory_bytes=2048)
+    measured = Measurements()
+    before = Calibration(measured, resident_bytes=lambda: None, free_bytes=lambda: None)
+    before.keep(spec(), Loaded(exported.load(spec()), 5000, 0.1, 0.5))
+    loader = Loader(profile(engines=("onnx",), exports=exports.sizes(models)))
+    now = Calibration(measured, loader=loader, resident_bytes=lambda: None, free_bytes=lambda: None)
+    assert (before.expected_bytes(spec()), now.expected_bytes(spec())) == (5000, 2048)
+    assert now.cached == {}, "until it is measured"
+    now.keep(spec(), Loaded(exported.load(spec()), 3000, 0.1, 0.25))
+    now.look()
+    assert (now.expected_bytes(spec()), now.cached) == (3000, {spec().key: 0.25})
 
 
 def test_a_module_without_an_export_is_refused_with_the_command_that_makes_one(models: Path) -> None:
