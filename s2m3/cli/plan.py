@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from broker.cost_model import memory_bytes
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, TaskSpec
 from orchestrator.planner.copies import original_key, with_further_copies
 from orchestrator.planner.explain import explain
+from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.placement import Placement
 from orchestrator.planner.preferred import preferred_copies
 from orchestrator.planner.spares import Spares, spares
@@ -56,12 +58,14 @@ def _print(
         print(f"no plan: {made['reason']['message']}")
         return
     placement = table("module", "MB", "device", "further copies", "used by", title="placement")
-    sizes = {name: module.memory_bytes for task in tasks for name, module in task.modules.items()}
+    names, specs = _names_of(tasks), {device.id: device for device in devices}
+    modules = {key: module for key, (_, module) in distinct_modules(tasks).items()}
     for name, device in made["placement"].items():
+        size_bytes = memory_bytes(modules[names[name]], specs[device])
         copies = [f"{other} (replica)" for other in made["replicas"].get(name, [])]
         copies += [f"{other} (standby)" for other in made["standby"].get(name, [])]
         users = [task.task for task in tasks if any(node.module == name for node in task.nodes.values())]
-        placement.add_row(name, megabytes(sizes[name]), device, "\n".join(copies), "\n".join(users))
+        placement.add_row(name, megabytes(size_bytes), device, "\n".join(copies), "\n".join(users))
     memory = table("device", "used (MB)", "spare copies (MB)", "of (MB)", title="memory")
     for device in sorted(device.id for device in devices):
         use = made["memory_bytes"]["per_device"][device]

@@ -350,3 +350,49 @@ def test_a_revision_of_the_hub_that_is_no_commit_is_named_with_its_line(plan: Ru
     assert f"is '{revision}', which may mean other weights tomorrow" in err
     (folder / "look.yaml").write_text(pinned.replace("REVISION", "'5ef227a78de3f75873f373246dac80def63b0003'"))
     assert plan()[0] == 0
+
+
+ON_GATEWAY = "    compute_s: {see: 0.021}\n"
+SEE = '"pip:weights#see:float32"'
+SAY = '"weightless:any.head:float32"'
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_devices_of_a_fleet_file_get_only_what_their_engines_run_and_count_that_variants_memory(
+    folder: Path, plan: Run, solver: str
+) -> None:
+    exports = f"    engines: [onnx]\n    exports: {{{SEE}: 30MB, {SAY}: 5}}\n"
+    (folder / "fleet.yaml").write_text(FLEET.replace(ON_GATEWAY, ON_GATEWAY + exports))
+    code, out, _ = plan("--solver", solver, "--json")
+    assert code == 0
+    made = json.loads(out)
+    assert made["placement"] == {"see": "gateway", "say": "gateway"}
+    assert made["memory_bytes"]["shared"] == 30_000_005
+    code, out, _ = plan("--solver", solver)
+    assert "30.0" in out, "the table has the bytes of the export"
+    (folder / "fleet.yaml").write_text(FLEET.replace(ON_GATEWAY, ON_GATEWAY + "    engines: [onnx]\n"))
+    code, out, _ = plan("--solver", solver, "--json")
+    made = json.loads(out)
+    assert made["placement"] == {"see": "camera-1", "say": "camera-1"}
+    why = made["explain"][0]["rejected"]["gateway"]
+    assert why == "it runs onnx and has no export of say (s2m3 models export say)"
+
+
+def test_a_task_whose_variant_fits_is_planned_with_it(folder: Path, plan: Run) -> None:
+    varied = TASK.replace(
+        "flops: 2e9", "flops: 2e9, variants: [{engine: onnx, source: {hub: a/b, part: see}, memory_bytes: 20MB}]"
+    )
+    (folder / "look.yaml").write_text(varied.replace("90MB", "9GB"))
+    (folder / "fleet.yaml").write_text(FLEET.replace(ON_GATEWAY, ON_GATEWAY + "    engines: [onnx, torch]\n"))
+    code, out, _ = plan("--json")
+    assert code == 0
+    assert json.loads(out)["memory_bytes"]["per_device"]["gateway"]["used"] >= 20_000_000
+
+
+def test_an_engine_that_does_not_exist_is_told_with_its_field(folder: Path, plan: Run) -> None:
+    (folder / "fleet.yaml").write_text(FLEET.replace(ON_GATEWAY, ON_GATEWAY + "    engines: [onxx]\n"))
+    code, _, err = plan()
+    assert code == 2
+    assert "engines" in err
+    assert "'torch', 'onnx' or 'ctranslate2'" in err
+    assert len(err.strip().splitlines()) == 1
