@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     libraries = engines.version(engine) + (f", {accelerator.name}" if accelerator else "")
     measured = Measurements(directory / f"{config.id}.json", setting(config.threads, libraries))
     full_speed = offered.compute_flops_per_s / config.speed
-    loader = Loader(offered)
+    loader = Loader(offered=offered)
     calibration = Calibration(
         measured, speed=config.speed, flops_per_s=full_speed, runner=runner, loader=loader, accelerator=accelerator
     )

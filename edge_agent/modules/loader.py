@@ -7,20 +7,38 @@ here. What a way of loading needs is imported with the first module.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from broker.cost_model import RunsModules, memory_bytes, runnable
-from broker.protocol.specs import ModuleSpec
+from broker.protocol.specs import ModuleKey, ModuleSpec
 from edge_agent import modules
 from edge_agent.modules import Module
+from edge_agent.modules.weights import exports
+from edge_agent.modules.weights.hub import models_directory
 from edge_agent.modules.weights.packaged import is_here
 
 
-class Loader:
-    """Loads modules for an agent that offers these engines and exports; without any, all come from their families."""
+@dataclass(frozen=True)
+class _Offered:
+    """What an agent of one engine offers."""
 
-    def __init__(self, offered: RunsModules | None = None) -> None:
-        self._offered = offered
+    engines: tuple[str, ...]
+    exports: Mapping[ModuleKey, int]
+
+
+class Loader:
+    """Loads modules for an agent.
+
+    Args:
+        engine: ``torch`` or ``onnx``, for an agent that offers this, CTranslate2, and the exports that are there now.
+        offered: what the agent says that it offers, in place of that.
+    """
+
+    def __init__(self, engine: str = "torch", *, offered: RunsModules | None = None) -> None:
+        found = exports.sizes(models_directory()) if engine == "onnx" and offered is None else {}
+        self._offered: RunsModules = offered or _Offered((engine, "ctranslate2"), found)
 
     def imports(self, spec: ModuleSpec) -> None:
         """Import what a module needs before its weights are read; an unknown family is refused later, by ``load``.
@@ -35,11 +53,11 @@ class Loader:
 
     def memory_bytes(self, spec: ModuleSpec) -> int:
         """The bytes that a module's weights need here: those of its export, or of its variant, or of the spec."""
-        return spec.memory_bytes if self._offered is None else memory_bytes(spec, self._offered)
+        return memory_bytes(spec, self._offered)
 
     def is_here(self, spec: ModuleSpec) -> bool:
         """Whether the weights that would be loaded are on this machine. Reads the disk, never the network."""
-        if self._offered is None or not self._is_exported(spec):
+        if not self._is_exported(spec):
             return is_here(spec.source)
         return spec.key in self._offered.exports
 
@@ -56,7 +74,7 @@ class Loader:
 
     def _is_exported(self, spec: ModuleSpec) -> bool:
         """Whether the engine onnx runs a module whose own weights are for another one."""
-        if self._offered is None or spec.engine == "onnx":
+        if spec.engine == "onnx":
             return False
         form = runnable(spec, self._offered)
         return "onnx" in self._offered.engines if form is None else form.engine == "onnx"

@@ -91,6 +91,12 @@ TASKS = {
 }
 limits = st.sampled_from([None, None, None, ("classify", "private", "listen"), ("caption", "remote")])
 availabilities: st.SearchStrategy[Availability] = st.sampled_from(["always", "always", "sometimes"])
+RUNS_ALL: dict[str, Any] = {}
+RUNS_SOME: list[dict[str, Any]] = [  # an export of a module is as large as the module
+    {"engines": ("onnx", "ctranslate2"), "exports": {spec.key: spec.memory_bytes for spec in exported}}
+    for exported in ([], [VISION, TEXT, HEAD], [*MODULES.values()])
+]
+forms = st.sampled_from([RUNS_ALL, RUNS_ALL, RUNS_ALL, *RUNS_SOME])
 devices = st.sampled_from(DEVICES)
 memory_sizes = st.sampled_from([30, 70, 100, 200, 400])
 parts = st.sampled_from(sorted(MODULES))
@@ -111,6 +117,7 @@ class Agent:
     failing: set[str] = field(default_factory=set)  # modules that this session can't load
     compute_s: dict[str, float] = field(default_factory=dict)  # as measured by this session
     footprints: dict[str, int] = field(default_factory=dict)
+    form: dict[str, Any] = field(default_factory=dict)  # its engines and exports
 
 
 class Reconciler(RuleBasedStateMachine):
@@ -219,7 +226,7 @@ class Reconciler(RuleBasedStateMachine):
     def a_site_is_set_up(self, memory_bytes: list[int], names: set[str]) -> None:
         """Most of what can go wrong needs one that works."""
         for device, size in zip(DEVICES, memory_bytes, strict=False):
-            self.connect(device, size, None, "always")
+            self.connect(device, size, None, "always", RUNS_ALL)
         for name in sorted(names):
             self.deploy(name)
         self.all_send_heartbeats()
@@ -258,14 +265,20 @@ class Reconciler(RuleBasedStateMachine):
 
     # --- devices ---
 
-    @rule(device=devices, memory_bytes=memory_sizes, tasks=limits, availability=availabilities)
+    @rule(device=devices, memory_bytes=memory_sizes, tasks=limits, availability=availabilities, form=forms)
     def connect(
-        self, device: str, memory_bytes: int, tasks: tuple[str, ...] | None, availability: Availability
+        self,
+        device: str,
+        memory_bytes: int,
+        tasks: tuple[str, ...] | None,
+        availability: Availability,
+        form: dict[str, Any],
     ) -> None:
         """A device starts, or comes back with a new session before its will was heard."""
         agent = self.agents[device]
-        if not agent.up:
+        if not agent.up or agent.form != form:
             agent.ready.clear()
+        agent.form = form
         self.sessions += 1
         agent.up, agent.session, agent.memory_bytes = True, self.sessions, memory_bytes
         agent.draining = device in self.drained  # what it said itself ends with its session
@@ -273,7 +286,7 @@ class Reconciler(RuleBasedStateMachine):
         agent.suspects.clear()
         agent.compute_s.clear()
         agent.footprints.clear()
-        known = profile(memory_bytes, compute_flops_per_s=100e9)
+        known = profile(memory_bytes, compute_flops_per_s=100e9, **form)
         said = online(agent.session, known).model_copy(update={"tasks": tasks, "availability": availability})
         birth = DeviceStateReceived(device, said)
         self.births[device] = birth
@@ -690,13 +703,22 @@ class Reconciler(RuleBasedStateMachine):
                 known = self.state.cluster.devices[device]
                 if not known.alive:
                     continue  # most devices have just gone, and nothing is placed again yet
+                elsewhere = {} if known.profile.exports else self.state.footprints  # an export is this device's alone
                 need = sum(
                     max(SIZES[key], known.modules[key].memory_bytes)
                     if known.ready(key)
-                    else max(SIZES[key], self.state.footprints.get(key, 0))
+                    else max(SIZES[key], elsewhere.get(key, 0))
                     for key in keys
                 )
                 assert need <= known.profile.memory_bytes
+
+    @invariant()
+    def no_module_is_planned_where_no_engine_can_run_it(self) -> None:
+        if self.is_planned:
+            for device, keys in self.state.placement.roles.items():
+                known = self.state.cluster.devices[device]
+                for key in keys if known.alive else ():
+                    assert known.profile.engines[0] == "torch" or key in known.profile.exports
 
     @invariant()
     def nothing_is_routed_to_the_dead(self) -> None:

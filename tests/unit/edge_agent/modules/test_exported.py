@@ -68,12 +68,15 @@ def test_an_export_is_found_by_the_modules_key_and_gives_what_its_file_computes(
 
 def test_an_agent_with_onnx_takes_the_export_and_plans_with_its_memory(models: Path) -> None:
     write_export(models, memory_bytes=2048)
-    loader = Loader(profile(engines=("onnx",), exports=exports.sizes(models)))
+    loader = Loader(offered=profile(engines=("onnx",), exports=exports.sizes(models)))
     assert loader.load(spec()).engine == "onnx"
     assert loader.memory_bytes(spec()) == 2048
     assert loader.is_here(spec())
-    assert Loader(profile(engines=("torch", "onnx"), exports=exports.sizes(models))).memory_bytes(spec()) == 4096
-    assert Loader().memory_bytes(spec()) == 4096
+    assert (
+        Loader(offered=profile(engines=("torch", "onnx"), exports=exports.sizes(models))).memory_bytes(spec()) == 4096
+    )
+    assert Loader("torch").memory_bytes(spec()) == 4096
+    assert Loader("onnx").memory_bytes(spec()) == 2048
 
 
 def test_what_was_measured_of_another_variant_says_nothing_of_an_export(models: Path) -> None:
@@ -81,7 +84,7 @@ def test_what_was_measured_of_another_variant_says_nothing_of_an_export(models: 
     measured = Measurements()
     before = Calibration(measured, resident_bytes=lambda: None, free_bytes=lambda: None)
     before.keep(spec(), Loaded(exported.load(spec()), 5000, 0.1, 0.5))
-    loader = Loader(profile(engines=("onnx",), exports=exports.sizes(models)))
+    loader = Loader(offered=profile(engines=("onnx",), exports=exports.sizes(models)))
     now = Calibration(measured, loader=loader, resident_bytes=lambda: None, free_bytes=lambda: None)
     assert (before.expected_bytes(spec()), now.expected_bytes(spec())) == (5000, 2048)
     assert now.cached == {}, "until it is measured"
