@@ -24,6 +24,10 @@ def test_both_sides_are_measured_and_answer_the_same(
     assert measured["split"].keys() == {"broker (mosquitto)", "orchestrator", "device-1"}
     assert measured["split"]["device-1"]["holds"] == ["efficientnet-lite0/classifier", "efficientnet-lite0/encoder"]
     weights = measured["exact"]["unshared_bytes"]
+    occupied = {each["module"]: each["occupied_bytes"] - each["weights_bytes"] for each in measured["footprints"]}
+    assert sorted(occupied) == measured["split"]["device-1"]["holds"]
+    assert min(occupied.values()) >= 0
+    assert measured["agent_budget_bytes"] > sum(each["occupied_bytes"] for each in measured["footprints"])
     for process, before in (
         (measured["split"]["device-1"], "idle"),
         (measured["unsplit"]["pocket/classify"], "imported"),

@@ -1,8 +1,9 @@
 """The weights file of CTranslate2, ``model.bin``: read, written with some variables left small, and opened.
 
-Owns the byte format, which the library writes in ``ctranslate2/specs/model_spec.py`` (``ModelSpec._serialize``) and
-reads in ``src/models/model.cc``. Knows no network. Nothing in such a file is code. All numbers are little-endian; a
-text is its length with a final zero byte (2 bytes), its bytes, the zero byte:
+Owns how often the library keeps weights in memory, and the byte format, which the library writes in
+``ctranslate2/specs/model_spec.py`` (``ModelSpec._serialize``) and reads in ``src/models/model.cc``. Knows no network.
+Nothing in such a file is code. All numbers are little-endian; a text is its length with a final zero byte (2 bytes),
+its bytes, the zero byte:
 - the version of the format (4 bytes), 6 here; the model's kind, a text; the kind's revision (4 bytes);
 - the number of variables (4 bytes), then each: name, rank (1 byte), lengths (4 bytes each), dtype (1 byte, an index
   into ``DTYPES``), size in bytes (4 bytes), elements;
@@ -12,6 +13,7 @@ text is its length with a final zero byte (2 bytes), its bytes, the zero byte:
 from __future__ import annotations
 
 import math
+import os
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +27,11 @@ from broker.protocol.errors import ModuleRefused
 from broker.protocol.tensors import Array
 from edge_agent.modules import threads
 from edge_agent.modules.weights.downloads import check_disk
+
+os.environ.setdefault("CT2_PACKED_GEMM", "0")
+"""The library reads this when it loads its first model. On Intel processors it computes with MKL, and by default keeps
+the matrices once more, packed for MKL: 239 MB for a decoder of 118 MB. Where the environment has 1, the
+packed matrices count in a module's measured bytes."""
 
 VERSION = 6
 DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")

@@ -3,6 +3,9 @@
 Owns the choice of weights, starting and ending both sides, the moments of measuring, and the report. Loads no model
 itself and doesn't import torch, so that it is not one more process that maps the libraries.
 
+What a module occupies beside its weights depends on the processor and on libraries. So one agent measures that first,
+and the agents of the split side are as large as the modules need here.
+
 Both sides run on this machine, one after the other, each process with one thread. All processes of a side are measured
 at the same moments: before a process holds weights, with all weights loaded, and after every task answered. Nothing is
 subtracted: every process is reported as the kernel counts it, and an empty process beside them.
@@ -15,14 +18,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from broker.client import Client
-from broker.protocol.specs import TaskSpec
+from broker.protocol.specs import ModuleKey, TaskSpec
 from broker.servers.mosquitto import MosquittoBroker
 from edge_agent.config import AgentConfig
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
@@ -34,7 +37,8 @@ from s2m3.bench.requests import requests
 from s2m3.testbed.site import Site, SiteFailed
 
 SLACK = 1.1  # an agent's budget over an even share: modules don't divide evenly
-ROOM_BYTES = 32 * 1024 * 1024  # in addition: a module occupies some megabytes more than its weights
+ROOM_BYTES = 32 * 1024 * 1024  # in addition: on each agent the first module brings its libraries' own memory
+AMPLE = 4  # times the weights, and this is enough for one agent that holds all of them, on any processor
 SERVE_S = 300.0  # reading gigabytes
 DEADLINE_S = 120.0
 GOODBYE_S = 10.0
@@ -42,6 +46,15 @@ IDLE = "idle"  # an agent before it holds a module
 
 Answers = dict[str, Any]
 """Task -> its answer, as a sensor gets it."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The bytes of a module's weights, and those that an agent measured when it loaded the module."""
+
+    module: str
+    weights_bytes: int
+    occupied_bytes: int
 
 
 @dataclass(frozen=True)
@@ -68,12 +81,14 @@ def measure(
         SiteFailed: a process ended, or the tasks don't fit the agents.
     """
     exact = counts.mix(chosen)
-    budget_bytes = ROOM_BYTES + round(SLACK * max(exact["largest_module_bytes"], exact["shared_bytes"] / agents))
     with ExitStack() as stack:
         directory = models
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-models-")))
             weights.provide(directory, chosen.values(), progress)
+        progress("one agent measures what each module really occupies here")
+        footprints = measure_footprints(chosen, directory, ROOM_BYTES + AMPLE * exact["shared_bytes"])
+        budget_bytes = even_budget([each.occupied_bytes for each in footprints], agents)
         progress(f"split: {agents} agents with {budget_bytes / 1e6:.0f} MB each")
         split, answers = measure_split(chosen, directory, agents, budget_bytes)
         progress(f"unsplit: {len(chosen)} processes")
@@ -83,6 +98,7 @@ def measure(
         "weights": _origin(chosen, models),
         "machine": machine.description_for_memory(),
         "exact": {name: exact[name] for name in ("unshared_bytes", "shared_bytes", "saved_percent")},
+        "footprints": [asdict(footprint) for footprint in footprints],
         "agent_budget_bytes": budget_bytes,
         "empty": {stage: asdict(memory) for stage, memory in empty.items()},
         "split": {name: asdict(process) for name, process in split.items()},
@@ -128,6 +144,31 @@ def _origin(chosen: Mapping[str, TaskSpec], models: Path | None) -> str:
     return "random, of the real sizes" if weights.repositories(chosen.values()) else "as pip delivers them"
 
 
+def measure_footprints(chosen: Mapping[str, TaskSpec], models: Path, budget_bytes: int) -> list[Footprint]:
+    """The real bytes of each module of the tasks on this machine, measured by one agent that holds all of them.
+
+    Raises:
+        BadFile: Mosquitto or ``/proc`` is missing.
+        SiteFailed: a process ended, or a task isn't served.
+    """
+    config = AgentConfig(id="device", memory=budget_bytes, models=str(models.resolve()))
+    with MosquittoBroker() as broker, Site(broker.url, [config], spares=False) as site:
+        site.serve(list(chosen.values()), SERVE_S)
+        site.observer.look()
+        held = site.observer.heartbeats[config.id].modules
+    sizes = _sizes(chosen)
+    return [Footprint(module.module, sizes[key], module.memory_bytes) for key, module in held.items()]
+
+
+def even_budget(occupied_bytes: Sequence[int], agents: int) -> int:
+    """The bytes for each of so many agents that hold modules of these sizes together, in shares about as large."""
+    return ROOM_BYTES + round(SLACK * max(*occupied_bytes, sum(occupied_bytes) / agents))
+
+
+def _sizes(chosen: Mapping[str, TaskSpec]) -> dict[ModuleKey, int]:
+    return {spec.key: spec.memory_bytes for task in chosen.values() for spec in task.modules.values()}
+
+
 def measure_split(
     chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_bytes: int
 ) -> tuple[Processes, Answers]:
@@ -154,8 +195,7 @@ def measure_split(
             memory[name][ANSWERED] = memory_of(pid)
         site.observer.look()
         held = {device: heartbeat.modules for device, heartbeat in site.observer.heartbeats.items()}
-    sizes = {spec.key: spec.memory_bytes for task in chosen.values() for spec in task.modules.values()}
-    processes = {}
+    sizes, processes = _sizes(chosen), {}
     for name, stages in memory.items():
         modules = held.get(name, {})
         holds = sorted(module.module for module in modules.values())

@@ -236,6 +236,18 @@ def test_totals_add_every_process_and_only_one_figure_subtracts_empty_ones() -> 
     assert found["uss_above_empty_saved_percent"] == round(100 * (1 - 80 / 240), 2)
 
 
+@pytest.mark.parametrize(
+    ("occupied", "agents", "largest_share"),
+    [([118, 90, 54], 3, 118), ([240, 90, 54], 3, 240), ([118, 90, 54], 1, 262), ([100, 100, 100, 100], 2, 200)],
+)
+def test_agents_have_room_for_what_modules_occupy_on_this_processor(
+    occupied: list[int], agents: int, largest_share: int
+) -> None:
+    megabyte = 10**6
+    found = measure.even_budget([size * megabyte for size in occupied], agents)
+    assert found == measure.ROOM_BYTES + round(measure.SLACK * largest_share * megabyte)
+
+
 def test_a_process_that_can_not_load_its_model_is_reported_with_its_last_words(tmp_path: Path) -> None:
     name = "pocket/vision"  # an encoder alone, which answers nothing
     with pytest.raises(SiteFailed, match=rf"process of {name} ended before imported: .*no whole model is known"):
