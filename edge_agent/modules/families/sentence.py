@@ -56,6 +56,7 @@ def load(spec: ModuleSpec) -> Module:
     model = _network(directory)
     model.train(mode=False)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+    model.to(device="meta")  # its random weights must not lie in memory beside those that are read
     found = packaged_tensors.read(spec, "encoder", shapes, others=("pooler.", ".position_ids"))
     model.load_state_dict(found, assign=True)
     if spec.dtype == precision.INT8:

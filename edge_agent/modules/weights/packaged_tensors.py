@@ -70,7 +70,7 @@ def _load(path: Path, others: tuple[str, ...]) -> dict[str, Tensor]:
             with safe_open(path, "pt") as file:
                 return {name: _own(file.get_tensor(name)) for name in file.keys() if ours(name)}  # noqa: SIM118
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: _own(tensor) for name, tensor in stored.items() if ours(name)}
+        return {name: _own(stored.pop(name)) for name in list(stored) if ours(name)}  # each in memory once
     except Exception as error:  # a damaged file makes its reader raise anything
         raise ModuleRefused(
             f"{path.name} can't be read as weights ({type(error).__name__}): install it again"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +20,14 @@ from edge_agent.device.footprint import resident_bytes
 from edge_agent.device.measurements import Measurements
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.store import Store
+from s2m3.bench.memory.processes import memory_of
 from s2m3.catalogue import load_task
 from tests.builders import computing, module
 from tests.patience import PATIENCE_S, run_python
 
 NAMES = "pocket/imagenet-names.safetensors"  # weights that lie in the catalogue
 GB = 10**9
+LOAD_PEAK, LOAD_NOISE_BYTES = 1.2, 8 * 2**20  # times what a module occupies; what its reading takes besides
 NOISE_BYTES = 16 * 2**20  # what else a process allocates and frees meanwhile
 
 
@@ -294,6 +298,47 @@ def test_the_pocket_modules_are_measured_for_real(name: str, fresh_store: Callab
     assert made.memory_bytes <= held.memory_bytes <= max(made.memory_bytes, grown + NOISE_BYTES)
     store.unload(made.key)
     assert store.cached() == {made.key: held.compute_s}
+
+
+LOADS_WHEN_TOLD = """
+import sys
+from edge_agent import modules
+from edge_agent.device.footprint import resident_bytes, share_one_heap
+from s2m3.catalogue import load_task
+share_one_heap()
+made = load_task("pocket/ask").modules[sys.argv[1]]
+modules.import_family(made)
+print(resident_bytes(), flush=True)
+input()
+module = modules.load(made)
+print(resident_bytes(), flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize("name", ["minilm/text", "whisper-tiny.en/decoder"])
+def test_a_load_needs_little_more_than_the_module_that_it_leaves(name: str) -> None:
+    """The peak of the process's own memory, looked at from outside: a peak between two looks may be missed."""
+    command = [sys.executable, "-c", LOADS_WHEN_TOLD, name]
+    peak_bytes, done = 0, threading.Event()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdin
+        assert process.stdout
+        before = int(process.stdout.readline())
+
+        def look() -> None:
+            nonlocal peak_bytes
+            while not done.is_set():
+                peak_bytes = max(peak_bytes, memory_of(process.pid).anonymous_bytes)
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        process.stdin.write("\n")
+        after = int(process.stdout.readline())
+        done.set()
+        thread.join(PATIENCE_S)
+        process.communicate("\n")
+    assert peak_bytes - before <= LOAD_PEAK * (after - before) + LOAD_NOISE_BYTES
 
 
 LOADS_AND_UNLOADS = """
