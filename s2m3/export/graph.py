@@ -117,6 +117,8 @@ def write(
     traced = _Traced(network, forward, tuple(tensors)).eval()
     with torch.inference_mode():
         outputs = tuple(forward(network, **tensors))
+    if both := sorted(tensors.keys() & set(outputs)):
+        raise ModuleRefused(f"it takes and gives an array {both[0]}, and an ONNX file has each name once")
     free: Any = torch.export.Dim.DYNAMIC
     shapes = tuple({at: free for at, length in enumerate(lengths[name]) if length is None} for name in tensors)
     try:

@@ -39,6 +39,8 @@ LOOPS = {
     "whisper.decoder",
 }
 """The families that generate token by token."""
+OTHERS = {"align.vision", "blip.question", "smolvlm.vision", "vilt.answer", "whisper.encoder"}
+"""Those whose steps are their own, or which take and give an array of one name."""
 
 
 def silent(_: str) -> None:
@@ -124,7 +126,7 @@ def test_a_tiny_model_of_each_family_answers_as_torch(
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", sorted(ENTRIES.keys() - set(SMALL.values())))
-def test_a_tiny_model_of_each_task_is_exported_but_for_its_loops(
+def test_a_tiny_model_of_each_task_is_exported_but_for_what_cant_be(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_models(name, tmp_path / "models")
@@ -132,7 +134,7 @@ def test_a_tiny_model_of_each_task_is_exported_but_for_its_loops(
     report = write.export(name, tmp_path / "exports", "float32", silent, most=FEW)
     families = {module: spec.family for module, spec in load_task(name).modules.items()}
     refused = {families[each["module"]] for each in report["modules"] if each["state"] == "refused"}
-    assert refused == LOOPS & set(families.values()), report
+    assert refused == (LOOPS | OTHERS) & set(families.values()), report
     holds(report | {"ok": True})
 
 

@@ -83,11 +83,19 @@ def test_a_pass_that_depends_on_numbers_is_refused_with_the_reason(tmp_path: Pat
     def loops(_: object, pixels: Tensor) -> dict[str, Tensor]:
         while bool(pixels.sum() > 1):
             pixels = pixels / 2
-        return {"pixels": pixels}
+        return {"halved": pixels}
 
     examples = [{"pixels": np.ones((1, 8), np.float32)}] * 2
     with pytest.raises(ModuleRefused, match=r"^torch can't export it \(\w+: "):
         graph.write(tmp_path / "a.onnx", None, loops, examples, {"pixels": (1, 8)})
+
+
+def test_a_name_that_goes_in_and_comes_out_is_refused(tmp_path: Path) -> None:
+    def same(_: object, states: Tensor) -> dict[str, Tensor]:
+        return {"states": states + 1}
+
+    with pytest.raises(ModuleRefused, match="takes and gives an array states, and an ONNX file has each name once"):
+        graph.write(tmp_path / "a.onnx", None, same, [{"states": np.ones((1, 8), np.float32)}], {"states": (1, 8)})
 
 
 def test_only_matrices_are_quantised(tmp_path: Path) -> None:
