@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
-from broker.cost_model import may_run, memory_bytes, objective_s, source_of
+from broker.cost_model import may_run, objective_s, runnable, source_of
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.copies import original_key, with_further_copies
@@ -72,7 +72,8 @@ def test_no_module_is_only_there_that_a_device_which_is_always_on_has_room_for(i
         others = {there for other, there in placement.where.items() if original_key(other) == original_key(key)}
         for device in always_on(devices) if home in sometimes else ():
             able = device.id not in others and all(may_run(task, device) for task in users)
-            assert not able or memory_bytes(modules[key][1], device) > free[device.id]
+            form = runnable(modules[key][1], device)
+            assert not able or form is None or form.memory_bytes > free[device.id]
 
 
 @CALMLY
