@@ -4,13 +4,15 @@ Owns the way from ``export.json`` to a module: every check of the files, the ses
 fit them. Knows no family, and imports none: so an agent with the engine ``onnx`` needs neither torch nor transformers.
 
 Invariants: a file is read only after its SHA-256 was found to be that of ``export.json``; all files together are no
-larger than ``memory_bytes`` there allows; what a pass takes and gives is what the ONNX file says.
+larger than ``memory_bytes`` there allows; what a pass takes and gives is what the ONNX file says. Each session holds
+weights of its own: the only use opens its session at load; of several, each opens it at its first run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from edge_agent.modules.weights import exports, onnx_file
 from edge_agent.modules.weights.allowed import allowed
 from edge_agent.modules.weights.exports import MANIFEST, Export, ExportedUse
 from edge_agent.modules.weights.hub import models_directory, repository
-from edge_agent.modules.weights.onnx_file import Session
+from edge_agent.modules.weights.onnx_file import Session, Signature
 
 GRAPH_BYTES = 32 * 1024 * 1024  # of each ONNX file, beside the weights
 FILES_BYTES = 64 * 1024 * 1024  # of the files that the steps need: the largest tokenizer of the catalogue has 17 MB
@@ -32,10 +34,15 @@ FILES_BYTES = 64 * 1024 * 1024  # of the files that the steps need: the largest 
 
 @dataclass(frozen=True)
 class _Use:
-    """One use of an export, which can run."""
+    """One use of an export, whose files were checked. Its session opens when it is first needed."""
 
-    session: Session
     described: ExportedUse
+    opens: Callable[[], Session]
+
+    @cached_property
+    def session(self) -> Session:
+        """The file in memory."""
+        return self.opens()
 
     def __call__(self, _: object, **arrays: Array) -> dict[str, Array]:
         """Run the pass. A request may lack an optional array: it is empty then."""
@@ -58,16 +65,32 @@ def load(spec: ModuleSpec) -> Module:
     passes: dict[str | None, Pass] = {}
     for name, use in export.uses.items():
         path = exports.checked(directory, use.file, use.sha256)
-        onnx_file.check(path, export.files)
+        beside = onnx_file.check(path, export.files).files
         try:
             made = steps.from_description(use.steps, directory)
         except ModuleRefused as error:
             raise ModuleRefused(f"{directory / MANIFEST}: uses.{name or '(ordinary)'}.steps: {error}") from error
-        session = onnx_file.open_session(path)
-        _check_session(path, use, session)
-        _check_steps(path, use, session, made)
-        passes[name or None] = Pass(made, _Use(session, use))
+        if len(export.uses) == 1:
+            run = _Use(use, partial(onnx_file.open_session, path))
+            found: Signature = run.session
+        else:
+            files = {use.file: use.sha256} | {each: export.files[each] for each in beside}
+            run = _Use(use, partial(_open_later, directory, files))
+            found = onnx_file.signature(path)
+        _check_signature(path, use, found)
+        _check_steps(path, use, found, made)
+        passes[name or None] = Pass(made, run)
     return Module(None, passes, engine="onnx")
+
+
+def _open_later(directory: Path, files: Mapping[str, str]) -> Session:
+    """Open the first of some files; all are checked again, because they may have been replaced since the load.
+
+    Raises:
+        ModuleRefused: they were, or ONNX Runtime refuses the file.
+    """
+    paths = [exports.checked(directory, name, sha256) for name, sha256 in files.items()]
+    return onnx_file.open_session(paths[0])
 
 
 def _export(spec: ModuleSpec) -> tuple[Path, Export]:
@@ -113,27 +136,27 @@ def _check_files(directory: Path, export: Export) -> None:
         exports.checked(directory, name, sha256)
 
 
-def _check_session(path: Path, use: ExportedUse, session: Session) -> None:
+def _check_signature(path: Path, use: ExportedUse, signature: Signature) -> None:
     """Check that an ONNX file takes and gives what its description says."""
-    if use.inputs.keys() != session.inputs.keys():
+    if use.inputs.keys() != signature.inputs.keys():
         raise ModuleRefused(
-            f"{path} takes {_listed(session.inputs)}, and {MANIFEST} says {_listed(use.inputs)}: correct inputs, or "
+            f"{path} takes {_listed(signature.inputs)}, and {MANIFEST} says {_listed(use.inputs)}: correct inputs, or "
             "export the module again"
         )
     for name, shape in use.inputs.items():
-        if not _fits(shape, real := session.inputs[name][0]):
+        if not _fits(shape, real := signature.inputs[name][0]):
             raise ModuleRefused(
                 f"{path}: the input {name} has the shape {_text(real)}, and {MANIFEST} says {_text(shape)}: correct "
                 "inputs, or export the module again"
             )
-    if missing := sorted(set(use.outputs) - set(session.outputs)):
+    if missing := sorted(set(use.outputs) - set(signature.outputs)):
         raise ModuleRefused(
-            f"{path} gives {_listed(session.outputs)}, and {MANIFEST} says {missing[0]}: correct outputs, or export "
+            f"{path} gives {_listed(signature.outputs)}, and {MANIFEST} says {missing[0]}: correct outputs, or export "
             "the module again"
         )
 
 
-def _check_steps(path: Path, use: ExportedUse, session: Session, made: RequestSteps) -> None:
+def _check_steps(path: Path, use: ExportedUse, signature: Signature, made: RequestSteps) -> None:
     """Check that what the steps prepare is what the file takes, by the sample inputs."""
     if (values := made.sample()) is None:
         return
@@ -141,21 +164,21 @@ def _check_steps(path: Path, use: ExportedUse, session: Session, made: RequestSt
         prepared: Prepared = made.prepare(values)
     except RequestFailed as error:
         raise ModuleRefused(f"{path}: steps: they can't prepare their sample inputs ({error.message})") from error
-    check_arrays(path, session, prepared.arrays, use.optional)
+    check_arrays(path, signature, prepared.arrays, use.optional)
 
 
-def check_arrays(path: Path, session: Session, arrays: Mapping[str, Array], optional: tuple[str, ...] = ()) -> None:
+def check_arrays(path: Path, signature: Signature, arrays: Mapping[str, Array], optional: tuple[str, ...] = ()) -> None:
     """Check that prepared arrays are those that an ONNX file takes.
 
     Raises:
         ModuleRefused: they aren't; the sentence names the file and the array.
     """
-    if not session.inputs.keys() - set(optional) <= arrays.keys() <= session.inputs.keys():
+    if not signature.inputs.keys() - set(optional) <= arrays.keys() <= signature.inputs.keys():
         raise ModuleRefused(
-            f"{path} takes {_listed(session.inputs)}, and the preparation gives {_listed(arrays)}: correct the steps"
+            f"{path} takes {_listed(signature.inputs)}, and the preparation gives {_listed(arrays)}: correct the steps"
         )
     for name, array in arrays.items():
-        shape, dtype = session.inputs[name]
+        shape, dtype = signature.inputs[name]
         if not _fits(shape, array.shape):
             raise ModuleRefused(
                 f"{path}: the input {name} has the shape {_text(shape)}, and the preparation gives "

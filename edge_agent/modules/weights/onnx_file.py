@@ -113,16 +113,22 @@ def check(path: Path, beside: Collection[str] = ()) -> References:
 
 
 @dataclass(frozen=True)
-class Session:
-    """A file in memory, ready to run.
+class Signature:
+    """The arrays that a file takes, by name with their shapes and dtypes, and those that it gives.
 
-    ``inputs`` are the shapes and dtypes of the arrays that it takes, by name; a length that may differ is None.
+    A length that may differ is None.
     """
+
+    inputs: Mapping[str, tuple[tuple[int | None, ...], str]]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Session(Signature):
+    """A file in memory, ready to run."""
 
     name: str
     runs: onnxruntime.InferenceSession
-    inputs: Mapping[str, tuple[tuple[int | None, ...], str]]
-    outputs: tuple[str, ...]
 
     def run(self, arrays: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
         """Run one forward pass: arrays to the named outputs. An array is converted to the dtype of its input."""
@@ -138,9 +144,31 @@ def open_session(path: Path) -> Session:
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads.count(), 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs need the processor, too
+    made, found = _opened(path, options)
+    return Session(found.inputs, found.outputs, path.name, made)
+
+
+def signature(path: Path) -> Signature:
+    """Let ONNX Runtime check all of a file, which was checked here, without keeping it in memory.
+
+    The session neither optimises the graph nor packs the weights, so it doesn't even read those in a file beside the
+    graph: 11 ms and 4 MB for MiniLM, where ``open_session`` takes 180 ms and 53 MB (2026-11-27).
+
+    Raises:
+        ModuleRefused: as ``open_session``.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return _opened(path, options)[1]
+
+
+def _opened(path: Path, options: onnxruntime.SessionOptions) -> tuple[onnxruntime.InferenceSession, Signature]:
+    """A session, and what it takes and gives."""
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.log_severity_level = 4  # its errors are raised, and its warnings are about speed
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs need the processor, too
     try:
         made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors have no base class of their own
@@ -158,7 +186,7 @@ def open_session(path: Path) -> Session:
                 "the module with one of these"
             )
         inputs[each.name] = tuple(n if isinstance(n, int) and n > 0 else None for n in each.shape), DTYPES[each.type]
-    return Session(path.name, made, inputs, tuple(each.name for each in made.get_outputs()))
+    return made, Signature(inputs, tuple(each.name for each in made.get_outputs()))
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -237,6 +238,78 @@ def test_what_onnx_runtime_lacks_is_told_in_one_line(models: Path, made: ModelPr
     found = refused()
     assert "main.onnx can't be loaded by ONNX Runtime" in found
     assert "or update onnxruntime" in found
+
+
+def two_uses(models: Path, other: ModelProto | None = None) -> Path:
+    """An export with the uses ``main`` and ``other``, and none that is ordinary; gives the file of ``other``."""
+    directory = write_export(models, other)
+    file = directory / "other.onnx"
+    (directory / "main.onnx").rename(file)
+    sha256 = exports.sha256_of(file)
+    write_export(models)
+    manifest = json.loads((directory / exports.MANIFEST).read_text())
+    use = manifest["uses"][""]
+    manifest["uses"] = {"main": use, "other": use | {"file": file.name, "sha256": sha256}}
+    (directory / exports.MANIFEST).write_text(json.dumps(manifest))
+    return file
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files of which sessions were opened that stay."""
+    found: list[str] = []
+
+    def opened(path: Path) -> onnx_file.Session:
+        found.append(path.name)
+        return real(path)
+
+    real = onnx_file.open_session
+    monkeypatch.setattr(onnx_file, "open_session", opened)
+    return found
+
+
+def test_of_several_uses_only_those_that_run_have_weights_in_memory(models: Path, sessions: list[str]) -> None:
+    two_uses(models)
+    loaded = exported.load(spec())
+    assert sessions == []
+    for _ in range(2):
+        assert Runner().run(loaded, ({"features": FEATURES},), "other").tensors["scaled"].tolist() == [[2.0, 4.0, 6.0]]
+    assert sessions == ["other.onnx"]
+    Runner().run(loaded, ({"features": FEATURES},), "main")
+    assert sessions == ["other.onnx", "main.onnx"]
+
+
+def test_the_only_use_is_in_memory_when_its_module_is_loaded(models: Path, sessions: list[str]) -> None:
+    write_export(models)
+    loaded = exported.load(spec())
+    assert sessions == ["main.onnx"]
+    Runner().run(loaded, ({"features": FEATURES},))
+    assert sessions == ["main.onnx"]
+
+
+def test_a_broken_file_of_a_use_that_nobody_runs_is_told_at_the_load(models: Path) -> None:
+    for broken, why in (
+        (model([helper.make_node("NoSuchOperator", ["features"], ["scaled"])]), "can't be loaded by ONNX Runtime"),
+        (model([helper.make_node("Mul", ["features", "nobody"], ["scaled"])]), "can't be loaded by ONNX Runtime"),
+        (model(opsets={"": 99}), "can't be loaded by ONNX Runtime"),
+        (model([helper.make_node("Neg", ["features"], ["x"])], outputs=["x"]), "gives x, and export.json says scaled"),
+        (model(inputs={"features": ["n", 4]}, nodes=[helper.make_node("Neg", ["features"], ["scaled"])]), "(any, 4)"),
+        (with_data_at("weights.bin"), "takes data from the file 'weights.bin'"),
+    ):
+        two_uses(models, broken)
+        found = refused()
+        assert "other.onnx" in found
+        assert why in found
+
+
+def test_a_file_that_was_replaced_after_the_load_is_not_opened(models: Path, sessions: list[str]) -> None:
+    file = two_uses(models)
+    loaded = exported.load(spec())
+    file.write_bytes(with_data_at("/etc/passwd").SerializeToString())
+    with pytest.raises(RequestFailed, match=r"other\.onnx has the SHA-256 \w+, and export\.json says") as caught:
+        Runner().run(loaded, ({"features": FEATURES},), "other")
+    assert caught.value.code == ErrorCode.MODULE_FAILED
+    assert sessions == []
 
 
 @pytest.mark.parametrize(
