@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,15 +71,19 @@ def seconds(run: Run, arrays: Sequence[Mapping[str, Array]]) -> float:
     return statistics.median(taken)
 
 
-def opened(path: Path, outputs: Sequence[str], optional: Mapping[str, Sequence[int | None]]) -> Run:
+def opened(
+    path: Path, outputs: Sequence[str], optional: Mapping[str, Sequence[int | None]], beside: Collection[str] = ()
+) -> Run:
     """A file's pass, as an agent runs it; an array of ``optional`` that is missing has the first length 0.
+
+    ``beside`` are the files that may hold its weights.
 
     Raises:
         ModuleRefused: an agent would refuse the file.
     """
     from edge_agent.modules.weights import onnx_file  # noqa: PLC0415 - onnxruntime, only where a file is run
 
-    onnx_file.check(path)
+    onnx_file.check(path, beside)
     session = onnx_file.open_session(path)
     empty = {name: np.zeros((0, *(each or 0 for each in rest)), np.float32) for name, (_, *rest) in optional.items()}
     return lambda arrays: session.run({**empty, **arrays}, tuple(outputs))

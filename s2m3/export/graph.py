@@ -1,4 +1,4 @@
-"""One forward pass of a torch module as an ONNX file, by torch's own exporter; and its weights in int8.
+"""One forward pass of a torch module as an ONNX file, by torch's exporter; weights in int8, and in a file beside it.
 
 Owns which lengths may differ from request to request. Knows no family: examples of the arrays that ``forward`` takes
 say all. A length that differs between examples is free. The first length is free, too, where two examples at once give
@@ -30,7 +30,8 @@ from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.tensors import Array
 from edge_agent.modules.weights import precision
 
-FILE_BYTES = 2**31 - 1  # protobuf's limit; larger weights would lie in further files
+SMALLEST_BYTES = 1024  # of weights that lie beside the graph; ONNX Runtime reads shapes and the like from the graph
+ALIGNED_BYTES = 64  # a cache line, and what any number of a tensor needs
 BATCH_TOLERANCE = 1e-3  # of the largest number: kernels sum in another order for a batch
 _Arrays = Mapping[str, Array]
 
@@ -190,6 +191,36 @@ def quantise(source: Path, target: Path) -> None:
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
+
+
+def weights_file(file: str) -> str:
+    """The name of the file with the weights of an ONNX file."""
+    return f"{file}.data"
+
+
+def move_weights(path: Path) -> tuple[str, ...]:
+    """Move the large weights of an ONNX file into a file beside it; gives that file's name, or nothing without any.
+
+    ONNX Runtime maps such a file into memory, where it copies weights out of a graph. MiniLM in an agent's process then
+    occupies 55 MB instead of 98, and its load takes 55 MB at most instead of 177 (2026-11-27).
+    """
+    import onnx  # noqa: PLC0415 - only where files are written
+    from onnx.external_data_helper import set_external_data  # noqa: PLC0415 - the same
+
+    model = onnx.load(path)
+    beside = path.with_name(weights_file(path.name))
+    with beside.open("wb") as file:
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) >= SMALLEST_BYTES:
+                file.write(bytes(-file.tell() % ALIGNED_BYTES))
+                set_external_data(tensor, beside.name, file.tell(), len(tensor.raw_data))
+                file.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+        is_empty = file.tell() == 0
+    onnx.save(model, path)
+    if is_empty:
+        beside.unlink()
+    return () if is_empty else (beside.name,)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ it is refused if a number differs by more than ``compare.TOLERANCE``; in int8 th
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -148,23 +147,23 @@ def _export(work: Work, to: Path, precision: Precision, say: Say) -> dict[str, A
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         before = _uses_before(target, fresh, work, precision)
-        uses, described, files, opset = {}, dict[str, ExportedUse](), dict[str, bytes](), 1
+        uses, described, opset = {}, dict[str, ExportedUse](), 1
         for use in work.seen:
             say(f"exporting {work.name}{f', use {use}' if use else ''}")
             described[use or ""], uses[use or ""], opset = _write_use(work, use, fresh, precision)
-            files |= steps.files(work.module.passes[use].steps)
-        for name, content in files.items():
-            (fresh / name).write_bytes(content)
+            for name, content in steps.files(work.module.passes[use].steps).items():
+                (fresh / name).write_bytes(content)
         every = {**before, **described}
+        graphs = [each.file for each in every.values()]
         made = Export(
             module=work.name,
             key=work.spec.key,
             family=work.spec.family,
             precision=precision,
-            memory_bytes=sum((fresh / each.file).stat().st_size for each in every.values()),
+            memory_bytes=sum(_size(fresh / each) for each in graphs),
             opset=opset,
             uses=every,
-            files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+            files={each.name: exports.sha256_of(each) for each in sorted(fresh.iterdir()) if each.name not in graphs},
         )
         (fresh / exports.MANIFEST).write_text(made.model_dump_json(indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
@@ -191,11 +190,20 @@ def _uses_before(target: Path, fresh: Path, work: Work, precision: Precision) ->
     with suppress(ModuleRefused):
         found = exports.read(target)
         if (found.key, found.precision) == (work.spec.key, precision):
-            kept = {use: each for use, each in found.uses.items() if use not in {one or "" for one in work.seen}}
-            for name in {*(each.file for each in kept.values()), *found.files}:
-                shutil.copy2(target / name, fresh / name)
+            new = {use or "" for use in work.seen}
+            kept = {use: each for use, each in found.uses.items() if use not in new}
+            replaced = {graph.weights_file(each.file) for use, each in found.uses.items() if use in new}
+            files = {each.file: each.sha256 for each in kept.values()} | dict(found.files if kept else {})
+            for path in [exports.checked(target, name, files[name]) for name in files.keys() - replaced]:
+                shutil.copy2(path, fresh / path.name)
             return kept
     return {}
+
+
+def _size(path: Path) -> int:
+    """The bytes of an ONNX file and of its weights beside it."""
+    beside = path.with_name(graph.weights_file(path.name))
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 
 
 def _write_use(work: Work, use: Use, directory: Path, precision: Precision) -> tuple[ExportedUse, dict[str, Any], int]:
@@ -215,7 +223,8 @@ def _write_use(work: Work, use: Use, directory: Path, precision: Precision) -> t
         whole = path.rename(path.with_suffix(".float32"))
         graph.quantise(whole, path)
         whole.unlink()
-    by_onnx = opened(path, written.outputs, {name: lengths[name] for name in optional})
+    beside = graph.move_weights(path)
+    by_onnx = opened(path, written.outputs, {name: lengths[name] for name in optional}, beside)
     difference, same = Difference(), 0
     for each in seen:
         arrays = by_onnx(each.prepared.arrays)
@@ -232,7 +241,7 @@ def _write_use(work: Work, use: Use, directory: Path, precision: Precision) -> t
         "relative_difference": difference.relative,
         "compared": len(seen),
         "same_answers": same if seen[0].output.answer is not None else None,
-        "bytes": path.stat().st_size,
+        "bytes": _size(path),
         "torch_s": seconds(by_torch, passes),
         "onnx_s": seconds(by_onnx, passes),
     }
@@ -262,9 +271,12 @@ def compare_task(task: TaskSpec, asked: Sequence[Request], loaded: Loaded, direc
         if key not in found:
             return on_its_engine(module, use, prepared)
         if (key, use) not in runs:
-            own = exports.read(found[key]).uses[use or ""]
-            path = exports.checked(found[key], own.file, own.sha256)
-            runs[key, use] = opened(path, own.outputs, {name: own.inputs[name] for name in own.optional})
+            made = exports.read(found[key])
+            own = made.uses[use or ""]
+            for name, sha256 in {own.file: own.sha256, **made.files}.items():
+                exports.checked(found[key], name, sha256)
+            optional = {name: own.inputs[name] for name in own.optional}
+            runs[key, use] = opened(found[key] / own.file, own.outputs, optional, made.files)
         return runs[key, use](prepared.arrays)
 
     def answers(run: Pass) -> list[Mapping[str, JsonValue] | None]:

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from edge_agent.device.calibration import Calibration
+from edge_agent.device.measurements import Measurements
 from edge_agent.modules.inputs import steps
 from edge_agent.modules.loader import Loader
 from edge_agent.modules.weights import exports, hub
 from edge_agent.runtime.runner import Runner
 from s2m3.catalogue import load_task
 from s2m3.cli.main import main
-from s2m3.export import observed, write
+from s2m3.export import graph, observed, write
 from s2m3.export.compare import TOLERANCE
 from tests.equivalence.test_zoo import ENTRIES, write_models
 
@@ -59,6 +61,10 @@ def holds(report: dict[str, Any]) -> None:
         assert module["digest"] == f"sha256:{exports.sha256_of(directory / exports.MANIFEST)}"
         for name, sha256 in made.files.items():
             assert exports.checked(directory, name, sha256)
+        graphs = {each.file for each in made.uses.values()}
+        assert {path.name for path in directory.iterdir()} == {exports.MANIFEST, *graphs, *made.files}
+        weights = {graph.weights_file(name) for name in graphs} & made.files.keys()
+        assert made.memory_bytes == sum((directory / name).stat().st_size for name in graphs | weights)
         for each in made.uses.values():
             assert exports.checked(directory, each.file, each.sha256)
             assert steps.described(steps.from_description(each.steps, directory)) == each.steps
@@ -87,6 +93,16 @@ def test_the_pocket_modules_answer_as_torch(pocket: tuple[Path, dict[str, Any]])
     assert shapes["efficientnet-lite0/classifier"] == {"features": (None, 1280)}
     assert shapes["minilm/text"] == {"ids": (None, None), "mask": (None, None)}
     assert shapes["conse/head"] == {"probs": (1, 1000), "candidates": (None, 384), "question": (None, 384)}
+
+
+def test_weights_lie_beside_the_graph_in_a_file_that_export_json_names(pocket: tuple[Path, dict[str, Any]]) -> None:
+    _, report = pocket
+    for each in report["modules"]:
+        if each["state"] == "exported":
+            directory = Path(each["directory"])
+            assert "model.onnx.data" in exports.read(directory).files
+            assert (directory / "model.onnx").stat().st_size < 500_000
+            assert each["uses"][""]["bytes"] == each["memory_bytes"] > 1_000_000
 
 
 def test_agents_with_the_engine_onnx_find_and_run_them(
@@ -168,8 +184,12 @@ def test_an_export_keeps_the_uses_that_are_there(tmp_path: Path, monkeypatch: py
         holds(write.export(str(file), tmp_path / "exports", "float32", silent, most=FEW))
     made = exports.read(tmp_path / "exports" / "clip-b32--vision")
     assert set(made.uses) == {"patch-mean", "llava"}
-    sizes = [(tmp_path / "exports" / "clip-b32--vision" / f"{use}.onnx").stat().st_size for use in made.uses]
-    assert made.memory_bytes == sum(sizes)
+    assert set(made.files) == {"patch-mean.onnx.data", "llava.onnx.data"}
+    monkeypatch.setenv(hub.DIRECTORY_VARIABLE, str(tmp_path / "exports"))
+    spec = task.modules[nodes["image-encoder"].module]
+    loaded = Calibration(Measurements()).load(spec, Loader("onnx").load)
+    assert loaded.compute_s, "of the first use, where there is no ordinary one"
+    assert set(loaded.module.passes) == set(made.uses)
 
 
 def test_modules_that_need_no_export_or_can_have_none_are_told_with_the_reason(
@@ -190,7 +210,9 @@ def test_modules_that_need_no_export_or_can_have_none_are_told_with_the_reason(
     assert "file/x: Not a directory; name another --to" in capsys.readouterr().err
 
 
-def test_int8_is_smaller_and_says_how_far_it_is(pocket: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_int8_is_smaller_and_says_how_far_it_is(
+    pocket: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, whole = pocket
     report = write.export("efficientnet-lite0/classifier", tmp_path, "int8", silent, most=FEW)
     (small,) = report["modules"]
@@ -199,4 +221,10 @@ def test_int8_is_smaller_and_says_how_far_it_is(pocket: tuple[Path, dict[str, An
     assert exports.read(Path(small["directory"])).precision == "int8"
     assert small["key"] == large["key"], "an identity is the same in all variants"
     assert small["memory_bytes"] < 0.3 * large["memory_bytes"]
+    assert "model.onnx.data" in exports.read(Path(small["directory"])).files
+    assert (Path(small["directory"]) / "model.onnx").stat().st_size < 100_000
+    monkeypatch.setenv(hub.DIRECTORY_VARIABLE, str(tmp_path))
+    spec = next(each for name, each in load_task("pocket/vqa").modules.items() if name == small["module"])
+    module = Loader("onnx").load(spec)
+    assert Runner().run(module, module.passes[None].steps.sample() or ()).tensors
     assert 1e-5 < small["uses"][""]["largest_difference"] < 0.1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from pydantic import JsonValue
@@ -115,6 +116,38 @@ def test_only_matrices_are_quantised(tmp_path: Path) -> None:
     found = opened(tmp_path / "b.onnx", written.outputs, {})(examples[0])["features"]
     expected = run(network, forward, examples[0])["features"]
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_large_weights_move_to_a_file_beside_and_the_numbers_stay(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 33), nn.Linear(33, 64), nn.Linear(64, 2))
+    path, name = tmp_path / "a.onnx", "a.onnx.data"
+
+    def forward(network: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+        return {"features": network(pixels)}
+
+    examples = [{"pixels": numbers(1, 8)} for _ in range(2)]
+    written = graph.write(path, network, forward, examples, {"pixels": (None, 8)})
+    whole, before = path.stat().st_size, opened(path, written.outputs, {})(examples[0])["features"]
+    assert graph.move_weights(path) == (name,)
+    kept = onnx.load(path, load_external_data=False).graph.initializer
+    moved = [{each.key: each.value for each in tensor.external_data} for tensor in kept if tensor.external_data]
+    assert [int(each["length"]) for each in moved] == [4 * 8 * 33, 4 * 33 * 64], "the rest is too small"
+    assert {each["location"] for each in moved} == {name}
+    assert all(int(each["offset"]) % 64 == 0 for each in moved)
+    assert whole - path.stat().st_size > 0.9 * 4 * 33 * (8 + 64)
+    np.testing.assert_array_equal(opened(path, written.outputs, {}, {name})(examples[0])["features"], before)
+    with pytest.raises(ModuleRefused, match=r"takes data from the file 'a\.onnx\.data', and no other file may"):
+        opened(path, written.outputs, {})
+
+
+def test_a_file_of_small_weights_keeps_them(tmp_path: Path) -> None:
+    written = graph.write(
+        tmp_path / "a.onnx", Encoder(), Encoder.forward, [{"pixels": numbers(1, 8)}], {"pixels": (1, 8)}
+    )
+    assert graph.move_weights(tmp_path / "a.onnx") == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    assert opened(tmp_path / "a.onnx", written.outputs, {})({"pixels": numbers(1, 8)})["features"].shape == (1, 3)
 
 
 def test_a_difference_is_the_largest_of_all_arrays() -> None:
