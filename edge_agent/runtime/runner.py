@@ -63,7 +63,8 @@ class Runner:
         return chosen.steps.answer(engine(module.engine).forward(module, chosen, prepared.arrays), prepared)
 
     def placed(self, module: Module) -> Module:
-        """A module that was just loaded, with its weights on the device of its engine."""
+        """A module that was just loaded, with its weights on the device of its engine, which no pass has to import."""
+        engine(module.engine)
         if self._device == module.device or module.engine != "torch":
             return module
         from edge_agent.runtime.engines.torch import moved  # noqa: PLC0415 - only for this engine
