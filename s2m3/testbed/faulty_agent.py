@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = Path(arguments[arguments.index("--config") + 1])
-    _stands_still(Runner, "run", file_of(config, "hang"), on_thread=".compute")
-    _crashes(Runner)
+    _fails(Runner, file_of(config, "hang"))
     _stands_still(Calibration, "load", file_of(config, "stall"), on_thread=".load[")
     return agent.main(arguments)
 
@@ -50,16 +49,26 @@ def _stands_still(owner: type, method: str, file: Path, *, on_thread: str) -> No
     setattr(owner, method, faulty)
 
 
-def _crashes(owner: type) -> None:
-    """Let each pass end this process by SIGSEGV that has a deadly input."""
-    real: Callable[..., Any] = owner.run  # type: ignore[attr-defined]
+def _fails(runner: type, file: Path) -> None:
+    """Let a pass on the compute thread never end, once the file is there, and one with a deadly input end the process.
 
-    def faulty(runner: object, module: object, values: Sequence[Any], use: str | None = None) -> Any:  # noqa: ANN401 - as above
-        if any(getattr(value, "data", b"").endswith(DEADLY) for value in values):
-            ctypes.string_at(0)
-        return real(runner, module, values, use)
+    Both happen when the pass has begun, and the agent has noted it.
+    """
+    real: Callable[..., Any] = runner.run_all  # type: ignore[attr-defined]
 
-    owner.run = faulty  # type: ignore[attr-defined]
+    def faulty(*arguments: Any, before: Callable[[Sequence[int]], object] = lambda _: None) -> Any:  # noqa: ANN401 - as above
+        many: Sequence[Sequence[Any]] = arguments[2]
+
+        def begin(indices: Sequence[int]) -> None:
+            before(indices)
+            if _taken(file):
+                threading.Event().wait()
+            if any(getattr(value, "data", b"").endswith(DEADLY) for index in indices for value in many[index]):
+                ctypes.string_at(0)
+
+        return real(*arguments, before=begin)
+
+    runner.run_all = faulty  # type: ignore[attr-defined]
 
 
 def _taken(file: Path) -> bool:
