@@ -54,7 +54,7 @@ def measured(
 
         def new(event: object) -> bool:
             state = decode(DeviceState, event.payload) if isinstance(event, Delivery) and event.topic == topic else None
-            return state is not None and state.profile not in {None, profile}
+            return state is not None and state.profile not in (None, profile)
 
         found = decode(DeviceState, received.wait_for(new).payload).profile
         assert found is not None
