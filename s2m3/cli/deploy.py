@@ -9,7 +9,8 @@ from s2m3.catalogue import load_task
 from s2m3.cli.arguments import add_connection, connected, seconds
 from s2m3.cli.output import print_result
 
-LEADER_S = 1.0  # a retained message arrives within milliseconds
+LEADER_S = 10.0  # for an orchestrator that starts at this moment
+ORDER_S = 1.0  # to publish an order that no orchestrator takes yet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Deploy a task; 0 when it is served."""
     spec = load_task(arguments.task)
     with connected(arguments) as observer:
-        leads = observer.wait_for(lambda seen: seen.leader is not None, LEADER_S) and observer.leads
-        route = observer.deploy([spec], arguments.timeout if leads else LEADER_S)[spec.task]
+        leads = observer.wait_for(lambda seen: seen.leads, min(LEADER_S, arguments.timeout))
+        route = observer.deploy([spec], arguments.timeout if leads else ORDER_S)[spec.task]
     document = route.model_dump(mode="json", exclude_none=True) if route else None
     print_result(arguments, document, f"{spec.task}: {_outcome(route, leads=leads)}")
     return 0 if route is not None and route.complete and leads else 1  # without a leader, a route may be an old one

@@ -58,9 +58,16 @@ def answers(port: int) -> bool:
     return False
 
 
+def status(directory: Path, environment: dict[str, str]) -> str:
+    command = [sys.executable, "-m", "s2m3", "status"]
+    done = subprocess.run(command, cwd=directory, env=environment, text=True, capture_output=True, check=False)
+    return done.stdout
+
+
 def test_the_page_leads_to_an_answer(tmp_path: Path, running: ExitStack) -> None:
     port = free_port()
-    environment = os.environ | {"S2M3_BROKER": f"mqtt://127.0.0.1:{port}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    own_places = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    environment = os.environ | own_places | {"S2M3_BROKER": f"mqtt://127.0.0.1:{port}"}
     said = ""
     for kind, content in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         if kind != "sh":
@@ -77,6 +84,8 @@ def test_the_page_leads_to_an_answer(tmp_path: Path, running: ExitStack) -> None
                 if more:
                     until(lambda: answers(port))
                 continue
+            if " deploy " in own:  # which waits for an orchestrator, but not as long as a busy machine may need
+                until(lambda: ", online" in status(tmp_path, environment))
             command = own.replace("s2m3 ", f"{sys.executable} -m s2m3 ").replace(
                 "python make", f"{sys.executable} make"
             )
