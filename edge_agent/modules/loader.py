@@ -22,7 +22,7 @@ from edge_agent.modules.weights.packaged import is_here
 
 @dataclass(frozen=True)
 class _Offered:
-    """What an agent of one engine offers."""
+    """The engines and the exports of an agent of one engine."""
 
     engines: tuple[str, ...]
     exports: Mapping[ModuleKey, int]
