@@ -57,8 +57,8 @@ ClientName = str
 Revision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 """One version of a task's spec (``TaskSpec.revision``)."""
 Wire = Literal["float32", "float16"]
-Availability = Literal["always", "sometimes"]
 """The dtype of arrays that a node sends to another."""
+Availability = Literal["always", "sometimes"]
 ModuleKey = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """A module's identity (``ModuleSpec.key``): equal keys are one module, held once."""
 
