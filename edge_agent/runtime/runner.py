@@ -146,10 +146,13 @@ def _answer(chosen: Pass, arrays: Mapping[str, Array], prepared: Prepared) -> Ou
 
 def _alike(prepared: Mapping[int, Prepared], most: int) -> Iterator[tuple[int, ...]]:
     """The requests in groups of equal arrays but for their numbers, of at most so many each, in order."""
+    if most == 1:
+        yield from ((index,) for index in prepared)
+        return
     groups: dict[object, list[int]] = {}
     for index, each in prepared.items():
         shapes = tuple(sorted((name, array.dtype.str, array.shape) for name, array in each.arrays.items()))
-        alone = most == 1 or not all(array.ndim for array in each.arrays.values())
+        alone = not all(array.ndim for array in each.arrays.values())
         groups.setdefault(index if alone else shapes, []).append(index)
     for indices in groups.values():
         for first in range(0, len(indices), most):
